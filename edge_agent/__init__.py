@@ -1,0 +1,1 @@
+"""The agent on the device: capture -> spool -> uplink; downlink -> receipts | models. Never imports `pipelines`."""

@@ -1,0 +1,181 @@
+"""A contract: what the samples of one stream look like. The compiled form of an ODCS document, small enough for a device.
+
+The authored form is Open Data Contract Standard 3 YAML (`schemas/contracts/*.odcs.yaml`, read by `pipelines.contracts`);
+this compiled form is JSON, ships beside it, and a test keeps the two equal.
+"""
+
+import hashlib
+import re
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
+from schemas.errors import ContractError, SchemaError
+from schemas.ids import StreamName
+
+MAX_CONTRACT_BYTES = 1024 * 1024
+_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_VERSION = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}")
+
+# Columns every row of a stream table has beside the contract's; a contract may not use these names.
+RESERVED_COLUMNS = frozenset({
+    EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, "device", "stream", "epoch", "seq", "received_at", "run", "contract_version",
+    "tags", "tag_rules", "payload_shard", "payload_row", "payload_offset", "payload_length",
+})  # fmt: skip
+
+
+class ColumnType(StrEnum):
+    """The types a column may have; each names the Arrow type it becomes."""
+
+    STRING = "string"
+    BOOL = "bool"
+    INT32 = "int32"
+    INT64 = "int64"
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    TIMESTAMP = "timestamp"  # timestamp[us, UTC]
+    BINARY = "binary"
+
+
+NUMERIC_TYPES = frozenset({ColumnType.INT32, ColumnType.INT64, ColumnType.FLOAT32, ColumnType.FLOAT64})
+
+
+class PiiClass(StrEnum):
+    """What a column could tell about a person. Columns other than NONE keep out of table statistics."""
+
+    NONE = "none"
+    DEVICE = "device"
+    LOCATION = "location"
+    FACE = "face"
+    PLATE = "plate"
+    VOICE = "voice"
+    TEXT = "text"
+
+
+class Column(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One column: its type, and the bounds a value must keep to be accepted. NaN and infinities are always refused.
+
+    `minimum` and `maximum` are inclusive; `max_length` counts characters (string) or bytes (binary).
+    """
+
+    name: str
+    type: ColumnType
+    required: bool = False
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    allowed: tuple[str, ...] = ()
+    max_length: int | None = None
+    pii: PiiClass = PiiClass.NONE
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not _COLUMN.fullmatch(self.name) or self.name in RESERVED_COLUMNS:
+            raise ContractError(
+                f"column name {self.name[:80]!r} must be of a-z, 0-9 and '_', and not one of the standard columns"
+            )
+        if (self.minimum is not None or self.maximum is not None) and self.type not in NUMERIC_TYPES:
+            raise ContractError(f"column {self.name}: a minimum or maximum needs a numeric type, not {self.type}")
+        if self.allowed and self.type is not ColumnType.STRING:
+            raise ContractError(f"column {self.name}: a list of allowed values needs type string, not {self.type}")
+        if self.max_length is not None and self.type not in (ColumnType.STRING, ColumnType.BINARY):
+            raise ContractError(f"column {self.name}: a maximum length needs type string or binary, not {self.type}")
+
+
+class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The bytes that travel with each sample: which media types, how large at most, whether always there."""
+
+    media_types: tuple[str, ...]
+    max_bytes: int
+    required: bool = True
+
+
+class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the images of a stream are cut: square chips of `size` px, neighbours sharing `overlap` px, at pyramid `level`."""
+
+    name: str
+    size: int
+    overlap: int = 0
+    level: int = 0
+
+    def __post_init__(self) -> None:
+        StreamName(self.name)
+        if not 16 <= self.size <= 4096 or not 0 <= self.overlap < self.size or not 0 <= self.level < 32:
+            raise ContractError(f"chip spec {self.name}: size 16..4096, overlap below size, level 0..31")
+
+
+class QualityRule(msgspec.Struct, frozen=True):
+    """A rule that every row must fulfil, in the expression language; a row for which it is false is rejected."""
+
+    name: str
+    expression: str
+
+
+class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the samples of stream `name` must look like in contract version `version` (major.minor.patch).
+
+    Raises:
+        ContractError: the name, version or a column is malformed, or a column name is used twice.
+    """
+
+    name: str
+    version: str
+    columns: tuple[Column, ...]
+    payload: PayloadSpec | None = None
+    chips: tuple[ChipSpec, ...] = ()
+    quality: tuple[QualityRule, ...] = ()
+    retention_days: int | None = None
+    owner: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        StreamName(self.name)
+        if not _VERSION.fullmatch(self.version):
+            raise ContractError(f"contract {self.name}: version {self.version[:40]!r} must be major.minor.patch")
+        names = [column.name for column in self.columns]
+        if len(set(names)) != len(names):
+            raise ContractError(f"contract {self.name}: a column name is used twice")
+        if self.chips and self.payload is None:
+            raise ContractError(f"contract {self.name}: chips need a payload")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON form: what a run pins."""
+        return hashlib.sha256(encode_contract(self)).hexdigest()
+
+    def column(self, name: str) -> Column | None:
+        """The column of that name."""
+        return next((column for column in self.columns if column.name == name), None)
+
+
+def encode_contract(contract: Contract) -> bytes:
+    """The canonical JSON form: stable key order, defaults left out."""
+    return msgspec.json.encode(contract)
+
+
+def decode_contract(body: bytes) -> Contract:
+    """Read a compiled contract.
+
+    Raises:
+        ContractError: not a contract, or it contradicts itself.
+    """
+    if len(body) > MAX_CONTRACT_BYTES:
+        raise ContractError(f"contract of {len(body)} bytes is above the limit of {MAX_CONTRACT_BYTES}")
+    try:
+        return msgspec.json.decode(body, type=Contract)
+    except (msgspec.MsgspecError, SchemaError) as error:
+        raise ContractError(f"not a compiled contract: {error}") from error
+
+
+def contract_from_plain(document: Any) -> Contract:
+    """Build a contract from plain dicts and lists.
+
+    Raises:
+        ContractError: not a contract, or it contradicts itself.
+    """
+    try:
+        return msgspec.convert(document, type=Contract)
+    except (msgspec.MsgspecError, SchemaError) as error:
+        raise ContractError(f"not a contract: {error}") from error

@@ -1,0 +1,185 @@
+"""The envelope: a batch of samples of one stream, as one MQTT 5 message.
+
+The body is one Arrow IPC stream (schema + one record batch) or, from devices without our agent, JSON (one object or a
+list of objects). What the core must know before it trusts the body travels as user properties that follow the
+CloudEvents MQTT binding (CloudEvents 1.0, MQTT binding 3.1): see docs/wire.md, which spells out every byte.
+
+Standard columns of an Arrow body, beside the contract's own:
+
+    event_time       timestamp[us, UTC], required: when the device observed the sample
+    payload          binary: the bytes themselves, or null when they travel as parts
+    payload_sha256   string: SHA-256 of the payload as 64 hexadecimal digits; set for every payload
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from schemas.errors import EnvelopeError
+from schemas.ids import MAX_EPOCH, MAX_SEQ, DeviceId, StreamName
+
+ARROW_STREAM = "application/vnd.apache.arrow.stream"
+JSON = "application/json"
+CONTENT_TYPES = (ARROW_STREAM, JSON)
+EVENT_TYPE = "dev.catchment.samples.v1"
+DATASCHEMA_PREFIX = "urn:catchment:contract:"
+ZSTD = "zstd"
+
+EVENT_TIME = "event_time"
+PAYLOAD = "payload"
+PAYLOAD_SHA256 = "payload_sha256"
+
+MAX_SAMPLES_PER_ENVELOPE = 1_000_000
+MAX_PROPERTY_CHARS = 1_024
+
+Properties = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The samples of an envelope: `count` consecutive seqs of one epoch, from `first_seq` on.
+
+    Raises:
+        EnvelopeError: a number is negative, too large, or the count is above `MAX_SAMPLES_PER_ENVELOPE`.
+    """
+
+    epoch: int
+    first_seq: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epoch <= MAX_EPOCH:
+            raise EnvelopeError(f"epoch {self.epoch} must be within 0 and 2^63-1")
+        if not 1 <= self.count <= MAX_SAMPLES_PER_ENVELOPE:
+            raise EnvelopeError(f"samplecount {self.count} must be within 1 and {MAX_SAMPLES_PER_ENVELOPE}")
+        if not 0 <= self.first_seq <= MAX_SEQ - self.count:
+            raise EnvelopeError(f"firstseq {self.first_seq} must be within 0 and 2^63-1 minus the count")
+
+    @property
+    def end_seq(self) -> int:
+        """The seq after the last."""
+        return self.first_seq + self.count
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeHead:
+    """All that is known of an envelope without opening its body.
+
+    `span` is None for a JSON body from a device that numbers nothing; the bridge then numbers it as it lands.
+    `contract_version` is None when the sender names none; the newest version then applies.
+    """
+
+    device: DeviceId
+    stream: StreamName
+    content_type: str
+    span: Span | None
+    contract_version: str | None = None
+    encoding: str = ""
+    created_us: int | None = None
+
+    def to_properties(self) -> Properties:
+        """The user properties to publish beside the body."""
+        properties: Properties = [("specversion", "1.0"), ("source", f"/devices/{self.device}"), ("type", EVENT_TYPE)]
+        if self.span is not None:
+            properties += [
+                ("id", f"{self.stream}/{self.span.epoch}/{self.span.first_seq}"),
+                ("epoch", str(self.span.epoch)),
+                ("firstseq", str(self.span.first_seq)),
+                ("samplecount", str(self.span.count)),
+            ]
+        if self.created_us is not None:
+            properties.append(("time", format_time(self.created_us)))
+        if self.contract_version is not None:
+            properties.append(("dataschema", f"{DATASCHEMA_PREFIX}{self.stream}:{self.contract_version}"))
+        if self.encoding:
+            properties.append(("contentencoding", self.encoding))
+        return properties
+
+
+def read_head(
+    device: DeviceId, stream: StreamName, content_type: str | None, properties: Iterable[tuple[str, str]]
+) -> EnvelopeHead:
+    """Read what a message says of itself. Unknown properties are ignored, ours must be well formed.
+
+    Raises:
+        EnvelopeError: a property is missing, repeated, malformed, too long, or contradicts the topic.
+    """
+    known = _unique(properties)
+    media = content_type or JSON
+    if media not in CONTENT_TYPES:
+        raise EnvelopeError(f"content type {media[:80]!r} must be one of {', '.join(CONTENT_TYPES)}")
+    source = known.get("source")
+    if source is not None and source != f"/devices/{device}":
+        raise EnvelopeError(f"source {source!r} contradicts the topic's device {device!r}")
+    encoding = known.get("contentencoding", "")
+    if encoding not in ("", ZSTD):
+        raise EnvelopeError(f"contentencoding {encoding!r} must be absent or {ZSTD!r}")
+    span = _span(known)
+    if span is None and media == ARROW_STREAM:
+        raise EnvelopeError("an Arrow body needs the properties epoch, firstseq and samplecount")
+    time = known.get("time")
+    return EnvelopeHead(
+        device=device,
+        stream=stream,
+        content_type=media,
+        span=span,
+        contract_version=_contract_version(stream, known.get("dataschema")),
+        encoding=encoding,
+        created_us=None if time is None else parse_time(time),
+    )
+
+
+def format_time(micros: int) -> str:
+    """Microseconds since 1970 as RFC 3339 in UTC."""
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)).isoformat().replace("+00:00", "Z")
+
+
+def parse_time(text: str) -> int:
+    """RFC 3339 text with a zone as microseconds since 1970.
+
+    Raises:
+        EnvelopeError: not such a text.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise EnvelopeError(f"time {text[:80]!r} is not RFC 3339") from error
+    if moment.tzinfo is None:
+        raise EnvelopeError(f"time {text[:80]!r} names no zone; end it with 'Z' for UTC")
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def _unique(properties: Iterable[tuple[str, str]]) -> dict[str, str]:
+    known: dict[str, str] = {}
+    for name, value in properties:
+        if name in known:
+            raise EnvelopeError(f"property {name[:80]!r} is given twice")
+        if len(value) > MAX_PROPERTY_CHARS:
+            raise EnvelopeError(f"property {name[:80]!r} is longer than {MAX_PROPERTY_CHARS} characters")
+        known[name] = value
+    return known
+
+
+def _span(known: dict[str, str]) -> Span | None:
+    names = ("epoch", "firstseq", "samplecount")
+    given = [name for name in names if name in known]
+    if not given:
+        return None
+    if len(given) < len(names):
+        raise EnvelopeError(f"epoch, firstseq and samplecount go together; only {', '.join(given)} given")
+    numbers = []
+    for name in names:
+        text = known[name]
+        if not (text.isascii() and text.isdigit() and len(text) <= 19):
+            raise EnvelopeError(f"property {name}={text[:40]!r} must be a decimal number of at most 19 digits")
+        numbers.append(int(text))
+    return Span(*numbers)
+
+
+def _contract_version(stream: StreamName, dataschema: str | None) -> str | None:
+    if dataschema is None:
+        return None
+    prefix = f"{DATASCHEMA_PREFIX}{stream}:"
+    if not dataschema.startswith(prefix) or len(dataschema) == len(prefix):
+        raise EnvelopeError(f"dataschema {dataschema[:120]!r} must be {prefix}<version>")
+    return dataschema[len(prefix) :]

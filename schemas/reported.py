@@ -1,0 +1,93 @@
+"""What a device says of itself: its books, its epochs, its running model. Retained, so the newest is always known.
+
+The core folds `epochs` into its ledger: a range the device had to drop is settled as dropped (it will never come), and
+a closed epoch is known to end at `next_seq`.
+"""
+
+import msgspec
+
+from schemas.errors import SchemaError
+from schemas.ids import StreamName
+
+MAX_REPORTED_BYTES = 4 * 1024 * 1024
+
+
+class DroppedRange(msgspec.Struct, frozen=True):
+    """Seqs `[low, high)` that were captured and given up, and why."""
+
+    low: int
+    high: int
+    reason: str
+
+
+class EpochReport(msgspec.Struct, frozen=True):
+    """One epoch of one stream: seqs below `next_seq` were given out; `closed` means that no more will be."""
+
+    stream: str
+    epoch: int
+    next_seq: int
+    closed: bool
+    dropped: tuple[DroppedRange, ...] = ()
+
+
+class StreamBooks(msgspec.Struct, frozen=True):
+    """The device's books of one stream, over its whole life. Promise 3: captured = settled + spooled + dropped."""
+
+    stream: str
+    captured: int
+    settled: int
+    spooled: int
+    dropped: dict[str, int] = {}
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether promise 3 holds."""
+        return self.captured == self.settled + self.spooled + sum(self.dropped.values())
+
+
+class ModelReport(msgspec.Struct, frozen=True):
+    """The model a device runs: `state` is active, none, refused or rolled_back; `refused` lists versions not to be tried again."""
+
+    name: str
+    version: int
+    state: str
+    reason: str = ""
+    refused: tuple[int, ...] = ()
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """A device's report."""
+
+    device: str
+    at_ms: int
+    agent_version: str
+    books: tuple[StreamBooks, ...] = ()
+    epochs: tuple[EpochReport, ...] = ()
+    models: tuple[ModelReport, ...] = ()
+
+
+def encode_reported(reported: Reported) -> bytes:
+    """The JSON bytes to publish."""
+    return msgspec.json.encode(reported)
+
+
+def decode_reported(body: bytes) -> Reported:
+    """Read a report.
+
+    Raises:
+        SchemaError: not a report, too large, or a name or range in it is malformed.
+    """
+    if len(body) > MAX_REPORTED_BYTES:
+        raise SchemaError(f"report of {len(body)} bytes is above the limit of {MAX_REPORTED_BYTES}")
+    try:
+        reported = msgspec.json.decode(body, type=Reported)
+    except msgspec.MsgspecError as error:
+        raise SchemaError(f"not a report: {error}") from error
+    for epoch in reported.epochs:
+        StreamName(epoch.stream)
+        if epoch.epoch < 0 or epoch.next_seq < 0:
+            raise SchemaError(f"report for {epoch.stream}: epoch and next_seq must not be negative")
+        for gone in epoch.dropped:
+            if not 0 <= gone.low < gone.high <= epoch.next_seq:
+                raise SchemaError(f"report for {epoch.stream}: dropped range [{gone.low}, {gone.high}) is not within the epoch")
+    return reported

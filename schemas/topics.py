@@ -1,0 +1,127 @@
+"""The topic grammar: the only place where a topic is built or taken apart.
+
+<ns>/up/<device>/<stream>        envelopes: samples of one stream              device -> core
+<ns>/parts/<device>/<sha256>     parts of a large payload, and queries for it  device -> core
+<ns>/reported/<device>           the device's books and running model (kept)   device -> core
+<ns>/models/get/<device>         request for a piece of a TUF file             device -> core
+<ns>/down/<device>/receipts      settled ranges (retained)                     core -> device
+<ns>/down/<device>/desired       desired model (retained)                      core -> device
+<ns>/down/<device>/policy        edge rules (retained)                         core -> device
+<ns>/down/<device>/objects       which parts of a large payload are durable    core -> device
+<ns>/models/data/<device>        the piece asked for                           core -> device
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from schemas.errors import IdError, TopicError
+from schemas.ids import DeviceId, Digest, StreamName
+
+DEFAULT_NAMESPACE = "catchment"
+_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64}){0,3}")
+
+
+class Kind(StrEnum):
+    """What an upward topic carries."""
+
+    UP = "up"
+    PARTS = "parts"
+    REPORTED = "reported"
+    MODEL_GET = "models/get"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An upward topic, taken apart: who sends what. `stream` only with UP, `digest` only with PARTS."""
+
+    kind: Kind
+    device: DeviceId
+    stream: StreamName | None = None
+    digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Builds and parses every topic of one namespace.
+
+    Raises:
+        TopicError: the namespace has other characters than letters, digits, ``_``, ``-`` and up to three ``/``.
+    """
+
+    namespace: str = DEFAULT_NAMESPACE
+
+    def __post_init__(self) -> None:
+        if not _NAMESPACE.fullmatch(self.namespace):
+            raise TopicError(f"namespace {self.namespace[:80]!r} must be words of letters, digits, '_' and '-' joined by '/'")
+
+    def up(self, device: DeviceId, stream: StreamName) -> str:
+        """Where a device publishes the envelopes of a stream."""
+        return f"{self.namespace}/up/{device}/{stream}"
+
+    def parts(self, device: DeviceId, digest: Digest) -> str:
+        """Where a device publishes the parts of the payload with this digest."""
+        return f"{self.namespace}/parts/{device}/{digest}"
+
+    def reported(self, device: DeviceId) -> str:
+        """Where a device publishes its books."""
+        return f"{self.namespace}/reported/{device}"
+
+    def receipts(self, device: DeviceId) -> str:
+        """Where a device hears what is settled."""
+        return f"{self.namespace}/down/{device}/receipts"
+
+    def desired(self, device: DeviceId) -> str:
+        """Where a device hears which model it should run."""
+        return f"{self.namespace}/down/{device}/desired"
+
+    def policy(self, device: DeviceId) -> str:
+        """Where a device hears its edge rules."""
+        return f"{self.namespace}/down/{device}/policy"
+
+    def objects(self, device: DeviceId) -> str:
+        """Where a device hears which bytes of its large payloads are durable."""
+        return f"{self.namespace}/down/{device}/objects"
+
+    def down_filter(self, device: DeviceId) -> str:
+        """The filter that matches all a device hears, except model pieces."""
+        return f"{self.namespace}/down/{device}/+"
+
+    def model_get(self, device: DeviceId) -> str:
+        """Where a device asks for a piece of a TUF file."""
+        return f"{self.namespace}/models/get/{device}"
+
+    def model_data(self, device: DeviceId) -> str:
+        """Where a device receives the pieces it asked for."""
+        return f"{self.namespace}/models/data/{device}"
+
+    def bridge_filters(self) -> tuple[str, ...]:
+        """What a bridge subscribes to: everything that must become durable."""
+        return (f"{self.namespace}/up/+/+", f"{self.namespace}/parts/+/+", f"{self.namespace}/reported/+")
+
+    def model_get_filter(self) -> str:
+        """What the model server subscribes to."""
+        return f"{self.namespace}/models/get/+"
+
+    def parse(self, topic: str) -> Address:
+        """Take an upward topic apart.
+
+        Raises:
+            TopicError: not an upward topic of this namespace, or an id in it is not of its form.
+        """
+        prefix = f"{self.namespace}/"
+        if not topic.startswith(prefix):
+            raise TopicError(f"topic {topic[:120]!r} is not below {prefix!r}")
+        try:
+            match topic[len(prefix) :].split("/"):
+                case ["up", device, stream]:
+                    return Address(Kind.UP, DeviceId(device), stream=StreamName(stream))
+                case ["parts", device, digest]:
+                    return Address(Kind.PARTS, DeviceId(device), digest=Digest(digest))
+                case ["reported", device]:
+                    return Address(Kind.REPORTED, DeviceId(device))
+                case ["models", "get", device]:
+                    return Address(Kind.MODEL_GET, DeviceId(device))
+        except IdError as error:
+            raise TopicError(f"topic {topic[:120]!r}: {error}") from error
+        raise TopicError(f"topic {topic[:120]!r} is none of up/<device>/<stream>, parts/<device>/<sha256>, reported/<device>")
