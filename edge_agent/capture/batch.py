@@ -1,0 +1,60 @@
+"""What a source yields: a batch of samples, column by column, and where to go on after it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from edge_agent.errors import SourceError
+
+Scalar = str | int | float | bool | bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBatch:
+    """`n` samples of one stream.
+
+    Attributes:
+        event_time_us: n observation times, microseconds since 1970 UTC.
+        columns: contract column name -> n values (None where absent). Timestamps are microseconds.
+        payloads: n payloads, or None for a stream without payload. A Path names a file too large to hold in memory.
+        position: where the source resumes after this batch; the spool stores it in the batch's own transaction, so a
+            restart neither skips nor repeats. None where a source cannot resume.
+    """
+
+    event_time_us: Sequence[int]
+    columns: dict[str, Sequence[Scalar]]
+    payloads: Sequence[bytes | Path | None] | None = None
+    position: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        rows = len(self.event_time_us)
+        for name, values in self.columns.items():
+            if len(values) != rows:
+                raise SourceError(f"column {name} has {len(values)} values for {rows} samples")
+        if self.payloads is not None and len(self.payloads) != rows:
+            raise SourceError(f"{len(self.payloads)} payloads for {rows} samples")
+
+    def __len__(self) -> int:
+        return len(self.event_time_us)
+
+
+class Source(Protocol):
+    """Something that yields samples. One thread calls it; it is told where to resume when it is built."""
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The next samples, at most so many; None when there is nothing right now.
+
+        Raises:
+            SourceError: the source failed; the agent closes it and builds it anew after a while.
+            SourceEndedError: there will never be more.
+        """
+        ...
+
+    def stored(self, batch: SampleBatch) -> None:
+        """The batch is durable in the spool: files it came from may be moved away."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and processes."""
+        ...

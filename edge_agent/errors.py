@@ -1,0 +1,49 @@
+"""Errors of the agent, in families named for what the reader does next. Third-party exceptions never leave their adapter."""
+
+
+class AgentError(Exception):
+    """Something of the agent's. The message says what to do next."""
+
+
+class ConfigError(AgentError):
+    """Stop and correct the configuration; the message names the file, the line where known, and the key."""
+
+
+class SourceError(AgentError):
+    """A source failed: it is closed and built anew after a while; other sources go on."""
+
+
+class SourceEndedError(SourceError):
+    """A source has come to its end (a replayed file is done): do not build it anew."""
+
+
+class SpoolError(AgentError):
+    """The spool could not do what was asked."""
+
+
+class SpoolFullError(SpoolError):
+    """Retry later: the quota or the disk is full and nothing may be evicted."""
+
+
+class UplinkError(AgentError):
+    """Something between agent and broker."""
+
+
+class BrokerUnavailableError(UplinkError):
+    """Retry: the broker cannot be reached or went away."""
+
+
+class PublishRejectedError(UplinkError):
+    """Park after bounded tries: the broker refuses this message, and will again."""
+
+
+class ModelError(AgentError):
+    """Keep the old model: the new one is not installed."""
+
+
+class UntrustedModelError(ModelError):
+    """The signing keys do not vouch for it: tampered, rolled back, expired or foreign."""
+
+
+class ModelUnfitError(ModelError):
+    """It is vouched for but does not work here: refuse this version for good."""

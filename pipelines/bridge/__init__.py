@@ -1,0 +1,1 @@
+"""Bridge: MQTT to landing. A message is acknowledged when it is on disk."""

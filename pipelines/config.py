@@ -1,0 +1,103 @@
+"""The core's configuration: one TOML file, read once, into one frozen object."""
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from pipelines.errors import ConfigError
+from schemas.topics import DEFAULT_NAMESPACE
+
+
+class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Paths of the authority that signed the broker's certificate, and of this role's own certificate and key."""
+
+    ca: str
+    cert: str
+    key: str
+
+
+class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the broker listens. Without `tls` only a loopback host is accepted."""
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    namespace: str = DEFAULT_NAMESPACE
+    keepalive_s: int = 30
+    tls: TlsConfig | None = None
+
+
+class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How messages become segments: a segment is sealed at `seal_bytes` or `seal_ms` after its first message."""
+
+    id: str = "bridge-0"
+    seal_bytes: int = 64 * 1024 * 1024
+    seal_ms: int = 1_000
+    linger_ms: int = 20
+    max_queue_bytes: int = 256 * 1024 * 1024
+    receive_maximum: int = 1_000
+    session_expiry_s: int = 14 * 86_400
+
+
+class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How segments become rows."""
+
+    interval_ms: int = 200
+    max_segments: int = 64
+    max_envelope_bytes: int = 256 * 1024 * 1024
+    max_row_bytes: int = 64 * 1024 * 1024
+    max_image_pixels: int = 20_000_000_000
+
+
+class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of it. `lake` is the lake root's folder; `policies` and `contracts` are folders of YAML, none if empty."""
+
+    lake: str = "lake"
+    policies: str = ""
+    contracts: str = ""
+    models: str = ""
+    broker: BrokerConfig = BrokerConfig()
+    bridge: BridgeConfig = BridgeConfig()
+    run: RunConfig = RunConfig()
+
+    @property
+    def lake_root(self) -> Path:
+        """The lake root's folder."""
+        return Path(self.lake)
+
+
+def load_core_config(path: Path) -> CoreConfig:
+    """Read a configuration file; relative paths in it are taken from its own folder.
+
+    Raises:
+        ConfigError: no such file, not TOML, or an unknown key or wrong type; the message names it.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        config = msgspec.convert(document, type=CoreConfig)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing file with -c") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}; see docs/data-engineer.md for every key") from error
+    if config.broker.tls is None and config.broker.host not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError(f"{path}: broker.host {config.broker.host!r} is not loopback; give [broker.tls] ca, cert and key")
+    return _anchored(config, path.parent)
+
+
+def _anchored(config: CoreConfig, folder: Path) -> CoreConfig:
+    def anchor(text: str) -> str:
+        return str((folder / text).resolve()) if text else ""
+
+    tls = config.broker.tls
+    if tls is not None:
+        tls = TlsConfig(anchor(tls.ca), anchor(tls.cert), anchor(tls.key))
+    return msgspec.structs.replace(
+        config,
+        lake=anchor(config.lake),
+        policies=anchor(config.policies),
+        contracts=anchor(config.contracts),
+        models=anchor(config.models),
+        broker=msgspec.structs.replace(config.broker, tls=tls),
+    )

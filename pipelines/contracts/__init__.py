@@ -1,0 +1,1 @@
+"""Contracts: ODCS documents, Arrow schemas and vectorised checks from them."""

@@ -1,0 +1,1 @@
+"""The demo: the whole loop on generated data, on one machine, in a minute."""

@@ -1,0 +1,36 @@
+"""Errors of the core, in families named for what the reader does next. Third-party exceptions never leave their adapter.
+
+A bad sample is none of these: it is data, and goes to quarantine with stage and reason.
+"""
+
+
+class PipelineError(Exception):
+    """Something of the core's. The message says what to do next."""
+
+
+class ConfigError(PipelineError):
+    """Stop and correct the configuration; the message names the file, the line where known, and the key."""
+
+
+class RetryLaterError(PipelineError):
+    """Try again: something outside is away for now (broker, storage)."""
+
+
+class ConflictError(RetryLaterError):
+    """Somebody else did it first: look at the new state, then decide anew."""
+
+
+class CorruptLakeError(PipelineError):
+    """Stop: a file of the lake is missing or not what was written. Never guess; restore it or discard it knowingly."""
+
+
+class RefusedError(PipelineError):
+    """The request cannot be carried out as it stands; the message says what would be accepted."""
+
+
+class ExpressionError(RefusedError):
+    """A rule's expression is not in the language, or not of the right types; the message shows where."""
+
+
+class NotFoundError(RefusedError):
+    """There is no such thing (stream, set, model, sample)."""

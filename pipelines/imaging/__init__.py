@@ -1,0 +1,1 @@
+"""Imaging: huge images to chips in bounded memory."""

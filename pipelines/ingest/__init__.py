@@ -1,0 +1,1 @@
+"""Ingest: sealed segments to committed rows, one bounded run after another."""

@@ -1,0 +1,1 @@
+"""The lake: payload shards, Delta tables, runs, the ledger of settled ranges."""

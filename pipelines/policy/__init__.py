@@ -1,0 +1,1 @@
+"""Policies: rules that data scientists write, compiled to column expressions."""

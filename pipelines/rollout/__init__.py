@@ -1,0 +1,1 @@
+"""Rollout: models signed, offered and followed on their way to the devices."""

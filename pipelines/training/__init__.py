@@ -1,0 +1,1 @@
+"""Training sets: built once, immutable, read at full speed."""
