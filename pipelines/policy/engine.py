@@ -1,0 +1,138 @@
+"""Tags rows: every rule of every policy over a whole table in one Polars select, then lists without a row loop."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from pipelines.errors import ExpressionError, RefusedError
+from pipelines.policy.expression import Expression, compile_expression, rule_columns
+from pipelines.policy.ir import Ref, refs
+from pipelines.policy.to_polars import normalised, to_polars
+from schemas.contract import Contract
+from schemas.policy import Policy
+
+_BLOCK_ROWS = 65_536  # cursors and codes of one block stay in the processor's cache
+_Bools: TypeAlias = npt.NDArray[np.bool_]
+_Counts: TypeAlias = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """One tag of one policy. Rules of a policy that give the same tag are one: the tag tells the policy, not the rule."""
+
+    tag: str
+    policy: str
+    expressions: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tagger:
+    """The compiled rules for the rows of one contract."""
+
+    contract: Contract
+    rules: tuple[CompiledRule, ...]
+
+    @classmethod
+    def compile(cls, policies: Iterable[Policy], contract: Contract) -> Self:
+        """Compile the rules of those policies that are for this contract's stream.
+
+        Raises:
+            ExpressionError: a rule is not in the language or does not fit the contract; the message names policy and rule.
+        """
+        columns = rule_columns(contract)
+        grouped: dict[tuple[str, str], list[Expression]] = {}
+        for policy in policies:
+            if contract.name not in policy.streams:
+                continue
+            for rule in policy.rules:
+                try:
+                    expression = compile_expression(rule.when, columns)
+                except ExpressionError as error:
+                    raise ExpressionError(f"policy {policy.id}, rule {rule.tag}, stream {contract.name}: {error}") from error
+                grouped.setdefault((rule.tag, f"{policy.id}@{policy.version}"), []).append(expression)
+        return cls(contract, tuple(CompiledRule(tag, source, tuple(found)) for (tag, source), found in grouped.items()))
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns the rules read: all that `tag` needs of a table."""
+        return frozenset(name for rule in self.rules for expression in rule.expressions for name in expression.columns)
+
+    def tag(self, table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """The tags of each row and, aligned with them, what gave each: `<policy>@<version>`.
+
+        Both are list<string> of the table's length, never null; tags stand in the order of the policies and their rules.
+
+        Raises:
+            RefusedError: the table lacks a column that a rule reads.
+        """
+        rows = table.num_rows
+        if not self.rules or not rows:
+            empty = pa.array([[]] * rows, pa.list_(pa.string()))
+            return pa.chunked_array([empty]), pa.chunked_array([empty])
+        hits = self.verdicts(table)
+        offsets, codes = assemble(hits, rows)
+        tags = pa.array([rule.tag for rule in self.rules], pa.string())
+        sources = pa.array([rule.policy for rule in self.rules], pa.string())
+        return _lists(offsets, codes, tags), _lists(offsets, codes, sources)
+
+    def verdicts(self, table: pa.Table) -> list[_Bools]:
+        """For each rule, whether it is true for each row (NULL is not true)."""
+        expressions = [[expression.node for expression in rule.expressions] for rule in self.rules]
+        used = sorted({ref for nodes in expressions for node in nodes for ref in refs(node)}, key=lambda ref: ref.name)
+        missing = sorted({ref.name for ref in used} - set(table.column_names))
+        if missing:
+            raise RefusedError(f"the rules read columns that the table does not have: {', '.join(missing)}")
+        frame = _frame(table, used)
+        selected = frame.select(
+            reduce(or_, (to_polars(node, _read_as_is) for node in nodes)).fill_null(value=False).alias(str(index))
+            for index, nodes in enumerate(expressions)
+        )
+        # A rule of literals alone gives one row for all.
+        return [np.broadcast_to(column.to_numpy(), (table.num_rows,)) for column in selected.get_columns()]
+
+
+def _read_as_is(ref: Ref) -> pl.Expr:
+    return pl.col(ref.name)
+
+
+def _frame(table: pa.Table, used: Sequence[Ref]) -> pl.DataFrame:
+    """The columns the rules read, each normalised once for all of them."""
+    if not used:
+        return pl.DataFrame({"": pl.repeat(0, table.num_rows, eager=True)})
+    raw: Any = pl.from_arrow(table.select([ref.name for ref in used]))
+    frame: pl.DataFrame = raw.select(normalised(ref) for ref in used)
+    return frame
+
+
+def assemble(hits: Sequence[_Bools], rows: int) -> tuple[_Counts, _Counts]:
+    """From one bool column per rule to list offsets and, row by row, the indexes of the rules that hit.
+
+    Work is one pass over the bools to count and one over the hits to place: no sort, no row loop.
+    """
+    counts = np.zeros(rows, np.int32)
+    for hit in hits:
+        counts += hit
+    offsets = np.zeros(rows + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise RefusedError(f"{offsets[-1]:,} tags in one table; tag it in smaller pieces")
+    codes = np.empty(int(offsets[-1]), np.int32)
+    for start in range(0, rows, _BLOCK_ROWS):
+        end = min(start + _BLOCK_ROWS, rows)
+        cursors = offsets[start:end].copy()
+        for index, hit in enumerate(hits):
+            found = np.flatnonzero(hit[start:end])
+            codes[cursors[found]] = index
+            cursors[found] += 1
+    return offsets.astype(np.int32), codes
+
+
+def _lists(offsets: _Counts, codes: _Counts, words: pa.StringArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets), words.take(pa.array(codes)))])
