@@ -1,0 +1,46 @@
+# `make` alone tells what there is. Every target sets up what it needs first; nothing is installed twice.
+SHELL := /bin/bash
+BIN := .venv/bin
+# Two workers: the suite starts brokers and kills processes, and must fit a small machine.
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format bench lock wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## .venv with the locked packages, and Mosquitto; quick when nothing has changed
+	@sh scripts/setup.sh
+
+demo: setup ## the whole loop on generated data on this machine
+	@$(BIN)/catchment demo
+
+test: setup ## the whole suite but the slow tests, in under five minutes
+	@$(BIN)/pytest -q -n $(JOBS) -m "not slow and not bench"
+
+test-slow: setup ## the slow tests: long crash loops, large images, many devices
+	@$(BIN)/pytest -q -n $(JOBS) -m "slow and not bench"
+
+check: setup ## lint, format, types, import arrows
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## let the formatter decide
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup ## the benchmarks, small: do they run, what do they print
+	@$(BIN)/python scripts/bench_smoke.py
+
+lock: setup ## choose the packages' versions anew (needs uv)
+	@sh scripts/lock.sh
+
+wheel: setup ## the wheel, in dist/
+	@$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## all that setup and the tests made
+	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,11 @@
+#!/bin/sh
+# Chooses every package's version anew and writes the two locks: the whole checkout's, and the bare agent's.
+# No index host is written into them: whoever installs decides where packages come from.
+set -eu
+cd "$(dirname "$0")/.."
+command -v uv >/dev/null 2>&1 || { echo "lock: uv is needed: python3 -m pip install uv" >&2; exit 1; }
+common="--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --quiet"
+# shellcheck disable=SC2086 # the options are words
+uv pip compile pyproject.toml --extra dev $common "$@" -o requirements.lock
+# shellcheck disable=SC2086
+uv pip compile pyproject.toml $common -c requirements.lock "$@" -o requirements-agent.lock
