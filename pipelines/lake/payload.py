@@ -1,0 +1,112 @@
+"""Read a payload with one pread, wherever it lies: in a payload shard, or whole under `objects/`."""
+
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipelines.errors import CorruptLakeError
+from pipelines.lake.payload_writer import (
+    PAYLOAD_COLUMN,
+    PayloadShard,
+    PayloadWriter,
+    group_bounds,
+    value_offsets,
+    write_payload_shard,
+)
+
+__all__ = [
+    "PAYLOAD_COLUMN",
+    "PayloadShard",
+    "PayloadWriter",
+    "group_bounds",
+    "pread_exactly",
+    "read_payload",
+    "value_offsets",
+    "write_payload_shard",
+]
+
+_PREFIX_BYTES = 4
+
+
+def read_payload(root: Path, shard: str, offset: int, length: int, row: int) -> bytes:
+    """The payload of one sample.
+
+    The 4-byte length before the value is checked first; where it disagrees, the row is read as ordinary Parquet, and only
+    bytes of the expected length are given back.
+
+    Args:
+        root: the lake root.
+        shard: path of the shard or object, relative to the lake root.
+        offset: file offset of the value's first byte; 0 means a whole file under `objects/`.
+        length: bytes of the value.
+        row: row of the value in its shard, for the slow way.
+
+    Raises:
+        CorruptLakeError: the file is missing, cut short, or holds something else there.
+    """
+    path = root / shard
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CorruptLakeError(f"{path}: cannot be opened ({error.strerror}); a row refers to it, so restore it") from error
+    try:
+        if offset == 0:
+            return _whole(descriptor, path, length)
+        value = pread_exactly(descriptor, offset, length)
+    finally:
+        os.close(descriptor)
+    return value if value is not None else read_row(path, row, length)
+
+
+def pread_exactly(descriptor: int, offset: int, length: int) -> bytes | None:
+    """The value at `offset` of an open shard, or None where the length prefix says that no such value lies there."""
+    if os.pread(descriptor, _PREFIX_BYTES, offset - _PREFIX_BYTES) != length.to_bytes(_PREFIX_BYTES, "little"):
+        return None
+    value = os.pread(descriptor, length, offset)
+    return value if len(value) == length else _rest(descriptor, offset, length, value)
+
+
+def read_row(path: Path, row: int, length: int) -> bytes:
+    """One payload by its row, through pyarrow: what holds when an offset does not.
+
+    Raises:
+        CorruptLakeError: not such a Parquet file, no such row, or a value of another length.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.metadata.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if row < rows:
+                    value = file.read_row_group(group, columns=[PAYLOAD_COLUMN]).column(0)[row].as_py()
+                    break
+                row -= rows
+            else:
+                raise CorruptLakeError(f"{path}: has no row {row} more than it holds; restore the file")
+    except (OSError, ValueError) as error:
+        raise CorruptLakeError(f"{path}: not the payload shard that was written ({error}); restore the file") from error
+    if value is None or len(value) != length:
+        raise CorruptLakeError(f"{path}: the value is not the {length} bytes that its row tells; restore the file")
+    return bytes(value)
+
+
+def _whole(descriptor: int, path: Path, length: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    if size != length:
+        raise CorruptLakeError(f"{path}: {size} bytes where {length} were stored; restore the file")
+    value = _rest(descriptor, 0, length, b"")
+    if value is None:
+        raise CorruptLakeError(f"{path}: became shorter while it was read")
+    return value
+
+
+def _rest(descriptor: int, offset: int, length: int, start: bytes) -> bytes | None:
+    """Read on after a short read: Linux gives at most 2 GiB at once. None at an early end of the file."""
+    parts, have = [start], len(start)
+    while have < length:
+        part = os.pread(descriptor, length - have, offset + have)
+        if not part:
+            return None
+        parts.append(part)
+        have += len(part)
+    return b"".join(parts)
