@@ -1,0 +1,148 @@
+"""The landing folder of one bridge: always one open segment, sealed by size or age, numbered without holes."""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from pipelines.atomic import sync_folder
+from pipelines.bridge.recovery import Recovered, recover_folder
+from pipelines.bridge.rows import LandingRow, rows_to_batch
+from pipelines.bridge.segment import OpenSegment
+from pipelines.clock import Clock
+from pipelines.errors import ConfigError
+
+_log = structlog.get_logger(__name__)
+LOCK_NAME = ".lock"
+
+
+class Landing:
+    """Appends rows durably and seals segments. One thread uses it; one process holds its folder.
+
+    Args:
+        folder: `<lake>/landing/<bridge>`.
+        seal_bytes: seal once the open segment has grown to this.
+        seal_ms: seal this long after the open segment's first message.
+        clock: for the age.
+
+    Raises:
+        ConfigError: another process of this machine writes to the folder.
+        OSError: the disk refused.
+    """
+
+    def __init__(self, folder: Path, seal_bytes: int, seal_ms: int, clock: Clock) -> None:
+        self.sealed = 0
+        self.syncs = 0
+        self._folder = folder
+        self._seal_bytes = seal_bytes
+        self._seal_s = seal_ms / 1000
+        self._clock = clock
+        self._first_message_s: float | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _hold(folder)
+        self._open: OpenSegment | None = None
+        self._next_number = self._recover()
+
+    def append(self, rows: Sequence[LandingRow]) -> None:
+        """Write rows and return when they are durable.
+
+        Raises:
+            OSError: the disk refused; none of these rows may be acknowledged. `restart` before the next call.
+        """
+        segment = self._segment()
+        segment.append(rows_to_batch(rows))
+        segment.sync()
+        self.syncs += 1
+        if self._first_message_s is None:
+            self._first_message_s = self._clock.monotonic_s()
+
+    def seal_if_due(self) -> Path | None:
+        """Seal the open segment if it is large or old enough.
+
+        Raises:
+            OSError: the disk refused; `restart` before the next call.
+        """
+        segment = self._open
+        if segment is None or self._first_message_s is None:
+            return None
+        is_old = self._clock.monotonic_s() - self._first_message_s >= self._seal_s
+        return self.seal() if is_old or segment.durable_bytes >= self._seal_bytes else None
+
+    def seal(self) -> Path | None:
+        """Seal the open segment if it has a message.
+
+        The next open segment is created first: the highest number then always exists, even after a run has taken
+        every sealed segment away, and is never given out twice.
+
+        Raises:
+            OSError: the disk refused; `restart` before the next call.
+        """
+        segment = self._open
+        if segment is None or segment.messages == 0:
+            return None
+        following = OpenSegment(self._folder, segment.number + 1)
+        following.sync()
+        sync_folder(self._folder)
+        sealed = segment.seal()
+        sync_folder(self._folder)
+        self._open, self._next_number, self._first_message_s = following, following.number, None
+        self.sealed += 1
+        return sealed
+
+    def restart(self) -> None:
+        """After the disk refused: keep what was durable, seal it, and start a new segment.
+
+        Raises:
+            OSError: it still refuses; try again later.
+        """
+        segment, self._open, self._first_message_s = self._open, None, None
+        if segment is not None:
+            segment.abandon()
+        self._next_number = self._recover()
+
+    def close(self) -> None:
+        """Seal what is open and let the folder go.
+
+        Raises:
+            OSError: the disk refused; the next start recovers.
+        """
+        try:
+            self.seal()
+        finally:
+            os.close(self._lock)
+
+    def _segment(self) -> OpenSegment:
+        if self._open is None:
+            self._open = OpenSegment(self._folder, self._next_number)
+            sync_folder(self._folder)
+        return self._open
+
+    def _recover(self) -> int:
+        number, found = recover_folder(self._folder)
+        for one in found:
+            _tell(one)
+        return number
+
+
+def _hold(folder: Path) -> int:
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ConfigError(f"{folder}: another bridge writes here; give each bridge its own bridge.id") from error
+    return descriptor
+
+
+def _tell(one: Recovered) -> None:
+    say = _log.warning if one.torn_bytes else _log.info
+    say(
+        "segment_recovered",
+        number=one.number,
+        sealed=one.sealed is not None,
+        messages=one.messages,
+        torn_bytes=one.torn_bytes,
+        reason=one.reason,
+    )
