@@ -1,0 +1,168 @@
+"""Every change of the spool's tables, one function each, inside the caller's transaction. Each keeps the books balanced."""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from edge_agent.spool.quota import Candidate
+from edge_agent.spool.records import Append, State, checksum
+from schemas.envelope import Span
+from schemas.ids import Digest
+from schemas.receipts import Receipt
+
+# Rows touched at once: keeps memory flat when a receipt covers a whole backlog.
+_CHUNK_ROWS = 500
+_Row = tuple[int, str, int, int, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Envelopes that left the spool: their ids, and the large payloads that nothing refers to any more."""
+
+    ids: tuple[int, ...] = ()
+    orphans: tuple[Digest, ...] = ()
+
+    def __add__(self, other: "Removed") -> "Removed":
+        return Removed(self.ids + other.ids, self.orphans + other.orphans)
+
+
+def insert(db: sqlite3.Connection, append: Append, epoch: int, first_seq: int) -> int:
+    """Store a batch's envelopes from `first_seq` on, and its source's position. Returns the seq after the last."""
+    seq = first_seq
+    rows = []
+    for envelope in append.envelopes:
+        span = Span(epoch, seq, envelope.count)
+        large = envelope.large
+        rows.append((
+            append.stream, epoch, seq, envelope.count, envelope.cost_bytes, append.priority,
+            State.READY if large is None else State.WAITING, checksum(append.stream, span, envelope),
+            envelope.contract_version, envelope.encoding, envelope.created_us,
+            large.digest if large else "", large.size_bytes if large else 0, envelope.body,
+        ))  # fmt: skip
+        seq = span.end_seq
+    db.executemany(
+        "INSERT INTO envelope (stream, epoch, first_seq, count, cost_bytes, priority, state, crc, contract_version, encoding,"
+        " created_us, digest, object_bytes, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        rows,
+    )
+    capture(db, append, epoch, seq)
+    _book(db, append.stream, spooled=append.count)
+    return seq
+
+
+def capture(db: sqlite3.Connection, append: Append, epoch: int, next_seq: int) -> None:
+    """Enter a batch as captured: its seqs are given out and its source's position moves on."""
+    db.execute(
+        "INSERT INTO epoch VALUES (?,?,?) ON CONFLICT DO UPDATE SET next_seq = excluded.next_seq",
+        (append.stream, epoch, next_seq),
+    )
+    _book(db, append.stream, captured=append.count)
+    if append.position is not None:
+        db.execute(
+            "INSERT INTO position VALUES (?,?) ON CONFLICT DO UPDATE SET value = excluded.value",
+            (append.source, append.position),
+        )
+
+
+def count_dropped(db: sqlite3.Connection, stream: str, epoch: int, seqs: tuple[int, int], reason: str) -> None:
+    """Enter seqs `[low, high)` as given up: count, reason and range. A range that continues its neighbour is joined to it."""
+    low, high = seqs
+    db.execute(
+        "INSERT INTO dropped_count VALUES (?,?,?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
+        (stream, reason, high - low),
+    )
+    joined = db.execute(
+        "UPDATE dropped_range SET high = ? WHERE stream = ? AND epoch = ? AND high = ? AND reason = ?",
+        (high, stream, epoch, low, reason),
+    )
+    if joined.rowcount == 0:
+        db.execute("INSERT OR REPLACE INTO dropped_range VALUES (?,?,?,?,?)", (stream, epoch, low, high, reason))
+
+
+def drop(db: sqlite3.Connection, ids: Sequence[int], reason: str) -> Removed:
+    """Give envelopes up."""
+    removed = Removed()
+    for start in range(0, len(ids), _CHUNK_ROWS):
+        rows = _heads(db, ids[start : start + _CHUNK_ROWS])
+        for _, stream, epoch, first_seq, count, _ in rows:
+            count_dropped(db, stream, epoch, (first_seq, first_seq + count), reason)
+            _book(db, stream, spooled=-count)
+        removed += _delete(db, rows)
+    return removed
+
+
+def settle(db: sqlite3.Connection, receipt: Receipt, open_epoch: int) -> Removed:
+    """Delete exactly what a receipt covers. Told twice, or of foreign streams and epochs, it changes nothing.
+
+    Args:
+        db: inside a transaction.
+        receipt: the core's word.
+        open_epoch: the epoch that still gives out seqs; every other one is forgotten once all of it is settled.
+    """
+    removed = Removed()
+    for stream, epoch, next_seq in db.execute("SELECT stream, epoch, next_seq FROM epoch").fetchall():
+        spans = [tuple(span) for span in receipt.settled.get(stream, {}).get(str(epoch), ())]
+        for low, high in spans:
+            removed += _settle_range(db, stream, epoch, low, high)
+            db.execute(
+                "DELETE FROM dropped_range WHERE stream = ? AND epoch = ? AND low >= ? AND high <= ?", (stream, epoch, low, high)
+            )
+        if epoch != open_epoch and receipt.ranges(stream, epoch).covers(0, next_seq):
+            db.execute("DELETE FROM epoch WHERE stream = ? AND epoch = ?", (stream, epoch))
+    return removed
+
+
+def set_state(db: sqlite3.Connection, ids: Iterable[int], state: State, reason: str = "") -> None:
+    """Move envelopes to a state."""
+    db.executemany("UPDATE envelope SET state = ?, reason = ? WHERE id = ?", [(state, reason, id_) for id_ in ids])
+
+
+def candidates(db: sqlite3.Connection, in_flight: frozenset[int], limit: int) -> list[Candidate]:
+    """The least valuable envelopes first: parked ones, then by priority and age."""
+    parked = db.execute("SELECT id, cost_bytes, priority FROM envelope WHERE state = ? LIMIT ?", (State.PARKED, limit)).fetchall()
+    known = {row[0] for row in parked}
+    rest = db.execute("SELECT id, cost_bytes, priority FROM envelope ORDER BY priority, id LIMIT ?", (limit + len(in_flight),))
+    rows = [*parked, *(row for row in rest if row[0] not in known)]
+    return [Candidate(id_, cost, priority, id_ in in_flight) for id_, cost, priority in rows]
+
+
+def _settle_range(db: sqlite3.Connection, stream: str, epoch: int, low: int, high: int) -> Removed:
+    removed = Removed()
+    at = low
+    while True:
+        rows = db.execute(
+            "SELECT id, stream, epoch, first_seq, count, digest FROM envelope WHERE stream = ? AND epoch = ? AND first_seq >= ?"
+            " AND first_seq + count <= ? AND first_seq < ? ORDER BY first_seq LIMIT ?",
+            (stream, epoch, at, high, high, _CHUNK_ROWS),
+        ).fetchall()
+        if not rows:
+            return removed
+        count = sum(row[4] for row in rows)
+        _book(db, stream, spooled=-count, settled=count)
+        removed += _delete(db, rows)
+        at = rows[-1][3] + 1
+
+
+def _heads(db: sqlite3.Connection, ids: Sequence[int]) -> list[_Row]:
+    marks = ",".join("?" * len(ids))
+    query = f"SELECT id, stream, epoch, first_seq, count, digest FROM envelope WHERE id IN ({marks}) ORDER BY id"  # noqa: S608 # only marks are formatted in
+    return db.execute(query, list(ids)).fetchall()
+
+
+def _delete(db: sqlite3.Connection, rows: Sequence[_Row]) -> Removed:
+    db.executemany("DELETE FROM envelope WHERE id = ?", [(row[0],) for row in rows])
+    digests = {row[5] for row in rows if row[5]}
+    orphans = tuple(
+        Digest(digest)
+        for digest in sorted(digests)
+        if db.execute("SELECT 1 FROM envelope WHERE digest = ? LIMIT 1", (digest,)).fetchone() is None
+    )
+    return Removed(tuple(row[0] for row in rows), orphans)
+
+
+def _book(db: sqlite3.Connection, stream: str, *, captured: int = 0, settled: int = 0, spooled: int = 0) -> None:
+    db.execute(
+        "INSERT INTO books VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET captured = captured + excluded.captured,"
+        " settled = settled + excluded.settled, spooled = spooled + excluded.spooled",
+        (stream, captured, settled, spooled),
+    )

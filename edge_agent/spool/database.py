@@ -1,0 +1,77 @@
+"""The spool's SQLite file: its tables, and how it is opened."""
+
+import sqlite3
+from pathlib import Path
+
+FILE_NAME = "spool.db"
+PAGE_BYTES = 4096
+# Room beside the database file itself: the write-ahead log, and what deletes need to write on a full quota.
+RESERVE_BYTES = 4 * 1024 * 1024
+
+# `body` is the last column: a row's head is then read without touching the overflow pages of its body.
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS books (
+    stream TEXT PRIMARY KEY, captured INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0,
+    spooled INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dropped_count (
+    stream TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (stream, reason)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dropped_range (
+    stream TEXT NOT NULL, epoch INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (stream, epoch, low)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS epoch (
+    stream TEXT NOT NULL, epoch INTEGER NOT NULL, next_seq INTEGER NOT NULL, PRIMARY KEY (stream, epoch)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS position (source TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS envelope (
+    id INTEGER PRIMARY KEY, stream TEXT NOT NULL, epoch INTEGER NOT NULL, first_seq INTEGER NOT NULL,
+    count INTEGER NOT NULL, cost_bytes INTEGER NOT NULL, priority INTEGER NOT NULL, state INTEGER NOT NULL,
+    crc INTEGER NOT NULL, contract_version TEXT NOT NULL, encoding TEXT NOT NULL, created_us INTEGER NOT NULL,
+    digest TEXT NOT NULL, object_bytes INTEGER NOT NULL, reason TEXT NOT NULL DEFAULT '', body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS envelope_by_span ON envelope (stream, epoch, first_seq);
+CREATE INDEX IF NOT EXISTS envelope_by_state ON envelope (state, id);
+CREATE INDEX IF NOT EXISTS envelope_by_value ON envelope (priority, id, cost_bytes);
+CREATE INDEX IF NOT EXISTS envelope_by_digest ON envelope (digest) WHERE digest <> '';
+"""
+
+
+def connect_writer(path: Path, max_bytes: int) -> sqlite3.Connection:
+    """Open for writing, creating what is missing. The page cap keeps the file below the quota, so a full spool still drains.
+
+    Raises:
+        sqlite3.Error: the file is damaged or the disk refused.
+    """
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+    try:
+        connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=1000")
+        connection.execute(f"PRAGMA journal_size_limit={RESERVE_BYTES}")
+        connection.execute("PRAGMA cache_size=-2048")
+        connection.execute("PRAGMA temp_store=FILE")
+        # Zeroing freed pages would write every settled byte a second time.
+        connection.execute("PRAGMA secure_delete=OFF")
+        connection.execute(f"PRAGMA max_page_count={(max_bytes - RESERVE_BYTES) // PAGE_BYTES}")
+        connection.executescript(_TABLES)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open an existing spool beside its writer, for reading alone.
+
+    Raises:
+        sqlite3.Error: there is no such file, or it is damaged.
+    """
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA cache_size=-1024")
+    connection.execute("PRAGMA query_only=ON")
+    return connection
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """Bytes of the pages in use; freed pages are filled again before the file grows."""
+    pages = connection.execute("PRAGMA page_count").fetchone()[0] - connection.execute("PRAGMA freelist_count").fetchone()[0]
+    return int(pages) * PAGE_BYTES

@@ -1,0 +1,138 @@
+"""Reading the spool beside its writer: what to send next, the books, the epochs. Nothing here loads a backlog's bodies."""
+
+import sqlite3
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+
+from edge_agent.errors import SpoolError
+from edge_agent.spool.records import Envelope, NewEnvelope, ObjectRef, State, WaitingObject, checksum
+from schemas.envelope import Span
+from schemas.errors import SchemaError
+from schemas.ids import Digest, StreamName
+from schemas.reported import DroppedRange, EpochReport, StreamBooks
+
+_COLUMNS = "id, stream, epoch, first_seq, count, crc, contract_version, encoding, created_us, digest, object_bytes, body"
+# More dropped ranges than this are told joined: the core needs them to close epochs, not one by one at once.
+_MAX_RANGES_PER_EPOCH = 10_000
+
+
+class RottenEnvelopeError(SpoolError):
+    """The stored bytes are not those that were captured: give the envelope up as corrupt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A parked envelope, for the operator's eyes."""
+
+    id: int
+    stream: str
+    epoch: int
+    first_seq: int
+    count: int
+    reason: str
+
+
+def ready_ids(db: sqlite3.Connection, after_id: int, skip: Container[int], limit: int) -> Iterator[int]:
+    """Ids that may be sent, in the order of capture, from the index alone."""
+    found = 0
+    for (id_,) in db.execute("SELECT id FROM envelope WHERE state = ? AND id > ? ORDER BY id", (State.READY, after_id)):
+        if id_ in skip:
+            continue
+        yield id_
+        found += 1
+        if found >= limit:
+            return
+
+
+def load(db: sqlite3.Connection, id_: int) -> Envelope | None:
+    """One envelope with its body, its checksum verified; None when it is gone.
+
+    Raises:
+        RottenEnvelopeError: the checksum does not match.
+    """
+    row = db.execute(f"SELECT {_COLUMNS} FROM envelope WHERE id = ?", (id_,)).fetchone()  # noqa: S608 # a constant
+    if row is None:
+        return None
+    return verify_row(row)
+
+
+def verify_row(row: tuple[object, ...]) -> Envelope:
+    """Build an envelope from a row of `_COLUMNS`, if the row is what was stored.
+
+    Raises:
+        RottenEnvelopeError: it is not.
+    """
+    id_, stream, epoch, first_seq, count, crc, version, encoding, created_us, digest, object_bytes, body = row
+    try:
+        name = StreamName(stream)  # type: ignore[arg-type]  # a rotten row may hold anything; what does not fit raises here
+        span = Span(epoch, first_seq, count)  # type: ignore[arg-type]
+        large = ObjectRef(Digest(digest), object_bytes) if digest else None  # type: ignore[arg-type]
+        new = NewEnvelope(count, body, version, encoding, created_us, large)  # type: ignore[arg-type]
+        is_sound = checksum(name, span, new) == crc
+    except (SchemaError, SpoolError, TypeError, ValueError) as error:
+        raise RottenEnvelopeError(f"envelope {id_} cannot be read: {error}") from error
+    if not is_sound:
+        raise RottenEnvelopeError(f"envelope {id_} of {name} {span} fails its checksum")
+    return Envelope(id_, name, span, new.body, new.contract_version, new.encoding, new.created_us)  # type: ignore[arg-type]
+
+
+def waiting_objects(db: sqlite3.Connection, limit: int) -> list[WaitingObject]:
+    """The large payloads to send next, oldest first."""
+    rows = db.execute(
+        "SELECT id, digest, object_bytes FROM envelope WHERE state = ? ORDER BY id LIMIT ?", (State.WAITING, limit)
+    ).fetchall()
+    return [WaitingObject(id_, ObjectRef(Digest(digest), size)) for id_, digest, size in rows]
+
+
+def ids_waiting_for(db: sqlite3.Connection, digest: Digest) -> list[int]:
+    """The envelopes that wait for a large payload."""
+    rows = db.execute("SELECT id FROM envelope WHERE digest = ? AND state = ?", (digest, State.WAITING))
+    return [id_ for (id_,) in rows]
+
+
+def parked(db: sqlite3.Connection, limit: int = 100) -> list[Parked]:
+    """Parked envelopes, oldest first."""
+    query = "SELECT id, stream, epoch, first_seq, count, reason FROM envelope WHERE state = ? ORDER BY id LIMIT ?"
+    return [Parked(*row) for row in db.execute(query, (State.PARKED, limit))]
+
+
+def books(db: sqlite3.Connection) -> tuple[StreamBooks, ...]:
+    """The books of every stream, over the device's whole life."""
+    dropped: dict[str, dict[str, int]] = {}
+    with _snapshot(db):
+        for stream, reason, count in db.execute("SELECT stream, reason, count FROM dropped_count"):
+            dropped.setdefault(stream, {})[reason] = count
+        rows = db.execute("SELECT stream, captured, settled, spooled FROM books ORDER BY stream").fetchall()
+    return tuple(
+        StreamBooks(stream, captured, settled, spooled, dropped.get(stream, {})) for stream, captured, settled, spooled in rows
+    )
+
+
+def epochs(db: sqlite3.Connection, open_epoch: int) -> tuple[EpochReport, ...]:
+    """Every epoch the core has not settled in full, with the ranges that were given up and that no receipt covers yet."""
+    reports = []
+    with _snapshot(db):
+        for stream, epoch, next_seq in db.execute("SELECT stream, epoch, next_seq FROM epoch ORDER BY stream, epoch").fetchall():
+            rows = db.execute(
+                "SELECT low, high, reason FROM dropped_range WHERE stream = ? AND epoch = ? ORDER BY low LIMIT ?",
+                (stream, epoch, _MAX_RANGES_PER_EPOCH),
+            )
+            gone = tuple(DroppedRange(*row) for row in rows)
+            reports.append(EpochReport(stream, epoch, next_seq, closed=epoch != open_epoch, dropped=gone))
+    return tuple(reports)
+
+
+class _snapshot:  # noqa: N801 # reads as a statement
+    """One moment of the database for several queries; a no-op inside a transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._is_outer = not db.in_transaction
+
+    def __enter__(self) -> None:
+        if self._is_outer:
+            self._db.execute("BEGIN")
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_outer:
+            self._db.execute("COMMIT")

@@ -1,0 +1,115 @@
+"""What goes into the spool and what comes out of it: value objects, no IO."""
+
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+
+from edge_agent.errors import SpoolError
+from schemas.envelope import MAX_SAMPLES_PER_ENVELOPE, Span
+from schemas.ids import Digest, StreamName
+
+# What a row costs beside its body: columns, index entries, page slack. Measured as ~180 bytes, rounded up.
+ROW_OVERHEAD_BYTES = 256
+
+
+class State(IntEnum):
+    """Where an envelope stands. Leases are kept in memory only: after a restart everything unsettled is sent again."""
+
+    READY = 0  # may be sent
+    WAITING = 1  # its large payload is not settled yet
+    PARKED = 2  # can never be sent as things are; kept, told of, first to be evicted
+
+
+class DropReason:
+    """Why samples were given up. The words appear in books, reports and metrics."""
+
+    EVICTED = "evicted"
+    CORRUPT = "corrupt"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """A large payload, held as a file named by its hash."""
+
+    digest: Digest
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewEnvelope:
+    """An envelope that has no seq yet: the spool gives it one.
+
+    Attributes:
+        count: samples in it.
+        body: what will be the MQTT body.
+        encoding: "" or "zstd".
+        large: the large payload that must be settled before this envelope is sent.
+    """
+
+    count: int
+    body: bytes
+    contract_version: str
+    encoding: str = ""
+    created_us: int = 0
+    large: ObjectRef | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= MAX_SAMPLES_PER_ENVELOPE:
+            raise SpoolError(f"an envelope holds 1 to {MAX_SAMPLES_PER_ENVELOPE} samples, not {self.count}; split the batch")
+
+    @property
+    def cost_bytes(self) -> int:
+        """What it takes from the quota."""
+        return len(self.body) + ROW_OVERHEAD_BYTES + (self.large.size_bytes if self.large else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One source batch on its way into the spool: its envelopes and the source's position live or die together."""
+
+    stream: StreamName
+    envelopes: tuple[NewEnvelope, ...]
+    priority: int = 100
+    source: str = ""
+    position: bytes | None = None
+
+    @property
+    def cost_bytes(self) -> int:
+        """What it takes from the quota."""
+        return sum(envelope.cost_bytes for envelope in self.envelopes)
+
+    @property
+    def count(self) -> int:
+        """Samples in it."""
+        return sum(envelope.count for envelope in self.envelopes)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """An envelope as the spool holds it."""
+
+    id: int
+    stream: StreamName
+    span: Span
+    body: bytes
+    contract_version: str
+    encoding: str
+    created_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingObject:
+    """A large payload that an envelope waits for."""
+
+    envelope_id: int
+    ref: ObjectRef
+
+
+def checksum(stream: str, span: Span, envelope: NewEnvelope) -> int:
+    """CRC-32 over what the envelope says and carries: SQLite itself does not notice a rotten byte."""
+    digest = envelope.large.digest if envelope.large else ""
+    head = (
+        f"{stream}/{span.epoch}/{span.first_seq}/{span.count}/{envelope.contract_version}"
+        f"/{envelope.encoding}/{envelope.created_us}/{digest}"
+    )
+    return zlib.crc32(envelope.body, zlib.crc32(head.encode()))

@@ -1,0 +1,180 @@
+"""Opening a spool that may be damaged: what cannot be read is moved aside, what can is carried over, and start never fails."""
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from edge_agent.clock import Clock
+from edge_agent.spool import changes, database
+from edge_agent.spool.reading import RottenEnvelopeError, verify_row
+from edge_agent.spool.records import DropReason
+
+SUSPECT_NAME = "spool.suspect"
+_HEADS = "id, stream, epoch, first_seq, count, crc, contract_version, encoding, created_us, digest, object_bytes, body"
+_ROW = (
+    "id, stream, epoch, first_seq, count, cost_bytes, priority, state, crc, contract_version, encoding, created_us,"
+    " digest, object_bytes, reason, body"
+)
+_MAX_UNREADABLE_STEPS = 100_000
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open, sound database, and what a repair could and could not save."""
+
+    db: sqlite3.Connection
+    moved_aside: Path | None = None
+    saved_samples: int = 0
+    lost_samples: int = 0
+
+
+def open_sound(folder: Path, max_bytes: int, clock: Clock) -> Opened:
+    """Open the spool's database; a damaged one is moved aside to `*.corrupt-<ms>` and salvaged.
+
+    Raises:
+        sqlite3.Error: not even a new file can be made: the disk refuses.
+    """
+    path = folder / database.FILE_NAME
+    suspect = folder / SUSPECT_NAME
+    try:
+        db = database.connect_writer(path, max_bytes)
+        try:
+            _probe(db, is_thorough=suspect.exists())
+        except sqlite3.Error:
+            db.close()
+            raise
+    except sqlite3.DatabaseError as error:
+        _log.error("spool database is damaged; salvaging", path=str(path), error=str(error))
+        aside = _move_aside(path, clock)
+        suspect.unlink(missing_ok=True)
+        return _salvage(aside, database.connect_writer(path, max_bytes))
+    suspect.unlink(missing_ok=True)
+    return Opened(db)
+
+
+def _probe(db: sqlite3.Connection, *, is_thorough: bool) -> None:
+    """Read what every start needs; after a failure in service, check every page."""
+    for table in ("meta", "books", "dropped_count", "epoch", "position"):
+        db.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 # constants
+    db.execute("SELECT max(id), min(id) FROM envelope").fetchone()
+    if is_thorough:
+        verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(f"quick_check: {verdict}")
+
+
+def _move_aside(path: Path, clock: Clock) -> Path:
+    aside = path.with_name(f"{path.name}.corrupt-{clock.now_ms()}")
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.is_dir() or part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def _salvage(aside: Path, db: sqlite3.Connection) -> Opened:
+    try:
+        old = sqlite3.connect(aside, isolation_level=None)
+        old.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        _log.error("nothing could be salvaged", path=str(aside), error=str(error))
+        return Opened(db, aside)
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        for table in ("meta", "books", "dropped_count", "dropped_range", "epoch", "position"):
+            _carry_over(old, db, table)
+        saved = sum(_keep(db, row) for row in _rows(old))
+        lost = _balance(db)
+        db.execute("COMMIT")
+    finally:
+        old.close()
+    _log.error("salvaged a damaged spool", moved_aside=str(aside), saved_samples=saved, lost_samples=lost)
+    return Opened(db, aside, saved, lost)
+
+
+def _carry_over(old: sqlite3.Connection, db: sqlite3.Connection, table: str) -> None:
+    """Copy one small table, row by row as far as it can be read."""
+    try:
+        for row in old.execute(f"SELECT * FROM {table}"):  # noqa: S608 # constants
+            db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
+    except sqlite3.Error as error:
+        _log.warning("part of a table is lost", table=table, error=str(error))
+
+
+def _rows(old: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
+    """Every row that can still be read; steps over those that cannot, ever wider where whole pages are gone."""
+    at, step, unreadable = 0, 1, 0
+    while unreadable < _MAX_UNREADABLE_STEPS and at < 2**62:
+        try:
+            row = old.execute(f"SELECT {_ROW} FROM envelope WHERE id > ? ORDER BY id LIMIT 1", (at,)).fetchone()  # noqa: S608
+        except sqlite3.Error:
+            at += step
+            step = min(step * 2, 1 << 40) if unreadable > 1_000 else 1
+            unreadable += 1
+            continue
+        if row is None:
+            return
+        at, step = row[0], 1
+        yield row
+
+
+def _keep(db: sqlite3.Connection, row: tuple[object, ...]) -> int:
+    id_, stream, epoch, first_seq, count, _, _, _, crc, version, encoding, created_us, digest, object_bytes, _, body = row
+    try:
+        envelope = verify_row(
+            (id_, stream, epoch, first_seq, count, crc, version, encoding, created_us, digest, object_bytes, body)
+        )
+        db.execute(f"INSERT INTO envelope ({_ROW}) VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
+    except (RottenEnvelopeError, sqlite3.IntegrityError) as error:
+        _log.warning("a row is lost", error=str(error))
+        return 0
+    db.execute(
+        "INSERT INTO epoch VALUES (?,?,?) ON CONFLICT DO UPDATE SET next_seq = max(next_seq, excluded.next_seq)",
+        (envelope.stream, envelope.span.epoch, envelope.span.end_seq),
+    )
+    return envelope.span.count
+
+
+def _balance(db: sqlite3.Connection) -> int:
+    """Make the books say what is there: spooled is what was saved, and what else is missing was dropped as corrupt."""
+    lost = 0
+    db.execute("INSERT OR IGNORE INTO books (stream) SELECT DISTINCT stream FROM envelope")
+    for stream, captured, settled, _ in db.execute("SELECT stream, captured, settled, spooled FROM books").fetchall():
+        spooled = db.execute("SELECT coalesce(sum(count), 0) FROM envelope WHERE stream = ?", (stream,)).fetchone()[0]
+        dropped = db.execute("SELECT coalesce(sum(count), 0) FROM dropped_count WHERE stream = ?", (stream,)).fetchone()[0]
+        missing = max(0, captured - settled - spooled - dropped)
+        db.execute(
+            "UPDATE books SET captured = ?, spooled = ? WHERE stream = ?",
+            (settled + spooled + dropped + missing, spooled, stream),
+        )
+        for epoch, low, high in _missing_spans(db, stream, missing):
+            changes.count_dropped(db, stream, epoch, (low, high), DropReason.CORRUPT)
+        lost += missing
+    return lost
+
+
+def _missing_spans(db: sqlite3.Connection, stream: str, missing: int) -> Iterator[tuple[int, int, int]]:
+    """The newest unaccounted seqs, newest epoch first: older holes are most likely settled long ago."""
+    for epoch, next_seq in db.execute(
+        "SELECT epoch, next_seq FROM epoch WHERE stream = ? ORDER BY epoch DESC", (stream,)
+    ).fetchall():
+        rows = db.execute(
+            "SELECT first_seq, first_seq + count FROM envelope WHERE stream = ? AND epoch = ?"
+            " UNION ALL SELECT low, high FROM dropped_range WHERE stream = ? AND epoch = ? ORDER BY 1 DESC",
+            (stream, epoch, stream, epoch),
+        )
+        high = next_seq
+        for low_end, row_high in [*rows.fetchall(), (0, 0)]:
+            take = min(missing, high - row_high)
+            if take > 0:
+                missing -= take
+                yield epoch, high - take, high
+            high = min(high, low_end)
+    if missing > 0:
+        # No epoch is left that could name them: counted without a range, in an epoch no sample ever had.
+        yield 0, 0, missing

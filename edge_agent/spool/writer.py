@@ -1,0 +1,183 @@
+"""The writer thread: it alone changes the database. What arrives while it lingers or commits shares the next commit."""
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import structlog
+
+from edge_agent.clock import Clock
+from edge_agent.errors import SpoolError
+from edge_agent.spool.changes import Removed
+from edge_agent.spool.commits import Change, Ledgerhand
+from edge_agent.spool.records import Append
+from schemas.envelope import Span
+
+_COMMIT_BYTES = 1024 * 1024
+_COMMIT_SAMPLES = 10_000
+# Callers wait when this much is not durable yet: memory stays bounded whatever the sources do.
+_MAX_PENDING_BYTES = 4 * _COMMIT_BYTES
+_DISK_FULL_PAUSE_S = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    appends: deque[tuple[Append, "Future[Span]"]] = field(default_factory=deque)
+    others: deque[tuple[Change, "Future[Removed]"]] = field(default_factory=deque)
+    append_bytes: int = 0
+    append_samples: int = 0
+
+
+class SpoolWriter:
+    """Owns the writing connection's thread.
+
+    Args:
+        hand: carries out the transactions.
+        linger_ms: how long an append may wait for company.
+        in_flight: which envelopes the uplink holds.
+        on_removed: told, after each commit, what left the spool.
+        clock: monotonic time for lingering.
+    """
+
+    def __init__(
+        self,
+        hand: Ledgerhand,
+        linger_ms: int,
+        in_flight: Callable[[], frozenset[int]],
+        on_removed: Callable[[Removed], None],
+        clock: Clock,
+    ) -> None:
+        self._hand = hand
+        self._linger_s = linger_ms / 1000
+        self._in_flight = in_flight
+        self._on_removed = on_removed
+        self._clock = clock
+        self._waiting = _Waiting()
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self.failure: SpoolError | None = None
+        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+        self._thread.start()
+
+    def append(self, append: Append) -> "Future[Span]":
+        """Hand in a batch; the future is done when it is durable. Waits while too much is pending.
+
+        Raises:
+            SpoolError: the spool is closed or broken.
+        """
+        future: Future[Span] = Future()
+        with self._changed:
+            while self._waiting.append_bytes > _MAX_PENDING_BYTES and self.failure is None and not self._is_closing:
+                self._changed.wait()
+            self._refuse_if_over()
+            self._waiting.appends.append((append, future))
+            self._waiting.append_bytes += append.cost_bytes
+            self._waiting.append_samples += append.count
+            self._changed.notify_all()
+        return future
+
+    def change(self, change: Change) -> "Future[Removed]":
+        """Hand in another change; the future is done when it is durable.
+
+        Raises:
+            SpoolError: the spool is closed or broken.
+        """
+        future: Future[Removed] = Future()
+        with self._changed:
+            self._refuse_if_over()
+            self._waiting.others.append((change, future))
+            self._changed.notify_all()
+        return future
+
+    def close(self) -> None:
+        """Commit what is pending, then stop."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _refuse_if_over(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self._is_closing:
+            raise SpoolError("the spool is closed; open it again")
+
+    def _run(self) -> None:
+        while (taken := self._take()) is not None:
+            try:
+                self._commit(taken)
+            except Exception as error:  # noqa: BLE001 # whatever it is, callers must hear of it: nobody may wait for ever
+                self._fail(taken, error)
+                return
+
+    def _take(self) -> _Waiting | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting.appends or self._waiting.others or self._is_closing)
+            deadline_s = self._clock.monotonic_s() + self._linger_s
+            while self._may_linger() and (left_s := deadline_s - self._clock.monotonic_s()) > 0:
+                self._changed.wait(left_s)
+            taken, self._waiting = self._waiting, _Waiting()
+            self._changed.notify_all()
+        return taken if taken.appends or taken.others else None
+
+    def _may_linger(self) -> bool:
+        waiting = self._waiting
+        is_little = waiting.append_bytes < _COMMIT_BYTES and waiting.append_samples < _COMMIT_SAMPLES
+        return is_little and not waiting.others and not self._is_closing
+
+    def _commit(self, taken: _Waiting) -> None:
+        while True:
+            try:
+                done = self._hand.commit([a for a, _ in taken.appends], [c for c, _ in taken.others], self._in_flight())
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+                self._make_way(taken)
+            else:
+                break
+        self._on_removed(done.removed)
+        for (_, change_future), outcome in zip(taken.others, done.outcomes, strict=True):
+            change_future.set_result(outcome)
+        for (_, append_future), span in zip(taken.appends, done.spans, strict=True):
+            append_future.set_result(span)
+
+    def _make_way(self, taken: _Waiting) -> None:
+        """The page cap or the disk itself is reached: deletes go first and alone, then eviction, then waiting."""
+        if taken.others:
+            done = self._hand.commit((), [c for c, _ in taken.others], self._in_flight())
+            for (_, future), outcome in zip(taken.others, done.outcomes, strict=True):
+                future.set_result(outcome)
+            taken.others.clear()
+            self._on_removed(done.removed)
+            if done.removed.ids:
+                return
+        priority = max(append.priority for append, _ in taken.appends)
+        removed = self._hand.evict(2 * taken.append_bytes, priority, self._in_flight())
+        self._on_removed(removed)
+        if not removed.ids:
+            _log.warning("disk full and nothing may be evicted; capture waits", hint="free some disk")
+            with self._changed:
+                self._changed.wait(_DISK_FULL_PAUSE_S)
+                taken.others.extend(self._waiting.others)
+                self._waiting.others.clear()
+
+    def _fail(self, taken: _Waiting, error: Exception) -> None:
+        failure = SpoolError(f"the spool cannot be written: {error}; it is checked and mended at the next start")
+        failure.__cause__ = error
+        _log.error("spool broken", error=str(error))
+        with self._changed:
+            self.failure = failure
+            left, self._waiting = self._waiting, _Waiting()
+            self._changed.notify_all()
+        for batch in (taken, left):
+            for _, append_future in batch.appends:
+                if not append_future.done():
+                    append_future.set_exception(failure)
+            for _, change_future in batch.others:
+                if not change_future.done():
+                    change_future.set_exception(failure)
