@@ -33,7 +33,7 @@ class Framer:
         sink = pa.FixedSizeBufferWriter(self._scratch)
         writer = pa.ipc.new_stream(sink, SEGMENT_SCHEMA)
         writer.write_batch(batch, custom_metadata=_METADATA)
-        frame = memoryview(self._scratch)[len(HEADER) : sink.tell()]
+        frame = memoryview(self._scratch).cast("B")[len(HEADER) : sink.tell()]
         digits = _digits_at(frame)
         assert digits is not None, "the mark was written above"
         frame[digits : digits + len(_ZEROS)] = _crc(frame, digits)
@@ -42,7 +42,7 @@ class Framer:
 
 def is_true_frame(frame: pa.Buffer) -> bool:
     """Whether a message's bytes are those that were written."""
-    content = memoryview(frame)
+    content = memoryview(frame).cast("B")
     digits = _digits_at(content)
     return digits is not None and bytes(content[digits : digits + len(_ZEROS)]) == _crc(content, digits)
 

@@ -88,7 +88,7 @@ def _recover(folder: Path, path: Path, *, is_last: bool) -> Recovered:
 
 
 def _set_aside(folder: Path, path: Path, number: int, good_bytes: int) -> int:
-    """Keep what follows the whole batches as `torn/<number>-<offset>`; the end-of-stream mark of a crash while sealing is none."""
+    """Keep what follows the whole batches as `torn/<number>-<offset>`, unless it is but the end-of-stream mark."""
     with path.open("rb") as file:
         file.seek(good_bytes)
         tail = file.read()
