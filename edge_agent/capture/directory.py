@@ -1,0 +1,208 @@
+"""A source that watches a folder: each file that settles there is a sample, its bytes the payload.
+
+    kind = "directory"
+    path = "/var/spool/camera"
+    pattern = ["*.jpg", "*.png"]     # default: pictures
+    done = "delete"                  # keep | delete | move (into <path>/done)
+    sidecars = "labels"              # <name>.json or <stem>.json here; default: beside the picture
+    masks = "masks"                  # <stem>.png becomes the column mask
+    attributes = "index.csv"         # a table with a row per file
+    rename = { bsd_type = "label" }
+    time = "mtime"                   # or the key of sidecar or table that tells the event time
+    time_start = "2024-05-01T00:00:00Z"  # with a `time` that counts from 0
+    columns = { camera = "line-3" }  # the same for every sample
+    settle_ms = 500                  # a file must stay unchanged for so long
+    part_threshold_bytes = 1048576   # above: handed on as a path, never read into memory
+    end_when_idle = false
+
+`delete` and `move` do not depend on clocks. `keep` remembers only how far it got in the order of inode change times, so
+that its position stays small: a file whose inode changes later (chmod, a rewrite) counts as new, and one that arrives
+while the agent is down and the clock stands behind its last run counts as done.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.cells import CellError, to_time_us
+from edge_agent.capture.folder_files import FileSamples
+from edge_agent.capture.folder_scan import FoundFile, Settling, is_unchanged, look
+from edge_agent.capture.options import check_rename, read_options
+from edge_agent.capture.rejects import Rejects
+from edge_agent.clock import Clock
+from edge_agent.errors import ConfigError, SourceEndedError, SourceError
+from schemas.contract import Contract
+
+PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.svs")
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+
+
+class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a watched folder; the module's docstring shows each."""
+
+    path: str
+    pattern: str | tuple[str, ...] = PICTURES
+    done: Literal["keep", "delete", "move"] = "keep"
+    sidecars: str = ""
+    masks: str = ""
+    attributes: str = ""
+    rename: dict[str, str] = {}
+    time: str = "mtime"
+    time_start: str = ""
+    columns: dict[str, str | int | float | bool] = {}
+    settle_ms: int = 500
+    poll_ms: int = 200
+    part_threshold_bytes: int = 1024 * 1024
+    end_when_idle: bool = False
+
+
+class DirectoryPosition(msgspec.Struct, frozen=True):
+    """`mark`: the last file given out (keep). `given`: files given out that may not be moved away yet (delete, move)."""
+
+    mark: tuple[int, str] = (0, "")
+    given: list[tuple[int, str]] = []
+
+
+class DirectorySource:
+    """Watches one folder; see the module.
+
+    Attributes:
+        rejected: reason -> files and cells refused.
+    """
+
+    def __init__(self, options: DirectoryOptions, contract: Contract, clock: Clock, position: bytes | None) -> None:
+        self._options = options
+        self._clock = clock
+        self._folder = Path(options.path)
+        self._rejects = Rejects(f"directory {self._folder.name}")
+        self._samples = FileSamples(options, contract, self._rejects)
+        forms = (options.pattern,) if isinstance(options.pattern, str) else options.pattern
+        self._patterns = [pattern.lower() for pattern in forms]
+        self._settling = Settling(options.settle_ms / 1000)
+        self._ready: deque[FoundFile] = deque()
+        self._waiting = True  # whether files were seen that have not settled
+        self._next_look_s = clock.monotonic_s()
+        self._done: set[tuple[int, str]] = set()
+        self._pending: deque[tuple[bytes, list[FoundFile]]] = deque()
+        self._mark: tuple[int, str] = (0, "")
+        self._resume(position)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many files or cells were refused since the source was built."""
+        return dict(self._rejects.counts)
+
+    def _resume(self, position: bytes | None) -> None:
+        try:
+            at = DirectoryPosition() if position is None else msgspec.json.decode(position, type=DirectoryPosition)
+        except msgspec.MsgspecError:
+            self._rejects.count("file: the stored position is unreadable; the folder is read from its start")
+            at = DirectoryPosition()
+        here = look(self._folder, self._patterns)
+        if self._options.done == "keep":
+            self._mark = at.mark
+            self._done = {file.mark for file in here if file.mark <= at.mark}
+            return
+        given = {tuple(mark) for mark in at.given}
+        self._put_away([file for file in here if file.mark in given])
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The next files, at most so many and about 16 MiB; None when none has settled.
+
+        Raises:
+            SourceEndedError: `end_when_idle` is set and nothing is left to read.
+            SourceError: the folder cannot be read any more.
+        """
+        if not self._ready and not self._look():
+            if self._options.end_when_idle and not self._waiting:
+                raise SourceEndedError(f"{self._folder} holds nothing more")
+            return None
+        taken: list[FoundFile] = []
+        size = 0
+        while self._ready and len(taken) < max_samples and size < MAX_BATCH_BYTES:
+            file = self._ready.popleft()
+            taken.append(file)
+            size += file.size if file.size <= self._options.part_threshold_bytes else 0
+        batch, captured = self._samples.read(taken)
+        self._done.update(file.mark for file in taken)
+        self._mark = max(self._mark, taken[-1].mark)
+        return None if batch is None else self._give(captured, batch)
+
+    def _look(self) -> bool:
+        now_s = self._clock.monotonic_s()
+        if now_s < self._next_look_s:
+            return False
+        self._next_look_s = now_s + self._options.poll_ms / 1000
+        files = [file for file in look(self._folder, self._patterns) if file.mark not in self._done]
+        settled = self._settling.settled(files, now_s)
+        self._waiting = len(settled) < len(files)
+        self._ready.extend(settled)
+        self._samples.refresh()
+        return bool(settled)
+
+    def _give(self, captured: list[FoundFile], batch: SampleBatch) -> SampleBatch:
+        given = [file.mark for _, files in self._pending for file in files] + [file.mark for file in captured]
+        keep = self._options.done == "keep"
+        position = msgspec.json.encode(DirectoryPosition(self._mark, [] if keep else given))
+        if not keep:
+            self._pending.append((position, captured))
+        return SampleBatch(batch.event_time_us, batch.columns, batch.payloads, position)
+
+    def stored(self, batch: SampleBatch) -> None:
+        """The batch is durable: its files, and those of batches before it, are moved away or deleted."""
+        if not any(position == batch.position for position, _ in self._pending):
+            return
+        while self._pending:
+            position, files = self._pending.popleft()
+            self._put_away(files)
+            if position == batch.position:
+                return
+
+    def _put_away(self, files: list[FoundFile]) -> None:
+        for file in files:
+            self._done.discard(file.mark)
+            if is_unchanged(self._folder, file):  # else it is another file by now, which was not captured
+                for path in self._samples.paths(file.name):
+                    self._put_away_one(path, file)
+
+    def _put_away_one(self, path: Path, file: FoundFile) -> None:
+        try:
+            if self._options.done == "delete":
+                path.unlink(missing_ok=True)
+                return
+            target = self._folder / "done" / path.name
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():
+                target = target.with_name(f"{path.stem}.{file.changed_ns}{path.suffix}")
+            with contextlib.suppress(FileNotFoundError):  # a sidecar shared by two pictures went with the first
+                path.rename(target)
+        except OSError as error:
+            raise SourceError(f"{path} cannot be moved away ({error.strerror}); let the agent write to {self._folder}") from error
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def build_directory(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> DirectorySource:
+    """Build a watched folder.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong, or the contract has no payload.
+        SourceError: the folder cannot be read.
+    """
+    chosen = read_options("directory", options, DirectoryOptions)
+    check_rename("directory", chosen.rename, contract)
+    check_rename("directory", {name: name for name in chosen.columns}, contract)
+    if contract.payload is None:
+        raise ConfigError(f"source 'directory': contract {contract.name} has no payload; files need one that has")
+    if chosen.time_start:
+        try:
+            to_time_us(chosen.time_start)
+        except CellError as error:
+            raise ConfigError(f"source 'directory': time_start = {chosen.time_start!r} is {error}") from error
+    return DirectorySource(chosen, contract, clock, position)

@@ -1,0 +1,242 @@
+"""A source that runs a program: each line it prints is one sample, a JSON object.
+
+    kind = "exec"
+    command = ["/usr/bin/read-sensor", "--json"]
+    rename = { v = "speed_mps" }
+    restart = true                # false: a program that ends well ends the source
+
+`event_time` is RFC 3339 text or seconds since 1970 (absent: the time of reading), `payload_b64` the payload, binary
+columns are base64. A program cannot be asked to go back, so there is no position: what it printed and the agent had not
+stored when it was killed is the program's to print again.
+"""
+
+import base64
+import binascii
+import os
+import selectors
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
+
+import msgspec
+
+from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.mapping import ColumnMapper, keep_rows, read_times
+from edge_agent.capture.options import check_rename, read_options
+from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.tables import RawChunk, decode_object, objects_chunk
+from edge_agent.clock import Clock
+from edge_agent.errors import ConfigError, SourceEndedError, SourceError
+from schemas.contract import Contract
+from schemas.envelope import EVENT_TIME
+
+PAYLOAD_B64 = "payload_b64"
+_CHUNK_BYTES = 64 * 1024
+_TAIL_BYTES = 2_000
+
+
+class ExecOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a program; the module's docstring shows each. `wait_ms`: how long a read waits for a line."""
+
+    command: list[str]
+    rename: dict[str, str] = {}
+    restart: bool = False
+    wait_ms: int = 100
+    max_line_bytes: int = 16 * 1024 * 1024
+    stop_ms: int = 2_000
+
+
+class ExecSource:
+    """Runs one program; see the module.
+
+    Attributes:
+        rejected: reason -> lines and cells refused.
+    """
+
+    def __init__(self, options: ExecOptions, contract: Contract, clock: Clock) -> None:
+        self._options = options
+        self._clock = clock
+        self._rejects = Rejects(f"exec {options.command[0]}")
+        self._has_payload = contract.payload is not None
+        self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects)
+        self._lines = LineBuffer(options.max_line_bytes, self._rejects)
+        self._stderr: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the program; closed in close()
+        self._process = self._start()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._stdout, selectors.EVENT_READ)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many lines or cells were refused since the source was built."""
+        return dict(self._rejects.counts)
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        try:
+            process = subprocess.Popen(
+                self._options.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._stderr, bufsize=0
+            )
+        except OSError as error:
+            self._stderr.close()
+            raise SourceError(f"{self._options.command[0]} cannot be started ({error.strerror}); correct `command`") from error
+        assert process.stdout is not None
+        self._stdout = process.stdout.fileno()
+        os.set_blocking(self._stdout, False)
+        return process
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The samples of the lines printed so far; None when there are none within `wait_ms`.
+
+        Raises:
+            SourceError: the program failed; the message ends with the last it wrote to standard error.
+            SourceEndedError: it ended well and `restart` is off.
+        """
+        ended = False if self._lines.has_line else self._fill()
+        lines = self._lines.take(max_samples, ended=ended)
+        found = [item for item in (decode_object(line, self._rejects) for line in lines) if item is not None]
+        if not found:
+            if ended and not lines:
+                self._finish()
+            return None
+        return self._batch(objects_chunk(found))
+
+    def _fill(self) -> bool:
+        """Take what the program has printed; whether it will print no more."""
+        self._trim_stderr()
+        if not self._selector.select(self._options.wait_ms / 1000):
+            return False
+        try:
+            piece = os.read(self._stdout, _CHUNK_BYTES)
+            while piece:
+                self._lines.add(piece)
+                if self._lines.is_full:
+                    return False
+                piece = os.read(self._stdout, _CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _batch(self, chunk: RawChunk) -> SampleBatch | None:
+        now_us = self._clock.now_ms() * 1000
+        cells = chunk.columns.get(EVENT_TIME, [None] * chunk.rows)
+        known = read_times([cell for cell in cells if cell is not None], "auto", self._rejects)
+        found = iter(known)
+        chunk, times = keep_rows(chunk, [now_us if cell is None else next(found) for cell in cells])
+        if not times:
+            return None
+        columns = self._mapper.convert(chunk, frozenset({EVENT_TIME, PAYLOAD_B64}))
+        payloads = self._payloads(chunk.columns.get(PAYLOAD_B64, [None] * chunk.rows)) if self._has_payload else None
+        return SampleBatch(times, columns, payloads)
+
+    def _payloads(self, cells: Sequence[object]) -> list[bytes | None]:
+        out: list[bytes | None] = []
+        for cell in cells:
+            try:
+                out.append(base64.b64decode(cell, validate=True) if isinstance(cell, str) else None)
+            except (binascii.Error, ValueError):
+                self._rejects.count(f"cell {PAYLOAD_B64}: not base64 text", cell)
+                out.append(None)
+        return out
+
+    def _finish(self) -> None:
+        code = self._process.wait()
+        name = self._options.command[0]
+        if code:
+            raise SourceError(f"{name} ended with exit code {code}; its last words: {self._tail()}")
+        if self._options.restart:
+            raise SourceError(f"{name} ended; it is started again after a while")
+        raise SourceEndedError(f"{name} ended well")
+
+    def _tail(self) -> str:
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - _TAIL_BYTES))
+        return self._stderr.read(_TAIL_BYTES).decode("utf-8", errors="replace").strip() or "(nothing)"
+
+    def _trim_stderr(self) -> None:
+        # A talkative program must not fill the disk: only its last words are ever shown.
+        if os.fstat(self._stderr.fileno()).st_size > 64 * _TAIL_BYTES:
+            self._stderr.truncate(0)
+            os.lseek(self._stderr.fileno(), 0, os.SEEK_SET)
+
+    def stored(self, batch: SampleBatch) -> None:
+        """Nothing to do: what a program printed is gone from it."""
+
+    def close(self) -> None:
+        """Ask the program to end, then make it."""
+        self._process.terminate()
+        try:
+            self._process.wait(self._options.stop_ms / 1000)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._selector.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._stderr.close()
+
+
+class LineBuffer:
+    """Bytes made into lines, none longer than the limit: a longer one is dropped as it comes, and counted."""
+
+    def __init__(self, max_line_bytes: int, rejects: Rejects) -> None:
+        self._max = max_line_bytes
+        self._rejects = rejects
+        self._bytes = bytearray()
+        self._dropping = False
+
+    @property
+    def has_line(self) -> bool:
+        """Whether a whole line is there."""
+        return self._bytes.find(b"\n") >= 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough is buffered to work on first."""
+        return len(self._bytes) > self._max
+
+    def add(self, piece: bytes) -> None:
+        """More bytes."""
+        if self._dropping:
+            end = piece.find(b"\n")
+            if end < 0:
+                return
+            piece, self._dropping = piece[end + 1 :], False
+        self._bytes += piece
+        if len(self._bytes) > self._max and self._bytes.find(b"\n") < 0:
+            self._rejects.count(f"row: line above {self._max} bytes", bytes(self._bytes[:80]))
+            self._bytes.clear()
+            self._dropping = True
+
+    def take(self, max_lines: int, *, ended: bool) -> list[str]:
+        """At most so many whole lines; when the program has ended, an unfinished last one as well."""
+        lines: list[str] = []
+        start = 0
+        while len(lines) < max_lines:
+            end = self._bytes.find(b"\n", start)
+            if end < 0:
+                if ended and start < len(self._bytes):
+                    lines.append(self._bytes[start:].decode("utf-8", errors="replace"))
+                    start = len(self._bytes)
+                break
+            if end - start <= self._max:
+                lines.append(self._bytes[start:end].decode("utf-8", errors="replace"))
+            else:
+                self._rejects.count(f"row: line above {self._max} bytes", bytes(self._bytes[start : start + 80]))
+            start = end + 1
+        del self._bytes[:start]
+        return lines
+
+
+def build_exec(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> ExecSource:
+    """Start a program.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+        SourceError: the program cannot be started.
+    """
+    del position  # a program cannot be asked to go back
+    chosen = read_options("exec", options, ExecOptions)
+    check_rename("exec", chosen.rename, contract)
+    if not chosen.command:
+        raise ConfigError("source 'exec': command is empty; give the program and its arguments as a list")
+    return ExecSource(chosen, contract, clock)

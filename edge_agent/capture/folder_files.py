@@ -1,0 +1,121 @@
+"""Settled files made into samples: bytes or path, time, size of the picture, and what stands beside it."""
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.capture.cells import CellError, to_time_us
+from edge_agent.capture.folder_scan import FoundFile
+from edge_agent.capture.image_header import read_image_header
+from edge_agent.capture.mapping import ColumnMapper
+from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.sidecars import AttributeTable, Sidecars
+from edge_agent.capture.tables import objects_chunk
+from schemas.contract import Contract
+
+_EXTRA_COLUMNS = ("mask", "file_name", "media_type", "width", "height")
+
+
+class FileOptions(Protocol):
+    """The options that say what becomes of a file."""
+
+    @property
+    def path(self) -> str: ...  # noqa: D102  # told in edge_agent.capture.directory
+    @property
+    def sidecars(self) -> str: ...  # noqa: D102
+    @property
+    def masks(self) -> str: ...  # noqa: D102
+    @property
+    def attributes(self) -> str: ...  # noqa: D102
+    @property
+    def rename(self) -> dict[str, str]: ...  # noqa: D102
+    @property
+    def time(self) -> str: ...  # noqa: D102
+    @property
+    def time_start(self) -> str: ...  # noqa: D102
+    @property
+    def columns(self) -> dict[str, str | int | float | bool]: ...  # noqa: D102
+    @property
+    def part_threshold_bytes(self) -> int: ...  # noqa: D102
+
+
+class FileSamples:
+    """Reads files into batches. What the table and the sidecar say wins over what is read from the picture."""
+
+    def __init__(self, options: FileOptions, contract: Contract, rejects: Rejects) -> None:
+        self._options = options
+        self._folder = Path(options.path)
+        self._rejects = rejects
+        self._known = {name for name in _EXTRA_COLUMNS if contract.column(name) is not None}
+        masks = Path(options.masks) if options.masks and contract.column("mask") is not None else None
+        self._sidecars = Sidecars(Path(options.sidecars) if options.sidecars else self._folder, masks, rejects)
+        self._table = AttributeTable(Path(options.attributes), rejects) if options.attributes else None
+        self._mapper = ColumnMapper(contract, options.rename, frozenset({""}), rejects)
+
+    def refresh(self) -> None:
+        """See changes of the table of attributes."""
+        if self._table is not None:
+            self._table.refresh()
+
+    def paths(self, name: str) -> list[Path]:
+        """The file and the sidecar that stands in the same folder: what is moved away together."""
+        sidecar = self._sidecars.path(name)
+        beside = [sidecar] if sidecar is not None and sidecar.parent == self._folder else []
+        return [self._folder / name, *beside]
+
+    def read(self, files: Sequence[FoundFile]) -> tuple[SampleBatch | None, list[FoundFile]]:
+        """One batch of all files that can be read, in order, and which those are; the others are counted and left in place."""
+        read: list[FoundFile] = []
+        rows: list[dict[str, object]] = []
+        times: list[int] = []
+        payloads: list[bytes | Path | None] = []
+        for file in files:
+            try:
+                payload, row = self._one(file)
+            except OSError as error:
+                self._rejects.count(f"file: cannot be read ({error.strerror})", file.name)
+                continue
+            read.append(file)
+            times.append(self._time_us(file, row))
+            rows.append(row)
+            payloads.append(payload)
+        if not rows:
+            return None, []
+        columns: dict[str, Sequence[Scalar]] = self._mapper.convert(objects_chunk(rows), frozenset({self._options.time}))
+        return SampleBatch(times, columns, payloads), read
+
+    def _one(self, file: FoundFile) -> tuple[bytes | Path, dict[str, object]]:
+        path = self._folder / file.name
+        row: dict[str, object] = {"file_name": file.name}
+        with path.open("rb") as opened:
+            header = read_image_header(opened)
+            if header is not None:
+                row |= {"media_type": header.media_type, "width": header.width, "height": header.height}
+            opened.seek(0)
+            payload = path if file.size > self._options.part_threshold_bytes else opened.read()
+            now = os.fstat(opened.fileno())
+        if (now.st_mtime_ns, now.st_size) != (file.modified_ns, file.size):
+            # Written again since it settled: its change time is new, so the next look finds it as a new file.
+            raise OSError(errno.EAGAIN, "changed while it was read; it is read again when it settles")
+        mask = self._sidecars.mask(file.name)
+        if mask is not None:
+            row["mask"] = mask
+        row = {name: value for name, value in row.items() if name in self._known}
+        row |= self._options.columns
+        row |= self._table.row(file.name) if self._table is not None else {}
+        row |= self._sidecars.read(file.name)
+        return payload, row
+
+    def _time_us(self, file: FoundFile, row: dict[str, object]) -> int:
+        if self._options.time == "mtime":
+            return file.modified_ns // 1000
+        start_us = to_time_us(self._options.time_start) if self._options.time_start else 0
+        try:
+            return start_us + to_time_us(row.get(self._options.time))
+        except CellError as error:
+            # The picture is worth more than its exact time: it is captured, and the substitution is counted.
+            self._rejects.count(f"cell {self._options.time}: {error}; the file's own time is used", file.name)
+            return file.modified_ns // 1000

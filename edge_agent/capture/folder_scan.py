@@ -1,0 +1,85 @@
+"""Which files of a folder are new and no longer being written.
+
+Files are taken in the order of their inode change time, which a copy that keeps the old modification time cannot put
+into the past, and only once two looks, `settle_s` apart, have seen the same size and times.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from edge_agent.errors import SourceError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FoundFile:
+    """A file as one look saw it. Ordered by change time, then name."""
+
+    changed_ns: int
+    name: str
+    modified_ns: int
+    size: int
+
+    @property
+    def mark(self) -> tuple[int, str]:
+        """What the order is by."""
+        return self.changed_ns, self.name
+
+
+def look(folder: Path, patterns: Sequence[str]) -> list[FoundFile]:
+    """The plain files of a folder that match one of the patterns and are not hidden, sorted.
+
+    Raises:
+        SourceError: the folder cannot be read.
+    """
+    found: list[FoundFile] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or not any(fnmatchcase(entry.name.lower(), form) for form in patterns):
+                    continue
+                file = _stat(entry)
+                if file is not None:
+                    found.append(file)
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be read ({error.strerror}); create the folder or correct `path`") from error
+    return sorted(found)
+
+
+def _stat(entry: os.DirEntry[str]) -> FoundFile | None:
+    try:
+        if not entry.is_file(follow_symlinks=False):
+            return None
+        stat = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None  # it was renamed or removed between the two calls: the next look sees what became of it
+    return FoundFile(stat.st_ctime_ns, entry.name, stat.st_mtime_ns, stat.st_size)
+
+
+def is_unchanged(folder: Path, file: FoundFile) -> bool:
+    """Whether the file is still there as it was seen."""
+    try:
+        stat = (folder / file.name).stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (stat.st_ctime_ns, stat.st_size) == (file.changed_ns, file.size)
+
+
+class Settling:
+    """Remembers when each file was first seen as it is now."""
+
+    def __init__(self, settle_s: float) -> None:
+        self._settle_s = settle_s
+        self._since: dict[FoundFile, float] = {}
+
+    def settled(self, files: Sequence[FoundFile], now_s: float) -> list[FoundFile]:
+        """The files, in order, up to the first that may still be written: a later one must not overtake it."""
+        self._since = {file: self._since.get(file, now_s) for file in files}
+        ready: list[FoundFile] = []
+        for file in files:
+            if now_s - self._since[file] < self._settle_s:
+                break
+            ready.append(file)
+        return ready
