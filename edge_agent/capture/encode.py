@@ -1,0 +1,243 @@
+"""From a batch of samples to envelopes: Arrow IPC bodies built from plain buffers, large payloads set apart as files."""
+
+import hashlib
+import io
+import sys
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import nanoarrow as na
+from nanoarrow.ipc import StreamWriter
+from schemas.contract import Column, ColumnType, Contract
+from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
+
+from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.errors import SourceError
+from edge_agent.spool.records import NewEnvelope, ObjectRef
+
+# C schemas, made once: building one per column and batch costs more than filling the column.
+_TIME = na.c_schema(na.timestamp("us", "UTC"))
+_STRING = na.c_schema(na.string())
+_BINARY = na.c_schema(na.binary())
+_TYPES = {
+    ColumnType.STRING: _STRING,
+    ColumnType.BOOL: na.c_schema(na.bool_()),
+    ColumnType.INT32: na.c_schema(na.int32()),
+    ColumnType.INT64: na.c_schema(na.int64()),
+    ColumnType.FLOAT32: na.c_schema(na.float32()),
+    ColumnType.FLOAT64: na.c_schema(na.float64()),
+    ColumnType.TIMESTAMP: _TIME,
+    ColumnType.BINARY: _BINARY,
+}
+_ARRAY_CODES = {
+    ColumnType.INT32: "i",
+    ColumnType.INT64: "q",
+    ColumnType.TIMESTAMP: "q",
+    ColumnType.FLOAT32: "f",
+    ColumnType.FLOAT64: "d",
+}
+_BIT_OF_BYTE = bytes.maketrans(b"\x00\x01", b"01")
+_ZSTD_LEVEL = 3
+_MAX_SCHEMAS = 64
+
+PutObject = Callable[[bytes | Path], ObjectRef]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How a batch is cut: bodies of about `envelope_bytes`; payloads above `part_threshold_bytes` travel as parts."""
+
+    envelope_bytes: int
+    part_threshold_bytes: int
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Consecutive samples `[start, end)` of a batch that share one envelope."""
+
+    start: int
+    end: int
+    payloads: list[bytes | None]
+    digests: list[str | None]
+    large: ObjectRef | None = None
+
+
+class Encoder:
+    """Turns batches of one stream into envelopes.
+
+    Args:
+        contract: of the stream; columns it does not have are refused.
+        limits: how batches are cut.
+        put_object: stores a large payload and names it.
+        compress: whether bodies are compressed with zstd.
+    """
+
+    def __init__(self, contract: Contract, limits: Limits, put_object: PutObject, *, compress: bool = False) -> None:
+        self._contract = contract
+        self._limits = limits
+        self._put_object = put_object
+        self._columns = {column.name: column for column in contract.columns}
+        self._row_bytes = 0
+        self._schemas: dict[tuple[tuple[str, ...], bool], object] = {}
+        self._compress = _zstd_compressor() if compress else None
+
+    def encode(self, batch: SampleBatch, created_us: int) -> tuple[NewEnvelope, ...]:
+        """The envelopes of a batch, in its order.
+
+        Raises:
+            SourceError: a column is not the contract's, or a value does not fit its type.
+            SpoolFullError: a large payload cannot be stored.
+        """
+        unknown = batch.columns.keys() - self._columns.keys()
+        if unknown:
+            raise SourceError(f"column {sorted(unknown)[0]} is not in contract {self._contract.name} {self._contract.version}")
+        envelopes = []
+        for piece in self._pieces(batch):
+            body = self._body(batch, piece)
+            self._row_bytes = max(1, len(body) // (piece.end - piece.start))
+            if self._compress is not None:
+                body = self._compress(body)
+            envelopes.append(
+                NewEnvelope(
+                    count=piece.end - piece.start,
+                    body=body,
+                    contract_version=self._contract.version,
+                    encoding=ZSTD if self._compress is not None else "",
+                    created_us=created_us,
+                    large=piece.large,
+                )
+            )
+        return tuple(envelopes)
+
+    def _pieces(self, batch: SampleBatch) -> Iterator[_Piece]:
+        if batch.payloads is None:
+            yield from self._even_pieces(len(batch))
+            return
+        piece = _Piece(0, 0, [], [])
+        piece_bytes = 0
+        for index, payload in enumerate(batch.payloads):
+            size_bytes = payload_bytes(payload)
+            is_large = size_bytes > self._limits.part_threshold_bytes
+            if piece.end > piece.start and (is_large or piece_bytes + size_bytes > self._limits.envelope_bytes):
+                yield piece
+                piece, piece_bytes = _Piece(index, index, [], []), 0
+            if is_large and payload is not None:
+                ref = self._put_object(payload)
+                yield _Piece(index, index + 1, [None], [ref.digest], ref)
+                piece = _Piece(index + 1, index + 1, [], [])
+                continue
+            content = payload.read_bytes() if isinstance(payload, Path) else payload
+            piece.payloads.append(content)
+            piece.digests.append(None if content is None else hashlib.sha256(content).hexdigest())
+            piece.end = index + 1
+            piece_bytes += size_bytes
+        if piece.end > piece.start:
+            yield piece
+
+    def _even_pieces(self, rows: int) -> Iterator[_Piece]:
+        """Without payloads rows are alike: cut by the bytes a row took last time."""
+        step = max(1, self._limits.envelope_bytes // self._row_bytes) if self._row_bytes else min(rows, 1_000)
+        for start in range(0, rows, step):
+            yield _Piece(start, min(start + step, rows), [], [])
+
+    def _body(self, batch: SampleBatch, piece: _Piece) -> bytes:
+        rows = piece.end - piece.start
+        arrays = [_primitive(batch.event_time_us[piece.start : piece.end], "q", _TIME)]
+        for name, values in batch.columns.items():
+            column = self._columns[name]
+            arrays.append(_column(column, values[piece.start : piece.end]))
+        if batch.payloads is not None:
+            arrays.append(_variable(piece.payloads, _BINARY))
+            arrays.append(_variable([None if digest is None else digest.encode() for digest in piece.digests], _STRING))
+        schema = self._schema(tuple(batch.columns), has_payload=batch.payloads is not None)
+        record = na.c_array_from_buffers(schema, rows, [None], children=arrays, null_count=0, validation_level="none")
+        out = io.BytesIO()
+        StreamWriter.from_writable(out).serialize_stream(record)
+        return out.getvalue()
+
+
+    def _schema(self, names: tuple[str, ...], *, has_payload: bool) -> object:
+        """The record's schema; sources fill the same columns again and again, so each is made once."""
+        key = (names, has_payload)
+        if key not in self._schemas:
+            fields = {EVENT_TIME: _TIME, **{name: _TYPES[self._columns[name].type] for name in names}}
+            if has_payload:
+                fields |= {PAYLOAD: _BINARY, PAYLOAD_SHA256: _STRING}
+            if len(self._schemas) >= _MAX_SCHEMAS:
+                self._schemas.clear()
+            self._schemas[key] = na.c_schema(na.struct(fields))
+        return self._schemas[key]
+
+
+def payload_bytes(payload: bytes | Path | None) -> int:
+    """The size of a payload, in memory or in a file."""
+    if payload is None:
+        return 0
+    return len(payload) if isinstance(payload, bytes) else payload.stat().st_size
+
+
+def _column(column: Column, values: Sequence[Scalar]) -> object:
+    arrow = _TYPES[column.type]
+    try:
+        if column.type is ColumnType.STRING:
+            return _variable([None if value is None else value.encode() for value in values], arrow)  # type: ignore[union-attr]
+        if column.type is ColumnType.BINARY:
+            return _variable(values, arrow)  # type: ignore[arg-type]
+        if column.type is ColumnType.BOOL:
+            return _boolean(values, arrow)
+        return _primitive(values, _ARRAY_CODES[column.type], arrow)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise SourceError(f"column {column.name}: a value does not fit type {column.type}: {error}") from error
+
+
+def _primitive(values: Sequence[Scalar], code: str, arrow: object) -> object:
+    nulls, validity = _validity(values)
+    filled = values if nulls == 0 else [0 if value is None else value for value in values]
+    return na.c_array_from_buffers(
+        arrow, len(values), [validity, array(code, filled)], null_count=nulls, validation_level="none"
+    )
+
+
+def _variable(values: Sequence[bytes | None], arrow: object) -> object:
+    nulls, validity = _validity(values)
+    filled = values if nulls == 0 else [b"" if value is None else value for value in values]
+    offsets = array("i", accumulate(map(len, filled), initial=0))  # type: ignore[arg-type]
+    data = b"".join(filled)  # type: ignore[arg-type]
+    return na.c_array_from_buffers(arrow, len(values), [validity, offsets, data], null_count=nulls, validation_level="none")
+
+
+def _boolean(values: Sequence[Scalar], arrow: object) -> object:
+    nulls, validity = _validity(values)
+    for value in values:
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(f"{value!r} is no bool")
+    return na.c_array_from_buffers(
+        arrow, len(values), [validity, _bits(bytes(map(bool, values)))], null_count=nulls, validation_level="none"
+    )
+
+
+def _validity(values: Sequence[object]) -> tuple[int, bytes | None]:
+    if None not in values:
+        return 0, None
+    flags = bytes(value is not None for value in values)
+    return flags.count(0), _bits(flags)
+
+
+def _bits(flags: bytes) -> bytes:
+    """Arrow's bitmap, least significant bit first: the flags read backwards are the digits of one binary number."""
+    number = int(flags[::-1].translate(_BIT_OF_BYTE), 2) if flags else 0
+    return number.to_bytes((len(flags) + 7) // 8, "little")
+
+
+def _zstd_compressor() -> Callable[[bytes], bytes]:
+    # Imported only when asked for: it is memory that a small device need not spend.
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress
+
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("the agent writes Arrow buffers as the machine holds them and supports little-endian machines only")
