@@ -1,0 +1,57 @@
+"""The Arrow schemas that follow from a contract: of a batch of samples, and of the rows of a stream's table."""
+
+from functools import lru_cache
+
+import pyarrow as pa
+
+from schemas.contract import ColumnType, Contract
+from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
+
+TIMESTAMP = pa.timestamp("us", "UTC")
+ARROW_TYPES: dict[ColumnType, pa.DataType] = {
+    ColumnType.STRING: pa.string(),
+    ColumnType.BOOL: pa.bool_(),
+    ColumnType.INT32: pa.int32(),
+    ColumnType.INT64: pa.int64(),
+    ColumnType.FLOAT32: pa.float32(),
+    ColumnType.FLOAT64: pa.float64(),
+    ColumnType.TIMESTAMP: TIMESTAMP,
+    ColumnType.BINARY: pa.binary(),
+}
+
+
+def contract_fields(contract: Contract) -> list[pa.Field]:
+    """One nullable field per contract column, in the contract's order."""
+    return [pa.field(column.name, ARROW_TYPES[column.type]) for column in contract.columns]
+
+
+@lru_cache(maxsize=256)
+def row_schema(contract: Contract) -> pa.Schema:
+    """What a batch of samples looks like: event_time, the contract's columns, then payload and payload_sha256 if any."""
+    payload = [pa.field(PAYLOAD, pa.binary()), pa.field(PAYLOAD_SHA256, pa.string())] if contract.payload else []
+    return pa.schema([pa.field(EVENT_TIME, TIMESTAMP), *contract_fields(contract), *payload])
+
+
+@lru_cache(maxsize=256)
+def table_schema(contract: Contract) -> pa.Schema:
+    """What a row of the stream's table in the lake looks like: narrow, the payload by reference."""
+    payload = [
+        pa.field("payload_shard", pa.string()),
+        pa.field("payload_row", pa.int32()),
+        pa.field("payload_offset", pa.int64()),
+        pa.field("payload_length", pa.int64()),
+        pa.field(PAYLOAD_SHA256, pa.string()),
+    ]
+    return pa.schema([
+        pa.field("device", pa.string()),
+        pa.field("epoch", pa.int64()),
+        pa.field("seq", pa.int64()),
+        pa.field(EVENT_TIME, TIMESTAMP),
+        pa.field("received_at", TIMESTAMP),
+        pa.field("run", pa.int64()),
+        pa.field("contract_version", pa.string()),
+        *contract_fields(contract),
+        pa.field("tags", pa.list_(pa.string())),
+        pa.field("tag_rules", pa.list_(pa.string())),
+        *(payload if contract.payload else []),
+    ])  # fmt: skip

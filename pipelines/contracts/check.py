@@ -1,0 +1,134 @@
+"""Checks values: for each row of a conformed batch, the first reason why the contract refuses it. Whole columns at once."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from pipelines.contracts.conform import ContractMismatchError, conform
+from pipelines.policy.expression import compile_expression
+from schemas.contract import NUMERIC_TYPES, Column, ColumnType, Contract
+from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
+
+__all__ = ["ContractMismatchError", "conform", "quality_columns", "reasons"]
+
+# A clock that was never set says 1970; one that is set to 2100 or later is no clock. RFC 3339 text, for the reason.
+EARLIEST, LATEST = "1990-01-01T00:00:00Z", "2100-01-01T00:00:00Z"
+_EARLIEST_US, _LATEST_US = 631_152_000_000_000, 4_102_444_800_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Rows for which `fails` is true are refused with `reason`; NULL does not refuse."""
+
+    reason: str
+    fails: pl.Expr
+
+
+def reasons(rows: pa.Table | pa.RecordBatch, contract: Contract) -> pa.StringArray:
+    """For each row the first reason to refuse it, null where it is accepted.
+
+    Args:
+        rows: conformed to the contract (`conform`); further columns do not disturb.
+        contract: the contract.
+
+    Raises:
+        ExpressionError: a quality rule of the contract is not in the expression language.
+    """
+    count = rows.num_rows
+    checks = checks_of(contract)
+    if not count:
+        return pa.array([], pa.string())
+    table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+    frame: Any = pl.from_arrow(table.select([name for name in table.column_names if name in _columns_read(contract)]))
+    failed = frame.select(check.fails.fill_null(value=False).alias(str(index)) for index, check in enumerate(checks))
+    verdicts = failed.get_columns()
+    seen = [index for index, verdict in enumerate(verdicts) if verdict.any()]
+    if not seen:
+        return pa.nulls(count, pa.string())
+    first = np.full(count, -1, np.int32)
+    for index in reversed(seen):
+        first[np.broadcast_to(verdicts[index].to_numpy(), (count,))] = index
+    return pa.array([check.reason for check in checks], pa.string()).take(pa.array(first, mask=first < 0))
+
+
+def quality_columns(contract: Contract) -> dict[str, ColumnType]:
+    """What a contract's quality rules may read."""
+    return {**{column.name: column.type for column in contract.columns}, EVENT_TIME: ColumnType.TIMESTAMP}
+
+
+@lru_cache(maxsize=256)
+def checks_of(contract: Contract) -> tuple[Check, ...]:
+    """All checks of a contract, in the order in which their reasons count.
+
+    Raises:
+        ExpressionError: a quality rule is not in the expression language.
+    """
+    checks = list(_event_time_checks())
+    for column in contract.columns:
+        checks += _column_checks(column)
+    checks += _payload_checks(contract)
+    columns = quality_columns(contract)
+    for rule in contract.quality:
+        expression = compile_expression(rule.expression, columns)
+        checks.append(Check(f"quality rule {rule.name}: not fulfilled", ~expression.to_polars()))
+    return tuple(checks)
+
+
+@lru_cache(maxsize=256)
+def _columns_read(contract: Contract) -> frozenset[str]:
+    return frozenset(name for check in checks_of(contract) for name in check.fails.meta.root_names())
+
+
+def _event_time_checks() -> tuple[Check, ...]:
+    micros = pl.col(EVENT_TIME).to_physical()
+    return (
+        Check(f"{EVENT_TIME}: missing", micros.is_null()),
+        Check(f"{EVENT_TIME}: before {EARLIEST} or after {LATEST}", (micros < _EARLIEST_US) | (micros >= _LATEST_US)),
+    )
+
+
+def _column_checks(column: Column) -> list[Check]:
+    value, name = pl.col(column.name), column.name
+    found: list[Check] = []
+    if column.required:
+        found.append(Check(f"{name}: required, but null", value.is_null()))
+    if column.type in (ColumnType.FLOAT32, ColumnType.FLOAT64):
+        found.append(Check(f"{name}: NaN or infinite", ~value.is_finite()))
+    if column.minimum is not None:
+        found.append(Check(f"{name}: below the minimum of {column.minimum:g}", value < _bound(column, column.minimum)))
+    if column.maximum is not None:
+        found.append(Check(f"{name}: above the maximum of {column.maximum:g}", value > _bound(column, column.maximum)))
+    if column.allowed:
+        found.append(Check(f"{name}: not one of {', '.join(column.allowed)}"[:200], ~value.is_in(list(column.allowed))))
+    if column.max_length is not None:
+        is_text = column.type is ColumnType.STRING
+        length = value.str.len_chars() if is_text else value.bin.size()
+        unit = "characters" if is_text else "bytes"
+        found.append(Check(f"{name}: longer than {column.max_length} {unit}", length > column.max_length))
+    return found
+
+
+def _bound(column: Column, bound: float) -> pl.Expr:
+    """The bound in the column's own type where that is exact, so that an int64 is not compared as a double."""
+    if column.type in NUMERIC_TYPES and float(bound).is_integer() and abs(bound) < 2**53:
+        return pl.lit(int(bound))
+    return pl.lit(float(bound))
+
+
+def _payload_checks(contract: Contract) -> list[Check]:
+    spec = contract.payload
+    if spec is None:
+        return []
+    payload, digest = pl.col(PAYLOAD), pl.col(PAYLOAD_SHA256)
+    missing = [Check(f"{PAYLOAD}: missing", payload.is_null() & digest.is_null())] if spec.required else []
+    return [
+        *missing,
+        Check(f"{PAYLOAD}: larger than {spec.max_bytes} bytes", payload.bin.size() > spec.max_bytes),
+        Check(f"{PAYLOAD}: empty", payload.bin.size() == 0),
+        Check(f"{PAYLOAD_SHA256}: missing beside a payload", payload.is_not_null() & digest.is_null()),
+        Check(f"{PAYLOAD_SHA256}: not 64 lower-case hexadecimal digits", ~digest.str.contains("^[0-9a-f]{64}$")),
+    ]

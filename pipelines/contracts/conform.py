@@ -1,0 +1,79 @@
+"""Brings a batch from a device to the contract's schema, or says why its body does not fit. Types only, no values."""
+
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+from pipelines.contracts.arrow import row_schema
+from pipelines.errors import RefusedError
+from schemas.contract import Contract
+from schemas.envelope import EVENT_TIME
+
+_Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
+
+
+class ContractMismatchError(RefusedError):
+    """The columns or types of a whole body do not fit the contract; the message names column and types."""
+
+
+def conform(rows: _Rows, contract: Contract) -> _Rows:
+    """The same rows in the contract's `row_schema`: reordered, widened without loss, absent columns null.
+
+    Raises:
+        ContractMismatchError: an unknown or repeated column, no event_time, or a type that cannot be widened to the contract's.
+    """
+    wanted = row_schema(contract)
+    names = rows.schema.names
+    if rows.schema.equals(wanted):
+        return rows
+    unknown = [name for name in names if wanted.get_field_index(name) < 0]
+    if unknown:
+        shown = ", ".join(repr(name[:80]) for name in unknown[:5])
+        raise ContractMismatchError(f"unknown column {shown}: contract {contract.name} {contract.version} does not have it")
+    if len(set(names)) != len(names):
+        raise ContractMismatchError("a column is given twice")
+    if EVENT_TIME not in names:
+        raise ContractMismatchError(f"column {EVENT_TIME} is missing")
+    columns = [
+        _widen(rows.column(field.name), field) if field.name in names else _nulls(rows, field.type) for field in wanted
+    ]
+    built: _Rows = type(rows).from_arrays(columns, schema=wanted)
+    return built
+
+
+def _nulls(rows: pa.RecordBatch | pa.Table, type_: pa.DataType) -> pa.Array:
+    return pa.nulls(rows.num_rows, type_)
+
+
+def _widen(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    if column.type.equals(field.type):
+        return column
+    if not _fits(column.type, field.type):
+        raise ContractMismatchError(f"column {field.name}: {column.type} does not fit the contract's {field.type}")
+    # Nanoseconds are cut to microseconds; every other step must keep the value.
+    is_cut = pt.is_timestamp(column.type) and column.type.unit == "ns"
+    try:
+        return pc.cast(column, field.type, safe=not is_cut)
+    except pa.ArrowInvalid as error:
+        raise ContractMismatchError(f"column {field.name}: {column.type} does not fit {field.type}: {error}") from error
+
+
+def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of the given type may become values of the wanted one."""
+    if pt.is_null(given):
+        return True
+    if pt.is_dictionary(given):
+        return _fits(given.value_type, wanted)
+    if pt.is_timestamp(wanted):
+        return pt.is_timestamp(given) and given.tz is not None
+    if pt.is_floating(wanted):
+        return pt.is_floating(given) or pt.is_integer(given)
+    if pt.is_integer(wanted):
+        return bool(pt.is_integer(given))
+    if pt.is_string(wanted):
+        return pt.is_large_string(given) or pt.is_string_view(given) or pt.is_string(given)
+    if pt.is_binary(wanted):
+        return pt.is_large_binary(given) or pt.is_binary_view(given) or pt.is_fixed_size_binary(given) or pt.is_binary(given)
+    return bool(given.equals(wanted))

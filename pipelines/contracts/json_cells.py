@@ -1,0 +1,94 @@
+"""Reads one JSON value as a value of a column type, strictly: no text for numbers, no numbers for truth."""
+
+import base64
+import binascii
+import math
+from collections.abc import Callable
+from typing import Any
+
+from schemas.contract import ColumnType
+from schemas.envelope import parse_time
+from schemas.errors import EnvelopeError
+
+
+class CellError(ValueError):
+    """A value of a row from outside does not fit; the message is the reason to store beside the row."""
+
+
+def cell_reader(type_: ColumnType) -> Callable[[Any], Any]:
+    """The function that reads a JSON value (never null) of this type; it raises CellError with the reason."""
+    return _READERS[type_]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise CellError(f"text is needed, not {_shown(value)}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise CellError("a lone surrogate is not text")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise CellError(f"true or false is needed, not {_shown(value)}")
+    return value
+
+
+def _whole(bits: int) -> Callable[[Any], int]:
+    limit = 2 ** (bits - 1)
+
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise CellError(f"a whole number is needed, not {_shown(value)}")
+        if not -limit <= value < limit:
+            raise CellError(f"outside the range of int{bits}")
+        return value
+
+    return read
+
+
+def _double(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CellError(f"a number is needed, not {_shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise CellError("too large for a double") from error
+    if not math.isfinite(number):
+        raise CellError("NaN or infinite")
+    return number
+
+
+def _time(value: Any) -> int:
+    if not isinstance(value, str):
+        raise CellError(f"RFC 3339 text is needed, not {_shown(value)}")
+    try:
+        return parse_time(value)
+    except EnvelopeError as error:
+        raise CellError(str(error)) from error
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise CellError(f"base64 text is needed, not {_shown(value)}")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CellError("not base64") from error
+
+
+def _shown(value: Any) -> str:
+    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), "an object" if isinstance(value, dict) else "something else")
+
+
+_READERS: dict[ColumnType, Callable[[Any], Any]] = {
+    ColumnType.STRING: _text,
+    ColumnType.BOOL: _truth,
+    ColumnType.INT32: _whole(32),
+    ColumnType.INT64: _whole(64),
+    ColumnType.FLOAT32: _double,
+    ColumnType.FLOAT64: _double,
+    ColumnType.TIMESTAMP: _time,
+    ColumnType.BINARY: _bytes,
+}

@@ -1,0 +1,217 @@
+"""Rows from JSON bodies: what a device without our agent sends. Each row is accepted or refused on its own, with a reason.
+
+This is the slow path by nature (text, one row at a time); Arrow bodies never come here.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from json.decoder import WHITESPACE
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.contracts.arrow import row_schema
+from pipelines.contracts.json_cells import CellError, cell_reader
+from pipelines.errors import RefusedError
+from schemas.contract import Contract
+from schemas.envelope import EVENT_TIME, MAX_SAMPLES_PER_ENVELOPE, PAYLOAD, PAYLOAD_SHA256, parse_time
+from schemas.errors import EnvelopeError
+
+MAX_JSON_BYTES = 64 * 1024 * 1024
+PAYLOAD_BASE64 = "payload_b64"
+
+
+class JsonBodyError(RefusedError):
+    """A body is not JSON of one row or a list of rows; no row of it can be told from another."""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that was refused: its place in the body, why, and its own bytes."""
+
+    index: int
+    reason: str
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JsonRows:
+    """The rows of a body. Row k of `batch` stood at `indexes[k]` in it, so its seq is first_seq + indexes[k]."""
+
+    batch: pa.RecordBatch
+    indexes: tuple[int, ...]
+    rejected: tuple[RejectedRow, ...]
+
+    @property
+    def count(self) -> int:
+        """How many rows the body has, refused ones with them."""
+        return len(self.indexes) + len(self.rejected)
+
+
+def rows_from_json(body: bytes, contract: Contract, received_us: int, max_bytes: int = MAX_JSON_BYTES) -> JsonRows:
+    """Read one JSON object or a list of objects as rows of the contract.
+
+    Args:
+        body: UTF-8 JSON.
+        contract: what each row must look like; values within bounds are checked later (`pipelines.contracts.check.reasons`).
+        received_us: when the body landed, microseconds since 1970; the event_time of rows that carry none.
+        max_bytes: the largest body to look at.
+
+    Raises:
+        JsonBodyError: too large, not UTF-8, not JSON, or neither an object nor a list.
+    """
+    reader = _RowReader(contract, received_us)
+    rows: list[dict[str, Any]] = []
+    indexes: list[int] = []
+    rejected: list[RejectedRow] = []
+    for index, (value, raw) in enumerate(_split(body, max_bytes)):
+        try:
+            rows.append(reader.read(value))
+            indexes.append(index)
+        except CellError as error:
+            rejected.append(RejectedRow(index, str(error), raw))
+    batch = pa.RecordBatch.from_pylist(rows, schema=row_schema(contract))
+    return JsonRows(batch, tuple(indexes), tuple(rejected))
+
+
+def count_json_rows(body: bytes, max_bytes: int = MAX_JSON_BYTES) -> int:
+    """How many rows a body has: what a bridge needs to number them.
+
+    Raises:
+        JsonBodyError: as `rows_from_json`.
+    """
+    return sum(1 for _ in _split(body, max_bytes))
+
+
+class _Duplicate(dict[str, Any]):
+    """An object in which a key was given twice."""
+
+
+class _NotANumber:
+    """NaN, Infinity or -Infinity: not JSON, though Python's reader takes it."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Duplicate(found)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=lambda _: _NotANumber())
+
+
+def _split(body: bytes, max_bytes: int) -> Iterator[tuple[Any, bytes]]:
+    """Each row as plain values and as its own bytes."""
+    if len(body) > max_bytes:
+        raise JsonBodyError(f"a JSON body of {len(body)} bytes is above the limit of {max_bytes}")
+    try:
+        text = body.decode("utf-8")
+        yield from _split_text(text)
+    except UnicodeDecodeError as error:
+        raise JsonBodyError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise JsonBodyError("nested too deep") from error
+    except ValueError as error:  # json.JSONDecodeError, and a number of too many digits
+        raise JsonBodyError(f"not JSON: {error}") from error
+
+
+def _split_text(text: str) -> Iterator[tuple[Any, bytes]]:
+    position = _skip(text, 0)
+    is_list = text.startswith("[", position)
+    if not is_list and not text.startswith("{", position):
+        raise JsonBodyError("a JSON body is one object or a list of objects")
+    position = _skip(text, position + 1) if is_list else position
+    count = 0
+    while not (is_list and count == 0 and text.startswith("]", position)):
+        value, end = _DECODER.raw_decode(text, position)
+        count += 1
+        if count > MAX_SAMPLES_PER_ENVELOPE:
+            raise JsonBodyError(f"more than {MAX_SAMPLES_PER_ENVELOPE} rows")
+        yield value, text[position:end].encode()
+        position = _skip(text, end)
+        if not is_list or text.startswith("]", position):
+            break
+        if not text.startswith(",", position):
+            raise JsonBodyError(f"not JSON: ',' or ']' is missing at character {position}")
+        position = _skip(text, position + 1)
+    if _skip(text, position + is_list) != len(text):
+        raise JsonBodyError(f"not JSON: more text after the end, at character {position + is_list}")
+
+
+def _skip(text: str, position: int) -> int:
+    match = WHITESPACE.match(text, position)
+    return position if match is None else int(match.end())
+
+
+class _RowReader:
+    """Turns plain objects into rows of one contract."""
+
+    def __init__(self, contract: Contract, received_us: int) -> None:
+        self._received_us = received_us
+        self._cells = {column.name: cell_reader(column.type) for column in contract.columns}
+        self._spec = contract.payload
+
+    def read(self, value: Any) -> dict[str, Any]:
+        """The row.
+
+        Raises:
+            CellError: the row is refused; the message says why.
+        """
+        if not isinstance(value, dict):
+            raise CellError("a row is a JSON object")
+        if isinstance(value, _Duplicate):
+            raise CellError("a key is given twice")
+        row: dict[str, Any] = {EVENT_TIME: self._received_us}
+        for name, cell in value.items():
+            if name in self._cells:
+                row[name] = self._cell(name, cell)
+            elif name == EVENT_TIME:
+                row[EVENT_TIME] = _event_time(cell)
+            elif self._spec is None or name not in (PAYLOAD_BASE64, PAYLOAD_SHA256):
+                raise CellError(f"unknown column {name[:80]!r}")
+        if self._spec is not None:
+            row.update(_payload(value, self._spec.max_bytes))
+        return row
+
+    def _cell(self, name: str, cell: Any) -> Any:
+        if cell is None:
+            return None
+        if isinstance(cell, _NotANumber):
+            raise CellError(f"{name}: NaN or infinite")
+        try:
+            return self._cells[name](cell)
+        except CellError as error:
+            raise CellError(f"{name}: {error}") from error
+
+
+def _event_time(cell: Any) -> int:
+    """RFC 3339 text only: a bare number would leave it open whether it counts seconds, milliseconds or microseconds."""
+    if not isinstance(cell, str):
+        raise CellError(f"{EVENT_TIME}: write RFC 3339 text with a zone, such as '2026-01-31T12:00:00Z'")
+    try:
+        return parse_time(cell)
+    except EnvelopeError as error:
+        raise CellError(f"{EVENT_TIME}: {error}") from error
+
+
+def _payload(value: dict[str, Any], max_bytes: int) -> dict[str, Any]:
+    text, digest = value.get(PAYLOAD_BASE64), value.get(PAYLOAD_SHA256)
+    if digest is not None and not isinstance(digest, str):
+        raise CellError(f"{PAYLOAD_SHA256}: text is needed")
+    if text is None:
+        return {PAYLOAD: None, PAYLOAD_SHA256: digest}
+    if not isinstance(text, str):
+        raise CellError(f"{PAYLOAD_BASE64}: base64 text is needed")
+    if len(text) // 4 * 3 - 2 > max_bytes:
+        raise CellError(f"{PAYLOAD}: larger than {max_bytes} bytes")
+    try:
+        payload = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CellError(f"{PAYLOAD_BASE64}: not base64") from error
+    found = hashlib.sha256(payload).hexdigest()
+    if digest not in (None, found):
+        raise CellError(f"{PAYLOAD_SHA256}: differs from the payload's own hash")
+    return {PAYLOAD: payload, PAYLOAD_SHA256: found}

@@ -1,0 +1,72 @@
+"""Writes a contract as Open Data Contract Standard 3 YAML: what `load_odcs` reads back to an equal contract."""
+
+from typing import Any
+
+import yaml
+
+from pipelines.contracts.odcs_types import WRITTEN
+from schemas.contract import Column, Contract, PiiClass
+
+API_VERSION = "v3.1.0"
+_Plain = dict[str, Any]
+
+
+def to_odcs(contract: Contract) -> str:
+    """The ODCS document of this contract."""
+    table: _Plain = {"name": contract.name, "logicalType": "object", "physicalType": "stream"}
+    custom: list[_Plain] = []
+    if contract.payload is not None:
+        value = {"mediaTypes": list(contract.payload.media_types), "maxBytes": contract.payload.max_bytes}
+        custom.append({"property": "payload", "value": {**value, "required": contract.payload.required}})
+    if contract.chips:
+        chips = [{"name": chip.name, "size": chip.size, "overlap": chip.overlap, "level": chip.level} for chip in contract.chips]
+        custom.append({"property": "chips", "value": chips})
+    if custom:
+        table["customProperties"] = custom
+    table["properties"] = [_property(column) for column in contract.columns]
+    if contract.quality:
+        table["quality"] = [
+            {"name": rule.name, "type": "custom", "engine": "catchment", "implementation": rule.expression}
+            for rule in contract.quality
+        ]
+    document: _Plain = {
+        "apiVersion": API_VERSION,
+        "kind": "DataContract",
+        "id": f"urn:catchment:contract:{contract.name}",
+        "name": contract.name,
+        "version": contract.version,
+        "status": "active",
+    }
+    if contract.description:
+        document["description"] = {"purpose": contract.description}
+    if contract.owner:
+        document["team"] = {"name": contract.owner}
+    document["schema"] = [table]
+    if contract.retention_days is not None:
+        document["slaProperties"] = [{"property": "retention", "value": contract.retention_days, "unit": "d"}]
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _property(column: Column) -> _Plain:
+    logical, physical = WRITTEN[column.type]
+    plain: _Plain = {"name": column.name, "logicalType": logical}
+    if physical:
+        plain["physicalType"] = physical
+    if column.description:
+        plain["description"] = column.description
+    if column.required:
+        plain["required"] = True
+    options: _Plain = {}
+    for name, bound in (("minimum", column.minimum), ("maximum", column.maximum), ("maxLength", column.max_length)):
+        if bound is not None:
+            options[name] = int(bound) if float(bound).is_integer() else bound
+    if options:
+        plain["logicalTypeOptions"] = options
+    if column.allowed:
+        plain["enum"] = [{"value": value} for value in column.allowed]
+    custom = [{"property": "unit", "value": column.unit}] if column.unit else []
+    if column.pii is not PiiClass.NONE:
+        custom.append({"property": "pii", "value": str(column.pii)})
+    if custom:
+        plain["customProperties"] = custom
+    return plain

@@ -1,0 +1,53 @@
+"""The contracts a core knows: those that ship with Catchment, and a folder of ODCS documents."""
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from pipelines.contracts.odcs import load_odcs
+from pipelines.contracts.yaml_source import yaml_files
+from pipelines.errors import ConfigError
+from schemas.builtin import NAMES, builtin_contract
+from schemas.contract import Contract
+
+ODCS_SUFFIX = ".odcs.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class ContractSet:
+    """Contracts by name and version; several versions of one name stand side by side."""
+
+    contracts: tuple[Contract, ...]
+
+    @classmethod
+    def load(cls, folder: str) -> Self:
+        """The built-in contracts and every `*.odcs.yaml` of the folder; the built-in ones alone for the folder "".
+
+        A document of the folder replaces a built-in contract of the same name and version.
+
+        Raises:
+            ConfigError: a document is not a contract, or two have the same name and version; the message names file and line.
+        """
+        found = {(contract.name, contract.version): contract for contract in map(builtin_contract, NAMES)}
+        own: dict[tuple[str, str], str] = {}
+        for path in yaml_files(folder, ODCS_SUFFIX) if folder else ():
+            contract = load_odcs(path)
+            key = (contract.name, contract.version)
+            if key in own:
+                raise ConfigError(f"{path}: contract {contract.name} {contract.version} is already in {own[key]}; raise the version")
+            own[key] = str(path)
+            found[key] = contract
+        return cls(tuple(sorted(found.values(), key=lambda contract: (contract.name, _ordered(contract.version)))))
+
+    def get(self, name: str, version: str | None) -> Contract | None:
+        """The contract of that name and version; the newest version for None. None if there is no such contract."""
+        fitting = [contract for contract in self.contracts if contract.name == name and version in (None, contract.version)]
+        return fitting[-1] if fitting else None
+
+    def all(self) -> tuple[Contract, ...]:
+        """Every contract, by name and version."""
+        return self.contracts
+
+
+def _ordered(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))

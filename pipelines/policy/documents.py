@@ -1,0 +1,65 @@
+"""Reads policy documents: YAML files that data scientists review like code."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipelines.contracts.yaml_source import YamlSource, read_yaml, yaml_files
+from pipelines.errors import ConfigError
+from schemas.errors import PolicyDocumentError
+from schemas.policy import Example, Policy, Rule, policy_from_plain
+
+_KEYS = {kind: frozenset(field.name for field in msgspec.structs.fields(kind)) for kind in (Policy, Rule, Example)}
+
+
+def load_policies(folder: str) -> tuple[Policy, ...]:
+    """Every `*.yaml` policy of a folder, by file name; none for the folder "".
+
+    Raises:
+        ConfigError: a file is not a policy, or an id is used twice; the message names file and line.
+    """
+    if not folder:
+        return ()
+    found: dict[str, Path] = {}
+    policies: list[Policy] = []
+    for path in yaml_files(folder):
+        policy = load_policy(path)
+        if policy.id in found:
+            raise ConfigError(f"{path}: policy id {policy.id!r} is already used in {found[policy.id]}; rename one")
+        found[policy.id] = path
+        policies.append(policy)
+    return tuple(policies)
+
+
+def load_policy(path: Path) -> Policy:
+    """One policy document.
+
+    Raises:
+        ConfigError: not a policy; the message names file and line.
+    """
+    source = read_yaml(path)
+    _refuse_unknown_keys(source)
+    try:
+        return policy_from_plain(source.value)
+    except PolicyDocumentError as error:
+        raise ConfigError(f"{source.where_of(str(error))}: {error}") from error
+
+
+def _refuse_unknown_keys(source: YamlSource) -> None:
+    """A misspelt key must not be ignored: `exmaples:` would be a policy without tests."""
+    document: Any = source.value
+    if not isinstance(document, dict):
+        raise ConfigError(f"{source.path}:1: a policy is a mapping with id, streams and rules")
+    _check_keys(source, document, _KEYS[Policy])
+    for key, kind in (("rules", Rule), ("examples", Example)):
+        items = document.get(key)
+        for index, item in enumerate(items if isinstance(items, list) else ()):
+            if isinstance(item, dict):
+                _check_keys(source, item, _KEYS[kind], key, index)
+
+
+def _check_keys(source: YamlSource, item: dict[Any, Any], known: frozenset[str], *steps: str | int) -> None:
+    for key in item:
+        if key not in known:
+            raise ConfigError(f"{source.where(*steps, key)}: unknown key {str(key)[:80]!r}; there are {', '.join(sorted(known))}")
