@@ -1,0 +1,130 @@
+"""Write docs/vectors/*.json: messages as bytes, for whoever implements the wire in another language.
+
+Run it only when the wire changes on purpose; tests/schemas_wire/test_wire_vectors.py holds code and vectors together.
+"""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import zstandard
+
+from schemas.envelope import ARROW_STREAM, JSON, ZSTD, EnvelopeHead, Span
+from schemas.ids import DeviceId, Digest, StreamName
+from schemas.parts import PartHead
+from schemas.receipts import ObjectState, Receipt, encode_object_state, encode_receipt
+from schemas.reported import DroppedRange, EpochReport, ModelReport, Reported, StreamBooks, encode_reported
+from schemas.rollout import Desired, PieceRequest, encode_desired, encode_piece_request
+from schemas.topics import Topics
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "vectors"
+DEVICE = DeviceId("car-17")
+STREAM = StreamName("vehicle_telemetry")
+EPOCH = 1869169767219212288
+CREATED_US = 1_780_000_000_000_000
+TOPICS = Topics()
+PAYLOAD = b"0123456789abcdef"
+DIGEST = Digest(hashlib.sha256(PAYLOAD).hexdigest())
+
+
+def vector(name: str, about: str, topic: str, body: bytes, content_type: str | None = None, **more: object) -> None:
+    """Write one vector; `more` holds properties and other facts of the packet."""
+    document: dict[str, object] = {"about": about, "topic": topic, "content_type": content_type}
+    document |= more
+    document["body_hex"] = body.hex()
+    (FOLDER / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def telemetry() -> bytes:
+    """Three rows; the second tells no steering angle."""
+    batch = pa.record_batch(
+        {
+            "event_time": pa.array([CREATED_US, CREATED_US + 10_000, CREATED_US + 20_000], pa.timestamp("us", tz="UTC")),
+            "speed_mps": pa.array([11.5, 11.75, 12.0], pa.float64()),
+            "steering_deg": pa.array([-2.5, None, -2.0], pa.float64()),
+        }
+    )
+    return ipc(batch)
+
+
+def frame() -> bytes:
+    """One small picture's worth of bytes, in the envelope."""
+    batch = pa.record_batch(
+        {
+            "event_time": pa.array([CREATED_US], pa.timestamp("us", tz="UTC")),
+            "media_type": pa.array(["image/png"]),
+            "payload": pa.array([PAYLOAD], pa.binary()),
+            "payload_sha256": pa.array([str(DIGEST)]),
+        }
+    )
+    return ipc(batch)
+
+
+def ipc(batch: pa.RecordBatch) -> bytes:
+    """The Arrow IPC stream of one batch."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def envelopes() -> None:
+    """What goes up on up/<device>/<stream>."""
+    head = EnvelopeHead(DEVICE, STREAM, ARROW_STREAM, Span(EPOCH, 4100, 3), "1.0.0", created_us=CREATED_US)
+    topic = TOPICS.up(DEVICE, STREAM)
+    vector("envelope-arrow", "three samples as Arrow", topic, telemetry(), ARROW_STREAM, properties=head.to_properties())
+    packed = EnvelopeHead(DEVICE, STREAM, ARROW_STREAM, Span(EPOCH, 4100, 3), "1.0.0", ZSTD, CREATED_US)
+    squeezed = zstandard.compress(telemetry(), 3)
+    vector("envelope-arrow-zstd", "the same, compressed", topic, squeezed, ARROW_STREAM, properties=packed.to_properties())
+    camera = StreamName("camera_frame")
+    one = EnvelopeHead(DEVICE, camera, ARROW_STREAM, Span(EPOCH, 0, 1), "1.0.0", created_us=CREATED_US)
+    about = "one sample with its payload in the envelope"
+    vector("envelope-arrow-payload", about, TOPICS.up(DEVICE, camera), frame(), ARROW_STREAM, properties=one.to_properties())
+    row = {"event_time": "2026-05-28T20:26:40Z", "speed_mps": 11.5, "steering_deg": -2.5}
+    numbered = EnvelopeHead(DEVICE, STREAM, JSON, Span(EPOCH, 4103, 1), "1.0.0")
+    about = "one sample as JSON, from a device that numbers its samples"
+    vector("envelope-json", about, topic, json.dumps(row).encode(), JSON, properties=numbered.to_properties())
+    about = "two samples as JSON without any property: the bridge numbers them"
+    rows = [row, {"speed_mps": 12}]
+    vector("envelope-json-bare", about, topic, json.dumps(rows).encode(), None, properties=[])
+
+
+def large_payloads() -> None:
+    """Parts, the query, and the core's answers."""
+    topic = TOPICS.parts(DEVICE, DIGEST)
+    first = PartHead(DIGEST, 0, 10, len(PAYLOAD))
+    vector("part", "the first 10 of a payload's 16 bytes", topic, PAYLOAD[:10], properties=first.to_properties())
+    query = PartHead(DIGEST, 0, 0, len(PAYLOAD))
+    vector("part-query", "which bytes are durable?", topic, b"", properties=query.to_properties())
+    down = TOPICS.objects(DEVICE)
+    state = encode_object_state(ObjectState(str(DIGEST), 16, [(0, 10)]))
+    vector("object-state", "the first 10 bytes are", down, state, properties=[], retain=False)
+    state = encode_object_state(ObjectState(str(DIGEST), 16, [(0, 16)], settled=True))
+    vector("object-settled", "all bytes are there and their hash is true", down, state, properties=[], retain=False)
+
+
+def words() -> None:
+    """Receipts, reports, desired state and piece requests."""
+    receipt = encode_receipt(Receipt(42, {"vehicle_telemetry": {str(EPOCH): [(0, 4100), (4103, 4104)]}}))
+    vector(
+        "receipt", "all but 4100..4102 of this epoch are settled", TOPICS.receipts(DEVICE), receipt, properties=[], retain=True
+    )
+    epochs = (EpochReport(str(STREAM), EPOCH, 4104, closed=False, dropped=(DroppedRange(17, 20, "quota"),)),)
+    books = (StreamBooks(str(STREAM), captured=4104, settled=4098, spooled=3, dropped={"quota": 3}),)
+    models = (ModelReport("defects", 3, "active"),)
+    report = encode_reported(Reported(str(DEVICE), CREATED_US // 1000, "0.1.0", books, epochs, models))
+    vector("reported", "a device's books, epochs and model", TOPICS.reported(DEVICE), report, properties=[], retain=True)
+    desired = encode_desired(Desired("defects-3", "defects", 3, "defects/3.onnx", CREATED_US // 1000))
+    vector("desired", "which model to run", TOPICS.desired(DEVICE), desired, properties=[], retain=True)
+    request = encode_piece_request(PieceRequest("metadata/timestamp.json", 0, 65_536))
+    vector("piece-request", "the first piece of a file of the model repository", TOPICS.model_get(DEVICE), request, properties=[])
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    envelopes()
+    large_payloads()
+    words()
+    print(f"{len(list(FOLDER.glob('*.json')))} vectors in {FOLDER}")

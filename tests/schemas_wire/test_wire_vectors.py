@@ -1,0 +1,103 @@
+"""docs/vectors holds messages as bytes. Code and vectors must say the same, or somebody's device speaks another wire."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import zstandard
+
+from pipelines.contracts.json_rows import rows_from_json
+from schemas.builtin import builtin_contract
+from schemas.envelope import ARROW_STREAM, read_head
+from schemas.parts import read_part_head
+from schemas.receipts import decode_object_state, decode_receipt, encode_object_state, encode_receipt
+from schemas.reported import decode_reported, encode_reported
+from schemas.rollout import decode_desired, decode_piece_request, encode_desired, encode_piece_request
+from schemas.topics import Kind, Topics
+
+VECTORS = Path(__file__).resolve().parent.parent.parent / "docs" / "vectors"
+WORDS = {
+    "receipt": (decode_receipt, encode_receipt),
+    "object-state": (decode_object_state, encode_object_state),
+    "object-settled": (decode_object_state, encode_object_state),
+    "reported": (decode_reported, encode_reported),
+    "desired": (decode_desired, encode_desired),
+    "piece-request": (decode_piece_request, encode_piece_request),
+}
+ENVELOPES = ("envelope-arrow", "envelope-arrow-zstd", "envelope-arrow-payload", "envelope-json", "envelope-json-bare")
+ARROW = tuple(name for name in ENVELOPES if "arrow" in name)
+
+
+def load(name):
+    document = json.loads((VECTORS / f"{name}.json").read_text())
+    return document, bytes.fromhex(document["body_hex"]), [tuple(pair) for pair in document["properties"]]
+
+
+def head_of(document, properties):
+    address = Topics().parse(document["topic"])
+    assert address.kind is Kind.UP
+    return read_head(address.device, address.stream, document["content_type"], properties)
+
+
+def test_every_vector_is_tried():
+    assert {path.stem for path in VECTORS.glob("*.json")} == {*WORDS, *ENVELOPES, "part", "part-query"}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_word_of_the_wire_decodes_and_encodes_to_the_same_bytes(name):
+    decode, encode = WORDS[name]
+    _, body, _ = load(name)
+    assert encode(decode(body)) == body
+
+
+@pytest.mark.parametrize("name", ["envelope-arrow", "envelope-arrow-zstd", "envelope-arrow-payload", "envelope-json"])
+def test_the_properties_of_an_envelope_read_and_write_to_the_same_pairs(name):
+    document, _, properties = load(name)
+    assert head_of(document, properties).to_properties() == properties
+
+
+@pytest.mark.parametrize("name", ARROW)
+def test_an_arrow_body_opens_with_arrow_alone_and_fits_its_head_and_contract(name):
+    document, body, properties = load(name)
+    head = head_of(document, properties)
+    plain = zstandard.decompress(body) if head.encoding else body
+    with pa.ipc.open_stream(plain) as reader:
+        (batch,) = reader
+    batch.validate(full=True)
+    assert batch.num_rows == head.span.count
+    assert batch.schema.field("event_time").type == pa.timestamp("us", tz="UTC")
+    contract = builtin_contract(head.stream)
+    standard = {"event_time", "payload", "payload_sha256"}
+    assert all(field.name in standard or contract.column(field.name) for field in batch.schema)
+    again = io.BytesIO()
+    with pa.ipc.new_stream(again, batch.schema) as writer:
+        writer.write_batch(batch)
+    with pa.ipc.open_stream(again.getvalue()) as reader:
+        assert reader.read_all() == pa.Table.from_batches([batch])
+
+
+def test_the_compressed_body_holds_the_plain_one():
+    _, plain, _ = load("envelope-arrow")
+    _, packed, _ = load("envelope-arrow-zstd")
+    assert zstandard.decompress(packed) == plain
+
+
+@pytest.mark.parametrize(("name", "count"), [("envelope-json", 1), ("envelope-json-bare", 2)])
+def test_a_json_body_gives_rows_of_its_contract(name, count):
+    document, body, properties = load(name)
+    head = head_of(document, properties)
+    rows = rows_from_json(body, builtin_contract(head.stream), received_us=0)
+    assert (rows.count, rows.rejected) == (count, ())
+    assert head.content_type != ARROW_STREAM
+    assert (head.span is None) == (name == "envelope-json-bare")
+
+
+@pytest.mark.parametrize("name", ["part", "part-query"])
+def test_a_part_reads_and_writes_to_the_same_pairs(name):
+    document, body, properties = load(name)
+    address = Topics().parse(document["topic"])
+    part = read_part_head(address.digest, len(body), properties)
+    assert part.to_properties() == properties
+    assert part.is_query == (name == "part-query")
