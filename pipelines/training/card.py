@@ -1,0 +1,91 @@
+"""The card of a training set: one small page that a person reads before they trust the set."""
+
+import base64
+import html
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyvips
+
+from pipelines.lake.payload import pread_exactly
+from pipelines.training.manifest import Manifest
+
+_THUMBNAILS = 6
+_THUMBNAIL_PX = 128
+_MAX_SOURCE_BYTES = 8 * 1024 * 1024
+_MAX_SOURCE_PIXELS = 50_000_000
+_IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1b2430}"
+    "table{border-collapse:collapse;margin:.5rem 0}"
+    "td,th{text-align:left;padding:.2rem .9rem .2rem 0;border-bottom:1px solid #dde3ea}"
+    "td.n{text-align:right;font-variant-numeric:tabular-nums}"
+    "img{margin:2px;border-radius:4px}code{background:#f2f5f8;padding:0 .3rem}"
+)
+
+
+def render_card(manifest: Manifest, folder: Path) -> str:
+    """The page as HTML without scripts; everything that came from outside is escaped."""
+    built = datetime.fromtimestamp(manifest.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    title = html.escape(f"{manifest.name} {manifest.version}")
+    facts = [
+        ("built", f"{built} by catchment {manifest.code_version}"),
+        ("rows", f"{manifest.rows:,}"),
+        ("bytes", f"{manifest.bytes:,}"),
+        ("where", manifest.where or "(all rows)"),
+        ("split by", f"{', '.join(manifest.split.group)}, seed {manifest.seed}"),
+        *(
+            ("from", f"{source.stream} at Delta version {source.delta_version}: {source.rows:,} rows")
+            for source in manifest.sources
+        ),
+        *(("left out", f"{part.rows:,} rows: {part.reason}") for part in manifest.left_out),
+        ("policies", ", ".join(manifest.policies) or "none"),
+    ]
+    splits = [(name, f"{rows:,}", f"{rows / max(manifest.rows, 1):.1%}") for name, rows in manifest.split_rows().items()]
+    tags = [(count.tag, count.split, f"{count.rows:,}") for count in manifest.tags]
+    columns = [(column.name, column.type) for column in manifest.columns]
+    pictures = "".join(_thumbnails(manifest, folder)) if manifest.has_payload else ""
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        f"<h1>{title}</h1>{_table(('', ''), facts)}{pictures}"
+        f"<h2>Splits</h2>{_table(('split', 'rows', 'share'), splits)}"
+        f"<h2>Tags</h2>{_table(('tag', 'split', 'rows'), tags) if tags else '<p>No tags.</p>'}"
+        f"<h2>Columns</h2>{_table(('column', 'type'), columns)}</html>\n"
+    )
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _thumbnails(manifest: Manifest, folder: Path) -> Iterable[str]:
+    """The first few pictures of the first shard; payloads that are none, or too large, are passed over."""
+    index, shard = folder / manifest.indexes[0].path, manifest.shards[0]
+    with pa.memory_map(str(index)) as source:
+        rows = pa.ipc.open_file(source).read_all().slice(0, min(_THUMBNAILS, shard.rows))
+        places = list(zip(rows.column("payload_offset").to_pylist(), rows.column("payload_length").to_pylist(), strict=True))
+    descriptor = os.open(folder / shard.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for offset, length in places:
+            body = pread_exactly(descriptor, offset, length) if length <= _MAX_SOURCE_BYTES else None
+            if body is not None and body.startswith(_IMAGE_HEADS) and (small := _shrunk(body)):
+                yield f'<img alt="sample" src="data:image/jpeg;base64,{base64.b64encode(small).decode()}">'
+    finally:
+        os.close(descriptor)
+
+
+def _shrunk(body: bytes) -> bytes | None:
+    """A small JPEG, or None for a picture that cannot be decoded: a card shows what it can, the set is the same without."""
+    try:
+        header = pyvips.Image.new_from_buffer(body, "", access="sequential")
+        if header.width * header.height > _MAX_SOURCE_PIXELS:
+            return None
+        small = pyvips.Image.thumbnail_buffer(body, _THUMBNAIL_PX, height=_THUMBNAIL_PX)
+        return bytes(small.flatten().jpegsave_buffer(Q=80) if small.hasalpha() else small.jpegsave_buffer(Q=80))
+    except pyvips.Error:
+        return None

@@ -1,0 +1,80 @@
+"""The columns of a split by row number: mapped from the index file of a set with payload, read once from a tabular one."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import CorruptLakeError
+from pipelines.training.manifest import Manifest
+
+_HIDDEN = ("payload_offset", "payload_length")
+
+
+class SplitIndex:
+    """Opened on first use, and opened anew in another process after pickling."""
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._split = split
+
+    def __reduce__(self) -> tuple[type["SplitIndex"], tuple[Path, Manifest, str]]:
+        return SplitIndex, (self._folder, self._manifest, self._split)
+
+    @cached_property
+    def _batches(self) -> list[pa.RecordBatch]:
+        try:
+            batches = self._mapped() if self._manifest.has_payload else self._loaded()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CorruptLakeError(
+                f"{self._folder}: the index of {self._split} cannot be read: {error}; run `set verify`"
+            ) from error
+        if sum(batch.num_rows for batch in batches) != self._manifest.split_rows()[self._split]:
+            raise CorruptLakeError(f"{self._folder}: {self._split} has other rows than its manifest tells; run `set verify`")
+        return batches
+
+    @cached_property
+    def _batch_rows(self) -> int:
+        """Rows of each batch but the last."""
+        return max(1, self._batches[0].num_rows) if self._batches else 1
+
+    @cached_property
+    def _places(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        return [(batch.column("payload_offset").to_numpy(), batch.column("payload_length").to_numpy()) for batch in self._batches]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Offset and length of a row's payload in its shard."""
+        number, at = divmod(index, self._batch_rows)
+        offsets, lengths = self._places[number]
+        return int(offsets[at]), int(lengths[at])
+
+    def row(self, index: int) -> dict[str, Any]:
+        """All columns of a row as Python values."""
+        number, at = divmod(index, self._batch_rows)
+        batch = self._batches[number]
+        return {name: batch.column(i)[at].as_py() for i, name in enumerate(batch.schema.names) if name not in _HIDDEN}
+
+    def value(self, index: int, column: str) -> Any:
+        """One column of a row.
+
+        Raises:
+            KeyError: no such column.
+        """
+        number, at = divmod(index, self._batch_rows)
+        return self._batches[number].column(column)[at].as_py()
+
+    def _mapped(self) -> list[pa.RecordBatch]:
+        entry = next(entry for entry in self._manifest.indexes if entry.split == self._split)
+        with pa.memory_map(str(self._folder / entry.path)) as source:
+            reader = pa.ipc.open_file(source)
+            return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+
+    def _loaded(self) -> list[pa.RecordBatch]:
+        tables = [pq.read_table(self._folder / shard.path) for shard in self._manifest.shards_of(self._split)]
+        batches: list[pa.RecordBatch] = pa.concat_tables(tables).combine_chunks().to_batches()
+        return batches

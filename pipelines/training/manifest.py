@@ -1,0 +1,156 @@
+"""A training set's manifest: all that a reader needs, and all that explains where the set came from."""
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+
+FORMAT = "catchment.training-set/1"
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_FILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A stream table at the Delta version that was read, and how many of its rows were selected."""
+
+    stream: str
+    delta_version: int
+    rows: int
+
+
+class SplitRule(msgspec.Struct, frozen=True):
+    """Rows whose `group` columns are equal go to the same split, by hash of seed and group; `fractions` sum to 1."""
+
+    group: tuple[str, ...]
+    fractions: tuple[tuple[str, float], ...]
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.fractions]
+        if not self.group or not names or len(set(names)) != len(names) or any(not _NAME.fullmatch(name) for name in names):
+            raise RefusedError("a split needs a group column, and distinct names of a-z, 0-9, '_' and '-'")
+        total = sum(share for _, share in self.fractions)
+        if any(not 0 < share <= 1 for _, share in self.fractions) or abs(total - 1) > 1e-9:
+            raise RefusedError(f"the shares of a split must be above 0 and sum to 1, not to {total:g}")
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file of the set. `path` lies beside the manifest; `sha256` is of the whole file."""
+
+    split: str
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not _FILE.fullmatch(self.path) or not _DIGEST.fullmatch(self.sha256) or self.rows < 0 or self.bytes < 0:
+            raise CorruptLakeError(f"manifest: the entry of file {self.path[:80]!r} is malformed")
+
+
+class ColumnEntry(msgspec.Struct, frozen=True):
+    """A column of the set and its Arrow type, as text."""
+
+    name: str
+    type: str
+
+
+class TagCount(msgspec.Struct, frozen=True):
+    """How many rows of a split carry a tag."""
+
+    split: str
+    tag: str
+    rows: int
+
+
+class LeftOut(msgspec.Struct, frozen=True):
+    """Selected rows that did not enter the set, and why."""
+
+    reason: str
+    rows: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What one version of a training set holds. Never changes once written.
+
+    `shards` of a split are in order: row i of the split is row i of its shards laid end to end. With a payload, `indexes`
+    names for each split an Arrow IPC file of the same rows without payload, plus `payload_offset` and `payload_length`.
+    """
+
+    format: str = FORMAT
+    name: str
+    version: int
+    created_ms: int
+    code_version: str
+    sources: tuple[Source, ...]
+    where: str
+    seed: int
+    split: SplitRule
+    columns: tuple[ColumnEntry, ...]
+    has_payload: bool
+    shards: tuple[FileEntry, ...]
+    indexes: tuple[FileEntry, ...] = ()
+    tags: tuple[TagCount, ...] = ()
+    policies: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of all splits together."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files that the manifest names."""
+        return sum(file.bytes for file in (*self.shards, *self.indexes))
+
+    def split_rows(self) -> dict[str, int]:
+        """Rows of each split, in the order of the split rule."""
+        return {name: sum(shard.rows for shard in self.shards_of(name)) for name, _ in self.split.fractions}
+
+    def shards_of(self, split: str) -> tuple[FileEntry, ...]:
+        """The shards of one split, in order."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+
+def checked_set_name(name: str) -> str:
+    """The name itself, if a set may be called so.
+
+    Raises:
+        RefusedError: it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise RefusedError(f"set name {name[:80]!r} must be 1-63 of a-z, 0-9, '_' and '-', starting with a letter")
+    return name
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Readable JSON with a stable order."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        NotFoundError: there is none at that path.
+        CorruptLakeError: it is not a manifest of this format.
+    """
+    try:
+        with path.open("rb") as file:
+            body = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise NotFoundError(f"{path}: no training set there ({error.strerror}); `set ls` shows what there is") from error
+    if len(body) > MAX_MANIFEST_BYTES:
+        raise CorruptLakeError(f"{path}: a manifest above {MAX_MANIFEST_BYTES} bytes; restore the set or build it anew")
+    try:
+        manifest = msgspec.json.decode(body, type=Manifest)
+    except (msgspec.MsgspecError, RefusedError) as error:
+        raise CorruptLakeError(f"{path}: not a manifest ({error}); restore the set or build it anew") from error
+    if manifest.format != FORMAT:
+        raise CorruptLakeError(f"{path}: format {manifest.format!r}, this version reads {FORMAT!r}")
+    return manifest

@@ -1,0 +1,207 @@
+"""Read a training set: any sample by index with one pread, any epoch in a seeded order, stop and resume anywhere."""
+
+import hashlib
+import html
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.training.index import SplitIndex
+from pipelines.training.manifest import MANIFEST_NAME, FileEntry, Manifest, encode_manifest, load_manifest
+from pipelines.training.order import EpochOrder, EpochState
+from pipelines.training.payloads import ShardFiles
+from pipelines.training.permutation import Permutation
+
+_HASH_BLOCK_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample: its payload (None in a tabular set), and its columns, looked up when asked for."""
+
+    index: int
+    payload: bytes | None
+    _rows: SplitIndex
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """All columns of the row as Python values."""
+        return self._rows.row(self.index)
+
+    def __getitem__(self, column: str) -> Any:
+        return self._rows.value(self.index, column)
+
+
+class TrainingSet(Sequence[Sample]):
+    """One split of a training set, as a sequence of samples. Safe to share between threads, to pickle and to fork."""
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        if split not in manifest.split_rows():
+            raise NotFoundError(
+                f"set {manifest.name} {manifest.version} has no split {split!r}; there are {', '.join(manifest.split_rows())}"
+            )
+        self.folder = folder
+        self.manifest = manifest
+        self.split = split
+        self._shards = manifest.shards_of(split)
+        self._rows = SplitIndex(folder, manifest, split)
+        self._files = ShardFiles(folder, self._shards)
+        self._count = manifest.split_rows()[split]
+        self._digest = hashlib.sha256(encode_manifest(manifest)).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        at = index + self._count if index < 0 else index
+        if not 0 <= at < self._count:
+            raise IndexError(f"sample {index} of {self._count}")
+        if not self.manifest.has_payload:
+            return Sample(at, None, self._rows)
+        offset, length = self._rows.place(at)
+        return Sample(at, self._files.read(at, offset, length), self._rows)
+
+    def shuffled(self, seed: int, epoch: int = 0, *, rank: int = 0, world: int = 1, start: int = 0) -> "ShuffledSamples":
+        """The samples of one epoch in a seeded order that takes no memory.
+
+        Args:
+            seed: of the order, together with `epoch`.
+            epoch: each has an order of its own.
+            rank: which of the readers this is.
+            world: how many readers share the epoch; each sample goes to exactly one.
+            start: samples of this epoch that are done already, by all ranks together.
+        """
+        return ShuffledSamples(self, EpochOrder(Permutation(self._count, seed, epoch), rank, world, start), self._digest)
+
+    def resume(self, state: EpochState, *, rank: int = 0, world: int = 1) -> "ShuffledSamples":
+        """Go on where a state says, with as many ranks as there are now.
+
+        Raises:
+            RefusedError: the state is of another set, version or split.
+        """
+        if (state.set_digest, state.split) != (self._digest, self.split):
+            raise RefusedError(
+                f"this state is of another set or split than {self.manifest.name} {self.manifest.version} {self.split}"
+            )
+        return self.shuffled(state.seed, state.epoch, rank=rank, world=world, start=state.position)
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows as an Arrow table, in the set's own order; payloads only where `payload` is among the columns."""
+        paths = [str(self.folder / shard.path) for shard in self._shards]
+        wanted = list(columns) if columns is not None else [column.name for column in self.manifest.columns]
+        try:
+            return ds.dataset(paths, format="parquet").to_table(columns=wanted)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise RefusedError(f"set {self.manifest.name} {self.manifest.version}: {error}") from error
+
+    def to_numpy(self, columns: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """Columns as NumPy arrays; a number column with nulls becomes float64 with NaN."""
+        table = self.to_arrow(columns)
+        return {name: _numpy_of(table.column(name)) for name in columns}
+
+    def verify(self) -> int:
+        """Hash every file of this split against the manifest.
+
+        Returns:
+            The bytes that were checked.
+
+        Raises:
+            CorruptLakeError: a file is missing or is not what was written.
+        """
+        files = [*self._shards, *(index for index in self.manifest.indexes if index.split == self.split)]
+        for entry in files:
+            _verify_file(self.folder / entry.path, entry)
+        return sum(entry.bytes for entry in files)
+
+    def __repr__(self) -> str:
+        names = ", ".join(column.name for column in self.manifest.columns)
+        kind = "payload and columns" if self.manifest.has_payload else "columns"
+        return f"<TrainingSet {self.manifest.name} {self.manifest.version} {self.split}: {self._count:,} samples, {kind} {names}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{html.escape(c.name)}</td><td>{html.escape(c.type)}</td></tr>" for c in self.manifest.columns)
+        title = html.escape(f"{self.manifest.name} {self.manifest.version} · {self.split} · {self._count:,} samples")
+        return f"<b>{title}</b><br>where <code>{html.escape(self.manifest.where or 'all rows')}</code><table>{rows}</table>"
+
+
+class ShuffledSamples:
+    """An epoch in progress: iterate it, and ask for its state at any sample."""
+
+    def __init__(self, samples: TrainingSet, order: EpochOrder, set_digest: str) -> None:
+        self._samples = samples
+        self._order = order
+        self._set_digest = set_digest
+        self._taken = 0
+
+    def __len__(self) -> int:
+        """Samples this rank has in all, from its start."""
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Sample]:
+        done = self._order.position_after(self._taken)
+        left = EpochOrder(self._order.permutation, self._order.rank, self._order.world, done)
+        for index in left.indexes():
+            self._taken += 1
+            yield cast("Sample", self._samples[index])
+
+    def state(self) -> EpochState:
+        """Where the epoch stands once every rank has taken as many samples as this one."""
+        permutation = self._order.permutation
+        position = self._order.position_after(self._taken)
+        return EpochState(self._set_digest, self._samples.split, permutation.seed, permutation.epoch, position)
+
+
+def open_set(uri: str | Path, split: str = "train") -> TrainingSet:
+    """Open one split of a training set by its folder or manifest. Only the manifest is read; no folder is walked.
+
+    Args:
+        uri: a path or file:// URI of `sets/<name>/<version>` or of its manifest.json.
+        split: which split.
+
+    Raises:
+        NotFoundError: no manifest there, or no such split.
+        CorruptLakeError: the manifest cannot be read.
+        RefusedError: another scheme than file://.
+    """
+    path = _local_path(uri)
+    manifest_path = path if path.name == MANIFEST_NAME else path / MANIFEST_NAME
+    return TrainingSet(manifest_path.parent, load_manifest(manifest_path), split)
+
+
+def _local_path(uri: str | Path) -> Path:
+    if isinstance(uri, Path):
+        return uri
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file"):
+        raise RefusedError(f"{uri}: only local folders and file:// can be opened; mount or copy the set first")
+    return Path(unquote(parts.path)) if parts.scheme else Path(uri)
+
+
+def _numpy_of(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    if column.null_count and pa.types.is_integer(column.type):
+        column = pc.cast(column, pa.float64(), safe=False)
+    return cast("np.ndarray[Any, Any]", column.to_numpy())
+
+
+def _verify_file(path: Path, entry: FileEntry) -> None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_HASH_BLOCK_BYTES):
+                digest.update(block)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise CorruptLakeError(f"{path}: cannot be read ({error.strerror}); restore the set or build it anew") from error
+    if size != entry.bytes or digest.hexdigest() != entry.sha256:
+        raise CorruptLakeError(f"{path}: not the file that the manifest tells; restore the set or build it anew")

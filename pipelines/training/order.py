@@ -1,0 +1,69 @@
+"""Where an epoch stands, in about a hundred bytes: enough to go on anywhere, with any number of ranks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from pipelines.errors import RefusedError
+from pipelines.training.permutation import Permutation
+
+_BLOCK = 4_096
+_MAX_STATE_BYTES = 4_096
+
+
+class EpochState(msgspec.Struct, frozen=True, array_like=True):
+    """`position` samples of the epoch's order are done by all ranks together; `set_digest` names the set's manifest."""
+
+    set_digest: str
+    split: str
+    seed: int
+    epoch: int
+    position: int
+
+    def to_bytes(self) -> bytes:
+        """A short JSON text, to be kept in a training checkpoint."""
+        return msgspec.json.encode(self)
+
+
+def state_from_bytes(body: bytes) -> EpochState:
+    """Read a state back.
+
+    Raises:
+        RefusedError: these bytes are no state.
+    """
+    try:
+        return msgspec.json.decode(body[:_MAX_STATE_BYTES], type=EpochState)
+    except msgspec.MsgspecError as error:
+        raise RefusedError(f"not the state of an epoch: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class EpochOrder:
+    """The positions of one rank: `start + rank`, and every `world`-th from there, of the epoch's permutation.
+
+    All samples from `start` on go to exactly one rank. A rank may have one sample more than another.
+    """
+
+    permutation: Permutation
+    rank: int = 0
+    world: int = 1
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world or not 0 <= self.start <= self.permutation.count:
+            raise RefusedError(f"rank {self.rank} of {self.world} from {self.start} of {self.permutation.count} cannot be")
+
+    def __len__(self) -> int:
+        return max(0, -(-(self.permutation.count - self.start - self.rank) // self.world))
+
+    def indexes(self) -> Iterator[int]:
+        """Sample indexes, computed a few thousand at a time."""
+        for low in range(0, len(self), _BLOCK):
+            steps = np.arange(low, min(low + _BLOCK, len(self)), dtype=np.int64)
+            yield from self.permutation.at(self.start + self.rank + steps * self.world).tolist()
+
+    def position_after(self, taken: int) -> int:
+        """How much of the order is done once every rank has taken so many samples."""
+        return min(self.start + taken * self.world, self.permutation.count)

@@ -1,0 +1,129 @@
+"""Pick the rows of a training set out of stream tables pinned to one Delta version each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from pipelines.errors import CorruptLakeError, NotFoundError
+from pipelines.training.manifest import Source
+from schemas.contract import ColumnType
+
+KEY = ("stream", "device", "epoch", "seq")
+_TYPES: tuple[tuple[pa.DataType, ColumnType], ...] = (
+    (pa.string(), ColumnType.STRING),
+    (pa.large_string(), ColumnType.STRING),
+    (pa.string_view(), ColumnType.STRING),
+    (pa.bool_(), ColumnType.BOOL),
+    (pa.int32(), ColumnType.INT32),
+    (pa.int64(), ColumnType.INT64),
+    (pa.float32(), ColumnType.FLOAT32),
+    (pa.float64(), ColumnType.FLOAT64),
+    (pa.binary(), ColumnType.BINARY),
+)
+
+
+class Expression(Protocol):
+    """A compiled rule, as `pipelines.policy.expression` gives it."""
+
+    def to_polars(self) -> pl.Expr:
+        """A boolean column expression."""
+        ...
+
+
+class Compiler(Protocol):
+    """Turns the text of `--where` into an expression over these columns."""
+
+    def __call__(self, text: str, columns: Mapping[str, ColumnType]) -> Expression:
+        """Compile, or raise ExpressionError."""
+        ...
+
+
+def policy_compiler(text: str, columns: Mapping[str, ColumnType]) -> Expression:
+    """The expression language of the policies, tags included."""
+    from pipelines.policy.expression import compile_expression  # noqa: PLC0415 - sqlglot only where there is an expression
+
+    compiled: Expression = compile_expression(text, columns, allow_tags=True)
+    return compiled
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The selected narrow rows, sorted by key, with a `stream` column, and where they came from."""
+
+    rows: pa.Table
+    sources: tuple[Source, ...]
+
+
+def select_rows(
+    lake_root: Path,
+    streams: tuple[str, ...],
+    where: str,
+    versions: Mapping[str, int] | None = None,
+    compiler: Compiler = policy_compiler,
+) -> Selection:
+    """Read the streams, keep the rows for which `where` is true, sort them by key.
+
+    Args:
+        lake_root: the lake root.
+        streams: tables under `streams/`, chip tables included.
+        where: an expression over columns and tags; empty keeps all rows.
+        versions: the Delta version to read of a stream; the newest where absent.
+        compiler: makes an expression of the text.
+
+    Raises:
+        NotFoundError: no such stream or version.
+        ExpressionError: the expression is not in the language.
+        CorruptLakeError: a table cannot be read.
+    """
+    parts: list[pa.Table] = []
+    sources: list[Source] = []
+    for stream in streams:
+        table = _open_table(lake_root, stream, (versions or {}).get(stream))
+        rows = _filtered(table, where, compiler)
+        parts.append(rows.append_column("stream", pa.array([stream], pa.string()).take(pa.array([0] * len(rows), pa.int8()))))
+        sources.append(Source(stream, table.version(), len(rows)))
+    merged = pa.concat_tables(parts, promote_options="permissive")
+    order = [name for name in (*KEY, "spec", "chip_index") if name in merged.schema.names]
+    return Selection(merged.sort_by([(name, "ascending") for name in order]), tuple(sources))
+
+
+def expression_columns(schema: pa.Schema) -> dict[str, ColumnType]:
+    """The columns an expression may name, with their types; nested columns and tags are none of them."""
+    known = {field.name: next((kind for arrow, kind in _TYPES if field.type == arrow), None) for field in schema}
+    times = {field.name: ColumnType.TIMESTAMP for field in schema if pa.types.is_timestamp(field.type)}
+    return {name: kind for name, kind in known.items() if kind is not None} | times
+
+
+def _open_table(lake_root: Path, stream: str, version: int | None) -> DeltaTable:
+    folder = lake_root / "streams" / stream
+    try:
+        return DeltaTable(str(folder), version=version)
+    except TableNotFoundError as error:
+        raise NotFoundError(f"{folder}: no such stream in the lake") from error
+    except DeltaError as error:
+        raise NotFoundError(f"{folder}: cannot be opened at version {version}: {error}") from error
+
+
+def _filtered(table: DeltaTable, where: str, compiler: Compiler) -> pa.Table:
+    try:
+        dataset: Any = table.to_pyarrow_dataset()
+        schema: pa.Schema = dataset.schema
+        verdict = compiler(where, expression_columns(schema)).to_polars() if where.strip() else None
+        kept = [_keep(batch, verdict) for batch in dataset.to_batches()]
+    except (OSError, pa.ArrowInvalid, DeltaError) as error:
+        raise CorruptLakeError(f"{table.table_uri}: cannot be read: {error}; restore the missing files") from error
+    return pa.Table.from_batches([batch for batch in kept if batch.num_rows], schema)
+
+
+def _keep(batch: pa.RecordBatch, verdict: pl.Expr | None) -> pa.RecordBatch:
+    if verdict is None or not batch.num_rows:
+        return batch
+    frame = pl.DataFrame(pl.from_arrow(batch))
+    mask = frame.select(verdict.fill_null(value=False).alias("keep")).to_series().to_arrow()
+    return batch.filter(mask)

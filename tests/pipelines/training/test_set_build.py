@@ -1,0 +1,255 @@
+"""Building a set: what is in it, that nothing leaks between splits, that it never changes, that any tool opens it."""
+
+import hashlib
+import json
+import pickle
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.training.build import BuildOptions, build_set
+from pipelines.training.manifest import SplitRule, load_manifest
+from pipelines.training.open import TrainingSet, open_set
+from pipelines.training.order import state_from_bytes
+from pipelines.training.shards import ShardLimits
+from pipelines.training.split import group_unit, split_of_rows
+
+HALVES = {"train": 0.5, "test": 0.5}
+
+
+class FixedClock:
+    def now_ms(self) -> int:
+        return 1_700_000_000_000
+
+    def monotonic_s(self) -> float:
+        return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError("nothing here waits")
+
+
+def built(lake: Path, where: str = "", streams: tuple[str, ...] = ("camera_frame",), **options: object) -> Path:
+    options = {"split": HALVES, **options}
+    manifest = build_set(lake, "frames", streams, where, seed=4, options=BuildOptions(**options), clock=FixedClock())
+    return lake / "sets/frames" / str(manifest.version)
+
+
+def keys_of(split: TrainingSet) -> list[tuple[str, int]]:
+    rows = split.to_arrow(["device", "seq"])
+    return list(zip(rows["device"].to_pylist(), rows["seq"].to_pylist(), strict=True))
+
+
+def test_every_selected_row_with_a_payload_is_in_exactly_one_split(lake: Path) -> None:
+    folder = built(lake)
+    keys = keys_of(open_set(folder)) + keys_of(open_set(folder, "test"))
+    assert len(keys) == len(set(keys)) == 239
+    assert [(part.reason, part.rows) for part in load_manifest(folder / "manifest.json").left_out] == [("no payload", 1)]
+
+
+def test_no_device_stands_on_both_sides(lake: Path) -> None:
+    folder = built(lake)
+    sides = [{device for device, _ in keys_of(open_set(folder, split))} for split in HALVES]
+    assert sides[0]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+
+
+@given(st.integers(0, 2**32), st.lists(st.text(max_size=8), min_size=1, max_size=50))
+def test_rows_of_one_group_always_meet_in_one_split(seed: int, groups: list[str]) -> None:
+    rule = SplitRule(("g",), (("train", 0.7), ("test", 0.3)))
+    splits = split_of_rows(pa.table({"g": pa.array(groups, pa.string())}), rule, seed)
+    for group, split in zip(groups, splits.tolist(), strict=True):
+        assert split == (0 if group_unit(seed, group) < 0.7 else 1)
+
+
+def test_the_payload_and_columns_of_each_sample_belong_together(lake: Path) -> None:
+    split = open_set(built(lake))
+    assert len(split) > 0
+    for sample in split:
+        assert hashlib.sha256(sample.payload).hexdigest() == sample["payload_sha256"] == sample.columns["payload_sha256"]
+        assert set(sample.columns) == {column.name for column in split.manifest.columns}
+
+
+def test_an_expression_selects_by_columns_and_tags(lake: Path) -> None:
+    folder = built(lake, "has('dark') AND brightness >= 10")
+    tables = [open_set(folder, split).to_arrow(["tags", "brightness"]) for split in HALVES]
+    rows = pa.concat_tables(tables)
+    assert len(rows) == sum(1 for i in range(240) if i != 3 and i % 7 in (1, 2))
+    assert set(rows["brightness"].to_pylist()) == {10.0, 20.0}
+
+
+def test_the_manifest_explains_where_the_set_came_from(lake: Path) -> None:
+    manifest = load_manifest(built(lake, "has('dark')") / "manifest.json")
+    assert manifest.policies == ("night@abc123",)
+    assert [(source.stream, source.delta_version) for source in manifest.sources] == [("camera_frame", 0)]
+    assert sum(count.rows for count in manifest.tags) == manifest.rows
+    assert manifest.created_ms == FixedClock().now_ms()
+    assert manifest.where == "has('dark')"
+
+
+def test_a_pinned_version_gives_the_same_set_after_the_stream_has_grown(lake: Path) -> None:
+    first = load_manifest(built(lake) / "manifest.json")
+    write_deltalake(
+        lake / "streams/camera_frame", DeltaTable(lake / "streams/camera_frame").to_pyarrow_table().slice(0, 9), mode="append"
+    )
+    again = load_manifest(built(lake, versions={"camera_frame": 0}) / "manifest.json")
+    newer = load_manifest(built(lake) / "manifest.json")
+    assert [shard.sha256 for shard in first.shards] == [shard.sha256 for shard in again.shards]
+    assert newer.rows > first.rows
+
+
+def test_a_new_build_is_a_new_version_and_leaves_the_old_one_as_it_was(lake: Path) -> None:
+    first = built(lake)
+    before = {path.name: path.read_bytes() for path in first.iterdir()}
+    second = built(lake)
+    assert (first.name, second.name) == ("1", "2")
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == before
+    assert all(path.stat().st_mode & 0o222 == 0 for path in first.iterdir())
+
+
+def test_a_build_that_fails_leaves_nothing(lake: Path) -> None:
+    (lake / "payload/camera_frame/000000000001-0.parquet").unlink()
+    with pytest.raises(CorruptLakeError):
+        built(lake)
+    assert list((lake / "sets/frames").iterdir()) == []
+
+
+def test_duckdb_pyarrow_and_polars_read_a_set_without_our_code(lake: Path) -> None:
+    folder = built(lake, limits=ShardLimits(max_rows=50))
+    split = open_set(folder)
+    glob = str(folder / "train-*.parquet")
+    digests = [row[0] for row in duckdb.sql(f"select sha256(payload) from '{glob}' order by device, seq").fetchall()]
+    expected = split.to_arrow(["device", "seq", "payload_sha256"]).sort_by([("device", "ascending"), ("seq", "ascending")])
+    assert digests == expected["payload_sha256"].to_pylist()
+    assert pl.scan_parquet(glob).select(pl.len()).collect().item() == len(split)
+    tables = [pq.read_table(path) for path in sorted(folder.glob("train-*.parquet"))]
+    assert len(tables) > 1
+    assert pa.concat_tables(tables)["payload"].to_pylist() == [sample.payload for sample in split]
+    with pa.memory_map(str(folder / "train.index.arrow")) as source:
+        assert pa.ipc.open_file(source).read_all().num_rows == len(split)
+    assert json.loads((folder / "manifest.json").read_bytes())["name"] == "frames"
+
+
+def test_a_tabular_set_reads_as_arrow_numpy_and_samples(lake: Path) -> None:
+    split = open_set(built(lake, "speed > 100", ("vehicle_telemetry",), columns=("speed",)))
+    assert not split.manifest.has_payload
+    assert split[0].payload is None
+    speeds = split.to_numpy(["speed"])["speed"]
+    assert speeds.min() > 100
+    assert [sample["speed"] for sample in split] == speeds.tolist()
+    assert duckdb.sql(f"select count(*) from '{split.folder}/train-*.parquet'").fetchall() == [(len(split),)]
+
+
+def test_streams_with_different_columns_stand_in_one_set(lake: Path) -> None:
+    split = open_set(built(lake, "", ("camera_frame", "vehicle_telemetry"), with_payload=False))
+    assert set(pc.unique(split.to_arrow(["stream"])["stream"]).to_pylist()) == {"camera_frame", "vehicle_telemetry"}
+
+
+def test_a_number_column_with_nulls_becomes_nan(lake: Path) -> None:
+    lanes = open_set(built(lake)).to_numpy(["lane"])["lane"]
+    assert lanes.dtype == np.float64
+    assert np.isnan(lanes).any()
+
+
+def test_an_epoch_stopped_anywhere_goes_on_without_loss_or_repeat(lake: Path) -> None:
+    split = open_set(built(lake))
+    epoch = split.shuffled(1, epoch=2)
+    first = [sample.index for sample in islice(epoch, 7)]
+    state = state_from_bytes(epoch.state().to_bytes())
+    assert state.position == 7
+    rest = [sample.index for rank in range(3) for sample in split.resume(state, rank=rank, world=3)]
+    assert Counter(first + rest) == Counter(range(len(split)))
+    assert first == [sample.index for sample in islice(split.shuffled(1, epoch=2), 7)]
+    assert [s.index for s in epoch] == [s.index for s in split.resume(state)]
+
+
+def test_a_state_of_another_set_is_refused(lake: Path) -> None:
+    state = open_set(built(lake)).shuffled(1).state()
+    with pytest.raises(RefusedError, match="another set"):
+        open_set(built(lake, "brightness > 0")).resume(state)
+
+
+def test_only_the_manifest_is_read_on_opening(lake: Path) -> None:
+    folder = built(lake)
+    for path in folder.iterdir():
+        if path.name != "manifest.json":
+            path.unlink()
+    assert len(open_set(f"file://{folder}")) > 0
+
+
+def test_rot_is_found_on_demand_and_a_cut_file_at_once(lake: Path) -> None:
+    folder = built(lake)
+    split = open_set(folder)
+    assert split.verify() > 0
+    shard = folder / split.manifest.shards[0].path
+    body = bytearray(shard.read_bytes())
+    body[len(body) // 2] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(body)
+    with pytest.raises(CorruptLakeError, match="not the file"):
+        split.verify()
+    shard.write_bytes(body[:-1])
+    with pytest.raises(CorruptLakeError, match="bytes where"):
+        _ = open_set(folder)[0]
+
+
+def test_a_set_travels_to_another_process(lake: Path) -> None:
+    split = open_set(built(lake))
+    expected = split[1].payload
+    assert pickle.loads(pickle.dumps(split))[1].payload == expected
+
+
+def test_slices_negative_indexes_and_the_ends_behave_like_a_list(lake: Path) -> None:
+    split = open_set(built(lake))
+    assert split[-1].payload == split[len(split) - 1].payload
+    assert [sample.index for sample in split[2:5]] == [2, 3, 4]
+    with pytest.raises(IndexError):
+        _ = split[len(split)]
+
+
+def test_what_cannot_be_built_or_opened_is_refused_with_the_way_out(lake: Path) -> None:
+    with pytest.raises(RefusedError, match="no row"):
+        built(lake, "brightness > 1000")
+    with pytest.raises(RefusedError, match="sum to 1"):
+        built(lake, split={"train": 0.5})
+    with pytest.raises(RefusedError, match="no column nothing"):
+        built(lake, columns=("nothing",))
+    with pytest.raises(RefusedError, match="to group by"):
+        built(lake, group=("nothing",))
+    with pytest.raises(RefusedError, match="no payload"):
+        built(lake, "", ("vehicle_telemetry",), with_payload=True)
+    with pytest.raises(NotFoundError, match="no such stream"):
+        built(lake, "", ("absent",))
+    with pytest.raises(RefusedError, match="set name"):
+        build_set(lake, "../up", ("camera_frame",))
+    with pytest.raises(NotFoundError, match="no training set"):
+        open_set(lake / "sets/none/1")
+    with pytest.raises(NotFoundError, match="no split"):
+        open_set(built(lake), "holdout")
+    with pytest.raises(RefusedError, match="file://"):
+        open_set("s3://bucket/set")
+
+
+def test_the_card_shows_pictures_and_escapes_what_came_from_outside(lake: Path) -> None:
+    card = (built(lake, "label != '<script>'") / "card.html").read_text()
+    assert "data:image/jpeg;base64," in card
+    assert "<script>" not in card
+    assert "&lt;script&gt;" in card
+
+
+def test_a_set_tells_what_it_is(lake: Path) -> None:
+    split = open_set(built(lake))
+    assert "frames 1 train" in repr(split)
+    assert "<table>" in split._repr_html_()

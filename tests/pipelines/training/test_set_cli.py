@@ -1,0 +1,56 @@
+"""The command `set`, as a person types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.errors import RefusedError
+from pipelines.training.cli import parse_split, set_app
+
+RUN = CliRunner()
+
+
+def test_a_set_is_built_listed_shown_and_verified(lake: Path) -> None:
+    where = ["--lake", str(lake)]
+    made = RUN.invoke(
+        set_app,
+        [
+            "build",
+            "frames",
+            "--from",
+            "camera_frame",
+            "--where",
+            "has('dark')",
+            "--split",
+            "train=0.5,test=0.5",
+            "--json",
+            *where,
+        ],
+    )
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["version"] == 1
+    assert json.loads(RUN.invoke(set_app, ["ls", "--json", *where]).stdout)[0]["name"] == "frames"
+    shown = RUN.invoke(set_app, ["show", "frames/1", *where])
+    assert "has('dark')" in shown.stdout
+    assert "are what the manifest tells" in RUN.invoke(set_app, ["verify", "frames", *where]).stdout
+
+
+def test_a_refusal_is_one_line_and_exit_code_1(lake: Path) -> None:
+    for arguments in (["show", "absent"], ["show", "Bad!"], ["show", "frames/x"], ["build", "x", "--from", "nothing"]):
+        result = RUN.invoke(set_app, [*arguments, "--lake", str(lake)])
+        assert result.exit_code == 1
+        assert "Traceback" not in result.output
+    assert "--lake" in RUN.invoke(set_app, ["ls"]).output
+
+
+def test_an_empty_split_is_told(lake: Path) -> None:
+    result = RUN.invoke(set_app, ["build", "tiny", "--from", "camera_frame", "--where", "device = 'cam-1'", "--lake", str(lake)])
+    assert result.exit_code == 0, result.output
+    assert "is empty" in result.output
+
+
+def test_a_malformed_split_is_refused() -> None:
+    with pytest.raises(RefusedError, match="give shares"):
+        parse_split("train")
