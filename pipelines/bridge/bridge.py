@@ -1,0 +1,110 @@
+"""The bridge: MQTT on one side, durable landing files and objects on the other, and an ack only after both.
+
+broker ── Subscriber ──> Inbox ──> Drain ──> Landing (segments)
+▲          ▲                      └─────> Assembler (objects)
+└── acks ──┴──── Done ────────────┘
+"""
+
+import os
+import threading
+from dataclasses import asdict
+
+import structlog
+
+from pipelines.bridge.drain import Drain
+from pipelines.bridge.inbox import Inbox
+from pipelines.bridge.intake import Numberer
+from pipelines.bridge.landing import Landing
+from pipelines.bridge.parts import Assembler
+from pipelines.bridge.subscriber import Subscriber
+from pipelines.clock import Clock
+from pipelines.config import CoreConfig
+from pipelines.errors import ConfigError, RetryLaterError
+from schemas.errors import IdError
+from schemas.ids import DeviceId
+from schemas.topics import Topics
+
+_log = structlog.get_logger(__name__)
+_GROUP_BYTES = 8 * 1024 * 1024
+_TELL_EVERY_S = 60.0
+
+
+def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
+    """Run until `stop` is set. A broker or a disk that is away is waited for.
+
+    Raises:
+        ConfigError: a wrong bridge id, another bridge with the same id, or the broker refuses this one for good.
+        RetryLaterError: the disk refuses at the start; start again once it does not.
+        OSError: never; translated.
+    """
+    _check_id(config.bridge.id)
+    lake = config.lake_root
+    inbox = Inbox(config.bridge.max_queue_bytes, min(_GROUP_BYTES, config.bridge.max_queue_bytes))
+    try:
+        landing = Landing(lake / "landing" / config.bridge.id, config.bridge.seal_bytes, config.bridge.seal_ms, clock)
+        assembler = Assembler(lake / "objects")
+    except OSError as error:
+        raise RetryLaterError(
+            f"the lake root {lake} cannot be written ({error}); make room or mend it, then start again"
+        ) from error
+    subscriber = Subscriber(config, inbox, clock)
+    drain = Drain(
+        inbox,
+        landing,
+        assembler,
+        Numberer(clock.now_ms(), int.from_bytes(os.urandom(4), "little")),
+        Topics(config.broker.namespace),
+        subscriber.post,
+        config.bridge.linger_ms / 1000,
+        config.run.max_envelope_bytes,
+    )
+    _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
+    try:
+        _run_both(subscriber, drain, stop)
+    finally:
+        _tell(subscriber, drain, landing, assembler)
+        landing.close()
+
+
+def _run_both(subscriber: Subscriber, drain: Drain, stop: threading.Event) -> None:
+    """The disk thread beside the network loop; whichever fails stops the other, and its error is the one that is raised."""
+    no_more = threading.Event()
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            drain.run(no_more)
+        except BaseException as error:  # noqa: BLE001 - raised again below, on the thread that can
+            failed.append(error)
+            stop.set()
+
+    thread = threading.Thread(target=work, name="bridge-drain")
+    thread.start()
+    try:
+        subscriber.run(stop)
+    finally:
+        no_more.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def _check_id(bridge_id: str) -> None:
+    """The id is an MQTT client id and a folder's name."""
+    try:
+        DeviceId(bridge_id)
+    except IdError as error:
+        raise ConfigError(f"bridge.id: {error}") from error
+
+
+def _tell(subscriber: Subscriber, drain: Drain, landing: Landing, assembler: Assembler) -> None:
+    _log.info(
+        "bridge_counters",
+        **asdict(drain.counters),
+        fsyncs=landing.syncs,
+        sealed=landing.sealed,
+        objects_settled=assembler.settled,
+        objects_refused=assembler.refused,
+        connections=subscriber.connections,
+        stale_acks=subscriber.stale_acks,
+    )

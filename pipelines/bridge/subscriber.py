@@ -1,0 +1,245 @@
+"""The MQTT side: receives, hands to the inbox, and acknowledges what is durable, in the order in which it came.
+
+The network loop is our own around paho's socket calls. While the inbox is full the socket is not read, and TCP slows the
+broker down; blocking paho's own loop instead would stop its pings as well, and a slow disk would become a reconnect
+storm. Every paho call happens on this one thread, so an ack can never meet a connection other than its own.
+"""
+
+import os
+import select
+import ssl
+from collections import deque
+from threading import Event
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import structlog
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from pipelines.bridge.backoff import Backoff
+from pipelines.bridge.inbox import Arrived, Done, Inbox
+from pipelines.bridge.intake import Message
+from pipelines.clock import Clock
+from pipelines.config import CoreConfig
+from pipelines.errors import ConfigError, PipelineError
+from schemas.topics import Topics
+
+_log = structlog.get_logger(__name__)
+
+SESSION_TAKEN_OVER = 0x8E
+# Not: server unavailable (0x88), server busy (0x89) and the like, which pass.
+_REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}
+_CONNACK_TIMEOUT_S = 10.0
+_LAST_ACKS_S = 10.0
+_POLL_S = 0.2
+_READS_PER_POLL = 64
+
+
+class Subscriber:
+    """One connection with a fixed client id and a session that outlives it.
+
+    Args:
+        config: broker and bridge sections.
+        inbox: where messages go.
+        clock: for time-outs and the time of arrival.
+
+    Raises:
+        ConfigError: a TLS file is missing or not what it should be.
+    """
+
+    def __init__(self, config: CoreConfig, inbox: Inbox, clock: Clock) -> None:
+        self.connections = 0
+        self.stale_acks = 0
+        self._config = config
+        self._inbox = inbox
+        self._clock = clock
+        self._filters = Topics(config.broker.namespace).bridge_filters()
+        self._idle_filter = f"{config.broker.namespace}/awake/{config.bridge.id}"
+        self._done: deque[Done] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._is_up = False
+        self._arrivals = 0
+        self._fatal: PipelineError | None = None
+        self._misc_not_before_s = 0.0
+        self._awake_at_s = 0.0
+        self._client = self._make_client()
+
+    def post(self, done: Done) -> None:
+        """Hand over what is durable; any thread."""
+        self._done.append(done)
+        os.eventfd_write(self._wake, 1)
+
+    def run(self, stop: Event) -> None:
+        """Receive until stopped; then stop reading, acknowledge what still becomes durable, and say goodbye.
+
+        Raises:
+            ConfigError: the broker refuses this client for good, or another one runs with the same id.
+        """
+        backoff = Backoff()
+        while not stop.is_set():
+            try:
+                self._connect()
+            except OSError as error:
+                _log.warning("broker_away", host=self._config.broker.host, port=self._config.broker.port, error=str(error))
+            else:
+                began_s = self._clock.monotonic_s()
+                self._serve(stop)
+                backoff.tell_lasted(self._clock.monotonic_s() - began_s)
+            if self._fatal is not None:
+                raise self._fatal
+            if not stop.is_set():
+                stop.wait(backoff.next_s())
+        self._client.disconnect()
+        self._client.loop_write()
+
+    def _make_client(self) -> mqtt.Client:
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self._config.bridge.id, protocol=mqtt.MQTTv5, manual_ack=True)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
+        # With this set paho queues packets instead of writing each one from within `ack`; the loop below writes them.
+        client.on_socket_register_write = lambda *_: None
+        tls = self._config.broker.tls
+        if tls is not None:
+            try:
+                context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=tls.ca)
+                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.load_cert_chain(tls.cert, tls.key)
+            except OSError as error:
+                raise ConfigError(f"broker.tls: {error}; check ca, cert and key: {tls.ca}, {tls.cert}, {tls.key}") from error
+            client.tls_set_context(context)
+        return client
+
+    def _connect(self) -> None:
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = self._config.bridge.session_expiry_s
+        properties.ReceiveMaximum = self._config.bridge.receive_maximum
+        broker = self._config.broker
+        self._is_up = False
+        self._client.connect(broker.host, broker.port, broker.keepalive_s, clean_start=False, properties=properties)
+
+    def _serve(self, stop: Event) -> None:
+        """One connection, from CONNECT until it is gone or everything is acknowledged after a stop."""
+        connack_by_s = self._clock.monotonic_s() + _CONNACK_TIMEOUT_S
+        stopped_s: float | None = None
+        while self._client.socket() is not None and self._fatal is None:
+            now_s = self._clock.monotonic_s()
+            if not self._is_up and now_s > connack_by_s:
+                self._client.disconnect()
+                return
+            if stop.is_set():
+                stopped_s = stopped_s or now_s
+                if not self._is_up or self._inbox.held_bytes == 0 or now_s - stopped_s > _LAST_ACKS_S:
+                    self._send_done()
+                    return
+            self._turn(is_reading=not (stop.is_set() or self._inbox.is_full))
+
+    def _turn(self, *, is_reading: bool) -> None:
+        """Wait for the socket or for something durable, and do what can be done."""
+        self._send_done()
+        if self._client.want_write():
+            self._client.loop_write()
+        sock = self._client.socket()
+        if sock is None:
+            return
+        # TLS may hold decrypted bytes that no select on the socket tells of.
+        has_pending = is_reading and isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+        readers: list[Any] = [self._wake, sock] if is_reading else [self._wake]
+        writers = [sock] if self._client.want_write() else []
+        readable, _, _ = select.select(readers, writers, [], 0 if has_pending else _POLL_S)
+        if self._wake in readable:
+            os.eventfd_read(self._wake)
+        if has_pending or sock in readable:
+            self._read_some()
+        if self._client.socket() is not None:
+            self._keep_alive(is_reading=is_reading)
+
+    def _read_some(self) -> None:
+        for _ in range(_READS_PER_POLL):
+            before = self._arrivals
+            self._client.loop_read()
+            if self._arrivals == before or self._inbox.is_full:
+                return
+
+    def _keep_alive(self, *, is_reading: bool) -> None:
+        """Pings by paho while the socket is read; else a packet of ours, for a PINGRESP could not be seen coming.
+
+        An UNSUBSCRIBE of a filter that was never subscribed is answered and changes nothing, whatever the broker permits.
+        After a pause paho's look at the clock waits until a PINGRESP that queued behind the messages has been read.
+        """
+        now_s = self._clock.monotonic_s()
+        keepalive_s = max(self._client.keepalive, 1)
+        if is_reading:
+            if now_s >= self._misc_not_before_s:
+                self._client.loop_misc()
+            return
+        self._misc_not_before_s = now_s + keepalive_s / 2
+        if self._is_up and now_s - self._awake_at_s >= keepalive_s / 3:
+            self._awake_at_s = now_s
+            self._client.unsubscribe(self._idle_filter)
+
+    def _send_done(self) -> None:
+        while self._done:
+            done = self._done.popleft()
+            for arrived in done.arrived:
+                if arrived.qos == 0:
+                    continue
+                if arrived.generation == self.connections and self._is_up:
+                    self._client.ack(arrived.mid, arrived.qos)
+                else:
+                    self.stale_acks += 1
+            for answer in done.answers:
+                self._client.publish(answer.topic, answer.body, qos=1)
+        if self._client.want_write():
+            self._client.loop_write()
+
+    def _on_connect(self, client: mqtt.Client, _data: Any, flags: mqtt.ConnectFlags, reason: ReasonCode, _more: Any) -> None:
+        if reason.is_failure:
+            _log.error("broker_refused", reason=str(reason))
+            if reason.value in _REFUSED_FOR_GOOD:
+                self._fatal = ConfigError(
+                    f"the broker refuses bridge {self._config.bridge.id!r}: {reason}; check its certificate and the broker's ACL"
+                )
+            return
+        self.connections += 1
+        self._is_up = True
+        _log.info("connected", generation=self.connections, session_present=flags.session_present)
+        if self.connections > 1 and not flags.session_present:
+            _log.warning(
+                "session_lost", hint="the broker forgot what it held for this bridge; agents send again what has no receipt"
+            )
+        # Retained reports come once with a new subscription, not at every reconnect.
+        options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+        client.subscribe([(topic, options) for topic in self._filters])
+
+    def _on_subscribe(self, _client: mqtt.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _more: Any) -> None:
+        refused = [f"{topic}: {reason}" for topic, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
+        if refused:
+            self._fatal = ConfigError(f"the broker refuses subscriptions ({', '.join(refused)}); check its ACL for this bridge")
+
+    def _on_disconnect(
+        self, _client: mqtt.Client, _data: Any, flags: mqtt.DisconnectFlags, reason: ReasonCode, _more: Any
+    ) -> None:
+        self._is_up = False
+        if flags.is_disconnect_packet_from_server and reason.value == SESSION_TAKEN_OVER:
+            self._fatal = ConfigError(
+                f"another bridge with the id {self._config.bridge.id!r} took over the session; give each bridge its own bridge.id"
+            )
+        _log.warning("disconnected", reason=str(reason), from_broker=flags.is_disconnect_packet_from_server)
+
+    def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        properties = message.properties
+        self._arrivals += 1
+        arrived = Message(
+            topic=message.topic,
+            payload=message.payload,
+            content_type=getattr(properties, "ContentType", None),
+            properties=tuple(getattr(properties, "UserProperty", ())),
+            received_us=self._clock.now_ms() * 1000,
+        )
+        self._inbox.put(Arrived(arrived, message.mid, message.qos, self.connections))
