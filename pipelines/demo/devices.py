@@ -96,7 +96,7 @@ def emit_switch(seed: int) -> Emit:
     """A switch's closed connections, a line of JSON for each."""
     ticks = flows(seed)
 
-    def emit(index: int) -> int:
+    def emit(_index: int) -> int:
         rows = next(ticks)
         for row in rows:
             _print({"event_time": _now_us() / 1e6, **row})

@@ -45,7 +45,8 @@ def train(samples: Iterable[tuple[bytes, str]], seed: int = 0) -> TrainedModel:
     Raises:
         RefusedError: fewer than 8 pictures, or only one label.
     """
-    pictures, names = [], []
+    pictures: list[NDArray[np.float32]] = []
+    names: list[str] = []
     for body, label in samples:
         pictures.append(pixels(body))
         names.append(label)

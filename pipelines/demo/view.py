@@ -1,0 +1,130 @@
+"""What the demo shows while it runs: live tables on a terminal, plain lines anywhere else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.clock import Clock
+
+KEPT_EVENTS = 12
+PLAIN_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLine:
+    """A device's books of one stream, as it last reported them."""
+
+    device: str
+    stream: str
+    captured: int
+    settled: int
+    spooled: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLine:
+    """A stream in the lake: committed rows, and those of them that carry a prediction."""
+
+    stream: str
+    committed: int
+    predicted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is known at one moment."""
+
+    devices: tuple[DeviceLine, ...] = ()
+    streams: tuple[StreamLine, ...] = ()
+    network_is_up: bool = True
+
+    @property
+    def captured(self) -> int:
+        """Samples captured, over all devices."""
+        return sum(line.captured for line in self.devices)
+
+    @property
+    def spooled(self) -> int:
+        """Samples that wait on devices."""
+        return sum(line.spooled for line in self.devices)
+
+    @property
+    def committed(self) -> int:
+        """Rows in the lake."""
+        return sum(line.committed for line in self.streams)
+
+
+class View:
+    """Shows snapshots and events. `with View(...)` owns the terminal's lower part on a TTY."""
+
+    def __init__(self, console: Console, clock: Clock) -> None:
+        self._console = console
+        self._clock = clock
+        self._began_s = clock.monotonic_s()
+        self._told_s = self._began_s
+        self._events: list[Text] = []
+        self._snapshot = Snapshot()
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Give the terminal back."""
+        if self._live is not None:
+            self._live.stop()
+            self._console.print(_picture(self._snapshot, self._events))
+
+    def event(self, text: str, style: str = "") -> None:
+        """Something happened."""
+        line = Text(f"{self._clock.monotonic_s() - self._began_s:6.1f} s  {text}", style=style)
+        self._events.append(line)
+        if self._live is None:
+            self._console.print(line, soft_wrap=True)
+        else:
+            self._redraw()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """The newest state."""
+        self._snapshot = snapshot
+        if self._live is not None:
+            self._redraw()
+        elif self._clock.monotonic_s() - self._told_s >= PLAIN_EVERY_S:
+            self._told_s = self._clock.monotonic_s()
+            self.event(
+                f"captured {snapshot.captured:,}, waiting on devices {snapshot.spooled:,}, in the lake {snapshot.committed:,}"
+            )
+
+    def _redraw(self) -> None:
+        assert self._live is not None
+        self._live.update(_picture(self._snapshot, self._events[-KEPT_EVENTS:]), refresh=True)
+
+
+def _picture(snapshot: Snapshot, events: Sequence[Text]) -> Group:
+    devices = Table(
+        title="on the devices" if snapshot.network_is_up else "on the devices (network is DOWN)", title_justify="left"
+    )
+    for name in ("device", "stream"):
+        devices.add_column(name)
+    for name in ("captured", "settled", "spooled", "dropped"):
+        devices.add_column(name, justify="right")
+    for line in snapshot.devices:
+        figures = (line.captured, line.settled, line.spooled, line.dropped)
+        devices.add_row(line.device, line.stream, *(f"{figure:,}" for figure in figures))
+    streams = Table(title="in the lake", title_justify="left")
+    streams.add_column("stream")
+    streams.add_column("committed rows", justify="right")
+    streams.add_column("with a prediction", justify="right")
+    for row in snapshot.streams:
+        streams.add_row(row.stream, f"{row.committed:,}", f"{row.predicted:,}" if row.predicted else "")
+    return Group(devices, streams, *events)
