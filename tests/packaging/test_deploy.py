@@ -1,0 +1,54 @@
+"""What is handed out for installation is read, checked and weighed, so that it works where nobody looks on."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from edge_agent.capture.registry import KINDS
+from edge_agent.config import load_agent_config, load_contract
+from pipelines.config import load_core_config
+
+AGENTS = ("line-camera", "vehicle", "switch")
+# systemd's own scale from 0 (can do nothing) to 10: how much harm a unit could do.
+MAX_EXPOSURE = {"edge/catchment-agent": 2.0, "core/catchment-bridge": 2.5, "core/catchment-ingest": 2.5}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_an_example_for_the_agent_is_a_valid_configuration(repository_root, name):
+    config = load_agent_config(repository_root / f"deploy/edge/agent.{name}.toml")
+    assert config.source
+    for source in config.source:
+        assert source.kind in KINDS
+        contract = load_contract(source)
+        renamed = source.options.get("rename", {})
+        assert [column for column in renamed.values() if column != "event_time" and contract.column(column) is None] == []
+
+
+def test_the_example_for_the_core_is_a_valid_configuration(repository_root):
+    config = load_core_config(repository_root / "deploy/core/core.example.toml")
+    assert config.broker.tls is not None
+
+
+@pytest.mark.parametrize("unit", MAX_EXPOSURE)
+def test_a_unit_may_do_very_little(repository_root, unit):
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd-analyze here; it comes with systemd")
+    path = repository_root / "deploy" / f"{unit}.service"
+    done = subprocess.run(
+        [analyze, "security", "--offline=true", "--no-pager", str(path)], capture_output=True, text=True, check=False
+    )
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze cannot weigh a unit file offline; systemd 250 or newer can")
+    found = re.search(r"exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    assert float(found.group(1)) <= MAX_EXPOSURE[unit]
+
+
+@pytest.mark.parametrize("unit", MAX_EXPOSURE)
+def test_a_unit_starts_a_command_the_wheel_offers(repository_root, unit):
+    text = (repository_root / "deploy" / f"{unit}.service").read_text()
+    (command,) = re.findall(r"^ExecStart=/opt/catchment/bin/(\S+)", text, re.MULTILINE)
+    assert f'\n{command} = "' in (repository_root / "pyproject.toml").read_text()
