@@ -1,5 +1,6 @@
 """Brings a batch from a device to the contract's schema, or says why its body does not fit. Types only, no values."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import pyarrow as pa
@@ -12,6 +13,15 @@ from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
 
 _Rows = TypeVar("_Rows", pa.RecordBatch, pa.Table)
+
+
+# What the contract wants -> what may become it without losing a value's meaning.
+_WIDER: tuple[tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], bool], ...]], ...] = (
+    (pt.is_floating, (pt.is_floating, pt.is_integer)),
+    (pt.is_integer, (pt.is_integer,)),
+    (pt.is_string, (pt.is_large_string, pt.is_string_view)),
+    (pt.is_binary, (pt.is_large_binary, pt.is_binary_view, pt.is_fixed_size_binary)),
+)
 
 
 class ContractMismatchError(RefusedError):
@@ -36,9 +46,7 @@ def conform(rows: _Rows, contract: Contract) -> _Rows:
         raise ContractMismatchError("a column is given twice")
     if EVENT_TIME not in names:
         raise ContractMismatchError(f"column {EVENT_TIME} is missing")
-    columns = [
-        _widen(rows.column(field.name), field) if field.name in names else _nulls(rows, field.type) for field in wanted
-    ]
+    columns = [_widen(rows.column(field.name), field) if field.name in names else _nulls(rows, field.type) for field in wanted]
     built: _Rows = type(rows).from_arrays(columns, schema=wanted)
     return built
 
@@ -62,18 +70,10 @@ def _widen(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array | pa
 
 def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether values of the given type may become values of the wanted one."""
-    if pt.is_null(given):
-        return True
     if pt.is_dictionary(given):
         return _fits(given.value_type, wanted)
+    if pt.is_null(given) or given.equals(wanted):
+        return True
     if pt.is_timestamp(wanted):
         return pt.is_timestamp(given) and given.tz is not None
-    if pt.is_floating(wanted):
-        return pt.is_floating(given) or pt.is_integer(given)
-    if pt.is_integer(wanted):
-        return bool(pt.is_integer(given))
-    if pt.is_string(wanted):
-        return pt.is_large_string(given) or pt.is_string_view(given) or pt.is_string(given)
-    if pt.is_binary(wanted):
-        return pt.is_large_binary(given) or pt.is_binary_view(given) or pt.is_fixed_size_binary(given) or pt.is_binary(given)
-    return bool(given.equals(wanted))
+    return any(is_wanted(wanted) and any(fits(given) for fits in fitting) for is_wanted, fitting in _WIDER)

@@ -7,9 +7,9 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from json.decoder import WHITESPACE
 from typing import Any
 
 import pyarrow as pa
@@ -100,6 +100,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found if len(found) == len(pairs) else _Duplicate(found)
 
 
+_SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=lambda _: _NotANumber())
 
 
@@ -142,8 +143,8 @@ def _split_text(text: str) -> Iterator[tuple[Any, bytes]]:
 
 
 def _skip(text: str, position: int) -> int:
-    match = WHITESPACE.match(text, position)
-    return position if match is None else int(match.end())
+    match = _SPACE.match(text, position)
+    return position if match is None else match.end()
 
 
 class _RowReader:
@@ -199,8 +200,8 @@ def _event_time(cell: Any) -> int:
 
 def _payload(value: dict[str, Any], max_bytes: int) -> dict[str, Any]:
     text, digest = value.get(PAYLOAD_BASE64), value.get(PAYLOAD_SHA256)
-    if digest is not None and not isinstance(digest, str):
-        raise CellError(f"{PAYLOAD_SHA256}: text is needed")
+    if digest is not None and not (isinstance(digest, str) and digest.isascii()):
+        raise CellError(f"{PAYLOAD_SHA256}: hexadecimal text is needed")
     if text is None:
         return {PAYLOAD: None, PAYLOAD_SHA256: digest}
     if not isinstance(text, str):

@@ -63,7 +63,9 @@ def _plain(source: YamlSource, document: _Plain, table: _Plain) -> _Plain:
         "description": _purpose(document.get("description")),
     }
     if "payload" in custom:
-        plain["payload"] = _renamed(source, custom["payload"], {"mediaTypes": "media_types", "maxBytes": "max_bytes"}, {"required"})
+        plain["payload"] = _renamed(
+            source, custom["payload"], {"mediaTypes": "media_types", "maxBytes": "max_bytes"}, {"required"}
+        )
     if "chips" in custom:
         names = {"name", "size", "overlap", "level"}
         plain["chips"] = [_renamed(source, chip, {}, names) for chip in custom["chips"]]

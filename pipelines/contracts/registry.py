@@ -34,7 +34,9 @@ class ContractSet:
             contract = load_odcs(path)
             key = (contract.name, contract.version)
             if key in own:
-                raise ConfigError(f"{path}: contract {contract.name} {contract.version} is already in {own[key]}; raise the version")
+                raise ConfigError(
+                    f"{path}: contract {contract.name} {contract.version} is already in {own[key]}; raise the version"
+                )
             own[key] = str(path)
             found[key] = contract
         return cls(tuple(sorted(found.values(), key=lambda contract: (contract.name, _ordered(contract.version)))))

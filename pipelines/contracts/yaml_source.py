@@ -64,8 +64,7 @@ def read_yaml(path: Path) -> YamlSource:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
     except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
-        raise ConfigError(f"{path}{line}: not YAML: {error.problem or error}") from error
+        raise ConfigError(f"{path}{_at(error.problem_mark)}: not YAML: {error.problem or error}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
 
@@ -87,13 +86,13 @@ def _refuse_depth(path: Path, text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise ConfigError(f"{path}:{event.start_mark.line + 1}: aliases (*) are not read; write the value out")
+            raise ConfigError(f"{path}{_at(event.start_mark)}: aliases (*) are not read; write the value out")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > _MAX_DEPTH:
-            raise ConfigError(f"{path}:{event.start_mark.line + 1}: nested deeper than {_MAX_DEPTH} levels")
+            raise ConfigError(f"{path}{_at(event.start_mark)}: nested deeper than {_MAX_DEPTH} levels")
 
 
 def _refuse_duplicates(path: Path, root: yaml.Node) -> None:
@@ -109,6 +108,10 @@ def _refuse_duplicates(path: Path, root: yaml.Node) -> None:
                     raise ConfigError(f"{path}:{key.start_mark.line + 1}: key {str(key.value)[:80]!r} is given twice or no text")
                 seen.add(key.value)
                 waiting.append(value)
+
+
+def _at(mark: Any) -> str:
+    return "" if mark is None else f":{mark.line + 1}"
 
 
 def _child(node: yaml.Node, step: str | int) -> yaml.Node | None:

@@ -1,11 +1,11 @@
 """What is refused before and right after parsing: size, nesting, and every node or argument that is not on the list."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
-from sqlglot.tokens import Token, TokenType
+from sqlglot.tokens import Token, TokenType  # type: ignore[attr-defined]  # re-exported without saying so
 
 from pipelines.errors import ExpressionError
 from pipelines.policy.functions import NODE_NAMES
@@ -84,7 +84,7 @@ def _check_nesting(tokens: list[Token]) -> None:
             raise ExpressionError(f"nested deeper than {MAX_NESTING} levels at character {token.start - len(PREFIX) + 1}")
 
 
-def _only_expression(statements: list[exp.Expression | None]) -> exp.Expression:
+def _only_expression(statements: Sequence[exp.Expr | None]) -> exp.Expression:
     if len(statements) != 1 or not isinstance(statements[0], exp.Select):
         raise ExpressionError("write one expression, not a statement; there is no ';' in the language")
     select = statements[0]

@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sqlglot import exp
 
@@ -43,7 +44,7 @@ class Lowering:
             return ir.Arithmetic(_ARITHMETIC[kind], self._of(tree.this, Kind.NUMBER), self._of(tree.expression, Kind.NUMBER))
         if kind in NODE_NAMES:
             return self._call(FUNCTIONS[NODE_NAMES[kind]], _arguments(tree), tree)
-        handler = _HANDLERS.get(kind)
+        handler = self._HANDLERS.get(kind)
         if handler is None:
             raise ExpressionError(f"{kind.__name__} cannot stand here{position(tree)}")
         return handler(self, tree)
@@ -134,9 +135,7 @@ class Lowering:
         for branch in tree.args["ifs"]:
             condition = branch.this
             conditions.append(
-                self._of(condition, Kind.BOOL)
-                if subject is None
-                else _comparison("=", subject, self.lower(condition), branch)
+                self._of(condition, Kind.BOOL) if subject is None else _comparison("=", subject, self.lower(condition), branch)
             )
             values.append(self.lower(branch.args["true"]))
         default = tree.args.get("default")
@@ -170,24 +169,23 @@ class Lowering:
         hint = f"did you mean {close[0]}()?" if close else f"there are {', '.join(sorted(known))}"
         raise ExpressionError(f"unknown function {name[:80]!r}{position(tree)}; {hint}")
 
-
-_HANDLERS: dict[type[exp.Expression], Callable[[Lowering, exp.Expression], Node]] = {
-    exp.Column: Lowering._column,
-    exp.Literal: Lowering._literal,
-    exp.Boolean: lambda _, tree: ir.Truth(bool(tree.this)),
-    exp.Null: lambda _self, _tree: ir.Nothing(),
-    exp.Paren: lambda self, tree: self.lower(tree.this),
-    exp.Not: lambda self, tree: ir.Not(self._of(tree.this, Kind.BOOL)),
-    exp.Neg: Lowering._negate,
-    exp.And: Lowering._chain,
-    exp.Or: Lowering._chain,
-    exp.Between: Lowering._between,
-    exp.In: Lowering._in,
-    exp.Like: Lowering._like,
-    exp.Is: Lowering._is,
-    exp.Case: Lowering._case,
-    exp.Anonymous: Lowering._anonymous,
-}
+    _HANDLERS: ClassVar[dict[type[exp.Expression], Callable[["Lowering", exp.Expression], Node]]] = {
+        exp.Column: _column,
+        exp.Literal: _literal,
+        exp.Boolean: lambda _, tree: ir.Truth(bool(tree.this)),
+        exp.Null: lambda _self, _tree: ir.Nothing(),
+        exp.Paren: lambda self, tree: self.lower(tree.this),
+        exp.Not: lambda self, tree: ir.Not(self._of(tree.this, Kind.BOOL)),
+        exp.Neg: _negate,
+        exp.And: _chain,
+        exp.Or: _chain,
+        exp.Between: _between,
+        exp.In: _in,
+        exp.Like: _like,
+        exp.Is: _is,
+        exp.Case: _case,
+        exp.Anonymous: _anonymous,
+    }
 
 
 def _arguments(tree: exp.Expression) -> list[exp.Expression]:

@@ -1,0 +1,88 @@
+"""`catchment policy`: check and test policies before they are merged."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pipelines.contracts.registry import ContractSet
+from pipelines.errors import PipelineError
+from pipelines.policy.documents import load_policy
+from pipelines.policy.trial import Trial, compile_policy, try_policy
+from schemas.policy import Policy
+
+policy_app = typer.Typer(help="Check and test tagging policies.", no_args_is_help=True)
+
+Files = Annotated[list[Path], typer.Argument(help="Policy files (YAML).")]
+Contracts = Annotated[str, typer.Option("--contracts", help="Folder of *.odcs.yaml contracts beside the built-in ones.")]
+
+
+@policy_app.command()
+def check(files: Files, contracts: Contracts = "") -> None:
+    """Compile every rule against the contracts of its streams."""
+    console = Console(highlight=False, soft_wrap=True)
+    known = _contracts(console, contracts)
+    bad = 0
+    for path in files:
+        try:
+            policy = load_policy(path)
+            compile_policy(policy, known)
+            console.print(f"[green]ok[/] {path}: {_title(policy)}, {len(policy.rules)} rules for {', '.join(policy.streams)}")
+        except PipelineError as error:
+            bad += 1
+            console.print("[red]refused[/]", _plain(path, error))
+    raise typer.Exit(1 if bad else 0)
+
+
+@policy_app.command("test")
+def run_examples(files: Files, contracts: Contracts = "") -> None:
+    """Run every policy's examples, and name the rules that no example reaches."""
+    console = Console(highlight=False, soft_wrap=True)
+    known = _contracts(console, contracts)
+    bad = 0
+    for path in files:
+        try:
+            trial = try_policy(load_policy(path), known)
+        except PipelineError as error:
+            bad += 1
+            console.print("[red]refused[/]", _plain(path, error))
+            continue
+        bad += not trial.is_passed
+        _report(console, path, trial)
+    raise typer.Exit(1 if bad else 0)
+
+
+def _report(console: Console, path: Path, trial: Trial) -> None:
+    policy = trial.policy
+    for failure in trial.failures:
+        console.print(
+            f"[red]failed[/] {path}: example {failure.example + 1} on {failure.stream}: wanted {_tags(failure.wanted)}, "
+            f"got {_tags(failure.found)}"
+        )
+    if trial.is_passed:
+        console.print(f"[green]passed[/] {path}: {_title(policy)}, {len(policy.examples)} examples")
+    if trial.unfired:
+        console.print(f"[yellow]untested[/] {path}: no example gets {', '.join(trial.unfired)}")
+
+
+def _contracts(console: Console, folder: str) -> ContractSet:
+    try:
+        return ContractSet.load(folder)
+    except PipelineError as error:
+        console.print("[red]refused[/]", str(error), markup=True)
+        raise typer.Exit(1) from error
+
+
+def _title(policy: Policy) -> str:
+    return f"{policy.id}@{policy.version}"
+
+
+def _tags(tags: tuple[str, ...]) -> str:
+    return "(" + (", ".join(tags) or "no tags") + ")"
+
+
+def _plain(path: Path, error: PipelineError) -> str:
+    """The message, with the file before it unless it already begins with it; brackets are text, not markup."""
+    message = str(error)
+    return (message if message.startswith(str(path)) else f"{path}: {message}").replace("[", r"\[")

@@ -1,0 +1,102 @@
+"""Runs a policy's examples: does each row get exactly the tags it names, and which rules did no example reach?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.contracts.arrow import ARROW_TYPES
+from pipelines.contracts.json_cells import CellError, cell_reader
+from pipelines.contracts.registry import ContractSet
+from pipelines.errors import ConfigError, NotFoundError
+from pipelines.policy.engine import Tagger
+from pipelines.policy.expression import rule_columns
+from schemas.contract import ColumnType, Contract
+from schemas.policy import Example, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An example whose row got other tags."""
+
+    example: int
+    stream: str
+    wanted: tuple[str, ...]
+    found: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of a policy's examples. `unfired` are the tags that no example ever got: rules without a test."""
+
+    policy: Policy
+    failures: tuple[Failure, ...]
+    unfired: tuple[str, ...]
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether every example got its tags."""
+        return not self.failures
+
+
+def compile_policy(policy: Policy, contracts: ContractSet) -> tuple[Tagger, ...]:
+    """The policy's rules for each of its streams.
+
+    Raises:
+        NotFoundError: there is no contract for one of the streams.
+        ExpressionError: a rule does not compile.
+    """
+    return tuple(Tagger.compile([policy], _contract(policy, stream, contracts)) for stream in policy.streams)
+
+
+def try_policy(policy: Policy, contracts: ContractSet) -> Trial:
+    """Run the examples against the newest contract of each stream that has the columns they name.
+
+    Raises:
+        NotFoundError: there is no contract for one of the streams.
+        ExpressionError: a rule does not compile.
+        ConfigError: an example names a column that no stream has, or gives it a value of another type.
+    """
+    failures: list[Failure] = []
+    fired: set[str] = set()
+    for tagger in compile_policy(policy, contracts):
+        columns = rule_columns(tagger.contract)
+        fitting = [(index, each) for index, each in enumerate(policy.examples) if each.row.keys() <= columns.keys()]
+        if not fitting:
+            continue
+        table = _table(policy, [each for _, each in fitting], columns)
+        for (index, each), found in zip(fitting, tagger.tag(table)[0].to_pylist(), strict=True):
+            fired.update(found)
+            if sorted(set(found)) != sorted(set(each.tags)):
+                failures.append(Failure(index, tagger.contract.name, each.tags, tuple(found)))
+    _refuse_strangers(policy, contracts)
+    unfired = tuple(tag for tag in dict.fromkeys(rule.tag for rule in policy.rules) if tag not in fired)
+    return Trial(policy, tuple(failures), unfired)
+
+
+def _contract(policy: Policy, stream: str, contracts: ContractSet) -> Contract:
+    contract = contracts.get(stream, None)
+    if contract is None:
+        names = ", ".join(sorted({each.name for each in contracts.all()}))
+        raise NotFoundError(f"policy {policy.id}: there is no contract for stream {stream!r}; there are {names}")
+    return contract
+
+
+def _refuse_strangers(policy: Policy, contracts: ContractSet) -> None:
+    known = [rule_columns(_contract(policy, stream, contracts)).keys() for stream in policy.streams]
+    for index, example in enumerate(policy.examples):
+        if not any(example.row.keys() <= columns for columns in known):
+            raise ConfigError(f"policy {policy.id}, example {index + 1}: no stream of it has all of {', '.join(example.row)}")
+
+
+def _table(policy: Policy, examples: list[Example], columns: dict[str, ColumnType]) -> pa.Table:
+    """One row per example; columns an example does not name are null."""
+    arrays: dict[str, Any] = {}
+    for name, type_ in columns.items():
+        read = cell_reader(type_)
+        try:
+            values = [None if (value := each.row.get(name)) is None else read(value) for each in examples]
+        except CellError as error:
+            raise ConfigError(f"policy {policy.id}, an example's {name}: {error}") from error
+        arrays[name] = pa.array(values, ARROW_TYPES[type_])
+    return pa.table(arrays)
