@@ -1,0 +1,76 @@
+"""Cut a band of pixels into chips: arrays, how much of each is background, and encoded pictures."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.imaging.reader import Pixels
+from pipelines.imaging.tiling import Band, Grid
+
+NEAR_WHITE = 235
+NEAR_BLACK = 20
+_JPEG_QUALITY = 90
+_PNG_LEVEL = 3
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Chips:
+    """The chips of a band: pixels (n, size, size, channels), background shares (n), encoded pictures (n)."""
+
+    first_index: int
+    pixels: Pixels
+    background: Floats
+    encoded: tuple[bytes, ...]
+
+
+def media_type(lossy: bool) -> str:
+    """Pixels that went through a lossy codec become JPEG; exact ones stay exact, as PNG."""
+    return "image/jpeg" if lossy else "image/png"
+
+
+def cut_band(rows: Pixels, grid: Grid, band: Band, lossy: bool, threads: int = 0) -> Chips:
+    """Cut a band's rows into its chips.
+
+    Args:
+        rows: image rows `band.y_low` to `band.y_high`, as (rows, width, channels).
+        grid: where the chips lie.
+        band: which of them.
+        lossy: whether the pixels were lossy before.
+        threads: for encoding; 0 for as many as there are cores, at most 4.
+    """
+    low, high = band.row_low * grid.columns, band.row_high * grid.columns
+    pixels: Pixels = np.zeros((high - low, grid.size, grid.size, rows.shape[2]), np.uint8)
+    background = np.zeros(high - low, np.float32)
+    plain = _plain(rows)
+    for at, index in enumerate(range(low, high)):
+        window = grid.window(index)
+        top = window.y - band.y_low
+        inside = (slice(top, top + window.height), slice(window.x, window.x + window.width))
+        pixels[at, : window.height, : window.width] = rows[inside]
+        background[at] = np.count_nonzero(plain[inside]) / (window.width * window.height)
+    with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
+        encoded = tuple(pool.map(_jpeg if lossy else _png, pixels))
+    return Chips(low, pixels, background, encoded)
+
+
+def _plain(rows: Pixels) -> npt.NDArray[np.bool_]:
+    """Pixels whose channels are all near white, or all near black."""
+    result: npt.NDArray[np.bool_] = (rows.min(axis=2) >= NEAR_WHITE) | (rows.max(axis=2) <= NEAR_BLACK)
+    return result
+
+
+def _jpeg(chip: Pixels) -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(_squeezed(chip), level=_JPEG_QUALITY, subsampling="444"))
+
+
+def _png(chip: Pixels) -> bytes:
+    return bytes(imagecodecs.png_encode(_squeezed(chip), level=_PNG_LEVEL))
+
+
+def _squeezed(chip: Pixels) -> Pixels:
+    return chip[:, :, 0] if chip.shape[2] == 1 else chip

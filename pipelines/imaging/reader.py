@@ -1,0 +1,157 @@
+"""Read a band of rows out of a huge TIFF, decoding each tile or strip of the band once.
+
+tifffile parses, imagecodecs decodes, on a few threads. Sizes are checked before anything is decoded: the bytes come from
+outside, and a header costs nothing to invent. No other image format is tried.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from pipelines.errors import CorruptLakeError
+from pipelines.imaging.errors import UnreadableImageError
+
+Pixels = npt.NDArray[np.uint8]
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_LOSSY = frozenset({6, 7, 33003, 33005, 34712, 34892, 50002})  # JPEG, JPEG 2000, lossy DNG, JPEG XL
+_GRAY_OR_RGB = frozenset({1, 2, 6})  # minisblack, rgb, ycbcr
+MAX_SEGMENT_BYTES = 256 * 1024 * 1024
+_MAX_SEGMENTS = 50_000_000
+_SLACK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What the header tells of one level. `lossy`: its pixels went through a lossy codec already."""
+
+    width: int
+    height: int
+    channels: int
+    lossy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Bytes of an open file that are the image; pread keeps no position, so threads may share it."""
+
+    descriptor: int
+    offset: int
+    length: int
+
+
+class TiffLevel:
+    """One pyramid level of an open TIFF."""
+
+    def __init__(self, page: Any, facts: ImageFacts, source: Source, threads: int) -> None:
+        self.facts = facts
+        self._page = page
+        self._source = source
+        self._threads = threads
+
+    def rows(self, low: int, high: int) -> Pixels:
+        """Rows `low` up to `high` (exclusive) as an array (rows, width, channels).
+
+        Raises:
+            UnreadableImageError: a tile or strip is damaged, cut off, or larger than the header tells.
+        """
+        band: Pixels = np.zeros((high - low, self.facts.width, self.facts.channels), np.uint8)
+        with _reasons("pixels cannot be decoded"), ThreadPoolExecutor(self._threads) as pool:
+            for _ in pool.map(lambda segment: self._place(segment, band, low), self._segments(low, high)):
+                pass
+        return band
+
+    def _segments(self, low: int, high: int) -> Iterator[int]:
+        down, across = self._page.chunks[:2]
+        columns = -(-self.facts.width // across)
+        yield from range((low // down) * columns, -(-high // down) * columns)
+
+    def _place(self, segment: int, band: Pixels, low: int) -> None:
+        page = self._page
+        start, size = page.dataoffsets[segment], page.databytecounts[segment]
+        if size > int(np.prod(page.chunks)) * 2 + _SLACK_BYTES:
+            raise UnreadableImageError(f"tile {segment} of {size} bytes is larger than its pixels")
+        if start < 0 or start + size > self._source.length:
+            raise UnreadableImageError(f"tile {segment} lies outside the image's own bytes")
+        body = os.pread(self._source.descriptor, size, self._source.offset + start) if size else None
+        pixels, place, _ = page.decode(body, segment, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+        if pixels is None:
+            return
+        top, left = place[2], place[3]
+        first, last = max(top, low), min(top + pixels.shape[1], low + len(band))
+        right = min(left + pixels.shape[2], self.facts.width)
+        band[first - low : last - low, left:right] = pixels[0, first - top : last - top, : right - left]
+
+
+@contextmanager
+def open_level(path: Path, offset: int, length: int, level: int, max_pixels: int, threads: int = 0) -> Iterator[TiffLevel]:
+    """Open one level of the TIFF in bytes `offset`..`offset + length` of a file.
+
+    Raises:
+        UnreadableImageError: not a TIFF of a supported kind, no such level, or above a limit.
+        CorruptLakeError: the file is missing.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CorruptLakeError(f"{path}: cannot be opened ({error.strerror}); a row refers to it, so restore it") from error
+    with file:
+        source = Source(file.fileno(), offset, length)
+        if os.pread(source.descriptor, min(4, length), offset) not in _TIFF_HEADS:
+            raise UnreadableImageError("not a TIFF; only tiled or striped TIFF (SVS, COG and their like) is cut")
+        with _reasons("header cannot be read"):
+            tiff = tifffile.TiffFile(path, offset=offset, size=length, _multifile=False)
+        with tiff:
+            with _reasons("header cannot be read"):
+                page = _page_of(tiff, level)
+                facts = _checked(page, max_pixels)
+            yield TiffLevel(page, facts, source, threads or min(4, os.cpu_count() or 1))
+
+
+def _page_of(tiff: Any, level: int) -> Any:
+    levels = tiff.series[0].levels
+    if level >= len(levels):
+        raise UnreadableImageError(f"no level {level}; this image has {len(levels)}")
+    return levels[level].keyframe
+
+
+def _checked(page: Any, max_pixels: int) -> ImageFacts:
+    """Refuse what would not fit or would not mean pixels of 8 bits."""
+    width, height, channels = int(page.imagewidth), int(page.imagelength), int(page.samplesperpixel)
+    down, across, segments = page.chunks[0], page.chunks[1], len(page.dataoffsets)
+    segment_bytes = int(down) * int(across) * channels
+    needed = -(-width // across) * -(-height // down) if min(down, across) > 0 else -1
+    strange_count = segments > _MAX_SEGMENTS or segments != needed or len(page.databytecounts) != segments
+    checks: tuple[tuple[bool, str], ...] = (
+        (width < 1 or height < 1, f"{width} x {height} px is no image"),
+        (width * height > max_pixels, f"{width} x {height} px is above the limit of {max_pixels} pixels"),
+        (str(page.dtype) != "uint8", f"{page.bitspersample}-bit samples ({page.dtype}); only 8-bit is cut"),
+        (channels not in (1, 3), f"{channels} channels; 1 or 3 are cut"),
+        (int(page.photometric) not in _GRAY_OR_RGB, f"colours are {page.photometric!s}; gray, RGB and YCbCr are cut"),
+        (channels > 1 and int(page.planarconfig) != 1, "channels are stored apart; only interleaved ones are cut"),
+        (int(page.imagedepth) != 1 or len(page.chunks) not in (2, 3), "a volume; only flat images are cut"),
+        (segment_bytes > MAX_SEGMENT_BYTES, f"one tile or strip is {segment_bytes} bytes, above {MAX_SEGMENT_BYTES}"),
+        (strange_count, f"{segments} tiles where the size needs {needed}"),
+    )
+    for wrong, reason in checks:
+        if wrong:
+            raise UnreadableImageError(reason)
+    return ImageFacts(width, height, channels, int(page.compression) in _LOSSY)
+
+
+@contextmanager
+def _reasons(what: str) -> Iterator[None]:
+    """A parser that meets hostile bytes raises anything; each is a reason to refuse this image, none to stop."""
+    try:
+        yield
+    except UnreadableImageError:
+        raise
+    except Exception as error:
+        raise UnreadableImageError(f"{what}: {type(error).__name__}: {error}"[:400]) from error

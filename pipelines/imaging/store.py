@@ -1,0 +1,127 @@
+"""Put the chips of a band in the lake: one Zarr shard of pixels, one payload shard of pictures."""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from pipelines.atomic import sync_folder
+from pipelines.errors import CorruptLakeError
+from pipelines.imaging.cutter import Chips
+from pipelines.imaging.slides import SlideRef
+from pipelines.lake.payload import PayloadShard, write_payload_shard
+
+_FAST_CODECS = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+
+
+@dataclass(frozen=True, slots=True)
+class ChipPlace:
+    """Where the chips of slide `number` of run `run` lie; every name follows from the plan, so a re-run writes the same."""
+
+    stream: str
+    spec: str
+    run: int
+    number: int
+
+    @property
+    def stem(self) -> str:
+        """What the names of this slide's files have in common, relative to the lake root."""
+        return f"chips/{self.stream}/{self.spec}/{self.run:012d}-{self.number}"
+
+    @property
+    def zarr(self) -> str:
+        """The Zarr v3 array of all chips."""
+        return f"{self.stem}.zarr"
+
+    def pictures(self, band: int) -> str:
+        """The payload shard of a band."""
+        return f"{self.stem}-{band:05d}.parquet"
+
+    @property
+    def rows(self) -> str:
+        """The file of chip rows."""
+        return f"streams/{self.stream}_chips/{self.run:012d}-{self.number}.parquet"
+
+
+def create_array(lake_root: Path, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int) -> None:
+    """Create the array (chips, height, width, channels): one chip an inner chunk, one band a shard. An equal one stays."""
+    path = lake_root / place.zarr
+    if path.exists() and not _fits(path, shape, shard_chips):
+        shutil.rmtree(path)
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    zarr.create_array(
+        store=str(path),
+        shape=shape,
+        dtype="uint8",
+        chunks=(1, *shape[1:]),
+        shards=(shard_chips, *shape[1:]),
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        fill_value=0,
+        dimension_names=["chip", "y", "x", "channel"],
+        zarr_format=3,
+    )
+    _sync_file(path / "zarr.json")
+    sync_folder(path.parent)
+
+
+def write_pixels(lake_root: Path, place: ChipPlace, band: int, chips: Chips) -> None:
+    """Write a band's pixels as one shard, durably."""
+    path = lake_root / place.zarr
+    with zarr.config.set(_FAST_CODECS):
+        array = zarr.open_array(str(path), mode="r+")
+        array[chips.first_index : chips.first_index + len(chips.pixels)] = chips.pixels
+    shard = path / "c" / str(band) / "0" / "0" / "0"
+    if shard.exists():  # a band of zeros alone is the fill value, and needs no file
+        _sync_file(shard)
+        for folder in list(shard.parents)[:5]:
+            sync_folder(folder)
+
+
+def write_pictures(lake_root: Path, place: ChipPlace, slide: SlideRef, band: int, chips: Chips) -> PayloadShard:
+    """Write a band's encoded chips as a payload shard."""
+    count = len(chips.encoded)
+    key = slide.key
+    rows = pa.table({
+        "device": pa.array([key.device] * count, pa.string()),
+        "epoch": pa.array([key.epoch] * count, pa.int64()),
+        "seq": pa.array([key.seq] * count, pa.int64()),
+        "chip_index": pa.array(range(chips.first_index, chips.first_index + count), pa.int64()),
+        "payload_sha256": pa.array([hashlib.sha256(body).hexdigest() for body in chips.encoded], pa.string()),
+        "payload": pa.array(chips.encoded, pa.binary()),
+    })  # fmt: skip
+    return write_payload_shard(lake_root / place.pictures(band), rows)
+
+
+def discard(lake_root: Path, place: ChipPlace) -> None:
+    """Remove what a slide left that turned out unreadable halfway; no row refers to it."""
+    shutil.rmtree(lake_root / place.zarr, ignore_errors=True)
+    stem = lake_root / place.stem
+    for path in stem.parent.glob(f"{stem.name}-*.parquet"):
+        path.unlink()
+
+
+def _fits(path: Path, shape: tuple[int, int, int, int], shard_chips: int) -> bool:
+    try:
+        array = zarr.open_array(str(path), mode="r")
+    except (OSError, ValueError, KeyError):  # an earlier attempt died while it created the array
+        return False
+    return array.shape == shape and array.shards is not None and array.shards[0] == shard_chips
+
+
+def _sync_file(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CorruptLakeError(f"{path}: was written and is gone ({error.strerror})") from error
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
