@@ -99,6 +99,10 @@ class Topics:
         """What a bridge subscribes to: everything that must become durable."""
         return (f"{self.namespace}/up/+/+", f"{self.namespace}/parts/+/+", f"{self.namespace}/reported/+")
 
+    def reported_filter(self) -> str:
+        """The filter that matches every device's report."""
+        return f"{self.namespace}/reported/+"
+
     def model_get_filter(self) -> str:
         """What the model server subscribes to."""
         return f"{self.namespace}/models/get/+"

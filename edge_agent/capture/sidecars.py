@@ -73,7 +73,7 @@ class Sidecars:
 
 
 class AttributeTable:
-    """A CSV table whose first column, or the one called file, file_name or filename, names a picture. Read again when it changes."""
+    """A CSV table with a row per picture, found by the column file, file_name, filename or the first; read again when it changes."""
 
     _KEYS = ("file", "file_name", "filename", "name")
 

@@ -61,7 +61,7 @@ class ZeekHeader:
 
 
 def _unescape(text: str) -> str:
-    """Zeek writes bytes outside printable ASCII as \\xNN."""
+    """Undo how Zeek writes bytes outside printable ASCII: backslash, x, two hexadecimal digits."""
     head, *rest = text.split("\\x")
     out = bytearray(head.encode())
     for piece in rest:

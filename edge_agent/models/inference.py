@@ -1,0 +1,143 @@
+"""Runs an ONNX image classifier on one thread. The only module of the agent that needs the `infer` extra."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from edge_agent.errors import ConfigError, ModelError, ModelUnfitError
+from schemas.model import ImageInput, ModelSpec, golden_input
+
+try:
+    import numpy as np
+    import onnxruntime
+    from PIL import Image
+except ImportError as error:  # pragma: no cover  # the bare install
+    raise ConfigError(f"a model is configured, but {error.name} is missing; install catchment[infer]") from error
+
+MAX_PICTURE_PIXELS = 100_000_000
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_QUIET = 4  # fatal only: the runtime writes to standard error by itself
+
+
+class UnreadablePictureError(ModelError):
+    """The picture is to blame, not the model: it does not speak against a version on probation."""
+
+
+class Classifier:
+    """One loaded model.
+
+    Args:
+        path: the ONNX file.
+        spec: what the signed metadata say of it.
+        labels: what the answers mean here; empty: as `spec` says.
+
+    Raises:
+        ModelUnfitError: it does not load, or does not take or answer what its metadata say.
+    """
+
+    def __init__(self, path: Path, spec: ModelSpec, labels: tuple[str, ...] = ()) -> None:
+        self.spec = spec
+        self._labels = labels or spec.labels
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # the device has other work: one thread is this model's budget
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _QUIET
+        options.enable_cpu_mem_arena = False  # flat memory matters more here than speed
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # The runtime's exceptions share no base but Exception.
+            raise ModelUnfitError(f"{spec.name} version {spec.version} does not load: {error}") from error
+        self._input, self._type = self._chosen_input()
+        self._output = self._chosen_output()
+
+    def _chosen_input(self) -> tuple[str, Any]:
+        inputs = self._session.get_inputs()
+        kind = _TYPES.get(inputs[0].type) if len(inputs) == 1 else None
+        if kind is None:
+            raise ModelUnfitError(f"{self.spec.name}: needs one input of floating numbers, has {[i.type for i in inputs]}")
+        wanted, given = inputs[0].shape, self.spec.input.shape
+        fits = len(wanted) == len(given) and all(
+            not isinstance(size, int) or size == mine for size, mine in zip(wanted, given, strict=True)
+        )
+        if not fits:
+            raise ModelUnfitError(f"{self.spec.name}: its input is {wanted}, its metadata say {list(given)}")
+        return inputs[0].name, kind
+
+    def _chosen_output(self) -> str:
+        for output in self._session.get_outputs():
+            if output.type in _TYPES and self.spec.output in ("", output.name):
+                return str(output.name)
+        raise ModelUnfitError(f"{self.spec.name}: has no output {self.spec.output!r} of floating numbers")
+
+    def answers_to_golden(self) -> list[float]:
+        """The answers to the golden input.
+
+        Raises:
+            ModelError: the model fails on it.
+        """
+        shape = self.spec.input.shape
+        return self._run(np.asarray(golden_input(math.prod(shape)), dtype=self._type).reshape(shape))
+
+    def predict(self, payload: bytes | Path) -> tuple[str, float]:
+        """The label of a picture and how sure the model is, 0..1.
+
+        Raises:
+            UnreadablePictureError: the picture cannot be decoded.
+            ModelError: the model fails on it.
+        """
+        answers = self._run(self._tensor(payload))
+        if self.spec.softmax:
+            answers = _softmax(answers)
+        if not all(map(math.isfinite, answers)):
+            raise ModelError(f"{self.spec.name} version {self.spec.version} answers with numbers that are not finite")
+        best = max(range(len(answers)), key=answers.__getitem__)
+        label = self._labels[best] if best < len(self._labels) else str(best)
+        return label, min(1.0, max(0.0, answers[best]))
+
+    def _tensor(self, payload: bytes | Path) -> Any:
+        wanted = self.spec.input
+        try:
+            with Image.open(io.BytesIO(payload) if isinstance(payload, bytes) else payload) as picture:
+                if picture.width * picture.height > MAX_PICTURE_PIXELS:
+                    raise UnreadablePictureError(f"a picture of {picture.width} x {picture.height} px is too large for the model")
+                mode = "L" if wanted.colour == "grey" else "RGB"
+                picture.draft(mode, (wanted.width, wanted.height))
+                small = picture.convert(mode).resize((wanted.width, wanted.height), Image.Resampling.BILINEAR)
+                pixels = np.asarray(small, dtype=np.float32)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise UnreadablePictureError(f"a picture cannot be decoded: {error}") from error
+        return as_tensor(pixels, wanted).astype(self._type)
+
+    def _run(self, tensor: Any) -> list[float]:
+        try:
+            (found,) = self._session.run([self._output], {self._input: tensor})
+            answers = np.asarray(found, dtype=np.float64).reshape(-1)
+        except Exception as error:
+            # The runtime's exceptions share no base but Exception.
+            raise ModelError(f"{self.spec.name} version {self.spec.version} fails: {error}") from error
+        if not answers.size:
+            raise ModelError(f"{self.spec.name} version {self.spec.version} answers nothing")
+        return [float(answer) for answer in answers]
+
+
+def as_tensor(pixels: Any, wanted: ImageInput) -> Any:
+    """Pixels (height, width[, 3]) of 0..255 as the input tensor of one picture."""
+    planes = pixels.reshape(wanted.height, wanted.width, wanted.channels)
+    if wanted.colour == "bgr":
+        planes = planes[:, :, ::-1]
+    planes = planes * np.float32(wanted.scale)
+    if wanted.mean:
+        planes = planes - np.asarray(wanted.mean, dtype=np.float32)
+    if wanted.std:
+        planes = planes / np.asarray(wanted.std, dtype=np.float32)
+    if wanted.layout == "nchw":
+        planes = planes.transpose(2, 0, 1)
+    return np.ascontiguousarray(planes).reshape(wanted.shape)
+
+
+def _softmax(answers: list[float]) -> list[float]:
+    top = max(answers)
+    powers = [math.exp(answer - top) for answer in answers]
+    return [power / sum(powers) for power in powers]

@@ -1,0 +1,93 @@
+"""Whether the signing keys vouch for a model: The Update Framework's client, with our transport under it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuf.api.exceptions import DownloadError, DownloadLengthMismatchError, RepositoryError
+from tuf.api.metadata import TargetFile
+from tuf.ngclient import Updater, UpdaterConfig
+
+from edge_agent.errors import ModelError, ModelUnfitError, UntrustedModelError
+from edge_agent.models.fetcher import BASE_URL, PieceFetcher
+from schemas.errors import SchemaError
+from schemas.model import ModelSpec, model_spec_from_plain
+from schemas.rollout import Desired
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedModel:
+    """A model's bytes on disk that the keys vouch for, and what they say it is."""
+
+    path: Path
+    digest: str
+    spec: ModelSpec
+
+
+class TrustAnchor:
+    """Fetches what the root metadata brought to this device leads to, and nothing else.
+
+    Args:
+        root: the trusted root metadata's bytes.
+        folder: where the newest metadata are kept, which is what makes going back detectable.
+        fetcher: the way to the repository.
+        max_bytes: the largest model taken.
+    """
+
+    def __init__(self, root: bytes, folder: Path, fetcher: PieceFetcher, max_bytes: int) -> None:
+        self._root = root
+        self._folder = folder
+        self._fetcher = fetcher
+        self._max_bytes = max_bytes
+
+    def fetch(self, desired: Desired, into: Path) -> TrustedModel:
+        """Bring the desired model's bytes into a file.
+
+        Raises:
+            UntrustedModelError: tampered, rolled back, expired, foreign, or signed as another model.
+            ModelUnfitError: too large for this device.
+            ModelError: the repository cannot be reached, or the disk refuses: try again later.
+        """
+        try:
+            return self._fetch(desired, into)
+        except DownloadLengthMismatchError as error:
+            raise UntrustedModelError(f"{desired.target}: {error}") from error
+        except RepositoryError as error:
+            raise UntrustedModelError(f"{desired.target}: {type(error).__name__}: {error}") from error
+        except (DownloadError, OSError) as error:
+            raise ModelError(f"{desired.target} cannot be fetched: {_causes(error)}") from error
+
+    def _fetch(self, desired: Desired, into: Path) -> TrustedModel:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        updater = Updater(
+            str(self._folder),
+            f"{BASE_URL}metadata/",
+            target_base_url=f"{BASE_URL}targets/",
+            fetcher=self._fetcher,
+            config=UpdaterConfig(max_root_rotations=64),
+            bootstrap=self._root,
+        )
+        info = updater.get_targetinfo(desired.target)
+        if info is None:
+            raise UntrustedModelError(f"{desired.target} is not among the targets that the keys vouch for")
+        spec = self._spec(info, desired)
+        updater.download_target(info, str(into))
+        return TrustedModel(into, info.hashes.get("sha256", ""), spec)
+
+    def _spec(self, info: TargetFile, desired: Desired) -> ModelSpec:
+        try:
+            spec = model_spec_from_plain(info.custom)
+        except SchemaError as error:
+            raise UntrustedModelError(f"{desired.target}: {error}") from error
+        if (spec.name, spec.version) != (desired.name, desired.version):
+            raise UntrustedModelError(
+                f"{desired.target} is signed as {spec.name} version {spec.version}, not {desired.name} version {desired.version}"
+            )
+        if "sha256" not in info.hashes:
+            raise UntrustedModelError(f"{desired.target}: its signed metadata carry no SHA-256")
+        if info.length > self._max_bytes:
+            raise ModelUnfitError(f"{desired.target} has {info.length} bytes; this device takes {self._max_bytes}")
+        return spec
+
+
+def _causes(error: BaseException) -> str:
+    return f"{error}" if error.__cause__ is None else f"{error}: {error.__cause__}"

@@ -1,0 +1,103 @@
+"""What the signed `custom` metadata of a model says: which model it is, what it takes, what it answers, how it is tested.
+
+It is part of the TUF target, so the keys that vouch for the bytes vouch for the labels and the golden answers as well.
+"""
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from schemas.errors import SchemaError
+from schemas.rollout import MODEL_NAME
+
+MAX_PIXELS = 16_777_216
+_GOLDEN_STEP = 2_654_435_761  # Knuth's multiplicative constant: neighbouring values are far apart
+_GOLDEN_MODULUS = 1 << 32
+_OUTPUT = re.compile(r".{0,256}")
+
+
+class ImageInput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a picture becomes the model's input: resized to width x height px, then `(pixel * scale - mean) / std` per channel."""
+
+    width: int
+    height: int
+    colour: Literal["rgb", "bgr", "grey"] = "rgb"
+    layout: Literal["nchw", "nhwc", "flat"] = "nchw"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1 or self.width * self.height > MAX_PIXELS:
+            raise SchemaError(f"model input of {self.width} x {self.height} px is outside 1..{MAX_PIXELS} px")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, self.channels):
+                raise SchemaError(f"model input: {name} has {len(values)} values for {self.channels} channels")
+        if any(value == 0 for value in self.std):
+            raise SchemaError("model input: std must not be 0")
+
+    @property
+    def channels(self) -> int:
+        """Colour channels: 1 or 3."""
+        return 1 if self.colour == "grey" else 3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape for one picture."""
+        if self.layout == "flat":
+            return (1, self.width * self.height * self.channels)
+        planes = (self.channels, self.height, self.width)
+        return (1, *planes) if self.layout == "nchw" else (1, self.height, self.width, self.channels)
+
+
+class ModelSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One version of one model: an image classifier.
+
+    Attributes:
+        labels: what each answer means; empty: the answers' numbers.
+        output: the output to read; empty: the first of floating numbers.
+        softmax: whether the answers are logits that must become shares of 1.
+        golden: the answers to the golden input (`golden_input`), as the publisher's machine gave them; empty: only
+            checked to be finite.
+        tolerance: how far an answer may be off, absolutely, on another machine.
+    """
+
+    name: str
+    version: int
+    input: ImageInput
+    labels: tuple[str, ...] = ()
+    output: str = ""
+    softmax: bool = False
+    golden: tuple[float, ...] = ()
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not MODEL_NAME.fullmatch(self.name) or self.version < 1 or not _OUTPUT.fullmatch(self.output):
+            raise SchemaError(f"model {self.name[:80]!r} version {self.version} is malformed")
+
+
+def golden_input(count: int) -> list[float]:
+    """`count` numbers in [0, 1), the same on every machine, that touch every weight of a model."""
+    return [(index * _GOLDEN_STEP % _GOLDEN_MODULUS) / _GOLDEN_MODULUS for index in range(1, count + 1)]
+
+
+def model_spec_to_plain(spec: ModelSpec) -> dict[str, Any]:
+    """The plain form that goes into TUF metadata. Numbers with a fraction become text: canonical JSON has none."""
+    plain: dict[str, Any] = {"catchment": msgspec.json.encode(spec).decode()}
+    return plain
+
+
+def model_spec_from_plain(custom: object) -> ModelSpec:
+    """Read what `model_spec_to_plain` made.
+
+    Raises:
+        SchemaError: not a model's description.
+    """
+    text = custom.get("catchment") if isinstance(custom, dict) else None
+    if not isinstance(text, str):
+        raise SchemaError("the signed target says nothing of a model (custom.catchment is missing)")
+    try:
+        return msgspec.json.decode(text, type=ModelSpec)
+    except msgspec.MsgspecError as error:
+        raise SchemaError(f"the signed target's model description is malformed: {error}") from error
