@@ -53,7 +53,7 @@ def train(samples: Iterable[tuple[bytes, str]], seed: int = 0) -> TrainedModel:
     labels = tuple(sorted(set(names)))
     if len(names) < 8 or len(labels) < 2:
         raise RefusedError(f"{len(names)} pictures with labels {', '.join(labels) or 'none'}: give at least 8 with 2 labels")
-    x = features(np.stack(pictures))
+    x = features(np.asarray(pictures, dtype=np.float32))
     y = np.array([labels.index(name) for name in names])
     held = np.random.default_rng(seed).permutation(len(y)) < len(y) // 4
     if len(set(y[~held])) < len(labels):
@@ -74,6 +74,7 @@ def train(samples: Iterable[tuple[bytes, str]], seed: int = 0) -> TrainedModel:
 def pixels(body: bytes) -> NDArray[np.float32]:
     """A picture file as the model's input [3, HEIGHT, WIDTH], 0..1."""
     with Image.open(io.BytesIO(body)) as image:
+        image.draft("RGB", (WIDTH, HEIGHT))  # as the device does it
         small = image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
     return np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
 
@@ -87,13 +88,19 @@ def features(batch: NDArray[np.float32]) -> Features:
 
 
 def _filters() -> NDArray[np.float32]:
-    line = np.array([-1, -1, 4, -1, -1], dtype=np.float32) / 4
-    step = np.array([-1, -1, 0, 1, 1], dtype=np.float32) / 4
-    smooth = np.array([1, 2, 3, 2, 1], dtype=np.float32) / 9
-    spot = np.full((5, 5), -1 / 16, dtype=np.float32)
+    line = np.array([-1, -1, 4, -1, -1]) / 4
+    step = np.array([-1, -1, 0, 1, 1]) / 4
+    smooth = np.array([1, 2, 3, 2, 1]) / 9
+    spot = np.full((5, 5), -1 / 16)
     spot[1:4, 1:4] = 1 / 9
-    bank = [np.outer(smooth, line), np.outer(line, smooth), np.outer(smooth, step), np.outer(step, smooth), spot]
-    return np.stack(bank).astype(np.float32)
+    bank: list[NDArray[np.float64]] = [
+        np.outer(smooth, line),
+        np.outer(line, smooth),
+        np.outer(smooth, step),
+        np.outer(step, smooth),
+        spot,
+    ]
+    return np.asarray(bank, dtype=np.float32)
 
 
 def _folded(classifier: LogisticRegression, scaler: StandardScaler) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
