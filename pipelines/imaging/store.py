@@ -72,12 +72,16 @@ def create_array(lake_root: Path, place: ChipPlace, shape: tuple[int, int, int, 
 
 
 def write_pixels(lake_root: Path, place: ChipPlace, band: int, chips: Chips) -> None:
-    """Write a band's pixels as one shard, durably."""
+    """Write a band's pixels as one shard, durably.
+
+    A shard that an earlier attempt left is removed first: it may be torn, and would be read to be completed.
+    """
     path = lake_root / place.zarr
+    shard = path / "c" / str(band) / "0" / "0" / "0"
+    shard.unlink(missing_ok=True)
     with zarr.config.set(_FAST_CODECS):
         array = zarr.open_array(str(path), mode="r+")
         array[chips.first_index : chips.first_index + len(chips.pixels)] = chips.pixels
-    shard = path / "c" / str(band) / "0" / "0" / "0"
     if shard.exists():  # a band of zeros alone is the fill value, and needs no file
         _sync_file(shard)
         for folder in list(shard.parents)[:5]:

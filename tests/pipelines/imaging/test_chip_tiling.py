@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from pipelines.imaging.tiling import Grid, bands, rows_per_band
 
+SIDES = st.integers(1, 90)
 GRIDS = st.builds(
     lambda w, h, size, part: Grid(w, h, size, int(size * part)),
     st.integers(1, 90),
