@@ -44,9 +44,7 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         landing = Landing(lake / "landing" / config.bridge.id, config.bridge.seal_bytes, config.bridge.seal_ms, clock)
         assembler = Assembler(lake / "objects")
     except OSError as error:
-        raise RetryLaterError(
-            f"the lake root {lake} cannot be written ({error}); make room or mend it, then start again"
-        ) from error
+        raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); mend it, then start again") from error
     subscriber = Subscriber(config, inbox, clock)
     drain = Drain(
         inbox,

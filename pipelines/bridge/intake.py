@@ -16,6 +16,7 @@ from pipelines.bridge.rows import (
     KIND_UP,
     NUMBERED_BY_BRIDGE,
     NUMBERED_BY_DEVICE,
+    Body,
     LandingRow,
 )
 from schemas.envelope import MAX_SAMPLES_PER_ENVELOPE, ZSTD, EnvelopeHead, Span, read_head
@@ -31,7 +32,7 @@ class Message:
     """One MQTT message as it came. `received_us` is microseconds since 1970."""
 
     topic: str
-    payload: bytes
+    payload: Body
     content_type: str | None
     properties: tuple[tuple[str, str], ...]
     received_us: int
@@ -121,7 +122,7 @@ def to_row(message: Message, address: Address, numberer: Numberer, max_body_byte
     )
 
 
-def count_json(body: bytes, head: EnvelopeHead, max_body_bytes: int) -> int:
+def count_json(body: Body, head: EnvelopeHead, max_body_bytes: int) -> int:
     """How many samples a JSON body holds: the elements of its list, else 1 (one object, or something for quarantine).
 
     Raises:
@@ -140,7 +141,7 @@ def count_json(body: bytes, head: EnvelopeHead, max_body_bytes: int) -> int:
     return max(count, 1)
 
 
-def _decompress(body: bytes, max_bytes: int) -> bytes:
+def _decompress(body: Body, max_bytes: int) -> bytes:
     """Bounded by what comes out, whatever the frame's head claims."""
     try:
         with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(body)) as reader:

@@ -16,6 +16,7 @@ import structlog
 
 from pipelines.atomic import sync_folder
 from pipelines.bridge.claim import Claim, discard_claim, read_claim, write_claim
+from pipelines.bridge.rows import Body
 from schemas.ids import DeviceId, Digest
 from schemas.parts import PartHead
 from schemas.ranges import Ranges
@@ -36,7 +37,7 @@ class Part:
 
     device: DeviceId
     head: PartHead
-    payload: bytes
+    payload: Body
 
 
 class Assembler:

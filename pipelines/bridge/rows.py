@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeAlias
 
 import pyarrow as pa
 
 from schemas.envelope import Properties, Span
+
+Body: TypeAlias = bytes | bytearray
 
 _PROPERTY = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.string(), nullable=False)])
 
@@ -46,7 +49,7 @@ class LandingRow:
     received_us: int
     kind: str
     topic: str
-    payload: bytes
+    payload: Body
     device: str | None = None
     stream: str | None = None
     content_type: str | None = None

@@ -116,7 +116,7 @@ class Subscriber:
         return client
 
     def _connect(self) -> None:
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = self._config.bridge.session_expiry_s
         properties.ReceiveMaximum = self._config.bridge.receive_maximum
         broker = self._config.broker
@@ -210,9 +210,7 @@ class Subscriber:
         self._is_up = True
         _log.info("connected", generation=self.connections, session_present=flags.session_present)
         if self.connections > 1 and not flags.session_present:
-            _log.warning(
-                "session_lost", hint="the broker forgot what it held for this bridge; agents send again what has no receipt"
-            )
+            _log.warning("session_lost", hint="the broker forgot its queue; agents send again what has no receipt")
         # Retained reports come once with a new subscription, not at every reconnect.
         options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
         client.subscribe([(topic, options) for topic in self._filters])
