@@ -4,9 +4,11 @@ import ipaddress
 import re
 import tomllib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
+
+from edge_agent.errors import ConfigError
 from schemas.builtin import builtin_contract
 from schemas.contract import Contract, decode_contract
 from schemas.envelope import MAX_SAMPLES_PER_ENVELOPE
@@ -14,8 +16,6 @@ from schemas.errors import SchemaError
 from schemas.ids import DeviceId, StreamName
 from schemas.parts import MAX_PART_BYTES
 from schemas.topics import DEFAULT_NAMESPACE, Topics
-
-from edge_agent.errors import ConfigError
 
 MIB = 1024 * 1024
 MAX_CONFIG_BYTES = MIB
@@ -129,7 +129,7 @@ class SourceConfig(_Section):
     priority: int = 100
     max_samples: int = 1_000
     compress: bool = False
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         StreamName(self.stream)
@@ -151,7 +151,7 @@ class AgentConfig(_Section):
     spool: SpoolConfig = SpoolConfig()
     uplink: UplinkConfig = UplinkConfig()
     source: tuple[SourceConfig, ...] = ()
-    model: dict[str, object] | None = None
+    model: dict[str, Any] | None = None
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -199,7 +199,9 @@ def load_contract(source: SourceConfig) -> Contract:
     try:
         contract = builtin_contract(source.stream) if source.contract is None else decode_contract(source.contract.read_bytes())
     except OSError as error:
-        raise ConfigError(f"source.contract {source.contract}: {error.strerror}; compile one with `catchment contract`") from error
+        raise ConfigError(
+            f"source.contract {source.contract}: {error.strerror}; compile it from its ODCS file"
+        ) from error
     except SchemaError as error:
         raise ConfigError(f"source.contract of stream {source.stream}: {error}") from error
     if contract.name != source.stream:
@@ -209,7 +211,7 @@ def load_contract(source: SourceConfig) -> Contract:
 
 def _convert(path: Path, text: str, document: object, kind: type[_T]) -> _T:
     try:
-        return msgspec.convert(document, kind, strict=True)
+        return msgspec.convert(document, kind, strict=True, dec_hook=_path_from_text)
     except msgspec.ValidationError as error:
         message = str(error)
         found = _PATH.search(message)
@@ -218,6 +220,24 @@ def _convert(path: Path, text: str, document: object, kind: type[_T]) -> _T:
         place = f"{path}:{line}" if line else str(path)
         plain = _PATH.sub("", message).removesuffix(" - at ").strip()
         raise ConfigError(f"{place}: {key or 'top level'}: {plain}") from error
+
+
+def convert_table(name: str, table: dict[str, object], kind: type[_T]) -> _T:
+    """Check a table whose meaning another room knows.
+
+    Raises:
+        ConfigError: it is wrong; names the key.
+    """
+    try:
+        return msgspec.convert(table, kind, strict=True, dec_hook=_path_from_text)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"[{name}]: {str(error).replace('`', '')}") from error
+
+
+def _path_from_text(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise ValueError(f"expected {kind.__name__} as text")
 
 
 def _line_of(text: str, message: str, key: str) -> int | None:
@@ -231,11 +251,12 @@ def _line_of(text: str, message: str, key: str) -> int | None:
 def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
     broker = config.broker
     if (tls := broker.tls) is not None:
-        broker = msgspec.structs.replace(
-            broker, tls=TlsConfig(ca=folder / tls.ca, cert=folder / tls.cert, key=folder / tls.key)
-        )
+        broker = msgspec.structs.replace(broker, tls=TlsConfig(ca=folder / tls.ca, cert=folder / tls.cert, key=folder / tls.key))
     sources = tuple(
         msgspec.structs.replace(source, contract=None if source.contract is None else folder / source.contract)
         for source in config.source
     )
-    return msgspec.structs.replace(config, state_dir=folder / config.state_dir, broker=broker, source=sources)
+    model = config.model
+    if model is not None and isinstance(root := model.get("root"), str):
+        model = {**model, "root": str(folder / root)}
+    return msgspec.structs.replace(config, state_dir=folder / config.state_dir, broker=broker, source=sources, model=model)

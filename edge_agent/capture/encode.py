@@ -11,12 +11,12 @@ from pathlib import Path
 
 import nanoarrow as na
 from nanoarrow.ipc import StreamWriter
-from schemas.contract import Column, ColumnType, Contract
-from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
 
 from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.errors import SourceError
 from edge_agent.spool.records import NewEnvelope, ObjectRef
+from schemas.contract import Column, ColumnType, Contract
+from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
 
 # C schemas, made once: building one per column and batch costs more than filling the column.
 _TIME = na.c_schema(na.timestamp("us", "UTC"))
@@ -93,7 +93,7 @@ class Encoder:
         """
         unknown = batch.columns.keys() - self._columns.keys()
         if unknown:
-            raise SourceError(f"column {sorted(unknown)[0]} is not in contract {self._contract.name} {self._contract.version}")
+            raise SourceError(f"column {min(unknown)} is not in contract {self._contract.name} {self._contract.version}")
         envelopes = []
         for piece in self._pieces(batch):
             body = self._body(batch, piece)
@@ -158,7 +158,6 @@ class Encoder:
         StreamWriter.from_writable(out).serialize_stream(record)
         return out.getvalue()
 
-
     def _schema(self, names: tuple[str, ...], *, has_payload: bool) -> object:
         """The record's schema; sources fill the same columns again and again, so each is made once."""
         key = (names, has_payload)
@@ -196,9 +195,7 @@ def _column(column: Column, values: Sequence[Scalar]) -> object:
 def _primitive(values: Sequence[Scalar], code: str, arrow: object) -> object:
     nulls, validity = _validity(values)
     filled = values if nulls == 0 else [0 if value is None else value for value in values]
-    return na.c_array_from_buffers(
-        arrow, len(values), [validity, array(code, filled)], null_count=nulls, validation_level="none"
-    )
+    return na.c_array_from_buffers(arrow, len(values), [validity, array(code, filled)], null_count=nulls, validation_level="none")
 
 
 def _variable(values: Sequence[bytes | None], arrow: object) -> object:
@@ -234,7 +231,7 @@ def _bits(flags: bytes) -> bytes:
 
 def _zstd_compressor() -> Callable[[bytes], bytes]:
     # Imported only when asked for: it is memory that a small device need not spend.
-    import zstandard
+    import zstandard  # noqa: PLC0415
 
     return zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True).compress
 

@@ -3,7 +3,7 @@
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -51,6 +51,7 @@ class Spool:
         self._leased: set[int] = set()
         self._cursor = 0
         self._removed_ids: list[int] = []
+        self._listener: Callable[[], None] = _nobody
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             opened = open_sound(folder, max_bytes, clock)
@@ -69,6 +70,10 @@ class Spool:
     def failure(self) -> SpoolError | None:
         """Why nothing can be written any more; the process should end and start again, which mends the spool."""
         return self._writer.failure
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener`, from the writer's thread, after each commit. It must not block."""
+        self._listener = listener
 
     def append(self, append: Append) -> "Future[Span]":
         """Store a batch; the future is done, with the seqs given, when it is durable. Waits while much is pending.
@@ -239,9 +244,11 @@ class Spool:
 
     def _after_commit(self, removed: Removed) -> None:
         with self._lock:
+            # Only what the uplink holds need be told to it: a long eviction without a broker must not pile up here.
+            self._removed_ids.extend(id_ for id_ in removed.ids if id_ in self._leased)
             self._leased.difference_update(removed.ids)
-            self._removed_ids.extend(removed.ids)
         self._objects.remove(removed.orphans)
+        self._listener()
 
     def _unpin(self, digests: list[Digest]) -> None:
         for digest in digests:
@@ -261,6 +268,10 @@ class Spool:
             changes.drop(self._db, lost, DropReason.CORRUPT)
             self._db.execute("COMMIT")
         self._objects.sweep(row[1] for row in rows)
+
+
+def _nobody() -> None:
+    """Nobody listens."""
 
 
 def _open_epoch(db: sqlite3.Connection, clock: Clock) -> int:

@@ -1,0 +1,50 @@
+"""The agent's own process: nothing but what it needs to run. `edge-agent run` checks the configuration, then becomes this."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import structlog
+
+from edge_agent.agent import run_agent
+from edge_agent.config import load_agent_config
+from edge_agent.errors import AgentError, ConfigError
+from edge_agent.exits import EXIT_CONFIG, EXIT_PARKED, EXIT_RETRY
+
+
+def main() -> int:
+    """Run the agent; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m edge_agent")
+    parser.add_argument("-c", "--config", type=Path, required=True)
+    parser.add_argument("--until-settled", action="store_true")
+    arguments = parser.parse_args()
+    try:
+        config = load_agent_config(arguments.config)
+        _log_to_stderr(config.log_level)
+        is_clean = run_agent(config, until_settled=arguments.until_settled)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_CONFIG
+    except AgentError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_RETRY
+    return 0 if is_clean else EXIT_PARKED
+
+
+def _log_to_stderr(level: str) -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

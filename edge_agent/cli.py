@@ -1,0 +1,97 @@
+"""`edge-agent`: run it, look into it, check its configuration."""
+
+import os
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from edge_agent.errors import AgentError, ConfigError
+from edge_agent.exits import EXIT_CONFIG, EXIT_RETRY
+
+_HELP = """Captures samples, keeps them through power cuts, and delivers each exactly once.
+
+Start with `edge-agent check -c agent.toml`, then `edge-agent run -c agent.toml`; look with `status` and `ledger`,
+which work while the agent runs and after.
+
+Exit codes: 0 done; 2 the configuration is wrong (the message names file, line and key); 3 with --until-settled, only
+parked envelopes are left; 75 try again (the spool broke and is mended at the next start, or another agent runs).
+"""
+
+app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The agent's TOML file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
+
+
+@app.command()
+def run(
+    config: ConfigOption,
+    until_settled: Annotated[
+        bool, typer.Option("--until-settled", help="End when all sources ended and everything is settled.")
+    ] = False,
+) -> None:
+    """Capture and deliver until SIGTERM or Ctrl-C. Logs go to stderr."""
+    # The process that runs for months carries neither this command line nor its tables: it starts small.
+    arguments = [sys.executable, "-m", "edge_agent", "-c", str(config), *(["--until-settled"] if until_settled else [])]
+    # Few malloc arenas: threads of bursts must not keep their peaks for ever.
+    environment = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072", **os.environ}
+    sys.stdout.flush()
+    os.execve(sys.executable, arguments, environment)  # noqa: S606 # our own interpreter and module
+
+
+@app.command()
+def check(config: ConfigOption) -> None:
+    """Check a configuration, its contracts and its source options; starts nothing."""
+    from edge_agent.looking import check_config  # noqa: PLC0415 # each command loads only what it needs
+
+    for line in check_config(config):
+        typer.echo(line)
+
+
+@app.command()
+def status(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """Is it connected, does it make progress, how full is the spool, what is parked?"""
+    from edge_agent.looking import read_status  # noqa: PLC0415
+    from edge_agent.show import show_status  # noqa: PLC0415
+
+    found = read_status(config)
+    if as_json:
+        typer.echo(msgspec.json.encode(found))
+    else:
+        show_status(found)
+
+
+@app.command()
+def ledger(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """The books of every stream: captured = settled + spooled + dropped, with reasons and open epochs."""
+    from edge_agent.looking import read_ledger  # noqa: PLC0415
+    from edge_agent.show import show_ledger  # noqa: PLC0415
+
+    found = read_ledger(config)
+    if as_json:
+        typer.echo(msgspec.json.encode(found))
+    else:
+        show_ledger(found)
+
+
+@app.command()
+def version() -> None:
+    """The installed version."""
+    from importlib import metadata  # noqa: PLC0415
+
+    typer.echo(metadata.version("catchment"))
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.echo(f"edge-agent: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
+    except (AgentError, sqlite3.Error, OSError) as error:
+        typer.echo(f"edge-agent: {error}", err=True)
+        sys.exit(EXIT_RETRY)

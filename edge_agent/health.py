@@ -1,0 +1,76 @@
+"""Whether the agent makes progress: a small file for `edge-agent status`, and the service manager's watchdog."""
+
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+
+from edge_agent.errors import AgentError
+
+HEALTH_NAME = "health.json"
+
+
+class Health(msgspec.Struct, frozen=True):
+    """One look at the running agent.
+
+    Attributes:
+        at_ms: when, milliseconds since 1970.
+        since_ack_s: seconds since the broker last took a message; None when it never did.
+        not_sent: messages the broker answered with "nobody listens", "not authorised" or "over quota".
+        resent: envelopes sent again because no receipt came in time.
+    """
+
+    at_ms: int
+    pid: int
+    is_connected: bool
+    sources_running: int
+    sent: int
+    not_sent: int
+    resent: int
+    parked: int
+    since_ack_s: float | None
+    used_bytes: int
+    max_bytes: int
+    rss_bytes: int
+    failure: str = ""
+
+
+def write_health(state_dir: Path, health: Health) -> None:
+    """Replace the health file. It is no data: it is not synced, to spare the flash.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    beside = state_dir / f".{HEALTH_NAME}.tmp"
+    beside.write_bytes(msgspec.json.encode(health))
+    beside.replace(state_dir / HEALTH_NAME)
+
+
+def read_health(state_dir: Path) -> Health | None:
+    """The last health written; None when there is none.
+
+    Raises:
+        AgentError: it is damaged.
+    """
+    try:
+        return msgspec.json.decode((state_dir / HEALTH_NAME).read_bytes(), type=Health)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise AgentError(f"{state_dir / HEALTH_NAME} cannot be read: {error}; the running agent writes it anew") from error
+
+
+def rss_bytes() -> int:
+    """This process's resident memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def notify_service_manager(state: str) -> None:
+    """Tell systemd `READY=1`, `WATCHDOG=1` or `STOPPING=1`, where it asked to be told."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect("\0" + address[1:] if address.startswith("@") else address)
+        sender.send(state.encode())

@@ -1,0 +1,63 @@
+"""Tables for people."""
+
+from rich.console import Console
+from rich.table import Table
+
+from edge_agent.looking import Ledger, Status
+
+_MIB = 1024 * 1024
+
+
+def show_status(status: Status) -> None:
+    """Print one agent's state."""
+    console = Console()
+    table = Table(title=f"agent {status.device}", show_header=False)
+    table.add_row("running", "yes" if status.is_running else "no")
+    health = status.health
+    if health is not None:
+        table.add_row("connected", "yes" if status.is_running and health.is_connected else "no")
+        since = "never" if health.since_ack_s is None else f"{health.since_ack_s:.0f} s before the last look"
+        table.add_row("broker took a message", since)
+        table.add_row("sent / not taken / sent again", f"{health.sent} / {health.not_sent} / {health.resent}")
+        table.add_row("spool", f"{health.used_bytes / _MIB:.1f} of {health.max_bytes / _MIB:.0f} MiB")
+        table.add_row("memory", f"{health.rss_bytes / _MIB:.1f} MiB")
+        if health.failure:
+            table.add_row("failure", f"[red]{health.failure}[/red]")
+    table.add_row("samples not settled", f"{status.spooled:,}")
+    table.add_row("samples dropped", f"{status.dropped:,}")
+    for aside in status.moved_aside:
+        table.add_row("damaged spool kept", aside)
+    console.print(table)
+    if status.parked:
+        console.print(_parked(status))
+
+
+def show_ledger(ledger: Ledger) -> None:
+    """Print one agent's books."""
+    console = Console()
+    table = Table(title=f"books of {ledger.device}: captured = settled + spooled + dropped")
+    for name in ("stream", "captured", "settled", "spooled", "dropped", "balanced"):
+        table.add_column(name, justify="left" if name in ("stream", "dropped") else "right")
+    for books in ledger.books:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(books.dropped.items())) or "0"
+        verdict = "yes" if books.is_balanced else "[red]NO[/red]"
+        table.add_row(books.stream, f"{books.captured:,}", f"{books.settled:,}", f"{books.spooled:,}", dropped, verdict)
+    console.print(table)
+    epochs = Table(title="epochs not settled in full")
+    for name in ("stream", "epoch", "next seq", "open", "dropped ranges"):
+        epochs.add_column(name, justify="right" if name == "next seq" else "left")
+    for epoch in ledger.epochs:
+        ranges = ", ".join(f"[{gone.low}, {gone.high}) {gone.reason}" for gone in epoch.dropped[:8])
+        more = f" and {len(epoch.dropped) - 8} more" if len(epoch.dropped) > 8 else ""
+        epochs.add_row(epoch.stream, str(epoch.epoch), f"{epoch.next_seq:,}", "no" if epoch.closed else "yes", ranges + more)
+    console.print(epochs)
+
+
+def _parked(status: Status) -> Table:
+    table = Table(title="parked: these cannot be sent as things are")
+    for name in ("stream", "epoch", "seqs", "reason"):
+        table.add_column(name)
+    for entry in status.parked:
+        seqs = f"{entry.first_seq} to {entry.first_seq + entry.count - 1}"
+        table.add_row(entry.stream, str(entry.epoch), seqs, entry.reason)
+    return table

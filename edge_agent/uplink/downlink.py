@@ -1,0 +1,82 @@
+"""What comes down: receipts, object states, desired models and their pieces. Nothing is trusted before it is decoded."""
+
+from typing import Protocol
+
+import structlog
+
+from edge_agent.spool.spool import Spool
+from edge_agent.uplink.parts import PartSender
+from edge_agent.uplink.session import Arrived
+from schemas.errors import SchemaError
+from schemas.ids import DeviceId
+from schemas.receipts import decode_object_state, decode_receipt
+from schemas.reported import ModelReport
+from schemas.topics import Topics
+
+_log = structlog.get_logger(__name__)
+
+
+class ModelDesk(Protocol):
+    """What the uplink asks of the models' room."""
+
+    def on_desired(self, body: bytes) -> None:
+        """A desired state came down."""
+        ...
+
+    def on_piece(self, correlation: bytes, properties: list[tuple[str, str]], body: bytes) -> None:
+        """A piece of a repository file came down."""
+        ...
+
+    def report(self) -> tuple[ModelReport, ...]:
+        """What runs here."""
+        ...
+
+
+class Downlink:
+    """Gives each message that comes down to whom it concerns.
+
+    Args:
+        spool: settles receipts.
+        parts: waits for object states.
+        models: the models' room, None without `[model]`.
+        topics: of the namespace.
+        device: this device.
+    """
+
+    def __init__(self, spool: Spool, parts: PartSender, models: ModelDesk | None, topics: Topics, device: DeviceId) -> None:
+        self._spool = spool
+        self._parts = parts
+        self._models = models
+        self._receipts = topics.receipts(device)
+        self._objects = topics.objects(device)
+        self._desired = topics.desired(device)
+        self._pieces = topics.model_data(device)
+        self._last_receipt = b""
+        self.refused_count = 0
+
+    def handle(self, message: Arrived) -> None:
+        """Act on a message; a malformed one is told and counted.
+
+        Raises:
+            SpoolError: the spool is broken.
+        """
+        try:
+            if message.topic == self._receipts:
+                self._settle(message.body)
+            elif message.topic == self._objects:
+                self._parts.heard(decode_object_state(message.body))
+            elif message.topic == self._desired and self._models is not None:
+                self._models.on_desired(message.body)
+            elif message.topic == self._pieces and self._models is not None:
+                self._models.on_piece(message.correlation, list(message.properties), message.body)
+            else:
+                _log.debug("message is not for this agent", topic=message.topic)
+        except SchemaError as error:
+            self.refused_count += 1
+            _log.warning("message from the core is malformed and ignored", topic=message.topic, error=str(error))
+
+    def _settle(self, body: bytes) -> None:
+        if body and body != self._last_receipt:
+            # Only what was decoded and handed over counts as known; the same receipt again then costs nothing.
+            self._spool.settle(decode_receipt(body))
+            self._last_receipt = body

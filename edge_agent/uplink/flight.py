@@ -1,0 +1,121 @@
+"""What is under way: sent and not acknowledged, or acknowledged and not settled. Pure bookkeeping, no IO, no clock of its own."""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+_MAX_DOUBLINGS = 6
+_MAX_UNSETTLED = 50_000
+
+
+@dataclass(slots=True)
+class _Flown:
+    body_bytes: int
+    due_s: float
+
+
+@dataclass(slots=True)
+class Flight:
+    """The windows: bytes in memory until the broker acknowledges, bytes in doubt until the core settles.
+
+    Args:
+        window_bytes: bodies that may be unacknowledged.
+        unsettled_bytes: bodies that may be unsettled.
+        resend_after_s: what is not settled by then is sent again, each time after twice as long.
+    """
+
+    window_bytes: int
+    unsettled_bytes: int
+    resend_after_s: float
+    _unacked: dict[int, int] = field(default_factory=dict)  # mid -> id
+    _flown: dict[int, _Flown] = field(default_factory=dict)  # id -> its size and when it is sent again
+    _tries: dict[int, int] = field(default_factory=dict)
+    _due: list[tuple[float, int]] = field(default_factory=list)
+    _unacked_bytes: int = 0
+    _flown_bytes: int = 0
+
+    @property
+    def unacked_count(self) -> int:
+        """Messages the broker has not acknowledged."""
+        return len(self._unacked)
+
+    @property
+    def unsettled_count(self) -> int:
+        """Envelopes sent and not settled."""
+        return len(self._flown)
+
+    def room_bytes(self) -> int:
+        """How many bytes of bodies may be sent now."""
+        if len(self._flown) >= _MAX_UNSETTLED:
+            return 0
+        return max(0, min(self.window_bytes - self._unacked_bytes, self.unsettled_bytes - self._flown_bytes))
+
+    def sent(self, mid: int, id_: int, body_bytes: int, now_s: float) -> None:
+        """An envelope went out as message `mid`."""
+        tries = self._tries.get(id_, 0)
+        self._tries[id_] = tries + 1
+        due_s = now_s + self.resend_after_s * 2 ** min(tries, _MAX_DOUBLINGS)
+        self._unacked[mid] = id_
+        self._unacked_bytes += body_bytes
+        self._flown[id_] = _Flown(body_bytes, due_s)
+        self._flown_bytes += body_bytes
+        heapq.heappush(self._due, (due_s, id_))
+
+    def acked(self, mid: int) -> int | None:
+        """The broker has message `mid`; its envelope's id, None if it is not ours or gone already."""
+        id_ = self._unacked.pop(mid, None)
+        if id_ is not None and id_ in self._flown:
+            self._unacked_bytes -= self._flown[id_].body_bytes
+        return id_
+
+    def refused(self, mid: int) -> int | None:
+        """The broker did not take message `mid`: its envelope is not under way. Returns its id, None if it is gone."""
+        id_ = self.acked(mid)
+        if id_ is None or id_ not in self._flown:
+            return None
+        self._land(id_)
+        return id_
+
+    def tries(self, id_: int) -> int:
+        """How often an envelope was sent."""
+        return self._tries.get(id_, 0)
+
+    def forget(self, ids: Iterable[int]) -> None:
+        """These left the spool."""
+        gone = set(ids)
+        for mid in [mid for mid, id_ in self._unacked.items() if id_ in gone]:
+            self._unacked_bytes -= self._flown[self._unacked.pop(mid)].body_bytes
+        for id_ in gone:
+            self._tries.pop(id_, None)
+            if id_ in self._flown:
+                self._land(id_)
+
+    def lost(self) -> list[int]:
+        """The connection is gone: what was not acknowledged is not under way any more; its ids, to be sent again."""
+        ids = [id_ for id_ in self._unacked.values() if id_ in self._flown]
+        self._unacked.clear()
+        self._unacked_bytes = 0
+        for id_ in ids:
+            self._land(id_)
+        return ids
+
+    def overdue(self, now_s: float) -> list[int]:
+        """Acknowledged envelopes that were not settled in time; they are not under way any more."""
+        late: list[int] = []
+        unacked = set(self._unacked.values()) if self._due and self._due[0][0] <= now_s else set()
+        while self._due and self._due[0][0] <= now_s:
+            due_s, id_ = heapq.heappop(self._due)
+            flown = self._flown.get(id_)
+            if flown is None or flown.due_s != due_s:
+                continue
+            if id_ in unacked:
+                # The broker is slow, not the core: the same message is still on its way.
+                flown.due_s = now_s + self.resend_after_s
+                heapq.heappush(self._due, (flown.due_s, id_))
+                continue
+            self._land(id_)
+            late.append(id_)
+        return late
+
+    def _land(self, id_: int) -> None:
+        self._flown_bytes -= self._flown.pop(id_).body_bytes

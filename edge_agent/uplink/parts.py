@@ -1,0 +1,156 @@
+"""Sending one large payload in parts: ask what is there, send what is missing, until the core says it is settled."""
+
+import os
+from dataclasses import dataclass, field
+
+import structlog
+
+from edge_agent.spool.records import ObjectRef
+from edge_agent.spool.spool import Spool
+from edge_agent.uplink.session import Message, Session
+from schemas.ids import DeviceId
+from schemas.parts import PartHead
+from schemas.ranges import Ranges
+from schemas.receipts import ObjectState
+from schemas.topics import Topics
+
+_MAX_REFUSALS = 5
+# Room for topic and properties under the broker's packet limit.
+_PACKET_OVERHEAD_BYTES = 1024
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Transfer:
+    """How far one payload is: what the core says it has, what was acknowledged by the broker since. Pure."""
+
+    ref: ObjectRef
+    have: Ranges | None = None
+    sent: Ranges = field(default_factory=Ranges)
+    in_flight: tuple[int, int] | None = None
+    refusals: int = 0
+
+    def next_part(self, part_bytes: int) -> tuple[int, int] | None:
+        """The next missing bytes `[low, high)`; None when nothing is missing or the core's answer is awaited."""
+        if self.have is None or self.in_flight is not None:
+            return None
+        gaps = self.have.union(self.sent).gaps(self.ref.size_bytes)
+        for low, high in gaps:
+            return low, min(high, low + part_bytes)
+        return None
+
+    def heard(self, state: ObjectState) -> None:
+        """The core's answer: what it has is the truth."""
+        self.have = Ranges.of(state.have)
+        if state.error:
+            self.refusals += 1
+            self.have, self.sent = Ranges(), Ranges()
+
+    def ask_again(self) -> None:
+        """Trust nothing but the next answer."""
+        self.have, self.sent, self.in_flight = None, Ranges(), None
+
+
+class PartSender:
+    """Sends the spool's large payloads, one after another. Used by the uplink's thread alone.
+
+    Args:
+        spool: holds the payloads.
+        topics: of the namespace.
+        device: this device.
+        part_bytes: how large a part is, unless the broker's packet limit asks for less.
+        answer_within_s: ask again when the core says nothing for so long.
+    """
+
+    def __init__(self, spool: Spool, topics: Topics, device: DeviceId, part_bytes: int, answer_within_s: float) -> None:
+        self._spool = spool
+        self._topics = topics
+        self._device = device
+        self._part_bytes = part_bytes
+        self._answer_within_s = answer_within_s
+        self._transfer: Transfer | None = None
+        self._mid: int | None = None
+        self._moved_s = 0.0
+        self.parts_sent = 0
+
+    def connected(self) -> None:
+        """A new connection: what was under way may be lost, so the core is asked."""
+        self._mid = None
+        if self._transfer is not None:
+            self._transfer.ask_again()
+            self._moved_s = float("-inf")
+
+    def step(self, session: Session, now_s: float) -> None:
+        """Send the next part or query, if it is time.
+
+        Raises:
+            BrokerUnavailableError: the connection is gone.
+        """
+        if self._transfer is None and not self._begin():
+            return
+        transfer = self._transfer
+        if transfer is None or self._mid is not None:
+            return
+        part_bytes = min(self._part_bytes, session.max_packet_bytes - _PACKET_OVERHEAD_BYTES)
+        part = transfer.next_part(part_bytes)
+        if part is not None:
+            self._send(session, transfer, part, now_s)
+        elif now_s - self._moved_s > self._answer_within_s:
+            transfer.ask_again()
+            self._publish(session, transfer, PartHead(transfer.ref.digest, 0, 0, transfer.ref.size_bytes), b"", now_s)
+
+    def acked(self, mid: int, *, is_taken: bool) -> bool:
+        """Whether a message was ours; a part that was not taken is sent again after the core was asked."""
+        if mid != self._mid:
+            return False
+        self._mid = None
+        if self._transfer is not None and self._transfer.in_flight is not None:
+            if is_taken:
+                self._transfer.sent = self._transfer.sent.union([self._transfer.in_flight])
+            self._transfer.in_flight = None
+        return True
+
+    def heard(self, state: ObjectState) -> None:
+        """The core said what it has."""
+        transfer = self._transfer
+        if transfer is None or state.digest != transfer.ref.digest:
+            return
+        transfer.heard(state)
+        if state.settled:
+            self._spool.object_settled(transfer.ref.digest)
+            self._transfer = None
+        elif transfer.refusals >= _MAX_REFUSALS:
+            _log.error("large payload parked", digest=transfer.ref.digest, reason=state.error)
+            self._spool.object_refused(transfer.ref.digest, f"refused {transfer.refusals} times: {state.error}")
+            self._transfer = None
+
+    def _begin(self) -> bool:
+        waiting = self._spool.waiting_objects(1)
+        if not waiting:
+            return False
+        self._transfer = Transfer(waiting[0].ref)
+        self._moved_s = float("-inf")
+        return True
+
+    def _send(self, session: Session, transfer: Transfer, part: tuple[int, int], now_s: float) -> None:
+        low, high = part
+        try:
+            with self._spool.open_object(transfer.ref.digest) as descriptor:
+                body = os.pread(descriptor, high - low, low)
+        except OSError as error:
+            _log.warning("large payload is gone", digest=transfer.ref.digest, error=str(error))
+            self._transfer = None
+            return
+        if len(body) != high - low:
+            _log.warning("large payload is shorter than it was", digest=transfer.ref.digest)
+            self._transfer = None
+            return
+        self._publish(session, transfer, PartHead(transfer.ref.digest, low, len(body), transfer.ref.size_bytes), body, now_s)
+        transfer.in_flight = (low, low + len(body))
+        self.parts_sent += 1
+
+    def _publish(self, session: Session, transfer: Transfer, head: PartHead, body: bytes, now_s: float) -> None:
+        topic = self._topics.parts(self._device, transfer.ref.digest)
+        self._mid = session.publish(Message(topic, body, tuple(head.to_properties())))
+        self._moved_s = now_s

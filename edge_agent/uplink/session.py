@@ -1,0 +1,220 @@
+"""The seam to the broker, and its paho adapter: one object per connection, MQTT 5, QoS 1, clean start.
+
+Nothing of a connection outlives it: the spool is the store, so an acknowledgement of an old connection can never be
+taken for one of a new.
+"""
+
+import queue
+import ssl
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties as PahoProperties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge_agent.config import BrokerConfig
+from edge_agent.errors import BrokerUnavailableError
+
+CONNECT_TIMEOUT_S = 10.0
+# What a broker that announces no limit is trusted with: MQTT's own.
+_MQTT_MAX_PACKET_BYTES = 268_435_455
+# How many messages the broker may send us before we acknowledge one.
+_RECEIVE_MAXIMUM = 32
+
+Properties = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """The broker answered message `mid` with MQTT 5 reason `code`."""
+
+    mid: int
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A message came down."""
+
+    topic: str
+    body: bytes
+    properties: tuple[tuple[str, str], ...]
+    correlation: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The connection is gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """Something changed in the spool."""
+
+
+Event = Acked | Arrived | Lost | Woken
+Events = queue.SimpleQueue[Event]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message to publish, with all that counts against the broker's packet limit."""
+
+    topic: str
+    body: bytes
+    properties: tuple[tuple[str, str], ...] = ()
+    content_type: str = ""
+    response_topic: str = ""
+    correlation: bytes = b""
+    is_retained: bool = False
+
+    @property
+    def packet_bytes(self) -> int:
+        """An upper bound of the packet's size (MQTT 5 section 3.3)."""
+        named = sum(len(name.encode()) + len(value.encode()) + 5 for name, value in self.properties)
+        words = len(self.topic.encode()) + len(self.content_type) + len(self.response_topic) + len(self.correlation)
+        return len(self.body) + named + words + 64
+
+
+class Session(Protocol):
+    """One live connection."""
+
+    @property
+    def max_packet_bytes(self) -> int:
+        """The broker closes the connection on anything larger."""
+        ...
+
+    @property
+    def receive_maximum(self) -> int:
+        """How many messages may be unacknowledged."""
+        ...
+
+    def publish(self, message: Message) -> int:
+        """Send with QoS 1; the returned number comes back in `Acked`.
+
+        Raises:
+            BrokerUnavailableError: the connection is gone.
+        """
+        ...
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        """Ask for topics with QoS 1."""
+        ...
+
+    def close(self) -> None:
+        """Say goodbye."""
+        ...
+
+
+class PahoSession:
+    """A connection by paho. Its network thread only puts events into a queue.
+
+    Raises:
+        BrokerUnavailableError: the broker cannot be reached, does not answer, or refuses.
+    """
+
+    def __init__(self, broker: BrokerConfig, client_id: str, events: Events) -> None:
+        self._events = events
+        self._welcome: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._is_over = threading.Event()
+        self.max_packet_bytes = _MQTT_MAX_PACKET_BYTES
+        self.receive_maximum = 65_535
+        self._client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5, reconnect_on_failure=False
+        )
+        self._client.max_inflight_messages_set(65_535)
+        self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = self._on_connect_fail
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_publish = self._on_publish
+        self._client.on_message = self._on_message
+        self._connect(broker)
+
+    def publish(self, message: Message) -> int:
+        """Send with QoS 1.
+
+        Raises:
+            BrokerUnavailableError: the connection is gone.
+        """
+        properties = PahoProperties(PacketTypes.PUBLISH)
+        if message.properties:
+            properties.UserProperty = list(message.properties)
+        if message.content_type:
+            properties.ContentType = message.content_type
+        if message.response_topic:
+            properties.ResponseTopic = message.response_topic
+        if message.correlation:
+            properties.CorrelationData = message.correlation
+        sent = self._client.publish(message.topic, message.body, qos=1, retain=message.is_retained, properties=properties)
+        if sent.rc != mqtt.MQTT_ERR_SUCCESS or self._is_over.is_set():
+            raise BrokerUnavailableError(f"not sent: {mqtt.error_string(sent.rc)}")
+        return sent.mid
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        """Ask for topics with QoS 1."""
+        self._client.subscribe([(text, mqtt.SubscribeOptions(qos=1)) for text in filters])
+
+    def close(self) -> None:
+        """Say goodbye and end the network thread."""
+        self._is_over.set()
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _connect(self, broker: BrokerConfig) -> None:
+        hello = PahoProperties(PacketTypes.CONNECT)
+        hello.ReceiveMaximum = _RECEIVE_MAXIMUM
+        place = f"broker {broker.host}:{broker.port}"
+        try:
+            if broker.tls is not None:
+                self._client.tls_set_context(_tls_context(broker))
+            self._client.connect(broker.host, broker.port, keepalive=broker.keepalive_s, clean_start=True, properties=hello)
+        except (OSError, ValueError) as error:
+            raise BrokerUnavailableError(f"{place} cannot be reached: {error}") from error
+        self._client.loop_start()
+        try:
+            refusal = self._welcome.get(timeout=CONNECT_TIMEOUT_S)
+        except queue.Empty:
+            refusal = f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
+        if refusal:
+            self.close()
+            raise BrokerUnavailableError(f"{place} refuses: {refusal}")
+
+    def _on_connect(self, _c: mqtt.Client, _u: Any, _f: Any, code: ReasonCode, properties: PahoProperties | None) -> None:
+        if properties is not None:
+            self.max_packet_bytes = getattr(properties, "MaximumPacketSize", self.max_packet_bytes)
+            self.receive_maximum = getattr(properties, "ReceiveMaximum", self.receive_maximum)
+        self._welcome.put(str(code) if code.is_failure else "")
+
+    def _on_connect_fail(self, _c: mqtt.Client, _u: Any) -> None:
+        self._welcome.put("the connection broke while it was made")
+
+    def _on_disconnect(self, _c: mqtt.Client, _u: Any, _f: Any, code: ReasonCode, _p: Any) -> None:
+        self._welcome.put(str(code))
+        if not self._is_over.is_set():
+            self._is_over.set()
+            self._events.put(Lost(str(code)))
+
+    def _on_publish(self, _c: mqtt.Client, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
+        self._events.put(Acked(mid, code.value))
+
+    def _on_message(self, _c: mqtt.Client, _u: Any, message: mqtt.MQTTMessage) -> None:
+        properties = message.properties
+        named = tuple(getattr(properties, "UserProperty", ()))
+        correlation = getattr(properties, "CorrelationData", b"")
+        self._events.put(Arrived(message.topic, message.payload, named, correlation))
+
+
+def _tls_context(broker: BrokerConfig) -> ssl.SSLContext:
+    if broker.tls is None:
+        raise ValueError("no TLS files are configured")
+    context = ssl.create_default_context(cafile=str(broker.tls.ca))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(str(broker.tls.cert), str(broker.tls.key))
+    return context
