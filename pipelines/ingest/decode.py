@@ -1,0 +1,129 @@
+"""From the bytes of one envelope to a record batch, under limits that hold before anything is parsed. No IO.
+
+The order matters: size, then decompression with a bound, then the IPC head, then full validation, then the count. A
+mutated IPC body that skips validation kills the process, not the parse.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import pyarrow as pa
+import zstandard
+
+from pipelines.contracts.json_rows import JsonBodyError, RejectedRow, rows_from_json
+from schemas.contract import Contract
+from schemas.envelope import JSON, MAX_SAMPLES_PER_ENVELOPE, ZSTD
+
+MAX_ZSTD_RATIO = 1_000
+MIN_ZSTD_BOUND = 16 * 1024 * 1024
+MAX_COLUMNS = 4_096
+
+
+class DecodeError(Exception):
+    """The body of an envelope cannot be read; the message is the reason. It never leaves the run: it becomes quarantine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The readable samples of one envelope.
+
+    Row k of `batch` has seq first_seq + indexes[k]; None means that all are there in order. `rejected` only with JSON.
+    """
+
+    batch: pa.RecordBatch
+    indexes: Sequence[int] | None = None
+    rejected: tuple[RejectedRow, ...] = ()
+
+
+Body: TypeAlias = pa.Buffer
+
+
+def plain_body(body: Body, encoding: str, max_bytes: int) -> Body:
+    """The body without its content encoding.
+
+    Raises:
+        DecodeError: too large, before or after, or not zstd.
+    """
+    if body.size > max_bytes:
+        raise DecodeError(f"body of {body.size} bytes is above the limit of {max_bytes}")
+    if not encoding:
+        return body
+    if encoding != ZSTD:
+        raise DecodeError(f"content encoding {encoding[:40]!r} is none that the core reads")
+    bound = min(max_bytes, max(MIN_ZSTD_BOUND, body.size * MAX_ZSTD_RATIO))
+    try:
+        declared = zstandard.get_frame_parameters(body).content_size
+        if declared not in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR) and declared > bound:
+            raise DecodeError(f"zstd body of {body.size} bytes unpacks to {declared}, above the limit of {bound}")
+        with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(body, read_across_frames=False) as reader:
+            # One byte more than allowed: whoever declared nothing, or a lie, is found out at the bound.
+            plain = reader.read(bound + 1) if declared < 0 or declared > bound else reader.read(declared + 1)
+    except zstandard.ZstdError as error:
+        raise DecodeError(f"not zstd: {error}") from error
+    if len(plain) > bound:
+        raise DecodeError(f"zstd body of {body.size} bytes unpacks to more than the limit of {bound}")
+    return pa.py_buffer(plain)
+
+
+def arrow_rows(body: Body, count: int) -> Rows:
+    """The one record batch of an Arrow IPC stream body.
+
+    Raises:
+        DecodeError: not such a stream, not exactly one batch, not valid Arrow, or another row count than the head says.
+    """
+    try:
+        with pa.ipc.open_stream(body) as reader:
+            if len(reader.schema) > MAX_COLUMNS:
+                raise DecodeError(f"{len(reader.schema)} columns are above the limit of {MAX_COLUMNS}")
+            batch = reader.read_next_batch()
+            batch.validate(full=True)
+            more = _has_more(reader)
+    except StopIteration:
+        raise DecodeError("the Arrow stream holds no record batch") from None
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise DecodeError(f"not a valid Arrow IPC stream: {str(error)[:300]}") from error
+    if more:
+        raise DecodeError("the Arrow stream holds more than one record batch")
+    if batch.num_rows != count:
+        raise DecodeError(f"the head says {count} samples, the body holds {batch.num_rows}")
+    return Rows(batch)
+
+
+def json_rows(body: Body, count: int, contract: Contract, received_us: int, max_bytes: int) -> Rows:
+    """The rows of a JSON body.
+
+    Raises:
+        DecodeError: not JSON of rows, or another row count than the head says.
+    """
+    try:
+        read = rows_from_json(body.to_pybytes(), contract, received_us, max_bytes)
+    except JsonBodyError as error:
+        raise DecodeError(str(error)) from error
+    if read.count != count:
+        raise DecodeError(f"the head says {count} samples, the body holds {read.count}")
+    return Rows(read.batch, read.indexes, read.rejected)
+
+
+def decode(  # an envelope is these six things, and a carrier for them alone would hide the limits
+    body: Body, *, content_type: str, encoding: str, count: int, contract: Contract, received_us: int, max_bytes: int
+) -> Rows:
+    """One envelope's rows, by its content type.
+
+    Raises:
+        DecodeError: the reason why its whole body is refused.
+    """
+    if not 1 <= count <= MAX_SAMPLES_PER_ENVELOPE:
+        raise DecodeError(f"{count} samples; an envelope holds 1 to {MAX_SAMPLES_PER_ENVELOPE}")
+    plain = plain_body(body, encoding, max_bytes)
+    if content_type == JSON:
+        return json_rows(plain, count, contract, received_us, max_bytes)
+    return arrow_rows(plain, count)
+
+
+def _has_more(reader: pa.RecordBatchReader) -> bool:
+    try:
+        reader.read_next_batch()
+    except StopIteration:
+        return False
+    return True

@@ -1,0 +1,93 @@
+"""Envelopes of one stream, contract version and schema, put together: validated, cast and tagged once, not one by one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.ingest.admit import Verdict
+from pipelines.ingest.decode import Rows
+from pipelines.ingest.messages import Message
+from schemas.contract import Contract
+
+Int64s = npt.NDArray[np.int64]
+
+
+class Envelope(NamedTuple):
+    """A decoded envelope and which of its seqs are fresh."""
+
+    message: Message
+    rows: Rows
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class Group:
+    """Decoded envelopes that make one table."""
+
+    contract: Contract
+    envelopes: list[Envelope] = field(default_factory=list)
+    bytes: int = 0
+
+    def add(self, envelope: Envelope) -> None:
+        """Take one more."""
+        self.envelopes.append(envelope)
+        self.bytes += envelope.rows.batch.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Which envelope (by its place in the group) each row came in, and its seq."""
+
+    envelope: Int64s
+    seq: Int64s
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Keys":
+        """The rows for which the mask is true."""
+        return Keys(self.envelope[mask], self.seq[mask])
+
+
+def body_table(envelopes: Sequence[Envelope]) -> pa.Table:
+    """All rows, as the devices sent them."""
+    return pa.Table.from_batches([envelope.rows.batch for envelope in envelopes])
+
+
+def row_keys(envelopes: Sequence[Envelope]) -> Keys:
+    """The keys of `body_table`'s rows, for all envelopes at once."""
+    counts = np.array([envelope.rows.batch.num_rows for envelope in envelopes], np.int64)
+    firsts = np.array([envelope.message.first_seq for envelope in envelopes], np.int64)
+    starts = np.cumsum(counts) - counts
+    owner = np.repeat(np.arange(len(envelopes), dtype=np.int64), counts)
+    seq = np.repeat(firsts - starts, counts) + np.arange(int(counts.sum()), dtype=np.int64)
+    for start, count, envelope in zip(starts.tolist(), counts.tolist(), envelopes, strict=True):
+        if envelope.rows.indexes is not None:
+            seq[start : start + count] = envelope.message.first_seq + np.array(envelope.rows.indexes, np.int64)
+    return Keys(owner, seq)
+
+
+def fresh_mask(envelopes: Sequence[Envelope], keys: Keys) -> npt.NDArray[np.bool_] | None:
+    """Which rows are fresh; None if all are, which is the rule."""
+    partly = [
+        place
+        for place, envelope in enumerate(envelopes)
+        if envelope.verdict != ((envelope.message.first_seq, envelope.message.first_seq + envelope.message.samples),)
+    ]
+    if not partly:
+        return None
+    mask = np.ones(len(keys.seq), np.bool_)
+    for place in partly:
+        low, high = np.searchsorted(keys.envelope, [place, place + 1])
+        seqs = keys.seq[low:high]
+        mine = np.zeros(len(seqs), np.bool_)
+        for first, end in envelopes[place].verdict:
+            mine |= (seqs >= first) & (seqs < end)
+        mask[low:high] = mine
+    return mask
+
+
+def take_text(values: Sequence[Any], places: Int64s) -> pa.Array:
+    """`values[places]` as text, without a Python object per row."""
+    return pa.array(values, pa.string()).take(pa.array(places))

@@ -1,0 +1,195 @@
+"""The run loop: plan what has landed, run it, commit it, tell the devices; again and again, one loop per lake."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import msgspec
+import structlog
+
+from pipelines.clock import Clock
+from pipelines.config import CoreConfig
+from pipelines.contracts.registry import ContractSet
+from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
+from pipelines.ingest.graph import RUNNER
+from pipelines.ingest.heads import read_heads, segment_path
+from pipelines.ingest.plan import Pins, Plan, SegmentRef, make_plan
+from pipelines.ingest.plan_files import find_segments, read_plan, write_pins, write_plan
+from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
+from pipelines.ingest.run import Engine, execute
+from pipelines.ingest.work import Limits
+from pipelines.lake.books import Ledger
+from pipelines.lake.commit import committed_run
+from pipelines.lake.layout import COMMITS, RUNS, lock_path
+from pipelines.lake.ledger import prune_ledgers, read_ledger
+from pipelines.policy.documents import load_policies
+from schemas.topics import Topics
+
+RETRY_S = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class LoopState:
+    """Where the lake stands: the ledger after the last committed run, and per bridge the next segment to read."""
+
+    ledger: Ledger
+    cursors: dict[str, int]
+
+
+@contextmanager
+def only_loop(root: Path) -> Iterator[None]:
+    """Be the only run loop of this lake, until the process ends however it ends.
+
+    Raises:
+        RefusedError: another one is running.
+    """
+    (root / RUNS).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock_path(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RefusedError(
+                f"{root}: another run loop is at work on this lake; leave the work to it, or stop it"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class RunLoop:
+    """Carries out one run at a time.
+
+    Args:
+        config: the core's configuration.
+        publisher: where receipts go.
+        clock: for the time of a plan.
+        engine: where graphs run.
+
+    Raises:
+        CorruptLakeError: the ledger of the last committed run is gone.
+        ConfigError: a contract or policy cannot be read.
+    """
+
+    def __init__(self, config: CoreConfig, publisher: Publisher, clock: Clock, engine: Engine) -> None:
+        self._config = config
+        self._root = config.lake_root
+        self._clock = clock
+        self._engine = engine
+        self._limits = Limits(config.run.max_envelope_bytes, config.run.max_row_bytes)
+        self._state = load_state(self._root)
+        self._desk = Desk(publisher, Topics(config.broker.namespace))
+        self._desk.owe(self._state.ledger.devices())
+        self._pins = self._load_pins()
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger after the last committed run."""
+        return self._state.ledger
+
+    @property
+    def owes_receipts(self) -> bool:
+        """Whether a device still waits for a receipt."""
+        return bool(self._desk.owed)
+
+    def step(self) -> bool:
+        """Do one run if anything waits, and pay receipts; whether a run was done.
+
+        Raises:
+            CorruptLakeError: stop; the message says what to restore.
+            RetryLaterError: try again later.
+        """
+        plan = self._next_plan()
+        if plan is not None:
+            self._run(plan)
+        self._desk.pay(self._state.ledger)
+        return plan is not None
+
+    def _next_plan(self) -> Plan | None:
+        run = self._state.ledger.run + 1
+        left = read_plan(self._root, run)
+        if left is not None:
+            log.info("run_resumed", run=run)
+            return left
+        found = find_segments(self._root, self._state.cursors, self._config.run.max_segments)
+        if not found:
+            return None
+        found = [self._judged_sound(segment) for segment in found]
+        plan = make_plan(run, self._clock.now_ms() * 1_000, self._pins, self._state.cursors, found)
+        if plan is not None:
+            write_plan(self._root, plan)
+        return plan
+
+    def _judged_sound(self, segment: SegmentRef) -> SegmentRef:
+        """Bytes that cannot be trusted are passed over with a word: their samples are not settled, so devices send them again."""
+        try:
+            read_heads(self._root, segment)
+        except CorruptLakeError as error:
+            log.exception("segment_set_aside", segment=str(segment_path(self._root, segment)))
+            return msgspec.structs.replace(segment, set_aside=str(error))
+        return segment
+
+    def _run(self, plan: Plan) -> None:
+        started = self._clock.monotonic_s()
+        after, devices = execute(self._root, plan, self._state.ledger, self._limits, self._engine)
+        self._state = LoopState(after, dict(plan.next_numbers))
+        prune_ledgers(self._root, plan.run)
+        self._desk.owe(devices)
+        took_ms = round((self._clock.monotonic_s() - started) * 1_000)
+        log.info("run_committed", run=plan.run, segments=len(plan.segments), devices=len(devices), took_ms=took_ms)
+
+    def _load_pins(self) -> str:
+        contracts = ContractSet.load(self._config.contracts).all()
+        return write_pins(self._root, Pins(contracts, load_policies(self._config.policies)))
+
+
+def load_state(root: Path) -> LoopState:
+    """Where the lake stands, by the one pointer to the truth: the transaction of the commits table.
+
+    Raises:
+        CorruptLakeError: the plan or ledger of the last committed run is gone.
+    """
+    run = committed_run(root, COMMITS)
+    if run == 0:
+        return LoopState(Ledger(), {})
+    plan = read_plan(root, run)
+    if plan is None:
+        raise CorruptLakeError(f"{root}: run {run} is committed, its plan in runs/ is gone; restore it from a copy")
+    return LoopState(read_ledger(root, run), dict(plan.next_numbers))
+
+
+def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, runner: str = RUNNER) -> None:
+    """Run until stopped, or, with `once`, until nothing waits.
+
+    Args:
+        config: the core's configuration.
+        stop: set it, and the loop ends after the run in hand.
+        clock: the clock.
+        once: end when nothing waits.
+        runner: the Beam runner's name.
+
+    Raises:
+        RefusedError: another loop is at work on this lake.
+        CorruptLakeError: the lake needs a hand; the message says which.
+    """
+    root = config.lake_root
+    with only_loop(root), MqttPublisher(config.broker, f"catchment-run-{os.getpid()}") as publisher:
+        loop = RunLoop(config, publisher, clock, Engine(runner))
+        while not stop.is_set():
+            try:
+                busy = loop.step()
+            except RetryLaterError as error:
+                log.warning("run_retried", reason=str(error))
+                stop.wait(RETRY_S)
+                continue
+            if busy:
+                continue
+            if once:
+                return
+            stop.wait(config.run.interval_ms / 1_000)

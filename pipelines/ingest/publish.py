@@ -1,0 +1,113 @@
+"""The commits of a run, in an order that any crash may interrupt: stream tables, quarantine, and last the pointer table."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+
+from pipelines.contracts.arrow import table_schema
+from pipelines.errors import ConfigError
+from pipelines.ingest.plan import Pins, Plan
+from pipelines.ingest.plan_files import read_pins
+from pipelines.ingest.quarantine import (
+    BODY_NONE,
+    PRIVATE,
+    QUARANTINE_SCHEMA,
+    STAGE_LANDING,
+    Origin,
+    Rejection,
+    rejections_table,
+)
+from pipelines.ingest.tabulate import private_columns
+from pipelines.ingest.work import Prepared
+from pipelines.lake.commit import commit_once
+from pipelines.lake.files import NewFile, write_table_file
+from pipelines.lake.layout import COMMITS, QUARANTINE, ledger_path, stream_table
+from pipelines.lake.books import BooksKey, Counts, books_by_stream
+
+COMMITS_SCHEMA = pa.schema(
+    [
+        pa.field("run", pa.int64()),
+        pa.field("committed_at", pa.timestamp("us", "UTC")),
+        pa.field("streams", pa.string()),
+        pa.field("segments", pa.string()),
+        pa.field("ledger", pa.string()),
+        pa.field("pins", pa.string()),
+    ]
+)
+
+
+def publish_run(root: Path, plan: Plan, prepared: Prepared, counts: Mapping[BooksKey, Counts]) -> None:
+    """Commit everything a run wrote, each table once.
+
+    Raises:
+        ConflictError: another committer is at work.
+        CorruptLakeError: a prepared file is gone.
+        ConfigError: a contract gives a column another type than the table has.
+    """
+    pins = read_pins(root, plan.pins)
+    by_table: dict[str, list[NewFile]] = {}
+    for file in [*prepared.files(), *_set_aside(root, plan)]:
+        by_table.setdefault(file.table, []).append(file)
+    for table in sorted(by_table, key=lambda name: (name == QUARANTINE, name)):
+        schema, private = _shape(table, pins)
+        commit_once(root, table, by_table[table], schema, plan.run, private)
+    row = _commit_row(root, plan, counts)
+    commit_once(root, COMMITS, [row], COMMITS_SCHEMA, plan.run)
+
+
+def stream_shape(stream: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
+    """All columns that the pinned versions of a stream's contract have, and which of them are private.
+
+    Raises:
+        ConfigError: two versions give one column different types.
+    """
+    contracts = [contract for contract in pins.contracts if contract.name == stream]
+    try:
+        schema = pa.unify_schemas([table_schema(contract) for contract in contracts])
+    except pa.ArrowException as error:
+        raise ConfigError(f"contract {stream}: {error}; give the changed column a new name") from error
+    return schema, frozenset().union(*(private_columns(contract) for contract in contracts))
+
+
+def _shape(table: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
+    if table == QUARANTINE:
+        return QUARANTINE_SCHEMA, PRIVATE
+    return stream_shape(table.removeprefix(stream_table("")), pins)
+
+
+def _set_aside(root: Path, plan: Plan) -> list[NewFile]:
+    """A row for each segment whose bytes could not be trusted. It stands for no samples: devices send them again."""
+    rejections = [
+        Rejection(
+            Origin(None, None, None, f"landing/{segment.bridge}/{segment.number}", None, ()),
+            STAGE_LANDING,
+            segment.set_aside,
+            None,
+            0,
+            b"",
+            BODY_NONE,
+        )
+        for segment in plan.segments
+        if segment.set_aside
+    ]
+    if not rejections:
+        return []
+    table = rejections_table(rejections, plan.run, plan.planned_at_us)
+    return [write_table_file(root, QUARANTINE, f"{plan.run:012d}-landing.parquet", table, PRIVATE)]
+
+
+def _commit_row(root: Path, plan: Plan, counts: Mapping[BooksKey, Counts]) -> NewFile:
+    streams = {name: msgspec.to_builtins(books) for name, books in books_by_stream(counts).items()}
+    row = {
+        "run": plan.run,
+        "committed_at": plan.planned_at_us,
+        "streams": json.dumps(streams, sort_keys=True),
+        "segments": json.dumps(plan.next_numbers, sort_keys=True),
+        "ledger": str(ledger_path(root, plan.run).relative_to(root)),
+        "pins": plan.pins,
+    }
+    arrays = [pa.array([row[field.name]], field.type) for field in COMMITS_SCHEMA]
+    return write_table_file(root, COMMITS, f"{plan.run:012d}.parquet", pa.table(arrays, schema=COMMITS_SCHEMA))

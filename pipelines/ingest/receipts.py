@@ -1,0 +1,138 @@
+"""Receipts: after a commit, each device that it touched is told what is settled. Retained, so the last one is enough."""
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+import paho.mqtt.client as mqtt
+import structlog
+from paho.mqtt.enums import CallbackAPIVersion
+
+from pipelines.config import BrokerConfig
+from pipelines.errors import RetryLaterError
+from pipelines.lake.books import Ledger
+from schemas.ids import DeviceId
+from schemas.receipts import Receipt, encode_receipt
+from schemas.topics import Topics
+
+PUBACK_TIMEOUT_S = 10.0
+IN_FLIGHT = 500
+
+log = structlog.get_logger(__name__)
+
+
+class Publisher(Protocol):
+    """Gives messages to the broker for keeping."""
+
+    def publish(self, messages: Mapping[str, bytes]) -> None:
+        """Publish retained messages by topic and return when the broker has them all.
+
+        Raises:
+            RetryLaterError: the broker is away; some may have been taken.
+        """
+        ...
+
+
+def receipts_of(ledger: Ledger, devices: Iterable[str]) -> dict[str, Receipt]:
+    """The receipts of some devices after `ledger.run`: every epoch that its device has not forgotten."""
+    wanted = set(devices)
+    settled: dict[str, dict[str, dict[str, list[tuple[int, int]]]]] = {device: {} for device in wanted}
+    for key, ranges in ledger.settled.items():
+        device, stream, epoch = key
+        if device in wanted and key not in ledger.forgotten:
+            settled[device].setdefault(stream, {})[str(epoch)] = list(ranges.spans)
+    return {device: Receipt(ledger.run, found) for device, found in settled.items()}
+
+
+class Desk:
+    """Remembers which devices are owed a receipt, and pays when the broker is there.
+
+    A broker that is away never holds a commit up: the debt stays, and the next call tries again.
+    """
+
+    def __init__(self, publisher: Publisher, topics: Topics) -> None:
+        self._publisher = publisher
+        self._topics = topics
+        self._owed: set[str] = set()
+
+    @property
+    def owed(self) -> frozenset[str]:
+        """The devices that wait for a receipt."""
+        return frozenset(self._owed)
+
+    def owe(self, devices: Iterable[str]) -> None:
+        """These devices' receipts have changed."""
+        self._owed.update(devices)
+
+    def pay(self, ledger: Ledger) -> bool:
+        """Publish what is owed; whether nothing is owed any more."""
+        if not self._owed:
+            return True
+        receipts = receipts_of(ledger, self._owed)
+        messages = {
+            self._topics.receipts(DeviceId(device)): encode_receipt(receipt) for device, receipt in sorted(receipts.items())
+        }
+        try:
+            self._publisher.publish(messages)
+        except RetryLaterError as error:
+            log.warning("receipts_wait", devices=len(self._owed), reason=str(error))
+            return False
+        self._owed.clear()
+        return True
+
+
+class MqttPublisher:
+    """A connection to the broker that is opened when first needed and again after it broke."""
+
+    def __init__(self, broker: BrokerConfig, client_id: str) -> None:
+        self._broker = broker
+        self._client_id = client_id
+        self._client: mqtt.Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close()
+
+    def publish(self, messages: Mapping[str, bytes]) -> None:
+        """Publish retained messages, QoS 1, and wait for every PUBACK.
+
+        Raises:
+            RetryLaterError: the broker is away or refuses.
+        """
+        try:
+            client = self._connected()
+            items = list(messages.items())
+            for start in range(0, len(items), IN_FLIGHT):
+                pending = [client.publish(topic, body, qos=1, retain=True) for topic, body in items[start : start + IN_FLIGHT]]
+                for info in pending:
+                    _wait(info)
+        except (OSError, ValueError, RuntimeError) as error:
+            self._close()
+            raise RetryLaterError(f"broker {self._broker.host}:{self._broker.port}: {error}") from error
+
+    def _connected(self) -> mqtt.Client:
+        if self._client is not None and self._client.is_connected():
+            return self._client
+        self._close()
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=mqtt.MQTTv5)
+        tls = self._broker.tls
+        if tls is not None:
+            client.tls_set(ca_certs=tls.ca, certfile=tls.cert, keyfile=tls.key)
+        client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
+        client.loop_start()
+        self._client = client
+        return client
+
+    def _close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.disconnect()
+            client.loop_stop()
+
+
+def _wait(info: mqtt.MQTTMessageInfo) -> None:
+    info.wait_for_publish(PUBACK_TIMEOUT_S)
+    if not info.is_published():
+        raise TimeoutError("no PUBACK in time")

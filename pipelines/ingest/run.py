@@ -1,0 +1,151 @@
+"""One run, from plan to ledger to commit. Every step may be repeated: whatever a crash left, `execute` ends the same.
+
+1. plan n is on disk                     4. prepared.json: all files of the run are durable
+2. heads -> admission (pure)             5. ledger n and books n, checked to balance
+3. the graph writes files                6. tables in name order, quarantine, and last `commits`: the pointer to the truth
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pipelines.errors import CorruptLakeError
+from pipelines.ingest.admit import Admission, Head, Verdict, admit
+from pipelines.ingest.graph import run_graph
+from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads
+from pipelines.ingest.plan import Plan
+from pipelines.ingest.publish import publish_run
+from pipelines.ingest.work import Limits, Prepared, Work
+from pipelines.lake.layout import prepared_path
+from pipelines.lake.books import BooksKey, Counts, Ledger
+from pipelines.lake.ledger import write_ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The heads of a plan and what admission said: verdicts per segment (its index in the plan), message and arrival."""
+
+    heads: Mapping[int, SegmentHeads]
+    admission: Admission
+    verdicts: Mapping[int, tuple[tuple[Verdict, ...], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where the graph runs."""
+
+    runner: str
+    options: tuple[str, ...] = ()
+
+
+def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engine) -> tuple[Ledger, frozenset[str]]:
+    """Carry out a plan, or what a crash left of it.
+
+    Args:
+        root: the lake root.
+        plan: the plan; it is on disk.
+        before: the ledger after the run before.
+        limits: what one envelope may be.
+        engine: where the graph runs.
+
+    Returns:
+        The ledger after the run, and the devices whose receipts it changes.
+
+    Raises:
+        CorruptLakeError: a segment is not what was written, or the books do not balance; nothing was committed.
+        ConflictError: another committer is at work.
+    """
+    judged = judge(root, plan, before)
+    prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, limits, engine)
+    counts = count(judged, prepared)
+    reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
+    after = before.after(plan.run, judged.admission.touched, counts, listed_epochs(reports))
+    unbalanced = after.unbalanced()
+    if unbalanced:
+        raise CorruptLakeError(
+            f"run {plan.run}: received is not committed + quarantined + duplicate for {unbalanced[:3]}; nothing was "
+            f"committed. Delete {prepared_path(root, plan.run)} to prepare the run anew"
+        )
+    write_ledger(root, after)
+    publish_run(root, plan, prepared, counts)
+    devices = {key.device for key in judged.admission.touched} | {device for device, _ in counts if device}
+    return after, frozenset(devices | {report.device for report in reports})
+
+
+def judge(root: Path, plan: Plan, before: Ledger) -> Judged:
+    """Read the heads of a plan and judge them against the ledger before it.
+
+    Raises:
+        CorruptLakeError: a segment is not what was written.
+    """
+    heads = {index: read_heads(root, segment) for index, segment in enumerate(plan.segments) if not segment.set_aside}
+    arrivals = [arrival for index in sorted(heads) for message in heads[index].arrivals for arrival in message]
+    admission = admit(arrivals, before.settled)
+    given = iter(admission.verdicts)
+    verdicts = {index: tuple(tuple(next(given) for _ in message) for message in heads[index].arrivals) for index in sorted(heads)}
+    return Judged(heads, admission, verdicts)
+
+
+def count(judged: Judged, prepared: Prepared) -> dict[BooksKey, Counts]:
+    """What a run adds to the books: received and duplicate from the heads, committed and quarantined from what was written."""
+    found: dict[BooksKey, Counter[str]] = defaultdict(Counter)
+    for index, heads in judged.heads.items():
+        for message, verdicts in zip(heads.arrivals, judged.verdicts[index], strict=True):
+            for arrival, verdict in zip(message, verdicts, strict=True):
+                new = sum(high - low for low, high in verdict)
+                books = found[arrival.key.device, arrival.key.stream]
+                if isinstance(arrival, Head):
+                    books["received"] += arrival.samples
+                    books["duplicate"] += arrival.samples - new
+                else:
+                    books["dropped"] += new
+        for device, refused in heads.refused.items():
+            found[device, ""]["received"] += refused
+    for item in prepared.items:
+        for row in item.settled:
+            found[row.device, row.stream].update(committed=row.committed, quarantined=row.quarantined)
+    return {key: Counts(**books) for key, books in found.items()}
+
+
+def read_prepared(root: Path, run: int) -> Prepared | None:
+    """What the graph of a run wrote; None if it has not come to its end."""
+    path = prepared_path(root, run)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Prepared)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise CorruptLakeError(f"{path}: not what a run writes ({error}); delete it, and the run prepares anew") from error
+
+
+def works(root: Path, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
+    """The plan's work items with their verdicts."""
+    return [
+        Work(
+            root=str(root),
+            run=plan.run,
+            at_us=plan.planned_at_us,
+            pins=plan.pins,
+            item=item,
+            segments=tuple(plan.segments[index] for index in indexes),
+            verdicts=tuple(tuple(verdicts[0] if verdicts else () for verdicts in judged.verdicts[index]) for index in indexes),
+            limits=limits,
+        )
+        for item, indexes in enumerate(plan.items())
+    ]
+
+
+def _prepare(root: Path, plan: Plan, judged: Judged, limits: Limits, engine: Engine) -> Prepared:
+    items = works(root, plan, judged, limits)
+    if not items:
+        return Prepared(plan.run, ())
+    run_graph(items, str(root), plan.run, engine.runner, engine.options)
+    prepared = read_prepared(root, plan.run)
+    if prepared is None or len(prepared.items) != len(items):
+        done = 0 if prepared is None else len(prepared.items)
+        prepared_path(root, plan.run).unlink(missing_ok=True)
+        raise CorruptLakeError(f"run {plan.run}: the runner {engine.runner} finished {done} of {len(items)} items; use another")
+    return prepared

@@ -1,0 +1,163 @@
+"""One work item: its fresh samples become rows of stream tables or rows of quarantine, each exactly one of both.
+
+decode each envelope -> put equal ones together -> conform -> reasons -> payloads -> tags -> files
+"""
+
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+from pipelines.bridge.rows import KIND_REPORTED, KIND_UP
+from pipelines.bridge.segment import read_segment
+from pipelines.ingest.admit import Verdict
+from pipelines.ingest.decode import DecodeError, Rows, decode
+from pipelines.ingest.group import Envelope, Group
+from pipelines.ingest.heads import read_report, segment_path
+from pipelines.ingest.messages import Message, messages
+from pipelines.ingest.plan import Pins
+from pipelines.ingest.plan_files import read_pins
+from pipelines.ingest.quarantine import (
+    BODY_JSON,
+    PRIVATE,
+    STAGE_CONTRACT,
+    STAGE_DECODE,
+    STAGE_HEAD,
+    STAGE_REPORT,
+    Rejection,
+    rejections_table,
+)
+from pipelines.ingest.tabulate import Target, write_group
+from pipelines.ingest.work import ItemResult, Settled, Work
+from pipelines.lake.files import NewFile, write_table_file
+from pipelines.lake.layout import QUARANTINE
+from schemas.contract import Contract
+
+GroupKey = tuple[str, str, int]
+
+
+def settle_item(work: Work) -> ItemResult:
+    """Settle every fresh sample of the item and write its files.
+
+    Raises:
+        CorruptLakeError: a segment or the rules are not what was written.
+        OSError: the disk refused.
+    """
+    settler = _Settler(work)
+    for segment, verdicts in zip(work.segments, work.verdicts, strict=True):
+        place = 0
+        for batch in read_segment(segment_path(Path(work.root), segment)):
+            for message in messages(batch):
+                settler.take(message, verdicts[place])
+                place += 1
+    return settler.finish()
+
+
+class _Settler:
+    """Collects envelopes until a group is large enough to be written."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._root = Path(work.root)
+        self._pins = _pins(work.root, work.pins)
+        self._groups: dict[GroupKey, Group] = {}
+        self._parts: Counter[str] = Counter()
+        self._bytes = 0
+        self._files: list[NewFile] = []
+        self._rejections: list[Rejection] = []
+        self._committed: Counter[tuple[str, str]] = Counter()
+        self._quarantined: Counter[tuple[str, str]] = Counter()
+
+    def take(self, message: Message, verdict: Verdict) -> None:
+        """Take one message in."""
+        if message.kind == KIND_UP:
+            if verdict:
+                self._take_envelope(message, verdict)
+        elif message.kind == KIND_REPORTED:
+            said = read_report(message.batch, message.row)
+            if isinstance(said, str):
+                self._reject(message.rejected(STAGE_REPORT, said, None, 1), stream="")
+        else:
+            self._reject(message.rejected(STAGE_HEAD, message.refusal or "refused", None, 1), stream="")
+
+    def finish(self) -> ItemResult:
+        """Write what is left."""
+        self._flush()
+        if self._rejections:
+            table = rejections_table(self._rejections, self._work.run, self._work.at_us)
+            name = f"{self._work.run:012d}-{self._work.item}.parquet"
+            self._files.append(write_table_file(self._root, QUARANTINE, name, table, PRIVATE))
+        keys = sorted({*self._committed, *self._quarantined})
+        settled = tuple(Settled(*key, self._committed[key], self._quarantined[key]) for key in keys)
+        return ItemResult(self._work.item, tuple(self._files), settled)
+
+    def _take_envelope(self, message: Message, verdict: Verdict) -> None:
+        contract = self._pins.contract(message.stream or "", message.version)
+        if contract is None:
+            named = f"{message.stream} {message.version or ''}".strip()
+            self._reject_whole(message, verdict, STAGE_CONTRACT, f"the core has no contract {named}; add it, then replay")
+            return
+        try:
+            rows = self._decode(message, contract)
+        except DecodeError as error:
+            self._reject_whole(message, verdict, STAGE_DECODE, str(error))
+            return
+        for rejected in rows.rejected:
+            seq = message.first_seq + rejected.index
+            if any(low <= seq < high for low, high in verdict):
+                origin = message.origin()
+                self._reject(Rejection(origin, STAGE_CONTRACT, rejected.reason, seq, 1, rejected.raw, BODY_JSON))
+        if rows.batch.num_rows:
+            self._collect(contract, Envelope(message, rows, verdict))
+
+    def _decode(self, message: Message, contract: Contract) -> Rows:
+        return decode(
+            message.body,
+            content_type=message.content_type or "",
+            encoding=message.encoding,
+            count=message.samples,
+            contract=contract,
+            received_us=message.received_us,
+            max_bytes=self._work.limits.max_envelope_bytes,
+        )
+
+    def _collect(self, contract: Contract, envelope: Envelope) -> None:
+        # Contracts hash by all they say, which is much for one envelope; the pinned object itself names them.
+        key = (contract.name, contract.version, hash(envelope.rows.batch.schema))
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(contract)
+        before = group.bytes
+        group.add(envelope)
+        self._bytes += group.bytes - before
+        if self._bytes >= self._work.limits.flush_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        by_table: dict[tuple[str, str], list[Group]] = {}
+        for (stream, version, _), group in self._groups.items():
+            by_table.setdefault((stream, version), []).append(group)
+        self._groups, self._bytes = {}, 0
+        for (stream, _version), groups in sorted(by_table.items()):
+            part = self._parts[stream]
+            self._parts[stream] += 1
+            item = f"{self._work.item}" if part == 0 else f"{self._work.item}.{part}"
+            target = Target(self._root, self._work.run, f"{self._work.run:012d}-{item}.parquet", self._pins, self._work.limits)
+            written = write_group(groups, target)
+            self._files.extend(written.files)
+            self._committed.update(written.committed)
+            for rejection in written.rejections:
+                self._reject(rejection)
+
+    def _reject_whole(self, message: Message, verdict: Verdict, stage: str, reason: str) -> None:
+        count = sum(high - low for low, high in verdict)
+        self._reject(message.rejected(stage, reason, verdict[0][0], count))
+
+    def _reject(self, rejection: Rejection, stream: str | None = None) -> None:
+        self._rejections.append(rejection)
+        name = rejection.origin.stream or "" if stream is None else stream
+        self._quarantined[rejection.origin.device or "", name] += rejection.count
+
+
+@lru_cache(maxsize=4)
+def _pins(root: str, digest: str) -> Pins:
+    return read_pins(Path(root), digest)

@@ -1,0 +1,188 @@
+"""Groups of envelopes as rows of a stream's table: conform, check, payloads, tags, one file. Whole columns at a time."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.contracts.arrow import table_schema
+from pipelines.contracts.check import ContractMismatchError, conform, reasons
+from pipelines.ingest.group import Envelope, Group, Keys, body_table, fresh_mask, row_keys, take_text
+from pipelines.ingest.payloads import REFERENCE_FIELDS, check_payloads, store_payloads
+from pipelines.ingest.plan import Pins
+from pipelines.ingest.quarantine import BODY_ARROW, STAGE_CONTRACT, Rejection
+from pipelines.ingest.work import Limits
+from pipelines.lake.files import NewFile, write_table_file
+from pipelines.lake.layout import stream_table
+from pipelines.policy.engine import Tagger
+from schemas.contract import Contract, PiiClass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where rows go: the lake, the run, the file name that the plan gives, and the rules."""
+
+    root: Path
+    run: int
+    name: str
+    pins: Pins
+    limits: Limits
+
+
+@dataclass(slots=True)
+class Written:
+    """What became of some groups."""
+
+    files: list[NewFile] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    committed: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """Rows that fit their contract, still with payloads, and where each came from."""
+
+    rows: pa.Table
+    keys: Keys
+    envelopes: Sequence[Envelope]
+
+
+def write_group(groups: Sequence[Group], target: Target) -> Written:
+    """Write groups of one stream and contract version as one file, and say what was refused.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    written = Written()
+    contract = groups[0].contract
+    parts: list[pa.Table] = []
+    for group in groups:
+        for checked in filter(_has_rows, _checked(group, target, written)):
+            parts.append(_keyed(checked, contract, target.run))
+            _count(checked, contract.name, written)
+    if not parts:
+        return written
+    rows = pa.concat_tables(parts)
+    if contract.payload is not None:
+        rows = _with_references(rows, contract, target)
+    rows = _with_tags(rows, contract, target.pins)
+    rows = rows.select(table_schema(contract).names)
+    written.files.append(write_table_file(target.root, stream_table(contract.name), target.name, rows, private_columns(contract)))
+    return written
+
+
+def private_columns(contract: Contract) -> frozenset[str]:
+    """The columns that could tell about a person, and so stay out of every statistic."""
+    return frozenset(column.name for column in contract.columns if column.pii is not PiiClass.NONE)
+
+
+def _has_rows(checked: _Checked) -> bool:
+    return bool(checked.rows.num_rows)
+
+
+def _checked(group: Group, target: Target, written: Written) -> list[_Checked]:
+    try:
+        return [_check(group.envelopes, group.contract, target, written)]
+    except ContractMismatchError as error:
+        if len(group.envelopes) > 1:
+            # One value that does not fit refuses the whole cast: judge each envelope alone, so that only its own is refused.
+            alone = [Group(group.contract, [envelope]) for envelope in group.envelopes]
+            return [checked for single in alone for checked in _checked(single, target, written)]
+        message, _rows, verdict = group.envelopes[0]
+        keys = row_keys(group.envelopes)
+        fresh = fresh_mask(group.envelopes, keys)
+        count = len(keys.seq) if fresh is None else int(fresh.sum())
+        if count:
+            written.rejections.append(message.rejected(STAGE_CONTRACT, str(error), verdict[0][0], count))
+        return []
+
+
+def _check(envelopes: Sequence[Envelope], contract: Contract, target: Target, written: Written) -> _Checked:
+    rows, keys = conform(body_table(envelopes), contract), row_keys(envelopes)
+    fresh = fresh_mask(envelopes, keys)
+    if fresh is not None:
+        rows, keys = rows.filter(pa.array(fresh)), keys.where(fresh)
+    checked = _Checked(rows.combine_chunks(), keys, envelopes)
+    checked = _accepted(checked, reasons(checked.rows, contract), None, written)
+    if contract.payload is None or not checked.rows.num_rows:
+        return checked
+    stages, found = check_payloads(target.root, checked.rows, contract.payload)
+    return _accepted(checked, found, stages, written)
+
+
+def _accepted(checked: _Checked, found: pa.StringArray, stages: pa.StringArray | None, written: Written) -> _Checked:
+    """The rows without a reason; the others become rejections, one per envelope and reason. No stages: the contract's."""
+    if found.null_count == len(found):
+        return checked
+    refused = np.asarray(found.is_valid().to_numpy(zero_copy_only=False), np.bool_)
+    rows, keys = checked.rows.filter(pa.array(refused)), checked.keys.where(refused)
+    named = found.filter(pa.array(refused)).dictionary_encode()
+    order = np.lexsort((keys.seq, named.indices.to_numpy(), keys.envelope))
+    at = stages.filter(pa.array(refused)).take(pa.array(order)) if stages is not None else None
+    rows = rows.append_column("seq", pa.array(keys.seq)).take(pa.array(order))
+    owners, codes = keys.envelope[order], named.indices.to_numpy()[order]
+    starts = np.flatnonzero(np.concatenate(([True], (np.diff(owners) != 0) | (np.diff(codes) != 0))))
+    for low, high in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
+        piece = rows.slice(low, high - low)
+        origin = checked.envelopes[int(owners[low])].message.origin()
+        reason = named.dictionary[int(codes[low])].as_py()
+        seq = piece.column("seq")[0].as_py()
+        stage = STAGE_CONTRACT if at is None else at[low].as_py()
+        written.rejections.append(Rejection(origin, stage, reason, seq, high - low, _ipc(piece), BODY_ARROW))
+    kept = ~refused
+    return _Checked(checked.rows.filter(pa.array(kept)), checked.keys.where(kept), checked.envelopes)
+
+
+def _ipc(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _keyed(checked: _Checked, contract: Contract, run: int) -> pa.Table:
+    """The rows beside their keys and times."""
+    heads = [envelope.message for envelope in checked.envelopes]
+    owner, count = checked.keys.envelope, checked.rows.num_rows
+    epochs = np.array([head.epoch for head in heads], np.int64)[owner]
+    received = np.array([head.received_us for head in heads], np.int64)[owner]
+    keys = {
+        "device": take_text([head.device for head in heads], owner),
+        "epoch": pa.array(epochs),
+        "seq": pa.array(checked.keys.seq),
+        "received_at": pa.array(received).cast(pa.timestamp("us", "UTC")),
+        "run": pa.repeat(pa.scalar(run, pa.int64()), count),
+        "contract_version": pa.repeat(pa.scalar(contract.version, pa.string()), count),
+    }
+    columns = [*keys.values(), *checked.rows.columns]
+    return pa.table(columns, names=[*keys, *checked.rows.column_names])
+
+
+def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.Table:
+    keyed = rows.select(["device", "epoch", "seq", "payload_sha256", "payload"])
+    references = store_payloads(target.root, contract.name, target.name, keyed)
+    narrow = rows.drop_columns(["payload"])
+    for reference, column in zip(REFERENCE_FIELDS, references, strict=True):
+        narrow = narrow.append_column(reference, column)
+    return narrow
+
+
+def _with_tags(rows: pa.Table, contract: Contract, pins: Pins) -> pa.Table:
+    tags, tag_rules = _tagger(pins, contract).tag(rows)
+    return rows.append_column("tags", tags).append_column("tag_rules", tag_rules)
+
+
+def _count(checked: _Checked, stream: str, written: Written) -> None:
+    per_envelope = np.bincount(checked.keys.envelope, minlength=len(checked.envelopes))
+    for envelope, count in zip(checked.envelopes, per_envelope.tolist(), strict=True):
+        if count:
+            written.committed[envelope.message.device or "", stream] += count
+
+
+@lru_cache(maxsize=64)
+def _tagger(pins: Pins, contract: Contract) -> Tagger:
+    return Tagger.compile(pins.policies, contract)

@@ -1,0 +1,58 @@
+"""What travels through the graph: a work item in, its result out. Small references; rows never leave a step."""
+
+import msgspec
+
+from pipelines.ingest.plan import SegmentRef
+from pipelines.lake.files import NewFile
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How large one envelope may be unpacked, one row be, and one table grow before it is written."""
+
+    max_envelope_bytes: int
+    max_row_bytes: int
+    flush_bytes: int = 256 * 1024 * 1024
+
+
+class Work(msgspec.Struct, frozen=True):
+    """Some neighbouring segments of a plan, and which seqs of each of their messages are fresh.
+
+    `verdicts[s][m]` belongs to message m of segment s, counted over its batches.
+    """
+
+    root: str
+    run: int
+    at_us: int
+    pins: str
+    item: int
+    segments: tuple[SegmentRef, ...]
+    verdicts: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
+    limits: Limits
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """How many fresh samples of one device's stream an item committed and quarantined."""
+
+    device: str
+    stream: str
+    committed: int
+    quarantined: int
+
+
+class ItemResult(msgspec.Struct, frozen=True):
+    """The files an item wrote, and its share of the books."""
+
+    item: int
+    files: tuple[NewFile, ...]
+    settled: tuple[Settled, ...]
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """All items of a run, done: from here on a run only commits."""
+
+    run: int
+    items: tuple[ItemResult, ...]
+
+    def files(self) -> list[NewFile]:
+        """Every file, by table and name."""
+        return sorted((file for item in self.items for file in item.files), key=lambda file: (file.table, file.path))

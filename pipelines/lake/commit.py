@@ -1,0 +1,93 @@
+"""The commit: files of one run enter a table exactly once.
+
+Delta's application transactions record `("ingest", n)`, but nothing enforces their order, and a second commit with the
+same number from a fresh view is accepted. So: open fresh, look at the recorded number, commit on that same view. Two
+committers then meet in the log, one wins, the other looks again and finds the work done.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from deltalake import CommitProperties, Transaction
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction
+
+from pipelines.errors import ConflictError, CorruptLakeError
+from pipelines.lake.files import NewFile
+from pipelines.lake.table import ensure_table, open_table, sync_log
+
+APP = "ingest"
+ATTEMPTS = 20
+
+
+def committed_run(root: Path, name: str) -> int:
+    """The last run that entered this table; 0 for none."""
+    table = open_table(root, name)
+    return (table.transaction_version(APP) or 0) if table is not None else 0
+
+
+def commit_once(
+    root: Path, name: str, files: Sequence[NewFile], schema: pa.Schema, run: int, private: Collection[str] = ()
+) -> bool:
+    """Add the files of run `run` to a table, unless that run is already in it.
+
+    Args:
+        root: the lake root.
+        name: the table's folder, relative to the root.
+        files: what to add, all durable.
+        schema: the columns the table must have.
+        run: the run's number.
+        private: columns that statistics must not show.
+
+    Returns:
+        Whether this call committed; False if the run was in the table before.
+
+    Raises:
+        ConflictError: others kept winning.
+        CorruptLakeError: a file to add is missing or of another size.
+    """
+    for attempt in range(ATTEMPTS):
+        table = ensure_table(root, name, schema, private)
+        done = table.transaction_version(APP)
+        if done is not None and done >= run:
+            sync_log(root, name)  # the winner may have died before its own sync
+            return False
+        _check_present(root, files)
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            table.create_write_transaction(
+                [_add(file, now_ms) for file in files],
+                "append",
+                table.schema(),
+                commit_properties=CommitProperties(
+                    custom_metadata={"run": str(run)}, app_transactions=[Transaction(APP, run, now_ms)]
+                ),
+            )
+        except CommitFailedError as error:
+            if "oncurrent" not in str(error):
+                raise ConflictError(f"{name}: run {run} could not be committed: {error}") from error
+            time.sleep(0.01 * attempt)
+            continue
+        sync_log(root, name)
+        return True
+    raise ConflictError(f"{name}: run {run} lost {ATTEMPTS} times against other committers; try again")
+
+
+def _add(file: NewFile, now_ms: int) -> AddAction:
+    return AddAction(
+        path=file.path.removeprefix(f"{file.table}/"),
+        size=file.bytes,
+        partition_values={},
+        modification_time=now_ms,
+        data_change=True,
+        stats=file.stats,
+    )
+
+
+def _check_present(root: Path, files: Sequence[NewFile]) -> None:
+    for file in files:
+        path = root / file.path
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            raise CorruptLakeError(f"{path}: prepared with {file.bytes} bytes and no longer so; delete its run's prepared.json")

@@ -1,0 +1,104 @@
+"""New files of a table: written whole, made durable, and described well enough to commit them."""
+
+import json
+import os
+from collections.abc import Collection
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.atomic import sync_folder
+
+ROW_GROUP_ROWS = 256 * 1024
+
+
+class NewFile(msgspec.Struct, frozen=True):
+    """A data file that waits for its commit.
+
+    `table` and `path` are relative to the lake root; `stats` is Delta's statistics JSON.
+    """
+
+    table: str
+    path: str
+    rows: int
+    bytes: int
+    stats: str
+
+
+def write_table_file(root: Path, table: str, name: str, rows: pa.Table, private: Collection[str] = ()) -> NewFile:
+    """Write rows as `<table>/<name>`: beside, fsync, rename, fsync the folder.
+
+    Args:
+        root: the lake root.
+        table: the table's folder, relative to the root.
+        name: the file's name; the same plan gives the same name, so a repeated run replaces its own file.
+        rows: what to write.
+        private: columns that must not show in any statistics.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    folder = root / table
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+    final = folder / name
+    beside = folder / f".{name}.{os.getpid()}.tmp"
+    shown = [field.name for field in rows.schema if field.name not in private and not pa.types.is_nested(field.type)]
+    try:
+        with beside.open("wb") as file:
+            pq.write_table(
+                rows,
+                file,
+                compression="zstd",
+                compression_level=1,
+                row_group_size=ROW_GROUP_ROWS,
+                use_dictionary=_dictionary_columns(rows.schema),
+                write_statistics=shown,
+                write_page_checksum=True,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+        beside.replace(final)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+    return NewFile(table, f"{table}/{name}", rows.num_rows, size, table_stats(rows, private))
+
+
+def table_stats(rows: pa.Table, private: Collection[str] = ()) -> str:
+    """Delta's statistics of a file: the row count, and bounds of the numeric and time columns that are not private."""
+    low: dict[str, Any] = {}
+    high: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for field in rows.schema:
+        if field.name in private or not (pa.types.is_primitive(field.type) and not pa.types.is_boolean(field.type)):
+            continue
+        column = rows.column(field.name)
+        nulls[field.name] = column.null_count
+        bounds = pc.min_max(column)
+        if bounds["min"].is_valid:
+            low[field.name], high[field.name] = _plain(bounds["min"].as_py()), _plain(bounds["max"].as_py())
+    return json.dumps({"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return value
+
+
+def _dictionary_columns(schema: pa.Schema) -> list[str]:
+    """Text repeats, numbers of sensors do not: a dictionary of doubles costs time and saves nothing."""
+    return [
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in schema
+        if pa.types.is_string(field.type) or pa.types.is_list(field.type) or field.name in ("epoch", "run", "received_at")
+    ]

@@ -1,0 +1,56 @@
+"""Where things lie below the lake root. Names only; nothing here touches the disk."""
+
+from pathlib import Path
+
+RUNS = "runs"
+LANDING = "landing"
+OBJECTS = "objects"
+STREAMS = "streams"
+PAYLOAD = "payload"
+QUARANTINE = "quarantine"
+COMMITS = "commits"
+
+
+def plan_path(root: Path, run: int) -> Path:
+    """What run `run` has set out to do."""
+    return root / RUNS / f"{run:012d}.json"
+
+
+def prepared_path(root: Path, run: int) -> Path:
+    """The files that run `run` has written and not yet committed."""
+    return root / RUNS / f"{run:012d}.prepared.json"
+
+
+def ledger_path(root: Path, run: int) -> Path:
+    """The settled ranges after run `run`."""
+    return root / RUNS / f"{run:012d}.ledger.parquet"
+
+
+def books_path(root: Path, run: int) -> Path:
+    """The books after run `run`."""
+    return root / RUNS / f"{run:012d}.books.parquet"
+
+
+def pins_path(root: Path, digest: str) -> Path:
+    """The contracts and policies that plans refer to by digest."""
+    return root / RUNS / "pins" / f"{digest}.json"
+
+
+def lock_path(root: Path) -> Path:
+    """Held by the one run loop of this lake."""
+    return root / RUNS / "loop.lock"
+
+
+def landing_folder(root: Path, bridge: str) -> Path:
+    """The segments of one bridge."""
+    return root / LANDING / bridge
+
+
+def object_name(digest: str) -> str:
+    """A large payload, relative to the lake root."""
+    return f"{OBJECTS}/{digest}"
+
+
+def stream_table(stream: str) -> str:
+    """The table of a stream, relative to the lake root."""
+    return f"{STREAMS}/{stream}"

@@ -1,0 +1,115 @@
+"""Delta tables of the lake: created with their schema, widened when a contract grows, opened fresh each time."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+import pyarrow as pa
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from pipelines.atomic import sync_folder
+from pipelines.errors import ConfigError, ConflictError, CorruptLakeError
+
+CHECKPOINT_INTERVAL = 20
+
+
+def open_table(root: Path, name: str) -> DeltaTable | None:
+    """A fresh view of a table; None if there is none yet.
+
+    Raises:
+        CorruptLakeError: there is a table, but its log cannot be read.
+    """
+    if not (root / name / "_delta_log").is_dir():
+        return None
+    try:
+        return DeltaTable(root / name)
+    except TableNotFoundError:
+        return None
+    except (DeltaError, OSError, ValueError) as error:
+        raise CorruptLakeError(f"{root / name}: its Delta log cannot be read ({error}); restore _delta_log") from error
+
+
+def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[str] = ()) -> DeltaTable:
+    """The table, created if there is none, with every column of `schema`.
+
+    Args:
+        root: the lake root.
+        name: the table's folder, relative to the root.
+        schema: the columns it must have; columns it has beyond these stay.
+        private: columns that statistics must not show.
+
+    Raises:
+        ConfigError: a column exists with another type; a contract must give a changed column a new name.
+        ConflictError: somebody changed the table meanwhile.
+    """
+    table = open_table(root, name)
+    if table is None:
+        return _create(root, name, schema, private)
+    missing = _missing_columns(name, table, schema)
+    if not missing:
+        return table
+    shown = stats_columns(pa.schema([*_arrow_schema(table), *missing]), private)
+    try:
+        table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields))
+        DeltaTable(root / name).alter.set_table_properties({"delta.dataSkippingStatsColumns": ",".join(shown)})
+    except CommitFailedError as error:
+        raise ConflictError(f"{name}: somebody changed the table while columns were added; look again") from error
+    sync_log(root, name)
+    return DeltaTable(root / name)
+
+
+def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
+    """The columns whose bounds may stand in the log: not private, and with an order that bounds help with."""
+    return [
+        field.name
+        for field in schema
+        if field.name not in private and pa.types.is_primitive(field.type) and not pa.types.is_boolean(field.type)
+    ]
+
+
+def sync_log(root: Path, name: str) -> None:
+    """Make the newest log entries survive a power cut: the library itself never calls fsync."""
+    log = root / name / "_delta_log"
+    newest = sorted(log.glob("*.json"))[-2:]
+    for entry in newest:
+        with entry.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(log)
+    sync_folder(root / name)
+
+
+def _create(root: Path, name: str, schema: pa.Schema, private: Collection[str]) -> DeltaTable:
+    (root / name).mkdir(parents=True, exist_ok=True)
+    try:
+        DeltaTable.create(
+            root / name,
+            Schema.from_arrow(schema),
+            mode="ignore",
+            configuration={
+                "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
+                "delta.dataSkippingStatsColumns": ",".join(stats_columns(schema, private)),
+            },
+        )
+    except CommitFailedError as error:
+        raise ConflictError(f"{name}: somebody created the table meanwhile; look again") from error
+    sync_log(root, name)
+    sync_folder((root / name).parent)
+    sync_folder(root)
+    return DeltaTable(root / name)
+
+
+def _arrow_schema(table: DeltaTable) -> pa.Schema:
+    return pa.schema(table.schema().to_arrow())
+
+
+def _missing_columns(name: str, table: DeltaTable, schema: pa.Schema) -> list[pa.Field]:
+    present = {field.name: field for field in table.schema().fields}
+    wanted = {field.name: field for field in Schema.from_arrow(schema).fields}
+    for column, field in wanted.items():
+        if column in present and present[column].type != field.type:
+            raise ConfigError(
+                f"{name}: column {column} is {present[column].type} in the table and {field.type} in the contract; "
+                "give the changed column a new name"
+            )
+    return [schema.field(column) for column in wanted if column not in present]
