@@ -60,7 +60,7 @@ def compile_expression(text: str, columns: Mapping[str, ColumnType], *, allow_ta
     if node.kind is not Kind.BOOL:
         raise ExpressionError(f"the expression gives {node.kind}, but must be true or false; compare it with something")
     if cost(node) > MAX_COST:
-        raise ExpressionError(f"too costly: nested BETWEEN, CASE or least() repeat their operands {cost(node):,} times in all")
+        raise ExpressionError(f"too costly: nested BETWEEN, CASE, least() or coalesce() repeat their operands {cost(node):,} times in all")
     return Expression(text, node)
 
 

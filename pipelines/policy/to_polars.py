@@ -75,8 +75,11 @@ def _arithmetic(node: ir.Arithmetic, read: ColumnReader) -> pl.Expr:
         return left - right
     if node.op == "*":
         return left * right
-    if not ir.refs(node.right):
-        right = pl.repeat(0.0, pl.len(), dtype=pl.Float64) + right  # a column, so that no reciprocal is taken
+    columns = ir.refs(node.left)
+    if columns and not ir.refs(node.right):
+        # Make the divisor a column of zeros plus itself; pl.repeat would still count as a scalar.
+        some = read(min(columns, key=lambda ref: ref.name))
+        right = some.is_null().cast(pl.Float64) * 0.0 + right
     return left / right.replace(0.0, None)
 
 
@@ -116,6 +119,13 @@ def _strict(fold: Callable[[list[pl.Expr]], pl.Expr]) -> Callable[[list[pl.Expr]
     return lambda args: pl.when(pl.all_horizontal(arg.is_not_null() for arg in args)).then(fold(args))
 
 
+def _coalesce(args: list[pl.Expr]) -> pl.Expr:
+    """Polars' own stops at a scalar without NULL and then gives one row instead of a column."""
+    if all(arg.meta.root_names() for arg in args[:-1]):
+        return pl.coalesce(args)
+    return reduce(lambda rest, arg: pl.when(arg.is_not_null()).then(arg).otherwise(rest), reversed(args[:-1]), args[-1])
+
+
 _CALLS: dict[str, Callable[[list[pl.Expr]], pl.Expr]] = {
     "abs": lambda args: args[0].abs(),
     "floor": lambda args: args[0].floor(),
@@ -129,7 +139,7 @@ _CALLS: dict[str, Callable[[list[pl.Expr]], pl.Expr]] = {
     "starts_with": lambda args: args[0].str.starts_with(args[1]),
     "ends_with": lambda args: args[0].str.ends_with(args[1]),
     "contains": lambda args: args[0].str.contains(args[1], literal=True),
-    "coalesce": pl.coalesce,
+    "coalesce": _coalesce,
     "hour": lambda args: args[0].dt.hour().cast(pl.Float64),
     "day_of_week": lambda args: args[0].dt.weekday().cast(pl.Float64),
 }

@@ -1,0 +1,111 @@
+"""Random expressions and hard rows: what both engines must agree on."""
+
+import random
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+
+from schemas.contract import ColumnType
+
+COLUMNS = {
+    "a": ColumnType.FLOAT64,
+    "b": ColumnType.FLOAT32,
+    "i": ColumnType.INT64,
+    "j": ColumnType.INT32,
+    "s": ColumnType.STRING,
+    "t": ColumnType.STRING,
+    "f": ColumnType.BOOL,
+    "at": ColumnType.TIMESTAMP,
+}
+_INF, _NAN = float("inf"), float("nan")
+FLOATS = [None, _NAN, _INF, -_INF, 0.0, -0.0, 1.0, -1.0, 0.1, 0.3, 2.5, 5e-324, 1e308, -1e308, 2.0**53 + 2, 1 / 3, 150.0, -50.0]
+HALVES = [None, _NAN, _INF, 0.0, -0.0, 1.5, -2.25, 3.0e38, 100.0, 0.5]
+WHOLES = [None, 0, 1, -1, 2**53 + 1, 2**63 - 1, -(2**63), 7, 100, 12345678901]
+SMALLS = [None, 0, 1, -1, 2**31 - 1, -(2**31), 10, 255]
+TEXTS = [None, "", "a", "A", "abc", "ABC", "aXc", "a%c", "a_c", "ß", "İ", "ΟΔΥΣΣΕΥΣ", "😀x", "a\0b", "\n", "a\nb", "abcabc", "e\u0301"]
+TRUTHS = [None, True, False]
+TIMES = [None, *(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=n) for n in (0, -1, 1767225600000000, 1785542399999999))]
+ROWS = 64
+
+
+def hard_rows(seed: int = 7) -> pa.Table:
+    pick = random.Random(seed)
+    kinds = [
+        (FLOATS, pa.float64()), (HALVES, pa.float32()), (WHOLES, pa.int64()), (SMALLS, pa.int32()),
+        (TEXTS, pa.string()), (TEXTS, pa.string()), (TRUTHS, pa.bool_()), (TIMES, pa.timestamp("us", "UTC")),
+    ]  # fmt: skip
+    columns = {}
+    for name, (values, type_) in zip(COLUMNS, kinds, strict=True):
+        columns[name] = pa.array([values[n] if n < len(values) else pick.choice(values) for n in range(ROWS)], type_, from_pandas=False)
+    shuffled = {name: column.take(pa.array(pick.sample(range(ROWS), ROWS))) for name, column in columns.items()}
+    return pa.table(shuffled)
+
+
+class Writer:
+    """Writes random expressions of the language, of bounded depth."""
+
+    def __init__(self, seed: int) -> None:
+        self.pick = random.Random(seed)
+
+    def truth(self, depth: int) -> str:
+        p = self.pick
+        if depth <= 0:
+            return p.choice(["f", "TRUE", "FALSE", "a > 0.1", "s = 'abc'", "i IS NULL", "at > '2026-01-01T00:00:00Z'"])
+        n, t, b = self.number, self.text, self.truth
+        forms = [
+            lambda: f"{n(depth - 1)} {p.choice(['=', '<>', '<', '<=', '>', '>=', '!='])} {n(depth - 1)}",
+            lambda: f"{t(depth - 1)} {p.choice(['=', '<>', '<', '<=', '>', '>='])} {t(depth - 1)}",
+            lambda: f"({b(depth - 1)} AND {b(depth - 1)})",
+            lambda: f"({b(depth - 1)} OR {b(depth - 1)} OR {b(depth - 2)})",
+            lambda: f"NOT ({b(depth - 1)})",
+            lambda: f"{n(depth - 1)} {p.choice(['', 'NOT '])}IN ({', '.join(self.literal() for _ in range(p.randint(1, 6)))})",
+            lambda: f"{t(depth - 1)} IN ({', '.join(self.quoted() for _ in range(p.randint(1, 6)))})",
+            lambda: f"{n(depth - 1)} {p.choice(['', 'NOT '])}BETWEEN {n(depth - 1)} AND {n(depth - 1)}",
+            lambda: f"{t(depth - 1)} {p.choice(['', 'NOT '])}LIKE {self.pattern()}",
+            lambda: f"({p.choice([n, t, b])(depth - 1)}) IS {p.choice(['', 'NOT '])}NULL",
+            lambda: f"({b(depth - 1)}) IS {p.choice(['', 'NOT '])}{p.choice(['TRUE', 'FALSE'])}",
+            lambda: f"{p.choice(['starts_with', 'ends_with', 'contains'])}({t(depth - 1)}, {t(depth - 1)})",
+            lambda: f"coalesce({b(depth - 1)}, {b(depth - 1)})",
+            lambda: f"at {p.choice(['<', '>=', '='])} {p.choice(['at', repr('2026-01-01T00:00:00Z'), repr('1969-12-31T23:00:00+00:00')])}",
+            lambda: f"({b(depth - 1)}) {p.choice(['=', '<>'])} ({b(depth - 1)})",
+            lambda: f"CASE WHEN {b(depth - 1)} THEN {b(depth - 1)} ELSE {b(depth - 1)} END",
+        ]
+        return p.choice(forms)()
+
+    def number(self, depth: int) -> str:
+        p = self.pick
+        if depth <= 0:
+            return p.choice(["a", "b", "i", "j", self.literal()])
+        n, t, b = self.number, self.text, self.truth
+        forms = [
+            lambda: f"({n(depth - 1)} {p.choice('+-*/')} {n(depth - 1)})",
+            lambda: f"({n(depth - 1)} {p.choice('+-*/')} {n(depth - 1)})",
+            lambda: f"(- {n(depth - 1)})",
+            lambda: f"{p.choice(['abs', 'floor', 'ceil', 'sqrt'])}({n(depth - 1)})",
+            lambda: f"{p.choice(['least', 'greatest', 'coalesce'])}({n(depth - 1)}, {n(depth - 1)}, {n(depth - 2)})",
+            lambda: f"length({t(depth - 1)})",
+            lambda: p.choice(["hour(at)", "day_of_week(at)"]),
+            lambda: f"CASE WHEN {b(depth - 1)} THEN {n(depth - 1)} {p.choice(['', 'ELSE ' + n(depth - 2)])} END",
+            lambda: f"CASE {n(depth - 1)} WHEN {n(depth - 2)} THEN {n(depth - 2)} ELSE NULL END",
+        ]
+        return p.choice(forms)()
+
+    def text(self, depth: int) -> str:
+        p = self.pick
+        if depth <= 0:
+            return p.choice(["s", "t", self.quoted()])
+        return p.choice([
+            lambda: f"{p.choice(['lower', 'upper'])}({self.text(depth - 1)})",
+            lambda: f"coalesce({self.text(depth - 1)}, {self.text(depth - 1)})",
+            lambda: f"CASE WHEN {self.truth(depth - 1)} THEN {self.text(depth - 1)} ELSE {self.text(depth - 1)} END",
+            lambda: self.text(0),
+        ])()  # fmt: skip
+
+    def literal(self) -> str:
+        return self.pick.choice(["0", "1", "-1", "0.1", "0.3", "3", "1e308", "2.5", "9007199254740993", "5e-324", "100", "-0.0", "7", "1e-300"])
+
+    def quoted(self) -> str:
+        return self.pick.choice(["''", "'a'", "'abc'", "'A'", "'ß'", "'SS'", "'a%c'", "'😀x'", "'it''s'", "'i̇'"])
+
+    def pattern(self) -> str:
+        return self.pick.choice(["'%'", "'a%'", "'%c'", "'%b%'", "'a_c'", "'_'", "''", "'%a%b%'", "'a%c'", "'ABC'", "'%\u0301'", "'_%_'", "'.%'", "'[a]%'", "'%a_c%'"])
