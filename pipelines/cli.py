@@ -1,0 +1,224 @@
+"""The command `catchment`: the core's processes, and what the lake says of itself.
+
+Exit codes: 0 done · 1 stop and look (corrupt lake, a process that will not run) · 2 wrong command or configuration ·
+3 refused as it stands (not found, another loop at work) · 75 try again later (broker or storage away).
+"""
+
+import importlib
+import json
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipelines.config import CoreConfig, load_core_config
+from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
+from schemas.errors import SchemaError
+
+EXIT_STOP, EXIT_USAGE, EXIT_REFUSED, EXIT_RETRY = 1, 2, 3, 75
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A command that another room brings: imported only when it is asked for, so that help stays fast."""
+
+    module: str
+    name: str
+    help: str
+
+
+ROOMS = {
+    "bridge": Room("pipelines.bridge.cli", "bridge", "Take messages from the broker and land them durably."),
+    "contract": Room("pipelines.contracts.cli", "contract_app", "Check, compile and show contracts."),
+    "policy": Room("pipelines.policy.cli", "policy_app", "Check, try and apply tagging policies."),
+    "set": Room("pipelines.training.cli", "set_app", "Build, verify and read training sets."),
+    "model": Room("pipelines.rollout.cli", "model_app", "Sign and publish models; serve them to devices."),
+    "rollout": Room("pipelines.rollout.cli", "rollout_app", "Roll a model out to cohorts of devices, watch it, halt it."),
+    "demo": Room("pipelines.demo.cli", "demo", "See all of it work on this machine, in minutes."),
+}
+
+
+class LazyRooms(TyperGroup):
+    """Lists every room's commands without importing a room."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        """All names: the core's own, then the rooms'."""
+        return [*super().list_commands(ctx), *ROOMS]
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+        """The command; for help alone a stand-in that says what it is."""
+        room = ROOMS.get(cmd_name)
+        if room is None:
+            return super().get_command(ctx, cmd_name)
+        if ctx.resilient_parsing or _lists_commands():
+            return typer.main.get_command(_stand_in(cmd_name, room))
+        return _load(cmd_name, room)
+
+
+app = typer.Typer(
+    cls=LazyRooms,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Carry what devices see into training sets, and models back. Start everything: [b]catchment up -c core.toml[/b]",
+    rich_markup_mode="rich",
+)
+
+Config = Annotated[Path, typer.Option("-c", "--config", help="The core's TOML file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
+
+
+@app.command()
+def up(config: Config = Path("core.toml")) -> None:
+    """Run bridge, run loop and model server here, restart what falls over, stop in order on Ctrl-C or SIGTERM."""
+    from pipelines.up import supervise  # noqa: PLC0415  # heavy only here
+
+    load_core_config(config)
+    raise typer.Exit(supervise(config, stop_on_signals()))
+
+
+@app.command()
+def run(
+    config: Config = Path("core.toml"),
+    once: Annotated[bool, typer.Option(help="End when nothing waits.")] = False,
+    runner: Annotated[str, typer.Option(help="Beam runner.")] = "FnApiRunner",
+) -> None:
+    """Turn landed segments into rows, again and again: plan, run, commit, receipts. Kill it at any time."""
+    from pipelines.clock import SystemClock  # noqa: PLC0415  # heavy only here
+    from pipelines.ingest.loop import run_loop  # noqa: PLC0415  # heavy only here
+
+    run_loop(load_core_config(config), stop_on_signals(), SystemClock(), once=once, runner=runner)
+
+
+@app.command()
+def ledger(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
+    """The books per stream: received = committed + quarantined + duplicate. Exit code 1 if they do not balance."""
+    from pipelines.lake import report  # noqa: PLC0415  # heavy only here
+
+    found = report.books(_lake(config))
+    _show("Books", found.rows, as_json)
+    if not found.is_balanced:
+        raise typer.Exit(EXIT_STOP)
+
+
+@app.command()
+def streams(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
+    """The stream tables: rows, files, bytes, columns, Delta version."""
+    from pipelines.lake import report  # noqa: PLC0415  # heavy only here
+
+    _show("Streams", report.streams(_lake(config)), as_json)
+
+
+quarantine_app = typer.Typer(no_args_is_help=True, help="Refused samples: what was refused, at which stage, why.")
+app.add_typer(quarantine_app, name="quarantine")
+
+
+@quarantine_app.command("ls")
+def quarantine_ls(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
+    """Refused samples, counted by stream, stage and reason."""
+    from pipelines.lake import report  # noqa: PLC0415  # heavy only here
+
+    _show("Quarantine", report.quarantine_counts(_lake(config)), as_json)
+
+
+@quarantine_app.command("show")
+def quarantine_show(
+    stream: Annotated[str, typer.Argument(help="A stream's name; '' for messages that told none.")],
+    config: Config = Path("core.toml"),
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most, newest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """The refused samples of one stream, newest first."""
+    from pipelines.lake import report  # noqa: PLC0415  # heavy only here
+
+    _show(f"Quarantine of {stream}", report.quarantine_rows(_lake(config), stream, limit), as_json)
+
+
+@app.command()
+def version() -> None:
+    """The version of this installation."""
+    from importlib.metadata import version as installed  # noqa: PLC0415  # rarely asked
+
+    typer.echo(f"catchment {installed('catchment')}")
+
+
+def main() -> None:
+    """Run the command and turn what it raises into a sentence and an exit code."""
+    try:
+        app()
+    except RetryLaterError as error:
+        _end(error, EXIT_RETRY)
+    except ConfigError as error:
+        _end(error, EXIT_USAGE)
+    except (RefusedError, SchemaError) as error:
+        _end(error, EXIT_REFUSED)
+    except PipelineError as error:
+        _end(error, EXIT_STOP)
+
+
+def stop_on_signals() -> Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _end(error: Exception, code: int) -> None:
+    typer.echo(f"catchment: {error}", err=True)
+    sys.exit(code)
+
+
+def _lake(path: Path) -> Path:
+    config: CoreConfig = load_core_config(path)
+    return config.lake_root
+
+
+def _show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, default=str))
+        return
+    from rich.console import Console  # noqa: PLC0415  # heavy only here
+    from rich.table import Table  # noqa: PLC0415  # heavy only here
+
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=160)
+    if not rows:
+        console.print(f"{title}: nothing yet")
+        return
+    table = Table(title=title)
+    for name, value in rows[0].items():
+        table.add_column(name, justify="right" if isinstance(value, int) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) and value is not True else str(value) for value in row.values()))
+    console.print(table)
+
+
+def _lists_commands() -> bool:
+    """Whether only the list of commands is asked for, so that no room need be imported to say what it does."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    return not any(word in ROOMS for word in words)
+
+
+def _stand_in(name: str, room: Room) -> typer.Typer:
+    stand_in = typer.Typer(add_completion=False)
+    stand_in.command(name, help=room.help)(lambda: None)
+    return stand_in
+
+
+def _load(name: str, room: Room) -> Any:
+    try:
+        found = getattr(importlib.import_module(room.module), room.name)
+    except ModuleNotFoundError as error:
+        raise RefusedError(f"`{name}` needs {error.name}, which is not installed; install the extra that brings it") from error
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name, help=None if found.__doc__ else room.help)(found)
+    return typer.main.get_command(single)

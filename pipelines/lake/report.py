@@ -1,0 +1,89 @@
+"""What the lake says of itself, as rows for a table or JSON. Reads the committed state only."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.errors import NotFoundError
+from pipelines.lake.books import books_by_stream
+from pipelines.lake.commit import APP, committed_run
+from pipelines.lake.layout import COMMITS, QUARANTINE, STREAMS, stream_table
+from pipelines.lake.ledger import read_ledger
+from pipelines.lake.table import open_table
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """The books per stream, and whether all of them balance."""
+
+    rows: Rows
+    is_balanced: bool
+
+
+def books(root: Path) -> Books:
+    """The books per stream after the last committed run."""
+    found = read_ledger(root, committed_run(root, COMMITS))
+    rows = [
+        {"stream": stream or "(none)", **msgspec.to_builtins(counts), "balanced": counts.is_balanced}
+        for stream, counts in sorted(books_by_stream(found.books).items())
+    ]
+    return Books(rows, not found.unbalanced())
+
+
+def streams(root: Path) -> Rows:
+    """The stream tables and their size."""
+    rows: Rows = []
+    folder = root / STREAMS
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        table = open_table(root, stream_table(path.name))
+        if table is None:
+            continue
+        actions = pa.table(table.get_add_actions(flatten=True))
+        rows.append(
+            {
+                "stream": path.name,
+                "rows": pc.sum(actions.column("num_records")).as_py() or 0,
+                "files": actions.num_rows,
+                "bytes": pc.sum(actions.column("size_bytes")).as_py() or 0,
+                "columns": len(table.schema().fields),
+                "last_run": table.transaction_version(APP) or 0,
+                "delta_version": table.version(),
+            }
+        )
+    return rows
+
+
+def quarantine_counts(root: Path) -> Rows:
+    """Refused samples by stream, stage and reason."""
+    table = open_table(root, QUARANTINE)
+    if table is None:
+        return []
+    rows = table.to_pyarrow_table(columns=["stream", "stage", "reason", "count"])
+    counted = rows.group_by(["stream", "stage", "reason"]).aggregate([("count", "sum")]).sort_by([("count_sum", "descending")])
+    return [
+        {"stream": row["stream"] or "(none)", "stage": row["stage"], "samples": row["count_sum"], "reason": row["reason"]}
+        for row in counted.to_pylist()
+    ]
+
+
+def quarantine_rows(root: Path, stream: str, limit: int) -> Rows:
+    """The newest refused samples of a stream, without their bytes.
+
+    Raises:
+        NotFoundError: none of that stream.
+    """
+    table = open_table(root, QUARANTINE)
+    names = ["quarantined_at", "run", "device", "stream", "epoch", "seq", "count", "stage", "reason", "body_format"]
+    rows = None if table is None else table.to_pyarrow_table(columns=names)
+    if rows is not None:
+        rows = rows.filter(pc.equal(pc.fill_null(rows.column("stream"), ""), stream))
+    if rows is None or not rows.num_rows:
+        raise NotFoundError(f"nothing of stream {stream!r} in quarantine; `catchment quarantine ls` shows what there is")
+    found: Rows = rows.sort_by([("run", "descending")]).slice(0, limit).drop_columns(["stream"]).to_pylist()
+    return found

@@ -1,0 +1,97 @@
+"""`catchment up`: the core's processes as children of one, restarted with growing pauses, stopped in order.
+
+Children are whole processes of the same command, so that each can be killed, limited and watched alone. Order of
+stopping: first the bridge (nothing new lands), then the run loop (it ends the run in hand), then the model server.
+"""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+import structlog
+
+POLL_S = 0.1
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+STEADY_S = 60.0
+STOP_TIMEOUT_S = 30.0
+EXIT_CONFIG = 2
+
+CHILDREN = {"bridge": ("bridge",), "run": ("run",), "models": ("model", "serve")}
+
+log = structlog.get_logger(__name__)
+
+
+def next_pause(failures: int) -> float:
+    """Seconds to wait before the start after `failures` falls in a row."""
+    return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** max(0, failures - 1)))
+
+
+@dataclass(slots=True)
+class Child:
+    """One process that is kept running."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    failures: int = 0
+    started_s: float = 0.0
+    due_s: float = field(default=0.0)
+
+    def tend(self, now_s: float) -> int | None:
+        """Start it when due, note when it fell; the exit code of a fall just seen."""
+        if self.process is None:
+            if now_s >= self.due_s:
+                self.process = subprocess.Popen(self.command)
+                self.started_s = now_s
+                log.info("started", child=self.name, pid=self.process.pid)
+            return None
+        code = self.process.poll()
+        if code is None:
+            return None
+        self.process = None
+        self.failures = 1 if now_s - self.started_s > STEADY_S else self.failures + 1
+        self.due_s = now_s + next_pause(self.failures)
+        log.warning("fell", child=self.name, code=code, again_in_s=next_pause(self.failures))
+        return code
+
+    def stop(self) -> None:
+        """Ask it to end, and wait; kill it if it does not."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            log.warning("killed", child=self.name, after_s=STOP_TIMEOUT_S)
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+
+def supervise(config: Path, stop: Event) -> int:
+    """Keep the core running until `stop` is set.
+
+    Args:
+        config: the configuration file, handed to every child.
+        stop: ends it.
+
+    Returns:
+        0 after an ordered stop; 2 if a child said that its configuration is wrong, which no restart mends.
+    """
+    base = [sys.executable, "-m", "pipelines"]
+    children = [Child(name, [*base, *words, "-c", str(config)]) for name, words in CHILDREN.items()]
+    code = 0
+    try:
+        while not stop.is_set() and code == 0:
+            fallen = [child.tend(time.monotonic()) for child in children]
+            if EXIT_CONFIG in fallen:
+                code = EXIT_CONFIG
+            stop.wait(POLL_S)
+    finally:
+        for child in children:
+            child.stop()
+    return code
