@@ -1,0 +1,95 @@
+"""The pages say what is true of the code: links lead somewhere, modules exist, every configuration key is told."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.capture.directory import DirectoryOptions
+from edge_agent.capture.exec import ExecOptions
+from edge_agent.capture.replay import ReplayOptions
+from edge_agent.config import AgentConfig, SourceConfig, SpoolConfig, UplinkConfig
+from edge_agent.config import BrokerConfig as AgentBroker
+from edge_agent.models.config import ModelConfig
+from pipelines.config import BridgeConfig, BrokerConfig, CoreConfig, RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def _keys(*forms):
+    return [(form.__name__, field.encode_name) for form in forms for field in msgspec.structs.fields(form)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_leads_somewhere(name):
+    page = ROOT / name
+    broken = []
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        if not found.exists() or (anchor and anchor not in _anchors(found)):
+            broken.append(target)
+    assert broken == []
+
+
+def _anchors(page):
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_named_in_a_page_exists(name):
+    text = (ROOT / name).read_text()
+    named = set(re.findall(r"`((?:edge_agent|pipelines|schemas|tests|deploy|docs|scripts|bench)/[\w./-]*\w/?)`", text))
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_make_target_named_in_a_page_exists(name):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    code = re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE)
+    assert sorted(set(code) - targets) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "form", "key"),
+    [
+        *[
+            ("operator.md", *pair)
+            for pair in _keys(AgentConfig, AgentBroker, SpoolConfig, UplinkConfig, SourceConfig, ModelConfig)
+            if pair[1] not in ("broker", "spool", "uplink", "source", "model")
+        ],
+        *[("operator.md", *pair) for pair in _keys(DirectoryOptions, ExecOptions, ReplayOptions)],
+        *[
+            ("data-engineer.md", *pair)
+            for pair in _keys(CoreConfig, BrokerConfig, BridgeConfig, RunConfig)
+            if pair[1] not in ("broker", "bridge", "run")
+        ],
+    ],
+)
+def test_every_configuration_key_is_told(page, form, key):
+    assert f"`{key}`" in (ROOT / "docs" / page).read_text(), f"{form}.{key} is not in docs/{page}"
+
+
+@pytest.mark.parametrize(
+    ("page", "form"),
+    [
+        ("operator.md", SpoolConfig),
+        ("operator.md", UplinkConfig),
+        ("data-engineer.md", BridgeConfig),
+        ("data-engineer.md", RunConfig),
+    ],
+)
+def test_every_default_is_told_as_it_is(page, form):
+    text = (ROOT / "docs" / page).read_text()
+    wrong = []
+    for field in msgspec.structs.fields(form):
+        shown = f'"{field.default}"' if isinstance(field.default, str) else str(field.default)
+        if f"| `{field.encode_name}` | `{shown}` |" not in text:
+            wrong.append((field.encode_name, shown))
+    assert wrong == []
