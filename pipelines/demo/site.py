@@ -58,9 +58,9 @@ class Site:
         return self.folder / "contracts"
 
     @property
-    def models(self) -> Path:
-        """The repository of signed models."""
-        return self.folder / "models"
+    def keys(self) -> Path:
+        """The keys that sign models: never inside the lake."""
+        return self.folder / "model-keys"
 
     @property
     def logs(self) -> Path:
@@ -136,7 +136,7 @@ def write_site(site: Site, agents: Sequence[AgentPlan], wiring: Wiring) -> None:
         "lake": "lake",
         "policies": "policies",
         "contracts": "contracts",
-        "models": "models",
+        "models": "model-keys",
         "broker": {"host": "127.0.0.1", "port": wiring.broker_port},
         "bridge": {"seal_ms": 300},
     }
