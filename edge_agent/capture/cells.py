@@ -146,14 +146,15 @@ def converter(column: Column) -> Callable[[object], Scalar]:
     if kind in _INT_BITS:
         bits = _INT_BITS[kind]
         return lambda value: to_int(value, bits)
-    return {
+    simple: dict[ColumnType, Callable[[object], Scalar]] = {
         ColumnType.STRING: to_text,
         ColumnType.BOOL: to_bool,
         ColumnType.FLOAT32: to_float,
         ColumnType.FLOAT64: to_float,
         ColumnType.TIMESTAMP: to_time_us,
         ColumnType.BINARY: to_binary,
-    }[kind]
+    }
+    return simple[kind]
 
 
 def convert_column(values: Sequence[object], column: Column, unset: frozenset[str], rejects: Rejects) -> list[Scalar]:

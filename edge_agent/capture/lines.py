@@ -2,13 +2,14 @@
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceError
 
+ResultT = TypeVar("ResultT")
 _HEAD_BYTES = 1024
 
 
@@ -98,7 +99,7 @@ class Lines:
             self._rejects.count("cell: not UTF-8, replaced by U+FFFD", raw[:80])
             return raw.decode("utf-8", errors="replace")
 
-    def _guarded(self, action):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  # generic over one lambda's result
+    def _guarded(self, action: Callable[[], ResultT]) -> ResultT:
         try:
             return action()
         except (OSError, EOFError, zlib.error) as error:

@@ -86,5 +86,5 @@ def keep_rows(chunk: RawChunk, times: Sequence[int | None]) -> tuple[RawChunk, l
     if len(good) == chunk.rows:
         return chunk, good
     kept = [index for index, time in enumerate(times) if time is not None]
-    columns = {name: [cells[index] for index in kept] for name, cells in chunk.columns.items()}
+    columns: dict[str, Sequence[object]] = {name: [cells[index] for index in kept] for name, cells in chunk.columns.items()}
     return RawChunk(columns, len(kept)), good

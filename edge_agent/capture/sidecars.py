@@ -73,7 +73,7 @@ class Sidecars:
 
 
 class AttributeTable:
-    """A CSV table with a row per picture, found by the column file, file_name, filename or the first; read again when it changes."""
+    """A CSV table with a row per picture, found by the column file, file_name, filename or the first."""
 
     _KEYS = ("file", "file_name", "filename", "name")
 

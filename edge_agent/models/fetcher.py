@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, DownloadLengthMismatchError
-from tuf.ngclient import FetcherInterface
+from tuf.ngclient.fetcher import FetcherInterface
 
 from schemas.envelope import Properties
 from schemas.errors import SchemaError
@@ -38,7 +38,7 @@ class _Piece:
     due_s: float = 0.0
     tries: int = 0
     correlations: set[bytes] = field(default_factory=set)
-    body: bytes | None = None
+    body: bytes = b""
     total: int = 0
     status: str = ""
 
@@ -159,18 +159,21 @@ class PieceFetcher(FetcherInterface):
 
     def _wait(self, piece: _Piece) -> bytes:
         try:
-            while not piece.is_here:
-                with self._arrived:
-                    self._arrived.wait_for(lambda: piece.is_here or self._closed, max(0.0, piece.due_s - time.monotonic()))
-                    if self._closed:
-                        raise DownloadError("the agent stops")
-                if not piece.is_here and time.monotonic() >= piece.due_s:
-                    if piece.tries >= self._tries:
-                        raise DownloadError(f"{piece.request.path}: no answer to {piece.tries} requests")
-                    self._send_again(piece)
+            while not self._has_come(piece):
+                if piece.tries >= self._tries:
+                    raise DownloadError(f"{piece.request.path}: no answer to {piece.tries} requests")
+                self._send_again(piece)
         finally:
             self._forget(piece)
         return _checked(piece)
+
+    def _has_come(self, piece: _Piece) -> bool:
+        """Wait for a piece until it is late."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: piece.is_here or self._closed, max(0.0, piece.due_s - time.monotonic()))
+            if self._closed:
+                raise DownloadError("the agent stops")
+            return piece.is_here
 
     def _forget(self, piece: _Piece) -> None:
         with self._arrived:
@@ -182,7 +185,7 @@ def _checked(piece: _Piece) -> bytes:
     request = piece.request
     if piece.status == STATUS_MISSING:
         raise DownloadHTTPError(f"{request.path} is not in the repository", 404)
-    if piece.status != STATUS_OK or piece.body is None or piece.total < 0:
+    if piece.status != STATUS_OK or piece.total < 0:
         raise DownloadError(f"{request.path}: the model server answered {piece.status[:80]!r}")
     expected = min(request.length, max(0, piece.total - request.offset))
     if len(piece.body) != expected:

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from edge_agent.atomic import sync_folder, write_atomic
-from edge_agent.errors import ModelError
+from edge_agent.errors import ModelError, ModelUnfitError
 from edge_agent.models.state import Installed, StoreState
 
 _BLOCK_BYTES = 1024 * 1024
@@ -40,9 +40,9 @@ class ModelStore:
             return msgspec.json.decode(self._file.read_bytes(), type=StoreState)
         except FileNotFoundError:
             return StoreState()
-        except (OSError, msgspec.MsgspecError, ValueError) as error:
+        except (OSError, msgspec.MsgspecError, ValueError):
             aside = self._file.with_suffix(".broken")
-            log.error("model state is unreadable and set aside; the model is fetched again", error=str(error), aside=str(aside))
+            log.exception("model state is unreadable and set aside; the model is fetched again", aside=str(aside))
             self._file.replace(aside)
             return StoreState()
 
@@ -55,16 +55,22 @@ class ModelStore:
         """Where a download goes before it is one of the versions."""
         return self._folder / "incoming.onnx"
 
-    def is_whole(self, installed: Installed) -> bool:
-        """Whether the bytes on disk are those that were vouched for."""
+    def whole(self, installed: Installed) -> Path:
+        """Where a version's bytes are, once they are seen to be those that were vouched for.
+
+        Raises:
+            ModelUnfitError: they are not, or cannot be read.
+        """
         digest = hashlib.sha256()
         try:
             with self.path(installed).open("rb") as file:
                 while block := file.read(_BLOCK_BYTES):
                     digest.update(block)
-        except OSError:
-            return False
-        return digest.hexdigest() == installed.digest
+        except OSError as error:
+            raise ModelUnfitError(f"version {installed.version} on disk cannot be read: {error}") from error
+        if digest.hexdigest() != installed.digest:
+            raise ModelUnfitError(f"version {installed.version} on disk is not what was installed")
+        return self.path(installed)
 
     def add(self, installed: Installed) -> Path:
         """Make the verified download one of the versions, durably; nothing points to it yet.

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuf.api.exceptions import DownloadError, DownloadLengthMismatchError, RepositoryError
-from tuf.api.metadata import TargetFile
-from tuf.ngclient import Updater, UpdaterConfig
+from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # exported, but not in __all__
+from tuf.ngclient.config import UpdaterConfig
+from tuf.ngclient.updater import Updater
 
 from edge_agent.errors import ModelError, ModelUnfitError, UntrustedModelError
 from edge_agent.models.fetcher import BASE_URL, PieceFetcher

@@ -80,9 +80,7 @@ class ModelUpdater:
                 self._store.go_back(f"the agent started {self._store.state.starts} times during probation")
         while (active := self._store.state.active) is not None:
             try:
-                if not self._store.is_whole(active):
-                    raise ModelUnfitError(f"version {active.version} on disk is not what was installed")
-                self._classifier = Classifier(self._store.path(active), active.spec, self._config.labels)
+                self._classifier = Classifier(self._store.whole(active), active.spec, self._config.labels)
             except ModelUnfitError as error:
                 log.exception("model does not start", model=self._config.name, version=active.version)
                 self._store.go_back(str(error))

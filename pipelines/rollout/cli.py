@@ -3,7 +3,6 @@
 import json
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,15 +10,14 @@ from typing import Annotated, Literal, cast
 
 import msgspec
 import typer
-from paho.mqtt.client import MQTTMessage
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.errors import ConfigError, NotFoundError, PipelineError, RetryLaterError
+from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
 from pipelines.rollout.cohorts import parse_cohort
-from pipelines.rollout.connection import BrokerLink
+from pipelines.rollout.fleet import publish_desired, reported_models
 from pipelines.rollout.golden import try_model
 from pipelines.rollout.keys import KeyFolder, KeyPlan
 from pipelines.rollout.paths import keys_folder, models_folder
@@ -27,16 +25,12 @@ from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
 from pipelines.rollout.server import serve
 from schemas.errors import SchemaError
-from schemas.ids import DeviceId
 from schemas.model import ImageInput
-from schemas.reported import ModelReport, decode_reported
-from schemas.rollout import encode_desired
-from schemas.topics import Topics
+from schemas.reported import ModelReport
 
 __all__ = ["model_app", "rollout_app", "serve"]
 
-EXIT_REFUSED, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_RETRY = 1, 2, 3, 75
-_QUIET_S, _LONGEST_S = 0.4, 5.0
+EXIT_STOP, EXIT_USAGE, EXIT_REFUSED, EXIT_RETRY = 1, 2, 3, 75  # as the command `catchment` has them
 
 model_app = typer.Typer(help="The models that the signing keys vouch for.", no_args_is_help=True)
 rollout_app = typer.Typer(help="Which devices run which model.", no_args_is_help=True)
@@ -55,11 +49,15 @@ def _exits() -> Iterator[None]:
         yield
     except (PipelineError, SchemaError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
-        if isinstance(error, NotFoundError):
-            raise typer.Exit(EXIT_NOT_FOUND) from error
-        if isinstance(error, RetryLaterError):
-            raise typer.Exit(EXIT_RETRY) from error
-        raise typer.Exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_REFUSED) from error
+        raise typer.Exit(_code(error)) from error
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, ConfigError):
+        return EXIT_USAGE
+    if isinstance(error, (RefusedError, SchemaError)):
+        return EXIT_REFUSED
+    return EXIT_RETRY if isinstance(error, RetryLaterError) else EXIT_STOP
 
 
 def _repository(config: CoreConfig, keys: Path | None = None) -> ModelRepository:
@@ -67,8 +65,16 @@ def _repository(config: CoreConfig, keys: Path | None = None) -> ModelRepository
 
 
 def _plain(model: PublishedModel) -> dict[str, object]:
-    return {"name": model.spec.name, "version": model.spec.version, "target": model.target, "bytes": model.size,
-            "sha256": model.digest, "labels": list(model.spec.labels), "input": msgspec.to_builtins(model.spec.input)}  # fmt: skip
+    spec = model.spec
+    return {
+        "name": spec.name,
+        "version": spec.version,
+        "target": model.target,
+        "bytes": model.size,
+        "sha256": model.digest,
+        "labels": list(spec.labels),
+        "input": msgspec.to_builtins(spec.input),
+    }
 
 
 @model_app.command("init")
@@ -88,7 +94,7 @@ def model_init(
 
 
 @model_app.command("publish")
-def model_publish(
+def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of the command
     name: str,
     file: Annotated[Path, typer.Argument(help="The ONNX file.")],
     config: Core = _CORE,
@@ -237,52 +243,3 @@ def rollout_serve(config: Core = _CORE) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         serve(core, stop)
-
-
-def reported_models(config: CoreConfig, quiet_s: float = _QUIET_S) -> dict[str, tuple[ModelReport, ...]]:
-    """What every device last reported of its models, from the broker's retained messages.
-
-    Raises:
-        RetryLaterError: the broker cannot be reached.
-    """
-    topics = Topics(config.broker.namespace)
-    reports: dict[str, tuple[ModelReport, ...]] = {}
-    last = [time.monotonic()]
-
-    def take(message: MQTTMessage) -> None:
-        last[0] = time.monotonic()
-        try:
-            reports[topics.parse(message.topic).device] = decode_reported(message.payload).models
-        except SchemaError:
-            typer.echo(f"a report on {message.topic[:200]!r} is unreadable and left out", err=True)
-
-    link = BrokerLink(config.broker, "", (topics.reported_filter(),), take)
-    link.open()
-    try:
-        began = last[0] = time.monotonic()
-        # Retained messages come in one burst after the subscription: silence means that was all.
-        while time.monotonic() - last[0] < quiet_s and time.monotonic() - began < _LONGEST_S:
-            time.sleep(0.02)
-    finally:
-        link.close()
-    return dict(reports)
-
-
-def publish_desired(config: CoreConfig, rollout: Rollout) -> list[str]:
-    """Tell the rollout's devices: those that have reported, and those named in full. Later ones are told by the server.
-
-    Raises:
-        RetryLaterError: the broker cannot be reached or does not acknowledge; the rollout's document stands, the server goes on.
-    """
-    cohort = rollout.devices
-    devices = sorted({*cohort.among(rollout.name, reported_models(config)), *cohort.named_devices})
-    topics = Topics(config.broker.namespace)
-    link = BrokerLink(config.broker, "", (), lambda _message: None)
-    link.open()
-    try:
-        body = encode_desired(rollout.desired)
-        infos = [link.publish(topics.desired(DeviceId(device)), body, retain=True) for device in devices]
-        link.wait_published(infos, _LONGEST_S)
-    finally:
-        link.close()
-    return devices

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import structlog
 from paho.mqtt.client import Client, ConnectFlags, MQTTMessage, MQTTMessageInfo
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from pipelines.config import BrokerConfig
 from pipelines.errors import ConfigError, RetryLaterError
@@ -91,7 +92,7 @@ class BrokerLink:
             log.warning("broker refuses the connection", reason=str(reason))
             return
         if self._filters:
-            client.subscribe([(text, _options()) for text in self._filters])
+            client.subscribe([(text, SubscribeOptions(qos=1)) for text in self._filters])
         else:
             self._ready.set()
 
@@ -114,20 +115,9 @@ class BrokerLink:
         self._handler(message)
 
 
-def _options() -> "object":
-    from paho.mqtt.subscribeoptions import SubscribeOptions  # noqa: PLC0415  # untyped module
-
-    return SubscribeOptions(qos=1)
-
-
 def reply_properties(correlation: bytes, user: list[tuple[str, str]]) -> Properties:
     """The properties of an answer."""
-    found = Properties(PacketTypes.PUBLISH)
+    found = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho leaves it untyped
     found.CorrelationData = correlation
     found.UserProperty = user
     return found
-
-
-def is_sent(code: MQTTErrorCode) -> bool:
-    """Whether paho took the message."""
-    return code == MQTTErrorCode.MQTT_ERR_SUCCESS

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from securesystemslib.signer import CryptoSigner, Signer
+from securesystemslib.signer import CryptoSigner, Signer  # type: ignore[attr-defined]  # exported, but not in __all__
 
 from pipelines.atomic import write_atomic
 from pipelines.errors import RefusedError

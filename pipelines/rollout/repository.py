@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported, but not in __all__
+    Metadata,
+    MetaFile,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 from tuf.api.serialization import DeserializationError
 
 from pipelines.atomic import write_atomic
@@ -77,7 +85,7 @@ class ModelRepository:
         with self._locked():
             self._write(root, "root", f"{root.version}.root.json")
             self._write(Targets(expires=self._expiry("targets")), "targets", "1.targets.json")
-            self._publish_snapshot(Snapshot(version=0, expires=self._expiry("snapshot")), 1, 0)
+            self._publish_snapshot(1, 1, 1)
         return self._metadata / "1.root.json"
 
     def publish(
@@ -112,10 +120,11 @@ class ModelRepository:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, onnx, mode=0o644)
             targets.targets[path] = info
-            self._bump(targets, "targets")
+            targets.version += 1
+            targets.expires = self._expiry("targets")
             self._write(targets, "targets", f"{targets.version}.targets.json")
             timestamp = self._timestamp()
-            self._publish_snapshot(self._newest(Snapshot, "snapshot"), targets.version, timestamp.version)
+            self._publish_snapshot(timestamp.snapshot_meta.version + 1, targets.version, timestamp.version + 1)
         return PublishedModel(spec, path, file, info.length, info.hashes["sha256"])
 
     def renew(self, *, when_within: timedelta) -> bool:
@@ -130,11 +139,11 @@ class ModelRepository:
             snapshot = self._newest(Snapshot, "snapshot")
             soon = self._now() + when_within
             if snapshot.expires < soon:
-                meta = snapshot.meta["targets.json"]
-                self._publish_snapshot(snapshot, meta.version, timestamp.version)
+                targets_version = snapshot.meta["targets.json"].version
+                self._publish_snapshot(snapshot.version + 1, targets_version, timestamp.version + 1)
                 return True
             if timestamp.expires < soon:
-                self._publish_timestamp(snapshot.version, timestamp.version)
+                self._publish_timestamp(snapshot.version, timestamp.version + 1)
                 return True
         return False
 
@@ -181,22 +190,16 @@ class ModelRepository:
     def _expiry(self, role: str) -> datetime:
         return self._now() + LIFETIMES[role]
 
-    def _bump(self, signed: Root | Targets | Snapshot | Timestamp, role: str) -> None:
-        signed.version += 1
-        signed.expires = self._expiry(role)
+    def _publish_snapshot(self, version: int, targets_version: int, timestamp_version: int) -> None:
+        snapshot = Snapshot(version, expires=self._expiry("snapshot"), meta={"targets.json": MetaFile(targets_version)})
+        self._write(snapshot, "snapshot", f"{version}.snapshot.json")
+        self._publish_timestamp(version, timestamp_version)
 
-    def _publish_snapshot(self, snapshot: Snapshot, targets_version: int, timestamp_version: int) -> None:
-        snapshot.meta["targets.json"] = MetaFile(targets_version)
-        self._bump(snapshot, "snapshot")
-        self._write(snapshot, "snapshot", f"{snapshot.version}.snapshot.json")
-        self._publish_timestamp(snapshot.version, timestamp_version)
-
-    def _publish_timestamp(self, snapshot_version: int, timestamp_version: int) -> None:
-        timestamp = Timestamp(timestamp_version, expires=self._now(), snapshot_meta=MetaFile(snapshot_version))
-        self._bump(timestamp, "timestamp")
+    def _publish_timestamp(self, snapshot_version: int, version: int) -> None:
+        timestamp = Timestamp(version, expires=self._expiry("timestamp"), snapshot_meta=MetaFile(snapshot_version))
         self._write(timestamp, "timestamp", "timestamp.json")
 
-    def _write(self, signed: Root | Targets | Snapshot | Timestamp, role: str, name: str) -> None:
+    def _write(self, signed: SignedT, role: str, name: str) -> None:
         signers = self._keys.signers(role)
         if not signers:
             raise RefusedError(f"the {role} key is not in {self._keys.folder}; bring it there, and take it offline afterwards")

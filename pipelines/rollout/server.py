@@ -63,7 +63,7 @@ class ModelServer:
             if address.kind is Kind.MODEL_GET:
                 self._answer(address.device, message)
             elif address.kind is Kind.REPORTED:
-                self._remember(address.device, message.payload)
+                self._remember(address.device, bytes(message.payload))
         except SchemaError as error:
             log.warning("message is refused", topic=message.topic[:200], error=str(error))
 
@@ -72,7 +72,7 @@ class ModelServer:
         if not isinstance(correlation, bytes) or len(correlation) > 256:
             log.warning("piece request without correlation data", device=device)
             return
-        found = answer(self._root, message.payload)
+        found = answer(self._root, bytes(message.payload))
         self._link.publish(
             self._topics.model_data(device), found.body, properties=reply_properties(correlation, found.user_properties)
         )

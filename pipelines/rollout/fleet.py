@@ -1,0 +1,68 @@
+"""The devices as the broker knows them: what they last reported, and what they are told."""
+
+import time
+
+import structlog
+from paho.mqtt.client import MQTTMessage
+
+from pipelines.config import CoreConfig
+from pipelines.rollout.connection import BrokerLink
+from pipelines.rollout.rollouts import Rollout
+from schemas.errors import SchemaError
+from schemas.ids import DeviceId
+from schemas.reported import ModelReport, decode_reported
+from schemas.rollout import encode_desired
+from schemas.topics import Topics
+
+_QUIET_S, _LONGEST_S = 0.4, 5.0
+
+log = structlog.get_logger(__name__)
+
+
+def reported_models(config: CoreConfig, quiet_s: float = _QUIET_S) -> dict[str, tuple[ModelReport, ...]]:
+    """What every device last reported of its models, from the broker's retained messages.
+
+    Raises:
+        RetryLaterError: the broker cannot be reached.
+    """
+    topics = Topics(config.broker.namespace)
+    reports: dict[str, tuple[ModelReport, ...]] = {}
+    last = [time.monotonic()]
+
+    def take(message: MQTTMessage) -> None:
+        last[0] = time.monotonic()
+        try:
+            reports[topics.parse(message.topic).device] = decode_reported(bytes(message.payload)).models
+        except SchemaError:
+            log.warning("a report is unreadable and left out", topic=message.topic[:200])
+
+    link = BrokerLink(config.broker, "", (topics.reported_filter(),), take)
+    link.open()
+    try:
+        began = last[0] = time.monotonic()
+        # Retained messages come in one burst after the subscription: silence means that was all.
+        while time.monotonic() - last[0] < quiet_s and time.monotonic() - began < _LONGEST_S:
+            time.sleep(0.02)
+    finally:
+        link.close()
+    return dict(reports)
+
+
+def publish_desired(config: CoreConfig, rollout: Rollout) -> list[str]:
+    """Tell the rollout's devices: those that have reported, and those named in full. Later ones are told by the server.
+
+    Raises:
+        RetryLaterError: the broker cannot be reached or does not acknowledge; the rollout's document stands, the server goes on.
+    """
+    cohort = rollout.devices
+    devices = sorted({*cohort.among(rollout.name, reported_models(config)), *cohort.named_devices})
+    topics = Topics(config.broker.namespace)
+    link = BrokerLink(config.broker, "", (), lambda _message: None)
+    link.open()
+    try:
+        body = encode_desired(rollout.desired)
+        infos = [link.publish(topics.desired(DeviceId(device)), body, retain=True) for device in devices]
+        link.wait_published(infos, _LONGEST_S)
+    finally:
+        link.close()
+    return devices
