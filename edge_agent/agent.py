@@ -109,8 +109,7 @@ class Agent:
                 self._tell_health(sum(thread.is_alive() for thread in captures))
             if until_settled and not any(thread.is_alive() for thread in captures):
                 left = sum(books.spooled for books in self._spool.books())
-                parked = sum(entry.count for entry in self._spool.parked())
-                if left == parked:
+                if left == self._spool.parked_samples():
                     return left == 0
         self._failure = self._failure or self._spool.failure
         return True

@@ -207,6 +207,12 @@ class Spool:
         with self._lock:
             return reading.epochs(self._reader, self.epoch)
 
+    def parked_samples(self) -> int:
+        """Samples in parked envelopes: as things are they will never be settled."""
+        with self._lock:
+            row = self._reader.execute("SELECT coalesce(sum(count), 0) FROM envelope WHERE state = ?", (State.PARKED,)).fetchone()
+        return int(row[0])
+
     def used_bytes(self) -> int:
         """What counts against the quota now."""
         with self._lock:

@@ -1,0 +1,118 @@
+"""Durable capture: samples/s through encode and append, and frames beside a plain write + fdatasync of the same bytes.
+
+    python bench/spool_append.py [--smoke] [--folder DIR]
+
+Every figure is taken when the last batch is durable. Encode and append run in one thread, the spool's writer in its own.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.clock import SystemClock
+from edge_agent.spool.records import Append
+from edge_agent.spool.spool import Spool
+from schemas.contract import Column, ColumnType, Contract, PayloadSpec
+from schemas.ids import StreamName
+
+FRAME_BYTES = 200_000
+GIB = 1024**3
+# 24 doubles and a time: 200 bytes of values a sample.
+WIDE = Contract("wide", "1.0.0", tuple(Column(f"c{n}", ColumnType.FLOAT64) for n in range(24)))
+# The same 200 bytes as one time, four doubles and one text of 160 characters: what a log line looks like.
+NARROW = Contract(
+    "narrow", "1.0.0", (*(Column(f"c{n}", ColumnType.FLOAT64) for n in range(4)), Column("note", ColumnType.STRING))
+)
+FRAMES = Contract("frames", "1.0.0", (Column("frame", ColumnType.INT64),), PayloadSpec(("image/jpeg",), GIB))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="small: does it run?")
+    parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure; default: the working folder")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    samples, frames, rounds = (20_000, 50, 1) if given.smoke else (500_000, 1_500, given.rounds)
+    table = Table(title="durable capture")
+    for name in ("what", "figure", "beside plain write + fdatasync"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    with tempfile.TemporaryDirectory(dir=given.folder or Path.cwd(), prefix="bench-spool-") as name:
+        folder = Path(name)
+        for rows in (100, 1_000):
+            for contract in (NARROW, WIDE):
+                rate = _median(rounds, lambda n, c=contract, r=rows: samples / _telemetry(folder / f"{c.name}{r}-{n}", c, samples, r))
+                table.add_row(f"200 B telemetry ({contract.name}), batches of {rows}: encode + append", f"{rate:,.0f} samples/s", "")
+        total_bytes = frames * FRAME_BYTES
+        plain = _median(rounds, lambda n: total_bytes / _plain(folder / f"plain{n}", frames, frames_per_sync=8))
+        ours = _median(rounds, lambda n: total_bytes / _frames(folder / f"frames{n}", frames))
+        table.add_row("200 kB frames: plain write, fdatasync every 8", f"{plain / 1e6:,.0f} MB/s", "1.00")
+        table.add_row("200 kB frames: encode + append", f"{ours / 1e6:,.0f} MB/s", f"{ours / plain:.2f}")
+    Console(width=130).print(table)
+
+
+def _median(rounds: int, measure: Callable[[int], float]) -> float:
+    return statistics.median(measure(n) for n in range(rounds))
+
+
+def _telemetry(folder: Path, contract: Contract, samples: int, rows: int) -> float:
+    columns = {
+        column.name: ["x" * 160] * rows if column.type is ColumnType.STRING else [n * 0.5 for n in range(rows)]
+        for column in contract.columns
+    }
+    batch = SampleBatch(list(range(rows)), columns)
+    return _appended(folder, contract, lambda _: batch, samples // rows)
+
+
+def _frames(folder: Path, frames: int) -> float:
+    pictures = [os.urandom(FRAME_BYTES) for _ in range(16)]
+    return _appended(folder, FRAMES, lambda n: SampleBatch([n], {"frame": [n]}, payloads=[pictures[n % 16]]), frames)
+
+
+def _appended(folder: Path, contract: Contract, batch: Callable[[int], SampleBatch], batches: int) -> float:
+    spool = Spool(folder, max_bytes=2 * GIB, linger_ms=20, clock=SystemClock())
+    encoder = Encoder(contract, Limits(256 * 1024, 1024 * 1024), spool.put_object)
+    stream = StreamName(contract.name)
+    under_way = deque()
+    start_s = time.perf_counter()
+    for n in range(batches):
+        under_way.append(spool.append(Append(stream, encoder.encode(batch(n), 0), position=b"p")))
+        while len(under_way) > 64 or under_way[0].done():
+            under_way.popleft().result()
+            if not under_way:
+                break
+    for future in under_way:
+        future.result()
+    took_s = time.perf_counter() - start_s
+    books = spool.books()[0]
+    assert books.is_balanced
+    assert books.spooled == books.captured
+    spool.close()
+    return took_s
+
+
+def _plain(path: Path, frames: int, frames_per_sync: int) -> float:
+    pictures = [os.urandom(FRAME_BYTES) for _ in range(16)]
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    start_s = time.perf_counter()
+    for n in range(frames):
+        os.write(descriptor, pictures[n % 16])
+        if n % frames_per_sync == frames_per_sync - 1:
+            os.fdatasync(descriptor)
+    os.fdatasync(descriptor)
+    took_s = time.perf_counter() - start_s
+    os.close(descriptor)
+    return took_s
+
+
+if __name__ == "__main__":
+    main()
