@@ -9,6 +9,7 @@
 <ns>/down/<device>/policy        edge rules (retained)                         core -> device
 <ns>/down/<device>/objects       which parts of a large payload are durable    core -> device
 <ns>/models/data/<device>        the piece asked for                           core -> device
+<ns>/bridges/<bridge>            which process is this bridge (retained)       core -> core
 """
 
 import re
@@ -102,6 +103,10 @@ class Topics:
     def reported_filter(self) -> str:
         """The filter that matches every device's report."""
         return f"{self.namespace}/reported/+"
+
+    def bridge_instance(self, bridge: DeviceId) -> str:
+        """Where a bridge's process says that it is the one; an older process with the same id hears it and stops."""
+        return f"{self.namespace}/bridges/{bridge}"
 
     def model_get_filter(self) -> str:
         """What the model server subscribes to."""

@@ -92,8 +92,9 @@ class Drain:
         if not self._guard(write, stop):
             return  # Stopped while the disk refused: not acknowledged, so the broker keeps the group for the next start.
         self._count(rows, parts)
-        self._inbox.release(group)
+        # In this order: an empty inbox tells the network side that nothing more will be posted.
         self._post(Done(group, answers))
+        self._inbox.release(group)
 
     def _guard(self, write: Callable[[], object], stop: Event) -> bool:
         """Write, again and again while the disk refuses: the messages wait here, and the broker behind them."""

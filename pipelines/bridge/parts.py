@@ -74,17 +74,17 @@ class Assembler:
         whole = self._objects / head.digest
         if whole.exists():
             size = whole.stat().st_size
-            return ObjectState(head.digest, size, [(0, size)], settled=True)
+            return ObjectState(str(head.digest), size, [(0, size)], settled=True)
         path = self._objects / PARTS_FOLDER / device / head.digest
         claim = self._claim(path, head)
         refusal = self._refusal(path, claim)
         if refusal:
             self.refused += 1
             _log.warning("object_refused", device=device, digest=head.digest, total=head.total, reason=refusal)
-            return ObjectState(head.digest, head.total, [], error=refusal)
+            return ObjectState(str(head.digest), head.total, [], error=refusal)
         claim = self._write(path, claim, [part for part in parts if not part.head.is_query and part.head.total == claim.total])
         if not claim.have.covers(0, claim.total):
-            return ObjectState(head.digest, claim.total, list(claim.have))
+            return ObjectState(str(head.digest), claim.total, list(claim.have))
         return self._settle(path, whole, head.digest, claim)
 
     def _claim(self, path: Path, head: PartHead) -> Claim:
@@ -150,13 +150,13 @@ class Assembler:
             self._discard(path)
             self.refused += 1
             _log.warning("object_refused", digest=digest, total=claim.total, reason="hash differs", found=found)
-            return ObjectState(digest, claim.total, [], error=f"the bytes hash to {found}; send them again from the start")
+            return ObjectState(str(digest), claim.total, [], error=f"the bytes hash to {found}; send them again from the start")
         path.rename(whole)
         sync_folder(self._objects)
         discard_claim(path)
         self._hashes.pop(path, None)
         self.settled += 1
-        return ObjectState(digest, claim.total, [(0, claim.total)], settled=True)
+        return ObjectState(str(digest), claim.total, [(0, claim.total)], settled=True)
 
     def _hash(self, path: Path) -> str:
         hashed, running = self._hashes.get(path, (0, hashlib.sha256()))

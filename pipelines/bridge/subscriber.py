@@ -26,6 +26,7 @@ from pipelines.bridge.intake import Message
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, PipelineError
+from schemas.ids import DeviceId
 from schemas.topics import Topics
 
 _log = structlog.get_logger(__name__)
@@ -57,8 +58,10 @@ class Subscriber:
         self._config = config
         self._inbox = inbox
         self._clock = clock
-        self._filters = Topics(config.broker.namespace).bridge_filters()
-        self._idle_filter = f"{config.broker.namespace}/awake/{config.bridge.id}"
+        topics = Topics(config.broker.namespace)
+        self._filters = topics.bridge_filters()
+        self._instance_topic = topics.bridge_instance(DeviceId(config.bridge.id))
+        self._instance = os.urandom(8).hex().encode()
         self._done: deque[Done] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_up = False
@@ -181,7 +184,7 @@ class Subscriber:
         self._misc_not_before_s = now_s + keepalive_s / 2
         if self._is_up and now_s - self._awake_at_s >= keepalive_s / 3:
             self._awake_at_s = now_s
-            self._client.unsubscribe(self._idle_filter)
+            self._client.unsubscribe(f"{self._instance_topic}/awake")
 
     def _send_done(self) -> None:
         while self._done:
@@ -212,8 +215,12 @@ class Subscriber:
         if self.connections > 1 and not flags.session_present:
             _log.warning("session_lost", hint="the broker forgot its queue; agents send again what has no receipt")
         # Retained reports come once with a new subscription, not at every reconnect.
-        options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
-        client.subscribe([(topic, options) for topic in self._filters])
+        once = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+        # Not every broker says who took a session over, and two bridges with one id would throw each other out for ever:
+        # each process says once that it is the one, and one that comes back and reads another's word stops.
+        if self.connections == 1:
+            client.publish(self._instance_topic, self._instance, qos=1, retain=True)
+        client.subscribe([*((topic, once) for topic in self._filters), (self._instance_topic, SubscribeOptions(qos=0))])
 
     def _on_subscribe(self, _client: mqtt.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _more: Any) -> None:
         refused = [f"{topic}: {reason}" for topic, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
@@ -225,14 +232,21 @@ class Subscriber:
     ) -> None:
         self._is_up = False
         if flags.is_disconnect_packet_from_server and reason.value == SESSION_TAKEN_OVER:
-            self._fatal = ConfigError(
-                f"another bridge with the id {self._config.bridge.id!r} took over the session; give each bridge its own bridge.id"
-            )
+            self._fatal = self._taken_over()
         _log.warning("disconnected", reason=str(reason), from_broker=flags.is_disconnect_packet_from_server)
+
+    def _taken_over(self) -> ConfigError:
+        return ConfigError(
+            f"another bridge with the id {self._config.bridge.id!r} took over the session; give each bridge its own bridge.id"
+        )
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         properties = message.properties
         self._arrivals += 1
+        if message.topic == self._instance_topic:
+            if message.payload != self._instance:
+                self._fatal = self._taken_over()
+            return
         arrived = Message(
             topic=message.topic,
             payload=message.payload,
