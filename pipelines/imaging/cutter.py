@@ -60,8 +60,11 @@ def cut_band(rows: Pixels, grid: Grid, band: Band, lossy: bool, threads: int = 0
 
 def _plain(rows: Pixels) -> npt.NDArray[np.bool_]:
     """Pixels whose channels are all near white, or all near black."""
-    result: npt.NDArray[np.bool_] = (rows.min(axis=2) >= NEAR_WHITE) | (rows.max(axis=2) <= NEAR_BLACK)
-    return result
+    white, black = rows >= NEAR_WHITE, rows <= NEAR_BLACK
+    all_white, all_black = white[..., 0], black[..., 0]
+    for channel in range(1, rows.shape[2]):  # a reduction over so short an axis takes five times as long
+        all_white, all_black = all_white & white[..., channel], all_black & black[..., channel]
+    return all_white | all_black
 
 
 def _jpeg(chip: Pixels) -> bytes:

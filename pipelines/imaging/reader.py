@@ -18,10 +18,12 @@ import tifffile
 
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.errors import UnreadableImageError
+from pipelines.imaging.jpeg_head import jpeg_size
 
 Pixels = npt.NDArray[np.uint8]
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_LOSSY = frozenset({6, 7, 33003, 33005, 34712, 34892, 50002})  # JPEG, JPEG 2000, lossy DNG, JPEG XL
+_JPEG = 7
+_CODECS = frozenset({1, 5, _JPEG, 8, 32773, 32946, 34925, 50000})  # none, LZW, JPEG, Deflate, PackBits, Deflate, LZMA, Zstandard
 _GRAY_OR_RGB = frozenset({1, 2, 6})  # minisblack, rgb, ycbcr
 MAX_SEGMENT_BYTES = 256 * 1024 * 1024
 _MAX_SEGMENTS = 50_000_000
@@ -81,6 +83,8 @@ class TiffLevel:
         if start < 0 or start + size > self._source.length:
             raise UnreadableImageError(f"tile {segment} lies outside the image's own bytes")
         body = os.pread(self._source.descriptor, size, self._source.offset + start) if size else None
+        if body is not None and self.facts.lossy and not self._modest(body):
+            raise UnreadableImageError(f"tile {segment} claims another size than the header tells")
         pixels, place, _ = page.decode(body, segment, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
         if pixels is None:
             return
@@ -88,6 +92,11 @@ class TiffLevel:
         first, last = max(top, low), min(top + pixels.shape[1], low + len(band))
         right = min(left + pixels.shape[2], self.facts.width)
         band[first - low : last - low, left:right] = pixels[0, first - top : last - top, : right - left]
+
+    def _modest(self, body: bytes) -> bool:
+        """Whether a JPEG is no larger than its tile; a decoder takes the memory for whatever it claims."""
+        claimed = jpeg_size(body)
+        return claimed is not None and claimed[0] <= self._page.chunks[0] and claimed[1] <= self._page.chunks[1]
 
 
 @contextmanager
@@ -134,6 +143,7 @@ def _checked(page: Any, max_pixels: int) -> ImageFacts:
         (width * height > max_pixels, f"{width} x {height} px is above the limit of {max_pixels} pixels"),
         (str(page.dtype) != "uint8", f"{page.bitspersample}-bit samples ({page.dtype}); only 8-bit is cut"),
         (channels not in (1, 3), f"{channels} channels; 1 or 3 are cut"),
+        (int(page.compression) not in _CODECS, f"compressed as {page.compression!s}; JPEG and the exact codecs are cut"),
         (int(page.photometric) not in _GRAY_OR_RGB, f"colours are {page.photometric!s}; gray, RGB and YCbCr are cut"),
         (channels > 1 and int(page.planarconfig) != 1, "channels are stored apart; only interleaved ones are cut"),
         (int(page.imagedepth) != 1 or len(page.chunks) not in (2, 3), "a volume; only flat images are cut"),
@@ -143,7 +153,7 @@ def _checked(page: Any, max_pixels: int) -> ImageFacts:
     for wrong, reason in checks:
         if wrong:
             raise UnreadableImageError(reason)
-    return ImageFacts(width, height, channels, int(page.compression) in _LOSSY)
+    return ImageFacts(width, height, channels, int(page.compression) == _JPEG)
 
 
 @contextmanager

@@ -97,7 +97,6 @@ def build_set(
     try:
         parts = [(split, shuffled_rows(rows, splits, number, seed)) for number, (split, _) in enumerate(rule.fractions)]
         shards, indexes = _write_splits(lake_root, folder, parts, has_payload, options.limits, progress or Progress())
-        facts = rows.drop_columns([column for column in REFERENCE_COLUMNS if column in rows.schema.names])
         manifest = Manifest(
             name=name,
             version=0,
@@ -107,7 +106,7 @@ def build_set(
             where=where,
             seed=seed,
             split=rule,
-            columns=tuple(ColumnEntry(column.name, str(column.type)) for column in facts.schema),
+            columns=_columns(rows),
             has_payload=has_payload,
             shards=shards,
             indexes=indexes,
@@ -119,6 +118,10 @@ def build_set(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _columns(rows: pa.Table) -> tuple[ColumnEntry, ...]:
+    return tuple(ColumnEntry(column.name, str(column.type)) for column in rows.schema if column.name not in REFERENCE_COLUMNS)
 
 
 def _write_splits(

@@ -21,6 +21,7 @@ from PIL import Image
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging import work
 from pipelines.imaging.graph import cut_chips
+from pipelines.imaging.jpeg_head import jpeg_size
 from pipelines.imaging.slides import ChipFile, SlideRef, chip_schema
 from pipelines.imaging.tiling import Grid
 from pipelines.lake.payload import read_payload, write_payload_shard
@@ -192,6 +193,19 @@ def test_a_damaged_tile_refuses_the_slide_and_leaves_no_chips(tmp_path: Path, re
     result = one(tmp_path, refer(path, 64))
     assert "cannot be decoded" in result.rejection
     assert [p for p in (tmp_path / "chips").rglob("*") if p.is_file()] == []
+
+
+def test_a_tile_that_claims_a_huge_picture_is_refused_before_memory_is_taken(tmp_path: Path, refer: Refer) -> None:
+    path = noise(tmp_path / "a.tif", compression="jpeg")
+    body = path.read_bytes()
+    head = body.index(b"\xff\xc0", 8)
+    path.write_bytes(body[: head + 5] + b"\xff\xdc\xff\xdc" + body[head + 9 :])
+    assert "claims another size" in one(tmp_path, refer(path, 64)).rejection
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_have_a_jpeg_size_or_none(body: bytes) -> None:
+    assert jpeg_size(body) is None or min(jpeg_size(body)) >= 0
 
 
 def test_a_missing_object_stops_the_run(tmp_path: Path, refer: Refer) -> None:
