@@ -111,8 +111,8 @@ def words() -> None:
     vector(
         "receipt", "all but 4100..4102 of this epoch are settled", TOPICS.receipts(DEVICE), receipt, properties=[], retain=True
     )
-    epochs = (EpochReport(str(STREAM), EPOCH, 4104, closed=False, dropped=(DroppedRange(17, 20, "quota"),)),)
-    books = (StreamBooks(str(STREAM), captured=4104, settled=4098, spooled=3, dropped={"quota": 3}),)
+    epochs = (EpochReport(str(STREAM), EPOCH, 4104, closed=False, dropped=(DroppedRange(17, 20, "evicted"),)),)
+    books = (StreamBooks(str(STREAM), captured=4104, settled=4098, spooled=3, dropped={"evicted": 3}),)
     models = (ModelReport("defects", 3, "active"),)
     report = encode_reported(Reported(str(DEVICE), CREATED_US // 1000, "0.1.0", books, epochs, models))
     vector("reported", "a device's books, epochs and model", TOPICS.reported(DEVICE), report, properties=[], retain=True)

@@ -12,7 +12,12 @@ from pipelines.config import load_core_config
 
 AGENTS = ("line-camera", "vehicle", "switch")
 # systemd's own scale from 0 (can do nothing) to 10: how much harm a unit could do.
-MAX_EXPOSURE = {"edge/catchment-agent": 2.0, "core/catchment-bridge": 2.5, "core/catchment-ingest": 2.5}
+MAX_EXPOSURE = {
+    "edge/catchment-agent": 2.0,
+    "core/catchment-bridge": 2.5,
+    "core/catchment-run": 2.5,
+    "core/catchment-models": 2.5,
+}
 
 
 @pytest.mark.parametrize("name", AGENTS)

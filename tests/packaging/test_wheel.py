@@ -15,8 +15,8 @@ CORE_LIBRARIES = (
     *("sqlglot", "tifffile", "imagecodecs", "pyvips", "PIL", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas"),
     *("pydantic", "open_data_contract_standard", "torch", "fastapi", "uvicorn", "hypothesis", "pytest", "psutil"),
 )
-# Modules that only an extra can import; named here so that the list cannot grow unseen.
-NEEDS_AN_EXTRA = {"edge_agent.models.inference"}
+# Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
+NEEDS_AN_EXTRA = {"edge_agent.models.inference", "edge_agent.models.updater"}
 
 BLOCKER = """
 import sys, importlib
