@@ -234,6 +234,7 @@ def _print_status(rows: list[dict[str, object]], reports: dict[str, tuple[ModelR
     out.print(devices)
 
 
+@model_app.command("serve")
 @rollout_app.command("serve")
 def rollout_serve(config: Core = _CORE) -> None:
     """Serve models to devices until stopped."""
