@@ -1,10 +1,12 @@
 """Rows per second from landing to committed lake, telemetry with 50 rules, beside bare pyarrow reading and writing the same.
 
-    python bench/run_rows.py [--smoke]
+python bench/run_rows.py [--smoke]
 """
 
 import argparse
+import cProfile
 import io
+import pstats
 import shutil
 import tempfile
 import time
@@ -103,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small, only to see that it runs")
     parser.add_argument("--rules", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=1, help="worker threads of the in-process runner")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     envelopes, per_segment = (40, 20) if options.smoke else (4_000, 400)
@@ -117,22 +120,24 @@ def main() -> None:
         warm = folder / "warm"
         land(warm, 20, 20)
         RunLoop(CoreConfig(lake=str(warm)), Nobody(), SystemClock(), Engine("FnApiRunner")).step()
-        loop = RunLoop(config, Nobody(), SystemClock(), Engine("FnApiRunner"))
-        started = time.perf_counter()
+        threads = (
+            (f"--direct_num_workers={options.threads}", "--direct_running_mode=multi_threading") if options.threads > 1 else ()
+        )
+        loop = RunLoop(config, Nobody(), SystemClock(), Engine("FnApiRunner", threads))
+        started, cpu = time.perf_counter(), time.process_time()
         if options.profile:
-            import cProfile
-            import pstats
-
             profile = cProfile.Profile()
             profile.runcall(loop.step)
             pstats.Stats(profile).sort_stats("tottime").print_stats(25)
         while loop.step():
             pass
-        took = time.perf_counter() - started
+        took, cpu = time.perf_counter() - started, time.process_time() - cpu
         rows = sum(counts.committed for counts in loop.ledger.books.values())
         assert rows == envelopes * SAMPLES == bare_rows, (rows, bare_rows)
         print(f"bare pyarrow read + write   {bare_rows / bare_s / 1e6:6.2f} M rows/s   {bare_s:6.2f} s")
-        print(f"landing -> committed        {rows / took / 1e6:6.2f} M rows/s   {took:6.2f} s   {options.rules} rules")
+        print(
+            f"landing -> committed, rules {rows / took / 1e6:6.2f} M rows/s   {took:6.2f} s   {cpu:6.2f} s of CPU   {options.rules} rules"
+        )
         print(f"ratio                       {bare_s / took:6.2f}")
     finally:
         shutil.rmtree(folder)

@@ -46,11 +46,11 @@ ROOMS = {
 class LazyRooms(TyperGroup):
     """Lists every room's commands without importing a room."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """All names: the core's own, then the rooms'."""
         return [*super().list_commands(ctx), *ROOMS]
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command; for help alone a stand-in that says what it is."""
         room = ROOMS.get(cmd_name)
         if room is None:
@@ -79,8 +79,8 @@ def up(config: Config = Path("core.toml")) -> None:
     """Run bridge, run loop and model server here, restart what falls over, stop in order on Ctrl-C or SIGTERM."""
     from pipelines.up import supervise  # noqa: PLC0415  # heavy only here
 
-    load_core_config(config)
-    raise typer.Exit(supervise(config, stop_on_signals()))
+    has_models = bool(load_core_config(config).models)
+    raise typer.Exit(supervise(config, stop_on_signals(), with_models=has_models))
 
 
 @app.command()

@@ -20,7 +20,7 @@ STEADY_S = 60.0
 STOP_TIMEOUT_S = 30.0
 EXIT_CONFIG = 2
 
-CHILDREN = {"bridge": ("bridge",), "run": ("run",), "models": ("model", "serve")}
+BRIDGE, RUN, MODELS = ("bridge",), ("run",), ("model", "serve")
 
 log = structlog.get_logger(__name__)
 
@@ -72,18 +72,20 @@ class Child:
         self.process = None
 
 
-def supervise(config: Path, stop: Event) -> int:
+def supervise(config: Path, stop: Event, *, with_models: bool) -> int:
     """Keep the core running until `stop` is set.
 
     Args:
         config: the configuration file, handed to every child.
         stop: ends it.
+        with_models: whether there are models to serve.
 
     Returns:
         0 after an ordered stop; 2 if a child said that its configuration is wrong, which no restart mends.
     """
     base = [sys.executable, "-m", "pipelines"]
-    children = [Child(name, [*base, *words, "-c", str(config)]) for name, words in CHILDREN.items()]
+    wanted = [BRIDGE, RUN, MODELS] if with_models else [BRIDGE, RUN]
+    children = [Child(words[0], [*base, *words, "-c", str(config)]) for words in wanted]
     code = 0
     try:
         while not stop.is_set() and code == 0:

@@ -8,12 +8,14 @@ some silently. The last step writes the one file that says that all items are do
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-import apache_beam as beam
+import apache_beam
 import msgspec
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.atomic import write_atomic
+from pipelines.errors import PipelineError, RetryLaterError
 from pipelines.ingest.settle import settle_item
 from pipelines.ingest.work import ItemResult, Prepared, Work
 from pipelines.lake.layout import prepared_path
@@ -21,8 +23,11 @@ from pipelines.lake.layout import prepared_path
 # Not "DirectRunner": that one tries to download another runner first, and which one runs would depend on the network.
 RUNNER = "FnApiRunner"
 
+# Beam ships annotations for some of its calls and none for others: to the type checker it is one untyped library.
+beam: Any = apache_beam
 
-class Settle(beam.DoFn):
+
+class Settle(apache_beam.DoFn):
     """Settles one work item."""
 
     def process(self, element: bytes) -> Iterable[tuple[int, bytes]]:
@@ -31,11 +36,10 @@ class Settle(beam.DoFn):
         yield 0, msgspec.json.encode(result)
 
 
-class Prepare(beam.DoFn):
+class Prepare(apache_beam.DoFn):
     """Writes down that all items of a run are done, and what they wrote."""
 
     def __init__(self, root: str, run: int) -> None:
-        super().__init__()
         self._root, self._run = root, run
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[int]:
@@ -47,13 +51,13 @@ class Prepare(beam.DoFn):
         yield self._run
 
 
-def build(pipeline: beam.Pipeline, works: Sequence[Work], root: str, run: int) -> beam.PCollection:
+def build(pipeline: apache_beam.Pipeline, works: Sequence[Work], root: str, run: int) -> Any:
     """The graph of a run."""
     return (
         pipeline
         | "Work items" >> beam.Create([msgspec.json.encode(work) for work in works], reshuffle=False)
         | "Spread" >> beam.Reshuffle()
-        | "Settle" >> beam.ParDo(Settle())
+        | "Settle" >> beam.ParDo(Settle())  # type: ignore[no-untyped-call]  # its base class is untyped
         | "Together" >> beam.GroupByKey()
         | "Prepare" >> beam.ParDo(Prepare(root, run))
     )
@@ -68,7 +72,17 @@ def run_graph(works: Sequence[Work], root: str, run: int, runner: str = RUNNER, 
         run: the run's number.
         runner: a Beam runner's name.
         options: further Beam options, as on a command line.
+
+    Raises:
+        RetryLaterError: the runner or a worker failed.
+        PipelineError: a worker said what must be done first.
     """
-    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(options)))
+    pipeline: Any = beam.Pipeline(runner=runner, options=PipelineOptions(list(options)))
     build(pipeline, works, root, run)
-    pipeline.run().wait_until_finish()
+    try:
+        pipeline.run().wait_until_finish()
+    except PipelineError:
+        raise
+    except Exception as error:
+        # What a worker raises comes back in as many classes as there are runners. The plan stays: to run it again is always safe.
+        raise RetryLaterError(f"run {run}: the graph failed on {runner}: {error}") from error

@@ -87,4 +87,7 @@ def _dropped(report: Reported) -> tuple[Dropped, ...]:
 
 def listed_epochs(reports: Sequence[Reported]) -> dict[str, frozenset[EpochKey]]:
     """Per device, the epochs that its last report knows."""
-    return {report.device: frozenset(EpochKey(report.device, epoch.stream, epoch.epoch) for epoch in report.epochs) for report in reports}
+    return {
+        report.device: frozenset(EpochKey(report.device, epoch.stream, epoch.epoch) for epoch in report.epochs)
+        for report in reports
+    }

@@ -19,14 +19,16 @@ from pipelines.ingest.graph import RUNNER
 from pipelines.ingest.heads import read_heads, segment_path
 from pipelines.ingest.plan import Pins, Plan, SegmentRef, make_plan
 from pipelines.ingest.plan_files import find_segments, read_plan, write_pins, write_plan
+from pipelines.ingest.publish import stream_shape
 from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
-from pipelines.ingest.run import Engine, execute
+from pipelines.ingest.run import Engine, execute, read_prepared
 from pipelines.ingest.work import Limits
 from pipelines.lake.books import Ledger
 from pipelines.lake.commit import committed_run
-from pipelines.lake.layout import COMMITS, RUNS, lock_path
+from pipelines.lake.layout import COMMITS, RUNS, lock_path, plan_path
 from pipelines.lake.ledger import prune_ledgers, read_ledger
 from pipelines.policy.documents import load_policies
+from pipelines.policy.engine import Tagger
 from schemas.topics import Topics
 
 RETRY_S = 1.0
@@ -55,9 +57,7 @@ def only_loop(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RefusedError(
-                f"{root}: another run loop is at work on this lake; leave the work to it, or stop it"
-            ) from error
+            raise RefusedError(f"{root}: another run loop is at work on this lake; leave the work to it, or stop it") from error
         yield
     finally:
         os.close(descriptor)
@@ -137,16 +137,33 @@ class RunLoop:
 
     def _run(self, plan: Plan) -> None:
         started = self._clock.monotonic_s()
-        after, devices = execute(self._root, plan, self._state.ledger, self._limits, self._engine)
+        try:
+            after, devices = execute(self._root, plan, self._state.ledger, self._limits, self._engine)
+        except CorruptLakeError as error:
+            if not self._is_stale(plan):
+                raise
+            # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it anew.
+            plan_path(self._root, plan.run).unlink()
+            raise RetryLaterError(f"run {plan.run} is planned anew: {error}") from error
         self._state = LoopState(after, dict(plan.next_numbers))
         prune_ledgers(self._root, plan.run)
         self._desk.owe(devices)
         took_ms = round((self._clock.monotonic_s() - started) * 1_000)
         log.info("run_committed", run=plan.run, segments=len(plan.segments), devices=len(devices), took_ms=took_ms)
 
+    def _is_stale(self, plan: Plan) -> bool:
+        """Whether nothing of the plan is prepared and a segment of it is no longer what it was."""
+        if read_prepared(self._root, plan.run) is not None:
+            return False
+        return any(not segment.set_aside and self._judged_sound(segment).set_aside for segment in plan.segments)
+
     def _load_pins(self) -> str:
         contracts = ContractSet.load(self._config.contracts).all()
-        return write_pins(self._root, Pins(contracts, load_policies(self._config.policies)))
+        policies = load_policies(self._config.policies)
+        for contract in contracts:
+            Tagger.compile(policies, contract)  # a rule that does not compile must stop the start, not the first run
+            stream_shape(contract.name, Pins(contracts, ()))
+        return write_pins(self._root, Pins(contracts, policies))
 
 
 def load_state(root: Path) -> LoopState:

@@ -22,10 +22,10 @@ from pipelines.ingest.quarantine import (
 )
 from pipelines.ingest.tabulate import private_columns
 from pipelines.ingest.work import Prepared
+from pipelines.lake.books import BooksKey, Counts, books_by_stream
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import COMMITS, QUARANTINE, ledger_path, stream_table
-from pipelines.lake.books import BooksKey, Counts, books_by_stream
 
 COMMITS_SCHEMA = pa.schema(
     [

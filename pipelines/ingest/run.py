@@ -19,8 +19,8 @@ from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.publish import publish_run
 from pipelines.ingest.work import Limits, Prepared, Work
-from pipelines.lake.layout import prepared_path
 from pipelines.lake.books import BooksKey, Counts, Ledger
+from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import write_ledger
 
 

@@ -7,6 +7,8 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipelines.bridge.rows import KIND_REPORTED, KIND_UP
 from pipelines.bridge.segment import read_segment
 from pipelines.ingest.admit import Verdict
@@ -32,7 +34,7 @@ from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import QUARANTINE
 from schemas.contract import Contract
 
-GroupKey = tuple[str, str, int]
+GroupKey = tuple[str, str, pa.Schema]
 
 
 def settle_item(work: Work) -> ItemResult:
@@ -122,7 +124,7 @@ class _Settler:
 
     def _collect(self, contract: Contract, envelope: Envelope) -> None:
         # Contracts hash by all they say, which is much for one envelope; the pinned object itself names them.
-        key = (contract.name, contract.version, hash(envelope.rows.batch.schema))
+        key = (contract.name, contract.version, envelope.rows.batch.schema)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(contract)
