@@ -50,6 +50,8 @@ def agent(folder: Path, name: str, port: int, sources: str) -> Iterator[subproce
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    if process.returncode not in (0, -signal.SIGTERM):
+        print((folder / f"{name}.log").read_text(errors="replace")[-2_000:])
 
 
 def free_port() -> int:
@@ -122,7 +124,8 @@ def main() -> None:
         rows = "\n".join(f"{index},{index / 100:.2f},{index % 40}.5,1.25" for index in range(given.samples))
         table.write_text(f"frame,t_s,speed_mps,steering_deg\n{rows}\n")
         measure_backlog(folder, "telemetry", port, (
-            f'[[source]]\nkind = "replay"\nstream = "vehicle_telemetry"\n[source.options]\npath = "{table}"\ntime_column = "t_s"\n'
+            f'[[source]]\nkind = "replay"\nstream = "vehicle_telemetry"\n[source.options]\n'
+            f'path = "{table}"\ntime_column = "t_s"\n'
         ), idle_mb)  # fmt: skip
 
         pictures = folder / "pictures"

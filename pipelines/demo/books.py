@@ -16,7 +16,7 @@ class AgentLedger(msgspec.Struct, frozen=True):
 
 
 class CoreStreamBooks(msgspec.Struct, frozen=True):
-    """The core's books of one stream."""
+    """The core's books of one stream: one of the rows that `catchment ledger --json` tells."""
 
     stream: str
     received: int
@@ -31,13 +31,9 @@ class CoreStreamBooks(msgspec.Struct, frozen=True):
         return self.received == self.committed + self.quarantined + self.duplicate
 
 
-class CoreLedger(msgspec.Struct, frozen=True):
-    """What `catchment ledger --json` tells."""
-
-    streams: tuple[CoreStreamBooks, ...]
-
-
-def faults(agents: Sequence[AgentLedger], core: CoreLedger, made: Mapping[str, int], rows: Mapping[str, int]) -> list[str]:
+def faults(
+    agents: Sequence[AgentLedger], core: Sequence[CoreStreamBooks], made: Mapping[str, int], rows: Mapping[str, int]
+) -> list[str]:
     """All that does not add up; empty when every captured sample is committed or accounted for.
 
     Args:
@@ -60,7 +56,7 @@ def faults(agents: Sequence[AgentLedger], core: CoreLedger, made: Mapping[str, i
     for stream, count in made.items():
         if captured[stream] != count:
             found.append(f"{stream}: the devices made {count} samples, their agents captured {captured[stream]}")
-    known = {book.stream: book for book in core.streams}
+    known = {book.stream: book for book in core}
     for stream, count in settled.items():
         book_of_core = known.get(stream)
         if book_of_core is None:

@@ -1,0 +1,221 @@
+"""The whole loop on one machine: devices capture, the network drops, sets are built, a model goes back, the books balance."""
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pipelines.clock import Clock, SystemClock
+from pipelines.config import load_core_config
+from pipelines.demo.books import AgentLedger, CoreStreamBooks, faults
+from pipelines.demo.broker import HOST, start_broker
+from pipelines.demo.commands import Commands
+from pipelines.demo.learn import build_and_read, publish, train_on
+from pipelines.demo.processes import ProcessGroup
+from pipelines.demo.proxy import Proxy
+from pipelines.demo.site import MODEL, AgentPlan, Site, Wiring, device_command, simulated_agents, write_site
+from pipelines.demo.stage import Stage, tallies
+from pipelines.demo.view import Snapshot, View
+from pipelines.demo.watch import Watch
+from pipelines.rollout.keys import KeyFolder, KeyPlan
+from pipelines.rollout.paths import keys_folder, models_folder
+from pipelines.rollout.repository import ModelRepository
+
+FIRST_ROWS_S = 60.0
+SETTLE_S = 120.0
+ROLLOUT_S = 90.0
+WANTED_PREDICTIONS = 10
+SETTLED_LOOKS = 3
+# A program's name -> the stream it feeds.
+_FEEDS = {
+    "line-camera": "camera_frame",
+    "vehicle-camera": "camera_frame",
+    "telemetry": "vehicle_telemetry",
+    "switch": "network_flow",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """How to run it: the folder (made anew), for how many seconds the devices capture before training, and the seed."""
+
+    folder: Path
+    seconds: float = 30.0
+    seed: int = 7
+
+
+@dataclass(frozen=True, slots=True)
+class SetRead:
+    """A training set that was built, and how many samples an epoch of it gave."""
+
+    name: str
+    folder: str
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the demo ended. `faults` is empty when the books balance and nothing is missing."""
+
+    folder: str
+    agents: tuple[AgentLedger, ...]
+    core: tuple[CoreStreamBooks, ...]
+    sets: tuple[SetRead, ...]
+    test_accuracy: float | None
+    predicted_rows: int
+    faults: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def run_demo(options: DemoOptions, view: View, clock: Clock | None = None) -> Outcome:
+    """Run the demo on simulated devices.
+
+    Raises:
+        PipelineError: something could not be started, or did not happen in time; the message says what.
+    """
+    clock = clock or SystemClock()
+    site = Site(options.folder)
+    site.folder.mkdir(parents=True, exist_ok=True)
+    agents = simulated_agents(site, options.seed)
+    with ExitStack() as stack:
+        stage = open_stage(stack, site, agents, view, clock)
+        line = agents[0].sources[0].options["path"]
+        command = [*device_command(site, "camera", "line-camera", options.seed), "--folder", str(line)]
+        stage.start_device("line-camera", command)
+        _capture(stage, options.seconds)
+        sets, accuracy = _learn(stage)
+        predicted = _await_predictions(stage)
+        wind_down(stage, agents)
+        return account(stage, agents, sets, accuracy, predicted)
+
+
+def open_stage(stack: ExitStack, site: Site, agents: Sequence[AgentPlan], view: View, clock: Clock) -> Stage:
+    """Start broker, core and agents; `stack` ends them."""
+    group = stack.enter_context(ProcessGroup(site.logs))
+    _, port = start_broker(group, site.folder / "broker", clock)
+    proxy = stack.enter_context(Proxy(port))
+    streams = sorted({source.stream for agent in agents for source in agent.sources})
+    write_site(site, agents, Wiring(port, proxy.port))
+    root = _make_repository(site)
+    model = {"name": MODEL, "root": str(root), "streams": ["camera_frame"], "probation_s": 2.0}
+    write_site(site, agents, Wiring(port, proxy.port, model))
+    watch = stack.enter_context(Watch(HOST, port, site.lake, streams))
+    stage = Stage(site, group, proxy, watch, view, clock, Commands(site.folder, view))
+    stage.start_core()
+    stage.start_agents(agents)
+    view.event(f"started: broker, core and {len(agents)} agents; everything lies in {site.folder}")
+    return stage
+
+
+def _make_repository(site: Site) -> Path:
+    config = load_core_config(site.core_config)
+    root = ModelRepository(models_folder(config), KeyFolder(keys_folder(config)), SystemClock()).init(KeyPlan())
+    trusted = site.folder / "agents" / "root.json"
+    shutil.copy(root, trusted)  # as an operator would bring it to the device
+    return trusted
+
+
+def _capture(stage: Stage, seconds: float) -> None:
+    stage.wait_for(
+        lambda now: all(line.committed for line in now.streams), "first rows of every stream in the lake", FIRST_ROWS_S
+    )
+    stage.view.event("every stream has rows in the lake")
+    stage.pass_time(seconds / 3)
+    stage.drop_network(min(5.0, max(2.0, seconds / 4)))
+    stage.pass_time(seconds / 3)
+
+
+def _learn(stage: Stage) -> tuple[tuple[SetRead, ...], float]:
+    wanted = (
+        ("motion", "vehicle_telemetry", "speed_mps > 0"),
+        ("surface", "camera_frame", "has('labelled')"),
+    )
+    stage.wait_for(lambda now: _rows(now, "camera_frame") >= 24, "pictures to learn from", FIRST_ROWS_S)
+    sets = []
+    for name, stream, where in wanted:
+        folder, samples = build_and_read(stage.commands, stage.site, name, stream, where)
+        sets.append(SetRead(name, str(folder), samples))
+        stage.view.event(f"set {name}: {samples:,} samples; a shuffled epoch of it is read back")
+        stage.snapshot()
+    model = train_on(Path(sets[1].folder))
+    stage.view.event(
+        f"trained on {model.samples} pictures: {model.test_accuracy:.0%} right on the quarter it did not see ({', '.join(model.labels)})"
+    )
+    publish(stage.commands, stage.site, model)
+    return tuple(sets), model.test_accuracy
+
+
+def _rows(now: Snapshot, stream: str) -> int:
+    return sum(line.committed for line in now.streams if line.stream == stream)
+
+
+def _await_predictions(stage: Stage) -> int:
+    def predicted(now: Snapshot) -> int:
+        return sum(line.predicted for line in now.streams)
+
+    stage.wait_for(lambda _: bool(stage.watch.models()), "the model running on a device", ROLLOUT_S)
+    for device, model in sorted(stage.watch.models().items()):
+        stage.view.event(f"{device} runs {model.name} version {model.version}", "bold green")
+    found = stage.wait_for(lambda now: predicted(now) >= WANTED_PREDICTIONS, "frames with a prediction in the lake", ROLLOUT_S)
+    stage.view.event(f"{predicted(found)} rows in the lake already carry the new model's prediction", "bold green")
+    return predicted(found)
+
+
+def wind_down(stage: Stage, agents: Sequence[AgentPlan]) -> None:
+    """End the devices, and wait until their agents have nothing left."""
+    stage.site.end_mark.touch()
+    quiet: Counter[tuple[int, int]] = Counter()
+
+    def is_settled(now: Snapshot) -> bool:
+        known = {line.device for line in now.devices} >= {agent.device for agent in agents}
+        quiet[now.captured, now.spooled] += 1
+        # The same figures at several looks in a row: the last samples have been captured, too.
+        return known and now.spooled == 0 and quiet[now.captured, now.spooled] >= SETTLED_LOOKS * 3
+
+    stage.wait_for(is_settled, "every sample settled", SETTLE_S)
+    stage.view.event("the devices have ended, and every sample is settled")
+
+
+def account(
+    stage: Stage, agents: Sequence[AgentPlan], sets: tuple[SetRead, ...], accuracy: float | None, predicted: int,
+    skipped: tuple[str, ...] = (),
+) -> Outcome:  # fmt: skip
+    """Ask both sides for their books, and compare them with each other, the lake and what the devices made."""
+    ledgers = tuple(
+        msgspec.json.decode(
+            stage.commands.run("edge-agent", "ledger", "-c", str(stage.site.agent_config(agent.device)), "--json"),
+            type=AgentLedger,
+        )
+        for agent in agents
+    )
+    core = msgspec.json.decode(
+        stage.commands.run("catchment", "ledger", "-c", str(stage.site.core_config), "--json"), type=tuple[CoreStreamBooks, ...]
+    )
+    rows = {line.stream: line.committed for line in stage.snapshot().streams}
+    found = faults(ledgers, core, _made(stage.site), rows)
+    outcome = Outcome(str(stage.site.folder), ledgers, core, sets, accuracy, predicted, tuple(found), skipped)
+    (stage.site.folder / "outcome.json").write_bytes(msgspec.json.encode(outcome))
+    return outcome
+
+
+def _made(site: Site) -> Mapping[str, int]:
+    made: Counter[str] = Counter()
+    for program, count in tallies(site.tallies).items():
+        made[_FEEDS[program]] += count
+    return made
+
+
+def folder_name(clock: Clock) -> str:
+    """A fresh folder's name: catchment-demo-<date>-<time>."""
+    return time.strftime("catchment-demo-%Y%m%d-%H%M%S", time.localtime(clock.now_ms() / 1000))
+
+
+def outcome_json(outcome: Outcome) -> str:
+    """The outcome as one JSON document."""
+    return json.dumps(msgspec.to_builtins(outcome))
