@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipelines.errors import ExpressionError, RefusedError
 from pipelines.policy.expression import Expression, compile_expression, rule_columns
 from pipelines.policy.ir import Ref, refs
-from pipelines.policy.to_polars import normalised, to_polars
+from pipelines.policy.to_polars import as_column, normalised, to_polars
 from schemas.contract import Contract
 from schemas.policy import Policy
 
@@ -84,18 +84,17 @@ class Tagger:
 
     def verdicts(self, table: pa.Table) -> list[_Bools]:
         """For each rule, whether it is true for each row (NULL is not true)."""
-        expressions = [[expression.node for expression in rule.expressions] for rule in self.rules]
+        expressions = [[expression.folded for expression in rule.expressions] for rule in self.rules]
         used = sorted({ref for nodes in expressions for node in nodes for ref in refs(node)}, key=lambda ref: ref.name)
         missing = sorted({ref.name for ref in used} - set(table.column_names))
         if missing:
             raise RefusedError(f"the rules read columns that the table does not have: {', '.join(missing)}")
         frame = _frame(table, used)
         selected = frame.select(
-            reduce(or_, (to_polars(node, _read_as_is) for node in nodes)).fill_null(value=False).alias(str(index))
+            as_column(reduce(or_, (to_polars(node, _read_as_is) for node in nodes))).fill_null(value=False).alias(str(index))
             for index, nodes in enumerate(expressions)
         )
-        # A rule of literals alone gives one row for all.
-        return [np.broadcast_to(column.to_numpy(), (table.num_rows,)) for column in selected.get_columns()]
+        return [column.to_numpy() for column in selected.get_columns()]
 
 
 def _read_as_is(ref: Ref) -> pl.Expr:

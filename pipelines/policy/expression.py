@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipelines.errors import ExpressionError
+from pipelines.policy.fold import fold
 from pipelines.policy.ir import Kind, Node, cost, refs
 from pipelines.policy.limits import parse_bounded
 from pipelines.policy.lower import Lowering
-from pipelines.policy.to_polars import to_polars
+from pipelines.policy.to_polars import as_column, to_polars
 from schemas.contract import ColumnType, Contract
 from schemas.envelope import EVENT_TIME
 
@@ -40,9 +41,14 @@ class Expression:
         """The names of the columns it reads."""
         return frozenset(ref.name for ref in refs(self.node))
 
+    @property
+    def folded(self) -> Node:
+        """The tree with every part that reads no column computed: what a column engine is given."""
+        return fold(self.node)
+
     def to_polars(self) -> pl.Expr:
         """The Polars expression with this meaning, for a frame with the raw columns."""
-        return to_polars(self.node)
+        return as_column(to_polars(self.folded))
 
 
 def compile_expression(text: str, columns: Mapping[str, ColumnType], *, allow_tags: bool = False) -> Expression:
@@ -60,7 +66,7 @@ def compile_expression(text: str, columns: Mapping[str, ColumnType], *, allow_ta
     if node.kind is not Kind.BOOL:
         raise ExpressionError(f"the expression gives {node.kind}, but must be true or false; compare it with something")
     if cost(node) > MAX_COST:
-        raise ExpressionError(f"too costly: nested BETWEEN, CASE, least() or coalesce() repeat their operands {cost(node):,} times in all")
+        raise ExpressionError(f"too costly: nested BETWEEN, CASE or least() repeat their operands {cost(node):,} times in all")
     return Expression(text, node)
 
 

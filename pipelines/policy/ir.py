@@ -240,7 +240,7 @@ def cost(node: Node) -> int:
             continue
         below = children(current)
         if is_ready:
-            weight = 2 if isinstance(current, Call) and current.name in ("least", "greatest", "coalesce") else 1
+            weight = 2 if isinstance(current, Call) and current.name in ("least", "greatest") else 1
             known[id(current)] = 1 + weight * sum(known[id(child)] for child in below)
         else:
             waiting.append((current, True))

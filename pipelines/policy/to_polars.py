@@ -44,6 +44,14 @@ def to_polars(node: Node, read: ColumnReader = normalised) -> pl.Expr:
     return result.replace(_NAN, None) if _may_be_nan(node) else result
 
 
+def as_column(verdict: pl.Expr) -> pl.Expr:
+    """The verdict as a column as long as the frame.
+
+    Polars gives one row for a when/then of literals whose condition comes out the same for all rows.
+    """
+    return verdict & pl.repeat(value=True, n=pl.len(), dtype=pl.Boolean)
+
+
 def _raw(node: Node, read: ColumnReader) -> pl.Expr:
     """The same, but NaN may stand for NULL."""
     return _GENERATORS[type(node)](node, read)
@@ -119,13 +127,6 @@ def _strict(fold: Callable[[list[pl.Expr]], pl.Expr]) -> Callable[[list[pl.Expr]
     return lambda args: pl.when(pl.all_horizontal(arg.is_not_null() for arg in args)).then(fold(args))
 
 
-def _coalesce(args: list[pl.Expr]) -> pl.Expr:
-    """Polars' own stops at a scalar without NULL and then gives one row instead of a column."""
-    if all(arg.meta.root_names() for arg in args[:-1]):
-        return pl.coalesce(args)
-    return reduce(lambda rest, arg: pl.when(arg.is_not_null()).then(arg).otherwise(rest), reversed(args[:-1]), args[-1])
-
-
 _CALLS: dict[str, Callable[[list[pl.Expr]], pl.Expr]] = {
     "abs": lambda args: args[0].abs(),
     "floor": lambda args: args[0].floor(),
@@ -139,7 +140,7 @@ _CALLS: dict[str, Callable[[list[pl.Expr]], pl.Expr]] = {
     "starts_with": lambda args: args[0].str.starts_with(args[1]),
     "ends_with": lambda args: args[0].str.ends_with(args[1]),
     "contains": lambda args: args[0].str.contains(args[1], literal=True),
-    "coalesce": _coalesce,
+    "coalesce": pl.coalesce,
     "hour": lambda args: args[0].dt.hour().cast(pl.Float64),
     "day_of_week": lambda args: args[0].dt.weekday().cast(pl.Float64),
 }
