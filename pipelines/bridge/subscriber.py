@@ -7,6 +7,7 @@ storm. Every paho call happens on this one thread, so an ack can never meet a co
 
 import os
 import select
+import socket
 import ssl
 from collections import deque
 from threading import Event
@@ -36,6 +37,8 @@ SESSION_TAKEN_OVER = 0x8E
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}
 _CONNACK_TIMEOUT_S = 10.0
 _LAST_ACKS_S = 10.0
+_GOODBYE_S = 2.0
+_DISCONNECT = b"\xe0\x00"
 _POLL_S = 0.2
 _READS_PER_POLL = 64
 
@@ -96,6 +99,21 @@ class Subscriber:
                 raise self._fatal
             if not stop.is_set():
                 stop.wait(backoff.next_s())
+        self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        """DISCONNECT, then read until the broker closes: closing over unread messages makes TCP take our last acks back."""
+        sock = self._client.socket()
+        if sock is not None and self._is_up:
+            try:
+                sock.settimeout(_GOODBYE_S)
+                sock.sendall(_DISCONNECT)
+                sock.shutdown(socket.SHUT_WR)
+                until_s = self._clock.monotonic_s() + _GOODBYE_S
+                while sock.recv(65_536) and self._clock.monotonic_s() < until_s:
+                    pass
+            except OSError as error:
+                _log.info("goodbye_cut_short", error=str(error))
         self._client.disconnect()
         self._client.loop_write()
 
