@@ -9,6 +9,7 @@ from typing import Protocol
 import structlog
 
 from edge_agent.capture.batch import SampleBatch, Source
+from edge_agent.capture.coalesce import join_batches, may_join
 from edge_agent.capture.encode import Encoder
 from edge_agent.clock import Clock
 from edge_agent.config import SourceConfig
@@ -23,6 +24,9 @@ _RESTART_FIRST_S = 0.5
 _RESTART_CAP_S = 60.0
 # Batches not durable yet: enough to fill a commit, few enough to stay small. The spool bounds their bytes.
 _MAX_UNDER_WAY = 64
+# Small batches that follow one another at once share envelopes up to this many samples, within this time.
+_JOINED_SAMPLES = 1_000
+_HOLD_S = 0.01
 
 _log = structlog.get_logger(__name__)
 
@@ -62,7 +66,10 @@ class SourcePump:
         self._spool = spool
         self._annotate = annotate
         self._clock = clock
-        self._under_way: deque[tuple[Future[Span], SampleBatch]] = deque()
+        self._under_way: deque[tuple[Future[Span], tuple[SampleBatch, ...]]] = deque()
+        self._held: list[SampleBatch] = []
+        self._held_samples = 0
+        self._held_since_s = 0.0
         self.failures = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -90,19 +97,37 @@ class SourcePump:
         try:
             while not stop.is_set():
                 batch = source.read(self._config.max_samples)
-                if batch is None or len(batch) == 0:
-                    self._settle_up(source, 0)
-                    stop.wait(_IDLE_S)
+                if batch is not None and len(batch) > 0:
+                    self._take(batch)
+                    self._settle_up(source, _MAX_UNDER_WAY)
+                    self.failures = 0
                     continue
-                self._append(batch)
-                self._settle_up(source, _MAX_UNDER_WAY)
-                self.failures = 0
+                self._append()
+                self._settle_up(source, 0)
+                stop.wait(_IDLE_S)
         finally:
+            self._append()
             # The batches already handed in become durable whatever ended the source: its position counts them.
             self._settle_up(source, 0)
             source.close()
 
-    def _append(self, batch: SampleBatch) -> None:
+    def _take(self, batch: SampleBatch) -> None:
+        """Hold a batch back for company, no longer than a commit would linger anyway."""
+        if self._held and not may_join(self._held[0], batch):
+            self._append()
+        if not self._held:
+            self._held_since_s = self._clock.monotonic_s()
+        self._held.append(batch)
+        self._held_samples += len(batch)
+        is_late = self._clock.monotonic_s() - self._held_since_s > _HOLD_S
+        if is_late or batch.payloads is not None or self._held_samples >= _JOINED_SAMPLES:
+            self._append()
+
+    def _append(self) -> None:
+        if not self._held:
+            return
+        held, self._held, self._held_samples = tuple(self._held), [], 0
+        batch = join_batches(held)
         if self._annotate is not None:
             batch = self._annotate(batch)
         append = Append(
@@ -112,11 +137,12 @@ class SourcePump:
             source=self._config.name,
             position=batch.position,
         )
-        self._under_way.append((self._spool.append(append), batch))
+        self._under_way.append((self._spool.append(append), held))
 
     def _settle_up(self, source: Source, most: int) -> None:
         """Wait until at most so many batches are not durable, and tell the source of those that are."""
         while self._under_way and (len(self._under_way) > most or self._under_way[0][0].done()):
-            future, batch = self._under_way.popleft()
+            future, batches = self._under_way.popleft()
             future.result()
-            source.stored(batch)
+            for batch in batches:
+                source.stored(batch)
