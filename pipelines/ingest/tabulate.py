@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import stream_table
 from pipelines.policy.engine import Tagger
 from schemas.contract import Contract, PiiClass
+from schemas.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.T
 
 
 def _with_tags(rows: pa.Table, contract: Contract, pins: Pins) -> pa.Table:
-    tags, tag_rules = _tagger(pins, contract).tag(rows)
+    tags, tag_rules = _tagger(msgspec.json.encode(pins.policies), contract).tag(rows)
     return rows.append_column("tags", tags).append_column("tag_rules", tag_rules)
 
 
@@ -184,5 +186,6 @@ def _count(checked: _Checked, stream: str, written: Written) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tagger(pins: Pins, contract: Contract) -> Tagger:
-    return Tagger.compile(pins.policies, contract)
+def _tagger(policies: bytes, contract: Contract) -> Tagger:
+    # By their JSON: a policy's examples are mappings, so a policy itself has no hash.
+    return Tagger.compile(msgspec.json.decode(policies, type=tuple[Policy, ...]), contract)
