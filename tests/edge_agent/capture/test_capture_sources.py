@@ -395,7 +395,7 @@ def test_a_program_s_payload_is_base64() -> None:
 def test_a_program_that_fails_ends_the_source_with_its_last_words() -> None:
     source = run("import sys; print('{\"speed_mps\": 1}'); sys.exit('sensor is on fire')")
     got: list[SampleBatch | None] = []
-    with pytest.raises(SourceError, match="exit code 1.*sensor is on fire"):
+    with pytest.raises(SourceError, match=r"exit code 1.*sensor is on fire"):
         got.extend(source.read(10) for _ in range(100))
     assert [batch.columns["speed_mps"] for batch in got if batch is not None] == [[1.0]]
 

@@ -1,0 +1,35 @@
+"""Installs the versions of a model again and again until it is killed: `install_loop.py MODELS ROOT STATE`."""
+
+import sys
+from pathlib import Path
+
+from edge_agent.clock import SystemClock
+from edge_agent.models.config import ModelConfig
+from edge_agent.models.updater import ModelUpdater
+from pipelines.clock import SystemClock as CoreClock
+from pipelines.rollout.keys import KeyFolder
+from pipelines.rollout.pieces import answer
+from pipelines.rollout.repository import ModelRepository
+from schemas.rollout import Desired, encode_desired
+
+
+def main() -> None:
+    folder, root, state = map(Path, sys.argv[1:])
+    models = ModelRepository(folder, KeyFolder(folder / "none"), CoreClock()).models()
+    config = ModelConfig("bright", str(root), ("camera_frame",), max_starts=10_000)
+    updater = ModelUpdater(config, state, lambda correlation, body: reply(updater, folder, correlation, body), SystemClock())
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    while True:
+        for model in models:
+            desired = Desired("r", model.spec.name, model.spec.version, model.target, 1)
+            updater.on_desired(encode_desired(desired))
+            updater._try_install()
+
+
+def reply(updater: ModelUpdater, folder: Path, correlation: bytes, body: bytes) -> None:
+    found = answer(folder, body)
+    updater.on_piece(correlation, found.user_properties, found.body)
+
+
+main()
