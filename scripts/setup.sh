@@ -93,7 +93,7 @@ has_mosquitto() { PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/
 started=$(date +%s)
 is_whole_venv || make_venv
 sync_packages
-has_mosquitto || install_system "Mosquitto (the MQTT broker of demo and tests)" mosquitto mosquitto mosquitto mosquitto
+has_mosquitto || install_system "Mosquitto (the MQTT broker of demo and tests)" "mosquitto mosquitto-clients" mosquitto "mosquitto mosquitto-clients" mosquitto
 has_mosquitto || stop "Mosquitto was installed but is not on PATH or in /usr/sbin"
 took=$(($(date +%s) - started))
 [ "$took" -lt 2 ] || say "ready after $took s"
