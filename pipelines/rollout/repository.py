@@ -221,7 +221,7 @@ class ModelRepository:
 
     def _read(self, kind: type[SignedT], path: Path) -> SignedT:
         try:
-            signed = Metadata.from_file(str(path)).signed
+            signed = Metadata.from_bytes(path.read_bytes()).signed
         except (DeserializationError, RepositoryError, OSError) as error:
             if not self._metadata.exists():
                 raise NotFoundError(f"{self.root} holds no repository; make one with: catchment model init") from error
