@@ -180,7 +180,7 @@ def _quick(values: Sequence[object], column: Column) -> list[Scalar] | None:
     """The columns where every cell converts at once: no branch per cell. None if one does not."""
     if column.type not in (ColumnType.FLOAT64, ColumnType.FLOAT32):
         return None
-    if not all(type(value) is str for value in values):
+    if set(map(type, values)) != {str}:
         return None
     try:
         return list(map(float, values))  # type: ignore[arg-type]  # all are text: checked above
