@@ -82,7 +82,7 @@ class RunLoop:
         self._root = config.lake_root
         self._clock = clock
         self._engine = engine
-        self._limits = Limits(config.run.max_envelope_bytes, config.run.max_row_bytes)
+        self._limits = Limits(config.run.max_envelope_bytes, config.run.max_row_bytes, config.run.max_image_pixels)
         self._state = load_state(self._root)
         self._desk = Desk(publisher, Topics(config.broker.namespace))
         self._desk.owe(self._state.ledger.devices())

@@ -1,7 +1,7 @@
 """The commits of a run, in an order that any crash may interrupt: stream tables, quarantine, and last the pointer table."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipelines.contracts.arrow import table_schema
 from pipelines.errors import ConfigError
+from pipelines.imaging.slides import chip_schema
 from pipelines.ingest.plan import Pins, Plan
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.quarantine import (
@@ -21,7 +22,6 @@ from pipelines.ingest.quarantine import (
     rejections_table,
 )
 from pipelines.ingest.tabulate import private_columns
-from pipelines.ingest.work import Prepared
 from pipelines.lake.books import BooksKey, Counts, books_by_stream
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import NewFile, write_table_file
@@ -39,7 +39,7 @@ COMMITS_SCHEMA = pa.schema(
 )
 
 
-def publish_run(root: Path, plan: Plan, prepared: Prepared, counts: Mapping[BooksKey, Counts]) -> None:
+def publish_run(root: Path, plan: Plan, files: Sequence[NewFile], counts: Mapping[BooksKey, Counts]) -> None:
     """Commit everything a run wrote, each table once.
 
     Raises:
@@ -49,7 +49,7 @@ def publish_run(root: Path, plan: Plan, prepared: Prepared, counts: Mapping[Book
     """
     pins = read_pins(root, plan.pins)
     by_table: dict[str, list[NewFile]] = {}
-    for file in [*prepared.files(), *_set_aside(root, plan)]:
+    for file in [*files, *_set_aside(root, plan)]:
         by_table.setdefault(file.table, []).append(file)
     for table in sorted(by_table, key=lambda name: (name == QUARANTINE, name)):
         schema, private = _shape(table, pins)
@@ -75,7 +75,10 @@ def stream_shape(stream: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
 def _shape(table: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
     if table == QUARANTINE:
         return QUARANTINE_SCHEMA, PRIVATE
-    return stream_shape(table.removeprefix(stream_table("")), pins)
+    stream = table.removeprefix(stream_table(""))
+    if pins.contract(stream, None) is None:
+        return chip_schema(), frozenset()
+    return stream_shape(stream, pins)
 
 
 def _set_aside(root: Path, plan: Plan) -> list[NewFile]:

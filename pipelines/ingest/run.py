@@ -14,9 +14,11 @@ import msgspec
 
 from pipelines.errors import CorruptLakeError
 from pipelines.ingest.admit import Admission, Head, Verdict, admit
+from pipelines.ingest.chips import prepare_chips
 from pipelines.ingest.graph import run_graph
 from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads
 from pipelines.ingest.plan import Plan
+from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.publish import publish_run
 from pipelines.ingest.work import Limits, Prepared, Work
 from pipelines.lake.books import BooksKey, Counts, Ledger
@@ -60,6 +62,7 @@ def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engi
     """
     judged = judge(root, plan, before)
     prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, limits, engine)
+    chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), limits.max_image_pixels, engine.runner)
     counts = count(judged, prepared)
     reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
     after = before.after(plan.run, judged.admission.touched, counts, listed_epochs(reports))
@@ -70,7 +73,7 @@ def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engi
             f"committed. Delete {prepared_path(root, plan.run)} to prepare the run anew"
         )
     write_ledger(root, after)
-    publish_run(root, plan, prepared, counts)
+    publish_run(root, plan, [*prepared.files(), *chips], counts)
     devices = {key.device for key in judged.admission.touched} | {device for device, _ in counts if device}
     return after, frozenset(devices | {report.device for report in reports})
 

@@ -7,10 +7,11 @@ from pipelines.lake.files import NewFile
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How large one envelope may be unpacked, one row be, and one table grow before it is written."""
+    """How large one envelope may be unpacked, one row be, one image be cut, and one table grow before it is written."""
 
     max_envelope_bytes: int
     max_row_bytes: int
+    max_image_pixels: int = 20_000_000_000
     flush_bytes: int = 256 * 1024 * 1024
 
 

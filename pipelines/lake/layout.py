@@ -21,6 +21,11 @@ def prepared_path(root: Path, run: int) -> Path:
     return root / RUNS / f"{run:012d}.prepared.json"
 
 
+def chips_path(root: Path, run: int) -> Path:
+    """The chip files that run `run` has cut and not yet committed."""
+    return root / RUNS / f"{run:012d}.chips.json"
+
+
 def ledger_path(root: Path, run: int) -> Path:
     """The settled ranges after run `run`."""
     return root / RUNS / f"{run:012d}.ledger.parquet"

@@ -229,3 +229,30 @@ def test_a_segment_that_rots_after_it_was_planned_is_planned_anew(core: Any, env
         loop.step()
     assert loop.step()
     assert keys(core) == [("car-1", 7, seq) for seq in range(10, 20)]
+
+
+def test_an_image_of_a_contract_with_chips_is_cut_and_one_that_cannot_be_stays_a_row(
+    core: Any, envelope: Any, as_ipc: Any
+) -> None:
+    import numpy as np
+    import tifffile
+
+    path = core.root.parent / "slide.tif"
+    tifffile.imwrite(path, np.zeros((600, 500, 3), np.uint8), tile=(256, 256), compression="jpeg", photometric="rgb")
+    payloads = [path.read_bytes(), b"no picture"]
+    batch = pa.record_batch(
+        {
+            "event_time": pa.array([1_790_000_000_000_000] * 2).cast(pa.timestamp("us", "UTC")),
+            "media_type": ["image/tiff"] * 2,
+            "payload": pa.array(payloads, pa.binary()),
+            "payload_sha256": [hashlib.sha256(body).hexdigest() for body in payloads],
+        }
+    )
+    core.landing.seal([envelope(0, 2, stream="slide", body=as_ipc(batch))])
+    loop = core.run()
+    assert len(core.rows("streams/slide")) == 2
+    chips = core.rows("streams/slide_chips")
+    assert {row["seq"] for row in chips} == {0}
+    assert len(chips) == 6
+    assert [(row["stage"], row["seq"], row["count"]) for row in core.rows("quarantine")] == [("chips", 1, 0)]
+    assert not loop.ledger.unbalanced()
