@@ -1,7 +1,7 @@
 """Rule evaluations per second: our tagger beside the same rules written by hand for Polars, and as SQL for DuckDB.
 
-    python bench/policy_rules.py            # 10, 50, 500 rules x 20 k and 1 M rows
-    python bench/policy_rules.py --smoke    # seconds; asserts that all three agree on counts
+python bench/policy_rules.py            # 10, 50, 500 rules x 20 k and 1 M rows
+python bench/policy_rules.py --smoke    # seconds; asserts that all three agree on counts
 """
 
 import argparse
@@ -65,8 +65,7 @@ def measure(rules: int, rows: int, repeats: int) -> None:
 
     ours = [int(hit.sum()) for hit in tagger.verdicts(data)]
     assert ours == [int(value) for value in frame.select(named).sum().row(0)], "Polars by hand disagrees"
-    counted = connection.execute(f"SELECT {', '.join(f'sum(t{n}::int)' for n in range(rules))} FROM ({query})").fetchone()
-    assert counted is not None
+    counted = connection.execute(f"SELECT {', '.join(f'sum(t{n}::int)' for n in range(rules))} FROM ({query})").fetchall()[0]
     assert ours == [int(value or 0) for value in counted], "DuckDB disagrees"
     assert len(tagger.tag(data)[0].combine_chunks().values) == sum(ours)
 
@@ -75,7 +74,7 @@ def measure(rules: int, rows: int, repeats: int) -> None:
         "tags with provenance (lists)": best(lambda: tagger.tag(data), repeats),
         "verdicts alone": best(lambda: tagger.verdicts(data), repeats),
         "Polars by hand, verdicts": best(lambda: frame.select(named), repeats),
-        "DuckDB, verdicts to Arrow": best(lambda: connection.execute(query).to_arrow_table(), repeats),
+        "DuckDB, verdicts to Arrow": best(lambda: connection.sql(query).to_arrow_table(), repeats),
     }
     print(f"\n{rules} rules x {rows:,} rows, {sum(ours) / rows:.2f} tags a row")
     bare = lines["Polars by hand, verdicts"]

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines.errors import ExpressionError, RefusedError
 from pipelines.policy.expression import Expression, compile_expression, rule_columns
-from pipelines.policy.ir import Ref, refs
+from pipelines.policy.ir import Node, Ref, refs
 from pipelines.policy.to_polars import as_column, normalised, to_polars
 from schemas.contract import Contract
 from schemas.policy import Policy
@@ -38,6 +38,8 @@ class Tagger:
 
     contract: Contract
     rules: tuple[CompiledRule, ...]
+    used: tuple[Ref, ...]
+    generated: tuple[pl.Expr, ...]
 
     @classmethod
     def compile(cls, policies: Iterable[Policy], contract: Contract) -> Self:
@@ -57,12 +59,20 @@ class Tagger:
                 except ExpressionError as error:
                     raise ExpressionError(f"policy {policy.id}, rule {rule.tag}, stream {contract.name}: {error}") from error
                 grouped.setdefault((rule.tag, f"{policy.id}@{policy.version}"), []).append(expression)
-        return cls(contract, tuple(CompiledRule(tag, source, tuple(found)) for (tag, source), found in grouped.items()))
+        rules = tuple(CompiledRule(tag, source, tuple(found)) for (tag, source), found in grouped.items())
+        trees = [[expression.folded for expression in rule.expressions] for rule in rules]
+        used = {ref for nodes in trees for node in nodes for ref in refs(node)}
+        return cls(
+            contract,
+            rules,
+            used=tuple(sorted(used, key=lambda ref: ref.name)),
+            generated=tuple(_generated(nodes).alias(str(index)) for index, nodes in enumerate(trees)),
+        )
 
     @property
     def columns(self) -> frozenset[str]:
         """The columns the rules read: all that `tag` needs of a table."""
-        return frozenset(name for rule in self.rules for expression in rule.expressions for name in expression.columns)
+        return frozenset(ref.name for ref in self.used)
 
     def tag(self, table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         """The tags of each row and, aligned with them, what gave each: `<policy>@<version>`.
@@ -84,17 +94,16 @@ class Tagger:
 
     def verdicts(self, table: pa.Table) -> list[_Bools]:
         """For each rule, whether it is true for each row (NULL is not true)."""
-        expressions = [[expression.folded for expression in rule.expressions] for rule in self.rules]
-        used = sorted({ref for nodes in expressions for node in nodes for ref in refs(node)}, key=lambda ref: ref.name)
-        missing = sorted({ref.name for ref in used} - set(table.column_names))
+        missing = sorted(self.columns - set(table.column_names))
         if missing:
             raise RefusedError(f"the rules read columns that the table does not have: {', '.join(missing)}")
-        frame = _frame(table, used)
-        selected = frame.select(
-            as_column(reduce(or_, (to_polars(node, _read_as_is) for node in nodes))).fill_null(value=False).alias(str(index))
-            for index, nodes in enumerate(expressions)
-        )
+        selected = _frame(table, self.used).select(self.generated)
         return [column.to_numpy() for column in selected.get_columns()]
+
+
+def _generated(nodes: Sequence[Node]) -> pl.Expr:
+    """Whether one of them is true, for a frame whose columns are normalised already."""
+    return as_column(reduce(or_, (to_polars(node, _read_as_is) for node in nodes))).fill_null(value=False)
 
 
 def _read_as_is(ref: Ref) -> pl.Expr:

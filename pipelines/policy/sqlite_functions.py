@@ -9,7 +9,9 @@ import re
 import sqlite3
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeAlias
 
+Value: TypeAlias = str | int | float | None
 _HOUR_US = 3_600_000_000
 _DAY_US = 24 * _HOUR_US
 _THURSDAY = 3  # 1970-01-01, counted from Monday as 0
@@ -52,10 +54,10 @@ def _pieces(pattern: str) -> tuple[re.Pattern[str], ...]:
     )
 
 
-def _nulls(function: Callable[..., object]) -> Callable[..., object]:
+def _nulls(function: Callable[..., Value]) -> Callable[..., Value]:
     """NULL in, NULL out."""
 
-    def strict(*arguments: object) -> object:
+    def strict(*arguments: Value) -> Value:
         return None if any(argument is None for argument in arguments) else function(*arguments)
 
     return strict
@@ -65,7 +67,7 @@ def _rounded(function: Callable[[float], int]) -> Callable[[float], float]:
     return lambda number: float(function(number)) if math.isfinite(number) else number
 
 
-_FUNCTIONS: tuple[tuple[str, int, Callable[..., object]], ...] = (
+_FUNCTIONS: tuple[tuple[str, int, Callable[..., Value]], ...] = (
     ("ct_like", 2, _nulls(like)),
     ("ct_floor", 1, _nulls(_rounded(math.floor))),
     ("ct_ceil", 1, _nulls(_rounded(math.ceil))),

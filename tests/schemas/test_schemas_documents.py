@@ -74,7 +74,8 @@ def test_a_report_survives_the_wire_and_its_books_say_whether_they_balance() -> 
 @pytest.mark.parametrize(
     "epoch",
     [EpochReport("Bad", 1, 1, closed=False), EpochReport("a", -1, 1, closed=False), EpochReport("a", 1, -1, closed=False),
-     EpochReport("a", 1, 5, closed=False, dropped=(DroppedRange(4, 6, "x"),)), EpochReport("a", 1, 5, closed=False, dropped=(DroppedRange(3, 3, "x"),))],
+     EpochReport("a", 1, 5, closed=False, dropped=(DroppedRange(4, 6, "x"),)),
+     EpochReport("a", 1, 5, closed=False, dropped=(DroppedRange(3, 3, "x"),))],
 )  # fmt: skip
 def test_a_report_that_contradicts_itself_is_refused(epoch: EpochReport) -> None:
     with pytest.raises(SchemaError):
@@ -95,7 +96,9 @@ def test_desired_state_and_piece_requests_survive_the_wire() -> None:
     assert decode_piece_request(encode_piece_request(request)) == request
 
 
-@pytest.mark.parametrize("path", ["../x", "metadata/../x", "/etc/passwd", "metadata/", "targets/a/b/c", "metadata/.x", "other/x", "metadata/a\n"])
+@pytest.mark.parametrize(
+    "path", ["../x", "metadata/../x", "/etc/passwd", "metadata/", "targets/a/b/c", "metadata/.x", "other/x", "metadata/a\n"]
+)
 def test_a_path_outside_the_repository_is_refused(path: str) -> None:
     with pytest.raises(SchemaError):
         PieceRequest(path, 0, 1)

@@ -22,10 +22,33 @@ FLOATS = [None, _NAN, _INF, -_INF, 0.0, -0.0, 1.0, -1.0, 0.1, 0.3, 2.5, 5e-324, 
 HALVES = [None, _NAN, _INF, 0.0, -0.0, 1.5, -2.25, 3.0e38, 100.0, 0.5]
 WHOLES = [None, 0, 1, -1, 2**53 + 1, 2**63 - 1, -(2**63), 7, 100, 12345678901]
 SMALLS = [None, 0, 1, -1, 2**31 - 1, -(2**31), 10, 255]
-TEXTS = [None, "", "a", "A", "abc", "ABC", "aXc", "a%c", "a_c", "ß", "İ", "ΟΔΥΣΣΕΥΣ", "😀x", "a\0b", "\n", "a\nb", "abcabc", "e\u0301"]
+TEXTS = [
+    None,
+    "",
+    "a",
+    "A",
+    "abc",
+    "ABC",
+    "aXc",
+    "a%c",
+    "a_c",
+    "ß",
+    "İ",
+    "ΟΔΥΣΣΕΥΣ",
+    "😀x",
+    "a\0b",
+    "\n",
+    "a\nb",
+    "abcabc",
+    "e\u0301",
+]
 TRUTHS = [None, True, False]
-TIMES = [None, *(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=n) for n in (0, -1, 1767225600000000, 1785542399999999))]
+TIMES = [
+    None,
+    *(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=n) for n in (0, -1, 1767225600000000, 1785542399999999)),
+]
 ROWS = 64
+MOMENTS = ["at", "'2026-01-01T00:00:00Z'", "'1969-12-31T23:00:00+00:00'"]
 
 
 def hard_rows(seed: int = 7) -> pa.Table:
@@ -36,7 +59,9 @@ def hard_rows(seed: int = 7) -> pa.Table:
     ]  # fmt: skip
     columns = {}
     for name, (values, type_) in zip(COLUMNS, kinds, strict=True):
-        columns[name] = pa.array([values[n] if n < len(values) else pick.choice(values) for n in range(ROWS)], type_, from_pandas=False)
+        columns[name] = pa.array(
+            [values[n] if n < len(values) else pick.choice(values) for n in range(ROWS)], type_, from_pandas=False
+        )
     shuffled = {name: column.take(pa.array(pick.sample(range(ROWS), ROWS))) for name, column in columns.items()}
     return pa.table(shuffled)
 
@@ -66,7 +91,7 @@ class Writer:
             lambda: f"({b(depth - 1)}) IS {p.choice(['', 'NOT '])}{p.choice(['TRUE', 'FALSE'])}",
             lambda: f"{p.choice(['starts_with', 'ends_with', 'contains'])}({t(depth - 1)}, {t(depth - 1)})",
             lambda: f"coalesce({b(depth - 1)}, {b(depth - 1)})",
-            lambda: f"at {p.choice(['<', '>=', '='])} {p.choice(['at', repr('2026-01-01T00:00:00Z'), repr('1969-12-31T23:00:00+00:00')])}",
+            lambda: f"at {p.choice(['<', '>=', '='])} {p.choice(MOMENTS)}",
             lambda: f"({b(depth - 1)}) {p.choice(['=', '<>'])} ({b(depth - 1)})",
             lambda: f"CASE WHEN {b(depth - 1)} THEN {b(depth - 1)} ELSE {b(depth - 1)} END",
         ]
@@ -102,10 +127,30 @@ class Writer:
         ])()  # fmt: skip
 
     def literal(self) -> str:
-        return self.pick.choice(["0", "1", "-1", "0.1", "0.3", "3", "1e308", "2.5", "9007199254740993", "5e-324", "100", "-0.0", "7", "1e-300"])
+        return self.pick.choice(
+            ["0", "1", "-1", "0.1", "0.3", "3", "1e308", "2.5", "9007199254740993", "5e-324", "100", "-0.0", "7", "1e-300"]
+        )
 
     def quoted(self) -> str:
         return self.pick.choice(["''", "'a'", "'abc'", "'A'", "'ß'", "'SS'", "'a%c'", "'😀x'", "'it''s'", "'i̇'"])
 
     def pattern(self) -> str:
-        return self.pick.choice(["'%'", "'a%'", "'%c'", "'%b%'", "'a_c'", "'_'", "''", "'%a%b%'", "'a%c'", "'ABC'", "'%\u0301'", "'_%_'", "'.%'", "'[a]%'", "'%a_c%'"])
+        return self.pick.choice(
+            [
+                "'%'",
+                "'a%'",
+                "'%c'",
+                "'%b%'",
+                "'a_c'",
+                "'_'",
+                "''",
+                "'%a%b%'",
+                "'a%c'",
+                "'ABC'",
+                "'%\u0301'",
+                "'_%_'",
+                "'.%'",
+                "'[a]%'",
+                "'%a_c%'",
+            ]
+        )

@@ -15,7 +15,8 @@ from pipelines.policy.sqlite_functions import like, register_functions
 from pipelines.policy.to_sqlite import to_sqlite
 
 _spec = importlib.util.spec_from_file_location("expression_corpus", Path(__file__).with_name("expression_corpus.py"))
-assert _spec is not None and _spec.loader is not None
+assert _spec is not None
+assert _spec.loader is not None
 corpus = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(corpus)
 
@@ -33,9 +34,8 @@ def device() -> sqlite3.Connection:
     rows: pa.Table = corpus.hard_rows()
     connection = sqlite3.connect(":memory:")
     register_functions(connection)
-    numeric = "INTEGER" if False else "REAL"
     columns = ", ".join(
-        f'"{name}" {DECLARED.get(str(type_), "INTEGER" if str(type_).startswith("int") else numeric)}'
+        f'"{name}" {DECLARED.get(str(type_), "INTEGER" if str(type_).startswith("int") else "REAL")}'
         for name, type_ in corpus.COLUMNS.items()
     )
     connection.execute(f"CREATE TABLE rows (n INTEGER PRIMARY KEY, {columns})")

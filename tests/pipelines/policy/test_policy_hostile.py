@@ -97,7 +97,7 @@ a > 1 GROUP BY a
 a > 1, a > 2
 a > 1 AS b
 DISTINCT a > 1
-* 
+*
 a.*
 COUNT(*) > 1
 SUM(a) > 1
@@ -173,7 +173,7 @@ NULL
 's'
 TRUE AND NULL
 /*+ hint */ a > 1
-""".strip().splitlines()  # noqa: S608 - the point of the list
+""".strip().splitlines()
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -192,11 +192,59 @@ def test_any_text_is_compiled_or_refused_and_nothing_else(text: str) -> None:
     try:
         compile_expression(text, COLUMNS)
     except ExpressionError as error:
-        assert str(error)
+        assert str(error)  # noqa: PT017 - both outcomes are fine
 
 
 def test_words_of_the_language_in_any_order_are_compiled_or_refused_and_nothing_else() -> None:
-    words = "a s f AND OR NOT ( ) ( ) = <> < > + - * / IN BETWEEN LIKE IS NULL CASE WHEN THEN ELSE END 1 'x' , abs( least( TRUE -- /* */ ; . :: [ ] { } @ SELECT FROM".split()
+    words = [
+        "a",
+        "s",
+        "f",
+        "AND",
+        "OR",
+        "NOT",
+        "(",
+        ")",
+        "(",
+        ")",
+        "=",
+        "<>",
+        "<",
+        ">",
+        "+",
+        "-",
+        "*",
+        "/",
+        "IN",
+        "BETWEEN",
+        "LIKE",
+        "IS",
+        "NULL",
+        "CASE",
+        "WHEN",
+        "THEN",
+        "ELSE",
+        "END",
+        "1",
+        "'x'",
+        ",",
+        "abs(",
+        "least(",
+        "TRUE",
+        "--",
+        "/*",
+        "*/",
+        ";",
+        ".",
+        "::",
+        "[",
+        "]",
+        "{",
+        "}",
+        "@",
+        "SELECT",
+        "FROM",
+    ]
     pick = random.Random(5)
     refused = 0
     for _ in range(3_000):

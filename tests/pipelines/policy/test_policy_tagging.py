@@ -24,12 +24,14 @@ VEHICLE = builtin_contract("vehicle_telemetry")
 
 def vehicle_rows(speeds: list[float | None]) -> pa.Table:
     now = datetime(2026, 1, 5, 12, tzinfo=UTC)
-    return pa.table({
-        "event_time": pa.array([now] * len(speeds), TIMESTAMP),
-        "device": pa.array(["car-1"] * len(speeds), pa.string()),
-        "seq": pa.array(range(len(speeds)), pa.int64()),
-        "speed_mps": pa.array(speeds, pa.float64()),
-    })
+    return pa.table(
+        {
+            "event_time": pa.array([now] * len(speeds), TIMESTAMP),
+            "device": pa.array(["car-1"] * len(speeds), pa.string()),
+            "seq": pa.array(range(len(speeds)), pa.int64()),
+            "speed_mps": pa.array(speeds, pa.float64()),
+        }
+    )
 
 
 def policy(name: str, *rules: tuple[str, str], streams: tuple[str, ...] = ("vehicle_telemetry",)) -> Policy:
@@ -37,7 +39,10 @@ def policy(name: str, *rules: tuple[str, str], streams: tuple[str, ...] = ("vehi
 
 
 def test_each_tag_stands_beside_the_policy_and_version_that_gave_it() -> None:
-    first, second = policy("one", ("fast", "speed_mps > 20"), ("moving", "speed_mps > 0")), policy("two", ("fast", "speed_mps > 30"))
+    first, second = (
+        policy("one", ("fast", "speed_mps > 20"), ("moving", "speed_mps > 0")),
+        policy("two", ("fast", "speed_mps > 30")),
+    )
     tags, sources = Tagger.compile([first, second], VEHICLE).tag(vehicle_rows([0.0, 25.0, None, 40.0]))
     one, two = f"one@{first.version}", f"two@{second.version}"
     assert tags.to_pylist() == [[], ["fast", "moving"], [], ["fast", "moving", "fast"]]
@@ -71,7 +76,11 @@ def test_a_table_of_no_rows_gives_lists_of_no_rows() -> None:
 
 def test_a_table_in_many_chunks_is_tagged_as_one() -> None:
     pieces = pa.concat_tables([vehicle_rows([1.0, 30.0]), vehicle_rows([]), vehicle_rows([30.0])])
-    assert Tagger.compile([policy("one", ("fast", "speed_mps > 20"))], VEHICLE).tag(pieces)[0].to_pylist() == [[], ["fast"], ["fast"]]
+    assert Tagger.compile([policy("one", ("fast", "speed_mps > 20"))], VEHICLE).tag(pieces)[0].to_pylist() == [
+        [],
+        ["fast"],
+        ["fast"],
+    ]
 
 
 def test_a_missing_column_is_named() -> None:
@@ -162,7 +171,8 @@ def test_the_test_command_tells_failed_examples_and_untested_rules(tmp_path: Pat
 def test_an_example_with_an_unknown_column_is_refused_not_passed(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(
-        "id: x\nstreams: [vehicle_telemetry]\nrules: [{tag: fast, when: speed_mps > 1}]\nexamples:\n- row: {sped: 3}\n  tags: []\n"
+        "id: x\nstreams: [vehicle_telemetry]\nrules: [{tag: fast, when: speed_mps > 1}]\n"
+        "examples:\n- row: {sped: 3}\n  tags: []\n"
     )
     with pytest.raises(ConfigError, match="no stream of it has all of sped"):
         try_policy(load_policy(path), ContractSet.load(""))
