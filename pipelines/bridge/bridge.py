@@ -61,6 +61,7 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         _run_both(subscriber, drain, stop)
     finally:
         _tell(subscriber, drain, landing, assembler)
+        subscriber.close()
         landing.close()
 
 

@@ -57,6 +57,7 @@ class Subscriber:
 
     def __init__(self, config: CoreConfig, inbox: Inbox, clock: Clock) -> None:
         self.connections = 0
+        self.is_subscribed = False
         self.stale_acks = 0
         self._config = config
         self._inbox = inbox
@@ -78,6 +79,11 @@ class Subscriber:
         """Hand over what is durable; any thread."""
         self._done.append(done)
         os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Let go of the sockets, once nobody posts any more."""
+        self._client.reinitialise()
+        os.close(self._wake)
 
     def run(self, stop: Event) -> None:
         """Receive until stopped; then stop reading, acknowledge what still becomes durable, and say goodbye.
@@ -104,7 +110,7 @@ class Subscriber:
     def _say_goodbye(self) -> None:
         """DISCONNECT, then read until the broker closes: closing over unread messages makes TCP take our last acks back."""
         sock = self._client.socket()
-        if sock is not None and self._is_up:
+        if isinstance(sock, socket.socket) and self._is_up:
             try:
                 sock.settimeout(_GOODBYE_S)
                 sock.sendall(_DISCONNECT)
@@ -229,7 +235,6 @@ class Subscriber:
             return
         self.connections += 1
         self._is_up = True
-        _log.info("connected", generation=self.connections, session_present=flags.session_present)
         if self.connections > 1 and not flags.session_present:
             _log.warning("session_lost", hint="the broker forgot its queue; agents send again what has no receipt")
         # Retained reports come once with a new subscription, not at every reconnect.
@@ -244,11 +249,15 @@ class Subscriber:
         refused = [f"{topic}: {reason}" for topic, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
         if refused:
             self._fatal = ConfigError(f"the broker refuses subscriptions ({', '.join(refused)}); check its ACL for this bridge")
+            return
+        # Only from here on does the broker keep for us what comes.
+        self.is_subscribed = True
+        _log.info("connected", generation=self.connections)
 
     def _on_disconnect(
         self, _client: mqtt.Client, _data: Any, flags: mqtt.DisconnectFlags, reason: ReasonCode, _more: Any
     ) -> None:
-        self._is_up = False
+        self._is_up = self.is_subscribed = False
         if flags.is_disconnect_packet_from_server and reason.value == SESSION_TAKEN_OVER:
             self._fatal = self._taken_over()
         _log.warning("disconnected", reason=str(reason), from_broker=flags.is_disconnect_packet_from_server)

@@ -71,12 +71,16 @@ class Device:
     def states(self) -> list[dict]:
         return [json.loads(body) for topic, body in self.heard if topic.endswith("/objects")]
 
+    def wait_until(self, is_true: Callable[[], bool]) -> None:
+        wait_until(is_true)
+
     def wait_for_state(self, is_it: Callable[[dict], bool]) -> None:
         wait_until(lambda: any(is_it(state) for state in self.states()))
 
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+        self.client.reinitialise()  # closes its pair of wake-up sockets
 
 
 @dataclass

@@ -1,0 +1,86 @@
+import errno
+import os
+import threading
+
+import pytest
+
+from pipelines.bridge import segment
+from pipelines.bridge.bridge import run_bridge
+from pipelines.bridge.inbox import Done, Inbox
+from pipelines.bridge.segment import read_segment
+from pipelines.bridge.subscriber import Subscriber
+from pipelines.clock import SystemClock
+from pipelines.config import BridgeConfig, BrokerConfig, CoreConfig
+
+
+@pytest.fixture
+def config(broker, tmp_path) -> CoreConfig:
+    return CoreConfig(
+        lake=str(tmp_path / "lake"),
+        broker=BrokerConfig(host=broker.host, port=broker.port, keepalive_s=1),
+        bridge=BridgeConfig(max_queue_bytes=100_000, seal_ms=20),
+    )
+
+
+@pytest.fixture
+def beside():
+    """Run a function beside the test until it is told to stop."""
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def start(run) -> threading.Event:
+        threads.append(threading.Thread(target=run, args=(stop,)))
+        threads[0].start()
+        return stop
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+
+
+def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config, device, beside):
+    inbox = Inbox(config.bridge.max_queue_bytes, 50_000)
+    subscriber = Subscriber(config, inbox, SystemClock())
+    stop = beside(lambda stop: (subscriber.run(stop), subscriber.close()))
+    device.wait_until(lambda: subscriber.is_subscribed)
+    for number in range(400):
+        device.publish("catchment/up/dev-a/telemetry", number.to_bytes(2, "big") + bytes(20_000))
+    device.wait_until(lambda: inbox.is_full)
+    stop.wait(4.0)  # the broker gives up after 1.5 keepalives without a packet
+    held = inbox.held_bytes
+    assert held < config.bridge.max_queue_bytes + 50_000  # one message may go over the bound, not one more
+    seen: list[int] = []
+    while len(seen) < 400:
+        group = inbox.take(10, 0)
+        assert group, "the messages behind the stall did not come"
+        seen += [int.from_bytes(arrived.message.payload[:2], "big") for arrived in group]
+        subscriber.post(Done(group, ()))
+        inbox.release(group)
+    assert seen == list(range(400))
+    assert subscriber.connections == 1
+    assert subscriber.stale_acks == 0
+
+
+def test_a_disk_that_refuses_for_a_while_loses_nothing_and_costs_no_connection(config, device, beside, monkeypatch):
+    real, refusals = os.fdatasync, iter([False, True, True, False, True])
+
+    def sometimes(descriptor: int) -> None:
+        if next(refusals, False):
+            raise OSError(errno.EIO, "test")
+        real(descriptor)
+
+    monkeypatch.setattr(segment.os, "fdatasync", sometimes)
+    beside(lambda stop: run_bridge(config, stop, SystemClock()))
+    folder = config.lake_root / "landing" / config.bridge.id
+    device.wait_until(lambda: device.send("catchment/reported/dev-a", b"{}") or list(folder.glob("*.arrows")))
+    for number in range(60):
+        device.send("catchment/up/dev-a/telemetry", number.to_bytes(2, "big"))
+
+    def landed() -> list[bytes]:
+        sealed = sorted(folder.glob("*.arrows"))
+        return [value for path in sealed for batch in read_segment(path) for value in batch.column("payload").to_pylist()]
+
+    device.wait_until(lambda: set(landed()) - {b"{}"} == {number.to_bytes(2, "big") for number in range(60)})
+    numbers = sorted(int(path.name[:12]) for path in folder.glob("*.arrows"))
+    assert numbers == list(range(1, len(numbers) + 1))
