@@ -145,7 +145,8 @@ def _learn(stage: Stage) -> tuple[tuple[SetRead, ...], float]:
         stage.snapshot()
     model = train_on(Path(sets[1].folder))
     stage.view.event(
-        f"trained on {model.samples} pictures: {model.test_accuracy:.0%} right on the quarter it did not see ({', '.join(model.labels)})"
+        f"trained on {model.samples} pictures ({', '.join(model.labels)}):"
+        f" {model.test_accuracy:.0%} right on the quarter that it did not see"
     )
     publish(stage.commands, stage.site, model)
     return tuple(sets), model.test_accuracy

@@ -82,7 +82,7 @@ class Watch:
         names = actions.schema.names
         committed = sum(actions.column("num_records").to_pylist()) if len(actions.column("path")) else 0
         predicted = 0
-        if "null_count.predicted_label" in names:
-            nulls = actions.column("null_count.predicted_label").to_pylist()
+        if "null_count.predicted_score" in names:
+            nulls = actions.column("null_count.predicted_score").to_pylist()
             predicted = committed - sum(count or 0 for count in nulls)
         return StreamLine(stream, committed, predicted)

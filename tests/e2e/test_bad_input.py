@@ -58,6 +58,16 @@ class Publisher:
         self.client.loop_stop()
 
 
+def rows_of(plant: Any, device: str, count: int) -> pl.DataFrame:
+    """The device's rows, once there are so many."""
+
+    def found() -> pl.DataFrame:
+        return plant.rows("streams/vehicle_telemetry").filter(pl.col("device") == device)
+
+    plant.eventually(lambda: len(found()) >= count, f"{count} rows of {device}", 30)
+    return found()
+
+
 @pytest.fixture
 def stranger(plant: Any) -> Iterator[Publisher]:
     plant.start_core()
