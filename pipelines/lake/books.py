@@ -97,5 +97,3 @@ def books_by_stream(books: Mapping[BooksKey, Counts]) -> dict[str, Counts]:
     for (_device, stream), counts in sorted(books.items()):
         total[stream] = total.get(stream, Counts()).plus(counts)
     return total
-
-

@@ -35,7 +35,6 @@ BOOKS_SCHEMA = pa.schema(
 KEPT_LEDGERS = 20
 
 
-
 def write_ledger(root: Path, ledger: Ledger) -> None:
     """Write both files of `ledger.run`, durable.
 
