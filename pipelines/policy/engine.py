@@ -98,7 +98,14 @@ class Tagger:
         if missing:
             raise RefusedError(f"the rules read columns that the table does not have: {', '.join(missing)}")
         selected = _frame(table, self.used).select(self.generated)
-        return [column.to_numpy() for column in selected.get_columns()]
+        return [_unpacked(column) for column in selected.get_columns()]
+
+
+def _unpacked(column: pl.Series) -> _Bools:
+    """One byte per row from Polars' one bit per row, several times as fast as its own to_numpy."""
+    bits = column.rechunk().to_arrow()
+    raw = np.frombuffer(bits.buffers()[1], np.uint8)
+    return np.unpackbits(raw, bitorder="little", count=bits.offset + len(bits))[bits.offset :].view(np.bool_)
 
 
 def _generated(nodes: Sequence[Node]) -> pl.Expr:
