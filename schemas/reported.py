@@ -46,7 +46,7 @@ class StreamBooks(msgspec.Struct, frozen=True):
 
 
 class ModelReport(msgspec.Struct, frozen=True):
-    """The model a device runs: `state` is active, none, refused or rolled_back; `refused` lists versions not to be tried again."""
+    """The model a device runs: `state` is active, none, refused or rolled_back; `refused` lists versions never to try again."""
 
     name: str
     version: int
