@@ -51,8 +51,12 @@ def main() -> None:
         folder = Path(name)
         for rows in (100, 1_000):
             for contract in (NARROW, WIDE):
-                rate = _median(rounds, lambda n, c=contract, r=rows: samples / _telemetry(folder / f"{c.name}{r}-{n}", c, samples, r))
-                table.add_row(f"200 B telemetry ({contract.name}), batches of {rows}: pump (encode + append)", f"{rate:,.0f} samples/s", "")
+                rate = _median(
+                    rounds, lambda n, c=contract, r=rows: samples / _telemetry(folder / f"{c.name}{r}-{n}", c, samples, r)
+                )
+                table.add_row(
+                    f"200 B telemetry ({contract.name}), batches of {rows}: pump (encode + append)", f"{rate:,.0f} samples/s", ""
+                )
         total_bytes = frames * FRAME_BYTES
         plain = _median(rounds, lambda n: total_bytes / _plain(folder / f"plain{n}", frames, frames_per_sync=8))
         ours = _median(rounds, lambda n: total_bytes / _frames(folder / f"frames{n}", frames))
@@ -86,7 +90,7 @@ class _Fixed:
         self._batch, self._left = batch, batches
         self.stored_count = 0
 
-    def read(self, max_samples: int) -> SampleBatch:
+    def read(self, max_samples: int) -> SampleBatch:  # noqa: ARG002 # the seam's
         if self._left == 0:
             raise SourceEndedError("done")
         self._left -= 1

@@ -41,7 +41,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A table of the file. A key that is not listed is an error: a misspelt key must not be a silent default."""
 
 
-class TlsConfig(_Section):
+class TlsConfig(_Section, frozen=True):
     """Mutual TLS 1.3: the broker's authority, this device's certificate (its common name is the device id) and key."""
 
     ca: Path
@@ -49,7 +49,7 @@ class TlsConfig(_Section):
     key: Path
 
 
-class BrokerConfig(_Section):
+class BrokerConfig(_Section, frozen=True):
     """Where the broker is. Without `tls` only a loopback address is accepted."""
 
     host: str = "127.0.0.1"
@@ -69,7 +69,7 @@ class BrokerConfig(_Section):
             )
 
 
-class SpoolConfig(_Section):
+class SpoolConfig(_Section, frozen=True):
     """The durable queue: its quota, how long an append may wait for company, what counts as a large payload."""
 
     max_bytes: int = 1024 * MIB
@@ -82,7 +82,7 @@ class SpoolConfig(_Section):
         _within("part_threshold_bytes", self.part_threshold_bytes, 4096, 128 * MIB)
 
 
-class UplinkConfig(_Section):
+class UplinkConfig(_Section, frozen=True):
     """How much may be under way at once, and when it is sent again.
 
     Attributes:
@@ -110,7 +110,7 @@ class UplinkConfig(_Section):
         _within("report_interval_s", self.report_interval_s, 0.1, 3_600)
 
 
-class SourceConfig(_Section):
+class SourceConfig(_Section, frozen=True):
     """One source: what kind, into which stream, under which contract, how valuable.
 
     Attributes:
@@ -142,7 +142,7 @@ class SourceConfig(_Section):
         return f"{self.kind}:{self.stream}:{msgspec.json.encode(self.options, order='sorted').decode()}"
 
 
-class AgentConfig(_Section):
+class AgentConfig(_Section, frozen=True):
     """The whole file. `model` is checked by the models' room, which is only loaded when the table is there."""
 
     device: str
@@ -199,9 +199,7 @@ def load_contract(source: SourceConfig) -> Contract:
     try:
         contract = builtin_contract(source.stream) if source.contract is None else decode_contract(source.contract.read_bytes())
     except OSError as error:
-        raise ConfigError(
-            f"source.contract {source.contract}: {error.strerror}; compile it from its ODCS file"
-        ) from error
+        raise ConfigError(f"source.contract {source.contract}: {error.strerror}; compile it from its ODCS file") from error
     except SchemaError as error:
         raise ConfigError(f"source.contract of stream {source.stream}: {error}") from error
     if contract.name != source.stream:

@@ -195,7 +195,8 @@ def _column(column: Column, values: Sequence[Scalar]) -> object:
 def _primitive(values: Sequence[Scalar], code: str, arrow: object) -> object:
     nulls, validity = _validity(values)
     filled = values if nulls == 0 else [0 if value is None else value for value in values]
-    return na.c_array_from_buffers(arrow, len(values), [validity, array(code, filled)], null_count=nulls, validation_level="none")
+    numbers = array(code, filled)  # type: ignore[type-var]  # what is no number raises TypeError here
+    return na.c_array_from_buffers(arrow, len(values), [validity, numbers], null_count=nulls, validation_level="none")
 
 
 def _variable(values: Sequence[bytes | None], arrow: object) -> object:

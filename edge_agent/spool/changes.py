@@ -26,23 +26,26 @@ class Removed:
         return Removed(self.ids + other.ids, self.orphans + other.orphans)
 
 
-def insert(db: sqlite3.Connection, append: Append, epoch: int, first_seq: int) -> int:
-    """Store a batch's envelopes from `first_seq` on, and its source's position. Returns the seq after the last."""
+def insert(db: sqlite3.Connection, append: Append, epoch: int, first_seq: int, first_id: int) -> int:
+    """Store a batch's envelopes from `first_seq` on, and its source's position. Returns the seq after the last.
+
+    Ids are given by the caller: SQLite would start again from 1 whenever the queue runs empty, below the uplink's cursor.
+    """
     seq = first_seq
     rows = []
-    for envelope in append.envelopes:
+    for id_, envelope in enumerate(append.envelopes, first_id):
         span = Span(epoch, seq, envelope.count)
         large = envelope.large
         rows.append((
-            append.stream, epoch, seq, envelope.count, envelope.cost_bytes, append.priority,
+            id_, append.stream, epoch, seq, envelope.count, envelope.cost_bytes, append.priority,
             State.READY if large is None else State.WAITING, checksum(append.stream, span, envelope),
             envelope.contract_version, envelope.encoding, envelope.created_us,
             large.digest if large else "", large.size_bytes if large else 0, envelope.body,
         ))  # fmt: skip
         seq = span.end_seq
     db.executemany(
-        "INSERT INTO envelope (stream, epoch, first_seq, count, cost_bytes, priority, state, crc, contract_version, encoding,"
-        " created_us, digest, object_bytes, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "INSERT INTO envelope (id, stream, epoch, first_seq, count, cost_bytes, priority, state, crc, contract_version, encoding,"
+        " created_us, digest, object_bytes, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         rows,
     )
     capture(db, append, epoch, seq)

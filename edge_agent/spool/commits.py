@@ -39,6 +39,7 @@ class Ledgerhand:
         self._objects = objects
         self._soft_limit_bytes = max_bytes - RESERVE_BYTES - _SLACK_BYTES
         self._next_seq: dict[str, int] = {}
+        self._next_id = 1 + db.execute("SELECT coalesce(max(id), 0) FROM envelope").fetchone()[0]
 
     def commit(self, appends: Sequence[Append], others: Sequence[Change], in_flight: frozenset[int]) -> Committed:
         """Do all of it durably, or none of it.
@@ -78,7 +79,8 @@ class Ledgerhand:
         if self._missing_bytes(append) > 0:
             return self._drop_incoming(append)
         first_seq = self._next_seq.get(append.stream, 0)
-        self._next_seq[append.stream] = changes.insert(self._db, append, self.epoch, first_seq)
+        self._next_seq[append.stream] = changes.insert(self._db, append, self.epoch, first_seq, self._next_id)
+        self._next_id += len(append.envelopes)
         return Span(self.epoch, first_seq, append.count), Removed()
 
     def _drop_incoming(self, append: Append) -> tuple[Span, Removed]:

@@ -21,7 +21,7 @@ class Backoff:
 
     def next_s(self) -> float:
         """The wait after one more failure: between half and all of the doubled one."""
-        longest = min(self.cap_s, self.first_s * 2 ** min(self.failures, 30))
+        longest = min(self.cap_s, self.first_s * float(2 ** min(self.failures, 30)))
         self.failures += 1
         return longest * (0.5 + 0.5 * self.draw())
 

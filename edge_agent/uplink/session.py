@@ -16,6 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
@@ -143,7 +144,7 @@ class PahoSession:
         Raises:
             BrokerUnavailableError: the connection is gone.
         """
-        properties = PahoProperties(PacketTypes.PUBLISH)
+        properties = PahoProperties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho leaves it untyped
         if message.properties:
             properties.UserProperty = list(message.properties)
         if message.content_type:
@@ -159,7 +160,7 @@ class PahoSession:
 
     def subscribe(self, filters: Sequence[str]) -> None:
         """Ask for topics with QoS 1."""
-        self._client.subscribe([(text, mqtt.SubscribeOptions(qos=1)) for text in filters])
+        self._client.subscribe([(text, SubscribeOptions(qos=1)) for text in filters])
 
     def close(self) -> None:
         """Say goodbye and end the network thread."""
@@ -168,7 +169,7 @@ class PahoSession:
         self._client.loop_stop()
 
     def _connect(self, broker: BrokerConfig) -> None:
-        hello = PahoProperties(PacketTypes.CONNECT)
+        hello = PahoProperties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
         hello.ReceiveMaximum = _RECEIVE_MAXIMUM
         place = f"broker {broker.host}:{broker.port}"
         try:
@@ -208,7 +209,7 @@ class PahoSession:
         properties = message.properties
         named = tuple(getattr(properties, "UserProperty", ()))
         correlation = getattr(properties, "CorrelationData", b"")
-        self._events.put(Arrived(message.topic, message.payload, named, correlation))
+        self._events.put(Arrived(message.topic, bytes(message.payload), named, correlation))
 
 
 def _tls_context(broker: BrokerConfig) -> ssl.SSLContext:

@@ -7,7 +7,7 @@ real core has its own tests; the end-to-end tests put both together.
 import hashlib
 import threading
 from collections import defaultdict
-from typing import Any
+from typing import Any, Self
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
@@ -52,7 +52,7 @@ class FakeCore:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def __enter__(self) -> "FakeCore":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,7 +63,8 @@ class FakeCore:
         with self._lock:
             self._run += 1
             settled = {
-                str(stream): {epoch: list(ranges.spans) for epoch, ranges in epochs.items()} for stream, epochs in self._settled.items()
+                str(stream): {epoch: list(ranges.spans) for epoch, ranges in epochs.items()}
+                for stream, epochs in self._settled.items()
             }
             body = encode_receipt(Receipt(self._run, settled))
         self._client.publish(f"catchment/down/{device}/receipts", body, qos=1, retain=True)

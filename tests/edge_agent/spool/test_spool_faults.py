@@ -125,6 +125,15 @@ def test_a_full_spool_still_drains_on_receipts(tmp_path: Path) -> None:
     spool.close()
 
 
+def test_what_comes_after_the_spool_ran_empty_is_sent_too(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path / "s")
+    for n in range(5):
+        put(spool, b"%d" % n)
+        assert [body for _, _, body in drain(spool)] == [b"%d" % n]
+        spool.settle(Receipt(n, {ALPHA: {str(spool.epoch): [(0, n + 1)]}})).result()
+    spool.close()
+
+
 def test_an_epoch_settled_in_full_is_forgotten_when_it_is_closed(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "s")
     put(spool, b"x", count=10)

@@ -43,7 +43,8 @@ class SpoolModel(RuleBasedStateMachine):
     @rule(target=spans, stream=st.sampled_from(STREAMS), counts=st.lists(st.integers(1, 50), min_size=1, max_size=3))
     def append(self, stream: str, counts: list[int]) -> tuple[str, int, int, int]:
         envelopes = tuple(NewEnvelope(count, bytes([count]) * count, "1.0.0") for count in counts)
-        span = self.spool.append(Append(StreamName(stream), envelopes, source=stream, position=str(sum(counts)).encode())).result()
+        position = str(sum(counts)).encode()
+        span = self.spool.append(Append(StreamName(stream), envelopes, source=stream, position=position)).result()
         seq = span.first_seq
         for envelope in envelopes:
             assert (stream, span.epoch, seq) not in self.seen
@@ -51,7 +52,7 @@ class SpoolModel(RuleBasedStateMachine):
             self.stored.append((stream, span.epoch, seq, envelope.count, envelope.body))
             seq += envelope.count
         assert seq == span.end_seq
-        assert self.spool.position(stream) == str(sum(counts)).encode()
+        assert self.spool.position(stream) == position
         self.captured[stream] += span.count
         return stream, span.epoch, span.first_seq, span.count
 

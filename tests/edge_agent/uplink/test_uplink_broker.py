@@ -130,7 +130,7 @@ def test_what_can_never_fit_the_brokers_packets_is_parked_and_the_rest_goes_on(
         assert agent.spool.books()[0].is_balanced
 
 
-def test_a_large_payload_travels_in_parts_and_a_broken_link_repeats_at_most_one(broker: Any, device: Callable[..., Device]) -> None:
+def test_a_large_payload_goes_in_parts_and_a_broken_link_repeats_at_most_one(broker: Any, device: Callable[..., Device]) -> None:
     content = bytes(range(256)) * 4096
     part_bytes = 64 * 1024
     with FakeCore(broker.host, broker.port, is_settling=True) as core:

@@ -1,0 +1,86 @@
+"""Encoding: what pyarrow reads back is what the source saw."""
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.coalesce import join_batches, may_join
+from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.errors import SourceError
+from edge_agent.spool.records import NewEnvelope, ObjectRef
+from schemas.contract import Column, ColumnType, Contract, PayloadSpec
+from schemas.ids import Digest
+
+VALUES = {
+    ColumnType.STRING: st.text(max_size=20),
+    ColumnType.BOOL: st.booleans(),
+    ColumnType.INT32: st.integers(-(2**31), 2**31 - 1),
+    ColumnType.INT64: st.integers(-(2**63), 2**63 - 1),
+    ColumnType.FLOAT32: st.floats(width=32, allow_nan=False),
+    ColumnType.FLOAT64: st.floats(allow_nan=False),
+    ColumnType.TIMESTAMP: st.integers(0, 2**50),
+    ColumnType.BINARY: st.binary(max_size=20),
+}
+CONTRACT = Contract(
+    "all", "1.0.0", tuple(Column(f"c_{kind}", kind) for kind in ColumnType), PayloadSpec(("image/jpeg",), 1 << 30)
+)
+
+
+def put_object(payload: bytes | Path) -> ObjectRef:
+    return ObjectRef(Digest("ab" * 32), len(payload) if isinstance(payload, bytes) else payload.stat().st_size)
+
+
+def read(envelope: NewEnvelope) -> pa.Table:
+    body = zstandard.decompress(envelope.body) if envelope.encoding else envelope.body
+    table = pa.ipc.open_stream(io.BytesIO(body)).read_all()
+    table.validate(full=True)
+    assert table.num_rows == envelope.count
+    return table
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> SampleBatch:
+    rows = draw(st.integers(1, 40))
+    kinds = draw(st.lists(st.sampled_from(list(ColumnType)), unique=True))
+    columns = {f"c_{k}": draw(st.lists(st.none() | VALUES[k], min_size=rows, max_size=rows)) for k in kinds}
+    payloads = draw(st.none() | st.lists(st.none() | st.binary(max_size=300), min_size=rows, max_size=rows))
+    return SampleBatch(list(range(rows)), columns, payloads)
+
+
+@given(batches(), st.booleans())
+def test_every_value_and_null_comes_back(batch: SampleBatch, compress: bool) -> None:
+    envelopes = Encoder(CONTRACT, Limits(400, 200), put_object, compress=compress).encode(batch, 0)
+    table = pa.concat_tables(read(envelope) for envelope in envelopes)
+    assert table.num_rows == len(batch)
+    assert table["event_time"].type == pa.timestamp("us", "UTC")
+    for name, values in batch.columns.items():
+        column = table[name]
+        found = column.cast(pa.int64()).to_pylist() if pa.types.is_timestamp(column.type) else column.to_pylist()
+        assert found == list(values)
+    if batch.payloads is not None:
+        large = [payload is not None and len(payload) > 200 for payload in batch.payloads]
+        expected = [None if is_large else payload for payload, is_large in zip(batch.payloads, large, strict=True)]
+        assert table["payload"].to_pylist() == expected
+        assert [digest is None for digest in table["payload_sha256"].to_pylist()] == [p is None for p in batch.payloads]
+        assert sum(envelope.large is not None for envelope in envelopes) == sum(large)
+
+
+def test_a_value_of_another_type_is_the_sources_fault() -> None:
+    encoder = Encoder(CONTRACT, Limits(1000, 1000), put_object)
+    for name, value in (("c_int32", "x"), ("c_int32", 2**40), ("c_string", 3), ("c_bool", 1), ("nowhere", 1)):
+        with pytest.raises(SourceError, match=name):
+            encoder.encode(SampleBatch([0], {name: [value]}), 0)
+
+
+def test_joined_batches_end_where_the_last_ends() -> None:
+    one = SampleBatch([1, 2], {"c_int64": [1, 2]}, position=b"a")
+    two = SampleBatch([3], {"c_int64": [3]}, position=b"b")
+    assert may_join(one, two)
+    assert join_batches([one, two]) == SampleBatch([1, 2, 3], {"c_int64": [1, 2, 3]}, position=b"b")
+    assert not may_join(one, SampleBatch([3], {}, position=b"b"))
