@@ -158,11 +158,7 @@ def test_the_same_envelope_sent_again_gives_no_second_row(plant: Any, stranger: 
     for _ in range(3):
         stranger.publish("catchment/up/again/vehicle_telemetry", telemetry(1.0, 2.0), ARROW, numbered(10, 2))
     stranger.publish("catchment/up/again/vehicle_telemetry", telemetry(2.0, 3.0), ARROW, numbered(11, 2))
-    rows = plant.eventually(
-        lambda: len(found := plant.rows("streams/vehicle_telemetry").filter(pl.col("device") == "again")) >= 3 and found,
-        "rows",
-        30,
-    )
+    rows = rows_of(plant, "again", 3)
     assert sorted(rows["seq"].to_list()) == [10, 11, 12]
 
 
@@ -179,10 +175,6 @@ def test_plain_json_by_mosquitto_pub_becomes_rows(plant: Any, stranger: Publishe
         timeout=20,
     )
     subprocess.run([*base, *topic, "-m", '{"speed_mps": 12}'], check=True, timeout=20)
-    rows = plant.eventually(
-        lambda: len(found := plant.rows("streams/vehicle_telemetry").filter(pl.col("device") == "car-17")) >= 2 and found,
-        "rows",
-        30,
-    )
+    rows = rows_of(plant, "car-17", 2)
     assert sorted(rows["speed_mps"].to_list()) == [11.5, 12.0]
     assert rows.filter(pl.col("speed_mps") == 11.5)["event_time"].to_list() == [datetime(2026, 5, 28, 20, 26, 40, tzinfo=UTC)]
