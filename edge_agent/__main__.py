@@ -5,12 +5,17 @@ import logging
 import sys
 from pathlib import Path
 
-import structlog
+# What libraries load only because it happens to be installed stays out: rich (structlog, for coloured tracebacks) and
+# dnspython (paho, for SRV records) are 6 MB that a small device would keep for ever. None counts as not installed.
+for _unused in ("rich", "dns"):
+    sys.modules.setdefault(_unused, None)  # type: ignore[arg-type]
 
-from edge_agent.agent import run_agent
-from edge_agent.config import load_agent_config
-from edge_agent.errors import AgentError, ConfigError
-from edge_agent.exits import EXIT_CONFIG, EXIT_PARKED, EXIT_RETRY
+import structlog  # noqa: E402
+
+from edge_agent.agent import run_agent  # noqa: E402
+from edge_agent.config import load_agent_config  # noqa: E402
+from edge_agent.errors import AgentError, ConfigError  # noqa: E402
+from edge_agent.exits import EXIT_CONFIG, EXIT_PARKED, EXIT_RETRY  # noqa: E402
 
 
 def main() -> int:
