@@ -58,6 +58,7 @@ def test_a_bad_topic_or_head_lands_as_refused_with_the_reason(bridge, device, to
     bridge.start_connected()
     device.send(topic, b"{}", properties)
     device.send("catchment/up/dev-a/telemetry", b"{}")
+    device.wait_until(lambda: any(row["kind"] == "up" for row in bridge.rows()))
     bridge.stop()
     rows = bridge.rows()
     assert rows[-1]["kind"] == "up"
