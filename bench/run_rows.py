@@ -135,9 +135,7 @@ def main() -> None:
         rows = sum(counts.committed for counts in loop.ledger.books.values())
         assert rows == envelopes * SAMPLES == bare_rows, (rows, bare_rows)
         print(f"bare pyarrow read + write   {bare_rows / bare_s / 1e6:6.2f} M rows/s   {bare_s:6.2f} s")
-        print(
-            f"landing -> committed, rules {rows / took / 1e6:6.2f} M rows/s   {took:6.2f} s   {cpu:6.2f} s of CPU"
-        )
+        print(f"landing -> committed, rules {rows / took / 1e6:6.2f} M rows/s   {took:6.2f} s   {cpu:6.2f} s of CPU")
         print(f"ratio                       {bare_s / took:6.2f}")
     finally:
         shutil.rmtree(folder)

@@ -23,6 +23,7 @@ from edge_agent.capture.pump import SourcePump
 from edge_agent.clock import SystemClock
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError
+from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
 from edge_agent.spool.spool import Spool
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
 
@@ -104,7 +105,8 @@ class _Fixed:
 
 
 def _appended(folder: Path, contract: Contract, batch: Callable[[int], SampleBatch], batches: int) -> float:
-    spool = Spool(folder, max_bytes=2 * GIB, linger_ms=20, clock=SystemClock())
+    pages = LARGE_PAGE_BYTES if contract.payload else SMALL_PAGE_BYTES  # as the agent does
+    spool = Spool(folder, max_bytes=2 * GIB, linger_ms=20, clock=SystemClock(), page_bytes=pages)
     encoder = Encoder(contract, Limits(256 * 1024, 1024 * 1024), spool.put_object)
     source = _Fixed(batch, batches)
     config = SourceConfig(kind="bench", stream=contract.name, max_samples=1)

@@ -21,6 +21,7 @@ from edge_agent.clock import Clock, SystemClock
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import Health, notify_service_manager, rss_bytes, write_health
+from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.forwarder import Forwarder
 from edge_agent.uplink.report import Reporter
@@ -61,8 +62,13 @@ class Agent:
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
         contracts = [load_contract(source) for source in config.source]
+        has_payloads = any(contract.payload is not None for contract in contracts)
         self._spool = Spool(
-            config.spool_dir, max_bytes=config.spool.max_bytes, linger_ms=config.spool.linger_ms, clock=self._clock
+            config.spool_dir,
+            max_bytes=config.spool.max_bytes,
+            linger_ms=config.spool.linger_ms,
+            clock=self._clock,
+            page_bytes=LARGE_PAGE_BYTES if has_payloads else SMALL_PAGE_BYTES,
         )
         try:
             if config.model is not None:

@@ -4,8 +4,10 @@ import sqlite3
 from pathlib import Path
 
 FILE_NAME = "spool.db"
-# 200 kB frames are stored at twice the rate of 4 KiB pages: their overflow chains are four times shorter.
-PAGE_BYTES = 16_384
+# Small pages spare the flash where commits are small; large ones store 200 kB frames at twice the rate, because their
+# overflow chains are eight times shorter. A file keeps the size it was made with.
+SMALL_PAGE_BYTES = 4_096
+LARGE_PAGE_BYTES = 32_768
 # Room beside the database file itself: the write-ahead log, and what deletes need to write on a full quota.
 RESERVE_BYTES = 4 * 1024 * 1024
 
@@ -35,7 +37,7 @@ CREATE INDEX IF NOT EXISTS envelope_by_digest ON envelope (digest) WHERE digest 
 """
 
 
-def connect_writer(path: Path, max_bytes: int) -> sqlite3.Connection:
+def connect_writer(path: Path, max_bytes: int, page_bytes: int) -> sqlite3.Connection:
     """Open for writing, creating what is missing. The page cap keeps the file below the quota, so a full spool still drains.
 
     Raises:
@@ -43,16 +45,17 @@ def connect_writer(path: Path, max_bytes: int) -> sqlite3.Connection:
     """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
     try:
-        connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+        connection.execute(f"PRAGMA page_size={page_bytes}")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint={RESERVE_BYTES // PAGE_BYTES}")
+        page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
+        connection.execute(f"PRAGMA wal_autocheckpoint={RESERVE_BYTES // page_bytes}")
         connection.execute(f"PRAGMA journal_size_limit={RESERVE_BYTES}")
         connection.execute("PRAGMA cache_size=-2048")
         connection.execute("PRAGMA temp_store=FILE")
         # Zeroing freed pages would write every settled byte a second time.
         connection.execute("PRAGMA secure_delete=OFF")
-        connection.execute(f"PRAGMA max_page_count={(max_bytes - RESERVE_BYTES) // PAGE_BYTES}")
+        connection.execute(f"PRAGMA max_page_count={(max_bytes - RESERVE_BYTES) // page_bytes}")
         connection.executescript(_TABLES)
     except sqlite3.Error:
         connection.close()
@@ -75,4 +78,4 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 def used_bytes(connection: sqlite3.Connection) -> int:
     """Bytes of the pages in use; freed pages are filled again before the file grows."""
     pages = connection.execute("PRAGMA page_count").fetchone()[0] - connection.execute("PRAGMA freelist_count").fetchone()[0]
-    return int(pages) * PAGE_BYTES
+    return int(pages) * int(connection.execute("PRAGMA page_size").fetchone()[0])

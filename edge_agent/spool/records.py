@@ -1,7 +1,7 @@
 """What goes into the spool and what comes out of it: value objects, no IO."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from edge_agent.errors import SpoolError
@@ -52,8 +52,11 @@ class NewEnvelope:
     encoding: str = ""
     created_us: int = 0
     large: ObjectRef | None = None
+    body_crc: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # Here, in the caller's thread: the one writer thread has enough to do.
+        object.__setattr__(self, "body_crc", zlib.crc32(self.body))
         if not 1 <= self.count <= MAX_SAMPLES_PER_ENVELOPE:
             raise SpoolError(f"an envelope holds 1 to {MAX_SAMPLES_PER_ENVELOPE} samples, not {self.count}; split the batch")
 
@@ -112,4 +115,4 @@ def checksum(stream: str, span: Span, envelope: NewEnvelope) -> int:
         f"{stream}/{span.epoch}/{span.first_seq}/{span.count}/{envelope.contract_version}"
         f"/{envelope.encoding}/{envelope.created_us}/{digest}"
     )
-    return zlib.crc32(envelope.body, zlib.crc32(head.encode()))
+    return zlib.crc32(head.encode(), envelope.body_crc)

@@ -33,7 +33,7 @@ class Opened:
     lost_samples: int = 0
 
 
-def open_sound(folder: Path, max_bytes: int, clock: Clock) -> Opened:
+def open_sound(folder: Path, max_bytes: int, page_bytes: int, clock: Clock) -> Opened:
     """Open the spool's database; a damaged one is moved aside to `*.corrupt-<ms>` and salvaged.
 
     Raises:
@@ -42,7 +42,7 @@ def open_sound(folder: Path, max_bytes: int, clock: Clock) -> Opened:
     path = folder / database.FILE_NAME
     suspect = folder / SUSPECT_NAME
     try:
-        db = database.connect_writer(path, max_bytes)
+        db = database.connect_writer(path, max_bytes, page_bytes)
         try:
             _probe(db, is_thorough=suspect.exists())
         except sqlite3.Error:
@@ -52,7 +52,7 @@ def open_sound(folder: Path, max_bytes: int, clock: Clock) -> Opened:
         _log.error("spool database is damaged; salvaging", path=str(path), error=str(error))
         aside = _move_aside(path, clock)
         suspect.unlink(missing_ok=True)
-        return _salvage(aside, database.connect_writer(path, max_bytes))
+        return _salvage(aside, database.connect_writer(path, max_bytes, page_bytes))
     suspect.unlink(missing_ok=True)
     return Opened(db)
 

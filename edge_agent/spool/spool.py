@@ -40,12 +40,21 @@ class Spool:
         max_bytes: the quota for database and large payloads together.
         linger_ms: how long an append may wait for others to share its commit.
         clock: time for epochs and lingering.
+        page_bytes: of a database that is made anew: large where bodies are.
 
     Raises:
         SpoolError: the disk refuses even a new file.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int, linger_ms: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_bytes: int,
+        linger_ms: int,
+        clock: Clock,
+        page_bytes: int = database.SMALL_PAGE_BYTES,
+    ) -> None:
         self._folder = folder
         self._lock = threading.RLock()
         self._leased: set[int] = set()
@@ -54,7 +63,7 @@ class Spool:
         self._listener: Callable[[], None] = _nobody
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            opened = open_sound(folder, max_bytes, clock)
+            opened = open_sound(folder, max_bytes, page_bytes, clock)
             self._db = opened.db
             self.epoch = _open_epoch(self._db, clock)
             self._objects = ObjectStore(folder / OBJECTS_FOLDER)

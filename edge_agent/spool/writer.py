@@ -16,10 +16,10 @@ from edge_agent.spool.commits import Change, Ledgerhand
 from edge_agent.spool.records import Append
 from schemas.envelope import Span
 
-_COMMIT_BYTES = 1024 * 1024
+_COMMIT_BYTES = 2 * 1024 * 1024
 _COMMIT_SAMPLES = 10_000
 # Callers wait when this much is not durable yet: memory stays bounded whatever the sources do.
-_MAX_PENDING_BYTES = 4 * _COMMIT_BYTES
+_MAX_PENDING_BYTES = 2 * _COMMIT_BYTES
 _DISK_FULL_PAUSE_S = 0.5
 
 _log = structlog.get_logger(__name__)

@@ -215,8 +215,8 @@ def test_salvage_keeps_what_is_sound_and_counts_the_rest(tmp_path: Path) -> None
     path = tmp_path / "s" / database.FILE_NAME
     content = bytearray(path.read_bytes())
     content[100 : 100 + 3] = b"\xff\xff\xff"  # the root page's header
-    middle = len(content) // 2 // database.PAGE_BYTES * database.PAGE_BYTES
-    content[middle : middle + 4 * database.PAGE_BYTES] = os.urandom(4 * database.PAGE_BYTES)
+    middle = len(content) // 2 // database.SMALL_PAGE_BYTES * database.SMALL_PAGE_BYTES
+    content[middle : middle + 4 * database.SMALL_PAGE_BYTES] = os.urandom(4 * database.SMALL_PAGE_BYTES)
     path.write_bytes(content)
     (tmp_path / "s" / "spool.suspect").touch()
     spool = open_spool(tmp_path / "s")
