@@ -1,4 +1,4 @@
-"""A real model signed, pushed and run on a device: its answers come back as columns of the samples, and a forged one never runs."""
+"""A real model signed, pushed and run: its answers come back as columns of the samples, and a forged one never runs."""
 
 import json
 import shutil
