@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edge_agent.capture.change_report import ReportConfig
 from edge_agent.errors import ConfigError
 from schemas.builtin import builtin_contract
 from schemas.contract import Contract, decode_contract
@@ -121,6 +122,7 @@ class SourceConfig(_Section, frozen=True):
         max_samples: samples per batch.
         compress: zstd on bodies; worth it for telemetry, not for JPEG.
         options: what this kind of source wants to know.
+        report: which samples are worth storing; without it all are.
     """
 
     kind: str
@@ -130,6 +132,7 @@ class SourceConfig(_Section, frozen=True):
     max_samples: int = 1_000
     compress: bool = False
     options: dict[str, Any] = {}
+    report: ReportConfig | None = None
 
     def __post_init__(self) -> None:
         StreamName(self.stream)
@@ -142,6 +145,12 @@ class SourceConfig(_Section, frozen=True):
         return f"{self.kind}:{self.stream}:{msgspec.json.encode(self.options, order='sorted').decode()}"
 
 
+class RedactionConfig(_Section, frozen=True):
+    """`key`: the file with the device's key of keyed hashes, where a contract asks for those."""
+
+    key: Path | None = None
+
+
 class AgentConfig(_Section, frozen=True):
     """The whole file. `model` is checked by the models' room, which is only loaded when the table is there."""
 
@@ -151,6 +160,7 @@ class AgentConfig(_Section, frozen=True):
     spool: SpoolConfig = SpoolConfig()
     uplink: UplinkConfig = UplinkConfig()
     source: tuple[SourceConfig, ...] = ()
+    redaction: RedactionConfig = RedactionConfig()
     model: dict[str, Any] | None = None
     log_level: str = "info"
 
@@ -257,4 +267,8 @@ def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
     model = config.model
     if model is not None and isinstance(root := model.get("root"), str):
         model = {**model, "root": str(folder / root)}
-    return msgspec.structs.replace(config, state_dir=folder / config.state_dir, broker=broker, source=sources, model=model)
+    key = config.redaction.key
+    redaction = RedactionConfig(key=None if key is None else folder / key)
+    return msgspec.structs.replace(
+        config, state_dir=folder / config.state_dir, broker=broker, source=sources, redaction=redaction, model=model
+    )
