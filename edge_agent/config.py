@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edge_agent.capture.change_report import ReportConfig
 from edge_agent.errors import ConfigError
+from edge_agent.report_config import ReportConfig
 from schemas.builtin import builtin_contract
 from schemas.contract import Contract, decode_contract
 from schemas.envelope import MAX_SAMPLES_PER_ENVELOPE

@@ -11,6 +11,7 @@ from edge_agent.capture.batch import SampleBatch, Source
 from edge_agent.capture.coalesce import join_batches, may_join
 from edge_agent.capture.encode import Encoder
 from edge_agent.capture.refine import Refiner
+from edge_agent.capture.storing import PatientEncoder
 from edge_agent.clock import Clock
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError, SpoolFullError
@@ -56,7 +57,8 @@ class SourcePump:
     ) -> None:
         self._config = config
         self._build = build
-        self._encoder = encoder
+        self._encoder = PatientEncoder(encoder, refine.rejects)
+        self._stop = threading.Event()
         self._spool = spool
         self._refine = refine
         self._clock = clock
@@ -91,6 +93,7 @@ class SourcePump:
         Raises:
             SpoolError: the spool is broken.
         """
+        self._stop = stop
         while not stop.is_set():
             try:
                 self._pump(stop)
@@ -148,12 +151,13 @@ class SourcePump:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
         batch = self._refine(join_batches(held))
-        if not len(batch):
+        envelopes = self._encoder.encode(batch, self._clock.now_ms() * 1000, self._stop) if len(batch) else ()
+        if not envelopes:
             self._passed.extend(held)
             return
         append = Append(
             stream=StreamName(self._config.stream),
-            envelopes=self._encoder.encode(batch, self._clock.now_ms() * 1000),
+            envelopes=envelopes,
             priority=self._config.priority,
             source=self._config.name,
             position=batch.position,

@@ -60,7 +60,7 @@ class Spool:
         self._leased: set[int] = set()
         self._cursor = 0
         self._removed_ids: list[int] = []
-        self._listener: Callable[[], None] = _nobody
+        self._listener: Callable[[], None] = lambda: None
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             opened = open_sound(folder, max_bytes, page_bytes, clock)
@@ -97,11 +97,7 @@ class Spool:
         return future
 
     def note_position(self, source: str, position: bytes) -> None:
-        """Remember where a source resumes when nothing of what it read is to be stored; returns when it is durable.
-
-        Raises:
-            SpoolError: the spool is closed or broken.
-        """
+        """Remember, durably, where a source resumes when nothing of what it read is to be stored. Raises SpoolError."""
         self._writer.change(lambda db: changes.note_position(db, source, position)).result()
 
     def put_object(self, payload: bytes | Path) -> ObjectRef:
@@ -291,10 +287,6 @@ class Spool:
             changes.drop(self._db, lost, DropReason.CORRUPT)
             self._db.execute("COMMIT")
         self._objects.sweep(row[1] for row in rows)
-
-
-def _nobody() -> None:
-    """Nobody listens."""
 
 
 def _open_epoch(db: sqlite3.Connection, clock: Clock) -> int:

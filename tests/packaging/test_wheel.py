@@ -16,7 +16,7 @@ CORE_LIBRARIES = (
     *("pydantic", "open_data_contract_standard", "torch", "fastapi", "uvicorn", "hypothesis", "pytest", "psutil"),
 )
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
-NEEDS_AN_EXTRA = {"edge_agent.models.inference", "edge_agent.models.updater"}
+NEEDS_AN_EXTRA = {"edge_agent.models.inference", "edge_agent.models.updater", "edge_agent.redaction.picture"}
 
 BLOCKER = """
 import sys, importlib
