@@ -23,6 +23,7 @@ KINDS: dict[str, str] = {
     "directory": "edge_agent.capture.directory",
     "exec": "edge_agent.capture.exec",
     "replay": "edge_agent.capture.replay",
+    "syslog": "edge_agent.capture.syslog",
 }
 
 
