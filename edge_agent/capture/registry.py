@@ -24,6 +24,7 @@ KINDS: dict[str, str] = {
     "exec": "edge_agent.capture.exec",
     "replay": "edge_agent.capture.replay",
     "syslog": "edge_agent.capture.syslog",
+    "zeek": "edge_agent.capture.follow_zeek",
 }
 
 

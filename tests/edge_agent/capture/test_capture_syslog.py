@@ -237,7 +237,7 @@ def test_wrong_options_are_told_before_anything_starts(options):
     ("raw", "expected"),
     [
         (
-            b"<165>1 2003-10-11T22:14:15.003Z my.example.com evntslog - ID47 [exampleSDID@32473 iut=\"3\"] \xef\xbb\xbfAn application event",
+            b'<165>1 2003-10-11T22:14:15.003Z my.example.com ev - ID47 [ex@1 iut="3"] \xef\xbb\xbfAn application event',
             {"facility": 20, "severity": 5, "msg_id": "ID47", "message": "An application event", "time_us": 1065910455003000},
         ),
         (b'<34>1 - - - - - [a b="\\"\\]\\\\"] x', {"structured": {"a": {"b": '"]\\'}}, "message": "x"}),
