@@ -16,8 +16,10 @@ import structlog
 from edge_agent.capture.batch import Source
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.registry import build_source
+from edge_agent.capture.refine import build_refiner, read_redaction_key
+from edge_agent.capture.registry import build_source, check_source
 from edge_agent.clock import Clock, SystemClock
+from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import Health, notify_service_manager, rss_bytes, write_health
@@ -148,6 +150,8 @@ class Agent:
             max_bytes=self._config.spool.max_bytes,
             rss_bytes=rss_bytes(),
             failure=str(self._failure or self._spool.failure or ""),
+            rejected={pump.name: pump.rejected() for pump in self._pumps},
+            left_out={pump.name: pump.left_out() for pump in self._pumps},
         )
         try:
             write_health(self._config.state_dir, health)
@@ -187,7 +191,10 @@ class Agent:
         build = partial(_build, source, contract, self._clock)
         has_model = self._models is not None and source.stream in self._model_streams
         annotate = self._models.annotate if has_model and self._models is not None else None
-        return SourcePump(source, build, encoder, self._spool, annotate, self._clock)
+        check_source(source.kind, source.options, contract)
+        key = read_redaction_key(self._config.redaction.key)
+        refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), annotate)
+        return SourcePump(source, build, encoder, self._spool, refine, self._clock)
 
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
         # Loaded only where models run: it brings signatures and an inference runtime along.

@@ -19,6 +19,8 @@ class Health(msgspec.Struct, frozen=True):
         since_ack_s: seconds since the broker last took a message; None when it never did.
         not_sent: messages the broker answered with "nobody listens", "not authorised" or "over quota".
         resent: envelopes sent again because no receipt came in time.
+        rejected: source -> reason -> rows, cells and files that became no sample, since the agent started.
+        left_out: source -> reason -> samples not stored because they said nothing new or could not be redacted.
     """
 
     at_ms: int
@@ -34,6 +36,8 @@ class Health(msgspec.Struct, frozen=True):
     max_bytes: int
     rss_bytes: int
     failure: str = ""
+    rejected: dict[str, dict[str, int]] = {}
+    left_out: dict[str, dict[str, int]] = {}
 
 
 def write_health(state_dir: Path, health: Health) -> None:

@@ -23,6 +23,7 @@ while the agent is down and the clock stands behind its last run counts as done.
 import contextlib
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -151,7 +152,7 @@ class DirectorySource:
         position = msgspec.json.encode(DirectoryPosition(self._mark, [] if keep else given))
         if not keep:
             self._pending.append((position, captured))
-        return SampleBatch(batch.event_time_us, batch.columns, batch.payloads, position)
+        return replace(batch, position=position)
 
     def stored(self, batch: SampleBatch) -> None:
         """The batch is durable: its files, and those of batches before it, are moved away or deleted."""
@@ -188,12 +189,11 @@ class DirectorySource:
         """Nothing is held open."""
 
 
-def build_directory(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> DirectorySource:
-    """Build a watched folder.
+def check(options: Mapping[str, object], contract: Contract) -> DirectoryOptions:
+    """The options of a watched folder.
 
     Raises:
         ConfigError: an option is unknown, missing or wrong, or the contract has no payload.
-        SourceError: the folder cannot be read.
     """
     chosen = read_options("directory", options, DirectoryOptions)
     check_rename("directory", chosen.rename, contract)
@@ -205,4 +205,14 @@ def build_directory(options: Mapping[str, object], contract: Contract, clock: Cl
             to_time_us(chosen.time_start)
         except CellError as error:
             raise ConfigError(f"source 'directory': time_start = {chosen.time_start!r} is {error}") from error
-    return DirectorySource(chosen, contract, clock, position)
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> DirectorySource:
+    """Build a watched folder.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong, or the contract has no payload.
+        SourceError: the folder cannot be read.
+    """
+    return DirectorySource(check(options, contract), contract, clock, position)

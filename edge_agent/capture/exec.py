@@ -126,7 +126,7 @@ class ExecSource:
             return None
         columns = self._mapper.convert(chunk, frozenset({EVENT_TIME, PAYLOAD_B64}))
         payloads = self._payloads(chunk.columns.get(PAYLOAD_B64, [None] * chunk.rows)) if self._has_payload else None
-        return SampleBatch(times, columns, payloads)
+        return SampleBatch(times, columns, payloads, agent_clock=not known)
 
     def _payloads(self, cells: Sequence[object]) -> list[bytes | None]:
         out: list[bytes | None] = []
@@ -227,7 +227,20 @@ class LineBuffer:
         return lines
 
 
-def build_exec(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> ExecSource:
+def check(options: Mapping[str, object], contract: Contract) -> ExecOptions:
+    """The options of a program.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+    """
+    chosen = read_options("exec", options, ExecOptions)
+    check_rename("exec", chosen.rename, contract)
+    if not chosen.command:
+        raise ConfigError("source 'exec': command is empty; give the program and its arguments as a list")
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> ExecSource:
     """Start a program.
 
     Raises:
@@ -235,8 +248,4 @@ def build_exec(options: Mapping[str, object], contract: Contract, clock: Clock, 
         SourceError: the program cannot be started.
     """
     del position  # a program cannot be asked to go back
-    chosen = read_options("exec", options, ExecOptions)
-    check_rename("exec", chosen.rename, contract)
-    if not chosen.command:
-        raise ConfigError("source 'exec': command is empty; give the program and its arguments as a list")
-    return ExecSource(chosen, contract, clock)
+    return ExecSource(check(options, contract), contract, clock)

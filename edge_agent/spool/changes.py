@@ -61,10 +61,13 @@ def capture(db: sqlite3.Connection, append: Append, epoch: int, next_seq: int) -
     )
     _book(db, append.stream, captured=append.count)
     if append.position is not None:
-        db.execute(
-            "INSERT INTO position VALUES (?,?) ON CONFLICT DO UPDATE SET value = excluded.value",
-            (append.source, append.position),
-        )
+        note_position(db, append.source, append.position)
+
+
+def note_position(db: sqlite3.Connection, source: str, position: bytes) -> Removed:
+    """Remember where a source resumes."""
+    db.execute("INSERT INTO position VALUES (?,?) ON CONFLICT DO UPDATE SET value = excluded.value", (source, position))
+    return Removed()
 
 
 def count_dropped(db: sqlite3.Connection, stream: str, epoch: int, seqs: tuple[int, int], reason: str) -> None:

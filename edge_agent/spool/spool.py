@@ -96,6 +96,14 @@ class Spool:
             future.add_done_callback(lambda _: self._unpin(pinned))
         return future
 
+    def note_position(self, source: str, position: bytes) -> None:
+        """Remember where a source resumes when nothing of what it read is to be stored; returns when it is durable.
+
+        Raises:
+            SpoolError: the spool is closed or broken.
+        """
+        self._writer.change(lambda db: changes.note_position(db, source, position)).result()
+
     def put_object(self, payload: bytes | Path) -> ObjectRef:
         """Store a large payload, before the append of the envelope that names it.
 

@@ -1,0 +1,65 @@
+"""A wall around a source: whatever it raises becomes a SourceError, so that it fails, and starts again, alone."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from edge_agent.capture.batch import SampleBatch, Source
+from edge_agent.errors import AgentError, SourceError
+
+ResultT = TypeVar("ResultT")
+
+
+class GuardedSource:
+    """Another source whose foreign exceptions (a plug-in's, a decoder's) do not end the agent.
+
+    Attributes:
+        rejected: reason -> rows, cells or files refused, where the source counts them.
+    """
+
+    def __init__(self, kind: str, build: Callable[[], Source]) -> None:
+        self._kind = kind
+        self._source = self._guarded("build", build)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many rows, cells or files were refused since the source was built."""
+        counts = getattr(self._source, "rejected", None)
+        return dict(counts) if isinstance(counts, dict) else {}
+
+    @property
+    def inner(self) -> Source:
+        """The source itself."""
+        return self._source
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The next samples.
+
+        Raises:
+            SourceError: the source failed.
+            SourceEndedError: there will never be more.
+        """
+        return self._guarded("read", lambda: self._source.read(max_samples))
+
+    def stored(self, batch: SampleBatch) -> None:
+        """The batch is durable.
+
+        Raises:
+            SourceError: the source failed.
+        """
+        self._guarded("stored", lambda: self._source.stored(batch))
+
+    def close(self) -> None:
+        """Let go of files and processes.
+
+        Raises:
+            SourceError: the source failed.
+        """
+        self._guarded("close", self._source.close)
+
+    def _guarded(self, step: str, action: Callable[[], ResultT]) -> ResultT:
+        try:
+            return action()
+        except AgentError:
+            raise
+        except Exception as error:
+            raise SourceError(f"source {self._kind!r} failed in {step}: {type(error).__name__}: {error}") from error
