@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench lock wheel clean
+.PHONY: help setup demo test test-slow gate check format bench lock wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: setup ## the whole suite but the slow tests, in under five minutes
 
 test-slow: setup ## the slow tests: long crash loops, large images, many devices
 	@$(BIN)/pytest -q -n $(JOBS) -m "slow and not bench"
+
+gate: setup ## 100,000 random expressions: the same verdict in the core and on a device (minutes)
+	@CATCHMENT_THOROUGH=1 $(BIN)/pytest -q -n $(JOBS) tests/pipelines/policy/test_policy_engines_agree.py
 
 check: setup ## lint, format, types, import arrows
 	@$(BIN)/ruff check .
