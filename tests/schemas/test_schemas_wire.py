@@ -144,7 +144,7 @@ def test_a_part_that_contradicts_itself_is_refused(offset: str, length: int, tot
         read_part_head(DIGEST, length, [("offset", offset), ("total", total)])
 
 
-@pytest.mark.parametrize("epoch", ["²", "１", "٣", "", "-1", "+1", "1_0", " 1", "01", "9" * 30])
+@pytest.mark.parametrize("epoch", ["²", "\uff11", "٣", "", "-1", "+1", "1_0", " 1", "01", "9" * 30])
 def test_a_receipt_whose_epoch_is_not_a_plain_decimal_number_is_refused(epoch: str) -> None:
     with pytest.raises(SchemaError, match="epoch"):
         decode_receipt(msgspec.json.encode({"run": 1, "settled": {"slide": {epoch: [[0, 1]]}}}))
