@@ -23,6 +23,9 @@ from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import Health, notify_service_manager, rss_bytes, write_health
+from edge_agent.rules.desk import NoRules, RuleDesk
+from edge_agent.rules.sieve import Sieve
+from edge_agent.spool.commits import soft_limit_bytes
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.forwarder import Forwarder
@@ -65,6 +68,7 @@ class Agent:
         self._model_streams: frozenset[str] = frozenset()
         contracts = [load_contract(source) for source in config.source]
         has_payloads = any(contract.payload is not None for contract in contracts)
+        self._rules = self._build_rules()
         self._spool = Spool(
             config.spool_dir,
             max_bytes=config.spool.max_bytes,
@@ -94,6 +98,8 @@ class Agent:
         uplink = self._thread("uplink", self._forwarder.run, self._stop_uplink)
         if self._models is not None:
             self._thread("models", self._run_models, self._stop_uplink)
+        if isinstance(self._rules, RuleDesk):
+            self._thread("rules", self._rules.run, self._stop_uplink)
         notify_service_manager("READY=1")
         is_clean = True
         try:
@@ -152,6 +158,7 @@ class Agent:
             failure=str(self._failure or self._spool.failure or ""),
             rejected={pump.name: pump.rejected() for pump in self._pumps},
             left_out={pump.name: pump.left_out() for pump in self._pumps},
+            policy=self._rules.report(),
         )
         try:
             write_health(self._config.state_dir, health)
@@ -179,11 +186,26 @@ class Agent:
         config = self._config
         device = config.device_id
         reporter = Reporter(
-            self._spool, device, agent_version(), self._model_reports, config.uplink.report_interval_s, self._clock
+            self._spool,
+            device,
+            agent_version(),
+            self._model_reports,
+            config.uplink.report_interval_s,
+            self._clock,
+            self._rules.report,
         )
         connect: Callable[[Events], Session] = partial(PahoSession, config.broker, config.device)
         topics = Topics(config.broker.namespace)
-        return Forwarder(self._spool, connect, config.uplink, topics, device, reporter, self._models, self._clock)
+        forwarder = Forwarder(self._spool, connect, config.uplink, topics, device, reporter, self._models, self._clock)
+        forwarder.hand_policies_to(self._rules.on_message)
+        return forwarder
+
+    def _build_rules(self) -> RuleDesk | NoRules:
+        policy, config = self._config.policy, self._config
+        return NoRules() if policy is None else RuleDesk(policy.public_key, config.device, config.state_dir, self._clock)
+
+    def _filled(self) -> float:
+        return self._spool.used_bytes() / soft_limit_bytes(self._config.spool.max_bytes)
 
     def _build_pump(self, source: SourceConfig, contract: Contract) -> SourcePump:
         limits = Limits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
@@ -194,7 +216,8 @@ class Agent:
         check_source(source.kind, source.options, contract)
         key = read_redaction_key(self._config.redaction.key)
         refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), annotate)
-        return SourcePump(source, build, encoder, self._spool, refine, self._clock)
+        sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled)
+        return SourcePump(source, build, encoder, self._spool, refine, sieve, self._clock)
 
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
         # Loaded only where models run: it brings signatures and an inference runtime along.

@@ -4,6 +4,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
 import structlog
 
@@ -14,7 +15,8 @@ from edge_agent.capture.refine import Refiner
 from edge_agent.clock import Clock
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError, SpoolFullError
-from edge_agent.spool.records import Append
+from edge_agent.rules.sieve import Sieve
+from edge_agent.spool.records import Append, Passed
 from edge_agent.spool.spool import Spool
 from schemas.envelope import Span
 from schemas.ids import StreamName
@@ -42,6 +44,7 @@ class SourcePump:
         encoder: of the stream's contract.
         spool: where the samples go.
         refine: what becomes of a batch before it is stored.
+        sieve: the core's rules: which samples are stored, and what they are worth.
         clock: wall clock for the envelopes.
     """
 
@@ -52,6 +55,7 @@ class SourcePump:
         encoder: Encoder,
         spool: Spool,
         refine: Refiner,
+        sieve: Sieve,
         clock: Clock,
     ) -> None:
         self._config = config
@@ -59,6 +63,7 @@ class SourcePump:
         self._encoder = encoder
         self._spool = spool
         self._refine = refine
+        self._sieve = sieve
         self._clock = clock
         self._under_way: deque[tuple[Future[Span], tuple[SampleBatch, ...]]] = deque()
         self._held: list[SampleBatch] = []
@@ -66,6 +71,7 @@ class SourcePump:
         self._held_since_s = 0.0
         self._passed: list[SampleBatch] = []
         self._passed_s = float("-inf")
+        self._left_out: Counter[str] = Counter()
         self._source: Source | None = None
         self._rejected_before: dict[str, int] = {}
         self.failures = 0
@@ -148,18 +154,27 @@ class SourcePump:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
         batch = self._refine(join_batches(held))
-        if not len(batch):
+        sifted = self._sieve(batch)
+        left_out = self._left_out + Counter(sifted.left_out)
+        if not sifted.groups:
             self._passed.extend(held)
+            self._left_out = left_out
             return
+        created_us = self._clock.now_ms() * 1000
         append = Append(
             stream=StreamName(self._config.stream),
-            envelopes=self._encoder.encode(batch, self._clock.now_ms() * 1000),
-            priority=self._config.priority,
+            envelopes=tuple(
+                replace(envelope, priority=priority)
+                for priority, group in sifted.groups
+                for envelope in self._encoder.encode(group, created_us)
+            ),
+            priority=max(priority for priority, _ in sifted.groups),
             source=self._config.name,
             position=batch.position,
+            left_out=tuple(left_out.items()),
         )
-        # What was passed over lies before this batch: its position covers both.
-        passed, self._passed = tuple(self._passed), []
+        # What was passed over lies before this batch: its position, and what it left out, cover both.
+        passed, self._passed, self._left_out = tuple(self._passed), [], Counter()
         self._under_way.append((self._spool.append(append), (*passed, *held)))
 
     def _pass_over(self, source: Source) -> None:
@@ -170,8 +185,9 @@ class SourcePump:
         self._passed_s = now_s
         self._settle_up(source, 0)
         passed, self._passed = self._passed, []
-        if passed[-1].position is not None:
-            self._spool.note_position(self._config.name, passed[-1].position)
+        left_out, self._left_out = tuple(self._left_out.items()), Counter()
+        if left_out or passed[-1].position is not None:
+            self._spool.note(Passed(StreamName(self._config.stream), self._config.name, passed[-1].position, left_out))
         for batch in passed:
             source.stored(batch)
 

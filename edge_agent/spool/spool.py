@@ -17,7 +17,7 @@ from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.reading import RottenEnvelopeError
-from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, State, WaitingObject
+from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
 from edge_agent.spool.recovery import SUSPECT_NAME, open_sound
 from edge_agent.spool.writer import SpoolWriter
 from schemas.envelope import Span
@@ -60,7 +60,7 @@ class Spool:
         self._leased: set[int] = set()
         self._cursor = 0
         self._removed_ids: list[int] = []
-        self._listener: Callable[[], None] = _nobody
+        self._listener: Callable[[], None] = lambda: None
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             opened = open_sound(folder, max_bytes, page_bytes, clock)
@@ -96,13 +96,13 @@ class Spool:
             future.add_done_callback(lambda _: self._unpin(pinned))
         return future
 
-    def note_position(self, source: str, position: bytes) -> None:
-        """Remember where a source resumes when nothing of what it read is to be stored; returns when it is durable.
+    def note(self, passed: Passed) -> None:
+        """Enter what a source read and nothing of which is to be stored; returns when that is durable.
 
         Raises:
             SpoolError: the spool is closed or broken.
         """
-        self._writer.change(lambda db: changes.note_position(db, source, position)).result()
+        self._writer.change(lambda db: changes.note(db, passed)).result()
 
     def put_object(self, payload: bytes | Path) -> ObjectRef:
         """Store a large payload, before the append of the envelope that names it.
@@ -280,21 +280,14 @@ class Spool:
     def _drop_lost_objects(self) -> None:
         """A row whose payload file is gone or short (a damaged file system) can never be sent: given up as corrupt."""
         rows = self._db.execute("SELECT id, digest, object_bytes, state FROM envelope WHERE digest <> ''").fetchall()
-        lost = [
-            id_
-            for id_, digest, size, state in rows
-            if state == State.WAITING and not self._objects.holds(ObjectRef(Digest(digest), size))
-        ]
+        waiting = [(id_, ObjectRef(Digest(digest), size)) for id_, digest, size, state in rows if state == State.WAITING]
+        lost = [id_ for id_, ref in waiting if not self._objects.holds(ref)]
         if lost:
             _log.error("large payloads are lost", count=len(lost))
             self._db.execute("BEGIN IMMEDIATE")
             changes.drop(self._db, lost, DropReason.CORRUPT)
             self._db.execute("COMMIT")
         self._objects.sweep(row[1] for row in rows)
-
-
-def _nobody() -> None:
-    """Nobody listens."""
 
 
 def _open_epoch(db: sqlite3.Connection, clock: Clock) -> int:
