@@ -189,7 +189,7 @@ def _with_identity(path: Path, config: AgentConfig, known: str) -> AgentConfig:
     if config.broker.tls is None:
         return config
     if not known:
-        from edge_agent.identity import read_certificate  # noqa: PLC0415 # 8 MB that only this needs
+        from edge_agent.identity import read_certificate  # noqa: PLC0415 # needed with a certificate alone
 
         cert = config.broker.tls.cert
         try:

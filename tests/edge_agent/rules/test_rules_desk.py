@@ -1,6 +1,5 @@
 """Only a policy that the trusted key signed, for this device and newer than its own, is applied; it outlives restarts."""
 
-import os
 import threading
 from pathlib import Path
 
@@ -168,4 +167,4 @@ def test_a_checker_that_dies_is_no_verdict(signer, monkeypatch):
 def test_without_a_key_nothing_is_believed(tmp_path):
     rules = NoRules()
     rules.on_message(b"anything")
-    assert (rules.current(), rules.report(), os.listdir(tmp_path)) == (None, None, [])
+    assert (rules.current(), rules.report(), list(tmp_path.iterdir())) == (None, None, [])

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.publish as publish
 import pyarrow as pa
+from paho.mqtt import publish
 from paho.mqtt.client import MQTTv5
 
 from schemas.edge_policy import EdgeAction, EdgePolicy
