@@ -217,7 +217,7 @@ class Agent:
         key = read_redaction_key(self._config.redaction.key)
         refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), annotate)
         sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled)
-        return SourcePump(source, build, encoder, self._spool, refine, sieve, self._clock)
+        return SourcePump(source, build, encoder, self._spool, refine, self._clock, sieve)
 
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
         # Loaded only where models run: it brings signatures and an inference runtime along.

@@ -57,5 +57,5 @@ def kernel_says_synchronised() -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "adjtimex") or os.name != "posix":
         return False
-    state = libc.adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
+    state: int = libc.adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
     return 0 <= state < _TIME_ERROR

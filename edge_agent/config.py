@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edge_agent.capture.change_report import ReportConfig
 from edge_agent.complaints import explain_toml, explain_value
 from edge_agent.errors import ConfigError
+from edge_agent.report_config import ReportConfig
 from edge_agent.sections import (
     MAX_PRIORITY,
     MIB,

@@ -17,6 +17,10 @@ class SourceEndedError(SourceError):
     """A source has come to its end (a replayed file is done): do not build it anew."""
 
 
+class EncodingError(SourceError):
+    """Reject the rows it is about: their values do not fit the contract's types, and never will."""
+
+
 class SpoolError(AgentError):
     """The spool could not do what was asked."""
 

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import structlog
+
 from edge_agent.capture.batch import SampleBatch, Source
 from edge_agent.errors import AgentError, SourceError
 
 ResultT = TypeVar("ResultT")
+
+_log = structlog.get_logger(__name__)
 
 
 class GuardedSource:
@@ -49,12 +53,11 @@ class GuardedSource:
         self._guarded("stored", lambda: self._source.stored(batch))
 
     def close(self) -> None:
-        """Let go of files and processes.
-
-        Raises:
-            SourceError: the source failed.
-        """
-        self._guarded("close", self._source.close)
+        """Let go of files and processes. A source that cannot is left behind: what comes next must not wait for it."""
+        try:
+            self._source.close()
+        except Exception as error:  # noqa: BLE001 # a foreign source may raise anything, and it is done with
+            _log.warning("source cannot be closed", source=self._kind, error=f"{type(error).__name__}: {error}")
 
     def _guarded(self, step: str, action: Callable[[], ResultT]) -> ResultT:
         try:

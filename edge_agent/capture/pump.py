@@ -12,10 +12,11 @@ from edge_agent.capture.batch import SampleBatch, Source
 from edge_agent.capture.coalesce import join_batches, may_join
 from edge_agent.capture.encode import Encoder
 from edge_agent.capture.refine import Refiner
+from edge_agent.capture.storing import PatientEncoder
 from edge_agent.clock import Clock
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError, SpoolFullError
-from edge_agent.rules.sieve import Sieve
+from edge_agent.rules.sieve import Sieve, sift
 from edge_agent.spool.records import Append, Passed
 from edge_agent.spool.spool import Spool
 from schemas.envelope import Span
@@ -44,8 +45,8 @@ class SourcePump:
         encoder: of the stream's contract.
         spool: where the samples go.
         refine: what becomes of a batch before it is stored.
-        sieve: the core's rules: which samples are stored, and what they are worth.
         clock: wall clock for the envelopes.
+        sieve: the core's rules: which samples are stored, and what they are worth; None: all, as configured.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class SourcePump:
         encoder: Encoder,
         spool: Spool,
         refine: Refiner,
-        sieve: Sieve,
         clock: Clock,
+        sieve: Sieve | None = None,
     ) -> None:
         self._config = config
         self._build = build
-        self._encoder = encoder
+        self._encoder = PatientEncoder(encoder, refine.rejects)
+        self._stop = threading.Event()
         self._spool = spool
         self._refine = refine
         self._sieve = sieve
@@ -97,6 +99,7 @@ class SourcePump:
         Raises:
             SpoolError: the spool is broken.
         """
+        self._stop = stop
         while not stop.is_set():
             try:
                 self._pump(stop)
@@ -154,20 +157,21 @@ class SourcePump:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
         batch = self._refine(join_batches(held))
-        sifted = self._sieve(batch)
+        sifted = sift(self._sieve, batch, self._config.priority)
         left_out = self._left_out + Counter(sifted.left_out)
-        if not sifted.groups:
+        created_us = self._clock.now_ms() * 1000
+        envelopes = tuple(
+            replace(envelope, priority=priority)
+            for priority, group in sifted.groups
+            for envelope in self._encoder.encode(group, created_us, self._stop)
+        )
+        if not envelopes:
             self._passed.extend(held)
             self._left_out = left_out
             return
-        created_us = self._clock.now_ms() * 1000
         append = Append(
             stream=StreamName(self._config.stream),
-            envelopes=tuple(
-                replace(envelope, priority=priority)
-                for priority, group in sifted.groups
-                for envelope in self._encoder.encode(group, created_us)
-            ),
+            envelopes=envelopes,
             priority=max(priority for priority, _ in sifted.groups),
             source=self._config.name,
             position=batch.position,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -41,7 +42,7 @@ def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
     return x, y, x + width, y + height
 
 
-def _of_shapes(shapes: Sequence[dict[str, Sequence[Sequence[float]]]]) -> list[tuple[float, float, float, float]]:
+def _of_shapes(shapes: Sequence[dict[str, Any]]) -> list[tuple[float, float, float, float]]:
     found = []
     for shape in shapes:
         points = [(float(x), float(y)) for x, y in shape["points"]]
@@ -49,7 +50,7 @@ def _of_shapes(shapes: Sequence[dict[str, Sequence[Sequence[float]]]]) -> list[t
             (x, y), (edge_x, edge_y) = points
             radius = math.hypot(edge_x - x, edge_y - y)
             points = [(x - radius, y - radius), (x + radius, y + radius)]
-        if len(points) < 2 or not all(math.isfinite(number) for point in points for number in point):  # noqa: PLR2004
+        if len(points) < 2 or not all(math.isfinite(number) for point in points for number in point):
             raise ValueError("a region needs two points at least")
         across, down = zip(*points, strict=True)
         found.append((min(across), min(down), max(across), max(down)))

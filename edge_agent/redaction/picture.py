@@ -1,5 +1,7 @@
-"""Regions of a picture made unreadable, by pillow (the `redact` extra). Of its metadata only
-which side is up is kept: the rest may hold a place or a thumbnail."""
+"""Regions of a picture made unreadable, by pillow (the `redact` extra).
+
+Of its metadata only which side is up is kept: the rest may hold a place or a thumbnail.
+"""
 
 import io
 import warnings

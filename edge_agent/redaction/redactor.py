@@ -62,6 +62,9 @@ class BatchRedactor:
             except UnredactableError as error:
                 self._refuse(row, str(error), refused)
                 out.append(None)
+            except (ValueError, TypeError, OverflowError) as error:
+                self._refuse(row, type(error).__name__, refused)  # its message may quote the value
+                out.append(None)
         return out
 
     def _pictures(

@@ -126,16 +126,17 @@ class RuleDesk:
             return
         except UntrustedPolicyError as error:
             self._refuse(body, f"the policy kept on disk: {error}; set aside")
-            self._set_aside()
+            self._set_aside(body)
         except PolicyError as error:
             _log.warning("edge policy kept on disk is not in force yet", error=str(error))
             self.on_message(body)
         except OSError as error:
             _log.error("edge policy kept on disk cannot be read; there are no rules until the next one", error=str(error))
 
-    def _set_aside(self) -> None:
+    def _set_aside(self, body: bytes) -> None:
         try:
-            self._path.rename(self._path.with_name(f"{FILE_NAME}.refused-{self._clock.now_ms()}"))
+            write_atomic(self._path.with_name(f"{FILE_NAME}.refused-{self._clock.now_ms()}"), body)
+            self._path.unlink()
         except OSError as error:
             _log.warning("edge policy kept on disk cannot be set aside", error=str(error))
 

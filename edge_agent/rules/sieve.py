@@ -30,6 +30,16 @@ class Sifted:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
+def whole(batch: SampleBatch, priority: int) -> Sifted:
+    """All of it."""
+    return Sifted(((priority, batch),) if len(batch) else ())
+
+
+def sift(sieve: "Sieve | None", batch: SampleBatch, priority: int) -> Sifted:
+    """What the sieve leaves; all of it, where there is none."""
+    return whole(batch, priority) if sieve is None else sieve(batch)
+
+
 class RuleBook(Protocol):
     """Where a sieve finds the rules in force."""
 
@@ -72,12 +82,12 @@ class Sieve:
         if policy is not self._policy:
             self._compile(policy)
         if self._evaluator is None or not len(batch):
-            return Sifted(((self._priority, batch),) if len(batch) else ())
+            return whole(batch, self._priority)
         try:
             verdicts = self._evaluator.evaluate(self._columns(batch, self._evaluator.columns), len(batch))
         except EdgeRuleError as error:
             self._book.suspend(self._contract.name, "*", f"{error}; such batches are kept whole")
-            return Sifted(((self._priority, batch),))
+            return whole(batch, self._priority)
         self._tell_suspended(self._evaluator)
         filled = self._filled() if any(rule.pressure for rule in self._rules) else 0.0
         chance = chances(self._device, self._contract.name, batch)

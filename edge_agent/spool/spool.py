@@ -97,11 +97,7 @@ class Spool:
         return future
 
     def note(self, passed: Passed) -> None:
-        """Enter what a source read and nothing of which is to be stored; returns when that is durable.
-
-        Raises:
-            SpoolError: the spool is closed or broken.
-        """
+        """Enter, durably, what a source read and nothing of which is to be stored. Raises SpoolError."""
         self._writer.change(lambda db: changes.note(db, passed)).result()
 
     def put_object(self, payload: bytes | Path) -> ObjectRef:

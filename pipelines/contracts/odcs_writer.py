@@ -68,11 +68,16 @@ def _property(column: Column) -> _Plain:
         plain["logicalTypeOptions"] = options
     if column.allowed:
         plain["enum"] = [{"value": value} for value in column.allowed]
-    custom = [{"property": "unit", "value": column.unit}] if column.unit else []
+    custom = _custom(column)
+    if custom:
+        plain["customProperties"] = custom
+    return plain
+
+
+def _custom(column: Column) -> list[_Plain]:
+    custom: list[_Plain] = [{"property": "unit", "value": column.unit}] if column.unit else []
     if column.pii is not PiiClass.NONE:
         custom.append({"property": "pii", "value": str(column.pii)})
     if column.redact is not None:
         custom.append({"property": "redact", "value": msgspec.to_builtins(column.redact)})
-    if custom:
-        plain["customProperties"] = custom
-    return plain
+    return custom

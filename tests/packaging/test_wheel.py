@@ -17,7 +17,12 @@ CORE_LIBRARIES = (
     *("cryptography",),
 )
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
-NEEDS_AN_EXTRA = {"edge_agent.enrol_cryptography", "edge_agent.models.inference", "edge_agent.models.updater"}
+NEEDS_AN_EXTRA = {
+    "edge_agent.enrol_cryptography",
+    "edge_agent.models.inference",
+    "edge_agent.models.updater",
+    "edge_agent.redaction.picture",
+}
 
 BLOCKER = """
 import sys, importlib
