@@ -21,7 +21,6 @@ from edge_agent.clock import Clock, SystemClock
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import notify_service_manager
-from edge_agent.health_server import HealthServer
 from edge_agent.lineup import Lineup
 from edge_agent.monitor import Monitor
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
@@ -34,6 +33,7 @@ from schemas.reported import ModelReport
 from schemas.topics import Topics
 
 if TYPE_CHECKING:
+    from edge_agent.health_server import HealthServer
     from edge_agent.models.updater import ModelUpdater
 
 LOCK_NAME = "agent.lock"
@@ -65,6 +65,7 @@ class Agent:
         self._stop_capture = threading.Event()
         self._stop_uplink = threading.Event()
         self._failure: BaseException | None = None
+        self._uplink: threading.Thread | None = None
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
         contracts = [load_contract(source) for source in config.source]
@@ -82,6 +83,7 @@ class Agent:
             self._forwarder = self._build_forwarder()
             self._lineup = Lineup(self._build_pump, self._thread)
             self._monitor = Monitor(config, agent_version(), self._spool, self._forwarder.progress, self._lineup, self._clock)
+            self._health = self._build_health_server() if config.health.port else None
         except BaseException:
             self._spool.close()
             raise
@@ -95,21 +97,15 @@ class Agent:
         Raises:
             AgentError: the spool broke; start again, which mends it.
         """
-        health = HealthServer(self._config.health, self._monitor.look) if self._config.health.port else None
         try:
             self._lineup.apply(self._config.source)
-            uplink = self._thread("uplink", self._forwarder.run, self._stop_uplink)
+            self._uplink = self._thread("uplink", self._forwarder.run, self._stop_uplink)
             if self._models is not None:
                 self._thread("models", self._run_models, self._stop_uplink)
             notify_service_manager("READY=1")
-            is_clean = True
-            try:
-                is_clean = self._watch(until_settled=until_settled)
-            finally:
-                self._shut_down(uplink)
+            is_clean = self._watch(until_settled=until_settled)
         finally:
-            if health is not None:
-                health.close()
+            self._shut_down()
         if self._failure is not None:
             raise AgentError(f"stopped: {self._failure}; start again, which mends the spool") from self._failure
         return is_clean
@@ -155,13 +151,16 @@ class Agent:
         _log.info("configuration read again", sources=len(config.source), needs_restart=", ".join(waiting) or "nothing")
         self._config = msgspec.structs.replace(self._config, source=config.source, uplink=config.uplink)
 
-    def _shut_down(self, uplink: threading.Thread) -> None:
+    def _shut_down(self) -> None:
         """Capture first, so that all that was read is stored; then the uplink; then the spool."""
         notify_service_manager("STOPPING=1")
         self._stop_capture.set()
         self._lineup.stop()
         self._stop_uplink.set()
-        uplink.join(_STOP_WITHIN_S)
+        if self._uplink is not None:
+            self._uplink.join(_STOP_WITHIN_S)
+        if self._health is not None:
+            self._health.close()
         self._monitor.failure = str(self._failure or "")
         self._monitor.tell()
         self._spool.close()
@@ -209,6 +208,12 @@ class Agent:
         model = convert_table("model", table, ModelConfig)
         self._model_streams = frozenset(model.streams)
         return ModelUpdater(model, self._config.state_dir, self._request_piece, self._clock)
+
+    def _build_health_server(self) -> "HealthServer":
+        # Loaded only where somebody asks: an HTTP server brings 2 MB along.
+        from edge_agent.health_server import HealthServer  # noqa: PLC0415
+
+        return HealthServer(self._config.health, self._monitor.look)
 
     def _request_piece(self, correlation: bytes, body: bytes) -> None:
         self._forwarder.request_model_piece(body, correlation)
