@@ -21,6 +21,7 @@ from edge_agent.clock import Clock, SystemClock
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import notify_service_manager
+from edge_agent.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
 from edge_agent.lineup import Lineup
 from edge_agent.monitor import Monitor
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
@@ -98,7 +99,7 @@ class Agent:
             AgentError: the spool broke; start again, which mends it.
         """
         try:
-            self._lineup.apply(self._config.source)
+            self._lineup.apply((*self._config.source, *heartbeat_source(self._config.health)))
             self._uplink = self._thread("uplink", self._forwarder.run, self._stop_uplink)
             if self._models is not None:
                 self._thread("models", self._run_models, self._stop_uplink)
@@ -142,7 +143,7 @@ class Agent:
             return
         try:
             config = self._reread()
-            self._lineup.apply(config.source)
+            self._lineup.apply((*config.source, *heartbeat_source(self._config.health)))
         except ConfigError as error:
             _log.error("configuration not taken; the old one stays", error=str(error))
             return
@@ -195,7 +196,9 @@ class Agent:
         contract = load_contract(source)
         limits = Limits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
         encoder = Encoder(contract, limits, self._spool.put_object, compress=source.compress)
-        build = partial(_build, source, contract, self._clock)
+        build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock)
+        if source.kind == HEARTBEAT:
+            build = lambda _: HeartbeatSource(self._monitor.look, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
         has_model = self._models is not None and source.stream in self._model_streams
         annotate = self._models.annotate if has_model and self._models is not None else None
         return SourcePump(source, build, encoder, self._spool, annotate, self._clock)

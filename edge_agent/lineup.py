@@ -8,6 +8,7 @@ import structlog
 
 from edge_agent.capture.pump import SourcePump
 from edge_agent.config import SourceConfig
+from edge_agent.heartbeat import HEARTBEAT
 
 _STOP_WITHIN_S = 15.0
 
@@ -39,8 +40,8 @@ class Lineup:
 
     @property
     def running(self) -> int:
-        """Sources whose thread lives."""
-        return sum(entry.thread.is_alive() for entry in self._entries)
+        """Sources whose thread lives. The heartbeat never ends and captures nothing of the device: it is none of them."""
+        return sum(entry.thread.is_alive() for entry in self._entries if entry.config.kind != HEARTBEAT)
 
     def apply(self, sources: Sequence[SourceConfig]) -> None:
         """Run exactly these. One that is unchanged is not touched; a changed one goes on where it was.

@@ -6,7 +6,7 @@ from importlib import resources
 from schemas.contract import Contract, decode_contract
 from schemas.errors import ContractError
 
-NAMES = ("camera_frame", "network_flow", "slide", "vehicle_telemetry")
+NAMES = ("agent_heartbeat", "camera_frame", "network_flow", "slide", "vehicle_telemetry")
 
 
 @cache
