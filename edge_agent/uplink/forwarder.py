@@ -113,6 +113,11 @@ class Forwarder:
         self._news.put(config)
         self._events.put(Woken())
 
+    @property
+    def parts_sent(self) -> int:
+        """Parts of large payloads published since the start."""
+        return self._outbox.parts.parts_sent
+
     def request_model_piece(self, body: bytes, correlation: bytes) -> None:
         """Ask the model server; the answer comes down with the same correlation data. From any thread."""
         self._requests.put((body, correlation))
