@@ -176,6 +176,14 @@ def load_contract(source: SourceConfig) -> Contract:
     return contract
 
 
+def needs_restart(old: AgentConfig, new: AgentConfig) -> tuple[str, ...]:
+    """Which tables differ that are read at the start alone: all but the sources and the rates of the uplink."""
+    at_start = [name for name in AgentConfig.__struct_fields__ if name not in ("source", "uplink")]
+    windows = ("window_bytes", "unsettled_bytes", "resend_after_s", "envelope_bytes", "part_bytes", "report_interval_s")
+    changed = [name for name in at_start if getattr(old, name) != getattr(new, name)]
+    return (*changed, *(f"uplink.{name}" for name in windows if getattr(old.uplink, name) != getattr(new.uplink, name)))
+
+
 def _convert(path: Path, text: str, document: object, kind: type[_T]) -> _T:
     try:
         return msgspec.convert(document, kind, strict=True, dec_hook=_path_from_text)

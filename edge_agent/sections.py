@@ -132,16 +132,20 @@ class HealthConfig(Section, frozen=True):
         port: where; 0: nowhere.
         stalled_after_s: a thread that did not come round for so long is stuck: not live.
         ready_within_s: samples wait, and none was settled for so long: not ready.
+        heartbeat_s: how often the agent's own figures and books become a sample of `agent_heartbeat`; 0: never.
     """
 
     port: int = 0
     stalled_after_s: float = 30.0
     ready_within_s: float = 300.0
+    heartbeat_s: float = 0.0
 
     def __post_init__(self) -> None:
         within("port", self.port, 0, 65_535)
         within("stalled_after_s", self.stalled_after_s, 5, 3_600)
         within("ready_within_s", self.ready_within_s, 1, 86_400 * 7)
+        if self.heartbeat_s:
+            within("heartbeat_s", self.heartbeat_s, 1, 86_400)
 
 
 class PolicyConfig(Section, frozen=True):

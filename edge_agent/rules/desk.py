@@ -7,6 +7,7 @@ import structlog
 
 from edge_agent.atomic import write_atomic
 from edge_agent.clock import Clock
+from edge_agent.config import AgentConfig
 from edge_agent.errors import PolicyError, UntrustedPolicyError
 from edge_agent.rules.trust import admit
 from schemas.edge_policy import MAX_EDGE_POLICY_BYTES, EdgePolicy
@@ -158,3 +159,10 @@ class NoRules:
     def on_message(self, body: bytes) -> None:
         """A policy came that nobody could vouch for."""
         _log.info("edge policy is ignored: no [policy] public_key is configured", size_bytes=len(body))
+
+
+def open_rules(config: AgentConfig, clock: Clock) -> RuleDesk | NoRules:
+    """The rules' room, as configured."""
+    if config.policy is None:
+        return NoRules()
+    return RuleDesk(config.policy.public_key, config.device, config.state_dir, clock)
