@@ -22,8 +22,8 @@ _PROPERTY_KEYS = frozenset({
     "semanticType",
 })  # fmt: skip
 _OPTION_KEYS = frozenset({"minimum", "maximum", "maxLength", "format", "enum"})
-_COLUMN_CUSTOM = frozenset({"unit", "pii"})
-_OBJECT_CUSTOM = frozenset({"payload", "chips"})
+_COLUMN_CUSTOM = frozenset({"unit", "pii", "redact"})
+_OBJECT_CUSTOM = frozenset({"payload", "chips", "eventTimeStep"})
 _DAYS = frozenset({"d", "day", "days"})
 _Plain = dict[str, Any]
 
@@ -64,8 +64,10 @@ def _plain(source: YamlSource, document: _Plain, table: _Plain) -> _Plain:
     }
     if "payload" in custom:
         plain["payload"] = _renamed(
-            source, custom["payload"], {"mediaTypes": "media_types", "maxBytes": "max_bytes"}, {"required"}
+            source, custom["payload"], {"mediaTypes": "media_types", "maxBytes": "max_bytes"}, {"required", "redact"}
         )
+    if "eventTimeStep" in custom:
+        plain["event_time_step_s"] = custom["eventTimeStep"]
     if "chips" in custom:
         names = {"name", "size", "overlap", "level"}
         plain["chips"] = [_renamed(source, chip, {}, names) for chip in custom["chips"]]

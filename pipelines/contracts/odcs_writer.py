@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import yaml
 
 from pipelines.contracts.odcs_types import WRITTEN
@@ -16,8 +17,11 @@ def to_odcs(contract: Contract) -> str:
     table: _Plain = {"name": contract.name, "logicalType": "object", "physicalType": "stream"}
     custom: list[_Plain] = []
     if contract.payload is not None:
-        value = {"mediaTypes": list(contract.payload.media_types), "maxBytes": contract.payload.max_bytes}
-        custom.append({"property": "payload", "value": {**value, "required": contract.payload.required}})
+        value: _Plain = {"mediaTypes": list(contract.payload.media_types), "maxBytes": contract.payload.max_bytes}
+        redact = {} if contract.payload.redact is None else {"redact": msgspec.to_builtins(contract.payload.redact)}
+        custom.append({"property": "payload", "value": {**value, "required": contract.payload.required, **redact}})
+    if contract.event_time_step_s is not None:
+        custom.append({"property": "eventTimeStep", "value": contract.event_time_step_s})
     if contract.chips:
         chips = [{"name": chip.name, "size": chip.size, "overlap": chip.overlap, "level": chip.level} for chip in contract.chips]
         custom.append({"property": "chips", "value": chips})
@@ -64,9 +68,16 @@ def _property(column: Column) -> _Plain:
         plain["logicalTypeOptions"] = options
     if column.allowed:
         plain["enum"] = [{"value": value} for value in column.allowed]
-    custom = [{"property": "unit", "value": column.unit}] if column.unit else []
-    if column.pii is not PiiClass.NONE:
-        custom.append({"property": "pii", "value": str(column.pii)})
+    custom = _custom(column)
     if custom:
         plain["customProperties"] = custom
     return plain
+
+
+def _custom(column: Column) -> list[_Plain]:
+    custom: list[_Plain] = [{"property": "unit", "value": column.unit}] if column.unit else []
+    if column.pii is not PiiClass.NONE:
+        custom.append({"property": "pii", "value": str(column.pii)})
+    if column.redact is not None:
+        custom.append({"property": "redact", "value": msgspec.to_builtins(column.redact)})
+    return custom

@@ -11,8 +11,10 @@ from pipelines.policy.ir import Kind, Node, cost, refs
 from pipelines.policy.limits import parse_bounded
 from pipelines.policy.lower import Lowering
 from pipelines.policy.to_polars import as_column, to_polars
+from pipelines.policy.to_sqlite import to_sqlite
 from schemas.contract import ColumnType, Contract
 from schemas.envelope import EVENT_TIME
+from schemas.expressions.rule import EdgeRule
 
 MAX_COST = 2_000
 
@@ -49,6 +51,14 @@ class Expression:
     def to_polars(self) -> pl.Expr:
         """The Polars expression with this meaning, for a frame with the raw columns."""
         return as_column(to_polars(self.folded))
+
+    def to_edge(self) -> EdgeRule:
+        """The same meaning for a device, which evaluates it with `schemas.expressions.evaluator`.
+
+        Raises:
+            ExpressionError: it uses what a device does not have; the message says what.
+        """
+        return to_sqlite(self.node)
 
 
 def compile_expression(text: str, columns: Mapping[str, ColumnType], *, allow_tags: bool = False) -> Expression:

@@ -6,15 +6,15 @@ Numbers are bound and cast as REAL, truth as 0 and 1, times as INTEGER microseco
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from pipelines.errors import ExpressionError
 from pipelines.policy import ir
-from pipelines.policy.ir import Kind, Node
+from pipelines.policy.ir import Kind, Node, refs
+from schemas.errors import EdgeRuleError
+from schemas.expressions.rule import EdgeRule, Parameter
 
-Parameter: TypeAlias = float | int | str | None
-
-# The language's functions -> what is called in SQLite: its own, or those of `pipelines.policy.sqlite_functions`.
+# The language's functions -> what is called in SQLite: its own, or those of `schemas.expressions.functions`.
 _NAMES = {
     "abs": "abs", "coalesce": "coalesce", "least": "min", "greatest": "max",
     "floor": "ct_floor", "ceil": "ct_ceil", "sqrt": "ct_sqrt", "lower": "ct_lower", "upper": "ct_upper",
@@ -23,23 +23,19 @@ _NAMES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class SqliteExpression:
-    """One SQL expression and the values of its `?`, in order. It gives 1, 0 or NULL."""
-
-    sql: str
-    parameters: tuple[Parameter, ...]
-
-
-def to_sqlite(node: Node) -> SqliteExpression:
-    """The SQL for this node.
+def to_sqlite(node: Node) -> EdgeRule:
+    """The rule for a device with this node's meaning.
 
     Raises:
-        ExpressionError: it uses has(), which asks for tags that a device does not keep.
+        ExpressionError: it uses has(), which asks for tags that a device does not keep, or is too long for a device.
     """
     writer = _Writer()
     sql = writer.write(node)
-    return SqliteExpression(sql, tuple(writer.parameters))
+    columns = {ref.name: ref.type for ref in sorted(refs(node), key=lambda ref: ref.name)}
+    try:
+        return EdgeRule(sql, tuple(writer.parameters), columns)
+    except EdgeRuleError as error:
+        raise ExpressionError(f"not for a device: {error}") from error
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """Random expressions and hard rows: what both engines must agree on."""
 
 import random
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -71,6 +72,10 @@ class Writer:
 
     def __init__(self, seed: int) -> None:
         self.pick = random.Random(seed)
+
+    def truths(self) -> Iterator[str]:
+        while True:
+            yield self.truth(self.pick.randint(1, 4))
 
     def truth(self, depth: int) -> str:
         p = self.pick

@@ -18,7 +18,7 @@ _THURSDAY = 3  # 1970-01-01, counted from Monday as 0
 
 
 def register_functions(connection: sqlite3.Connection) -> None:
-    """Give a connection the functions that `pipelines.policy.to_sqlite` calls."""
+    """Give a connection the functions that the generated SQL calls."""
     for name, arguments, function in _FUNCTIONS:
         connection.create_function(name, arguments, function, deterministic=True)
 
@@ -81,3 +81,7 @@ _FUNCTIONS: tuple[tuple[str, int, Callable[..., Value]], ...] = (
     ("ct_hour", 1, _nulls(lambda micros: float(micros // _HOUR_US % 24))),
     ("ct_day_of_week", 1, _nulls(lambda micros: float((micros // _DAY_US + _THURSDAY) % 7 + 1))),
 )
+
+# SQLite's own that the generated SQL calls, beside ours.
+_OWN = frozenset({"abs", "coalesce", "min", "max"})
+FUNCTION_NAMES = _OWN | {name for name, _, _ in _FUNCTIONS}
