@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.contracts.conform import ContractMismatchError, conform
-from pipelines.policy.expression import compile_expression
+from pipelines.policy.expression import compile_expression, contract_columns
 from schemas.contract import NUMERIC_TYPES, Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
 
@@ -57,7 +57,7 @@ def reasons(rows: pa.Table | pa.RecordBatch, contract: Contract) -> pa.StringArr
 
 def quality_columns(contract: Contract) -> dict[str, ColumnType]:
     """What a contract's quality rules may read."""
-    return {**{column.name: column.type for column in contract.columns}, EVENT_TIME: ColumnType.TIMESTAMP}
+    return {**contract_columns(contract), EVENT_TIME: ColumnType.TIMESTAMP}
 
 
 @lru_cache(maxsize=256)
