@@ -39,7 +39,7 @@ def norm(args: Sequence[Node]) -> Node:
 
 
 def mod(args: Sequence[Node]) -> Node:
-    """a - b * floor(a / b): the sign is the divisor's."""
+    """The remainder a - b * floor(a / b): its sign is the divisor's."""
     a, b = args
     return ir.Arithmetic("-", a, ir.Arithmetic("*", b, _call("floor", ir.Arithmetic("/", a, b))))
 

@@ -32,6 +32,7 @@ class Function:
 
 _N, _T, _B, _TIME, _ANY = Kind.NUMBER, Kind.TEXT, Kind.BOOL, Kind.TIME, Kind.NULL
 _LIST, _ITEM = (Kind.TEXTS, Kind.NUMBERS), (Kind.TEXT, Kind.NUMBER)
+_REST = frozenset(range(1, 64))
 
 
 def _zoned(name: str, gives: Kind = _N) -> Function:
@@ -95,7 +96,7 @@ FUNCTIONS: dict[str, Function] = {
         ),
         Function("list_contains", (_LIST, _ITEM), _B, "list_contains(labels, 'car')", expand.list_contains, frozenset({1})),
         Function(
-            "list_any", (_LIST, _ITEM), _B, "list_any(labels, 'car', 'van')", expand.list_any, frozenset(range(1, 64)), variadic=True
+            "list_any", (_LIST, _ITEM), _B, "list_any(labels, 'car', 'van')", expand.list_any, _REST, variadic=True
         ),
         Function("list_length", (_LIST,), _N, "list_length(labels)"),
         Function("list_get", (_LIST, _N), _ANY, "list_get(labels, 1)", expand.list_get, frozenset({1})),
