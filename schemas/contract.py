@@ -86,6 +86,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     length: int | None = None
     fields: tuple["Column", ...] = ()
     zone: str = ""
+    unique: bool = False  # counted in each run, and no reason to refuse: a run sees its own rows only
 
     def __post_init__(self) -> None:
         _check_shape(self)

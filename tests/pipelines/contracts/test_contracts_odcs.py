@@ -70,7 +70,7 @@ def test_every_type_and_a_quality_rule_survive_writing_and_reading(tmp_path: Pat
         ("logicalType: number", "logicalType: array", "is not in the subset"),
         ("kind: DataContract", "kind: Other", "needs kind: DataContract"),
         ("minimum: -80, maximum: 60", "minimum: -80, pattern: x", "'pattern' is not in the subset"),
-        ("    required: true", "    unique: true", "'unique' is not in the subset"),
+        ("    required: true", "    primaryKey: true", "'primaryKey' is not in the subset"),
         ("engine: catchment", "engine: soda", "a quality rule must be type: custom"),
         ("abs(temperature_c - setpoint_c) < 40", "abs(temprature_c) < 40", "did you mean 'temperature_c'?"),
         ("name: temperature_c", "name: payload", "not one of the standard columns"),
