@@ -12,16 +12,13 @@ from typing import Any
 
 import apache_beam
 import msgspec
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.atomic import write_atomic
-from pipelines.errors import PipelineError, RetryLaterError
 from pipelines.ingest.settle import settle_item
 from pipelines.ingest.work import ItemResult, Prepared, Work
 from pipelines.lake.layout import prepared_path
-
-# Not "DirectRunner": that one tries to download another runner first, and which one runs would depend on the network.
-RUNNER = "FnApiRunner"
+from pipelines.runners.engine import Engine
+from pipelines.runners.run import run_pipeline
 
 # Beam ships annotations for some of its calls and none for others: to the type checker it is one untyped library.
 beam: Any = apache_beam
@@ -63,26 +60,18 @@ def build(pipeline: apache_beam.Pipeline, works: Sequence[Work], root: str, run:
     )
 
 
-def run_graph(works: Sequence[Work], root: str, run: int, runner: str = RUNNER, options: Sequence[str] = ()) -> None:
+def run_graph(works: Sequence[Work], root: str, run: int, engine: Engine) -> None:
     """Run the graph to its end.
 
     Args:
         works: the work items; at least one.
         root: the lake root, as the workers see it.
         run: the run's number.
-        runner: a Beam runner's name.
-        options: further Beam options, as on a command line.
+        engine: where it runs.
 
     Raises:
+        RefusedError: the runner would get the graph wrong.
         RetryLaterError: the runner or a worker failed.
         PipelineError: a worker said what must be done first.
     """
-    pipeline: Any = beam.Pipeline(runner=runner, options=PipelineOptions(list(options)))
-    build(pipeline, works, root, run)
-    try:
-        pipeline.run().wait_until_finish()
-    except PipelineError:
-        raise
-    except Exception as error:
-        # What a worker raises comes back in as many classes as there are runners. The plan stays: to run it again is always safe.
-        raise RetryLaterError(f"run {run}: the graph failed on {runner}: {error}") from error
+    run_pipeline(engine, f"run {run}", lambda pipeline: build(pipeline, works, root, run))

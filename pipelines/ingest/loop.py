@@ -15,13 +15,12 @@ from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
-from pipelines.ingest.graph import RUNNER
 from pipelines.ingest.heads import read_heads, segment_path
 from pipelines.ingest.plan import Pins, Plan, SegmentRef, make_plan
 from pipelines.ingest.plan_files import find_segments, read_plan, write_pins, write_plan
 from pipelines.ingest.publish import stream_shape
 from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
-from pipelines.ingest.run import Engine, execute, read_prepared
+from pipelines.ingest.run import execute, read_prepared
 from pipelines.ingest.work import Limits
 from pipelines.lake.books import Ledger
 from pipelines.lake.commit import committed_run
@@ -29,9 +28,12 @@ from pipelines.lake.layout import COMMITS, RUNS, lock_path, plan_path
 from pipelines.lake.ledger import prune_ledgers, read_ledger
 from pipelines.policy.documents import load_policies
 from pipelines.policy.engine import Tagger
+from pipelines.runners.engine import Engine
+from pipelines.runners.run import opened
 from schemas.topics import Topics
 
 RETRY_S = 1.0
+IN_PROCESS = Engine()
 
 log = structlog.get_logger(__name__)
 
@@ -181,7 +183,7 @@ def load_state(root: Path) -> LoopState:
     return LoopState(read_ledger(root, run), dict(plan.next_numbers))
 
 
-def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, runner: str = RUNNER) -> None:
+def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, engine: Engine = IN_PROCESS) -> None:
     """Run until stopped, or, with `once`, until nothing waits.
 
     Args:
@@ -189,15 +191,16 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         stop: set it, and the loop ends after the run in hand.
         clock: the clock.
         once: end when nothing waits.
-        runner: the Beam runner's name.
+        engine: where graphs run; its local cluster is kept open until the loop ends.
 
     Raises:
         RefusedError: another loop is at work on this lake.
         CorruptLakeError: the lake needs a hand; the message says which.
     """
     root = config.lake_root
-    with only_loop(root), MqttPublisher(config.broker, f"catchment-run-{os.getpid()}") as publisher:
-        loop = RunLoop(config, publisher, clock, Engine(runner))
+    client_id = f"catchment-run-{os.getpid()}"
+    with only_loop(root), opened(engine) as ready, MqttPublisher(config.broker, client_id) as publisher:
+        loop = RunLoop(config, publisher, clock, ready)
         while not stop.is_set():
             try:
                 busy = loop.step()

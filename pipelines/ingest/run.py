@@ -24,6 +24,7 @@ from pipelines.ingest.work import Limits, Prepared, Work
 from pipelines.lake.books import BooksKey, Counts, Ledger
 from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import write_ledger
+from pipelines.runners.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,6 @@ class Judged:
     heads: Mapping[int, SegmentHeads]
     admission: Admission
     verdicts: Mapping[int, tuple[tuple[Verdict, ...], ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """Where the graph runs."""
-
-    runner: str
-    options: tuple[str, ...] = ()
 
 
 def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engine) -> tuple[Ledger, frozenset[str]]:
@@ -62,7 +55,7 @@ def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engi
     """
     judged = judge(root, plan, before)
     prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, limits, engine)
-    chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), limits.max_image_pixels, engine.runner)
+    chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), limits.max_image_pixels, engine)
     counts = count(judged, prepared)
     reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
     after = before.after(plan.run, judged.admission.touched, counts, listed_epochs(reports))
@@ -145,10 +138,10 @@ def _prepare(root: Path, plan: Plan, judged: Judged, limits: Limits, engine: Eng
     items = works(root, plan, judged, limits)
     if not items:
         return Prepared(plan.run, ())
-    run_graph(items, str(root), plan.run, engine.runner, engine.options)
+    run_graph(items, str(root), plan.run, engine)
     prepared = read_prepared(root, plan.run)
     if prepared is None or len(prepared.items) != len(items):
         done = 0 if prepared is None else len(prepared.items)
         prepared_path(root, plan.run).unlink(missing_ok=True)
-        raise CorruptLakeError(f"run {plan.run}: the runner {engine.runner} finished {done} of {len(items)} items; use another")
+        raise CorruptLakeError(f"run {plan.run}: {engine.kind.value} finished {done} of {len(items)} items; use another")
     return prepared
