@@ -28,9 +28,14 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How messages become segments: a segment is sealed at `seal_bytes` or `seal_ms` after its first message."""
+    """How messages become segments: a segment is sealed at `seal_bytes` or `seal_ms` after its first message.
+
+    Of several bridges each has its own `id` and `partition`, and all have the same `partitions`.
+    """
 
     id: str = "bridge-0"
+    partition: int = 0
+    partitions: int = 1
     seal_bytes: int = 64 * 1024 * 1024
     seal_ms: int = 1_000
     linger_ms: int = 20

@@ -15,6 +15,7 @@ from pipelines.bridge.drain import Drain
 from pipelines.bridge.inbox import Inbox
 from pipelines.bridge.intake import Numberer
 from pipelines.bridge.landing import Landing
+from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Assembler
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.clock import Clock
@@ -38,6 +39,7 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         OSError: never; translated.
     """
     _check_id(config.bridge.id)
+    partition = Partition(config.bridge.partition, config.bridge.partitions)
     lake = config.lake_root
     inbox = Inbox(config.bridge.max_queue_bytes, min(_GROUP_BYTES, config.bridge.max_queue_bytes))
     try:
@@ -55,6 +57,7 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         subscriber.post,
         config.bridge.linger_ms / 1000,
         config.run.max_envelope_bytes,
+        partition,
     )
     _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
     try:

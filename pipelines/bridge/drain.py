@@ -9,6 +9,7 @@ import structlog
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.intake import Message, Numberer, to_row
 from pipelines.bridge.landing import Landing
+from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Assembler, Part
 from pipelines.bridge.rows import KIND_REFUSED, LandingRow
 from schemas.errors import SchemaError
@@ -21,13 +22,15 @@ _log = structlog.get_logger(__name__)
 _IDLE_S = 0.05
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 5.0
+ALL = Partition()
 
 
 @dataclass(slots=True)
 class Counters:
-    """What has been made durable since the start."""
+    """What has been made durable since the start; `elsewhere` counts what other bridges' devices sent, which they make durable."""
 
     messages: int = 0
+    elsewhere: int = 0
     message_bytes: int = 0
     refused: int = 0
     parts: int = 0
@@ -47,6 +50,7 @@ class Drain:
         post: told what is durable.
         linger_s: how long a first message waits for company.
         max_body_bytes: longer bodies are refused.
+        partition: whose messages are kept; the others are acknowledged and left to their bridges.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Drain:
         post: Callable[[Done], None],
         linger_s: float,
         max_body_bytes: int,
+        partition: Partition = ALL,
     ) -> None:
         self.counters = Counters()
         self._inbox = inbox
@@ -69,6 +74,7 @@ class Drain:
         self._post = post
         self._linger_s = linger_s
         self._max_body_bytes = max_body_bytes
+        self._partition = partition
 
     def run(self, stop: Event) -> None:
         """Go on until stopped and empty. A disk that refuses is tried again until it takes the group, or until stopped."""
@@ -89,7 +95,7 @@ class Drain:
                 self._landing.append(rows)
             answers[:] = [self._answer(device, same) for (device, _), same in parts.items()]
 
-        if not self._guard(write, stop):
+        if (rows or parts) and not self._guard(write, stop):
             return  # Stopped while the disk refused: not acknowledged, so the broker keeps the group for the next start.
         self._count(rows, parts)
         # In this order: an empty inbox tells the network side that nothing more will be posted.
@@ -120,17 +126,21 @@ class Drain:
         parts: dict[tuple[DeviceId, Digest], list[Part]] = {}
         for arrived in group:
             read = self._read(arrived.message)
-            if isinstance(read, Part):
+            if read is None:
+                self.counters.elsewhere += 1
+            elif isinstance(read, Part):
                 parts.setdefault((read.device, read.head.digest), []).append(read)
             else:
                 rows.append(read)
         return rows, parts
 
-    def _read(self, message: Message) -> LandingRow | Part:
+    def _read(self, message: Message) -> LandingRow | Part | None:
         try:
             address = self._topics.parse(message.topic)
         except SchemaError as error:
-            return message.refused(str(error))
+            return message.refused(str(error)) if self._partition.owns(message.topic) else None
+        if not self._partition.owns(address.device):
+            return None
         if address.kind is not Kind.PARTS or address.digest is None:
             return to_row(message, address, self._numberer, self._max_body_bytes)
         try:
