@@ -17,6 +17,7 @@ from pipelines.bridge.intake import Numberer
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Assembler
+from pipelines.bridge.reader import Reader
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
@@ -48,16 +49,14 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
     except OSError as error:
         raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); mend it, then start again") from error
     subscriber = Subscriber(config, inbox, clock)
+    numberer = Numberer(clock.now_ms(), int.from_bytes(os.urandom(4), "little"))
     drain = Drain(
         inbox,
         landing,
         assembler,
-        Numberer(clock.now_ms(), int.from_bytes(os.urandom(4), "little")),
-        Topics(config.broker.namespace),
+        Reader(Topics(config.broker.namespace), numberer, config.run.max_envelope_bytes, partition),
         subscriber.post,
         config.bridge.linger_ms / 1000,
-        config.run.max_envelope_bytes,
-        partition,
     )
     _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
     try:
