@@ -47,6 +47,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_envelope_bytes: int = 256 * 1024 * 1024
     max_row_bytes: int = 64 * 1024 * 1024
     max_image_pixels: int = 20_000_000_000
+    workers: int = 2
 
 
 class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

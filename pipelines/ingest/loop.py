@@ -13,25 +13,21 @@ import structlog
 
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
-from pipelines.contracts.registry import ContractSet
-from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
-from pipelines.ingest.graph import RUNNER
-from pipelines.ingest.heads import read_heads, segment_path
-from pipelines.ingest.plan import Pins, Plan, SegmentRef, make_plan
-from pipelines.ingest.plan_files import find_segments, read_plan, write_pins, write_plan
-from pipelines.ingest.publish import stream_shape
+from pipelines.errors import CorruptLakeError, FaultError, RefusedError, RetryLaterError
+from pipelines.ingest.graph import RUNNER, crew
+from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
+from pipelines.ingest.plan import Plan, SegmentRef, make_plan
+from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
 from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
+from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import Engine, execute, read_prepared
+from pipelines.ingest.tries import Tries
 from pipelines.ingest.work import Limits
 from pipelines.lake.books import Ledger
 from pipelines.lake.commit import committed_run
 from pipelines.lake.layout import COMMITS, RUNS, lock_path, plan_path
 from pipelines.lake.ledger import prune_ledgers, read_ledger
-from pipelines.policy.documents import load_policies
-from pipelines.policy.engine import Tagger
 from schemas.topics import Topics
-
-RETRY_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +82,8 @@ class RunLoop:
         self._state = load_state(self._root)
         self._desk = Desk(publisher, Topics(config.broker.namespace))
         self._desk.owe(self._state.ledger.devices())
-        self._pins = self._load_pins()
+        self.rules = RuleBook(self._root, config.contracts, config.policies)
+        self._heads: dict[SegmentRef, SegmentHeads] = {}
 
     @property
     def ledger(self) -> Ledger:
@@ -113,6 +110,7 @@ class RunLoop:
 
     def _next_plan(self) -> Plan | None:
         run = self._state.ledger.run + 1
+        self._heads = {}
         left = read_plan(self._root, run)
         if left is not None:
             log.info("run_resumed", run=run)
@@ -121,7 +119,7 @@ class RunLoop:
         if not found:
             return None
         found = [self._judged_sound(segment) for segment in found]
-        plan = make_plan(run, self._clock.now_ms() * 1_000, self._pins, self._state.cursors, found)
+        plan = make_plan(run, self._clock.now_ms() * 1_000, self.rules.refresh(), self._state.cursors, found)
         if plan is not None:
             write_plan(self._root, plan)
         return plan
@@ -129,7 +127,7 @@ class RunLoop:
     def _judged_sound(self, segment: SegmentRef) -> SegmentRef:
         """Bytes that cannot be trusted are passed over with a word: their samples are not settled, so devices send them again."""
         try:
-            read_heads(self._root, segment)
+            self._heads[segment] = read_heads(self._root, segment)
         except CorruptLakeError as error:
             log.exception("segment_set_aside", segment=str(segment_path(self._root, segment)))
             return msgspec.structs.replace(segment, set_aside=str(error))
@@ -138,7 +136,7 @@ class RunLoop:
     def _run(self, plan: Plan) -> None:
         started = self._clock.monotonic_s()
         try:
-            after, devices = execute(self._root, plan, self._state.ledger, self._limits, self._engine)
+            after, devices = execute(self._root, plan, self._state.ledger, self._limits, self._engine, self._heads)
         except CorruptLakeError as error:
             if not self._is_stale(plan):
                 raise
@@ -156,14 +154,6 @@ class RunLoop:
         if read_prepared(self._root, plan.run) is not None:
             return False
         return any(not segment.set_aside and self._judged_sound(segment).set_aside for segment in plan.segments)
-
-    def _load_pins(self) -> str:
-        contracts = ContractSet.load(self._config.contracts).all()
-        policies = load_policies(self._config.policies)
-        for contract in contracts:
-            Tagger.compile(policies, contract)  # a rule that does not compile must stop the start, not the first run
-            stream_shape(contract.name, Pins(contracts, ()))
-        return write_pins(self._root, Pins(contracts, policies))
 
 
 def load_state(root: Path) -> LoopState:
@@ -194,17 +184,24 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
     Raises:
         RefusedError: another loop is at work on this lake.
         CorruptLakeError: the lake needs a hand; the message says which.
+        FaultError: our own code failed on the same run again and again.
+        RetryLaterError: something stayed away through many tries.
     """
     root = config.lake_root
     with only_loop(root), MqttPublisher(config.broker, f"catchment-run-{os.getpid()}") as publisher:
-        loop = RunLoop(config, publisher, clock, Engine(runner))
+        if config.run.workers:
+            crew(config.run.workers).warm(config.run.workers)
+        loop = RunLoop(config, publisher, clock, Engine(runner, workers=config.run.workers))
+        tries = Tries()
         while not stop.is_set():
             try:
                 busy = loop.step()
-            except RetryLaterError as error:
-                log.warning("run_retried", reason=str(error))
-                stop.wait(RETRY_S)
+            except (RetryLaterError, FaultError) as error:
+                pause_s = tries.failed(error)
+                log.warning("run_retried", run=loop.ledger.run + 1, reason=str(error), tries=tries.count, again_in_s=pause_s)
+                stop.wait(pause_s)
                 continue
+            tries.succeeded()
             if busy:
                 continue
             if once:

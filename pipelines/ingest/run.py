@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -17,13 +18,15 @@ from pipelines.ingest.admit import Admission, Head, Verdict, admit
 from pipelines.ingest.chips import prepare_chips
 from pipelines.ingest.graph import run_graph
 from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads
-from pipelines.ingest.plan import Plan
+from pipelines.ingest.plan import Plan, SegmentRef
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.publish import publish_run
 from pipelines.ingest.work import Limits, Prepared, Work
 from pipelines.lake.books import BooksKey, Counts, Ledger
 from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import write_ledger
+
+NO_HEADS: Mapping[SegmentRef, SegmentHeads] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +40,16 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Where the graph runs."""
+    """Where the graph runs. `workers` child processes settle the items; 0: the runner's own process does."""
 
     runner: str
     options: tuple[str, ...] = ()
+    workers: int = 0
 
 
-def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engine) -> tuple[Ledger, frozenset[str]]:
+def execute(  # all that decides a run
+    root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engine, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
+) -> tuple[Ledger, frozenset[str]]:
     """Carry out a plan, or what a crash left of it.
 
     Args:
@@ -52,6 +58,7 @@ def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engi
         before: the ledger after the run before.
         limits: what one envelope may be.
         engine: where the graph runs.
+        known: heads that were read a moment ago, CRCs and all; the others are read.
 
     Returns:
         The ledger after the run, and the devices whose receipts it changes.
@@ -60,7 +67,7 @@ def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engi
         CorruptLakeError: a segment is not what was written, or the books do not balance; nothing was committed.
         ConflictError: another committer is at work.
     """
-    judged = judge(root, plan, before)
+    judged = judge(root, plan, before, known)
     prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, limits, engine)
     chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), limits.max_image_pixels, engine.runner)
     counts = count(judged, prepared)
@@ -78,13 +85,17 @@ def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engi
     return after, frozenset(devices | {report.device for report in reports})
 
 
-def judge(root: Path, plan: Plan, before: Ledger) -> Judged:
+def judge(root: Path, plan: Plan, before: Ledger, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS) -> Judged:
     """Read the heads of a plan and judge them against the ledger before it.
 
     Raises:
         CorruptLakeError: a segment is not what was written.
     """
-    heads = {index: read_heads(root, segment) for index, segment in enumerate(plan.segments) if not segment.set_aside}
+    heads = {
+        index: known.get(segment) or read_heads(root, segment)
+        for index, segment in enumerate(plan.segments)
+        if not segment.set_aside
+    }
     arrivals = [arrival for index in sorted(heads) for message in heads[index].arrivals for arrival in message]
     admission = admit(arrivals, before.settled)
     given = iter(admission.verdicts)
@@ -145,7 +156,7 @@ def _prepare(root: Path, plan: Plan, judged: Judged, limits: Limits, engine: Eng
     items = works(root, plan, judged, limits)
     if not items:
         return Prepared(plan.run, ())
-    run_graph(items, str(root), plan.run, engine.runner, engine.options)
+    run_graph(items, str(root), plan.run, engine.runner, engine.options, engine.workers)
     prepared = read_prepared(root, plan.run)
     if prepared is None or len(prepared.items) != len(items):
         done = 0 if prepared is None else len(prepared.items)

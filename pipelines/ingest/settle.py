@@ -4,6 +4,7 @@ decode each envelope -> put equal ones together -> conform -> reasons -> payload
 """
 
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,19 +38,30 @@ from schemas.contract import Contract
 GroupKey = tuple[str, str, pa.Schema]
 
 
-def settle_item(work: Work) -> ItemResult:
+def settle_item(work: Work, tell: Callable[[int, int], None] | None = None) -> ItemResult:
     """Settle every fresh sample of the item and write its files.
+
+    Args:
+        work: the item.
+        tell: told the place (segment, message) of each message before it is opened.
 
     Raises:
         CorruptLakeError: a segment or the rules are not what was written.
         OSError: the disk refused.
     """
     settler = _Settler(work)
-    for segment, verdicts in zip(work.segments, work.verdicts, strict=True):
+    poison = frozenset(work.poison)
+    for index, (segment, verdicts) in enumerate(zip(work.segments, work.verdicts, strict=True)):
         place = 0
-        for batch in read_segment(segment_path(Path(work.root), segment)):
+        # Its checksums were checked when it was planned or resumed, a moment ago.
+        for batch in read_segment(segment_path(Path(work.root), segment), checked=True):
             for message in messages(batch):
-                settler.take(message, verdicts[place])
+                if (index, place) in poison:
+                    settler.refuse(message, verdicts[place], "the body ends the process that reads it")
+                else:
+                    if tell is not None:
+                        tell(index, place)
+                    settler.take(message, verdicts[place])
                 place += 1
     return settler.finish()
 
@@ -80,6 +92,13 @@ class _Settler:
                 self._reject(message.rejected(STAGE_REPORT, said, None, 1), stream="")
         else:
             self._reject(message.rejected(STAGE_HEAD, message.refusal or "refused", None, 1), stream="")
+
+    def refuse(self, message: Message, verdict: Verdict, reason: str) -> None:
+        """Refuse a message without opening its body."""
+        if message.kind == KIND_UP and verdict:
+            self._reject_whole(message, verdict, STAGE_DECODE, reason)
+        elif message.kind != KIND_UP:
+            self._reject(message.rejected(STAGE_REPORT, reason, None, 1), stream="")
 
     def finish(self) -> ItemResult:
         """Write what is left."""

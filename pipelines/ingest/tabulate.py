@@ -16,6 +16,7 @@ from pipelines.ingest.group import Envelope, Group, Keys, body_table, fresh_mask
 from pipelines.ingest.payloads import REFERENCE_FIELDS, check_payloads, store_payloads
 from pipelines.ingest.plan import Pins
 from pipelines.ingest.quarantine import BODY_ARROW, STAGE_CONTRACT, Rejection
+from pipelines.ingest.row_size import refusals
 from pipelines.ingest.work import Limits
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import stream_table
@@ -109,6 +110,9 @@ def _check(envelopes: Sequence[Envelope], contract: Contract, target: Target, wr
     if fresh is not None:
         rows, keys = rows.filter(pa.array(fresh)), keys.where(fresh)
     checked = _Checked(rows.combine_chunks(), keys, envelopes)
+    too_large = refusals(checked.rows, target.limits.max_row_bytes)
+    if too_large is not None:
+        checked = _accepted(checked, too_large, None, written)
     checked = _accepted(checked, reasons(checked.rows, contract), None, written)
     if contract.payload is None or not checked.rows.num_rows:
         return checked

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
@@ -103,13 +104,23 @@ def _arrow_schema(table: DeltaTable) -> pa.Schema:
     return pa.schema(table.schema().to_arrow())
 
 
+def check_evolution(table: DeltaTable, schema: pa.Schema) -> list[str]:
+    """The columns of `schema` that a table has with another type, each with both types; new and missing columns are fine."""
+    present = {field.name: field.type for field in table.schema().fields}
+    return [
+        f"column {field.name} is {_type_name(present[field.name])} in the table and {_type_name(field.type)} in the contract"
+        for field in Schema.from_arrow(schema).fields
+        if field.name in present and present[field.name] != field.type
+    ]
+
+
+def _type_name(type_: Any) -> str:
+    return str(getattr(type_, "type", type_))
+
+
 def _missing_columns(name: str, table: DeltaTable, schema: pa.Schema) -> list[pa.Field]:
-    present = {field.name: field for field in table.schema().fields}
-    wanted = {field.name: field for field in Schema.from_arrow(schema).fields}
-    for column, field in wanted.items():
-        if column in present and present[column].type != field.type:
-            raise ConfigError(
-                f"{name}: column {column} is {present[column].type} in the table and {field.type} in the contract; "
-                "give the changed column a new name"
-            )
-    return [schema.field(column) for column in wanted if column not in present]
+    differing = check_evolution(table, schema)
+    if differing:
+        raise ConfigError(f"{name}: {'; '.join(differing)}; give the changed column a new name")
+    present = {field.name for field in table.schema().fields}
+    return [field for field in schema if field.name not in present]
