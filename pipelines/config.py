@@ -40,14 +40,17 @@ class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How segments become rows."""
+    """How segments become rows, and where: `runner`, `workers` and `beam_options` are what `catchment run` takes."""
 
     interval_ms: int = 200
     max_segments: int = 64
     max_envelope_bytes: int = 256 * 1024 * 1024
     max_row_bytes: int = 64 * 1024 * 1024
     max_image_pixels: int = 20_000_000_000
-    workers: int = 2
+    runner: str = "direct"
+    workers: int = 0
+    beam_options: tuple[str, ...] = ()
+    crew: int = 2
 
 
 class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

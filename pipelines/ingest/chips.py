@@ -19,6 +19,7 @@ from pipelines.ingest.quarantine import BODY_NONE, PRIVATE, Origin, Rejection, r
 from pipelines.ingest.work import Prepared
 from pipelines.lake.files import NewFile, table_stats, write_table_file
 from pipelines.lake.layout import QUARANTINE, chips_path, stream_table
+from pipelines.runners.engine import Engine
 from schemas.contract import ChipSpec
 from schemas.ids import DeviceId, Digest, SampleKey, StreamName
 
@@ -35,7 +36,7 @@ class Chips(msgspec.Struct, frozen=True):
     files: tuple[NewFile, ...]
 
 
-def prepare_chips(root: Path, plan: Plan, prepared: Prepared, pins: Pins, max_pixels: int, runner: str) -> tuple[NewFile, ...]:
+def prepare_chips(root: Path, plan: Plan, prepared: Prepared, pins: Pins, max_pixels: int, engine: Engine) -> tuple[NewFile, ...]:
     """Cut what the run asks for, or read what an earlier try has cut.
 
     Raises:
@@ -52,7 +53,7 @@ def prepare_chips(root: Path, plan: Plan, prepared: Prepared, pins: Pins, max_pi
         pass  # not cut yet
     except msgspec.MsgspecError as error:
         raise CorruptLakeError(f"{path}: not a list of chip files ({error}); delete it, and the run cuts anew") from error
-    cut = cut_chips(root, plan.run, slides, max_pixels, runner)
+    cut = cut_chips(root, plan.run, slides, max_pixels, engine)
     files = (*(_new_file(root, file) for file in cut if file.rejection is None), *_rejections(root, plan, cut))
     write_atomic(path, msgspec.json.encode(Chips(files)), mode=0o644)
     return files

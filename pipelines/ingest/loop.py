@@ -14,20 +14,24 @@ import structlog
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import CorruptLakeError, FaultError, RefusedError, RetryLaterError
-from pipelines.ingest.graph import RUNNER, crew
+from pipelines.ingest.graph import crew
 from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef, make_plan
 from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
 from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
 from pipelines.ingest.rules import RuleBook
-from pipelines.ingest.run import Engine, execute, read_prepared
+from pipelines.ingest.run import Means, execute, read_prepared
 from pipelines.ingest.tries import Tries
 from pipelines.ingest.work import Limits
 from pipelines.lake.books import Ledger
 from pipelines.lake.commit import committed_run
 from pipelines.lake.layout import COMMITS, RUNS, lock_path, plan_path
 from pipelines.lake.ledger import prune_ledgers, read_ledger
+from pipelines.runners.engine import Engine, RunnerKind
+from pipelines.runners.run import opened
 from schemas.topics import Topics
+
+IN_PROCESS = Engine()
 
 log = structlog.get_logger(__name__)
 
@@ -67,18 +71,19 @@ class RunLoop:
         publisher: where receipts go.
         clock: for the time of a plan.
         engine: where graphs run.
+        crew_size: child processes that settle the items of a run; 0: none, the runner's own workers do.
 
     Raises:
         CorruptLakeError: the ledger of the last committed run is gone.
         ConfigError: a contract or policy cannot be read.
     """
 
-    def __init__(self, config: CoreConfig, publisher: Publisher, clock: Clock, engine: Engine) -> None:
+    def __init__(self, config: CoreConfig, publisher: Publisher, clock: Clock, engine: Engine, crew_size: int = 0) -> None:
         self._config = config
         self._root = config.lake_root
         self._clock = clock
-        self._engine = engine
-        self._limits = Limits(config.run.max_envelope_bytes, config.run.max_row_bytes, config.run.max_image_pixels)
+        limits = Limits(config.run.max_envelope_bytes, config.run.max_row_bytes, config.run.max_image_pixels)
+        self._means = Means(engine, limits, crew_size)
         self._state = load_state(self._root)
         self._desk = Desk(publisher, Topics(config.broker.namespace))
         self._desk.owe(self._state.ledger.devices())
@@ -136,7 +141,7 @@ class RunLoop:
     def _run(self, plan: Plan) -> None:
         started = self._clock.monotonic_s()
         try:
-            after, devices = execute(self._root, plan, self._state.ledger, self._limits, self._engine, self._heads)
+            after, devices = execute(self._root, plan, self._state.ledger, self._means, self._heads)
         except CorruptLakeError as error:
             if not self._is_stale(plan):
                 raise
@@ -171,7 +176,7 @@ def load_state(root: Path) -> LoopState:
     return LoopState(read_ledger(root, run), dict(plan.next_numbers))
 
 
-def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, runner: str = RUNNER) -> None:
+def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, engine: Engine = IN_PROCESS) -> None:
     """Run until stopped, or, with `once`, until nothing waits.
 
     Args:
@@ -179,7 +184,7 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         stop: set it, and the loop ends after the run in hand.
         clock: the clock.
         once: end when nothing waits.
-        runner: the Beam runner's name.
+        engine: where graphs run; its local cluster is kept open until the loop ends.
 
     Raises:
         RefusedError: another loop is at work on this lake.
@@ -188,10 +193,11 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         RetryLaterError: something stayed away through many tries.
     """
     root = config.lake_root
-    with only_loop(root), MqttPublisher(config.broker, f"catchment-run-{os.getpid()}") as publisher:
-        if config.run.workers:
-            crew(config.run.workers).warm(config.run.workers)
-        loop = RunLoop(config, publisher, clock, Engine(runner, workers=config.run.workers))
+    client_id = f"catchment-run-{os.getpid()}"
+    with only_loop(root), opened(engine) as ready, MqttPublisher(config.broker, client_id) as publisher:
+        if config.run.crew and ready.kind is RunnerKind.DIRECT:
+            crew(config.run.crew).warm(config.run.crew)
+        loop = RunLoop(config, publisher, clock, ready, config.run.crew)
         tries = Tries()
         while not stop.is_set():
             try:

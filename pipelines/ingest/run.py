@@ -25,6 +25,7 @@ from pipelines.ingest.work import Limits, Prepared, Work
 from pipelines.lake.books import BooksKey, Counts, Ledger
 from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import write_ledger
+from pipelines.runners.engine import Engine
 
 NO_HEADS: Mapping[SegmentRef, SegmentHeads] = MappingProxyType({})
 
@@ -39,16 +40,16 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """Where the graph runs. `workers` child processes settle the items; 0: the runner's own process does."""
+class Means:
+    """What a run is carried out with: the engine, how many children settle its items, and what one envelope may be."""
 
-    runner: str
-    options: tuple[str, ...] = ()
-    workers: int = 0
+    engine: Engine
+    limits: Limits
+    crew_size: int = 0
 
 
-def execute(  # all that decides a run
-    root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engine, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
+def execute(
+    root: Path, plan: Plan, before: Ledger, means: Means, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
 ) -> tuple[Ledger, frozenset[str]]:
     """Carry out a plan, or what a crash left of it.
 
@@ -56,8 +57,7 @@ def execute(  # all that decides a run
         root: the lake root.
         plan: the plan; it is on disk.
         before: the ledger after the run before.
-        limits: what one envelope may be.
-        engine: where the graph runs.
+        means: what it is carried out with.
         known: heads that were read a moment ago, CRCs and all; the others are read.
 
     Returns:
@@ -68,8 +68,8 @@ def execute(  # all that decides a run
         ConflictError: another committer is at work.
     """
     judged = judge(root, plan, before, known)
-    prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, limits, engine)
-    chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), limits.max_image_pixels, engine.runner)
+    prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, means)
+    chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), means.limits.max_image_pixels, means.engine)
     counts = count(judged, prepared)
     reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
     after = before.after(plan.run, judged.admission.touched, counts, listed_epochs(reports))
@@ -152,14 +152,14 @@ def works(root: Path, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
     ]
 
 
-def _prepare(root: Path, plan: Plan, judged: Judged, limits: Limits, engine: Engine) -> Prepared:
-    items = works(root, plan, judged, limits)
+def _prepare(root: Path, plan: Plan, judged: Judged, means: Means) -> Prepared:
+    items = works(root, plan, judged, means.limits)
     if not items:
         return Prepared(plan.run, ())
-    run_graph(items, str(root), plan.run, engine.runner, engine.options, engine.workers)
+    run_graph(items, str(root), plan.run, means.engine, means.crew_size)
     prepared = read_prepared(root, plan.run)
     if prepared is None or len(prepared.items) != len(items):
         done = 0 if prepared is None else len(prepared.items)
         prepared_path(root, plan.run).unlink(missing_ok=True)
-        raise CorruptLakeError(f"run {plan.run}: the runner {engine.runner} finished {done} of {len(items)} items; use another")
+        raise CorruptLakeError(f"run {plan.run}: {means.engine.kind.value} finished {done} of {len(items)} items; use another")
     return prepared

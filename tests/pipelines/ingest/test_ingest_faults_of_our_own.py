@@ -17,6 +17,7 @@ from pipelines.ingest.run import judge, works
 from pipelines.ingest.tries import MAX_FAULTS, MAX_TRIES, Tries
 from pipelines.ingest.work import Limits
 from pipelines.lake.books import Ledger
+from pipelines.runners.engine import Engine
 
 STREAM = "streams/vehicle_telemetry"
 POLICY = "id: {id}\nstreams: [vehicle_telemetry]\nrules:\n  - tag: fast\n    when: speed_mps > {bound}\n"
@@ -160,7 +161,7 @@ def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Any, e
     file = policies / "driving.yaml"
     file.write_text(POLICY.format(id="driving", bound=5))
     core.config = CoreConfig(lake=str(core.root), policies=str(policies))
-    loop = RunLoop(core.config, core.mailbox, core.loop()._clock, core.loop()._engine)
+    loop = RunLoop(core.config, core.mailbox, core.loop()._clock, Engine())
 
     def tagged(first: int) -> int:
         core.landing.seal([envelope(first, 10)])
