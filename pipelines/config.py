@@ -51,6 +51,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: int = 0
     beam_options: tuple[str, ...] = ()
     crew: int = 2
+    worker_memory_bytes: int = 4 * 1024**3
 
 
 class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -105,5 +105,5 @@ def _rejections(root: Path, plan: Plan, cut: tuple[ChipFile, ...]) -> list[NewFi
     ]
     if not refused:
         return []
-    table = rejections_table(refused, plan.run, plan.planned_at_us)
+    table = rejections_table(refused, plan.run, plan.planned_at_us, "chips")
     return [write_table_file(root, QUARANTINE, f"{plan.run:012d}-chips.parquet", table, PRIVATE)]

@@ -1,8 +1,8 @@
 """The crew: warm child processes that settle work items, one per core, and a body that kills its reader kills a child.
 
-Each member is one process of `pipelines.ingest.member`, spoken to over its own pipes. A member that dies by a fault of
-the processor (SIGSEGV and the like) is replaced, and the item done again carefully: the member then names each message
-before it opens it, and the one it died of is refused (`Work.poison`) instead of opened.
+Each member is one process of `pipelines.ingest.member`, spoken to over its own pipes. A member that dies (a fault of the
+processor, too much memory, no end of it) is replaced, and the item done again carefully: the member then names each message
+before it opens it, and the one it dies of is refused (`Work.poison`) instead of opened.
 """
 
 import os
@@ -12,8 +12,10 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -25,7 +27,9 @@ from pipelines.ingest.work import Failure, ItemResult, Work
 HEAD = struct.Struct("<cI")
 RESULT, PLACE = b"r", b"p"
 ITEM_TIMEOUT_S = 900.0
+MESSAGE_TIMEOUT_S = 120.0
 MAX_POISON = 1_000
+MAX_UNEXPLAINED = 4
 _DEADLY = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +43,12 @@ class MemberDiedError(Exception):
         super().__init__(text or f"a worker process ended with {code}")
         self.code = code
         self.place = place
+        self.took_too_long = bool(text)
+
+    @property
+    def is_of_the_item(self) -> bool:
+        """Whether the item itself may be the cause: a fault of the processor, or no end of it."""
+        return self.took_too_long or -self.code in _DEADLY
 
 
 class Member:
@@ -58,7 +68,7 @@ class Member:
         """Hand an item over and wait for its result.
 
         Raises:
-            MemberDiedError: it ended, or took longer than `ITEM_TIMEOUT_S`.
+            MemberDiedError: it ended, or was not heard of in time.
         """
         place: tuple[int, int] | None = None
         body = msgspec.json.encode(work)
@@ -67,14 +77,18 @@ class Member:
             self._process.stdin.write(HEAD.pack(RESULT, len(body)) + body)
             self._process.stdin.flush()
             while True:
-                kind, size = HEAD.unpack(self._read(HEAD.size))
-                frame = self._read(size)
+                timeout_s = MESSAGE_TIMEOUT_S if work.careful else ITEM_TIMEOUT_S
+                kind, size = HEAD.unpack(self._read(HEAD.size, timeout_s))
+                frame = self._read(size, timeout_s)
                 if kind == RESULT:
                     return msgspec.json.decode(frame, type=ItemResult)
                 place = msgspec.json.decode(frame, type=tuple[int, int])
-        except (OSError, EOFError) as error:
+        except TimeoutError as error:
             self.end()
             raise MemberDiedError(self._process.returncode, place, str(error)) from error
+        except (OSError, EOFError) as error:
+            self.end()
+            raise MemberDiedError(self._process.returncode, place) from error
 
     def end(self) -> None:
         """Kill it if it lives, and collect it."""
@@ -88,18 +102,18 @@ class Member:
             self._process.kill()
         self._process.wait()
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int, timeout_s: float) -> bytes:
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         parts: list[bytes] = []
         while size:
-            ready, _, _ = select.select([descriptor], [], [], ITEM_TIMEOUT_S)
+            ready, _, _ = select.select([descriptor], [], [], timeout_s)
             if not ready:
                 self._process.kill()
-                raise EOFError(f"nothing heard of an item for {ITEM_TIMEOUT_S:g} s")
+                raise TimeoutError(f"nothing heard of it for {timeout_s:g} s")
             part = os.read(descriptor, size)
             if not part:
-                raise EOFError("")
+                raise EOFError
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
@@ -139,20 +153,16 @@ class Crew:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _settle(self, work: Work) -> ItemResult:
-        poison: list[tuple[int, int]] = []
-        careful = False
+        search = _Search()
         while True:
             try:
-                return self._member().settle(msgspec.structs.replace(work, careful=careful, poison=tuple(poison)))
+                return self._member().settle(msgspec.structs.replace(work, careful=search.careful, poison=tuple(search.poison)))
             except MemberDiedError as error:
                 self._forget()
-                failure = _verdict(error, careful=careful, poisoned=len(poison))
                 log.error("member_died", run=work.run, item=work.item, code=error.code, at=error.place)  # noqa: TRY400  # not a fault of this process
+                failure = search.died(error)
                 if failure is not None:
                     return ItemResult(work.item, (), (), failure)
-                if careful and error.place is not None:
-                    poison.append(error.place)
-                careful = True
 
     def _member(self) -> Member:
         member: Member | None = getattr(self._mine, "member", None)
@@ -169,15 +179,31 @@ class Crew:
             self._members.discard(member)
 
 
-def _verdict(error: MemberDiedError, *, careful: bool, poisoned: int) -> Failure | None:
-    """What a death means: None to try the item again, carefully."""
-    if -error.code not in _DEADLY:
-        return Failure(AWAY, f"{error}: it was killed from outside, or the machine is short of memory")
-    if careful and error.place is None:
-        return Failure(FAULT, f"{error}: signal {-error.code}, and not while it opened a message")
-    if poisoned >= MAX_POISON:
-        return Failure(FAULT, f"{error}: more than {MAX_POISON} messages of one item each ended a worker")
-    return None
+@dataclass(slots=True)
+class _Search:
+    """Which messages of an item end their reader. After a death the item is done carefully; after that one is known, plainly."""
+
+    poison: list[tuple[int, int]] = field(default_factory=list)
+    suspects: Counter[tuple[int, int]] = field(default_factory=Counter)
+    careful: bool = False
+    unexplained: int = 0
+
+    def died(self, error: MemberDiedError) -> Failure | None:
+        """Take a death in: what to answer, or None to try the item again."""
+        if not self.careful or error.place is None:
+            self.unexplained += not error.is_of_the_item or (self.careful and error.place is None)
+            self.careful = True
+            if self.unexplained > MAX_UNEXPLAINED:
+                return Failure(AWAY, f"{error}, again and again: killed from outside, or the machine is short of memory")
+            return None
+        self.suspects[error.place] += 1
+        # Killed from outside in the middle of a message says little of that message; twice in the same one says enough.
+        if error.is_of_the_item or self.suspects[error.place] > 1:
+            self.poison.append(error.place)
+            self.careful = False
+        if len(self.poison) > MAX_POISON:
+            return Failure(FAULT, f"{error}: more than {MAX_POISON} messages of one item each ended a worker")
+        return None
 
 
 def _ends_by_itself(process: subprocess.Popen[bytes]) -> bool:

@@ -82,7 +82,12 @@ class RunLoop:
         self._config = config
         self._root = config.lake_root
         self._clock = clock
-        limits = Limits(config.run.max_envelope_bytes, config.run.max_row_bytes, config.run.max_image_pixels)
+        limits = Limits(
+            config.run.max_envelope_bytes,
+            config.run.max_row_bytes,
+            config.run.max_image_pixels,
+            worker_memory_bytes=config.run.worker_memory_bytes,
+        )
         self._means = Means(engine, limits, crew_size)
         self._state = load_state(self._root)
         self._desk = Desk(publisher, Topics(config.broker.namespace))

@@ -5,18 +5,23 @@ Whatever else is printed goes to standard error. Nothing here may import Beam: a
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 
 import msgspec
+import structlog
 
 from pipelines.ingest.crew import HEAD, PLACE, RESULT
-from pipelines.ingest.outcome import failure_of
+from pipelines.ingest.isolate import settle_around_faults
+from pipelines.ingest.outcome import FAULT, failure_of
 from pipelines.ingest.settle import settle_item
 from pipelines.ingest.work import ItemResult, Work
 from pipelines.logs import log_to_stderr
 
 _PR_SET_PDEATHSIG = 1
+
+log = structlog.get_logger(__name__)
 
 
 def settle_or_fail(work: Work, answer: int | None = None) -> ItemResult:
@@ -33,6 +38,14 @@ def settle_or_fail(work: Work, answer: int | None = None) -> ItemResult:
     try:
         return settle_item(work, tell if work.careful and answer is not None else None)
     except Exception as error:  # noqa: BLE001  # the family is told in the result, whatever it is
+        failure = failure_of(error)
+        is_of_the_item = failure.kind == FAULT or (isinstance(error, MemoryError) and work.limits.worker_memory_bytes > 0)
+    if not is_of_the_item:
+        return ItemResult(work.item, (), (), failure)
+    log.error("fault_met", run=work.run, item=work.item, trace=failure.trace)
+    try:
+        return settle_around_faults(work)
+    except Exception as error:  # noqa: BLE001  # likewise
         return ItemResult(work.item, (), (), failure_of(error))
 
 
@@ -49,7 +62,14 @@ def main() -> None:
     while head := source.read(HEAD.size):
         _kind, size = HEAD.unpack(head)
         work = msgspec.json.decode(source.read(size), type=Work)
+        _limit_memory(work.limits.worker_memory_bytes)
         _send(answer, RESULT, msgspec.json.encode(settle_or_fail(work, answer)))
+
+
+def _limit_memory(max_bytes: int) -> None:
+    """Memory of its own, not files mapped: a body that asks for more ends its worker, not the machine."""
+    if max_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, resource.RLIM_INFINITY))
 
 
 def _send(descriptor: int | None, kind: bytes, body: bytes) -> None:

@@ -7,12 +7,16 @@ from pipelines.lake.files import NewFile
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How large one envelope may be unpacked, one row be, one image be cut, and one table grow before it is written."""
+    """How large one envelope may be unpacked, one row be, one image be cut, one table grow before it is written.
+
+    `worker_memory_bytes` is what a child process may have of memory of its own; 0: no limit.
+    """
 
     max_envelope_bytes: int
     max_row_bytes: int
     max_image_pixels: int = 20_000_000_000
     flush_bytes: int = 256 * 1024 * 1024
+    worker_memory_bytes: int = 0
 
 
 class Work(msgspec.Struct, frozen=True):

@@ -23,7 +23,67 @@ STREAM = "streams/vehicle_telemetry"
 POLICY = "id: {id}\nstreams: [vehicle_telemetry]\nrules:\n  - tag: fast\n    when: speed_mps > {bound}\n"
 
 
-def test_a_fault_of_our_own_says_so_and_commits_nothing(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(core: Any, envelope: Any, monkeypatch: Any) -> None:
+    from pipelines.ingest import settle
+
+    before = settle.write_group
+
+    def broken(groups: Any, target: Any) -> Any:
+        for group in groups:
+            for one in group.envelopes:
+                if one.message.device == "car-2" and any(low <= 13 < high for low, high in one.verdict):
+                    raise TypeError("a fault of ours")
+        return before(groups, target)
+
+    core.landing.seal([envelope(0, 10), envelope(10, 10, device="car-2"), envelope(20, 10, device="car-2")])
+    core.landing.seal([envelope(10, 10)])
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.ingest.settle.write_group", broken)
+        loop = core.run()
+    assert sorted((row["device"], row["seq"]) for row in core.rows(STREAM)) == [
+        *(("car-1", seq) for seq in range(20)),
+        *(("car-2", seq) for seq in range(10, 30) if seq != 13),
+    ]
+    (refused,) = core.rows("quarantine")
+    assert (refused["stage"], refused["seq"], refused["count"], refused["spans"]) == ("fault", 13, 1, "[[13, 14]]")
+    assert "TypeError: a fault of ours (at broken" in refused["reason"]
+    assert not loop.ledger.unbalanced()
+
+
+def test_a_fault_with_every_sample_quarantines_them_and_the_loop_goes_on(core: Any, envelope: Any, monkeypatch: Any) -> None:
+    core.landing.seal([envelope(0, 10), envelope(10, 10)])
+
+    def broken(*_arguments: Any) -> None:
+        raise TypeError("a fault of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.ingest.settle.write_group", broken)
+        core.run()
+    core.landing.seal([envelope(20, 10)])
+    loop = core.run()
+    assert [row["seq"] for row in core.rows(STREAM)] == list(range(20, 30))
+    assert sum(row["count"] for row in core.rows("quarantine")) == 20
+    assert not loop.ledger.unbalanced()
+
+
+def test_a_fault_that_only_two_envelopes_together_cause_refuses_neither(core: Any, envelope: Any, monkeypatch: Any) -> None:
+    from pipelines.ingest import settle
+
+    before = settle.write_group
+
+    def broken(groups: Any, target: Any) -> Any:
+        if sum(len(group.envelopes) for group in groups) > 1:
+            raise TypeError("not together")
+        return before(groups, target)
+
+    core.landing.seal([envelope(0, 10), envelope(10, 10)])
+    monkeypatch.setattr("pipelines.ingest.settle.write_group", broken)
+    core.run()
+    assert len(core.rows(STREAM)) == 20
+    assert core.rows("quarantine") == []
+
+
+def test_a_fault_outside_all_samples_says_so_and_commits_nothing(core: Any, envelope: Any, monkeypatch: Any) -> None:
     core.landing.seal([envelope(0, 10)])
 
     def broken(*_arguments: Any) -> None:
@@ -31,7 +91,7 @@ def test_a_fault_of_our_own_says_so_and_commits_nothing(core: Any, envelope: Any
 
     loop = core.loop()
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.settle.write_group", broken)
+        patch.setattr("pipelines.ingest.settle.Settler.finish", broken)
         with pytest.raises(FaultError, match=r"TypeError: a fault of ours.*nothing was committed") as caught:
             loop.step()
         report = Path(str(caught.value).rsplit(" ", 1)[1])
@@ -73,10 +133,10 @@ def crew() -> Any:
     found.close()
 
 
-def items(core: Any) -> Any:
+def items(core: Any, **limits: int) -> Any:
     loop = core.loop()
     plan = loop._next_plan()
-    return works(core.root, plan, judge(core.root, plan, Ledger()), Limits(1 << 28, 1 << 26))
+    return works(core.root, plan, judge(core.root, plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(core: Any, envelope: Any, crew: Any) -> None:
@@ -85,10 +145,8 @@ def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(core: A
     assert next(crew.settle_all(item)).settled[0].committed == 10
     (member,) = crew._members
     os.kill(member.pid, signal.SIGKILL)
-    failed = next(crew.settle_all(item))
-    assert failed.failure is not None
-    assert failed.failure.kind == "away"
     assert next(crew.settle_all(item)).settled[0].committed == 10
+    assert crew.deaths == 1
 
 
 def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(
@@ -111,7 +169,29 @@ def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(
     result = next(crew.settle_all(items(core)))
     assert result.failure is None
     assert [(row.committed, row.quarantined) for row in result.settled] == [(20, 6)]
-    assert crew.deaths == 3
+    assert crew.deaths == 4
+
+
+def test_a_body_that_takes_all_memory_is_refused_and_the_others_are_rows(
+    core: Any, envelope: Any, crew: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'pipelines.ingest.member' in ' '.join(sys.orig_argv):\n"
+        "    import pipelines.ingest.settle as settle\n"
+        "    before = settle.decode\n"
+        "    def greedy(body, **named):\n"
+        "        if b'greedy' in body.to_pybytes():\n"
+        "            return bytearray(1 << 40)\n"
+        "        return before(body, **named)\n"
+        "    settle.decode = greedy\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    core.landing.seal([envelope(0, 10), envelope(10, 5, body=b"greedy"), envelope(15, 10)])
+    (item,) = items(core, worker_memory_bytes=4 << 30)
+    result = next(crew.settle_all([item]))
+    assert result.failure is None
+    assert [(row.committed, row.quarantined) for row in result.settled] == [(20, 5)]
 
 
 def test_a_row_above_the_limit_is_refused_alone(core: Any, envelope: Any) -> None:
