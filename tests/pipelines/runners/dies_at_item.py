@@ -6,7 +6,7 @@ import signal
 from pipelines.ingest import graph
 from pipelines.ingest.work import ItemResult, Work
 
-NAME = "settle_item_of_one_who_lives"
+NAME = "settle_of_one_who_lives"
 taken = 0
 
 
@@ -20,5 +20,5 @@ def die_at_second(work: Work) -> ItemResult:
 
 
 if not hasattr(graph, NAME):  # a preloaded module is loaded twice
-    setattr(graph, NAME, graph.settle_item)
-    graph.settle_item = die_at_second
+    setattr(graph, NAME, graph.settle_or_fail)
+    graph.settle_or_fail = die_at_second
