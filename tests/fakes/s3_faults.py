@@ -1,4 +1,7 @@
-"""A proxy before an S3 server that goes wrong on purpose: refuses, cuts before, cuts after (the put is done, its answer lost), hangs."""
+"""A proxy before an S3 server that goes wrong on purpose.
+
+It refuses, cuts the connection before the request, cuts it after (the put is done, its answer is lost), or hangs.
+"""
 
 import http.client
 import random

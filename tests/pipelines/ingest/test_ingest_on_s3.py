@@ -1,11 +1,7 @@
 """The same runs on a lake whose root is S3-compatible storage: a real server, real conditional puts, and faults between."""
 
-import os
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,46 +21,17 @@ from pipelines.ingest.plan_files import find_segments, write_plan
 from pipelines.lake.remote import Remote, bind, remote_of
 from pipelines.runners.engine import Engine
 from tests.fakes.s3_faults import FaultyProxy
+from tests.fakes.s3_server import S3, served
 from tests.pipelines.ingest import test_ingest_run as same
 
-SERVER = Path(__file__).parents[2] / "fakes" / "s3_server.py"
 STREAM = "streams/vehicle_telemetry"
 DEADLINE_S = 60.0
 
 
-@dataclass
-class S3:
-    """A server process."""
-
-    port: int
-    log: Path
-
-    def requests(self) -> list[list[str]]:
-        return [line.split() for line in self.log.read_text().splitlines() if line[:3] in ("GET", "PUT", "HEA", "POS", "DEL")]
-
-    def config(self, name: str, port: int | None = None, **more: Any) -> RemoteConfig:
-        return RemoteConfig(f"s3://lake/{name}", f"http://127.0.0.1:{port or self.port}", **more)
-
-
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    folder = tmp_path_factory.mktemp("s3")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        os.environ[name] = "test"
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-W", "ignore", str(SERVER), str(folder / "port")], stdout=log, stderr=log)
-    deadline = time.monotonic() + DEADLINE_S
-    while not (folder / "port").exists():
-        assert process.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    server = S3(int((folder / "port").read_text()), folder / "log")
-    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{server.port}/lake", method="PUT")).close()
-    yield server
-    process.kill()
-    process.wait()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        del os.environ[name]
+    with served(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @dataclass
@@ -141,10 +108,8 @@ def core(make_core: Callable[..., RemoteCore]) -> RemoteCore:
     return make_core()
 
 
-# Those lay hands on the files of a lake that is a folder.
-ON_A_FOLDER_ONLY = {
-    "test_a_second_loop_on_a_lake_is_refused",
-}
+# These lay hands on the files of a lake that is a folder.
+ON_A_FOLDER_ONLY = {"test_a_lost_ledger_stops_the_loop_with_a_word", "test_a_rotten_segment_is_set_aside_and_the_others_go_on"}
 SAME = sorted(name for name in vars(same) if name.startswith("test_") and name not in ON_A_FOLDER_ONLY)
 for _name in SAME:
     globals()[_name] = pytest.mark.slow(getattr(same, _name))
@@ -209,9 +174,10 @@ def test_of_two_plans_for_one_run_only_the_first_is_taken(make_core: Callable[..
 
 def test_two_loops_on_two_machines_one_wins_and_the_other_says_so(make_core: Callable[..., RemoteCore]) -> None:
     one, other = make_core("one", claim_s=1), make_core("other", claim_s=1)
-    with only_loop(one.root) as check, pytest.raises(RefusedError, match=r"another run loop is at work.*one"), only_loop(other.root):
-        pass
-    check()
+    with only_loop(one.root) as check:
+        with pytest.raises(RefusedError, match=r"another run loop is at work.*one"), only_loop(other.root):
+            pass
+        check()
     with only_loop(other.root):
         pass
 
@@ -236,6 +202,23 @@ def test_a_loop_that_died_is_followed_by_another_and_finds_out_if_it_was_only_sl
     assert fresh.ledger.books == stale.ledger.books
 
 
+def test_a_loop_that_was_silent_too_long_stops_when_it_finds_the_lake_taken(make_core: Callable[..., RemoteCore]) -> None:
+    core = make_core(claim_s=1)
+    with only_loop(core.root) as check:
+        check()
+        core.remote.put("runs/loop.claim", b'{"owner":"another","beat":9}')
+        with pytest.raises(RefusedError, match="taken this lake over"):
+            until_refused(check)
+
+
+def until_refused(check: Callable[[], None]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        check()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
 def test_two_loops_that_race_on_one_lake_give_one_row_per_sample(make_core: Callable[..., RemoteCore], envelope: Any) -> None:
     one, other = make_core("one"), make_core("other")
     for number in range(6):
@@ -300,4 +283,3 @@ def test_a_working_copy_belongs_to_one_lake(core: RemoteCore, tmp_path: Path) ->
         bind(core.root, None)
     bind(tmp_path / "plain", None)
     assert remote_of(tmp_path / "plain") is None
-
