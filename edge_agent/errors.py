@@ -51,3 +51,11 @@ class UntrustedModelError(ModelError):
 
 class ModelUnfitError(ModelError):
     """It is vouched for but does not work here: refuse this version for good."""
+
+
+class PolicyError(AgentError):
+    """Keep the old rules and try again later."""
+
+
+class UntrustedPolicyError(PolicyError):
+    """Keep the old rules: the new ones are forged, malformed, older, or for other devices."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.errors import AgentError
+from schemas.reported import PolicyReport
 
 HEALTH_NAME = "health.json"
 
@@ -21,6 +22,7 @@ class Health(msgspec.Struct, frozen=True):
         resent: envelopes sent again because no receipt came in time.
         rejected: source -> reason -> rows, cells and files that became no sample, since the agent started.
         left_out: source -> reason -> samples not stored because they said nothing new or could not be redacted.
+        policy: the edge rules in force; None where `[policy]` names no key.
     """
 
     at_ms: int
@@ -38,6 +40,7 @@ class Health(msgspec.Struct, frozen=True):
     failure: str = ""
     rejected: dict[str, dict[str, int]] = {}
     left_out: dict[str, dict[str, int]] = {}
+    policy: PolicyReport | None = None
 
 
 def write_health(state_dir: Path, health: Health) -> None:

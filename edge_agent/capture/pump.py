@@ -4,6 +4,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
 import structlog
 
@@ -15,7 +16,8 @@ from edge_agent.capture.storing import PatientEncoder
 from edge_agent.clock import Clock
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError, SpoolFullError
-from edge_agent.spool.records import Append
+from edge_agent.rules.sieve import Sieve, sift
+from edge_agent.spool.records import Append, Passed
 from edge_agent.spool.spool import Spool
 from schemas.envelope import Span
 from schemas.ids import StreamName
@@ -44,6 +46,7 @@ class SourcePump:
         spool: where the samples go.
         refine: what becomes of a batch before it is stored.
         clock: wall clock for the envelopes.
+        sieve: the core's rules: which samples are stored, and what they are worth; None: all, as configured.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class SourcePump:
         spool: Spool,
         refine: Refiner,
         clock: Clock,
+        sieve: Sieve | None = None,
     ) -> None:
         self._config = config
         self._build = build
@@ -61,6 +65,7 @@ class SourcePump:
         self._stop = threading.Event()
         self._spool = spool
         self._refine = refine
+        self._sieve = sieve
         self._clock = clock
         self._under_way: deque[tuple[Future[Span], tuple[SampleBatch, ...]]] = deque()
         self._held: list[SampleBatch] = []
@@ -68,6 +73,7 @@ class SourcePump:
         self._held_since_s = 0.0
         self._passed: list[SampleBatch] = []
         self._passed_s = float("-inf")
+        self._left_out: Counter[str] = Counter()
         self._source: Source | None = None
         self._rejected_before: dict[str, int] = {}
         self.failures = 0
@@ -116,7 +122,7 @@ class SourcePump:
         try:
             if known is None and begins is not None:
                 # What "now" was at the first start must be the same at the second.
-                self._spool.note_position(self._config.name, begins)
+                self._spool.note(Passed(StreamName(self._config.stream), self._config.name, begins, ()))
             while not stop.is_set():
                 batch = source.read(self._config.max_samples)
                 if batch is not None and len(batch) > 0:
@@ -156,19 +162,28 @@ class SourcePump:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
         batch = self._refine(join_batches(held))
-        envelopes = self._encoder.encode(batch, self._clock.now_ms() * 1000, self._stop) if len(batch) else ()
+        sifted = sift(self._sieve, batch, self._config.priority)
+        left_out = self._left_out + Counter(sifted.left_out)
+        created_us = self._clock.now_ms() * 1000
+        envelopes = tuple(
+            replace(envelope, priority=priority)
+            for priority, group in sifted.groups
+            for envelope in self._encoder.encode(group, created_us, self._stop)
+        )
         if not envelopes:
             self._passed.extend(held)
+            self._left_out = left_out
             return
         append = Append(
             stream=StreamName(self._config.stream),
             envelopes=envelopes,
-            priority=self._config.priority,
+            priority=max(priority for priority, _ in sifted.groups),
             source=self._config.name,
             position=batch.position,
+            left_out=tuple(left_out.items()),
         )
-        # What was passed over lies before this batch: its position covers both.
-        passed, self._passed = tuple(self._passed), []
+        # What was passed over lies before this batch: its position, and what it left out, cover both.
+        passed, self._passed, self._left_out = tuple(self._passed), [], Counter()
         self._under_way.append((self._spool.append(append), (*passed, *held)))
 
     def _pass_over(self, source: Source) -> None:
@@ -179,8 +194,9 @@ class SourcePump:
         self._passed_s = now_s
         self._settle_up(source, 0)
         passed, self._passed = self._passed, []
-        if passed[-1].position is not None:
-            self._spool.note_position(self._config.name, passed[-1].position)
+        left_out, self._left_out = tuple(self._left_out.items()), Counter()
+        if left_out or passed[-1].position is not None:
+            self._spool.note(Passed(StreamName(self._config.stream), self._config.name, passed[-1].position, left_out))
         for batch in passed:
             source.stored(batch)
 

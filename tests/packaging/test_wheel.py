@@ -13,11 +13,19 @@ PACKAGES = {"edge_agent", "pipelines", "schemas"}
 CORE_LIBRARIES = (
     *("numpy", "pyarrow", "apache_beam", "polars", "deltalake", "duckdb", "yaml", "zarr", "zarrs", "dask", "distributed"),
     *("sqlglot", "tifffile", "imagecodecs", "pyvips", "PIL", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas"),
-    *("pydantic", "open_data_contract_standard", "torch", "fastapi", "uvicorn", "hypothesis", "pytest", "psutil", "av"),
+    *("pydantic", "open_data_contract_standard", "torch", "fastapi", "uvicorn", "hypothesis", "pytest", "psutil"),
+    *("cryptography", "av"),
 )
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
-NEEDS_AN_EXTRA = {"edge_agent.models.inference", "edge_agent.models.updater", "edge_agent.redaction.picture"}
-NEEDS_AN_EXTRA |= {"edge_agent.capture.video", "edge_agent.capture.camera_file", "edge_agent.capture.camera_live"}
+NEEDS_AN_EXTRA = {
+    "edge_agent.capture.camera_file",
+    "edge_agent.capture.camera_live",
+    "edge_agent.capture.video",
+    "edge_agent.enrol_cryptography",
+    "edge_agent.models.inference",
+    "edge_agent.models.updater",
+    "edge_agent.redaction.picture",
+}
 
 BLOCKER = """
 import sys, importlib
