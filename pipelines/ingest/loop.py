@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef, make_plan
 from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
 from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
+from pipelines.ingest.release import release_plan
+from pipelines.ingest.requests import forget_request, oldest_request
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import Means, execute, read_prepared
 from pipelines.ingest.tries import Tries
@@ -61,6 +63,14 @@ def only_loop(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+class NoReceipts:
+    """For a loop that only carries out requests: what it changes is in no receipt."""
+
+    def publish(self, messages: Mapping[str, bytes]) -> None:
+        """Leave it to the run loop, which publishes every receipt when it starts."""
+        raise RetryLaterError(f"{len(messages)} receipts are left to the run loop")
 
 
 class RunLoop:
@@ -118,6 +128,18 @@ class RunLoop:
         self._desk.pay(self._state.ledger)
         return plan is not None
 
+    def carry_out_requests(self) -> None:
+        """Do what people ask, and nothing else; a run that a crash has left comes first.
+
+        Raises:
+            PipelineError: as `step`.
+        """
+        left = read_plan(self._root, self._state.ledger.run + 1)
+        if left is not None:
+            self._run(left)
+        while (plan := self._next_release(self._state.ledger.run + 1)) is not None:
+            self._run(plan)
+
     def _next_plan(self) -> Plan | None:
         run = self._state.ledger.run + 1
         self._heads = {}
@@ -125,6 +147,9 @@ class RunLoop:
         if left is not None:
             log.info("run_resumed", run=run)
             return left
+        asked = self._next_release(run)
+        if asked is not None:
+            return asked
         found = find_segments(self._root, self._state.cursors, self._config.run.max_segments)
         if not found:
             return None
@@ -133,6 +158,19 @@ class RunLoop:
         if plan is not None:
             write_plan(self._root, plan)
         return plan
+
+    def _next_release(self, run: int) -> Plan | None:
+        """The next piece of the oldest request; a request of which nothing is left is forgotten."""
+        while (asked := oldest_request(self._root)) is not None:
+            path, request = asked
+            now_us = self._clock.now_ms() * 1_000
+            plan = release_plan(self._root, run, now_us, self.rules.refresh(), dict(self._state.cursors), request)
+            if plan is not None:
+                write_plan(self._root, plan)
+                return plan
+            log.info("request_done", kind=request.kind, rows=len(request.ids))
+            forget_request(path)
+        return None
 
     def _judged_sound(self, segment: SegmentRef) -> SegmentRef:
         """Bytes that cannot be trusted are passed over with a word: their samples are not settled, so devices send them again."""

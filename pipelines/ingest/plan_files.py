@@ -21,7 +21,8 @@ def find_segments(root: Path, cursors: Mapping[str, int], limit: int) -> list[Se
         cursors: per bridge, the next number to read.
         limit: how many at most, shared fairly by the bridges.
     """
-    bridges = sorted(folder.name for folder in (root / LANDING).iterdir() if folder.is_dir()) if (root / LANDING).is_dir() else []
+    folders = (root / LANDING).iterdir() if (root / LANDING).is_dir() else ()
+    bridges = sorted(folder.name for folder in folders if folder.is_dir() and not folder.name.startswith("."))
     found: list[SegmentRef] = []
     share = max(1, limit // max(1, len(bridges)))
     for bridge in bridges:
