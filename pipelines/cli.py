@@ -7,6 +7,7 @@ Exit codes: 0 done · 1 stop and look (corrupt lake, a process that will not run
 import importlib
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -35,6 +36,8 @@ class Room:
 
 ROOMS = {
     "bridge": Room("pipelines.bridge.cli", "bridge", "Take messages from the broker and land them durably."),
+    "status": Room("pipelines.status.cli", "status", "What waits, since when, how fast, and is all well."),
+    "watch": Room("pipelines.status.cli", "watch", "Serve /metrics, /live and /ready."),
     "quarantine": Room("pipelines.ingest.quarantine_cli", "quarantine_app", "Refused samples: see why, replay, discard."),
     "contract": Room("pipelines.contracts.cli", "contract_app", "Check, compile and show contracts."),
     "policy": Room("pipelines.policy.cli", "policy_app", "Check, try and apply tagging policies."),
@@ -79,10 +82,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 @app.command()
 def up(config: Config = Path("core.toml")) -> None:
     """Run bridge, run loop and model server here, restart what falls over, stop in order on Ctrl-C or SIGTERM."""
+    from pipelines.clock import SystemClock  # noqa: PLC0415  # likewise
+    from pipelines.status.server import serving  # noqa: PLC0415  # likewise
     from pipelines.up import supervise  # noqa: PLC0415  # heavy only here
 
-    has_models = bool(load_core_config(config).models)
-    raise typer.Exit(supervise(config, stop_on_signals(), with_models=has_models))
+    core = load_core_config(config)
+    with serving(core.lake_root, core.watch.host, core.watch.port, SystemClock()) if core.watch.port else nullcontext():
+        code = supervise(config, stop_on_signals(), with_models=bool(core.models))
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -28,15 +28,21 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How messages become segments: a segment is sealed at `seal_bytes` or `seal_ms` after its first message."""
+    """How messages become segments: a segment is sealed at `seal_bytes` or `seal_ms` after its first message.
+
+    Of several bridges each has its own `id` and `partition`, and all have the same `partitions`.
+    """
 
     id: str = "bridge-0"
+    partition: int = 0
+    partitions: int = 1
     seal_bytes: int = 64 * 1024 * 1024
     seal_ms: int = 1_000
     linger_ms: int = 20
     max_queue_bytes: int = 256 * 1024 * 1024
     receive_maximum: int = 1_000
     session_expiry_s: int = 14 * 86_400
+    keep_parts_s: int = 14 * 86_400
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +60,13 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_memory_bytes: int = 4 * 1024**3
 
 
+class WatchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where `catchment up` serves /metrics, /live and /ready; port 0: nowhere."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
 class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it. `lake` is the lake root's folder; `policies` and `contracts` are folders of YAML, none if empty."""
 
@@ -64,6 +77,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: BrokerConfig = BrokerConfig()
     bridge: BridgeConfig = BridgeConfig()
     run: RunConfig = RunConfig()
+    watch: WatchConfig = WatchConfig()
 
     @property
     def lake_root(self) -> Path:

@@ -1,5 +1,6 @@
 """The disk side: takes groups of messages from the inbox, makes them durable together, and only then says so."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event
@@ -7,15 +8,13 @@ from threading import Event
 import structlog
 
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
-from pipelines.bridge.intake import Message, Numberer, to_row
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler, Part
+from pipelines.bridge.reader import Reader
 from pipelines.bridge.rows import KIND_REFUSED, LandingRow
-from schemas.errors import SchemaError
+from pipelines.bridge.sweep import Sweeper
 from schemas.ids import DeviceId, Digest
-from schemas.parts import read_part_head
 from schemas.receipts import encode_object_state
-from schemas.topics import Kind, Topics
 
 _log = structlog.get_logger(__name__)
 _IDLE_S = 0.05
@@ -25,9 +24,10 @@ _RETRY_MAX_S = 5.0
 
 @dataclass(slots=True)
 class Counters:
-    """What has been made durable since the start."""
+    """What has been made durable since the start; `elsewhere` counts messages that are other bridges' affair."""
 
     messages: int = 0
+    elsewhere: int = 0
     message_bytes: int = 0
     refused: int = 0
     parts: int = 0
@@ -42,11 +42,10 @@ class Drain:
         inbox: where groups come from.
         landing: where envelopes and reports go.
         assembler: where parts go.
-        numberer: numbers what devices did not.
-        topics: of this namespace.
+        sweeper: takes abandoned parts away.
+        reader: says what a message is, and whose.
         post: told what is durable.
         linger_s: how long a first message waits for company.
-        max_body_bytes: longer bodies are refused.
     """
 
     def __init__(
@@ -54,21 +53,20 @@ class Drain:
         inbox: Inbox,
         landing: Landing,
         assembler: Assembler,
-        numberer: Numberer,
-        topics: Topics,
+        sweeper: Sweeper,
+        reader: Reader,
         post: Callable[[Done], None],
         linger_s: float,
-        max_body_bytes: int,
     ) -> None:
         self.counters = Counters()
+        self.is_refused = False
         self._inbox = inbox
         self._landing = landing
         self._assembler = assembler
-        self._numberer = numberer
-        self._topics = topics
+        self._sweeper = sweeper
+        self._reader = reader
         self._post = post
         self._linger_s = linger_s
-        self._max_body_bytes = max_body_bytes
 
     def run(self, stop: Event) -> None:
         """Go on until stopped and empty. A disk that refuses is tried again until it takes the group, or until stopped."""
@@ -78,7 +76,18 @@ class Drain:
                 self._settle(group, stop)
             elif stop.is_set():
                 return
-            self._guard(self._landing.seal_if_due, stop)
+            self._guard(self._look_around, stop)
+
+    def _look_around(self) -> None:
+        """What is due by time, or was done beside."""
+        self._landing.seal_if_due()
+        answers = [
+            Answer(self._reader.topics.objects(device), encode_object_state(state))
+            for device, state in self._assembler.finished()
+        ]
+        if answers:
+            self._post(Done([], answers))
+        self._sweeper.sweep_if_due(time.monotonic())
 
     def _settle(self, group: Sequence[Arrived], stop: Event) -> None:
         rows, parts = self._sort(group)
@@ -89,7 +98,7 @@ class Drain:
                 self._landing.append(rows)
             answers[:] = [self._answer(device, same) for (device, _), same in parts.items()]
 
-        if not self._guard(write, stop):
+        if (rows or parts) and not self._guard(write, stop):
             return  # Stopped while the disk refused: not acknowledged, so the broker keeps the group for the next start.
         self._count(rows, parts)
         # In this order: an empty inbox tells the network side that nothing more will be posted.
@@ -107,41 +116,31 @@ class Drain:
                 write()
             except OSError as error:
                 self.counters.disk_errors += 1
-                has_failed = True
+                has_failed = self.is_refused = True
                 _log.error("disk_refused", error=str(error), retry_in_s=wait_s)
                 if stop.wait(wait_s):
                     return False
                 wait_s = min(wait_s * 2, _RETRY_MAX_S)
             else:
+                self.is_refused = False
                 return True
 
     def _sort(self, group: Sequence[Arrived]) -> tuple[list[LandingRow], dict[tuple[DeviceId, Digest], list[Part]]]:
         rows: list[LandingRow] = []
         parts: dict[tuple[DeviceId, Digest], list[Part]] = {}
         for arrived in group:
-            read = self._read(arrived.message)
-            if isinstance(read, Part):
+            read = self._reader.read(arrived.message)
+            if read is None:
+                self.counters.elsewhere += 1
+            elif isinstance(read, Part):
                 parts.setdefault((read.device, read.head.digest), []).append(read)
             else:
                 rows.append(read)
         return rows, parts
 
-    def _read(self, message: Message) -> LandingRow | Part:
-        try:
-            address = self._topics.parse(message.topic)
-        except SchemaError as error:
-            return message.refused(str(error))
-        if address.kind is not Kind.PARTS or address.digest is None:
-            return to_row(message, address, self._numberer, self._max_body_bytes)
-        try:
-            head = read_part_head(address.digest, len(message.payload), message.properties)
-        except SchemaError as error:
-            return message.refused(str(error), address)
-        return Part(address.device, head, message.payload)
-
     def _answer(self, device: DeviceId, parts: Sequence[Part]) -> Answer:
         """One answer for all parts of an object in the group: it names everything that is durable."""
-        return Answer(self._topics.objects(device), encode_object_state(self._assembler.apply(device, parts)))
+        return Answer(self._reader.topics.objects(device), encode_object_state(self._assembler.apply(device, parts)))
 
     def _count(self, rows: Sequence[LandingRow], parts: dict[tuple[DeviceId, Digest], list[Part]]) -> None:
         counters = self.counters

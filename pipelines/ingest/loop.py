@@ -31,6 +31,7 @@ from pipelines.lake.layout import COMMITS, RUNS, lock_path, plan_path
 from pipelines.lake.ledger import prune_ledgers, read_ledger
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened
+from pipelines.status.beat import Health, Heart
 from schemas.topics import Topics
 
 IN_PROCESS = Engine()
@@ -104,6 +105,9 @@ class RunLoop:
         self._desk.owe(self._state.ledger.devices())
         self.rules = RuleBook(self._root, config.contracts, config.policies)
         self._heads: dict[SegmentRef, SegmentHeads] = {}
+        self.crew_size = crew_size
+        self.runs = 0
+        self.set_aside = 0
 
     @property
     def ledger(self) -> Ledger:
@@ -111,9 +115,9 @@ class RunLoop:
         return self._state.ledger
 
     @property
-    def owes_receipts(self) -> bool:
-        """Whether a device still waits for a receipt."""
-        return bool(self._desk.owed)
+    def receipts_owed(self) -> int:
+        """How many devices wait for a receipt."""
+        return len(self._desk.owed)
 
     def step(self) -> bool:
         """Do one run if anything waits, and pay receipts; whether a run was done.
@@ -194,6 +198,8 @@ class RunLoop:
         self._state = LoopState(after, dict(plan.next_numbers))
         prune_ledgers(self._root, plan.run)
         self._desk.owe(devices)
+        self.runs += 1
+        self.set_aside += sum(bool(segment.set_aside) for segment in plan.segments)
         took_ms = round((self._clock.monotonic_s() - started) * 1_000)
         log.info("run_committed", run=plan.run, segments=len(plan.segments), devices=len(devices), took_ms=took_ms)
 
@@ -242,17 +248,37 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
             crew(config.run.crew).warm(config.run.crew)
         loop = RunLoop(config, publisher, clock, ready, config.run.crew)
         tries = Tries()
-        while not stop.is_set():
-            try:
-                busy = loop.step()
-            except (RetryLaterError, FaultError) as error:
-                pause_s = tries.failed(error)
-                log.warning("run_retried", run=loop.ledger.run + 1, reason=str(error), tries=tries.count, again_in_s=pause_s)
-                stop.wait(pause_s)
-                continue
-            tries.succeeded()
-            if busy:
-                continue
-            if once:
-                return
-            stop.wait(config.run.interval_ms / 1_000)
+        with Heart(root, "run", "loop", clock, lambda: _health(loop, tries)):
+            _turn(loop, tries, config, stop, once=once)
+
+
+def _health(loop: RunLoop, tries: Tries) -> Health:
+    members = crew.cache_info().currsize
+    counters = {
+        "run": loop.ledger.run,
+        "runs": loop.runs,
+        "failures": tries.total,
+        "rules_errors": loop.rules.errors,
+        "rules_reloads": loop.rules.reloads,
+        "segments_set_aside": loop.set_aside,
+        "receipts_owed": loop.receipts_owed,
+        "worker_deaths": crew(loop.crew_size).deaths if members else 0,
+    }
+    return Health(not tries.trouble, tries.trouble or loop.rules.broken, counters)
+
+
+def _turn(loop: RunLoop, tries: Tries, config: CoreConfig, stop: Event, *, once: bool) -> None:
+    while not stop.is_set():
+        try:
+            busy = loop.step()
+        except (RetryLaterError, FaultError) as error:
+            pause_s = tries.failed(error)
+            log.warning("run_retried", run=loop.ledger.run + 1, reason=str(error), tries=tries.count, again_in_s=pause_s)
+            stop.wait(pause_s)
+            continue
+        tries.succeeded()
+        if busy:
+            continue
+        if once:
+            return
+        stop.wait(config.run.interval_ms / 1_000)

@@ -18,7 +18,7 @@ from pipelines.runners.engine import RunnerKind
 beam: Any = apache_beam  # it ships types for some calls and none for others
 
 # Steps that the Dask runner carries out as a whole; what Beam makes of them inside is not run there.
-_WHOLE = (beam.Create, beam.Reshuffle, beam.GroupByKey)
+_WHOLE = (beam.Create, beam.Reshuffle, beam.GroupByKey, Read)
 
 
 def check_graph(pipeline: Any, kind: RunnerKind) -> None:

@@ -51,6 +51,7 @@ def run_pipeline(engine: Engine, name: str, build: Callable[[Any], Any]) -> None
         result = pipeline.run()
         try:
             result.wait_until_finish()
+            _demand_done(result, name)
         finally:
             _let_go(result)
     except PipelineError:
@@ -58,6 +59,13 @@ def run_pipeline(engine: Engine, name: str, build: Callable[[Any], Any]) -> None
     except Exception as error:
         # What a worker raises comes back in as many classes as there are runners. The plan stays: to run it again is always safe.
         raise RetryLaterError(f"{name}: the graph failed on {engine.kind.value}: {error}") from error
+
+
+def _demand_done(result: Any, name: str) -> None:
+    """The Dask runner says that it is done also when the scheduler died under it and took the tasks along."""
+    lost = {future.status for future in getattr(result, "futures", ()) if future.status != "finished"}
+    if lost:
+        raise RetryLaterError(f"{name}: the Dask scheduler lost the graph ({', '.join(sorted(lost))}); is it running?")
 
 
 def _let_go(result: Any) -> None:

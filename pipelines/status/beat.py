@@ -32,7 +32,7 @@ class Beat(msgspec.Struct, frozen=True):
     started_ms: int
     is_ready: bool
     trouble: str = ""
-    counters: dict[str, float] = {}  # noqa: RUF012  # msgspec copies it
+    counters: dict[str, float] = {}  # msgspec copies it
 
 
 @dataclass(frozen=True, slots=True)

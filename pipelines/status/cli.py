@@ -66,7 +66,12 @@ def _print(found: Survey) -> None:
     ]
     show(f"Streams after run {found.run}", rows, as_json=False)
     stages: list[dict[str, Any]] = [
-        {"stage": f"landing {one.bridge}", "waiting": one.segments, "bytes": one.bytes, "oldest": _age(found.at_us, one.oldest_us)}
+        {
+            "stage": f"landing {one.bridge}",
+            "waiting": one.segments,
+            "bytes": one.bytes,
+            "oldest": _age(found.at_us, one.oldest_us),
+        }
         for one in found.waiting
     ]
     if stages:

@@ -21,7 +21,8 @@ def exposition(found: Survey) -> str:
     for name in ("received", "committed", "quarantined", "duplicate", "dropped"):
         samples = [({"stream": stream.stream}, float(getattr(stream.counts, name))) for stream in found.streams]
         page.add(f"catchment_samples_{name}_total", f"Samples {name} since the lake began", samples, kind="counter")
-    page.add("catchment_table_rows", "Rows of the stream's table", [({"stream": s.stream}, float(s.rows)) for s in found.streams])
+    rows = [({"stream": stream.stream}, float(stream.rows)) for stream in found.streams if stream.rows is not None]
+    page.add("catchment_table_rows", "Rows of the stream's table", rows)
     page.add("catchment_quarantine_open", "Refused samples that wait for a replay or a discard",
              [({"stage": stage}, float(count)) for stage, count in sorted(found.quarantined_open.items())])  # fmt: skip
     page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
@@ -30,13 +31,17 @@ def exposition(found: Survey) -> str:
         page.add("catchment_beat_age_seconds", "Since a process last beat", [(labels, found.at_us / 1e6 - beat.at_ms / 1e3)])
         page.add("catchment_process_ready", "A process says that it gets on", [(labels, float(beat.is_ready))])
         for name, value in sorted(beat.counters.items()):
-            page.add(f"catchment_{beat.role}_{name}", f"{name} of the {beat.role}, since it started", [({"name": beat.name}, value)])
+            page.add(
+                f"catchment_{beat.role}_{name}", f"{name} of the {beat.role}, since it started", [({"name": beat.name}, value)]
+            )
     return page.text()
 
 
 def _ages(page: "_Page", found: Survey) -> None:
     waiting = [({"bridge": one.bridge}, one) for one in found.waiting]
-    page.add("catchment_landing_waiting_segments", "Sealed segments no run has taken", [(k, float(o.segments)) for k, o in waiting])
+    page.add(
+        "catchment_landing_waiting_segments", "Sealed segments no run has taken", [(k, float(o.segments)) for k, o in waiting]
+    )
     page.add("catchment_landing_waiting_bytes", "Their bytes", [(labels, float(one.bytes)) for labels, one in waiting])
     page.add("catchment_landing_oldest_seconds", "Age of the oldest",
              [(labels, (found.at_us - one.oldest_us) / 1e6) for labels, one in waiting])  # fmt: skip

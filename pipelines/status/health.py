@@ -34,11 +34,11 @@ def judge(found: Survey) -> Verdict:
     books += [
         f"stream {stream.stream} has {stream.rows} rows, its books say {stream.counts.committed}"
         for stream in found.streams
-        if stream.rows > stream.counts.committed
+        if stream.rows is not None and stream.rows > stream.counts.committed
     ]
     oldest = found.oldest_waiting_us
-    stuck = []
+    stuck: list[str] = []
     if oldest is not None and found.at_us - oldest > STUCK_US:
         stuck = [f"a sealed segment waits for {(found.at_us - oldest) // 1_000_000} s and no run takes it"]
-    alarms = tuple([*books, *silent, *troubles, *stuck])
+    alarms = (*books, *silent, *troubles, *stuck)
     return Verdict(not silent, not alarms, alarms)

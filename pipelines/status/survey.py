@@ -15,7 +15,7 @@ from pipelines.bridge.segment import sealed_path
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import find_segments, read_plan
 from pipelines.lake.books import Counts, books_by_stream
-from pipelines.lake.commit import committed_run
+from pipelines.lake.commit import APP, committed_run
 from pipelines.lake.layout import COMMITS, landing_folder, stream_table
 from pipelines.lake.ledger import read_ledger
 from pipelines.lake.quarantined import Where, heads
@@ -29,11 +29,11 @@ MAX_OPENED = 64
 
 @dataclass(slots=True)
 class StreamStatus:
-    """One stream. `rows` is what its table holds; it differs from `committed` only if rows were deleted, or never should have been."""
+    """One stream. `rows` is what its table holds, None while a run commits: fewer than committed if some were deleted since."""
 
     stream: str
     counts: Counts
-    rows: int
+    rows: int | None
     waiting: int = 0
     oldest_waiting_us: int | None = None
     last_commit_us: int | None = None
@@ -81,7 +81,7 @@ def survey(root: Path, now_us: int) -> Survey:
     ledger = read_ledger(root, run)
     plan = read_plan(root, run) if run else None
     streams = {
-        name: StreamStatus(name, counts, _rows(root, name)) for name, counts in books_by_stream(ledger.books).items() if name
+        name: StreamStatus(name, counts, _rows(root, name, run)) for name, counts in books_by_stream(ledger.books).items() if name
     }
     last_us, span_us = _recent(root, run, streams)
     waiting = _waiting(root, plan, streams)
@@ -99,10 +99,12 @@ def survey(root: Path, now_us: int) -> Survey:
     )
 
 
-def _rows(root: Path, stream: str) -> int:
+def _rows(root: Path, stream: str, run: int) -> int | None:
     table = open_table(root, stream_table(stream))
     if table is None:
         return 0
+    if (table.transaction_version(APP) or 0) > run:
+        return None  # the run after `run` is committing: its rows are there, its books not yet
     actions = pa.table(table.get_add_actions(flatten=True))
     return int(pc.sum(actions.column("num_records")).as_py() or 0)
 
@@ -113,7 +115,12 @@ def _recent(root: Path, run: int, streams: dict[str, StreamStatus]) -> tuple[int
     if table is None:
         return None, 0
     columns = ["run", "committed_at", "streams"]
-    rows = table.to_pyarrow_dataset().to_table(columns=columns, filter=pc.field("run") > run - RECENT_RUNS).sort_by("run").to_pylist()
+    rows = (
+        table.to_pyarrow_dataset()
+        .to_table(columns=columns, filter=pc.field("run") > run - RECENT_RUNS)
+        .sort_by("run")
+        .to_pylist()
+    )
     for row in rows:
         for name, counts in json.loads(row["streams"]).items():
             found = streams.get(name)
@@ -151,7 +158,7 @@ def _count_waiting(path: Path, streams: dict[str, StreamStatus]) -> None:
     for row in table.group_by("stream").aggregate([("count", "sum"), ("received_at", "min")]).to_pylist():
         if row["stream"] is None:
             continue
-        found = streams.setdefault(row["stream"], StreamStatus(row["stream"], Counts(), 0))
+        found = streams.setdefault(row["stream"], StreamStatus(row["stream"], Counts(), None))
         found.waiting += row["count_sum"] or 0
         found.oldest_waiting_us = min(found.oldest_waiting_us or row["received_at_min"], row["received_at_min"])
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment
 from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
+from pipelines.errors import RetryLaterError
 from pipelines.ingest import plan as plan_module
 from pipelines.ingest.loop import RunLoop
 from pipelines.runners.engine import Engine
@@ -99,12 +101,12 @@ def landing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pristine"
 
 
-def run(landing: Path, lake: Path, engine: Engine) -> dict[str, Any]:
-    """Every data file by name with its hash, every table's rows, and the books."""
+def run(landing: Path, lake: Path, engine: Engine, tries: list[str] | None = None) -> dict[str, Any]:
+    """Every data file by name with its hash, every table's rows, and the books. Failed tries are told to `tries`."""
     shutil.copytree(landing, lake)
     with opened(engine) as ready:
         loop = RunLoop(CoreConfig(lake=str(lake)), Nobody(), FixedClock(), ready)
-        while loop.step():
+        while step(loop, tries):
             pass
     files = {
         str(path.relative_to(lake)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -117,6 +119,16 @@ def run(landing: Path, lake: Path, engine: Engine) -> dict[str, Any]:
     }
     assert not loop.ledger.unbalanced()
     return {"files": files, "tables": tables, "books": loop.ledger.books}
+
+
+def step(loop: RunLoop, tries: list[str] | None) -> bool:
+    try:
+        return loop.step()
+    except RetryLaterError as error:
+        if tries is None:
+            raise
+        tries.append(str(error))
+        return True
 
 
 @pytest.fixture
@@ -150,18 +162,65 @@ def until(is_true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+class Cluster:
+    """A scheduler and workers, each a process of its own."""
+
+    def __init__(self, start: Callable[..., subprocess.Popen[bytes]], folder: Path) -> None:
+        self.start, self.folder = start, folder
+        self.file = folder / "scheduler.json"
+        self.scheduler = self.start_scheduler()
+
+    def start_scheduler(self) -> subprocess.Popen[bytes]:
+        self.file.unlink(missing_ok=True)
+        command = ("-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(self.file))
+        scheduler = self.start(*command)
+        until(self.file.exists)
+        return scheduler
+
+    def worker(self, *more: str) -> subprocess.Popen[bytes]:
+        command = ("-m", "distributed.cli.dask_worker", "--scheduler-file", str(self.file), "--nthreads", "1", "--no-nanny")
+        return self.start(*command, "--no-dashboard", "--local-directory", str(self.folder), *more)
+
+    def engine(self) -> Engine:
+        return Engine("dask", (f"--dask_scheduler_file={self.file}",))
+
+
+@pytest.fixture
+def cluster(start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> Cluster:
+    return Cluster(start, tmp_path)
+
+
 @pytest.mark.slow
-def test_a_dask_cluster_whose_worker_is_killed_writes_the_same_files_and_rows(landing, expected, start, tmp_path):
-    address_file = tmp_path / "scheduler.json"
-    start("-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(address_file))
-    until(address_file.exists)
-    worker = ("-m", "distributed.cli.dask_worker", "--scheduler-file", str(address_file), "--nthreads", "1", "--no-nanny")
-    worker = (*worker, "--no-dashboard", "--local-directory", str(tmp_path))
-    doomed = start(*worker, "--preload", str(Path(__file__).with_name("dies_at_item.py")))
-    start(*worker)
-    wait_for_workers(address_file, 2)
-    found = run(landing, tmp_path / "dask", Engine("dask", (f"--dask_scheduler_file={address_file}",)))
+def test_a_dask_cluster_whose_worker_is_killed_writes_the_same_files_and_rows(landing, expected, cluster, tmp_path):
+    doomed = cluster.worker("--preload", str(Path(__file__).with_name("dies_at_item.py")))
+    cluster.worker()
+    wait_for_workers(cluster.file, 2)
+    found = run(landing, tmp_path / "dask", cluster.engine())
     assert doomed.wait(DEADLINE_S) == -signal.SIGKILL
+    assert found == expected
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_whose_scheduler_is_killed_in_the_middle_is_tried_again_to_the_same_files(
+    landing, expected, cluster, tmp_path
+):
+    cluster.worker()
+    wait_for_workers(cluster.file, 1)
+    lake = tmp_path / "dask"
+
+    def strike() -> None:
+        until(lambda: any((lake / "streams").rglob("*.parquet")))
+        cluster.scheduler.kill()
+        cluster.scheduler.wait()
+        cluster.start_scheduler()
+        cluster.worker()
+
+    killer = threading.Thread(target=strike)
+    killer.start()
+    tries: list[str] = []
+    found = run(landing, lake, cluster.engine(), tries)
+    killer.join()
+    assert tries, "the graph was done before the scheduler died"
     assert found == expected
 
 
@@ -179,6 +238,7 @@ def test_a_warm_local_cluster_serves_many_runs_with_the_same_files(landing, expe
             assert run(landing, tmp_path / f"dask-{number}", engine) == expected
 
 
+@pytest.mark.slow
 def test_the_portable_protocol_carries_the_graph_to_the_same_files(landing, expected, start, tmp_path):
     ports = tmp_path / "port"
     job_server = start(
