@@ -21,6 +21,7 @@ ENTRY_POINTS = "catchment.sources"
 # kind -> the module that has `build` and `check`.
 KINDS: dict[str, str] = {
     "camera": "edge_agent.capture.camera",
+    "can": "edge_agent.capture.can_bus",
     "directory": "edge_agent.capture.directory",
     "exec": "edge_agent.capture.exec",
     "replay": "edge_agent.capture.replay",

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from edge_agent.capture.camera_options import CameraOptions
+from edge_agent.capture.can_bus import CanOptions
 from edge_agent.capture.directory import DirectoryOptions
 from edge_agent.capture.exec import ExecOptions
 from edge_agent.capture.follow_zeek import ZeekOptions
@@ -19,7 +20,7 @@ from edge_agent.report_config import ReportConfig
 from pipelines.config import BridgeConfig, BrokerConfig, CoreConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCE_OPTIONS = (CameraOptions, DirectoryOptions, ExecOptions, ReplayOptions, SyslogOptions, ZeekOptions)
+SOURCE_OPTIONS = (CameraOptions, CanOptions, DirectoryOptions, ExecOptions, ReplayOptions, SyslogOptions, ZeekOptions)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
