@@ -24,6 +24,7 @@ KINDS: dict[str, str] = {
     "can": "edge_agent.capture.can_bus",
     "directory": "edge_agent.capture.directory",
     "exec": "edge_agent.capture.exec",
+    "mqtt-local": "edge_agent.capture.mqtt_local",
     "nmea": "edge_agent.capture.nmea",
     "replay": "edge_agent.capture.replay",
     "syslog": "edge_agent.capture.syslog",

@@ -145,7 +145,7 @@ def test_a_serial_line_is_read_at_its_speed(track, receiver):
     os.close(slave)
     os.close(master)
     with pytest.raises(SourceError, match="went away"):
-        rows(source, 1)
+        rows(source, 99)
 
 
 @pytest.mark.skipif(GPSD is None, reason="no gpsd (Debian: gpsd)")
