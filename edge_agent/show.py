@@ -1,8 +1,10 @@
 """Tables for people."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from edge_agent.doctor.findings import Diagnosis, Verdict
 from edge_agent.looking import Ledger, Status
 
 _MIB = 1024 * 1024
@@ -51,6 +53,25 @@ def show_ledger(ledger: Ledger) -> None:
         more = f" and {len(epoch.dropped) - 8} more" if len(epoch.dropped) > 8 else ""
         epochs.add_row(epoch.stream, str(epoch.epoch), f"{epoch.next_seq:,}", "no" if epoch.closed else "yes", ranges + more)
     console.print(epochs)
+
+
+_MARKS = {
+    Verdict.GOOD: "[green]good[/green]",
+    Verdict.WARNING: "[yellow]warning[/yellow]",
+    Verdict.FAILED: "[red]FAILED[/red]",
+    Verdict.SKIPPED: "[dim]skipped[/dim]",
+}
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print what was found about one device, and what to do."""
+    console = Console()
+    for finding in diagnosis.findings:
+        console.print(
+            f"{_MARKS[finding.verdict]:<8} [bold]{finding.what}[/bold]: {escape(finding.said)}", highlight=False, soft_wrap=True
+        )
+        if finding.fix:
+            console.print(f"         [bold]fix:[/bold] {escape(finding.fix)}", highlight=False, soft_wrap=True)
 
 
 def _parked(status: Status) -> Table:
