@@ -27,8 +27,7 @@ from edge_agent.config import (
 from edge_agent.errors import ConfigError
 from edge_agent.places import Step, line_of, parse_path
 
-_MAX_FAULTS = 50
-_NEEDED = ("kind", "stream")
+_MAX_ROUNDS = 100
 _PATH = re.compile(r"`\$\.?([^`]*)`")
 _FIRST_WORD = re.compile(r"^(\w+)\b")
 _NAMED = re.compile(r"field `(\w+)`")
@@ -83,6 +82,7 @@ class _Survey:
         self._path = path
         self._text = text
         self._sources: list[int] = []
+        self._removed: set[tuple[Step, ...]] = set()
         self.faults: list[Fault] = []
         self.told: list[str] = []
 
@@ -91,13 +91,14 @@ class _Survey:
         document = deepcopy(document)
         listed = document.get("source")
         self._sources = list(range(len(listed))) if isinstance(listed, list) else []
-        while len(self.faults) < _MAX_FAULTS:
+        for _ in range(_MAX_ROUNDS):
             try:
                 return convert_document(document, self._path.absolute().parent)
             except msgspec.ValidationError as error:
                 steps = _place(document, str(error))
                 _, said = explain_value(self._text, error, AgentConfig)
-                self._tell(self._original(steps), self._renumbered(said, steps))
+                if not self._is_our_doing(steps, str(error)):
+                    self._tell(self._original(steps), self._renumbered(said, steps))
                 if not self._take_out(document, steps, str(error)):
                     return None
         return None
@@ -150,6 +151,11 @@ class _Survey:
         if fault not in self.faults:
             self.faults.append(fault)
 
+    def _is_our_doing(self, steps: tuple[Step, ...], message: str) -> bool:
+        """What is missing now was there, was wrong, and was told."""
+        named = _NAMED.search(message)
+        return "missing required field" in message and named is not None and (*steps, named.group(1)) in self._removed
+
     def _take_out(self, document: dict[str, Any], steps: tuple[Step, ...], message: str) -> bool:
         """Remove what is wrong, or put something in the place of what is missing. False where nothing is left to judge."""
         missing = _NAMED.search(message) if "missing required field" in message else None
@@ -159,12 +165,10 @@ class _Survey:
         if not steps:
             document["device"] = "unnamed"
             return message.startswith("device is missing")
-        if steps[0] == "source" and len(steps) > 1 and (len(steps) == 2 or steps[2] in _NEEDED):
-            # Without a key it needs a source would only be complained of again: it is left out whole.
-            del document["source"][steps[1]]
+        if len(steps) == 2 and steps[0] == "source":
             self._sources.pop(int(steps[1]))
-        else:
-            del _table(document, steps[:-1])[steps[-1]]
+        self._removed.add(steps)
+        del _table(document, steps[:-1])[steps[-1]]
         return True
 
     def _original(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
@@ -213,13 +217,15 @@ def _nearest(text: str, steps: tuple[Step, ...], said: str) -> tuple[Step, ...]:
     words = [word for word in re.findall(r"[a-z_]{3,}", said) if word not in ("source", "options")]
     for name in _once(words):
         for inner in ((*table, "options", name), (*table, name)):
-            if _has_line(text, inner, table):
+            if _has_line(text, inner):
                 return inner
     return steps
 
 
-def _has_line(text: str, steps: tuple[Step, ...], table: tuple[Step, ...]) -> bool:
-    return line_of(text, steps) not in (None, line_of(text, table), line_of(text, (*table, "options")))
+def _has_line(text: str, steps: tuple[Step, ...]) -> bool:
+    """Whether the key itself stands where the path leads, be it inside an inline table."""
+    number = line_of(text, steps)
+    return number is not None and re.search(rf"\b{steps[-1]}\"?\s*=", text.splitlines()[number - 1]) is not None
 
 
 def _once(words: list[str]) -> Iterator[str]:

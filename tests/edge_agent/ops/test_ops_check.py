@@ -72,7 +72,8 @@ def test_ten_faults_are_told_at_once_each_on_its_line(tmp_path):
     found = check(tmp_path, BAD)
     expected = [
         (None, "device is missing"), (1, "did you mean device"), (5, "broker.port"), (6, "add [broker.tls]"), (9, "max_bytes 5"),
-        (17, "'directori' is none of"), (25, "priority -3"), (28, "`don`"), (30, "field `kind`"), (35, "no built-in contract 'nope'"),
+        (17, "'directori' is none of"), (25, "priority -3"), (28, "`don`"), (30, "field `kind`"),
+        (35, "no built-in contract 'nope'"),
     ]  # fmt: skip
     assert [line for line, _ in found] == [line for line, _ in expected]
     assert all(words in said for (_, said), (_, words) in zip(found, expected, strict=True))
@@ -133,16 +134,15 @@ def test_no_damage_to_a_configuration_makes_the_check_itself_fail(tmp_path_facto
     for number in doubled:
         lines.insert(number % len(lines), lines[number % len(lines)])
     path = tmp_path_factory.mktemp("noise") / "agent.toml"
-    path.write_text("\n".join([*lines, noise]), errors="ignore")
-    try:
-        check_file(path)
-    except ConfigError as error:
-        assert str(path) in str(error)
+    path.write_bytes("\n".join([*lines, noise]).encode(errors="ignore"))
+    assert all(fault.said for fault in check_file(path).faults)
 
 
 def test_a_key_is_found_in_its_own_table():
     assert parse_path("source[1].options.path") == ("source", 1, "options", "path")
     text = 'a = 1\n[b]\na = 2\n[[s]]\na = 3\n[[s]]\n[s.o]\na = 4\n[c]\n"a" = 5\nd.a = 6\n'
-    for path, line in ((("a",), 1), (("b", "a"), 3), (("s", 0, "a"), 5), (("s", 1, "o", "a"), 8), (("c", "a"), 10), (("c", "d", "a"), 11),
-                       (("s", 1, "zz"), 6), (("zz",), None)):  # fmt: skip
+    for path, line in (
+        (("a",), 1), (("b", "a"), 3), (("s", 0, "a"), 5), (("s", 1, "o", "a"), 8), (("c", "a"), 10), (("c", "d", "a"), 11),
+        (("s", 1, "zz"), 6), (("zz",), None),
+    ):  # fmt: skip
         assert line_of(text, path) == line
