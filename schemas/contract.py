@@ -38,8 +38,19 @@ class ColumnType(StrEnum):
     FLOAT64 = "float64"
     TIMESTAMP = "timestamp"  # timestamp[us, UTC]
     BINARY = "binary"
+    LIST_STRING = "list<string>"
+    LIST_BOOL = "list<bool>"
+    LIST_INT32 = "list<int32>"
+    LIST_INT64 = "list<int64>"
+    LIST_FLOAT32 = "list<float32>"
+    LIST_FLOAT64 = "list<float64>"
+    VECTOR_FLOAT32 = "vector<float32>"  # `length` of the column says how many
+    VECTOR_FLOAT64 = "vector<float64>"
+    STRUCT = "struct"  # `fields` of the column says what is in it
 
 
+LIST_TYPES = frozenset(type_ for type_ in ColumnType if type_.startswith("list<"))
+VECTOR_TYPES = frozenset({ColumnType.VECTOR_FLOAT32, ColumnType.VECTOR_FLOAT64})
 NUMERIC_TYPES = frozenset({ColumnType.INT32, ColumnType.INT64, ColumnType.FLOAT32, ColumnType.FLOAT64})
 
 
@@ -58,7 +69,9 @@ class PiiClass(StrEnum):
 class Column(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One column: its type, and the bounds a value must keep to be accepted. NaN and infinities are always refused.
 
-    `minimum` and `maximum` are inclusive; `max_length` counts characters (string) or bytes (binary).
+    `minimum` and `maximum` are inclusive; `max_length` counts characters (string), bytes (binary) or items (list).
+    `length` is a vector's number of items, `fields` a struct's columns, `zone` the time zone that readers of a timestamp are
+    shown it in: what is kept is always the instant.
     """
 
     name: str
@@ -72,8 +85,13 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     pii: PiiClass = PiiClass.NONE
     description: str = ""
     redact: Redact | None = None
+    length: int | None = None
+    fields: tuple["Column", ...] = ()
+    zone: str = ""
+    unique: bool = False  # counted in each run, and no reason to refuse: a run sees its own rows only
 
     def __post_init__(self) -> None:
+        _check_shape(self)
         if not _COLUMN.fullmatch(self.name) or self.name in RESERVED_COLUMNS:
             raise ContractError(
                 f"column name {self.name[:80]!r} must be of a-z, 0-9 and '_', and not one of the standard columns"
@@ -82,14 +100,28 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
             raise ContractError(f"column {self.name}: a minimum or maximum needs a numeric type, not {self.type}")
         if self.allowed and self.type is not ColumnType.STRING:
             raise ContractError(f"column {self.name}: a list of allowed values needs type string, not {self.type}")
-        if self.max_length is not None and self.type not in (ColumnType.STRING, ColumnType.BINARY):
-            raise ContractError(f"column {self.name}: a maximum length needs type string or binary, not {self.type}")
+        if self.max_length is not None and self.type not in {ColumnType.STRING, ColumnType.BINARY} | LIST_TYPES:
+            raise ContractError(f"column {self.name}: a maximum length needs type string, binary or a list, not {self.type}")
         if self.redact is not None:
             problem = self.redact.problem_with(
                 self.type, required=self.required, has_list=bool(self.allowed), max_length=self.max_length
             )
             if problem:
                 raise ContractError(f"column {self.name}: redact: {problem}")
+
+
+def _check_shape(column: Column) -> None:
+    """What only vectors, structs and timestamps have."""
+    if (column.length is not None) != (column.type in VECTOR_TYPES) or not 1 <= (column.length or 1) <= 65_536:
+        raise ContractError(f"column {column.name[:80]}: a vector, and nothing else, has a length of 1 to 65,536")
+    if bool(column.fields) != (column.type is ColumnType.STRUCT):
+        raise ContractError(f"column {column.name[:80]}: a struct, and nothing else, has fields")
+    if any(field.type is ColumnType.STRUCT for field in column.fields):
+        raise ContractError(f"column {column.name[:80]}: a struct in a struct is not in the subset; write its fields out")
+    if len({field.name for field in column.fields}) != len(column.fields):
+        raise ContractError(f"column {column.name[:80]}: a field's name is used twice")
+    if column.zone and column.type is not ColumnType.TIMESTAMP:
+        raise ContractError(f"column {column.name[:80]}: only a timestamp has a time zone")
 
 
 class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -40,8 +40,8 @@ class Expression:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The names of the columns it reads."""
-        return frozenset(ref.name for ref in refs(self.node))
+        """The names of the columns it reads; of a struct's field, the struct's."""
+        return frozenset(ref.column for ref in refs(self.node))
 
     @property
     def folded(self) -> Node:
@@ -82,4 +82,10 @@ def compile_expression(text: str, columns: Mapping[str, ColumnType], *, allow_ta
 
 def rule_columns(contract: Contract) -> dict[str, ColumnType]:
     """What a policy's rule may read of the rows of this contract."""
-    return {**{column.name: column.type for column in contract.columns}, **ROW_COLUMNS}
+    return {**contract_columns(contract), **ROW_COLUMNS}
+
+
+def contract_columns(contract: Contract) -> dict[str, ColumnType]:
+    """The contract's columns, and the fields of its structs as `column.field`."""
+    fields = {f"{column.name}.{field.name}": field.type for column in contract.columns for field in column.fields}
+    return {column.name: column.type for column in contract.columns} | fields

@@ -14,13 +14,8 @@ from pipelines.policy.ir import Kind, Node, refs
 from schemas.errors import EdgeRuleError
 from schemas.expressions.rule import EdgeRule, Parameter
 
-# The language's functions -> what is called in SQLite: its own, or those of `schemas.expressions.functions`.
-_NAMES = {
-    "abs": "abs", "coalesce": "coalesce", "least": "min", "greatest": "max",
-    "floor": "ct_floor", "ceil": "ct_ceil", "sqrt": "ct_sqrt", "lower": "ct_lower", "upper": "ct_upper",
-    "length": "ct_length", "starts_with": "ct_starts_with", "ends_with": "ct_ends_with", "contains": "ct_contains",
-    "hour": "ct_hour", "day_of_week": "ct_day_of_week",
-}  # fmt: skip
+# What SQLite itself has with the language's meaning; all others are those of `schemas.expressions.functions`.
+_OWN = {"abs": "abs", "coalesce": "coalesce", "least": "min", "greatest": "max"}
 
 
 def to_sqlite(node: Node) -> EdgeRule:
@@ -54,6 +49,8 @@ class _Writer:
 
 
 def _ref(_writer: _Writer, node: ir.Ref) -> str:
+    if node.field:
+        raise ExpressionError(f"{node.name} is a field of a struct, which no device keeps")
     # The name is one of the contract's: of a-z, 0-9 and '_'.
     return f'CAST("{node.name}" AS REAL)' if node.kind is Kind.NUMBER else f'"{node.name}"'
 
@@ -75,6 +72,16 @@ def _case(writer: _Writer, node: ir.Case) -> str:
     return f"CASE {branches} ELSE {writer.write(node.default)} END"
 
 
+def _call(writer: _Writer, node: ir.Call) -> str:
+    if node.name == "epoch_us":
+        return f"CAST({writer.write(node.args[0])} AS REAL)"
+    return f"{_OWN.get(node.name, f'ct_{node.name}')}({writer.joined(node.args, ', ')})"
+
+
+def _matches(_writer: _Writer, _node: ir.Matches) -> str:
+    raise ExpressionError("matches() is in the core only: a device's regular expressions can take time without bound; use LIKE")
+
+
 _WRITERS: dict[type, Callable[[_Writer, Any], str]] = {
     ir.Number: lambda writer, node: writer.bind(node.value),
     ir.Text: lambda writer, node: writer.bind(node.value),
@@ -91,7 +98,8 @@ _WRITERS: dict[type, Callable[[_Writer, Any], str]] = {
     ir.Not: lambda writer, node: f"(NOT {writer.write(node.operand)})",
     ir.Member: _member,
     ir.Like: lambda writer, node: f"ct_like({writer.write(node.operand)}, {writer.bind(node.pattern)})",
+    ir.Matches: _matches,
     ir.IsNull: lambda writer, node: f"({writer.write(node.operand)} IS NULL)",
     ir.Case: _case,
-    ir.Call: lambda writer, node: f"{_NAMES[node.name]}({writer.joined(node.args, ', ')})",
+    ir.Call: _call,
 }

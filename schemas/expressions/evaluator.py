@@ -5,6 +5,7 @@ lets it read one table and call the language's functions, SQLite's own limits ar
 steps ends what runs too long. A rule that breaks a guard is suspended with a reason and the others go on.
 """
 
+import json
 import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,16 +18,27 @@ from schemas.errors import EdgeRuleError
 from schemas.expressions.functions import FUNCTION_NAMES, register_functions
 from schemas.expressions.rule import EdgeRule
 
-Value: TypeAlias = str | int | float | bool | bytes | None
+Value: TypeAlias = str | int | float | bool | bytes | list[str | None] | list[int | float | None] | None
 Verdicts: TypeAlias = list[bool | None]
 
-_TABLE = "samples"
+_TABLE = "samples"  # its key is `_row`: no contract's column begins with a line
 _STEP = 1_000  # engine instructions between two looks at the budget
 _NAN = float("nan")
+_NOTHING: frozenset[type] = frozenset()
 _INTEGERS: frozenset[type] = frozenset({int, type(None)})
 _NUMBERS: frozenset[type] = frozenset({int, float, type(None)})
+_TEXTS: frozenset[type] = frozenset({str, type(None)})
+_ITEMS: dict[ColumnType, frozenset[type]] = {
+    ColumnType.LIST_STRING: _TEXTS,
+    ColumnType.LIST_INT32: _INTEGERS,
+    ColumnType.LIST_INT64: _INTEGERS,
+    ColumnType.LIST_FLOAT32: _NUMBERS,
+    ColumnType.LIST_FLOAT64: _NUMBERS,
+    ColumnType.VECTOR_FLOAT32: _NUMBERS,
+    ColumnType.VECTOR_FLOAT64: _NUMBERS,
+}
 _ACCEPTED: dict[ColumnType, frozenset[type]] = {
-    ColumnType.STRING: frozenset({str, type(None)}),
+    ColumnType.STRING: _TEXTS,
     ColumnType.BOOL: frozenset({bool, type(None)}),
     ColumnType.INT32: _INTEGERS,
     ColumnType.INT64: _INTEGERS,
@@ -34,6 +46,7 @@ _ACCEPTED: dict[ColumnType, frozenset[type]] = {
     ColumnType.FLOAT64: _NUMBERS,
     ColumnType.TIMESTAMP: _INTEGERS,
     ColumnType.BINARY: frozenset({bytes, type(None)}),
+    **dict.fromkeys(_ITEMS, frozenset({list, type(None)})),
 }
 
 
@@ -149,7 +162,7 @@ class _EvaluationError(Exception):
 
 
 def _query(rules: Iterable[EdgeRule]) -> str:
-    return f"SELECT {', '.join(f'({rule.sql})' for rule in rules)} FROM {_TABLE} ORDER BY n"  # noqa: S608 - EdgeRule's text is checked
+    return f"SELECT {', '.join(f'({rule.sql})' for rule in rules)} FROM {_TABLE} ORDER BY _row"  # noqa: S608 - EdgeRule's text is checked
 
 
 def _joined_columns(rules: Iterable[EdgeRule]) -> dict[str, ColumnType]:
@@ -165,18 +178,34 @@ def _bound(name: str, type_: ColumnType, values: Sequence[Value] | None, rows: i
     """The values as the engine takes them; a float32 is what the wire will make of it."""
     if values is None:
         return repeat(None, rows)
-    if len(values) != rows or not set(map(type, values)) <= _ACCEPTED[type_]:
+    if len(values) != rows or not set(map(type, values)) <= _ACCEPTED.get(type_, _NOTHING):
         raise EdgeRuleError(f"column {name} needs {rows} values of type {type_}")
+    if type_ in _ITEMS:
+        return [_list_text(name, type_, value) for value in values]
     if type_ is ColumnType.FLOAT32:
         return array("f", [value if isinstance(value, int | float) else _NAN for value in values])
     return values
+
+
+def _list_text(name: str, type_: ColumnType, value: Value) -> str | None:
+    """A list as the JSON text that the language's functions of lists read; a NaN in it is null."""
+    if not isinstance(value, list):
+        return None
+    items: Iterable[Value] = value
+    if not set(map(type, value)) <= _ITEMS[type_]:
+        raise EdgeRuleError(f"column {name} needs items of type {type_}")
+    if type_ in (ColumnType.LIST_FLOAT32, ColumnType.VECTOR_FLOAT32):
+        items = array("f", [item if isinstance(item, int | float) else _NAN for item in value])
+    if type_ is not ColumnType.LIST_STRING:
+        items = [float(item) if isinstance(item, int | float) and item == item else None for item in items]  # noqa: PLR0124 - NaN
+    return json.dumps(list(items))
 
 
 def _guarded(columns: Iterable[str], max_value_bytes: int) -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     register_functions(connection)
     named = "".join(f', "{name}"' for name in columns)
-    connection.execute(f"CREATE TABLE {_TABLE} (n INTEGER PRIMARY KEY{named})")
+    connection.execute(f"CREATE TABLE {_TABLE} (_row INTEGER PRIMARY KEY{named})")
     for limit, value in (
         (sqlite3.SQLITE_LIMIT_LENGTH, max_value_bytes),
         (sqlite3.SQLITE_LIMIT_ATTACHED, 0),

@@ -113,6 +113,7 @@ def test_rules_that_read_one_column_as_two_types_are_refused() -> None:
 def test_no_rule_reaches_another_table_even_past_its_text() -> None:
     evaluator = EdgeEvaluator([FAST])
     for sql in ("SELECT * FROM sqlite_master", "ATTACH '/tmp/x.db' AS y", "PRAGMA journal_mode", "DROP TABLE samples",
-                "CREATE TABLE x (a)", "SELECT load_extension('x')", "SELECT random()", "UPDATE samples SET n = 1"):  # fmt: skip
+                "CREATE TABLE x (a)", "SELECT load_extension('x')", "SELECT random()",
+                "UPDATE samples SET _row = 1"):  # fmt: skip
         with pytest.raises(Exception, match=r"not authorized|prohibited|denied"):
             evaluator._connection.execute(sql)
