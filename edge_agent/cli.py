@@ -23,7 +23,7 @@ line and key); 3 with --until-settled, only parked envelopes are left; 75 try ag
 next start, or another agent runs).
 """
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The agent's TOML file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 
