@@ -79,5 +79,6 @@ package=$into/catchment-agent_${version}_${architecture}.deb
 # Times of the last commit, root as owner: the same sources give the same bytes.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$root" log -1 --format=%ct 2>/dev/null || date +%s)}
 export SOURCE_DATE_EPOCH
-dpkg-deb --root-owner-group -Zxz --build "$tree" "$package" >/dev/null
+# shellcheck disable=SC2086 # the options are words
+dpkg-deb --root-owner-group ${COMPRESSION:--Zxz} --build "$tree" "$package" >/dev/null
 echo "$package"
