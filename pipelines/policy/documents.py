@@ -8,9 +8,13 @@ import msgspec
 from pipelines.contracts.yaml_source import YamlSource, read_yaml, yaml_files
 from pipelines.errors import ConfigError
 from schemas.errors import PolicyDocumentError
-from schemas.policy import Example, Policy, Rule, policy_from_plain
+from schemas.policy import Example, InspectStep, KeepRule, Policy, PriorityRule, Rule, SampleRule, policy_from_plain
 
-_KEYS = {kind: frozenset(field.name for field in msgspec.structs.fields(kind)) for kind in (Policy, Rule, Example)}
+_PARTS: dict[str, type[msgspec.Struct]] = {
+    "rules": Rule, "examples": Example, "keep": KeepRule, "sample": SampleRule, "priority": PriorityRule, "inspect": InspectStep,
+}  # fmt: skip
+_KINDS: tuple[type[msgspec.Struct], ...] = (Policy, *_PARTS.values())
+_KEYS = {kind: frozenset(field.name for field in msgspec.structs.fields(kind)) for kind in _KINDS}
 
 
 def load_policies(folder: str) -> tuple[Policy, ...]:
@@ -52,7 +56,7 @@ def _refuse_unknown_keys(source: YamlSource) -> None:
     if not isinstance(document, dict):
         raise ConfigError(f"{source.path}:1: a policy is a mapping with id, streams and rules")
     _check_keys(source, document, _KEYS[Policy])
-    for key, kind in (("rules", Rule), ("examples", Example)):
+    for key, kind in _PARTS.items():
         items = document.get(key)
         for index, item in enumerate(items if isinstance(items, list) else ()):
             if isinstance(item, dict):
