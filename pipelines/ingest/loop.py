@@ -23,11 +23,12 @@ from pipelines.ingest.publish import stream_shape
 from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
 from pipelines.ingest.run import Engine, execute, read_prepared
 from pipelines.ingest.work import Limits
+from pipelines.inspect.columns import inspected
 from pipelines.lake.books import Ledger
 from pipelines.lake.commit import committed_run
 from pipelines.lake.layout import COMMITS, RUNS, lock_path, plan_path
 from pipelines.lake.ledger import prune_ledgers, read_ledger
-from pipelines.policy.documents import load_policies
+from pipelines.policy.active import newest_number, policies_in_force
 from pipelines.policy.engine import Tagger
 from schemas.topics import Topics
 
@@ -86,6 +87,7 @@ class RunLoop:
         self._state = load_state(self._root)
         self._desk = Desk(publisher, Topics(config.broker.namespace))
         self._desk.owe(self._state.ledger.devices())
+        self._changes = newest_number(self._root)
         self._pins = self._load_pins()
 
     @property
@@ -117,6 +119,9 @@ class RunLoop:
         if left is not None:
             log.info("run_resumed", run=run)
             return left
+        changes = newest_number(self._root, self._changes)
+        if changes != self._changes:  # a policy was applied or withdrawn
+            self._pins, self._changes = self._load_pins(), changes
         found = find_segments(self._root, self._state.cursors, self._config.run.max_segments)
         if not found:
             return None
@@ -158,8 +163,8 @@ class RunLoop:
         return any(not segment.set_aside and self._judged_sound(segment).set_aside for segment in plan.segments)
 
     def _load_pins(self) -> str:
-        contracts = ContractSet.load(self._config.contracts).all()
-        policies = load_policies(self._config.policies)
+        policies = policies_in_force(self._root, self._config.policies)
+        contracts = tuple(inspected(contract, policies) for contract in ContractSet.load(self._config.contracts).all())
         for contract in contracts:
             Tagger.compile(policies, contract)  # a rule that does not compile must stop the start, not the first run
             stream_shape(contract.name, Pins(contracts, ()))

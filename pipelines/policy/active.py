@@ -9,6 +9,7 @@ An entry takes its number by a hard link, which refuses to replace: of two peopl
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from threading import get_ident
 
 import msgspec
 
@@ -164,7 +165,7 @@ def _read_entry(root: Path, number: int) -> Entry:
 def _append(root: Path, entry: Entry) -> None:
     path = _entry_path(root, entry.number)
     _make_folder(root, path.parent)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.new")
     write_atomic(beside, msgspec.json.encode(entry), mode=0o644)
     try:
         path.hardlink_to(beside)

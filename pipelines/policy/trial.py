@@ -8,7 +8,8 @@ import pyarrow as pa
 from pipelines.contracts.arrow import ARROW_TYPES
 from pipelines.contracts.json_cells import CellError, cell_reader
 from pipelines.contracts.registry import ContractSet
-from pipelines.errors import ConfigError, NotFoundError
+from pipelines.errors import ConfigError, NotFoundError, RefusedError
+from pipelines.inspect.columns import inspected
 from pipelines.policy.engine import Tagger
 from pipelines.policy.expression import rule_columns
 from schemas.contract import ColumnType, Contract
@@ -74,12 +75,29 @@ def try_policy(policy: Policy, contracts: ContractSet) -> Trial:
     return Trial(policy, tuple(failures), unfired)
 
 
+def require_sound(policy: Policy, contracts: ContractSet) -> None:
+    """Compile a policy and run its examples: what it must pass before it is put in force.
+
+    Raises:
+        NotFoundError: there is no contract for one of the streams.
+        ExpressionError: a rule does not compile.
+        RefusedError: an example gets other tags than it names.
+    """
+    trial = try_policy(policy, contracts)
+    if trial.failures:
+        first = trial.failures[0]
+        raise RefusedError(
+            f"policy {policy.id}: example {first.example + 1} on {first.stream} wants {', '.join(first.wanted) or 'no tags'} and "
+            f"gets {', '.join(first.found) or 'no tags'}; correct the rule or the example"
+        )
+
+
 def _contract(policy: Policy, stream: str, contracts: ContractSet) -> Contract:
     contract = contracts.get(stream, None)
     if contract is None:
         names = ", ".join(sorted({each.name for each in contracts.all()}))
         raise NotFoundError(f"policy {policy.id}: there is no contract for stream {stream!r}; there are {names}")
-    return contract
+    return inspected(contract, [policy])
 
 
 def _refuse_strangers(policy: Policy, contracts: ContractSet) -> None:
