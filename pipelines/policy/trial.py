@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from pipelines.contracts.arrow import ARROW_TYPES
@@ -11,7 +12,8 @@ from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError, RefusedError
 from pipelines.inspect.columns import inspected
 from pipelines.policy.engine import Tagger
-from pipelines.policy.expression import rule_columns
+from pipelines.policy.expression import Expression, rule_columns
+from pipelines.policy.render import branches, render
 from schemas.contract import ColumnType, Contract
 from schemas.policy import Example, Policy
 
@@ -28,11 +30,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of a policy's examples. `unfired` are the tags that no example ever got: rules without a test."""
+    """What came of a policy's examples.
+
+    `unfired` are the tags that no example ever got; `untrue` the alternatives (sides of an OR, conditions of a CASE) that
+    no example made true, as `tag: text`. Both are rules, or parts of rules, without a test.
+    """
 
     policy: Policy
     failures: tuple[Failure, ...]
     unfired: tuple[str, ...]
+    untrue: tuple[str, ...] = ()
 
     @property
     def is_passed(self) -> bool:
@@ -60,19 +67,35 @@ def try_policy(policy: Policy, contracts: ContractSet) -> Trial:
     """
     failures: list[Failure] = []
     fired: set[str] = set()
+    alternatives: dict[str, bool] = {}
     for tagger in compile_policy(policy, contracts):
         columns = rule_columns(tagger.contract)
         fitting = [(index, each) for index, each in enumerate(policy.examples) if each.row.keys() <= columns.keys()]
         if not fitting:
             continue
         table = _table(policy, [each for _, each in fitting], columns)
+        for text, is_true in _alternatives(tagger, table).items():
+            alternatives[text] = alternatives.get(text, False) or is_true
         for (index, each), found in zip(fitting, tagger.tag(table)[0].to_pylist(), strict=True):
             fired.update(found)
             if sorted(set(found)) != sorted(set(each.tags)):
                 failures.append(Failure(index, tagger.contract.name, each.tags, tuple(found)))
     _refuse_strangers(policy, contracts)
     unfired = tuple(tag for tag in dict.fromkeys(rule.tag for rule in policy.rules) if tag not in fired)
-    return Trial(policy, tuple(failures), unfired)
+    untrue = tuple(text for text, is_true in alternatives.items() if not is_true)
+    return Trial(policy, tuple(failures), unfired, untrue)
+
+
+def _alternatives(tagger: Tagger, table: pa.Table) -> dict[str, bool]:
+    """Every alternative of every rule, and whether a row made it true."""
+    raw: Any = pl.from_arrow(table)
+    found: dict[str, bool] = {}
+    for rule in tagger.rules:
+        for expression in rule.expressions:
+            for branch in branches(expression.node):
+                hits = raw.select(Expression("", branch).to_polars().alias("hit")).get_column("hit")
+                found[f"{rule.tag}: {render(branch)}"] = bool(hits.any())
+    return found
 
 
 def require_sound(policy: Policy, contracts: ContractSet) -> None:
