@@ -17,6 +17,8 @@ from schemas.ids import StreamName
 
 _POLICY_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _TAG = re.compile(r"[a-z][a-z0-9_]{0,62}(:[a-z0-9_.-]{1,62})?")
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _INSPECTOR = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 MAX_RULES = 1_000
 MAX_EDGE_RULES = 50
@@ -87,10 +89,10 @@ class InspectStep(msgspec.Struct, frozen=True, omit_defaults=True):
     """Columns computed for this policy's rules.
 
     Attributes:
-        use: an inspector's name; `file` and `function` name a user's own instead.
-        file: a Python file beside the policy; applying the policy stores it in the lake by its hash.
-        function: the name of the function in it.
-        code: what applying the policy puts in the place of `file`: the SHA-256 of the stored code.
+        use: an inspector's name; a user's own is named by `file` and `function`, or is an entry point of this name.
+        file: a file beside the policy: Python code, or an ONNX model.
+        function: the name of the function or class in it.
+        code: the SHA-256 of the file, under which the lake keeps it; put in when the policy is loaded.
         columns: of a user's function: the columns it gives, with their types; of others none.
         options: what the inspector is told.
         max_ms: of a user's function: how long one sample may take.
@@ -109,8 +111,12 @@ class InspectStep(msgspec.Struct, frozen=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if not _INSPECTOR.fullmatch(self.use):
             raise PolicyDocumentError(f"inspector {self.use[:80]!r} must be of a-z, 0-9, '-' and '_'")
-        if (self.file or self.code) and not (self.function and self.columns):
-            raise PolicyDocumentError(f"inspector {self.use}: a file needs the name of its function and the columns it gives")
+        if self.file and not _FILE.fullmatch(self.file):
+            raise PolicyDocumentError(f"inspector {self.use}: file {self.file[:80]!r} must be a plain name beside the policy")
+        if self.code and not _SHA256.fullmatch(self.code):
+            raise PolicyDocumentError(f"inspector {self.use}: code must be a SHA-256")
+        if self.file and self.file.endswith(".py") and not (self.function and self.columns):
+            raise PolicyDocumentError(f"inspector {self.use}: a Python file needs its function and the columns it gives")
         if not 1 <= self.max_ms <= 600_000 or not 64 <= self.max_memory_mib <= 65_536:
             raise PolicyDocumentError(f"inspector {self.use}: max_ms is 1..600000, max_memory_mib 64..65536")
 

@@ -23,6 +23,7 @@ from pipelines.ingest.publish import stream_shape
 from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
 from pipelines.ingest.run import Engine, execute, read_prepared
 from pipelines.ingest.work import Limits
+from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import inspected
 from pipelines.lake.books import Ledger
 from pipelines.lake.commit import committed_run
@@ -164,6 +165,7 @@ class RunLoop:
 
     def _load_pins(self) -> str:
         policies = policies_in_force(self._root, self._config.policies)
+        store_code(self._root, policies, Path(self._config.policies))
         contracts = tuple(inspected(contract, policies) for contract in ContractSet.load(self._config.contracts).all())
         for contract in contracts:
             Tagger.compile(policies, contract)  # a rule that does not compile must stop the start, not the first run

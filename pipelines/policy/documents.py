@@ -7,6 +7,7 @@ import msgspec
 
 from pipelines.contracts.yaml_source import YamlSource, read_yaml, yaml_files
 from pipelines.errors import ConfigError
+from pipelines.inspect.code import bind_code
 from schemas.errors import PolicyDocumentError
 from schemas.policy import Example, InspectStep, KeepRule, Policy, PriorityRule, Rule, SampleRule, policy_from_plain
 
@@ -45,9 +46,10 @@ def load_policy(path: Path) -> Policy:
     source = read_yaml(path)
     _refuse_unknown_keys(source)
     try:
-        return policy_from_plain(source.value)
+        policy = policy_from_plain(source.value)
     except PolicyDocumentError as error:
         raise ConfigError(f"{source.where_of(str(error))}: {error}") from error
+    return bind_code(policy, path.parent)
 
 
 def _refuse_unknown_keys(source: YamlSource) -> None:

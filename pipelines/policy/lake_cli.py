@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.syntax import Syntax
 from rich.table import Table
 
+from pipelines.inspect.code import store_code
+from pipelines.inspect.columns import steps_of
+from pipelines.inspect.stored import StoredInspector
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import load_policy
 from pipelines.policy.engine import Tagger
@@ -40,8 +43,9 @@ def apply(
     site = Site.open(config, lake)
     console = _console()
     policies = [load_policy(path) for path in files]
-    for policy in policies:
-        require_sound(policy, site.contracts)
+    for policy, path in zip(policies, files, strict=True):
+        require_sound(policy, site.contracts, path.parent)
+        store_code(site.root, [policy], path.parent)
     for policy in policies:
         before = {each.id: each for each in active_policies(site.root)}.get(policy.id)
         entry = apply_policy(site.root, policy, who or getpass.getuser(), time.time_ns() // 1_000, note)
@@ -130,7 +134,8 @@ def retag(
         if undo:
             _tell(undo_retag(site.root, stream), "undone")
             continue
-        tagger = RuleTagger(Tagger.compile(policies, site.contract(stream, policies)))
+        fill = StoredInspector(site.root, site.contract(stream, ()), steps_of(policies, stream))
+        tagger = RuleTagger(Tagger.compile(policies, site.contract(stream, policies)), fill)
         with _Bar(stream) as bar:
             done = retag_stream(site.root, stream, policies, tagger, bar, workers)
         _tell(done, "tagged")

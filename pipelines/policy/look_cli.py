@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+from pipelines.inspect.code import store_code
+from pipelines.inspect.columns import steps_of
+from pipelines.inspect.stored import StoredInspector
 from pipelines.policy.committed import REFERENCES, blocks, row_count, sample_row
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.documents import load_policy
@@ -37,6 +40,7 @@ def preview(
     """What a policy would do: matches, overlaps, changes against the version in force, conflicts, twenty samples."""
     site, policy = Site.open(config, lake), load_policy(file)
     name = stream or policy.streams[0]
+    store_code(site.root, [policy], file.parent)
     found = made_preview(site, policy, name, None if every else rows)
     if sheet is not None:
         Sheet(site.root, f"{policy.label} on {name}", found.examples()).write(sheet)
@@ -58,8 +62,9 @@ def made_preview(site: Site, policy: Policy, stream: str, limit: int | None) -> 
     contract = site.contract(stream, (*others, policy))
     old = Tagger.compile([before], site.contract(stream, (before,))) if before else None
     found = Preview(policy, Tagger.compile([*others, policy], contract), old)
-    for block in blocks(site.root, stream, found.columns, limit):
-        found.take(block)
+    fill = StoredInspector(site.root, site.contract(stream, ()), steps_of((*others, policy), stream))
+    for block in blocks(site.root, stream, found.columns | fill.columns, limit):
+        found.take(fill.fill(block))
     return found
 
 
@@ -74,7 +79,10 @@ def explain_sample(
     """Which rules gave a sample its tags, with the value of each part of their expressions, and which nearly did."""
     site = Site.open(config, lake)
     policies = (load_policy(file),) if file else site.in_force()
-    row = sample_row(site.root, stream, sample)
+    if file:
+        store_code(site.root, policies, file.parent)
+    fill = StoredInspector(site.root, site.contract(stream, ()), steps_of(policies, stream))
+    row = fill.fill(sample_row(site.root, stream, sample))
     found = explain(Tagger.compile(policies, site.contract(stream, policies)), row)
     stored = [f"{tag} of {rule}" for tag, rule in zip(row["tags"][0].as_py(), row["tag_rules"][0].as_py(), strict=True)]
     if as_json:

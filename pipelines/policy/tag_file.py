@@ -33,22 +33,37 @@ class FileTagger(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class RuleTagger:
-    """Rules over the contract's columns; a column that a file does not have yet is null."""
-
-    tagger: Tagger
+class Filler(Protocol):
+    """What computes columns that rows lack."""
 
     @property
     def columns(self) -> frozenset[str]:
-        """What the rules read."""
-        return self.tagger.columns
+        """The columns it wants."""
+        ...
+
+    def fill(self, rows: pa.Table) -> pa.Table:
+        """The rows with what they lacked."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RuleTagger:
+    """Rules over the contract's columns; a column that a file does not have yet is null, or what `fill` finds."""
+
+    tagger: Tagger
+    fill: "Filler | None" = None
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What the rules read, and what filling in needs."""
+        return self.tagger.columns | (self.fill.columns if self.fill else frozenset())
 
     def tag(self, rows: pa.Table) -> pa.Table:
         """The tag columns, as codes into the few words there are: no string is copied for each row."""
         if not self.tagger.rules:
             empty = pa.array([[]] * rows.num_rows, pa.list_(pa.string()))
             return pa.table([empty, empty], names=list(TAG_COLUMNS))
+        rows = self.fill.fill(rows) if self.fill else rows
         offsets, codes = assemble(self.tagger.verdicts(completed(rows, self.tagger.contract)), rows.num_rows)
         words = ([rule.tag for rule in self.tagger.rules], [rule.policy for rule in self.tagger.rules])
         return pa.table([_coded(offsets, codes, each) for each in words], names=list(TAG_COLUMNS))

@@ -1,6 +1,7 @@
 """Runs a policy's examples: does each row get exactly the tags it names, and which rules did no example reach?"""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -11,6 +12,7 @@ from pipelines.contracts.json_cells import CellError, cell_reader
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError, RefusedError
 from pipelines.inspect.columns import inspected
+from pipelines.inspect.run import check_step
 from pipelines.policy.engine import Tagger
 from pipelines.policy.expression import Expression, rule_columns
 from pipelines.policy.render import branches, render
@@ -98,14 +100,21 @@ def _alternatives(tagger: Tagger, table: pa.Table) -> dict[str, bool]:
     return found
 
 
-def require_sound(policy: Policy, contracts: ContractSet) -> None:
-    """Compile a policy and run its examples: what it must pass before it is put in force.
+def require_sound(policy: Policy, contracts: ContractSet, folder: Path) -> None:
+    """Compile a policy, start its inspectors and run its examples: what it must pass before it is put in force.
+
+    Args:
+        policy: the policy.
+        contracts: the contracts.
+        folder: where the files lie that its steps name.
 
     Raises:
         NotFoundError: there is no contract for one of the streams.
         ExpressionError: a rule does not compile.
-        RefusedError: an example gets other tags than it names.
+        RefusedError: an example gets other tags than it names, or an inspector does not start.
     """
+    for step in policy.inspect:
+        check_step(step, folder / step.file if step.file else None)
     trial = try_policy(policy, contracts)
     if trial.failures:
         first = trial.failures[0]
