@@ -39,11 +39,11 @@ class Inspected:
     errors: list[str | None]
 
 
-def inspect_rows(root: Path, rows: pa.Table, steps: Sequence[InspectStep], payload: Payloads) -> pa.Table:
+def inspect_rows(root: Path | None, rows: pa.Table, steps: Sequence[InspectStep], payload: Payloads) -> pa.Table:
     """The rows with the columns of all steps; what a row has already stays.
 
     Args:
-        root: the lake root, for the cache and the users' code.
+        root: the lake root, for the cache and the users' code; None: neither.
         rows: a stream's rows, with device, epoch, seq and, where there is a payload, payload_sha256.
         steps: what to compute.
         payload: gives the payload of a row by its place; None if there is none.
@@ -55,7 +55,7 @@ def inspect_rows(root: Path, rows: pa.Table, steps: Sequence[InspectStep], paylo
     """
     if not steps or not rows.num_rows:
         return rows
-    cache = InspectCache(root / "cache" / "inspect.sqlite")
+    cache = InspectCache(root / "cache" / "inspect.sqlite" if root else None)
     told: list[str | None] = [None] * rows.num_rows
     for step in steps:
         found = _inspect(root, rows, step, payload, cache)
@@ -93,7 +93,7 @@ def check_step(step: InspectStep, path: Path | None) -> None:
             worker.close()
 
 
-def _inspect(root: Path, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
+def _inspect(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
     if step.use == "text":
         return _inspect_text(rows, step, payload)
     names = [column.name for column in step_columns(step)]
@@ -103,7 +103,7 @@ def _inspect(root: Path, rows: pa.Table, step: InspectStep, payload: Payloads, c
     if step.use == "exif":
         return _each(rows, step, payload, cache, exif_facts, names)
     if step.use == "onnx":
-        return _each(rows, step, payload, cache, _model(str(root), msgspec.json.encode(step)).look, names)
+        return _each(rows, step, payload, cache, _model(str(root or ""), msgspec.json.encode(step)).look, names)
     return _inspect_by_user(root, rows, step, payload, cache)
 
 
@@ -168,8 +168,8 @@ def _inspect_text(rows: pa.Table, step: InspectStep, payload: Payloads) -> Inspe
     return Inspected(count_patterns(texts, compiled_patterns(step.options)), [None] * rows.num_rows)
 
 
-def _inspect_by_user(root: Path, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
-    worker = _kept_worker(str(root), msgspec.json.encode(step))
+def _inspect_by_user(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
+    worker = _kept_worker(str(root or ""), msgspec.json.encode(step))
     names = list(step.columns)
 
     def chosen(answer: dict[str, Any]) -> Values:

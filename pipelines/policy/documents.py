@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from pipelines.contracts.yaml_source import YamlSource, read_yaml, yaml_files
+from pipelines.contracts.yaml_source import YamlSource, parse_yaml, read_yaml, yaml_files
 from pipelines.errors import ConfigError
 from pipelines.inspect.code import bind_code
 from schemas.errors import PolicyDocumentError
@@ -43,13 +43,24 @@ def load_policy(path: Path) -> Policy:
     Raises:
         ConfigError: not a policy; the message names file and line.
     """
-    source = read_yaml(path)
+    return bind_code(_policy(read_yaml(path)), path.parent)
+
+
+def parse_policy(text: str, name: str = "policy") -> Policy:
+    """A policy document that is at hand as text; `name` is what messages call it. Files of its steps are not looked for.
+
+    Raises:
+        ConfigError: not a policy; the message names the line.
+    """
+    return _policy(parse_yaml(Path(name), text.encode()))
+
+
+def _policy(source: YamlSource) -> Policy:
     _refuse_unknown_keys(source)
     try:
-        policy = policy_from_plain(source.value)
+        return policy_from_plain(source.value)
     except PolicyDocumentError as error:
         raise ConfigError(f"{source.where_of(str(error))}: {error}") from error
-    return bind_code(policy, path.parent)
 
 
 def _refuse_unknown_keys(source: YamlSource) -> None:
