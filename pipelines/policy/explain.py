@@ -76,7 +76,7 @@ def _explained(tag: str, policy: str, expression: Expression, frame: pl.DataFram
 def value_of(node: Node, frame: pl.DataFrame) -> Any:
     """The value of a part for the one row of `frame`."""
     column = frame.select(to_polars(fold(node)).alias("value")).get_column("value")
-    value = column[0]
+    value = column.to_list()[0]
     return value if node.kind is not Kind.NUMBER or value is None else float(value)
 
 

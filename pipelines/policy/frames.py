@@ -5,9 +5,8 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from pipelines.contracts.arrow import ARROW_TYPES
 from pipelines.errors import RefusedError
-from pipelines.policy.expression import rule_columns
+from pipelines.policy.tag_file import readable
 from schemas.contract import RESERVED_COLUMNS, Column, ColumnType, Contract
 
 
@@ -54,8 +53,7 @@ def fitted(table: pa.Table, contract: Contract) -> pa.Table:
         RefusedError: a column cannot be cast.
     """
     columns: dict[str, Any] = {}
-    for name, type_ in rule_columns(contract).items():
-        wanted = ARROW_TYPES[type_]
+    for name, wanted in readable(contract).items():
         if name not in table.column_names:
             columns[name] = pa.nulls(table.num_rows, wanted)
             continue

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.contracts.arrow import ARROW_TYPES
+from pipelines.contracts.arrow import ARROW_TYPES, arrow_type
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.splice import splice_columns
 from pipelines.policy.engine import Tagger, assemble
-from pipelines.policy.expression import rule_columns
+from pipelines.policy.expression import ROW_COLUMNS
 from schemas.contract import Contract
 
 BLOCK_ROWS = 1024 * 1024
@@ -71,10 +71,16 @@ class RuleTagger:
 
 def completed(rows: pa.Table, contract: Contract) -> pa.Table:
     """The rows with a null column for each one that rules may read and the rows lack."""
-    for name, type_ in rule_columns(contract).items():
+    for name, type_ in readable(contract).items():
         if name not in rows.column_names:
-            rows = rows.append_column(name, pa.nulls(rows.num_rows, ARROW_TYPES[type_]))
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, type_))
     return rows
+
+
+def readable(contract: Contract) -> dict[str, pa.DataType]:
+    """The columns that rules may read, with their types in the lake."""
+    own = {column.name: arrow_type(column) for column in contract.columns}
+    return own | {name: ARROW_TYPES[type_] for name, type_ in ROW_COLUMNS.items()}
 
 
 def retag_file(source: Path, target: Path, tagger: FileTagger) -> int:
