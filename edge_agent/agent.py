@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from edge_agent.atomic import make_folder
 from edge_agent.capture.batch import Source
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
@@ -228,7 +229,7 @@ def agent_version() -> str:
 def _held(state_dir: Path) -> Iterator[None]:
     """One agent per state folder: two would give the same samples to two epochs."""
     try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(state_dir)
         lock = (state_dir / LOCK_NAME).open("w")
     except OSError as error:
         raise ConfigError(f"state_dir {state_dir} cannot be written: {error}; give it to the agent's user") from error

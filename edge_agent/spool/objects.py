@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_agent.atomic import sync_folder
+from edge_agent.atomic import make_folder, sync_folder
 from edge_agent.errors import SpoolFullError
 from edge_agent.spool.records import ObjectRef
 from schemas.ids import Digest
@@ -22,7 +22,7 @@ class ObjectStore:
         self._folder = folder
         self._lock = threading.Lock()
         self._pins: dict[Digest, int] = {}
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(folder)
         self._sizes = {Digest(path.name): path.stat().st_size for path in _named(folder)}
 
     @property

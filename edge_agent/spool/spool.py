@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from edge_agent.atomic import make_folder
 from edge_agent.clock import Clock
 from edge_agent.errors import SpoolError
 from edge_agent.spool import changes, database, reading
@@ -62,7 +63,7 @@ class Spool:
         self._removed_ids: list[int] = []
         self._listener: Callable[[], None] = _nobody
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
             opened = open_sound(folder, max_bytes, page_bytes, clock)
             self._db = opened.db
             self.epoch = _open_epoch(self._db, clock)
