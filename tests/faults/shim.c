@@ -67,18 +67,17 @@ static void tell(char op, const char *path, const char *other, const void *data,
     errno = saved;
 }
 
-/* Whether this call fails, and how. Ends the process when that is what was asked for. */
+/* Whether this call fails, and how. Ends the process when that is what was asked for. Only calls that the mode is about count. */
 static int strikes(char op) {
-    if (armed_mode == NOTHING) return NOTHING;
+    int is_sync = op == 'S', takes_space = op == 'W' || op == 'C' || op == 'M';
+    int counts = armed_mode == EXIT || armed_mode == IO_ERROR || (armed_mode == NO_SPACE && takes_space)
+        || (armed_mode == SHORT && op == 'W') || (armed_mode == SYNC_ERROR && is_sync);
+    if (!counts) return NOTHING;
     long call = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
     if (call < armed_at || call >= armed_at + armed_many) return NOTHING;
     if (armed_mode == EXIT) _exit(77);
-    int is_sync = op == 'S', takes_space = op == 'W' || op == 'C' || op == 'M';
-    if (armed_mode == NO_SPACE && takes_space) { errno = ENOSPC; return NO_SPACE; }
-    if (armed_mode == IO_ERROR) { errno = EIO; return IO_ERROR; }
-    if (armed_mode == SHORT && op == 'W') return SHORT;
-    if (armed_mode == SYNC_ERROR && is_sync) { errno = EIO; return SYNC_ERROR; }
-    return NOTHING;
+    errno = armed_mode == NO_SPACE ? ENOSPC : EIO;
+    return armed_mode;
 }
 
 static ssize_t put(ssize_t (*write_it)(int, const void *, size_t, off_t), int fd, const void *data, size_t bytes, off_t offset, int appends) {
