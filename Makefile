@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench lock wheel clean
+.PHONY: help setup demo test test-slow gate check format bench lock wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: setup ## the whole suite but the slow tests, in under five minutes
 
 test-slow: setup ## the slow tests: long crash loops, large images, many devices
 	@$(BIN)/pytest -q -n $(JOBS) -m "slow and not bench"
+
+gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
+	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -k many_random_expressions tests/pipelines/policy
 
 check: setup ## lint, format, types, import arrows
 	@$(BIN)/ruff check .

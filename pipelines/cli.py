@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
+from pipelines.logs import log_to_stderr
 from schemas.errors import SchemaError
 
 EXIT_STOP, EXIT_USAGE, EXIT_REFUSED, EXIT_RETRY = 1, 2, 3, 75
@@ -150,6 +151,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command and turn what it raises into a sentence and an exit code."""
+    log_to_stderr()
     try:
         app()
     except RetryLaterError as error:

@@ -1,6 +1,7 @@
 """Promise 6: the rule means the same on the device and in the core."""
 
 import importlib.util
+import os
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ assert _spec.loader is not None
 corpus = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(corpus)
 
+# How many random expressions the slow test compares; `make gate` asks for a hundred thousand.
+GATE = int(os.environ.get("CATCHMENT_GATE_EXPRESSIONS", "5000"))
 DECLARED = {"string": "TEXT", "bool": "INTEGER", "timestamp": "INTEGER", "binary": "BLOB"}
 
 
@@ -75,8 +78,9 @@ def test_two_thousand_random_expressions_give_the_same_verdict_on_both_engines(d
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_random_expressions_give_the_same_verdict_on_both_engines(device: sqlite3.Connection) -> None:
-    assert differing(100_000, 42, device) == []
+@pytest.mark.timeout(3_600)
+def test_many_random_expressions_give_the_same_verdict_on_both_engines(device: sqlite3.Connection) -> None:
+    assert differing(GATE, 42, device) == []
 
 
 @pytest.mark.parametrize(
