@@ -29,11 +29,13 @@ CREATE TABLE IF NOT EXISTS envelope (
     id INTEGER PRIMARY KEY, stream TEXT NOT NULL, epoch INTEGER NOT NULL, first_seq INTEGER NOT NULL,
     count INTEGER NOT NULL, cost_bytes INTEGER NOT NULL, priority INTEGER NOT NULL, state INTEGER NOT NULL,
     crc INTEGER NOT NULL, contract_version TEXT NOT NULL, encoding TEXT NOT NULL, created_us INTEGER NOT NULL,
-    digest TEXT NOT NULL, object_bytes INTEGER NOT NULL, reason TEXT NOT NULL DEFAULT '', body BLOB NOT NULL);
+    digest TEXT NOT NULL, object_bytes INTEGER NOT NULL, reason TEXT NOT NULL DEFAULT '',
+    file INTEGER NOT NULL DEFAULT 0, at INTEGER NOT NULL DEFAULT 0, body_bytes INTEGER NOT NULL DEFAULT 0, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS envelope_by_span ON envelope (stream, epoch, first_seq);
 CREATE INDEX IF NOT EXISTS envelope_by_state ON envelope (state, id);
 CREATE INDEX IF NOT EXISTS envelope_by_value ON envelope (priority, id, cost_bytes);
 CREATE INDEX IF NOT EXISTS envelope_by_digest ON envelope (digest) WHERE digest <> '';
+CREATE INDEX IF NOT EXISTS envelope_by_file ON envelope (file) WHERE file > 0;
 """
 
 
@@ -56,12 +58,20 @@ def connect_writer(path: Path, max_bytes: int, page_bytes: int) -> sqlite3.Conne
         # Zeroing freed pages would write every settled byte a second time.
         connection.execute("PRAGMA secure_delete=OFF")
         connection.execute(f"PRAGMA max_page_count={(max_bytes - RESERVE_BYTES) // page_bytes}")
+        _add_columns(connection)
         # In one transaction: one write and sync instead of one for each table.
         connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}COMMIT;")
     except sqlite3.Error:
         connection.close()
         raise
     return connection
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """Spools of the first version kept every body in its row."""
+    known = {row[1] for row in connection.execute("PRAGMA table_info(envelope)")}
+    for name in ("file", "at", "body_bytes") if known and "file" not in known else ():
+        connection.execute(f"ALTER TABLE envelope ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
@@ -76,7 +86,9 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def used_bytes(connection: sqlite3.Connection) -> int:
-    """Bytes of the pages in use; freed pages are filled again before the file grows."""
-    pages = connection.execute("PRAGMA page_count").fetchone()[0] - connection.execute("PRAGMA freelist_count").fetchone()[0]
-    return int(pages) * int(connection.execute("PRAGMA page_size").fetchone()[0])
+def used_and_free_bytes(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Bytes of the pages in use, and of the freed ones, which are filled again before the file grows."""
+    page_bytes = int(connection.execute("PRAGMA page_size").fetchone()[0])
+    free = int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+    pages = int(connection.execute("PRAGMA page_count").fetchone()[0])
+    return (pages - free) * page_bytes, free * page_bytes

@@ -1,28 +1,32 @@
 """The spool: what capture writes into and the uplink sends from. Everything here may be called from any thread."""
 
-import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from edge_agent.atomic import make_folder
 from edge_agent.clock import Clock
-from edge_agent.errors import SpoolError
+from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool import changes, database, reading
+from edge_agent.spool.bodies import FOLDER_NAME as BODIES_FOLDER
+from edge_agent.spool.bodies import MIN_BODY_BYTES, BodyFiles
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.objects import ObjectStore
+from edge_agent.spool.opening import compact, match_files, open_epoch
 from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, State, WaitingObject
 from edge_agent.spool.recovery import SUSPECT_NAME, open_sound
+from edge_agent.spool.room import Room
 from edge_agent.spool.writer import SpoolWriter
 from schemas.envelope import Span
-from schemas.ids import Digest, next_epoch
+from schemas.ids import Digest
 from schemas.receipts import Receipt
 from schemas.reported import EpochReport, StreamBooks
 
@@ -38,10 +42,11 @@ class Spool:
 
     Args:
         folder: where it lives; made if missing.
-        max_bytes: the quota for database and large payloads together.
+        max_bytes: the quota for database, bodies and large payloads together.
         linger_ms: how long an append may wait for others to share its commit.
         clock: time for epochs and lingering.
         page_bytes: of a database that is made anew: large where bodies are.
+        min_free_bytes: what is left free on the disk for others.
 
     Raises:
         SpoolError: the disk refuses even a new file.
@@ -55,6 +60,7 @@ class Spool:
         linger_ms: int,
         clock: Clock,
         page_bytes: int = database.SMALL_PAGE_BYTES,
+        min_free_bytes: int = 0,
     ) -> None:
         self._folder = folder
         self._lock = threading.RLock()
@@ -64,17 +70,20 @@ class Spool:
         self._listener: Callable[[], None] = _nobody
         try:
             make_folder(folder)
-            opened = open_sound(folder, max_bytes, page_bytes, clock)
+            self._bodies = BodyFiles(folder / BODIES_FOLDER, max_bytes)
+            opened = open_sound(folder, max_bytes, page_bytes, clock, self._bodies.read)
             self._db = opened.db
-            self.epoch = _open_epoch(self._db, clock)
+            compact(self._db, max_bytes)
+            self.epoch = open_epoch(self._db, clock)
             self._objects = ObjectStore(folder / OBJECTS_FOLDER)
-            self._drop_lost_objects()
+            match_files(self._db, self._objects, self._bodies)
             self._reader = database.connect_reader(folder / database.FILE_NAME)
         except (sqlite3.Error, OSError) as error:
             raise SpoolError(f"the spool in {folder} cannot be opened: {error}; check the disk and the folder's owner") from error
         self.opened = opened
-        hand = Ledgerhand(self._db, self.epoch, max_bytes, self._objects)
-        self._writer = SpoolWriter(hand, linger_ms, self._in_flight, self._after_commit, clock)
+        self._room = Room(folder, max_bytes, min_free_bytes, self._objects, self._bodies)
+        self._hand = Ledgerhand(self._db, self.epoch, self._room, self._objects, self._bodies)
+        self._writer = SpoolWriter(self._hand, linger_ms, self._in_flight, self._after_commit, clock)
 
     @property
     def failure(self) -> SpoolError | None:
@@ -91,19 +100,26 @@ class Spool:
         Raises:
             SpoolError: the spool is closed or broken.
         """
-        future = self._writer.append(append)
+        future = self._writer.append(self._put_bodies(append))
         pinned = [envelope.large.digest for envelope in append.envelopes if envelope.large is not None]
         if pinned:
-            future.add_done_callback(lambda _: self._unpin(pinned))
+            future.add_done_callback(lambda _: self._objects.unpin(*pinned))
         return future
 
-    def put_object(self, payload: bytes | Path) -> ObjectRef:
-        """Store a large payload, before the append of the envelope that names it.
+    def put_object(self, payload: bytes | Path, priority: int = 100) -> ObjectRef:
+        """Store a large payload, before the append of the envelope that names it. What is worth no more makes way for it.
 
         Raises:
-            SpoolFullError: the disk refused.
+            SpoolFullError: there is no room, or the disk refused.
             OSError: a file source cannot be read.
+            SpoolError: the spool is closed or broken.
         """
+        size_bytes = len(payload) if isinstance(payload, bytes) else payload.stat().st_size
+        if size_bytes > self._room.for_files_bytes():
+            self._writer.change(self._hand.make_room_for_file(size_bytes, priority, self._in_flight())).result()
+        if size_bytes > (room_bytes := self._room.for_files_bytes()):
+            hint = "it is larger than the spool: raise max_bytes" if size_bytes > self._room.soft_limit_bytes else "it waits"
+            raise SpoolFullError(f"a payload of {size_bytes} bytes finds {max(0, room_bytes)} bytes of room; {hint}")
         return self._objects.put(payload)
 
     def position(self, source: str) -> bytes | None:
@@ -225,8 +241,7 @@ class Spool:
 
     def used_bytes(self) -> int:
         """What counts against the quota now."""
-        with self._lock:
-            return database.used_bytes(self._reader) + self._objects.total_bytes
+        return self._room.used_bytes
 
     def close(self) -> None:
         """Commit what is pending, then let go of the files."""
@@ -236,10 +251,11 @@ class Spool:
         with self._lock:
             self._reader.close()
         self._db.close()
+        self._bodies.close()
 
     def _load(self, id_: int) -> Envelope | None:
         try:
-            return reading.load(self._reader, id_)
+            return reading.load(self._reader, id_, self._bodies.read)
         except (RottenEnvelopeError, sqlite3.DatabaseError) as error:
             _log.error("envelope is rotten; given up", id=id_, error=str(error))
             self._leased.add(id_)
@@ -264,36 +280,19 @@ class Spool:
             self._removed_ids.extend(id_ for id_ in removed.ids if id_ in self._leased)
             self._leased.difference_update(removed.ids)
         self._objects.remove(removed.orphans)
+        self._bodies.release(removed.body_files)
         self._listener()
 
-    def _unpin(self, digests: list[Digest]) -> None:
-        for digest in digests:
-            self._objects.unpin(digest)
-
-    def _drop_lost_objects(self) -> None:
-        """A row whose payload file is gone or short (a damaged file system) can never be sent: given up as corrupt."""
-        rows = self._db.execute("SELECT id, digest, object_bytes, state FROM envelope WHERE digest <> ''").fetchall()
-        lost = [
-            id_
-            for id_, digest, size, state in rows
-            if state == State.WAITING and not self._objects.holds(ObjectRef(Digest(digest), size))
-        ]
-        if lost:
-            _log.error("large payloads are lost", count=len(lost))
-            self._db.execute("BEGIN IMMEDIATE")
-            changes.drop(self._db, lost, DropReason.CORRUPT)
-            self._db.execute("COMMIT")
-        self._objects.sweep(row[1] for row in rows)
+    def _put_bodies(self, append: Append) -> Append:
+        """Write large bodies where they stay, in the caller's thread; what finds no room there goes into its row."""
+        envelopes = []
+        for envelope in append.envelopes:
+            place = None
+            if len(envelope.body) >= MIN_BODY_BYTES and len(envelope.body) <= self._room.for_files_bytes():
+                place = self._bodies.put(envelope.body, append.kept_priority)
+            envelopes.append(envelope if place is None else envelope.put_at(place))
+        return replace(append, envelopes=tuple(envelopes))
 
 
 def _nobody() -> None:
     """Nobody listens."""
-
-
-def _open_epoch(db: sqlite3.Connection, clock: Clock) -> int:
-    """A new epoch, remembered before any seq of it is given out."""
-    row = db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
-    known = db.execute("SELECT coalesce(max(epoch), 0) FROM epoch").fetchone()[0]
-    epoch = next_epoch(max(row[0] if row else 0, known), clock.now_ms(), secrets.randbits(20))
-    db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
-    return epoch
