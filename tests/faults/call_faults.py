@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -89,6 +90,19 @@ def every_call(mode: str, stride: int, many: int) -> str:
         at += stride
     points = sum(ended.values())
     return f"{mode}: {points} points, {ended[0]} carried on, {ended[3]} started again, {ended[_EXITED]} ended at once; 0 lost, 0 damaged"
+
+
+def in_a_process(mode: str, stride: int = 1, many: int = 1, first: int = 1) -> str:
+    """`every_call` under the shim; what it says at the end.
+
+    Raises:
+        AssertionError: a promise was broken.
+    """
+    command = [sys.executable, __file__, mode, str(stride), str(many)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "FIRST": str(first)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    return done.stdout
 
 
 def main() -> None:

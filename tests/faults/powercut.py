@@ -26,6 +26,8 @@ from pathlib import Path
 
 import structlog
 
+from edge_agent.spool.records import BodyPlace
+from schemas.ranges import Ranges
 from schemas.receipts import Receipt
 from tests.faults import workload
 from tests.faults.shim import preload
@@ -172,20 +174,43 @@ def _name(names: dict[str, Inode | None], change: tuple[str, str, str, Inode | N
             names[other] = inode
 
 
+class Settled:
+    """A receipt, asked many times."""
+
+    def __init__(self, told: dict[str, dict[str, list[tuple[int, int]]]]) -> None:
+        self._receipt = Receipt(1, told)
+        self._ranges: dict[tuple[str, int], Ranges] = {}
+
+    def covers(self, stream: str, epoch: int, low: int, high: int) -> bool:
+        if (stream, epoch) not in self._ranges:
+            self._ranges[stream, epoch] = self._receipt.ranges(workload.StreamName(stream), epoch)
+        return self._ranges[stream, epoch].covers(low, high)
+
+
 @dataclass(slots=True)
 class Promises:
     """What callers were told, up to some moment."""
 
     captured: dict[tuple[str, int, int], tuple[int, str]] = field(default_factory=dict)
-    receipt: Receipt = field(default_factory=lambda: Receipt(0, {}))
+    begun: dict[str, tuple[str, int]] = field(default_factory=dict)  # digest of a body -> stream, count
+    positions: dict[str, tuple[int, int]] = field(default_factory=dict)  # stream -> durable for sure, begun
+    settling: "Settled" = field(default_factory=lambda: Settled({}))
+    settled: "Settled" = field(default_factory=lambda: Settled({}))  # durable for sure
     epochs: set[int] = field(default_factory=set)
 
     def hear(self, what: dict[str, object]) -> None:
         if "captured" in what:
             stream, epoch, seq, count, digest = what["captured"]  # type: ignore[misc]
             self.captured[stream, epoch, seq] = (count, digest)
+            self.positions[stream] = (what["position"], what["position"])  # type: ignore[assignment]
+        elif "begun" in what:
+            stream, envelopes, position = what["begun"]  # type: ignore[misc]
+            self.begun.update((digest, (stream, count)) for count, digest in envelopes)
+            self.positions[stream] = (self.positions.get(stream, (0, 0))[0], position)
+        elif "settled" in what:
+            self.settled = Settled(what["settled"])  # type: ignore[arg-type]
         elif "settling" in what:
-            self.receipt = Receipt(1, what["settling"])  # type: ignore[arg-type]
+            self.settling = Settled(what["settling"])  # type: ignore[arg-type]
         elif "epoch" in what:
             self.epochs.add(what["epoch"])  # type: ignore[arg-type]
 
@@ -206,6 +231,11 @@ def hold(spool: "workload.Spool", promises: Promises) -> None:
     assert all(entry.is_balanced for entry in books.values()), books
     assert not any("corrupt" in entry.dropped for entry in books.values()), books
     stored = _stored(spool)
+    _nothing_invented(stored, promises)
+    for stream, (low, high) in promises.positions.items():
+        position = int(spool.position(stream) or 0)
+        assert low <= position <= high, f"{stream} resumes at {position}, not within {low} and {high}"
+        assert position == (books[stream].captured if stream in books else 0), "position and books disagree"
     dropped = {(entry.stream, entry.epoch): entry for entry in spool.epochs()}
     spooled: Counter[str] = Counter()
     for (stream, _, _), (count, _) in stored.items():
@@ -215,16 +245,28 @@ def hold(spool: "workload.Spool", promises: Promises) -> None:
         found = stored.get((stream, epoch, seq))
         if found is not None:
             assert found == (count, digest), "an acknowledged body differs"
-        elif not promises.receipt.ranges(workload.StreamName(stream), epoch).covers(seq, seq + count):
+        elif not promises.settling.covers(stream, epoch, seq, seq + count):
             ranges = dropped[stream, epoch].dropped if (stream, epoch) in dropped else ()
             gone = any(entry.low <= seq and seq + count <= entry.high for entry in ranges)
             assert gone, f"lost: {stream} {epoch} {seq}+{count}"
 
 
+def _nothing_invented(stored: dict[tuple[str, int, int], tuple[int, str]], promises: Promises) -> None:
+    times = Counter(digest for _, digest in stored.values())
+    for (stream, epoch, seq), (count, digest) in stored.items():
+        assert promises.begun.get(digest) == (stream, count), f"invented: {stream} {epoch} {seq}+{count}"
+        assert times[digest] == 1, f"double: {stream} {epoch} {seq}+{count}"
+        assert not promises.settled.covers(stream, epoch, seq, seq + count), "settled, yet there"
+
+
 def _stored(spool: "workload.Spool") -> dict[tuple[str, int, int], tuple[int, str]]:
     found: dict[tuple[str, int, int], tuple[int, str]] = {}
-    rows = spool._reader.execute("SELECT stream, epoch, first_seq, count, digest, state, body FROM envelope").fetchall()
-    for stream, epoch, seq, count, digest, state, body in rows:
+    rows = spool._reader.execute(
+        "SELECT stream, epoch, first_seq, count, digest, state, body, file, at, body_bytes FROM envelope"
+    ).fetchall()
+    for stream, epoch, seq, count, digest, state, body, file, *place in rows:
+        if file:
+            body = spool._bodies.read(BodyPlace(file, *place))
         assert (stream, epoch, seq) not in found, "a seq was stored twice"
         found[stream, epoch, seq] = (count, hashlib.sha256(body).hexdigest())
         if digest and state == workload.State.WAITING:
@@ -247,18 +289,18 @@ def lay_out(folder: Path, root: str, state: dict[str, bytes | None]) -> None:
             path.write_bytes(content)
 
 
-def record(folder: Path, seed: int, steps: int) -> Path:
+def record(folder: Path, seed: int, steps: int, sabotage: str) -> Path:
     """Live through a workload under the shim; the log of it."""
     root, log = folder / "root", folder / "log"
     root.mkdir()
     environment = {**os.environ, "LD_PRELOAD": str(preload()), "SHIM_ROOT": str(root), "SHIM_LOG": str(log)}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, workload.__file__, str(root), str(seed), str(steps)]
+    command = [sys.executable, workload.__file__, str(root), str(seed), str(steps), sabotage]
     subprocess.run(command, env=environment, check=True, timeout=120)
     return log
 
 
-def cut_power(seed: int, wanted: int, torn: int = 4, steps: int = 120) -> Counter[str]:
+def cut_power(seed: int, wanted: int, torn: int = 4, steps: int = 120, sabotage: str = "") -> Counter[str]:
     """Check about `wanted` different states of one workload; how many there were.
 
     Raises:
@@ -268,9 +310,11 @@ def cut_power(seed: int, wanted: int, torn: int = 4, steps: int = 120) -> Counte
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     done: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="power-", dir=_memory()) as name:
-        ops = list(read_log(record(Path(name), seed, steps)))
+        ops = list(read_log(record(Path(name), seed, steps, sabotage)))
         disk, promises, chance = Disk(), Promises(), random.Random(seed)
         seen: set[bytes] = set()
+        # A long life gives more states than are wanted: those after some operations, spread over all of it.
+        share = min(1.0, wanted / ((torn + 0.2) * sum(not op.path.endswith(workload.TELL_NAME) for op in ops)))
         for number, op in enumerate(ops):
             if op.path.endswith(workload.TELL_NAME):
                 if op.letter == "W":
@@ -278,8 +322,12 @@ def cut_power(seed: int, wanted: int, torn: int = 4, steps: int = 120) -> Counte
                 continue
             disk.apply(op)
             done["operations"] += 1
+            if chance.random() > share:
+                continue
             for kind, state in enumerate(disk.states(chance, torn)):
-                key = hashlib.blake2b(repr(sorted(state.items())).encode() if not state else _digest(state), digest_size=16).digest()
+                key = hashlib.blake2b(
+                    repr(sorted(state.items())).encode() if not state else _digest(state), digest_size=16
+                ).digest()
                 if key in seen:
                     continue
                 seen.add(key)
@@ -331,12 +379,30 @@ def _cut_one(given: tuple[int, int]) -> Counter[str]:
     return cut_power(*given)
 
 
+def in_a_process(seed: int, wanted: int, sabotage: str = "") -> Counter[str]:
+    """`cut_power` in a process of its own: it makes the spool's limits small, which would disturb other tests.
+
+    Raises:
+        AssertionError: a promise was broken.
+    """
+    command = [sys.executable, __file__, "--one", "--seed", str(seed), "--states", str(wanted), "--sabotage", sabotage]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3_000:]
+    return Counter(json.loads(done.stdout))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--states", type=int, default=100_000)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--one", action="store_true", help="one workload, its figures as JSON")
+    parser.add_argument("--sabotage", default="", help="leave syncs out: this must be caught")
     given = parser.parse_args()
+    if given.one:
+        print(json.dumps(cut_power(given.seed, given.states, sabotage=given.sabotage)))  # noqa: T201 # for the caller
+        return
     began = time.monotonic()
     done = cut_power_many(given.states, given.processes, given.seed)
     took_s = time.monotonic() - began

@@ -7,13 +7,16 @@ import hashlib
 import json
 import os
 import random
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from edge_agent.clock import SystemClock
-from edge_agent.spool import commits, database
-from edge_agent.spool.records import Append, NewEnvelope, State
+from edge_agent.errors import SpoolFullError
+from edge_agent.spool import bodies, commits, database, room, spool
+from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import Digest, StreamName
 from schemas.receipts import Receipt
@@ -27,9 +30,11 @@ Tell = Callable[[dict[str, object]], None]
 def make_small() -> None:
     """Checkpoints, evictions and full logs after kilobytes instead of megabytes: the same code, more of it per state."""
     database.RESERVE_BYTES = 64 * 1024
-    commits.RESERVE_BYTES = 64 * 1024
-    commits._SLACK_BYTES = 16 * 1024
+    room._SLACK_BYTES = 16 * 1024
     commits._EVICT_AT_LEAST_BYTES = 32 * 1024
+    spool.MIN_BODY_BYTES = 2_500
+    bodies._LARGEST_FILE_BYTES = 20_000
+    bodies._FILE_SHARE = 16
 
 
 def open_small(folder: Path) -> Spool:
@@ -55,6 +60,7 @@ class Life:
         self._tell = tell
         self._stored: list[tuple[str, int, int, int]] = []
         self._settled: dict[str, dict[str, list[tuple[int, int]]]] = {}
+        self._captured = dict.fromkeys(STREAMS, 0)
         self.open()
 
     def open(self) -> None:
@@ -84,12 +90,19 @@ class Life:
         stream = self._chance.choice(STREAMS)
         counts = [self._chance.randint(1, 9) for _ in range(self._chance.randint(1, 3))]
         envelopes = tuple(self._envelope(count) for count in counts)
-        append = Append(stream, envelopes, self._chance.choice((50, 100)), source=stream, position=b"%d" % sum(counts))
+        self._append(stream, envelopes, self._chance.choice((50, 100)))
+
+    def _append(self, stream: StreamName, envelopes: tuple[NewEnvelope, ...], priority: int = 100) -> None:
+        """Its position counts all samples of its stream: where a source resumes must agree with what is stored."""
+        position = self._captured[stream] + sum(envelope.count for envelope in envelopes)
+        told = [hashlib.sha256(envelope.body).hexdigest() for envelope in envelopes]
+        self._tell({"begun": [stream, [[e.count, digest] for e, digest in zip(envelopes, told, strict=True)], position]})
+        append = Append(stream, envelopes, priority, source=stream, position=b"%d" % position)
         span = self.spool.append(append).result()
+        self._captured[stream] = position
         seq = span.first_seq
-        for envelope in envelopes:
-            told = hashlib.sha256(envelope.body).hexdigest()
-            self._tell({"captured": [stream, span.epoch, seq, envelope.count, told]})
+        for envelope, digest in zip(envelopes, told, strict=True):
+            self._tell({"captured": [stream, span.epoch, seq, envelope.count, digest], "position": position})
             self._stored.append((stream, span.epoch, seq, envelope.count))
             seq += envelope.count
 
@@ -104,14 +117,12 @@ class Life:
         receipt = Receipt(1, self._settled)
         self._tell({"settling": self._settled})
         self.spool.settle(receipt).result()
+        self._tell({"settled": self._settled})
 
     def large(self) -> None:
         ref = self.spool.put_object(self._chance.randbytes(20_000))
         envelope = NewEnvelope(1, b"row of " + ref.digest.encode(), "1.0.0", large=ref)
-        span = self.spool.append(Append(STREAMS[0], (envelope,))).result()
-        told = hashlib.sha256(envelope.body).hexdigest()
-        self._tell({"captured": [STREAMS[0], span.epoch, span.first_seq, 1, told], "digest": ref.digest})
-        self._stored.append((STREAMS[0], span.epoch, span.first_seq, 1))
+        self._append(STREAMS[0], (envelope,))
         if self._chance.random() < 0.5:
             self.spool.object_settled(Digest(ref.digest))
 
@@ -125,11 +136,28 @@ def live(folder: Path, seed: int, steps: int) -> None:
     tell = teller(folder)
     life = Life(folder, seed, tell)
     for _ in range(steps):
-        life.step()
+        with suppress(SpoolFullError):  # as a source does: it goes on, and comes back with the payload
+            life.step()
     life.close()
     tell({"end": True})
 
 
+def sabotage(what: str) -> None:
+    """Leave syncs out, to see that the simulator notices."""
+    if what == "bodies":
+        bodies.BodyFiles.sync = lambda _self: None  # type: ignore[method-assign]
+    elif what == "database":
+        connect = database.connect_writer
+
+        def careless(path: Path, max_bytes: int, page_bytes: int) -> sqlite3.Connection:
+            connection = connect(path, max_bytes, page_bytes)
+            connection.execute("PRAGMA synchronous=NORMAL")
+            return connection
+
+        database.connect_writer = careless
+
+
 if __name__ == "__main__":
     make_small()
+    sabotage(sys.argv[4])
     live(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
