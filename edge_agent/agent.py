@@ -70,6 +70,7 @@ class Agent:
             linger_ms=config.spool.linger_ms,
             clock=self._clock,
             page_bytes=LARGE_PAGE_BYTES if has_payloads else SMALL_PAGE_BYTES,
+            min_free_bytes=config.spool.min_free_bytes,
         )
         try:
             if config.model is not None:
@@ -184,7 +185,8 @@ class Agent:
 
     def _build_pump(self, source: SourceConfig, contract: Contract) -> SourcePump:
         limits = Limits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
-        encoder = Encoder(contract, limits, self._spool.put_object, compress=source.compress)
+        put_object = partial(self._spool.put_object, priority=source.priority)
+        encoder = Encoder(contract, limits, put_object, compress=source.compress)
         build = partial(_build, source, contract, self._clock)
         has_model = self._models is not None and source.stream in self._model_streams
         annotate = self._models.annotate if has_model and self._models is not None else None

@@ -136,6 +136,7 @@ class SourcePump:
             priority=self._config.priority,
             source=self._config.name,
             position=batch.position,
+            waits_for_room=self._config.when_full == "block",
         )
         self._under_way.append((self._spool.append(append), held))
 

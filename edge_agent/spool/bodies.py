@@ -22,6 +22,7 @@ from edge_agent.spool.records import BodyPlace
 FOLDER_NAME = "bodies"
 MIN_BODY_BYTES = 64 * 1024
 _LARGEST_FILE_BYTES = 4 * 1024 * 1024
+_FILE_SHARE = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -50,7 +51,7 @@ class BodyFiles:
         self._unsynced: set[int] = set()
         self._finished: list[int] = []  # descriptors of full files, closed after their sync
         self._has_new_names = False
-        self._file_bytes = min(_LARGEST_FILE_BYTES, max_bytes // 64)
+        self._file_bytes = min(_LARGEST_FILE_BYTES, max_bytes // _FILE_SHARE)
         make_folder(folder)
         self._files = {int(path.name): _File(path.stat().st_size) for path in folder.iterdir() if path.name.isdecimal()}
         # A number is not used again while this process lives: a rolled back row must not find another's bytes.

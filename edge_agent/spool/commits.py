@@ -5,7 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
+
 from edge_agent.spool import changes
+from edge_agent.spool.ballast import Ballast
 from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.objects import ObjectStore
@@ -19,6 +22,7 @@ _EVICT_AT_LEAST_BYTES = 256 * 1024
 _EVICT_SHARE = 256
 _CANDIDATES = 512
 
+_log = structlog.get_logger(__name__)
 Change = Callable[[sqlite3.Connection], Removed]
 
 
@@ -46,9 +50,13 @@ class Ledgerhand:
         room: how much there is.
         objects: the large payloads.
         bodies: the bodies in files; synced before the rows that name them are committed.
+        ballast: let go when the disk is full.
     """
 
-    def __init__(self, db: sqlite3.Connection, epoch: int, room: Room, objects: ObjectStore, bodies: BodyFiles) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, epoch: int, room: Room, objects: ObjectStore, bodies: BodyFiles, ballast: Ballast
+    ) -> None:
+        self._ballast = ballast
         self.epoch = epoch
         self._db = db
         self._room = room
@@ -83,7 +91,17 @@ class Ledgerhand:
                 self._db.execute("ROLLBACK")
             raise
         self._room.count_database(self._db)
+        self._ballast.take()
         return Committed(tuple(spans), tuple(outcomes), removed)
+
+    def free_disk(self) -> None:
+        """The disk is full: let go of what is held back, and write the log again from its beginning."""
+        self._ballast.drop()
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        except sqlite3.OperationalError as error:
+            # The log keeps what could not be carried over: nothing is lost by that.
+            _log.warning("log not carried over", error=str(error))
 
     def evict(self, need_bytes: int, priority: int, in_flight: frozenset[int]) -> Removed:
         """Free space on its own: the disk filled up before the quota did. Frees nothing where nothing may go."""

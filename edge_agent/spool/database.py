@@ -8,7 +8,7 @@ FILE_NAME = "spool.db"
 # overflow chains are eight times shorter. A file keeps the size it was made with.
 SMALL_PAGE_BYTES = 4_096
 LARGE_PAGE_BYTES = 32_768
-# Room beside the database file itself: the write-ahead log, and what deletes need to write on a full quota.
+# Room beside the database file itself: the write-ahead log, and what deletes need to write on a full disk (a quarter).
 RESERVE_BYTES = 4 * 1024 * 1024
 
 # `body` is the last column: a row's head is then read without touching the overflow pages of its body.
@@ -51,8 +51,8 @@ def connect_writer(path: Path, max_bytes: int, page_bytes: int) -> sqlite3.Conne
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
-        connection.execute(f"PRAGMA wal_autocheckpoint={RESERVE_BYTES // page_bytes}")
-        connection.execute(f"PRAGMA journal_size_limit={RESERVE_BYTES}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={RESERVE_BYTES * 3 // 4 // page_bytes}")
+        connection.execute(f"PRAGMA journal_size_limit={RESERVE_BYTES * 3 // 4}")
         connection.execute("PRAGMA cache_size=-2048")
         connection.execute("PRAGMA temp_store=FILE")
         # Zeroing freed pages would write every settled byte a second time.

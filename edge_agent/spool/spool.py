@@ -14,6 +14,7 @@ from edge_agent.atomic import make_folder
 from edge_agent.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool import changes, database, reading
+from edge_agent.spool.ballast import Ballast
 from edge_agent.spool.bodies import FOLDER_NAME as BODIES_FOLDER
 from edge_agent.spool.bodies import MIN_BODY_BYTES, BodyFiles
 from edge_agent.spool.changes import Removed
@@ -82,7 +83,7 @@ class Spool:
             raise SpoolError(f"the spool in {folder} cannot be opened: {error}; check the disk and the folder's owner") from error
         self.opened = opened
         self._room = Room(folder, max_bytes, min_free_bytes, self._objects, self._bodies)
-        self._hand = Ledgerhand(self._db, self.epoch, self._room, self._objects, self._bodies)
+        self._hand = Ledgerhand(self._db, self.epoch, self._room, self._objects, self._bodies, Ballast(folder))
         self._writer = SpoolWriter(self._hand, linger_ms, self._in_flight, self._after_commit, clock)
 
     @property
@@ -115,11 +116,12 @@ class Spool:
             SpoolError: the spool is closed or broken.
         """
         size_bytes = len(payload) if isinstance(payload, bytes) else payload.stat().st_size
+        if size_bytes > self._room.soft_limit_bytes:
+            raise SpoolFullError(f"a payload of {size_bytes} bytes is larger than the spool; raise max_bytes")
         if size_bytes > self._room.for_files_bytes():
             self._writer.change(self._hand.make_room_for_file(size_bytes, priority, self._in_flight())).result()
-        if size_bytes > (room_bytes := self._room.for_files_bytes()):
-            hint = "it is larger than the spool: raise max_bytes" if size_bytes > self._room.soft_limit_bytes else "it waits"
-            raise SpoolFullError(f"a payload of {size_bytes} bytes finds {max(0, room_bytes)} bytes of room; {hint}")
+        if size_bytes > self._room.for_files_bytes():
+            raise SpoolFullError(f"there is no room for a payload of {size_bytes} bytes; it waits")
         return self._objects.put(payload)
 
     def position(self, source: str) -> bytes | None:

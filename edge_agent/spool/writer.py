@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import structlog
 
@@ -24,6 +25,7 @@ _DISK_FULL_PAUSE_S = 0.5
 # A body that lies in a file holds no memory while it waits; what is not durable yet must stay bounded all the same.
 _FILE_SHARE = 4
 
+_T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
 
@@ -39,6 +41,10 @@ class _Waiting:
     others: deque[tuple[Change, "Future[Removed]"]] = field(default_factory=deque)
     append_bytes: int = 0
     append_samples: int = 0
+
+
+def _split(taken: _Waiting) -> tuple[list[Append], list[Change]]:
+    return [append for append, _ in taken.appends], [change for change, _ in taken.others]
 
 
 class SpoolWriter:
@@ -161,15 +167,8 @@ class SpoolWriter:
         return is_little and not waiting.others and not self._is_closing
 
     def _commit(self, taken: _Waiting) -> None:
-        while True:
-            try:
-                done = self._hand.commit([a for a, _ in taken.appends], [c for c, _ in taken.others], self._in_flight())
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                    raise
-                self._make_way(taken)
-            else:
-                break
+        while (done := self._tried(lambda: self._hand.commit(*_split(taken), self._in_flight()))) is None:
+            self._make_way(taken)
         self._on_removed(done.removed)
         for (_, change_future), outcome in zip(taken.others, done.outcomes, strict=True):
             change_future.set_result(outcome)
@@ -187,8 +186,8 @@ class SpoolWriter:
 
     def _make_way(self, taken: _Waiting) -> None:
         """The page cap or the disk itself is reached: deletes go first and alone, then eviction, then waiting."""
-        if taken.others:
-            done = self._hand.commit((), [c for c, _ in taken.others], self._in_flight())
+        self._hand.free_disk()
+        if taken.others and (done := self._tried(lambda: self._hand.commit((), _split(taken)[1], self._in_flight()))):
             for (_, future), outcome in zip(taken.others, done.outcomes, strict=True):
                 future.set_result(outcome)
             taken.others.clear()
@@ -196,14 +195,25 @@ class SpoolWriter:
             if done.removed.ids:
                 return
         priority = max((append.priority for append, _ in taken.appends), default=-1)
-        removed = self._hand.evict(2 * sum(append.cost_bytes for append, _ in taken.appends), priority, self._in_flight())
-        self._on_removed(removed)
-        if not removed.ids:
-            _log.warning("disk full and nothing may be evicted; capture waits", hint="free some disk")
-            with self._changed:
-                self._changed.wait(_DISK_FULL_PAUSE_S)
-                taken.others.extend(self._waiting.others)
-                self._waiting.others.clear()
+        need_bytes = 2 * sum(append.cost_bytes for append, _ in taken.appends)
+        removed = self._tried(lambda: self._hand.evict(need_bytes, priority, self._in_flight()))
+        if removed is not None and removed.ids:
+            self._on_removed(removed)
+            return
+        _log.warning("disk full and nothing may be evicted; capture waits", hint="free some disk")
+        with self._changed:
+            self._changed.wait(_DISK_FULL_PAUSE_S)
+            taken.others.extend(self._waiting.others)
+            self._waiting.others.clear()
+
+    def _tried(self, act: Callable[[], _T]) -> _T | None:
+        """What it gives; None when the disk or the database is full, and nothing was done."""
+        try:
+            return act()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            return None
 
     def _fail(self, taken: _Waiting, error: Exception) -> None:
         failure = SpoolError(f"the spool cannot be written: {error}; it is checked and mended at the next start")

@@ -89,7 +89,8 @@ def every_call(mode: str, stride: int, many: int) -> str:
         ended[status] += 1
         at += stride
     points = sum(ended.values())
-    return f"{mode}: {points} points, {ended[0]} carried on, {ended[3]} started again, {ended[_EXITED]} ended at once; 0 lost, 0 damaged"
+    how = f"{ended[0]} carried on, {ended[3]} started again, {ended[_EXITED]} ended at once"
+    return f"{mode}: {points} points, {how}; 0 lost, 0 damaged"
 
 
 def in_a_process(mode: str, stride: int = 1, many: int = 1, first: int = 1) -> str:

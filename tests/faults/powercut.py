@@ -22,11 +22,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import structlog
 
-from edge_agent.spool.records import BodyPlace
+from edge_agent.spool.records import BodyPlace, State
+from edge_agent.spool.spool import Spool
+from schemas.ids import StreamName
 from schemas.ranges import Ranges
 from schemas.receipts import Receipt
 from tests.faults import workload
@@ -183,7 +186,7 @@ class Settled:
 
     def covers(self, stream: str, epoch: int, low: int, high: int) -> bool:
         if (stream, epoch) not in self._ranges:
-            self._ranges[stream, epoch] = self._receipt.ranges(workload.StreamName(stream), epoch)
+            self._ranges[stream, epoch] = self._receipt.ranges(StreamName(stream), epoch)
         return self._ranges[stream, epoch].covers(low, high)
 
 
@@ -224,7 +227,7 @@ def check(folder: Path, promises: Promises) -> None:
         spool.close()
 
 
-def hold(spool: "workload.Spool", promises: Promises) -> None:
+def hold(spool: Spool, promises: Promises) -> None:
     assert spool.opened.moved_aside is None, "a power cut alone damages nothing"
     assert spool.epoch > max(promises.epochs, default=0), "an epoch was used twice"
     books = {entry.stream: entry for entry in spool.books()}
@@ -259,21 +262,22 @@ def _nothing_invented(stored: dict[tuple[str, int, int], tuple[int, str]], promi
         assert not promises.settled.covers(stream, epoch, seq, seq + count), "settled, yet there"
 
 
-def _stored(spool: "workload.Spool") -> dict[tuple[str, int, int], tuple[int, str]]:
+def _stored(spool: Spool) -> dict[tuple[str, int, int], tuple[int, str]]:
     found: dict[tuple[str, int, int], tuple[int, str]] = {}
     rows = spool._reader.execute(
         "SELECT stream, epoch, first_seq, count, digest, state, body, file, at, body_bytes FROM envelope"
     ).fetchall()
     for stream, epoch, seq, count, digest, state, body, file, *place in rows:
+        content = body
         if file:
-            body = spool._bodies.read(BodyPlace(file, *place))
+            content = spool._bodies.read(BodyPlace(file, *place))
         assert (stream, epoch, seq) not in found, "a seq was stored twice"
-        found[stream, epoch, seq] = (count, hashlib.sha256(body).hexdigest())
-        if digest and state == workload.State.WAITING:
+        found[stream, epoch, seq] = (count, hashlib.sha256(content).hexdigest())
+        if digest and state == State.WAITING:
             with spool.open_object(digest) as descriptor:
                 assert hashlib.sha256(os.pread(descriptor, 1 << 20, 0)).hexdigest() == digest, "a payload file differs"
     ends = sorted((stream, epoch, seq, seq + count) for (stream, epoch, seq), (count, _) in found.items())
-    for (stream, epoch, _, end), (stream_after, epoch_after, first, _) in zip(ends, ends[1:], strict=False):
+    for (stream, epoch, _, end), (stream_after, epoch_after, first, _) in pairwise(ends):
         assert (stream, epoch) != (stream_after, epoch_after) or end <= first, "seqs overlap"
     return found
 
@@ -325,9 +329,7 @@ def cut_power(seed: int, wanted: int, torn: int = 4, steps: int = 120, sabotage:
             if chance.random() > share:
                 continue
             for kind, state in enumerate(disk.states(chance, torn)):
-                key = hashlib.blake2b(
-                    repr(sorted(state.items())).encode() if not state else _digest(state), digest_size=16
-                ).digest()
+                key = _digest(state)
                 if key in seen:
                     continue
                 seen.add(key)
@@ -340,7 +342,7 @@ def cut_power(seed: int, wanted: int, torn: int = 4, steps: int = 120, sabotage:
 
 
 def _digest(state: dict[str, bytes | None]) -> bytes:
-    hasher = hashlib.blake2b()
+    hasher = hashlib.blake2b(digest_size=16)
     for name in sorted(state):
         content = state[name]
         hasher.update(f"{name} {-1 if content is None else len(content)} ".encode())
