@@ -23,6 +23,7 @@ from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_con
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import Health, notify_service_manager, rss_bytes, write_health
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
+from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.forwarder import Forwarder
 from edge_agent.uplink.report import Reporter
@@ -115,6 +116,7 @@ class Agent:
             if now_s - looked_s >= _HEALTH_EVERY_S:
                 looked_s = now_s
                 self._tell_health(sum(thread.is_alive() for thread in captures))
+            serve_replays(self._config.spool_dir, self._spool.replay)
             if until_settled and not any(thread.is_alive() for thread in captures):
                 left = sum(books.spooled for books in self._spool.books())
                 if left == self._spool.parked_samples():

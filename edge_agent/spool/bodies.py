@@ -9,15 +9,15 @@ import errno
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from edge_agent.atomic import make_folder, sync_folder
-from edge_agent.spool.records import BodyPlace
+from edge_agent.spool.records import Append, BodyPlace
 
 FOLDER_NAME = "bodies"
 MIN_BODY_BYTES = 64 * 1024
@@ -93,6 +93,16 @@ class BodyFiles:
             if file.size_bytes >= self._file_bytes:
                 self._end(priority, number)
             return place
+
+    def put_all(self, append: Append, room_bytes: Callable[[], int]) -> Append:
+        """The append with its large bodies written where they stay; what finds no room there goes into its row."""
+        envelopes = []
+        for envelope in append.envelopes:
+            place = None
+            if MIN_BODY_BYTES <= len(envelope.body) <= room_bytes():
+                place = self.put(envelope.body, append.kept_priority)
+            envelopes.append(envelope if place is None else envelope.put_at(place))
+        return replace(append, envelopes=tuple(envelopes))
 
     def sync(self) -> None:
         """Make all that was put durable.

@@ -2,10 +2,9 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -16,7 +15,7 @@ from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool import changes, database, reading
 from edge_agent.spool.ballast import Ballast
 from edge_agent.spool.bodies import FOLDER_NAME as BODIES_FOLDER
-from edge_agent.spool.bodies import MIN_BODY_BYTES, BodyFiles
+from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.objects import ObjectStore
@@ -101,7 +100,7 @@ class Spool:
         Raises:
             SpoolError: the spool is closed or broken.
         """
-        future = self._writer.append(self._put_bodies(append))
+        future = self._writer.append(self._bodies.put_all(append, self._room.for_files_bytes))
         pinned = [envelope.large.digest for envelope in append.envelopes if envelope.large is not None]
         if pinned:
             future.add_done_callback(lambda _: self._objects.unpin(*pinned))
@@ -173,10 +172,18 @@ class Spool:
         Raises:
             SpoolError: the spool is closed or broken.
         """
+        self.replay(None)
+
+    def replay(self, ids: Container[int] | None) -> None:
+        """Let these parked envelopes be tried again; None: all that are parked.
+
+        Raises:
+            SpoolError: the spool is closed or broken.
+        """
         with self._lock:
-            ids = [entry.id for entry in reading.parked(self._reader, limit=1_000)]
-        if ids:
-            self._change_state(ids, State.READY)
+            found = [entry.id for entry in reading.parked(self._reader, limit=100_000) if ids is None or entry.id in ids]
+        if found:
+            self._change_state(found, State.READY)
 
     def waiting_objects(self, limit: int = 1) -> list[WaitingObject]:
         """The large payloads to send next, oldest first."""
@@ -284,16 +291,6 @@ class Spool:
         self._objects.remove(removed.orphans)
         self._bodies.release(removed.body_files)
         self._listener()
-
-    def _put_bodies(self, append: Append) -> Append:
-        """Write large bodies where they stay, in the caller's thread; what finds no room there goes into its row."""
-        envelopes = []
-        for envelope in append.envelopes:
-            place = None
-            if len(envelope.body) >= MIN_BODY_BYTES and len(envelope.body) <= self._room.for_files_bytes():
-                place = self._bodies.put(envelope.body, append.kept_priority)
-            envelopes.append(envelope if place is None else envelope.put_at(place))
-        return replace(append, envelopes=tuple(envelopes))
 
 
 def _nobody() -> None:

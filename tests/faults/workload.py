@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge_agent.clock import SystemClock
 from edge_agent.errors import SpoolFullError
-from edge_agent.spool import ballast, bodies, commits, database, room, spool
+from edge_agent.spool import ballast, bodies, commits, database, room
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import Digest, StreamName
@@ -33,7 +33,7 @@ def make_small() -> None:
     ballast.BALLAST_BYTES = 16 * 1024
     room._SLACK_BYTES = 16 * 1024
     commits._EVICT_AT_LEAST_BYTES = 32 * 1024
-    spool.MIN_BODY_BYTES = 2_500
+    bodies.MIN_BODY_BYTES = 2_500
     bodies._LARGEST_FILE_BYTES = 20_000
     bodies._FILE_SHARE = 16
 
