@@ -100,7 +100,7 @@ class BodyFiles:
         for envelope in append.envelopes:
             place = None
             if MIN_BODY_BYTES <= len(envelope.body) <= room_bytes():
-                place = self.put(envelope.body, append.kept_priority)
+                place = self.put(envelope.body, append.priority_of(envelope))
             envelopes.append(envelope if place is None else envelope.put_at(place))
         return replace(append, envelopes=tuple(envelopes))
 

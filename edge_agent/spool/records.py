@@ -57,6 +57,7 @@ class NewEnvelope:
         large: the large payload that must be settled before this envelope is sent.
         place: where the body lies, once it was put into a file; `body` is empty then.
         body_crc: CRC-32 of the body, wherever it lies.
+        priority: what it is worth when the spool is full; None: as much as its batch.
     """
 
     count: int
@@ -65,6 +66,7 @@ class NewEnvelope:
     encoding: str = ""
     created_us: int = 0
     large: ObjectRef | None = None
+    priority: int | None = None
     place: BodyPlace | None = None
     body_crc: int = field(default=-1, repr=False)
 
@@ -95,7 +97,9 @@ class Append:
     """One source batch on its way into the spool: its envelopes and the source's position live or die together.
 
     Attributes:
-        priority: when the spool is full, lower ones are given up first.
+        priority: the batch's highest; when the spool is full, lower ones are given up first.
+        left_out: counts, by reason, samples that were captured with these and are not stored: rules left them out. They
+            get no seq and are told in the books alone.
         waits_for_room: its stream is never given up: what does not fit waits, and its source with it.
     """
 
@@ -104,12 +108,14 @@ class Append:
     priority: int = 100
     source: str = ""
     position: bytes | None = None
+    left_out: tuple[tuple[str, int], ...] = ()
     waits_for_room: bool = False
 
-    @property
-    def kept_priority(self) -> int:
-        """The priority it is stored with."""
-        return KEPT_PRIORITY if self.waits_for_room else self.priority
+    def priority_of(self, envelope: NewEnvelope) -> int:
+        """The priority an envelope of this is stored with."""
+        if self.waits_for_room:
+            return KEPT_PRIORITY
+        return self.priority if envelope.priority is None else envelope.priority
 
     @property
     def cost_bytes(self) -> int:
@@ -130,6 +136,16 @@ class Append:
     def count(self) -> int:
         """Samples in it."""
         return sum(envelope.count for envelope in self.envelopes)
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What a source read and nothing of which is to be stored: where it resumes, and what was left out, by reason."""
+
+    stream: StreamName
+    source: str
+    position: bytes | None
+    left_out: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,11 @@ from edge_agent.spool.objects import ObjectStore
 _SLACK_BYTES = 512 * 1024
 
 
+def soft_limit_bytes(max_bytes: int) -> int:
+    """From here on room is made; a little below the quota, for the log and what deletes need."""
+    return max_bytes - database.RESERVE_BYTES - _SLACK_BYTES
+
+
 class Room:
     """Counts what the spool takes. The database's part is counted by the writer thread; any thread may ask.
 
@@ -24,7 +29,7 @@ class Room:
     """
 
     def __init__(self, folder: Path, max_bytes: int, min_free_bytes: int, objects: ObjectStore, bodies: BodyFiles) -> None:
-        self.soft_limit_bytes = max_bytes - database.RESERVE_BYTES - _SLACK_BYTES
+        self.soft_limit_bytes = soft_limit_bytes(max_bytes)
         self._folder = folder
         self._min_free_bytes = min_free_bytes
         self._objects = objects

@@ -18,10 +18,11 @@ from edge_agent.spool.bodies import FOLDER_NAME as BODIES_FOLDER
 from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
+from edge_agent.spool.leases import Leases
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.opening import compact, match_files, open_epoch
 from edge_agent.spool.reading import RottenEnvelopeError
-from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, State, WaitingObject
+from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
 from edge_agent.spool.recovery import SUSPECT_NAME, open_sound
 from edge_agent.spool.room import Room
 from edge_agent.spool.writer import SpoolWriter
@@ -32,7 +33,6 @@ from schemas.reported import EpochReport, StreamBooks
 
 OBJECTS_FOLDER = "objects"
 MIN_MAX_BYTES = 8 * 1024 * 1024
-_LOOK_AHEAD = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -64,10 +64,9 @@ class Spool:
     ) -> None:
         self._folder = folder
         self._lock = threading.RLock()
-        self._leased: set[int] = set()
-        self._cursor = 0
+        self._leases = Leases(self._load)
         self._removed_ids: list[int] = []
-        self._listener: Callable[[], None] = _nobody
+        self._listener: Callable[[], None] = lambda: None
         try:
             make_folder(folder)
             self._bodies = BodyFiles(folder / BODIES_FOLDER, max_bytes)
@@ -106,6 +105,10 @@ class Spool:
             future.add_done_callback(lambda _: self._objects.unpin(*pinned))
         return future
 
+    def note(self, passed: Passed) -> None:
+        """Enter, durably, what a source read and nothing of which is to be stored. Raises SpoolError."""
+        self._writer.change(lambda db: changes.note(db, passed)).result()
+
     def put_object(self, payload: bytes | Path, priority: int = 100) -> ObjectRef:
         """Store a large payload, before the append of the envelope that names it. What is worth no more makes way for it.
 
@@ -130,33 +133,32 @@ class Spool:
         return None if row is None else bytes(row[0])
 
     def next_unsent(self, limit_bytes: int) -> list[Envelope]:
-        """Lease the next envelopes to send, oldest first: as many as fit the limit, but at least one if there is any.
+        """Lease the next envelopes to send: as many as fit the limit, but at least one if there is any.
 
-        A leased envelope is not given out again until it is released. Rotten ones are given up as corrupt on the way.
+        Oldest first, but what came since `part_backlog` takes its share. A leased envelope is not given out again until
+        it is released. Rotten ones are given up as corrupt on the way.
         """
-        leased: list[Envelope] = []
-        total_bytes = 0
         with self._lock:
-            for id_ in list(reading.ready_ids(self._reader, self._cursor, self._leased, _LOOK_AHEAD)):
-                envelope = self._load(id_)
-                if envelope is None:
-                    continue
-                total_bytes += len(envelope.body)
-                if leased and total_bytes > limit_bytes:
-                    break
-                leased.append(envelope)
-                self._leased.add(id_)
-                self._cursor = id_
-                if total_bytes >= limit_bytes:
-                    break
-        return leased
+            taken = self._leases.take(self._reader, limit_bytes)
+            is_cut_short = not taken and self._leases.is_cut_short
+        if is_cut_short:
+            self._listener()
+        return taken
+
+    def tune(self, fresh_share: float, min_priority: int) -> None:
+        """How fresh and old samples share the link while both wait, and the least priority that is given out."""
+        with self._lock:
+            self._leases.tune(fresh_share, min_priority)
+
+    def part_backlog(self) -> None:
+        """What is spooled now is old; what comes is fresh."""
+        with self._lock:
+            self._leases.part(self._reader.execute("SELECT coalesce(max(id), 0) FROM envelope").fetchone()[0])
 
     def release(self, ids: Iterable[int]) -> None:
         """Give leases back: these were not sent, or not settled in time, and are sent again."""
         with self._lock:
-            for id_ in ids:
-                self._leased.discard(id_)
-                self._cursor = min(self._cursor, id_ - 1)
+            self._leases.release(ids)
 
     def park(self, id_: int, reason: str) -> None:
         """Put aside an envelope that can never be sent as things are.
@@ -185,10 +187,10 @@ class Spool:
         if found:
             self._change_state(found, State.READY)
 
-    def waiting_objects(self, limit: int = 1) -> list[WaitingObject]:
+    def waiting_objects(self, limit: int = 1, min_priority: int = 0) -> list[WaitingObject]:
         """The large payloads to send next, oldest first."""
         with self._lock:
-            return reading.waiting_objects(self._reader, limit)
+            return reading.waiting_objects(self._reader, limit, min_priority)
 
     def open_object(self, digest: Digest) -> AbstractContextManager[int]:
         """A descriptor of a large payload, for `os.pread`.
@@ -252,6 +254,11 @@ class Spool:
         """What counts against the quota now."""
         return self._room.used_bytes
 
+    def oldest_unsettled_us(self) -> int | None:
+        """When the oldest envelope that waits was made; None when none waits."""
+        with self._lock:
+            return reading.oldest_unsettled_us(self._reader)
+
     def close(self) -> None:
         """Commit what is pending, then let go of the files."""
         self._writer.close()
@@ -267,7 +274,7 @@ class Spool:
             return reading.load(self._reader, id_, self._bodies.read)
         except (RottenEnvelopeError, sqlite3.DatabaseError) as error:
             _log.error("envelope is rotten; given up", id=id_, error=str(error))
-            self._leased.add(id_)
+            self._leases.add(id_)
             self._writer.change(lambda db: changes.drop(db, [id_], DropReason.CORRUPT))
             return None
 
@@ -281,17 +288,12 @@ class Spool:
 
     def _in_flight(self) -> frozenset[int]:
         with self._lock:
-            return frozenset(self._leased)
+            return self._leases.ids
 
     def _after_commit(self, removed: Removed) -> None:
         with self._lock:
             # Only what the uplink holds need be told to it: a long eviction without a broker must not pile up here.
-            self._removed_ids.extend(id_ for id_ in removed.ids if id_ in self._leased)
-            self._leased.difference_update(removed.ids)
+            self._removed_ids.extend(self._leases.forget(removed.ids))
         self._objects.remove(removed.orphans)
         self._bodies.release(removed.body_files)
         self._listener()
-
-
-def _nobody() -> None:
-    """Nobody listens."""
