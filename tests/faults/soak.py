@@ -136,9 +136,8 @@ class Core:
 
     def _tell(self) -> None:
         settled = {STREAM: {str(epoch): list(ranges.spans) for epoch, ranges in dict(self.settled).items()}}
-        self._client.publish(
-            f"catchment/down/{DEVICE}/receipts", encode_receipt(Receipt(self._next_segment, settled)), 1, retain=True
-        )
+        body = encode_receipt(Receipt(self._next_segment, settled))
+        self._client.publish(f"catchment/down/{DEVICE}/receipts", body, 1, retain=True)
 
     def _heard(self, _client: object, _userdata: object, message: mqtt.MQTTMessage) -> None:
         self.reported = json.loads(message.payload)
