@@ -140,32 +140,30 @@ class Outbox:
     def _send(self, session: Session, now_s: float) -> None:
         """Parts and envelopes take turns by bytes; without a rate to share, a part goes whenever the last one arrived."""
         if self._parts_ahead_bytes > 0:
-            sent_bytes = self._send_envelopes(session, now_s)
-            # Envelopes that could go and were not there: nobody is waiting for the turn.
-            is_idle = sent_bytes == 0 and self._governor.room_bytes(now_s) > 0
-            self._parts_ahead_bytes = 0 if is_idle else max(0, self._parts_ahead_bytes - sent_bytes)
+            self._send_envelopes(session, now_s)
         if self._governor.room_bytes(now_s) > 0:
             part_bytes = self.parts.step(session, now_s, self._governor.burst_bytes)
             self._governor.sent(part_bytes)
             self._progress.sent_bytes += part_bytes
             self._parts_ahead_bytes += part_bytes
             self._send_envelopes(session, now_s)
+        if self._governor.room_bytes(now_s) > 0 or not self.parts.is_busy:
+            # One of the two had nothing to send: nobody waits for a turn.
+            self._parts_ahead_bytes = 0
 
-    def _send_envelopes(self, session: Session, now_s: float) -> int:
+    def _send_envelopes(self, session: Session, now_s: float) -> None:
         # After a refusal one message goes ahead alone: a whole window would only be refused again.
         most = 1 if self._refused.failures else session.receive_maximum
-        sent_bytes = 0
         while self._flight.unacked_count < most and (room_bytes := self._room_bytes(now_s)) > 0:
             envelopes = self._spool.next_unsent(room_bytes if most > 1 else 1)
             if not envelopes:
-                break
+                return
             for position, envelope in enumerate(envelopes):
                 try:
-                    sent_bytes += self._publish(session, envelope, now_s)
+                    self._parts_ahead_bytes -= self._publish(session, envelope, now_s)
                 except BrokerUnavailableError:
                     self._spool.release(left.id for left in envelopes[position:])
                     raise
-        return sent_bytes
 
     def _room_bytes(self, now_s: float) -> int:
         return min(self._flight.room_bytes(), self._governor.room_bytes(now_s))
