@@ -125,7 +125,7 @@ class Forwarder:
 
     def _serve(self, session: Session, stop: threading.Event) -> None:
         session.subscribe([self._topics.down_filter(self._device), self._topics.model_data(self._device)])
-        self._outbox.connected()
+        self._outbox.connected(session)
         self._reporter.connected()
         self._spool.unpark_all()
         self.progress.is_connected = True

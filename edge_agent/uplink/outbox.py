@@ -65,8 +65,9 @@ class Outbox:
         self._governor.retune(config)
         self._tune(config)
 
-    def connected(self) -> None:
+    def connected(self, session: Session) -> None:
         """A new connection."""
+        session.pace(self._governor.terms.bytes_per_s)
         self._parted_s = float("-inf")
         self.parts.connected()
 
@@ -95,6 +96,7 @@ class Outbox:
         if self._governor.look(local.tm_hour * 60 + local.tm_min):
             self._tune(self._governor.config)
             terms = self._governor.terms
+            session.pace(terms.bytes_per_s)
             _log.info("uplink terms", bytes_per_s=terms.bytes_per_s, min_priority=terms.min_priority)
         if now_s < self._paused_until_s:
             return self._paused_until_s - now_s

@@ -49,6 +49,7 @@ class HandSession:
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
+        self.paced = -1
 
     def publish(self, message: Message) -> int:
         self.sent.append(message)
@@ -56,6 +57,9 @@ class HandSession:
 
     def subscribe(self, filters: Sequence[str]) -> None:
         raise NotImplementedError
+
+    def pace(self, bytes_per_s: int) -> None:
+        self.paced = bytes_per_s
 
     def close(self) -> None:
         raise NotImplementedError
@@ -69,7 +73,7 @@ class Bench:
         self.spool = Spool(folder / "spool", max_bytes=1 << 28, linger_ms=0, clock=SystemClock())
         config = UplinkConfig(**{"resend_after_s": 10_000.0, **uplink})
         self.outbox = Outbox(self.spool, config, Topics(), DEVICE, self.progress, self.clock)
-        self.outbox.connected()
+        self.outbox.connected(self.session)
 
     def put(self, count: int, size_bytes: int, priority: int = 100) -> None:
         envelopes = tuple(NewEnvelope(1, b"x" * size_bytes, "1.0.0") for _ in range(count))
@@ -151,6 +155,7 @@ def test_a_rate_cuts_parts_so_that_it_stays_even(bench: Callable[..., Bench]) ->
     one.outbox.parts.heard(ObjectState(digest, 1_000_000, []))
     parts = [message for _ in range(20) for message in one.turn(0.25)]
     assert {len(message.body) for message in parts} == {25_000}
+    assert one.session.paced == 100_000
 
 
 def test_a_schedule_lets_the_cheap_samples_go_when_its_hour_comes(bench: Callable[..., Bench]) -> None:
