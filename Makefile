@@ -23,7 +23,7 @@ test-slow: setup ## the slow tests: long crash loops, large images, many devices
 	@$(BIN)/pytest -q -n $(JOBS) -m "slow and not bench"
 
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
-	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -k many_random_expressions tests/pipelines/policy
+	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
 
 check: setup ## lint, format, types, import arrows
 	@$(BIN)/ruff check .

@@ -16,14 +16,19 @@ import structlog
 from edge_agent.capture.batch import Source
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.registry import build_source
+from edge_agent.capture.refine import build_refiner, read_redaction_key
+from edge_agent.capture.registry import build_source, check_source
 from edge_agent.clock import Clock, SystemClock
+from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import notify_service_manager
 from edge_agent.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
 from edge_agent.lineup import Lineup
 from edge_agent.monitor import Monitor
+from edge_agent.rules.desk import RuleDesk, open_rules
+from edge_agent.rules.sieve import Sieve
+from edge_agent.spool.commits import soft_limit_bytes
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.forwarder import Forwarder
@@ -71,6 +76,7 @@ class Agent:
         self._model_streams: frozenset[str] = frozenset()
         contracts = [load_contract(source) for source in config.source]
         has_payloads = any(contract.payload is not None for contract in contracts)
+        self._rules = open_rules(config, self._clock)
         self._spool = Spool(
             config.spool_dir,
             max_bytes=config.spool.max_bytes,
@@ -83,7 +89,15 @@ class Agent:
                 self._models = self._build_models(config.model)
             self._forwarder = self._build_forwarder()
             self._lineup = Lineup(self._build_pump, self._thread)
-            self._monitor = Monitor(config, agent_version(), self._spool, self._forwarder.progress, self._lineup, self._clock)
+            self._monitor = Monitor(
+                config,
+                agent_version(),
+                self._spool,
+                self._forwarder.progress,
+                self._lineup,
+                self._clock,
+                self._rules.report,
+            )
             self._health = self._build_health_server() if config.health.port else None
         except BaseException:
             self._spool.close()
@@ -103,6 +117,8 @@ class Agent:
             self._uplink = self._thread("uplink", self._forwarder.run, self._stop_uplink)
             if self._models is not None:
                 self._thread("models", self._run_models, self._stop_uplink)
+            if isinstance(self._rules, RuleDesk):
+                self._thread("rules", self._rules.run, self._stop_uplink)
             notify_service_manager("READY=1")
             is_clean = self._watch(until_settled=until_settled)
         finally:
@@ -186,11 +202,22 @@ class Agent:
         config = self._config
         device = config.device_id
         reporter = Reporter(
-            self._spool, device, agent_version(), self._model_reports, config.uplink.report_interval_s, self._clock
+            self._spool,
+            device,
+            agent_version(),
+            self._model_reports,
+            config.uplink.report_interval_s,
+            self._clock,
+            self._rules.report,
         )
         connect: Callable[[Events], Session] = partial(PahoSession, config.broker, config.device)
         topics = Topics(config.broker.namespace)
-        return Forwarder(self._spool, connect, config.uplink, topics, device, reporter, self._models, self._clock)
+        forwarder = Forwarder(self._spool, connect, config.uplink, topics, device, reporter, self._models, self._clock)
+        forwarder.hand_policies_to(self._rules.on_message)
+        return forwarder
+
+    def _filled(self) -> float:
+        return self._spool.used_bytes() / soft_limit_bytes(self._config.spool.max_bytes)
 
     def _build_pump(self, source: SourceConfig) -> SourcePump:
         contract = load_contract(source)
@@ -199,9 +226,14 @@ class Agent:
         build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock)
         if source.kind == HEARTBEAT:
             build = lambda _: HeartbeatSource(self._monitor.look, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
+        else:
+            check_source(source.kind, source.options, contract)
         has_model = self._models is not None and source.stream in self._model_streams
         annotate = self._models.annotate if has_model and self._models is not None else None
-        return SourcePump(source, build, encoder, self._spool, annotate, self._clock)
+        key = read_redaction_key(self._config.redaction.key)
+        refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), annotate)
+        sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled)
+        return SourcePump(source, build, encoder, self._spool, refine, self._clock, sieve)
 
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
         # Loaded only where models run: it brings signatures and an inference runtime along.

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from edge_agent.cli_ops import register
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.exits import EXIT_CONFIG, EXIT_RETRY
 
@@ -87,6 +88,9 @@ def version() -> None:
     from importlib import metadata  # noqa: PLC0415
 
     typer.echo(metadata.version("catchment"))
+
+
+register(app)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from edge_agent.complaints import explain_toml, explain_value
 from edge_agent.errors import ConfigError
+from edge_agent.report_config import ReportConfig
 from edge_agent.sections import (
     MAX_PRIORITY,
     MIB,
@@ -65,6 +66,7 @@ class SourceConfig(Section, frozen=True):
         max_samples: samples per batch.
         compress: zstd on bodies; worth it for telemetry, not for JPEG.
         options: what this kind of source wants to know.
+        report: which samples are worth storing; without it all are.
     """
 
     kind: str
@@ -74,6 +76,7 @@ class SourceConfig(Section, frozen=True):
     max_samples: int = 1_000
     compress: bool = False
     options: dict[str, Any] = {}  # noqa: RUF012 # msgspec gives each its own
+    report: ReportConfig | None = None
 
     def __post_init__(self) -> None:
         StreamName(self.stream)
@@ -84,6 +87,12 @@ class SourceConfig(Section, frozen=True):
     def name(self) -> str:
         """What the spool files its position under: stable while kind, stream and options stay the same."""
         return f"{self.kind}:{self.stream}:{msgspec.json.encode(self.options, order='sorted').decode()}"
+
+
+class RedactionConfig(Section, frozen=True):
+    """`key`: the file with the device's key of keyed hashes, where a contract asks for those."""
+
+    key: Path | None = None
 
 
 class AgentConfig(Section, frozen=True):
@@ -100,6 +109,7 @@ class AgentConfig(Section, frozen=True):
     health: HealthConfig = HealthConfig()
     policy: PolicyConfig | None = None
     source: tuple[SourceConfig, ...] = ()
+    redaction: RedactionConfig = RedactionConfig()
     model: dict[str, Any] | None = None
     log_level: str = "info"
 
@@ -187,7 +197,7 @@ def _with_identity(path: Path, config: AgentConfig, known: str) -> AgentConfig:
     if config.broker.tls is None:
         return config
     if not known:
-        from edge_agent.identity import read_certificate  # noqa: PLC0415 # 8 MB that only this needs
+        from edge_agent.identity import read_certificate  # noqa: PLC0415 # needed with a certificate alone
 
         cert = config.broker.tls.cert
         try:
@@ -231,4 +241,8 @@ def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
     model = config.model
     if model is not None and isinstance(root := model.get("root"), str):
         model = {**model, "root": str(folder / root)}
-    return msgspec.structs.replace(config, state_dir=folder / config.state_dir, broker=broker, source=sources, model=model)
+    key = config.redaction.key
+    redaction = RedactionConfig(key=None if key is None else folder / key)
+    return msgspec.structs.replace(
+        config, state_dir=folder / config.state_dir, broker=broker, source=sources, redaction=redaction, model=model
+    )

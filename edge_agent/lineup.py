@@ -20,6 +20,7 @@ Spawn = Callable[[str, Callable[[threading.Event], None], threading.Event], thre
 @dataclass(slots=True)
 class _Running:
     config: SourceConfig
+    pump: SourcePump
     stop: threading.Event
     thread: threading.Thread
 
@@ -43,6 +44,11 @@ class Lineup:
         """Sources whose thread lives. The heartbeat never ends and captures nothing of the device: it is none of them."""
         return sum(entry.thread.is_alive() for entry in self._entries if entry.config.kind != HEARTBEAT)
 
+    @property
+    def pumps(self) -> tuple[SourcePump, ...]:
+        """The sources' pumps."""
+        return tuple(entry.pump for entry in self._entries)
+
     def apply(self, sources: Sequence[SourceConfig]) -> None:
         """Run exactly these. One that is unchanged is not touched; a changed one goes on where it was.
 
@@ -60,7 +66,7 @@ class Lineup:
                 continue
             self._count += 1
             stop = threading.Event()
-            self._entries.append(_Running(source, stop, self._spawn(f"source-{self._count}", pump.run, stop)))
+            self._entries.append(_Running(source, pump, stop, self._spawn(f"source-{self._count}", pump.run, stop)))
 
     def stop(self) -> None:
         """End all; what they read is stored first."""

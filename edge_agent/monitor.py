@@ -1,6 +1,7 @@
 """One look at the running agent: for the health file, the service manager's watchdog, and the health port."""
 
 import os
+from collections.abc import Callable
 
 import structlog
 
@@ -11,6 +12,7 @@ from edge_agent.lineup import Lineup
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.progress import Progress
 from edge_agent.vitals import Vitals, judge_live
+from schemas.reported import PolicyReport
 
 _log = structlog.get_logger(__name__)
 
@@ -25,15 +27,26 @@ class Monitor:
         progress: the uplink's.
         lineup: the sources.
         clock: monotonic time for ages; wall clock for how long a sample has waited.
+        policy: what the rules' room says of itself.
     """
 
-    def __init__(self, config: AgentConfig, version: str, spool: Spool, progress: Progress, lineup: Lineup, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        version: str,
+        spool: Spool,
+        progress: Progress,
+        lineup: Lineup,
+        clock: Clock,
+        policy: Callable[[], PolicyReport | None] = lambda: None,
+    ) -> None:
         self._config = config
         self._version = version
         self._spool = spool
         self._progress = progress
         self._lineup = lineup
         self._clock = clock
+        self._policy = policy
         self._started_s = clock.monotonic_s()
         self._main_turned_s = self._started_s
         self.failure = ""
@@ -87,6 +100,9 @@ class Monitor:
             max_bytes=vitals.max_bytes,
             rss_bytes=vitals.rss_bytes,
             failure=vitals.failure,
+            rejected={pump.name: pump.rejected() for pump in self._lineup.pumps},
+            left_out={pump.name: pump.left_out() for pump in self._lineup.pumps},
+            policy=self._policy(),
         )
         try:
             write_health(self._config.state_dir, health)

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 import msgspec
 
+from schemas.contract import ColumnType
 from schemas.errors import PolicyDocumentError, SchemaError
 from schemas.ids import StreamName
 
@@ -42,6 +43,8 @@ class EdgeRule(msgspec.Struct, frozen=True, omit_defaults=True):
         id: names it in counts and logs.
         sql: one sqlite3 expression over the stream's columns; 1 is true, 0 and NULL are not.
         parameters: the values of its `?`, in order.
+        columns: what it reads and as which types, as the core compiled it. A device whose contract has another type
+            suspends the rule instead of giving it another meaning; empty: the types of the device's own contract.
         action: what is done where it is true.
         rate: of action sample: the share kept, 0 to 1.
         priority: of action priority.
@@ -55,6 +58,7 @@ class EdgeRule(msgspec.Struct, frozen=True, omit_defaults=True):
     rate: float = 1.0
     priority: int = 100
     pressure: float = 0.0
+    columns: dict[str, ColumnType] = {}
 
     def __post_init__(self) -> None:
         if not 0 < len(self.id) <= 63 or not self.id.isascii() or not self.id.replace("-", "").replace("_", "").isalnum():

@@ -18,7 +18,7 @@ from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.leases import Leases
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.reading import RottenEnvelopeError
-from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, State, WaitingObject
+from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
 from edge_agent.spool.recovery import SUSPECT_NAME, open_sound
 from edge_agent.spool.writer import SpoolWriter
 from schemas.envelope import Span
@@ -94,6 +94,10 @@ class Spool:
         if pinned:
             future.add_done_callback(lambda _: self._unpin(pinned))
         return future
+
+    def note(self, passed: Passed) -> None:
+        """Enter, durably, what a source read and nothing of which is to be stored. Raises SpoolError."""
+        self._writer.change(lambda db: changes.note(db, passed)).result()
 
     def put_object(self, payload: bytes | Path) -> ObjectRef:
         """Store a large payload, before the append of the envelope that names it.
@@ -274,11 +278,8 @@ class Spool:
     def _drop_lost_objects(self) -> None:
         """A row whose payload file is gone or short (a damaged file system) can never be sent: given up as corrupt."""
         rows = self._db.execute("SELECT id, digest, object_bytes, state FROM envelope WHERE digest <> ''").fetchall()
-        lost = [
-            id_
-            for id_, digest, size, state in rows
-            if state == State.WAITING and not self._objects.holds(ObjectRef(Digest(digest), size))
-        ]
+        waiting = [(id_, ObjectRef(Digest(digest), size)) for id_, digest, size, state in rows if state == State.WAITING]
+        lost = [id_ for id_, ref in waiting if not self._objects.holds(ref)]
         if lost:
             _log.error("large payloads are lost", count=len(lost))
             self._db.execute("BEGIN IMMEDIATE")

@@ -1,5 +1,6 @@
 """What comes down: receipts, object states, desired models and their pieces. Nothing is trusted before it is decoded."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -51,8 +52,14 @@ class Downlink:
         self._objects = topics.objects(device)
         self._desired = topics.desired(device)
         self._pieces = topics.model_data(device)
+        self._policy = topics.policy(device)
+        self._on_policy: Callable[[bytes], None] | None = None
         self._last_receipt = b""
         self.refused_count = 0
+
+    def hand_policies_to(self, taker: Callable[[bytes], None]) -> None:
+        """Give edge policies to the rules' room."""
+        self._on_policy = taker
 
     def handle(self, message: Arrived) -> bool:
         """Act on a message; a malformed one is told and counted. Returns whether it was a receipt that says something new.
@@ -65,6 +72,8 @@ class Downlink:
                 return self._settle(message.body)
             if message.topic == self._objects:
                 self._parts.heard(decode_object_state(message.body))
+            elif message.topic == self._policy and self._on_policy is not None:
+                self._on_policy(message.body)
             elif message.topic == self._desired and self._models is not None:
                 self._models.on_desired(message.body)
             elif message.topic == self._pieces and self._models is not None:

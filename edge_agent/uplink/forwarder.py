@@ -118,6 +118,10 @@ class Forwarder:
         """Parts of large payloads published since the start."""
         return self._outbox.parts.parts_sent
 
+    def hand_policies_to(self, taker: Callable[[bytes], None]) -> None:
+        """Give edge policies that come down to the rules' room; it must not block."""
+        self._downlink.hand_policies_to(taker)
+
     def request_model_piece(self, body: bytes, correlation: bytes) -> None:
         """Ask the model server; the answer comes down with the same correlation data. From any thread."""
         self._requests.put((body, correlation))
