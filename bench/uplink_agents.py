@@ -87,12 +87,12 @@ def simulate(folder: Path, port: int, first: int, count: int, every_s: float, sa
                 if now_s >= due_s[index]:
                     due_s[index] = max(due_s[index] + every_s, now_s - every_s)
                     spool.append(Append(stream, (NewEnvelope(samples, body, "1.0.0"),)))
-        if now_s - told_s >= 0.25:
+        if now_s - told_s >= 0.5:
             told_s = now_s
             connected = sum(forwarder.progress.is_connected for _, forwarder in agents)
             sent = sum(forwarder.progress.sent_count for _, forwarder in agents)
             print(json.dumps({"connected": connected, "sent": sent}), flush=True)
-        time.sleep(0.01)
+        time.sleep(0.05)
     os._exit(0)
 
 
