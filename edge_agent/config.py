@@ -43,12 +43,13 @@ _T = TypeVar("_T")
 
 
 class SpoolConfig(Section, frozen=True):
-    """The durable queue: its quota, what it leaves free on the disk, how long an append may wait, what is a large payload."""
+    """The durable queue: its quota, what it leaves free on the disk, and the key of what it keeps."""
 
     max_bytes: int = 1024 * MIB
     min_free_bytes: int = 16 * MIB
     linger_ms: int = 20
     part_threshold_bytes: int = MIB
+    key: Path | None = None
 
     def __post_init__(self) -> None:
         within("max_bytes", self.max_bytes, 8 * MIB, 2**50)
@@ -256,6 +257,8 @@ def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
         model = {**model, "root": str(folder / root)}
     key = config.redaction.key
     redaction = RedactionConfig(key=None if key is None else folder / key)
+    if config.spool.key is not None:
+        config = msgspec.structs.replace(config, spool=msgspec.structs.replace(config.spool, key=folder / config.spool.key))
     return msgspec.structs.replace(
         config, state_dir=folder / config.state_dir, broker=broker, source=sources, redaction=redaction, model=model
     )
