@@ -91,9 +91,10 @@ class Encoder:
             EncodingError: a column is not the contract's, or a value does not fit its type.
             SpoolFullError: a large payload cannot be stored.
         """
-        unknown = batch.columns.keys() - self._columns.keys()
+        unknown = {name for name in batch.columns if name not in self._columns or self._columns[name].type not in _TYPES}
         if unknown:
-            raise EncodingError(f"column {min(unknown)} is not in contract {self._contract.name} {self._contract.version}")
+            contract = f"{self._contract.name} {self._contract.version}"
+            raise EncodingError(f"column {min(unknown)} is not in contract {contract}, or is a list")
         envelopes = []
         for piece in self._pieces(batch):
             body = self._body(batch, piece)
