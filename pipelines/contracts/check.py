@@ -112,6 +112,9 @@ def _column_checks(column: Column, value: pl.Expr, name: str) -> list[Check]:
         found.append(Check(f"{name}: above the maximum of {column.maximum:g}", value > _bound(column, column.maximum)))
     if column.allowed:
         found.append(Check(f"{name}: not one of {', '.join(column.allowed)}"[:200], ~value.is_in(list(column.allowed))))
+    if column.length is not None:
+        is_other = (value.list.len() != column.length) | value.list.eval(pl.element().is_null()).list.any()
+        found.append(Check(f"{name}: not a vector of {column.length} numbers", is_other))
     if column.max_length is not None:
         length, unit = _length(column, value)
         found.append(Check(f"{name}: longer than {column.max_length} {unit}", length > column.max_length))
