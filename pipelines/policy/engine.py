@@ -94,11 +94,31 @@ class Tagger:
 
     def verdicts(self, table: pa.Table) -> list[_Bools]:
         """For each rule, whether it is true for each row (NULL is not true)."""
+        self._refuse_missing(table)
+        selected = _frame(table, self.used).select(self.generated)
+        return [_unpacked(column) for column in selected.get_columns()]
+
+    def count_errors(self, table: pa.Table) -> dict[str, int]:
+        """For each tag whose rules can fail, for how many rows one of them did: where NULL came of values that were there.
+
+        Raises:
+            RefusedError: the table lacks a column that a rule reads.
+        """
+        found: dict[str, list[pl.Expr]] = {}
+        for rule in self.rules:
+            for failed in (expression.errors() for expression in rule.expressions):
+                if failed is not None:
+                    found.setdefault(rule.tag, []).append(_generated([failed.folded]))
+        if not found or not table.num_rows:
+            return dict.fromkeys(found, 0)
+        self._refuse_missing(table)
+        counts = _frame(table, self.used).select(reduce(or_, each).sum().alias(tag) for tag, each in found.items())
+        return dict(zip(counts.columns, map(int, counts.row(0)), strict=True))
+
+    def _refuse_missing(self, table: pa.Table) -> None:
         missing = sorted(self.columns - set(table.column_names))
         if missing:
             raise RefusedError(f"the rules read columns that the table does not have: {', '.join(missing)}")
-        selected = _frame(table, self.used).select(self.generated)
-        return [_unpacked(column) for column in selected.get_columns()]
 
 
 def _unpacked(column: pl.Series) -> _Bools:
