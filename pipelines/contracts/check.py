@@ -75,7 +75,9 @@ def checks_of(contract: Contract) -> tuple[Check, ...]:
     for column in contract.columns:
         checks += _column_checks(column, pl.col(column.name), column.name)
         for field in column.fields:
-            checks += _column_checks(field, pl.col(column.name).struct.field(field.name), f"{column.name}.{field.name}")
+            found = _column_checks(field, pl.col(column.name).struct.field(field.name), f"{column.name}.{field.name}")
+            is_there = pl.col(column.name).is_not_null()  # a struct that is null has no field to ask for
+            checks += [Check(check.reason, check.fails & is_there) for check in found]
     checks += _payload_checks(contract)
     columns = quality_columns(contract)
     for rule in contract.quality:
