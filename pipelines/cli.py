@@ -88,13 +88,19 @@ def up(config: Config = Path("core.toml")) -> None:
 def run(
     config: Config = Path("core.toml"),
     once: Annotated[bool, typer.Option(help="End when nothing waits.")] = False,
-    runner: Annotated[str, typer.Option(help="Beam runner.")] = "FnApiRunner",
+    runner: Annotated[str, typer.Option(help="direct | dask | flink | portable | spark | dataflow; else as configured.")] = "",
+    workers: Annotated[int, typer.Option(min=0, help="With dask: processes of a local cluster kept open over runs.")] = 0,
+    beam_options: Annotated[list[str] | None, typer.Argument(help="After --: Beam's own options, as Beam takes them.")] = None,
 ) -> None:
     """Turn landed segments into rows, again and again: plan, run, commit, receipts. Kill it at any time."""
     from pipelines.clock import SystemClock  # noqa: PLC0415  # heavy only here
     from pipelines.ingest.loop import run_loop  # noqa: PLC0415  # heavy only here
+    from pipelines.runners.engine import Engine  # noqa: PLC0415  # only here
 
-    run_loop(load_core_config(config), stop_on_signals(), SystemClock(), once=once, runner=runner)
+    core = load_core_config(config)
+    options = tuple(beam_options or ()) or core.run.beam_options
+    engine = Engine(runner or core.run.runner, options, workers or core.run.workers)
+    run_loop(core, stop_on_signals(), SystemClock(), once=once, engine=engine)
 
 
 @app.command()

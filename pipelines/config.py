@@ -28,9 +28,14 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How messages become segments: a segment is sealed at `seal_bytes` or `seal_ms` after its first message."""
+    """How messages become segments: a segment is sealed at `seal_bytes` or `seal_ms` after its first message.
+
+    Of several bridges each has its own `id` and `partition`, and all have the same `partitions`.
+    """
 
     id: str = "bridge-0"
+    partition: int = 0
+    partitions: int = 1
     seal_bytes: int = 64 * 1024 * 1024
     seal_ms: int = 1_000
     linger_ms: int = 20
@@ -40,13 +45,33 @@ class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How segments become rows."""
+    """How segments become rows, and where: `runner`, `workers` and `beam_options` are what `catchment run` takes."""
 
     interval_ms: int = 200
     max_segments: int = 64
     max_envelope_bytes: int = 256 * 1024 * 1024
     max_row_bytes: int = 64 * 1024 * 1024
     max_image_pixels: int = 20_000_000_000
+    runner: str = "direct"
+    workers: int = 0
+    beam_options: tuple[str, ...] = ()
+    crew: int = 2
+    worker_memory_bytes: int = 4 * 1024**3
+
+
+class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A lake root on S3-compatible storage: `s3://bucket/prefix`; keys and secrets come from the environment.
+
+    The storage must refuse a conditional put (`If-None-Match`, `If-Match`) whose condition does not hold.
+    """
+
+    url: str
+    endpoint: str = ""
+    region: str = "us-east-1"
+    timeout_s: int = 30
+    retries: int = 5
+    retry_s: int = 60
+    claim_s: int = 20
 
 
 class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +84,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: BrokerConfig = BrokerConfig()
     bridge: BridgeConfig = BridgeConfig()
     run: RunConfig = RunConfig()
+    remote: RemoteConfig | None = None
 
     @property
     def lake_root(self) -> Path:

@@ -24,6 +24,10 @@ class CorruptLakeError(PipelineError):
     """Stop: a file of the lake is missing or not what was written. Never guess; restore it or discard it knowingly."""
 
 
+class FaultError(PipelineError):
+    """Stop and report it: our own code failed on data that it should have judged. Trying again gives the same."""
+
+
 class RefusedError(PipelineError):
     """The request cannot be carried out as it stands; the message says what would be accepted."""
 

@@ -20,6 +20,14 @@ STEADY_S = 60.0
 STOP_TIMEOUT_S = 30.0
 EXIT_CONFIG = 2
 
+_MEANINGS = {
+    0: "it ended unasked",
+    1: "stop and look: the lake needs a hand, or a fault of our own; its last line says which",
+    EXIT_CONFIG: "its configuration is wrong; correct it",
+    3: "refused: another one is at work here",
+    75: "something outside stayed away",
+}
+
 BRIDGE, RUN, MODELS = ("bridge",), ("run",), ("model", "serve")
 
 log = structlog.get_logger(__name__)
@@ -40,6 +48,7 @@ class Child:
     failures: int = 0
     started_s: float = 0.0
     due_s: float = field(default=0.0)
+    is_misconfigured: bool = False
 
     def tend(self, now_s: float) -> int | None:
         """Start it when due, note when it fell; the exit code of a fall just seen."""
@@ -47,6 +56,7 @@ class Child:
             if now_s >= self.due_s:
                 self.process = subprocess.Popen(self.command)
                 self.started_s = now_s
+                self.is_misconfigured = False
                 log.info("started", child=self.name, pid=self.process.pid)
             return None
         code = self.process.poll()
@@ -54,8 +64,11 @@ class Child:
             return None
         self.process = None
         self.failures = 1 if now_s - self.started_s > STEADY_S else self.failures + 1
-        self.due_s = now_s + next_pause(self.failures)
-        log.warning("fell", child=self.name, code=code, again_in_s=next_pause(self.failures))
+        self.is_misconfigured = code == EXIT_CONFIG
+        pause_s = LONGEST_PAUSE_S if self.is_misconfigured else next_pause(self.failures)
+        self.due_s = now_s + pause_s
+        log.error("fell", child=self.name, code=code, means=_MEANINGS.get(code, "killed" if code < 0 else "it fell over"),
+                  times=self.failures, again_in_s=pause_s)  # fmt: skip
         return code
 
     def stop(self) -> None:
@@ -80,8 +93,11 @@ def supervise(config: Path, stop: Event, *, with_models: bool) -> int:
         stop: ends it.
         with_models: whether there are models to serve.
 
+    A child that says its configuration is wrong is started again after a long pause, for somebody may correct it; the others
+    go on: a wrong key for the model server must not stop what lands.
+
     Returns:
-        0 after an ordered stop; 2 if a child said that its configuration is wrong, which no restart mends.
+        0 after an ordered stop; 2 if every child says that its configuration is wrong, so that nothing runs at all.
     """
     base = [sys.executable, "-m", "pipelines"]
     wanted = [BRIDGE, RUN, MODELS] if with_models else [BRIDGE, RUN]
@@ -89,8 +105,10 @@ def supervise(config: Path, stop: Event, *, with_models: bool) -> int:
     code = 0
     try:
         while not stop.is_set() and code == 0:
-            fallen = [child.tend(time.monotonic()) for child in children]
-            if EXIT_CONFIG in fallen:
+            for child in children:
+                child.tend(time.monotonic())
+            if all(child.is_misconfigured for child in children):
+                log.error("nothing_runs", reason="every child says that its configuration is wrong", config=str(config))
                 code = EXIT_CONFIG
             stop.wait(POLL_S)
     finally:

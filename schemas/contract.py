@@ -14,6 +14,7 @@ import msgspec
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
 from schemas.errors import ContractError, SchemaError
 from schemas.ids import StreamName
+from schemas.redaction import ImageRedact, Redact
 
 MAX_CONTRACT_BYTES = 1024 * 1024
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -65,7 +66,7 @@ class PiiClass(StrEnum):
     TEXT = "text"
 
 
-class Column(msgspec.Struct, frozen=True, omit_defaults=True):
+class Column(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One column: its type, and the bounds a value must keep to be accepted. NaN and infinities are always refused.
 
     `minimum` and `maximum` are inclusive; `max_length` counts characters (string), bytes (binary) or items (list).
@@ -83,6 +84,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     max_length: int | None = None
     pii: PiiClass = PiiClass.NONE
     description: str = ""
+    redact: Redact | None = None
     length: int | None = None
     fields: tuple["Column", ...] = ()
     zone: str = ""
@@ -100,6 +102,12 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ContractError(f"column {self.name}: a list of allowed values needs type string, not {self.type}")
         if self.max_length is not None and self.type not in {ColumnType.STRING, ColumnType.BINARY} | LIST_TYPES:
             raise ContractError(f"column {self.name}: a maximum length needs type string, binary or a list, not {self.type}")
+        if self.redact is not None:
+            problem = self.redact.problem_with(
+                self.type, required=self.required, has_list=bool(self.allowed), max_length=self.max_length
+            )
+            if problem:
+                raise ContractError(f"column {self.name}: redact: {problem}")
 
 
 def _check_shape(column: Column) -> None:
@@ -116,12 +124,16 @@ def _check_shape(column: Column) -> None:
         raise ContractError(f"column {column.name[:80]}: only a timestamp has a time zone")
 
 
-class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The bytes that travel with each sample: which media types, how large at most, whether always there."""
+class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The bytes that travel with each sample: which media types, how large at most, whether always there.
+
+    `redact`: regions of a picture that must not leave the device.
+    """
 
     media_types: tuple[str, ...]
     max_bytes: int
     required: bool = True
+    redact: ImageRedact | None = None
 
 
 class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -145,8 +157,10 @@ class QualityRule(msgspec.Struct, frozen=True):
     expression: str
 
 
-class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
+class Contract(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What the samples of stream `name` must look like in contract version `version` (major.minor.patch).
+
+    `event_time_step_s`: event times leave the device cut to whole steps of so many seconds.
 
     Raises:
         ContractError: the name, version or a column is malformed, or a column name is used twice.
@@ -161,6 +175,7 @@ class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
     retention_days: int | None = None
     owner: str = ""
     description: str = ""
+    event_time_step_s: int | None = None
 
     def __post_init__(self) -> None:
         StreamName(self.name)
@@ -171,6 +186,23 @@ class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ContractError(f"contract {self.name}: a column name is used twice")
         if self.chips and self.payload is None:
             raise ContractError(f"contract {self.name}: chips need a payload")
+        if self.event_time_step_s is not None and not 0 < self.event_time_step_s <= 366 * 86_400:
+            raise ContractError(f"contract {self.name}: event_time_step_s must be within 1 second and a year")
+        self._check_boxes_column()
+
+    def _check_boxes_column(self) -> None:
+        redact = self.payload.redact if self.payload is not None else None
+        if redact is None or not redact.column:
+            return
+        column = self.column(redact.column)
+        if column is None or column.type is not ColumnType.STRING:
+            raise ContractError(f"contract {self.name}: payload redact: {redact.column!r} is no string column of it")
+
+    @property
+    def has_redaction(self) -> bool:
+        """Whether anything of a sample must be changed before it is stored."""
+        in_payload = self.payload is not None and self.payload.redact is not None
+        return in_payload or self.event_time_step_s is not None or any(column.redact is not None for column in self.columns)
 
     @property
     def digest(self) -> str:

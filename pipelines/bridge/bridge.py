@@ -15,11 +15,16 @@ from pipelines.bridge.drain import Drain
 from pipelines.bridge.inbox import Inbox
 from pipelines.bridge.intake import Numberer
 from pipelines.bridge.landing import Landing
+from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Assembler
+from pipelines.bridge.reader import Reader
+from pipelines.bridge.ship import RemoteLanding, RemoteObjects
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
+from pipelines.lake.layout import OBJECTS, landing_folder
+from pipelines.lake.remote import bind, remote_of
 from schemas.errors import IdError
 from schemas.ids import DeviceId
 from schemas.topics import Topics
@@ -38,23 +43,23 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         OSError: never; translated.
     """
     _check_id(config.bridge.id)
+    partition = Partition(config.bridge.partition, config.bridge.partitions)
     lake = config.lake_root
     inbox = Inbox(config.bridge.max_queue_bytes, min(_GROUP_BYTES, config.bridge.max_queue_bytes))
     try:
-        landing = Landing(lake / "landing" / config.bridge.id, config.bridge.seal_bytes, config.bridge.seal_ms, clock)
-        assembler = Assembler(lake / "objects")
+        bind(lake, config.remote)
+        landing, assembler = _places(config, clock)
     except OSError as error:
         raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); mend it, then start again") from error
     subscriber = Subscriber(config, inbox, clock)
+    numberer = Numberer(clock.now_ms(), int.from_bytes(os.urandom(4), "little"))
     drain = Drain(
         inbox,
         landing,
         assembler,
-        Numberer(clock.now_ms(), int.from_bytes(os.urandom(4), "little")),
-        Topics(config.broker.namespace),
+        Reader(Topics(config.broker.namespace), numberer, config.run.max_envelope_bytes, partition),
         subscriber.post,
         config.bridge.linger_ms / 1000,
-        config.run.max_envelope_bytes,
     )
     _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
     try:
@@ -63,6 +68,18 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         _tell(subscriber, drain, landing, assembler)
         subscriber.close()
         landing.close()
+
+
+def _places(config: CoreConfig, clock: Clock) -> tuple[Landing, Assembler]:
+    """Where messages and objects go: this disk, and a remote lake behind it if there is one."""
+    lake, bridge = config.lake_root, config.bridge
+    folder, objects = landing_folder(lake, bridge.id), lake / OBJECTS
+    remote = remote_of(lake)
+    if remote is None:
+        return Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock), Assembler(objects)
+    away = RemoteLanding(remote, lake, bridge.id)
+    landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, away)
+    return landing, Assembler(objects, store=RemoteObjects(remote))
 
 
 def _run_both(subscriber: Subscriber, drain: Drain, stop: threading.Event) -> None:

@@ -10,7 +10,7 @@ import typer
 from pipelines.bridge.bridge import run_bridge
 from pipelines.clock import SystemClock
 from pipelines.config import load_core_config
-from pipelines.errors import PipelineError
+from pipelines.errors import ConfigError
 
 
 def bridge(config: Annotated[Path, typer.Option("--config", "-c", help="The core's configuration (TOML).")]) -> None:
@@ -20,7 +20,7 @@ def bridge(config: Annotated[Path, typer.Option("--config", "-c", help="The core
         signal.signal(number, lambda *_: stop.set())
     try:
         run_bridge(load_core_config(config), stop, SystemClock())
-    except PipelineError as error:
+    except ConfigError as error:
         typer.echo(f"bridge stopped: {error}", err=True)
         raise typer.Exit(2) from error
 

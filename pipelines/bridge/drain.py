@@ -7,15 +7,12 @@ from threading import Event
 import structlog
 
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
-from pipelines.bridge.intake import Message, Numberer, to_row
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler, Part
+from pipelines.bridge.reader import Reader
 from pipelines.bridge.rows import KIND_REFUSED, LandingRow
-from schemas.errors import SchemaError
 from schemas.ids import DeviceId, Digest
-from schemas.parts import read_part_head
 from schemas.receipts import encode_object_state
-from schemas.topics import Kind, Topics
 
 _log = structlog.get_logger(__name__)
 _IDLE_S = 0.05
@@ -25,9 +22,10 @@ _RETRY_MAX_S = 5.0
 
 @dataclass(slots=True)
 class Counters:
-    """What has been made durable since the start."""
+    """What has been made durable since the start; `elsewhere` counts messages that are other bridges' affair."""
 
     messages: int = 0
+    elsewhere: int = 0
     message_bytes: int = 0
     refused: int = 0
     parts: int = 0
@@ -42,11 +40,9 @@ class Drain:
         inbox: where groups come from.
         landing: where envelopes and reports go.
         assembler: where parts go.
-        numberer: numbers what devices did not.
-        topics: of this namespace.
+        reader: says what a message is, and whose.
         post: told what is durable.
         linger_s: how long a first message waits for company.
-        max_body_bytes: longer bodies are refused.
     """
 
     def __init__(
@@ -54,21 +50,17 @@ class Drain:
         inbox: Inbox,
         landing: Landing,
         assembler: Assembler,
-        numberer: Numberer,
-        topics: Topics,
+        reader: Reader,
         post: Callable[[Done], None],
         linger_s: float,
-        max_body_bytes: int,
     ) -> None:
         self.counters = Counters()
         self._inbox = inbox
         self._landing = landing
         self._assembler = assembler
-        self._numberer = numberer
-        self._topics = topics
+        self._reader = reader
         self._post = post
         self._linger_s = linger_s
-        self._max_body_bytes = max_body_bytes
 
     def run(self, stop: Event) -> None:
         """Go on until stopped and empty. A disk that refuses is tried again until it takes the group, or until stopped."""
@@ -89,7 +81,7 @@ class Drain:
                 self._landing.append(rows)
             answers[:] = [self._answer(device, same) for (device, _), same in parts.items()]
 
-        if not self._guard(write, stop):
+        if (rows or parts) and not self._guard(write, stop):
             return  # Stopped while the disk refused: not acknowledged, so the broker keeps the group for the next start.
         self._count(rows, parts)
         # In this order: an empty inbox tells the network side that nothing more will be posted.
@@ -119,29 +111,18 @@ class Drain:
         rows: list[LandingRow] = []
         parts: dict[tuple[DeviceId, Digest], list[Part]] = {}
         for arrived in group:
-            read = self._read(arrived.message)
-            if isinstance(read, Part):
+            read = self._reader.read(arrived.message)
+            if read is None:
+                self.counters.elsewhere += 1
+            elif isinstance(read, Part):
                 parts.setdefault((read.device, read.head.digest), []).append(read)
             else:
                 rows.append(read)
         return rows, parts
 
-    def _read(self, message: Message) -> LandingRow | Part:
-        try:
-            address = self._topics.parse(message.topic)
-        except SchemaError as error:
-            return message.refused(str(error))
-        if address.kind is not Kind.PARTS or address.digest is None:
-            return to_row(message, address, self._numberer, self._max_body_bytes)
-        try:
-            head = read_part_head(address.digest, len(message.payload), message.properties)
-        except SchemaError as error:
-            return message.refused(str(error), address)
-        return Part(address.device, head, message.payload)
-
     def _answer(self, device: DeviceId, parts: Sequence[Part]) -> Answer:
         """One answer for all parts of an object in the group: it names everything that is durable."""
-        return Answer(self._topics.objects(device), encode_object_state(self._assembler.apply(device, parts)))
+        return Answer(self._reader.topics.objects(device), encode_object_state(self._assembler.apply(device, parts)))
 
     def _count(self, rows: Sequence[LandingRow], parts: dict[tuple[DeviceId, Digest], list[Part]]) -> None:
         counters = self.counters

@@ -108,8 +108,12 @@ class OpenSegment:
             content = content[os.write(self._descriptor, content) :]
 
 
-def read_segment(path: Path) -> Iterator[pa.RecordBatch]:
+def read_segment(path: Path, *, checked: bool = False) -> Iterator[pa.RecordBatch]:
     """The batches of a sealed segment, zero-copy over a memory map, each fully validated and checked against its CRC.
+
+    Args:
+        path: the segment.
+        checked: its CRCs were checked a moment ago, by the caller; they are not computed again.
 
     Raises:
         CorruptLakeError: the file is missing, cut short, of another schema, or a byte of it is not what was written.
@@ -118,10 +122,21 @@ def read_segment(path: Path) -> Iterator[pa.RecordBatch]:
         content = map_file(path)
         if content.size < len(END_OF_STREAM) or content[-len(END_OF_STREAM) :].to_pybytes() != END_OF_STREAM:
             raise CorruptLakeError(f"{path}: no end-of-stream mark where a sealed segment has one; restore it")
+        if checked:
+            yield from _validated(pa.ipc.open_stream(pa.BufferReader(content)))
+            return
         for _, batch in walk(content):
             yield batch
     except (OSError, pa.ArrowException) as error:
         raise CorruptLakeError(f"{path}: not a readable segment ({error}); restore it, or set it aside knowingly") from error
+
+
+def _validated(batches: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    if not batches.schema.equals(SEGMENT_SCHEMA):
+        raise pa.ArrowInvalid("the schema is not the landing schema")
+    for batch in batches:
+        batch.validate(full=True)
+        yield batch
 
 
 def map_file(path: Path) -> pa.Buffer:

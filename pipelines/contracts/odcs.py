@@ -15,7 +15,7 @@ from schemas.contract import Contract, contract_from_plain
 from schemas.errors import ContractError
 
 ENGINE = "catchment"
-_OBJECT_CUSTOM = frozenset({"payload", "chips"})
+_OBJECT_CUSTOM = frozenset({"payload", "chips", "eventTimeStep"})
 _DAYS = frozenset({"d", "day", "days"})
 _Plain = dict[str, Any]
 
@@ -58,8 +58,10 @@ def _plain(source: YamlSource, document: _Plain, table: _Plain) -> _Plain:
     }
     if "payload" in custom:
         plain["payload"] = _renamed(
-            source, custom["payload"], {"mediaTypes": "media_types", "maxBytes": "max_bytes"}, {"required"}
+            source, custom["payload"], {"mediaTypes": "media_types", "maxBytes": "max_bytes"}, {"required", "redact"}
         )
+    if "eventTimeStep" in custom:
+        plain["event_time_step_s"] = custom["eventTimeStep"]
     if "chips" in custom:
         names = {"name", "size", "overlap", "level"}
         plain["chips"] = [_renamed(source, chip, {}, names) for chip in custom["chips"]]

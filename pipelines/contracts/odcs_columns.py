@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from pipelines.contracts.odcs_types import WRITTEN, accepted_types, column_type
 from pipelines.contracts.yaml_source import YamlSource
 from pipelines.errors import ConfigError
@@ -17,7 +19,7 @@ _TIME_KEYS = frozenset({"timezone", "defaultTimezone"})
 _VECTOR_KEYS = frozenset({"dimensions", "elementType"})
 # What only describes a vector, and is let through unread.
 _TOLD_OF_VECTORS = frozenset({"distanceMetric", "embeddingModel", "embeddingModelVersion", "normalized"})
-_CUSTOM = frozenset({"unit", "pii"})
+_CUSTOM = frozenset({"unit", "pii", "redact"})
 _OPTIONS = {"minimum": "minimum", "maximum": "maximum", "maxLength": "max_length"}
 
 
@@ -107,9 +109,11 @@ def write_column(column: Column) -> _Plain:
         plain["logicalTypeOptions"] = options
     if column.allowed:
         plain["enum"] = [{"value": value} for value in column.allowed]
-    custom = [{"property": "unit", "value": column.unit}] if column.unit else []
+    custom: list[_Plain] = [{"property": "unit", "value": column.unit}] if column.unit else []
     if column.pii is not PiiClass.NONE:
         custom.append({"property": "pii", "value": str(column.pii)})
+    if column.redact is not None:
+        custom.append({"property": "redact", "value": msgspec.to_builtins(column.redact)})
     if custom:
         plain["customProperties"] = custom
     return plain

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import yaml
 
 from pipelines.contracts.odcs_columns import write_column
@@ -16,8 +17,11 @@ def to_odcs(contract: Contract) -> str:
     table: _Plain = {"name": contract.name, "logicalType": "object", "physicalType": "stream"}
     custom: list[_Plain] = []
     if contract.payload is not None:
-        value = {"mediaTypes": list(contract.payload.media_types), "maxBytes": contract.payload.max_bytes}
-        custom.append({"property": "payload", "value": {**value, "required": contract.payload.required}})
+        value: _Plain = {"mediaTypes": list(contract.payload.media_types), "maxBytes": contract.payload.max_bytes}
+        redact = {} if contract.payload.redact is None else {"redact": msgspec.to_builtins(contract.payload.redact)}
+        custom.append({"property": "payload", "value": {**value, "required": contract.payload.required, **redact}})
+    if contract.event_time_step_s is not None:
+        custom.append({"property": "eventTimeStep", "value": contract.event_time_step_s})
     if contract.chips:
         chips = [{"name": chip.name, "size": chip.size, "overlap": chip.overlap, "level": chip.level} for chip in contract.chips]
         custom.append({"property": "chips", "value": chips})

@@ -10,20 +10,21 @@ from typing import Any
 
 import apache_beam
 import msgspec
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.atomic import write_atomic
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.slides import ChipFile, SlideRef
 from pipelines.imaging.store import ChipPlace
 from pipelines.imaging.work import BandRows, Refusal, SlideTask, cut, finish_slide, plan_bands
+from pipelines.runners.engine import Engine
+from pipelines.runners.run import run_pipeline
 
 beam: Any = apache_beam  # it ships no types
-DEFAULT_RUNNER = "FnApiRunner"
+IN_PROCESS = Engine()
 
 
 def cut_chips(
-    lake_root: Path, run: int, slides: tuple[SlideRef, ...], max_pixels: int, runner: Any = DEFAULT_RUNNER
+    lake_root: Path, run: int, slides: tuple[SlideRef, ...], max_pixels: int, engine: Engine = IN_PROCESS
 ) -> tuple[ChipFile, ...]:
     """Cut slides into chips; writes their pixels, pictures and chip rows, and commits nothing.
 
@@ -34,7 +35,7 @@ def cut_chips(
         run: number of the ingest run.
         slides: what to cut; one entry for each slide and chip spec.
         max_pixels: a level with more pixels is refused before it is decoded.
-        runner: name of a Beam runner, or one.
+        engine: where the graph runs.
 
     Returns:
         One for each slide, in their order; `rejection` tells why a slide could not be cut.
@@ -48,8 +49,7 @@ def cut_chips(
         SlideTask(lake_root, ChipPlace(slide.key.stream, slide.spec.name, run, number), slide, max_pixels)
         for number, slide in enumerate(slides)
     ]
-    with beam.Pipeline(runner=runner, options=PipelineOptions([])) as pipeline:
-        build(pipeline, tasks, done)
+    run_pipeline(engine, f"chips of run {run}", lambda pipeline: build(pipeline, tasks, done))
     files = tuple(_read_done(done / f"{number}.json") for number in range(len(slides)))
     shutil.rmtree(done)
     return files

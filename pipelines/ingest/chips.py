@@ -17,8 +17,10 @@ from pipelines.imaging.slides import ChipFile, SlideRef
 from pipelines.ingest.plan import Pins, Plan
 from pipelines.ingest.quarantine import BODY_NONE, PRIVATE, Origin, Rejection, rejections_table
 from pipelines.ingest.work import Prepared
+from pipelines.lake.copy import at_hand
 from pipelines.lake.files import NewFile, table_stats, write_table_file
 from pipelines.lake.layout import QUARANTINE, chips_path, stream_table
+from pipelines.runners.engine import Engine
 from schemas.contract import ChipSpec
 from schemas.ids import DeviceId, Digest, SampleKey, StreamName
 
@@ -35,7 +37,7 @@ class Chips(msgspec.Struct, frozen=True):
     files: tuple[NewFile, ...]
 
 
-def prepare_chips(root: Path, plan: Plan, prepared: Prepared, pins: Pins, max_pixels: int, runner: str) -> tuple[NewFile, ...]:
+def prepare_chips(root: Path, plan: Plan, prepared: Prepared, pins: Pins, max_pixels: int, engine: Engine) -> tuple[NewFile, ...]:
     """Cut what the run asks for, or read what an earlier try has cut.
 
     Raises:
@@ -47,12 +49,12 @@ def prepare_chips(root: Path, plan: Plan, prepared: Prepared, pins: Pins, max_pi
         return ()
     path = chips_path(root, plan.run)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Chips).files
+        return msgspec.json.decode(at_hand(root, path).read_bytes(), type=Chips).files
     except FileNotFoundError:
         pass  # not cut yet
     except msgspec.MsgspecError as error:
         raise CorruptLakeError(f"{path}: not a list of chip files ({error}); delete it, and the run cuts anew") from error
-    cut = cut_chips(root, plan.run, slides, max_pixels, runner)
+    cut = cut_chips(root, plan.run, slides, max_pixels, engine)
     files = (*(_new_file(root, file) for file in cut if file.rejection is None), *_rejections(root, plan, cut))
     write_atomic(path, msgspec.json.encode(Chips(files)), mode=0o644)
     return files
@@ -63,7 +65,7 @@ def _slides(root: Path, file: NewFile, pins: Pins) -> list[SlideRef]:
     contract = pins.contract(stream, None)
     if contract is None or not contract.chips or not file.table.startswith(stream_table("")):
         return []
-    rows = pq.read_table(root / file.path, columns=_COLUMNS, partitioning=None)
+    rows = pq.read_table(at_hand(root, root / file.path), columns=_COLUMNS, partitioning=None)
     times = rows.column("event_time").cast(pa.int64())
     found = rows.set_column(rows.column_names.index("event_time"), "event_time", times).to_pylist()
     return [_slide(row, stream, spec) for row in found if row["payload_shard"] is not None for spec in contract.chips]
@@ -104,5 +106,5 @@ def _rejections(root: Path, plan: Plan, cut: tuple[ChipFile, ...]) -> list[NewFi
     ]
     if not refused:
         return []
-    table = rejections_table(refused, plan.run, plan.planned_at_us)
+    table = rejections_table(refused, plan.run, plan.planned_at_us, "chips")
     return [write_table_file(root, QUARANTINE, f"{plan.run:012d}-chips.parquet", table, PRIVATE)]

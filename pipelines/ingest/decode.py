@@ -12,6 +12,7 @@ import pyarrow as pa
 import zstandard
 
 from pipelines.contracts.json_rows import JsonBodyError, RejectedRow, rows_from_json
+from pipelines.ingest.row_size import expanded_bytes
 from schemas.contract import Contract
 from schemas.envelope import JSON, MAX_SAMPLES_PER_ENVELOPE, ZSTD
 
@@ -66,7 +67,7 @@ def plain_body(body: Body, encoding: str, max_bytes: int) -> Body:
     return pa.py_buffer(plain)
 
 
-def arrow_rows(body: Body, count: int) -> Rows:
+def arrow_rows(body: Body, count: int, max_bytes: int) -> Rows:
     """The one record batch of an Arrow IPC stream body.
 
     Raises:
@@ -87,6 +88,9 @@ def arrow_rows(body: Body, count: int) -> Rows:
         raise DecodeError("the Arrow stream holds more than one record batch")
     if batch.num_rows != count:
         raise DecodeError(f"the head says {count} samples, the body holds {batch.num_rows}")
+    size = expanded_bytes(batch)
+    if size > max_bytes:
+        raise DecodeError(f"the body's dictionaries stand for {size} bytes, above the limit of {max_bytes}")
     return Rows(batch)
 
 
@@ -118,7 +122,7 @@ def decode(  # an envelope is these six things, and a carrier for them alone wou
     plain = plain_body(body, encoding, max_bytes)
     if content_type == JSON:
         return json_rows(plain, count, contract, received_us, max_bytes)
-    return arrow_rows(plain, count)
+    return arrow_rows(plain, count, max_bytes)
 
 
 def _has_more(reader: pa.RecordBatchReader) -> bool:

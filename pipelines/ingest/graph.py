@@ -7,33 +7,42 @@ some silently. The last step writes the one file that says that all items are do
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import apache_beam
 import msgspec
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.atomic import write_atomic
-from pipelines.errors import PipelineError, RetryLaterError
-from pipelines.ingest.settle import settle_item
+from pipelines.ingest.crew import Crew
+from pipelines.ingest.member import settle_or_fail
+from pipelines.ingest.outcome import keep_failures, raise_failures
 from pipelines.ingest.work import ItemResult, Prepared, Work
-from pipelines.lake.layout import prepared_path
-
-# Not "DirectRunner": that one tries to download another runner first, and which one runs would depend on the network.
-RUNNER = "FnApiRunner"
+from pipelines.lake.layout import failed_path, prepared_path
+from pipelines.runners.engine import Engine, RunnerKind
+from pipelines.runners.run import run_pipeline
 
 # Beam ships annotations for some of its calls and none for others: to the type checker it is one untyped library.
 beam: Any = apache_beam
 
 
 class Settle(apache_beam.DoFn):
-    """Settles one work item."""
+    """Settles work items.
+
+    Args:
+        crew_size: how many child processes settle them (see `crew`); 0: this process does.
+    """
+
+    def __init__(self, crew_size: int = 0) -> None:
+        self._crew_size = crew_size
 
     def process(self, element: bytes) -> Iterable[tuple[int, bytes]]:
-        """Work item in, result out, both as JSON: every runner can carry bytes."""
-        result = settle_item(msgspec.json.decode(element, type=Work))
-        yield 0, msgspec.json.encode(result)
+        """Work items in, results out, both as JSON: every runner can carry bytes."""
+        works = msgspec.json.decode(element, type=tuple[Work, ...])
+        results = crew(self._crew_size).settle_all(works) if self._crew_size else map(settle_or_fail, works)
+        for result in results:
+            yield 0, msgspec.json.encode(result)
 
 
 class Prepare(apache_beam.DoFn):
@@ -46,43 +55,55 @@ class Prepare(apache_beam.DoFn):
         """All results in, the run's number out."""
         _key, bodies = element
         results = {result.item: result for result in (msgspec.json.decode(body, type=ItemResult) for body in bodies)}
+        if any(result.failure for result in results.values()):
+            keep_failures(Path(self._root), self._run, [results[item] for item in sorted(results)])
+            yield self._run
+            return
         prepared = Prepared(self._run, tuple(results[item] for item in sorted(results)))
         write_atomic(prepared_path(Path(self._root), self._run), msgspec.json.encode(prepared), mode=0o644)
         yield self._run
 
 
-def build(pipeline: apache_beam.Pipeline, works: Sequence[Work], root: str, run: int) -> Any:
-    """The graph of a run."""
+def build(
+    pipeline: apache_beam.Pipeline, works: Sequence[Work], root: str, run: int, crew_size: int = 0, *, spread: bool = True
+) -> Any:
+    """The graph of a run. `spread`: the runner spreads the items; else one element holds them all, and the crew spreads them."""
+    elements = [(work,) for work in works] if spread else [tuple(works)]
     return (
         pipeline
-        | "Work items" >> beam.Create([msgspec.json.encode(work) for work in works], reshuffle=False)
+        | "Work items" >> beam.Create([msgspec.json.encode(element) for element in elements], reshuffle=False)
         | "Spread" >> beam.Reshuffle()
-        | "Settle" >> beam.ParDo(Settle())  # type: ignore[no-untyped-call]  # its base class is untyped
+        | "Settle" >> beam.ParDo(Settle(crew_size))
         | "Together" >> beam.GroupByKey()
         | "Prepare" >> beam.ParDo(Prepare(root, run))
     )
 
 
-def run_graph(works: Sequence[Work], root: str, run: int, runner: str = RUNNER, options: Sequence[str] = ()) -> None:
+def run_graph(works: Sequence[Work], root: str, run: int, engine: Engine, crew_size: int = 0) -> None:
     """Run the graph to its end.
 
     Args:
         works: the work items; at least one.
         root: the lake root, as the workers see it.
         run: the run's number.
-        runner: a Beam runner's name.
-        options: further Beam options, as on a command line.
+        engine: where it runs.
+        crew_size: child processes of each worker that settle the items; 0: the worker itself does.
 
     Raises:
-        RetryLaterError: the runner or a worker failed.
+        RefusedError: the runner would get the graph wrong.
+        RetryLaterError: the runner failed, or something was away.
+        FaultError: our own code failed on these segments.
         PipelineError: a worker said what must be done first.
     """
-    pipeline: Any = beam.Pipeline(runner=runner, options=PipelineOptions(list(options)))
-    build(pipeline, works, root, run)
-    try:
-        pipeline.run().wait_until_finish()
-    except PipelineError:
-        raise
-    except Exception as error:
-        # What a worker raises comes back in as many classes as there are runners. The plan stays: to run it again is always safe.
-        raise RetryLaterError(f"run {run}: the graph failed on {runner}: {error}") from error
+    failed_path(Path(root), run).unlink(missing_ok=True)
+    # A runner with workers of its own spreads the items itself; each of its workers then needs but one child.
+    here = engine.kind is RunnerKind.DIRECT
+    size = crew_size if here else min(1, crew_size)
+    run_pipeline(engine, f"run {run}", lambda pipeline: build(pipeline, works, root, run, size, spread=not (here and size)))
+    raise_failures(Path(root), run)
+
+
+@lru_cache(maxsize=1)
+def crew(size: int) -> Crew:
+    """The crew of this process; its members stay warm from run to run."""
+    return Crew(size)

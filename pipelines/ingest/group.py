@@ -12,6 +12,7 @@ from pipelines.ingest.admit import Verdict
 from pipelines.ingest.decode import Rows
 from pipelines.ingest.messages import Message
 from schemas.contract import Contract
+from schemas.ranges import Span
 
 Int64s = npt.NDArray[np.int64]
 
@@ -86,6 +87,12 @@ def fresh_mask(envelopes: Sequence[Envelope], keys: Keys) -> npt.NDArray[np.bool
             mine |= (seqs >= first) & (seqs < end)
         mask[low:high] = mine
     return mask
+
+
+def spans_of(seqs: Int64s) -> tuple[Span, ...]:
+    """Rising seqs as half-open spans."""
+    breaks = np.flatnonzero(np.diff(seqs) != 1) + 1
+    return tuple((int(piece[0]), int(piece[-1]) + 1) for piece in np.split(seqs, breaks) if len(piece))
 
 
 def take_text(values: Sequence[Any], places: Int64s) -> pa.Array:

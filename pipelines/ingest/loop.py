@@ -2,7 +2,8 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +14,28 @@ import structlog
 
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
-from pipelines.contracts.registry import ContractSet
-from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
-from pipelines.ingest.graph import RUNNER
-from pipelines.ingest.heads import read_heads, segment_path
-from pipelines.ingest.plan import Pins, Plan, SegmentRef, make_plan
-from pipelines.ingest.plan_files import find_segments, read_plan, write_pins, write_plan
-from pipelines.ingest.publish import stream_shape
+from pipelines.errors import CorruptLakeError, FaultError, RefusedError, RetryLaterError
+from pipelines.ingest.graph import crew
+from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
+from pipelines.ingest.plan import Plan, SegmentRef, make_plan
+from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
 from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
-from pipelines.ingest.run import Engine, execute, read_prepared
+from pipelines.ingest.rules import RuleBook
+from pipelines.ingest.run import Means, execute, read_prepared
+from pipelines.ingest.tries import Tries
 from pipelines.ingest.work import Limits
 from pipelines.lake.books import Ledger
 from pipelines.lake.commit import committed_run
+from pipelines.lake.copy import discard
 from pipelines.lake.layout import COMMITS, RUNS, lock_path, plan_path
+from pipelines.lake.lease import Lease
 from pipelines.lake.ledger import prune_ledgers, read_ledger
-from pipelines.policy.documents import load_policies
-from pipelines.policy.engine import Tagger
+from pipelines.lake.remote import bind, remote_of
+from pipelines.runners.engine import Engine, RunnerKind
+from pipelines.runners.run import opened
 from schemas.topics import Topics
 
-RETRY_S = 1.0
+IN_PROCESS = Engine()
 
 log = structlog.get_logger(__name__)
 
@@ -45,8 +49,11 @@ class LoopState:
 
 
 @contextmanager
-def only_loop(root: Path) -> Iterator[None]:
+def only_loop(root: Path, stop: Event | None = None) -> Iterator[Callable[[], None]]:
     """Be the only run loop of this lake, until the process ends however it ends.
+
+    Yields:
+        A check that it still is; it raises RefusedError where another one has taken a remote lake over.
 
     Raises:
         RefusedError: another one is running.
@@ -58,7 +65,12 @@ def only_loop(root: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RefusedError(f"{root}: another run loop is at work on this lake; leave the work to it, or stop it") from error
-        yield
+        remote = remote_of(root)
+        if remote is None:
+            yield lambda: None
+            return
+        with Lease(remote, f"{socket.gethostname()}:{root.resolve()}", remote.config.claim_s, stop or Event()) as lease:
+            yield lease.check
     finally:
         os.close(descriptor)
 
@@ -71,22 +83,29 @@ class RunLoop:
         publisher: where receipts go.
         clock: for the time of a plan.
         engine: where graphs run.
+        crew_size: child processes that settle the items of a run; 0: none, the runner's own workers do.
 
     Raises:
         CorruptLakeError: the ledger of the last committed run is gone.
         ConfigError: a contract or policy cannot be read.
     """
 
-    def __init__(self, config: CoreConfig, publisher: Publisher, clock: Clock, engine: Engine) -> None:
+    def __init__(self, config: CoreConfig, publisher: Publisher, clock: Clock, engine: Engine, crew_size: int = 0) -> None:
         self._config = config
         self._root = config.lake_root
         self._clock = clock
-        self._engine = engine
-        self._limits = Limits(config.run.max_envelope_bytes, config.run.max_row_bytes, config.run.max_image_pixels)
+        limits = Limits(
+            config.run.max_envelope_bytes,
+            config.run.max_row_bytes,
+            config.run.max_image_pixels,
+            worker_memory_bytes=config.run.worker_memory_bytes,
+        )
+        self._means = Means(engine, limits, crew_size)
         self._state = load_state(self._root)
         self._desk = Desk(publisher, Topics(config.broker.namespace))
         self._desk.owe(self._state.ledger.devices())
-        self._pins = self._load_pins()
+        self.rules = RuleBook(self._root, config.contracts, config.policies)
+        self._heads: dict[SegmentRef, SegmentHeads] = {}
 
     @property
     def ledger(self) -> Ledger:
@@ -113,6 +132,7 @@ class RunLoop:
 
     def _next_plan(self) -> Plan | None:
         run = self._state.ledger.run + 1
+        self._heads = {}
         left = read_plan(self._root, run)
         if left is not None:
             log.info("run_resumed", run=run)
@@ -121,7 +141,7 @@ class RunLoop:
         if not found:
             return None
         found = [self._judged_sound(segment) for segment in found]
-        plan = make_plan(run, self._clock.now_ms() * 1_000, self._pins, self._state.cursors, found)
+        plan = make_plan(run, self._clock.now_ms() * 1_000, self.rules.refresh(), self._state.cursors, found)
         if plan is not None:
             write_plan(self._root, plan)
         return plan
@@ -129,7 +149,7 @@ class RunLoop:
     def _judged_sound(self, segment: SegmentRef) -> SegmentRef:
         """Bytes that cannot be trusted are passed over with a word: their samples are not settled, so devices send them again."""
         try:
-            read_heads(self._root, segment)
+            self._heads[segment] = read_heads(self._root, segment)
         except CorruptLakeError as error:
             log.exception("segment_set_aside", segment=str(segment_path(self._root, segment)))
             return msgspec.structs.replace(segment, set_aside=str(error))
@@ -138,12 +158,12 @@ class RunLoop:
     def _run(self, plan: Plan) -> None:
         started = self._clock.monotonic_s()
         try:
-            after, devices = execute(self._root, plan, self._state.ledger, self._limits, self._engine)
+            after, devices = execute(self._root, plan, self._state.ledger, self._means, self._heads)
         except CorruptLakeError as error:
             if not self._is_stale(plan):
                 raise
             # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it anew.
-            plan_path(self._root, plan.run).unlink()
+            discard(self._root, plan_path(self._root, plan.run))
             raise RetryLaterError(f"run {plan.run} is planned anew: {error}") from error
         self._state = LoopState(after, dict(plan.next_numbers))
         prune_ledgers(self._root, plan.run)
@@ -156,14 +176,6 @@ class RunLoop:
         if read_prepared(self._root, plan.run) is not None:
             return False
         return any(not segment.set_aside and self._judged_sound(segment).set_aside for segment in plan.segments)
-
-    def _load_pins(self) -> str:
-        contracts = ContractSet.load(self._config.contracts).all()
-        policies = load_policies(self._config.policies)
-        for contract in contracts:
-            Tagger.compile(policies, contract)  # a rule that does not compile must stop the start, not the first run
-            stream_shape(contract.name, Pins(contracts, ()))
-        return write_pins(self._root, Pins(contracts, policies))
 
 
 def load_state(root: Path) -> LoopState:
@@ -181,7 +193,7 @@ def load_state(root: Path) -> LoopState:
     return LoopState(read_ledger(root, run), dict(plan.next_numbers))
 
 
-def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, runner: str = RUNNER) -> None:
+def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, engine: Engine = IN_PROCESS) -> None:
     """Run until stopped, or, with `once`, until nothing waits.
 
     Args:
@@ -189,22 +201,32 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         stop: set it, and the loop ends after the run in hand.
         clock: the clock.
         once: end when nothing waits.
-        runner: the Beam runner's name.
+        engine: where graphs run; its local cluster is kept open until the loop ends.
 
     Raises:
         RefusedError: another loop is at work on this lake.
         CorruptLakeError: the lake needs a hand; the message says which.
+        FaultError: our own code failed on the same run again and again.
+        RetryLaterError: something stayed away through many tries.
     """
     root = config.lake_root
-    with only_loop(root), MqttPublisher(config.broker, f"catchment-run-{os.getpid()}") as publisher:
-        loop = RunLoop(config, publisher, clock, Engine(runner))
+    client_id = f"catchment-run-{os.getpid()}"
+    bind(root, config.remote)
+    with only_loop(root, stop) as check_ours, opened(engine) as ready, MqttPublisher(config.broker, client_id) as publisher:
+        if config.run.crew and ready.kind is RunnerKind.DIRECT:
+            crew(config.run.crew).warm(config.run.crew)
+        loop = RunLoop(config, publisher, clock, ready, config.run.crew)
+        tries = Tries()
         while not stop.is_set():
+            check_ours()
             try:
                 busy = loop.step()
-            except RetryLaterError as error:
-                log.warning("run_retried", reason=str(error))
-                stop.wait(RETRY_S)
+            except (RetryLaterError, FaultError) as error:
+                pause_s = tries.failed(error)
+                log.warning("run_retried", run=loop.ledger.run + 1, reason=str(error), tries=tries.count, again_in_s=pause_s)
+                stop.wait(pause_s)
                 continue
+            tries.succeeded()
             if busy:
                 continue
             if once:

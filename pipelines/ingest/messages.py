@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from pipelines.ingest.quarantine import BODY_ENVELOPE, Origin, Rejection
 from schemas.envelope import DATASCHEMA_PREFIX
+from schemas.ranges import Span
 
 _PLAIN = ("kind", "device", "stream", "content_type", "epoch", "first_seq", "count", "refusal")
 
@@ -44,11 +45,14 @@ class Message(NamedTuple):
             topic=self.batch.column("topic")[self.row].as_py(),
             content_type=self.content_type,
             properties=tuple((pair["name"], pair["value"]) for pair in pairs),
+            received_us=self.received_us,
+            first_seq=self.first_seq,
+            samples=self.samples,
         )
 
-    def rejected(self, stage: str, reason: str, seq: int | None, count: int) -> Rejection:
-        """The whole message as one rejection, its body as it came."""
-        return Rejection(self.origin(), stage, reason, seq, count, self.body.to_pybytes(), BODY_ENVELOPE)
+    def rejected(self, stage: str, reason: str, seq: int | None, count: int, spans: tuple[Span, ...] = ()) -> Rejection:
+        """The whole message as one rejection of these seqs, its body as it came."""
+        return Rejection(self.origin(), stage, reason, seq, count, self.body.to_pybytes(), BODY_ENVELOPE, spans)
 
 
 def messages(batch: pa.RecordBatch) -> Iterator[Message]:

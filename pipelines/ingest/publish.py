@@ -98,7 +98,7 @@ def _set_aside(root: Path, plan: Plan) -> list[NewFile]:
     ]
     if not rejections:
         return []
-    table = rejections_table(rejections, plan.run, plan.planned_at_us)
+    table = rejections_table(rejections, plan.run, plan.planned_at_us, "landing")
     return [write_table_file(root, QUARANTINE, f"{plan.run:012d}-landing.parquet", table, PRIVATE)]
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from schemas.ranges import Span
+
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("quarantined_at", pa.timestamp("us", "UTC")),
@@ -22,8 +24,15 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("properties", pa.string()),
         pa.field("body", pa.binary()),
         pa.field("body_format", pa.string()),
+        pa.field("id", pa.string()),
+        pa.field("spans", pa.string()),
+        pa.field("received_at", pa.timestamp("us", "UTC")),
+        pa.field("first_seq", pa.int64()),
+        pa.field("samples", pa.int64()),
     ]
 )
+"""`id` names the row for ever; `spans` are the refused seqs as JSON, half-open; `first_seq` and `samples` what the whole
+envelope claims, so that it can be read again."""
 PRIVATE = frozenset({"body", "properties", "topic", "reason"})
 
 STAGE_HEAD = "head"
@@ -33,6 +42,7 @@ STAGE_CONTRACT = "contract"
 STAGE_PAYLOAD = "payload"
 STAGE_OBJECT = "object"
 STAGE_LANDING = "landing"
+STAGE_FAULT = "fault"
 
 BODY_ENVELOPE = "envelope"
 BODY_ARROW = "arrow"
@@ -50,6 +60,9 @@ class Origin:
     topic: str
     content_type: str | None
     properties: tuple[tuple[str, str], ...]
+    received_us: int | None = None
+    first_seq: int | None = None
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +76,17 @@ class Rejection:
     count: int
     body: bytes
     body_format: str
+    spans: tuple[Span, ...] = ()
 
 
-def rejections_table(rejections: Sequence[Rejection], run: int, at_us: int) -> pa.Table:
+def rejections_table(rejections: Sequence[Rejection], run: int, at_us: int, part: str) -> pa.Table:
     """Rejections as rows of the quarantine table.
 
     Args:
         rejections: in the order in which they were found.
         run: the run that refused them.
         at_us: microseconds since 1970, pinned by the plan so that a repeated run writes the same bytes.
+        part: which part of the run; with the run and the place it makes the rows' ids.
     """
     count = len(rejections)
     origins = [rejection.origin for rejection in rejections]
@@ -90,6 +105,11 @@ def rejections_table(rejections: Sequence[Rejection], run: int, at_us: int) -> p
         [json.dumps(origin.properties) for origin in origins],
         [rejection.body for rejection in rejections],
         [rejection.body_format for rejection in rejections],
+        [f"{run}-{part}-{place}" for place in range(count)],
+        [json.dumps(rejection.spans) for rejection in rejections],
+        [origin.received_us for origin in origins],
+        [origin.first_seq for origin in origins],
+        [origin.samples for origin in origins],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, QUARANTINE_SCHEMA, strict=True)]
     return pa.table(arrays, schema=QUARANTINE_SCHEMA)

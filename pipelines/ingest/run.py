@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -16,14 +17,18 @@ from pipelines.errors import CorruptLakeError
 from pipelines.ingest.admit import Admission, Head, Verdict, admit
 from pipelines.ingest.chips import prepare_chips
 from pipelines.ingest.graph import run_graph
-from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads
-from pipelines.ingest.plan import Plan
+from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads, segment_path
+from pipelines.ingest.plan import Plan, SegmentRef
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.publish import publish_run
 from pipelines.ingest.work import Limits, Prepared, Work
 from pipelines.lake.books import BooksKey, Counts, Ledger
+from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
 from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import write_ledger
+from pipelines.runners.engine import Engine
+
+NO_HEADS: Mapping[SegmentRef, SegmentHeads] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +41,25 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """Where the graph runs."""
+class Means:
+    """What a run is carried out with: the engine, how many children settle its items, and what one envelope may be."""
 
-    runner: str
-    options: tuple[str, ...] = ()
+    engine: Engine
+    limits: Limits
+    crew_size: int = 0
 
 
-def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engine) -> tuple[Ledger, frozenset[str]]:
+def execute(
+    root: Path, plan: Plan, before: Ledger, means: Means, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
+) -> tuple[Ledger, frozenset[str]]:
     """Carry out a plan, or what a crash left of it.
 
     Args:
         root: the lake root.
         plan: the plan; it is on disk.
         before: the ledger after the run before.
-        limits: what one envelope may be.
-        engine: where the graph runs.
+        means: what it is carried out with.
+        known: heads that were read a moment ago, CRCs and all; the others are read.
 
     Returns:
         The ledger after the run, and the devices whose receipts it changes.
@@ -60,9 +68,9 @@ def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engi
         CorruptLakeError: a segment is not what was written, or the books do not balance; nothing was committed.
         ConflictError: another committer is at work.
     """
-    judged = judge(root, plan, before)
-    prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, limits, engine)
-    chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), limits.max_image_pixels, engine.runner)
+    judged = judge(root, plan, before, known)
+    prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, means)
+    chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), means.limits.max_image_pixels, means.engine)
     counts = count(judged, prepared)
     reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
     after = before.after(plan.run, judged.admission.touched, counts, listed_epochs(reports))
@@ -72,19 +80,26 @@ def execute(root: Path, plan: Plan, before: Ledger, limits: Limits, engine: Engi
             f"run {plan.run}: received is not committed + quarantined + duplicate for {unbalanced[:3]}; nothing was "
             f"committed. Delete {prepared_path(root, plan.run)} to prepare the run anew"
         )
+    files = [*prepared.files(), *chips]
+    deliver_run(root, plan.run, files)
     write_ledger(root, after)
-    publish_run(root, plan, [*prepared.files(), *chips], counts)
+    publish_run(root, plan, files, counts)
+    forget(root, [*payload_paths(root, plan.run, files), *(segment_path(root, segment) for segment in plan.segments)])
     devices = {key.device for key in judged.admission.touched} | {device for device, _ in counts if device}
     return after, frozenset(devices | {report.device for report in reports})
 
 
-def judge(root: Path, plan: Plan, before: Ledger) -> Judged:
+def judge(root: Path, plan: Plan, before: Ledger, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS) -> Judged:
     """Read the heads of a plan and judge them against the ledger before it.
 
     Raises:
         CorruptLakeError: a segment is not what was written.
     """
-    heads = {index: read_heads(root, segment) for index, segment in enumerate(plan.segments) if not segment.set_aside}
+    heads = {
+        index: known.get(segment) or read_heads(root, segment)
+        for index, segment in enumerate(plan.segments)
+        if not segment.set_aside
+    }
     arrivals = [arrival for index in sorted(heads) for message in heads[index].arrivals for arrival in message]
     admission = admit(arrivals, before.settled)
     given = iter(admission.verdicts)
@@ -115,7 +130,7 @@ def count(judged: Judged, prepared: Prepared) -> dict[BooksKey, Counts]:
 
 def read_prepared(root: Path, run: int) -> Prepared | None:
     """What the graph of a run wrote; None if it has not come to its end."""
-    path = prepared_path(root, run)
+    path = at_hand(root, prepared_path(root, run))
     try:
         return msgspec.json.decode(path.read_bytes(), type=Prepared)
     except FileNotFoundError:
@@ -141,14 +156,14 @@ def works(root: Path, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
     ]
 
 
-def _prepare(root: Path, plan: Plan, judged: Judged, limits: Limits, engine: Engine) -> Prepared:
-    items = works(root, plan, judged, limits)
+def _prepare(root: Path, plan: Plan, judged: Judged, means: Means) -> Prepared:
+    items = works(root, plan, judged, means.limits)
     if not items:
         return Prepared(plan.run, ())
-    run_graph(items, str(root), plan.run, engine.runner, engine.options)
+    run_graph(items, str(root), plan.run, means.engine, means.crew_size)
     prepared = read_prepared(root, plan.run)
     if prepared is None or len(prepared.items) != len(items):
         done = 0 if prepared is None else len(prepared.items)
-        prepared_path(root, plan.run).unlink(missing_ok=True)
-        raise CorruptLakeError(f"run {plan.run}: the runner {engine.runner} finished {done} of {len(items)} items; use another")
+        discard(root, prepared_path(root, plan.run))
+        raise CorruptLakeError(f"run {plan.run}: {means.engine.kind.value} finished {done} of {len(items)} items; use another")
     return prepared

@@ -4,6 +4,7 @@ decode each envelope -> put equal ones together -> conform -> reasons -> payload
 """
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,24 +38,48 @@ from schemas.contract import Contract
 GroupKey = tuple[str, str, pa.Schema]
 
 
-def settle_item(work: Work) -> ItemResult:
+def settle_item(work: Work, tell: Callable[[int, int], None] | None = None) -> ItemResult:
     """Settle every fresh sample of the item and write its files.
+
+    Args:
+        work: the item.
+        tell: told the place (segment, message) of each message before it is opened.
 
     Raises:
         CorruptLakeError: a segment or the rules are not what was written.
         OSError: the disk refused.
     """
-    settler = _Settler(work)
-    for segment, verdicts in zip(work.segments, work.verdicts, strict=True):
-        place = 0
-        for batch in read_segment(segment_path(Path(work.root), segment)):
-            for message in messages(batch):
-                settler.take(message, verdicts[place])
-                place += 1
+    settler = Settler(work)
+    poison = frozenset(work.poison)
+    for place, message, verdict in _placed(work):
+        if place in poison:
+            settler.refuse(message, verdict, STAGE_DECODE, "the body ends the process that reads it")
+            continue
+        if tell is not None:
+            tell(*place)
+        settler.take(message, verdict)
+        if tell is not None:
+            settler.flush()  # whoever asks for names wants to know which message a death came of
     return settler.finish()
 
 
-class _Settler:
+def unsettled(work: Work) -> Iterator[tuple[Message, Verdict]]:
+    """The messages of an item with their fresh seqs, in order."""
+    for _place, message, verdict in _placed(work):
+        yield message, verdict
+
+
+def _placed(work: Work) -> Iterator[tuple[tuple[int, int], Message, Verdict]]:
+    for index, (segment, verdicts) in enumerate(zip(work.segments, work.verdicts, strict=True)):
+        place = 0
+        # Its checksums were checked when it was planned or resumed, a moment ago.
+        for batch in read_segment(segment_path(Path(work.root), segment), checked=True):
+            for message in messages(batch):
+                yield (index, place), message, verdicts[place]
+                place += 1
+
+
+class Settler:
     """Collects envelopes until a group is large enough to be written."""
 
     def __init__(self, work: Work) -> None:
@@ -81,11 +106,18 @@ class _Settler:
         else:
             self._reject(message.rejected(STAGE_HEAD, message.refusal or "refused", None, 1), stream="")
 
+    def refuse(self, message: Message, verdict: Verdict, stage: str, reason: str) -> None:
+        """Refuse these seqs of a message without opening its body."""
+        if message.kind == KIND_UP and verdict:
+            self._reject_whole(message, verdict, stage, reason)
+        elif message.kind != KIND_UP:
+            self._reject(message.rejected(STAGE_REPORT, reason, None, 1), stream="")
+
     def finish(self) -> ItemResult:
         """Write what is left."""
-        self._flush()
+        self.flush()
         if self._rejections:
-            table = rejections_table(self._rejections, self._work.run, self._work.at_us)
+            table = rejections_table(self._rejections, self._work.run, self._work.at_us, str(self._work.item))
             name = f"{self._work.run:012d}-{self._work.item}.parquet"
             self._files.append(write_table_file(self._root, QUARANTINE, name, table, PRIVATE))
         keys = sorted({*self._committed, *self._quarantined})
@@ -107,7 +139,9 @@ class _Settler:
             seq = message.first_seq + rejected.index
             if any(low <= seq < high for low, high in verdict):
                 origin = message.origin()
-                self._reject(Rejection(origin, STAGE_CONTRACT, rejected.reason, seq, 1, rejected.raw, BODY_JSON))
+                self._reject(
+                    Rejection(origin, STAGE_CONTRACT, rejected.reason, seq, 1, rejected.raw, BODY_JSON, ((seq, seq + 1),))
+                )
         if rows.batch.num_rows:
             self._collect(contract, Envelope(message, rows, verdict))
 
@@ -132,9 +166,10 @@ class _Settler:
         group.add(envelope)
         self._bytes += group.bytes - before
         if self._bytes >= self._work.limits.flush_bytes:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what was taken in so far."""
         by_table: dict[tuple[str, str], list[Group]] = {}
         for (stream, version, _), group in self._groups.items():
             by_table.setdefault((stream, version), []).append(group)
@@ -152,7 +187,7 @@ class _Settler:
 
     def _reject_whole(self, message: Message, verdict: Verdict, stage: str, reason: str) -> None:
         count = sum(high - low for low, high in verdict)
-        self._reject(message.rejected(stage, reason, verdict[0][0], count))
+        self._reject(message.rejected(stage, reason, verdict[0][0], count, verdict))
 
     def _reject(self, rejection: Rejection, stream: str | None = None) -> None:
         self._rejections.append(rejection)

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from pipelines.contracts.arrow import table_schema
 from pipelines.contracts.check import ContractMismatchError, conform, reasons
-from pipelines.ingest.group import Envelope, Group, Keys, body_table, fresh_mask, row_keys, take_text
+from pipelines.ingest.group import Envelope, Group, Keys, body_table, fresh_mask, row_keys, spans_of, take_text
 from pipelines.ingest.payloads import REFERENCE_FIELDS, check_payloads, store_payloads
 from pipelines.ingest.plan import Pins
 from pipelines.ingest.quarantine import BODY_ARROW, STAGE_CONTRACT, Rejection
+from pipelines.ingest.row_size import refusals
 from pipelines.ingest.work import Limits
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import stream_table
@@ -99,7 +100,8 @@ def _checked(group: Group, target: Target, written: Written) -> list[_Checked]:
         fresh = fresh_mask(group.envelopes, keys)
         count = len(keys.seq) if fresh is None else int(fresh.sum())
         if count:
-            written.rejections.append(message.rejected(STAGE_CONTRACT, str(error), verdict[0][0], count))
+            spans = spans_of(keys.seq if fresh is None else keys.seq[fresh])
+            written.rejections.append(message.rejected(STAGE_CONTRACT, str(error), verdict[0][0], count, spans))
         return []
 
 
@@ -109,6 +111,9 @@ def _check(envelopes: Sequence[Envelope], contract: Contract, target: Target, wr
     if fresh is not None:
         rows, keys = rows.filter(pa.array(fresh)), keys.where(fresh)
     checked = _Checked(rows.combine_chunks(), keys, envelopes)
+    too_large = refusals(checked.rows, target.limits.max_row_bytes)
+    if too_large is not None:
+        checked = _accepted(checked, too_large, None, written)
     checked = _accepted(checked, reasons(checked.rows, contract), None, written)
     if contract.payload is None or not checked.rows.num_rows:
         return checked
@@ -132,9 +137,9 @@ def _accepted(checked: _Checked, found: pa.StringArray, stages: pa.StringArray |
         piece = rows.slice(low, high - low)
         origin = checked.envelopes[int(owners[low])].message.origin()
         reason = named.dictionary[int(codes[low])].as_py()
-        seq = piece.column("seq")[0].as_py()
+        spans = spans_of(keys.seq[order[low:high]])
         stage = STAGE_CONTRACT if at is None else at[low].as_py()
-        written.rejections.append(Rejection(origin, stage, reason, seq, high - low, _ipc(piece), BODY_ARROW))
+        written.rejections.append(Rejection(origin, stage, reason, spans[0][0], high - low, _ipc(piece), BODY_ARROW, spans))
     kept = ~refused
     return _Checked(checked.rows.filter(pa.array(kept)), checked.keys.where(kept), checked.envelopes)
 

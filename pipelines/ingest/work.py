@@ -7,18 +7,23 @@ from pipelines.lake.files import NewFile
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How large one envelope may be unpacked, one row be, one image be cut, and one table grow before it is written."""
+    """How large one envelope may be unpacked, one row be, one image be cut, one table grow before it is written.
+
+    `worker_memory_bytes` is what a child process may have of memory of its own; 0: no limit.
+    """
 
     max_envelope_bytes: int
     max_row_bytes: int
     max_image_pixels: int = 20_000_000_000
     flush_bytes: int = 256 * 1024 * 1024
+    worker_memory_bytes: int = 0
 
 
 class Work(msgspec.Struct, frozen=True):
     """Some neighbouring segments of a plan, and which seqs of each of their messages are fresh.
 
-    `verdicts[s][m]` belongs to message m of segment s, counted over its batches.
+    `verdicts[s][m]` belongs to message m of segment s, counted over its batches. `careful` asks that each message be named
+    before it is opened; those at the places in `poison` are refused unopened: they ended the process that opened them.
     """
 
     root: str
@@ -29,6 +34,8 @@ class Work(msgspec.Struct, frozen=True):
     segments: tuple[SegmentRef, ...]
     verdicts: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
     limits: Limits
+    careful: bool = False
+    poison: tuple[tuple[int, int], ...] = ()
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -40,12 +47,21 @@ class Settled(msgspec.Struct, frozen=True):
     quarantined: int
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """Why an item could not be settled. `kind` names what the reader does next: away, corrupt, refused or fault."""
+
+    kind: str
+    text: str
+    trace: str = ""
+
+
 class ItemResult(msgspec.Struct, frozen=True):
-    """The files an item wrote, and its share of the books."""
+    """The files an item wrote and its share of the books, or why it did not come to its end."""
 
     item: int
     files: tuple[NewFile, ...]
     settled: tuple[Settled, ...]
+    failure: Failure | None = None
 
 
 class Prepared(msgspec.Struct, frozen=True):

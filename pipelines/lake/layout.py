@@ -21,6 +21,11 @@ def prepared_path(root: Path, run: int) -> Path:
     return root / RUNS / f"{run:012d}.prepared.json"
 
 
+def failed_path(root: Path, run: int) -> Path:
+    """Why run `run` could not be prepared, when it was last tried."""
+    return root / RUNS / f"{run:012d}.failed.json"
+
+
 def chips_path(root: Path, run: int) -> Path:
     """The chip files that run `run` has cut and not yet committed."""
     return root / RUNS / f"{run:012d}.chips.json"

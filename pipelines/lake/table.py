@@ -3,13 +3,15 @@
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipelines.atomic import sync_folder
-from pipelines.errors import ConfigError, ConflictError, CorruptLakeError
+from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, RetryLaterError
+from pipelines.lake.remote import remote_of
 
 CHECKPOINT_INTERVAL = 20
 
@@ -20,13 +22,16 @@ def open_table(root: Path, name: str) -> DeltaTable | None:
     Raises:
         CorruptLakeError: there is a table, but its log cannot be read.
     """
-    if not (root / name / "_delta_log").is_dir():
+    remote = remote_of(root)
+    if remote is None and not (root / name / "_delta_log").is_dir():
         return None
     try:
-        return DeltaTable(root / name)
+        return _open(root, name)
     except TableNotFoundError:
         return None
     except (DeltaError, OSError, ValueError) as error:
+        if remote is not None:
+            raise RetryLaterError(f"{remote.where(name)}: cannot be read ({error}); is the storage there?") from error
         raise CorruptLakeError(f"{root / name}: its Delta log cannot be read ({error}); restore _delta_log") from error
 
 
@@ -52,11 +57,11 @@ def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[s
     shown = stats_columns(pa.schema([*_arrow_schema(table), *missing]), private)
     try:
         table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields))
-        DeltaTable(root / name).alter.set_table_properties({"delta.dataSkippingStatsColumns": ",".join(shown)})
+        _open(root, name).alter.set_table_properties({"delta.dataSkippingStatsColumns": ",".join(shown)})
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody changed the table while columns were added; look again") from error
     sync_log(root, name)
-    return DeltaTable(root / name)
+    return _open(root, name)
 
 
 def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
@@ -70,6 +75,8 @@ def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
 
 def sync_log(root: Path, name: str) -> None:
     """Make the newest log entries survive a power cut: the library itself never calls fsync."""
+    if remote_of(root) is not None:
+        return
     log = root / name / "_delta_log"
     newest = sorted(log.glob("*.json"))[-2:]
     for entry in newest:
@@ -80,36 +87,57 @@ def sync_log(root: Path, name: str) -> None:
 
 
 def _create(root: Path, name: str, schema: pa.Schema, private: Collection[str]) -> DeltaTable:
-    (root / name).mkdir(parents=True, exist_ok=True)
+    remote = remote_of(root)
+    if remote is None:
+        (root / name).mkdir(parents=True, exist_ok=True)
     try:
         DeltaTable.create(
-            root / name,
+            remote.where(name) if remote is not None else root / name,
             Schema.from_arrow(schema),
             mode="ignore",
             configuration={
                 "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
                 "delta.dataSkippingStatsColumns": ",".join(stats_columns(schema, private)),
             },
+            storage_options=remote.table_options() if remote is not None else None,
         )
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody created the table meanwhile; look again") from error
-    sync_log(root, name)
-    sync_folder((root / name).parent)
-    sync_folder(root)
-    return DeltaTable(root / name)
+    except (DeltaError, OSError) as error:
+        raise RetryLaterError(f"{name}: the table could not be created: {error}; is the storage there?") from error
+    if remote is None:
+        sync_log(root, name)
+        sync_folder((root / name).parent)
+        sync_folder(root)
+    return _open(root, name)
+
+
+def _open(root: Path, name: str) -> DeltaTable:
+    remote = remote_of(root)
+    return DeltaTable(root / name) if remote is None else DeltaTable(remote.where(name), storage_options=remote.table_options())
 
 
 def _arrow_schema(table: DeltaTable) -> pa.Schema:
     return pa.schema(table.schema().to_arrow())
 
 
+def check_evolution(table: DeltaTable, schema: pa.Schema) -> list[str]:
+    """The columns of `schema` that a table has with another type, each with both types; new and missing columns are fine."""
+    present = {field.name: field.type for field in table.schema().fields}
+    return [
+        f"column {field.name} is {_type_name(present[field.name])} in the table and {_type_name(field.type)} in the contract"
+        for field in Schema.from_arrow(schema).fields
+        if field.name in present and present[field.name] != field.type
+    ]
+
+
+def _type_name(type_: Any) -> str:
+    return str(getattr(type_, "type", type_))
+
+
 def _missing_columns(name: str, table: DeltaTable, schema: pa.Schema) -> list[pa.Field]:
-    present = {field.name: field for field in table.schema().fields}
-    wanted = {field.name: field for field in Schema.from_arrow(schema).fields}
-    for column, field in wanted.items():
-        if column in present and present[column].type != field.type:
-            raise ConfigError(
-                f"{name}: column {column} is {present[column].type} in the table and {field.type} in the contract; "
-                "give the changed column a new name"
-            )
-    return [schema.field(column) for column in wanted if column not in present]
+    differing = check_evolution(table, schema)
+    if differing:
+        raise ConfigError(f"{name}: {'; '.join(differing)}; give the changed column a new name")
+    present = {field.name for field in table.schema().fields}
+    return [field for field in schema if field.name not in present]

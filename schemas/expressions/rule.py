@@ -56,6 +56,15 @@ class EdgeRule(msgspec.Struct, frozen=True):
             raise EdgeRuleError(f"the SQL has {marks} places for {len(self.parameters)} parameters")
 
 
+def columns_read(sql: str) -> frozenset[str]:
+    """The columns that a rule's text reads.
+
+    Raises:
+        EdgeRuleError: it holds what the generator does not write.
+    """
+    return frozenset(_read(sql)[0])
+
+
 def decode_edge_rule(body: bytes) -> EdgeRule:
     """Read a rule from its JSON.
 

@@ -1,0 +1,95 @@
+"""Which Beam runner carries a graph out, by the names an operator gives. No IO, and Beam is not imported for it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pipelines.errors import ConfigError
+
+
+class RunnerKind(StrEnum):
+    """The runners a graph may be given to."""
+
+    DIRECT = "direct"
+    DASK = "dask"
+    PORTABLE = "portable"
+    FLINK = "flink"
+    SPARK = "spark"
+    DATAFLOW = "dataflow"
+
+
+# Not "DirectRunner": that one tries to download another runner first, and which one runs would depend on the network.
+BEAM_NAMES = {
+    RunnerKind.DIRECT: "FnApiRunner",
+    RunnerKind.DASK: "apache_beam.runners.dask.dask_runner.DaskRunner",
+    RunnerKind.PORTABLE: "PortableRunner",
+    RunnerKind.FLINK: "FlinkRunner",
+    RunnerKind.SPARK: "SparkRunner",
+    RunnerKind.DATAFLOW: "DataflowRunner",
+}
+_KINDS = {**{kind.value: kind for kind in RunnerKind}, **{name.rsplit(".", 1)[-1]: kind for kind, name in BEAM_NAMES.items()}}
+
+ADDRESS_OPTIONS = ("--dask_client_address", "--dask_scheduler_file")
+_PARTITION_OPTIONS = ("--dask_npartitions", "--dask_partition_size")
+_JOB_ENDPOINT = "--job_endpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where graphs run.
+
+    Args:
+        runner: direct, dask, portable, flink, spark or dataflow; Beam's own name of one of these will do.
+        options: Beam's own options, as on a command line.
+        workers: processes of a local cluster kept open over runs; only with dask, and instead of a scheduler's address.
+
+    Raises:
+        ConfigError: no such runner, or options that contradict each other or lack what the runner needs.
+    """
+
+    runner: str = RunnerKind.DIRECT.value
+    options: tuple[str, ...] = ()
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.runner not in _KINDS:
+            raise ConfigError(f"runner {self.runner!r}: give one of {', '.join(kind.value for kind in RunnerKind)}")
+        if self.workers < 0:
+            raise ConfigError(f"workers {self.workers}: give 1 or more, or leave it out")
+        if self.workers and self.kind is not RunnerKind.DASK:
+            raise ConfigError(f"workers with runner {self.runner}: only dask keeps local workers; give --runner dask")
+        if self.has_option("--streaming"):
+            raise ConfigError("--streaming: a run is bounded; a streaming job would wait for an end that never comes")
+        if self.has_option("--runner"):
+            raise ConfigError("--runner stands before the --, not behind it")
+
+    @property
+    def kind(self) -> RunnerKind:
+        """The runner, whichever of its names was given."""
+        return _KINDS[self.runner]
+
+    @property
+    def beam_name(self) -> str:
+        """What Beam calls it."""
+        return BEAM_NAMES[self.kind]
+
+    def has_option(self, *names: str) -> bool:
+        """Whether one of these options is given, as `--name value` or `--name=value`."""
+        return any(option.split("=", 1)[0] in names for option in self.options)
+
+    def beam_options(self) -> list[str]:
+        """All options for Beam, with what this project's graphs need added.
+
+        Raises:
+            ConfigError: the runner lacks an address.
+        """
+        if self.kind is RunnerKind.DASK:
+            if not self.has_option(*ADDRESS_OPTIONS):
+                raise ConfigError(
+                    "runner dask: give --workers N for a local cluster, or -- --dask_client_address=tcp://host:8786"
+                )
+            # An element is a work item of some 64 MB: Dask's guess of 128 elements to a task would make one task of a run.
+            more = [] if self.has_option(*_PARTITION_OPTIONS) else ["--dask_partition_size=1"]
+            return [*self.options, *more]
+        if self.kind is RunnerKind.PORTABLE and not self.has_option(_JOB_ENDPOINT):
+            raise ConfigError("runner portable: give the job server, as in -- --job_endpoint=localhost:8099")
+        return list(self.options)

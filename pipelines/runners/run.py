@@ -1,0 +1,75 @@
+"""Build a graph and run it to its end on the chosen runner."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import apache_beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipelines.errors import PipelineError, RetryLaterError
+from pipelines.runners.check import check_graph
+from pipelines.runners.dask_cluster import local_cluster
+from pipelines.runners.engine import ADDRESS_OPTIONS, Engine
+
+beam: Any = apache_beam  # it ships types for some calls and none for others
+
+
+@contextmanager
+def opened(engine: Engine) -> Iterator[Engine]:
+    """An engine with its local cluster started, if it wants one; stopped at the end.
+
+    Raises:
+        ConfigError: both workers and an address are given, the runner lacks an address, or Dask is not installed.
+    """
+    if engine.workers and not engine.has_option(*ADDRESS_OPTIONS):
+        with local_cluster(engine.workers) as address:
+            yield replace(engine, options=(*engine.options, f"--dask_client_address={address}"))
+        return
+    engine.beam_options()  # what it lacks must stop the start, not the first run
+    yield engine
+
+
+def run_pipeline(engine: Engine, name: str, build: Callable[[Any], Any]) -> None:
+    """Run a graph to its end.
+
+    Args:
+        engine: where.
+        name: what failed, for the message.
+        build: puts the graph into the pipeline that it is given.
+
+    Raises:
+        RefusedError: the runner would get this graph wrong without a word.
+        RetryLaterError: the runner or a worker failed.
+        PipelineError: a worker said what must be done first.
+    """
+    try:
+        pipeline = beam.Pipeline(runner=engine.beam_name, options=PipelineOptions(engine.beam_options()))
+        build(pipeline)
+        check_graph(pipeline, engine.kind)
+        result = pipeline.run()
+        try:
+            result.wait_until_finish()
+            _demand_done(result, name)
+        finally:
+            _let_go(result)
+    except PipelineError:
+        raise
+    except Exception as error:
+        # What a worker raises comes back in as many classes as there are runners. The plan stays: to run it again is always safe.
+        raise RetryLaterError(f"{name}: the graph failed on {engine.kind.value}: {error}") from error
+
+
+def _demand_done(result: Any, name: str) -> None:
+    """The Dask runner says that it is done also when the scheduler died under it and took the tasks along."""
+    lost = {future.status for future in getattr(result, "futures", ()) if future.status != "finished"}
+    if lost:
+        raise RetryLaterError(f"{name}: the Dask scheduler lost the graph ({', '.join(sorted(lost))}); is it running?")
+
+
+def _let_go(result: Any) -> None:
+    """Close the connection that the Dask runner opens for every pipeline and leaves open."""
+    client = getattr(result, "client", None)
+    if client is not None:
+        client.close()

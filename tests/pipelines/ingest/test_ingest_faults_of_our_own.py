@@ -1,0 +1,281 @@
+"""What the loop does when our own code, a worker process or the rules fail."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipelines.config import CoreConfig, RunConfig
+from pipelines.errors import ConfigError, FaultError, RetryLaterError
+from pipelines.ingest.crew import Crew
+from pipelines.ingest.loop import RunLoop
+from pipelines.ingest.rules import RuleBook
+from pipelines.ingest.run import judge, works
+from pipelines.ingest.tries import MAX_FAULTS, MAX_TRIES, Tries
+from pipelines.ingest.work import Limits
+from pipelines.lake.books import Ledger
+from pipelines.runners.engine import Engine
+
+STREAM = "streams/vehicle_telemetry"
+POLICY = "id: {id}\nstreams: [vehicle_telemetry]\nrules:\n  - tag: fast\n    when: speed_mps > {bound}\n"
+
+
+def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(core: Any, envelope: Any, monkeypatch: Any) -> None:
+    from pipelines.ingest import settle
+
+    before = settle.write_group
+
+    def broken(groups: Any, target: Any) -> Any:
+        for group in groups:
+            for one in group.envelopes:
+                if one.message.device == "car-2" and any(low <= 13 < high for low, high in one.verdict):
+                    raise TypeError("a fault of ours")
+        return before(groups, target)
+
+    core.landing.seal([envelope(0, 10), envelope(10, 10, device="car-2"), envelope(20, 10, device="car-2")])
+    core.landing.seal([envelope(10, 10)])
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.ingest.settle.write_group", broken)
+        loop = core.run()
+    assert sorted((row["device"], row["seq"]) for row in core.rows(STREAM)) == [
+        *(("car-1", seq) for seq in range(20)),
+        *(("car-2", seq) for seq in range(10, 30) if seq != 13),
+    ]
+    (refused,) = core.rows("quarantine")
+    assert (refused["stage"], refused["seq"], refused["count"], refused["spans"]) == ("fault", 13, 1, "[[13, 14]]")
+    assert "TypeError: a fault of ours (at broken" in refused["reason"]
+    assert not loop.ledger.unbalanced()
+
+
+def test_a_fault_with_every_sample_quarantines_them_and_the_loop_goes_on(core: Any, envelope: Any, monkeypatch: Any) -> None:
+    core.landing.seal([envelope(0, 10), envelope(10, 10)])
+
+    def broken(*_arguments: Any) -> None:
+        raise TypeError("a fault of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.ingest.settle.write_group", broken)
+        core.run()
+    core.landing.seal([envelope(20, 10)])
+    loop = core.run()
+    assert [row["seq"] for row in core.rows(STREAM)] == list(range(20, 30))
+    assert sum(row["count"] for row in core.rows("quarantine")) == 20
+    assert not loop.ledger.unbalanced()
+
+
+def test_a_fault_that_only_two_envelopes_together_cause_refuses_neither(core: Any, envelope: Any, monkeypatch: Any) -> None:
+    from pipelines.ingest import settle
+
+    before = settle.write_group
+
+    def broken(groups: Any, target: Any) -> Any:
+        if sum(len(group.envelopes) for group in groups) > 1:
+            raise TypeError("not together")
+        return before(groups, target)
+
+    core.landing.seal([envelope(0, 10), envelope(10, 10)])
+    monkeypatch.setattr("pipelines.ingest.settle.write_group", broken)
+    core.run()
+    assert len(core.rows(STREAM)) == 20
+    assert core.rows("quarantine") == []
+
+
+def test_a_fault_outside_all_samples_says_so_and_commits_nothing(core: Any, envelope: Any, monkeypatch: Any) -> None:
+    core.landing.seal([envelope(0, 10)])
+
+    def broken(*_arguments: Any) -> None:
+        raise TypeError("a fault of ours")
+
+    loop = core.loop()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.ingest.settle.Settler.finish", broken)
+        with pytest.raises(FaultError, match=r"TypeError: a fault of ours.*nothing was committed") as caught:
+            loop.step()
+        report = Path(str(caught.value).rsplit(" ", 1)[1])
+        assert "broken" in report.read_text()
+    assert core.rows("commits") == []
+    core.run()
+    assert len(core.rows(STREAM)) == 10
+    assert not report.exists()
+
+
+def test_a_full_disk_in_a_worker_is_waited_out(core: Any, envelope: Any, monkeypatch: Any) -> None:
+    core.landing.seal([envelope(0, 10)])
+
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipelines.ingest.settle.write_group", full)
+    with pytest.raises(RetryLaterError, match="No space left"):
+        core.loop().step()
+
+
+def test_tries_are_few_for_faults_and_bounded_for_all() -> None:
+    tries, fault, away = Tries(), FaultError("ours"), RetryLaterError("away")
+    pauses = [tries.failed(fault) for _ in range(MAX_FAULTS - 1)]
+    assert pauses == sorted(pauses)
+    with pytest.raises(FaultError):
+        tries.failed(fault)
+    tries.succeeded()
+    for _ in range(MAX_TRIES - 1):
+        tries.failed(away)
+    with pytest.raises(RetryLaterError):
+        tries.failed(away)
+
+
+@pytest.fixture
+def crew() -> Any:
+    found = Crew(1)
+    yield found
+    found.close()
+
+
+def items(core: Any, **limits: int) -> Any:
+    loop = core.loop()
+    plan = loop._next_plan()
+    return works(core.root, plan, judge(core.root, plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(core: Any, envelope: Any, crew: Any) -> None:
+    core.landing.seal([envelope(0, 10)])
+    item = items(core)
+    assert next(crew.settle_all(item)).settled[0].committed == 10
+    (member,) = crew._members
+    os.kill(member.pid, signal.SIGKILL)
+    assert next(crew.settle_all(item)).settled[0].committed == 10
+    assert crew.deaths == 1
+
+
+def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(
+    core: Any, envelope: Any, crew: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    # No body is known to do that, since all are validated; so the worker is given a reader that dies of one.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, signal\n"
+        "if 'pipelines.ingest.member' in ' '.join(sys.orig_argv):\n"
+        "    import pipelines.ingest.decode as decode\n"
+        "    before = decode.plain_body\n"
+        "    def deadly(body, *rest):\n"
+        "        if b'deadly' in body.to_pybytes():\n"
+        "            os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "        return before(body, *rest)\n"
+        "    decode.plain_body = deadly\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    core.landing.seal([envelope(0, 10), envelope(10, 5, body=b"deadly"), envelope(15, 10), envelope(25, 1, body=b"deadly 2")])
+    result = next(crew.settle_all(items(core)))
+    assert result.failure is None
+    assert [(row.committed, row.quarantined) for row in result.settled] == [(20, 6)]
+    assert crew.deaths == 4
+
+
+def test_a_body_that_takes_all_memory_is_refused_and_the_others_are_rows(
+    core: Any, envelope: Any, crew: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'pipelines.ingest.member' in ' '.join(sys.orig_argv):\n"
+        "    import pipelines.ingest.settle as settle\n"
+        "    before = settle.decode\n"
+        "    def greedy(body, **named):\n"
+        "        if b'greedy' in body.to_pybytes():\n"
+        "            return bytearray(1 << 40)\n"
+        "        return before(body, **named)\n"
+        "    settle.decode = greedy\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    core.landing.seal([envelope(0, 10), envelope(10, 5, body=b"greedy"), envelope(15, 10)])
+    (item,) = items(core, worker_memory_bytes=4 << 30)
+    result = next(crew.settle_all([item]))
+    assert result.failure is None
+    assert [(row.committed, row.quarantined) for row in result.settled] == [(20, 5)]
+
+
+def test_a_row_above_the_limit_is_refused_alone(core: Any, envelope: Any) -> None:
+    core.config = CoreConfig(lake=str(core.root), run=RunConfig(max_row_bytes=10_000))
+    text = pa.array(["x", "y" * 20_000, "z"])
+    batch = pa.record_batch({"event_time": pa.array([1_790_000_000_000_000] * 3).cast(pa.timestamp("us", "UTC")), "road": text})
+    from schemas.contract import Column, ColumnType, Contract
+
+    contract = Contract(name="notes", version="1.0.0", columns=(Column("road", ColumnType.STRING),))
+    from pipelines.contracts.check import conform
+    from pipelines.ingest.row_size import expanded_bytes, refusals
+
+    rows = conform(pa.Table.from_batches([batch]), contract)
+    said = refusals(rows, 10_000)
+    assert said is not None
+    assert [reason.as_py() is None for reason in said] == [True, False, True]
+    assert refusals(rows, 30_000) is None
+    bomb = pa.record_batch({"t": pa.DictionaryArray.from_arrays(pa.array([0] * 1_000, pa.int32()), ["y" * 20_000])})
+    assert expanded_bytes(bomb) == 20_000_000
+    views = pa.record_batch({"t": pa.array(["abc", None, "y" * 50], pa.string_view())})
+    assert expanded_bytes(views) == 53
+
+
+def test_rows_with_a_large_payload_go_to_quarantine_with_their_bytes(core: Any, envelope: Any, as_ipc: Any) -> None:
+    import hashlib
+
+    payloads = [b"small", b"L" * 5_000]
+    batch = pa.record_batch(
+        {
+            "event_time": pa.array([1_790_000_000_000_000] * 2).cast(pa.timestamp("us", "UTC")),
+            "media_type": ["image/jpeg"] * 2,
+            "payload": pa.array(payloads, pa.binary()),
+            "payload_sha256": [hashlib.sha256(body).hexdigest() for body in payloads],
+        }
+    )
+    core.config = CoreConfig(lake=str(core.root), run=RunConfig(max_row_bytes=1_000))
+    core.landing.seal([envelope(0, 2, stream="camera_frame", body=as_ipc(batch))])
+    loop = core.run()
+    assert [row["seq"] for row in core.rows("streams/camera_frame")] == [0]
+    assert [row["reason"].split(" are above")[0] for row in core.rows("quarantine")] == ["row: 5114 bytes"]
+    assert not loop.ledger.unbalanced()
+
+
+def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Any, envelope: Any, tmp_path: Path) -> None:
+    policies = tmp_path / "policies"
+    policies.mkdir()
+    file = policies / "driving.yaml"
+    file.write_text(POLICY.format(id="driving", bound=5))
+    core.config = CoreConfig(lake=str(core.root), policies=str(policies))
+    loop = RunLoop(core.config, core.mailbox, core.loop()._clock, Engine())
+
+    def tagged(first: int) -> int:
+        core.landing.seal([envelope(first, 10)])
+        loop.step()
+        return sum(bool(row["tags"]) for row in core.rows(STREAM) if row["seq"] >= first)
+
+    assert tagged(0) == 4
+    file.write_text(POLICY.format(id="driving", bound=17))
+    assert tagged(10) == 2
+    file.write_text("id: [broken")
+    assert tagged(20) == 10
+    assert loop.rules.errors == 1
+    assert "driving.yaml" in loop.rules.broken
+    file.write_text(POLICY.format(id="driving", bound=1_000))
+    assert tagged(30) == 0
+    assert loop.rules.broken == ""
+
+
+def test_a_contract_that_changes_a_type_is_refused_with_the_difference(core: Any, envelope: Any, tmp_path: Path) -> None:
+    from pipelines.contracts.odcs_writer import to_odcs
+    from schemas.builtin import builtin_contract
+    from schemas.contract import Column, ColumnType
+
+    core.landing.seal([envelope(0, 10)])
+    core.run()
+    import msgspec
+
+    contract = builtin_contract("vehicle_telemetry")
+    changed = tuple(
+        Column(column.name, ColumnType.STRING) if column.name == "speed_mps" else column for column in contract.columns
+    )
+    folder = tmp_path / "contracts"
+    folder.mkdir()
+    other = msgspec.structs.replace(contract, columns=changed)
+    (folder / "other.odcs.yaml").write_text(to_odcs(other))
+    with pytest.raises(ConfigError, match="speed_mps is double in the table and string in the contract"):
+        RuleBook(core.root, str(folder), "")
