@@ -154,7 +154,11 @@ def converter(column: Column) -> Callable[[object], Scalar]:
         ColumnType.TIMESTAMP: to_time_us,
         ColumnType.BINARY: to_binary,
     }
-    return simple[kind]
+    return simple.get(kind, _refuse_nested)
+
+
+def _refuse_nested(_value: object) -> Scalar:
+    raise CellError("no source of the agent fills a list, a vector or a struct")
 
 
 def convert_column(values: Sequence[object], column: Column, unset: frozenset[str], rejects: Rejects) -> list[Scalar]:
