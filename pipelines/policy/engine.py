@@ -86,11 +86,7 @@ class Tagger:
         if not self.rules or not rows:
             empty = pa.array([[]] * rows, pa.list_(pa.string()))
             return pa.chunked_array([empty]), pa.chunked_array([empty])
-        hits = self.verdicts(table)
-        offsets, codes = assemble(hits, rows)
-        tags = pa.array([rule.tag for rule in self.rules], pa.string())
-        sources = pa.array([rule.policy for rule in self.rules], pa.string())
-        return _lists(offsets, codes, tags), _lists(offsets, codes, sources)
+        return lists_of(self.rules, self.verdicts(table), rows)
 
     def verdicts(self, table: pa.Table) -> list[_Bools]:
         """For each rule, whether it is true for each row (NULL is not true)."""
@@ -144,6 +140,14 @@ def _frame(table: pa.Table, used: Sequence[Ref]) -> pl.DataFrame:
     raw: Any = pl.from_arrow(table.select(sorted({ref.column for ref in used})))
     frame: pl.DataFrame = raw.select(normalised(ref).alias(ref.name) for ref in used)
     return frame
+
+
+def lists_of(rules: Sequence[CompiledRule], hits: Sequence[_Bools], rows: int) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """The tags of each row and what gave each, from one bool column per rule."""
+    offsets, codes = assemble(hits, rows)
+    tags = pa.array([rule.tag for rule in rules], pa.string())
+    sources = pa.array([rule.policy for rule in rules], pa.string())
+    return _lists(offsets, codes, tags), _lists(offsets, codes, sources)
 
 
 def assemble(hits: Sequence[_Bools], rows: int) -> tuple[_Counts, _Counts]:

@@ -1,6 +1,8 @@
 """Lists, vectors, structs and zoned times from a body to a tagged row of the lake."""
 
 import json
+import random
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,11 @@ import msgspec
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+
+from pipelines.ingest import tabulate
+from pipelines.policy.guard import Budget, GuardedTagger, name_of
+from schemas.contract import Contract
+from schemas.policy import Policy
 
 DOCUMENT = """
 apiVersion: v3.2.0
@@ -89,3 +96,32 @@ def test_arrow_batches_with_wider_nested_types_become_the_contracts(nested: Any,
     fields = {field.name: field.type for field in DeltaTable(nested.root / "streams/detections").schema().fields}
     assert str(fields["embedding"]).startswith("ArrayType")
     assert str(fields["place"]).startswith("StructType")
+
+
+@pytest.mark.slow
+def test_a_policy_over_its_budget_is_suspended_and_the_run_commits_every_row(
+    nested: Any, envelope: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "policies" / "slow.yaml").write_text(
+        "id: slow\nstreams: [detections]\nrules:\n"
+        "  - {tag: slow, when: \"matches(list_get(labels, 1), '(?:a.{0,40}b.{0,40}){20}c')\"}\n"
+    )
+    made: list[GuardedTagger] = []
+
+    @lru_cache
+    def tagger(policies: bytes, contract: Contract) -> GuardedTagger:
+        decoded = msgspec.json.decode(policies, type=tuple[Policy, ...])
+        made.append(GuardedTagger.compile(decoded, contract, Budget(start_ms=1_000, us_per_row=0)))
+        return made[-1]
+
+    monkeypatch.setattr(tabulate, "_tagger", tagger)
+    text = "".join(random.Random(1).choices("ab", k=200_000))
+    rows = [{"event_time": "2026-09-01T00:00:00Z", "labels": labels} for labels in ([text], ["person"])]
+    for first in (0, 2):
+        body = json.dumps(rows).encode()
+        nested.landing.seal([envelope(first, 2, stream="detections", body=body, content_type="application/json")])
+        nested.run()
+    assert [row["tags"] for row in nested.rows("streams/detections")] == [[], ["person"]] * 2
+    assert [list(each.suspended) for each in made] == [[name_of(policy) for policy, _ in each.risky] for each in made]
+    for each in made:
+        each.close()
