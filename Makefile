@@ -23,7 +23,7 @@ test-slow: setup ## the slow tests: long crash loops, large images, many devices
 	@$(BIN)/pytest -q -n $(JOBS) -m "slow and not bench"
 
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
-	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -k many_random_expressions tests/pipelines/policy
+	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
 
 core-kills: setup ## 300 SIGKILLs over broker, bridges and run loop; a run killed at each durable step
 	@CATCHMENT_KILLS=300 $(BIN)/pytest -q -n 0 tests/faults/test_faults_core_kills.py tests/pipelines/ingest/test_ingest_crash.py

@@ -20,6 +20,8 @@ from rich.table import Table
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
+from edge_agent.capture.refine import Refiner
+from edge_agent.capture.rejects import Rejects
 from edge_agent.clock import SystemClock
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError
@@ -110,7 +112,7 @@ def _appended(folder: Path, contract: Contract, batch: Callable[[int], SampleBat
     encoder = Encoder(contract, Limits(256 * 1024, 1024 * 1024), spool.put_object)
     source = _Fixed(batch, batches)
     config = SourceConfig(kind="bench", stream=contract.name, max_samples=1)
-    pump = SourcePump(config, lambda _: source, encoder, spool, None, SystemClock())
+    pump = SourcePump(config, lambda _: source, encoder, spool, Refiner((), Rejects("bench")), SystemClock())
     start_s = time.perf_counter()
     pump.run(threading.Event())
     took_s = time.perf_counter() - start_s

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 # What libraries load only because it happens to be installed stays out: rich (structlog, for coloured tracebacks) and
@@ -23,11 +24,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m edge_agent")
     parser.add_argument("-c", "--config", type=Path, required=True)
     parser.add_argument("--until-settled", action="store_true")
+    parser.add_argument("--device", default="", help="the certificate's common name, where the caller has read it")
     arguments = parser.parse_args()
     try:
-        config = load_agent_config(arguments.config)
+        config = load_agent_config(arguments.config, arguments.device)
+        # What this process is stays: a certificate that was renewed names the same device, or comes at a new start.
+        reread = partial(load_agent_config, arguments.config, config.device)
         _log_to_stderr(config.log_level)
-        is_clean = run_agent(config, until_settled=arguments.until_settled)
+        is_clean = run_agent(config, reread, until_settled=arguments.until_settled)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG

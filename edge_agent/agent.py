@@ -1,7 +1,6 @@
 """The wiring: which threads run, what each is given, and in which order they stop."""
 
 import fcntl
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,16 +10,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 
 from edge_agent.capture.batch import Source
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.registry import build_source
+from edge_agent.capture.refine import build_refiner, read_redaction_key
+from edge_agent.capture.registry import build_source, check_source
 from edge_agent.clock import Clock, SystemClock
-from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract
+from edge_agent.clock_quality import ClockWatch
+from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
 from edge_agent.errors import AgentError, ConfigError
-from edge_agent.health import Health, notify_service_manager, rss_bytes, write_health
+from edge_agent.health import notify_service_manager
+from edge_agent.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
+from edge_agent.lineup import Lineup
+from edge_agent.monitor import Monitor
+from edge_agent.rules.desk import RuleDesk, open_rules
+from edge_agent.rules.sieve import Sieve
+from edge_agent.spool.commits import soft_limit_bytes
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.forwarder import Forwarder
@@ -31,6 +39,7 @@ from schemas.reported import ModelReport
 from schemas.topics import Topics
 
 if TYPE_CHECKING:
+    from edge_agent.health_server import HealthServer
     from edge_agent.models.updater import ModelUpdater
 
 LOCK_NAME = "agent.lock"
@@ -47,22 +56,27 @@ class Agent:
     Args:
         config: checked.
         clock: handed to everything.
+        reread: reads the configuration again, when asked to; None: it never changes.
 
     Raises:
         ConfigError: a contract, source kind or model table is wrong.
         AgentError: another agent holds the state folder, or the spool cannot be opened.
     """
 
-    def __init__(self, config: AgentConfig, clock: Clock | None = None) -> None:
+    def __init__(self, config: AgentConfig, clock: Clock | None = None, reread: Callable[[], AgentConfig] | None = None) -> None:
         self._config = config
+        self._reread = reread
+        self._is_to_reread = threading.Event()
         self._clock = clock or SystemClock()
         self._stop_capture = threading.Event()
         self._stop_uplink = threading.Event()
         self._failure: BaseException | None = None
+        self._uplink: threading.Thread | None = None
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
         contracts = [load_contract(source) for source in config.source]
         has_payloads = any(contract.payload is not None for contract in contracts)
+        self._rules = open_rules(config, self._clock)
         self._spool = Spool(
             config.spool_dir,
             max_bytes=config.spool.max_bytes,
@@ -74,7 +88,17 @@ class Agent:
             if config.model is not None:
                 self._models = self._build_models(config.model)
             self._forwarder = self._build_forwarder()
-            self._pumps = [self._build_pump(source, contract) for source, contract in zip(config.source, contracts, strict=True)]
+            self._lineup = Lineup(self._build_pump, self._thread)
+            self._monitor = Monitor(
+                config,
+                agent_version(),
+                self._spool,
+                self._forwarder.progress,
+                self._lineup,
+                self._clock,
+                self._rules.report,
+            )
+            self._health = self._build_health_server() if config.health.port else None
         except BaseException:
             self._spool.close()
             raise
@@ -88,72 +112,75 @@ class Agent:
         Raises:
             AgentError: the spool broke; start again, which mends it.
         """
-        captures = [self._thread(f"source-{n}", pump.run, self._stop_capture) for n, pump in enumerate(self._pumps)]
-        uplink = self._thread("uplink", self._forwarder.run, self._stop_uplink)
-        if self._models is not None:
-            self._thread("models", self._run_models, self._stop_uplink)
-        notify_service_manager("READY=1")
-        is_clean = True
         try:
-            is_clean = self._watch(captures, until_settled=until_settled)
+            self._lineup.apply((*self._config.source, *heartbeat_source(self._config.health)))
+            self._uplink = self._thread("uplink", self._forwarder.run, self._stop_uplink)
+            if self._models is not None:
+                self._thread("models", self._run_models, self._stop_uplink)
+            if isinstance(self._rules, RuleDesk):
+                self._thread("rules", self._rules.run, self._stop_uplink)
+            notify_service_manager("READY=1")
+            is_clean = self._watch(until_settled=until_settled)
         finally:
-            self._shut_down(captures, uplink)
+            self._shut_down()
         if self._failure is not None:
             raise AgentError(f"stopped: {self._failure}; start again, which mends the spool") from self._failure
         return is_clean
+
+    def reload(self) -> None:
+        """Ask to read the configuration again; safe in a signal handler."""
+        self._is_to_reread.set()
 
     def stop(self) -> None:
         """Ask to stop; safe in a signal handler."""
         self._stop_capture.set()
 
-    def _watch(self, captures: list[threading.Thread], *, until_settled: bool) -> bool:
+    def _watch(self, *, until_settled: bool) -> bool:
         looked_s = float("-inf")
         while not self._stop_capture.wait(_WATCH_S) and self._failure is None and self._spool.failure is None:
             now_s = self._clock.monotonic_s()
+            self._monitor.turned()
+            if self._is_to_reread.is_set():
+                self._is_to_reread.clear()
+                self._take_new_config()
             if now_s - looked_s >= _HEALTH_EVERY_S:
                 looked_s = now_s
-                self._tell_health(sum(thread.is_alive() for thread in captures))
-            if until_settled and not any(thread.is_alive() for thread in captures):
+                self._monitor.tell()
+            if until_settled and not self._lineup.running:
                 left = sum(books.spooled for books in self._spool.books())
                 if left == self._spool.parked_samples():
                     return left == 0
         self._failure = self._failure or self._spool.failure
         return True
 
-    def _shut_down(self, captures: list[threading.Thread], uplink: threading.Thread) -> None:
+    def _take_new_config(self) -> None:
+        """What may change while it runs does; what may not is told. A wrong file changes nothing."""
+        if self._reread is None:
+            return
+        try:
+            config = self._reread()
+            self._lineup.apply((*config.source, *heartbeat_source(self._config.health)))
+        except ConfigError as error:
+            _log.error("configuration not taken; the old one stays", error=str(error))
+            return
+        self._forwarder.retune(config.uplink)
+        waiting = needs_restart(self._config, config)
+        _log.info("configuration read again", sources=len(config.source), needs_restart=", ".join(waiting) or "nothing")
+        self._config = msgspec.structs.replace(self._config, source=config.source, uplink=config.uplink)
+
+    def _shut_down(self) -> None:
         """Capture first, so that all that was read is stored; then the uplink; then the spool."""
         notify_service_manager("STOPPING=1")
         self._stop_capture.set()
-        for thread in captures:
-            thread.join(_STOP_WITHIN_S)
+        self._lineup.stop()
         self._stop_uplink.set()
-        uplink.join(_STOP_WITHIN_S)
-        self._tell_health(0)
+        if self._uplink is not None:
+            self._uplink.join(_STOP_WITHIN_S)
+        if self._health is not None:
+            self._health.close()
+        self._monitor.failure = str(self._failure or "")
+        self._monitor.tell()
         self._spool.close()
-
-    def _tell_health(self, sources_running: int) -> None:
-        progress = self._forwarder.progress
-        since_ack_s = self._clock.monotonic_s() - progress.last_ack_s
-        health = Health(
-            at_ms=self._clock.now_ms(),
-            pid=os.getpid(),
-            is_connected=progress.is_connected,
-            sources_running=sources_running,
-            sent=progress.sent_count,
-            not_sent=progress.not_sent_count,
-            resent=progress.resent_count,
-            parked=progress.parked_count,
-            since_ack_s=None if since_ack_s == float("inf") else round(since_ack_s, 1),
-            used_bytes=self._spool.used_bytes(),
-            max_bytes=self._config.spool.max_bytes,
-            rss_bytes=rss_bytes(),
-            failure=str(self._failure or self._spool.failure or ""),
-        )
-        try:
-            write_health(self._config.state_dir, health)
-        except OSError as error:
-            _log.warning("health cannot be written", error=str(error))
-        notify_service_manager("WATCHDOG=1")
 
     def _thread(self, name: str, target: Callable[[threading.Event], None], stop: threading.Event) -> threading.Thread:
         def guarded() -> None:
@@ -175,19 +202,38 @@ class Agent:
         config = self._config
         device = config.device_id
         reporter = Reporter(
-            self._spool, device, agent_version(), self._model_reports, config.uplink.report_interval_s, self._clock
+            self._spool,
+            device,
+            agent_version(),
+            self._model_reports,
+            config.uplink.report_interval_s,
+            self._clock,
+            self._rules.report,
         )
         connect: Callable[[Events], Session] = partial(PahoSession, config.broker, config.device)
         topics = Topics(config.broker.namespace)
-        return Forwarder(self._spool, connect, config.uplink, topics, device, reporter, self._models, self._clock)
+        forwarder = Forwarder(self._spool, connect, config.uplink, topics, device, reporter, self._models, self._clock)
+        forwarder.hand_policies_to(self._rules.on_message)
+        return forwarder
 
-    def _build_pump(self, source: SourceConfig, contract: Contract) -> SourcePump:
+    def _filled(self) -> float:
+        return self._spool.used_bytes() / soft_limit_bytes(self._config.spool.max_bytes)
+
+    def _build_pump(self, source: SourceConfig) -> SourcePump:
+        contract = load_contract(source)
         limits = Limits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
         encoder = Encoder(contract, limits, self._spool.put_object, compress=source.compress)
-        build = partial(_build, source, contract, self._clock)
+        build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock)
+        if source.kind == HEARTBEAT:
+            build = lambda _: HeartbeatSource(self._monitor.look, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
+        else:
+            check_source(source.kind, source.options, contract)
         has_model = self._models is not None and source.stream in self._model_streams
         annotate = self._models.annotate if has_model and self._models is not None else None
-        return SourcePump(source, build, encoder, self._spool, annotate, self._clock)
+        key = read_redaction_key(self._config.redaction.key)
+        refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), annotate)
+        sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled)
+        return SourcePump(source, build, encoder, self._spool, refine, self._clock, sieve)
 
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
         # Loaded only where models run: it brings signatures and an inference runtime along.
@@ -198,6 +244,12 @@ class Agent:
         self._model_streams = frozenset(model.streams)
         return ModelUpdater(model, self._config.state_dir, self._request_piece, self._clock)
 
+    def _build_health_server(self) -> "HealthServer":
+        # Loaded only where somebody asks: an HTTP server brings 2 MB along.
+        from edge_agent.health_server import HealthServer  # noqa: PLC0415
+
+        return HealthServer(self._config.health, self._monitor.look)
+
     def _request_piece(self, correlation: bytes, body: bytes) -> None:
         self._forwarder.request_model_piece(body, correlation)
 
@@ -205,17 +257,18 @@ class Agent:
         return () if self._models is None else self._models.report()
 
 
-def run_agent(config: AgentConfig, *, until_settled: bool) -> bool:
-    """Hold the state folder, run until SIGTERM or SIGINT, stop in order.
+def run_agent(config: AgentConfig, reread: Callable[[], AgentConfig], *, until_settled: bool) -> bool:
+    """Hold the state folder, run until SIGTERM or SIGINT, stop in order. SIGHUP reads the configuration again.
 
     Raises:
         ConfigError: the configuration asks for what is not there.
         AgentError: another agent holds the state folder, or the spool broke.
     """
     with _held(config.state_dir):
-        agent = Agent(config)
+        agent = Agent(config, reread=reread)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
+        signal.signal(signal.SIGHUP, lambda *_: agent.reload())
         return agent.run(until_settled=until_settled)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from edge_agent.cli_ops import register
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.exits import EXIT_CONFIG, EXIT_RETRY
 
@@ -35,7 +36,11 @@ def run(
 ) -> None:
     """Capture and deliver until SIGTERM or Ctrl-C. Logs go to stderr."""
     # The process that runs for months carries neither this command line nor its tables: it starts small.
-    arguments = [sys.executable, "-m", "edge_agent", "-c", str(config), *(["--until-settled"] if until_settled else [])]
+    from edge_agent.config import load_agent_config  # noqa: PLC0415 # each command loads only what it needs
+
+    device = load_agent_config(config).device
+    arguments = [sys.executable, "-m", "edge_agent", "-c", str(config), "--device", device]
+    arguments += ["--until-settled"] if until_settled else []
     # Few malloc arenas: threads of bursts must not keep their peaks for ever.
     environment = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072", **os.environ}
     sys.stdout.flush()
@@ -83,6 +88,9 @@ def version() -> None:
     from importlib import metadata  # noqa: PLC0415
 
     typer.echo(metadata.version("catchment"))
+
+
+register(app)
 
 
 def main() -> None:

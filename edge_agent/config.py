@@ -1,75 +1,48 @@
 """The agent's configuration: one TOML file, checked whole before anything starts."""
 
-import ipaddress
-import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from edge_agent.complaints import explain_toml, explain_value
 from edge_agent.errors import ConfigError
+from edge_agent.report_config import ReportConfig
+from edge_agent.sections import (
+    MAX_PRIORITY,
+    MIB,
+    BrokerConfig,
+    HealthConfig,
+    PolicyConfig,
+    Section,
+    TlsConfig,
+    UplinkConfig,
+    within,
+)
 from schemas.builtin import builtin_contract
 from schemas.contract import Contract, decode_contract
 from schemas.envelope import MAX_SAMPLES_PER_ENVELOPE
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId, StreamName
-from schemas.parts import MAX_PART_BYTES
-from schemas.topics import DEFAULT_NAMESPACE, Topics
 
-MIB = 1024 * 1024
+# The sections are asked for here by everyone else.
+__all__ = [
+    "AgentConfig",
+    "BrokerConfig",
+    "HealthConfig",
+    "PolicyConfig",
+    "SourceConfig",
+    "SpoolConfig",
+    "TlsConfig",
+    "UplinkConfig",
+]
+
 MAX_CONFIG_BYTES = MIB
-_PATH = re.compile(r"`\$\.?([^`]*)`")
 _T = TypeVar("_T")
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} {value} must be within {low} and {high}")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the file. A key that is not listed is an error: a misspelt key must not be a silent default."""
-
-
-class TlsConfig(_Section, frozen=True):
-    """Mutual TLS 1.3: the broker's authority, this device's certificate (its common name is the device id) and key."""
-
-    ca: Path
-    cert: Path
-    key: Path
-
-
-class BrokerConfig(_Section, frozen=True):
-    """Where the broker is. Without `tls` only a loopback address is accepted."""
-
-    host: str = "127.0.0.1"
-    port: int = 1883
-    namespace: str = DEFAULT_NAMESPACE
-    keepalive_s: int = 30
-    tls: TlsConfig | None = None
-
-    def __post_init__(self) -> None:
-        _within("port", self.port, 1, 65_535)
-        _within("keepalive_s", self.keepalive_s, 5, 3_600)
-        Topics(self.namespace)
-        if self.tls is None and not _is_loopback(self.host):
-            raise ValueError(
-                f"host {self.host!r} is not on this machine, and samples never cross a network in clear:"
-                " add [broker.tls] with ca, cert and key"
-            )
-
-
-class SpoolConfig(_Section, frozen=True):
+class SpoolConfig(Section, frozen=True):
     """The durable queue: its quota, how long an append may wait for company, what counts as a large payload."""
 
     max_bytes: int = 1024 * MIB
@@ -77,40 +50,12 @@ class SpoolConfig(_Section, frozen=True):
     part_threshold_bytes: int = MIB
 
     def __post_init__(self) -> None:
-        _within("max_bytes", self.max_bytes, 8 * MIB, 2**50)
-        _within("linger_ms", self.linger_ms, 0, 50)
-        _within("part_threshold_bytes", self.part_threshold_bytes, 4096, 128 * MIB)
+        within("max_bytes", self.max_bytes, 8 * MIB, 2**50)
+        within("linger_ms", self.linger_ms, 0, 50)
+        within("part_threshold_bytes", self.part_threshold_bytes, 4096, 128 * MIB)
 
 
-class UplinkConfig(_Section, frozen=True):
-    """How much may be under way at once, and when it is sent again.
-
-    Attributes:
-        window_bytes: bodies sent that the broker has not acknowledged; they are held in memory.
-        unsettled_bytes: bodies sent that no receipt covers yet; beyond it sending waits for the core.
-        resend_after_s: what is not settled by then is sent again (each time after twice as long).
-        envelope_bytes: a batch of samples is cut into bodies of about this size.
-        part_bytes: a large payload is cut into parts of this size.
-        report_interval_s: how often the device tells its books, when they changed.
-    """
-
-    window_bytes: int = 4 * MIB
-    unsettled_bytes: int = 256 * MIB
-    resend_after_s: float = 60.0
-    envelope_bytes: int = 256 * 1024
-    part_bytes: int = MIB
-    report_interval_s: float = 5.0
-
-    def __post_init__(self) -> None:
-        _within("window_bytes", self.window_bytes, 64 * 1024, 1024 * MIB)
-        _within("unsettled_bytes", self.unsettled_bytes, self.window_bytes, 2**50)
-        _within("resend_after_s", self.resend_after_s, 0.1, 86_400)
-        _within("envelope_bytes", self.envelope_bytes, 4096, 64 * MIB)
-        _within("part_bytes", self.part_bytes, 4096, MAX_PART_BYTES)
-        _within("report_interval_s", self.report_interval_s, 0.1, 3_600)
-
-
-class SourceConfig(_Section, frozen=True):
+class SourceConfig(Section, frozen=True):
     """One source: what kind, into which stream, under which contract, how valuable.
 
     Attributes:
@@ -121,6 +66,7 @@ class SourceConfig(_Section, frozen=True):
         max_samples: samples per batch.
         compress: zstd on bodies; worth it for telemetry, not for JPEG.
         options: what this kind of source wants to know.
+        report: which samples are worth storing; without it all are.
     """
 
     kind: str
@@ -129,12 +75,13 @@ class SourceConfig(_Section, frozen=True):
     priority: int = 100
     max_samples: int = 1_000
     compress: bool = False
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # noqa: RUF012 # msgspec gives each its own
+    report: ReportConfig | None = None
 
     def __post_init__(self) -> None:
         StreamName(self.stream)
-        _within("priority", self.priority, 0, 1_000_000)
-        _within("max_samples", self.max_samples, 1, MAX_SAMPLES_PER_ENVELOPE)
+        within("priority", self.priority, 0, MAX_PRIORITY)
+        within("max_samples", self.max_samples, 1, MAX_SAMPLES_PER_ENVELOPE)
 
     @property
     def name(self) -> str:
@@ -142,20 +89,35 @@ class SourceConfig(_Section, frozen=True):
         return f"{self.kind}:{self.stream}:{msgspec.json.encode(self.options, order='sorted').decode()}"
 
 
-class AgentConfig(_Section, frozen=True):
-    """The whole file. `model` is checked by the models' room, which is only loaded when the table is there."""
+class RedactionConfig(Section, frozen=True):
+    """`key`: the file with the device's key of keyed hashes, where a contract asks for those."""
 
-    device: str
+    key: Path | None = None
+
+
+class AgentConfig(Section, frozen=True):
+    """The whole file. `model` is checked by the models' room, which is only loaded when the table is there.
+
+    `device` may be absent where [broker.tls] names a certificate: its common name is the device id.
+    """
+
     state_dir: Path
+    device: str = ""
     broker: BrokerConfig = BrokerConfig()
     spool: SpoolConfig = SpoolConfig()
     uplink: UplinkConfig = UplinkConfig()
+    health: HealthConfig = HealthConfig()
+    policy: PolicyConfig | None = None
     source: tuple[SourceConfig, ...] = ()
+    redaction: RedactionConfig = RedactionConfig()
     model: dict[str, Any] | None = None
     log_level: str = "info"
 
     def __post_init__(self) -> None:
-        DeviceId(self.device)
+        if self.device:
+            DeviceId(self.device)
+        elif self.broker.tls is None:
+            raise ValueError("device is missing: name it, or let [broker.tls] name its certificate")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ValueError(f"log_level {self.log_level!r} must be debug, info, warning or error")
         names = [source.name for source in self.source]
@@ -173,8 +135,12 @@ class AgentConfig(_Section, frozen=True):
         return self.state_dir / "spool"
 
 
-def load_agent_config(path: Path) -> AgentConfig:
+def load_agent_config(path: Path, device: str = "") -> AgentConfig:
     """Read and check a configuration file. Relative paths in it start at the file's own folder.
+
+    Args:
+        path: the file.
+        device: the device id, where the caller has read the certificate already; empty: it is read here.
 
     Raises:
         ConfigError: it cannot be read, or something in it is wrong; names the file, the key and where possible the line.
@@ -184,10 +150,13 @@ def load_agent_config(path: Path) -> AgentConfig:
         document = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the agent's TOML file with -c") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    config = _convert(path, text, document, AgentConfig)
-    return _with_absolute_paths(config, path.absolute().parent)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}; save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        line, said = explain_toml(text, error)
+        raise ConfigError(f"{path}:{line}: {said}" if line else f"{path}: {said}") from error
+    config = _with_absolute_paths(_convert(path, text, document, AgentConfig), path.absolute().parent)
+    return _with_identity(path, config, device)
 
 
 def load_contract(source: SourceConfig) -> Contract:
@@ -207,17 +176,40 @@ def load_contract(source: SourceConfig) -> Contract:
     return contract
 
 
+def needs_restart(old: AgentConfig, new: AgentConfig) -> tuple[str, ...]:
+    """Which tables differ that are read at the start alone: all but the sources and the rates of the uplink."""
+    at_start = [name for name in AgentConfig.__struct_fields__ if name not in ("source", "uplink")]
+    windows = ("window_bytes", "unsettled_bytes", "resend_after_s", "envelope_bytes", "part_bytes", "report_interval_s")
+    changed = [name for name in at_start if getattr(old, name) != getattr(new, name)]
+    return (*changed, *(f"uplink.{name}" for name in windows if getattr(old.uplink, name) != getattr(new.uplink, name)))
+
+
 def _convert(path: Path, text: str, document: object, kind: type[_T]) -> _T:
     try:
         return msgspec.convert(document, kind, strict=True, dec_hook=_path_from_text)
     except msgspec.ValidationError as error:
-        message = str(error)
-        found = _PATH.search(message)
-        key = found.group(1).strip(".") if found else ""
-        line = _line_of(text, message, key)
-        place = f"{path}:{line}" if line else str(path)
-        plain = _PATH.sub("", message).removesuffix(" - at ").strip()
-        raise ConfigError(f"{place}: {key or 'top level'}: {plain}") from error
+        line, said = explain_value(text, error, kind)
+        raise ConfigError(f"{path}:{line}: {said}" if line else f"{path}: {said}") from error
+
+
+def _with_identity(path: Path, config: AgentConfig, known: str) -> AgentConfig:
+    """The certificate says who the device is; the file may say it too, but not otherwise."""
+    if config.broker.tls is None:
+        return config
+    if not known:
+        from edge_agent.identity import read_certificate  # noqa: PLC0415 # needed with a certificate alone
+
+        cert = config.broker.tls.cert
+        try:
+            known = read_certificate(cert).device
+        except OSError as error:
+            if config.device:
+                # Named in the file: samples are captured, and the connection tells what is wrong with the certificate.
+                return config
+            raise ConfigError(f"{path}: broker.tls.cert {cert}: {error.strerror}; and device is not set either") from error
+    if config.device not in ("", known):
+        raise ConfigError(f"{path}: device {config.device!r} is not the certificate's common name, {known!r}; leave device out")
+    return msgspec.structs.replace(config, device=str(known))
 
 
 def convert_table(name: str, table: dict[str, object], kind: type[_T]) -> _T:
@@ -238,14 +230,6 @@ def _path_from_text(kind: type, value: object) -> object:
     raise ValueError(f"expected {kind.__name__} as text")
 
 
-def _line_of(text: str, message: str, key: str) -> int | None:
-    """The line a complaint is about, found by the last word of its key or by the key the message names."""
-    named = re.search(r"field `([^`]+)`", message)
-    last_word = named.group(1) if named else re.sub(r"\[[^\]]*\]", "", key).rpartition(".")[2] or message.partition(" ")[0]
-    pattern = re.compile(rf"^\s*(\[+[\w.]*{re.escape(last_word)}\]+|{re.escape(last_word)}\s*=)")
-    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), None)
-
-
 def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
     broker = config.broker
     if (tls := broker.tls) is not None:
@@ -257,4 +241,8 @@ def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
     model = config.model
     if model is not None and isinstance(root := model.get("root"), str):
         model = {**model, "root": str(folder / root)}
-    return msgspec.structs.replace(config, state_dir=folder / config.state_dir, broker=broker, source=sources, model=model)
+    key = config.redaction.key
+    redaction = RedactionConfig(key=None if key is None else folder / key)
+    return msgspec.structs.replace(
+        config, state_dir=folder / config.state_dir, broker=broker, source=sources, redaction=redaction, model=model
+    )

@@ -17,6 +17,10 @@ class SourceEndedError(SourceError):
     """A source has come to its end (a replayed file is done): do not build it anew."""
 
 
+class EncodingError(SourceError):
+    """Reject the rows it is about: their values do not fit the contract's types, and never will."""
+
+
 class SpoolError(AgentError):
     """The spool could not do what was asked."""
 
@@ -47,3 +51,11 @@ class UntrustedModelError(ModelError):
 
 class ModelUnfitError(ModelError):
     """It is vouched for but does not work here: refuse this version for good."""
+
+
+class PolicyError(AgentError):
+    """Keep the old rules and try again later."""
+
+
+class UntrustedPolicyError(PolicyError):
+    """Keep the old rules: the new ones are forged, malformed, older, or for other devices."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edge_agent.errors import AgentError
+from schemas.reported import PolicyReport
 
 HEALTH_NAME = "health.json"
 
@@ -19,6 +20,9 @@ class Health(msgspec.Struct, frozen=True):
         since_ack_s: seconds since the broker last took a message; None when it never did.
         not_sent: messages the broker answered with "nobody listens", "not authorised" or "over quota".
         resent: envelopes sent again because no receipt came in time.
+        rejected: source -> reason -> rows, cells and files that became no sample, since the agent started.
+        left_out: source -> reason -> samples not stored because they said nothing new or could not be redacted.
+        policy: the edge rules in force; None where `[policy]` names no key.
     """
 
     at_ms: int
@@ -34,6 +38,9 @@ class Health(msgspec.Struct, frozen=True):
     max_bytes: int
     rss_bytes: int
     failure: str = ""
+    rejected: dict[str, dict[str, int]] = {}
+    left_out: dict[str, dict[str, int]] = {}
+    policy: PolicyReport | None = None
 
 
 def write_health(state_dir: Path, health: Health) -> None:

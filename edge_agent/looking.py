@@ -7,6 +7,10 @@ from pathlib import Path
 
 import msgspec
 
+from edge_agent.capture.refine import build_refiner, read_redaction_key
+from edge_agent.capture.registry import check_source
+from edge_agent.clock import SystemClock
+from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import AgentConfig, convert_table, load_agent_config, load_contract
 from edge_agent.errors import AgentError
 from edge_agent.health import Health, read_health
@@ -55,6 +59,8 @@ def check_config(path: Path) -> Iterator[str]:
     yield f"{path}: device {config.device}, broker {config.broker.host}:{config.broker.port}, spool in {config.spool_dir}"
     for source in config.source:
         contract = load_contract(source)
+        check_source(source.kind, source.options, contract)
+        build_refiner(contract, source.report, read_redaction_key(config.redaction.key), ClockWatch(SystemClock()), None)
         yield f"  source {source.kind} -> {source.stream} (contract {contract.version}, priority {source.priority})"
     if config.model is not None:
         from edge_agent.models.config import ModelConfig  # noqa: PLC0415 # loaded only where models run

@@ -6,7 +6,9 @@ from importlib import resources
 from schemas.contract import Contract, decode_contract
 from schemas.errors import ContractError
 
-NAMES = ("camera_frame", "network_flow", "slide", "vehicle_telemetry")
+NAMES = ("agent_heartbeat", "camera_frame", "can_signal", "log_line", "network_flow", "slide", "vehicle_telemetry")
+# Versions that devices in the field may still write; the core reads them for ever.
+_PAST = ("camera_frame-1.0.0", "network_flow-1.0.0", "slide-1.0.0", "vehicle_telemetry-1.0.0")
 
 
 @cache
@@ -21,3 +23,10 @@ def builtin_contract(name: str) -> Contract:
             f"no built-in contract {name[:80]!r}; there are {', '.join(NAMES)}. Give a compiled contract's path instead"
         )
     return decode_contract(resources.files("schemas.contracts").joinpath(f"{name}.json").read_bytes())
+
+
+@cache
+def past_contracts() -> tuple[Contract, ...]:
+    """The earlier versions of what ships with Catchment."""
+    folder = resources.files("schemas.contracts").joinpath("past")
+    return tuple(decode_contract(folder.joinpath(f"{name}.json").read_bytes()) for name in _PAST)

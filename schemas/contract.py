@@ -14,6 +14,7 @@ import msgspec
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
 from schemas.errors import ContractError, SchemaError
 from schemas.ids import StreamName
+from schemas.redaction import ImageRedact, Redact
 
 MAX_CONTRACT_BYTES = 1024 * 1024
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -37,8 +38,19 @@ class ColumnType(StrEnum):
     FLOAT64 = "float64"
     TIMESTAMP = "timestamp"  # timestamp[us, UTC]
     BINARY = "binary"
+    LIST_STRING = "list<string>"
+    LIST_BOOL = "list<bool>"
+    LIST_INT32 = "list<int32>"
+    LIST_INT64 = "list<int64>"
+    LIST_FLOAT32 = "list<float32>"
+    LIST_FLOAT64 = "list<float64>"
+    VECTOR_FLOAT32 = "vector<float32>"  # `length` of the column says how many
+    VECTOR_FLOAT64 = "vector<float64>"
+    STRUCT = "struct"  # `fields` of the column says what is in it
 
 
+LIST_TYPES = frozenset(type_ for type_ in ColumnType if type_.startswith("list<"))
+VECTOR_TYPES = frozenset({ColumnType.VECTOR_FLOAT32, ColumnType.VECTOR_FLOAT64})
 NUMERIC_TYPES = frozenset({ColumnType.INT32, ColumnType.INT64, ColumnType.FLOAT32, ColumnType.FLOAT64})
 
 
@@ -54,10 +66,12 @@ class PiiClass(StrEnum):
     TEXT = "text"
 
 
-class Column(msgspec.Struct, frozen=True, omit_defaults=True):
+class Column(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One column: its type, and the bounds a value must keep to be accepted. NaN and infinities are always refused.
 
-    `minimum` and `maximum` are inclusive; `max_length` counts characters (string) or bytes (binary).
+    `minimum` and `maximum` are inclusive; `max_length` counts characters (string), bytes (binary) or items (list).
+    `length` is a vector's number of items, `fields` a struct's columns, `zone` the time zone that readers of a timestamp are
+    shown it in: what is kept is always the instant.
     """
 
     name: str
@@ -70,8 +84,14 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     max_length: int | None = None
     pii: PiiClass = PiiClass.NONE
     description: str = ""
+    redact: Redact | None = None
+    length: int | None = None
+    fields: tuple["Column", ...] = ()
+    zone: str = ""
+    unique: bool = False  # counted in each run, and no reason to refuse: a run sees its own rows only
 
     def __post_init__(self) -> None:
+        _check_shape(self)
         if not _COLUMN.fullmatch(self.name) or self.name in RESERVED_COLUMNS:
             raise ContractError(
                 f"column name {self.name[:80]!r} must be of a-z, 0-9 and '_', and not one of the standard columns"
@@ -80,16 +100,40 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ContractError(f"column {self.name}: a minimum or maximum needs a numeric type, not {self.type}")
         if self.allowed and self.type is not ColumnType.STRING:
             raise ContractError(f"column {self.name}: a list of allowed values needs type string, not {self.type}")
-        if self.max_length is not None and self.type not in (ColumnType.STRING, ColumnType.BINARY):
-            raise ContractError(f"column {self.name}: a maximum length needs type string or binary, not {self.type}")
+        if self.max_length is not None and self.type not in {ColumnType.STRING, ColumnType.BINARY} | LIST_TYPES:
+            raise ContractError(f"column {self.name}: a maximum length needs type string, binary or a list, not {self.type}")
+        if self.redact is not None:
+            problem = self.redact.problem_with(
+                self.type, required=self.required, has_list=bool(self.allowed), max_length=self.max_length
+            )
+            if problem:
+                raise ContractError(f"column {self.name}: redact: {problem}")
 
 
-class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The bytes that travel with each sample: which media types, how large at most, whether always there."""
+def _check_shape(column: Column) -> None:
+    """What only vectors, structs and timestamps have."""
+    if (column.length is not None) != (column.type in VECTOR_TYPES) or not 1 <= (column.length or 1) <= 65_536:
+        raise ContractError(f"column {column.name[:80]}: a vector, and nothing else, has a length of 1 to 65,536")
+    if bool(column.fields) != (column.type is ColumnType.STRUCT):
+        raise ContractError(f"column {column.name[:80]}: a struct, and nothing else, has fields")
+    if any(field.type is ColumnType.STRUCT for field in column.fields):
+        raise ContractError(f"column {column.name[:80]}: a struct in a struct is not in the subset; write its fields out")
+    if len({field.name for field in column.fields}) != len(column.fields):
+        raise ContractError(f"column {column.name[:80]}: a field's name is used twice")
+    if column.zone and column.type is not ColumnType.TIMESTAMP:
+        raise ContractError(f"column {column.name[:80]}: only a timestamp has a time zone")
+
+
+class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The bytes that travel with each sample: which media types, how large at most, whether always there.
+
+    `redact`: regions of a picture that must not leave the device.
+    """
 
     media_types: tuple[str, ...]
     max_bytes: int
     required: bool = True
+    redact: ImageRedact | None = None
 
 
 class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -113,8 +157,10 @@ class QualityRule(msgspec.Struct, frozen=True):
     expression: str
 
 
-class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
+class Contract(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What the samples of stream `name` must look like in contract version `version` (major.minor.patch).
+
+    `event_time_step_s`: event times leave the device cut to whole steps of so many seconds.
 
     Raises:
         ContractError: the name, version or a column is malformed, or a column name is used twice.
@@ -129,6 +175,7 @@ class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
     retention_days: int | None = None
     owner: str = ""
     description: str = ""
+    event_time_step_s: int | None = None
 
     def __post_init__(self) -> None:
         StreamName(self.name)
@@ -139,6 +186,23 @@ class Contract(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ContractError(f"contract {self.name}: a column name is used twice")
         if self.chips and self.payload is None:
             raise ContractError(f"contract {self.name}: chips need a payload")
+        if self.event_time_step_s is not None and not 0 < self.event_time_step_s <= 366 * 86_400:
+            raise ContractError(f"contract {self.name}: event_time_step_s must be within 1 second and a year")
+        self._check_boxes_column()
+
+    def _check_boxes_column(self) -> None:
+        redact = self.payload.redact if self.payload is not None else None
+        if redact is None or not redact.column:
+            return
+        column = self.column(redact.column)
+        if column is None or column.type is not ColumnType.STRING:
+            raise ContractError(f"contract {self.name}: payload redact: {redact.column!r} is no string column of it")
+
+    @property
+    def has_redaction(self) -> bool:
+        """Whether anything of a sample must be changed before it is stored."""
+        in_payload = self.payload is not None and self.payload.redact is not None
+        return in_payload or self.event_time_step_s is not None or any(column.redact is not None for column in self.columns)
 
     @property
     def digest(self) -> str:

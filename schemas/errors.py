@@ -23,3 +23,7 @@ class ContractError(SchemaError):
 
 class PolicyDocumentError(SchemaError):
     """A policy document is malformed."""
+
+
+class EdgeRuleError(SchemaError):
+    """A compiled rule for a device holds what the core does not write, or samples do not fit it."""

@@ -52,9 +52,13 @@ def read_part_head(digest: Digest, length: int, properties: Iterable[tuple[str, 
     """Read what a part says of itself.
 
     Raises:
-        EnvelopeError: `offset` or `total` is missing, not a decimal number, or contradicts the length.
+        EnvelopeError: `offset` or `total` is missing, given twice, not a decimal number, or contradicts the length.
     """
-    known = dict(properties)
+    known: dict[str, str] = {}
+    for name, value in properties:
+        if name in ("offset", "total") and name in known:
+            raise EnvelopeError(f"a part has the property {name} twice")
+        known[name] = value
     numbers: dict[str, int] = {}
     for name in ("offset", "total"):
         text = known.get(name, "")

@@ -5,13 +5,17 @@ one: ``{"run": 42, "settled": {"camera_frame": {"1797…": [[0, 1200]]}}}``. Epo
 other languages hold numbers as doubles.
 """
 
+import re
+
 import msgspec
 
 from schemas.errors import SchemaError
-from schemas.ids import Digest, StreamName
+from schemas.ids import MAX_EPOCH, Digest, StreamName
 from schemas.ranges import Ranges
 
 MAX_RECEIPT_BYTES = 16 * 1024 * 1024
+# One way to write each number: `01` beside `1` would be two entries for one epoch, and `²` is a digit to Unicode.
+_EPOCH = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -58,8 +62,8 @@ def decode_receipt(body: bytes) -> Receipt:
     for stream, epochs in receipt.settled.items():
         StreamName(stream)
         for epoch, spans in epochs.items():
-            if not epoch.isdigit():
-                raise SchemaError(f"receipt for {stream}: epoch {epoch[:40]!r} is not a number")
+            if not _EPOCH.fullmatch(epoch) or int(epoch) > MAX_EPOCH:
+                raise SchemaError(f"receipt for {stream}: epoch {epoch[:40]!r} is not a decimal number below 2^63")
             Ranges.of(spans)
     return receipt
 

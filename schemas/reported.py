@@ -55,6 +55,22 @@ class ModelReport(msgspec.Struct, frozen=True):
     refused: tuple[int, ...] = ()
 
 
+class PolicyReport(msgspec.Struct, frozen=True):
+    """The edge rules a device applies.
+
+    Attributes:
+        version: of the signed policy in force; 0: none.
+        refused: how many policies were refused since the agent started: forged, older, for others, or malformed.
+        reason: why the last one was.
+        suspended: `stream/rule` -> why that rule is not applied.
+    """
+
+    version: int = 0
+    refused: int = 0
+    reason: str = ""
+    suspended: dict[str, str] = {}
+
+
 class Reported(msgspec.Struct, frozen=True):
     """A device's report."""
 
@@ -64,6 +80,7 @@ class Reported(msgspec.Struct, frozen=True):
     books: tuple[StreamBooks, ...] = ()
     epochs: tuple[EpochReport, ...] = ()
     models: tuple[ModelReport, ...] = ()
+    policy: PolicyReport | None = None
 
 
 def encode_reported(reported: Reported) -> bytes:

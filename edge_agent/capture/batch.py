@@ -1,7 +1,7 @@
 """What a source yields: a batch of samples, column by column, and where to go on after it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,12 +20,14 @@ class SampleBatch:
         payloads: n payloads, or None for a stream without payload. A Path names a file too large to hold in memory.
         position: where the source resumes after this batch; the spool stores it in the batch's own transaction, so a
             restart neither skips nor repeats. None where a source cannot resume.
+        agent_clock: whether the event times were read from this machine's clock, not told by what was observed.
     """
 
     event_time_us: Sequence[int]
     columns: dict[str, Sequence[Scalar]]
     payloads: Sequence[bytes | Path | None] | None = None
     position: bytes | None = field(default=None, repr=False)
+    agent_clock: bool = False
 
     def __post_init__(self) -> None:
         rows = len(self.event_time_us)
@@ -37,6 +39,16 @@ class SampleBatch:
 
     def __len__(self) -> int:
         return len(self.event_time_us)
+
+    def take(self, rows: Sequence[int]) -> "SampleBatch":
+        """These rows alone, in this order; the position stays."""
+        payloads = None if self.payloads is None else [self.payloads[row] for row in rows]
+        columns: dict[str, Sequence[Scalar]] = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return SampleBatch([self.event_time_us[row] for row in rows], columns, payloads, self.position, self.agent_clock)
+
+    def with_columns(self, more: dict[str, Sequence[Scalar]]) -> "SampleBatch":
+        """The same samples with more columns, or others in their place."""
+        return replace(self, columns={**self.columns, **more})
 
 
 class Source(Protocol):

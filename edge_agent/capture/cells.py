@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from edge_agent.capture.batch import Scalar
 from edge_agent.capture.rejects import Rejects
-from schemas.contract import Column, ColumnType
+from schemas.contract import Column, ColumnType, PiiClass
 
 UNIT_US = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001}
 _TRUE = frozenset({"t", "true", "1", "yes"})
@@ -171,7 +171,9 @@ def convert_column(values: Sequence[object], column: Column, unset: frozenset[st
         try:
             out.append(convert(value))
         except CellError as error:
-            rejects.count(f"cell {column.name}: {error}", value)
+            # What could tell about a person is not to be read in a log either.
+            is_private = column.pii is not PiiClass.NONE or column.redact is not None
+            rejects.count(f"cell {column.name}: {error}", "" if is_private else value)
             out.append(None)
     return out
 

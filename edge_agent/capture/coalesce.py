@@ -8,7 +8,8 @@ from edge_agent.capture.batch import SampleBatch
 
 def may_join(first: SampleBatch, second: SampleBatch) -> bool:
     """Whether two batches fill the same columns, so that they can share envelopes."""
-    return first.columns.keys() == second.columns.keys() and (first.payloads is None) == (second.payloads is None)
+    is_alike = (first.payloads is None, first.agent_clock) == (second.payloads is None, second.agent_clock)
+    return is_alike and first.columns.keys() == second.columns.keys()
 
 
 def join_batches(batches: Sequence[SampleBatch]) -> SampleBatch:
@@ -21,4 +22,5 @@ def join_batches(batches: Sequence[SampleBatch]) -> SampleBatch:
         columns={name: list(chain.from_iterable(batch.columns[name] for batch in batches)) for name in first.columns},
         payloads=None if first.payloads is None else list(chain.from_iterable(batch.payloads or () for batch in batches)),
         position=batches[-1].position,
+        agent_clock=first.agent_clock,
     )

@@ -15,14 +15,17 @@
     part_threshold_bytes = 1048576   # above: handed on as a path, never read into memory
     end_when_idle = false
 
-`delete` and `move` do not depend on clocks. `keep` remembers only how far it got in the order of inode change times, so
-that its position stays small: a file whose inode changes later (chmod, a rewrite) counts as new, and one that arrives
-while the agent is down and the clock stands behind its last run counts as done.
+A file is the same as long as name, inode, size and modification time are: chmod, chown and links do not make it new, a
+rewrite does. `delete` and `move` do not depend on clocks. `keep` remembers across a restart how far it got in the order of
+inode change times, and the last 1,024 files by themselves, so that its position stays small: an older file whose rights
+change while the agent is down counts as new, and one that arrives while the agent is down and the clock stands behind its
+last run counts as done.
 """
 
 import contextlib
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +43,7 @@ from schemas.contract import Contract
 
 PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.svs")
 MAX_BATCH_BYTES = 16 * 1024 * 1024
+_RECENT = 1_024
 
 
 class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,10 +66,14 @@ class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DirectoryPosition(msgspec.Struct, frozen=True):
-    """`mark`: the last file given out (keep). `given`: files given out that may not be moved away yet (delete, move)."""
+    """How far the folder was read.
+
+    `mark`: the last file given out (keep). `given`: fingerprints of the last ones given out (keep), or of those that may
+    not be moved away yet (delete, move).
+    """
 
     mark: tuple[int, str] = (0, "")
-    given: list[tuple[int, str]] = []
+    given: list[str] = []
 
 
 class DirectorySource:
@@ -87,7 +95,8 @@ class DirectorySource:
         self._ready: deque[FoundFile] = deque()
         self._waiting = True  # whether files were seen that have not settled
         self._next_look_s = clock.monotonic_s()
-        self._done: set[tuple[int, str]] = set()
+        self._done: set[tuple[str, int, int, int]] = set()
+        self._recent: deque[str] = deque(maxlen=_RECENT)
         self._pending: deque[tuple[bytes, list[FoundFile]]] = deque()
         self._mark: tuple[int, str] = (0, "")
         self._resume(position)
@@ -106,10 +115,12 @@ class DirectorySource:
         here = look(self._folder, self._patterns)
         if self._options.done == "keep":
             self._mark = at.mark
-            self._done = {file.mark for file in here if file.mark <= at.mark}
+            self._recent.extend(at.given)
+            recent = set(at.given)
+            self._done = {file.identity for file in here if file.mark <= at.mark or file.fingerprint in recent}
             return
-        given = {tuple(mark) for mark in at.given}
-        self._put_away([file for file in here if file.mark in given])
+        given = set(at.given)
+        self._put_away([file for file in here if file.fingerprint in given])
 
     def read(self, max_samples: int) -> SampleBatch | None:
         """The next files, at most so many and about 16 MiB; None when none has settled.
@@ -129,7 +140,8 @@ class DirectorySource:
             taken.append(file)
             size += file.size if file.size <= self._options.part_threshold_bytes else 0
         batch, captured = self._samples.read(taken)
-        self._done.update(file.mark for file in taken)
+        self._done.update(file.identity for file in taken)
+        self._recent.extend(file.fingerprint for file in taken)
         self._mark = max(self._mark, taken[-1].mark)
         return None if batch is None else self._give(captured, batch)
 
@@ -138,7 +150,9 @@ class DirectorySource:
         if now_s < self._next_look_s:
             return False
         self._next_look_s = now_s + self._options.poll_ms / 1000
-        files = [file for file in look(self._folder, self._patterns) if file.mark not in self._done]
+        here = look(self._folder, self._patterns)
+        self._done.intersection_update([file.identity for file in here])
+        files = [file for file in here if file.identity not in self._done]
         settled = self._settling.settled(files, now_s)
         self._waiting = len(settled) < len(files)
         self._ready.extend(settled)
@@ -146,12 +160,13 @@ class DirectorySource:
         return bool(settled)
 
     def _give(self, captured: list[FoundFile], batch: SampleBatch) -> SampleBatch:
-        given = [file.mark for _, files in self._pending for file in files] + [file.mark for file in captured]
         keep = self._options.done == "keep"
-        position = msgspec.json.encode(DirectoryPosition(self._mark, [] if keep else given))
+        waiting = [file for _, files in self._pending for file in files] + captured
+        given = list(self._recent) if keep else [file.fingerprint for file in waiting]
+        position = msgspec.json.encode(DirectoryPosition(self._mark, given))
         if not keep:
             self._pending.append((position, captured))
-        return SampleBatch(batch.event_time_us, batch.columns, batch.payloads, position)
+        return replace(batch, position=position)
 
     def stored(self, batch: SampleBatch) -> None:
         """The batch is durable: its files, and those of batches before it, are moved away or deleted."""
@@ -165,7 +180,7 @@ class DirectorySource:
 
     def _put_away(self, files: list[FoundFile]) -> None:
         for file in files:
-            self._done.discard(file.mark)
+            self._done.discard(file.identity)
             if is_unchanged(self._folder, file):  # else it is another file by now, which was not captured
                 for path in self._samples.paths(file.name):
                     self._put_away_one(path, file)
@@ -188,12 +203,11 @@ class DirectorySource:
         """Nothing is held open."""
 
 
-def build_directory(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> DirectorySource:
-    """Build a watched folder.
+def check(options: Mapping[str, object], contract: Contract) -> DirectoryOptions:
+    """The options of a watched folder.
 
     Raises:
         ConfigError: an option is unknown, missing or wrong, or the contract has no payload.
-        SourceError: the folder cannot be read.
     """
     chosen = read_options("directory", options, DirectoryOptions)
     check_rename("directory", chosen.rename, contract)
@@ -205,4 +219,14 @@ def build_directory(options: Mapping[str, object], contract: Contract, clock: Cl
             to_time_us(chosen.time_start)
         except CellError as error:
             raise ConfigError(f"source 'directory': time_start = {chosen.time_start!r} is {error}") from error
-    return DirectorySource(chosen, contract, clock, position)
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> DirectorySource:
+    """Build a watched folder.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong, or the contract has no payload.
+        SourceError: the folder cannot be read.
+    """
+    return DirectorySource(check(options, contract), contract, clock, position)

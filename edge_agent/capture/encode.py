@@ -13,7 +13,7 @@ import nanoarrow as na
 from nanoarrow.ipc import StreamWriter
 
 from edge_agent.capture.batch import SampleBatch, Scalar
-from edge_agent.errors import SourceError
+from edge_agent.errors import EncodingError
 from edge_agent.spool.records import NewEnvelope, ObjectRef
 from schemas.contract import Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
@@ -88,12 +88,12 @@ class Encoder:
         """The envelopes of a batch, in its order.
 
         Raises:
-            SourceError: a column is not the contract's, or a value does not fit its type.
+            EncodingError: a column is not the contract's, or a value does not fit its type.
             SpoolFullError: a large payload cannot be stored.
         """
         unknown = batch.columns.keys() - self._columns.keys()
         if unknown:
-            raise SourceError(f"column {min(unknown)} is not in contract {self._contract.name} {self._contract.version}")
+            raise EncodingError(f"column {min(unknown)} is not in contract {self._contract.name} {self._contract.version}")
         envelopes = []
         for piece in self._pieces(batch):
             body = self._body(batch, piece)
@@ -189,7 +189,7 @@ def _column(column: Column, values: Sequence[Scalar]) -> object:
             return _boolean(values, arrow)
         return _primitive(values, _ARRAY_CODES[column.type], arrow)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise SourceError(f"column {column.name}: a value does not fit type {column.type}: {error}") from error
+        raise EncodingError(f"column {column.name}: a value does not fit type {column.type}: {error}") from error
 
 
 def _primitive(values: Sequence[Scalar], code: str, arrow: object) -> object:

@@ -6,8 +6,11 @@
     restart = true                # false: a program that ends well ends the source
 
 `event_time` is RFC 3339 text or seconds since 1970 (absent: the time of reading), `payload_b64` the payload, binary
-columns are base64. A program cannot be asked to go back, so there is no position: what it printed and the agent had not
-stored when it was killed is the program's to print again.
+columns are base64.
+
+A program that can go on somewhere tells where in each line: `resume_position`, text of at most 4,096 bytes that means "up to
+and with this sample". When it is started again it finds the last one that was stored in CATCHMENT_RESUME_POSITION. A
+program that tells none starts from nothing, and what it printed and the agent had not stored is lost or its to repeat.
 """
 
 import base64
@@ -32,6 +35,9 @@ from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
 
 PAYLOAD_B64 = "payload_b64"
+RESUME_POSITION = "resume_position"
+RESUME_ENV = "CATCHMENT_RESUME_POSITION"
+_MAX_POSITION_BYTES = 4_096
 _CHUNK_BYTES = 64 * 1024
 _TAIL_BYTES = 2_000
 
@@ -54,8 +60,9 @@ class ExecSource:
         rejected: reason -> lines and cells refused.
     """
 
-    def __init__(self, options: ExecOptions, contract: Contract, clock: Clock) -> None:
+    def __init__(self, options: ExecOptions, contract: Contract, clock: Clock, position: bytes | None) -> None:
         self._options = options
+        self._position = position
         self._clock = clock
         self._rejects = Rejects(f"exec {options.command[0]}")
         self._has_payload = contract.payload is not None
@@ -72,9 +79,15 @@ class ExecSource:
         return dict(self._rejects.counts)
 
     def _start(self) -> "subprocess.Popen[bytes]":
+        told = {} if self._position is None else {RESUME_ENV: self._position.decode()}
         try:
             process = subprocess.Popen(
-                self._options.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._stderr, bufsize=0
+                self._options.command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                bufsize=0,
+                env={name: value for name, value in os.environ.items() if name != RESUME_ENV} | told,
             )
         except OSError as error:
             self._stderr.close()
@@ -93,12 +106,24 @@ class ExecSource:
         """
         ended = False if self._lines.has_line else self._fill()
         lines = self._lines.take(max_samples, ended=ended)
-        found = [item for item in (decode_object(line, self._rejects) for line in lines) if item is not None]
+        found = [item for line in lines if (item := self._object(line)) is not None]
         if not found:
             if ended and not lines:
                 self._finish()
             return None
         return self._batch(objects_chunk(found))
+
+    def _object(self, line: str) -> dict[str, object] | None:
+        """A line's sample; None where it has none. What it tells of the position is taken out of it."""
+        found = decode_object(line, self._rejects)
+        if found is None or RESUME_POSITION not in found:
+            return found
+        told = found.pop(RESUME_POSITION)
+        if isinstance(told, str) and "\0" not in told and len(told.encode("utf-8", "replace")) <= _MAX_POSITION_BYTES:
+            self._position = told.encode("utf-8", "replace")
+        else:
+            self._rejects.count(f"cell {RESUME_POSITION}: not a text of at most {_MAX_POSITION_BYTES} bytes", told)
+        return found or None
 
     def _fill(self) -> bool:
         """Take what the program has printed; whether it will print no more."""
@@ -126,7 +151,7 @@ class ExecSource:
             return None
         columns = self._mapper.convert(chunk, frozenset({EVENT_TIME, PAYLOAD_B64}))
         payloads = self._payloads(chunk.columns.get(PAYLOAD_B64, [None] * chunk.rows)) if self._has_payload else None
-        return SampleBatch(times, columns, payloads)
+        return SampleBatch(times, columns, payloads, self._position, agent_clock=not known)
 
     def _payloads(self, cells: Sequence[object]) -> list[bytes | None]:
         out: list[bytes | None] = []
@@ -227,16 +252,24 @@ class LineBuffer:
         return lines
 
 
-def build_exec(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> ExecSource:
+def check(options: Mapping[str, object], contract: Contract) -> ExecOptions:
+    """The options of a program.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+    """
+    chosen = read_options("exec", options, ExecOptions)
+    check_rename("exec", chosen.rename, contract)
+    if not chosen.command:
+        raise ConfigError("source 'exec': command is empty; give the program and its arguments as a list")
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> ExecSource:
     """Start a program.
 
     Raises:
         ConfigError: an option is unknown, missing or wrong.
         SourceError: the program cannot be started.
     """
-    del position  # a program cannot be asked to go back
-    chosen = read_options("exec", options, ExecOptions)
-    check_rename("exec", chosen.rename, contract)
-    if not chosen.command:
-        raise ConfigError("source 'exec': command is empty; give the program and its arguments as a list")
-    return ExecSource(chosen, contract, clock)
+    return ExecSource(check(options, contract), contract, clock, position)

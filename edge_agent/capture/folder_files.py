@@ -85,7 +85,7 @@ class FileSamples:
         if not rows:
             return None, []
         columns: dict[str, Sequence[Scalar]] = self._mapper.convert(objects_chunk(rows), frozenset({self._options.time}))
-        return SampleBatch(times, columns, payloads), read
+        return SampleBatch(times, columns, payloads, agent_clock=self._options.time == "mtime"), read
 
     def _one(self, file: FoundFile) -> tuple[bytes | Path, dict[str, object]]:
         path = self._folder / file.name

@@ -4,6 +4,8 @@ Files are taken in the order of their inode change time, which a copy that keeps
 into the past, and only once two looks, `settle_s` apart, have seen the same size and times.
 """
 
+import base64
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +23,17 @@ class FoundFile:
     name: str
     modified_ns: int
     size: int
+    inode: int = 0
+
+    @property
+    def identity(self) -> tuple[str, int, int, int]:
+        """What stays the same when only rights, owner or links of the file change."""
+        return self.name, self.modified_ns, self.size, self.inode
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity in eight characters, for a position that must stay small."""
+        return base64.b85encode(hashlib.blake2b(repr(self.identity).encode(), digest_size=6).digest()).decode()
 
     @property
     def mark(self) -> tuple[int, str]:
@@ -55,16 +68,16 @@ def _stat(entry: os.DirEntry[str]) -> FoundFile | None:
         stat = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None  # it was renamed or removed between the two calls: the next look sees what became of it
-    return FoundFile(stat.st_ctime_ns, entry.name, stat.st_mtime_ns, stat.st_size)
+    return FoundFile(stat.st_ctime_ns, entry.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 def is_unchanged(folder: Path, file: FoundFile) -> bool:
-    """Whether the file is still there as it was seen."""
+    """Whether the file is still there with the content that was seen; rights and owner may have changed."""
     try:
         stat = (folder / file.name).stat(follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return (stat.st_ctime_ns, stat.st_size) == (file.changed_ns, file.size)
+    return (file.name, stat.st_mtime_ns, stat.st_size, stat.st_ino) == file.identity
 
 
 class Settling:

@@ -1,20 +1,23 @@
 """One source's way into the spool: read, encode, append; several batches on their way at once, positions always in order."""
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
+from dataclasses import replace
 
 import structlog
 
 from edge_agent.capture.batch import SampleBatch, Source
 from edge_agent.capture.coalesce import join_batches, may_join
 from edge_agent.capture.encode import Encoder
+from edge_agent.capture.refine import Refiner
+from edge_agent.capture.storing import PatientEncoder
 from edge_agent.clock import Clock
 from edge_agent.config import SourceConfig
-from edge_agent.errors import SourceEndedError, SourceError, SpoolFullError
-from edge_agent.spool.records import Append
+from edge_agent.errors import ConfigError, SourceEndedError, SourceError, SpoolFullError
+from edge_agent.rules.sieve import Sieve, sift
+from edge_agent.spool.records import Append, Passed
 from edge_agent.spool.spool import Spool
 from schemas.envelope import Span
 from schemas.ids import StreamName
@@ -27,16 +30,10 @@ _MAX_UNDER_WAY = 64
 # Small batches that follow one another at once share envelopes up to this many samples, within this time.
 _JOINED_SAMPLES = 1_000
 _HOLD_S = 0.01
+# A position is noted no oftener than this while nothing is stored: each note is a write to flash.
+_PASS_EVERY_S = 1.0
 
 _log = structlog.get_logger(__name__)
-
-
-class Annotate(Protocol):
-    """Adds prediction columns to a batch."""
-
-    def __call__(self, batch: SampleBatch) -> SampleBatch:
-        """The batch with more columns."""
-        ...
 
 
 class SourcePump:
@@ -47,8 +44,9 @@ class SourcePump:
         build: builds the source where it goes on.
         encoder: of the stream's contract.
         spool: where the samples go.
-        annotate: the active model, None without.
+        refine: what becomes of a batch before it is stored.
         clock: wall clock for the envelopes.
+        sieve: the core's rules: which samples are stored, and what they are worth; None: all, as configured.
     """
 
     def __init__(
@@ -57,20 +55,43 @@ class SourcePump:
         build: Callable[[bytes | None], Source],
         encoder: Encoder,
         spool: Spool,
-        annotate: Annotate | None,
+        refine: Refiner,
         clock: Clock,
+        sieve: Sieve | None = None,
     ) -> None:
         self._config = config
         self._build = build
-        self._encoder = encoder
+        self._encoder = PatientEncoder(encoder, refine.rejects)
+        self._stop = threading.Event()
         self._spool = spool
-        self._annotate = annotate
+        self._refine = refine
+        self._sieve = sieve
         self._clock = clock
         self._under_way: deque[tuple[Future[Span], tuple[SampleBatch, ...]]] = deque()
         self._held: list[SampleBatch] = []
         self._held_samples = 0
         self._held_since_s = 0.0
+        self._passed: list[SampleBatch] = []
+        self._passed_s = float("-inf")
+        self._left_out: Counter[str] = Counter()
+        self._source: Source | None = None
+        self._rejected_before: dict[str, int] = {}
         self.failures = 0
+
+    @property
+    def name(self) -> str:
+        """Kind and stream."""
+        return f"{self._config.kind}:{self._config.stream}"
+
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many rows, cells or files became no sample since the agent started; any thread may ask."""
+        now: dict[str, int] = getattr(self._source, "rejected", {})
+        total = Counter(self._rejected_before) + Counter(now)
+        return dict(total)
+
+    def left_out(self) -> dict[str, int]:
+        """Reason -> how many samples were read and, by configuration or contract, not stored."""
+        return dict(self._refine.rejects.counts)
 
     def run(self, stop: threading.Event) -> None:
         """Pump until the source ends or `stop` is set; a failed source is built anew after a while.
@@ -78,13 +99,14 @@ class SourcePump:
         Raises:
             SpoolError: the spool is broken.
         """
+        self._stop = stop
         while not stop.is_set():
             try:
                 self._pump(stop)
             except SourceEndedError:
                 _log.info("source ended", source=self._config.kind, stream=self._config.stream)
                 return
-            except (SourceError, SpoolFullError, OSError) as error:
+            except (SourceError, ConfigError, SpoolFullError, OSError) as error:
                 wait_s = min(_RESTART_CAP_S, _RESTART_FIRST_S * 2 ** min(self.failures, 10))
                 self.failures += 1
                 _log.warning(
@@ -94,21 +116,28 @@ class SourcePump:
 
     def _pump(self, stop: threading.Event) -> None:
         source = self._build(self._spool.position(self._config.name))
+        self._source = source
         try:
             while not stop.is_set():
                 batch = source.read(self._config.max_samples)
                 if batch is not None and len(batch) > 0:
                     self._take(batch)
                     self._settle_up(source, _MAX_UNDER_WAY)
+                    self._pass_over(source)
                     self.failures = 0
                     continue
                 self._append()
                 self._settle_up(source, 0)
+                self._pass_over(source)
                 stop.wait(_IDLE_S)
         finally:
             self._append()
             # The batches already handed in become durable whatever ended the source: its position counts them.
             self._settle_up(source, 0)
+            self._passed_s = float("-inf")
+            self._pass_over(source)
+            self._rejected_before = self.rejected()
+            self._source = None
             source.close()
 
     def _take(self, batch: SampleBatch) -> None:
@@ -127,17 +156,44 @@ class SourcePump:
         if not self._held:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
-        batch = join_batches(held)
-        if self._annotate is not None:
-            batch = self._annotate(batch)
+        batch = self._refine(join_batches(held))
+        sifted = sift(self._sieve, batch, self._config.priority)
+        left_out = self._left_out + Counter(sifted.left_out)
+        created_us = self._clock.now_ms() * 1000
+        envelopes = tuple(
+            replace(envelope, priority=priority)
+            for priority, group in sifted.groups
+            for envelope in self._encoder.encode(group, created_us, self._stop)
+        )
+        if not envelopes:
+            self._passed.extend(held)
+            self._left_out = left_out
+            return
         append = Append(
             stream=StreamName(self._config.stream),
-            envelopes=self._encoder.encode(batch, self._clock.now_ms() * 1000),
-            priority=self._config.priority,
+            envelopes=envelopes,
+            priority=max(priority for priority, _ in sifted.groups),
             source=self._config.name,
             position=batch.position,
+            left_out=tuple(left_out.items()),
         )
-        self._under_way.append((self._spool.append(append), held))
+        # What was passed over lies before this batch: its position, and what it left out, cover both.
+        passed, self._passed, self._left_out = tuple(self._passed), [], Counter()
+        self._under_way.append((self._spool.append(append), (*passed, *held)))
+
+    def _pass_over(self, source: Source) -> None:
+        """Nothing of these batches is to be stored: remember only that they were read, now and then."""
+        now_s = self._clock.monotonic_s()
+        if not self._passed or now_s - self._passed_s < _PASS_EVERY_S:
+            return
+        self._passed_s = now_s
+        self._settle_up(source, 0)
+        passed, self._passed = self._passed, []
+        left_out, self._left_out = tuple(self._left_out.items()), Counter()
+        if left_out or passed[-1].position is not None:
+            self._spool.note(Passed(StreamName(self._config.stream), self._config.name, passed[-1].position, left_out))
+        for batch in passed:
+            source.stored(batch)
 
     def _settle_up(self, source: Source, most: int) -> None:
         """Wait until at most so many batches are not durable, and tell the source of those that are."""

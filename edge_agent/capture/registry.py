@@ -1,18 +1,29 @@
-"""The kinds of sources, and how each is built from its options."""
+"""The kinds of sources, and how each is built from its options.
+
+A kind is loaded when a configuration asks for it: a device that watches a folder carries no video decoder. Other packages
+add kinds by the entry point `catchment.sources`; a built-in kind cannot be replaced by one.
+"""
 
 from collections.abc import Callable, Mapping
+from importlib import import_module, metadata
+from typing import cast
 
 from edge_agent.capture.batch import Source
-from edge_agent.capture.directory import build_directory
-from edge_agent.capture.exec import build_exec
-from edge_agent.capture.replay import build_replay
+from edge_agent.capture.guarded import GuardedSource
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
 
 Builder = Callable[[Mapping[str, object], Contract, Clock, bytes | None], Source]
+Checker = Callable[[Mapping[str, object], Contract], object]
 
-KINDS: dict[str, Builder] = {"directory": build_directory, "exec": build_exec, "replay": build_replay}
+ENTRY_POINTS = "catchment.sources"
+# kind -> the module that has `build` and `check`.
+KINDS: dict[str, str] = {
+    "directory": "edge_agent.capture.directory",
+    "exec": "edge_agent.capture.exec",
+    "replay": "edge_agent.capture.replay",
+}
 
 
 def build_source(kind: str, options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> Source:
@@ -22,7 +33,30 @@ def build_source(kind: str, options: Mapping[str, object], contract: Contract, c
         ConfigError: there is no such kind, or an option is unknown, missing or wrong; the message names the key.
         SourceError: it cannot be opened now; try again later.
     """
-    builder = KINDS.get(kind)
-    if builder is None:
-        raise ConfigError(f"source kind {kind[:80]!r} is none of {', '.join(sorted(KINDS))}")
-    return builder(options, contract, clock, position)
+    builder, _ = _load(kind)
+    return GuardedSource(kind, lambda: builder(options, contract, clock, position))
+
+
+def check_source(kind: str, options: Mapping[str, object], contract: Contract) -> None:
+    """Check all of a source that can be checked without opening it.
+
+    Raises:
+        ConfigError: there is no such kind, or an option is unknown, missing or wrong; the message names the key.
+    """
+    _, check = _load(kind)
+    if check is not None:
+        check(options, contract)
+
+
+def _load(kind: str) -> tuple[Builder, Checker | None]:
+    try:
+        if kind in KINDS:
+            module = import_module(KINDS[kind])
+            return cast("Builder", module.build), cast("Checker", module.check)
+        for entry in metadata.entry_points(group=ENTRY_POINTS, name=kind):
+            builder = entry.load()
+            return cast("Builder", builder), cast("Checker | None", getattr(builder, "check", None))
+    except Exception as error:
+        raise ConfigError(f"source kind {kind[:80]!r} cannot be loaded: {error}; is its package installed whole?") from error
+    known = sorted({*KINDS, *metadata.entry_points(group=ENTRY_POINTS).names})
+    raise ConfigError(f"source kind {kind[:80]!r} is none of {', '.join(known)}; a plug-in's package must be installed")

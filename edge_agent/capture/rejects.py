@@ -3,6 +3,8 @@
 import structlog
 
 _MAX_REASONS = 256
+# Reasons that are as things should be: counted, never a warning.
+_QUIET = "report"
 
 log = structlog.get_logger(__name__)
 
@@ -12,17 +14,19 @@ class Rejects:
 
     Attributes:
         counts: reason -> how many. Reasons that begin with ``row`` are rows that became no sample, with ``cell`` single
-            cells that became null, with ``file`` whole files left where they are.
+            cells that became null, with ``file`` whole files left where they are, with ``report`` samples that said
+            nothing new.
     """
 
     def __init__(self, source: str) -> None:
         self._source = source
         self.counts: dict[str, int] = {}
 
-    def count(self, reason: str, example: object = "") -> None:
-        """One more of that reason."""
+    def count(self, reason: str, example: object = "", times: int = 1) -> None:
+        """So many more of that reason."""
         known = reason if reason in self.counts or len(self.counts) < _MAX_REASONS else "other"
-        total = self.counts.get(known, 0) + 1
+        before = self.counts.get(known, 0)
+        total = before + times
         self.counts[known] = total
-        if str(total).strip("0") == "1":
+        if len(str(total)) > (len(str(before)) if before else 0) and not reason.startswith(_QUIET):
             log.warning("rejected", source=self._source, reason=reason, total=total, example=repr(example)[:200])

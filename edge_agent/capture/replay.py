@@ -83,6 +83,7 @@ class ReplaySource:
         self._mapper = ColumnMapper(contract, {**CONN_RENAME, **options.rename}, unset, self._rejects)
         self._began_s = clock.monotonic_s()
         self._given = 0
+        self._agent_clock = options.time_start == "now"
 
     @property
     def rejected(self) -> dict[str, int]:
@@ -118,7 +119,7 @@ class ReplaySource:
         self._given += chunk.rows
         chunk, times = keep_rows(chunk, self._times(chunk, first_row))
         columns = self._mapper.convert(chunk, frozenset({self._options.time_column, *TIME_NAMES}))
-        return SampleBatch(times, columns, None, self._position()) if times else None
+        return SampleBatch(times, columns, None, self._position(), self._agent_clock) if times else None
 
     def _due(self, max_samples: int) -> int:
         rate = self._options.rate_hz
@@ -138,6 +139,7 @@ class ReplaySource:
             step_us = 1e6 / (self._options.rate_hz or 1.0)
             times = [round((first_row + index) * step_us) for index in range(chunk.rows)]
         else:
+            self._agent_clock = True
             return [now_us] * chunk.rows
         return self._shifted(times, now_us) if self._options.time_start else times
 
@@ -173,12 +175,11 @@ def _guess(path: Path) -> str:
     return "jsonl" if head.startswith(b"{") else "csv"
 
 
-def build_replay(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> ReplaySource:
-    """Build a replay.
+def check(options: Mapping[str, object], contract: Contract) -> ReplayOptions:
+    """The options of a replay.
 
     Raises:
         ConfigError: an option is unknown, missing or wrong.
-        SourceError: the file cannot be read.
     """
     chosen = read_options("replay", options, ReplayOptions)
     check_rename("replay", chosen.rename, contract)
@@ -189,4 +190,14 @@ def build_replay(options: Mapping[str, object], contract: Contract, clock: Clock
             raise ConfigError(
                 f"source 'replay': time_start = {chosen.time_start!r} is {error}; write 2024-05-01T00:00:00Z"
             ) from error
-    return ReplaySource(chosen, contract, clock, position)
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> ReplaySource:
+    """Build a replay.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+        SourceError: the file cannot be read.
+    """
+    return ReplaySource(check(options, contract), contract, clock, position)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from edge_agent.spool.quota import Candidate
-from edge_agent.spool.records import Append, State, checksum
+from edge_agent.spool.records import Append, Passed, State, checksum
 from schemas.envelope import Span
 from schemas.ids import Digest
 from schemas.receipts import Receipt
@@ -37,7 +37,8 @@ def insert(db: sqlite3.Connection, append: Append, epoch: int, first_seq: int, f
         span = Span(epoch, seq, envelope.count)
         large = envelope.large
         rows.append((
-            id_, append.stream, epoch, seq, envelope.count, envelope.cost_bytes, append.priority,
+            id_, append.stream, epoch, seq, envelope.count, envelope.cost_bytes,
+            append.priority if envelope.priority is None else envelope.priority,
             State.READY if large is None else State.WAITING, checksum(append.stream, span, envelope),
             envelope.contract_version, envelope.encoding, envelope.created_us,
             large.digest if large else "", large.size_bytes if large else 0, envelope.body,
@@ -60,11 +61,23 @@ def capture(db: sqlite3.Connection, append: Append, epoch: int, next_seq: int) -
         (append.stream, epoch, next_seq),
     )
     _book(db, append.stream, captured=append.count)
-    if append.position is not None:
+    note(db, Passed(append.stream, append.source, append.position, append.left_out))
+
+
+def note(db: sqlite3.Connection, passed: Passed) -> Removed:
+    """Enter what was left out, captured and dropped at once, and remember where the source resumes."""
+    for reason, count in passed.left_out:
+        _book(db, passed.stream, captured=count)
+        db.execute(
+            "INSERT INTO dropped_count VALUES (?,?,?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
+            (passed.stream, reason, count),
+        )
+    if passed.position is not None:
         db.execute(
             "INSERT INTO position VALUES (?,?) ON CONFLICT DO UPDATE SET value = excluded.value",
-            (append.source, append.position),
+            (passed.source, passed.position),
         )
+    return Removed()
 
 
 def count_dropped(db: sqlite3.Connection, stream: str, epoch: int, seqs: tuple[int, int], reason: str) -> None:

@@ -21,6 +21,11 @@ _SLACK_BYTES = 512 * 1024
 Change = Callable[[sqlite3.Connection], Removed]
 
 
+def soft_limit_bytes(max_bytes: int) -> int:
+    """What a quota leaves for samples: a spool that holds this much is full."""
+    return max_bytes - RESERVE_BYTES - _SLACK_BYTES
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
     """What a transaction did: the spans given to each append, the outcome of each change, what left the spool."""
@@ -37,7 +42,7 @@ class Ledgerhand:
         self.epoch = epoch
         self._db = db
         self._objects = objects
-        self._soft_limit_bytes = max_bytes - RESERVE_BYTES - _SLACK_BYTES
+        self._soft_limit_bytes = soft_limit_bytes(max_bytes)
         self._next_seq: dict[str, int] = {}
         self._next_id = 1 + db.execute("SELECT coalesce(max(id), 0) FROM envelope").fetchone()[0]
 

@@ -1,7 +1,6 @@
 """Reading the spool beside its writer: what to send next, the books, the epochs. Nothing here loads a backlog's bodies."""
 
 import sqlite3
-from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from edge_agent.errors import SpoolError
@@ -14,6 +13,7 @@ from schemas.reported import DroppedRange, EpochReport, StreamBooks
 _COLUMNS = "id, stream, epoch, first_seq, count, crc, contract_version, encoding, created_us, digest, object_bytes, body"
 # More dropped ranges than this are told joined: the core needs them to close epochs, not one by one at once.
 _MAX_RANGES_PER_EPOCH = 10_000
+_MAX_ID = 2**63 - 1
 
 
 class RottenEnvelopeError(SpoolError):
@@ -32,16 +32,13 @@ class Parked:
     reason: str
 
 
-def ready_ids(db: sqlite3.Connection, after_id: int, skip: Container[int], limit: int) -> Iterator[int]:
-    """Ids that may be sent, in the order of capture, from the index alone."""
-    found = 0
-    for (id_,) in db.execute("SELECT id FROM envelope WHERE state = ? AND id > ? ORDER BY id", (State.READY, after_id)):
-        if id_ in skip:
-            continue
-        yield id_
-        found += 1
-        if found >= limit:
-            return
+def ready_after(
+    db: sqlite3.Connection, after_id: int, upto_id: int | None, limit: int, *, with_priority: bool
+) -> list[tuple[int, int]]:
+    """Ids and priorities of what may be sent, in the order of capture; without priorities (0) from the index alone."""
+    column = "priority" if with_priority else "0"
+    query = f"SELECT id, {column} FROM envelope WHERE state = ? AND id > ? AND id <= ? ORDER BY id LIMIT ?"  # noqa: S608 # constants
+    return db.execute(query, (State.READY, after_id, _MAX_ID if upto_id is None else upto_id, limit)).fetchall()
 
 
 def load(db: sqlite3.Connection, id_: int) -> Envelope | None:
@@ -76,12 +73,23 @@ def verify_row(row: tuple[object, ...]) -> Envelope:
     return Envelope(id_, name, span, new.body, new.contract_version, new.encoding, new.created_us)  # type: ignore[arg-type]
 
 
-def waiting_objects(db: sqlite3.Connection, limit: int) -> list[WaitingObject]:
+def waiting_objects(db: sqlite3.Connection, limit: int, min_priority: int = 0) -> list[WaitingObject]:
     """The large payloads to send next, oldest first."""
     rows = db.execute(
-        "SELECT id, digest, object_bytes FROM envelope WHERE state = ? ORDER BY id LIMIT ?", (State.WAITING, limit)
+        "SELECT id, digest, object_bytes FROM envelope WHERE state = ? AND priority >= ? ORDER BY id LIMIT ?",
+        (State.WAITING, min_priority, limit),
     ).fetchall()
     return [WaitingObject(id_, ObjectRef(Digest(digest), size)) for id_, digest, size in rows]
+
+
+def oldest_unsettled_us(db: sqlite3.Connection) -> int | None:
+    """When the oldest envelope that is not parked was made, microseconds since 1970; None when there is none."""
+    rows = [
+        row
+        for state in (State.READY, State.WAITING)
+        for row in db.execute("SELECT id, created_us FROM envelope WHERE state = ? ORDER BY id LIMIT 1", (state,))
+    ]
+    return min(rows)[1] if rows else None
 
 
 def ids_waiting_for(db: sqlite3.Connection, digest: Digest) -> list[int]:

@@ -44,6 +44,7 @@ class NewEnvelope:
         body: what will be the MQTT body.
         encoding: "" or "zstd".
         large: the large payload that must be settled before this envelope is sent.
+        priority: what it is worth when the spool is full; None: as much as its batch.
     """
 
     count: int
@@ -52,6 +53,7 @@ class NewEnvelope:
     encoding: str = ""
     created_us: int = 0
     large: ObjectRef | None = None
+    priority: int | None = None
     body_crc: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,13 +70,18 @@ class NewEnvelope:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """One source batch on its way into the spool: its envelopes and the source's position live or die together."""
+    """One source batch on its way into the spool: its envelopes and the source's position live or die together.
+
+    `left_out` counts, by reason, samples that were captured with these and are not stored: rules left them out. They get
+    no seq and are told in the books alone. `priority` is the batch's highest.
+    """
 
     stream: StreamName
     envelopes: tuple[NewEnvelope, ...]
     priority: int = 100
     source: str = ""
     position: bytes | None = None
+    left_out: tuple[tuple[str, int], ...] = ()
 
     @property
     def cost_bytes(self) -> int:
@@ -85,6 +92,16 @@ class Append:
     def count(self) -> int:
         """Samples in it."""
         return sum(envelope.count for envelope in self.envelopes)
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What a source read and nothing of which is to be stored: where it resumes, and what was left out, by reason."""
+
+    stream: StreamName
+    source: str
+    position: bytes | None
+    left_out: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from edge_agent.errors import SpoolError
 from edge_agent.spool import changes, database, reading
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
+from edge_agent.spool.leases import Leases
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.reading import RottenEnvelopeError
-from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, State, WaitingObject
+from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
 from edge_agent.spool.recovery import SUSPECT_NAME, open_sound
 from edge_agent.spool.writer import SpoolWriter
 from schemas.envelope import Span
@@ -27,7 +28,6 @@ from schemas.reported import EpochReport, StreamBooks
 
 OBJECTS_FOLDER = "objects"
 MIN_MAX_BYTES = 8 * 1024 * 1024
-_LOOK_AHEAD = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -57,10 +57,9 @@ class Spool:
     ) -> None:
         self._folder = folder
         self._lock = threading.RLock()
-        self._leased: set[int] = set()
-        self._cursor = 0
+        self._leases = Leases(self._load)
         self._removed_ids: list[int] = []
-        self._listener: Callable[[], None] = _nobody
+        self._listener: Callable[[], None] = lambda: None
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             opened = open_sound(folder, max_bytes, page_bytes, clock)
@@ -96,6 +95,10 @@ class Spool:
             future.add_done_callback(lambda _: self._unpin(pinned))
         return future
 
+    def note(self, passed: Passed) -> None:
+        """Enter, durably, what a source read and nothing of which is to be stored. Raises SpoolError."""
+        self._writer.change(lambda db: changes.note(db, passed)).result()
+
     def put_object(self, payload: bytes | Path) -> ObjectRef:
         """Store a large payload, before the append of the envelope that names it.
 
@@ -112,33 +115,32 @@ class Spool:
         return None if row is None else bytes(row[0])
 
     def next_unsent(self, limit_bytes: int) -> list[Envelope]:
-        """Lease the next envelopes to send, oldest first: as many as fit the limit, but at least one if there is any.
+        """Lease the next envelopes to send: as many as fit the limit, but at least one if there is any.
 
-        A leased envelope is not given out again until it is released. Rotten ones are given up as corrupt on the way.
+        Oldest first, but what came since `part_backlog` takes its share. A leased envelope is not given out again until
+        it is released. Rotten ones are given up as corrupt on the way.
         """
-        leased: list[Envelope] = []
-        total_bytes = 0
         with self._lock:
-            for id_ in list(reading.ready_ids(self._reader, self._cursor, self._leased, _LOOK_AHEAD)):
-                envelope = self._load(id_)
-                if envelope is None:
-                    continue
-                total_bytes += len(envelope.body)
-                if leased and total_bytes > limit_bytes:
-                    break
-                leased.append(envelope)
-                self._leased.add(id_)
-                self._cursor = id_
-                if total_bytes >= limit_bytes:
-                    break
-        return leased
+            taken = self._leases.take(self._reader, limit_bytes)
+            is_cut_short = not taken and self._leases.is_cut_short
+        if is_cut_short:
+            self._listener()
+        return taken
+
+    def tune(self, fresh_share: float, min_priority: int) -> None:
+        """How fresh and old samples share the link while both wait, and the least priority that is given out."""
+        with self._lock:
+            self._leases.tune(fresh_share, min_priority)
+
+    def part_backlog(self) -> None:
+        """What is spooled now is old; what comes is fresh."""
+        with self._lock:
+            self._leases.part(self._reader.execute("SELECT coalesce(max(id), 0) FROM envelope").fetchone()[0])
 
     def release(self, ids: Iterable[int]) -> None:
         """Give leases back: these were not sent, or not settled in time, and are sent again."""
         with self._lock:
-            for id_ in ids:
-                self._leased.discard(id_)
-                self._cursor = min(self._cursor, id_ - 1)
+            self._leases.release(ids)
 
     def park(self, id_: int, reason: str) -> None:
         """Put aside an envelope that can never be sent as things are.
@@ -159,10 +161,10 @@ class Spool:
         if ids:
             self._change_state(ids, State.READY)
 
-    def waiting_objects(self, limit: int = 1) -> list[WaitingObject]:
+    def waiting_objects(self, limit: int = 1, min_priority: int = 0) -> list[WaitingObject]:
         """The large payloads to send next, oldest first."""
         with self._lock:
-            return reading.waiting_objects(self._reader, limit)
+            return reading.waiting_objects(self._reader, limit, min_priority)
 
     def open_object(self, digest: Digest) -> AbstractContextManager[int]:
         """A descriptor of a large payload, for `os.pread`.
@@ -227,6 +229,11 @@ class Spool:
         with self._lock:
             return database.used_bytes(self._reader) + self._objects.total_bytes
 
+    def oldest_unsettled_us(self) -> int | None:
+        """When the oldest envelope that waits was made; None when none waits."""
+        with self._lock:
+            return reading.oldest_unsettled_us(self._reader)
+
     def close(self) -> None:
         """Commit what is pending, then let go of the files."""
         self._writer.close()
@@ -241,7 +248,7 @@ class Spool:
             return reading.load(self._reader, id_)
         except (RottenEnvelopeError, sqlite3.DatabaseError) as error:
             _log.error("envelope is rotten; given up", id=id_, error=str(error))
-            self._leased.add(id_)
+            self._leases.add(id_)
             self._writer.change(lambda db: changes.drop(db, [id_], DropReason.CORRUPT))
             return None
 
@@ -255,13 +262,12 @@ class Spool:
 
     def _in_flight(self) -> frozenset[int]:
         with self._lock:
-            return frozenset(self._leased)
+            return self._leases.ids
 
     def _after_commit(self, removed: Removed) -> None:
         with self._lock:
             # Only what the uplink holds need be told to it: a long eviction without a broker must not pile up here.
-            self._removed_ids.extend(id_ for id_ in removed.ids if id_ in self._leased)
-            self._leased.difference_update(removed.ids)
+            self._removed_ids.extend(self._leases.forget(removed.ids))
         self._objects.remove(removed.orphans)
         self._listener()
 
@@ -272,21 +278,14 @@ class Spool:
     def _drop_lost_objects(self) -> None:
         """A row whose payload file is gone or short (a damaged file system) can never be sent: given up as corrupt."""
         rows = self._db.execute("SELECT id, digest, object_bytes, state FROM envelope WHERE digest <> ''").fetchall()
-        lost = [
-            id_
-            for id_, digest, size, state in rows
-            if state == State.WAITING and not self._objects.holds(ObjectRef(Digest(digest), size))
-        ]
+        waiting = [(id_, ObjectRef(Digest(digest), size)) for id_, digest, size, state in rows if state == State.WAITING]
+        lost = [id_ for id_, ref in waiting if not self._objects.holds(ref)]
         if lost:
             _log.error("large payloads are lost", count=len(lost))
             self._db.execute("BEGIN IMMEDIATE")
             changes.drop(self._db, lost, DropReason.CORRUPT)
             self._db.execute("COMMIT")
         self._objects.sweep(row[1] for row in rows)
-
-
-def _nobody() -> None:
-    """Nobody listens."""
 
 
 def _open_epoch(db: sqlite3.Connection, clock: Clock) -> int:

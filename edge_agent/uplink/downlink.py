@@ -1,5 +1,6 @@
 """What comes down: receipts, object states, desired models and their pieces. Nothing is trusted before it is decoded."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -51,20 +52,28 @@ class Downlink:
         self._objects = topics.objects(device)
         self._desired = topics.desired(device)
         self._pieces = topics.model_data(device)
+        self._policy = topics.policy(device)
+        self._on_policy: Callable[[bytes], None] | None = None
         self._last_receipt = b""
         self.refused_count = 0
 
-    def handle(self, message: Arrived) -> None:
-        """Act on a message; a malformed one is told and counted.
+    def hand_policies_to(self, taker: Callable[[bytes], None]) -> None:
+        """Give edge policies to the rules' room."""
+        self._on_policy = taker
+
+    def handle(self, message: Arrived) -> bool:
+        """Act on a message; a malformed one is told and counted. Returns whether it was a receipt that says something new.
 
         Raises:
             SpoolError: the spool is broken.
         """
         try:
             if message.topic == self._receipts:
-                self._settle(message.body)
-            elif message.topic == self._objects:
+                return self._settle(message.body)
+            if message.topic == self._objects:
                 self._parts.heard(decode_object_state(message.body))
+            elif message.topic == self._policy and self._on_policy is not None:
+                self._on_policy(message.body)
             elif message.topic == self._desired and self._models is not None:
                 self._models.on_desired(message.body)
             elif message.topic == self._pieces and self._models is not None:
@@ -74,9 +83,12 @@ class Downlink:
         except SchemaError as error:
             self.refused_count += 1
             _log.warning("message from the core is malformed and ignored", topic=message.topic, error=str(error))
+        return False
 
-    def _settle(self, body: bytes) -> None:
-        if body and body != self._last_receipt:
-            # Only what was decoded and handed over counts as known; the same receipt again then costs nothing.
-            self._spool.settle(decode_receipt(body))
-            self._last_receipt = body
+    def _settle(self, body: bytes) -> bool:
+        if not body or body == self._last_receipt:
+            return False
+        # Only what was decoded and handed over counts as known; the same receipt again then costs nothing.
+        self._spool.settle(decode_receipt(body))
+        self._last_receipt = body
+        return True

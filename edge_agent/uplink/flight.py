@@ -6,12 +6,44 @@ from dataclasses import dataclass, field
 
 _MAX_DOUBLINGS = 6
 _MAX_UNSETTLED = 50_000
+_FIRST_WINDOW_BYTES = 512 * 1024
+_MIN_WINDOW_BYTES = 32 * 1024
+_FAST_ACK_S = 0.5
+_SLOW_ACK_S = 1.5
 
 
 @dataclass(slots=True)
 class _Flown:
     body_bytes: int
+    sent_s: float
     due_s: float
+
+
+@dataclass(slots=True)
+class Window:
+    """How much may be unacknowledged: what the link carries in about a second, so that nothing waits long behind it.
+
+    Without it a slow link would hold minutes of samples that a break sends again, and that all else must wait for.
+
+    Args:
+        max_bytes: never more.
+    """
+
+    max_bytes: int
+    now_bytes: int = 0
+    _shrunk_s: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.now_bytes = min(self.max_bytes, _FIRST_WINDOW_BYTES)
+
+    def acked(self, size_bytes: int, sent_s: float, now_s: float) -> None:
+        """So many bytes, sent at a time, were acknowledged."""
+        if now_s - sent_s < _FAST_ACK_S:
+            self.now_bytes = min(self.max_bytes, self.now_bytes + size_bytes)
+        elif now_s - sent_s > _SLOW_ACK_S and sent_s >= self._shrunk_s:
+            # What was sent before the last shrinking tells nothing about the window since.
+            self._shrunk_s = now_s
+            self.now_bytes = max(min(self.max_bytes, _MIN_WINDOW_BYTES), self.now_bytes // 2)
 
 
 @dataclass(slots=True)
@@ -19,7 +51,7 @@ class Flight:
     """The windows: bytes in memory until the broker acknowledges, bytes in doubt until the core settles.
 
     Args:
-        window_bytes: bodies that may be unacknowledged.
+        window_bytes: bodies that may be unacknowledged, at most.
         unsettled_bytes: bodies that may be unsettled.
         resend_after_s: what is not settled by then is sent again, each time after twice as long.
     """
@@ -33,6 +65,10 @@ class Flight:
     _due: list[tuple[float, int]] = field(default_factory=list)
     _unacked_bytes: int = 0
     _flown_bytes: int = 0
+    _window: Window = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._window = Window(self.window_bytes)
 
     @property
     def unacked_count(self) -> int:
@@ -48,7 +84,7 @@ class Flight:
         """How many bytes of bodies may be sent now."""
         if len(self._flown) >= _MAX_UNSETTLED:
             return 0
-        return max(0, min(self.window_bytes - self._unacked_bytes, self.unsettled_bytes - self._flown_bytes))
+        return max(0, min(self._window.now_bytes - self._unacked_bytes, self.unsettled_bytes - self._flown_bytes))
 
     def sent(self, mid: int, id_: int, body_bytes: int, now_s: float) -> None:
         """An envelope went out as message `mid`."""
@@ -57,20 +93,21 @@ class Flight:
         due_s = now_s + self.resend_after_s * 2 ** min(tries, _MAX_DOUBLINGS)
         self._unacked[mid] = id_
         self._unacked_bytes += body_bytes
-        self._flown[id_] = _Flown(body_bytes, due_s)
+        self._flown[id_] = _Flown(body_bytes, now_s, due_s)
         self._flown_bytes += body_bytes
         heapq.heappush(self._due, (due_s, id_))
 
-    def acked(self, mid: int) -> int | None:
+    def acked(self, mid: int, now_s: float) -> int | None:
         """The broker has message `mid`; its envelope's id, None if it is not ours or gone already."""
         id_ = self._unacked.pop(mid, None)
-        if id_ is not None and id_ in self._flown:
-            self._unacked_bytes -= self._flown[id_].body_bytes
+        if id_ is not None and (flown := self._flown.get(id_)) is not None:
+            self._unacked_bytes -= flown.body_bytes
+            self._window.acked(flown.body_bytes, flown.sent_s, now_s)
         return id_
 
-    def refused(self, mid: int) -> int | None:
+    def refused(self, mid: int, now_s: float) -> int | None:
         """The broker did not take message `mid`: its envelope is not under way. Returns its id, None if it is gone."""
-        id_ = self.acked(mid)
+        id_ = self.acked(mid, now_s)
         if id_ is None or id_ not in self._flown:
             return None
         self._land(id_)

@@ -7,48 +7,32 @@ import queue
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
 from edge_agent.clock import Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
-from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.backoff import Backoff
 from edge_agent.uplink.downlink import Downlink, ModelDesk
-from edge_agent.uplink.flight import Flight
-from edge_agent.uplink.parts import PartSender
-from edge_agent.uplink.reasons import Verdict, judge
+from edge_agent.uplink.outbox import Outbox
+from edge_agent.uplink.progress import Progress
 from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import Acked, Arrived, Events, Lost, Message, Session, Woken
-from schemas.envelope import ARROW_STREAM, EnvelopeHead
 from schemas.ids import DeviceId
 from schemas.topics import Topics
 
-_TICK_S = 0.25
+_TICK_S = 0.5
+_TURN_S = 5.0
 _EVENTS_AT_ONCE = 256
 _RECONNECT_FIRST_S = 0.5
 _RECONNECT_CAP_S = 30.0
-_REFUSED_FIRST_S = 0.2
-_REFUSED_CAP_S = 15.0
-_OBJECT_ANSWER_S = 10.0
+
+_JSON = "application/json"
 
 _log = structlog.get_logger(__name__)
 _Connect = Callable[[Events], Session]
-
-
-@dataclass(slots=True)
-class Progress:
-    """What the uplink has done, for health and metrics. Written by its thread, read by any."""
-
-    is_connected: bool = False
-    sent_count: int = 0
-    not_sent_count: int = 0
-    resent_count: int = 0
-    parked_count: int = 0
-    last_ack_s: float = float("-inf")
 
 
 class Forwarder:
@@ -84,13 +68,11 @@ class Forwarder:
         self._clock = clock
         self._events: Events = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
-        self._flight = Flight(config.window_bytes, config.unsettled_bytes, config.resend_after_s)
-        self._parts = PartSender(spool, topics, device, config.part_bytes, min(_OBJECT_ANSWER_S, config.resend_after_s))
-        self._downlink = Downlink(spool, self._parts, models, topics, device)
-        self._reconnect = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
-        self._refused = Backoff(_REFUSED_FIRST_S, _REFUSED_CAP_S, random.random)
-        self._paused_until_s = float("-inf")
         self.progress = Progress()
+        self._outbox = Outbox(spool, config, topics, device, self.progress, clock)
+        self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
+        self._reconnect = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
+        self._news: queue.SimpleQueue[UplinkConfig] = queue.SimpleQueue()
 
     def run(self, stop: threading.Event) -> None:
         """Send until told to stop.
@@ -101,12 +83,13 @@ class Forwarder:
         self._spool.listen(lambda: self._events.put(Woken()))
         while not stop.is_set():
             self._events = queue.SimpleQueue()
+            self.progress.turned_s = self._clock.monotonic_s()
             try:
                 session = self._connect(self._events)
             except BrokerUnavailableError as error:
                 wait_s = self._reconnect.next_s()
                 _log.warning("broker unavailable", error=str(error), retry_in_s=round(wait_s, 1))
-                stop.wait(wait_s)
+                self._wait(stop, wait_s)
                 continue
             try:
                 self._serve(session, stop)
@@ -115,8 +98,29 @@ class Forwarder:
             finally:
                 self.progress.is_connected = False
                 session.close()
-                self._spool.release(self._flight.lost())
-            stop.wait(0 if stop.is_set() else self._reconnect.next_s())
+                self._outbox.lost()
+            self._wait(stop, self._reconnect.next_s())
+
+    def _wait(self, stop: threading.Event, wait_s: float) -> None:
+        """Wait, but come round often enough to be seen alive."""
+        until_s = self._clock.monotonic_s() + wait_s
+        while not stop.is_set() and (left_s := until_s - self._clock.monotonic_s()) > 0:
+            self.progress.turned_s = self._clock.monotonic_s()
+            stop.wait(min(left_s, _TURN_S))
+
+    def retune(self, config: UplinkConfig) -> None:
+        """Another rate, schedule, share or least priority from now on. From any thread."""
+        self._news.put(config)
+        self._events.put(Woken())
+
+    @property
+    def parts_sent(self) -> int:
+        """Parts of large payloads published since the start."""
+        return self._outbox.parts.parts_sent
+
+    def hand_policies_to(self, taker: Callable[[bytes], None]) -> None:
+        """Give edge policies that come down to the rules' room; it must not block."""
+        self._downlink.hand_policies_to(taker)
 
     def request_model_piece(self, body: bytes, correlation: bytes) -> None:
         """Ask the model server; the answer comes down with the same correlation data. From any thread."""
@@ -125,28 +129,25 @@ class Forwarder:
 
     def _serve(self, session: Session, stop: threading.Event) -> None:
         session.subscribe([self._topics.down_filter(self._device), self._topics.model_data(self._device)])
-        self._parts.connected()
+        self._outbox.connected()
         self._reporter.connected()
         self._spool.unpark_all()
         self.progress.is_connected = True
         _log.info("connected", max_packet_bytes=session.max_packet_bytes)
+        wait_s = 0.0
         while not stop.is_set():
-            for event in self._next_events():
+            for event in self._next_events(min(wait_s, _TICK_S)):
                 self._handle(event)
-            now_s = self._clock.monotonic_s()
-            self._flight.forget(self._spool.take_removed())
-            late = self._flight.overdue(now_s)
-            self.progress.resent_count += len(late)
-            self._spool.release(late)
+            while not self._news.empty():
+                self._outbox.retune(self._news.get_nowait())
+            now_s = self.progress.turned_s = self._clock.monotonic_s()
             self._tell(session)
-            if now_s >= self._paused_until_s:
-                self._parts.step(session, now_s)
-                self._send(session, now_s)
+            wait_s = self._outbox.step(session, now_s)
 
-    def _next_events(self) -> list[Acked | Arrived | Lost | Woken]:
+    def _next_events(self, wait_s: float) -> list[Acked | Arrived | Lost | Woken]:
         found: list[Acked | Arrived | Lost | Woken] = []
         try:
-            found.append(self._events.get(timeout=_TICK_S))
+            found.append(self._events.get(timeout=wait_s))
             while len(found) < _EVENTS_AT_ONCE:
                 found.append(self._events.get_nowait())
         except queue.Empty:
@@ -156,94 +157,30 @@ class Forwarder:
     def _handle(self, event: Acked | Arrived | Lost | Woken) -> None:
         match event:
             case Acked(mid, code):
-                self._acked(mid, code)
+                self._reconnect.succeeded()
+                self._outbox.acked(mid, code)
             case Arrived():
-                self._downlink.handle(event)
+                if self._downlink.handle(event):
+                    self.progress.last_receipt_s = self._clock.monotonic_s()
             case Lost(reason):
                 raise BrokerUnavailableError(f"the broker went away: {reason}")
             case Woken():
                 return
 
-    def _acked(self, mid: int, code: int) -> None:
-        self._reconnect.succeeded()
-        if self._parts.acked(mid, is_taken=code == 0):
-            self._after(judge(code, 1), code)
-            return
-        id_ = self._flight.acked(mid) if code == 0 else self._flight.refused(mid)
-        if id_ is None:
-            return
-        verdict = judge(code, self._flight.tries(id_))
-        if verdict is Verdict.NEVER:
-            self._park(id_, f"the broker refuses it with reason 0x{code:02x}")
-        elif verdict is Verdict.NOT_SENT:
-            self._spool.release([id_])
-        self._after(verdict, code)
-
-    def _after(self, verdict: Verdict, code: int) -> None:
-        if verdict is Verdict.TAKEN:
-            self.progress.last_ack_s = self._clock.monotonic_s()
-            self._refused.succeeded()
-        elif verdict is Verdict.NOT_SENT:
-            self.progress.not_sent_count += 1
-            now_s = self._clock.monotonic_s()
-            if now_s >= self._paused_until_s:
-                wait_s = self._refused.next_s()
-                self._paused_until_s = now_s + wait_s
-                _log.warning("broker has nobody to give samples to; waiting", reason=f"0x{code:02x}", retry_in_s=round(wait_s, 1))
-
-    def _send(self, session: Session, now_s: float) -> None:
-        # After a refusal one message goes ahead alone: a whole window would only be refused again.
-        most = 1 if self._refused.failures else session.receive_maximum
-        while self._flight.unacked_count < most and (room_bytes := self._flight.room_bytes()) > 0:
-            envelopes = self._spool.next_unsent(room_bytes if most > 1 else 1)
-            if not envelopes:
-                return
-            for position, envelope in enumerate(envelopes):
-                try:
-                    self._publish(session, envelope, now_s)
-                except BrokerUnavailableError:
-                    self._spool.release(left.id for left in envelopes[position:])
-                    raise
-
-    def _publish(self, session: Session, envelope: Envelope, now_s: float) -> None:
-        head = EnvelopeHead(
-            device=self._device,
-            stream=envelope.stream,
-            content_type=ARROW_STREAM,
-            span=envelope.span,
-            contract_version=envelope.contract_version,
-            encoding=envelope.encoding,
-            created_us=envelope.created_us,
-        )
-        topic = self._topics.up(self._device, envelope.stream)
-        message = Message(topic, envelope.body, tuple(head.to_properties()), content_type=ARROW_STREAM)
-        if message.packet_bytes > session.max_packet_bytes:
-            limit = f"{message.packet_bytes} bytes are above the broker's packet limit of {session.max_packet_bytes}"
-            self._park(envelope.id, f"{limit}; raise max_packet_size there or lower max_samples here")
-            return
-        mid = session.publish(message)
-        self._flight.sent(mid, envelope.id, len(envelope.body), now_s)
-        self.progress.sent_count += 1
-
-    def _park(self, id_: int, reason: str) -> None:
-        _log.error("envelope parked", id=id_, reason=reason)
-        self.progress.parked_count += 1
-        self._spool.park(id_, reason)
-
     def _tell(self, session: Session) -> None:
+        """What goes whatever the rate is: it is little, and what waits for it is not the spool."""
         report = self._reporter.due()
         if report is not None:
-            session.publish(
-                Message(self._topics.reported(self._device), report, content_type="application/json", is_retained=True)
-            )
+            topic = self._topics.reported(self._device)
+            self._publish(session, Message(topic, report, content_type=_JSON, is_retained=True))
         while not self._requests.empty():
             body, correlation = self._requests.get_nowait()
-            session.publish(
-                Message(
-                    self._topics.model_get(self._device),
-                    body,
-                    content_type="application/json",
-                    response_topic=self._topics.model_data(self._device),
-                    correlation=correlation,
-                )
+            answer_to = self._topics.model_data(self._device)
+            message = Message(
+                self._topics.model_get(self._device), body, content_type=_JSON, response_topic=answer_to, correlation=correlation
             )
+            self._publish(session, message)
+
+    def _publish(self, session: Session, message: Message) -> None:
+        session.publish(message)
+        self._outbox.control_sent(message.packet_bytes)

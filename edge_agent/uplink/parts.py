@@ -18,6 +18,11 @@ _MAX_REFUSALS = 5
 # Room for topic and properties under the broker's packet limit.
 _PACKET_OVERHEAD_BYTES = 1024
 
+# A part that takes longer is cut smaller, one that takes less larger, within what was configured.
+_PART_SLOW_S = 4.0
+_PART_FAST_S = 1.5
+MIN_PART_BYTES = 16 * 1024
+
 _log = structlog.get_logger(__name__)
 
 
@@ -47,9 +52,45 @@ class Transfer:
             self.refusals += 1
             self.have, self.sent = Ranges(), Ranges()
 
+    def link_broke(self) -> None:
+        """Ask before going on: the part under way may have arrived. What was acknowledged is on its way to the core.
+
+        It stays counted: an answer to an earlier part may still be under way, and would have it sent twice.
+        """
+        self.have, self.in_flight = None, None
+
     def ask_again(self) -> None:
         """Trust nothing but the next answer."""
         self.have, self.sent, self.in_flight = None, Ranges(), None
+
+
+@dataclass(slots=True)
+class PartSize:
+    """How large a part is: what the link carries in a second or two, so that a link that breaks still gets parts through.
+
+    Args:
+        max_bytes: never larger.
+    """
+
+    max_bytes: int
+    now_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.now_bytes = self.max_bytes
+
+    def arrived(self, took_s: float) -> None:
+        """A part was acknowledged after so long."""
+        if took_s > _PART_SLOW_S:
+            self._halve()
+        elif took_s < _PART_FAST_S:
+            self.now_bytes = min(self.max_bytes, self.now_bytes * 2)
+
+    def broke(self) -> None:
+        """The link broke under a part."""
+        self._halve()
+
+    def _halve(self) -> None:
+        self.now_bytes = max(min(MIN_PART_BYTES, self.max_bytes), self.now_bytes // 2)
 
 
 class PartSender:
@@ -67,40 +108,63 @@ class PartSender:
         self._spool = spool
         self._topics = topics
         self._device = device
-        self._part_bytes = part_bytes
+        self._size = PartSize(part_bytes)
         self._answer_within_s = answer_within_s
         self._transfer: Transfer | None = None
         self._mid: int | None = None
         self._moved_s = 0.0
+        self._has_heard = False
+        self._min_priority = 0
         self.parts_sent = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a payload is under way."""
+        return self._transfer is not None
+
+    def tune(self, min_priority: int) -> None:
+        """Begin no payload that is worth less."""
+        self._min_priority = min_priority
 
     def connected(self) -> None:
         """A new connection: what was under way may be lost, so the core is asked."""
         self._mid = None
         if self._transfer is not None:
-            self._transfer.ask_again()
+            if self._transfer.in_flight is not None:
+                self._size.broke()
+            self._transfer.link_broke()
             self._moved_s = float("-inf")
 
-    def step(self, session: Session, now_s: float) -> None:
-        """Send the next part or query, if it is time.
+    def step(self, session: Session, now_s: float, limit_bytes: int) -> int:
+        """Send the next part or query, if it is time; returns how many bytes that was.
+
+        Args:
+            session: the connection.
+            now_s: monotonic time.
+            limit_bytes: the part is no larger.
 
         Raises:
             BrokerUnavailableError: the connection is gone.
         """
         if self._transfer is None and not self._begin():
-            return
+            return 0
         transfer = self._transfer
         if transfer is None or self._mid is not None:
-            return
-        part_bytes = min(self._part_bytes, session.max_packet_bytes - _PACKET_OVERHEAD_BYTES)
-        part = transfer.next_part(part_bytes)
+            return 0
+        if self._has_heard:
+            self._has_heard = False
+            self._moved_s = now_s
+        most_bytes = max(MIN_PART_BYTES, min(self._size.now_bytes, limit_bytes))
+        part = transfer.next_part(min(most_bytes, session.max_packet_bytes - _PACKET_OVERHEAD_BYTES))
         if part is not None:
-            self._send(session, transfer, part, now_s)
-        elif now_s - self._moved_s > self._answer_within_s:
+            return self._send(session, transfer, part, now_s)
+        if now_s - self._moved_s <= self._answer_within_s:
+            return 0
+        if transfer.have is not None:
             transfer.ask_again()
-            self._publish(session, transfer, PartHead(transfer.ref.digest, 0, 0, transfer.ref.size_bytes), b"", now_s)
+        return self._publish(session, transfer, PartHead(transfer.ref.digest, 0, 0, transfer.ref.size_bytes), b"", now_s)
 
-    def acked(self, mid: int, *, is_taken: bool) -> bool:
+    def acked(self, mid: int, now_s: float, *, is_taken: bool) -> bool:
         """Whether a message was ours; a part that was not taken is sent again after the core was asked."""
         if mid != self._mid:
             return False
@@ -108,6 +172,7 @@ class PartSender:
         if self._transfer is not None and self._transfer.in_flight is not None:
             if is_taken:
                 self._transfer.sent = self._transfer.sent.union([self._transfer.in_flight])
+                self._size.arrived(now_s - self._moved_s)
             self._transfer.in_flight = None
         return True
 
@@ -117,6 +182,7 @@ class PartSender:
         if transfer is None or state.digest != transfer.ref.digest:
             return
         transfer.heard(state)
+        self._has_heard = True
         if state.settled:
             self._spool.object_settled(transfer.ref.digest)
             self._transfer = None
@@ -126,14 +192,14 @@ class PartSender:
             self._transfer = None
 
     def _begin(self) -> bool:
-        waiting = self._spool.waiting_objects(1)
+        waiting = self._spool.waiting_objects(1, self._min_priority)
         if not waiting:
             return False
         self._transfer = Transfer(waiting[0].ref)
         self._moved_s = float("-inf")
         return True
 
-    def _send(self, session: Session, transfer: Transfer, part: tuple[int, int], now_s: float) -> None:
+    def _send(self, session: Session, transfer: Transfer, part: tuple[int, int], now_s: float) -> int:
         low, high = part
         try:
             with self._spool.open_object(transfer.ref.digest) as descriptor:
@@ -141,16 +207,19 @@ class PartSender:
         except OSError as error:
             _log.warning("large payload is gone", digest=transfer.ref.digest, error=str(error))
             self._transfer = None
-            return
+            return 0
         if len(body) != high - low:
             _log.warning("large payload is shorter than it was", digest=transfer.ref.digest)
             self._transfer = None
-            return
-        self._publish(session, transfer, PartHead(transfer.ref.digest, low, len(body), transfer.ref.size_bytes), body, now_s)
+            return 0
+        head = PartHead(transfer.ref.digest, low, len(body), transfer.ref.size_bytes)
+        size_bytes = self._publish(session, transfer, head, body, now_s)
         transfer.in_flight = (low, low + len(body))
         self.parts_sent += 1
+        return size_bytes
 
-    def _publish(self, session: Session, transfer: Transfer, head: PartHead, body: bytes, now_s: float) -> None:
-        topic = self._topics.parts(self._device, transfer.ref.digest)
-        self._mid = session.publish(Message(topic, body, tuple(head.to_properties())))
+    def _publish(self, session: Session, transfer: Transfer, head: PartHead, body: bytes, now_s: float) -> int:
+        message = Message(self._topics.parts(self._device, transfer.ref.digest), body, tuple(head.to_properties()))
+        self._mid = session.publish(message)
         self._moved_s = now_s
+        return message.packet_bytes

@@ -7,7 +7,7 @@ import msgspec
 from edge_agent.clock import Clock
 from edge_agent.spool.spool import Spool
 from schemas.ids import DeviceId
-from schemas.reported import ModelReport, Reported, encode_reported
+from schemas.reported import ModelReport, PolicyReport, Reported, encode_reported
 
 _UNCHANGED_INTERVALS = 12
 
@@ -22,6 +22,7 @@ class Reporter:
         models: what the models' room says of itself.
         interval_s: how often at most.
         clock: wall clock for the report, monotonic for the interval.
+        policy: what the rules' room says of itself.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Reporter:
         models: Callable[[], tuple[ModelReport, ...]],
         interval_s: float,
         clock: Clock,
+        policy: Callable[[], PolicyReport | None] = lambda: None,
     ) -> None:
         self._spool = spool
         self._device = device
@@ -39,6 +41,7 @@ class Reporter:
         self._models = models
         self._interval_s = interval_s
         self._clock = clock
+        self._policy = policy
         self._told: Reported | None = None
         self._looked_s = float("-inf")
         self._told_s = float("-inf")
@@ -69,4 +72,5 @@ class Reporter:
             books=self._spool.books(),
             epochs=self._spool.epochs(),
             models=self._models(),
+            policy=self._policy(),
         )

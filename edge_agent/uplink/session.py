@@ -20,6 +20,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
+from edge_agent.uplink.patience import PatientClient
 
 CONNECT_TIMEOUT_S = 10.0
 # What a broker that announces no limit is trusted with: MQTT's own.
@@ -127,9 +128,15 @@ class PahoSession:
         self._is_over = threading.Event()
         self.max_packet_bytes = _MQTT_MAX_PACKET_BYTES
         self.receive_maximum = 65_535
-        self._client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5, reconnect_on_failure=False
+        self._client = PatientClient(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=mqtt.MQTTv5,
+            transport="websockets" if broker.transport == "websockets" else "tcp",
+            reconnect_on_failure=False,
         )
+        if broker.transport == "websockets":
+            self._client.ws_set_options(path=broker.path)
         self._client.max_inflight_messages_set(65_535)
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = self._on_connect_fail

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import pyarrow as pa
 
-from schemas.contract import ColumnType, Contract
+from schemas.contract import Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
 
 TIMESTAMP = pa.timestamp("us", "UTC")
@@ -17,12 +17,28 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     ColumnType.FLOAT64: pa.float64(),
     ColumnType.TIMESTAMP: TIMESTAMP,
     ColumnType.BINARY: pa.binary(),
+    ColumnType.LIST_STRING: pa.list_(pa.string()),
+    ColumnType.LIST_BOOL: pa.list_(pa.bool_()),
+    ColumnType.LIST_INT32: pa.list_(pa.int32()),
+    ColumnType.LIST_INT64: pa.list_(pa.int64()),
+    ColumnType.LIST_FLOAT32: pa.list_(pa.float32()),
+    ColumnType.LIST_FLOAT64: pa.list_(pa.float64()),
 }
+_ITEMS = {ColumnType.VECTOR_FLOAT32: pa.float32(), ColumnType.VECTOR_FLOAT64: pa.float64()}
+
+
+def arrow_type(column: Column) -> pa.DataType:
+    """The type of the column in a batch and in the lake. Timestamps are instants, so in UTC whatever zone they are shown in."""
+    if column.type is ColumnType.STRUCT:
+        return pa.struct([pa.field(field.name, arrow_type(field)) for field in column.fields])
+    if column.type in _ITEMS:
+        return pa.list_(_ITEMS[column.type], column.length or -1)
+    return ARROW_TYPES[column.type]
 
 
 def contract_fields(contract: Contract) -> list[pa.Field]:
     """One nullable field per contract column, in the contract's order."""
-    return [pa.field(column.name, ARROW_TYPES[column.type]) for column in contract.columns]
+    return [pa.field(column.name, arrow_type(column)) for column in contract.columns]
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.contracts.conform import ContractMismatchError, conform
-from pipelines.policy.expression import compile_expression
+from pipelines.policy.expression import compile_expression, contract_columns
 from schemas.contract import NUMERIC_TYPES, Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
 
@@ -18,6 +18,10 @@ __all__ = ["ContractMismatchError", "conform", "quality_columns", "reasons"]
 # A clock that was never set says 1970; one that is set to 2100 or later is no clock. RFC 3339 text, for the reason.
 EARLIEST, LATEST = "1990-01-01T00:00:00Z", "2100-01-01T00:00:00Z"
 _EARLIEST_US, _LATEST_US = 631_152_000_000_000, 4_102_444_800_000_000
+
+_FLOAT_LISTS = frozenset({
+    ColumnType.LIST_FLOAT32, ColumnType.LIST_FLOAT64, ColumnType.VECTOR_FLOAT32, ColumnType.VECTOR_FLOAT64,
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def reasons(rows: pa.Table | pa.RecordBatch, contract: Contract) -> pa.StringArr
 
 def quality_columns(contract: Contract) -> dict[str, ColumnType]:
     """What a contract's quality rules may read."""
-    return {**{column.name: column.type for column in contract.columns}, EVENT_TIME: ColumnType.TIMESTAMP}
+    return {**contract_columns(contract), EVENT_TIME: ColumnType.TIMESTAMP}
 
 
 @lru_cache(maxsize=256)
@@ -69,7 +73,9 @@ def checks_of(contract: Contract) -> tuple[Check, ...]:
     """
     checks = list(_event_time_checks())
     for column in contract.columns:
-        checks += _column_checks(column)
+        checks += _column_checks(column, pl.col(column.name), column.name)
+        for field in column.fields:
+            checks += _column_checks(field, pl.col(column.name).struct.field(field.name), f"{column.name}.{field.name}")
     checks += _payload_checks(contract)
     columns = quality_columns(contract)
     for rule in contract.quality:
@@ -91,13 +97,15 @@ def _event_time_checks() -> tuple[Check, ...]:
     )
 
 
-def _column_checks(column: Column) -> list[Check]:
-    value, name = pl.col(column.name), column.name
+def _column_checks(column: Column, value: pl.Expr, name: str) -> list[Check]:
     found: list[Check] = []
     if column.required:
         found.append(Check(f"{name}: required, but null", value.is_null()))
     if column.type in (ColumnType.FLOAT32, ColumnType.FLOAT64):
         found.append(Check(f"{name}: NaN or infinite", ~value.is_finite()))
+    if column.type in _FLOAT_LISTS:
+        items = value.cast(pl.List(pl.Float64))
+        found.append(Check(f"{name}: NaN or infinite", ~items.list.eval(pl.element().is_finite()).list.all()))
     if column.minimum is not None:
         found.append(Check(f"{name}: below the minimum of {column.minimum:g}", value < _bound(column, column.minimum)))
     if column.maximum is not None:
@@ -105,11 +113,15 @@ def _column_checks(column: Column) -> list[Check]:
     if column.allowed:
         found.append(Check(f"{name}: not one of {', '.join(column.allowed)}"[:200], ~value.is_in(list(column.allowed))))
     if column.max_length is not None:
-        is_text = column.type is ColumnType.STRING
-        length = value.str.len_chars() if is_text else value.bin.size()
-        unit = "characters" if is_text else "bytes"
+        length, unit = _length(column, value)
         found.append(Check(f"{name}: longer than {column.max_length} {unit}", length > column.max_length))
     return found
+
+
+def _length(column: Column, value: pl.Expr) -> tuple[pl.Expr, str]:
+    if column.type is ColumnType.STRING:
+        return value.str.len_chars(), "characters"
+    return (value.bin.size(), "bytes") if column.type is ColumnType.BINARY else (value.list.len(), "items")
 
 
 def _bound(column: Column, bound: float) -> pl.Expr:

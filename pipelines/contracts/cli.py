@@ -1,5 +1,8 @@
-"""`catchment contract`: check and show contracts."""
+"""`catchment contract`: check, show, compare and draft contracts."""
 
+import json
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,13 +10,31 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.contracts.odcs import load_odcs
+from pipelines.contracts.diff import diff_contracts
+from pipelines.contracts.infer import infer_contract
+from pipelines.contracts.json_schema import arrow_schema, json_schema
+from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import PipelineError
 from schemas.contract import Column, Contract
 
-contract_app = typer.Typer(help="Check and show data contracts.", no_args_is_help=True)
+contract_app = typer.Typer(help="Check, show, compare and draft data contracts.", no_args_is_help=True)
 
+
+class Form(StrEnum):
+    """How a contract is shown."""
+
+    TABLE = "table"
+    ODCS = "odcs"
+    JSON_SCHEMA = "json-schema"
+    ARROW = "arrow"
+
+
+_WRITERS: dict[Form, Callable[[Contract], str]] = {
+    Form.ODCS: to_odcs,
+    Form.JSON_SCHEMA: lambda contract: json.dumps(json_schema(contract), indent=2, ensure_ascii=False),
+    Form.ARROW: lambda contract: arrow_schema(contract).to_string(show_field_metadata=True, show_schema_metadata=True),
+}
 Folder = Annotated[str, typer.Option("--contracts", help="Folder of *.odcs.yaml contracts beside the built-in ones.")]
 
 
@@ -49,9 +70,56 @@ def show(
     name: Annotated[str, typer.Argument(help="A stream's name, or the path of an ODCS document.")],
     version: Annotated[str | None, typer.Option(help="A version; the newest without it.")] = None,
     contracts: Folder = "",
+    as_: Annotated[Form, typer.Option("--as", help="As a table, or in a language that other tools read.")] = Form.TABLE,
 ) -> None:
-    """Show a contract's columns."""
+    """Show a contract's columns, or write it as ODCS, JSON Schema or Arrow schema."""
     console = Console(highlight=False)
+    contract = _find(console, name, version, contracts)
+    if as_ is Form.TABLE:
+        _print(console, contract)
+    else:
+        typer.echo(_WRITERS[as_](contract).rstrip())
+
+
+@contract_app.command()
+def diff(
+    old: Annotated[str, typer.Argument(help="The version that devices send now: a file, a stream, or stream@version.")],
+    new: Annotated[str, typer.Argument(help="The version to come, likewise.")],
+    contracts: Folder = "",
+) -> None:
+    """Say what changed between two versions, and whether what works today goes on working; exit 1 if not."""
+    console = Console(highlight=False, soft_wrap=True)
+    found = diff_contracts(*(_find(console, *_named(each), contracts) for each in (old, new)))
+    for change in found.changes:
+        mark, why = ("[red]breaks[/]", f": {change.why}") if change.is_breaking else ("[green]fine[/]  ", "")
+        console.print(mark, f"{change.where}: {change.what}{why}".replace("[", r"\["))
+    verdict = "[green]compatible[/]" if found.is_compatible else "[red]not compatible[/]"
+    wanted = "" if found.is_version_right else f"; the version must be {found.version_wanted} or higher"
+    console.print(f"{verdict}: {len(found.changes)} changes from {found.old.version} to {found.new.version}{wanted}")
+    raise typer.Exit(0 if found.is_compatible and found.is_version_right else 1)
+
+
+@contract_app.command()
+def infer(
+    file: Annotated[Path, typer.Argument(help="CSV, TSV, JSON lines, Parquet, Arrow IPC, or a Zeek log.")],
+    name: Annotated[str | None, typer.Option(help="The stream's name; from the file's without it.")] = None,
+    rows: Annotated[int, typer.Option(help="How many rows to look at.", min=1)] = 10_000,
+    bounds: Annotated[bool, typer.Option("--bounds", help="Write ranges and values seen as bounds.")] = False,
+) -> None:
+    """Draft a contract from a file, as ODCS YAML for you to correct."""
+    try:
+        typer.echo(to_odcs(infer_contract(file, name, max_rows=rows, bounds=bounds)).rstrip())
+    except PipelineError as error:
+        Console(highlight=False, soft_wrap=True, stderr=True).print("[red]refused[/]", str(error).replace("[", r"\["))
+        raise typer.Exit(1) from error
+
+
+def _named(text: str) -> tuple[str, str | None]:
+    name, _, version = text.partition("@")
+    return name, version or None
+
+
+def _find(console: Console, name: str, version: str | None, contracts: str) -> Contract:
     try:
         contract = load_odcs(Path(name)) if name.endswith(".yaml") else _load(console, contracts).get(name, version)
     except PipelineError as error:
@@ -60,7 +128,7 @@ def show(
     if contract is None:
         console.print(f"[red]refused[/] no contract {name!r} of that version; see: catchment contract ls")
         raise typer.Exit(1)
-    _print(console, contract)
+    return contract
 
 
 def _print(console: Console, contract: Contract) -> None:
@@ -69,12 +137,24 @@ def _print(console: Console, contract: Contract) -> None:
     for column in contract.columns:
         required = "yes" if column.required else ""
         pii = "" if column.pii == "none" else str(column.pii)
-        table.add_row(column.name, str(column.type), column.unit, required, _accepted(column), pii, column.description)
+        table.add_row(column.name, _typed(column), column.unit, required, _accepted(column), pii, column.description)
     console.print(table)
     for rule in contract.quality:
         console.print(f"quality [bold]{rule.name}[/]: ", rule.expression.replace("[", r"\["), sep="")
     if contract.payload is not None:
         console.print(f"payload: {', '.join(contract.payload.media_types)}, at most {contract.payload.max_bytes:,} bytes")
+
+
+def _typed(column: Column) -> str:
+    if column.fields:
+        return "struct: " + ", ".join(f"{field.name} {_typed(field)}" for field in column.fields)
+    return (
+        f"{column.type}, {column.length}"
+        if column.length
+        else f"{column.type}, {column.zone}"
+        if column.zone
+        else str(column.type)
+    )
 
 
 def _accepted(column: Column) -> str:

@@ -63,9 +63,24 @@ def _widen(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array | pa
     # Nanoseconds are cut to microseconds; every other step must keep the value.
     is_cut = pt.is_timestamp(column.type) and column.type.unit == "ns"
     try:
+        if pt.is_struct(field.type):
+            return _widen_struct(column, field)
         return pc.cast(column, field.type, safe=not is_cut)
     except pa.ArrowInvalid as error:
         raise ContractMismatchError(f"column {field.name}: {column.type} does not fit {field.type}: {error}") from error
+
+
+def _widen_struct(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array:
+    """Field by field: Arrow casts a struct only if its fields are the same ones in the same order."""
+    given = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pt.is_null(given.type):
+        return pa.nulls(len(given), field.type)
+    names = {given.type.field(index).name for index in range(given.type.num_fields)}
+    parts = [
+        _widen(pc.struct_field(given, [part.name]), part) if part.name in names else pa.nulls(len(given), part.type)
+        for part in field.type
+    ]
+    return pa.StructArray.from_arrays(parts, fields=list(field.type), mask=given.is_null())
 
 
 def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
@@ -74,6 +89,19 @@ def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
         return _fits(given.value_type, wanted)
     if pt.is_null(given) or given.equals(wanted):
         return True
+    if pt.is_struct(wanted):
+        return pt.is_struct(given) and all(
+            wanted.get_field_index(part.name) >= 0 and _fits(part.type, wanted.field(part.name).type) for part in given
+        )
+    if _is_any_list(wanted):
+        is_long_enough = (
+            not pt.is_fixed_size_list(given) or not pt.is_fixed_size_list(wanted) or given.list_size == wanted.list_size
+        )
+        return _is_any_list(given) and is_long_enough and _fits(given.value_type, wanted.value_type)
     if pt.is_timestamp(wanted):
         return pt.is_timestamp(given) and given.tz is not None
     return any(is_wanted(wanted) and any(fits(given) for fits in fitting) for is_wanted, fitting in _WIDER)
+
+
+def _is_any_list(type_: pa.DataType) -> bool:
+    return bool(pt.is_list(type_) or pt.is_large_list(type_) or pt.is_fixed_size_list(type_))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from schemas.contract import ColumnType
+from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType
 from schemas.envelope import parse_time
 from schemas.errors import EnvelopeError
 
@@ -18,6 +18,38 @@ class CellError(ValueError):
 def cell_reader(type_: ColumnType) -> Callable[[Any], Any]:
     """The function that reads a JSON value (never null) of this type; it raises CellError with the reason."""
     return _READERS[type_]
+
+
+def column_reader(column: Column) -> Callable[[Any], Any]:
+    """The function that reads a JSON value (never null) of this column, whatever it is made of."""
+    if column.type in LIST_TYPES | VECTOR_TYPES:
+        return _list_reader(cell_reader(ColumnType(column.type.partition("<")[2].rstrip(">"))), column.length)
+    if column.type is ColumnType.STRUCT:
+        return _struct_reader({field.name: column_reader(field) for field in column.fields})
+    return cell_reader(column.type)
+
+
+def _list_reader(read: Callable[[Any], Any], length: int | None) -> Callable[[Any], list[Any]]:
+    def items(value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise CellError(f"a list is needed, not {_shown(value)}")
+        if length is not None and (len(value) != length or None in value):
+            raise CellError(f"a vector of {length} numbers is needed")
+        return [None if item is None else read(item) for item in value]
+
+    return items
+
+
+def _struct_reader(readers: dict[str, Callable[[Any], Any]]) -> Callable[[Any], dict[str, Any]]:
+    def fields(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise CellError(f"an object is needed, not {_shown(value)}")
+        unknown = [name for name in value if name not in readers]
+        if unknown:
+            raise CellError(f"unknown field {unknown[0][:80]!r}")
+        return {name: None if value.get(name) is None else read(value[name]) for name, read in readers.items()}
+
+    return fields
 
 
 def _text(value: Any) -> str:

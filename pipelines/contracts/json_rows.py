@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.contracts.arrow import row_schema
-from pipelines.contracts.json_cells import CellError, cell_reader
+from pipelines.contracts.json_cells import CellError, column_reader
 from pipelines.errors import RefusedError
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME, MAX_SAMPLES_PER_ENVELOPE, PAYLOAD, PAYLOAD_SHA256, parse_time
@@ -152,7 +152,7 @@ class _RowReader:
 
     def __init__(self, contract: Contract, received_us: int) -> None:
         self._received_us = received_us
-        self._cells = {column.name: cell_reader(column.type) for column in contract.columns}
+        self._cells = {column.name: column_reader(column) for column in contract.columns}
         self._spec = contract.payload
 
     def read(self, value: Any) -> dict[str, Any]:

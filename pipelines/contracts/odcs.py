@@ -1,14 +1,13 @@
 """Reads contracts from Open Data Contract Standard 3 YAML; the subset is told in docs/contracts.md.
 
-What the subset does not have and would change the meaning (another logical type, `unique`, a library quality check) is
+What the subset does not have and would change the meaning (another logical type, a pattern, a library quality check) is
 refused, never skipped; what only describes (servers, roles, support, pricing) is let through unread.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipelines.contracts.odcs_types import accepted_types, column_type
+from pipelines.contracts.odcs_columns import custom_properties, known, mapping, read_column
 from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.contracts.yaml_source import YamlSource, read_yaml
 from pipelines.errors import ConfigError, ExpressionError
@@ -16,14 +15,7 @@ from schemas.contract import Contract, contract_from_plain
 from schemas.errors import ContractError
 
 ENGINE = "catchment"
-_PROPERTY_KEYS = frozenset({
-    "id", "name", "logicalType", "physicalType", "required", "logicalTypeOptions", "description", "customProperties",
-    "enum", "businessName", "tags", "examples", "classification", "authoritativeDefinitions", "criticalDataElement",
-    "semanticType",
-})  # fmt: skip
-_OPTION_KEYS = frozenset({"minimum", "maximum", "maxLength", "format", "enum"})
-_COLUMN_CUSTOM = frozenset({"unit", "pii"})
-_OBJECT_CUSTOM = frozenset({"payload", "chips"})
+_OBJECT_CUSTOM = frozenset({"payload", "chips", "eventTimeStep"})
 _DAYS = frozenset({"d", "day", "days"})
 _Plain = dict[str, Any]
 
@@ -35,13 +27,13 @@ def load_odcs(path: Path) -> Contract:
         ConfigError: not YAML, not ODCS 3, or outside the subset; the message names file and line.
     """
     source = read_yaml(path)
-    document = _mapping(source, source.value)
+    document = mapping(source, source.value)
     if document.get("kind") != "DataContract" or not str(document.get("apiVersion", "")).startswith("v3."):
         raise ConfigError(f"{source.where()}: needs kind: DataContract and apiVersion: v3.x")
     tables = document.get("schema")
     if not isinstance(tables, list) or len(tables) != 1:
         raise ConfigError(f"{source.where('schema')}: schema must list exactly one object: the stream")
-    table = _mapping(source, tables[0], "schema", 0)
+    table = mapping(source, tables[0], "schema", 0)
     try:
         contract = contract_from_plain(_plain(source, document, table))
     except ContractError as error:
@@ -51,8 +43,10 @@ def load_odcs(path: Path) -> Contract:
 
 
 def _plain(source: YamlSource, document: _Plain, table: _Plain) -> _Plain:
-    custom = _custom(source, table, _OBJECT_CUSTOM, "schema", 0)
-    columns = [_column(source, item, index) for index, item in enumerate(table.get("properties") or ())]
+    custom = custom_properties(source, table, _OBJECT_CUSTOM, "schema", 0)
+    columns = [
+        read_column(source, item, "schema", 0, "properties", index) for index, item in enumerate(table.get("properties") or ())
+    ]
     plain: _Plain = {
         "name": table.get("name") or document.get("name"),
         "version": document.get("version"),
@@ -64,44 +58,19 @@ def _plain(source: YamlSource, document: _Plain, table: _Plain) -> _Plain:
     }
     if "payload" in custom:
         plain["payload"] = _renamed(
-            source, custom["payload"], {"mediaTypes": "media_types", "maxBytes": "max_bytes"}, {"required"}
+            source, custom["payload"], {"mediaTypes": "media_types", "maxBytes": "max_bytes"}, {"required", "redact"}
         )
+    if "eventTimeStep" in custom:
+        plain["event_time_step_s"] = custom["eventTimeStep"]
     if "chips" in custom:
         names = {"name", "size", "overlap", "level"}
         plain["chips"] = [_renamed(source, chip, {}, names) for chip in custom["chips"]]
     return plain
 
 
-def _column(source: YamlSource, item: Any, index: int) -> _Plain:
-    steps = ("schema", 0, "properties", index)
-    given = _mapping(source, item, *steps)
-    _known(source, given, _PROPERTY_KEYS, *steps)
-    options = _mapping(source, given.get("logicalTypeOptions") or {}, *steps, "logicalTypeOptions")
-    _known(source, options, _OPTION_KEYS, *steps, "logicalTypeOptions")
-    physical = str(given.get("physicalType") or options.get("format") or "")
-    type_ = column_type(str(given.get("logicalType") or ""), physical)
-    if type_ is None:
-        raise ConfigError(
-            f"{source.where(*steps)}: column {given.get('name')}: logicalType {given.get('logicalType')!r} with "
-            f"{physical!r} is not in the subset; there are {accepted_types()}"
-        )
-    custom = _custom(source, given, _COLUMN_CUSTOM, *steps)
-    plain: _Plain = {"name": given.get("name"), "type": str(type_), **custom}
-    for key, name in (("minimum", "minimum"), ("maximum", "maximum"), ("maxLength", "max_length")):
-        if key in options:
-            plain[name] = options[key]
-    for key in ("required", "description"):
-        if given.get(key):
-            plain[key] = given[key]
-    allowed = given.get("enum") or options.get("enum")
-    if allowed:
-        plain["allowed"] = [entry.get("value") if isinstance(entry, dict) else entry for entry in allowed]
-    return plain
-
-
 def _quality(source: YamlSource, item: Any, index: int) -> _Plain:
     steps = ("schema", 0, "quality", index)
-    given = _mapping(source, item, *steps)
+    given = mapping(source, item, *steps)
     if given.get("type") != "custom" or given.get("engine") != ENGINE:
         raise ConfigError(
             f"{source.where(*steps)}: a quality rule must be type: custom, engine: {ENGINE}, with the expression as "
@@ -114,7 +83,7 @@ def _retention_days(source: YamlSource, document: _Plain) -> int | None:
     found = None
     for index, item in enumerate(document.get("slaProperties") or ()):
         steps = ("slaProperties", index)
-        given = _mapping(source, item, *steps)
+        given = mapping(source, item, *steps)
         if given.get("property") != "retention":
             continue
         value = given.get("value")
@@ -126,7 +95,7 @@ def _retention_days(source: YamlSource, document: _Plain) -> int | None:
 
 def _owner(source: YamlSource, document: _Plain) -> str:
     team = document.get("team") or {}
-    return str(_mapping(source, team, "team").get("name") or "") if not isinstance(team, list) else ""
+    return str(mapping(source, team, "team").get("name") or "") if not isinstance(team, list) else ""
 
 
 def _purpose(description: Any) -> str:
@@ -146,33 +115,9 @@ def _check_quality(source: YamlSource, contract: Contract) -> None:
             raise ConfigError(f"{where}: quality rule {rule.name}: {error}") from error
 
 
-def _custom(source: YamlSource, owner: _Plain, known: frozenset[str], *steps: str | int) -> _Plain:
-    """The custom properties of ours; others belong to other tools and are let through."""
-    found: _Plain = {}
-    for index, item in enumerate(owner.get("customProperties") or ()):
-        given = _mapping(source, item, *steps, "customProperties", index)
-        name = given.get("property")
-        if name in known:
-            found[str(name)] = given.get("value")
-    return found
-
-
 def _renamed(source: YamlSource, given: Any, names: dict[str, str], kept: set[str]) -> _Plain:
-    _known(source, _mapping(source, given, "schema", 0, "customProperties"), {*names, *kept}, "schema", 0, "customProperties")
+    known(source, mapping(source, given, "schema", 0, "customProperties"), {*names, *kept}, "schema", 0, "customProperties")
     return {names.get(key, key): value for key, value in given.items()}
-
-
-def _mapping(source: YamlSource, value: Any, *steps: str | int) -> _Plain:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{source.where(*steps)}: a mapping is needed here, not {type(value).__name__}")
-    return value
-
-
-def _known(source: YamlSource, given: _Plain, known: Iterable[str], *steps: str | int) -> None:
-    for key in given:
-        if key not in known:
-            shown = ", ".join(sorted(known))
-            raise ConfigError(f"{source.where(*steps, key)}: {str(key)[:80]!r} is not in the subset; there are {shown}")
 
 
 def _line_of(source: YamlSource, message: str) -> str:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import msgspec
 import yaml
 
-from pipelines.contracts.odcs_types import WRITTEN
-from schemas.contract import Column, Contract, PiiClass
+from pipelines.contracts.odcs_columns import write_column
+from schemas.contract import Contract
 
-API_VERSION = "v3.1.0"
+API_VERSION = "v3.2.0"
 _Plain = dict[str, Any]
 
 
@@ -16,14 +17,17 @@ def to_odcs(contract: Contract) -> str:
     table: _Plain = {"name": contract.name, "logicalType": "object", "physicalType": "stream"}
     custom: list[_Plain] = []
     if contract.payload is not None:
-        value = {"mediaTypes": list(contract.payload.media_types), "maxBytes": contract.payload.max_bytes}
-        custom.append({"property": "payload", "value": {**value, "required": contract.payload.required}})
+        value: _Plain = {"mediaTypes": list(contract.payload.media_types), "maxBytes": contract.payload.max_bytes}
+        redact = {} if contract.payload.redact is None else {"redact": msgspec.to_builtins(contract.payload.redact)}
+        custom.append({"property": "payload", "value": {**value, "required": contract.payload.required, **redact}})
+    if contract.event_time_step_s is not None:
+        custom.append({"property": "eventTimeStep", "value": contract.event_time_step_s})
     if contract.chips:
         chips = [{"name": chip.name, "size": chip.size, "overlap": chip.overlap, "level": chip.level} for chip in contract.chips]
         custom.append({"property": "chips", "value": chips})
     if custom:
         table["customProperties"] = custom
-    table["properties"] = [_property(column) for column in contract.columns]
+    table["properties"] = [write_column(column) for column in contract.columns]
     if contract.quality:
         table["quality"] = [
             {"name": rule.name, "type": "custom", "engine": "catchment", "implementation": rule.expression}
@@ -45,28 +49,3 @@ def to_odcs(contract: Contract) -> str:
     if contract.retention_days is not None:
         document["slaProperties"] = [{"property": "retention", "value": contract.retention_days, "unit": "d"}]
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
-
-
-def _property(column: Column) -> _Plain:
-    logical, physical = WRITTEN[column.type]
-    plain: _Plain = {"name": column.name, "logicalType": logical}
-    if physical:
-        plain["physicalType"] = physical
-    if column.description:
-        plain["description"] = column.description
-    if column.required:
-        plain["required"] = True
-    options: _Plain = {}
-    for name, bound in (("minimum", column.minimum), ("maximum", column.maximum), ("maxLength", column.max_length)):
-        if bound is not None:
-            options[name] = int(bound) if float(bound).is_integer() else bound
-    if options:
-        plain["logicalTypeOptions"] = options
-    if column.allowed:
-        plain["enum"] = [{"value": value} for value in column.allowed]
-    custom = [{"property": "unit", "value": column.unit}] if column.unit else []
-    if column.pii is not PiiClass.NONE:
-        custom.append({"property": "pii", "value": str(column.pii)})
-    if custom:
-        plain["customProperties"] = custom
-    return plain

@@ -7,7 +7,7 @@ from typing import Self
 from pipelines.contracts.odcs import load_odcs
 from pipelines.contracts.yaml_source import yaml_files
 from pipelines.errors import ConfigError
-from schemas.builtin import NAMES, builtin_contract
+from schemas.builtin import NAMES, builtin_contract, past_contracts
 from schemas.contract import Contract
 
 ODCS_SUFFIX = ".odcs.yaml"
@@ -28,7 +28,7 @@ class ContractSet:
         Raises:
             ConfigError: a document is not a contract, or two have the same name and version; the message names file and line.
         """
-        found = {(contract.name, contract.version): contract for contract in map(builtin_contract, NAMES)}
+        found = {(contract.name, contract.version): contract for contract in (*past_contracts(), *map(builtin_contract, NAMES))}
         own: dict[tuple[str, str], str] = {}
         for path in yaml_files(folder, ODCS_SUFFIX) if folder else ():
             contract = load_odcs(path)

@@ -72,7 +72,7 @@ class Tagger:
     @property
     def columns(self) -> frozenset[str]:
         """The columns the rules read: all that `tag` needs of a table."""
-        return frozenset(ref.name for ref in self.used)
+        return frozenset(ref.column for ref in self.used)
 
     def tag(self, table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         """The tags of each row and, aligned with them, what gave each: `<policy>@<version>`.
@@ -121,8 +121,8 @@ def _frame(table: pa.Table, used: Sequence[Ref]) -> pl.DataFrame:
     """The columns the rules read, each normalised once for all of them."""
     if not used:
         return pl.DataFrame({"": pl.repeat(0, table.num_rows, eager=True)})
-    raw: Any = pl.from_arrow(table.select([ref.name for ref in used]))
-    frame: pl.DataFrame = raw.select(normalised(ref) for ref in used)
+    raw: Any = pl.from_arrow(table.select(sorted({ref.column for ref in used})))
+    frame: pl.DataFrame = raw.select(normalised(ref).alias(ref.name) for ref in used)
     return frame
 
 

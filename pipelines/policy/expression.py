@@ -11,8 +11,10 @@ from pipelines.policy.ir import Kind, Node, cost, refs
 from pipelines.policy.limits import parse_bounded
 from pipelines.policy.lower import Lowering
 from pipelines.policy.to_polars import as_column, to_polars
+from pipelines.policy.to_sqlite import to_sqlite
 from schemas.contract import ColumnType, Contract
 from schemas.envelope import EVENT_TIME
+from schemas.expressions.rule import EdgeRule
 
 MAX_COST = 2_000
 
@@ -38,8 +40,8 @@ class Expression:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The names of the columns it reads."""
-        return frozenset(ref.name for ref in refs(self.node))
+        """The names of the columns it reads; of a struct's field, the struct's."""
+        return frozenset(ref.column for ref in refs(self.node))
 
     @property
     def folded(self) -> Node:
@@ -49,6 +51,14 @@ class Expression:
     def to_polars(self) -> pl.Expr:
         """The Polars expression with this meaning, for a frame with the raw columns."""
         return as_column(to_polars(self.folded))
+
+    def to_edge(self) -> EdgeRule:
+        """The same meaning for a device, which evaluates it with `schemas.expressions.evaluator`.
+
+        Raises:
+            ExpressionError: it uses what a device does not have; the message says what.
+        """
+        return to_sqlite(self.node)
 
 
 def compile_expression(text: str, columns: Mapping[str, ColumnType], *, allow_tags: bool = False) -> Expression:
@@ -72,4 +82,10 @@ def compile_expression(text: str, columns: Mapping[str, ColumnType], *, allow_ta
 
 def rule_columns(contract: Contract) -> dict[str, ColumnType]:
     """What a policy's rule may read of the rows of this contract."""
-    return {**{column.name: column.type for column in contract.columns}, **ROW_COLUMNS}
+    return {**contract_columns(contract), **ROW_COLUMNS}
+
+
+def contract_columns(contract: Contract) -> dict[str, ColumnType]:
+    """The contract's columns, and the fields of its structs as `column.field`."""
+    fields = {f"{column.name}.{field.name}": field.type for column in contract.columns for field in column.fields}
+    return {column.name: column.type for column in contract.columns} | fields

@@ -35,7 +35,7 @@ def _with_folded_children(node: Node, known: dict[int, Node]) -> Node:
     match node:
         case ir.Arithmetic() | ir.Compare():
             return replace(node, left=below(node.left), right=below(node.right))
-        case ir.Negate() | ir.Not() | ir.IsNull() | ir.Like() | ir.Member():
+        case ir.Negate() | ir.Not() | ir.IsNull() | ir.Like() | ir.Matches() | ir.Member():
             return replace(node, operand=below(node.operand))
         case ir.And() | ir.Or():
             return replace(node, parts=tuple(map(below, node.parts)))

@@ -14,7 +14,9 @@ class Kind(StrEnum):
     TEXT = "text"
     BOOL = "bool"
     TIME = "time"
-    BYTES = "bytes"
+    BYTES = "bytes"  # and whatever else can only be asked IS NULL
+    TEXTS = "list of text"
+    NUMBERS = "list of numbers"
     NULL = "null"  # a NULL whose kind the place it stands in decides
 
 
@@ -27,6 +29,15 @@ KINDS: dict[ColumnType, Kind] = {
     ColumnType.FLOAT64: Kind.NUMBER,
     ColumnType.TIMESTAMP: Kind.TIME,
     ColumnType.BINARY: Kind.BYTES,
+    ColumnType.LIST_STRING: Kind.TEXTS,
+    ColumnType.LIST_BOOL: Kind.BYTES,
+    ColumnType.LIST_INT32: Kind.NUMBERS,
+    ColumnType.LIST_INT64: Kind.NUMBERS,
+    ColumnType.LIST_FLOAT32: Kind.NUMBERS,
+    ColumnType.LIST_FLOAT64: Kind.NUMBERS,
+    ColumnType.VECTOR_FLOAT32: Kind.NUMBERS,
+    ColumnType.VECTOR_FLOAT64: Kind.NUMBERS,
+    ColumnType.STRUCT: Kind.BYTES,
 }
 
 
@@ -80,6 +91,16 @@ class Ref:
     def kind(self) -> Kind:
         """What the column's type counts as."""
         return KINDS[self.type]
+
+    @property
+    def column(self) -> str:
+        """The table's column: `pose` for the field `pose.x` of a struct."""
+        return self.name.partition(".")[0]
+
+    @property
+    def field(self) -> str:
+        """The field of a struct, or nothing."""
+        return self.name.partition(".")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +182,15 @@ class Like:
 
 
 @dataclass(frozen=True, slots=True)
+class Matches:
+    """Whether a regular expression of the RE2 class is found in the text. No device knows it."""
+
+    operand: "Node"
+    pattern: str
+    kind: Kind = Kind.BOOL
+
+
+@dataclass(frozen=True, slots=True)
 class IsNull:
     """Whether the operand is NULL; never NULL itself."""
 
@@ -189,7 +219,7 @@ class Call:
 Literal: TypeAlias = Number | Text | Moment | Truth
 Node: TypeAlias = (
     Number | Text | Truth | Moment | Nothing | Ref | Has | Arithmetic | Negate
-    | Compare | And | Or | Not | Member | Like | IsNull | Case | Call
+    | Compare | And | Or | Not | Member | Like | Matches | IsNull | Case | Call
 )  # fmt: skip
 
 
@@ -198,7 +228,7 @@ def children(node: Node) -> tuple[Node, ...]:
     match node:
         case Arithmetic() | Compare():
             return (node.left, node.right)
-        case Negate() | Not() | IsNull() | Like() | Member():
+        case Negate() | Not() | IsNull() | Like() | Matches() | Member():
             return (node.operand,)
         case And() | Or():
             return node.parts
@@ -240,9 +270,23 @@ def cost(node: Node) -> int:
             continue
         below = children(current)
         if is_ready:
-            weight = 2 if isinstance(current, Call) and current.name in ("least", "greatest") else 1
-            known[id(current)] = 1 + weight * sum(known[id(child)] for child in below)
+            known[id(current)] = _own_cost(current) + _repeats(current) * sum(known[id(child)] for child in below)
         else:
             waiting.append((current, True))
             waiting.extend((child, False) for child in below)
     return known[id(node)]
+
+
+def _repeats(node: Node) -> int:
+    """How often an engine's text names the operands."""
+    return 2 if isinstance(node, Call) and node.name in ("least", "greatest") else 1
+
+
+def _own_cost(node: Node) -> int:
+    """In the price of an addition."""
+    if isinstance(node, Call) and node.name == "geo_distance_m":
+        return 50
+    if isinstance(node, Call) and node.name == "geo_inside":
+        polygon = node.args[2]
+        return 1 + 8 * polygon.value.count(",") if isinstance(polygon, Text) else 1
+    return 1

@@ -1,19 +1,22 @@
 """What is refused before and right after parsing: size, nesting, and every node or argument that is not on the list."""
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import sqlglot
 from sqlglot import exp
+from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import SqlglotError
+from sqlglot.parser import Parser
 from sqlglot.tokens import Token, TokenType  # type: ignore[attr-defined]  # re-exported without saying so
 
 from pipelines.errors import ExpressionError
-from pipelines.policy.functions import NODE_NAMES
 from schemas.policy import MAX_EXPRESSION_CHARS
 
 MAX_NODES = 300
 MAX_NESTING = 40
 MAX_LITERAL_CHARS = 256
+MAX_POLYGON_CHARS = 2_500
 MAX_LIKE_PERCENTS = 3
 PREFIX = "SELECT "
 _PREFIX_TOKENS = frozenset({TokenType.NOT, TokenType.DASH, TokenType.PLUS, TokenType.TILDE})
@@ -24,7 +27,7 @@ _CLOSING = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE,
 # an argument that is not listed here refuses the expression, as an unlisted class does.
 _BINARY = frozenset({"this", "expression"})
 ALLOWED: dict[type[exp.Expression], frozenset[str]] = {
-    exp.Column: frozenset({"this"}),
+    exp.Column: frozenset({"this", "table"}),
     exp.Identifier: frozenset({"this", "quoted"}),
     exp.Literal: frozenset({"this", "is_string"}),
     exp.Boolean: frozenset({"this"}),
@@ -41,8 +44,20 @@ ALLOWED: dict[type[exp.Expression], frozenset[str]] = {
     **dict.fromkeys((exp.And, exp.Or, exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE, exp.Is), _BINARY),
     **dict.fromkeys((exp.Add, exp.Sub, exp.Mul), _BINARY),
     exp.Div: frozenset({"this", "expression", "typed", "safe"}),
-    **dict.fromkeys(NODE_NAMES, frozenset({"this", "expression", "expressions", "ignore_nulls"})),
 }
+
+
+class _Grammar(Parser):
+    """No function has a syntax of its own, CASE aside: which functions there are is ours to say."""
+
+    FUNCTIONS: ClassVar = {}
+    FUNCTION_PARSERS: ClassVar = {}
+    NO_PAREN_FUNCTIONS: ClassVar = {}
+    NO_PAREN_FUNCTION_PARSERS: ClassVar = {"CASE": Parser.NO_PAREN_FUNCTION_PARSERS["CASE"]}
+
+
+class _Language(Dialect):
+    Parser = _Grammar
 
 
 def parse_bounded(text: str) -> exp.Expression:
@@ -58,7 +73,7 @@ def parse_bounded(text: str) -> exp.Expression:
     source = PREFIX + text
     try:
         _check_nesting(sqlglot.tokenize(source))
-        statements = sqlglot.parse(source)
+        statements = sqlglot.parse(source, dialect=_Language)
     except SqlglotError as error:
         raise ExpressionError(_syntax_message(error)) from error
     except (RecursionError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
@@ -70,9 +85,18 @@ def parse_bounded(text: str) -> exp.Expression:
 
 
 def position(node: exp.Expression) -> str:
-    """Where the node stands in the text, as ' at character n', counted from 1."""
-    starts = [start for below in node.walk() if (start := below.meta.get("start")) is not None]
-    return f" at character {min(starts) - len(PREFIX) + 1}" if starts else ""
+    """Where the node stands in the text, as ' at line l, column c', counted from 1."""
+    found = [meta for below in node.walk() if (meta := below.meta).get("start") is not None and meta.get("line")]
+    if not found:
+        return ""
+    first = min(found, key=lambda meta: int(meta["start"]))
+    line = int(first["line"])
+    return _place(line, int(first["col"]) - (int(first["end"]) - int(first["start"])))
+
+
+def _place(line: int, column: int) -> str:
+    """Words for a place: sqlglot counts the columns of the first line with our prefix."""
+    return f" at line {line}, column {max(column - (len(PREFIX) if line == 1 else 0), 1)}"
 
 
 def _check_nesting(tokens: list[Token]) -> None:
@@ -81,7 +105,7 @@ def _check_nesting(tokens: list[Token]) -> None:
         depth += (token.token_type in _OPENING) - (token.token_type in _CLOSING)
         run = run + 1 if token.token_type in _PREFIX_TOKENS else 0
         if depth + run > MAX_NESTING:
-            raise ExpressionError(f"nested deeper than {MAX_NESTING} levels at character {token.start - len(PREFIX) + 1}")
+            raise ExpressionError(f"nested deeper than {MAX_NESTING} levels{_place(token.line, token.col)}")
 
 
 def _only_expression(statements: Sequence[exp.Expr | None]) -> exp.Expression:
@@ -122,13 +146,13 @@ def _check_node(node: exp.Expression) -> None:
     for name, value in node.args.items():
         if value not in (None, False, []) and name not in allowed:
             raise ExpressionError(f"{_name(node)} with {name!r} is not in the language{position(node)}; see docs/expressions.md")
-    if isinstance(node, exp.Literal) and len(str(node.this)) > MAX_LITERAL_CHARS:
-        raise ExpressionError(f"a literal longer than {MAX_LITERAL_CHARS} characters{position(node)}")
+    if isinstance(node, exp.Literal):
+        most = MAX_POLYGON_CHARS if str(node.this).startswith("POLYGON") else MAX_LITERAL_CHARS
+        if len(str(node.this)) > most:
+            raise ExpressionError(f"a literal longer than {most} characters{position(node)}")
 
 
 def _name(node: exp.Expression) -> str:
-    if isinstance(node, exp.Func):
-        return f"the function {node.sql_name().lower()}()"
     return f"{type(node).__name__.upper()}"
 
 
@@ -138,8 +162,7 @@ def _syntax_message(error: SqlglotError) -> str:
         return f"not an expression: {str(error).splitlines()[0][:200]}"
     first = details[0]
     near = str(first.get("highlight") or "")[:40]
-    column = int(first.get("col") or 0) - len(PREFIX)
+    line, column = int(first.get("line") or 1), int(first.get("col") or 0)
     where = f" near {near!r}" if near else ""
-    return f"not an expression: {str(first.get('description') or '').rstrip('.')}{where}" + (
-        f" at character {max(column - len(near) + 1, 1)}" if first.get("line") == 1 else f", line {first.get('line')}"
-    )
+    what = str(first.get("description") or "").rstrip(".")
+    return f"not an expression: {what}{where}{_place(line, column - max(len(near) - 1, 0))}"

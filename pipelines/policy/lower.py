@@ -10,7 +10,8 @@ from sqlglot import exp
 
 from pipelines.errors import ExpressionError
 from pipelines.policy import ir
-from pipelines.policy.functions import FUNCTIONS, NODE_NAMES, Function
+from pipelines.policy.expand import ArgumentError
+from pipelines.policy.functions import FUNCTIONS, Function
 from pipelines.policy.ir import Kind, Node
 from pipelines.policy.limits import MAX_LIKE_PERCENTS, position
 from schemas.contract import ColumnType
@@ -42,22 +43,23 @@ class Lowering:
             return _comparison(_COMPARISONS[kind], self.lower(tree.this), self.lower(tree.expression), tree)
         if kind in _ARITHMETIC:
             return ir.Arithmetic(_ARITHMETIC[kind], self._of(tree.this, Kind.NUMBER), self._of(tree.expression, Kind.NUMBER))
-        if kind in NODE_NAMES:
-            return self._call(FUNCTIONS[NODE_NAMES[kind]], _arguments(tree), tree)
         handler = self._HANDLERS.get(kind)
         if handler is None:
             raise ExpressionError(f"{kind.__name__} cannot stand here{position(tree)}")
         return handler(self, tree)
 
-    def _of(self, tree: exp.Expression, wanted: Kind) -> Node:
+    def _of(self, tree: exp.Expression, wanted: Kind | tuple[Kind, ...]) -> Node:
         node = self.lower(tree)
-        if node.kind is not wanted:
+        kinds = (wanted,) if isinstance(wanted, Kind) else wanted
+        if Kind.TIME in kinds and isinstance(node, ir.Text):
+            return _moment(node, tree)
+        if node.kind not in kinds:
             hint = "; compare with IS NULL, or give it a value with coalesce()" if node.kind is Kind.NULL else ""
-            raise ExpressionError(f"{_show(tree)} is {node.kind}, but {wanted} is needed{position(tree)}{hint}")
+            raise ExpressionError(f"{_show(tree)} is {node.kind}, but {' or '.join(kinds)} is needed{position(tree)}{hint}")
         return node
 
     def _column(self, tree: exp.Expression) -> Node:
-        name = tree.name
+        name = f"{tree.args['table'].name}.{tree.name}" if tree.args.get("table") else tree.name
         if name in self.columns:
             return ir.Ref(name, self.columns[name])
         close = difflib.get_close_matches(name, self.columns, n=1, cutoff=0.6)
@@ -145,18 +147,33 @@ class Lowering:
         return ir.Case(branches, unified[-1], unified[-1].kind)
 
     def _call(self, function: Function, trees: list[exp.Expression], at: exp.Expression) -> Node:
-        fixed = len(function.takes)
-        if len(trees) < fixed or (len(trees) > fixed and not function.variadic):
-            more = " or more" if function.variadic else ""
-            raise ExpressionError(f"{function.name}() takes {fixed}{more} arguments{position(at)}, as in {function.example}")
-        if function.gives is Kind.NULL:
-            args = _unify([self.lower(tree) for tree in trees], at, f"the arguments of {function.name}()")
-            return ir.Call(function.name, tuple(args), args[0].kind)
-        wanted = [*function.takes, *[function.takes[-1]] * (len(trees) - fixed)]
-        return ir.Call(function.name, tuple(map(self._of, trees, wanted)), function.gives)
+        most = len(function.takes)
+        if len(trees) < most - function.optional or (len(trees) > most and not function.variadic):
+            wanted = (
+                f"{most} or more" if function.variadic else f"{most - function.optional} to {most}" if function.optional else most
+            )
+            raise ExpressionError(f"{function.name}() takes {wanted} arguments{position(at)}, as in {function.example}")
+        args = self._arguments(function, trees, at)
+        for index, (arg, tree) in enumerate(zip(args, trees, strict=True)):
+            if index in function.literals and not isinstance(arg, ir.Number | ir.Text):
+                raise ExpressionError(f"{function.name}() takes a literal here{position(tree)}, as in {function.example}")
+        kind = args[0].kind if function.gives is Kind.NULL else function.gives
+        try:
+            return function.build(args) if function.build else ir.Call(function.name, tuple(args), kind)
+        except ArgumentError as error:
+            raise ExpressionError(f"{function.name}(){position(at)}: {error}; an example is {function.example}") from error
+
+    def _arguments(self, function: Function, trees: list[exp.Expression], at: exp.Expression) -> list[Node]:
+        if function.takes[0] is Kind.NULL:
+            return _unify([self.lower(tree) for tree in trees], at, f"the arguments of {function.name}()")
+        wanted = [*function.takes, *[function.takes[-1]] * (len(trees) - len(function.takes))]
+        return [self._of(tree, kind) for tree, kind in zip(trees, wanted, strict=False)]
 
     def _anonymous(self, tree: exp.Expression) -> Node:
         name = str(tree.this)
+        function = FUNCTIONS.get(name.lower())
+        if function is not None:
+            return self._call(function, list(tree.expressions), tree)
         if name.lower() == "has" and self.allow_tags:
             match tree.expressions:
                 case [exp.Literal(is_string=True) as tag]:
@@ -166,7 +183,7 @@ class Lowering:
             raise ExpressionError(f"has() asks for a row's tags, which only a training set's selection sees{position(tree)}")
         known = [*FUNCTIONS, *(["has"] if self.allow_tags else [])]
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}()?" if close else f"there are {', '.join(sorted(known))}"
+        hint = f"did you mean {close[0]}()?" if close else "see docs/expressions.md"
         raise ExpressionError(f"unknown function {name[:80]!r}{position(tree)}; {hint}")
 
     _HANDLERS: ClassVar[dict[type[exp.Expression], Callable[["Lowering", exp.Expression], Node]]] = {
@@ -186,11 +203,6 @@ class Lowering:
         exp.Case: _case,
         exp.Anonymous: _anonymous,
     }
-
-
-def _arguments(tree: exp.Expression) -> list[exp.Expression]:
-    given = [tree.args.get("this"), tree.args.get("expression"), *tree.args.get("expressions", ())]
-    return [argument for argument in given if argument is not None]
 
 
 def _comparison(op: str, left: Node, right: Node, at: exp.Expression) -> Node:

@@ -16,9 +16,11 @@ import polars as pl
 
 from pipelines.policy import ir
 from pipelines.policy.ir import Kind, Node, Ref
+from pipelines.policy.polars_functions import CALLS
 from schemas.contract import ColumnType
 
 ColumnReader = Callable[[Ref], pl.Expr]
+_MAKES_NAN = frozenset({"sqrt", "list_get", "geo_distance_m", "geo_inside"})
 _NAN = float("nan")
 _TIME = pl.Datetime("us", "UTC")
 _DTYPES: dict[Kind, pl.DataType] = {
@@ -31,7 +33,9 @@ _COMPARE: dict[str, Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
 
 def normalised(ref: Ref) -> pl.Expr:
     """The column as the language sees it: numbers are doubles without NaN, times are microseconds in UTC."""
-    column = pl.col(ref.name)
+    column = pl.col(ref.column).struct.field(ref.field) if ref.field else pl.col(ref.name)
+    if ref.kind is Kind.NUMBERS:
+        return column.cast(pl.List(pl.Float64))
     if ref.kind is Kind.NUMBER:
         number = column.cast(pl.Float64)
         return number.replace(_NAN, None) if ref.type in (ColumnType.FLOAT32, ColumnType.FLOAT64) else number
@@ -58,9 +62,9 @@ def _raw(node: Node, read: ColumnReader) -> pl.Expr:
 
 
 def _may_be_nan(node: Node) -> bool:
-    while isinstance(node, ir.Negate) or (isinstance(node, ir.Call) and node.name in ("abs", "floor", "ceil")):
+    while isinstance(node, ir.Negate) or (isinstance(node, ir.Call) and node.name in ("abs", "floor", "ceil", "round", "sign")):
         node = node.operand if isinstance(node, ir.Negate) else node.args[0]
-    return isinstance(node, ir.Arithmetic) or (isinstance(node, ir.Call) and node.name == "sqrt")
+    return isinstance(node, ir.Arithmetic) or (isinstance(node, ir.Call) and node.name in _MAKES_NAN)
 
 
 def _literal(node: ir.Number | ir.Text | ir.Truth, _read: ColumnReader) -> pl.Expr:
@@ -122,35 +126,16 @@ def _case(node: ir.Case, read: ColumnReader) -> pl.Expr:
     return result
 
 
-def _strict(fold: Callable[[list[pl.Expr]], pl.Expr]) -> Callable[[list[pl.Expr]], pl.Expr]:
-    """LEAST and GREATEST of the language are NULL if an argument is; Polars' own skip it."""
-    return lambda args: pl.when(pl.all_horizontal(arg.is_not_null() for arg in args)).then(fold(args))
+def _matches(node: ir.Matches, read: ColumnReader) -> pl.Expr:
+    return to_polars(node.operand, read).str.contains(node.pattern)
 
 
-_CALLS: dict[str, Callable[[list[pl.Expr]], pl.Expr]] = {
-    "abs": lambda args: args[0].abs(),
-    "floor": lambda args: args[0].floor(),
-    "ceil": lambda args: args[0].ceil(),
-    "sqrt": lambda args: args[0].sqrt(),
-    "least": _strict(pl.min_horizontal),
-    "greatest": _strict(pl.max_horizontal),
-    "lower": lambda args: args[0].str.to_lowercase(),
-    "upper": lambda args: args[0].str.to_uppercase(),
-    "length": lambda args: args[0].str.len_chars().cast(pl.Float64),
-    "starts_with": lambda args: args[0].str.starts_with(args[1]),
-    "ends_with": lambda args: args[0].str.ends_with(args[1]),
-    "contains": lambda args: args[0].str.contains(args[1], literal=True),
-    "coalesce": pl.coalesce,
-    "hour": lambda args: args[0].dt.hour().cast(pl.Float64),
-    "day_of_week": lambda args: args[0].dt.weekday().cast(pl.Float64),
-}
-
-_KEEPS_NAN = frozenset({"abs", "floor", "ceil", "sqrt"})
+_KEEPS_NAN = frozenset({"abs", "floor", "ceil", "round", "sign", "sqrt", "geo_distance_m", "geo_inside"})
 
 
 def _call(node: ir.Call, read: ColumnReader) -> pl.Expr:
     generate = _raw if node.name in _KEEPS_NAN else to_polars
-    return _CALLS[node.name]([generate(arg, read) for arg in node.args])
+    return CALLS[node.name]([generate(arg, read) for arg in node.args], node.args)
 
 
 _GENERATORS: dict[type, Callable[..., pl.Expr]] = {
@@ -169,6 +154,7 @@ _GENERATORS: dict[type, Callable[..., pl.Expr]] = {
     ir.Not: lambda node, read: ~to_polars(node.operand, read),
     ir.Member: _member,
     ir.Like: _like,
+    ir.Matches: _matches,
     ir.IsNull: lambda node, read: to_polars(node.operand, read).is_null(),
     ir.Case: _case,
     ir.Call: _call,

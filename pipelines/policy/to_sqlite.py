@@ -6,40 +6,31 @@ Numbers are bound and cast as REAL, truth as 0 and 1, times as INTEGER microseco
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from pipelines.errors import ExpressionError
 from pipelines.policy import ir
-from pipelines.policy.ir import Kind, Node
+from pipelines.policy.ir import Kind, Node, refs
+from schemas.errors import EdgeRuleError
+from schemas.expressions.rule import EdgeRule, Parameter
 
-Parameter: TypeAlias = float | int | str | None
-
-# The language's functions -> what is called in SQLite: its own, or those of `pipelines.policy.sqlite_functions`.
-_NAMES = {
-    "abs": "abs", "coalesce": "coalesce", "least": "min", "greatest": "max",
-    "floor": "ct_floor", "ceil": "ct_ceil", "sqrt": "ct_sqrt", "lower": "ct_lower", "upper": "ct_upper",
-    "length": "ct_length", "starts_with": "ct_starts_with", "ends_with": "ct_ends_with", "contains": "ct_contains",
-    "hour": "ct_hour", "day_of_week": "ct_day_of_week",
-}  # fmt: skip
+# What SQLite itself has with the language's meaning; all others are those of `schemas.expressions.functions`.
+_OWN = {"abs": "abs", "coalesce": "coalesce", "least": "min", "greatest": "max"}
 
 
-@dataclass(frozen=True, slots=True)
-class SqliteExpression:
-    """One SQL expression and the values of its `?`, in order. It gives 1, 0 or NULL."""
-
-    sql: str
-    parameters: tuple[Parameter, ...]
-
-
-def to_sqlite(node: Node) -> SqliteExpression:
-    """The SQL for this node.
+def to_sqlite(node: Node) -> EdgeRule:
+    """The rule for a device with this node's meaning.
 
     Raises:
-        ExpressionError: it uses has(), which asks for tags that a device does not keep.
+        ExpressionError: it uses has(), which asks for tags that a device does not keep, or is too long for a device.
     """
     writer = _Writer()
     sql = writer.write(node)
-    return SqliteExpression(sql, tuple(writer.parameters))
+    columns = {ref.name: ref.type for ref in sorted(refs(node), key=lambda ref: ref.name)}
+    try:
+        return EdgeRule(sql, tuple(writer.parameters), columns)
+    except EdgeRuleError as error:
+        raise ExpressionError(f"not for a device: {error}") from error
 
 
 @dataclass(slots=True)
@@ -58,6 +49,8 @@ class _Writer:
 
 
 def _ref(_writer: _Writer, node: ir.Ref) -> str:
+    if node.field:
+        raise ExpressionError(f"{node.name} is a field of a struct, which no device keeps")
     # The name is one of the contract's: of a-z, 0-9 and '_'.
     return f'CAST("{node.name}" AS REAL)' if node.kind is Kind.NUMBER else f'"{node.name}"'
 
@@ -79,6 +72,16 @@ def _case(writer: _Writer, node: ir.Case) -> str:
     return f"CASE {branches} ELSE {writer.write(node.default)} END"
 
 
+def _call(writer: _Writer, node: ir.Call) -> str:
+    if node.name == "epoch_us":
+        return f"CAST({writer.write(node.args[0])} AS REAL)"
+    return f"{_OWN.get(node.name, f'ct_{node.name}')}({writer.joined(node.args, ', ')})"
+
+
+def _matches(_writer: _Writer, _node: ir.Matches) -> str:
+    raise ExpressionError("matches() is in the core only: a device's regular expressions can take time without bound; use LIKE")
+
+
 _WRITERS: dict[type, Callable[[_Writer, Any], str]] = {
     ir.Number: lambda writer, node: writer.bind(node.value),
     ir.Text: lambda writer, node: writer.bind(node.value),
@@ -95,7 +98,8 @@ _WRITERS: dict[type, Callable[[_Writer, Any], str]] = {
     ir.Not: lambda writer, node: f"(NOT {writer.write(node.operand)})",
     ir.Member: _member,
     ir.Like: lambda writer, node: f"ct_like({writer.write(node.operand)}, {writer.bind(node.pattern)})",
+    ir.Matches: _matches,
     ir.IsNull: lambda writer, node: f"({writer.write(node.operand)} IS NULL)",
     ir.Case: _case,
-    ir.Call: lambda writer, node: f"{_NAMES[node.name]}({writer.joined(node.args, ', ')})",
+    ir.Call: _call,
 }

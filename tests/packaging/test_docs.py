@@ -12,9 +12,11 @@ from edge_agent.capture.replay import ReplayOptions
 from edge_agent.config import AgentConfig, SourceConfig, SpoolConfig, UplinkConfig
 from edge_agent.config import BrokerConfig as AgentBroker
 from edge_agent.models.config import ModelConfig
+from edge_agent.report_config import ReportConfig
 from pipelines.config import BridgeConfig, BrokerConfig, CoreConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SOURCE_OPTIONS = (DirectoryOptions, ExecOptions, ReplayOptions)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
@@ -64,7 +66,7 @@ def test_every_make_target_named_in_a_page_exists(name):
             for pair in _keys(AgentConfig, AgentBroker, SpoolConfig, UplinkConfig, SourceConfig, ModelConfig)
             if pair[1] not in ("broker", "spool", "uplink", "source", "model")
         ],
-        *[("operator.md", *pair) for pair in _keys(DirectoryOptions, ExecOptions, ReplayOptions)],
+        *[("sources.md", *pair) for pair in _keys(*SOURCE_OPTIONS, ReportConfig)],
         *[
             ("data-engineer.md", *pair)
             for pair in _keys(CoreConfig, BrokerConfig, BridgeConfig, RunConfig)

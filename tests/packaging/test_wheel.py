@@ -14,9 +14,15 @@ CORE_LIBRARIES = (
     *("numpy", "pyarrow", "apache_beam", "polars", "deltalake", "duckdb", "yaml", "zarr", "zarrs", "dask", "distributed"),
     *("sqlglot", "tifffile", "imagecodecs", "pyvips", "PIL", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas"),
     *("pydantic", "open_data_contract_standard", "torch", "fastapi", "uvicorn", "hypothesis", "pytest", "psutil"),
+    *("cryptography",),
 )
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
-NEEDS_AN_EXTRA = {"edge_agent.models.inference", "edge_agent.models.updater"}
+NEEDS_AN_EXTRA = {
+    "edge_agent.enrol_cryptography",
+    "edge_agent.models.inference",
+    "edge_agent.models.updater",
+    "edge_agent.redaction.picture",
+}
 
 BLOCKER = """
 import sys, importlib

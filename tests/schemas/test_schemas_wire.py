@@ -1,13 +1,15 @@
 """Ids, topics, envelopes and parts: what is accepted, refused, and survives the round trip."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.envelope import ARROW_STREAM, JSON, EnvelopeHead, Span, format_time, parse_time, read_head
-from schemas.errors import EnvelopeError, IdError, TopicError
+from schemas.errors import EnvelopeError, IdError, SchemaError, TopicError
 from schemas.ids import MAX_SEQ, DeviceId, Digest, SampleKey, StreamName, next_epoch
 from schemas.parts import MAX_OBJECT_BYTES, MAX_PART_BYTES, PartHead, read_part_head
+from schemas.receipts import decode_receipt
 from schemas.topics import Kind, Topics
 
 DEVICE, STREAM, DIGEST = DeviceId("car-1"), StreamName("camera_frame"), Digest("a" * 64)
@@ -140,3 +142,16 @@ def test_a_part_head_survives_its_properties(length: int, offset: int) -> None:
 def test_a_part_that_contradicts_itself_is_refused(offset: str, length: int, total: str) -> None:
     with pytest.raises(EnvelopeError):
         read_part_head(DIGEST, length, [("offset", offset), ("total", total)])
+
+
+@pytest.mark.parametrize("epoch", ["²", "\uff11", "٣", "", "-1", "+1", "1_0", " 1", "01", "9" * 30])
+def test_a_receipt_whose_epoch_is_not_a_plain_decimal_number_is_refused(epoch: str) -> None:
+    with pytest.raises(SchemaError, match="epoch"):
+        decode_receipt(msgspec.json.encode({"run": 1, "settled": {"slide": {epoch: [[0, 1]]}}}))
+
+
+@pytest.mark.parametrize("name", ["offset", "total"])
+def test_a_part_that_says_a_property_twice_is_refused(name: str) -> None:
+    twice = [("offset", "0"), ("total", "10"), (name, "5")]
+    with pytest.raises(EnvelopeError, match=f"{name}.*twice"):
+        read_part_head(Digest("0" * 64), 1, twice)

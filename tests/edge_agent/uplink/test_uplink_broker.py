@@ -1,54 +1,17 @@
 """The uplink against a real broker: only receipts delete, whatever broker and core do."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_agent.clock import SystemClock
-from edge_agent.config import BrokerConfig, UplinkConfig
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.forwarder import Forwarder
-from edge_agent.uplink.report import Reporter
-from edge_agent.uplink.session import PahoSession
-from schemas.ids import DeviceId, StreamName
 from schemas.ranges import Ranges
-from schemas.topics import Topics
+from tests.fakes.device import ALPHA, DEVICE, Device, eventually
 from tests.fakes.fake_core import FakeCore
-
-ALPHA = StreamName("alpha")
-DEVICE = DeviceId("dev-a")
-
-
-class Device:
-    """A spool and its uplink in this process."""
-
-    def __init__(self, folder: Path, broker: Any, **uplink: Any) -> None:
-        clock = SystemClock()
-        self.spool = Spool(folder / "spool", max_bytes=1 << 30, linger_ms=0, clock=clock)
-        config = UplinkConfig(**{"resend_after_s": 2.0, "report_interval_s": 0.2, **uplink})
-        reporter = Reporter(self.spool, DEVICE, "0", lambda: (), config.report_interval_s, clock)
-        connect = partial(PahoSession, BrokerConfig(host=broker.host, port=broker.port, keepalive_s=5), DEVICE)
-        self.forwarder = Forwarder(self.spool, connect, config, Topics(), DEVICE, reporter, None, clock)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.forwarder.run, args=(self._stop,))
-        self._thread.start()
-
-    def put(self, body: bytes, count: int = 1) -> None:
-        self.spool.append(Append(ALPHA, (NewEnvelope(count, body, "1.0.0"),))).result()
-
-    def spooled(self) -> int:
-        return sum(books.spooled for books in self.spool.books())
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.spool.close()
 
 
 @pytest.fixture
@@ -62,13 +25,6 @@ def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     yield make
     for one in made:
         one.close()
-
-
-def eventually(condition: Callable[[], Any], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
 
 
 def test_samples_leave_the_spool_when_a_receipt_covers_them(broker: Any, device: Callable[..., Device]) -> None:

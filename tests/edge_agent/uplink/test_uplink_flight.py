@@ -24,7 +24,7 @@ def test_the_windows_never_drift(steps: list[tuple[str, int, int]]) -> None:
             flight.sent(mid, id_, size, now_s)
             up.add(id_)
         elif what == "a":
-            flight.acked(id_)
+            flight.acked(id_, now_s)
         elif what == "f":
             flight.forget([id_])
             up.discard(id_)
@@ -42,11 +42,11 @@ def test_the_windows_never_drift(steps: list[tuple[str, int, int]]) -> None:
 def test_what_is_not_settled_is_due_each_time_after_twice_as_long() -> None:
     flight = Flight(1_000, 2_000, 10.0)
     flight.sent(1, 7, 5, 0.0)
-    flight.acked(1)
+    flight.acked(1, 0.1)
     assert flight.overdue(9.9) == []
     assert flight.overdue(10.0) == [7]
     flight.sent(2, 7, 5, 10.0)
-    flight.acked(2)
+    flight.acked(2, 10.1)
     assert flight.overdue(29.9) == []
     assert flight.overdue(30.0) == [7]
 

@@ -13,7 +13,7 @@ from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError
 from schemas.builtin import NAMES, builtin_contract
-from schemas.contract import Column, ColumnType, Contract, QualityRule
+from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract, QualityRule
 
 ROOT = Path(__file__).parents[3]
 AUTHORED = ROOT / "schemas" / "contracts"
@@ -42,8 +42,21 @@ def test_writing_and_reading_gives_an_equal_contract(name: str, tmp_path: Path) 
     assert load_odcs(path) == builtin_contract(name)
 
 
+def a_column(type_: ColumnType) -> Column:
+    name = f"c_{type_}".translate(str.maketrans("<", "_", ">"))
+    inner = (Column("x", ColumnType.FLOAT32, unit="m"), Column("labels", ColumnType.LIST_STRING))
+    return Column(
+        name,
+        type_,
+        length=4 if type_ in VECTOR_TYPES else None,
+        fields=inner if type_ is ColumnType.STRUCT else (),
+        zone="Europe/Berlin" if type_ is ColumnType.TIMESTAMP else "",
+        max_length=9 if type_ in LIST_TYPES else None,
+    )
+
+
 def test_every_type_and_a_quality_rule_survive_writing_and_reading(tmp_path: Path) -> None:
-    columns = tuple(Column(f"c_{type_}", type_) for type_ in ColumnType)
+    columns = tuple(map(a_column, ColumnType))
     contract = Contract("all_types", "2.1.0", columns, quality=(QualityRule("q", "c_int64 > 3"),), retention_days=3)
     path = tmp_path / "x.odcs.yaml"
     path.write_text(to_odcs(contract))
@@ -57,7 +70,7 @@ def test_every_type_and_a_quality_rule_survive_writing_and_reading(tmp_path: Pat
         ("logicalType: number", "logicalType: array", "is not in the subset"),
         ("kind: DataContract", "kind: Other", "needs kind: DataContract"),
         ("minimum: -80, maximum: 60", "minimum: -80, pattern: x", "'pattern' is not in the subset"),
-        ("    required: true", "    unique: true", "'unique' is not in the subset"),
+        ("    required: true", "    primaryKey: true", "'primaryKey' is not in the subset"),
         ("engine: catchment", "engine: soda", "a quality rule must be type: custom"),
         ("abs(temperature_c - setpoint_c) < 40", "abs(temprature_c) < 40", "did you mean 'temperature_c'?"),
         ("name: temperature_c", "name: payload", "not one of the standard columns"),

@@ -1,0 +1,102 @@
+"""From what a source saw to what may be stored: clock quality, prediction, change report, redaction, in this order."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.change_report import ChangeReport
+from edge_agent.capture.rejects import Rejects
+from edge_agent.clock_quality import COLUMN, ClockQuality, ClockWatch
+from edge_agent.errors import ConfigError
+from edge_agent.report_config import ReportConfig
+from schemas.contract import Contract
+
+MIN_KEY_BYTES = 16
+_MAX_KEY_BYTES = 4_096
+
+
+class Step(Protocol):
+    """Changes a batch: more columns, other values, fewer rows. The position stays."""
+
+    def __call__(self, batch: SampleBatch) -> SampleBatch:
+        """The batch as it goes on."""
+        ...
+
+
+class Refiner:
+    """All steps of one source.
+
+    Args:
+        steps: in order.
+        rejects: what the steps left out, by reason.
+    """
+
+    def __init__(self, steps: tuple[Step, ...], rejects: Rejects) -> None:
+        self._steps = steps
+        self.rejects = rejects
+
+    def __call__(self, batch: SampleBatch) -> SampleBatch:
+        """What may be stored of a batch; empty where nothing of it may or need be."""
+        for step in self._steps:
+            if not len(batch):
+                return batch
+            batch = step(batch)
+        return batch
+
+
+def build_refiner(
+    contract: Contract,
+    report: ReportConfig | None,
+    redaction_key: bytes,
+    watch: ClockWatch,
+    annotate: Step | None,
+) -> Refiner:
+    """The steps that a stream's contract and its source's configuration ask for.
+
+    Raises:
+        ConfigError: they ask for what is not there.
+    """
+    rejects = Rejects(f"stream {contract.name}")
+    steps: list[Step] = []
+    if contract.column(COLUMN) is not None:
+        steps.append(_stamp(watch.judge))
+    if annotate is not None:
+        steps.append(annotate)
+    if report is not None:
+        report.check_against(contract)
+        steps.append(ChangeReport(report, rejects))
+    if contract.has_redaction:
+        # Last, so that nothing can put back what it took away.
+        from edge_agent.redaction.redactor import BatchRedactor  # noqa: PLC0415 # loaded only where a contract asks for it
+
+        steps.append(BatchRedactor(contract, redaction_key, rejects))
+    return Refiner(tuple(steps), rejects)
+
+
+def read_redaction_key(path: Path | None) -> bytes:
+    """The device's key of keyed hashes; empty without a path.
+
+    Raises:
+        ConfigError: it cannot be read, or is too short to keep a secret.
+    """
+    if path is None:
+        return b""
+    try:
+        with path.open("rb") as file:
+            key = file.read(_MAX_KEY_BYTES).strip()
+    except OSError as error:
+        raise ConfigError(f"redaction.key {path}: {error.strerror}; make one: openssl rand -hex 32") from error
+    if len(key) < MIN_KEY_BYTES:
+        raise ConfigError(f"redaction.key {path} has fewer than {MIN_KEY_BYTES} bytes; make one: openssl rand -hex 32")
+    return key
+
+
+def _stamp(judge: Callable[[], ClockQuality]) -> Step:
+    def stamp(batch: SampleBatch) -> SampleBatch:
+        if COLUMN in batch.columns:
+            return batch
+        quality = judge() if batch.agent_clock else ClockQuality.DEVICE
+        return batch.with_columns({COLUMN: [str(quality)] * len(batch)})
+
+    return stamp

@@ -1,0 +1,42 @@
+"""`edge-agent enrol`, `doctor`, `completion`: what an operator needs around a running agent."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The agent's TOML file.")]
+_JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(enrol)
+
+
+def enrol(
+    device: Annotated[str, typer.Argument(help="The device id: what the certificate's common name will be.")],
+    folder: Annotated[Path, typer.Option(help="Where key and request go.")] = Path(),
+    key: Annotated[Path | None, typer.Option(help="The key's file, if not device.key in the folder.")] = None,
+    request: Annotated[Path | None, typer.Option(help="The request's file, if not device.csr in the folder.")] = None,
+) -> None:
+    """Make this device's key, which never leaves it, and a request that an authority answers with a certificate."""
+    from edge_agent import enrol as enrolling  # noqa: PLC0415 # each command loads only what it needs
+    from edge_agent.errors import ConfigError  # noqa: PLC0415
+    from schemas.errors import SchemaError  # noqa: PLC0415
+    from schemas.ids import DeviceId  # noqa: PLC0415
+
+    key_path, request_path = key or folder / enrolling.KEY_NAME, request or folder / enrolling.REQUEST_NAME
+    try:
+        is_new = enrolling.enrol(DeviceId(device), key_path, request_path)
+    except SchemaError as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"{error.filename or folder}: {error.strerror}; run it as who may write there") from error
+    typer.echo(f"key      {key_path} ({'new' if is_new else 'used again'}, mode 0600: it stays here)")
+    typer.echo(f"request  {request_path}")
+    typer.echo(
+        f"Next: have it signed (docs/operator.md, Who a device is), and put the answer beside it as {folder / 'device.pem'}."
+    )
+    sys.stdout.flush()

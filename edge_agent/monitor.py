@@ -1,0 +1,119 @@
+"""One look at the running agent: for the health file, the service manager's watchdog, and the health port."""
+
+import os
+from collections.abc import Callable
+
+import structlog
+
+from edge_agent.clock import Clock
+from edge_agent.config import AgentConfig
+from edge_agent.health import Health, notify_service_manager, rss_bytes, write_health
+from edge_agent.lineup import Lineup
+from edge_agent.spool.spool import Spool
+from edge_agent.uplink.progress import Progress
+from edge_agent.vitals import Vitals, judge_live
+from schemas.reported import PolicyReport
+
+_log = structlog.get_logger(__name__)
+
+
+class Monitor:
+    """Looks; changes nothing.
+
+    Args:
+        config: quota, state folder, when a thread counts as stuck.
+        version: the agent's.
+        spool: has the books.
+        progress: the uplink's.
+        lineup: the sources.
+        clock: monotonic time for ages; wall clock for how long a sample has waited.
+        policy: what the rules' room says of itself.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        version: str,
+        spool: Spool,
+        progress: Progress,
+        lineup: Lineup,
+        clock: Clock,
+        policy: Callable[[], PolicyReport | None] = lambda: None,
+    ) -> None:
+        self._config = config
+        self._version = version
+        self._spool = spool
+        self._progress = progress
+        self._lineup = lineup
+        self._clock = clock
+        self._policy = policy
+        self._started_s = clock.monotonic_s()
+        self._main_turned_s = self._started_s
+        self.failure = ""
+
+    def turned(self) -> None:
+        """The main thread came round."""
+        self._main_turned_s = self._clock.monotonic_s()
+
+    def look(self) -> Vitals:
+        """Everything at this moment. From any thread."""
+        progress, now_s = self._progress, self._clock.monotonic_s()
+        created_us = self._spool.oldest_unsettled_us()
+        waited_s = None if created_us is None else max(0.0, self._clock.now_ms() / 1000 - created_us / 1e6)
+        return Vitals(
+            device=self._config.device,
+            version=self._version,
+            turned_s={"main": now_s - self._main_turned_s, "uplink": _age(now_s, progress.turned_s) or 0.0},
+            is_connected=progress.is_connected,
+            uptime_s=now_s - self._started_s,
+            oldest_unsettled_s=waited_s,
+            last_receipt_s=_age(now_s, progress.last_receipt_s),
+            last_ack_s=_age(now_s, progress.last_ack_s),
+            sent=progress.sent_count,
+            sent_bytes=progress.sent_bytes,
+            not_sent=progress.not_sent_count,
+            resent=progress.resent_count,
+            parked=progress.parked_count,
+            used_bytes=self._spool.used_bytes(),
+            max_bytes=self._config.spool.max_bytes,
+            rss_bytes=rss_bytes(),
+            sources_running=self._lineup.running,
+            books=self._spool.books(),
+            failure=self.failure or str(self._spool.failure or ""),
+        )
+
+    def tell(self) -> None:
+        """Write the health file, and keep the service manager from restarting us, if there is no reason to."""
+        vitals = self.look()
+        since_ack_s = vitals.last_ack_s
+        health = Health(
+            at_ms=self._clock.now_ms(),
+            pid=os.getpid(),
+            is_connected=vitals.is_connected,
+            sources_running=vitals.sources_running,
+            sent=vitals.sent,
+            not_sent=vitals.not_sent,
+            resent=vitals.resent,
+            parked=vitals.parked,
+            since_ack_s=None if since_ack_s is None else round(since_ack_s, 1),
+            used_bytes=vitals.used_bytes,
+            max_bytes=vitals.max_bytes,
+            rss_bytes=vitals.rss_bytes,
+            failure=vitals.failure,
+            rejected={pump.name: pump.rejected() for pump in self._lineup.pumps},
+            left_out={pump.name: pump.left_out() for pump in self._lineup.pumps},
+            policy=self._policy(),
+        )
+        try:
+            write_health(self._config.state_dir, health)
+        except OSError as error:
+            _log.warning("health cannot be written", error=str(error))
+        verdict = judge_live(vitals, self._config.health.stalled_after_s)
+        if verdict.is_good:
+            notify_service_manager("WATCHDOG=1")
+        else:
+            _log.error("not live", said=verdict.said)
+
+
+def _age(now_s: float, then_s: float) -> float | None:
+    return None if then_s == float("-inf") else now_s - then_s

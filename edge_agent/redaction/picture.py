@@ -1,0 +1,97 @@
+"""Regions of a picture made unreadable, by pillow (the `redact` extra).
+
+Of its metadata only which side is up is kept: the rest may hold a place or a thumbnail.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageFilter
+
+from edge_agent.redaction.boxes import Box, fixed_boxes, told_boxes
+from edge_agent.redaction.cells import UnredactableError
+from schemas.redaction import ImageRedact
+
+MAX_PIXELS = 64 * 1024 * 1024
+MAX_FILE_BYTES = 128 * 1024 * 1024
+_FORMATS = ("JPEG", "PNG")
+_QUALITY = 92
+_ORIENTATION = 0x0112
+_BLOCKS = 8  # a blurred region keeps at most 8 x 8 values: no face, no plate comes back out of that
+
+
+class PictureRedactor:
+    """Redacts pictures as the contract says.
+
+    Args:
+        redact: what the contract says.
+    """
+
+    def __init__(self, redact: ImageRedact) -> None:
+        self._redact = redact
+
+    def redact(self, payload: bytes | Path, told: object) -> bytes:
+        """The picture, encoded anew, without what must not be seen.
+
+        Args:
+            payload: JPEG or PNG.
+            told: what the contract's column says of this picture's regions.
+
+        Raises:
+            UnredactableError: it is no such picture, too large, or nothing understandable is told about its regions.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                return self._redacted(payload, told)
+        except UnredactableError:
+            raise
+        except Exception as error:
+            raise UnredactableError(f"the picture cannot be decoded ({type(error).__name__})") from error
+
+    def _redacted(self, payload: bytes | Path, told: object) -> bytes:
+        with Image.open(io.BytesIO(_content(payload)), formats=_FORMATS) as opened:
+            kind = str(opened.format)
+            if opened.width * opened.height > MAX_PIXELS:
+                raise UnredactableError(f"the picture has more than {MAX_PIXELS} pixels")
+            if getattr(opened, "n_frames", 1) > 1:
+                raise UnredactableError("the picture has more than one frame")
+            upright = Image.Exif()
+            upright[_ORIENTATION] = opened.getexif().get(_ORIENTATION, 1)
+            boxes = self._boxes(told, opened.width, opened.height)
+            picture: Image.Image = opened.convert("RGB" if opened.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") else opened.mode)
+        for box in boxes:
+            _hide(picture, box, self._redact.how)
+        # A new picture of the same pixels: nothing the old one carried beside them (place, thumbnail, comment) comes along.
+        bare = Image.new(picture.mode, picture.size)
+        bare.paste(picture)
+        out = io.BytesIO()
+        bare.save(out, kind, **({"quality": _QUALITY, "subsampling": 0, "exif": upright} if kind == "JPEG" else {}))
+        return out.getvalue()
+
+    def _boxes(self, told: object, width: int, height: int) -> Sequence[Box]:
+        boxes = fixed_boxes(self._redact.boxes, width, height)
+        return [*boxes, *told_boxes(told, width, height)] if self._redact.column else boxes
+
+
+def _content(payload: bytes | Path) -> bytes:
+    if isinstance(payload, bytes):
+        return payload
+    if payload.stat().st_size > MAX_FILE_BYTES:
+        raise UnredactableError(f"the picture has more than {MAX_FILE_BYTES} bytes")
+    return payload.read_bytes()
+
+
+def _hide(picture: Image.Image, box: Box, how: str) -> None:
+    left, top, right, bottom = box
+    if right <= left or bottom <= top:
+        return
+    if how == "fill":
+        picture.paste(Image.new(picture.mode, (right - left, bottom - top)), box)
+        return
+    region = picture.crop(box)
+    small = region.resize((min(_BLOCKS, region.width), min(_BLOCKS, region.height)), Image.Resampling.BOX)
+    coarse = small.resize(region.size, Image.Resampling.BILINEAR)
+    picture.paste(coarse.filter(ImageFilter.BoxBlur(max(1, min(region.size) // _BLOCKS))), box)

@@ -1,0 +1,102 @@
+"""A batch made harmless as its contract says, row by row only where a picture asks for it; what cannot be is dropped, counted."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.capture.rejects import Rejects
+from edge_agent.errors import ConfigError
+from edge_agent.redaction.cells import Redactor, UnredactableError, cut_time, redactor
+from schemas.contract import Contract
+
+if TYPE_CHECKING:
+    from edge_agent.redaction.picture import PictureRedactor
+
+
+class BatchRedactor:
+    """Redacts the batches of one stream.
+
+    Args:
+        contract: what must be done.
+        key: of the keyed hash; empty where the device has none.
+        rejects: where rows are counted that cannot be redacted.
+
+    Raises:
+        ConfigError: the contract asks for a keyed hash and there is no key, or for pictures and pillow is not installed.
+    """
+
+    def __init__(self, contract: Contract, key: bytes, rejects: Rejects) -> None:
+        self._contract = contract
+        self._rejects = rejects
+        if not key and any(column.redact is not None and column.redact.how == "hash" for column in contract.columns):
+            raise ConfigError(f"contract {contract.name} asks for a keyed hash and there is no key: set `key` under [redaction]")
+        found = {column.name: redactor(column, key) for column in contract.columns}
+        self._cells = {name: one for name, one in found.items() if one is not None}
+        self._image = contract.payload.redact if contract.payload is not None else None
+        self._picture = None if self._image is None else _picture_redactor(contract)
+
+    def __call__(self, batch: SampleBatch) -> SampleBatch:
+        """The batch without what must not leave the device: fewer rows where some cannot be redacted."""
+        refused: set[int] = set()
+        columns = {
+            name: self._column(values, self._cells[name], refused) if name in self._cells else values
+            for name, values in batch.columns.items()
+        }
+        payloads = batch.payloads
+        if self._picture is not None and payloads is not None:
+            payloads = self._pictures(batch, payloads, refused)
+        times = batch.event_time_us
+        if self._contract.event_time_step_s is not None:
+            step_s = self._contract.event_time_step_s
+            times = [cut_time(time, step_s) for time in times]
+        done = replace(batch, event_time_us=times, columns=columns, payloads=payloads)
+        return done if not refused else done.take([row for row in range(len(batch)) if row not in refused])
+
+    def _column(self, values: Sequence[Scalar], redact: Redactor, refused: set[int]) -> Sequence[Scalar]:
+        out: list[Scalar] = []
+        for row, value in enumerate(values):
+            try:
+                out.append(redact(value))
+            except UnredactableError as error:
+                self._refuse(row, str(error), refused)
+                out.append(None)
+            except (ValueError, TypeError, OverflowError) as error:
+                self._refuse(row, type(error).__name__, refused)  # its message may quote the value
+                out.append(None)
+        return out
+
+    def _pictures(
+        self, batch: SampleBatch, payloads: Sequence[bytes | Path | None], refused: set[int]
+    ) -> list[bytes | Path | None]:
+        assert self._picture is not None
+        assert self._image is not None
+        told = batch.columns.get(self._image.column, [None] * len(batch))
+        out: list[bytes | Path | None] = []
+        for row, payload in enumerate(payloads):
+            try:
+                out.append(None if payload is None or row in refused else self._picture.redact(payload, told[row]))
+            except UnredactableError as error:
+                self._refuse(row, str(error), refused)
+                out.append(None)
+        return out
+
+    def _refuse(self, row: int, reason: str, refused: set[int]) -> None:
+        if row not in refused:
+            refused.add(row)
+            # The example is left out: a log must not hold what was not to be stored.
+            self._rejects.count(f"row: cannot be redacted: {reason}")
+
+
+def _picture_redactor(contract: Contract) -> "PictureRedactor":
+    # Loaded only where a contract asks for it: pillow is an extra.
+    try:
+        from edge_agent.redaction.picture import PictureRedactor  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            f"contract {contract.name} asks for regions of pictures to be hidden: install catchment[redact] (pillow)"
+        ) from error
+    assert contract.payload is not None
+    assert contract.payload.redact is not None
+    return PictureRedactor(contract.payload.redact)

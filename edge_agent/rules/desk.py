@@ -1,0 +1,168 @@
+"""The rules in force: takes new ones from the downlink, keeps them on disk, and says what became of them."""
+
+import threading
+from pathlib import Path
+
+import structlog
+
+from edge_agent.atomic import write_atomic
+from edge_agent.clock import Clock
+from edge_agent.config import AgentConfig
+from edge_agent.errors import PolicyError, UntrustedPolicyError
+from edge_agent.rules.trust import admit
+from schemas.edge_policy import MAX_EDGE_POLICY_BYTES, EdgePolicy
+from schemas.reported import PolicyReport
+
+FILE_NAME = "policy.json"
+_LOOK_S = 0.5
+_RETRY_S = 10.0
+# A broker that sends policy after policy costs one check at a time, with rests in between.
+_REST_S = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class RuleDesk:
+    """Holds the policy in force. Methods may be called from any thread.
+
+    Args:
+        public_key: the trusted Ed25519 key, 64 hexadecimal digits.
+        device: this device.
+        folder: the agent's state folder; the signed policy is kept there as `policy.json`.
+        clock: wall clock, for the name of a file that is set aside.
+    """
+
+    def __init__(self, public_key: str, device: str, folder: Path, clock: Clock) -> None:
+        self._public_key = public_key
+        self._device = device
+        self._clock = clock
+        self._path = folder / FILE_NAME
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._body = b""
+        self._pending: bytes | None = None
+        self._policy: EdgePolicy | None = None
+        self._refused = 0
+        self._reason = ""
+        self._last_refused = b""
+        self._suspended: dict[str, str] = {}
+        self._load()
+
+    def current(self) -> EdgePolicy | None:
+        """The policy in force; None without one."""
+        return self._policy
+
+    def report(self) -> PolicyReport:
+        """What is in force and what was refused."""
+        with self._lock:
+            version = 0 if self._policy is None else self._policy.version
+            return PolicyReport(version, self._refused, self._reason, dict(self._suspended))
+
+    def suspend(self, stream: str, rule: str, reason: str) -> None:
+        """A rule cannot be applied; samples it would have decided about are kept."""
+        name = f"{stream}/{rule}"
+        with self._lock:
+            is_news = self._suspended.get(name) != reason
+            self._suspended[name] = reason
+        if is_news:
+            _log.error("edge rule suspended", rule=name, reason=reason)
+
+    def on_message(self, body: bytes) -> None:
+        """A policy came down. An empty message takes nothing away: only a signed policy without rules does."""
+        with self._lock:
+            if not body or body in (self._body, self._last_refused):
+                return
+            self._pending = body[: MAX_EDGE_POLICY_BYTES + 1]
+        self._wake.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Look at what came down, one at a time, the newest only, until told to stop."""
+        while not stop.is_set():
+            if not self._wake.wait(_LOOK_S):
+                continue
+            self._wake.clear()
+            with self._lock:
+                body, self._pending = self._pending, None
+            if body is not None and not self._take(body):
+                self._put_back(body)
+                stop.wait(_RETRY_S)
+                self._wake.set()
+            stop.wait(_REST_S)
+
+    def _take(self, body: bytes) -> bool:
+        """Put a policy in force or refuse it; False when that cannot be decided now."""
+        known = 0 if self._policy is None else self._policy.version
+        try:
+            policy = admit(body, public_key=self._public_key, device=self._device, known_version=known)
+            write_atomic(self._path, body)
+        except UntrustedPolicyError as error:
+            self._refuse(body, str(error))
+            return True
+        except (PolicyError, OSError) as error:
+            _log.warning("edge policy not taken yet", error=str(error), retry_in_s=_RETRY_S)
+            return False
+        with self._lock:
+            self._policy, self._body, self._suspended = policy, body, {}
+        _log.info("edge policy in force", version=policy.version, streams=len(policy.streams))
+        return True
+
+    def _put_back(self, body: bytes) -> None:
+        with self._lock:
+            if self._pending is None:  # what came meanwhile is newer
+                self._pending = body
+
+    def _refuse(self, body: bytes, reason: str) -> None:
+        with self._lock:
+            self._refused += 1
+            self._reason, self._last_refused = reason, body
+        _log.error("edge policy refused", reason=reason)
+
+    def _load(self) -> None:
+        """Go on with the policy of the last run. A file that is no longer what was signed is set aside."""
+        try:
+            body = self._path.read_bytes()
+            self._policy = admit(body, public_key=self._public_key, device=self._device, known_version=0)
+            self._body = body
+        except FileNotFoundError:
+            return
+        except UntrustedPolicyError as error:
+            self._refuse(body, f"the policy kept on disk: {error}; set aside")
+            self._set_aside(body)
+        except PolicyError as error:
+            _log.warning("edge policy kept on disk is not in force yet", error=str(error))
+            self.on_message(body)
+        except OSError as error:
+            _log.error("edge policy kept on disk cannot be read; there are no rules until the next one", error=str(error))
+
+    def _set_aside(self, body: bytes) -> None:
+        try:
+            write_atomic(self._path.with_name(f"{FILE_NAME}.refused-{self._clock.now_ms()}"), body)
+            self._path.unlink()
+        except OSError as error:
+            _log.warning("edge policy kept on disk cannot be set aside", error=str(error))
+
+
+class NoRules:
+    """What stands in where `[policy]` names no key: nothing is believed, everything is kept."""
+
+    def current(self) -> EdgePolicy | None:
+        """No policy."""
+        return None
+
+    def report(self) -> PolicyReport | None:
+        """Nothing to tell."""
+        return None
+
+    def suspend(self, stream: str, rule: str, reason: str) -> None:
+        """There is no rule to suspend."""
+
+    def on_message(self, body: bytes) -> None:
+        """A policy came that nobody could vouch for."""
+        _log.info("edge policy is ignored: no [policy] public_key is configured", size_bytes=len(body))
+
+
+def open_rules(config: AgentConfig, clock: Clock) -> RuleDesk | NoRules:
+    """The rules' room, as configured."""
+    if config.policy is None:
+        return NoRules()
+    return RuleDesk(config.policy.public_key, config.device, config.state_dir, clock)

@@ -1,0 +1,142 @@
+"""One source's batches through the rules of its stream: which samples go on, and how valuable each is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.rules.decide import decide
+from edge_agent.rules.sampling import chances
+from schemas.contract import ColumnType, Contract
+from schemas.edge_policy import EdgePolicy, EdgeRule
+from schemas.envelope import EVENT_TIME
+from schemas.errors import EdgeRuleError
+from schemas.expressions.evaluator import EdgeEvaluator
+from schemas.expressions.rule import EdgeRule as CompiledRule
+from schemas.expressions.rule import columns_read
+
+_DEVICE = "device"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sifted:
+    """What is left of a batch: samples of each priority, and how many were left out, by reason."""
+
+    groups: tuple[tuple[int, SampleBatch], ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def whole(batch: SampleBatch, priority: int) -> Sifted:
+    """All of it."""
+    return Sifted(((priority, batch),) if len(batch) else ())
+
+
+def sift(sieve: "Sieve | None", batch: SampleBatch, priority: int) -> Sifted:
+    """What the sieve leaves; all of it, where there is none."""
+    return whole(batch, priority) if sieve is None else sieve(batch)
+
+
+class RuleBook(Protocol):
+    """Where a sieve finds the rules in force."""
+
+    def current(self) -> EdgePolicy | None:
+        """The policy in force; the same object as long as it is."""
+        ...
+
+    def suspend(self, stream: str, rule: str, reason: str) -> None:
+        """A rule of the policy in force cannot be applied."""
+        ...
+
+
+class Sieve:
+    """Applies the rules of one stream. Used by its source's thread alone.
+
+    Args:
+        book: has the rules.
+        contract: of the stream.
+        device: this device.
+        priority: of samples no rule speaks of.
+        filled: how full the spool is, 0 to 1.
+    """
+
+    def __init__(self, book: RuleBook, contract: Contract, device: str, priority: int, filled: Callable[[], float]) -> None:
+        self._book = book
+        self._contract = contract
+        self._device = device
+        self._priority = priority
+        self._filled = filled
+        self._types = {**{column.name: column.type for column in contract.columns}, EVENT_TIME: ColumnType.TIMESTAMP}
+        self._types[_DEVICE] = ColumnType.STRING
+        self._policy: EdgePolicy | None = None
+        self._rules: tuple[EdgeRule, ...] = ()
+        self._evaluator: EdgeEvaluator | None = None
+        self._told: set[int] = set()
+
+    def __call__(self, batch: SampleBatch) -> Sifted:
+        """Sift a batch. What cannot be evaluated is kept: a rule's fault must not cost a sample."""
+        policy = self._book.current()
+        if policy is not self._policy:
+            self._compile(policy)
+        if self._evaluator is None or not len(batch):
+            return whole(batch, self._priority)
+        try:
+            verdicts = self._evaluator.evaluate(self._columns(batch, self._evaluator.columns), len(batch))
+        except EdgeRuleError as error:
+            self._book.suspend(self._contract.name, "*", f"{error}; such batches are kept whole")
+            return whole(batch, self._priority)
+        self._tell_suspended(self._evaluator)
+        filled = self._filled() if any(rule.pressure for rule in self._rules) else 0.0
+        chance = chances(self._device, self._contract.name, batch)
+        fates = decide(self._rules, verdicts, len(batch), self._priority, filled, chance)
+        if not fates.left_out and len(fates.kept) == 1:
+            return Sifted(tuple((priority, batch) for priority in fates.kept))
+        groups = tuple((priority, batch.take(rows)) for priority, rows in sorted(fates.kept.items()))
+        return Sifted(groups, fates.left_out)
+
+    def _compile(self, policy: EdgePolicy | None) -> None:
+        self._policy, self._evaluator, self._rules, self._told = policy, None, (), set()
+        asked = () if policy is None else policy.streams.get(self._contract.name, ())
+        sound = [(rule, compiled) for rule in asked if (compiled := self._compiled(rule)) is not None]
+        if sound:
+            self._rules = tuple(rule for rule, _ in sound)
+            self._evaluator = EdgeEvaluator([compiled for _, compiled in sound])
+            self._tell_suspended(self._evaluator)
+        if asked:
+            _log.info("edge rules in force", stream=self._contract.name, rules=len(self._rules))
+
+    def _compiled(self, rule: EdgeRule) -> CompiledRule | None:
+        """The rule as the engine takes it; None, and told, where it would mean something else here than in the core."""
+        try:
+            names = columns_read(rule.sql)
+            problem = self._problem(rule, names)
+            if not problem:
+                return CompiledRule(rule.sql, rule.parameters, rule.columns or {name: self._types[name] for name in names})
+        except EdgeRuleError as error:
+            problem = str(error)
+        self._book.suspend(self._contract.name, rule.id, problem)
+        return None
+
+    def _problem(self, rule: EdgeRule, names: frozenset[str]) -> str:
+        for name in sorted(names):
+            if name not in self._types:
+                return f"it reads {name}, which a device does not know of {self._contract.name}"
+            if rule.columns.get(name, self._types[name]) is not self._types[name]:
+                return f"it reads {name} as {rule.columns[name]}; the contract here has {self._types[name]}"
+        return ""
+
+    def _tell_suspended(self, evaluator: EdgeEvaluator) -> None:
+        for index in evaluator.suspended.keys() - self._told:
+            self._told.add(index)
+            self._book.suspend(self._contract.name, self._rules[index].id, evaluator.suspended[index])
+
+    def _columns(self, batch: SampleBatch, wanted: Mapping[str, ColumnType]) -> dict[str, Sequence[Scalar]]:
+        columns: dict[str, Sequence[Scalar]] = {name: batch.columns[name] for name in wanted if name in batch.columns}
+        if EVENT_TIME in wanted:
+            columns[EVENT_TIME] = batch.event_time_us
+        if _DEVICE in wanted:
+            columns[_DEVICE] = [self._device] * len(batch)
+        return columns

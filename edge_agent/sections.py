@@ -1,0 +1,174 @@
+"""The tables of the configuration that speak of the link: broker, uplink, health, policy."""
+
+import ipaddress
+import re
+from pathlib import Path
+
+import msgspec
+
+from schemas.parts import MAX_PART_BYTES
+from schemas.topics import DEFAULT_NAMESPACE, Topics
+
+KIB = 1024
+MIB = 1024 * KIB
+MAX_PRIORITY = 1_000_000
+_TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
+_WEB_PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,200}")
+_KEY_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Check a number.
+
+    Raises:
+        ValueError: it is outside; the message names it.
+    """
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value} must be within {low} and {high}")
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the file. A key that is not listed is an error: a misspelt key must not be a silent default."""
+
+
+class TlsConfig(Section, frozen=True):
+    """Mutual TLS 1.3: the broker's authority, this device's certificate (its common name is the device id) and key."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
+class BrokerConfig(Section, frozen=True):
+    """Where the broker is. Without `tls` only a loopback address is accepted.
+
+    Attributes:
+        transport: "tcp", or "websockets" where only the web's ports are open.
+        path: of the WebSocket.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    namespace: str = DEFAULT_NAMESPACE
+    keepalive_s: int = 30
+    transport: str = "tcp"
+    path: str = "/mqtt"
+    tls: TlsConfig | None = None
+
+    def __post_init__(self) -> None:
+        within("port", self.port, 1, 65_535)
+        within("keepalive_s", self.keepalive_s, 5, 3_600)
+        Topics(self.namespace)
+        if self.transport not in ("tcp", "websockets"):
+            raise ValueError(f"transport {self.transport!r} must be tcp or websockets")
+        if not _WEB_PATH.fullmatch(self.path):
+            raise ValueError(f"path {self.path[:80]!r} must start with / and be plain")
+        if self.tls is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} is not on this machine, and samples never cross a network in clear:"
+                " add [broker.tls] with ca, cert and key"
+            )
+
+
+class ScheduleConfig(Section, frozen=True, rename={"start": "from", "end": "to"}):
+    """Hours of the day, in the device's own time zone, in which another rate and least priority hold. May pass midnight."""
+
+    start: str
+    end: str
+    bytes_per_s: int = 0
+    min_priority: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("from", self.start), ("to", self.end)):
+            if not _TIME_OF_DAY.fullmatch(value):
+                raise ValueError(f"{name} {value[:40]!r} must be a time of day such as 22:30")
+        if self.start == self.end:
+            raise ValueError(f"from and to are both {self.start}: leave the schedule out and set the values in [uplink]")
+        _check_rate(self.bytes_per_s, self.min_priority)
+
+
+class UplinkConfig(Section, frozen=True):
+    """How much may be under way at once, when it is sent again, and what share of the link is ours.
+
+    Attributes:
+        window_bytes: bodies sent that the broker has not acknowledged; they are held in memory.
+        unsettled_bytes: bodies sent that no receipt covers yet; beyond it sending waits for the core.
+        resend_after_s: what is not settled by then is sent again (each time after twice as long).
+        envelope_bytes: a batch of samples is cut into bodies of about this size.
+        part_bytes: a large payload is cut into parts of this size.
+        report_interval_s: how often the device tells its books, when they changed.
+        bytes_per_s: what may be sent, on average; 0: as fast as it goes.
+        min_priority: a metered link: what is worth less waits in the spool.
+        fresh_share: of what is sent while older samples wait, the share that goes to new ones.
+        schedule: hours with other values of `bytes_per_s` and `min_priority`; the first that holds counts.
+    """
+
+    window_bytes: int = 4 * MIB
+    unsettled_bytes: int = 256 * MIB
+    resend_after_s: float = 60.0
+    envelope_bytes: int = 256 * KIB
+    part_bytes: int = MIB
+    report_interval_s: float = 5.0
+    bytes_per_s: int = 0
+    min_priority: int = 0
+    fresh_share: float = 0.5
+    schedule: tuple[ScheduleConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        within("window_bytes", self.window_bytes, 64 * KIB, 1024 * MIB)
+        within("unsettled_bytes", self.unsettled_bytes, self.window_bytes, 2**50)
+        within("resend_after_s", self.resend_after_s, 0.1, 86_400)
+        within("envelope_bytes", self.envelope_bytes, 4 * KIB, 64 * MIB)
+        within("part_bytes", self.part_bytes, 4 * KIB, MAX_PART_BYTES)
+        within("report_interval_s", self.report_interval_s, 0.1, 3_600)
+        within("fresh_share", self.fresh_share, 0.0, 1.0)
+        _check_rate(self.bytes_per_s, self.min_priority)
+
+
+class HealthConfig(Section, frozen=True):
+    """`/live`, `/ready` and `/metrics` on the loopback.
+
+    Attributes:
+        port: where; 0: nowhere.
+        stalled_after_s: a thread that did not come round for so long is stuck: not live.
+        ready_within_s: samples wait, and none was settled for so long: not ready.
+        heartbeat_s: how often the agent's own figures and books become a sample of `agent_heartbeat`; 0: never.
+    """
+
+    port: int = 0
+    stalled_after_s: float = 30.0
+    ready_within_s: float = 300.0
+    heartbeat_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        within("port", self.port, 0, 65_535)
+        within("stalled_after_s", self.stalled_after_s, 5, 3_600)
+        within("ready_within_s", self.ready_within_s, 1, 86_400 * 7)
+        if self.heartbeat_s:
+            within("heartbeat_s", self.heartbeat_s, 1, 86_400)
+
+
+class PolicyConfig(Section, frozen=True):
+    """Rules from the core. `public_key`: the Ed25519 key that signs them, 64 hexadecimal digits."""
+
+    public_key: str
+
+    def __post_init__(self) -> None:
+        if not _KEY_HEX.fullmatch(self.public_key):
+            raise ValueError("public_key must be 64 hexadecimal digits in lower case: the raw Ed25519 public key")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_rate(bytes_per_s: int, min_priority: int) -> None:
+    if bytes_per_s:
+        within("bytes_per_s", bytes_per_s, 128, 2**40)
+    within("min_priority", min_priority, 0, MAX_PRIORITY)

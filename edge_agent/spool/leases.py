@@ -1,0 +1,113 @@
+"""What was given out to be sent and not given back yet, and what is given out next."""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+
+from edge_agent.spool import reading
+from edge_agent.spool.lanes import Lane, Lanes
+from edge_agent.spool.records import Envelope
+
+_CHUNK_ROWS = 64
+# So many rows are passed over in one go, with the spool's lock held; more of them are for the next call.
+_MAX_PASSED_ROWS = 20_000
+# While old and new share the link, they take turns by so much.
+_TURN_BYTES = 256 * 1024
+
+
+class Leases:
+    """Gives out each envelope once, until it is released. The caller holds the spool's lock.
+
+    Args:
+        load: reads one envelope; None when it is gone or rotten.
+    """
+
+    def __init__(self, load: Callable[[int], Envelope | None]) -> None:
+        self._load = load
+        self._ids: set[int] = set()
+        self._lanes = Lanes()
+        self._min_priority = 0
+        self._is_cut_short = False
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """What is given out."""
+        return frozenset(self._ids)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the last `take` stopped looking before it had seen everything."""
+        return self._is_cut_short
+
+    def tune(self, fresh_share: float, min_priority: int) -> None:
+        """How the lanes share, and what is worth sending at all."""
+        self._lanes.fresh_share = fresh_share
+        if min_priority < self._min_priority:
+            self._lanes.start_over()
+        self._min_priority = min_priority
+
+    def part(self, newest_id: int) -> None:
+        """What was captured up to this id is old from now on."""
+        self._lanes.part(newest_id)
+
+    def take(self, db: sqlite3.Connection, limit_bytes: int) -> list[Envelope]:
+        """Lease the next envelopes of the lane whose turn it is: as many as fit, but one at least if there is any."""
+        self._is_cut_short = False
+        for lane, other in (order := self._lanes.order(), order[::-1]):
+            are_both = self._peek(db, lane) and self._peek(db, other)
+            taken = self._take(db, lane, min(limit_bytes, _TURN_BYTES) if are_both else limit_bytes)
+            if taken:
+                self._lanes.sent(lane, sum(len(envelope.body) for envelope in taken), are_both_waiting=are_both)
+                return taken
+        return []
+
+    def add(self, id_: int) -> None:
+        """This one is not to be given out."""
+        self._ids.add(id_)
+
+    def release(self, ids: Iterable[int]) -> None:
+        """These may be given out again."""
+        for id_ in ids:
+            self._ids.discard(id_)
+            self._lanes.released(id_)
+
+    def forget(self, ids: Iterable[int]) -> list[int]:
+        """These left the spool; returns those that were given out."""
+        gone = [id_ for id_ in ids if id_ in self._ids]
+        self._ids.difference_update(gone)
+        return gone
+
+    def _take(self, db: sqlite3.Connection, lane: Lane, limit_bytes: int) -> list[Envelope]:
+        taken: list[Envelope] = []
+        total_bytes = 0
+        for id_ in self._free(db, lane):
+            envelope = self._load(id_)
+            if envelope is None:
+                continue
+            total_bytes += len(envelope.body)
+            if taken and total_bytes > limit_bytes:
+                break
+            taken.append(envelope)
+            self._ids.add(id_)
+            self._lanes.passed(lane, id_)
+            if total_bytes >= limit_bytes or len(taken) >= _CHUNK_ROWS:
+                break
+        return taken
+
+    def _peek(self, db: sqlite3.Connection, lane: Lane) -> bool:
+        return next(self._free(db, lane), None) is not None
+
+    def _free(self, db: sqlite3.Connection, lane: Lane) -> Iterator[int]:
+        """Ids of a lane that may be given out. The cursor passes what may not, so that it is looked at once."""
+        for _ in range(_MAX_PASSED_ROWS // _CHUNK_ROWS):
+            after_id, upto_id = self._lanes.bounds(lane)
+            rows = reading.ready_after(db, after_id, upto_id, _CHUNK_ROWS, with_priority=self._min_priority > 0)
+            for id_, priority in rows:
+                if id_ not in self._ids and priority >= self._min_priority:
+                    yield id_
+                else:
+                    self._lanes.passed(lane, id_)
+            if len(rows) < _CHUNK_ROWS:
+                if upto_id is not None:
+                    self._lanes.passed(lane, upto_id)
+                return
+        self._is_cut_short = True

@@ -1,0 +1,134 @@
+"""How fast, and what: a token bucket over the bytes sent, and the hours in which other values hold. Pure; time is given."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edge_agent.config import UplinkConfig
+from edge_agent.sections import ScheduleConfig
+
+# What may go out at once after a pause, as seconds of the rate: short, so that ten seconds stay within five per cent.
+_BURST_S = 0.25
+_MINUTES_PER_DAY = 24 * 60
+_NO_LIMIT_BYTES = 2**50
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds now: bytes per second (0: no limit), and the least priority that is sent."""
+
+    bytes_per_s: int
+    min_priority: int
+
+
+@dataclass(slots=True)
+class TokenBucket:
+    """Bytes that may be sent now. A message may be larger than what is left: it goes, and leaves a debt.
+
+    So a large message is never held for ever, and the average still holds.
+    """
+
+    bytes_per_s: int
+    _tokens: float = 0.0
+    _filled_s: float | None = None
+
+    @property
+    def burst_bytes(self) -> float:
+        """What it holds at most."""
+        return self.bytes_per_s * _BURST_S
+
+    def room_bytes(self, now_s: float) -> int:
+        """How many bytes may go now; with room for one of them a whole message may go, and leaves a debt."""
+        if self.bytes_per_s == 0:
+            return _NO_LIMIT_BYTES
+        self._fill(now_s)
+        return max(0, math.ceil(self._tokens))
+
+    def sent(self, size_bytes: int) -> None:
+        """A message went, whatever its size."""
+        if self.bytes_per_s:
+            self._tokens -= size_bytes
+
+    def wait_s(self, now_s: float) -> float:
+        """How long until there is room."""
+        if self.room_bytes(now_s) > 0:
+            return 0.0
+        return (1.0 - self._tokens) / self.bytes_per_s
+
+    def retune(self, bytes_per_s: int) -> None:
+        """Another rate from now on; a debt stays, so that switching to and fro gains nothing."""
+        self.bytes_per_s = bytes_per_s
+        self._tokens = min(self._tokens, self.burst_bytes)
+
+    def _fill(self, now_s: float) -> None:
+        if self._filled_s is not None:
+            elapsed_s = max(0.0, now_s - self._filled_s)
+            self._tokens = min(self.burst_bytes, self._tokens + elapsed_s * self.bytes_per_s)
+        self._filled_s = now_s
+
+
+@dataclass(slots=True)
+class Governor:
+    """Keeps to the terms of the hour.
+
+    Args:
+        config: rate, least priority, schedule.
+    """
+
+    config: UplinkConfig
+    terms: Terms = field(init=False)
+    _bucket: TokenBucket = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.terms = Terms(self.config.bytes_per_s, self.config.min_priority)
+        self._bucket = TokenBucket(self.terms.bytes_per_s)
+
+    def retune(self, config: UplinkConfig) -> None:
+        """Other values from now on."""
+        self.config = config
+
+    def look(self, minute_of_day: int) -> bool:
+        """Take the hour's terms; returns whether they changed."""
+        terms = terms_at(self.config, minute_of_day)
+        if terms == self.terms:
+            return False
+        self.terms = terms
+        self._bucket.retune(terms.bytes_per_s)
+        return True
+
+    @property
+    def burst_bytes(self) -> int:
+        """The largest message that keeps the rate even; no limit without a rate."""
+        return int(self._bucket.burst_bytes) or _NO_LIMIT_BYTES
+
+    def room_bytes(self, now_s: float) -> int:
+        """How many bytes may go now."""
+        return self._bucket.room_bytes(now_s)
+
+    def sent(self, size_bytes: int) -> None:
+        """A message of so many bytes went."""
+        self._bucket.sent(size_bytes)
+
+    def wait_s(self, now_s: float) -> float:
+        """How long until there is room."""
+        return self._bucket.wait_s(now_s)
+
+
+def terms_at(config: UplinkConfig, minute_of_day: int) -> Terms:
+    """The first schedule that holds at this minute, or the uplink's own values."""
+    found = _holding(config.schedule, minute_of_day)
+    chosen = config if found is None else found
+    return Terms(chosen.bytes_per_s, chosen.min_priority)
+
+
+def _holding(schedules: Sequence[ScheduleConfig], minute_of_day: int) -> ScheduleConfig | None:
+    for schedule in schedules:
+        start, end = _minute(schedule.start), _minute(schedule.end)
+        if (minute_of_day - start) % _MINUTES_PER_DAY < (end - start) % _MINUTES_PER_DAY:
+            return schedule
+    return None
+
+
+def _minute(text: str) -> int:
+    hours, _, minutes = text.partition(":")
+    return int(hours) * 60 + int(minutes)

@@ -1,0 +1,199 @@
+"""What goes out: envelopes and parts, within the windows and the rate; and what a broker's answer means for each."""
+
+import random
+import time
+
+import structlog
+
+from edge_agent.clock import Clock
+from edge_agent.config import UplinkConfig
+from edge_agent.errors import BrokerUnavailableError
+from edge_agent.spool.records import Envelope
+from edge_agent.spool.spool import Spool
+from edge_agent.uplink.backoff import Backoff
+from edge_agent.uplink.flight import Flight
+from edge_agent.uplink.governor import Governor
+from edge_agent.uplink.parts import PartSender
+from edge_agent.uplink.progress import Progress
+from edge_agent.uplink.reasons import Verdict, judge
+from edge_agent.uplink.session import Message, Session
+from schemas.envelope import ARROW_STREAM, EnvelopeHead
+from schemas.ids import DeviceId
+from schemas.topics import Topics
+
+_REFUSED_FIRST_S = 0.2
+_REFUSED_CAP_S = 15.0
+_OBJECT_ANSWER_S = 10.0
+# What was not sent by then is old, and shares the link with what is newer.
+_FRESH_FOR_S = 60.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Outbox:
+    """Used by the uplink's thread alone.
+
+    Args:
+        spool: what is sent.
+        config: windows, times, rate.
+        topics: of the namespace.
+        device: this device.
+        progress: what is counted.
+        clock: monotonic time; wall clock for the schedule.
+    """
+
+    def __init__(
+        self, spool: Spool, config: UplinkConfig, topics: Topics, device: DeviceId, progress: Progress, clock: Clock
+    ) -> None:
+        self._spool = spool
+        self._topics = topics
+        self._device = device
+        self._progress = progress
+        self._clock = clock
+        self._flight = Flight(config.window_bytes, config.unsettled_bytes, config.resend_after_s)
+        self.parts = PartSender(spool, topics, device, config.part_bytes, min(_OBJECT_ANSWER_S, config.resend_after_s))
+        self._governor = Governor(config)
+        self._refused = Backoff(_REFUSED_FIRST_S, _REFUSED_CAP_S, random.random)
+        self._paused_until_s = float("-inf")
+        self._parted_s = float("-inf")
+        # Bytes that parts are ahead of envelopes, while both wait under a rate: they take turns.
+        self._parts_ahead_bytes = 0
+        self._tune(config)
+
+    def retune(self, config: UplinkConfig) -> None:
+        """Another rate, schedule, share or least priority from now on."""
+        self._governor.retune(config)
+        self._tune(config)
+
+    def connected(self) -> None:
+        """A new connection."""
+        self._parted_s = float("-inf")
+        self.parts.connected()
+
+    def lost(self) -> None:
+        """The connection is gone: what was not acknowledged is sent again."""
+        self._spool.release(self._flight.lost())
+
+    def control_sent(self, size_bytes: int) -> None:
+        """Something went that waits for nothing, such as a report; it counts against the rate."""
+        self._governor.sent(size_bytes)
+
+    def step(self, session: Session, now_s: float) -> float:
+        """Send what may be sent now; returns after how many seconds to come again, if nothing happens before.
+
+        Raises:
+            BrokerUnavailableError: the connection is gone.
+        """
+        self._flight.forget(self._spool.take_removed())
+        late = self._flight.overdue(now_s)
+        self._progress.resent_count += len(late)
+        self._spool.release(late)
+        if now_s - self._parted_s >= _FRESH_FOR_S:
+            self._parted_s = now_s
+            self._spool.part_backlog()
+        local = time.localtime(self._clock.now_ms() / 1000)
+        if self._governor.look(local.tm_hour * 60 + local.tm_min):
+            self._tune(self._governor.config)
+            terms = self._governor.terms
+            _log.info("uplink terms", bytes_per_s=terms.bytes_per_s, min_priority=terms.min_priority)
+        if now_s < self._paused_until_s:
+            return self._paused_until_s - now_s
+        self._send(session, now_s)
+        return self._governor.wait_s(now_s) or float("inf")
+
+    def acked(self, mid: int, code: int) -> None:
+        """The broker answered message `mid` with MQTT 5 reason `code`.
+
+        Raises:
+            SpoolError: the spool is broken.
+        """
+        now_s = self._clock.monotonic_s()
+        if self.parts.acked(mid, now_s, is_taken=code == 0):
+            self._after(judge(code, 1), code)
+            return
+        id_ = self._flight.acked(mid, now_s) if code == 0 else self._flight.refused(mid, now_s)
+        if id_ is None:
+            return
+        verdict = judge(code, self._flight.tries(id_))
+        if verdict is Verdict.NEVER:
+            self._park(id_, f"the broker refuses it with reason 0x{code:02x}")
+        elif verdict is Verdict.NOT_SENT:
+            self._spool.release([id_])
+        self._after(verdict, code)
+
+    def _tune(self, config: UplinkConfig) -> None:
+        self._spool.tune(config.fresh_share, self._governor.terms.min_priority)
+        self.parts.tune(self._governor.terms.min_priority)
+
+    def _after(self, verdict: Verdict, code: int) -> None:
+        if verdict is Verdict.TAKEN:
+            self._progress.last_ack_s = self._clock.monotonic_s()
+            self._refused.succeeded()
+        elif verdict is Verdict.NOT_SENT:
+            self._progress.not_sent_count += 1
+            now_s = self._clock.monotonic_s()
+            if now_s >= self._paused_until_s:
+                wait_s = self._refused.next_s()
+                self._paused_until_s = now_s + wait_s
+                _log.warning("broker has nobody to give samples to; waiting", reason=f"0x{code:02x}", retry_in_s=round(wait_s, 1))
+
+    def _send(self, session: Session, now_s: float) -> None:
+        """Parts and envelopes take turns by bytes; without a rate to share, a part goes whenever the last one arrived."""
+        if self._parts_ahead_bytes > 0:
+            sent_bytes = self._send_envelopes(session, now_s)
+            # Envelopes that could go and were not there: nobody is waiting for the turn.
+            is_idle = sent_bytes == 0 and self._governor.room_bytes(now_s) > 0
+            self._parts_ahead_bytes = 0 if is_idle else max(0, self._parts_ahead_bytes - sent_bytes)
+        if self._governor.room_bytes(now_s) > 0:
+            part_bytes = self.parts.step(session, now_s, self._governor.burst_bytes)
+            self._governor.sent(part_bytes)
+            self._progress.sent_bytes += part_bytes
+            self._parts_ahead_bytes += part_bytes
+            self._send_envelopes(session, now_s)
+
+    def _send_envelopes(self, session: Session, now_s: float) -> int:
+        # After a refusal one message goes ahead alone: a whole window would only be refused again.
+        most = 1 if self._refused.failures else session.receive_maximum
+        sent_bytes = 0
+        while self._flight.unacked_count < most and (room_bytes := self._room_bytes(now_s)) > 0:
+            envelopes = self._spool.next_unsent(room_bytes if most > 1 else 1)
+            if not envelopes:
+                break
+            for position, envelope in enumerate(envelopes):
+                try:
+                    sent_bytes += self._publish(session, envelope, now_s)
+                except BrokerUnavailableError:
+                    self._spool.release(left.id for left in envelopes[position:])
+                    raise
+        return sent_bytes
+
+    def _room_bytes(self, now_s: float) -> int:
+        return min(self._flight.room_bytes(), self._governor.room_bytes(now_s))
+
+    def _publish(self, session: Session, envelope: Envelope, now_s: float) -> int:
+        head = EnvelopeHead(
+            device=self._device,
+            stream=envelope.stream,
+            content_type=ARROW_STREAM,
+            span=envelope.span,
+            contract_version=envelope.contract_version,
+            encoding=envelope.encoding,
+            created_us=envelope.created_us,
+        )
+        topic = self._topics.up(self._device, envelope.stream)
+        message = Message(topic, envelope.body, tuple(head.to_properties()), content_type=ARROW_STREAM)
+        if message.packet_bytes > session.max_packet_bytes:
+            limit = f"{message.packet_bytes} bytes are above the broker's packet limit of {session.max_packet_bytes}"
+            self._park(envelope.id, f"{limit}; raise max_packet_size there or lower max_samples here")
+            return 0
+        mid = session.publish(message)
+        self._flight.sent(mid, envelope.id, len(envelope.body), now_s)
+        self._governor.sent(message.packet_bytes)
+        self._progress.sent_count += 1
+        self._progress.sent_bytes += len(envelope.body)
+        return message.packet_bytes
+
+    def _park(self, id_: int, reason: str) -> None:
+        _log.error("envelope parked", id=id_, reason=reason)
+        self._progress.parked_count += 1
+        self._spool.park(id_, reason)

@@ -1,0 +1,50 @@
+"""When is a connection dead? Not while the network still takes what we send, however slowly.
+
+Paho gives up when nothing was heard for two keep-alive times. One long message on a slow link takes longer: it would be
+sent from its beginning again and again, for ever. So while the kernel's buffer empties, the connection lives.
+
+(`TCP_USER_TIMEOUT` would seem to say the same, but ends a connection whose receive window stays smaller than a segment,
+however steadily it moves.)
+"""
+
+import fcntl
+import struct
+import termios
+import time
+from typing import Protocol
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import MQTTErrorCode
+
+
+class _HasDescriptor(Protocol):
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        ...
+
+
+class PatientClient(mqtt.Client):
+    """Paho's client, judging the keep-alive only when what goes out does not move."""
+
+    _unsent_bytes = 0
+    _moved_s = 0.0
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """Paho's housekeeping, once a second or more: the keep-alive."""
+        open_socket = self.socket()
+        waiting_bytes = 0 if open_socket is None else unsent_bytes(open_socket)
+        now_s = time.monotonic()
+        if waiting_bytes != self._unsent_bytes:
+            self._unsent_bytes, self._moved_s = waiting_bytes, now_s
+        if waiting_bytes > 0 and now_s - self._moved_s < self.keepalive:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return super().loop_misc()
+
+
+def unsent_bytes(opened: _HasDescriptor) -> int:
+    """What the socket holds that the other side has not taken yet; 0 for one that is closed."""
+    descriptor = opened.fileno()
+    if descriptor < 0:
+        return 0
+    answer = fcntl.ioctl(descriptor, termios.TIOCOUTQ, b"\0\0\0\0")
+    return int(struct.unpack("i", answer)[0])

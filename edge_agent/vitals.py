@@ -1,0 +1,139 @@
+"""Is the agent alive, does it make progress, what are its figures? Pure decisions over one look at the running agent."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from schemas.reported import StreamBooks
+
+_PREFIX = "catchment_agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """One look. Ages are seconds by the monotonic clock, None where the thing never happened.
+
+    Attributes:
+        turned_s: thread -> seconds since it last came round.
+        oldest_unsettled_s: how long the oldest sample that may be sent has waited.
+        last_receipt_s: since the core last settled something.
+        ruled_out: (stream, rule) -> samples an edge rule let go before they were stored.
+    """
+
+    device: str
+    version: str
+    turned_s: dict[str, float]
+    is_connected: bool
+    uptime_s: float
+    oldest_unsettled_s: float | None
+    last_receipt_s: float | None
+    last_ack_s: float | None
+    sent: int
+    not_sent: int
+    resent: int
+    parked: int
+    used_bytes: int
+    max_bytes: int
+    rss_bytes: int
+    sources_running: int
+    books: tuple[StreamBooks, ...]
+    sent_bytes: int = 0
+    ruled_out: tuple[tuple[str, str, int], ...] = ()
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Yes, or no and why."""
+
+    is_good: bool
+    said: str
+
+
+def judge_live(vitals: Vitals, stalled_after_s: float) -> Verdict:
+    """Whether every thread came round lately. A broken link is no reason to be restarted; a stuck thread is."""
+    if vitals.failure:
+        return Verdict(is_good=False, said=f"broken: {vitals.failure}")
+    stuck = sorted(name for name, age_s in vitals.turned_s.items() if age_s > stalled_after_s)
+    if stuck:
+        ages = ", ".join(f"{name} came round {vitals.turned_s[name]:.0f} s ago" for name in stuck)
+        return Verdict(is_good=False, said=f"stuck: {ages}")
+    return Verdict(is_good=True, said="live")
+
+
+def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -> Verdict:
+    """Whether samples get through: nothing waits, or something was settled lately, or the oldest has not waited long."""
+    live = judge_live(vitals, stalled_after_s)
+    if not live.is_good:
+        return live
+    waited_s = vitals.oldest_unsettled_s
+    if not vitals.is_connected:
+        return Verdict(is_good=False, said=f"no connection to the broker; {_waiting(waited_s)}")
+    if waited_s is None or waited_s <= ready_within_s:
+        return Verdict(is_good=True, said=f"ready; {_waiting(waited_s)}")
+    if vitals.last_receipt_s is not None and vitals.last_receipt_s <= ready_within_s:
+        return Verdict(is_good=True, said=f"catching up; {_waiting(waited_s)}")
+    since = "never" if vitals.last_receipt_s is None else f"{vitals.last_receipt_s:.0f} s ago"
+    return Verdict(is_good=False, said=f"{_waiting(waited_s)}; the last receipt came {since}: do bridge and run work?")
+
+
+# name, kind, what it tells, where it is found.
+_SINGLES: tuple[tuple[str, str, str, Callable[[Vitals], float | None]], ...] = (
+    ("sent_envelopes_total", "counter", "Published since the start.", lambda v: v.sent),
+    ("sent_bytes_total", "counter", "Bodies and parts published since the start.", lambda v: v.sent_bytes),
+    ("not_sent_envelopes_total", "counter", "Nobody listens, not authorised, or over quota.", lambda v: v.not_sent),
+    ("resent_envelopes_total", "counter", "Sent again: no receipt came in time.", lambda v: v.resent),
+    ("parked_envelopes_total", "counter", "Put aside since the start.", lambda v: v.parked),
+    ("connected", "gauge", "1 while connected to the broker.", lambda v: int(v.is_connected)),
+    ("oldest_unsettled_seconds", "gauge", "How long the oldest sample has waited.", lambda v: v.oldest_unsettled_s or 0),
+    ("last_receipt_age_seconds", "gauge", "Since the core last settled something.", lambda v: v.last_receipt_s),
+    ("last_ack_age_seconds", "gauge", "Since the broker last took a message.", lambda v: v.last_ack_s),
+    ("spool_used_bytes", "gauge", "Of the quota.", lambda v: v.used_bytes),
+    ("spool_max_bytes", "gauge", "The quota.", lambda v: v.max_bytes),
+    ("resident_bytes", "gauge", "Memory of the process.", lambda v: v.rss_bytes),
+    ("sources_running", "gauge", "Sources with a thread.", lambda v: v.sources_running),
+    ("uptime_seconds", "gauge", "Since the start.", lambda v: v.uptime_s),
+)
+
+
+def render_metrics(vitals: Vitals) -> str:
+    """The figures in Prometheus' text format 0.0.4."""
+    lines = _family("info", "gauge", "Always 1.", [({"device": vitals.device, "version": vitals.version}, 1)])
+    books = vitals.books
+    captured = [({"stream": entry.stream}, entry.captured) for entry in books]
+    settled = [({"stream": entry.stream}, entry.settled) for entry in books]
+    spooled = [({"stream": entry.stream}, entry.spooled) for entry in books]
+    dropped = [({"stream": entry.stream, "reason": why}, n) for entry in books for why, n in sorted(entry.dropped.items())]
+    lines += _family("captured_samples_total", "counter", "Given a seq, over the device's life.", captured)
+    lines += _family("settled_samples_total", "counter", "Covered by a receipt.", settled)
+    lines += _family("spooled_samples", "gauge", "Stored and not settled.", spooled)
+    lines += _family("dropped_samples_total", "counter", "Given up, by reason.", dropped)
+    ruled = [({"stream": stream, "rule": rule}, count) for stream, rule, count in vitals.ruled_out]
+    lines += _family("ruled_out_samples_total", "counter", "Not stored, as a rule of the core asks, since the start.", ruled)
+    turned = [({"thread": name}, age_s) for name, age_s in sorted(vitals.turned_s.items())]
+    lines += _family("turned_age_seconds", "gauge", "Since the thread last came round.", turned)
+    for name, kind, told, find in _SINGLES:
+        value = find(vitals)
+        lines += _family(name, kind, told, [] if value is None else [({}, value)])
+    return "\n".join(lines) + "\n"
+
+
+def _family(name: str, kind: str, told: str, values: Sequence[tuple[dict[str, str], float]]) -> list[str]:
+    if not values:
+        return []
+    head = [f"# HELP {_PREFIX}_{name} {told}", f"# TYPE {_PREFIX}_{name} {kind}"]
+    return head + [f"{_PREFIX}_{name}{_labels(labels)} {_number(value)}" for labels, value in values]
+
+
+def _waiting(waited_s: float | None) -> str:
+    return "nothing waits" if waited_s is None else f"the oldest sample has waited {waited_s:.0f} s"
+
+
+def _labels(labels: dict[str, str]) -> str:
+    if not labels:
+        return ""
+    quoted = (value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for value in labels.values())
+    return "{" + ",".join(f'{name}="{value}"' for name, value in zip(labels, quoted, strict=True)) + "}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"

@@ -1,0 +1,91 @@
+"""A watched folder: rights that change make no new file, a rewrite does, whatever is done with files afterwards."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from edge_agent.capture.registry import build_source, check_source
+from edge_agent.clock import SystemClock
+from edge_agent.errors import ConfigError
+from schemas.builtin import builtin_contract
+
+FRAMES = builtin_contract("camera_frame")
+
+
+def watch(folder: Path, position: bytes | None = None, done: str = "keep"):
+    options = {"path": str(folder), "pattern": "*.jpg", "done": done, "settle_ms": 0, "poll_ms": 0}
+    return build_source("directory", options, FRAMES, SystemClock(), position)
+
+
+def names(source, tries: int = 3) -> tuple[list[str], bytes | None]:
+    found: list[str] = []
+    position = None
+    for _ in range(tries):
+        batch = source.read(100)
+        if batch is not None:
+            found += batch.columns["file_name"]
+            position = batch.position
+    return found, position
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(name.encode() * 50)
+    return tmp_path
+
+
+def test_a_chmod_makes_no_new_file_while_the_agent_runs(folder):
+    source = watch(folder)
+    assert names(source)[0] == ["a.jpg", "b.jpg"]
+    (folder / "a.jpg").chmod(0o600)
+    os.link(folder / "b.jpg", folder / "b.hard")
+    assert names(source)[0] == []
+
+
+def test_a_chmod_makes_no_new_file_while_the_agent_is_down(folder):
+    _, position = names(watch(folder))
+    (folder / "a.jpg").chmod(0o600)
+    (folder / "c.jpg").write_bytes(b"new")
+    again, position = names(watch(folder, position))
+    assert again == ["c.jpg"]
+    assert names(watch(folder, position))[0] == []
+
+
+def test_a_rewrite_is_a_new_file(folder):
+    source = watch(folder)
+    names(source)
+    (folder / "a.jpg").write_bytes(b"other content")
+    assert names(source)[0] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("done", ["delete", "move"])
+def test_a_file_whose_rights_change_before_it_is_durable_is_still_put_away(folder, done):
+    source = watch(folder, done=done)
+    batch = None
+    while batch is None:
+        batch = source.read(100)
+    (folder / "a.jpg").chmod(0o600)
+    source.stored(batch)
+    assert [path.name for path in folder.glob("*.jpg")] == []
+
+
+def test_files_given_out_before_a_crash_are_put_away_by_their_fingerprint(folder):
+    _, position = names(watch(folder, done="delete"))
+    (folder / "a.jpg").chmod(0o600)
+    assert names(watch(folder, position, done="delete"))[0] == []
+    assert list(folder.glob("*.jpg")) == []
+
+
+def test_options_are_checked_without_opening_anything(tmp_path):
+    check_source("directory", {"path": str(tmp_path / "not there yet")}, FRAMES)
+    for kind, options, word in (
+        ("directory", {"path": "x", "setle_ms": 1}, "setle_ms"),
+        ("directory", {}, "path"),
+        ("exec", {"command": []}, "command"),
+        ("replay", {"path": "x", "rename": {"a": "b"}}, "rename"),
+        ("telepathy", {}, "telepathy"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            check_source(kind, options, FRAMES)

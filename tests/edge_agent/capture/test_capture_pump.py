@@ -1,0 +1,152 @@
+"""The pump: nothing a source does ends the agent, holds up what comes behind, or is stored twice."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.guarded import GuardedSource
+from edge_agent.capture.pump import SourcePump
+from edge_agent.capture.refine import build_refiner
+from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.storing import PatientEncoder
+from edge_agent.clock import SystemClock
+from edge_agent.clock_quality import ClockWatch
+from edge_agent.config import SourceConfig
+from edge_agent.errors import SourceEndedError, SpoolFullError
+from edge_agent.report_config import ReportConfig
+from edge_agent.spool.spool import Spool
+from schemas.builtin import builtin_contract
+from schemas.contract import Contract
+
+TELEMETRY = builtin_contract("vehicle_telemetry")
+FRAMES = builtin_contract("camera_frame")
+
+
+class Scripted:
+    """Yields samples from where it is told to go on, failing where told."""
+
+    def __init__(self, position: bytes | None, values: list, fail_at: set[int], contract: Contract) -> None:
+        self.at = int(position or b"0")
+        self.values = values
+        self.fail_at = fail_at
+        self.has_payload = contract.payload is not None
+        self.closed = False
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        if self.at >= len(self.values):
+            raise SourceEndedError("done")
+        if self.at in self.fail_at:
+            self.fail_at.discard(self.at)
+            raise RuntimeError("a foreign library fell over")
+        rows = self.values[self.at : self.at + 3]
+        start, self.at = self.at, self.at + len(rows)
+        times = list(range(start, self.at))
+        if self.has_payload:
+            return SampleBatch(times, {}, rows, str(self.at).encode())
+        return SampleBatch(times, {"speed_mps": rows}, None, str(self.at).encode())
+
+    def stored(self, batch: SampleBatch) -> None:
+        pass
+
+    def close(self) -> None:
+        raise OSError("cannot be closed either")
+
+
+@pytest.fixture
+def spool(tmp_path: Path):
+    made = Spool(tmp_path / "spool", max_bytes=1 << 26, linger_ms=5, clock=SystemClock())
+    yield made
+    made.close()
+
+
+def pump(spool: Spool, values: list, fail_at: set[int] = frozenset(), contract=TELEMETRY, report=None) -> SourcePump:
+    failing = set(fail_at)
+    config = SourceConfig(kind="scripted", stream=contract.name)
+    build: Callable = lambda position: GuardedSource("scripted", lambda: Scripted(position, values, failing, contract))  # noqa: E731
+    encoder = Encoder(contract, Limits(1 << 18, 64), spool.put_object)
+    refine = build_refiner(contract, report, b"", ClockWatch(SystemClock()), None)
+    return SourcePump(config, build, encoder, spool, refine, SystemClock())
+
+
+def captured(spool: Spool) -> int:
+    return sum(book.captured for book in spool.books())
+
+
+def test_a_source_that_fails_again_and_again_goes_on_where_it_was(spool):
+    made = pump(spool, [float(n) for n in range(12)], {0, 6})
+    made.run(threading.Event())
+    assert captured(spool) == 12
+    assert spool.position("scripted:vehicle_telemetry:{}") == b"12"
+
+
+def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool):
+    values: list = [float(n) for n in range(12)]
+    values[4] = "no number"
+    values[9] = object()
+    made = pump(spool, values)
+    made.run(threading.Event())
+    assert captured(spool) == 10
+    assert sum(made.left_out().values()) == 2
+    assert all(reason.startswith("row: cannot be encoded: column speed_mps") for reason in made.left_out())
+    assert spool.position("scripted:vehicle_telemetry:{}") == b"12"
+
+
+def test_a_batch_of_which_no_row_can_be_encoded_is_passed_over(spool):
+    made = pump(spool, ["no"] * 9)
+    made.run(threading.Event())
+    assert captured(spool) == 0
+    assert sum(made.left_out().values()) == 9
+    assert spool.position("scripted:vehicle_telemetry:{}") == b"9"
+
+
+def test_what_says_nothing_new_is_not_stored_and_not_read_again(spool):
+    made = pump(spool, [1.0] * 12, report=ReportConfig(deadband={"speed_mps": 0.5}))
+    made.run(threading.Event())
+    assert captured(spool) == 1
+    assert made.left_out() == {"report: unchanged": 11}
+    assert spool.position("scripted:vehicle_telemetry:{}") == b"12"
+    again = pump(spool, [1.0] * 12, report=ReportConfig(deadband={"speed_mps": 0.5}))
+    again.run(threading.Event())
+    assert captured(spool) == 1
+
+
+class Failing:
+    def __init__(self, error: Exception, times: int) -> None:
+        self.error, self.times, self.calls = error, times, 0
+
+    def encode(self, batch: SampleBatch, created_us: int):
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error
+        return tuple(range(len(batch)))
+
+
+def test_a_full_disk_is_waited_for_and_nothing_is_given_up():
+    encoder, rejects = Failing(SpoolFullError("full"), 8), Rejects("test")
+    patient = PatientEncoder(encoder, rejects, first_wait_s=0.0001)
+    assert patient.encode(SampleBatch([1, 2], {}), 0, threading.Event()) == (0, 1)
+    assert rejects.counts == {}
+
+
+def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spool, tmp_path):
+    encoder = Encoder(FRAMES, Limits(1 << 18, 64), spool.put_object)
+    rejects = Rejects("test")
+    there = tmp_path / "there.jpg"
+    there.write_bytes(b"x" * 100)
+    batch = SampleBatch([1, 2, 3], {}, [b"a", tmp_path / "gone.jpg", there])
+    envelopes = PatientEncoder(encoder, rejects, first_wait_s=0.0001).encode(batch, 0, threading.Event())
+    assert sum(envelope.count for envelope in envelopes) == 2
+    assert sum(rejects.counts.values()) == 1
+
+
+def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted():
+    stop = threading.Event()
+    stop.set()
+    rejects = Rejects("test")
+    with pytest.raises(SpoolFullError):
+        PatientEncoder(Failing(SpoolFullError("full"), 99), rejects).encode(SampleBatch([1, 2], {}), 0, stop)
+    assert rejects.counts == {"row: the disk was full when the agent stopped": 2}

@@ -1,0 +1,187 @@
+"""The running agent: its health port, its heartbeat, and a configuration that changes under it."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from schemas.ids import StreamName
+from tests.fakes.fake_core import FakeCore
+
+STREAM = StreamName("vehicle_telemetry")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(condition: Callable[[], Any], within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+
+
+class Running:
+    """An agent's process, its configuration and its log."""
+
+    def __init__(self, folder: Path, broker_port: int) -> None:
+        self.folder = folder
+        self.health_port = free_port()
+        self.path = folder / "agent.toml"
+        self.log_path = folder / "agent.log"
+        self._head = (
+            f'device = "dev-a"\nstate_dir = "state"\n[broker]\nport = {broker_port}\n'
+            f"[health]\nport = {self.health_port}\nready_within_s = 5\n"
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def table(self, name: str, rows: int) -> str:
+        path = self.folder / f"{name}.csv"
+        path.write_text("event_time,speed_mps\n" + "".join(f"2024-05-01T00:00:{n % 60:02}Z,{n}\n" for n in range(rows)))
+        return (
+            f'[[source]]\nkind = "replay"\nstream = "{STREAM}"\nmax_samples = 50\n'
+            f'options = {{ path = "{path}", rate_hz = 200.0 }}\n'
+        )
+
+    def write(self, *tables: str, uplink: str = "") -> None:
+        self.path.write_text(f"{self._head}{uplink}{''.join(tables)}")
+
+    def start(self) -> None:
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", "edge_agent", "-c", str(self.path)], stderr=log)
+        eventually(self._answers)
+
+    def ask(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def figure(self, name: str) -> float:
+        found = [line for line in self.ask("/metrics")[1].splitlines() if line.startswith(f"catchment_agent_{name}")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
+
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def hang_up(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log()
+        try:
+            return self.ask("/live")[0] == 200
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def agent(broker: Any, tmp_path: Path) -> Iterator[Running]:
+    running = Running(tmp_path, broker.port)
+    yield running
+    if running.process is not None:
+        running.process.terminate()
+        assert running.process.wait(30) == 0, running.log()
+
+
+def test_ready_follows_the_link_and_the_receipts_and_live_does_not(broker: Any, agent: Running) -> None:
+    agent.write(agent.table("one", 100_000))
+    with FakeCore(broker.host, broker.port):
+        agent.start()
+        eventually(lambda: agent.figure("settled_samples_total") > 0)
+        eventually(lambda: agent.ask("/ready")[0] == 200)
+        balance = agent.figure("captured_samples_total") > 0
+        assert balance
+    broker.stop()
+    eventually(lambda: agent.ask("/ready")[0] == 503)
+    assert "no connection" in agent.ask("/ready")[1]
+    assert agent.ask("/live") == (200, "live\n")
+    broker.start()
+    # Nobody settles: the broker alone is no progress.
+    eventually(lambda: "last receipt" in agent.ask("/ready")[1], 40)
+    assert agent.figure("connected") == 1
+
+
+def test_a_new_configuration_changes_what_it_names_and_nothing_else(broker: Any, agent: Running) -> None:
+    one, two, three = (agent.table(name, 100_000) for name in ("one", "two", "three"))
+    agent.write(one, two)
+    with FakeCore(broker.host, broker.port) as core:
+        agent.start()
+        eventually(lambda: agent.figure("settled_samples_total") > 200)
+        agent.write(one, three, uplink="[uplink]\nbytes_per_s = 1_000_000\n")
+        agent.hang_up()
+        eventually(lambda: "configuration read again" in agent.log())
+        eventually(lambda: "uplink terms" in agent.log())
+        assert agent.figure("sources_running") == 2
+        assert agent.log().count("source ended") == 0
+        before = agent.figure("settled_samples_total")
+        eventually(lambda: agent.figure("settled_samples_total") > before + 200)
+        assert len(core.landed_seqs(STREAM)) == 1, "the epoch goes on: nothing was started again but the source that changed"
+
+
+def test_a_wrong_new_configuration_keeps_the_old_one_and_says_so(broker: Any, agent: Running) -> None:
+    good = agent.table("one", 100_000)
+    agent.write(good)
+    with FakeCore(broker.host, broker.port):
+        agent.start()
+        eventually(lambda: agent.figure("settled_samples_total") > 0)
+        for times, (wrong, said) in enumerate(
+            (
+                (good + '[[source]]\nkind = "replay"\nstream = "no_such_stream"\n', "no_such_stream"),
+                (good.replace("[[source]]", "[[sauce]]"), "sauce"),
+                (good[:-9], "TOML"),
+            ),
+            start=1,
+        ):
+            agent.write(wrong)
+            agent.hang_up()
+            eventually(lambda: agent.log().count("the old one stays") == times)  # noqa: B023 # called before the next turn
+            assert said in agent.log()
+        before = agent.figure("settled_samples_total")
+        eventually(lambda: agent.figure("settled_samples_total") > before)
+        assert agent.figure("sources_running") == 1
+
+
+def test_a_heartbeat_with_the_books_is_a_sample_like_any_other(broker: Any, agent: Running) -> None:
+    agent.write(agent.table("one", 100), uplink="heartbeat_s = 1\n")
+    with FakeCore(broker.host, broker.port) as core:
+        agent.start()
+        eventually(lambda: len(core.landed_seqs("agent_heartbeat")) == 1)
+        eventually(lambda: sum(ranges.count for ranges in core.landed_seqs("agent_heartbeat").values()) >= 3)
+        bodies = [body for head, body in list(core.landed) if head.stream == "agent_heartbeat"]
+    rows = [row for body in bodies for row in pa.ipc.open_stream(body).read_all().to_pylist()]
+    last = rows[-1]
+    assert last["is_connected"]
+    assert last["captured"] == last["settled"] + last["spooled"] + last["dropped"]
+    books = {entry["stream"]: entry for entry in json.loads(last["books"])}
+    assert books[STREAM]["captured"] == 100
+    assert sum(entry["captured"] for entry in books.values()) == last["captured"]
+
+
+def test_what_needs_a_new_start_is_named(agent: Running) -> None:
+    agent.write(agent.table("one", 10))
+    agent.start()
+    agent.path.write_text("log_level = 'debug'\n" + agent.path.read_text() + "[spool]\nlinger_ms = 5\n")
+    agent.hang_up()
+    eventually(lambda: "needs_restart" in agent.log())
+    line = next(line for line in agent.log().splitlines() if "needs_restart" in line)
+    assert "spool" in line
+    assert "log_level" in line
+    assert json.loads((agent.folder / "state" / "health.json").read_text())["failure"] == ""

@@ -1,0 +1,170 @@
+"""Only a policy that the trusted key signed, for this device and newer than its own, is applied; it outlives restarts."""
+
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_agent.clock import SystemClock
+from edge_agent.errors import PolicyError, UntrustedPolicyError
+from edge_agent.rules import desk as desk_module
+from edge_agent.rules import trust
+from edge_agent.rules.desk import FILE_NAME, NoRules, RuleDesk
+from edge_agent.rules.verify import is_signed
+from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule, SignedEdgePolicy, decode_signed_edge_policy
+from tests.fakes.policy_signer import PolicySigner
+
+STREAM = "vehicle_telemetry"
+RULE = EdgeRule("stands", '"speed_mps" < ?', EdgeAction.DROP, (1.0,))
+
+
+def policy(version: int, *, devices: tuple[str, ...] = ()) -> EdgePolicy:
+    return EdgePolicy(version, 0, {STREAM: (RULE,)}, devices)
+
+
+@pytest.fixture(scope="module")
+def signer() -> PolicySigner:
+    return PolicySigner()
+
+
+def open_desk(signer: PolicySigner, folder: Path) -> RuleDesk:
+    return RuleDesk(signer.public_key, "car-1", folder, SystemClock())
+
+
+def hand_in(desk: RuleDesk, *bodies: bytes) -> None:
+    """Run the desk's thread until it has looked at each body."""
+    for body in bodies:
+        desk.on_message(body)
+        with desk._lock:
+            waiting, desk._pending = desk._pending, None
+        if waiting is not None:
+            assert desk._take(waiting)
+
+
+def test_a_signed_policy_is_in_force_and_still_is_after_a_start_without_a_network(signer, tmp_path):
+    desk = open_desk(signer, tmp_path)
+    assert desk.current() is None
+    hand_in(desk, signer.sign(policy(3)))
+    assert desk.current() == policy(3)
+    assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o600
+    again = open_desk(signer, tmp_path)
+    assert again.current() == policy(3)
+    assert again.report().version == 3
+
+
+def test_older_and_equal_versions_forged_ones_and_others_are_refused_and_counted(signer, tmp_path):
+    desk = open_desk(signer, tmp_path)
+    hand_in(desk, signer.sign(policy(3)))
+    for number, (body, said) in enumerate(
+        [
+            (signer.sign(policy(2)), "not newer"),
+            (signer.sign(msgspec.structs.replace(policy(3), streams={})), "not newer"),
+            (PolicySigner().sign(policy(4)), "trusted key"),
+            (signer.sign(policy(4, devices=("car-2",))), "other devices"),
+            (b"{}", "not a signed edge policy"),
+            (b"\xff" * 2_000_000, "above the limit"),
+        ],
+        1,
+    ):
+        hand_in(desk, body)
+        assert desk.report().refused == number
+        assert said in desk.report().reason
+        assert desk.current() == policy(3)
+    assert open_desk(signer, tmp_path).current() == policy(3)
+
+
+def test_a_changed_byte_of_the_signed_text_is_noticed(signer, tmp_path):
+    signed = decode_signed_edge_policy(signer.sign(policy(1)))
+    forged = msgspec.json.encode(SignedEdgePolicy(signed.policy.replace("1.0", "9.0"), signed.signature))
+    desk = open_desk(signer, tmp_path)
+    hand_in(desk, forged)
+    assert desk.current() is None
+    assert desk.report().refused == 1
+
+
+def test_the_same_message_again_costs_no_second_look(signer, tmp_path, monkeypatch):
+    desk = open_desk(signer, tmp_path)
+    good, bad = signer.sign(policy(1)), PolicySigner().sign(policy(2))
+    hand_in(desk, good, bad)
+    monkeypatch.setattr(trust, "check_signature", lambda *_: pytest.fail("looked again"))
+    hand_in(desk, good, bad, b"")
+    assert desk.report().refused == 1
+    assert desk.current() == policy(1)
+
+
+def test_rules_are_taken_away_by_a_signed_policy_without_any(signer, tmp_path):
+    desk = open_desk(signer, tmp_path)
+    hand_in(desk, signer.sign(policy(1)), signer.sign(EdgePolicy(2, 0, {})))
+    assert desk.current() == EdgePolicy(2, 0, {})
+
+
+def test_a_kept_policy_that_is_no_longer_what_was_signed_is_set_aside(signer, tmp_path):
+    hand_in(open_desk(signer, tmp_path), signer.sign(policy(1)))
+    path = tmp_path / FILE_NAME
+    path.write_bytes(path.read_bytes().replace(b"1.0", b"9.0"))
+    desk = open_desk(signer, tmp_path)
+    assert desk.current() is None
+    assert "kept on disk" in desk.report().reason
+    assert [found.name.startswith("policy.json.refused-") for found in tmp_path.iterdir()] == [True]
+
+
+def test_a_check_that_cannot_be_made_is_made_later(signer, tmp_path, monkeypatch):
+    hand_in(open_desk(signer, tmp_path), signer.sign(policy(1)))
+    monkeypatch.setattr(trust.sys, "executable", "/nowhere/python")
+    desk = open_desk(signer, tmp_path)
+    assert desk.current() is None
+    assert desk.report().refused == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(desk_module, "_LOOK_S", 0.01)
+    stop, taken = threading.Event(), threading.Event()
+    monkeypatch.setattr(desk, "_take", lambda body: RuleDesk._take(desk, body) and (taken.set() or True))
+    thread = threading.Thread(target=desk.run, args=(stop,))
+    thread.start()
+    assert taken.wait(30)
+    stop.set()
+    thread.join(10)
+    assert desk.current() == policy(1)
+
+
+def test_a_disk_that_refuses_keeps_the_old_rules_until_it_does_not(signer, tmp_path, monkeypatch):
+    desk = open_desk(signer, tmp_path)
+    hand_in(desk, signer.sign(policy(1)))
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(desk_module, "write_atomic", refuse)
+    assert desk._take(signer.sign(policy(2))) is False
+    assert desk.current() == policy(1)
+
+
+def test_the_signature_is_checked_alike_with_and_without_cryptography(signer, monkeypatch):
+    from securesystemslib.signer import _key
+
+    signed = decode_signed_edge_policy(signer.sign(policy(1)))
+    for missing in (False, True):
+        if missing:
+            monkeypatch.setattr(_key, "CRYPTO_IMPORT_ERROR", "not installed")
+        assert is_signed(signer.public_key, signed.signature, signed.policy)
+        assert not is_signed(signer.public_key, signed.signature, signed.policy + " ")
+        assert not is_signed(PolicySigner().public_key, signed.signature, signed.policy)
+
+
+def test_a_checker_that_dies_is_no_verdict(signer, monkeypatch):
+    signed = decode_signed_edge_policy(signer.sign(policy(1)))
+    with pytest.raises(UntrustedPolicyError):
+        trust.check_signature(signed, PolicySigner().public_key)
+    with monkeypatch.context() as patch:
+        patch.setattr(trust.sys, "executable", "/bin/false")
+        with pytest.raises(PolicyError, match="could not be checked"):
+            trust.check_signature(signed, signer.public_key)
+    monkeypatch.setattr(trust, "_CHECK_WITHIN_S", 0.0)
+    with pytest.raises(PolicyError, match="could not be checked"):
+        trust.check_signature(signed, signer.public_key)
+
+
+def test_without_a_key_nothing_is_believed(tmp_path):
+    rules = NoRules()
+    rules.on_message(b"anything")
+    assert (rules.current(), rules.report(), list(tmp_path.iterdir())) == (None, None, [])
