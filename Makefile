@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow power-cuts soak gate check format bench lock wheel wheels deb clean
+.PHONY: help setup demo test test-slow core-kills power-cuts soak gate check format bench lock wheel wheels deb clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test-slow: setup ## the slow tests: long crash loops, large images, many devices
 
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
+
+core-kills: setup ## 300 SIGKILLs over broker, bridges and run loop; a run killed at each durable step
+	@CATCHMENT_KILLS=300 $(BIN)/pytest -q -n 0 tests/faults/test_faults_core_kills.py tests/pipelines/ingest/test_ingest_crash.py
 
 power-cuts: setup ## 100,000 simulated power cuts of the spool
 	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/powercut.py --states 100000 --processes $(JOBS)

@@ -24,6 +24,7 @@ from pipelines.config import CoreConfig
 from pipelines.ingest.loop import RunLoop
 from pipelines.ingest.run import Engine
 from schemas.builtin import builtin_contract
+from schemas.contract import ColumnType
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName
 
@@ -42,7 +43,7 @@ def body(first: int, random: np.random.Generator) -> bytes:
     for column in builtin_contract(STREAM).columns:
         if column.name == "frame":
             columns[column.name] = pa.array(np.arange(first, first + SAMPLES))
-        else:
+        elif column.type is ColumnType.FLOAT64:
             columns[column.name] = pa.array(random.uniform(0.0, 1.0, SAMPLES).astype(np.float64))
     batch = pa.record_batch(columns)
     sink = pa.BufferOutputStream()
@@ -61,7 +62,7 @@ def land(root: Path, envelopes: int, per_segment: int) -> None:
         for index in range(start, min(start + per_segment, envelopes)):
             device = f"car-{index % 20}"
             span = Span(1, (index // 20) * SAMPLES, SAMPLES)
-            head = EnvelopeHead(DeviceId(device), StreamName(STREAM), ARROW_STREAM, span, "1.0.0")
+            head = EnvelopeHead(DeviceId(device), StreamName(STREAM), ARROW_STREAM, span, builtin_contract(STREAM).version)
             rows.append(
                 LandingRow(
                     START_US, "up", f"catchment/up/{device}/{STREAM}", bodies[index % 50], device, STREAM, ARROW_STREAM,
