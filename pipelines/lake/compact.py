@@ -19,9 +19,10 @@ from deltalake import DeltaTable
 
 from pipelines.lake.compact_plan import MIN_FILES, Small, bins, name_of
 from pipelines.lake.files import write_table_file
-from pipelines.lake.layout import COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, STREAMS, stream_table
+from pipelines.lake.layout import COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
 from pipelines.lake.payload_writer import PayloadShard, PayloadWriter
 from pipelines.lake.quarantined import closed
+from pipelines.lake.rollup import merged_table, rollup_table
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import open_table
 
@@ -50,7 +51,14 @@ def compact_all(root: Path, min_files: int = MIN_FILES) -> list[Compacted]:
         OSError: the disk refused.
     """
     streams = sorted(folder.name for folder in (root / STREAMS).iterdir()) if (root / STREAMS).is_dir() else []
-    tables = [*(stream_table(stream) for stream in streams), COMMITS, QUARANTINE_CLOSED, QUARANTINE]
+    rolled = sorted(folder.name for folder in (root / ROLLUPS).iterdir()) if (root / ROLLUPS).is_dir() else []
+    tables = [
+        *(stream_table(stream) for stream in streams),
+        *(rollup_table(stream) for stream in rolled),
+        COMMITS,
+        QUARANTINE_CLOSED,
+        QUARANTINE,
+    ]
     return [done for name in tables if (done := compact_table(root, name, min_files)) is not None]
 
 
@@ -103,6 +111,8 @@ def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Sma
         swap_files(root, name, [file.path for file in group], [], {"catchment.compact": "all of it was let go of"})
         return 0
     rows = _with_one_shard(root, name, rows, group)
+    if name.startswith(f"{ROLLUPS}/"):
+        rows = merged_table(rows)
     keys = [key for key in _SORT if key in rows.column_names]
     if "device" in keys and "event_time" in keys:
         rows = rows.sort_by([(key, "ascending") for key in keys])

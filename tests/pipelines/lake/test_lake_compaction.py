@@ -18,21 +18,6 @@ from pipelines.lake.payload import read_payload
 from pipelines.lake.quarantined import Where, heads
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
-US = pa.timestamp("us", "UTC")
-
-
-def frames(as_ipc: Any, first: int, count: int) -> bytes:
-    payloads = [hashlib.sha256(str(first + at).encode()).digest() * (20 + at) for at in range(count)]
-    return as_ipc(
-        pa.record_batch(
-            {
-                "event_time": pa.array([1_790_000_000_000_000 - first - at for at in range(count)]).cast(US),
-                "media_type": ["image/jpeg"] * count,
-                "payload": pa.array(payloads, pa.binary()),
-                "payload_sha256": [hashlib.sha256(body).hexdigest() for body in payloads],
-            }
-        )
-    )
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +27,7 @@ def built(tmp_path_factory: Any) -> Path:
 
 
 @pytest.fixture
-def lake(core: Any, envelope: Any, as_ipc: Any, built: Path) -> Any:
+def lake(core: Any, envelope: Any, frames: Any, built: Path) -> Any:
     """Six runs, each with rows of two streams."""
     if built.exists():
         shutil.rmtree(core.root)
@@ -53,7 +38,7 @@ def lake(core: Any, envelope: Any, as_ipc: Any, built: Path) -> Any:
         core.landing.seal(
             [
                 envelope(run * 10, 10, device=f"car-{run % 2}"),
-                envelope(run * 3, 3, stream="camera_frame", body=frames(as_ipc, run * 3, 3)),
+                envelope(run * 3, 3, stream="camera_frame", body=frames(run * 3, 3)),
                 envelope(100 + run, 1, body=b"garbage"),
             ]
         )
