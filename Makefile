@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow gate check format bench lock wheel clean
+.PHONY: help setup demo test test-slow gate fuzz check format bench lock wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test-slow: setup ## the slow tests: long crash loops, large images, many devices
 
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
+
+fuzz: setup ## 100,000 mutated inputs per format through whole runs (about ten minutes)
+	@CATCHMENT_FUZZ=100000 $(BIN)/pytest -q -n $(JOBS) -k mutated tests/pipelines/ingest
 
 check: setup ## lint, format, types, import arrows
 	@$(BIN)/ruff check .
