@@ -38,6 +38,7 @@ ROOMS = {
     "bridge": Room("pipelines.bridge.cli", "bridge", "Take messages from the broker and land them durably."),
     "status": Room("pipelines.status.cli", "status", "What waits, since when, how fast, and is all well."),
     "watch": Room("pipelines.status.cli", "watch", "Serve /metrics, /live and /ready."),
+    "holes": Room("pipelines.status.cli", "holes", "Samples that must exist and have not come."),
     "compact": Room("pipelines.upkeep.cli", "compact", "Put small files together."),
     "vacuum": Room("pipelines.upkeep.cli", "vacuum", "Delete what nothing refers to any more."),
     "maintain": Room("pipelines.upkeep.cli", "maintain", "Roll-ups, compaction and vacuum."),
