@@ -59,12 +59,9 @@ def test_any_order_and_any_repetition_over_several_runs_gives_each_sample_once(c
     sent = [(device, epoch, first) for device in ("car-1", "car-2") for epoch in (7, 9) for first in range(0, 60, 6)]
     copies = sent + rng.sample(sent, 15)
     rng.shuffle(copies)
-    for piece in (
-        itertools.batched(copies, 14) if hasattr(itertools, "batched") else [copies[at : at + 14] for at in range(0, 55, 14)]
-    ):
-        core.landing.seal(
-            [envelope(first, 6 + rng.choice((0, 0, 3)), device=device, epoch=epoch) for device, epoch, first in piece]
-        )
+    for start in range(0, len(copies), 14):
+        piece = copies[start : start + 14]
+        core.landing.seal([envelope(low, 6 + rng.choice((0, 0, 3)), device=device, epoch=epoch) for device, epoch, low in piece])
         core.run()
     loop = core.run()
     found = sorted((row["device"], row["epoch"], row["seq"]) for row in core.rows(STREAM) if row["seq"] < 60)
