@@ -61,7 +61,7 @@ def land(root: Path, envelopes: int, per_segment: int) -> None:
         for index in range(start, min(start + per_segment, envelopes)):
             device = f"car-{index % 20}"
             span = Span(1, (index // 20) * SAMPLES, SAMPLES)
-            head = EnvelopeHead(DeviceId(device), StreamName(STREAM), ARROW_STREAM, span, "1.0.0")
+            head = EnvelopeHead(DeviceId(device), StreamName(STREAM), ARROW_STREAM, span, builtin_contract(STREAM).version)
             rows.append(
                 LandingRow(
                     START_US, "up", f"catchment/up/{device}/{STREAM}", bodies[index % 50], device, STREAM, ARROW_STREAM,

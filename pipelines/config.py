@@ -60,6 +60,21 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_memory_bytes: int = 4 * 1024**3
 
 
+class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A lake root on S3-compatible storage: `s3://bucket/prefix`; keys and secrets come from the environment.
+
+    The storage must refuse a conditional put (`If-None-Match`, `If-Match`) whose condition does not hold.
+    """
+
+    url: str
+    endpoint: str = ""
+    region: str = "us-east-1"
+    timeout_s: int = 30
+    retries: int = 5
+    retry_s: int = 60
+    claim_s: int = 20
+
+
 class WatchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where `catchment up` serves /metrics, /live and /ready; port 0: nowhere."""
 
@@ -86,6 +101,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: BrokerConfig = BrokerConfig()
     bridge: BridgeConfig = BridgeConfig()
     run: RunConfig = RunConfig()
+    remote: RemoteConfig | None = None
     watch: WatchConfig = WatchConfig()
     maintain: MaintainConfig = MaintainConfig()
 

@@ -17,12 +17,15 @@ from pipelines.bridge.landing import Landing
 from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Assembler
 from pipelines.bridge.reader import Reader
+from pipelines.bridge.ship import RemoteLanding, RemoteObjects
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
 from pipelines.bridge.tell import Teller
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
+from pipelines.lake.layout import OBJECTS, landing_folder
+from pipelines.lake.remote import bind, remote_of
 from pipelines.status.beat import Heart
 from schemas.errors import IdError
 from schemas.ids import DeviceId
@@ -45,8 +48,8 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
     lake = config.lake_root
     inbox = Inbox(config.bridge.max_queue_bytes, min(_GROUP_BYTES, config.bridge.max_queue_bytes))
     try:
-        landing = Landing(lake / "landing" / config.bridge.id, config.bridge.seal_bytes, config.bridge.seal_ms, clock)
-        assembler = Assembler(lake / "objects")
+        bind(lake, config.remote)
+        landing, assembler = _places(config, clock)
     except OSError as error:
         raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); mend it, then start again") from error
     sweeper = Sweeper(lake / "objects", assembler, config.bridge.keep_parts_s)
@@ -71,6 +74,18 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         subscriber.close()
         assembler.close()
         landing.close()
+
+
+def _places(config: CoreConfig, clock: Clock) -> tuple[Landing, Assembler]:
+    """Where messages and objects go: this disk, and a remote lake behind it if there is one."""
+    lake, bridge = config.lake_root, config.bridge
+    folder, objects = landing_folder(lake, bridge.id), lake / OBJECTS
+    remote = remote_of(lake)
+    if remote is None:
+        return Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock), Assembler(objects)
+    away = RemoteLanding(remote, lake, bridge.id)
+    landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, away)
+    return landing, Assembler(objects, store=RemoteObjects(remote))
 
 
 def _run_both(subscriber: Subscriber, drain: Drain, stop: threading.Event) -> None:

@@ -10,7 +10,8 @@ import structlog
 from pipelines.atomic import sync_folder
 from pipelines.bridge.recovery import Recovered, recover_folder
 from pipelines.bridge.rows import LandingRow, rows_to_batch
-from pipelines.bridge.segment import OpenSegment
+from pipelines.bridge.segment import SEALED_SUFFIX, OpenSegment
+from pipelines.bridge.ship import Away
 from pipelines.clock import Clock
 from pipelines.errors import ConfigError
 
@@ -26,13 +27,14 @@ class Landing:
         seal_bytes: seal once the open segment has grown to this.
         seal_ms: seal this long after the open segment's first message.
         clock: for the age.
+        away: the remote lake, if there is one; then every append ends in a segment of its own, which is brought there.
 
     Raises:
         ConfigError: another process of this machine writes to the folder.
         OSError: the disk refused.
     """
 
-    def __init__(self, folder: Path, seal_bytes: int, seal_ms: int, clock: Clock) -> None:
+    def __init__(self, folder: Path, seal_bytes: int, seal_ms: int, clock: Clock, away: Away | None = None) -> None:
         self.sealed = 0
         self.syncs = 0
         self._folder = folder
@@ -42,11 +44,12 @@ class Landing:
         self._first_message_s: float | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _hold(folder)
+        self._away = away
         self._open: OpenSegment | None = None
         self._next_number = self._recover()
 
     def append(self, rows: Sequence[LandingRow]) -> None:
-        """Write rows and return when they are durable.
+        """Write rows and return when they are durable: on this disk, or, if the lake is remote, there.
 
         Raises:
             OSError: the disk refused; none of these rows may be acknowledged. `restart` before the next call.
@@ -57,6 +60,8 @@ class Landing:
         self.syncs += 1
         if self._first_message_s is None:
             self._first_message_s = self._clock.monotonic_s()
+        if self._away is not None:
+            self.seal()
 
     def seal_if_due(self) -> Path | None:
         """Seal the open segment if it is large or old enough.
@@ -89,6 +94,8 @@ class Landing:
         sync_folder(self._folder)
         self._open, self._next_number, self._first_message_s = following, following.number, None
         self.sealed += 1
+        if self._away is not None:
+            self._away.ship(sealed)
         return sealed
 
     def restart(self) -> None:
@@ -123,7 +130,12 @@ class Landing:
         number, found = recover_folder(self._folder)
         for one in found:
             _tell(one)
-        return number
+        if self._away is None:
+            return number
+        # In order and without holes: what an earlier process sealed and did not bring away goes first.
+        for left in sorted(self._folder.glob(f"*{SEALED_SUFFIX}")):
+            self._away.ship(left)
+        return max(number, self._away.next_number())
 
 
 def _hold(folder: Path) -> int:

@@ -18,6 +18,7 @@ import structlog
 from pipelines.atomic import sync_folder
 from pipelines.bridge.claim import Claim, discard_claim, read_claim, write_claim
 from pipelines.bridge.rows import Body
+from pipelines.bridge.ship import FolderOfObjects, ObjectStore
 from schemas.ids import DeviceId, Digest
 from schemas.parts import PartHead
 from schemas.ranges import Ranges
@@ -51,16 +52,24 @@ class Assembler:
     Args:
         objects: `<lake>/objects`.
         reserve_bytes: an object is refused if it would leave the disk with less than this.
+        store: where whole objects go; `objects` itself if not given.
         inline_bytes: up to so many bytes are hashed at once.
 
     Raises:
         OSError: the disk refused.
     """
 
-    def __init__(self, objects: Path, reserve_bytes: int = _RESERVE_BYTES, inline_bytes: int = _INLINE_BYTES) -> None:
+    def __init__(
+        self,
+        objects: Path,
+        reserve_bytes: int = _RESERVE_BYTES,
+        inline_bytes: int = _INLINE_BYTES,
+        store: ObjectStore | None = None,
+    ) -> None:
         self.settled = 0
         self.refused = 0
         self._objects = objects
+        self._store = store or FolderOfObjects(objects)
         self._reserve_bytes = reserve_bytes
         # Running hashes of what came in order, so that the last part does not wait for the whole file to be read again.
         self._hashes: dict[Path, tuple[int, hashlib._Hash]] = {}
@@ -81,8 +90,8 @@ class Assembler:
         """
         head = parts[-1].head
         whole = self._objects / head.digest
-        if whole.exists():
-            size = whole.stat().st_size
+        size = self._store.size(head.digest)
+        if size is not None:
             return ObjectState(str(head.digest), size, [(0, size)], settled=True)
         path = self._objects / PARTS_FOLDER / device / head.digest
         claim = self._claim(path, head)
@@ -199,8 +208,7 @@ class Assembler:
             self.refused += 1
             _log.warning("object_refused", digest=digest, total=claim.total, reason="hash differs", found=found)
             return ObjectState(str(digest), claim.total, [], error=f"the bytes hash to {found}; send them again from the start")
-        path.rename(whole)
-        sync_folder(self._objects)
+        self._store.settle(path, whole)
         discard_claim(path)
         self._hashes.pop(path, None)
         self.settled += 1

@@ -17,6 +17,7 @@ from pipelines.imaging.slides import ChipFile, SlideRef
 from pipelines.ingest.plan import Pins, Plan
 from pipelines.ingest.quarantine import BODY_NONE, PRIVATE, Origin, Rejection, rejections_table
 from pipelines.ingest.work import Prepared
+from pipelines.lake.copy import at_hand
 from pipelines.lake.files import NewFile, table_stats, write_table_file
 from pipelines.lake.layout import QUARANTINE, chips_path, stream_table
 from pipelines.runners.engine import Engine
@@ -48,7 +49,7 @@ def prepare_chips(root: Path, plan: Plan, prepared: Prepared, pins: Pins, max_pi
         return ()
     path = chips_path(root, plan.run)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Chips).files
+        return msgspec.json.decode(at_hand(root, path).read_bytes(), type=Chips).files
     except FileNotFoundError:
         pass  # not cut yet
     except msgspec.MsgspecError as error:
@@ -64,7 +65,7 @@ def _slides(root: Path, file: NewFile, pins: Pins) -> list[SlideRef]:
     contract = pins.contract(stream, None)
     if contract is None or not contract.chips or not file.table.startswith(stream_table("")):
         return []
-    rows = pq.read_table(root / file.path, columns=_COLUMNS, partitioning=None)
+    rows = pq.read_table(at_hand(root, root / file.path), columns=_COLUMNS, partitioning=None)
     times = rows.column("event_time").cast(pa.int64())
     found = rows.set_column(rows.column_names.index("event_time"), "event_time", times).to_pylist()
     return [_slide(row, stream, spec) for row in found if row["payload_shard"] is not None for spec in contract.chips]

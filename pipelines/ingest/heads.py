@@ -11,6 +11,7 @@ from pipelines.bridge.segment import read_segment, sealed_path
 from pipelines.ingest.admit import Dropped, Head
 from pipelines.ingest.plan import SegmentRef
 from pipelines.lake.books import EpochKey
+from pipelines.lake.copy import at_hand
 from pipelines.lake.layout import landing_folder
 from schemas.errors import SchemaError
 from schemas.ranges import Ranges
@@ -46,7 +47,7 @@ def read_heads(root: Path, segment: SegmentRef) -> SegmentHeads:
     arrivals: list[tuple[Head | Dropped, ...]] = []
     reports: list[Reported] = []
     refused: dict[str, int] = {}
-    for batch in read_segment(segment_path(root, segment)):
+    for batch in read_segment(at_hand(root, segment_path(root, segment))):
         for row, head in enumerate(zip(*(batch.column(name).to_pylist() for name in _HEAD_COLUMNS), strict=True)):
             kind, device, stream, epoch, first_seq, count = head
             if kind == KIND_UP:

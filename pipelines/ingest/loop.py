@@ -2,7 +2,8 @@
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,11 @@ from pipelines.ingest.tries import Tries
 from pipelines.ingest.work import Limits
 from pipelines.lake.books import Ledger
 from pipelines.lake.commit import committed_run
+from pipelines.lake.copy import discard
 from pipelines.lake.layout import COMMITS, RUNS, lock_path, plan_path
+from pipelines.lake.lease import Lease
 from pipelines.lake.ledger import prune_ledgers, read_ledger
+from pipelines.lake.remote import bind, remote_of
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened
 from pipelines.status.beat import Health, Heart
@@ -48,8 +52,11 @@ class LoopState:
 
 
 @contextmanager
-def only_loop(root: Path) -> Iterator[None]:
+def only_loop(root: Path, stop: Event | None = None) -> Iterator[Callable[[], None]]:
     """Be the only run loop of this lake, until the process ends however it ends.
+
+    Yields:
+        A check that it still is; it raises RefusedError where another one has taken a remote lake over.
 
     Raises:
         RefusedError: another one is running.
@@ -61,7 +68,12 @@ def only_loop(root: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RefusedError(f"{root}: another run loop is at work on this lake; leave the work to it, or stop it") from error
-        yield
+        remote = remote_of(root)
+        if remote is None:
+            yield lambda: None
+            return
+        with Lease(remote, f"{socket.gethostname()}:{root.resolve()}", remote.config.claim_s, stop or Event()) as lease:
+            yield lease.check
     finally:
         os.close(descriptor)
 
@@ -193,7 +205,7 @@ class RunLoop:
             if not self._is_stale(plan):
                 raise
             # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it anew.
-            plan_path(self._root, plan.run).unlink()
+            discard(self._root, plan_path(self._root, plan.run))
             raise RetryLaterError(f"run {plan.run} is planned anew: {error}") from error
         self._state = LoopState(after, dict(plan.next_numbers))
         prune_ledgers(self._root, plan.run)
@@ -243,13 +255,14 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
     """
     root = config.lake_root
     client_id = f"catchment-run-{os.getpid()}"
-    with only_loop(root), opened(engine) as ready, MqttPublisher(config.broker, client_id) as publisher:
+    bind(root, config.remote)
+    with only_loop(root, stop) as check_ours, opened(engine) as ready, MqttPublisher(config.broker, client_id) as publisher:
         if config.run.crew and ready.kind is RunnerKind.DIRECT:
             crew(config.run.crew).warm(config.run.crew)
         loop = RunLoop(config, publisher, clock, ready, config.run.crew)
         tries = Tries()
         with Heart(root, "run", "loop", clock, lambda: _health(loop, tries)):
-            _turn(loop, tries, config, stop, once=once)
+            _turn(loop, tries, config, stop, check_ours, once=once)
 
 
 def _health(loop: RunLoop, tries: Tries) -> Health:
@@ -267,8 +280,9 @@ def _health(loop: RunLoop, tries: Tries) -> Health:
     return Health(not tries.trouble, tries.trouble or loop.rules.broken, counters)
 
 
-def _turn(loop: RunLoop, tries: Tries, config: CoreConfig, stop: Event, *, once: bool) -> None:
+def _turn(loop: RunLoop, tries: Tries, config: CoreConfig, stop: Event, check_ours: Callable[[], None], *, once: bool) -> None:
     while not stop.is_set():
+        check_ours()
         try:
             busy = loop.step()
         except (RetryLaterError, FaultError) as error:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.ingest.quarantine import STAGE_OBJECT, STAGE_PAYLOAD
+from pipelines.lake.copy import at_hand
 from pipelines.lake.layout import PAYLOAD, object_name
 from pipelines.lake.payload import write_payload_shard
 from schemas.contract import PayloadSpec
@@ -77,7 +78,7 @@ def store_payloads(root: Path, stream: str, name: str, keyed: pa.Table) -> list[
 
 
 def _object_fault(root: Path, digest: str, max_bytes: int) -> str | None:
-    path = root / object_name(digest)
+    path = at_hand(root, root / object_name(digest))
     if not path.is_file():
         return f"payload_sha256: no payload came with the sample, and {object_name(digest)} is not in the lake"
     size = path.stat().st_size

@@ -1,16 +1,16 @@
 """Plans, pins and segments on disk: found without listing landing folders, written once and never over another's."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from pipelines.atomic import sync_folder, write_atomic
+from pipelines.atomic import sync_folder
 from pipelines.bridge.segment import sealed_path
 from pipelines.errors import ConflictError, CorruptLakeError
 from pipelines.ingest.plan import Pins, Plan, SegmentRef, encode_pins, pins_digest
-from pipelines.lake.layout import LANDING, landing_folder, pins_path, plan_path
+from pipelines.lake.copy import at_hand, bridges_of, create, keep, read_bytes, size_of
+from pipelines.lake.layout import landing_folder, pins_path, plan_path
 
 
 def find_segments(root: Path, cursors: Mapping[str, int], limit: int) -> list[SegmentRef]:
@@ -21,17 +21,16 @@ def find_segments(root: Path, cursors: Mapping[str, int], limit: int) -> list[Se
         cursors: per bridge, the next number to read.
         limit: how many at most, shared fairly by the bridges.
     """
-    folders = (root / LANDING).iterdir() if (root / LANDING).is_dir() else ()
-    bridges = sorted(folder.name for folder in folders if folder.is_dir() and not folder.name.startswith("."))
+    bridges = bridges_of(root)
     found: list[SegmentRef] = []
     share = max(1, limit // max(1, len(bridges)))
     for bridge in bridges:
         number = cursors.get(bridge, 1)
         for wanted in range(number, number + share):
-            path = sealed_path(landing_folder(root, bridge), wanted)
-            if not path.exists():
+            size = size_of(root, sealed_path(landing_folder(root, bridge), wanted))
+            if size is None:
                 break
-            found.append(SegmentRef(bridge, wanted, path.stat().st_size))
+            found.append(SegmentRef(bridge, wanted, size))
     return found
 
 
@@ -40,10 +39,10 @@ def write_pins(root: Path, pins: Pins) -> str:
     body = encode_pins(pins)
     digest = pins_digest(body)
     path = pins_path(root, digest)
-    if not path.exists():
+    if not at_hand(root, path).exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(path.parent.parent)
-        write_atomic(path, body, mode=0o644)
+        keep(root, path, body)
     return digest
 
 
@@ -55,7 +54,7 @@ def read_pins(root: Path, digest: str) -> Pins:
     """
     path = pins_path(root, digest)
     try:
-        body = path.read_bytes()
+        body = at_hand(root, path).read_bytes()
         if pins_digest(body) != digest:
             raise CorruptLakeError(f"{path}: its bytes do not match its name; restore it")
         return msgspec.json.decode(body, type=Pins)
@@ -70,19 +69,10 @@ def write_plan(root: Path, plan: Plan) -> None:
         ConflictError: there is a plan of that number.
     """
     path = plan_path(root, plan.run)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("wb") as file:
-        file.write(msgspec.json.encode(plan))
-        file.flush()
-        os.fsync(file.fileno())
     try:
-        # A link, unlike a rename, refuses to replace: of two loops only one gives run n its meaning.
-        path.hardlink_to(beside)
-    except FileExistsError as error:
+        create(root, path, msgspec.json.encode(plan))
+    except ConflictError as error:
         raise ConflictError(f"{path}: run {plan.run} is planned already; run that plan") from error
-    finally:
-        beside.unlink()
-    sync_folder(path.parent)
 
 
 def read_plan(root: Path, run: int) -> Plan | None:
@@ -92,7 +82,7 @@ def read_plan(root: Path, run: int) -> Plan | None:
         CorruptLakeError: it is not a plan.
     """
     try:
-        return msgspec.json.decode(plan_path(root, run).read_bytes(), type=Plan)
+        return msgspec.json.decode(read_bytes(root, plan_path(root, run)), type=Plan)
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:

@@ -17,13 +17,14 @@ from pipelines.errors import CorruptLakeError
 from pipelines.ingest.admit import Admission, Head, Verdict, admit
 from pipelines.ingest.chips import prepare_chips
 from pipelines.ingest.graph import run_graph
-from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads
+from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.publish import publish_run
 from pipelines.ingest.requests import REPLAY
 from pipelines.ingest.work import Limits, Prepared, Work
 from pipelines.lake.books import BooksKey, Counts, Ledger
+from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
 from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import write_ledger
 from pipelines.runners.engine import Engine
@@ -80,8 +81,11 @@ def execute(
             f"run {plan.run}: received is not committed + quarantined + duplicate for {unbalanced[:3]}; nothing was "
             f"committed. Delete {prepared_path(root, plan.run)} to prepare the run anew"
         )
+    files = [*prepared.files(), *chips]
+    deliver_run(root, plan.run, files)
     write_ledger(root, after)
-    publish_run(root, plan, [*prepared.files(), *chips], counts)
+    publish_run(root, plan, files, counts)
+    forget(root, [*payload_paths(root, plan.run, files), *(segment_path(root, segment) for segment in plan.segments)])
     devices = {key.device for key in judged.admission.touched} | {device for device, _ in counts if device}
     return after, frozenset(devices | {report.device for report in reports})
 
@@ -146,7 +150,7 @@ def count(judged: Judged, prepared: Prepared) -> dict[BooksKey, Counts]:
 
 def read_prepared(root: Path, run: int) -> Prepared | None:
     """What the graph of a run wrote; None if it has not come to its end."""
-    path = prepared_path(root, run)
+    path = at_hand(root, prepared_path(root, run))
     try:
         return msgspec.json.decode(path.read_bytes(), type=Prepared)
     except FileNotFoundError:
@@ -180,6 +184,6 @@ def _prepare(root: Path, plan: Plan, judged: Judged, means: Means) -> Prepared:
     prepared = read_prepared(root, plan.run)
     if prepared is None or len(prepared.items) != len(items):
         done = 0 if prepared is None else len(prepared.items)
-        prepared_path(root, plan.run).unlink(missing_ok=True)
+        discard(root, prepared_path(root, plan.run))
         raise CorruptLakeError(f"run {plan.run}: {means.engine.kind.value} finished {done} of {len(items)} items; use another")
     return prepared

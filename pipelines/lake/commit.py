@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 from deltalake import CommitProperties, Transaction
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction
 
-from pipelines.errors import ConflictError, CorruptLakeError
+from pipelines.errors import ConflictError, RetryLaterError
+from pipelines.lake.copy import deliver, forget
 from pipelines.lake.files import NewFile
 from pipelines.lake.table import ensure_table, open_table, sync_log
 
@@ -54,8 +55,9 @@ def commit_once(
         done = table.transaction_version(app)
         if done is not None and done >= run:
             sync_log(root, name)  # the winner may have died before its own sync
+            forget(root, [root / file.path for file in files])
             return False
-        _check_present(root, files)
+        deliver(root, files)
         now_ms = time.time_ns() // 1_000_000
         try:
             table.create_write_transaction(
@@ -71,7 +73,10 @@ def commit_once(
                 raise ConflictError(f"{name}: run {run} could not be committed: {error}") from error
             time.sleep(0.01 * attempt)
             continue
+        except (DeltaError, OSError) as error:
+            raise RetryLaterError(f"{name}: run {run} could not be committed: {error}; is the storage there?") from error
         sync_log(root, name)
+        forget(root, [root / file.path for file in files])
         return True
     raise ConflictError(f"{name}: run {run} lost {ATTEMPTS} times against other committers; try again")
 
@@ -85,10 +90,3 @@ def _add(file: NewFile, now_ms: int) -> AddAction:
         data_change=True,
         stats=file.stats,
     )
-
-
-def _check_present(root: Path, files: Sequence[NewFile]) -> None:
-    for file in files:
-        path = root / file.path
-        if not path.is_file() or path.stat().st_size != file.bytes:
-            raise CorruptLakeError(f"{path}: prepared with {file.bytes} bytes and no longer so; delete its run's prepared.json")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.atomic import write_atomic
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.books import BooksKey, Counts, EpochKey, Ledger
+from pipelines.lake.copy import discard, fresh, keep
 from pipelines.lake.layout import books_path, ledger_path
 from schemas.errors import SchemaError
 from schemas.ranges import Ranges, Span
@@ -41,8 +41,8 @@ def write_ledger(root: Path, ledger: Ledger) -> None:
     Raises:
         OSError: the disk refused.
     """
-    write_atomic(ledger_path(root, ledger.run), _parquet(_ledger_table(ledger)), mode=0o644)
-    write_atomic(books_path(root, ledger.run), _parquet(_books_table(ledger.books)), mode=0o644)
+    keep(root, ledger_path(root, ledger.run), _parquet(_ledger_table(ledger)))
+    keep(root, books_path(root, ledger.run), _parquet(_books_table(ledger.books)))
 
 
 def read_ledger(root: Path, run: int) -> Ledger:
@@ -53,8 +53,8 @@ def read_ledger(root: Path, run: int) -> Ledger:
     """
     if run == 0:
         return Ledger()
-    rows = _read(ledger_path(root, run), LEDGER_SCHEMA)
-    books = _read(books_path(root, run), BOOKS_SCHEMA)
+    rows = _read(fresh(root, ledger_path(root, run)), LEDGER_SCHEMA)
+    books = _read(fresh(root, books_path(root, run)), BOOKS_SCHEMA)
     columns = [rows.column(name).to_pylist() for name in LEDGER_SCHEMA.names]
     spans: dict[EpochKey, list[Span]] = {}
     forgotten: set[EpochKey] = set()
@@ -75,8 +75,8 @@ def prune_ledgers(root: Path, run: int) -> None:
     """Delete the ledger of the run that is `KEPT_LEDGERS` back; each ledger is the whole truth, so old ones are only history."""
     old = run - KEPT_LEDGERS
     if old > 0:
-        ledger_path(root, old).unlink(missing_ok=True)
-        books_path(root, old).unlink(missing_ok=True)
+        discard(root, ledger_path(root, old))
+        discard(root, books_path(root, old))
 
 
 def _ledger_table(ledger: Ledger) -> pa.Table:

@@ -10,7 +10,8 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipelines.atomic import sync_folder
-from pipelines.errors import ConfigError, ConflictError, CorruptLakeError
+from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, RetryLaterError
+from pipelines.lake.remote import remote_of
 
 CHECKPOINT_INTERVAL = 20
 
@@ -21,13 +22,16 @@ def open_table(root: Path, name: str) -> DeltaTable | None:
     Raises:
         CorruptLakeError: there is a table, but its log cannot be read.
     """
-    if not (root / name / "_delta_log").is_dir():
+    remote = remote_of(root)
+    if remote is None and not (root / name / "_delta_log").is_dir():
         return None
     try:
-        return DeltaTable(root / name)
+        return _open(root, name)
     except TableNotFoundError:
         return None
     except (DeltaError, OSError, ValueError) as error:
+        if remote is not None:
+            raise RetryLaterError(f"{remote.where(name)}: cannot be read ({error}); is the storage there?") from error
         raise CorruptLakeError(f"{root / name}: its Delta log cannot be read ({error}); restore _delta_log") from error
 
 
@@ -53,11 +57,11 @@ def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[s
     shown = stats_columns(pa.schema([*_arrow_schema(table), *missing]), private)
     try:
         table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields))
-        DeltaTable(root / name).alter.set_table_properties({"delta.dataSkippingStatsColumns": ",".join(shown)})
+        _open(root, name).alter.set_table_properties({"delta.dataSkippingStatsColumns": ",".join(shown)})
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody changed the table while columns were added; look again") from error
     sync_log(root, name)
-    return DeltaTable(root / name)
+    return _open(root, name)
 
 
 def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
@@ -71,6 +75,8 @@ def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
 
 def sync_log(root: Path, name: str) -> None:
     """Make the newest log entries survive a power cut: the library itself never calls fsync."""
+    if remote_of(root) is not None:
+        return
     log = root / name / "_delta_log"
     newest = sorted(log.glob("*.json"))[-2:]
     for entry in newest:
@@ -81,23 +87,34 @@ def sync_log(root: Path, name: str) -> None:
 
 
 def _create(root: Path, name: str, schema: pa.Schema, private: Collection[str]) -> DeltaTable:
-    (root / name).mkdir(parents=True, exist_ok=True)
+    remote = remote_of(root)
+    if remote is None:
+        (root / name).mkdir(parents=True, exist_ok=True)
     try:
         DeltaTable.create(
-            root / name,
+            remote.where(name) if remote is not None else root / name,
             Schema.from_arrow(schema),
             mode="ignore",
             configuration={
                 "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
                 "delta.dataSkippingStatsColumns": ",".join(stats_columns(schema, private)),
             },
+            storage_options=remote.table_options() if remote is not None else None,
         )
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody created the table meanwhile; look again") from error
-    sync_log(root, name)
-    sync_folder((root / name).parent)
-    sync_folder(root)
-    return DeltaTable(root / name)
+    except (DeltaError, OSError) as error:
+        raise RetryLaterError(f"{name}: the table could not be created: {error}; is the storage there?") from error
+    if remote is None:
+        sync_log(root, name)
+        sync_folder((root / name).parent)
+        sync_folder(root)
+    return _open(root, name)
+
+
+def _open(root: Path, name: str) -> DeltaTable:
+    remote = remote_of(root)
+    return DeltaTable(root / name) if remote is None else DeltaTable(remote.where(name), storage_options=remote.table_options())
 
 
 def _arrow_schema(table: DeltaTable) -> pa.Schema:

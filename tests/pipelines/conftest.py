@@ -85,7 +85,12 @@ class Core:
 
 
 @pytest.fixture
-def core(tmp_path: Path) -> Core:
+def core(core_on_disk: Core) -> Core:
+    return core_on_disk
+
+
+@pytest.fixture
+def core_on_disk(tmp_path: Path) -> Core:
     root = tmp_path / "lake"
     root.mkdir()
     return Core(root, Landing(root), Mailbox(), CoreConfig(lake=str(root)))

@@ -1,0 +1,199 @@
+"""The working copy of a remote lake: what a run reads is fetched, what it wrote is delivered before its commit.
+
+For a lake that is a folder every function here does what it always did on that folder, and nothing else.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pipelines.atomic import write_atomic
+from pipelines.errors import ConflictError, CorruptLakeError
+from pipelines.lake.files import NewFile
+from pipelines.lake.layout import LANDING, PAYLOAD, STREAMS, chips_path, prepared_path
+from pipelines.lake.remote import Remote, remote_of
+
+PUTS_AT_ONCE = 8
+LOOKS_TO_A_LISTING = 100
+
+_looks: dict[Path, int] = {}
+_bridges: dict[Path, list[str]] = {}
+
+
+def at_hand(root: Path, path: Path) -> Path:
+    """The same path, once the file that never changes is there, if it is anywhere.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    remote = None if path.exists() else remote_of(root)
+    if remote is not None:
+        fresh(root, path)
+    return path
+
+
+def fresh(root: Path, path: Path) -> Path:
+    """The same path, with what the remote lake has under that name now.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    found = remote.get(name_of(root, path)) if remote is not None else None
+    if found is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, found[0], mode=0o644)
+    return path
+
+
+def read_bytes(root: Path, path: Path) -> bytes:
+    """A file's bytes as the lake, not the working copy, has them.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    if remote is None:
+        return path.read_bytes()
+    found = remote.get(name_of(root, path))
+    if found is None:
+        raise FileNotFoundError(path)
+    return found[0]
+
+
+def keep(root: Path, path: Path, body: bytes) -> None:
+    """Write a file of the lake, durable.
+
+    Raises:
+        RetryLaterError: the storage is away.
+        OSError: the disk refused.
+    """
+    write_atomic(path, body, mode=0o644)
+    remote = remote_of(root)
+    if remote is not None:
+        remote.put(name_of(root, path), body)
+
+
+def discard(root: Path, path: Path) -> None:
+    """Delete a file of the lake if it is there.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        remote.delete(name_of(root, path))
+    path.unlink(missing_ok=True)
+
+
+def deliver(root: Path, files: Sequence[NewFile]) -> None:
+    """See to it that every file that a commit will name is in the lake, as it was written.
+
+    Raises:
+        CorruptLakeError: one is gone, or of another size.
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        _put_all(remote, root, [root / file.path for file in files if (root / file.path).is_file()])
+    for file in files:
+        path = root / file.path
+        size = path.stat().st_size if path.is_file() else remote.size(file.path) if remote is not None else None
+        if size != file.bytes:
+            raise CorruptLakeError(f"{path}: prepared with {file.bytes} bytes and no longer so; delete its run's prepared.json")
+
+
+def deliver_run(root: Path, run: int, files: Sequence[NewFile]) -> None:
+    """Bring all that a run has prepared to a remote lake, and last the word that it is prepared.
+
+    From here on any machine ends the run in the same way. No commit names payload shards, but rows will.
+
+    Raises:
+        CorruptLakeError: a file is gone, or of another size.
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        _put_all(remote, root, payload_paths(root, run, files))
+        deliver(root, files)
+        _put_all(remote, root, [path for path in (chips_path(root, run), prepared_path(root, run)) if path.is_file()])
+
+
+def payload_paths(root: Path, run: int, files: Iterable[NewFile]) -> list[Path]:
+    """The files of this working copy that hold the payloads of a run's rows."""
+    rows = [root / file.path for file in files if file.table.startswith(f"{STREAMS}/")]
+    shards = [root / PAYLOAD / path.parent.name / path.name for path in rows]
+    chips = [path for found in (root / "chips").glob(f"*/*/{run:012d}-*") for path in ([found], found.rglob("*"))[found.is_dir()]]
+    return [path for path in [*shards, *chips] if path.is_file()]
+
+
+def forget(root: Path, paths: Iterable[Path]) -> None:
+    """Delete files of a working copy that the remote lake has; for a lake that is a folder, nothing."""
+    if remote_of(root) is not None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def bridges_of(root: Path) -> list[str]:
+    """The bridges that have landed anything, by name. Of a remote lake they are listed at every hundredth call only.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        _looks[root] = _looks.get(root, -1) + 1
+        if _looks[root] % LOOKS_TO_A_LISTING == 0:
+            _bridges[root] = remote.folders(LANDING)
+        return _bridges[root]
+    folder = root / LANDING
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(each.name for each in found if each.is_dir() and not each.name.startswith("."))
+
+
+def size_of(root: Path, path: Path) -> int | None:
+    """The bytes of a file of the lake; None if there is none.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        return remote.size(name_of(root, path))
+    return path.stat().st_size if path.exists() else None
+
+
+def name_of(root: Path, path: Path) -> str:
+    """A path as a name in the lake."""
+    return str(path.relative_to(root))
+
+
+def create(root: Path, path: Path, body: bytes) -> None:
+    """Write a file of the lake under a name that nobody has taken, durable.
+
+    Raises:
+        ConflictError: there is one, with other bytes.
+        RetryLaterError: the storage is away.
+        OSError: the disk refused.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        remote.create(name_of(root, path), body)
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    write_atomic(beside, body, mode=0o644)
+    try:
+        # A link, unlike a rename, refuses to replace: of two writers only one gives the name its meaning.
+        path.hardlink_to(beside)
+    except FileExistsError as error:
+        raise ConflictError(f"{path}: somebody else wrote it first") from error
+    finally:
+        beside.unlink()
+
+
+def _put_all(remote: Remote, root: Path, paths: Sequence[Path]) -> None:
+    with ThreadPoolExecutor(PUTS_AT_ONCE) as pool:
+        for _ in pool.map(lambda path: remote.put(name_of(root, path), path), paths):
+            pass

@@ -1,0 +1,119 @@
+"""The claim on a remote lake: one run loop at a time, wherever it runs.
+
+The claim is one object that its holder replaces again and again. Nobody compares clocks: whoever finds a claim watches it
+for as long as a holder may be silent, and takes it over only if it has not changed meanwhile. A holder that was merely
+slow finds at its next beat that it lost, and stops; until then the conditional puts of plan and commit keep rows single.
+"""
+
+from threading import Event, Thread
+from typing import Self
+
+import msgspec
+import structlog
+
+from pipelines.errors import ConflictError, RefusedError, RetryLaterError
+from pipelines.lake.remote import Remote
+
+NAME = "runs/loop.claim"
+BEATS_PER_TERM = 4
+
+log = structlog.get_logger(__name__)
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Who holds the lake, and how often it has said so. `owner` is empty once it was given back."""
+
+    owner: str
+    beat: int
+
+
+class Lease:
+    """Holds the claim while it is entered.
+
+    Args:
+        remote: the lake.
+        owner: machine and working copy; whoever comes back under the same name takes its claim back at once.
+        term_s: how long a holder may be silent.
+        stop: ends the waiting for a silent holder.
+    """
+
+    def __init__(self, remote: Remote, owner: str, term_s: float, stop: Event) -> None:
+        self._remote = remote
+        self._owner = owner
+        self._term_s = term_s
+        self._stop = stop
+        self._tag = ""
+        self._beat = 0
+        self._is_over = Event()
+        self._lost = ""
+        self._thread = Thread(target=self._beat_on, name="lake-claim", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._take()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        if not self._lost:
+            try:
+                self._say(Claim("", self._beat + 1))
+            except RetryLaterError as error:
+                log.warning("claim_not_given_back", reason=str(error), hint="the next loop waits for one term")
+
+    def check(self) -> None:
+        """Whether the claim is still held.
+
+        Raises:
+            RefusedError: another loop has taken it over.
+        """
+        if self._lost:
+            raise RefusedError(self._lost)
+
+    def _take(self) -> None:
+        mine = Claim(self._owner, 1)
+        try:
+            self._remote.create(NAME, msgspec.json.encode(mine))
+        except ConflictError:
+            self._tag, holder = self._seen()
+            if holder.owner not in ("", self._owner):
+                log.info("claim_watched", holder=holder.owner, seconds=self._term_s)
+                self._stop.wait(self._term_s)
+                tag, now = self._seen()
+                if tag != self._tag:
+                    raise self._refused(now.owner) from None
+            self._beat = holder.beat
+            try:
+                self._say(Claim(self._owner, self._beat + 1))
+            except ConflictError as error:
+                raise self._refused(self._seen()[1].owner) from error
+        else:
+            self._tag, self._beat = self._seen()[0], 1
+
+    def _seen(self) -> tuple[str, Claim]:
+        found = self._remote.get(NAME)
+        if found is None:
+            raise RetryLaterError(f"{self._remote.where(NAME)}: it is gone again; start once more")
+        return found[1], msgspec.json.decode(found[0], type=Claim)
+
+    def _say(self, claim: Claim) -> None:
+        self._tag = self._remote.replace(NAME, msgspec.json.encode(claim), self._tag)
+        self._beat = claim.beat
+
+    def _beat_on(self) -> None:
+        while not self._is_over.wait(self._term_s / BEATS_PER_TERM):
+            try:
+                self._say(Claim(self._owner, self._beat + 1))
+            except ConflictError:
+                self._lost = f"{self._remote.config.url}: another run loop has taken this lake over; leave the work to it"
+                log.exception("claim_lost")
+                return
+            except RetryLaterError as error:
+                log.warning("claim_beat_missed", reason=str(error))
+
+    def _refused(self, holder: str) -> RefusedError:
+        return RefusedError(
+            f"{self._remote.config.url}: another run loop is at work on this lake ({holder or 'unnamed'}); "
+            "leave the work to it, or stop it"
+        )
