@@ -116,7 +116,7 @@ def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Sma
     keys = [key for key in _SORT if key in rows.column_names]
     if "device" in keys and "event_time" in keys:
         rows = rows.sort_by([(key, "ascending") for key in keys])
-    new = write_table_file(root, name, name_of(group), rows, _private(table, rows.schema))
+    new = write_table_file(root, name, name_of(group), rows, _private(table, rows.schema), lasting=True)
     swapped = swap_files(root, name, [file.path for file in group], [new], {"catchment.compact": str(len(group))})
     if not swapped:
         log.warning("compaction_overtaken", table=name, files=len(group))
