@@ -41,6 +41,10 @@ ROOMS = {
     "bridge": Room("pipelines.bridge.cli", "bridge", "Take messages from the broker and land them durably."),
     "status": Room("pipelines.status.cli", "status", "What waits, since when, how fast, and is all well."),
     "watch": Room("pipelines.status.cli", "watch", "Serve /metrics, /live and /ready."),
+    "holes": Room("pipelines.status.cli", "holes", "Samples that must exist and have not come."),
+    "compact": Room("pipelines.upkeep.cli", "compact", "Put small files together."),
+    "vacuum": Room("pipelines.upkeep.cli", "vacuum", "Delete what nothing refers to any more."),
+    "maintain": Room("pipelines.upkeep.cli", "maintain", "Roll-ups, compaction and vacuum."),
     "quarantine": Room("pipelines.ingest.quarantine_cli", "quarantine_app", "Refused samples: see why, replay, discard."),
     "contract": Room("pipelines.contracts.cli", "contract_app", "Check, compile and show contracts."),
     "policy": Room("pipelines.policy.cli", "policy_app", "Check, try and apply tagging policies."),
@@ -90,7 +94,7 @@ def up(config: Config = Path("core.toml")) -> None:
 
     core = load_core_config(config)
     with serving(core.lake_root, core.watch.host, core.watch.port, SystemClock()) if core.watch.port else nullcontext():
-        code = supervise(config, stop_on_signals(), with_models=bool(core.models))
+        code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
     raise typer.Exit(code)
 
 
