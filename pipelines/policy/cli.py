@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import PipelineError
-from pipelines.policy import lake_cli, look_cli
+from pipelines.policy import file_cli, lake_cli, look_cli
 from pipelines.policy.documents import load_policy
 from pipelines.policy.trial import Trial, compile_policy, try_policy
 from schemas.policy import Policy
@@ -19,6 +19,8 @@ policy_app.command("withdraw")(lake_cli.withdraw)
 policy_app.command("active")(lake_cli.active)
 policy_app.command("history")(lake_cli.changes)
 policy_app.command("diff")(lake_cli.diff)
+policy_app.command("schema")(file_cli.schema)
+policy_app.command("import")(file_cli.import_json)
 policy_app.command("preview")(look_cli.preview)
 policy_app.command("explain")(look_cli.explain_sample)
 policy_app.command("retag")(lake_cli.retag)
