@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow gate check format bench lock wheel clean
+.PHONY: help setup demo test test-slow power-cuts soak gate check format bench lock wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ test-slow: setup ## the slow tests: long crash loops, large images, many devices
 
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
+
+power-cuts: setup ## 100,000 simulated power cuts of the spool
+	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/powercut.py --states 100000 --processes $(JOBS)
+
+soak: setup ## a million samples while agent, broker and bridge are killed 500 times
+	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/soak.py --samples 1000000 --kills 500
 
 check: setup ## lint, format, types, import arrows
 	@$(BIN)/ruff check .

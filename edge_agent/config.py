@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -43,14 +43,16 @@ _T = TypeVar("_T")
 
 
 class SpoolConfig(Section, frozen=True):
-    """The durable queue: its quota, how long an append may wait for company, what counts as a large payload."""
+    """The durable queue: its quota, what it leaves free on the disk, how long an append may wait, what is a large payload."""
 
     max_bytes: int = 1024 * MIB
+    min_free_bytes: int = 16 * MIB
     linger_ms: int = 20
     part_threshold_bytes: int = MIB
 
     def __post_init__(self) -> None:
         within("max_bytes", self.max_bytes, 8 * MIB, 2**50)
+        within("min_free_bytes", self.min_free_bytes, 0, 2**50)
         within("linger_ms", self.linger_ms, 0, 50)
         within("part_threshold_bytes", self.part_threshold_bytes, 4096, 128 * MIB)
 
@@ -63,6 +65,7 @@ class SourceConfig(Section, frozen=True):
         stream: the stream's name, equal to its contract's.
         contract: a compiled contract's path; without it the one that ships under the stream's name.
         priority: when the spool is full, lower priorities are given up first.
+        when_full: "evict": make room by giving samples up; "block": this stream's samples are never given up, its source waits.
         max_samples: samples per batch.
         compress: zstd on bodies; worth it for telemetry, not for JPEG.
         options: what this kind of source wants to know.
@@ -73,6 +76,7 @@ class SourceConfig(Section, frozen=True):
     stream: str
     contract: Path | None = None
     priority: int = 100
+    when_full: Literal["evict", "block"] = "evict"
     max_samples: int = 1_000
     compress: bool = False
     options: dict[str, Any] = {}  # noqa: RUF012 # msgspec gives each its own

@@ -5,9 +5,9 @@ Exit codes: 0 done · 1 stop and look (corrupt lake, a process that will not run
 """
 
 import importlib
-import json
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
 from pipelines.logs import log_to_stderr
+from pipelines.tables import show
 from schemas.errors import SchemaError
 
 EXIT_STOP, EXIT_USAGE, EXIT_REFUSED, EXIT_RETRY = 1, 2, 3, 75
@@ -35,6 +36,9 @@ class Room:
 
 ROOMS = {
     "bridge": Room("pipelines.bridge.cli", "bridge", "Take messages from the broker and land them durably."),
+    "status": Room("pipelines.status.cli", "status", "What waits, since when, how fast, and is all well."),
+    "watch": Room("pipelines.status.cli", "watch", "Serve /metrics, /live and /ready."),
+    "quarantine": Room("pipelines.ingest.quarantine_cli", "quarantine_app", "Refused samples: see why, replay, discard."),
     "contract": Room("pipelines.contracts.cli", "contract_app", "Check, compile and show contracts."),
     "policy": Room("pipelines.policy.cli", "policy_app", "Check, try and apply tagging policies."),
     "set": Room("pipelines.training.cli", "set_app", "Build, verify and read training sets."),
@@ -78,10 +82,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 @app.command()
 def up(config: Config = Path("core.toml")) -> None:
     """Run bridge, run loop and model server here, restart what falls over, stop in order on Ctrl-C or SIGTERM."""
+    from pipelines.clock import SystemClock  # noqa: PLC0415  # likewise
+    from pipelines.status.server import serving  # noqa: PLC0415  # likewise
     from pipelines.up import supervise  # noqa: PLC0415  # heavy only here
 
-    has_models = bool(load_core_config(config).models)
-    raise typer.Exit(supervise(config, stop_on_signals(), with_models=has_models))
+    core = load_core_config(config)
+    with serving(core.lake_root, core.watch.host, core.watch.port, SystemClock()) if core.watch.port else nullcontext():
+        code = supervise(config, stop_on_signals(), with_models=bool(core.models))
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -109,7 +117,7 @@ def ledger(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
     from pipelines.lake import report  # noqa: PLC0415  # heavy only here
 
     found = report.books(_lake(config))
-    _show("Books", found.rows, as_json)
+    show("Books", found.rows, as_json=as_json)
     if not found.is_balanced:
         raise typer.Exit(EXIT_STOP)
 
@@ -119,32 +127,7 @@ def streams(config: Config = Path("core.toml"), as_json: AsJson = False) -> None
     """The stream tables: rows, files, bytes, columns, Delta version."""
     from pipelines.lake import report  # noqa: PLC0415  # heavy only here
 
-    _show("Streams", report.streams(_lake(config)), as_json)
-
-
-quarantine_app = typer.Typer(no_args_is_help=True, help="Refused samples: what was refused, at which stage, why.")
-app.add_typer(quarantine_app, name="quarantine")
-
-
-@quarantine_app.command("ls")
-def quarantine_ls(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
-    """Refused samples, counted by stream, stage and reason."""
-    from pipelines.lake import report  # noqa: PLC0415  # heavy only here
-
-    _show("Quarantine", report.quarantine_counts(_lake(config)), as_json)
-
-
-@quarantine_app.command("show")
-def quarantine_show(
-    stream: Annotated[str, typer.Argument(help="A stream's name; '' for messages that told none.")],
-    config: Config = Path("core.toml"),
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most, newest first.")] = 20,
-    as_json: AsJson = False,
-) -> None:
-    """The refused samples of one stream, newest first."""
-    from pipelines.lake import report  # noqa: PLC0415  # heavy only here
-
-    _show(f"Quarantine of {stream}", report.quarantine_rows(_lake(config), stream, limit), as_json)
+    show("Streams", report.streams(_lake(config)), as_json=as_json)
 
 
 @app.command()
@@ -186,26 +169,6 @@ def _end(error: Exception, code: int) -> None:
 def _lake(path: Path) -> Path:
     config: CoreConfig = load_core_config(path)
     return config.lake_root
-
-
-def _show(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(rows, default=str))
-        return
-    from rich.console import Console  # noqa: PLC0415  # heavy only here
-    from rich.table import Table  # noqa: PLC0415  # heavy only here
-
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=160)
-    if not rows:
-        console.print(f"{title}: nothing yet")
-        return
-    table = Table(title=title)
-    for name, value in rows[0].items():
-        table.add_column(name, justify="right" if isinstance(value, int) else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) and value is not True else str(value) for value in row.values()))
-    console.print(table)
 
 
 def _lists_commands() -> bool:

@@ -42,6 +42,7 @@ class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_bytes: int = 256 * 1024 * 1024
     receive_maximum: int = 1_000
     session_expiry_s: int = 14 * 86_400
+    keep_parts_s: int = 14 * 86_400
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +75,13 @@ class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     claim_s: int = 20
 
 
+class WatchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where `catchment up` serves /metrics, /live and /ready; port 0: nowhere."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
 class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it. `lake` is the lake root's folder; `policies` and `contracts` are folders of YAML, none if empty."""
 
@@ -85,6 +93,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bridge: BridgeConfig = BridgeConfig()
     run: RunConfig = RunConfig()
     remote: RemoteConfig | None = None
+    watch: WatchConfig = WatchConfig()
 
     @property
     def lake_root(self) -> Path:

@@ -31,6 +31,12 @@ class GuardedSource:
         return dict(counts) if isinstance(counts, dict) else {}
 
     @property
+    def position(self) -> bytes | None:
+        """Where the source stands before anything was read, where it can tell."""
+        found = getattr(self._source, "position", None)
+        return found if isinstance(found, bytes) else None
+
+    @property
     def inner(self) -> Source:
         """The source itself."""
         return self._source

@@ -115,9 +115,14 @@ class SourcePump:
                 stop.wait(wait_s)
 
     def _pump(self, stop: threading.Event) -> None:
-        source = self._build(self._spool.position(self._config.name))
+        known = self._spool.position(self._config.name)
+        source = self._build(known)
         self._source = source
+        begins = getattr(source, "position", None)
         try:
+            if known is None and begins is not None:
+                # What "now" was at the first start must be the same at the second.
+                self._spool.note(Passed(StreamName(self._config.stream), self._config.name, begins, ()))
             while not stop.is_set():
                 batch = source.read(self._config.max_samples)
                 if batch is not None and len(batch) > 0:
@@ -175,6 +180,7 @@ class SourcePump:
             priority=max(priority for priority, _ in sifted.groups),
             source=self._config.name,
             position=batch.position,
+            waits_for_room=self._config.when_full == "block",
             left_out=tuple(left_out.items()),
         )
         # What was passed over lies before this batch: its position, and what it left out, cover both.

@@ -20,9 +20,12 @@ Checker = Callable[[Mapping[str, object], Contract], object]
 ENTRY_POINTS = "catchment.sources"
 # kind -> the module that has `build` and `check`.
 KINDS: dict[str, str] = {
+    "camera": "edge_agent.capture.camera",
     "directory": "edge_agent.capture.directory",
     "exec": "edge_agent.capture.exec",
     "replay": "edge_agent.capture.replay",
+    "syslog": "edge_agent.capture.syslog",
+    "zeek": "edge_agent.capture.follow_zeek",
 }
 
 

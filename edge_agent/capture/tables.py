@@ -1,7 +1,7 @@
 """Readers of tables: CSV, JSON lines and Zeek's logs, a chunk of columns at a time."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -95,11 +95,30 @@ class CsvReader:
         self._lines.close()
 
 
+class LineSource(Protocol):
+    """Lines of a file, and how far they were read."""
+
+    offset: int
+
+    def next_line(self) -> str | None:
+        """The next line; None where there is none (yet)."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
+
+
+OpenLines = Callable[[Path, int, int, Rejects], LineSource]
+
+
 class JsonlReader:
     """One JSON object a line."""
 
-    def __init__(self, path: Path, start: TablePosition, max_line_bytes: int, rejects: Rejects) -> None:
-        self._lines = Lines(path, start.offset, max_line_bytes, rejects)
+    def __init__(
+        self, path: Path, start: TablePosition, max_line_bytes: int, rejects: Rejects, open_lines: OpenLines = Lines
+    ) -> None:
+        self._lines = open_lines(path, start.offset, max_line_bytes, rejects)
         self._rejects = rejects
 
     @property
@@ -127,13 +146,16 @@ class JsonlReader:
 class ZeekReader:
     """Zeek's tab separated logs: `#fields` and `#types` say what follows, and may come again within a file."""
 
-    def __init__(self, path: Path, start: TablePosition, max_line_bytes: int, rejects: Rejects) -> None:
+    def __init__(
+        self, path: Path, start: TablePosition, max_line_bytes: int, rejects: Rejects, open_lines: OpenLines = Lines
+    ) -> None:
         self._path = path
         self._rejects = rejects
+        self._open_lines = open_lines
         self._header = ZeekHeader()
         self._header_offset = start.header_offset
         self._in_rows = start.offset > 0
-        self._lines = Lines(path, start.header_offset, max_line_bytes, rejects)
+        self._lines = open_lines(path, start.header_offset, max_line_bytes, rejects)
         if start.offset:
             self._rewind(start, max_line_bytes)
 
@@ -144,7 +166,7 @@ class ZeekReader:
                 break
             self._header.take(line)
         self._lines.close()
-        self._lines = Lines(self._path, start.offset, max_line_bytes, self._rejects)
+        self._lines = self._open_lines(self._path, start.offset, max_line_bytes, self._rejects)
 
     @property
     def position(self) -> TablePosition:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge_agent.atomic import sync_folder
+from edge_agent.atomic import make_folder, sync_folder
 from edge_agent.errors import SpoolFullError
 from edge_agent.spool.records import ObjectRef
 from schemas.ids import Digest
@@ -22,14 +22,14 @@ class ObjectStore:
         self._folder = folder
         self._lock = threading.Lock()
         self._pins: dict[Digest, int] = {}
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(folder)
         self._sizes = {Digest(path.name): path.stat().st_size for path in _named(folder)}
+        self._total_bytes = sum(self._sizes.values())
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all files."""
-        with self._lock:
-            return sum(self._sizes.values())
+        return self._total_bytes
 
     def put(self, payload: bytes | Path) -> ObjectRef:
         """Store a payload. It is pinned (not swept) until `unpin` is called for it.
@@ -53,6 +53,7 @@ class ObjectStore:
             with self._lock:
                 self._pins[digest] = self._pins.get(digest, 0) + 1
                 staged.replace(self._folder / digest)
+                self._total_bytes += size_bytes - self._sizes.get(digest, 0)
                 self._sizes[digest] = size_bytes
             sync_folder(self._folder)
         except OSError as error:
@@ -62,18 +63,20 @@ class ObjectStore:
             raise SpoolFullError(f"a payload of {size_bytes} bytes or more cannot be stored: {error}; free some disk") from error
         return ObjectRef(digest, size_bytes)
 
-    def unpin(self, digest: Digest) -> None:
-        """The row that names it is durable, or will never be."""
+    def unpin(self, *digests: Digest) -> None:
+        """The rows that name them are durable, or will never be."""
         with self._lock:
-            left = self._pins.pop(digest, 0) - 1
-            if left > 0:
-                self._pins[digest] = left
+            for digest in digests:
+                left = self._pins.pop(digest, 0) - 1
+                if left > 0:
+                    self._pins[digest] = left
 
     def remove(self, digests: Iterable[Digest]) -> None:
         """Delete files that no row names any more; call it after that row's delete is committed."""
         with self._lock:
             for digest in digests:
-                if digest not in self._pins and self._sizes.pop(digest, None) is not None:
+                if digest not in self._pins and (size_bytes := self._sizes.pop(digest, None)) is not None:
+                    self._total_bytes -= size_bytes
                     (self._folder / digest).unlink(missing_ok=True)
 
     def sweep(self, wanted: Iterable[str]) -> int:

@@ -20,7 +20,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
-from edge_agent.uplink.patience import PatientClient
+from edge_agent.uplink.patience import PatientClient, pace
 
 CONNECT_TIMEOUT_S = 10.0
 # What a broker that announces no limit is trusted with: MQTT's own.
@@ -110,6 +110,10 @@ class Session(Protocol):
         """Ask for topics with QoS 1."""
         ...
 
+    def pace(self, bytes_per_s: int) -> None:
+        """Spread what is sent evenly, also within a long message; 0: as fast as it goes."""
+        ...
+
     def close(self) -> None:
         """Say goodbye."""
         ...
@@ -168,6 +172,10 @@ class PahoSession:
     def subscribe(self, filters: Sequence[str]) -> None:
         """Ask for topics with QoS 1."""
         self._client.subscribe([(text, SubscribeOptions(qos=1)) for text in filters])
+
+    def pace(self, bytes_per_s: int) -> None:
+        """Have the kernel spread what is sent evenly, also within a long message; 0: as fast as it goes."""
+        pace(self._client.socket(), bytes_per_s)
 
     def close(self) -> None:
         """Say goodbye and end the network thread."""

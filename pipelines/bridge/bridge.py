@@ -7,7 +7,6 @@ broker ── Subscriber ──> Inbox ──> Drain ──> Landing (segments)
 
 import os
 import threading
-from dataclasses import asdict
 
 import structlog
 
@@ -20,18 +19,20 @@ from pipelines.bridge.parts import Assembler
 from pipelines.bridge.reader import Reader
 from pipelines.bridge.ship import RemoteLanding, RemoteObjects
 from pipelines.bridge.subscriber import Subscriber
+from pipelines.bridge.sweep import Sweeper
+from pipelines.bridge.tell import Teller
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.lake.layout import OBJECTS, landing_folder
 from pipelines.lake.remote import bind, remote_of
+from pipelines.status.beat import Heart
 from schemas.errors import IdError
 from schemas.ids import DeviceId
 from schemas.topics import Topics
 
 _log = structlog.get_logger(__name__)
 _GROUP_BYTES = 8 * 1024 * 1024
-_TELL_EVERY_S = 60.0
 
 
 def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
@@ -51,22 +52,27 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         landing, assembler = _places(config, clock)
     except OSError as error:
         raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); mend it, then start again") from error
+    sweeper = Sweeper(lake / "objects", assembler, config.bridge.keep_parts_s)
     subscriber = Subscriber(config, inbox, clock)
     numberer = Numberer(clock.now_ms(), int.from_bytes(os.urandom(4), "little"))
     drain = Drain(
         inbox,
         landing,
         assembler,
+        sweeper,
         Reader(Topics(config.broker.namespace), numberer, config.run.max_envelope_bytes, partition),
         subscriber.post,
         config.bridge.linger_ms / 1000,
     )
     _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
+    teller = Teller(inbox, subscriber, drain, landing, assembler, sweeper)
     try:
-        _run_both(subscriber, drain, stop)
+        with Heart(lake, "bridge", config.bridge.id, clock, teller.health):
+            _run_both(subscriber, drain, stop)
     finally:
-        _tell(subscriber, drain, landing, assembler)
+        teller.tell()
         subscriber.close()
+        assembler.close()
         landing.close()
 
 
@@ -111,16 +117,3 @@ def _check_id(bridge_id: str) -> None:
         DeviceId(bridge_id)
     except IdError as error:
         raise ConfigError(f"bridge.id: {error}") from error
-
-
-def _tell(subscriber: Subscriber, drain: Drain, landing: Landing, assembler: Assembler) -> None:
-    _log.info(
-        "bridge_counters",
-        **asdict(drain.counters),
-        fsyncs=landing.syncs,
-        sealed=landing.sealed,
-        objects_settled=assembler.settled,
-        objects_refused=assembler.refused,
-        connections=subscriber.connections,
-        stale_acks=subscriber.stale_acks,
-    )

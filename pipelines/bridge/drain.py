@@ -1,5 +1,6 @@
 """The disk side: takes groups of messages from the inbox, makes them durable together, and only then says so."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event
@@ -11,6 +12,7 @@ from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler, Part
 from pipelines.bridge.reader import Reader
 from pipelines.bridge.rows import KIND_REFUSED, LandingRow
+from pipelines.bridge.sweep import Sweeper
 from schemas.ids import DeviceId, Digest
 from schemas.receipts import encode_object_state
 
@@ -40,6 +42,7 @@ class Drain:
         inbox: where groups come from.
         landing: where envelopes and reports go.
         assembler: where parts go.
+        sweeper: takes abandoned parts away.
         reader: says what a message is, and whose.
         post: told what is durable.
         linger_s: how long a first message waits for company.
@@ -50,14 +53,17 @@ class Drain:
         inbox: Inbox,
         landing: Landing,
         assembler: Assembler,
+        sweeper: Sweeper,
         reader: Reader,
         post: Callable[[Done], None],
         linger_s: float,
     ) -> None:
         self.counters = Counters()
+        self.is_refused = False
         self._inbox = inbox
         self._landing = landing
         self._assembler = assembler
+        self._sweeper = sweeper
         self._reader = reader
         self._post = post
         self._linger_s = linger_s
@@ -70,7 +76,18 @@ class Drain:
                 self._settle(group, stop)
             elif stop.is_set():
                 return
-            self._guard(self._landing.seal_if_due, stop)
+            self._guard(self._look_around, stop)
+
+    def _look_around(self) -> None:
+        """What is due by time, or was done beside."""
+        self._landing.seal_if_due()
+        answers = [
+            Answer(self._reader.topics.objects(device), encode_object_state(state))
+            for device, state in self._assembler.finished()
+        ]
+        if answers:
+            self._post(Done([], answers))
+        self._sweeper.sweep_if_due(time.monotonic())
 
     def _settle(self, group: Sequence[Arrived], stop: Event) -> None:
         rows, parts = self._sort(group)
@@ -99,12 +116,13 @@ class Drain:
                 write()
             except OSError as error:
                 self.counters.disk_errors += 1
-                has_failed = True
+                has_failed = self.is_refused = True
                 _log.error("disk_refused", error=str(error), retry_in_s=wait_s)
                 if stop.wait(wait_s):
                     return False
                 wait_s = min(wait_s * 2, _RETRY_MAX_S)
             else:
+                self.is_refused = False
                 return True
 
     def _sort(self, group: Sequence[Arrived]) -> tuple[list[LandingRow], dict[tuple[DeviceId, Digest], list[Part]]]:

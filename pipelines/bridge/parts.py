@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ _READ_BYTES = 4 * 1024 * 1024
 _RESERVE_BYTES = 1024 * 1024 * 1024
 _MAX_UNFINISHED_PER_DEVICE = 256
 _MAX_HASHES = 256
+_INLINE_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +46,26 @@ class Part:
 class Assembler:
     """Writes parts, and settles an object once all of it is there and its hash is true. One thread uses it.
 
+    A large object that came out of order must be read again to be hashed. That is done beside, on a thread of its own;
+    whoever asks meanwhile is told that all bytes are there, and `finished` tells when the object is settled.
+
     Args:
         objects: `<lake>/objects`.
         reserve_bytes: an object is refused if it would leave the disk with less than this.
         store: where whole objects go; `objects` itself if not given.
+        inline_bytes: up to so many bytes are hashed at once.
 
     Raises:
         OSError: the disk refused.
     """
 
-    def __init__(self, objects: Path, reserve_bytes: int = _RESERVE_BYTES, store: ObjectStore | None = None) -> None:
+    def __init__(
+        self,
+        objects: Path,
+        reserve_bytes: int = _RESERVE_BYTES,
+        inline_bytes: int = _INLINE_BYTES,
+        store: ObjectStore | None = None,
+    ) -> None:
         self.settled = 0
         self.refused = 0
         self._objects = objects
@@ -61,6 +73,9 @@ class Assembler:
         self._reserve_bytes = reserve_bytes
         # Running hashes of what came in order, so that the last part does not wait for the whole file to be read again.
         self._hashes: dict[Path, tuple[int, hashlib._Hash]] = {}
+        self._inline_bytes = inline_bytes
+        self._hashing: dict[tuple[DeviceId, Digest], Future[str]] = {}
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="object-hash")
         (objects / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
 
     def apply(self, device: DeviceId, parts: Sequence[Part]) -> ObjectState:
@@ -88,7 +103,47 @@ class Assembler:
         claim = self._write(path, claim, [part for part in parts if not part.head.is_query and part.head.total == claim.total])
         if not claim.have.covers(0, claim.total):
             return ObjectState(str(head.digest), claim.total, list(claim.have))
-        return self._settle(path, whole, head.digest, claim)
+        hashed, _running = self._hashes.get(path, (0, None))
+        if claim.total - hashed <= self._inline_bytes:
+            return self._settle(path, whole, head.digest, claim, self._hash(path))
+        if (device, head.digest) not in self._hashing:
+            self._hashing[device, head.digest] = self._beside.submit(self._hash, path)
+        return ObjectState(str(head.digest), claim.total, list(claim.have))
+
+    def finished(self) -> list[tuple[DeviceId, ObjectState]]:
+        """Settle the objects whose hash has become known; what to tell to whom.
+
+        Raises:
+            OSError: the disk refused; the device's next query starts over.
+        """
+        told: list[tuple[DeviceId, ObjectState]] = []
+        for key in [key for key, future in self._hashing.items() if future.done()]:
+            device, digest = key
+            path = self._objects / PARTS_FOLDER / device / digest
+            try:
+                found = self._hashing.pop(key).result()
+            except FileNotFoundError:
+                continue  # it was begun anew meanwhile
+            claim = read_claim(path)
+            if claim is not None:
+                told.append((device, self._settle(path, self._objects / digest, digest, claim, found)))
+        return told
+
+    def close(self) -> None:
+        """Let hashes that are being computed go; a query after the next start asks for them again."""
+        self._beside.shutdown(wait=True, cancel_futures=True)
+
+    def forget(self, path: Path) -> None:
+        """Take an unfinished object's bytes and claim away.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self._discard(path)
+
+    def is_hashing(self, path: Path) -> bool:
+        """Whether the object at this path is being hashed."""
+        return any(self._objects / PARTS_FOLDER / device / digest == path for device, digest in self._hashing)
 
     def _claim(self, path: Path, head: PartHead) -> Claim:
         """What is durable of it. Another total than before means the sender was wrong once: only a fresh start can come true."""
@@ -147,8 +202,7 @@ class Assembler:
         if hashed and (path in self._hashes or len(self._hashes) < _MAX_HASHES):
             self._hashes[path] = (hashed, digest)
 
-    def _settle(self, path: Path, whole: Path, digest: Digest, claim: Claim) -> ObjectState:
-        found = self._hash(path)
+    def _settle(self, path: Path, whole: Path, digest: Digest, claim: Claim, found: str) -> ObjectState:
         if found != digest:
             self._discard(path)
             self.refused += 1

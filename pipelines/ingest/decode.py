@@ -16,6 +16,9 @@ from pipelines.ingest.row_size import expanded_bytes
 from schemas.contract import Contract
 from schemas.envelope import JSON, MAX_SAMPLES_PER_ENVELOPE, ZSTD
 
+ROWS = "application/vnd.catchment.rows"
+"""The body of rows that a contract refused: Arrow IPC with their seqs as a column. Only a replay may say so; no device can."""
+
 MAX_ZSTD_RATIO = 1_000
 MIN_ZSTD_BOUND = 16 * 1024 * 1024
 MAX_COLUMNS = 4_096
@@ -109,8 +112,27 @@ def json_rows(body: Body, count: int, contract: Contract, received_us: int, max_
     return Rows(read.batch, read.indexes, read.rejected)
 
 
-def decode(  # an envelope is these six things, and a carrier for them alone would hide the limits
-    body: Body, *, content_type: str, encoding: str, count: int, contract: Contract, received_us: int, max_bytes: int
+def replayed_rows(body: Body, count: int, first_seq: int, max_bytes: int) -> Rows:
+    """The rows of a replay, their seqs beside them.
+
+    Raises:
+        DecodeError: as `arrow_rows`.
+    """
+    batch = arrow_rows(body, count, max_bytes).batch
+    seqs = batch.column("seq").to_numpy()
+    return Rows(batch.drop_columns(["seq"]), (seqs - first_seq).tolist())
+
+
+def decode(  # an envelope is these things, and a carrier for them alone would hide the limits
+    body: Body,
+    *,
+    content_type: str,
+    encoding: str,
+    count: int,
+    first_seq: int,
+    contract: Contract,
+    received_us: int,
+    max_bytes: int,
 ) -> Rows:
     """One envelope's rows, by its content type.
 
@@ -120,6 +142,8 @@ def decode(  # an envelope is these six things, and a carrier for them alone wou
     if not 1 <= count <= MAX_SAMPLES_PER_ENVELOPE:
         raise DecodeError(f"{count} samples; an envelope holds 1 to {MAX_SAMPLES_PER_ENVELOPE}")
     plain = plain_body(body, encoding, max_bytes)
+    if content_type == ROWS:
+        return replayed_rows(plain, count, first_seq, max_bytes)
     if content_type == JSON:
         return json_rows(plain, count, contract, received_us, max_bytes)
     return arrow_rows(plain, count, max_bytes)

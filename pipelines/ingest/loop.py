@@ -3,7 +3,7 @@
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef, make_plan
 from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
 from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
+from pipelines.ingest.release import release_plan
+from pipelines.ingest.requests import forget_request, oldest_request
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import Means, execute, read_prepared
 from pipelines.ingest.tries import Tries
@@ -33,6 +35,7 @@ from pipelines.lake.ledger import prune_ledgers, read_ledger
 from pipelines.lake.remote import bind, remote_of
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened
+from pipelines.status.beat import Health, Heart
 from schemas.topics import Topics
 
 IN_PROCESS = Engine()
@@ -75,6 +78,14 @@ def only_loop(root: Path, stop: Event | None = None) -> Iterator[Callable[[], No
         os.close(descriptor)
 
 
+class NoReceipts:
+    """For a loop that only carries out requests: what it changes is in no receipt."""
+
+    def publish(self, messages: Mapping[str, bytes]) -> None:
+        """Leave it to the run loop, which publishes every receipt when it starts."""
+        raise RetryLaterError(f"{len(messages)} receipts are left to the run loop")
+
+
 class RunLoop:
     """Carries out one run at a time.
 
@@ -106,6 +117,9 @@ class RunLoop:
         self._desk.owe(self._state.ledger.devices())
         self.rules = RuleBook(self._root, config.contracts, config.policies)
         self._heads: dict[SegmentRef, SegmentHeads] = {}
+        self.crew_size = crew_size
+        self.runs = 0
+        self.set_aside = 0
 
     @property
     def ledger(self) -> Ledger:
@@ -113,9 +127,9 @@ class RunLoop:
         return self._state.ledger
 
     @property
-    def owes_receipts(self) -> bool:
-        """Whether a device still waits for a receipt."""
-        return bool(self._desk.owed)
+    def receipts_owed(self) -> int:
+        """How many devices wait for a receipt."""
+        return len(self._desk.owed)
 
     def step(self) -> bool:
         """Do one run if anything waits, and pay receipts; whether a run was done.
@@ -130,6 +144,18 @@ class RunLoop:
         self._desk.pay(self._state.ledger)
         return plan is not None
 
+    def carry_out_requests(self) -> None:
+        """Do what people ask, and nothing else; a run that a crash has left comes first.
+
+        Raises:
+            PipelineError: as `step`.
+        """
+        left = read_plan(self._root, self._state.ledger.run + 1)
+        if left is not None:
+            self._run(left)
+        while (plan := self._next_release(self._state.ledger.run + 1)) is not None:
+            self._run(plan)
+
     def _next_plan(self) -> Plan | None:
         run = self._state.ledger.run + 1
         self._heads = {}
@@ -137,6 +163,9 @@ class RunLoop:
         if left is not None:
             log.info("run_resumed", run=run)
             return left
+        asked = self._next_release(run)
+        if asked is not None:
+            return asked
         found = find_segments(self._root, self._state.cursors, self._config.run.max_segments)
         if not found:
             return None
@@ -145,6 +174,19 @@ class RunLoop:
         if plan is not None:
             write_plan(self._root, plan)
         return plan
+
+    def _next_release(self, run: int) -> Plan | None:
+        """The next piece of the oldest request; a request of which nothing is left is forgotten."""
+        while (asked := oldest_request(self._root)) is not None:
+            path, request = asked
+            now_us = self._clock.now_ms() * 1_000
+            plan = release_plan(self._root, run, now_us, self.rules.refresh(), dict(self._state.cursors), request)
+            if plan is not None:
+                write_plan(self._root, plan)
+                return plan
+            log.info("request_done", kind=request.kind, rows=len(request.ids))
+            forget_request(path)
+        return None
 
     def _judged_sound(self, segment: SegmentRef) -> SegmentRef:
         """Bytes that cannot be trusted are passed over with a word: their samples are not settled, so devices send them again."""
@@ -168,6 +210,8 @@ class RunLoop:
         self._state = LoopState(after, dict(plan.next_numbers))
         prune_ledgers(self._root, plan.run)
         self._desk.owe(devices)
+        self.runs += 1
+        self.set_aside += sum(bool(segment.set_aside) for segment in plan.segments)
         took_ms = round((self._clock.monotonic_s() - started) * 1_000)
         log.info("run_committed", run=plan.run, segments=len(plan.segments), devices=len(devices), took_ms=took_ms)
 
@@ -217,18 +261,38 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
             crew(config.run.crew).warm(config.run.crew)
         loop = RunLoop(config, publisher, clock, ready, config.run.crew)
         tries = Tries()
-        while not stop.is_set():
-            check_ours()
-            try:
-                busy = loop.step()
-            except (RetryLaterError, FaultError) as error:
-                pause_s = tries.failed(error)
-                log.warning("run_retried", run=loop.ledger.run + 1, reason=str(error), tries=tries.count, again_in_s=pause_s)
-                stop.wait(pause_s)
-                continue
-            tries.succeeded()
-            if busy:
-                continue
-            if once:
-                return
-            stop.wait(config.run.interval_ms / 1_000)
+        with Heart(root, "run", "loop", clock, lambda: _health(loop, tries)):
+            _turn(loop, tries, config, stop, check_ours, once=once)
+
+
+def _health(loop: RunLoop, tries: Tries) -> Health:
+    members = crew.cache_info().currsize
+    counters = {
+        "run": loop.ledger.run,
+        "runs": loop.runs,
+        "failures": tries.total,
+        "rules_errors": loop.rules.errors,
+        "rules_reloads": loop.rules.reloads,
+        "segments_set_aside": loop.set_aside,
+        "receipts_owed": loop.receipts_owed,
+        "worker_deaths": crew(loop.crew_size).deaths if members else 0,
+    }
+    return Health(not tries.trouble, tries.trouble or loop.rules.broken, counters)
+
+
+def _turn(loop: RunLoop, tries: Tries, config: CoreConfig, stop: Event, check_ours: Callable[[], None], *, once: bool) -> None:
+    while not stop.is_set():
+        check_ours()
+        try:
+            busy = loop.step()
+        except (RetryLaterError, FaultError) as error:
+            pause_s = tries.failed(error)
+            log.warning("run_retried", run=loop.ledger.run + 1, reason=str(error), tries=tries.count, again_in_s=pause_s)
+            stop.wait(pause_s)
+            continue
+        tries.succeeded()
+        if busy:
+            continue
+        if once:
+            return
+        stop.wait(config.run.interval_ms / 1_000)

@@ -38,14 +38,30 @@ class Pins(msgspec.Struct, frozen=True):
         return max(named, key=version_order, default=None)
 
 
+class Release(msgspec.Struct, frozen=True):
+    """A row of the quarantine that a run lets go of: `outcome` is replay or discard, `spans` its seqs, `count` its samples."""
+
+    id: str
+    outcome: str
+    device: str
+    stream: str
+    epoch: int
+    spans: tuple[tuple[int, int], ...]
+    count: int
+
+
 class Plan(msgspec.Struct, frozen=True):
-    """What run `run` does: read `segments` in this order by the rules `pins`, then leave the cursors at `next_numbers`."""
+    """What run `run` does: read `segments` in this order by the rules `pins`, then leave the cursors at `next_numbers`.
+
+    With `releases` it carries out a request instead: message k of its one segment holds the seqs of release k.
+    """
 
     run: int
     planned_at_us: int
     pins: str
     segments: tuple[SegmentRef, ...]
     next_numbers: dict[str, int]
+    releases: tuple[Release, ...] = ()
 
     def items(self) -> list[tuple[int, ...]]:
         """The work items: indexes of neighbouring segments, together about `ITEM_BYTES`, so that files are not tiny."""

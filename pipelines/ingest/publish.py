@@ -25,7 +25,8 @@ from pipelines.ingest.tabulate import private_columns
 from pipelines.lake.books import BooksKey, Counts, books_by_stream
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import NewFile, write_table_file
-from pipelines.lake.layout import COMMITS, QUARANTINE, ledger_path, stream_table
+from pipelines.lake.layout import COMMITS, QUARANTINE, QUARANTINE_CLOSED, ledger_path, stream_table
+from pipelines.lake.quarantined import CLOSED_SCHEMA
 
 COMMITS_SCHEMA = pa.schema(
     [
@@ -49,9 +50,9 @@ def publish_run(root: Path, plan: Plan, files: Sequence[NewFile], counts: Mappin
     """
     pins = read_pins(root, plan.pins)
     by_table: dict[str, list[NewFile]] = {}
-    for file in [*files, *_set_aside(root, plan)]:
+    for file in [*files, *_set_aside(root, plan), *_closed(root, plan)]:
         by_table.setdefault(file.table, []).append(file)
-    for table in sorted(by_table, key=lambda name: (name == QUARANTINE, name)):
+    for table in sorted(by_table, key=lambda name: (name in (QUARANTINE, QUARANTINE_CLOSED), name)):
         schema, private = _shape(table, pins)
         commit_once(root, table, by_table[table], schema, plan.run, private)
     row = _commit_row(root, plan, counts)
@@ -75,6 +76,8 @@ def stream_shape(stream: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
 def _shape(table: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
     if table == QUARANTINE:
         return QUARANTINE_SCHEMA, PRIVATE
+    if table == QUARANTINE_CLOSED:
+        return CLOSED_SCHEMA, frozenset()
     stream = table.removeprefix(stream_table(""))
     if pins.contract(stream, None) is None:
         return chip_schema(), frozenset()
@@ -100,6 +103,22 @@ def _set_aside(root: Path, plan: Plan) -> list[NewFile]:
         return []
     table = rejections_table(rejections, plan.run, plan.planned_at_us, "landing")
     return [write_table_file(root, QUARANTINE, f"{plan.run:012d}-landing.parquet", table, PRIVATE)]
+
+
+def _closed(root: Path, plan: Plan) -> list[NewFile]:
+    """A row for each row of the quarantine that this run lets go of."""
+    if not plan.releases:
+        return []
+    count = len(plan.releases)
+    columns = [
+        [release.id for release in plan.releases],
+        [plan.run] * count,
+        [release.outcome for release in plan.releases],
+        [plan.planned_at_us] * count,
+        [release.count for release in plan.releases],
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, CLOSED_SCHEMA, strict=True)]
+    return [write_table_file(root, QUARANTINE_CLOSED, f"{plan.run:012d}.parquet", pa.table(arrays, schema=CLOSED_SCHEMA))]
 
 
 def _commit_row(root: Path, plan: Plan, counts: Mapping[BooksKey, Counts]) -> NewFile:

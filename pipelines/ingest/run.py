@@ -21,6 +21,7 @@ from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads, segm
 from pipelines.ingest.plan import Plan, SegmentRef
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.publish import publish_run
+from pipelines.ingest.requests import REPLAY
 from pipelines.ingest.work import Limits, Prepared, Work
 from pipelines.lake.books import BooksKey, Counts, Ledger
 from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
@@ -68,10 +69,10 @@ def execute(
         CorruptLakeError: a segment is not what was written, or the books do not balance; nothing was committed.
         ConflictError: another committer is at work.
     """
-    judged = judge(root, plan, before, known)
+    judged = judge_release(root, plan) if plan.releases else judge(root, plan, before, known)
     prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, means)
     chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), means.limits.max_image_pixels, means.engine)
-    counts = count(judged, prepared)
+    counts = count_release(plan, prepared) if plan.releases else count(judged, prepared)
     reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
     after = before.after(plan.run, judged.admission.touched, counts, listed_epochs(reports))
     unbalanced = after.unbalanced()
@@ -105,6 +106,25 @@ def judge(root: Path, plan: Plan, before: Ledger, known: Mapping[SegmentRef, Seg
     given = iter(admission.verdicts)
     verdicts = {index: tuple(tuple(next(given) for _ in message) for message in heads[index].arrivals) for index in sorted(heads)}
     return Judged(heads, admission, verdicts)
+
+
+def judge_release(root: Path, plan: Plan) -> Judged:
+    """A replay settles the seqs that its plan names, whatever the ledger says: they were settled as quarantined."""
+    heads = {index: read_heads(root, segment) for index, segment in enumerate(plan.segments)}
+    verdicts = {index: tuple((release.spans,) for release in plan.releases) for index in heads}
+    return Judged(heads, Admission([], {}), verdicts)
+
+
+def count_release(plan: Plan, prepared: Prepared) -> dict[BooksKey, Counts]:
+    """A replay moves samples from quarantined to committed, as far as they are accepted now. A discard moves none."""
+    found: dict[BooksKey, Counter[str]] = defaultdict(Counter)
+    for release in plan.releases:
+        if release.outcome == REPLAY:
+            found[release.device, release.stream]["quarantined"] -= release.count
+    for item in prepared.items:
+        for row in item.settled:
+            found[row.device, row.stream].update(committed=row.committed, quarantined=row.quarantined)
+    return {key: Counts(**books) for key, books in found.items()}
 
 
 def count(judged: Judged, prepared: Prepared) -> dict[BooksKey, Counts]:

@@ -151,6 +151,7 @@ class Settler:
             content_type=message.content_type or "",
             encoding=message.encoding,
             count=message.samples,
+            first_seq=message.first_seq,
             contract=contract,
             received_us=message.received_us,
             max_bytes=self._work.limits.max_envelope_bytes,

@@ -16,6 +16,8 @@ class Tries:
 
     count: int = 0
     faults: int = 0
+    total: int = 0
+    trouble: str = ""
 
     def failed(self, error: PipelineError) -> float:
         """Take a failure in; the seconds to wait before the next try.
@@ -24,6 +26,8 @@ class Tries:
             PipelineError: `error` itself, once it was met too often in a row: the supervisor sees the process fall, and says so.
         """
         self.count += 1
+        self.total += 1
+        self.trouble = str(error)
         self.faults += isinstance(error, FaultError)
         if self.faults >= MAX_FAULTS or self.count >= MAX_TRIES:
             raise error
@@ -32,3 +36,4 @@ class Tries:
     def succeeded(self) -> None:
         """A step came to its end."""
         self.count = self.faults = 0
+        self.trouble = ""

@@ -149,7 +149,8 @@ def bridges_of(root: Path) -> list[str]:
             _bridges[root] = remote.folders(LANDING)
         return _bridges[root]
     folder = root / LANDING
-    return sorted(found.name for found in folder.iterdir() if found.is_dir()) if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(each.name for each in found if each.is_dir() and not each.name.startswith("."))
 
 
 def size_of(root: Path, path: Path) -> int | None:

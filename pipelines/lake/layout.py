@@ -8,7 +8,10 @@ OBJECTS = "objects"
 STREAMS = "streams"
 PAYLOAD = "payload"
 QUARANTINE = "quarantine"
+QUARANTINE_CLOSED = "quarantine_closed"
 COMMITS = "commits"
+REQUESTS = "requests"
+REPLAYS = ".replay"
 
 
 def plan_path(root: Path, run: int) -> Path:
@@ -44,6 +47,11 @@ def books_path(root: Path, run: int) -> Path:
 def pins_path(root: Path, digest: str) -> Path:
     """The contracts and policies that plans refer to by digest."""
     return root / RUNS / "pins" / f"{digest}.json"
+
+
+def requests_folder(root: Path) -> Path:
+    """What people ask of the run loop."""
+    return root / RUNS / REQUESTS
 
 
 def lock_path(root: Path) -> Path:

@@ -8,10 +8,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import NotFoundError
 from pipelines.lake.books import books_by_stream
 from pipelines.lake.commit import APP, committed_run
-from pipelines.lake.layout import COMMITS, QUARANTINE, STREAMS, stream_table
+from pipelines.lake.layout import COMMITS, STREAMS, stream_table
 from pipelines.lake.ledger import read_ledger
 from pipelines.lake.table import open_table
 
@@ -57,33 +56,3 @@ def streams(root: Path) -> Rows:
             }
         )
     return rows
-
-
-def quarantine_counts(root: Path) -> Rows:
-    """Refused samples by stream, stage and reason."""
-    table = open_table(root, QUARANTINE)
-    if table is None:
-        return []
-    rows = table.to_pyarrow_table(columns=["stream", "stage", "reason", "count"])
-    counted = rows.group_by(["stream", "stage", "reason"]).aggregate([("count", "sum")]).sort_by([("count_sum", "descending")])
-    return [
-        {"stream": row["stream"] or "(none)", "stage": row["stage"], "samples": row["count_sum"], "reason": row["reason"]}
-        for row in counted.to_pylist()
-    ]
-
-
-def quarantine_rows(root: Path, stream: str, limit: int) -> Rows:
-    """The newest refused samples of a stream, without their bytes.
-
-    Raises:
-        NotFoundError: none of that stream.
-    """
-    table = open_table(root, QUARANTINE)
-    names = ["quarantined_at", "run", "device", "stream", "epoch", "seq", "count", "stage", "reason", "body_format"]
-    rows = None if table is None else table.to_pyarrow_table(columns=names)
-    if rows is not None:
-        rows = rows.filter(pc.equal(pc.fill_null(rows.column("stream"), ""), stream))
-    if rows is None or not rows.num_rows:
-        raise NotFoundError(f"nothing of stream {stream!r} in quarantine; `catchment quarantine ls` shows what there is")
-    found: Rows = rows.sort_by([("run", "descending")]).slice(0, limit).drop_columns(["stream"]).to_pylist()
-    return found

@@ -14,10 +14,13 @@ CORE_LIBRARIES = (
     *("numpy", "pyarrow", "apache_beam", "polars", "deltalake", "duckdb", "yaml", "zarr", "zarrs", "dask", "distributed"),
     *("sqlglot", "tifffile", "imagecodecs", "pyvips", "PIL", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas"),
     *("pydantic", "open_data_contract_standard", "torch", "fastapi", "uvicorn", "hypothesis", "pytest", "psutil"),
-    *("cryptography",),
+    *("cryptography", "av"),
 )
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
 NEEDS_AN_EXTRA = {
+    "edge_agent.capture.camera_file",
+    "edge_agent.capture.camera_live",
+    "edge_agent.capture.video",
     "edge_agent.enrol_cryptography",
     "edge_agent.models.inference",
     "edge_agent.models.updater",

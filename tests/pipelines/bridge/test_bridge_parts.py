@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipelines.bridge.claim import Claim, read_claim, write_claim
 from pipelines.bridge.parts import Assembler, Part
+from pipelines.bridge.sweep import Sweeper
 from schemas.ids import DeviceId, Digest
 from schemas.parts import PartHead
 from schemas.ranges import Ranges
@@ -136,3 +137,48 @@ def test_a_wrong_hash_is_answered_over_mqtt(bridge, device):
     device.wait_for_state(lambda state: "hash" in state["error"])
     assert bridge.stop() == 0
     assert bridge.rows() == []
+
+
+def test_a_large_object_out_of_order_is_hashed_beside_and_told_when_it_is_settled(tmp_path):
+    content = os.urandom(300_000)
+    assembler = Assembler(tmp_path, inline_bytes=100_000)
+    apply(assembler, part(content, 150_000, 300_000))
+    waiting = apply(assembler, part(content, 0, 150_000))
+    assert (waiting.have, waiting.settled) == ([(0, 300_000)], False) or waiting.settled
+    told: list = []
+    for _ in range(2_000):
+        told += assembler.finished()
+        if told:
+            break
+        apply(assembler, part(content, 0, 0))
+    ((device, state),) = told
+    assert (device, state.settled) == (DEVICE, True)
+    assert (tmp_path / digest_of(content)).read_bytes() == content
+    assembler.close()
+
+
+def test_a_large_object_with_a_false_hash_is_refused_beside_as_well(tmp_path):
+    content, lie = os.urandom(300_000), digest_of(b"something else")
+    assembler = Assembler(tmp_path, inline_bytes=0)
+    apply(assembler, part(content, 150_000, 300_000, digest=lie))
+    apply(assembler, part(content, 0, 150_000, digest=lie))
+    assembler.close()
+    ((_, state),) = assembler.finished()
+    assert "send them again" in state.error
+    assert not (tmp_path / lie).exists()
+
+
+def test_parts_that_nobody_continues_are_taken_away_after_their_time(tmp_path):
+    content = os.urandom(1_000)
+    assembler = Assembler(tmp_path)
+    apply(assembler, part(content, 0, 500))
+    fresh = os.urandom(1_000)
+    apply(assembler, part(fresh, 0, 500))
+    old = tmp_path / ".parts" / DEVICE / digest_of(content)
+    for path in (old, old.with_name(old.name + ".have")):
+        os.utime(path, (1_000_000, 1_000_000))
+    sweeper = Sweeper(tmp_path, assembler, keep_s=3_600)
+    sweeper.sweep_if_due(0.0)
+    assert (sweeper.swept, sweeper.swept_bytes) == (1, 500)
+    assert {path.name for path in old.parent.iterdir()} == {digest_of(fresh), digest_of(fresh) + ".have"}
+    assert apply(assembler, part(content, 0, 0)).have == []

@@ -135,3 +135,14 @@ def test_stopping_acknowledges_what_is_durable_so_that_nothing_comes_twice(bridg
     bridge.stop()
     seqs = [row["first_seq"] for row in bridge.rows() if row["stream"] == "telemetry"]
     assert sorted(seqs) == list(range(201))
+
+
+def test_a_bridge_beats_with_its_counters_and_says_when_it_stopped(bridge, device):
+    from pipelines.status.beat import read_beats
+
+    bridge.start_connected()
+    device.send("catchment/up/dev-a/things", b"{}")
+    device.wait_until(lambda: any(beat.is_ready and beat.counters["messages"] >= 1 for beat in read_beats(bridge.lake)))
+    assert bridge.stop() == 0
+    (beat,) = read_beats(bridge.lake)
+    assert (beat.role, beat.trouble) == ("bridge", "stopped in order")

@@ -44,7 +44,9 @@ for name in ("fsync", "replace", "rename", "link"):
     setattr(os, name, counted(getattr(os, name)))
 deltalake.DeltaTable.create_write_transaction = counted(deltalake.DeltaTable.create_write_transaction)  # type: ignore[method-assign]
 
-loop = RunLoop(CoreConfig(lake=sys.argv[1]), Nobody(), SystemClock(), Engine("FnApiRunner"))
+loop = RunLoop(
+    CoreConfig(lake=sys.argv[1], contracts=os.environ.get("CORE_CONTRACTS", "")), Nobody(), SystemClock(), Engine("FnApiRunner")
+)
 while loop.step():
     pass
 sys.stdout.write(f"{taken}\n")

@@ -1,0 +1,129 @@
+"""A source that follows a Zeek log, tab separated or JSON, across rotation.
+
+    kind = "zeek"
+    path = "/opt/zeek/logs/current/conn.log"
+    rotated = ["../*/conn.*.log.gz"]   # where it goes; relative to its folder; default: conn.<date>.log and the like beside it
+    start = "begin"                    # begin | end of the log, or rotated: those already rotated first
+    rename = { "local_orig" = "attributes" }
+    settle_ms = 2000                   # so long after a rotation the old file may still grow
+
+A file is known by how it begins, not by name or inode, so a position holds after the file was renamed, copied or packed.
+Rotated files that were not read, because the agent was down or two rotations came at once, are read in their order.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.follow_log import FollowedLog, LogPosition
+from edge_agent.capture.mapping import TIME_NAMES, ColumnMapper, keep_rows, read_times
+from edge_agent.capture.options import check_rename, read_options
+from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.rotation import default_patterns
+from edge_agent.capture.zeek import CONN_RENAME
+from edge_agent.clock import Clock
+from edge_agent.errors import ConfigError
+from schemas.contract import Contract
+
+
+class ZeekOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a followed Zeek log; the module's docstring shows each."""
+
+    path: str
+    rotated: tuple[str, ...] = ()
+    start: Literal["begin", "end", "rotated"] = "begin"
+    rename: dict[str, str] = {}
+    time_column: str = "ts"
+    settle_ms: int = 2_000
+    max_line_bytes: int = 4 * 1024 * 1024
+
+
+class ZeekSource:
+    """Follows one log; see the module.
+
+    Attributes:
+        rejected: reason -> rows, cells and files refused.
+    """
+
+    def __init__(self, options: ZeekOptions, contract: Contract, clock: Clock, position: bytes | None) -> None:
+        self._options = options
+        path = Path(options.path)
+        self._rejects = Rejects(f"zeek {path.name}")
+        # An unset mark is understood by the reader; JSON leaves unset fields out.
+        self._mapper = ColumnMapper(contract, {**CONN_RENAME, **options.rename}, frozenset(), self._rejects)
+        patterns = options.rotated or default_patterns(path)
+        self._log = FollowedLog(path, patterns, options.settle_ms / 1000, options.max_line_bytes, clock, self._rejects)
+        at = self._decode(position)
+        if at is None:
+            self._log.begin(options.start)
+        else:
+            self._log.resume(at)
+
+    @property
+    def position(self) -> bytes:
+        """Where it stands; stored at the first start, so that a log that rotates before its first row is read is not missed."""
+        return msgspec.json.encode(self._log.position)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many rows, cells or files were refused since the source was built."""
+        return dict(self._rejects.counts)
+
+    def _decode(self, position: bytes | None) -> LogPosition | None:
+        if position is None:
+            return None
+        try:
+            return msgspec.json.decode(position, type=LogPosition)
+        except msgspec.MsgspecError:
+            self._rejects.count("file: the stored position is unreadable; the log is read from its start")
+            return None
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The next rows; None where none is written.
+
+        Raises:
+            SourceError: the log cannot be read.
+        """
+        chunk = self._log.read(max_samples)
+        if chunk is None:
+            return None
+        cells = chunk.columns.get(self._options.time_column, [None] * chunk.rows)
+        chunk, times = keep_rows(chunk, read_times(cells, "auto", self._rejects))
+        if not times:
+            return None
+        columns = self._mapper.convert(chunk, frozenset({self._options.time_column, *TIME_NAMES}))
+        return SampleBatch(times, columns, None, self.position)
+
+    def stored(self, batch: SampleBatch) -> None:
+        """Nothing to do: the logs are Zeek's."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._log.close()
+
+
+def check(options: Mapping[str, object], contract: Contract) -> ZeekOptions:
+    """The options of a followed Zeek log.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+    """
+    chosen = read_options("zeek", options, ZeekOptions)
+    check_rename("zeek", chosen.rename, contract)
+    for pattern in chosen.rotated:
+        if not pattern or pattern.startswith("/"):
+            raise ConfigError(f"source 'zeek': rotated = {pattern!r} must be relative to the log's folder; ../ leads out of it")
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> ZeekSource:
+    """Follow a log.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+        SourceError: rotated logs cannot be listed.
+    """
+    return ZeekSource(check(options, contract), contract, clock, position)

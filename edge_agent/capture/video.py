@@ -1,0 +1,150 @@
+"""Video in, JPEG out, by PyAV (the `camera` extra). The only module that knows it."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError, InvalidDataError
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange
+
+from edge_agent.capture.camera_options import CameraOptions
+from edge_agent.capture.rejects import Rejects
+from edge_agent.errors import SourceError
+
+_MAX_BROKEN = 100
+_COARSEST, _FINEST = 31, 2
+_ENCODER_TIME = Fraction(1, 1000)
+
+
+class Video:
+    """An opened video: a device, an address or a file.
+
+    Args:
+        options: what is opened, and how.
+        rejects: where frames are counted that cannot be decoded.
+
+    Raises:
+        SourceError: it cannot be opened, or has no picture.
+    """
+
+    def __init__(self, options: CameraOptions, rejects: Rejects) -> None:
+        self._name = options.shown
+        self._rejects = rejects
+        try:
+            self._container: InputContainer = av.open(
+                options.source,
+                format=options.input_format or None,
+                options=options.input_options,
+                timeout=(options.timeout_s, options.timeout_s),
+                metadata_errors="replace",
+            )
+        except (FFmpegError, OSError, ValueError) as error:
+            # The error's own text quotes the address with its password.
+            raise SourceError(f"{self._name} cannot be opened: {_reason(error)}; is it there, may the agent read it?") from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise SourceError(f"{self._name} has no picture")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds from frame to frame, as the video says; 1/25 where it does not."""
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        return float(1 / rate) if rate else 0.04
+
+    def frames(self, after_s: float | None) -> Iterator[tuple[float, VideoFrame]]:
+        """Time within the video and frame, in order; those after `after_s` alone.
+
+        Raises:
+            SourceError: it cannot be read any more.
+        """
+        broken, last_s = 0, -self.frame_s
+        if after_s is not None:
+            self._seek(after_s)
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+                found = packet.decode()
+            except StopIteration:
+                return
+            except InvalidDataError as error:
+                broken += 1
+                self._rejects.count("row: frame cannot be decoded")
+                if broken > _MAX_BROKEN:
+                    raise SourceError(f"{self._name}: {broken} frames in a row cannot be decoded: {error}") from error
+                continue
+            except (FFmpegError, OSError) as error:
+                raise SourceError(f"{self._name} cannot be read any more: {_reason(error)}") from None
+            for frame in found:
+                broken = 0
+                last_s = frame.time if frame.pts is not None else last_s + self.frame_s
+                if after_s is None or last_s > after_s + self.frame_s / 4:
+                    yield last_s, frame
+
+    def _seek(self, after_s: float) -> None:
+        try:
+            base = self._stream.time_base or Fraction(1, 1000)
+            self._container.seek(int(after_s / base), stream=self._stream, backward=True)
+        except (FFmpegError, OSError) as error:
+            raise SourceError(f"{self._name} cannot be read from {after_s:.3f} s on: {_reason(error)}") from None
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._container.close()
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or type(error).__name__)
+
+
+class JpegEncoder:
+    """Frames as JPEG.
+
+    Args:
+        quality: 1 to 100.
+        max_width: wider frames are scaled down; 0: none is.
+    """
+
+    def __init__(self, quality: int, max_width: int) -> None:
+        self._step = round(_COARSEST - (quality - 1) / 99 * (_COARSEST - _FINEST))
+        self._max_width = max_width
+        self._codec: VideoCodecContext | None = None
+
+    def encode(self, frame: VideoFrame) -> tuple[bytes, int, int]:
+        """JPEG, width and height.
+
+        Raises:
+            SourceError: it cannot be encoded.
+        """
+        width, height = self._size(frame)
+        try:
+            picture = frame.reformat(width, height, "yuvj420p", dst_color_range=ColorRange.JPEG)
+            picture.pts, picture.time_base = None, _ENCODER_TIME
+            codec = self._codec_for(width, height)
+            packets = codec.encode(picture)
+        except (FFmpegError, OSError, ValueError) as error:
+            raise SourceError(f"a frame of {width} x {height} cannot be encoded: {error}") from error
+        return b"".join(bytes(packet) for packet in packets), width, height
+
+    def _size(self, frame: VideoFrame) -> tuple[int, int]:
+        width, height = frame.width, frame.height
+        if self._max_width and width > self._max_width:
+            height = max(2, round(height * self._max_width / width / 2) * 2)
+            width = self._max_width
+        return width, height
+
+    def _codec_for(self, width: int, height: int) -> VideoCodecContext:
+        codec = self._codec
+        if codec is None or (codec.width, codec.height) != (width, height):
+            codec = VideoCodecContext.create("mjpeg", "w")
+            codec.width, codec.height, codec.pix_fmt = width, height, "yuvj420p"
+            codec.time_base = _ENCODER_TIME
+            codec.qmin = codec.qmax = self._step
+            codec.thread_count = 1  # with more, a frame comes out one later than it went in
+            self._codec = codec
+        return codec

@@ -1,0 +1,61 @@
+"""What the bridge says of itself: in its heartbeat, and once a minute in the log."""
+
+import time
+from dataclasses import asdict
+
+import structlog
+
+from pipelines.bridge.drain import Drain
+from pipelines.bridge.inbox import Inbox
+from pipelines.bridge.landing import Landing
+from pipelines.bridge.parts import Assembler
+from pipelines.bridge.subscriber import Subscriber
+from pipelines.bridge.sweep import Sweeper
+from pipelines.status.beat import Health
+
+_log = structlog.get_logger(__name__)
+_TELL_EVERY_S = 60.0
+
+
+class Teller:
+    """Reads the counters of the bridge's parts; each is written by one thread and only read here."""
+
+    def __init__(  # it tells of all of them
+        self, inbox: Inbox, subscriber: Subscriber, drain: Drain, landing: Landing, assembler: Assembler, sweeper: Sweeper
+    ) -> None:
+        self._inbox = inbox
+        self._subscriber = subscriber
+        self._drain = drain
+        self._landing = landing
+        self._assembler = assembler
+        self._sweeper = sweeper
+        self._told_s = time.monotonic()
+
+    def health(self) -> Health:
+        """For the heartbeat; now and then for the log as well."""
+        if time.monotonic() - self._told_s >= _TELL_EVERY_S:
+            self.tell()
+        trouble = ""
+        if self._drain.is_refused:
+            trouble = "the disk refuses"
+        elif not self._subscriber.is_subscribed:
+            trouble = "not subscribed at the broker"
+        return Health(not trouble, trouble, self._counters())
+
+    def tell(self) -> None:
+        """Into the log."""
+        self._told_s = time.monotonic()
+        _log.info("bridge_counters", **self._counters())
+
+    def _counters(self) -> dict[str, float]:
+        return {
+            **asdict(self._drain.counters),
+            "held_bytes": self._inbox.held_bytes,
+            "fsyncs": self._landing.syncs,
+            "sealed": self._landing.sealed,
+            "objects_settled": self._assembler.settled,
+            "objects_refused": self._assembler.refused,
+            "parts_swept": self._sweeper.swept,
+            "connections": self._subscriber.connections,
+            "stale_acks": self._subscriber.stale_acks,
+        }

@@ -1,0 +1,77 @@
+"""A survey as Prometheus text. No IO."""
+
+from collections.abc import Iterable
+
+from pipelines.status.health import judge
+from pipelines.status.survey import Survey
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def exposition(found: Survey) -> str:
+    """All metrics of the core."""
+    page = _Page()
+    verdict = judge(found)
+    page.add("catchment_live", "All processes of the core beat", [({}, float(verdict.is_alive))])
+    page.add("catchment_ready", "The core gets on", [({}, float(verdict.is_ready))])
+    page.add("catchment_alarms", "Reasons not to be ready", [({}, float(len(verdict.alarms)))])
+    page.add("catchment_books_unbalanced", "Streams of devices whose books do not balance", [({}, float(len(found.unbalanced)))])
+    page.add("catchment_run", "The last committed run", [({}, float(found.run))])
+    _ages(page, found)
+    for name in ("received", "committed", "quarantined", "duplicate", "dropped"):
+        samples = [({"stream": stream.stream}, float(getattr(stream.counts, name))) for stream in found.streams]
+        page.add(f"catchment_samples_{name}_total", f"Samples {name} since the lake began", samples, kind="counter")
+    rows = [({"stream": stream.stream}, float(stream.rows)) for stream in found.streams if stream.rows is not None]
+    page.add("catchment_table_rows", "Rows of the stream's table", rows)
+    page.add("catchment_quarantine_open", "Refused samples that wait for a replay or a discard",
+             [({"stage": stage}, float(count)) for stage, count in sorted(found.quarantined_open.items())])  # fmt: skip
+    page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
+    for beat in found.beats:
+        labels = {"role": beat.role, "name": beat.name}
+        page.add("catchment_beat_age_seconds", "Since a process last beat", [(labels, found.at_us / 1e6 - beat.at_ms / 1e3)])
+        page.add("catchment_process_ready", "A process says that it gets on", [(labels, float(beat.is_ready))])
+        for name, value in sorted(beat.counters.items()):
+            page.add(
+                f"catchment_{beat.role}_{name}", f"{name} of the {beat.role}, since it started", [({"name": beat.name}, value)]
+            )
+    return page.text()
+
+
+def _ages(page: "_Page", found: Survey) -> None:
+    waiting = [({"bridge": one.bridge}, one) for one in found.waiting]
+    page.add(
+        "catchment_landing_waiting_segments", "Sealed segments no run has taken", [(k, float(o.segments)) for k, o in waiting]
+    )
+    page.add("catchment_landing_waiting_bytes", "Their bytes", [(labels, float(one.bytes)) for labels, one in waiting])
+    page.add("catchment_landing_oldest_seconds", "Age of the oldest",
+             [(labels, (found.at_us - one.oldest_us) / 1e6) for labels, one in waiting])  # fmt: skip
+    page.add("catchment_waiting_samples", "Samples landed and not settled",
+             [({"stream": stream.stream}, float(stream.waiting)) for stream in found.streams])  # fmt: skip
+    page.add("catchment_oldest_unsettled_seconds", "Age of the oldest sample landed and not settled",
+             [({"stream": stream.stream}, (found.at_us - stream.oldest_waiting_us) / 1e6)
+              for stream in found.streams if stream.oldest_waiting_us is not None])  # fmt: skip
+    page.add("catchment_stream_commit_age_seconds", "Since a stream was last committed to",
+             [({"stream": stream.stream}, (found.at_us - stream.last_commit_us) / 1e6)
+              for stream in found.streams if stream.last_commit_us is not None])  # fmt: skip
+    if found.last_commit_us is not None:
+        page.add("catchment_commit_age_seconds", "Since the last commit", [({}, (found.at_us - found.last_commit_us) / 1e6)])
+
+
+class _Page:
+    """Metrics in the order of their first mention, each with its help once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, list[str]] = {}
+
+    def add(self, name: str, text: str, samples: Iterable[tuple[dict[str, str], float]], kind: str = "gauge") -> None:
+        lines = self._lines.setdefault(name, [f"# HELP {name} {text}", f"# TYPE {name} {kind}"])
+        for labels, value in samples:
+            told = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
+            lines.append(f"{name}{{{told}}} {value:g}" if told else f"{name} {value:g}")
+
+    def text(self) -> str:
+        return "\n".join(line for lines in self._lines.values() if len(lines) > 2 for line in lines) + "\n"
+
+
+def _escaped(label: str) -> str:
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

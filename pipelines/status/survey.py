@@ -1,0 +1,178 @@
+"""Where every sample is on its way, read from the lake: what waits, since when, what was committed, and do the books agree."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.bridge.segment import sealed_path
+from pipelines.ingest.plan import Plan
+from pipelines.ingest.plan_files import find_segments, read_plan
+from pipelines.lake.books import Counts, books_by_stream
+from pipelines.lake.commit import APP, committed_run
+from pipelines.lake.layout import COMMITS, landing_folder, stream_table
+from pipelines.lake.ledger import read_ledger
+from pipelines.lake.quarantined import Where, heads
+from pipelines.lake.table import open_table
+from pipelines.status.beat import Beat, read_beats
+
+RECENT_RUNS = 50
+MAX_WAITING = 10_000
+MAX_OPENED = 64
+
+
+@dataclass(slots=True)
+class StreamStatus:
+    """One stream. `rows` is what its table holds, None while a run commits: fewer than committed if some were deleted since."""
+
+    stream: str
+    counts: Counts
+    rows: int | None
+    waiting: int = 0
+    oldest_waiting_us: int | None = None
+    last_commit_us: int | None = None
+    recent_samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Sealed segments of one bridge that no run has taken."""
+
+    bridge: str
+    segments: int
+    bytes: int
+    oldest_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The core at one moment; times are microseconds since 1970."""
+
+    at_us: int
+    run: int
+    last_commit_us: int | None
+    recent_span_us: int
+    streams: tuple[StreamStatus, ...]
+    waiting: tuple[Waiting, ...]
+    unbalanced: tuple[str, ...]
+    quarantined_open: dict[str, int]
+    open_requests: int
+    beats: tuple[Beat, ...] = field(default=())
+
+    @property
+    def oldest_waiting_us(self) -> int | None:
+        """The landing time of the oldest segment that waits."""
+        return min((one.oldest_us for one in self.waiting), default=None)
+
+
+def survey(root: Path, now_us: int) -> Survey:
+    """Look at the lake.
+
+    Raises:
+        CorruptLakeError: the ledger cannot be read.
+    """
+    run = committed_run(root, COMMITS)
+    ledger = read_ledger(root, run)
+    plan = read_plan(root, run) if run else None
+    streams = {
+        name: StreamStatus(name, counts, _rows(root, name, run)) for name, counts in books_by_stream(ledger.books).items() if name
+    }
+    last_us, span_us = _recent(root, run, streams)
+    waiting = _waiting(root, plan, streams)
+    return Survey(
+        now_us,
+        run,
+        last_us,
+        span_us,
+        tuple(streams[name] for name in sorted(streams)),
+        waiting,
+        tuple(f"{device}/{stream}" for device, stream in ledger.unbalanced()),
+        _quarantined(root),
+        len(list((root / "runs" / "requests").glob("[0-9]*.json"))) if (root / "runs" / "requests").is_dir() else 0,
+        tuple(read_beats(root)),
+    )
+
+
+def _rows(root: Path, stream: str, run: int) -> int | None:
+    table = open_table(root, stream_table(stream))
+    if table is None:
+        return 0
+    if (table.transaction_version(APP) or 0) > run:
+        return None  # the run after `run` is committing: its rows are there, its books not yet
+    actions = pa.table(table.get_add_actions(flatten=True))
+    return int(pc.sum(actions.column("num_records")).as_py() or 0)
+
+
+def _recent(root: Path, run: int, streams: dict[str, StreamStatus]) -> tuple[int | None, int]:
+    """The last commit, and the time that the last `RECENT_RUNS` took; per stream what they brought."""
+    table = open_table(root, COMMITS)
+    if table is None:
+        return None, 0
+    columns = ["run", "committed_at", "streams"]
+    rows = (
+        table.to_pyarrow_dataset()
+        .to_table(columns=columns, filter=pc.field("run") > run - RECENT_RUNS)
+        .sort_by("run")
+        .to_pylist()
+    )
+    for row in rows:
+        for name, counts in json.loads(row["streams"]).items():
+            found = streams.get(name)
+            if found is not None and counts.get("committed"):
+                found.recent_samples += counts["committed"]
+                found.last_commit_us = _micros(row["committed_at"])
+    if not rows:
+        return None, 0
+    first, last = _micros(rows[0]["committed_at"]), _micros(rows[-1]["committed_at"])
+    return last, last - first
+
+
+def _waiting(root: Path, plan: Plan | None, streams: dict[str, StreamStatus]) -> tuple[Waiting, ...]:
+    cursors = plan.next_numbers if plan is not None else {}
+    by_bridge: dict[str, list[Any]] = defaultdict(list)
+    for place, segment in enumerate(find_segments(root, cursors, MAX_WAITING)):
+        path = sealed_path(landing_folder(root, segment.bridge), segment.number)
+        by_bridge[segment.bridge].append((segment.bytes, path.stat().st_mtime_ns // 1_000))
+        if place < MAX_OPENED:
+            _count_waiting(path, streams)
+    return tuple(
+        Waiting(bridge, len(found), sum(size for size, _ in found), min(at for _, at in found))
+        for bridge, found in sorted(by_bridge.items())
+    )
+
+
+def _count_waiting(path: Path, streams: dict[str, StreamStatus]) -> None:
+    """Samples per stream in a waiting segment, by its heads; a segment that cannot be read is the run's to judge."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_stream(source).read_all().select(["stream", "count", "received_at"])
+    except (OSError, pa.ArrowException):
+        return
+    table = table.set_column(2, "received_at", table.column("received_at").cast(pa.int64()))
+    for row in table.group_by("stream").aggregate([("count", "sum"), ("received_at", "min")]).to_pylist():
+        if row["stream"] is None:
+            continue
+        found = streams.setdefault(row["stream"], StreamStatus(row["stream"], Counts(), None))
+        found.waiting += row["count_sum"] or 0
+        found.oldest_waiting_us = min(found.oldest_waiting_us or row["received_at_min"], row["received_at_min"])
+
+
+def _quarantined(root: Path) -> dict[str, int]:
+    rows = heads(root, Where()).group_by(["stage"]).aggregate([("count", "sum")]) if open_table(root, "quarantine") else None
+    return {} if rows is None else {row["stage"]: row["count_sum"] for row in rows.to_pylist()}
+
+
+def _micros(moment: datetime) -> int:
+    return int(moment.timestamp() * 1_000_000)
+
+
+def as_plain(found: Survey) -> dict[str, Any]:
+    """For JSON."""
+    plain: dict[str, Any] = msgspec.to_builtins(found)
+    return plain

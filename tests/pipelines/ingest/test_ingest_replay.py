@@ -1,0 +1,192 @@
+"""What was refused comes back once its cause is gone: each sample once, whatever dies in the middle."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.config import CoreConfig
+from pipelines.contracts.odcs_writer import to_odcs
+from pipelines.ingest.loop import only_loop
+from pipelines.ingest.quarantine_cli import quarantine_app
+from pipelines.ingest.requests import Request, write_request
+from pipelines.lake.quarantined import Where, grouped, heads
+from schemas.contract import Column, ColumnType, Contract
+
+STREAM = "streams/room"
+SCRIPT = Path(__file__).with_name("dies_at_step.py")
+ROOT = Path(__file__).resolve().parents[3]
+US = pa.timestamp("us", "UTC")
+
+
+def contract(folder: Path, version: str = "1.0.0", **bounds: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    column = Column("celsius", ColumnType.FLOAT64, **bounds)
+    found = Contract(name="room", version=version, columns=(column, Column("note", ColumnType.STRING)))
+    (folder / f"room-{version}.odcs.yaml").write_text(to_odcs(found))
+
+
+@pytest.fixture
+def room(core: Any, envelope: Any, as_ipc: Any, tmp_path: Path) -> Any:
+    """A lake with rows of a room that a bound refuses, an envelope of a version nobody knows, garbage, and a JSON row."""
+    contract(tmp_path / "contracts", minimum=0.0)
+    core.config = CoreConfig(lake=str(core.root), contracts=str(tmp_path / "contracts"))
+
+    def body(first: int, values: list[float]) -> bytes:
+        times = pa.array([1_790_000_000_000_000 + first + at for at in range(len(values))]).cast(US)
+        return as_ipc(pa.record_batch({"event_time": times, "celsius": values}))
+
+    text = [{"event_time": "2026-01-01T00:00:00Z", "celsius": 1}, {"event_time": "2026-01-01T00:00:00Z", "celsius": "cold"}]
+    core.landing.seal(
+        [
+            envelope(0, 5, stream="room", body=body(0, [1, -2, 3, -4, -5]), version="1.0.0"),
+            envelope(5, 3, stream="room", body=body(5, [1, 2, 3]), version="2.0.0"),
+            envelope(8, 2, stream="room", body=b"garbage", version="1.0.0"),
+            envelope(10, 2, stream="room", body=json.dumps(text).encode(), version="1.0.0", content_type="application/json"),
+        ]
+    )
+    core.run()
+    return core
+
+
+def seqs(core: Any) -> list[int]:
+    return sorted(row["seq"] for row in core.rows(STREAM))
+
+
+def ask(core: Any, kind: str = "replay", **where: Any) -> None:
+    ids = tuple(row_id for row_id in heads(core.root, Where(**where)).column("id").to_pylist() if row_id)
+    write_request(core.root, Request(kind, ids, 1_790_000_000_000_000))  # type: ignore[arg-type]
+
+
+def test_refusals_are_listed_by_stream_stage_and_kind_of_reason(room: Any) -> None:
+    found = [(group["stage"], group["samples"], group["rows"]) for group in grouped(heads(room.root, Where()))]
+    assert sorted(found) == [("contract", 1, 1), ("contract", 3, 1), ("contract", 3, 1), ("decode", 2, 1)]
+
+
+def test_a_replay_after_the_contract_was_mended_commits_each_sample_once(room: Any, tmp_path: Path) -> None:
+    assert seqs(room) == [0, 2, 10]
+    contract(tmp_path / "contracts", minimum=-4.5)
+    contract(tmp_path / "contracts", "2.0.0", minimum=-4.5)
+    ask(room)
+    loop = room.run()
+    assert seqs(room) == [0, 1, 2, 3, 5, 6, 7, 10]
+    books = loop.ledger.books["car-1", "room"]
+    assert (books.received, books.committed, books.quarantined, books.duplicate) == (12, 8, 4, 0)
+    left = heads(room.root, Where())
+    assert sorted(json.loads(spans)[0][0] for spans in left.column("spans").to_pylist()) == [4, 8, 11]
+    assert not any((room.root / "runs" / "requests").iterdir())
+
+
+def test_the_same_request_carried_out_twice_does_nothing_the_second_time(room: Any, tmp_path: Path) -> None:
+    contract(tmp_path / "contracts", minimum=-9.0)
+    ask(room)
+    request = next((room.root / "runs" / "requests").iterdir())
+    kept = request.read_bytes()
+    runs = room.run().ledger.run
+    request.write_bytes(kept)
+    loop = room.run()
+    assert loop.ledger.run == runs
+    assert seqs(room) == [0, 1, 2, 3, 4, 10]
+
+
+def test_rows_are_read_by_another_contract_version_if_so_asked(room: Any, tmp_path: Path) -> None:
+    contract(tmp_path / "contracts", "3.0.0", minimum=-100.0)
+    ids = tuple(heads(room.root, Where(stage="contract")).column("id").to_pylist())
+    write_request(room.root, Request("replay", ids, 1, "3.0.0"))
+    room.run()
+    assert seqs(room) == [0, 1, 2, 3, 4, 5, 6, 7, 10]
+    assert {row["contract_version"] for row in room.rows(STREAM)} == {"1.0.0", "3.0.0"}
+
+
+def test_a_replay_tags_by_the_policies_of_the_day(room: Any, tmp_path: Path) -> None:
+    policies = tmp_path / "policies"
+    policies.mkdir()
+    (policies / "cold.yaml").write_text("id: cold\nstreams: [room]\nrules:\n  - tag: cold\n    when: celsius < 0\n")
+    contract(tmp_path / "contracts", minimum=-4.5)
+    room.config = CoreConfig(lake=str(room.root), contracts=str(tmp_path / "contracts"), policies=str(policies))
+    ask(room, stage="contract")
+    room.run()
+    assert {row["seq"] for row in room.rows(STREAM) if row["tags"]} == {1, 3}
+
+
+def test_a_discarded_row_leaves_the_list_and_the_books_still_balance(room: Any) -> None:
+    ask(room, "discard", stage="decode")
+    loop = room.run()
+    assert {group["stage"] for group in grouped(heads(room.root, Where()))} == {"contract"}
+    assert not loop.ledger.unbalanced()
+    assert loop.ledger.books["car-1", "room"].quarantined == 9
+    assert [(row["outcome"], row["count"]) for row in room.rows("quarantine_closed")] == [("discard", 2)]
+
+
+def test_rows_go_on_being_settled_while_a_replay_waits(room: Any, envelope: Any) -> None:
+    ask(room)
+    room.landing.seal([envelope(0, 10)])
+    loop = room.run()
+    assert len(room.rows("streams/vehicle_telemetry")) == 10
+    assert not loop.ledger.unbalanced()
+
+
+def test_the_command_replays_here_if_no_loop_is_at_work(room: Any, tmp_path: Path) -> None:
+    config = tmp_path / "core.toml"
+    config.write_text('lake = "lake"\ncontracts = "contracts"\n')
+    contract(tmp_path / "contracts", minimum=-4.5)
+    said = CliRunner().invoke(quarantine_app, ["replay", "--stage", "contract", "--stream", "room", "--json", "-c", str(config)])
+    assert said.exit_code == 0, said.output
+    (outcome,) = json.loads(said.stdout.splitlines()[-1])
+    assert (outcome["samples"], outcome["committed"], outcome["refused_again"]) == (7, 2, 5)
+    nothing = CliRunner().invoke(quarantine_app, ["replay", "-c", str(config)])
+    assert "say which" in str(nothing.exception)
+    with only_loop(room.root):
+        busy = CliRunner().invoke(quarantine_app, ["discard", "--all", "--yes", "--wait-s", "0", "-c", str(config)])
+    assert "has not come to it" in str(busy.exception)
+    listed = CliRunner().invoke(quarantine_app, ["ls", "--json", "-c", str(config)])
+    assert json.loads(listed.stdout)
+    shown = CliRunner().invoke(quarantine_app, ["show", "room", "-c", str(config)])
+    assert shown.exit_code == 0
+
+
+def dies_at(lake: Path, config: Path, step: int) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CORE_CONTRACTS": str(config)}
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(lake), str(step)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def crash_and_check(room: Any, contracts: Path, pristine: Path, steps: list[int]) -> None:
+    for step in steps:
+        shutil.rmtree(room.root)
+        shutil.copytree(pristine, room.root)
+        died = dies_at(room.root, contracts, step)
+        assert died.returncode == 137, (step, died.stderr)
+        loop = room.run()
+        assert seqs(room) == [0, 1, 2, 3, 10], step
+        books = loop.ledger.books["car-1", "room"]
+        assert (books.received, books.committed, books.quarantined) == (12, 5, 7), step
+        assert sum(heads(room.root, Where()).column("count").to_pylist()) == 7, step
+
+
+@pytest.fixture
+def asked(room: Any, tmp_path: Path) -> Path:
+    contract(tmp_path / "contracts", minimum=-4.5)
+    ask(room)
+    shutil.copytree(room.root, tmp_path / "pristine")
+    return tmp_path / "pristine"
+
+
+def test_a_replay_that_dies_commits_each_sample_once(room: Any, asked: Path, tmp_path: Path) -> None:
+    crash_and_check(room, tmp_path / "contracts", asked, [9, 70])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_replay_that_dies_at_any_durable_step_commits_each_sample_once(room: Any, asked: Path, tmp_path: Path) -> None:
+    steps = int(dies_at(room.root, tmp_path / "contracts", 0).stdout.split()[-1])
+    assert steps > 40
+    stride = 1 if os.environ.get("CATCHMENT_THOROUGH") else max(1, steps // 12)
+    crash_and_check(room, tmp_path / "contracts", asked, list(range(1, steps + 1, stride)))

@@ -1,0 +1,135 @@
+"""What the core says of itself: lag, health, metrics; and that a standstill is not called ready."""
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.clock import SystemClock
+from pipelines.status.beat import FOLDER, Beat, Health, Heart, read_beats
+from pipelines.status.cli import status
+from pipelines.status.exposition import exposition
+from pipelines.status.health import judge
+from pipelines.status.server import serving
+from pipelines.status.survey import Survey, survey
+
+NOW_US = 1_790_000_500_000_000
+
+
+def beat(root: Path, role: str, **changes: Any) -> None:
+    found = Beat(role, "one", 1, NOW_US // 1_000, NOW_US // 1_000, True, counters={"messages": 3})
+    (root / FOLDER).mkdir(exist_ok=True)
+    (root / FOLDER / f"{role}-one.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(found, **changes)))
+
+
+@pytest.fixture
+def lake(core: Any, envelope: Any) -> Any:
+    core.landing.seal([envelope(0, 10), envelope(0, 4), envelope(10, 5, body=b"garbage")])
+    core.run()
+    beat(core.root, "bridge")
+    beat(core.root, "run")
+    return core
+
+
+def test_a_survey_tells_what_waits_per_stream_and_what_was_committed(lake: Any, envelope: Any) -> None:
+    lake.landing.seal([envelope(20, 7), envelope(0, 3, stream="network_flow", body=b"x")])
+    found = survey(lake.root, NOW_US)
+    streams = {stream.stream: stream for stream in found.streams}
+    telemetry = streams["vehicle_telemetry"]
+    assert (telemetry.counts.committed, telemetry.rows, telemetry.waiting, telemetry.recent_samples) == (10, 10, 7, 10)
+    assert (streams["network_flow"].waiting, streams["network_flow"].last_commit_us) == (3, None)
+    assert [(one.bridge, one.segments) for one in found.waiting] == [("b0", 1)]
+    assert found.quarantined_open == {"decode": 5}
+    assert found.run == 1
+
+
+def test_a_core_that_gets_on_is_ready(lake: Any) -> None:
+    assert judge(survey(lake.root, NOW_US)).alarms == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "alarm", "alive"),
+    [
+        ({"at_ms": NOW_US // 1_000 - 60_000}, "run one is silent for 60 s", False),
+        ({"is_ready": False, "trouble": "run 7: away"}, "run one: run 7: away", True),
+    ],
+)
+def test_a_process_that_is_silent_or_stuck_is_an_alarm(lake: Any, changes: Any, alarm: str, alive: bool) -> None:
+    beat(lake.root, "run", **changes)
+    verdict = judge(survey(lake.root, NOW_US))
+    assert (verdict.alarms, verdict.is_alive, verdict.is_ready) == ((alarm,), alive, False)
+
+
+def test_waiting_work_that_no_run_takes_is_an_alarm(lake: Any, envelope: Any) -> None:
+    import os
+
+    path = lake.landing.seal([envelope(20, 7)])
+    os.utime(path, ns=((NOW_US - 200_000_000) * 1_000,) * 2)
+    assert judge(survey(lake.root, NOW_US)).alarms == ("a sealed segment waits for 200 s and no run takes it",)
+
+
+def test_books_that_do_not_balance_or_rows_too_many_are_alarms(lake: Any) -> None:
+    found = survey(lake.root, NOW_US)
+    (stream,) = found.streams
+    more: Survey = replace(found, unbalanced=("car-1/vehicle_telemetry",), streams=(replace(stream, rows=11),))
+    assert len(judge(more).alarms) == 2
+    assert "catchment_books_unbalanced 1" in exposition(more)
+
+
+def test_metrics_are_prometheus_text(lake: Any) -> None:
+    text = exposition(survey(lake.root, NOW_US))
+    assert 'catchment_samples_committed_total{stream="vehicle_telemetry"} 10' in text
+    assert 'catchment_bridge_messages{name="one"} 3' in text
+    assert "catchment_ready 1" in text
+    names = [line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(names) == len(set(names)) > 10
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_live_ready_and_metrics_are_served(lake: Any) -> None:
+    clock = SystemClock()
+    beat(lake.root, "bridge", at_ms=clock.now_ms())
+    beat(lake.root, "run", at_ms=clock.now_ms(), is_ready=False, trouble="away")
+    with serving(lake.root, "127.0.0.1", 0, clock) as port:
+        base = f"http://127.0.0.1:{port}"
+        assert get(f"{base}/live")[0] == 200
+        code, body = get(f"{base}/ready")
+        assert (code, json.loads(body)["alarms"]) == (503, ["run one: away"])
+        assert "catchment_ready 0" in get(f"{base}/metrics")[1]
+        assert get(f"{base}/secret")[0] == 404
+
+
+def test_a_heart_beats_and_says_why_it_stopped(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no more"), Heart(tmp_path, "run", "one", SystemClock(), lambda: Health(True)):
+        raise ValueError("no more")
+    (last,) = read_beats(tmp_path)
+    assert (last.is_ready, last.trouble) == (False, "stopped: no more")
+
+
+def test_the_command_ends_with_one_where_something_is_wrong(lake: Any, tmp_path: Path) -> None:
+    import typer
+
+    app = typer.Typer()
+    app.command()(status)
+    config = tmp_path / "core.toml"
+    config.write_text('lake = "lake"\n')
+    said = CliRunner().invoke(app, ["-c", str(config)])
+    assert said.exit_code == 1
+    assert "ALARM: bridge one is silent" in said.stdout
+    told = json.loads(CliRunner().invoke(app, ["--json", "-c", str(config)]).stdout)
+    assert told["streams"][0]["stream"] == "vehicle_telemetry"
+    assert told["alive"] is False
