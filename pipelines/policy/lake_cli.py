@@ -19,6 +19,7 @@ from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import load_policy
+from pipelines.policy.edge import edge_rules
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import Retagged, retag_stream, undo_retag
 from pipelines.policy.site import CORE, Config, Lake, Site
@@ -46,6 +47,7 @@ def apply(
     policies = [load_policy(path) for path in files]
     for policy, path in zip(policies, files, strict=True):
         require_sound(policy, site.contracts, path.parent)
+        edge_rules([policy], site.contracts)
         store_code(site.root, [policy], path.parent)
     for policy in policies:
         before = {each.id: each for each in active_policies(site.root)}.get(policy.id)
@@ -55,6 +57,8 @@ def apply(
         else:
             was = f" in place of {before.label}" if before else ""
             console.print(f"[green]in force[/] {policy.label}{was}, change {entry.number}")
+        if policy.has_edge_part:
+            console.print(f"{policy.id} has rules for devices: `catchment policy push --key KEY` gives them out")
 
 
 def withdraw(

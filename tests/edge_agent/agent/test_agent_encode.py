@@ -27,9 +27,7 @@ VALUES = {
     ColumnType.TIMESTAMP: st.integers(0, 2**50),
     ColumnType.BINARY: st.binary(max_size=20),
 }
-CONTRACT = Contract(
-    "all", "1.0.0", tuple(Column(f"c_{kind}", kind) for kind in VALUES), PayloadSpec(("image/jpeg",), 1 << 30)
-)
+CONTRACT = Contract("all", "1.0.0", tuple(Column(f"c_{kind}", kind) for kind in VALUES), PayloadSpec(("image/jpeg",), 1 << 30))
 
 
 def put_object(payload: bytes | Path) -> ObjectRef:
