@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import PipelineError
+from pipelines.inspect.run import check_step
 from pipelines.policy import edge_cli, file_cli, lake_cli, look_cli
 from pipelines.policy.documents import load_policy
 from pipelines.policy.edge import edge_rules
@@ -43,6 +44,8 @@ def check(files: Files, contracts: Contracts = "") -> None:
             policy = load_policy(path)
             compile_policy(policy, known)
             edge_rules([policy], known)
+            for step in policy.inspect:
+                check_step(step, path.parent / step.file if step.file else None)
             console.print(f"[green]ok[/] {path}: {_title(policy)}, {len(policy.rules)} rules for {', '.join(policy.streams)}")
         except PipelineError as error:
             bad += 1
