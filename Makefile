@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow power-cuts soak gate check format bench lock wheel clean
+.PHONY: help setup demo test test-slow power-cuts soak gate check format bench lock wheel wheels deb clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ lock: setup ## choose the packages' versions anew (needs uv)
 
 wheel: setup ## the wheel, in dist/
 	@$(BIN)/python -m build --wheel --no-isolation
+
+wheels: setup ## is every package of the agent there ready-made, for each Python and machine? (asks the package index)
+	@$(BIN)/python scripts/check_wheels.py
+
+deb: setup ## the agent as a .deb for this distribution and machine, in dist/
+	@sh deploy/edge/build-deb.sh
 
 clean: ## all that setup and the tests made
 	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
