@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from edge_agent.atomic import make_folder
 from edge_agent.capture.batch import Source
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
@@ -26,11 +27,11 @@ from edge_agent.health import notify_service_manager
 from edge_agent.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
 from edge_agent.lineup import Lineup
 from edge_agent.monitor import Monitor
+from edge_agent.open_spool import open_spool
 from edge_agent.rules.desk import RuleDesk, open_rules
 from edge_agent.rules.sieve import Sieve
-from edge_agent.spool.commits import soft_limit_bytes
-from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
-from edge_agent.spool.spool import Spool
+from edge_agent.spool.requests import serve_replays
+from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.uplink.forwarder import Forwarder
 from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
@@ -74,16 +75,8 @@ class Agent:
         self._uplink: threading.Thread | None = None
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
-        contracts = [load_contract(source) for source in config.source]
-        has_payloads = any(contract.payload is not None for contract in contracts)
         self._rules = open_rules(config, self._clock)
-        self._spool = Spool(
-            config.spool_dir,
-            max_bytes=config.spool.max_bytes,
-            linger_ms=config.spool.linger_ms,
-            clock=self._clock,
-            page_bytes=LARGE_PAGE_BYTES if has_payloads else SMALL_PAGE_BYTES,
-        )
+        self._spool = open_spool(config, self._clock)
         try:
             if config.model is not None:
                 self._models = self._build_models(config.model)
@@ -146,6 +139,7 @@ class Agent:
             if now_s - looked_s >= _HEALTH_EVERY_S:
                 looked_s = now_s
                 self._monitor.tell()
+            serve_replays(self._config.spool_dir, self._spool.replay)
             if until_settled and not self._lineup.running:
                 left = sum(books.spooled for books in self._spool.books())
                 if left == self._spool.parked_samples():
@@ -222,7 +216,7 @@ class Agent:
     def _build_pump(self, source: SourceConfig) -> SourcePump:
         contract = load_contract(source)
         limits = Limits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
-        encoder = Encoder(contract, limits, self._spool.put_object, compress=source.compress)
+        encoder = Encoder(contract, limits, partial(self._spool.put_object, priority=source.priority), compress=source.compress)
         build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock)
         if source.kind == HEARTBEAT:
             build = lambda _: HeartbeatSource(self._monitor.look, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
@@ -281,7 +275,7 @@ def agent_version() -> str:
 def _held(state_dir: Path) -> Iterator[None]:
     """One agent per state folder: two would give the same samples to two epochs."""
     try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(state_dir)
         lock = (state_dir / LOCK_NAME).open("w")
     except OSError as error:
         raise ConfigError(f"state_dir {state_dir} cannot be written: {error}; give it to the agent's user") from error

@@ -24,6 +24,20 @@ def write_atomic(path: Path, body: bytes, *, mode: int = 0o600) -> None:
     sync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that survives a power cut with all that is later synced in it; the missing ones above it likewise.
+
+    Its own name is synced even when it is there already: whoever made it may have been killed before that.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    missing = [above for above in (folder, *folder.parents) if not above.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for made in reversed(missing or [folder]):
+        sync_folder(made.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make names created or renamed in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

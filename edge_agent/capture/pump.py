@@ -180,6 +180,7 @@ class SourcePump:
             priority=max(priority for priority, _ in sifted.groups),
             source=self._config.name,
             position=batch.position,
+            waits_for_room=self._config.when_full == "block",
             left_out=tuple(left_out.items()),
         )
         # What was passed over lies before this batch: its position, and what it left out, cover both.

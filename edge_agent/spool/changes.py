@@ -3,27 +3,41 @@
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from edge_agent.spool.quota import Candidate
-from edge_agent.spool.records import Append, Passed, State, checksum
+from edge_agent.spool.records import Append, BodyPlace, Passed, State, checksum
 from schemas.envelope import Span
 from schemas.ids import Digest
 from schemas.receipts import Receipt
 
 # Rows touched at once: keeps memory flat when a receipt covers a whole backlog.
 _CHUNK_ROWS = 500
-_Row = tuple[int, str, int, int, int, str]
+_IN_ROW = BodyPlace(0, 0, 0)
+_Row = tuple[int, str, int, int, int, str, int]
+_HEAD = "id, stream, epoch, first_seq, count, digest, file"
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """Envelopes that left the spool: their ids, and the large payloads that nothing refers to any more."""
+    """Envelopes that left the spool: their ids, the large payloads that nothing refers to any more, their bodies' files."""
 
     ids: tuple[int, ...] = ()
     orphans: tuple[Digest, ...] = ()
+    body_files: tuple[int, ...] = ()
+
+    @classmethod
+    def all(cls, parts: Iterable["Removed"]) -> "Removed":
+        """All of these together."""
+        kept = tuple(parts)
+        return cls(
+            tuple(chain.from_iterable(part.ids for part in kept)),
+            tuple(chain.from_iterable(part.orphans for part in kept)),
+            tuple(chain.from_iterable(part.body_files for part in kept)),
+        )
 
     def __add__(self, other: "Removed") -> "Removed":
-        return Removed(self.ids + other.ids, self.orphans + other.orphans)
+        return Removed(self.ids + other.ids, self.orphans + other.orphans, self.body_files + other.body_files)
 
 
 def insert(db: sqlite3.Connection, append: Append, epoch: int, first_seq: int, first_id: int) -> int:
@@ -35,18 +49,18 @@ def insert(db: sqlite3.Connection, append: Append, epoch: int, first_seq: int, f
     rows = []
     for id_, envelope in enumerate(append.envelopes, first_id):
         span = Span(epoch, seq, envelope.count)
-        large = envelope.large
+        large, place = envelope.large, envelope.place or _IN_ROW
         rows.append((
-            id_, append.stream, epoch, seq, envelope.count, envelope.cost_bytes,
-            append.priority if envelope.priority is None else envelope.priority,
+            id_, append.stream, epoch, seq, envelope.count, envelope.cost_bytes, append.priority_of(envelope),
             State.READY if large is None else State.WAITING, checksum(append.stream, span, envelope),
             envelope.contract_version, envelope.encoding, envelope.created_us,
-            large.digest if large else "", large.size_bytes if large else 0, envelope.body,
+            large.digest if large else "", large.size_bytes if large else 0, place.file, place.offset, place.size_bytes,
+            envelope.body,
         ))  # fmt: skip
         seq = span.end_seq
     db.executemany(
         "INSERT INTO envelope (id, stream, epoch, first_seq, count, cost_bytes, priority, state, crc, contract_version, encoding,"
-        " created_us, digest, object_bytes, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        " created_us, digest, object_bytes, file, at, body_bytes, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         rows,
     )
     capture(db, append, epoch, seq)
@@ -97,14 +111,14 @@ def count_dropped(db: sqlite3.Connection, stream: str, epoch: int, seqs: tuple[i
 
 def drop(db: sqlite3.Connection, ids: Sequence[int], reason: str) -> Removed:
     """Give envelopes up."""
-    removed = Removed()
+    removed: list[Removed] = []
     for start in range(0, len(ids), _CHUNK_ROWS):
         rows = _heads(db, ids[start : start + _CHUNK_ROWS])
-        for _, stream, epoch, first_seq, count, _ in rows:
+        for _, stream, epoch, first_seq, count, _, _ in rows:
             count_dropped(db, stream, epoch, (first_seq, first_seq + count), reason)
             _book(db, stream, spooled=-count)
-        removed += _delete(db, rows)
-    return removed
+        removed.append(_delete(db, rows))
+    return Removed.all(removed)
 
 
 def settle(db: sqlite3.Connection, receipt: Receipt, open_epoch: int) -> Removed:
@@ -143,25 +157,25 @@ def candidates(db: sqlite3.Connection, in_flight: frozenset[int], limit: int) ->
 
 
 def _settle_range(db: sqlite3.Connection, stream: str, epoch: int, low: int, high: int) -> Removed:
-    removed = Removed()
+    removed: list[Removed] = []
     at = low
     while True:
         rows = db.execute(
-            "SELECT id, stream, epoch, first_seq, count, digest FROM envelope WHERE stream = ? AND epoch = ? AND first_seq >= ?"
+            f"SELECT {_HEAD} FROM envelope WHERE stream = ? AND epoch = ? AND first_seq >= ?"  # noqa: S608 # a constant
             " AND first_seq + count <= ? AND first_seq < ? ORDER BY first_seq LIMIT ?",
             (stream, epoch, at, high, high, _CHUNK_ROWS),
         ).fetchall()
         if not rows:
-            return removed
+            return Removed.all(removed)
         count = sum(row[4] for row in rows)
         _book(db, stream, spooled=-count, settled=count)
-        removed += _delete(db, rows)
+        removed.append(_delete(db, rows))
         at = rows[-1][3] + 1
 
 
 def _heads(db: sqlite3.Connection, ids: Sequence[int]) -> list[_Row]:
     marks = ",".join("?" * len(ids))
-    query = f"SELECT id, stream, epoch, first_seq, count, digest FROM envelope WHERE id IN ({marks}) ORDER BY id"  # noqa: S608 # only marks are formatted in
+    query = f"SELECT {_HEAD} FROM envelope WHERE id IN ({marks}) ORDER BY id"  # noqa: S608 # only marks are formatted in
     return db.execute(query, list(ids)).fetchall()
 
 
@@ -173,7 +187,7 @@ def _delete(db: sqlite3.Connection, rows: Sequence[_Row]) -> Removed:
         for digest in sorted(digests)
         if db.execute("SELECT 1 FROM envelope WHERE digest = ? LIMIT 1", (digest,)).fetchone() is None
     )
-    return Removed(tuple(row[0] for row in rows), orphans)
+    return Removed(tuple(row[0] for row in rows), orphans, tuple(row[6] for row in rows if row[6]))
 
 
 def _book(db: sqlite3.Connection, stream: str, *, captured: int = 0, settled: int = 0, spooled: int = 0) -> None:

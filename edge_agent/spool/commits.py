@@ -1,75 +1,107 @@
-"""One transaction of the spool: appends with eviction where the quota asks for it, and other changes beside them."""
+"""One transaction of the spool: appends with eviction where room is lacking, and other changes beside them."""
 
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import structlog
 
 from edge_agent.spool import changes
+from edge_agent.spool.ballast import Ballast
+from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.changes import Removed
-from edge_agent.spool.database import RESERVE_BYTES, used_bytes
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.quota import choose_victims
 from edge_agent.spool.records import Append, DropReason
+from edge_agent.spool.room import Room
 from schemas.envelope import Span
 
 # Freed beyond what is needed, so that a full spool does not evict at every append.
 _EVICT_AT_LEAST_BYTES = 256 * 1024
+_EVICT_SHARE = 256
 _CANDIDATES = 512
-# The soft limit keeps a little below the hard page cap, which stays the last resort.
-_SLACK_BYTES = 512 * 1024
 
+_log = structlog.get_logger(__name__)
 Change = Callable[[sqlite3.Connection], Removed]
-
-
-def soft_limit_bytes(max_bytes: int) -> int:
-    """What a quota leaves for samples: a spool that holds this much is full."""
-    return max_bytes - RESERVE_BYTES - _SLACK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a transaction did: the spans given to each append, the outcome of each change, what left the spool."""
+    """What a transaction did.
 
-    spans: tuple[Span, ...]
+    Attributes:
+        spans: the seqs given to each append; None where it must wait for room.
+        outcomes: of each change.
+        removed: all that left the spool.
+    """
+
+    spans: tuple[Span | None, ...]
     outcomes: tuple[Removed, ...]
     removed: Removed
 
 
 class Ledgerhand:
-    """Carries out transactions for the one epoch that is open. Used by the writer thread alone."""
+    """Carries out transactions for the one epoch that is open. Used by the writer thread alone.
 
-    def __init__(self, db: sqlite3.Connection, epoch: int, max_bytes: int, objects: ObjectStore) -> None:
+    Args:
+        db: the writing connection.
+        epoch: the open one.
+        room: how much there is.
+        objects: the large payloads.
+        bodies: the bodies in files; synced before the rows that name them are committed.
+        ballast: let go when the disk is full.
+    """
+
+    def __init__(
+        self, db: sqlite3.Connection, epoch: int, room: Room, objects: ObjectStore, bodies: BodyFiles, ballast: Ballast
+    ) -> None:
+        self._ballast = ballast
         self.epoch = epoch
         self._db = db
+        self._room = room
         self._objects = objects
-        self._soft_limit_bytes = soft_limit_bytes(max_bytes)
+        self._bodies = bodies
         self._next_seq: dict[str, int] = {}
         self._next_id = 1 + db.execute("SELECT coalesce(max(id), 0) FROM envelope").fetchone()[0]
+        # Files of what this transaction removes are deleted only after its commit, but count as free from here on.
+        self._leaving_bytes = 0
+        room.count_database(db)
 
     def commit(self, appends: Sequence[Append], others: Sequence[Change], in_flight: frozenset[int]) -> Committed:
         """Do all of it durably, or none of it.
 
         Raises:
             sqlite3.Error: none of it was done.
+            OSError: likewise; the bodies of these appends may be lost.
         """
         before = dict(self._next_seq)
         self._db.execute("BEGIN IMMEDIATE")
         try:
             outcomes = [other(self._db) for other in others]
             removed = sum(outcomes, Removed())
-            spans = []
-            for append in appends:
-                removed += self._make_room(append, in_flight)
-                span, dropped = self._append(append)
-                spans.append(span)
-                removed += dropped
+            self._leaving_bytes = self._sizes_of(removed)
+            spans, removed = self._append_all(appends, removed, in_flight)
+            if appends:
+                self._bodies.sync()
             self._db.execute("COMMIT")
         except BaseException:
             self._next_seq = before
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+        self._room.count_database(self._db)
+        self._ballast.take()
         return Committed(tuple(spans), tuple(outcomes), removed)
+
+    def free_disk(self) -> None:
+        """The disk is full: let go of what is held back, and write the log again from its beginning."""
+        self._ballast.drop()
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        except sqlite3.OperationalError as error:
+            # The log keeps what could not be carried over: nothing is lost by that.
+            _log.warning("log not carried over", error=str(error))
 
     def evict(self, need_bytes: int, priority: int, in_flight: frozenset[int]) -> Removed:
         """Free space on its own: the disk filled up before the quota did. Frees nothing where nothing may go."""
@@ -80,13 +112,43 @@ class Ledgerhand:
 
         return self.commit((), (change,), in_flight).removed
 
-    def _append(self, append: Append) -> tuple[Span, Removed]:
-        if self._missing_bytes(append) > 0:
-            return self._drop_incoming(append)
+    def make_room_for_file(self, size_bytes: int, priority: int, in_flight: frozenset[int]) -> Change:
+        """A change that frees room for a file of so many bytes, if what is worth no more may go."""
+
+        def change(_: sqlite3.Connection) -> Removed:
+            self._leaving_bytes = 0
+            return self._evict_until(partial(self._lacking_for_file, size_bytes), priority, in_flight)
+
+        return change
+
+    def _append_all(
+        self, appends: Sequence[Append], removed: Removed, in_flight: frozenset[int]
+    ) -> tuple[list[Span | None], Removed]:
+        spans: list[Span | None] = []
+        waiting: set[str] = set()
+        for append in appends:
+            if append.stream in waiting:
+                # Its source's positions must become durable in their order.
+                spans.append(None)
+                continue
+            if append.cost_bytes <= self._room.soft_limit_bytes:
+                removed += self._evict_until(partial(self._lacking, append.row_bytes), append.priority, in_flight)
+            if self._lacking(append.row_bytes) <= 0:
+                spans.append(self._insert(append))
+            elif append.waits_for_room and append.cost_bytes <= self._room.soft_limit_bytes:
+                waiting.add(append.stream)
+                spans.append(None)
+            else:
+                span, dropped = self._drop_incoming(append)
+                spans.append(span)
+                removed += dropped
+        return spans, removed
+
+    def _insert(self, append: Append) -> Span:
         first_seq = self._next_seq.get(append.stream, 0)
         self._next_seq[append.stream] = changes.insert(self._db, append, self.epoch, first_seq, self._next_id)
         self._next_id += len(append.envelopes)
-        return Span(self.epoch, first_seq, append.count), Removed()
+        return Span(self.epoch, first_seq, append.count)
 
     def _drop_incoming(self, append: Append) -> tuple[Span, Removed]:
         first_seq = self._next_seq.get(append.stream, 0)
@@ -96,26 +158,31 @@ class Ledgerhand:
         self._next_seq[append.stream] = span.end_seq
         unnamed = [envelope.large.digest for envelope in append.envelopes if envelope.large is not None]
         orphans = tuple(d for d in unnamed if not self._db.execute("SELECT 1 FROM envelope WHERE digest = ?", (d,)).fetchone())
-        return span, Removed((), orphans)
+        return span, Removed((), orphans, tuple(append.body_files))
 
-    def _missing_bytes(self, append: Append) -> int:
-        # The large payloads of this batch are already among the objects' bytes: only its rows come on top.
-        large_bytes = sum(envelope.large.size_bytes for envelope in append.envelopes if envelope.large)
-        rows_bytes = append.cost_bytes - large_bytes
-        return used_bytes(self._db) + self._objects.total_bytes - self._leaving_bytes + rows_bytes - self._soft_limit_bytes
+    def _lacking(self, rows_bytes: int) -> int:
+        # Bodies and large payloads in files are counted already: only rows come on top.
+        self._room.count_database(self._db)
+        return rows_bytes - self._leaving_bytes - self._room.for_rows_bytes()
 
-    _leaving_bytes = 0
+    def _lacking_for_file(self, size_bytes: int) -> int:
+        self._room.count_database(self._db)
+        return size_bytes - self._leaving_bytes - self._room.for_files_bytes()
 
-    def _make_room(self, append: Append, in_flight: frozenset[int]) -> Removed:
+    def _evict_until(self, lacking: Callable[[], int], priority: int, in_flight: frozenset[int]) -> Removed:
         removed = Removed()
-        self._leaving_bytes = 0
-        while (missing := self._missing_bytes(append)) > 0 and append.cost_bytes <= self._soft_limit_bytes:
-            need = max(missing, _EVICT_AT_LEAST_BYTES)
-            victims = choose_victims(changes.candidates(self._db, in_flight, _CANDIDATES), need, append.priority)
+        while (missing := lacking() - self._just_left(removed)) > 0:
+            need = max(missing, _EVICT_AT_LEAST_BYTES, self._room.soft_limit_bytes // _EVICT_SHARE)
+            victims = choose_victims(changes.candidates(self._db, in_flight, _CANDIDATES), need, priority)
             if not victims.ids:
                 break
-            gone = changes.drop(self._db, victims.ids, DropReason.EVICTED)
-            # Their files are deleted only after the commit, but they count as free from here on.
-            self._leaving_bytes += sum(self._objects.size_of(digest) for digest in gone.orphans)
-            removed += gone
+            removed += changes.drop(self._db, victims.ids, DropReason.EVICTED)
+        self._leaving_bytes += self._sizes_of(removed)
         return removed
+
+    def _just_left(self, removed: Removed) -> int:
+        return self._sizes_of(removed) if removed.ids else 0
+
+    def _sizes_of(self, removed: Removed) -> int:
+        objects_bytes = sum(self._objects.size_of(digest) for digest in removed.orphans)
+        return objects_bytes + self._bodies.leaving_bytes(removed.body_files)

@@ -8,7 +8,7 @@ FILE_NAME = "spool.db"
 # overflow chains are eight times shorter. A file keeps the size it was made with.
 SMALL_PAGE_BYTES = 4_096
 LARGE_PAGE_BYTES = 32_768
-# Room beside the database file itself: the write-ahead log, and what deletes need to write on a full quota.
+# Room beside the database file itself: the write-ahead log, and what deletes need to write on a full disk (a quarter).
 RESERVE_BYTES = 4 * 1024 * 1024
 
 # `body` is the last column: a row's head is then read without touching the overflow pages of its body.
@@ -29,11 +29,13 @@ CREATE TABLE IF NOT EXISTS envelope (
     id INTEGER PRIMARY KEY, stream TEXT NOT NULL, epoch INTEGER NOT NULL, first_seq INTEGER NOT NULL,
     count INTEGER NOT NULL, cost_bytes INTEGER NOT NULL, priority INTEGER NOT NULL, state INTEGER NOT NULL,
     crc INTEGER NOT NULL, contract_version TEXT NOT NULL, encoding TEXT NOT NULL, created_us INTEGER NOT NULL,
-    digest TEXT NOT NULL, object_bytes INTEGER NOT NULL, reason TEXT NOT NULL DEFAULT '', body BLOB NOT NULL);
+    digest TEXT NOT NULL, object_bytes INTEGER NOT NULL, reason TEXT NOT NULL DEFAULT '',
+    file INTEGER NOT NULL DEFAULT 0, at INTEGER NOT NULL DEFAULT 0, body_bytes INTEGER NOT NULL DEFAULT 0, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS envelope_by_span ON envelope (stream, epoch, first_seq);
 CREATE INDEX IF NOT EXISTS envelope_by_state ON envelope (state, id);
 CREATE INDEX IF NOT EXISTS envelope_by_value ON envelope (priority, id, cost_bytes);
 CREATE INDEX IF NOT EXISTS envelope_by_digest ON envelope (digest) WHERE digest <> '';
+CREATE INDEX IF NOT EXISTS envelope_by_file ON envelope (file) WHERE file > 0;
 """
 
 
@@ -49,18 +51,27 @@ def connect_writer(path: Path, max_bytes: int, page_bytes: int) -> sqlite3.Conne
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
-        connection.execute(f"PRAGMA wal_autocheckpoint={RESERVE_BYTES // page_bytes}")
-        connection.execute(f"PRAGMA journal_size_limit={RESERVE_BYTES}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={RESERVE_BYTES * 3 // 4 // page_bytes}")
+        connection.execute(f"PRAGMA journal_size_limit={RESERVE_BYTES * 3 // 4}")
         connection.execute("PRAGMA cache_size=-2048")
         connection.execute("PRAGMA temp_store=FILE")
         # Zeroing freed pages would write every settled byte a second time.
         connection.execute("PRAGMA secure_delete=OFF")
         connection.execute(f"PRAGMA max_page_count={(max_bytes - RESERVE_BYTES) // page_bytes}")
-        connection.executescript(_TABLES)
+        _add_columns(connection)
+        # In one transaction: one write and sync instead of one for each table.
+        connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}COMMIT;")
     except sqlite3.Error:
         connection.close()
         raise
     return connection
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """Spools of the first version kept every body in its row."""
+    known = {row[1] for row in connection.execute("PRAGMA table_info(envelope)")}
+    for name in ("file", "at", "body_bytes") if known and "file" not in known else ():
+        connection.execute(f"ALTER TABLE envelope ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
@@ -75,7 +86,9 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def used_bytes(connection: sqlite3.Connection) -> int:
-    """Bytes of the pages in use; freed pages are filled again before the file grows."""
-    pages = connection.execute("PRAGMA page_count").fetchone()[0] - connection.execute("PRAGMA freelist_count").fetchone()[0]
-    return int(pages) * int(connection.execute("PRAGMA page_size").fetchone()[0])
+def used_and_free_bytes(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Bytes of the pages in use, and of the freed ones, which are filled again before the file grows."""
+    page_bytes = int(connection.execute("PRAGMA page_size").fetchone()[0])
+    free = int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+    pages = int(connection.execute("PRAGMA page_count").fetchone()[0])
+    return (pages - free) * page_bytes, free * page_bytes

@@ -1,16 +1,21 @@
 """Reading the spool beside its writer: what to send next, the books, the epochs. Nothing here loads a backlog's bodies."""
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_agent.errors import SpoolError
-from edge_agent.spool.records import Envelope, NewEnvelope, ObjectRef, State, WaitingObject, checksum
+from edge_agent.spool.records import BodyPlace, Envelope, NewEnvelope, ObjectRef, State, WaitingObject, checksum
 from schemas.envelope import Span
 from schemas.errors import SchemaError
 from schemas.ids import Digest, StreamName
 from schemas.reported import DroppedRange, EpochReport, StreamBooks
 
-_COLUMNS = "id, stream, epoch, first_seq, count, crc, contract_version, encoding, created_us, digest, object_bytes, body"
+COLUMNS = (
+    "id, stream, epoch, first_seq, count, crc, contract_version, encoding, created_us, digest, object_bytes,"
+    " file, at, body_bytes, body"
+)
+ReadBody = Callable[[BodyPlace], bytes]
 # More dropped ranges than this are told joined: the core needs them to close epochs, not one by one at once.
 _MAX_RANGES_PER_EPOCH = 10_000
 _MAX_ID = 2**63 - 1
@@ -41,32 +46,39 @@ def ready_after(
     return db.execute(query, (State.READY, after_id, _MAX_ID if upto_id is None else upto_id, limit)).fetchall()
 
 
-def load(db: sqlite3.Connection, id_: int) -> Envelope | None:
+def load(db: sqlite3.Connection, id_: int, read_body: ReadBody) -> Envelope | None:
     """One envelope with its body, its checksum verified; None when it is gone.
+
+    Args:
+        db: any connection.
+        id_: whose.
+        read_body: reads bodies that lie in files.
 
     Raises:
         RottenEnvelopeError: the checksum does not match.
     """
-    row = db.execute(f"SELECT {_COLUMNS} FROM envelope WHERE id = ?", (id_,)).fetchone()  # noqa: S608 # a constant
+    row = db.execute(f"SELECT {COLUMNS} FROM envelope WHERE id = ?", (id_,)).fetchone()  # noqa: S608 # a constant
     if row is None:
         return None
-    return verify_row(row)
+    return verify_row(row, read_body)
 
 
-def verify_row(row: tuple[object, ...]) -> Envelope:
-    """Build an envelope from a row of `_COLUMNS`, if the row is what was stored.
+def verify_row(row: tuple[object, ...], read_body: ReadBody) -> Envelope:
+    """Build an envelope from a row of `COLUMNS`, if the row is what was stored.
 
     Raises:
         RottenEnvelopeError: it is not.
     """
-    id_, stream, epoch, first_seq, count, crc, version, encoding, created_us, digest, object_bytes, body = row
+    id_, stream, epoch, first_seq, count, crc, version, encoding, created_us, digest, object_bytes, file, at, size, body = row
     try:
         name = StreamName(stream)  # type: ignore[arg-type]  # a rotten row may hold anything; what does not fit raises here
         span = Span(epoch, first_seq, count)  # type: ignore[arg-type]
         large = ObjectRef(Digest(digest), object_bytes) if digest else None  # type: ignore[arg-type]
+        if file:
+            body = read_body(BodyPlace(file, at, size))  # type: ignore[arg-type]
         new = NewEnvelope(count, body, version, encoding, created_us, large)  # type: ignore[arg-type]
         is_sound = checksum(name, span, new) == crc
-    except (SchemaError, SpoolError, TypeError, ValueError) as error:
+    except (SchemaError, SpoolError, TypeError, ValueError, OverflowError, FileNotFoundError) as error:
         raise RottenEnvelopeError(f"envelope {id_} cannot be read: {error}") from error
     if not is_sound:
         raise RottenEnvelopeError(f"envelope {id_} of {name} {span} fails its checksum")

@@ -1,7 +1,7 @@
 """What goes into the spool and what comes out of it: value objects, no IO."""
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from edge_agent.errors import SpoolError
@@ -10,6 +10,8 @@ from schemas.ids import Digest, StreamName
 
 # What a row costs beside its body: columns, index entries, page slack. Measured as ~180 bytes, rounded up.
 ROW_OVERHEAD_BYTES = 256
+# Above every priority that can be configured: nothing that comes in is worth more.
+KEPT_PRIORITY = 2_000_000
 
 
 class State(IntEnum):
@@ -36,6 +38,15 @@ class ObjectRef:
 
 
 @dataclass(frozen=True, slots=True)
+class BodyPlace:
+    """Where a body lies that is not in its row: which file of the bodies' folder, from which byte, how long."""
+
+    file: int
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewEnvelope:
     """An envelope that has no seq yet: the spool gives it one.
 
@@ -44,6 +55,8 @@ class NewEnvelope:
         body: what will be the MQTT body.
         encoding: "" or "zstd".
         large: the large payload that must be settled before this envelope is sent.
+        place: where the body lies, once it was put into a file; `body` is empty then.
+        body_crc: CRC-32 of the body, wherever it lies.
         priority: what it is worth when the spool is full; None: as much as its batch.
     """
 
@@ -54,26 +67,40 @@ class NewEnvelope:
     created_us: int = 0
     large: ObjectRef | None = None
     priority: int | None = None
-    body_crc: int = field(init=False, repr=False)
+    place: BodyPlace | None = None
+    body_crc: int = field(default=-1, repr=False)
 
     def __post_init__(self) -> None:
-        # Here, in the caller's thread: the one writer thread has enough to do.
-        object.__setattr__(self, "body_crc", zlib.crc32(self.body))
+        if self.body_crc < 0:
+            # Here, in the caller's thread: the one writer thread has enough to do.
+            object.__setattr__(self, "body_crc", zlib.crc32(self.body))
         if not 1 <= self.count <= MAX_SAMPLES_PER_ENVELOPE:
             raise SpoolError(f"an envelope holds 1 to {MAX_SAMPLES_PER_ENVELOPE} samples, not {self.count}; split the batch")
 
     @property
     def cost_bytes(self) -> int:
         """What it takes from the quota."""
-        return len(self.body) + ROW_OVERHEAD_BYTES + (self.large.size_bytes if self.large else 0)
+        return self.row_bytes + (self.place.size_bytes if self.place else 0) + (self.large.size_bytes if self.large else 0)
+
+    @property
+    def row_bytes(self) -> int:
+        """What its row takes; the rest lies in files already."""
+        return len(self.body) + ROW_OVERHEAD_BYTES
+
+    def put_at(self, place: BodyPlace) -> "NewEnvelope":
+        """The same envelope, its body in a file."""
+        return replace(self, body=b"", place=place)
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
     """One source batch on its way into the spool: its envelopes and the source's position live or die together.
 
-    `left_out` counts, by reason, samples that were captured with these and are not stored: rules left them out. They get
-    no seq and are told in the books alone. `priority` is the batch's highest.
+    Attributes:
+        priority: the batch's highest; when the spool is full, lower ones are given up first.
+        left_out: counts, by reason, samples that were captured with these and are not stored: rules left them out. They
+            get no seq and are told in the books alone.
+        waits_for_room: its stream is never given up: what does not fit waits, and its source with it.
     """
 
     stream: StreamName
@@ -82,11 +109,28 @@ class Append:
     source: str = ""
     position: bytes | None = None
     left_out: tuple[tuple[str, int], ...] = ()
+    waits_for_room: bool = False
+
+    def priority_of(self, envelope: NewEnvelope) -> int:
+        """The priority an envelope of this is stored with."""
+        if self.waits_for_room:
+            return KEPT_PRIORITY
+        return self.priority if envelope.priority is None else envelope.priority
 
     @property
     def cost_bytes(self) -> int:
         """What it takes from the quota."""
         return sum(envelope.cost_bytes for envelope in self.envelopes)
+
+    @property
+    def row_bytes(self) -> int:
+        """What its rows take; the rest lies in files already."""
+        return sum(envelope.row_bytes for envelope in self.envelopes)
+
+    @property
+    def body_files(self) -> list[int]:
+        """The file of each body that lies in one."""
+        return [envelope.place.file for envelope in self.envelopes if envelope.place is not None]
 
     @property
     def count(self) -> int:

@@ -1,28 +1,33 @@
 """The spool: what capture writes into and the uplink sends from. Everything here may be called from any thread."""
 
-import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import structlog
 
+from edge_agent.atomic import make_folder
 from edge_agent.clock import Clock
-from edge_agent.errors import SpoolError
+from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool import changes, database, reading
+from edge_agent.spool.ballast import Ballast
+from edge_agent.spool.bodies import FOLDER_NAME as BODIES_FOLDER
+from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.leases import Leases
 from edge_agent.spool.objects import ObjectStore
+from edge_agent.spool.opening import check_key, compact, match_files, open_epoch
 from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
 from edge_agent.spool.recovery import SUSPECT_NAME, open_sound
+from edge_agent.spool.room import Room
+from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
 from edge_agent.spool.writer import SpoolWriter
 from schemas.envelope import Span
-from schemas.ids import Digest, next_epoch
+from schemas.ids import Digest
 from schemas.receipts import Receipt
 from schemas.reported import EpochReport, StreamBooks
 
@@ -37,10 +42,12 @@ class Spool:
 
     Args:
         folder: where it lives; made if missing.
-        max_bytes: the quota for database and large payloads together.
+        max_bytes: the quota for database, bodies and large payloads together.
         linger_ms: how long an append may wait for others to share its commit.
         clock: time for epochs and lingering.
         page_bytes: of a database that is made anew: large where bodies are.
+        min_free_bytes: what is left free on the disk for others.
+        seal: encrypts what is stored.
 
     Raises:
         SpoolError: the disk refuses even a new file.
@@ -54,25 +61,32 @@ class Spool:
         linger_ms: int,
         clock: Clock,
         page_bytes: int = database.SMALL_PAGE_BYTES,
+        min_free_bytes: int = 0,
+        seal: Seal | None = None,
     ) -> None:
         self._folder = folder
+        self._seal = seal
         self._lock = threading.RLock()
         self._leases = Leases(self._load)
         self._removed_ids: list[int] = []
         self._listener: Callable[[], None] = lambda: None
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            opened = open_sound(folder, max_bytes, page_bytes, clock)
+            make_folder(folder)
+            self._bodies = BodyFiles(folder / BODIES_FOLDER, max_bytes)
+            opened = open_sound(folder, max_bytes, page_bytes, clock, self._bodies.read)
             self._db = opened.db
-            self.epoch = _open_epoch(self._db, clock)
-            self._objects = ObjectStore(folder / OBJECTS_FOLDER)
-            self._drop_lost_objects()
+            check_key(self._db, seal)
+            compact(self._db, max_bytes)
+            self.epoch = open_epoch(self._db, clock)
+            self._objects = ObjectStore(folder / OBJECTS_FOLDER, seal)
+            match_files(self._db, self._objects, self._bodies)
             self._reader = database.connect_reader(folder / database.FILE_NAME)
         except (sqlite3.Error, OSError) as error:
             raise SpoolError(f"the spool in {folder} cannot be opened: {error}; check the disk and the folder's owner") from error
         self.opened = opened
-        hand = Ledgerhand(self._db, self.epoch, max_bytes, self._objects)
-        self._writer = SpoolWriter(hand, linger_ms, self._in_flight, self._after_commit, clock)
+        self._room = Room(folder, max_bytes, min_free_bytes, self._objects, self._bodies)
+        self._hand = Ledgerhand(self._db, self.epoch, self._room, self._objects, self._bodies, Ballast(folder))
+        self._writer = SpoolWriter(self._hand, linger_ms, self._in_flight, self._after_commit, clock)
 
     @property
     def failure(self) -> SpoolError | None:
@@ -89,23 +103,29 @@ class Spool:
         Raises:
             SpoolError: the spool is closed or broken.
         """
-        future = self._writer.append(append)
+        future = self._writer.append(self._bodies.put_all(seal_append(append, self._seal), self._room.for_files_bytes))
         pinned = [envelope.large.digest for envelope in append.envelopes if envelope.large is not None]
         if pinned:
-            future.add_done_callback(lambda _: self._unpin(pinned))
+            future.add_done_callback(lambda _: self._objects.unpin(*pinned))
         return future
 
     def note(self, passed: Passed) -> None:
         """Enter, durably, what a source read and nothing of which is to be stored. Raises SpoolError."""
         self._writer.change(lambda db: changes.note(db, passed)).result()
 
-    def put_object(self, payload: bytes | Path) -> ObjectRef:
-        """Store a large payload, before the append of the envelope that names it.
+    def put_object(self, payload: bytes | Path, priority: int = 100) -> ObjectRef:
+        """Store a large payload, before the append of the envelope that names it. What is worth no more makes way for it.
 
         Raises:
-            SpoolFullError: the disk refused.
+            SpoolFullError: there is no room, or the disk refused.
             OSError: a file source cannot be read.
+            SpoolError: the spool is closed or broken.
         """
+        size_bytes = len(payload) if isinstance(payload, bytes) else payload.stat().st_size
+        if not self._room.takes_file(size_bytes):
+            self._writer.change(self._hand.make_room_for_file(size_bytes, priority, self._in_flight())).result()
+            if not self._room.takes_file(size_bytes):
+                raise SpoolFullError(f"there is no room for a payload of {size_bytes} bytes; it waits")
         return self._objects.put(payload)
 
     def position(self, source: str) -> bytes | None:
@@ -156,23 +176,27 @@ class Spool:
         Raises:
             SpoolError: the spool is closed or broken.
         """
+        self.replay(None)
+
+    def replay(self, ids: Container[int] | None) -> None:
+        """Let these parked envelopes be tried again; None: all that are parked.
+
+        Raises:
+            SpoolError: the spool is closed or broken.
+        """
         with self._lock:
-            ids = [entry.id for entry in reading.parked(self._reader, limit=1_000)]
-        if ids:
-            self._change_state(ids, State.READY)
+            found = [entry.id for entry in reading.parked(self._reader, limit=100_000) if ids is None or entry.id in ids]
+        if found:
+            self._change_state(found, State.READY)
 
     def waiting_objects(self, limit: int = 1, min_priority: int = 0) -> list[WaitingObject]:
         """The large payloads to send next, oldest first."""
         with self._lock:
             return reading.waiting_objects(self._reader, limit, min_priority)
 
-    def open_object(self, digest: Digest) -> AbstractContextManager[int]:
-        """A descriptor of a large payload, for `os.pread`.
-
-        Raises:
-            OSError: it is gone.
-        """
-        return self._objects.reader(digest)
+    def read_object(self, digest: Digest, offset: int, length: int) -> bytes:
+        """Bytes of a large payload. Raises OSError when it is gone or was changed."""
+        return self._objects.read(digest, offset, length)
 
     def object_settled(self, digest: Digest) -> None:
         """A large payload is settled: the envelopes that waited for it may be sent.
@@ -226,8 +250,7 @@ class Spool:
 
     def used_bytes(self) -> int:
         """What counts against the quota now."""
-        with self._lock:
-            return database.used_bytes(self._reader) + self._objects.total_bytes
+        return self._room.used_bytes
 
     def oldest_unsettled_us(self) -> int | None:
         """When the oldest envelope that waits was made; None when none waits."""
@@ -242,11 +265,12 @@ class Spool:
         with self._lock:
             self._reader.close()
         self._db.close()
+        self._bodies.close()
 
     def _load(self, id_: int) -> Envelope | None:
         try:
-            return reading.load(self._reader, id_)
-        except (RottenEnvelopeError, sqlite3.DatabaseError) as error:
+            return open_envelope(reading.load(self._reader, id_, self._bodies.read), self._seal)
+        except (RottenEnvelopeError, SealBrokenError, sqlite3.DatabaseError) as error:
             _log.error("envelope is rotten; given up", id=id_, error=str(error))
             self._leases.add(id_)
             self._writer.change(lambda db: changes.drop(db, [id_], DropReason.CORRUPT))
@@ -269,29 +293,5 @@ class Spool:
             # Only what the uplink holds need be told to it: a long eviction without a broker must not pile up here.
             self._removed_ids.extend(self._leases.forget(removed.ids))
         self._objects.remove(removed.orphans)
+        self._bodies.release(removed.body_files)
         self._listener()
-
-    def _unpin(self, digests: list[Digest]) -> None:
-        for digest in digests:
-            self._objects.unpin(digest)
-
-    def _drop_lost_objects(self) -> None:
-        """A row whose payload file is gone or short (a damaged file system) can never be sent: given up as corrupt."""
-        rows = self._db.execute("SELECT id, digest, object_bytes, state FROM envelope WHERE digest <> ''").fetchall()
-        waiting = [(id_, ObjectRef(Digest(digest), size)) for id_, digest, size, state in rows if state == State.WAITING]
-        lost = [id_ for id_, ref in waiting if not self._objects.holds(ref)]
-        if lost:
-            _log.error("large payloads are lost", count=len(lost))
-            self._db.execute("BEGIN IMMEDIATE")
-            changes.drop(self._db, lost, DropReason.CORRUPT)
-            self._db.execute("COMMIT")
-        self._objects.sweep(row[1] for row in rows)
-
-
-def _open_epoch(db: sqlite3.Connection, clock: Clock) -> int:
-    """A new epoch, remembered before any seq of it is given out."""
-    row = db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
-    known = db.execute("SELECT coalesce(max(epoch), 0) FROM epoch").fetchone()[0]
-    epoch = next_epoch(max(row[0] if row else 0, known), clock.now_ms(), secrets.randbits(20))
-    db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
-    return epoch

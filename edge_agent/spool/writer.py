@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import structlog
 
 from edge_agent.clock import Clock
-from edge_agent.errors import SpoolError
+from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Change, Ledgerhand
 from edge_agent.spool.records import Append
@@ -21,16 +22,29 @@ _COMMIT_SAMPLES = 10_000
 # Callers wait when this much is not durable yet: memory stays bounded whatever the sources do.
 _MAX_PENDING_BYTES = 2 * _COMMIT_BYTES
 _DISK_FULL_PAUSE_S = 0.5
+# A body that lies in a file holds no memory while it waits; what is not durable yet must stay bounded all the same.
+_FILE_SHARE = 4
 
+_T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
+
+
+def _weight(append: Append) -> int:
+    return append.row_bytes + (append.cost_bytes - append.row_bytes) // _FILE_SHARE
 
 
 @dataclass(slots=True)
 class _Waiting:
     appends: deque[tuple[Append, "Future[Span]"]] = field(default_factory=deque)
+    # Appends that found no room, of streams that are never given up; what follows them in their stream waits with them.
+    held: deque[tuple[Append, "Future[Span]"]] = field(default_factory=deque)
     others: deque[tuple[Change, "Future[Removed]"]] = field(default_factory=deque)
     append_bytes: int = 0
     append_samples: int = 0
+
+
+def _split(taken: _Waiting) -> tuple[list[Append], list[Change]]:
+    return [append for append, _ in taken.appends], [change for change, _ in taken.others]
 
 
 class SpoolWriter:
@@ -72,11 +86,10 @@ class SpoolWriter:
         """
         future: Future[Span] = Future()
         with self._changed:
-            while self._waiting.append_bytes > _MAX_PENDING_BYTES and self.failure is None and not self._is_closing:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._may_come_in(append))
             self._refuse_if_over()
             self._waiting.appends.append((append, future))
-            self._waiting.append_bytes += append.cost_bytes
+            self._waiting.append_bytes += _weight(append)
             self._waiting.append_samples += append.count
             self._changed.notify_all()
         return future
@@ -101,6 +114,12 @@ class SpoolWriter:
             self._changed.notify_all()
         self._thread.join()
 
+    def _may_come_in(self, append: Append) -> bool:
+        if self.failure is not None or self._is_closing:
+            return True
+        is_held = append.waits_for_room and any(held.stream == append.stream for held, _ in self._waiting.held)
+        return not is_held and self._waiting.append_bytes <= _MAX_PENDING_BYTES
+
     def _refuse_if_over(self) -> None:
         if self.failure is not None:
             raise self.failure
@@ -117,13 +136,30 @@ class SpoolWriter:
 
     def _take(self) -> _Waiting | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting.appends or self._waiting.others or self._is_closing)
+            while not (self._waiting.appends or self._waiting.others or self._is_closing):
+                if not self._changed.wait(_DISK_FULL_PAUSE_S if self._waiting.held else None) and self._waiting.held:
+                    break
             deadline_s = self._clock.monotonic_s() + self._linger_s
             while self._may_linger() and (left_s := deadline_s - self._clock.monotonic_s()) > 0:
                 self._changed.wait(left_s)
             taken, self._waiting = self._waiting, _Waiting()
+            if self._is_closing:
+                self._give_back(taken)
+            taken.appends.extendleft(reversed(taken.held))
+            # Still told as held, so that more of these streams does not come in meanwhile.
+            self._waiting.held, taken.held = taken.held, deque()
             self._changed.notify_all()
         return taken if taken.appends or taken.others else None
+
+    def _give_back(self, taken: _Waiting) -> None:
+        """At the end what found no room is not stored: its sources come back to it at the next start."""
+        error = SpoolFullError("the spool was closed before there was room; the source comes back to this at the next start")
+        held = {append.stream for append, _ in taken.held}
+        for append, future in (*taken.held, *taken.appends):
+            if append.stream in held:
+                future.set_exception(error)
+        taken.appends = deque(entry for entry in taken.appends if entry[0].stream not in held)
+        taken.held.clear()
 
     def _may_linger(self) -> bool:
         waiting = self._waiting
@@ -131,40 +167,53 @@ class SpoolWriter:
         return is_little and not waiting.others and not self._is_closing
 
     def _commit(self, taken: _Waiting) -> None:
-        while True:
-            try:
-                done = self._hand.commit([a for a, _ in taken.appends], [c for c, _ in taken.others], self._in_flight())
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-                    raise
-                self._make_way(taken)
-            else:
-                break
+        while (done := self._tried(lambda: self._hand.commit(*_split(taken), self._in_flight()))) is None:
+            self._make_way(taken)
         self._on_removed(done.removed)
         for (_, change_future), outcome in zip(taken.others, done.outcomes, strict=True):
             change_future.set_result(outcome)
-        for (_, append_future), span in zip(taken.appends, done.spans, strict=True):
-            append_future.set_result(span)
+        held: deque[tuple[Append, Future[Span]]] = deque()
+        for (append, append_future), span in zip(taken.appends, done.spans, strict=True):
+            if span is None:
+                held.append((append, append_future))
+            else:
+                append_future.set_result(span)
+        with self._changed:
+            if held and not self._waiting.held:
+                _log.warning("spool full; a stream that is never given up waits for room", stream=held[0][0].stream)
+            self._waiting.held = held
+            self._changed.notify_all()
 
     def _make_way(self, taken: _Waiting) -> None:
         """The page cap or the disk itself is reached: deletes go first and alone, then eviction, then waiting."""
-        if taken.others:
-            done = self._hand.commit((), [c for c, _ in taken.others], self._in_flight())
+        self._hand.free_disk()
+        if taken.others and (done := self._tried(lambda: self._hand.commit((), _split(taken)[1], self._in_flight()))):
             for (_, future), outcome in zip(taken.others, done.outcomes, strict=True):
                 future.set_result(outcome)
             taken.others.clear()
             self._on_removed(done.removed)
             if done.removed.ids:
                 return
-        priority = max(append.priority for append, _ in taken.appends)
-        removed = self._hand.evict(2 * taken.append_bytes, priority, self._in_flight())
-        self._on_removed(removed)
-        if not removed.ids:
-            _log.warning("disk full and nothing may be evicted; capture waits", hint="free some disk")
-            with self._changed:
-                self._changed.wait(_DISK_FULL_PAUSE_S)
-                taken.others.extend(self._waiting.others)
-                self._waiting.others.clear()
+        priority = max((append.priority for append, _ in taken.appends), default=-1)
+        need_bytes = 2 * sum(append.cost_bytes for append, _ in taken.appends)
+        removed = self._tried(lambda: self._hand.evict(need_bytes, priority, self._in_flight()))
+        if removed is not None and removed.ids:
+            self._on_removed(removed)
+            return
+        _log.warning("disk full and nothing may be evicted; capture waits", hint="free some disk")
+        with self._changed:
+            self._changed.wait(_DISK_FULL_PAUSE_S)
+            taken.others.extend(self._waiting.others)
+            self._waiting.others.clear()
+
+    def _tried(self, act: Callable[[], _T]) -> _T | None:
+        """What it gives; None when the disk or the database is full, and nothing was done."""
+        try:
+            return act()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            return None
 
     def _fail(self, taken: _Waiting, error: Exception) -> None:
         failure = SpoolError(f"the spool cannot be written: {error}; it is checked and mended at the next start")
@@ -175,7 +224,7 @@ class SpoolWriter:
             left, self._waiting = self._waiting, _Waiting()
             self._changed.notify_all()
         for batch in (taken, left):
-            for _, append_future in batch.appends:
+            for _, append_future in (*batch.appends, *batch.held):
                 if not append_future.done():
                     append_future.set_exception(failure)
             for _, change_future in batch.others:

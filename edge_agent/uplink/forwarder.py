@@ -23,7 +23,7 @@ from edge_agent.uplink.session import Acked, Arrived, Events, Lost, Message, Ses
 from schemas.ids import DeviceId
 from schemas.topics import Topics
 
-_TICK_S = 0.5
+_TICK_S = 1.0
 _TURN_S = 5.0
 _EVENTS_AT_ONCE = 256
 _RECONNECT_FIRST_S = 0.5
@@ -72,6 +72,7 @@ class Forwarder:
         self._outbox = Outbox(spool, config, topics, device, self.progress, clock)
         self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
         self._reconnect = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
+        self.last_wait_s = 0.0
         self._news: queue.SimpleQueue[UplinkConfig] = queue.SimpleQueue()
 
     def run(self, stop: threading.Event) -> None:
@@ -103,6 +104,7 @@ class Forwarder:
 
     def _wait(self, stop: threading.Event, wait_s: float) -> None:
         """Wait, but come round often enough to be seen alive."""
+        self.last_wait_s = wait_s
         until_s = self._clock.monotonic_s() + wait_s
         while not stop.is_set() and (left_s := until_s - self._clock.monotonic_s()) > 0:
             self.progress.turned_s = self._clock.monotonic_s()
@@ -129,20 +131,21 @@ class Forwarder:
 
     def _serve(self, session: Session, stop: threading.Event) -> None:
         session.subscribe([self._topics.down_filter(self._device), self._topics.model_data(self._device)])
-        self._outbox.connected()
+        self._outbox.connected(session)
         self._reporter.connected()
         self._spool.unpark_all()
         self.progress.is_connected = True
         _log.info("connected", max_packet_bytes=session.max_packet_bytes)
         wait_s = 0.0
         while not stop.is_set():
-            for event in self._next_events(min(wait_s, _TICK_S)):
+            events = self._next_events(min(wait_s, _TICK_S))
+            for event in events:
                 self._handle(event)
             while not self._news.empty():
                 self._outbox.retune(self._news.get_nowait())
             now_s = self.progress.turned_s = self._clock.monotonic_s()
             self._tell(session)
-            wait_s = self._outbox.step(session, now_s)
+            wait_s = self._outbox.step(session, now_s, has_news=bool(events))
 
     def _next_events(self, wait_s: float) -> list[Acked | Arrived | Lost | Woken]:
         found: list[Acked | Arrived | Lost | Woken] = []

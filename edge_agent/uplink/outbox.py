@@ -26,6 +26,8 @@ _REFUSED_CAP_S = 15.0
 _OBJECT_ANSWER_S = 10.0
 # What was not sent by then is old, and shares the link with what is newer.
 _FRESH_FOR_S = 60.0
+# The core is asked again about a large payload, and what a lost wake-up left behind is found.
+_LOOK_EVERY_S = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -56,6 +58,9 @@ class Outbox:
         self._refused = Backoff(_REFUSED_FIRST_S, _REFUSED_CAP_S, random.random)
         self._paused_until_s = float("-inf")
         self._parted_s = float("-inf")
+        self._looked_s = float("-inf")
+        # Something may wait that a pause or the rate held back: look again without news.
+        self._is_held = True
         # Bytes that parts are ahead of envelopes, while both wait under a rate: they take turns.
         self._parts_ahead_bytes = 0
         self._tune(config)
@@ -63,10 +68,13 @@ class Outbox:
     def retune(self, config: UplinkConfig) -> None:
         """Another rate, schedule, share or least priority from now on."""
         self._governor.retune(config)
+        self._is_held = True
         self._tune(config)
 
-    def connected(self) -> None:
+    def connected(self, session: Session) -> None:
         """A new connection."""
+        session.pace(self._governor.terms.bytes_per_s)
+        self._is_held = True
         self._parted_s = float("-inf")
         self.parts.connected()
 
@@ -78,8 +86,13 @@ class Outbox:
         """Something went that waits for nothing, such as a report; it counts against the rate."""
         self._governor.sent(size_bytes)
 
-    def step(self, session: Session, now_s: float) -> float:
+    def step(self, session: Session, now_s: float, *, has_news: bool = True) -> float:
         """Send what may be sent now; returns after how many seconds to come again, if nothing happens before.
+
+        Args:
+            session: the connection.
+            now_s: monotonic time.
+            has_news: whether anything happened since the last step; without it an idle agent does not ask the spool.
 
         Raises:
             BrokerUnavailableError: the connection is gone.
@@ -95,11 +108,18 @@ class Outbox:
         if self._governor.look(local.tm_hour * 60 + local.tm_min):
             self._tune(self._governor.config)
             terms = self._governor.terms
+            session.pace(terms.bytes_per_s)
+            self._is_held = True
             _log.info("uplink terms", bytes_per_s=terms.bytes_per_s, min_priority=terms.min_priority)
         if now_s < self._paused_until_s:
+            self._is_held = True
             return self._paused_until_s - now_s
-        self._send(session, now_s)
-        return self._governor.wait_s(now_s) or float("inf")
+        if has_news or late or self._is_held or now_s - self._looked_s >= _LOOK_EVERY_S:
+            self._looked_s = now_s
+            self._send(session, now_s)
+        wait_s = self._governor.wait_s(now_s)
+        self._is_held = wait_s > 0
+        return wait_s or float("inf")
 
     def acked(self, mid: int, code: int) -> None:
         """The broker answered message `mid` with MQTT 5 reason `code`.
@@ -140,32 +160,30 @@ class Outbox:
     def _send(self, session: Session, now_s: float) -> None:
         """Parts and envelopes take turns by bytes; without a rate to share, a part goes whenever the last one arrived."""
         if self._parts_ahead_bytes > 0:
-            sent_bytes = self._send_envelopes(session, now_s)
-            # Envelopes that could go and were not there: nobody is waiting for the turn.
-            is_idle = sent_bytes == 0 and self._governor.room_bytes(now_s) > 0
-            self._parts_ahead_bytes = 0 if is_idle else max(0, self._parts_ahead_bytes - sent_bytes)
+            self._send_envelopes(session, now_s)
         if self._governor.room_bytes(now_s) > 0:
             part_bytes = self.parts.step(session, now_s, self._governor.burst_bytes)
             self._governor.sent(part_bytes)
             self._progress.sent_bytes += part_bytes
             self._parts_ahead_bytes += part_bytes
             self._send_envelopes(session, now_s)
+        if self._governor.room_bytes(now_s) > 0 or not self.parts.is_busy:
+            # One of the two had nothing to send: nobody waits for a turn.
+            self._parts_ahead_bytes = 0
 
-    def _send_envelopes(self, session: Session, now_s: float) -> int:
+    def _send_envelopes(self, session: Session, now_s: float) -> None:
         # After a refusal one message goes ahead alone: a whole window would only be refused again.
         most = 1 if self._refused.failures else session.receive_maximum
-        sent_bytes = 0
         while self._flight.unacked_count < most and (room_bytes := self._room_bytes(now_s)) > 0:
             envelopes = self._spool.next_unsent(room_bytes if most > 1 else 1)
             if not envelopes:
-                break
+                return
             for position, envelope in enumerate(envelopes):
                 try:
-                    sent_bytes += self._publish(session, envelope, now_s)
+                    self._parts_ahead_bytes -= self._publish(session, envelope, now_s)
                 except BrokerUnavailableError:
                     self._spool.release(left.id for left in envelopes[position:])
                     raise
-        return sent_bytes
 
     def _room_bytes(self, now_s: float) -> int:
         return min(self._flight.room_bytes(), self._governor.room_bytes(now_s))

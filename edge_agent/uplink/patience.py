@@ -3,11 +3,14 @@
 Paho gives up when nothing was heard for two keep-alive times. One long message on a slow link takes longer: it would be
 sent from its beginning again and again, for ever. So while the kernel's buffer empties, the connection lives.
 
+And how fast may it go within one message? The governor sends whole messages; the kernel spreads them.
+
 (`TCP_USER_TIMEOUT` would seem to say the same, but ends a connection whose receive window stays smaller than a segment,
 however steadily it moves.)
 """
 
 import fcntl
+import socket
 import struct
 import termios
 import time
@@ -15,6 +18,11 @@ from typing import Protocol
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import MQTTErrorCode
+
+# Linux's; the socket module has no name for it.
+_SO_MAX_PACING_RATE = 47
+_NO_PACE = 0xFFFF_FFFF
+_PACE_MARGIN = 1.1
 
 
 class _HasDescriptor(Protocol):
@@ -39,6 +47,19 @@ class PatientClient(mqtt.Client):
         if waiting_bytes > 0 and now_s - self._moved_s < self.keepalive:
             return MQTTErrorCode.MQTT_ERR_SUCCESS
         return super().loop_misc()
+
+
+def pace(opened: _HasDescriptor | None, bytes_per_s: int) -> None:
+    """Have the kernel send no faster. It counts the packets' heads too, so it is allowed a little more than the governor."""
+    if opened is None or opened.fileno() < 0:
+        return
+    most = min(_NO_PACE, int(bytes_per_s * _PACE_MARGIN)) if bytes_per_s else _NO_PACE
+    borrowed = socket.socket(fileno=opened.fileno())
+    try:
+        borrowed.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("=I", most))
+    finally:
+        # The descriptor stays paho's.
+        borrowed.detach()
 
 
 def unsent_bytes(opened: _HasDescriptor) -> int:

@@ -20,7 +20,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
-from edge_agent.uplink.patience import PatientClient
+from edge_agent.uplink.patience import PatientClient, pace
 
 CONNECT_TIMEOUT_S = 10.0
 # What a broker that announces no limit is trusted with: MQTT's own.
@@ -110,6 +110,10 @@ class Session(Protocol):
         """Ask for topics with QoS 1."""
         ...
 
+    def pace(self, bytes_per_s: int) -> None:
+        """Spread what is sent evenly, also within a long message; 0: as fast as it goes."""
+        ...
+
     def close(self) -> None:
         """Say goodbye."""
         ...
@@ -169,6 +173,10 @@ class PahoSession:
         """Ask for topics with QoS 1."""
         self._client.subscribe([(text, SubscribeOptions(qos=1)) for text in filters])
 
+    def pace(self, bytes_per_s: int) -> None:
+        """Have the kernel spread what is sent evenly, also within a long message; 0: as fast as it goes."""
+        pace(self._client.socket(), bytes_per_s)
+
     def close(self) -> None:
         """Say goodbye and end the network thread."""
         self._is_over.set()
@@ -181,7 +189,7 @@ class PahoSession:
         place = f"broker {broker.host}:{broker.port}"
         try:
             if broker.tls is not None:
-                self._client.tls_set_context(_tls_context(broker))
+                self._client.tls_set_context(tls_context(broker))
             self._client.connect(broker.host, broker.port, keepalive=broker.keepalive_s, clean_start=True, properties=hello)
         except (OSError, ValueError) as error:
             raise BrokerUnavailableError(f"{place} cannot be reached: {error}") from error
@@ -219,7 +227,13 @@ class PahoSession:
         self._events.put(Arrived(message.topic, bytes(message.payload), named, correlation))
 
 
-def _tls_context(broker: BrokerConfig) -> ssl.SSLContext:
+def tls_context(broker: BrokerConfig) -> ssl.SSLContext:
+    """Mutual TLS 1.3 as configured.
+
+    Raises:
+        OSError: a file cannot be read, or is not what it should be.
+        ValueError: no TLS is configured.
+    """
     if broker.tls is None:
         raise ValueError("no TLS files are configured")
     context = ssl.create_default_context(cafile=str(broker.tls.ca))

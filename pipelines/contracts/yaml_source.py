@@ -51,6 +51,15 @@ def read_yaml(path: Path) -> YamlSource:
             body = file.read(MAX_YAML_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_yaml(path, body)
+
+
+def parse_yaml(path: Path, body: bytes) -> YamlSource:
+    """The same for bytes that are at hand; `path` is what messages call them.
+
+    Raises:
+        ConfigError: not such a document; the message names the line.
+    """
     if len(body) > MAX_YAML_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_YAML_BYTES} bytes")
     try:

@@ -14,9 +14,11 @@ from pipelines.errors import ConfigError, PipelineError
 from pipelines.ingest.plan import Pins
 from pipelines.ingest.plan_files import write_pins
 from pipelines.ingest.publish import stream_shape
+from pipelines.inspect.code import store_code
+from pipelines.inspect.columns import inspected
 from pipelines.lake.layout import stream_table
 from pipelines.lake.table import check_evolution, open_table
-from pipelines.policy.documents import load_policies
+from pipelines.policy.active import newest_number, policies_in_force
 from pipelines.policy.engine import Tagger
 
 log = structlog.get_logger(__name__)
@@ -43,6 +45,7 @@ class RuleBook:
         self._root = root
         self._contracts = contracts
         self._policies = policies
+        self._changes = 0
         self._seen = self._fingerprint()
         self._digest = self._load()
 
@@ -70,8 +73,9 @@ class RuleBook:
         return self._digest
 
     def _load(self) -> str:
-        contracts = ContractSet.load(self._contracts).all()
-        policies = load_policies(self._policies)
+        policies = policies_in_force(self._root, self._policies)
+        store_code(self._root, policies, Path(self._policies))
+        contracts = tuple(inspected(contract, policies) for contract in ContractSet.load(self._contracts).all())
         pins = Pins(contracts, policies)
         for contract in contracts:
             Tagger.compile(policies, contract)  # a rule that does not compile must stop here, not the first run
@@ -81,7 +85,8 @@ class RuleBook:
 
     def _fingerprint(self) -> Fingerprint:
         """Names, sizes, times and inodes of all files: a few stats, no reading."""
-        found: list[tuple[str, int, int, int]] = []
+        self._changes = newest_number(self._root, self._changes)
+        found: list[tuple[str, int, int, int]] = [("applied", self._changes, 0, 0)]
         for folder in filter(None, (self._contracts, self._policies)):
             try:
                 for path in sorted(Path(folder).rglob("*")):

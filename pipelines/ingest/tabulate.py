@@ -18,9 +18,12 @@ from pipelines.ingest.plan import Pins
 from pipelines.ingest.quarantine import BODY_ARROW, STAGE_CONTRACT, Rejection
 from pipelines.ingest.row_size import refusals
 from pipelines.ingest.work import Limits
+from pipelines.inspect.columns import steps_of
+from pipelines.inspect.run import inspect_rows
+from pipelines.inspect.stored import fresh_payloads
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import stream_table
-from pipelines.policy.engine import Tagger
+from pipelines.policy.guard import GuardedTagger
 from schemas.contract import Contract, PiiClass
 from schemas.policy import Policy
 
@@ -70,6 +73,7 @@ def write_group(groups: Sequence[Group], target: Target) -> Written:
     if not parts:
         return written
     rows = pa.concat_tables(parts)
+    rows = inspect_rows(target.root, rows, steps_of(target.pins.policies, contract.name), fresh_payloads(target.root, rows))
     if contract.payload is not None:
         rows = _with_references(rows, contract, target)
     rows = _with_tags(rows, contract, target.pins)
@@ -191,6 +195,6 @@ def _count(checked: _Checked, stream: str, written: Written) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tagger(policies: bytes, contract: Contract) -> Tagger:
+def _tagger(policies: bytes, contract: Contract) -> GuardedTagger:
     # By their JSON: a policy's examples are mappings, so a policy itself has no hash.
-    return Tagger.compile(msgspec.json.decode(policies, type=tuple[Policy, ...]), contract)
+    return GuardedTagger.compile(msgspec.json.decode(policies, type=tuple[Policy, ...]), contract)

@@ -5,12 +5,17 @@ from typing import Any
 
 import msgspec
 
-from pipelines.contracts.yaml_source import YamlSource, read_yaml, yaml_files
+from pipelines.contracts.yaml_source import YamlSource, parse_yaml, read_yaml, yaml_files
 from pipelines.errors import ConfigError
+from pipelines.inspect.code import bind_code
 from schemas.errors import PolicyDocumentError
-from schemas.policy import Example, Policy, Rule, policy_from_plain
+from schemas.policy import Example, InspectStep, KeepRule, Policy, PriorityRule, Rule, SampleRule, policy_from_plain
 
-_KEYS = {kind: frozenset(field.name for field in msgspec.structs.fields(kind)) for kind in (Policy, Rule, Example)}
+_PARTS: dict[str, type[msgspec.Struct]] = {
+    "rules": Rule, "examples": Example, "keep": KeepRule, "sample": SampleRule, "priority": PriorityRule, "inspect": InspectStep,
+}  # fmt: skip
+_KINDS: tuple[type[msgspec.Struct], ...] = (Policy, *_PARTS.values())
+_KEYS = {kind: frozenset(field.name for field in msgspec.structs.fields(kind)) for kind in _KINDS}
 
 
 def load_policies(folder: str) -> tuple[Policy, ...]:
@@ -38,7 +43,19 @@ def load_policy(path: Path) -> Policy:
     Raises:
         ConfigError: not a policy; the message names file and line.
     """
-    source = read_yaml(path)
+    return bind_code(_policy(read_yaml(path)), path.parent)
+
+
+def parse_policy(text: str, name: str = "policy") -> Policy:
+    """A policy document that is at hand as text; `name` is what messages call it. Files of its steps are not looked for.
+
+    Raises:
+        ConfigError: not a policy; the message names the line.
+    """
+    return _policy(parse_yaml(Path(name), text.encode()))
+
+
+def _policy(source: YamlSource) -> Policy:
     _refuse_unknown_keys(source)
     try:
         return policy_from_plain(source.value)
@@ -52,7 +69,7 @@ def _refuse_unknown_keys(source: YamlSource) -> None:
     if not isinstance(document, dict):
         raise ConfigError(f"{source.path}:1: a policy is a mapping with id, streams and rules")
     _check_keys(source, document, _KEYS[Policy])
-    for key, kind in (("rules", Rule), ("examples", Example)):
+    for key, kind in _PARTS.items():
         items = document.get(key)
         for index, item in enumerate(items if isinstance(items, list) else ()):
             if isinstance(item, dict):

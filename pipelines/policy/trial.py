@@ -1,16 +1,21 @@
 """Runs a policy's examples: does each row get exactly the tags it names, and which rules did no example reach?"""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from pipelines.contracts.arrow import ARROW_TYPES
 from pipelines.contracts.json_cells import CellError, cell_reader
 from pipelines.contracts.registry import ContractSet
-from pipelines.errors import ConfigError, NotFoundError
+from pipelines.errors import ConfigError, NotFoundError, RefusedError
+from pipelines.inspect.columns import inspected
+from pipelines.inspect.run import check_step
 from pipelines.policy.engine import Tagger
-from pipelines.policy.expression import rule_columns
+from pipelines.policy.expression import Expression, rule_columns
+from pipelines.policy.render import branches, render
 from schemas.contract import ColumnType, Contract
 from schemas.policy import Example, Policy
 
@@ -27,11 +32,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of a policy's examples. `unfired` are the tags that no example ever got: rules without a test."""
+    """What came of a policy's examples.
+
+    `unfired` are the tags that no example ever got; `untrue` the alternatives (sides of an OR, conditions of a CASE) that
+    no example made true, as `tag: text`. Both are rules, or parts of rules, without a test.
+    """
 
     policy: Policy
     failures: tuple[Failure, ...]
     unfired: tuple[str, ...]
+    untrue: tuple[str, ...] = ()
 
     @property
     def is_passed(self) -> bool:
@@ -59,19 +69,59 @@ def try_policy(policy: Policy, contracts: ContractSet) -> Trial:
     """
     failures: list[Failure] = []
     fired: set[str] = set()
+    alternatives: dict[str, bool] = {}
     for tagger in compile_policy(policy, contracts):
         columns = rule_columns(tagger.contract)
         fitting = [(index, each) for index, each in enumerate(policy.examples) if each.row.keys() <= columns.keys()]
         if not fitting:
             continue
         table = _table(policy, [each for _, each in fitting], columns)
+        for text, is_true in _alternatives(tagger, table).items():
+            alternatives[text] = alternatives.get(text, False) or is_true
         for (index, each), found in zip(fitting, tagger.tag(table)[0].to_pylist(), strict=True):
             fired.update(found)
             if sorted(set(found)) != sorted(set(each.tags)):
                 failures.append(Failure(index, tagger.contract.name, each.tags, tuple(found)))
     _refuse_strangers(policy, contracts)
     unfired = tuple(tag for tag in dict.fromkeys(rule.tag for rule in policy.rules) if tag not in fired)
-    return Trial(policy, tuple(failures), unfired)
+    untrue = tuple(text for text, is_true in alternatives.items() if not is_true)
+    return Trial(policy, tuple(failures), unfired, untrue)
+
+
+def _alternatives(tagger: Tagger, table: pa.Table) -> dict[str, bool]:
+    """Every alternative of every rule, and whether a row made it true."""
+    raw: Any = pl.from_arrow(table)
+    found: dict[str, bool] = {}
+    for rule in tagger.rules:
+        for expression in rule.expressions:
+            for branch in branches(expression.node):
+                hits = raw.select(Expression("", branch).to_polars().alias("hit")).get_column("hit")
+                found[f"{rule.tag}: {render(branch)}"] = bool(hits.any())
+    return found
+
+
+def require_sound(policy: Policy, contracts: ContractSet, folder: Path) -> None:
+    """Compile a policy, start its inspectors and run its examples: what it must pass before it is put in force.
+
+    Args:
+        policy: the policy.
+        contracts: the contracts.
+        folder: where the files lie that its steps name.
+
+    Raises:
+        NotFoundError: there is no contract for one of the streams.
+        ExpressionError: a rule does not compile.
+        RefusedError: an example gets other tags than it names, or an inspector does not start.
+    """
+    for step in policy.inspect:
+        check_step(step, folder / step.file if step.file else None)
+    trial = try_policy(policy, contracts)
+    if trial.failures:
+        first = trial.failures[0]
+        raise RefusedError(
+            f"policy {policy.id}: example {first.example + 1} on {first.stream} wants {', '.join(first.wanted) or 'no tags'} and "
+            f"gets {', '.join(first.found) or 'no tags'}; correct the rule or the example"
+        )
 
 
 def _contract(policy: Policy, stream: str, contracts: ContractSet) -> Contract:
@@ -79,7 +129,7 @@ def _contract(policy: Policy, stream: str, contracts: ContractSet) -> Contract:
     if contract is None:
         names = ", ".join(sorted({each.name for each in contracts.all()}))
         raise NotFoundError(f"policy {policy.id}: there is no contract for stream {stream!r}; there are {names}")
-    return contract
+    return inspected(contract, [policy])
 
 
 def _refuse_strangers(policy: Policy, contracts: ContractSet) -> None:

@@ -5,6 +5,7 @@ real core has its own tests; the end-to-end tests put both together.
 """
 
 import hashlib
+import ssl
 import threading
 from collections import defaultdict
 from typing import Any, Self
@@ -24,7 +25,15 @@ from schemas.topics import Kind, Topics
 class FakeCore:
     """Subscribes like a bridge; settles at once, unless `is_settling` is False."""
 
-    def __init__(self, host: str, port: int, *, is_settling: bool = True, max_parts: int | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        is_settling: bool = True,
+        max_parts: int | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.is_settling = is_settling
         self.max_parts = max_parts
         self.landed: list[tuple[EnvelopeHead, bytes]] = []
@@ -43,6 +52,8 @@ class FakeCore:
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self._is_subscribed.set()
         self._client.on_message = self._on_message
+        if tls is not None:
+            self._client.tls_set_context(tls)
         self._client.connect(host, port, clean_start=True)
         self._client.loop_start()
         assert self._is_subscribed.wait(10)

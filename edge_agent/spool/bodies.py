@@ -1,0 +1,223 @@
+"""Bodies above 64 kB lie in files of their own: written once, where a database row would be written twice (log and table).
+
+Callers write into the open file of their priority before the append is handed in; the writer syncs what was written before
+the rows that name it are committed. A file is deleted when no row names it any more. Bytes that no row ever named (a crash
+came first) go with their file.
+"""
+
+import errno
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+
+from edge_agent.atomic import make_folder, sync_folder
+from edge_agent.spool.records import Append, BodyPlace
+
+FOLDER_NAME = "bodies"
+MIN_BODY_BYTES = 64 * 1024
+_LARGEST_FILE_BYTES = 4 * 1024 * 1024
+_FILE_SHARE = 64
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _File:
+    """A file and how many of its bodies are still wanted; `descriptor` while it is written."""
+
+    size_bytes: int = 0
+    wanted: int = 0
+    descriptor: int = -1
+
+
+class BodyFiles:
+    """The folder of bodies. Thread-safe.
+
+    Args:
+        folder: made if missing.
+        max_bytes: the spool's quota: small spools get small files, so that giving up a little frees something.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._open: dict[int, int] = {}  # priority -> file that is written
+        self._unsynced: set[int] = set()
+        self._finished: list[int] = []  # descriptors of full files, closed after their sync
+        self._has_new_names = False
+        self._file_bytes = min(_LARGEST_FILE_BYTES, max_bytes // _FILE_SHARE)
+        make_folder(folder)
+        self._files = {int(path.name): _File(path.stat().st_size) for path in folder.iterdir() if path.name.isdecimal()}
+        # A number is not used again while this process lives: a rolled back row must not find another's bytes.
+        self._last = max(self._files, default=0)
+        self._total_bytes = sum(file.size_bytes for file in self._files.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return self._total_bytes
+
+    def adopt(self, wanted: Iterable[tuple[int, int]]) -> None:
+        """At start: which files rows name, and how many rows each. Deletes the files that none names."""
+        for number, rows in wanted:
+            if number in self._files:
+                self._files[number].wanted = rows
+            # A row whose file is gone is found when it is read, and counted then.
+            self._last = max(self._last, number)
+        for number in [number for number, file in self._files.items() if file.wanted == 0]:
+            self._remove(number)
+
+    def put(self, body: bytes, priority: int) -> BodyPlace | None:
+        """Write a body; durable only after `sync`. None when the disk refuses: the row must then carry it itself."""
+        with self._lock:
+            number = self._open.get(priority)
+            try:
+                if number is None:
+                    number = self._begin(priority)
+                file = self._files[number]
+                place = BodyPlace(number, file.size_bytes, len(body))
+                file.wanted += 1
+                self._unsynced.add(number)
+                self._write(file, body)
+            except OSError as error:
+                _log.warning("body file refused", error=str(error))
+                if number is not None:
+                    self._abandon(priority, number)
+                return None
+            if file.size_bytes >= self._file_bytes:
+                self._end(priority, number)
+            return place
+
+    def put_all(self, append: Append, room_bytes: Callable[[], int]) -> Append:
+        """The append with its large bodies written where they stay; what finds no room there goes into its row."""
+        envelopes = []
+        for envelope in append.envelopes:
+            place = None
+            if MIN_BODY_BYTES <= len(envelope.body) <= room_bytes():
+                place = self.put(envelope.body, append.priority_of(envelope))
+            envelopes.append(envelope if place is None else envelope.put_at(place))
+        return replace(append, envelopes=tuple(envelopes))
+
+    def sync(self) -> None:
+        """Make all that was put durable.
+
+        Raises:
+            OSError: the disk refused: nothing since the last sync may be relied on.
+        """
+        with self._lock:
+            unsynced, self._unsynced = self._unsynced, set()
+            descriptors = [self._files[number].descriptor for number in unsynced if number in self._files]
+            finished, self._finished = self._finished, []
+            has_new_names, self._has_new_names = self._has_new_names, False
+        for descriptor in (*descriptors, *finished):
+            if descriptor >= 0:
+                os.fdatasync(descriptor)
+        for descriptor in finished:
+            os.close(descriptor)
+        if has_new_names:
+            sync_folder(self._folder)
+
+    def release(self, files: Iterable[int]) -> None:
+        """Bodies that are not wanted any more, one entry each; call it after their rows' delete is committed."""
+        with self._lock:
+            for number, bodies in Counter(files).items():
+                file = self._files.get(number)
+                if file is None:
+                    continue
+                file.wanted -= bodies
+                if file.wanted <= 0:
+                    self._remove(number)
+
+    def leaving_bytes(self, files: Iterable[int]) -> int:
+        """What a release of these would free."""
+        with self._lock:
+            return sum(
+                self._files[number].size_bytes
+                for number, bodies in Counter(files).items()
+                if number in self._files and self._files[number].wanted <= bodies
+            )
+
+    def read(self, place: BodyPlace) -> bytes:
+        """A body.
+
+        Raises:
+            OSError: its file is gone.
+        """
+        return read_body(self._folder, place)
+
+    def close(self) -> None:
+        """Let go of the open files."""
+        with self._lock:
+            for number in self._open.values():
+                os.close(self._files[number].descriptor)
+            for descriptor in self._finished:
+                os.close(descriptor)
+            self._open.clear()
+            self._finished.clear()
+
+    def _begin(self, priority: int) -> int:
+        self._last += 1
+        path = self._folder / str(self._last)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._files[self._last] = _File(descriptor=descriptor)
+        self._open[priority] = self._last
+        self._has_new_names = True
+        return self._last
+
+    def _write(self, file: _File, body: bytes) -> None:
+        view = memoryview(body)
+        while view:
+            written = os.write(file.descriptor, view)
+            file.size_bytes += written
+            self._total_bytes += written
+            view = view[written:]
+
+    def _end(self, priority: int, number: int) -> None:
+        file = self._files[number]
+        self._finished.append(file.descriptor)
+        file.descriptor = -1
+        del self._open[priority]
+        self._unsynced.discard(number)
+
+    def _abandon(self, priority: int, number: int) -> None:
+        """Nothing more is written to a file that refused; what it holds already is kept."""
+        file = self._files[number]
+        file.wanted -= 1
+        self._end(priority, number)
+        if file.wanted <= 0:
+            self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        file = self._files.pop(number)
+        self._total_bytes -= file.size_bytes
+        for priority in [priority for priority, open_ in self._open.items() if open_ == number]:
+            del self._open[priority]
+            os.close(file.descriptor)
+        self._unsynced.discard(number)
+        with suppress(FileNotFoundError):
+            (self._folder / str(number)).unlink()
+
+
+def read_body(folder: Path, place: BodyPlace) -> bytes:
+    """A body; empty where its file does not hold it all. The checksum tells whether it is the one that was stored.
+
+    Raises:
+        OSError: its file is gone, or there are no descriptors left.
+        ValueError: the place is rotten.
+    """
+    descriptor = os.open(folder / f"{place.file:d}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        is_there = place.offset >= 0 and 0 <= place.size_bytes <= os.fstat(descriptor).st_size - place.offset
+        return os.pread(descriptor, place.size_bytes, place.offset) if is_there else b""
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+"""How much room is left: below the quota, and above the free space that must stay on the disk."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+from edge_agent.errors import SpoolFullError
+from edge_agent.spool import database
+from edge_agent.spool.bodies import BodyFiles
+from edge_agent.spool.objects import ObjectStore
+
+# The soft limit keeps a little below the hard page cap, which stays the last resort.
+_SLACK_BYTES = 512 * 1024
+
+
+def soft_limit_bytes(max_bytes: int) -> int:
+    """From here on room is made; a little below the quota, for the log and what deletes need."""
+    return max_bytes - database.RESERVE_BYTES - _SLACK_BYTES
+
+
+class Room:
+    """Counts what the spool takes. The database's part is counted by the writer thread; any thread may ask.
+
+    Args:
+        folder: on the disk whose free space counts.
+        max_bytes: the quota for database, bodies and large payloads together.
+        min_free_bytes: what the spool leaves free on the disk for others.
+        objects: the large payloads.
+        bodies: the bodies in files.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, min_free_bytes: int, objects: ObjectStore, bodies: BodyFiles) -> None:
+        self.soft_limit_bytes = soft_limit_bytes(max_bytes)
+        self._folder = folder
+        self._min_free_bytes = min_free_bytes
+        self._objects = objects
+        self._bodies = bodies
+        self._database_bytes = 0
+        self._reusable_bytes = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """What counts against the quota."""
+        return self._database_bytes + self._objects.total_bytes + self._bodies.total_bytes
+
+    def count_database(self, db: sqlite3.Connection) -> None:
+        """Look how many pages are in use now, and how many will be filled again before the file grows."""
+        self._database_bytes, self._reusable_bytes = database.used_and_free_bytes(db)
+
+    def for_rows_bytes(self) -> int:
+        """What more rows may take; below 0 when too much is taken already."""
+        return self.for_files_bytes() + self._reusable_bytes
+
+    def takes_file(self, size_bytes: int) -> bool:
+        """Whether a file of so many bytes may be written now.
+
+        Raises:
+            SpoolFullError: it could never be.
+        """
+        if size_bytes > self.soft_limit_bytes:
+            raise SpoolFullError(f"a payload of {size_bytes} bytes is larger than the spool; raise max_bytes")
+        return size_bytes <= self.for_files_bytes()
+
+    def for_files_bytes(self) -> int:
+        """What more files may take: the database's freed pages still take their place on the disk."""
+        disk = os.statvfs(self._folder)
+        on_disk = disk.f_bavail * disk.f_frsize - self._min_free_bytes
+        return min(self.soft_limit_bytes - self.used_bytes - self._reusable_bytes, on_disk)

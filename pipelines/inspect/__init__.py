@@ -1,0 +1,1 @@
+"""Inspectors: columns computed from a payload, or from text, for rules to use."""

@@ -1,0 +1,73 @@
+"""What the camera wrote into a picture: maker, exposure, time, place."""
+
+import re
+from fractions import Fraction
+
+from pipelines.inspect.pixels import fields
+
+Facts = tuple[
+    str | None, str | None, str | None, str | None, int | None, float | None, float | None, int | None, float | None, float | None
+]
+_MAX_TEXT = 200
+_TOLD = re.compile(r"(?s)(?P<twice>.*), (?P<type>[A-Za-z]+), \d+ components, \d+ bytes\)")
+
+
+def exif_facts(body: bytes) -> Facts:
+    """The exif columns, in order; None for what the camera did not write.
+
+    Raises:
+        UninspectableError: not a picture.
+    """
+    told = {name.rpartition("-")[2]: _plain(value) for name, value in fields(body).items()}
+    taken = told.get("DateTimeOriginal") or told.get("DateTime")
+    return (
+        told.get("Make"),
+        told.get("Model"),
+        told.get("Software"),
+        taken,
+        _whole(told.get("Orientation")),
+        _number(told.get("ExposureTime")),
+        _number(told.get("FNumber")),
+        _whole(told.get("ISOSpeedRatings")),
+        _degrees(told.get("GPSLatitude"), told.get("GPSLatitudeRef"), "S", 90),
+        _degrees(told.get("GPSLongitude"), told.get("GPSLongitudeRef"), "W", 180),
+    )
+
+
+def _plain(value: str) -> str | None:
+    """The value in what libvips tells: `20/10 (2.0, Rational, 1 components, 8 bytes)`, and of text `V (V, ASCII, ...)`."""
+    told = _TOLD.fullmatch(value)
+    if told is None:
+        text = value
+    elif told["type"] == "ASCII":
+        text = told["twice"][: (len(told["twice"]) - len(" (")) // 2]  # the text may hold brackets itself
+    else:
+        text = told["twice"].partition(" (")[0]
+    return text.strip("\0 ")[:_MAX_TEXT] or None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(Fraction(text.split()[0])) if text else None
+    except (ValueError, ZeroDivisionError, IndexError, OverflowError):
+        return None
+
+
+def _whole(text: str | None) -> int | None:
+    number = _number(text)
+    return int(number) if number is not None and abs(number) < 2**31 else None
+
+
+def _degrees(text: str | None, side: str | None, negative: str, limit: int) -> float | None:
+    """Degrees, minutes, seconds as rationals; None unless all of it makes sense."""
+    parts = [_number(part) for part in (text or "").split()]
+    if not 1 <= len(parts) <= 3:
+        return None
+    total = 0.0
+    for place, part in enumerate(parts):
+        if part is None:
+            return None
+        total += part / 60**place
+    if not 0 <= total <= limit:
+        return None
+    return -total if side == negative else total

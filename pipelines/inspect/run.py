@@ -1,0 +1,229 @@
+"""Fills in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own."""
+
+import atexit
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.contracts.arrow import ARROW_TYPES
+from pipelines.errors import ConfigError
+from pipelines.inspect.bursts import NEAR_BITS, bursts
+from pipelines.inspect.cache import InspectCache
+from pipelines.inspect.code import checked_code
+from pipelines.inspect.columns import ERRORS, step_columns, step_digest
+from pipelines.inspect.errors import InterruptedInspectionError, UninspectableError
+from pipelines.inspect.exif import exif_facts
+from pipelines.inspect.image import image_facts
+from pipelines.inspect.onnx_model import ModelInspector
+from pipelines.inspect.text import compiled_patterns, count_patterns
+from pipelines.inspect.worker import UserWorker
+from schemas.policy import InspectStep
+
+ENTRY_POINTS = "catchment.inspectors"
+Payloads = Callable[[int], bytes | None]
+Values = Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """A step's columns for some rows, and per row what could not be done."""
+
+    columns: dict[str, pa.Array]
+    errors: list[str | None]
+
+
+def inspect_rows(root: Path | None, rows: pa.Table, steps: Sequence[InspectStep], payload: Payloads) -> pa.Table:
+    """The rows with the columns of all steps; what a row has already stays.
+
+    Args:
+        root: the lake root, for the cache and the users' code; None: neither.
+        rows: a stream's rows, with device, epoch, seq and, where there is a payload, payload_sha256.
+        steps: what to compute.
+        payload: gives the payload of a row by its place; None if there is none.
+
+    Raises:
+        ConfigError: a step asks for what there is not.
+        RefusedError: a model or a user's code does not load.
+        CorruptLakeError: a user's code is not what was stored.
+    """
+    if not steps or not rows.num_rows:
+        return rows
+    cache = InspectCache(root / "cache" / "inspect.sqlite" if root else None)
+    told: list[str | None] = [None] * rows.num_rows
+    for step in steps:
+        found = _inspect(root, rows, step, payload, cache)
+        for name, column in found.columns.items():
+            rows = _filled(rows, name, column)
+        for place, error in enumerate(found.errors):
+            if error is not None:
+                told[place] = f"{told[place]}; {step.use}: {error}" if told[place] else f"{step.use}: {error}"
+    return _filled(rows, ERRORS, pa.array(told, pa.string()))
+
+
+def check_step(step: InspectStep, path: Path | None) -> None:
+    """Make sure that a step can be started.
+
+    Args:
+        step: the step.
+        path: its file, where it has one.
+
+    Raises:
+        ConfigError: it asks for what there is not.
+        RefusedError: its model or code does not load.
+    """
+    step_columns(step)
+    if step.use == "text":
+        compiled_patterns(step.options)
+    elif step.use == "onnx":
+        if path is None:
+            raise ConfigError("inspector onnx: name the model with `file`")
+        ModelInspector(path, step)
+    elif step.columns:
+        worker = _worker(step, path)
+        try:
+            _ = worker.wants_row
+        finally:
+            worker.close()
+
+
+def _inspect(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
+    if step.use == "text":
+        return _inspect_text(rows, step, payload)
+    names = [column.name for column in step_columns(step)]
+    if step.use == "image":
+        found = _each(rows, step, payload, cache, image_facts, names[:-2])
+        return _with_bursts(rows, step, found)
+    if step.use == "exif":
+        return _each(rows, step, payload, cache, exif_facts, names)
+    if step.use == "onnx":
+        return _each(rows, step, payload, cache, _model(str(root or ""), msgspec.json.encode(step)).look, names)
+    return _inspect_by_user(root, rows, step, payload, cache)
+
+
+def _each(
+    rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache, look: Callable[[bytes], Values], names: list[str]
+) -> Inspected:
+    """A function of the payload alone, asked once for each content."""
+    key = step_digest(step)
+    digests = rows.column("payload_sha256").to_pylist() if "payload_sha256" in rows.column_names else [None] * rows.num_rows
+    known = {digest: msgspec.msgpack.decode(body) for digest, body in cache.get(key, sorted({*filter(None, digests)})).items()}
+    new: dict[str, bytes] = {}
+    answers: list[tuple[Values | None, str | None]] = []
+    for place, digest in enumerate(digests):
+        answer = known.get(digest)
+        if answer is None:
+            answer = _asked(look, payload(place))
+            if digest is not None and answer[2]:
+                known[digest] = answer
+                new[digest] = msgspec.msgpack.encode(answer)
+        answers.append((answer[0], answer[1]))
+    if new:
+        cache.put(key, new.items())
+    return _columns(step, names, answers)
+
+
+def _asked(look: Callable[[bytes], Values], body: bytes | None) -> tuple[Values | None, str | None, bool]:
+    """The values or the reason why not, and whether the same bytes would give the same again."""
+    if body is None:
+        return None, None, False
+    try:
+        return tuple(look(body)), None, True
+    except UninspectableError as error:
+        return None, str(error), not isinstance(error, InterruptedInspectionError)
+
+
+def _columns(step: InspectStep, names: list[str], answers: list[tuple[Values | None, str | None]]) -> Inspected:
+    types = {column.name: ARROW_TYPES[column.type] for column in step_columns(step)}
+    columns = {
+        name: pa.array([None if values is None else values[place] for values, _ in answers], types[name])
+        for place, name in enumerate(names)
+    }
+    return Inspected(columns, [error for _, error in answers])
+
+
+def _with_bursts(rows: pa.Table, step: InspectStep, found: Inspected) -> Inspected:
+    devices, epochs, seqs = (rows.column(name).to_pylist() for name in ("device", "epoch", "seq"))
+    hashes = found.columns["image_phash"].to_pylist()
+    names, places = bursts(devices, epochs, seqs, hashes, int(step.options.get("near_bits", NEAR_BITS)))
+    added = {"image_burst": pa.array(names, pa.string()), "image_burst_index": pa.array(places, pa.int32())}
+    return Inspected({**found.columns, **added}, found.errors)
+
+
+def _inspect_text(rows: pa.Table, step: InspectStep, payload: Payloads) -> Inspected:
+    name = str(step.options.get("column", ""))
+    if name:
+        if name not in rows.column_names:
+            raise ConfigError(f"inspector text: the stream has no column {name!r}")
+        texts = rows.column(name).cast(pa.string()).combine_chunks()
+    else:
+        bodies = (payload(place) for place in range(rows.num_rows))
+        texts = pa.array([None if body is None else body.decode("utf-8", "replace") for body in bodies], pa.string())
+    return Inspected(count_patterns(texts, compiled_patterns(step.options)), [None] * rows.num_rows)
+
+
+def _inspect_by_user(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
+    worker = _kept_worker(str(root or ""), msgspec.json.encode(step))
+    names = list(step.columns)
+
+    def chosen(answer: dict[str, Any]) -> Values:
+        return tuple(_fitting(step, name, answer.get(name)) for name in names)
+
+    if not worker.is_suspended and not worker.wants_row and "payload_sha256" in rows.column_names:
+        return _each(rows, step, payload, cache, lambda body: chosen(worker.ask(body, {})), names)
+    shown = rows.drop_columns([name for name in ("payload",) if name in rows.column_names])
+    answers: list[tuple[Values | None, str | None]] = []
+    for place, row in enumerate(shown.to_pylist()):
+        try:
+            answers.append((chosen(worker.ask(payload(place), row)), None))
+        except UninspectableError as error:
+            answers.append((None, str(error)))
+    return _columns(step, names, answers)
+
+
+def _fitting(step: InspectStep, name: str, value: Any) -> Any:
+    """The value, if Arrow takes it for the column's type."""
+    try:
+        return pa.scalar(value, ARROW_TYPES[step.columns[name]]).as_py()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise UninspectableError(f"{name} is {value!r:.80}, not of type {step.columns[name]}") from error
+
+
+def _filled(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    if name not in rows.column_names:
+        return rows.append_column(name, column)
+    place = rows.column_names.index(name)
+    had = rows.column(place)
+    return rows.set_column(place, rows.schema.field(place), pc.coalesce(had, column.cast(had.type)))
+
+
+@lru_cache(maxsize=16)
+def _model(root: str, step: bytes) -> ModelInspector:
+    told = msgspec.json.decode(step, type=InspectStep)
+    return ModelInspector(checked_code(Path(root), told), told)
+
+
+@lru_cache(maxsize=16)
+def _kept_worker(root: str, step: bytes) -> UserWorker:
+    told = msgspec.json.decode(step, type=InspectStep)
+    worker = _worker(told, checked_code(Path(root), told) if told.code else None)
+    atexit.register(worker.close)
+    return worker
+
+
+def _worker(step: InspectStep, path: Path | None) -> UserWorker:
+    if path is not None:
+        source, function = str(path.resolve()), step.function
+    else:
+        found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+        if step.use not in found:
+            known = ", ".join(sorted(found)) or "none"
+            raise ConfigError(f"inspector {step.use!r}: no entry point of {ENTRY_POINTS} has this name; there are {known}")
+        source, function = found[step.use].module, found[step.use].attr
+    return UserWorker(step.use, source, function, dict(step.options), step.max_ms, step.max_memory_mib)

@@ -1,0 +1,86 @@
+"""Where the payloads of rows are: in the table itself while a run writes it, in shards and objects afterwards."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.inspect.columns import step_columns
+from pipelines.inspect.run import Payloads, inspect_rows
+from pipelines.lake.layout import object_name
+from pipelines.lake.payload import read_payload
+from schemas.contract import Contract
+from schemas.envelope import PAYLOAD, PAYLOAD_SHA256
+from schemas.policy import InspectStep
+
+MAX_INSPECTED_BYTES = 1024 * 1024 * 1024
+_REFERENCES = ("payload_shard", "payload_row", "payload_offset", "payload_length", PAYLOAD_SHA256)
+_KEY = ("device", "epoch", "seq")
+
+
+def fresh_payloads(root: Path, rows: pa.Table) -> Payloads:
+    """The payloads of rows that a run is about to write: in the table, or, if they travelled in parts, under objects/."""
+    if PAYLOAD not in rows.column_names:
+        return lambda _place: None
+    bodies, digests = rows.column(PAYLOAD), rows.column(PAYLOAD_SHA256)
+
+    def payload(place: int) -> bytes | None:
+        body: bytes | None = bodies[place].as_py()
+        digest = digests[place].as_py()
+        if body is not None or digest is None:
+            return body
+        path = root / object_name(digest)
+        return path.read_bytes() if path.stat().st_size <= MAX_INSPECTED_BYTES else None
+
+    return payload
+
+
+def committed_payloads(root: Path, rows: pa.Table) -> Payloads:
+    """The payloads of rows that are in the lake: one pread each.
+
+    Raises:
+        CorruptLakeError: by the function that it gives: a payload is gone.
+    """
+    if "payload_shard" not in rows.column_names:
+        return lambda _place: None
+    references = [rows.column(name) for name in _REFERENCES]
+
+    def payload(place: int) -> bytes | None:
+        shard, row, offset, length, _digest = (column[place].as_py() for column in references)
+        if shard is None or not length or length > MAX_INSPECTED_BYTES:
+            return None
+        return read_payload(root, shard, offset or 0, length, row or 0)
+
+    return payload
+
+
+class StoredInspector:
+    """Fills in the inspected columns of rows that were committed before there was a step for them.
+
+    Args:
+        root: the lake root.
+        contract: the stream's own contract.
+        steps: what to compute.
+    """
+
+    def __init__(self, root: Path, contract: Contract, steps: tuple[InspectStep, ...]) -> None:
+        self._root, self._contract, self._steps = root, contract, steps
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What it needs of a row: its key, its payload's place, the columns that a step reads and those it gives."""
+        if not self._steps:
+            return frozenset()
+        own = {column.name for column in self._contract.columns}
+        given = {column.name for step in self._steps for column in step_columns(step)}
+        return frozenset({*_KEY, *_REFERENCES, *own, *given})
+
+    def fill(self, rows: pa.Table) -> pa.Table:
+        """The rows with every step's columns."""
+        waiting = [step for step in self._steps if not _is_filled(rows, step)]
+        return inspect_rows(self._root, rows, waiting, committed_payloads(self._root, rows)) if waiting else rows
+
+
+def _is_filled(rows: pa.Table, step: InspectStep) -> bool:
+    first: Any = step_columns(step)[0].name
+    return first in rows.column_names and rows.column(first).null_count == 0

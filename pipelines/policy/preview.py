@@ -1,0 +1,158 @@
+"""What a policy would do to committed rows: matches, overlaps, changes against the version in force, conflicts. No IO.
+
+Blocks go in one after another; what is kept is counts and a few example rows, so memory does not grow with the stream.
+"""
+
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.policy.committed import KEY, REFERENCES
+from pipelines.policy.engine import CompiledRule, Tagger
+from pipelines.policy.tag_file import completed
+from schemas.policy import Policy
+
+EXAMPLES = 20
+_Bools = npt.NDArray[np.bool_]
+_Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class TagCount:
+    """One tag of the policy: rows that get it, that had it from the version in force, that gain and that lose it."""
+
+    tag: str
+    rows: int = 0
+    before: int = 0
+    gained: int = 0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class Conflict:
+    """Two rules that give one value tag different values to the same row, and the first such row."""
+
+    first: str
+    second: str
+    rows: int
+    example: _Row
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleRow:
+    """A row and the tags it would get."""
+
+    row: _Row
+    tags: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Preview:
+    """Collects what a policy would do.
+
+    Args:
+        policy: the policy.
+        tagger: every policy that would be in force, this one among them.
+        before: the rules of its version in force; None if there is none.
+    """
+
+    policy: Policy
+    tagger: Tagger
+    before: Tagger | None = None
+    rows: int = 0
+    tagged: int = 0
+    counts: dict[str, TagCount] = field(default_factory=dict)
+    overlap: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    conflicts: dict[tuple[str, str], Conflict] = field(default_factory=dict)
+    _kept: dict[str, list[ExampleRow]] = field(default_factory=dict)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The policy's tags, in the order of its rules; the overlap matrix has them in this order."""
+        return tuple(dict.fromkeys(rule.tag for rule in self.policy.rules))
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What the rules read, and what names a row and its payload."""
+        read = self.tagger.columns | (self.before.columns if self.before else frozenset())
+        return read | set(KEY) | set(REFERENCES)
+
+    def take(self, block: pa.Table) -> None:
+        """Judge a block of rows."""
+        rows = completed(block, self.tagger.contract)
+        hits = dict(zip(self.tagger.rules, self.tagger.verdicts(rows), strict=True))
+        mine = {rule.tag: hit for rule, hit in hits.items() if rule.policy == self.policy.label}
+        self.rows += block.num_rows
+        matrix = np.array([mine[tag] for tag in self.tags]) if self.tags else np.zeros((0, block.num_rows), np.bool_)
+        self.tagged += int(matrix.any(axis=0).sum()) if len(matrix) else 0
+        self._count(mine, rows)
+        self._add_overlap(matrix)
+        self._find_conflicts(hits, block)
+        self._keep_examples(matrix, block)
+
+    def examples(self) -> list[ExampleRow]:
+        """Up to twenty rows, as evenly over the tags as they occur."""
+        found: list[ExampleRow] = []
+        for place in range(EXAMPLES):
+            found.extend(kept[place] for kept in self._kept.values() if place < len(kept))
+        return found[:EXAMPLES]
+
+    def _count(self, mine: dict[str, _Bools], rows: pa.Table) -> None:
+        old: dict[str, _Bools] = {}
+        if self.before is not None:
+            old = {rule.tag: hit for rule, hit in zip(self.before.rules, self.before.verdicts(rows), strict=True)}
+        nobody = np.zeros(rows.num_rows, np.bool_)
+        for tag in dict.fromkeys([*mine, *old]):
+            count = self.counts.setdefault(tag, TagCount(tag))
+            now, then = mine.get(tag, nobody), old.get(tag, nobody)
+            count.rows += int(now.sum())
+            count.before += int(then.sum())
+            count.gained += int((now & ~then).sum())
+            count.lost += int((then & ~now).sum())
+
+    def _add_overlap(self, matrix: npt.NDArray[np.bool_]) -> None:
+        if not self.overlap.size:
+            self.overlap = np.zeros((len(matrix), len(matrix)), np.int64)
+        numbers = matrix.astype(np.float32)  # a block has fewer rows than a float counts exactly
+        self.overlap += (numbers @ numbers.T).astype(np.int64)
+
+    def _find_conflicts(self, hits: dict[CompiledRule, _Bools], block: pa.Table) -> None:
+        named: dict[str, list[CompiledRule]] = {}
+        for rule in hits:
+            name, colon, _value = rule.tag.partition(":")
+            if colon:
+                named.setdefault(name, []).append(rule)
+        for rules in named.values():
+            for one, other in combinations(rules, 2):
+                if one.tag == other.tag or self.policy.label not in (one.policy, other.policy):
+                    continue
+                both = np.flatnonzero(hits[one] & hits[other])
+                if both.size:
+                    self._note_conflict(_named(one), _named(other), both, block)
+
+    def _note_conflict(self, one: str, other: str, both: npt.NDArray[np.intp], block: pa.Table) -> None:
+        known = self.conflicts.get((one, other))
+        if known is None:
+            self.conflicts[one, other] = Conflict(one, other, int(both.size), _row(block, int(both[0])))
+        else:
+            known.rows += int(both.size)
+
+    def _keep_examples(self, matrix: npt.NDArray[np.bool_], block: pa.Table) -> None:
+        for place, tag in enumerate(self.tags):
+            kept = self._kept.setdefault(tag, [])
+            for index in np.flatnonzero(matrix[place])[: EXAMPLES - len(kept)].tolist():
+                tags = tuple(self.tags[each] for each in np.flatnonzero(matrix[:, index]))
+                kept.append(ExampleRow(_row(block, index), tags))
+
+
+def _named(rule: CompiledRule) -> str:
+    return f"{rule.tag} of {rule.policy}"
+
+
+def _row(block: pa.Table, index: int) -> _Row:
+    found: _Row = block.slice(index, 1).to_pylist()[0]
+    return found

@@ -1,0 +1,234 @@
+"""Back-fills tags: every row of a stream judged by today's policies, as one new version of its table.
+
+Only the two tag columns are computed and written; the other columns' bytes are copied as they lie, and payload is never
+touched. A new file's name follows from the file it replaces and the rules, so whatever a killed retag has finished is found
+and not done again, and a run that commits meanwhile costs its own files only.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from deltalake import DeltaTable
+
+from pipelines.atomic import sync_folder
+from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.layout import stream_table
+from pipelines.lake.remote import remote_of
+from pipelines.lake.replace import LiveFile, live_files, replace_files
+from pipelines.lake.table import open_table
+from pipelines.policy.active import FOLDER
+from pipelines.policy.tag_file import FileTagger, retag_file
+from schemas.policy import Policy
+
+ATTEMPTS = 50
+NOTE_RULES, NOTE_POLICIES, NOTE_UNDO = "catchment.retag", "catchment.policies", "catchment.undo"
+_PREFIX = "retag-"
+
+Progress = Callable[[int, int], None]
+"""Told how many rows are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retagged:
+    """What came of it: the table's version before and after, and the work done. Equal versions: nothing was to be done."""
+
+    stream: str
+    before: int
+    after: int
+    files: int
+    rows: int
+    reused: int
+    bytes: int
+
+
+def rules_digest(policies: Sequence[Policy]) -> str:
+    """Names a set of rules: 12 hexadecimal digits over their versions."""
+    return hashlib.sha256("\n".join(sorted(policy.label for policy in policies)).encode()).hexdigest()[:12]
+
+
+def retag_stream(
+    root: Path, stream: str, policies: Sequence[Policy], tagger: FileTagger, progress: Progress | None = None, workers: int = 2
+) -> Retagged:
+    """Tag every committed row of a stream anew.
+
+    Args:
+        root: the lake root.
+        stream: the stream.
+        policies: the rules; those of other streams are passed over.
+        tagger: judges the rows of one file.
+        progress: told of the rows done.
+        workers: files at a time.
+
+    Raises:
+        NotFoundError: there is no such stream.
+        RefusedError: another retag of this stream is at work.
+        ConflictError: runs kept committing meanwhile.
+    """
+    _refuse_remote(root)
+    rules = [policy for policy in policies if stream in policy.streams]
+    digest = rules_digest(rules)
+    name = stream_table(stream)
+    with _only_one(root, stream):
+        _remove_leftovers(root / name)
+        counted = _Counted(progress or _silent)
+        for _ in range(ATTEMPTS):
+            table = _opened(root, stream)
+            old = live_files(table)
+            if all(file.path.startswith(f"{_PREFIX}{digest}-") for file in old):
+                return Retagged(stream, table.version(), table.version(), 0, 0, len(old), 0)
+            new = _made(root / name, old, digest, tagger, counted, workers)
+            note = {NOTE_RULES: digest, NOTE_POLICIES: " ".join(policy.label for policy in rules)}
+            try:
+                version = replace_files(root, name, table, new, note)
+            except ConflictError:
+                continue  # a run committed: its files are new, ours lie there already
+            return Retagged(stream, table.version(), version, len(new), sum(f.rows for f in new), counted.reused, counted.bytes)
+    raise ConflictError(f"{name}: runs committed {ATTEMPTS} times meanwhile; try again when less arrives")
+
+
+def undo_retag(root: Path, stream: str) -> Retagged:
+    """Go back to the tags before the last retag; rows that were committed since keep theirs.
+
+    Raises:
+        NotFoundError: there is no such stream, or no retag of it to undo.
+        RefusedError: files were rewritten since, by whom it may be; another retag undoes nothing of theirs.
+    """
+    _refuse_remote(root)
+    name = stream_table(stream)
+    with _only_one(root, stream):
+        for _ in range(ATTEMPTS):
+            table = _opened(root, stream)
+            version = _last_retag(table, stream)
+            now, then = live_files(table), live_files(DeltaTable(root / name, version=version))
+            before = live_files(DeltaTable(root / name, version=version - 1))
+            if not {file.path for file in then} <= {file.path for file in now}:
+                raise RefusedError(f"{name}: rewritten after the retag of version {version}; retag with the old policies")
+            _check_present(root / name, before)
+            later = [_linked(root / name, file) for file in now if file.path not in {each.path for each in then}]
+            sync_folder(root / name)
+            try:
+                after = replace_files(root, name, table, [*before, *later], {NOTE_UNDO: str(version)})
+            except ConflictError:
+                continue
+            return Retagged(stream, table.version(), after, len(before), sum(f.rows for f in before), len(later), 0)
+    raise ConflictError(f"{name}: runs committed {ATTEMPTS} times meanwhile; try again when less arrives")
+
+
+class _Counted:
+    """How far the work is, over all attempts."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.reused = self.bytes = 0
+
+    def start(self, old: Sequence[LiveFile]) -> None:
+        self._done, self._total = 0, sum(file.rows for file in old)
+        self.reused = 0
+        self._progress(0, self._total)
+
+    def add(self, file: LiveFile, is_new: bool) -> None:
+        self._done += file.rows
+        self.reused += not is_new
+        self.bytes += file.bytes if is_new else 0
+        self._progress(self._done, self._total)
+
+
+def _made(
+    folder: Path, old: Sequence[LiveFile], digest: str, tagger: FileTagger, counted: _Counted, workers: int
+) -> list[LiveFile]:
+    counted.start(old)
+    made: list[LiveFile] = []
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = {pool.submit(_make, folder, file, digest, tagger): file for file in old}
+        try:
+            for done in as_completed(waiting):
+                file, is_new = done.result()
+                made.append(file)
+                counted.add(file, is_new)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    sync_folder(folder)
+    return sorted(made, key=lambda file: file.path)
+
+
+def _make(folder: Path, old: LiveFile, digest: str, tagger: FileTagger) -> tuple[LiveFile, bool]:
+    """The file in the place of `old`, and whether it had to be made."""
+    path = f"{_PREFIX}{digest}-{hashlib.sha256(old.path.encode()).hexdigest()[:20]}.parquet"
+    target = folder / path
+    is_new = not target.exists()
+    if is_new and old.path.startswith(f"{_PREFIX}{digest}-"):
+        target.hardlink_to(folder / old.path)  # tagged by these rules already: another name for the same bytes
+        is_new = False
+    elif is_new:
+        retag_file(folder / old.path, target, tagger)
+    return msgspec.structs.replace(old, path=path, bytes=target.stat().st_size), is_new
+
+
+def _linked(folder: Path, file: LiveFile) -> LiveFile:
+    """A commit cannot remove and add one path: the file gets a second name."""
+    path = f"kept-{hashlib.sha256(file.path.encode()).hexdigest()[:20]}.parquet"
+    if not (folder / path).exists():
+        (folder / path).hardlink_to(folder / file.path)
+    return msgspec.structs.replace(file, path=path)
+
+
+def _refuse_remote(root: Path) -> None:
+    """The kernel copies column chunks between files of one disk; a bucket has none."""
+    if remote_of(root) is not None:
+        raise RefusedError(f"{root}: a lake on object storage cannot be tagged anew in place yet; new runs tag by the new rules")
+
+
+def _opened(root: Path, stream: str) -> DeltaTable:
+    table = open_table(root, stream_table(stream))
+    if table is None:
+        raise NotFoundError(f"there is no stream {stream!r} in {root}; `catchment streams` lists them")
+    return table
+
+
+def _last_retag(table: DeltaTable, stream: str) -> int:
+    undone: set[str] = set()
+    for entry in table.history():
+        if NOTE_UNDO in entry:
+            undone.add(str(entry[NOTE_UNDO]))
+        elif NOTE_RULES in entry and str(entry["version"]) not in undone:
+            return int(entry["version"])
+    raise NotFoundError(f"no retag of {stream} to undo")
+
+
+def _check_present(folder: Path, files: Sequence[LiveFile]) -> None:
+    gone = [file.path for file in files if not (folder / file.path).exists()]
+    if gone:
+        raise CorruptLakeError(f"{folder}: {len(gone)} files of that version were vacuumed, such as {gone[0]}; retag instead")
+
+
+@contextmanager
+def _only_one(root: Path, stream: str) -> Iterator[None]:
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / f".retag-{stream}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RefusedError(f"another retag of {stream} is at work; wait for it") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Half-written files of a retag that was killed; the lock says that nobody else is writing."""
+    for path in folder.glob(f".{_PREFIX}*.tmp"):
+        path.unlink()
+
+
+def _silent(_done: int, _total: int) -> None:
+    return None

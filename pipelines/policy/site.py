@@ -1,0 +1,70 @@
+"""What a policy command works on: the lake, the contracts and the policy folder of one core."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Self
+
+import typer
+
+from pipelines.config import CoreConfig, load_core_config
+from pipelines.contracts.registry import ContractSet
+from pipelines.errors import NotFoundError, RefusedError
+from pipelines.inspect.columns import inspected
+from pipelines.lake.remote import remote_of
+from pipelines.policy.active import policies_in_force
+from schemas.contract import Contract
+from schemas.policy import Policy
+
+Config = Annotated[Path, typer.Option("-c", "--config", help="The core's TOML file: lake, contracts and policies.")]
+Lake = Annotated[
+    Path | None, typer.Option("--lake", help="The lake root itself, with the built-in contracts; no TOML file needed.")
+]
+CORE = Path("core.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One core's lake and rules."""
+
+    root: Path
+    contracts: ContractSet
+    folder: str
+
+    @classmethod
+    def open(cls, config: Path, lake: Path | None) -> Self:
+        """The site that the options `-c` and `--lake` name.
+
+        Raises:
+            ConfigError: the configuration or a contract cannot be read.
+            NotFoundError: there is no such lake.
+        """
+        core = load_core_config(config) if lake is None or config != CORE else CoreConfig()
+        root = core.lake_root if lake is None else lake
+        if not root.is_dir():
+            raise NotFoundError(f"{root}: no such lake; give its folder with --lake, or the core's TOML file with -c")
+        return cls(root, ContractSet.load(core.contracts), core.policies)
+
+    def require_own(self) -> None:
+        """Refuse a lake on object storage: its working copy is not where the active set may live.
+
+        Raises:
+            RefusedError: it is one.
+        """
+        if remote_of(self.root) is not None:
+            raise RefusedError(f"{self.root}: a lake on object storage takes its policies from the folder in core.toml alone")
+
+    def in_force(self) -> tuple[Policy, ...]:
+        """The policies that the next run tags by."""
+        return policies_in_force(self.root, self.folder)
+
+    def contract(self, stream: str, policies: tuple[Policy, ...]) -> Contract:
+        """The newest contract of a stream, with the columns that the policies' inspect steps add.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        contract = self.contracts.get(stream, None)
+        if contract is None:
+            names = ", ".join(sorted({each.name for each in self.contracts.all()}))
+            raise NotFoundError(f"there is no contract for stream {stream!r}; there are {names}")
+        return inspected(contract, policies)
