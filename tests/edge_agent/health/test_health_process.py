@@ -101,6 +101,7 @@ def agent(broker: Any, tmp_path: Path) -> Iterator[Running]:
         assert running.process.wait(30) == 0, running.log()
 
 
+@pytest.mark.slow
 def test_ready_follows_the_link_and_the_receipts_and_live_does_not(broker: Any, agent: Running) -> None:
     agent.write(agent.table("one", 100_000))
     with FakeCore(broker.host, broker.port):
