@@ -147,6 +147,7 @@ def test_a_wrong_new_configuration_keeps_the_old_one_and_says_so(broker: Any, ag
             (
                 (good + '[[source]]\nkind = "replay"\nstream = "no_such_stream"\n', "no_such_stream"),
                 (good.replace("[[source]]", "[[sauce]]"), "sauce"),
+                (good.replace("rate_hz", "rate_herz"), "rate_herz"),
                 (good[:-9], "TOML"),
             ),
             start=1,
