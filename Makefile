@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow core-kills power-cuts soak gate check format bench lock wheel clean
+.PHONY: help setup demo test test-slow core-kills power-cuts soak gate fuzz check format bench lock wheel wheels deb clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ power-cuts: setup ## 100,000 simulated power cuts of the spool
 soak: setup ## a million samples while agent, broker and bridge are killed 500 times
 	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/soak.py --samples 1000000 --kills 500
 
+fuzz: setup ## 100,000 mutated inputs per format through whole runs (about ten minutes)
+	@CATCHMENT_FUZZ=100000 $(BIN)/pytest -q -n $(JOBS) -k mutated tests/pipelines/ingest
+
 check: setup ## lint, format, types, import arrows
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -52,6 +55,12 @@ lock: setup ## choose the packages' versions anew (needs uv)
 
 wheel: setup ## the wheel, in dist/
 	@$(BIN)/python -m build --wheel --no-isolation
+
+wheels: setup ## is every package of the agent there ready-made, for each Python and machine? (asks the package index)
+	@$(BIN)/python scripts/check_wheels.py
+
+deb: setup ## the agent as a .deb for this distribution and machine, in dist/
+	@sh deploy/edge/build-deb.sh
 
 clean: ## all that setup and the tests made
 	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
