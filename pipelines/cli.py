@@ -94,7 +94,8 @@ def up(config: Config = Path("core.toml")) -> None:
 
     core = load_core_config(config)
     with serving(core.lake_root, core.watch.host, core.watch.port, SystemClock()) if core.watch.port else nullcontext():
-        code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
+        every_s = 0 if core.remote else core.maintain.every_s  # a remote lake is cleaned up by its storage
+        code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=every_s)
     raise typer.Exit(code)
 
 
