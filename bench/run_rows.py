@@ -25,6 +25,7 @@ from pipelines.ingest.graph import crew
 from pipelines.ingest.loop import RunLoop
 from pipelines.ingest.run import Engine
 from schemas.builtin import builtin_contract
+from schemas.contract import ColumnType
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName
 
@@ -45,7 +46,7 @@ def body(first: int, random: np.random.Generator) -> bytes:
             columns[column.name] = pa.array(np.arange(first, first + SAMPLES))
         elif column.name == "clock_quality":
             columns[column.name] = pa.array(["gnss"] * SAMPLES)
-        else:
+        elif column.type is ColumnType.FLOAT64:
             columns[column.name] = pa.array(random.uniform(0.0, 1.0, SAMPLES).astype(np.float64))
     batch = pa.record_batch(columns)
     sink = pa.BufferOutputStream()

@@ -3,6 +3,7 @@
 from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig, load_contract
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
+from edge_agent.spool.sealing import read_seal
 from edge_agent.spool.spool import Spool
 
 
@@ -10,7 +11,7 @@ def open_spool(config: AgentConfig, clock: Clock) -> Spool:
     """Open the agent's spool.
 
     Raises:
-        ConfigError: a source's contract is wrong.
+        ConfigError: a source's contract is wrong, or the spool's key.
         SpoolError: the disk refuses even a new file.
     """
     has_payloads = any(load_contract(source).payload is not None for source in config.source)
@@ -21,4 +22,5 @@ def open_spool(config: AgentConfig, clock: Clock) -> Spool:
         clock=clock,
         page_bytes=LARGE_PAGE_BYTES if has_payloads else SMALL_PAGE_BYTES,
         min_free_bytes=config.spool.min_free_bytes,
+        seal=read_seal(config.spool.key),
     )

@@ -66,6 +66,7 @@ def show_envelope(
 ) -> None:
     """Show one envelope, and whether it is what was stored."""
     from edge_agent.spool import bodies, inspection, reading  # noqa: PLC0415
+    from edge_agent.spool.sealing import open_envelope, read_seal  # noqa: PLC0415
 
     with _reader(config) as (db, folder):
         found = inspection.entry(db, id_)
@@ -79,7 +80,8 @@ def show_envelope(
     if body is not None:
         if envelope is None:
             raise AgentError(f"its body is not written: {verdict}")
-        body.write_bytes(envelope.body)
+        opened = open_envelope(envelope, read_seal(load_agent_config(config).spool.key))
+        body.write_bytes(b"" if opened is None else opened.body)
     told = {**msgspec.structs.asdict(found), "verdict": verdict}
     if as_json:
         typer.echo(msgspec.json.encode(told))

@@ -5,6 +5,7 @@ Exit codes: 0 done · 1 stop and look (corrupt lake, a process that will not run
 """
 
 import importlib
+import os
 import signal
 import sys
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ from pipelines.logs import log_to_stderr
 from pipelines.tables import show
 from schemas.errors import SchemaError
 
+# Where a shell that completes a command puts the words typed so far.
+_TYPED = "COMP_WORDS"
 EXIT_STOP, EXIT_USAGE, EXIT_REFUSED, EXIT_RETRY = 1, 2, 3, 75
 
 
@@ -64,7 +67,7 @@ class LazyRooms(TyperGroup):
         room = ROOMS.get(cmd_name)
         if room is None:
             return super().get_command(ctx, cmd_name)
-        if ctx.resilient_parsing or _lists_commands():
+        if (ctx.resilient_parsing and _TYPED not in os.environ) or _lists_commands():
             return typer.main.get_command(_stand_in(cmd_name, room))
         return _load(cmd_name, room)
 
@@ -72,7 +75,6 @@ class LazyRooms(TyperGroup):
 app = typer.Typer(
     cls=LazyRooms,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Carry what devices see into training sets, and models back. Start everything: [b]catchment up -c core.toml[/b]",
@@ -177,7 +179,8 @@ def _lake(path: Path) -> Path:
 
 def _lists_commands() -> bool:
     """Whether only the list of commands is asked for, so that no room need be imported to say what it does."""
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    typed = os.environ[_TYPED].split() if _TYPED in os.environ else sys.argv
+    words = [word for word in typed[1:] if not word.startswith("-")]
     return not any(word in ROOMS for word in words)
 
 

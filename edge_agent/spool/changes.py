@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from edge_agent.spool.quota import Candidate
 from edge_agent.spool.records import Append, BodyPlace, Passed, State, checksum
@@ -24,6 +25,16 @@ class Removed:
     ids: tuple[int, ...] = ()
     orphans: tuple[Digest, ...] = ()
     body_files: tuple[int, ...] = ()
+
+    @classmethod
+    def all(cls, parts: Iterable["Removed"]) -> "Removed":
+        """All of these together."""
+        kept = tuple(parts)
+        return cls(
+            tuple(chain.from_iterable(part.ids for part in kept)),
+            tuple(chain.from_iterable(part.orphans for part in kept)),
+            tuple(chain.from_iterable(part.body_files for part in kept)),
+        )
 
     def __add__(self, other: "Removed") -> "Removed":
         return Removed(self.ids + other.ids, self.orphans + other.orphans, self.body_files + other.body_files)
@@ -100,14 +111,14 @@ def count_dropped(db: sqlite3.Connection, stream: str, epoch: int, seqs: tuple[i
 
 def drop(db: sqlite3.Connection, ids: Sequence[int], reason: str) -> Removed:
     """Give envelopes up."""
-    removed = Removed()
+    removed: list[Removed] = []
     for start in range(0, len(ids), _CHUNK_ROWS):
         rows = _heads(db, ids[start : start + _CHUNK_ROWS])
         for _, stream, epoch, first_seq, count, _, _ in rows:
             count_dropped(db, stream, epoch, (first_seq, first_seq + count), reason)
             _book(db, stream, spooled=-count)
-        removed += _delete(db, rows)
-    return removed
+        removed.append(_delete(db, rows))
+    return Removed.all(removed)
 
 
 def settle(db: sqlite3.Connection, receipt: Receipt, open_epoch: int) -> Removed:
@@ -146,7 +157,7 @@ def candidates(db: sqlite3.Connection, in_flight: frozenset[int], limit: int) ->
 
 
 def _settle_range(db: sqlite3.Connection, stream: str, epoch: int, low: int, high: int) -> Removed:
-    removed = Removed()
+    removed: list[Removed] = []
     at = low
     while True:
         rows = db.execute(
@@ -155,10 +166,10 @@ def _settle_range(db: sqlite3.Connection, stream: str, epoch: int, low: int, hig
             (stream, epoch, at, high, high, _CHUNK_ROWS),
         ).fetchall()
         if not rows:
-            return removed
+            return Removed.all(removed)
         count = sum(row[4] for row in rows)
         _book(db, stream, spooled=-count, settled=count)
-        removed += _delete(db, rows)
+        removed.append(_delete(db, rows))
         at = rows[-1][3] + 1
 
 

@@ -6,11 +6,13 @@ import sqlite3
 import structlog
 
 from edge_agent.clock import Clock
+from edge_agent.errors import ConfigError
 from edge_agent.spool import changes
 from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.database import used_and_free_bytes
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.records import DropReason, ObjectRef, State
+from edge_agent.spool.sealing import Seal
 from schemas.ids import Digest, next_epoch
 
 # Freed pages beyond this share of the quota are given back to the disk, while little has to be copied for it.
@@ -27,6 +29,25 @@ def open_epoch(db: sqlite3.Connection, clock: Clock) -> int:
     epoch = next_epoch(max(row[0] if row else 0, known), clock.now_ms(), secrets.randbits(20))
     db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
     return epoch
+
+
+def check_key(db: sqlite3.Connection, seal: Seal | None) -> None:
+    """Remember which key the bodies are sealed with. Another one, or none, is taken only once nothing is left of the old.
+
+    Raises:
+        ConfigError: the spool holds samples that this key cannot open.
+    """
+    row = db.execute("SELECT value FROM meta WHERE name = 'key'").fetchone()
+    known, mine = row[0] if row else None, None if seal is None else seal.key_id
+    if known == mine:
+        return
+    if known is not None and db.execute("SELECT 1 FROM envelope LIMIT 1").fetchone() is not None:
+        what = "spool.key is missing" if mine is None else "spool.key is another key"
+        raise ConfigError(f"{what}, and the spool holds samples sealed with the old one; give that back until they are settled")
+    if mine is None:
+        db.execute("DELETE FROM meta WHERE name = 'key'")
+    else:
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('key', ?)", (mine,))
 
 
 def match_files(db: sqlite3.Connection, objects: ObjectStore, bodies: BodyFiles) -> None:

@@ -4,6 +4,7 @@ import os
 import sqlite3
 from pathlib import Path
 
+from edge_agent.errors import SpoolFullError
 from edge_agent.spool import database
 from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.objects import ObjectStore
@@ -49,6 +50,16 @@ class Room:
     def for_rows_bytes(self) -> int:
         """What more rows may take; below 0 when too much is taken already."""
         return self.for_files_bytes() + self._reusable_bytes
+
+    def takes_file(self, size_bytes: int) -> bool:
+        """Whether a file of so many bytes may be written now.
+
+        Raises:
+            SpoolFullError: it could never be.
+        """
+        if size_bytes > self.soft_limit_bytes:
+            raise SpoolFullError(f"a payload of {size_bytes} bytes is larger than the spool; raise max_bytes")
+        return size_bytes <= self.for_files_bytes()
 
     def for_files_bytes(self) -> int:
         """What more files may take: the database's freed pages still take their place on the disk."""

@@ -4,7 +4,6 @@ import sqlite3
 import threading
 from collections.abc import Callable, Container, Iterable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import structlog
@@ -20,11 +19,12 @@ from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.leases import Leases
 from edge_agent.spool.objects import ObjectStore
-from edge_agent.spool.opening import compact, match_files, open_epoch
+from edge_agent.spool.opening import check_key, compact, match_files, open_epoch
 from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
 from edge_agent.spool.recovery import SUSPECT_NAME, open_sound
 from edge_agent.spool.room import Room
+from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
 from edge_agent.spool.writer import SpoolWriter
 from schemas.envelope import Span
 from schemas.ids import Digest
@@ -47,6 +47,7 @@ class Spool:
         clock: time for epochs and lingering.
         page_bytes: of a database that is made anew: large where bodies are.
         min_free_bytes: what is left free on the disk for others.
+        seal: encrypts what is stored.
 
     Raises:
         SpoolError: the disk refuses even a new file.
@@ -61,8 +62,10 @@ class Spool:
         clock: Clock,
         page_bytes: int = database.SMALL_PAGE_BYTES,
         min_free_bytes: int = 0,
+        seal: Seal | None = None,
     ) -> None:
         self._folder = folder
+        self._seal = seal
         self._lock = threading.RLock()
         self._leases = Leases(self._load)
         self._removed_ids: list[int] = []
@@ -72,9 +75,10 @@ class Spool:
             self._bodies = BodyFiles(folder / BODIES_FOLDER, max_bytes)
             opened = open_sound(folder, max_bytes, page_bytes, clock, self._bodies.read)
             self._db = opened.db
+            check_key(self._db, seal)
             compact(self._db, max_bytes)
             self.epoch = open_epoch(self._db, clock)
-            self._objects = ObjectStore(folder / OBJECTS_FOLDER)
+            self._objects = ObjectStore(folder / OBJECTS_FOLDER, seal)
             match_files(self._db, self._objects, self._bodies)
             self._reader = database.connect_reader(folder / database.FILE_NAME)
         except (sqlite3.Error, OSError) as error:
@@ -99,7 +103,7 @@ class Spool:
         Raises:
             SpoolError: the spool is closed or broken.
         """
-        future = self._writer.append(self._bodies.put_all(append, self._room.for_files_bytes))
+        future = self._writer.append(self._bodies.put_all(seal_append(append, self._seal), self._room.for_files_bytes))
         pinned = [envelope.large.digest for envelope in append.envelopes if envelope.large is not None]
         if pinned:
             future.add_done_callback(lambda _: self._objects.unpin(*pinned))
@@ -118,12 +122,10 @@ class Spool:
             SpoolError: the spool is closed or broken.
         """
         size_bytes = len(payload) if isinstance(payload, bytes) else payload.stat().st_size
-        if size_bytes > self._room.soft_limit_bytes:
-            raise SpoolFullError(f"a payload of {size_bytes} bytes is larger than the spool; raise max_bytes")
-        if size_bytes > self._room.for_files_bytes():
+        if not self._room.takes_file(size_bytes):
             self._writer.change(self._hand.make_room_for_file(size_bytes, priority, self._in_flight())).result()
-        if size_bytes > self._room.for_files_bytes():
-            raise SpoolFullError(f"there is no room for a payload of {size_bytes} bytes; it waits")
+            if not self._room.takes_file(size_bytes):
+                raise SpoolFullError(f"there is no room for a payload of {size_bytes} bytes; it waits")
         return self._objects.put(payload)
 
     def position(self, source: str) -> bytes | None:
@@ -192,13 +194,9 @@ class Spool:
         with self._lock:
             return reading.waiting_objects(self._reader, limit, min_priority)
 
-    def open_object(self, digest: Digest) -> AbstractContextManager[int]:
-        """A descriptor of a large payload, for `os.pread`.
-
-        Raises:
-            OSError: it is gone.
-        """
-        return self._objects.reader(digest)
+    def read_object(self, digest: Digest, offset: int, length: int) -> bytes:
+        """Bytes of a large payload. Raises OSError when it is gone or was changed."""
+        return self._objects.read(digest, offset, length)
 
     def object_settled(self, digest: Digest) -> None:
         """A large payload is settled: the envelopes that waited for it may be sent.
@@ -271,8 +269,8 @@ class Spool:
 
     def _load(self, id_: int) -> Envelope | None:
         try:
-            return reading.load(self._reader, id_, self._bodies.read)
-        except (RottenEnvelopeError, sqlite3.DatabaseError) as error:
+            return open_envelope(reading.load(self._reader, id_, self._bodies.read), self._seal)
+        except (RottenEnvelopeError, SealBrokenError, sqlite3.DatabaseError) as error:
             _log.error("envelope is rotten; given up", id=id_, error=str(error))
             self._leases.add(id_)
             self._writer.change(lambda db: changes.drop(db, [id_], DropReason.CORRUPT))

@@ -1,6 +1,5 @@
 """Sending one large payload in parts: ask what is there, send what is missing, until the core says it is settled."""
 
-import os
 from dataclasses import dataclass, field
 
 import structlog
@@ -202,10 +201,10 @@ class PartSender:
     def _send(self, session: Session, transfer: Transfer, part: tuple[int, int], now_s: float) -> int:
         low, high = part
         try:
-            with self._spool.open_object(transfer.ref.digest) as descriptor:
-                body = os.pread(descriptor, high - low, low)
+            body = self._spool.read_object(transfer.ref.digest, low, high - low)
         except OSError as error:
-            _log.warning("large payload is gone", digest=transfer.ref.digest, error=str(error))
+            _log.error("large payload cannot be read; parked", digest=transfer.ref.digest, error=str(error))
+            self._spool.object_refused(transfer.ref.digest, f"cannot be read: {error}")
             self._transfer = None
             return 0
         if len(body) != high - low:

@@ -274,8 +274,7 @@ def _stored(spool: Spool) -> dict[tuple[str, int, int], tuple[int, str]]:
         assert (stream, epoch, seq) not in found, "a seq was stored twice"
         found[stream, epoch, seq] = (count, hashlib.sha256(content).hexdigest())
         if digest and state == State.WAITING:
-            with spool.open_object(digest) as descriptor:
-                assert hashlib.sha256(os.pread(descriptor, 1 << 20, 0)).hexdigest() == digest, "a payload file differs"
+            assert hashlib.sha256(spool.read_object(digest, 0, 1 << 20)).hexdigest() == digest, "a payload file differs"
     ends = sorted((stream, epoch, seq, seq + count) for (stream, epoch, seq), (count, _) in found.items())
     for (stream, epoch, _, end), (stream_after, epoch_after, first, _) in pairwise(ends):
         assert (stream, epoch) != (stream_after, epoch_after) or end <= first, "seqs overlap"

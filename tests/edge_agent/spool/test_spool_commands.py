@@ -1,7 +1,6 @@
 """`edge-agent spool` and `edge-agent park`, as an operator types them."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent.cli import main
 from edge_agent.clock import SystemClock
 from edge_agent.spool import bodies
 from edge_agent.spool.records import Append, NewEnvelope
@@ -44,11 +44,17 @@ def with_spool(config: Path, act: Callable[[Spool], object]) -> None:
 
 
 @pytest.fixture
-def run(agent: Path) -> Run:
+def run(agent: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     def call(*words: str) -> tuple[int, str]:
-        command = [sys.executable, "-c", "from edge_agent.cli import main; main()", *words, "-c", str(agent)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout + done.stderr
+        monkeypatch.setattr(sys, "argv", ["edge-agent", *words, *(() if "--help" in words else ("-c", str(agent)))])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        sys.stdout.flush()
+        return code, "".join(capfd.readouterr())
 
     return call
 
@@ -109,14 +115,13 @@ def test_what_is_parked_is_listed_with_its_reason_and_replayed_by_the_agent(run:
 
 def test_every_command_explains_itself(run: Run) -> None:
     for words in (("spool",), ("park",), ("spool", "ls"), ("spool", "show"), ("spool", "verify"), ("park", "replay")):
-        command = [sys.executable, "-c", "from edge_agent.cli import main; main()", *words, "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert len(done.stdout.splitlines()) > 8
+        code, text = run(*words, "--help")
+        assert code == 0
+        assert len(text.splitlines()) > 8
 
 
-def test_a_folder_without_a_spool_is_told_so(tmp_path: Path) -> None:
-    (tmp_path / "agent.toml").write_text('device = "pi-7"\nstate_dir = "none"\n')
-    command = [sys.executable, "-c", "from edge_agent.cli import main; main()", "spool", "ls", "-c", str(tmp_path / "agent.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 75
-    assert "has `edge-agent run` been started" in done.stderr
+def test_a_folder_without_a_spool_is_told_so(run: Run, agent: Path) -> None:
+    agent.write_text('device = "pi-7"\nstate_dir = "none"\n')
+    code, text = run("spool", "ls")
+    assert code == 75
+    assert "has `edge-agent run` been started" in text
