@@ -74,6 +74,12 @@ def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
     ]
 
 
+def private_of(table: DeltaTable, schema: pa.Schema) -> frozenset[str]:
+    """Columns that statistics must not show, as the table was told when it was made."""
+    told = table.metadata().configuration.get("delta.dataSkippingStatsColumns")
+    return frozenset() if told is None else frozenset(schema.names) - frozenset(told.split(","))
+
+
 def sync_log(root: Path, name: str, version: int | None = None) -> None:
     """Make the newest log entries survive a power cut: the library itself never calls fsync.
 
