@@ -1,7 +1,8 @@
 """One look at the running agent: for the health file, the service manager's watchdog, and the health port."""
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -79,6 +80,8 @@ class Monitor:
             rss_bytes=rss_bytes(),
             sources_running=self._lineup.running,
             books=self._spool.books(),
+            rejected=_by_stream((pump.name, pump.rejected()) for pump in self._lineup.pumps),
+            left_out=_by_stream((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             failure=self.failure or str(self._spool.failure or ""),
         )
 
@@ -113,6 +116,15 @@ class Monitor:
             notify_service_manager("WATCHDOG=1")
         else:
             _log.error("not live", said=verdict.said)
+
+
+def _by_stream(counts: Iterable[tuple[str, dict[str, int]]]) -> tuple[tuple[str, str, int], ...]:
+    """Counts of sources, named kind:stream:options, as counts of streams: an option is no label for a metric."""
+    total: Counter[tuple[str, str]] = Counter()
+    for name, by_reason in counts:
+        stream = name.split(":", 2)[1]
+        total.update({(stream, reason): count for reason, count in by_reason.items()})
+    return tuple((stream, reason, count) for (stream, reason), count in sorted(total.items()))
 
 
 def _age(now_s: float, then_s: float) -> float | None:

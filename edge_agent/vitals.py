@@ -16,7 +16,8 @@ class Vitals:
         turned_s: thread -> seconds since it last came round.
         oldest_unsettled_s: how long the oldest sample that may be sent has waited.
         last_receipt_s: since the core last settled something.
-        ruled_out: (stream, rule) -> samples an edge rule let go before they were stored.
+        rejected: (stream, reason, count) of rows, cells and files that became no sample.
+        left_out: (stream, reason, count) of samples read and not stored: by configuration, contract or rule.
     """
 
     device: str
@@ -37,7 +38,8 @@ class Vitals:
     sources_running: int
     books: tuple[StreamBooks, ...]
     sent_bytes: int = 0
-    ruled_out: tuple[tuple[str, str, int], ...] = ()
+    rejected: tuple[tuple[str, str, int], ...] = ()
+    left_out: tuple[tuple[str, str, int], ...] = ()
     failure: str = ""
 
 
@@ -107,8 +109,11 @@ def render_metrics(vitals: Vitals) -> str:
     lines += _family("settled_samples_total", "counter", "Covered by a receipt.", settled)
     lines += _family("spooled_samples", "gauge", "Stored and not settled.", spooled)
     lines += _family("dropped_samples_total", "counter", "Given up, by reason.", dropped)
-    ruled = [({"stream": stream, "rule": rule}, count) for stream, rule, count in vitals.ruled_out]
-    lines += _family("ruled_out_samples_total", "counter", "Not stored, as a rule of the core asks, since the start.", ruled)
+    for name, told, counted in (
+        ("rejected_total", "Rows, cells and files that became no sample, since the start.", vitals.rejected),
+        ("left_out_samples_total", "Read and not stored, as configuration, contract or rule ask.", vitals.left_out),
+    ):
+        lines += _family(name, "counter", told, [({"stream": stream, "reason": why}, n) for stream, why, n in counted])
     turned = [({"thread": name}, age_s) for name, age_s in sorted(vitals.turned_s.items())]
     lines += _family("turned_age_seconds", "gauge", "Since the thread last came round.", turned)
     for name, kind, told, find in _SINGLES:

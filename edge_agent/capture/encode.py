@@ -92,10 +92,10 @@ class Encoder:
             EncodingError: a column is not the contract's, or a value does not fit its type.
             SpoolFullError: a large payload cannot be stored.
         """
-        unknown = {name for name in batch.columns if name not in self._columns or self._columns[name].type not in _TYPES}
+        unknown = batch.columns.keys() - self._columns.keys()
         if unknown:
             contract = f"{self._contract.name} {self._contract.version}"
-            raise EncodingError(f"column {min(unknown)} is not in contract {contract}, or is a list")
+            raise EncodingError(f"column {min(unknown)} is not in contract {contract}")
         envelopes = []
         for piece in self._pieces(batch):
             body = self._body(batch, piece)
@@ -183,6 +183,8 @@ def payload_bytes(payload: bytes | Path | None) -> int:
 def _column(column: Column, values: Sequence[Scalar]) -> object:
     arrow = _TYPES.get(column.type)
     if arrow is None:
+        if any(value is not None for value in values):
+            raise EncodingError(f"column {column.name}: the agent writes no {column.type}; leave it to the core")
         return na.c_array_from_buffers(_NULL, len(values), [], null_count=len(values), validation_level="none")
     try:
         if column.type is ColumnType.STRING:

@@ -1,25 +1,35 @@
 """The way to the broker, step by step: name, port, TLS, MQTT, and what it lets this device say and hear."""
 
+import datetime as dt
 import hashlib
 import queue
 import socket
+import sqlite3
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from importlib import metadata
+
+import msgspec
 
 from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.doctor.findings import Finding, failed, good, warning
 from edge_agent.errors import BrokerUnavailableError
+from edge_agent.spool import database, reading
 from edge_agent.uplink.reasons import NO_SUBSCRIBERS
 from edge_agent.uplink.session import Acked, Arrived, Event, Events, Message, PahoSession, tls_context
-from schemas.ids import DeviceId, Digest
+from schemas.envelope import JSON
+from schemas.ids import DeviceId, Digest, StreamName
 from schemas.parts import PartHead
+from schemas.reported import StreamBooks
 from schemas.topics import Topics
 
 WHAT = "broker"
 RIGHTS = "topic rights"
 _REACH_WITHIN_S = 10.0
 _ANSWER_WITHIN_S = 5.0
+HEARTBEAT = StreamName("agent_heartbeat")
 _PROBE = b"edge-agent doctor"
 _ACL_HINT = "deploy/broker/acl shows the rules a device needs"
 
@@ -56,7 +66,11 @@ def _tls(broker: BrokerConfig, line: socket.socket) -> Finding:
 
 
 def examine_rights(config: AgentConfig, clock: Clock) -> Iterator[Finding]:
-    """Connect as the device; publish and hear where it must be able to. Nothing said here becomes a sample or an object."""
+    """Connect as the device; publish and hear where it must be able to.
+
+    What is said is true and small: one heartbeat sample, and a question after an object that nobody has. A topic where
+    no bridge listens would be no proof: a broker's rules are as narrow as they can be.
+    """
     events: Events = queue.SimpleQueue()
     try:
         session = PahoSession(config.broker, config.device, events)
@@ -67,19 +81,46 @@ def examine_rights(config: AgentConfig, clock: Clock) -> Iterator[Finding]:
     topics, device = Topics(config.broker.namespace), DeviceId(config.device)
     digest = Digest(hashlib.sha256(_PROBE).hexdigest())
     question = PartHead(digest, 0, 0, len(_PROBE))
-    # One level below a stream's topic, where no bridge listens; and a question after an object that nobody has.
-    below = Message(f"{topics.namespace}/up/{device}/doctor/probe", _PROBE)
+    beating = Message(topics.up(device, HEARTBEAT), heartbeat(clock.now_ms(), _books(config)), content_type=JSON)
     asking = Message(topics.parts(device, digest), b"", tuple(question.to_properties()))
     try:
         session.subscribe([topics.down_filter(device)])
-        codes = {session.publish(message): message.topic for message in (below, asking)}
+        codes = {session.publish(message): message.topic for message in (beating, asking)}
         answers = _listen(events, clock, codes)
-        yield from _publishing(codes, answers, f"{topics.namespace}/up/{device}/#")
+        yield from _publishing(codes, answers, f"{topics.namespace}/up/{device}/+")
         yield _hearing(answers, topics.down_filter(device))
     except BrokerUnavailableError as error:
         yield failed(RIGHTS, f"the broker ended the connection: {error}", f"its log says why; {_ACL_HINT}")
     finally:
         session.close()
+
+
+def heartbeat(now_ms: int, books: Sequence[StreamBooks]) -> bytes:
+    """The sample that is sent: a heartbeat of an agent that is not connected, because it is the doctor who is."""
+    sample = {
+        "event_time": dt.datetime.fromtimestamp(now_ms / 1000, tz=dt.UTC).isoformat(),
+        "agent_version": metadata.version("catchment"),
+        "is_connected": False,
+        "uptime_s": 0.0,
+        "captured": sum(entry.captured for entry in books),
+        "settled": sum(entry.settled for entry in books),
+        "spooled": sum(entry.spooled for entry in books),
+        "dropped": sum(sum(entry.dropped.values()) for entry in books),
+        "books": msgspec.json.encode(books).decode(),
+    }
+    return msgspec.json.encode([sample])
+
+
+def _books(config: AgentConfig) -> tuple[StreamBooks, ...]:
+    """The device's books, as far as they can be read beside the agent."""
+    path = config.spool_dir / database.FILE_NAME
+    if not path.exists():
+        return ()
+    try:
+        with closing(database.connect_reader(path)) as db:
+            return reading.books(db)
+    except sqlite3.Error:
+        return ()  # damaged: the agent mends it at its next start, and `status` says so
 
 
 def _listen(events: Events, clock: Clock, wanted: dict[int, str]) -> list[Event]:

@@ -9,6 +9,8 @@ from edge_agent.sections import ScheduleConfig
 
 # What may go out at once after a pause, as seconds of the rate: short, so that ten seconds stay within five per cent.
 _BURST_S = 0.25
+# Small messages go several at a time: to wake for each of them would cost more than to send it.
+_LEAST_WAIT_S = 0.02
 _MINUTES_PER_DAY = 24 * 60
 _NO_LIMIT_BYTES = 2**50
 
@@ -53,7 +55,7 @@ class TokenBucket:
         """How long until there is room."""
         if self.room_bytes(now_s) > 0:
             return 0.0
-        return (1.0 - self._tokens) / self.bytes_per_s
+        return max(_LEAST_WAIT_S, (1.0 - self._tokens) / self.bytes_per_s)
 
     def retune(self, bytes_per_s: int) -> None:
         """Another rate from now on; a debt stays, so that switching to and fro gains nothing."""

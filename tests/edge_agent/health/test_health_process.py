@@ -101,6 +101,7 @@ def agent(broker: Any, tmp_path: Path) -> Iterator[Running]:
         assert running.process.wait(30) == 0, running.log()
 
 
+@pytest.mark.slow
 def test_ready_follows_the_link_and_the_receipts_and_live_does_not(broker: Any, agent: Running) -> None:
     agent.write(agent.table("one", 100_000))
     with FakeCore(broker.host, broker.port):
@@ -146,6 +147,7 @@ def test_a_wrong_new_configuration_keeps_the_old_one_and_says_so(broker: Any, ag
             (
                 (good + '[[source]]\nkind = "replay"\nstream = "no_such_stream"\n', "no_such_stream"),
                 (good.replace("[[source]]", "[[sauce]]"), "sauce"),
+                (good.replace("rate_hz", "rate_herz"), "rate_herz"),
                 (good[:-9], "TOML"),
             ),
             start=1,

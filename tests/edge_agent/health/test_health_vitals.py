@@ -34,7 +34,7 @@ GOOD = Vitals(
     rss_bytes=30_000_000,
     sources_running=1,
     books=(StreamBooks("alpha", 10, 6, 1, {"evicted": 3}),),
-    ruled_out=(("alpha", 'odd "name"\\', 4),),
+    left_out=(("alpha", 'odd "name"\\', 4),),
 )
 
 
@@ -76,7 +76,7 @@ def test_the_figures_are_in_prometheus_text_format() -> None:
     assert named == set(typed)
     assert {name for name in named if name.endswith("_total")} == {name for name, kind in typed.items() if kind == "counter"}
     assert 'catchment_agent_dropped_samples_total{stream="alpha",reason="evicted"} 3' in text
-    assert 'rule="odd \\"name\\"\\\\"' in text
+    assert 'reason="odd \\"name\\"\\\\"' in text
 
 
 @pytest.fixture

@@ -10,19 +10,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from edge_agent.cli import app
 from edge_agent.clock import SystemClock
+from edge_agent.config import AgentConfig, PolicyConfig
 from edge_agent.doctor import broker as broker_check
 from edge_agent.doctor import clock as clock_check
 from edge_agent.doctor import disk as disk_check
 from edge_agent.doctor.disk import filesystem_of
 from edge_agent.doctor.examine import diagnose
 from edge_agent.doctor.findings import Diagnosis, Verdict
+from edge_agent.doctor.rules import examine_rules
 from edge_agent.exits import EXIT_UNHEALTHY
-from schemas.topics import Topics
+from edge_agent.health import Health
+from pipelines.contracts.json_rows import rows_from_json
+from schemas.builtin import builtin_contract
+from schemas.reported import PolicyReport
 from tests.fakes.fake_core import FakeCore
 
 DEVICE = "line-3"
@@ -65,7 +71,7 @@ def bad(diagnosis: Diagnosis) -> list[str]:
 
 
 @pytest.mark.usefixtures("_patient")
-def test_a_healthy_device_is_told_so_and_nothing_was_sent_as_a_sample(site: Any) -> None:
+def test_a_healthy_device_is_told_so_and_one_heartbeat_is_all_that_was_sent(site: Any) -> None:
     config = site.write_config(DEVICE)
     (config.parent / "state").mkdir()
     with FakeCore(site.broker.host, site.broker.port) as core:
@@ -74,6 +80,10 @@ def test_a_healthy_device_is_told_so_and_nothing_was_sent_as_a_sample(site: Any)
         assert [finding.what for finding in found.findings if finding.verdict is Verdict.GOOD].count("topic rights") == 3
         assert core.landed == []
         assert core.objects == {}
+        ((head, body),) = core.unnumbered
+        assert (head.device, head.stream) == (DEVICE, "agent_heartbeat")
+        rows = rows_from_json(body, builtin_contract(head.stream), received_us=0)
+        assert (rows.batch.num_rows, rows.rejected) == (1, ())
     assert found.is_healthy
     assert found.device == DEVICE
 
@@ -116,7 +126,7 @@ def test_rights_that_are_missing_are_named_with_their_topic(site: Any) -> None:
     config = site.write_config(DEVICE)
     acl = site.folder / "acl"
     rules = acl.read_text()
-    acl.write_text(rules.replace("pattern write catchment/up/%u/#", "").replace("pattern read catchment/down/%u/+", ""))
+    acl.write_text(rules.replace("pattern write catchment/up/%u/+", "").replace("pattern read catchment/down/%u/+", ""))
     site.broker.restart()
     with FakeCore(site.broker.host, site.broker.port):
         found = diagnose(config)
@@ -256,7 +266,18 @@ def test_a_wrong_configuration_is_the_first_finding_and_the_only_one(tmp_path: P
     assert not found.is_healthy
 
 
-def test_the_probe_listens_below_a_streams_topic_where_no_bridge_does():
-    filters = Topics().bridge_filters()
-    assert f"{Topics().namespace}/up/+/+" in filters
-    assert not any(text.endswith("#") for text in filters)
+@pytest.mark.parametrize(
+    ("policy", "verdict", "words"),
+    [
+        (PolicyReport(3), Verdict.GOOD, "version 3 is in force"),
+        (PolicyReport(3, 2, "the signature is not of the trusted key"), Verdict.WARNING, "2 refused"),
+        (PolicyReport(3, suspended={"s/r": "it reads x"}), Verdict.WARNING, "s/r: it reads x"),
+        (None, Verdict.SKIPPED, "does not run"),
+    ],
+)
+def test_rules_are_told_as_the_running_agent_tells_them(tmp_path: Path, policy: Any, verdict: Verdict, words: str) -> None:
+    config = AgentConfig(state_dir=tmp_path, device=DEVICE, policy=PolicyConfig(public_key="0" * 64))
+    health = Health(0, 1, True, 0, 0, 0, 0, 0, None, 0, 0, 0, policy=policy)
+    found = examine_rules(config, health)
+    assert (found.verdict, words in found.said) == (verdict, True)
+    assert examine_rules(msgspec.structs.replace(config, policy=None), None).verdict is Verdict.SKIPPED

@@ -83,6 +83,17 @@ def test_a_changed_byte_of_the_signed_text_is_noticed(signer, tmp_path):
     assert desk.report().refused == 1
 
 
+def test_what_the_core_signs_is_what_a_device_believes(tmp_path):
+    from pipelines.policy.edge import make_key, signed_message
+
+    public_key = make_key(tmp_path / "policy.pem")
+    message = signed_message(policy(5), (tmp_path / "policy.pem").read_bytes())
+    desk = RuleDesk(public_key, "car-1", tmp_path, SystemClock())
+    hand_in(desk, message)
+    assert desk.current() == policy(5)
+    assert desk.report().refused == 0
+
+
 def test_the_same_message_again_costs_no_second_look(signer, tmp_path, monkeypatch):
     desk = open_desk(signer, tmp_path)
     good, bad = signer.sign(policy(1)), PolicySigner().sign(policy(2))

@@ -2,13 +2,33 @@
 
 import pytest
 
+from edge_agent.capture.batch import SampleBatch
 from edge_agent.clock import SystemClock
+from edge_agent.rules.sieve import Sieve
 from edge_agent.spool.records import Append, NewEnvelope, Passed
+from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.spool.spool import Spool
+from schemas.builtin import builtin_contract
+from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule
 from schemas.ids import StreamName
+from schemas.receipts import Receipt
+from tests.fakes.policy_signer import rule
 
 STREAM = StreamName("vehicle_telemetry")
 MIB = 1024 * 1024
+
+
+class Book:
+    """One policy."""
+
+    def __init__(self, *rules: EdgeRule) -> None:
+        self.policy = EdgePolicy(1, 0, {STREAM: rules})
+
+    def current(self) -> EdgePolicy:
+        return self.policy
+
+    def suspend(self, stream: str, rule: str, reason: str) -> None:
+        pytest.fail(f"{stream}/{rule}: {reason}")
 
 
 @pytest.fixture
@@ -50,3 +70,16 @@ def test_within_a_batch_the_less_valuable_envelope_goes_first(spool):
     assert kept.count(b"d") > 25
     assert kept.count(b"c") <= 1
     assert all(books.is_balanced for books in spool.books())
+
+
+def test_a_spool_that_fills_wakes_the_rules_of_pressure_and_one_that_drains_lets_them_sleep(spool):
+    contract = builtin_contract(STREAM)
+    book = Book(rule("thin", STREAM, "speed_mps >= 0", EdgeAction.DROP, pressure=0.5))
+    sieve = Sieve(book, contract, "car-1", 100, lambda: spool.used_bytes() / soft_limit_bytes(8 * MIB))
+    sample = SampleBatch([1], {"speed_mps": [1.0]})
+    assert len(sieve(sample).groups) == 1
+    spans = [spool.append(Append(STREAM, (envelope(b"a"),))).result() for _ in range(25)]
+    assert sieve(sample).groups == ()
+    assert sieve(sample).left_out == {"rule:thin": 1}
+    spool.settle(Receipt(1, {STREAM: {str(spans[0].epoch): [(0, spans[-1].end_seq)]}})).result()
+    assert len(sieve(sample).groups) == 1

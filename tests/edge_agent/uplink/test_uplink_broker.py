@@ -118,6 +118,7 @@ def test_an_evicted_range_is_told_and_settled(broker: Any, device: Callable[...,
         assert core.reports
 
 
+@pytest.mark.slow
 def test_many_agents_come_back_after_a_broker_restart_and_not_all_at_once(broker: Any, tmp_path: Path) -> None:
     agents = [Device(tmp_path / f"{n}", broker, name=DeviceId(f"dev-{n}")) for n in range(15)]
     try:

@@ -1,7 +1,7 @@
 """The rate, the hours, the lanes, the windows: pure, with time given."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.config import UplinkConfig
@@ -12,6 +12,7 @@ from edge_agent.uplink.governor import Governor, Terms, TokenBucket, terms_at
 from edge_agent.uplink.parts import MIN_PART_BYTES, PartSize
 
 
+@settings(max_examples=20)
 @given(
     st.integers(2_000, 10_000_000),
     st.lists(st.tuples(st.floats(0.001, 0.2), st.floats(0.01, 1.0)), min_size=20, max_size=200),

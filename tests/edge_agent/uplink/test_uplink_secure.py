@@ -167,6 +167,7 @@ def test_a_device_known_by_its_certificate_alone_delivers_over_mutual_tls(secure
         assert {head.encoding for head, _ in core.landed} == {"zstd"}
 
 
+@pytest.mark.slow
 def test_a_certificate_that_is_renewed_is_taken_without_a_new_start(
     secured: Secured, agent: Callable[..., Agent], tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_the_agent_delivers_over_websockets(make_broker: Callable[..., Any], age
         assert [ranges.spans for ranges in core.landed_seqs(STREAM).values()] == [((0, 2_000),)]
 
 
+@pytest.mark.slow
 def test_the_agent_delivers_over_websockets_in_tls(secured: Secured, agent: Callable[..., Agent]) -> None:
     use_certificate(secured, secured.authority, "dev-a")
     with secured.core() as core:

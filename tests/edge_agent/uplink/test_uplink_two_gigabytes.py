@@ -20,7 +20,7 @@ IS_THOROUGH = os.environ.get("CATCHMENT_THOROUGH") == "1"
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 def test_a_very_large_payload_reaches_the_real_bridge_over_a_breaking_link(broker: Any, tmp_path: Path) -> None:
-    size_bytes, cut_s = (2_048 * MIB, 3.0) if IS_THOROUGH else (48 * MIB, 0.5)
+    size_bytes, cut_s = (2_048 * MIB, 3.0) if IS_THOROUGH else (24 * MIB, 0.3)
     source = tmp_path / "large.bin"
     digest = hashlib.sha256()
     with source.open("wb") as file:
