@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow power-cuts soak gate check format bench lock wheel clean
+.PHONY: help setup demo test test-slow core-kills power-cuts soak gate fuzz check format bench lock wheel wheels deb clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,11 +25,17 @@ test-slow: setup ## the slow tests: long crash loops, large images, many devices
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
 
+core-kills: setup ## 300 SIGKILLs over broker, bridges and run loop; a run killed at each durable step
+	@CATCHMENT_KILLS=300 $(BIN)/pytest -q -n 0 tests/faults/test_faults_core_kills.py tests/pipelines/ingest/test_ingest_crash.py
+
 power-cuts: setup ## 100,000 simulated power cuts of the spool
 	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/powercut.py --states 100000 --processes $(JOBS)
 
 soak: setup ## a million samples while agent, broker and bridge are killed 500 times
 	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/soak.py --samples 1000000 --kills 500
+
+fuzz: setup ## 100,000 mutated inputs per format through whole runs (about ten minutes)
+	@CATCHMENT_FUZZ=100000 $(BIN)/pytest -q -n $(JOBS) -k mutated tests/pipelines/ingest
 
 check: setup ## lint, format, types, import arrows
 	@$(BIN)/ruff check .
@@ -49,6 +55,12 @@ lock: setup ## choose the packages' versions anew (needs uv)
 
 wheel: setup ## the wheel, in dist/
 	@$(BIN)/python -m build --wheel --no-isolation
+
+wheels: setup ## is every package of the agent there ready-made, for each Python and machine? (asks the package index)
+	@$(BIN)/python scripts/check_wheels.py
+
+deb: setup ## the agent as a .deb for this distribution and machine, in dist/
+	@sh deploy/edge/build-deb.sh
 
 clean: ## all that setup and the tests made
 	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

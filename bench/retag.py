@@ -56,7 +56,8 @@ def rows(count: int, seed: int, tagger: Tagger) -> pa.Table:
         **{name: pa.array(pick.normal(0, 30, count)) for name in FLOATS},
     }
     known["tags"], known["tag_rules"] = tagger.tag(pa.table(known))
-    return pa.table([known[name] for name in schema.names], schema=schema)
+    columns = [known[field.name] if field.name in known else pa.nulls(count, field.type) for field in schema]
+    return pa.table(columns, schema=schema)
 
 
 def main() -> None:

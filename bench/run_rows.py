@@ -21,9 +21,11 @@ from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment, read_segment
 from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
+from pipelines.ingest.graph import crew
 from pipelines.ingest.loop import RunLoop
 from pipelines.ingest.run import Engine
 from schemas.builtin import builtin_contract
+from schemas.contract import ColumnType
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName
 
@@ -42,7 +44,9 @@ def body(first: int, random: np.random.Generator) -> bytes:
     for column in builtin_contract(STREAM).columns:
         if column.name == "frame":
             columns[column.name] = pa.array(np.arange(first, first + SAMPLES))
-        else:
+        elif column.name == "clock_quality":
+            columns[column.name] = pa.array(["gnss"] * SAMPLES)
+        elif column.type is ColumnType.FLOAT64:
             columns[column.name] = pa.array(random.uniform(0.0, 1.0, SAMPLES).astype(np.float64))
     batch = pa.record_batch(columns)
     sink = pa.BufferOutputStream()
@@ -61,7 +65,7 @@ def land(root: Path, envelopes: int, per_segment: int) -> None:
         for index in range(start, min(start + per_segment, envelopes)):
             device = f"car-{index % 20}"
             span = Span(1, (index // 20) * SAMPLES, SAMPLES)
-            head = EnvelopeHead(DeviceId(device), StreamName(STREAM), ARROW_STREAM, span, "1.0.0")
+            head = EnvelopeHead(DeviceId(device), StreamName(STREAM), ARROW_STREAM, span, builtin_contract(STREAM).version)
             rows.append(
                 LandingRow(
                     START_US, "up", f"catchment/up/{device}/{STREAM}", bodies[index % 50], device, STREAM, ARROW_STREAM,
@@ -106,6 +110,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="small, only to see that it runs")
     parser.add_argument("--rules", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1, help="worker threads of the in-process runner")
+    parser.add_argument("--crew", type=int, default=2, help="child processes that settle the items, as `run.crew`")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     envelopes, per_segment = (40, 20) if options.smoke else (4_000, 400)
@@ -119,11 +124,15 @@ def main() -> None:
         config = CoreConfig(lake=str(root), policies=str(folder / "policies"))
         warm = folder / "warm"
         land(warm, 20, 20)
-        RunLoop(CoreConfig(lake=str(warm)), Nobody(), SystemClock(), Engine("FnApiRunner")).step()
+        RunLoop(CoreConfig(lake=str(warm)), Nobody(), SystemClock(), Engine("FnApiRunner"), options.crew).step()
         threads = (
             (f"--direct_num_workers={options.threads}", "--direct_running_mode=multi_threading") if options.threads > 1 else ()
         )
-        loop = RunLoop(config, Nobody(), SystemClock(), Engine("FnApiRunner", threads))
+        size = 0 if options.profile else options.crew
+        if size:
+            crew(size).warm(size)
+            list(crew(size).settle_all([]))
+        loop = RunLoop(config, Nobody(), SystemClock(), Engine("FnApiRunner", threads), size)
         started, cpu = time.perf_counter(), time.process_time()
         if options.profile:
             profile = cProfile.Profile()

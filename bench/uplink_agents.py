@@ -3,7 +3,7 @@
 Each simulated agent is a real spool and a real uplink with a connection of its own; 50 of them share a process. Broker
 (with deploy/broker/loopback.conf) and bridge are the real ones. CPU is measured per process, over the sustained part.
 
-python bench/uplink_agents.py [--agents 1000] [--seconds 20] [--down 5] [--every 2.0] [--samples 200] [--smoke]
+python bench/uplink_agents.py [--agents 1000] [--seconds 20] [--down 5] [--every 10] [--samples 1000] [--smoke]
 """
 
 import argparse
@@ -67,6 +67,8 @@ def simulate(folder: Path, port: int, first: int, count: int, every_s: float, sa
     """The role of a worker: its agents. It tells how many are connected; samples flow while the file `go` is there."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     threading.stack_size(512 * 1024)
+    # 150 threads that wait for the interpreter would wake up 200 times a second each, only to wait on.
+    sys.setswitchinterval(0.2)
     clock, stop, stream = SystemClock(), threading.Event(), StreamName("vehicle_telemetry")
     config = UplinkConfig(resend_after_s=3_600.0, report_interval_s=60.0)
     agents = []
@@ -191,8 +193,8 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=1_000)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--down", type=float, default=5.0, help="how long the broker stays away")
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two envelopes of an agent")
-    parser.add_argument("--samples", type=int, default=200, help="in an envelope")
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between two envelopes of an agent")
+    parser.add_argument("--samples", type=int, default=1_000, help="in an envelope")
     parser.add_argument("--smoke", action="store_true")
     for name in ("--role", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -203,7 +205,7 @@ def main() -> None:
         simulate(Path(given.folder), given.port, given.first, given.agents, given.every, given.samples)
         return
     if given.smoke:
-        given.agents, given.seconds, given.down = 20, 3.0, 1.0
+        given.agents, given.seconds, given.down, given.every = 20, 3.0, 1.0, 1.0
     with tempfile.TemporaryDirectory(prefix="uplink-agents-", dir=os.environ.get("CATCHMENT_BENCH_DIR")) as name:
         measure(Path(name), free_port(), given)
 

@@ -19,12 +19,12 @@ _HELP = """Captures samples, keeps them through power cuts, and delivers each ex
 Start with `edge-agent check -c agent.toml`, then `edge-agent run -c agent.toml`; look with `status` and `ledger`,
 which work while the agent runs and after.
 
-Exit codes: 0 done; 1 `spool verify` found damage; 2 the configuration is wrong (the message names file, line and key);
-3 with --until-settled, only parked envelopes are left; 75 try again (the spool broke and is mended at the next start, or
-another agent runs).
+Exit codes: 0 done; 1 `doctor` found something that does not work, or `spool verify` found damage; 2 the configuration is
+wrong (the message names file, line and key); 3 with --until-settled, only parked envelopes are left; 75 try again (the spool
+broke and is mended at the next start, or another agent runs).
 """
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(spool_app, name="spool")
 app.add_typer(park_app, name="park")
 ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The agent's TOML file.")]
@@ -49,15 +49,6 @@ def run(
     environment = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072", **os.environ}
     sys.stdout.flush()
     os.execve(sys.executable, arguments, environment)  # noqa: S606 # our own interpreter and module
-
-
-@app.command()
-def check(config: ConfigOption) -> None:
-    """Check a configuration, its contracts and its source options; starts nothing."""
-    from edge_agent.looking import check_config  # noqa: PLC0415 # each command loads only what it needs
-
-    for line in check_config(config):
-        typer.echo(line)
 
 
 @app.command()

@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
+from edge_agent.exits import EXIT_CONFIG, EXIT_UNHEALTHY
+
 _ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The agent's TOML file.")]
 _JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    app.command()(enrol)
+    for command in (enrol, check, doctor):
+        app.command()(command)
 
 
 def enrol(
@@ -40,3 +43,44 @@ def enrol(
         f"Next: have it signed (docs/operator.md, Who a device is), and put the answer beside it as {folder / 'device.pem'}."
     )
     sys.stdout.flush()
+
+
+def check(config: _ConfigOption, as_json: _JsonOption = False) -> None:
+    """Check a configuration, its contracts and its sources' options, and tell every fault at once; starts nothing."""
+    import msgspec  # noqa: PLC0415
+
+    from edge_agent.checking import check_file  # noqa: PLC0415
+
+    found = check_file(config)
+    if as_json:
+        typer.echo(msgspec.json.encode(found))
+    for line in () if as_json else found.told if not found.faults else [fault.located(config) for fault in found.faults]:
+        typer.echo(line, err=bool(found.faults))
+    if found.faults:
+        raise typer.Exit(EXIT_CONFIG)
+
+
+def doctor(
+    config: _ConfigOption,
+    as_json: _JsonOption = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Connect as the device even while its agent is connected; interrupts that for a moment."),
+    ] = False,
+) -> None:
+    """Look for what keeps this device from delivering: disk, clock, certificate, broker, topic rights; each with the fix.
+
+    Exit code 0: nothing failed (warnings are allowed); 1: something did.
+    """
+    import msgspec  # noqa: PLC0415
+
+    from edge_agent.doctor.examine import diagnose  # noqa: PLC0415
+    from edge_agent.show import show_diagnosis  # noqa: PLC0415
+
+    found = diagnose(config, is_probing=probe)
+    if as_json:
+        typer.echo(msgspec.json.encode(found))
+    else:
+        show_diagnosis(found)
+    if not found.is_healthy:
+        raise typer.Exit(EXIT_UNHEALTHY)

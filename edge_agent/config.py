@@ -160,8 +160,12 @@ def load_agent_config(path: Path, device: str = "") -> AgentConfig:
     except tomllib.TOMLDecodeError as error:
         line, said = explain_toml(text, error)
         raise ConfigError(f"{path}:{line}: {said}" if line else f"{path}: {said}") from error
-    config = _with_absolute_paths(_convert(path, text, document, AgentConfig), path.absolute().parent)
-    return _with_identity(path, config, device)
+    try:
+        config = convert_document(document, path.absolute().parent)
+    except msgspec.ValidationError as error:
+        line, said = explain_value(text, error, AgentConfig)
+        raise ConfigError(f"{path}:{line}: {said}" if line else f"{path}: {said}") from error
+    return with_identity(path, config, device)
 
 
 def load_contract(source: SourceConfig) -> Contract:
@@ -189,16 +193,21 @@ def needs_restart(old: AgentConfig, new: AgentConfig) -> tuple[str, ...]:
     return (*changed, *(f"uplink.{name}" for name in windows if getattr(old.uplink, name) != getattr(new.uplink, name)))
 
 
-def _convert(path: Path, text: str, document: object, kind: type[_T]) -> _T:
-    try:
-        return msgspec.convert(document, kind, strict=True, dec_hook=_path_from_text)
-    except msgspec.ValidationError as error:
-        line, said = explain_value(text, error, kind)
-        raise ConfigError(f"{path}:{line}: {said}" if line else f"{path}: {said}") from error
+def convert_document(document: object, folder: Path) -> AgentConfig:
+    """The configuration in a TOML document; relative paths in it start at `folder`.
+
+    Raises:
+        msgspec.ValidationError: it is wrong.
+    """
+    return _with_absolute_paths(msgspec.convert(document, AgentConfig, strict=True, dec_hook=_path_from_text), folder)
 
 
-def _with_identity(path: Path, config: AgentConfig, known: str) -> AgentConfig:
-    """The certificate says who the device is; the file may say it too, but not otherwise."""
+def with_identity(path: Path, config: AgentConfig, known: str) -> AgentConfig:
+    """The certificate says who the device is; the file may say it too, but not otherwise.
+
+    Raises:
+        ConfigError: they differ, or neither says it.
+    """
     if config.broker.tls is None:
         return config
     if not known:

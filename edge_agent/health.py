@@ -5,11 +5,14 @@ import socket
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from edge_agent.errors import AgentError
 from schemas.reported import PolicyReport
 
 HEALTH_NAME = "health.json"
+
+_log = structlog.get_logger(__name__)
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -78,6 +81,10 @@ def notify_service_manager(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.connect("\0" + address[1:] if address.startswith("@") else address)
-        sender.send(state.encode())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect("\0" + address[1:] if address.startswith("@") else address)
+            sender.send(state.encode())
+    except OSError as error:
+        # Samples are worth more than being seen: who does not listen will ask again, or restart us.
+        _log.warning("service manager does not listen", said=state, error=str(error))

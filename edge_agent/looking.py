@@ -7,11 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.capture.refine import build_refiner, read_redaction_key
-from edge_agent.capture.registry import check_source
-from edge_agent.clock import SystemClock
-from edge_agent.clock_quality import ClockWatch
-from edge_agent.config import AgentConfig, convert_table, load_agent_config, load_contract
+from edge_agent.config import AgentConfig, load_agent_config
 from edge_agent.errors import AgentError
 from edge_agent.health import Health, read_health
 from edge_agent.spool import database, reading
@@ -49,26 +45,6 @@ class Ledger(msgspec.Struct, frozen=True):
     is_balanced: bool
 
 
-def check_config(path: Path) -> Iterator[str]:
-    """Check all that can be checked without starting; yields a line for each thing found good.
-
-    Raises:
-        ConfigError: something is wrong; names file, line and key.
-    """
-    config = load_agent_config(path)
-    yield f"{path}: device {config.device}, broker {config.broker.host}:{config.broker.port}, spool in {config.spool_dir}"
-    for source in config.source:
-        contract = load_contract(source)
-        check_source(source.kind, source.options, contract)
-        build_refiner(contract, source.report, read_redaction_key(config.redaction.key), ClockWatch(SystemClock()), None)
-        yield f"  source {source.kind} -> {source.stream} (contract {contract.version}, priority {source.priority})"
-    if config.model is not None:
-        from edge_agent.models.config import ModelConfig  # noqa: PLC0415 # loaded only where models run
-
-        model = convert_table("model", config.model, ModelConfig)
-        yield f"  model {model.name} on {', '.join(model.streams)}"
-
-
 def read_status(path: Path) -> Status:
     """The state of the agent with this configuration.
 
@@ -84,7 +60,7 @@ def read_status(path: Path) -> Status:
     aside = sorted(str(found) for found in config.spool_dir.glob("*.corrupt-*") if not found.name.endswith(("-wal", "-shm")))
     return Status(
         device=config.device,
-        is_running=health is not None and _is_alive(health.pid),
+        is_running=health is not None and is_alive(health.pid),
         health=health,
         spooled=sum(entry.spooled for entry in books),
         dropped=sum(sum(entry.dropped.values()) for entry in books),
@@ -120,7 +96,8 @@ def _spool(config: AgentConfig) -> Iterator[sqlite3.Connection]:
         raise AgentError(f"the spool {path} cannot be read: {error}; the agent mends it at its next start") from error
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether an agent runs under this process id."""
     try:
         return "edge_agent" in Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:

@@ -1,9 +1,12 @@
 """Tables for people."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from edge_agent.doctor.findings import Diagnosis, Verdict
 from edge_agent.looking import Ledger, Status
+from schemas.reported import PolicyReport
 
 _MIB = 1024 * 1024
 
@@ -21,6 +24,8 @@ def show_status(status: Status) -> None:
         table.add_row("sent / not taken / sent again", f"{health.sent} / {health.not_sent} / {health.resent}")
         table.add_row("spool", f"{health.used_bytes / _MIB:.1f} of {health.max_bytes / _MIB:.0f} MiB")
         table.add_row("memory", f"{health.rss_bytes / _MIB:.1f} MiB")
+        if health.policy is not None:
+            table.add_row("rules from the core", _policy(health.policy))
         if health.failure:
             table.add_row("failure", f"[red]{health.failure}[/red]")
     table.add_row("samples not settled", f"{status.spooled:,}")
@@ -51,6 +56,34 @@ def show_ledger(ledger: Ledger) -> None:
         more = f" and {len(epoch.dropped) - 8} more" if len(epoch.dropped) > 8 else ""
         epochs.add_row(epoch.stream, str(epoch.epoch), f"{epoch.next_seq:,}", "no" if epoch.closed else "yes", ranges + more)
     console.print(epochs)
+
+
+def _policy(policy: PolicyReport) -> str:
+    """What is in force, what is suspended, what was refused."""
+    words = [f"version {policy.version}" if policy.version else "none yet"]
+    words += [f"[red]suspended[/red] {escape(name)}: {escape(reason)}" for name, reason in sorted(policy.suspended.items())]
+    if policy.refused:
+        words.append(f"[red]{policy.refused} refused[/red], the last: {escape(policy.reason)}")
+    return "\n".join(words)
+
+
+_MARKS = {
+    Verdict.GOOD: "[green]good[/green]",
+    Verdict.WARNING: "[yellow]warning[/yellow]",
+    Verdict.FAILED: "[red]FAILED[/red]",
+    Verdict.SKIPPED: "[dim]skipped[/dim]",
+}
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print what was found about one device, and what to do."""
+    console = Console()
+    for finding in diagnosis.findings:
+        console.print(
+            f"{_MARKS[finding.verdict]:<8} [bold]{finding.what}[/bold]: {escape(finding.said)}", highlight=False, soft_wrap=True
+        )
+        if finding.fix:
+            console.print(f"         [bold]fix:[/bold] {escape(finding.fix)}", highlight=False, soft_wrap=True)
 
 
 def _parked(status: Status) -> Table:

@@ -5,6 +5,7 @@ Exit codes: 0 done · 1 stop and look (corrupt lake, a process that will not run
 """
 
 import importlib
+import os
 import signal
 import sys
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ from pipelines.logs import log_to_stderr
 from pipelines.tables import show
 from schemas.errors import SchemaError
 
+# Where a shell that completes a command puts the words typed so far.
+_TYPED = "COMP_WORDS"
 EXIT_STOP, EXIT_USAGE, EXIT_REFUSED, EXIT_RETRY = 1, 2, 3, 75
 
 
@@ -38,6 +41,10 @@ ROOMS = {
     "bridge": Room("pipelines.bridge.cli", "bridge", "Take messages from the broker and land them durably."),
     "status": Room("pipelines.status.cli", "status", "What waits, since when, how fast, and is all well."),
     "watch": Room("pipelines.status.cli", "watch", "Serve /metrics, /live and /ready."),
+    "holes": Room("pipelines.status.cli", "holes", "Samples that must exist and have not come."),
+    "compact": Room("pipelines.upkeep.cli", "compact", "Put small files together."),
+    "vacuum": Room("pipelines.upkeep.cli", "vacuum", "Delete what nothing refers to any more."),
+    "maintain": Room("pipelines.upkeep.cli", "maintain", "Roll-ups, compaction and vacuum."),
     "quarantine": Room("pipelines.ingest.quarantine_cli", "quarantine_app", "Refused samples: see why, replay, discard."),
     "contract": Room("pipelines.contracts.cli", "contract_app", "Check, compile and show contracts."),
     "policy": Room("pipelines.policy.cli", "policy_app", "Check, try and apply tagging policies."),
@@ -60,7 +67,7 @@ class LazyRooms(TyperGroup):
         room = ROOMS.get(cmd_name)
         if room is None:
             return super().get_command(ctx, cmd_name)
-        if ctx.resilient_parsing or _lists_commands():
+        if (ctx.resilient_parsing and _TYPED not in os.environ) or _lists_commands():
             return typer.main.get_command(_stand_in(cmd_name, room))
         return _load(cmd_name, room)
 
@@ -68,7 +75,6 @@ class LazyRooms(TyperGroup):
 app = typer.Typer(
     cls=LazyRooms,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Carry what devices see into training sets, and models back. Start everything: [b]catchment up -c core.toml[/b]",
@@ -88,7 +94,7 @@ def up(config: Config = Path("core.toml")) -> None:
 
     core = load_core_config(config)
     with serving(core.lake_root, core.watch.host, core.watch.port, SystemClock()) if core.watch.port else nullcontext():
-        code = supervise(config, stop_on_signals(), with_models=bool(core.models))
+        code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
     raise typer.Exit(code)
 
 
@@ -173,7 +179,8 @@ def _lake(path: Path) -> Path:
 
 def _lists_commands() -> bool:
     """Whether only the list of commands is asked for, so that no room need be imported to say what it does."""
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    typed = os.environ[_TYPED].split() if _TYPED in os.environ else sys.argv
+    words = [word for word in typed[1:] if not word.startswith("-")]
     return not any(word in ROOMS for word in words)
 
 

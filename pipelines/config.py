@@ -82,6 +82,15 @@ class WatchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int = 0
 
 
+class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never."""
+
+    keep_versions_h: float = 168
+    keep_landing_h: float = 168
+    keep_objects_h: float = 720
+    every_s: float = 3_600
+
+
 class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it. `lake` is the lake root's folder; `policies` and `contracts` are folders of YAML, none if empty."""
 
@@ -94,6 +103,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run: RunConfig = RunConfig()
     remote: RemoteConfig | None = None
     watch: WatchConfig = WatchConfig()
+    maintain: MaintainConfig = MaintainConfig()
 
     @property
     def lake_root(self) -> Path:

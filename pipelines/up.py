@@ -85,13 +85,14 @@ class Child:
         self.process = None
 
 
-def supervise(config: Path, stop: Event, *, with_models: bool) -> int:
+def supervise(config: Path, stop: Event, *, with_models: bool, maintain_every_s: float = 0) -> int:
     """Keep the core running until `stop` is set.
 
     Args:
         config: the configuration file, handed to every child.
         stop: ends it.
         with_models: whether there are models to serve.
+        maintain_every_s: how often the lake is cleaned up; 0: never.
 
     A child that says its configuration is wrong is started again after a long pause, for somebody may correct it; the others
     go on: a wrong key for the model server must not stop what lands.
@@ -100,7 +101,9 @@ def supervise(config: Path, stop: Event, *, with_models: bool) -> int:
         0 after an ordered stop; 2 if every child says that its configuration is wrong, so that nothing runs at all.
     """
     base = [sys.executable, "-m", "pipelines"]
-    wanted = [BRIDGE, RUN, MODELS] if with_models else [BRIDGE, RUN]
+    wanted: list[tuple[str, ...]] = [BRIDGE, RUN, MODELS] if with_models else [BRIDGE, RUN]
+    if maintain_every_s:
+        wanted.append(("maintain", "--every-s", f"{maintain_every_s:g}"))
     children = [Child(words[0], [*base, *words, "-c", str(config)]) for words in wanted]
     code = 0
     try:

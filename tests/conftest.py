@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.fakes.named_broker import NamedBroker, named_broker
+
 ROOT = Path(__file__).resolve().parent.parent
 MOSQUITTO_MISSING = "no mosquitto on PATH or in /usr/sbin; install it: apt-get install -y --no-install-recommends mosquitto"
 START_TIMEOUT_S = 20.0
@@ -160,9 +162,13 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
 
 
 @pytest.fixture
-def broker(make_broker: Callable[..., Broker]) -> Broker:
-    """A running broker that nobody else uses."""
-    return make_broker()
+def broker(request: pytest.FixtureRequest) -> Broker | NamedBroker:
+    """A running broker that nobody else uses: Mosquitto, or the one that `CATCHMENT_TEST_BROKER=host:port` names."""
+    named = named_broker()
+    if named is not None:
+        return named
+    make: Callable[..., Broker] = request.getfixturevalue("make_broker")
+    return make()
 
 
 @pytest.fixture(scope="session")

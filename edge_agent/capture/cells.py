@@ -154,7 +154,11 @@ def converter(column: Column) -> Callable[[object], Scalar]:
         ColumnType.TIMESTAMP: to_time_us,
         ColumnType.BINARY: to_binary,
     }
-    return simple[kind]
+    return simple.get(kind, _unwritten)
+
+
+def _unwritten(_: object) -> Scalar:
+    raise CellError("the agent writes no lists, vectors and structs")
 
 
 def convert_column(values: Sequence[object], column: Column, unset: frozenset[str], rejects: Rejects) -> list[Scalar]:

@@ -22,6 +22,7 @@ from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
 _TIME = na.c_schema(na.timestamp("us", "UTC"))
 _STRING = na.c_schema(na.string())
 _BINARY = na.c_schema(na.binary())
+_NULL = na.c_schema(na.null())  # of lists, vectors and structs: no source fills them
 _TYPES = {
     ColumnType.STRING: _STRING,
     ColumnType.BOOL: na.c_schema(na.bool_()),
@@ -91,9 +92,10 @@ class Encoder:
             EncodingError: a column is not the contract's, or a value does not fit its type.
             SpoolFullError: a large payload cannot be stored.
         """
-        unknown = batch.columns.keys() - self._columns.keys()
+        unknown = {name for name in batch.columns if name not in self._columns or self._columns[name].type not in _TYPES}
         if unknown:
-            raise EncodingError(f"column {min(unknown)} is not in contract {self._contract.name} {self._contract.version}")
+            contract = f"{self._contract.name} {self._contract.version}"
+            raise EncodingError(f"column {min(unknown)} is not in contract {contract}, or is a list")
         envelopes = []
         for piece in self._pieces(batch):
             body = self._body(batch, piece)
@@ -162,7 +164,7 @@ class Encoder:
         """The record's schema; sources fill the same columns again and again, so each is made once."""
         key = (names, has_payload)
         if key not in self._schemas:
-            fields = {EVENT_TIME: _TIME, **{name: _TYPES[self._columns[name].type] for name in names}}
+            fields = {EVENT_TIME: _TIME, **{name: _TYPES.get(self._columns[name].type, _NULL) for name in names}}
             if has_payload:
                 fields |= {PAYLOAD: _BINARY, PAYLOAD_SHA256: _STRING}
             if len(self._schemas) >= _MAX_SCHEMAS:
@@ -179,7 +181,9 @@ def payload_bytes(payload: bytes | Path | None) -> int:
 
 
 def _column(column: Column, values: Sequence[Scalar]) -> object:
-    arrow = _TYPES[column.type]
+    arrow = _TYPES.get(column.type)
+    if arrow is None:
+        return na.c_array_from_buffers(_NULL, len(values), [], null_count=len(values), validation_level="none")
     try:
         if column.type is ColumnType.STRING:
             return _variable([None if value is None else value.encode() for value in values], arrow)  # type: ignore[union-attr]

@@ -21,8 +21,11 @@ ENTRY_POINTS = "catchment.sources"
 # kind -> the module that has `build` and `check`.
 KINDS: dict[str, str] = {
     "camera": "edge_agent.capture.camera",
+    "can": "edge_agent.capture.can_bus",
     "directory": "edge_agent.capture.directory",
     "exec": "edge_agent.capture.exec",
+    "mqtt-local": "edge_agent.capture.mqtt_local",
+    "nmea": "edge_agent.capture.nmea",
     "replay": "edge_agent.capture.replay",
     "syslog": "edge_agent.capture.syslog",
     "zeek": "edge_agent.capture.follow_zeek",

@@ -72,6 +72,7 @@ class Forwarder:
         self._outbox = Outbox(spool, config, topics, device, self.progress, clock)
         self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
         self._reconnect = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
+        self.last_wait_s = 0.0
         self._news: queue.SimpleQueue[UplinkConfig] = queue.SimpleQueue()
 
     def run(self, stop: threading.Event) -> None:
@@ -103,6 +104,7 @@ class Forwarder:
 
     def _wait(self, stop: threading.Event, wait_s: float) -> None:
         """Wait, but come round often enough to be seen alive."""
+        self.last_wait_s = wait_s
         until_s = self._clock.monotonic_s() + wait_s
         while not stop.is_set() and (left_s := until_s - self._clock.monotonic_s()) > 0:
             self.progress.turned_s = self._clock.monotonic_s()

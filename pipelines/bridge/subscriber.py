@@ -6,6 +6,7 @@ storm. Every paho call happens on this one thread, so an ack can never meet a co
 """
 
 import os
+import re
 import select
 import socket
 import ssl
@@ -41,6 +42,7 @@ _GOODBYE_S = 2.0
 _DISCONNECT = b"\xe0\x00"
 _POLL_S = 0.2
 _READS_PER_POLL = 64
+_INSTANCE = re.compile(rb"[0-9]{13}-[0-9a-f]{8}")
 
 
 class Subscriber:
@@ -65,7 +67,8 @@ class Subscriber:
         topics = Topics(config.broker.namespace)
         self._filters = topics.bridge_filters()
         self._instance_topic = topics.bridge_instance(DeviceId(config.bridge.id))
-        self._instance = os.urandom(8).hex().encode()
+        # The time first, so that of two words one is the later.
+        self._instance = b"%013d-%s" % (clock.now_ms(), os.urandom(4).hex().encode())
         self._done: deque[Done] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._is_up = False
@@ -262,6 +265,15 @@ class Subscriber:
             self._fatal = self._taken_over()
         _log.warning("disconnected", reason=str(reason), from_broker=flags.is_disconnect_packet_from_server)
 
+    def _hear_instance(self, word: bytes) -> None:
+        """A later word than ours is another process that took over; an earlier one is what a killed broker still knew."""
+        if word == self._instance:
+            return
+        if _INSTANCE.fullmatch(word) and word > self._instance:
+            self._fatal = self._taken_over()
+        else:
+            self._client.publish(self._instance_topic, self._instance, qos=1, retain=True)
+
     def _taken_over(self) -> ConfigError:
         return ConfigError(
             f"another bridge with the id {self._config.bridge.id!r} took over the session; give each bridge its own bridge.id"
@@ -271,8 +283,7 @@ class Subscriber:
         properties = message.properties
         self._arrivals += 1
         if message.topic == self._instance_topic:
-            if message.payload != self._instance:
-                self._fatal = self._taken_over()
+            self._hear_instance(bytes(message.payload))
             return
         arrived = Message(
             topic=message.topic,

@@ -23,17 +23,29 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     ColumnType.LIST_INT64: pa.list_(pa.int64()),
     ColumnType.LIST_FLOAT32: pa.list_(pa.float32()),
     ColumnType.LIST_FLOAT64: pa.list_(pa.float64()),
+    ColumnType.VECTOR_FLOAT32: pa.list_(pa.float32()),
+    ColumnType.VECTOR_FLOAT64: pa.list_(pa.float64()),
 }
-_ITEMS = {ColumnType.VECTOR_FLOAT32: pa.float32(), ColumnType.VECTOR_FLOAT64: pa.float64()}
 
 
 def arrow_type(column: Column) -> pa.DataType:
-    """The type of the column in a batch and in the lake. Timestamps are instants, so in UTC whatever zone they are shown in."""
+    """The type of the column in a batch and in the lake.
+
+    Timestamps are instants, so in UTC whatever zone they are shown in. Vectors are lists, whose length is checked: Delta has
+    no other, and Arrow cannot read a null vector back from Parquet.
+    """
     if column.type is ColumnType.STRUCT:
         return pa.struct([pa.field(field.name, arrow_type(field)) for field in column.fields])
-    if column.type in _ITEMS:
-        return pa.list_(_ITEMS[column.type], column.length or -1)
     return ARROW_TYPES[column.type]
+
+
+def reader_type(column: Column) -> pa.DataType:
+    """The type in which a reader elsewhere may hold the column: vectors of their length, timestamps in their zone."""
+    if column.type is ColumnType.STRUCT:
+        return pa.struct([pa.field(field.name, reader_type(field)) for field in column.fields])
+    if column.length is not None:
+        return pa.list_(ARROW_TYPES[column.type].value_type, column.length)
+    return pa.timestamp("us", column.zone) if column.zone else ARROW_TYPES[column.type]
 
 
 def contract_fields(contract: Contract) -> list[pa.Field]:

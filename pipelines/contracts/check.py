@@ -75,7 +75,9 @@ def checks_of(contract: Contract) -> tuple[Check, ...]:
     for column in contract.columns:
         checks += _column_checks(column, pl.col(column.name), column.name)
         for field in column.fields:
-            checks += _column_checks(field, pl.col(column.name).struct.field(field.name), f"{column.name}.{field.name}")
+            found = _column_checks(field, pl.col(column.name).struct.field(field.name), f"{column.name}.{field.name}")
+            is_there = pl.col(column.name).is_not_null()  # a struct that is null has no field to ask for
+            checks += [Check(check.reason, check.fails & is_there) for check in found]
     checks += _payload_checks(contract)
     columns = quality_columns(contract)
     for rule in contract.quality:
@@ -112,6 +114,9 @@ def _column_checks(column: Column, value: pl.Expr, name: str) -> list[Check]:
         found.append(Check(f"{name}: above the maximum of {column.maximum:g}", value > _bound(column, column.maximum)))
     if column.allowed:
         found.append(Check(f"{name}: not one of {', '.join(column.allowed)}"[:200], ~value.is_in(list(column.allowed))))
+    if column.length is not None:
+        is_other = (value.list.len() != column.length) | value.list.eval(pl.element().is_null()).list.any()
+        found.append(Check(f"{name}: not a vector of {column.length} numbers", is_other))
     if column.max_length is not None:
         length, unit = _length(column, value)
         found.append(Check(f"{name}: longer than {column.max_length} {unit}", length > column.max_length))

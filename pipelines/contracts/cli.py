@@ -14,6 +14,7 @@ from pipelines.contracts.diff import diff_contracts
 from pipelines.contracts.infer import infer_contract
 from pipelines.contracts.json_schema import arrow_schema, json_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
+from pipelines.contracts.quality_cli import quality
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import PipelineError
 from schemas.contract import Column, Contract
@@ -176,3 +177,6 @@ def _load(console: Console, folder: str) -> ContractSet:
     except PipelineError as error:
         console.print("[red]refused[/]", str(error).replace("[", r"\["))
         raise typer.Exit(1) from error
+
+
+contract_app.command("quality")(quality)

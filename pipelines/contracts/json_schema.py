@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.contracts.arrow import TIMESTAMP, arrow_type, row_schema
+from pipelines.contracts.arrow import reader_type, row_schema
 from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD_SHA256
 
@@ -89,7 +89,6 @@ def arrow_schema(contract: Contract) -> pa.Schema:
 
 
 def _told(field: pa.Field, column: Column) -> pa.Field:
-    type_ = pa.timestamp("us", column.zone) if column.zone and field.type == TIMESTAMP else arrow_type(column)
     words = {"unit": column.unit, "pii": "" if column.pii == "none" else str(column.pii), "description": column.description}
     metadata = {key: value for key, value in words.items() if value}
-    return pa.field(field.name, type_, nullable=not column.required, metadata=metadata or None)
+    return pa.field(field.name, reader_type(column), nullable=not column.required, metadata=metadata or None)

@@ -68,7 +68,10 @@ def _slides(root: Path, file: NewFile, pins: Pins) -> list[SlideRef]:
     rows = pq.read_table(at_hand(root, root / file.path), columns=_COLUMNS, partitioning=None)
     times = rows.column("event_time").cast(pa.int64())
     found = rows.set_column(rows.column_names.index("event_time"), "event_time", times).to_pylist()
-    return [_slide(row, stream, spec) for row in found if row["payload_shard"] is not None for spec in contract.chips]
+    with_bytes = [row for row in found if row["payload_shard"] is not None]
+    for shard in {str(row["payload_shard"]) for row in with_bytes}:
+        at_hand(root, root / shard)
+    return [_slide(row, stream, spec) for row in with_bytes for spec in contract.chips]
 
 
 def _slide(row: dict[str, object], stream: str, spec: ChipSpec) -> SlideRef:

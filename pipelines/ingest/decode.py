@@ -32,12 +32,14 @@ class DecodeError(Exception):
 class Rows:
     """The readable samples of one envelope.
 
-    Row k of `batch` has seq first_seq + indexes[k]; None means that all are there in order. `rejected` only with JSON.
+    Row k of `batch` has seq first_seq + indexes[k]; None means that all are there in order. `rejected` only with JSON. `bytes`
+    is what the batch takes in memory, roughly.
     """
 
     batch: pa.RecordBatch
     indexes: Sequence[int] | None = None
     rejected: tuple[RejectedRow, ...] = ()
+    bytes: int = 0
 
 
 Body: TypeAlias = pa.Buffer
@@ -94,7 +96,7 @@ def arrow_rows(body: Body, count: int, max_bytes: int) -> Rows:
     size = expanded_bytes(batch)
     if size > max_bytes:
         raise DecodeError(f"the body's dictionaries stand for {size} bytes, above the limit of {max_bytes}")
-    return Rows(batch)
+    return Rows(batch, bytes=max(body.size, size))
 
 
 def json_rows(body: Body, count: int, contract: Contract, received_us: int, max_bytes: int) -> Rows:
@@ -109,7 +111,7 @@ def json_rows(body: Body, count: int, contract: Contract, received_us: int, max_
         raise DecodeError(str(error)) from error
     if read.count != count:
         raise DecodeError(f"the head says {count} samples, the body holds {read.count}")
-    return Rows(read.batch, read.indexes, read.rejected)
+    return Rows(read.batch, read.indexes, read.rejected, read.batch.nbytes)
 
 
 def replayed_rows(body: Body, count: int, first_seq: int, max_bytes: int) -> Rows:
@@ -120,7 +122,7 @@ def replayed_rows(body: Body, count: int, first_seq: int, max_bytes: int) -> Row
     """
     batch = arrow_rows(body, count, max_bytes).batch
     seqs = batch.column("seq").to_numpy()
-    return Rows(batch.drop_columns(["seq"]), (seqs - first_seq).tolist())
+    return Rows(batch.drop_columns(["seq"]), (seqs - first_seq).tolist(), bytes=body.size)
 
 
 def decode(  # an envelope is these things, and a carrier for them alone would hide the limits

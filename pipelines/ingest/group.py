@@ -36,7 +36,7 @@ class Group:
     def add(self, envelope: Envelope) -> None:
         """Take one more."""
         self.envelopes.append(envelope)
-        self.bytes += envelope.rows.batch.nbytes
+        self.bytes += envelope.rows.bytes
 
 
 @dataclass(frozen=True, slots=True)

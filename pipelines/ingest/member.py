@@ -12,6 +12,7 @@ import sys
 import msgspec
 import structlog
 
+from pipelines.ingest.afield import bring_home, here
 from pipelines.ingest.crew import HEAD, PLACE, RESULT
 from pipelines.ingest.isolate import settle_around_faults
 from pipelines.ingest.outcome import FAULT, failure_of
@@ -36,7 +37,8 @@ def settle_or_fail(work: Work, answer: int | None = None) -> ItemResult:
         _send(answer, PLACE, msgspec.json.encode((segment, message)))
 
     try:
-        return settle_item(work, tell if work.careful and answer is not None else None)
+        work = here(work)
+        return bring_home(work, settle_item(work, tell if work.careful and answer is not None else None))
     except Exception as error:  # noqa: BLE001  # the family is told in the result, whatever it is
         failure = failure_of(error)
         is_of_the_item = failure.kind == FAULT or (isinstance(error, MemoryError) and work.limits.worker_memory_bytes > 0)
@@ -44,7 +46,7 @@ def settle_or_fail(work: Work, answer: int | None = None) -> ItemResult:
         return ItemResult(work.item, (), (), failure)
     log.error("fault_met", run=work.run, item=work.item, trace=failure.trace)
     try:
-        return settle_around_faults(work)
+        return bring_home(work, settle_around_faults(work))
     except Exception as error:  # noqa: BLE001  # likewise
         return ItemResult(work.item, (), (), failure_of(error))
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.atomic import write_atomic
 from pipelines.errors import CorruptLakeError, FaultError, PipelineError, RefusedError, RetryLaterError
 from pipelines.ingest.work import Failure, ItemResult
+from pipelines.lake.copy import fresh, keep
 from pipelines.lake.layout import failed_path
 
 AWAY, CORRUPT, REFUSED, FAULT = "away", "corrupt", "refused", "fault"
@@ -43,7 +43,8 @@ def keep_failures(root: Path, run: int, results: Sequence[ItemResult]) -> None:
     Raises:
         OSError: the disk refused.
     """
-    write_atomic(failed_path(root, run), msgspec.json.encode(tuple(results)), mode=0o644)
+    failed_path(root, run).parent.mkdir(parents=True, exist_ok=True)
+    keep(root, failed_path(root, run), msgspec.json.encode(tuple(results)))
 
 
 def raise_failures(root: Path, run: int) -> None:
@@ -56,7 +57,7 @@ def raise_failures(root: Path, run: int) -> None:
         RetryLaterError: something was away.
     """
     try:
-        results = msgspec.json.decode(failed_path(root, run).read_bytes(), type=tuple[ItemResult, ...])
+        results = msgspec.json.decode(fresh(root, failed_path(root, run)).read_bytes(), type=tuple[ItemResult, ...])
     except FileNotFoundError:
         return
     except msgspec.MsgspecError as error:

@@ -27,6 +27,7 @@ from pipelines.lake.books import BooksKey, Counts, Ledger
 from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
 from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import write_ledger
+from pipelines.lake.remote import remote_of
 from pipelines.runners.engine import Engine
 
 NO_HEADS: Mapping[SegmentRef, SegmentHeads] = MappingProxyType({})
@@ -71,7 +72,7 @@ def execute(
     """
     judged = judge_release(root, plan) if plan.releases else judge(root, plan, before, known)
     prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, means)
-    chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), means.limits.max_image_pixels, means.engine)
+    chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), means.limits.max_image_pixels, _cutter(root, means))
     counts = count_release(plan, prepared) if plan.releases else count(judged, prepared)
     reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
     after = before.after(plan.run, judged.admission.touched, counts, listed_epochs(reports))
@@ -161,6 +162,7 @@ def read_prepared(root: Path, run: int) -> Prepared | None:
 
 def works(root: Path, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
     """The plan's work items with their verdicts."""
+    remote = remote_of(root)
     return [
         Work(
             root=str(root),
@@ -171,9 +173,15 @@ def works(root: Path, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
             segments=tuple(plan.segments[index] for index in indexes),
             verdicts=tuple(tuple(verdicts[0] if verdicts else () for verdicts in judged.verdicts[index]) for index in indexes),
             limits=limits,
+            remote=None if remote is None else remote.config,
         )
         for item, indexes in enumerate(plan.items())
     ]
+
+
+def _cutter(root: Path, means: Means) -> Engine:
+    """Where images are cut: of a remote lake in this process, for their bands lie in this folder."""
+    return means.engine if remote_of(root) is None else Engine()
 
 
 def _prepare(root: Path, plan: Plan, judged: Judged, means: Means) -> Prepared:

@@ -17,7 +17,7 @@ from pipelines.ingest.decode import DecodeError, Rows, decode
 from pipelines.ingest.group import Envelope, Group
 from pipelines.ingest.heads import read_report, segment_path
 from pipelines.ingest.messages import Message, messages
-from pipelines.ingest.plan import Pins
+from pipelines.ingest.plan import Pins, SegmentRef
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.quarantine import (
     BODY_JSON,
@@ -31,6 +31,7 @@ from pipelines.ingest.quarantine import (
 )
 from pipelines.ingest.tabulate import Target, write_group
 from pipelines.ingest.work import ItemResult, Settled, Work
+from pipelines.lake.copy import at_hand
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import QUARANTINE
 from schemas.contract import Contract
@@ -73,7 +74,7 @@ def _placed(work: Work) -> Iterator[tuple[tuple[int, int], Message, Verdict]]:
     for index, (segment, verdicts) in enumerate(zip(work.segments, work.verdicts, strict=True)):
         place = 0
         # Its checksums were checked when it was planned or resumed, a moment ago.
-        for batch in read_segment(segment_path(Path(work.root), segment), checked=True):
+        for batch in read_segment(_at_hand(work, segment), checked=work.remote is None):
             for message in messages(batch):
                 yield (index, place), message, verdicts[place]
                 place += 1
@@ -194,6 +195,10 @@ class Settler:
         self._rejections.append(rejection)
         name = rejection.origin.stream or "" if stream is None else stream
         self._quarantined[rejection.origin.device or "", name] += rejection.count
+
+
+def _at_hand(work: Work, segment: SegmentRef) -> Path:
+    return at_hand(Path(work.root), segment_path(Path(work.root), segment))
 
 
 @lru_cache(maxsize=4)

@@ -23,7 +23,7 @@ from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.stored import fresh_payloads
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import stream_table
-from pipelines.policy.engine import Tagger
+from pipelines.policy.guard import GuardedTagger
 from schemas.contract import Contract, PiiClass
 from schemas.policy import Policy
 
@@ -195,6 +195,6 @@ def _count(checked: _Checked, stream: str, written: Written) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tagger(policies: bytes, contract: Contract) -> Tagger:
+def _tagger(policies: bytes, contract: Contract) -> GuardedTagger:
     # By their JSON: a policy's examples are mappings, so a policy itself has no hash.
-    return Tagger.compile(msgspec.json.decode(policies, type=tuple[Policy, ...]), contract)
+    return GuardedTagger.compile(msgspec.json.decode(policies, type=tuple[Policy, ...]), contract)

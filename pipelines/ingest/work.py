@@ -2,6 +2,7 @@
 
 import msgspec
 
+from pipelines.config import RemoteConfig
 from pipelines.ingest.plan import SegmentRef
 from pipelines.lake.files import NewFile
 
@@ -36,6 +37,7 @@ class Work(msgspec.Struct, frozen=True):
     limits: Limits
     careful: bool = False
     poison: tuple[tuple[int, int], ...] = ()
+    remote: RemoteConfig | None = None
 
 
 class Settled(msgspec.Struct, frozen=True):

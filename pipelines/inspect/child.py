@@ -11,12 +11,15 @@ import os
 import resource
 import struct
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 _LENGTH = struct.Struct(">I")
+_WATCH_S = 1.0
 
 
 def send(descriptor: int, message: Any) -> None:
@@ -77,11 +80,26 @@ def _load(source: str, name: str, options: dict[str, Any]) -> tuple[Callable[...
     return (lambda **given: found(**given, **options)), "row" in inspect.signature(found).parameters
 
 
+def _end_with(parent: int) -> None:
+    """End when the parent has: a function that never returns must not outlive a run that was killed."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os._exit(1)
+
+
+def _limit_memory(wanted: int) -> None:
+    """No more than wanted, and than the run's own worker may have."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def main() -> None:
     """Serve until the pipe closes."""
     incoming, outgoing = int(sys.argv[1]), int(sys.argv[2])
     asked = receive(incoming)
-    resource.setrlimit(resource.RLIMIT_AS, (asked["max_memory"], asked["max_memory"]))
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    _limit_memory(asked["max_memory"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it has nothing to write
     try:

@@ -100,6 +100,8 @@ class UserWorker:
             self._process = None
 
     def _started(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # it ended between two samples: neither is to blame
         if self._process is not None:
             return
         read_child, self._to = os.pipe()

@@ -30,7 +30,7 @@ def committed_run(root: Path, name: str) -> int:
 
 
 def commit_once(
-    root: Path, name: str, files: Sequence[NewFile], schema: pa.Schema, run: int, private: Collection[str] = ()
+    root: Path, name: str, files: Sequence[NewFile], schema: pa.Schema, run: int, private: Collection[str] = (), app: str = APP
 ) -> bool:
     """Add the files of run `run` to a table, unless that run is already in it.
 
@@ -41,6 +41,7 @@ def commit_once(
         schema: the columns the table must have.
         run: the run's number.
         private: columns that statistics must not show.
+        app: whose number `run` is.
 
     Returns:
         Whether this call committed; False if the run was in the table before.
@@ -51,7 +52,7 @@ def commit_once(
     """
     for attempt in range(ATTEMPTS):
         table = ensure_table(root, name, schema, private)
-        done = table.transaction_version(APP)
+        done = table.transaction_version(app)
         if done is not None and done >= run:
             sync_log(root, name)  # the winner may have died before its own sync
             forget(root, [root / file.path for file in files])
@@ -64,7 +65,7 @@ def commit_once(
                 "append",
                 table.schema(),
                 commit_properties=CommitProperties(
-                    custom_metadata={"run": str(run)}, app_transactions=[Transaction(APP, run, now_ms)]
+                    custom_metadata={"run": str(run)}, app_transactions=[Transaction(app, run, now_ms)]
                 ),
             )
         except CommitFailedError as error:

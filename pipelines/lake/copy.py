@@ -105,6 +105,17 @@ def deliver(root: Path, files: Sequence[NewFile]) -> None:
             raise CorruptLakeError(f"{path}: prepared with {file.bytes} bytes and no longer so; delete its run's prepared.json")
 
 
+def deliver_payloads(root: Path, run: int, files: Sequence[NewFile]) -> None:
+    """Bring the payload shards and chips that lie here to a remote lake.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        _put_all(remote, root, payload_paths(root, run, files))
+
+
 def deliver_run(root: Path, run: int, files: Sequence[NewFile]) -> None:
     """Bring all that a run has prepared to a remote lake, and last the word that it is prepared.
 
@@ -116,7 +127,7 @@ def deliver_run(root: Path, run: int, files: Sequence[NewFile]) -> None:
     """
     remote = remote_of(root)
     if remote is not None:
-        _put_all(remote, root, payload_paths(root, run, files))
+        deliver_payloads(root, run, files)
         deliver(root, files)
         _put_all(remote, root, [path for path in (chips_path(root, run), prepared_path(root, run)) if path.is_file()])
 

@@ -30,7 +30,9 @@ class NewFile(msgspec.Struct, frozen=True):
     stats: str
 
 
-def write_table_file(root: Path, table: str, name: str, rows: pa.Table, private: Collection[str] = ()) -> NewFile:
+def write_table_file(
+    root: Path, table: str, name: str, rows: pa.Table, private: Collection[str] = (), *, lasting: bool = False
+) -> NewFile:
     """Write rows as `<table>/<name>`: beside, fsync, rename, fsync the folder.
 
     Args:
@@ -39,6 +41,7 @@ def write_table_file(root: Path, table: str, name: str, rows: pa.Table, private:
         name: the file's name; the same plan gives the same name, so a repeated run replaces its own file.
         rows: what to write.
         private: columns that must not show in any statistics.
+        lasting: written small rather than fast, as a compaction does.
 
     Raises:
         OSError: the disk refused.
@@ -56,7 +59,8 @@ def write_table_file(root: Path, table: str, name: str, rows: pa.Table, private:
                 rows,
                 file,
                 compression="zstd",
-                compression_level=1,
+                compression_level=3 if lasting else 1,
+                column_encoding=_encodings(rows.schema, lasting=lasting),
                 row_group_size=ROW_GROUP_ROWS,
                 use_dictionary=_dictionary_columns(rows.schema),
                 write_statistics=shown,
@@ -93,6 +97,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return value
+
+
+def _encodings(schema: pa.Schema, *, lasting: bool) -> dict[str, str]:
+    """Whole numbers as differences. Floats byte by byte where speed counts, plain where they are to lie long.
+
+    Measured (docs/architecture.md): byte streams write 2.3 times as fast, and are 8 % smaller for values of full precision; but
+    values that sensors round are 36 % smaller plain, for then whole values repeat and zstd finds them.
+    """
+    plain = [field for field in schema if field.name not in _dictionary_columns(schema)]
+    whole = {field.name: "DELTA_BINARY_PACKED" for field in plain if _is_whole(field.type)}
+    if lasting:
+        return whole
+    return {**whole, **{field.name: "BYTE_STREAM_SPLIT" for field in plain if pa.types.is_floating(field.type)}}
+
+
+def _is_whole(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(type_) or pa.types.is_timestamp(type_))
 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:

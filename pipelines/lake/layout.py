@@ -11,6 +11,7 @@ QUARANTINE = "quarantine"
 QUARANTINE_CLOSED = "quarantine_closed"
 COMMITS = "commits"
 REQUESTS = "requests"
+ROLLUPS = "rollups"
 REPLAYS = ".replay"
 
 
@@ -52,6 +53,11 @@ def pins_path(root: Path, digest: str) -> Path:
 def requests_folder(root: Path) -> Path:
     """What people ask of the run loop."""
     return root / RUNS / REQUESTS
+
+
+def maintain_lock_path(root: Path) -> Path:
+    """Held by whoever rewrites or deletes files of this lake."""
+    return root / RUNS / "maintain.lock"
 
 
 def lock_path(root: Path) -> Path:

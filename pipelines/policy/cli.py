@@ -8,8 +8,10 @@ from rich.console import Console
 
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import PipelineError
-from pipelines.policy import lake_cli, look_cli
+from pipelines.inspect.run import check_step
+from pipelines.policy import edge_cli, file_cli, lake_cli, look_cli
 from pipelines.policy.documents import load_policy
+from pipelines.policy.edge import edge_rules
 from pipelines.policy.trial import Trial, compile_policy, try_policy
 from schemas.policy import Policy
 
@@ -19,6 +21,10 @@ policy_app.command("withdraw")(lake_cli.withdraw)
 policy_app.command("active")(lake_cli.active)
 policy_app.command("history")(lake_cli.changes)
 policy_app.command("diff")(lake_cli.diff)
+policy_app.command("keygen")(edge_cli.keygen)
+policy_app.command("push")(edge_cli.push)
+policy_app.command("schema")(file_cli.schema)
+policy_app.command("import")(file_cli.import_json)
 policy_app.command("preview")(look_cli.preview)
 policy_app.command("explain")(look_cli.explain_sample)
 policy_app.command("retag")(lake_cli.retag)
@@ -37,6 +43,9 @@ def check(files: Files, contracts: Contracts = "") -> None:
         try:
             policy = load_policy(path)
             compile_policy(policy, known)
+            edge_rules([policy], known)
+            for step in policy.inspect:
+                check_step(step, path.parent / step.file if step.file else None)
             console.print(f"[green]ok[/] {path}: {_title(policy)}, {len(policy.rules)} rules for {', '.join(policy.streams)}")
         except PipelineError as error:
             bad += 1

@@ -12,10 +12,11 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.errors import ExpressionError, RefusedError
+from pipelines.policy import ir
 from pipelines.policy.expression import Expression, compile_expression, rule_columns
 from pipelines.policy.ir import Node, Ref, refs
 from pipelines.policy.to_polars import as_column, normalised, to_polars
-from schemas.contract import Contract
+from schemas.contract import ColumnType, Contract
 from schemas.policy import Policy
 
 _BLOCK_ROWS = 65_536  # cursors and codes of one block stay in the processor's cache
@@ -86,31 +87,62 @@ class Tagger:
         if not self.rules or not rows:
             empty = pa.array([[]] * rows, pa.list_(pa.string()))
             return pa.chunked_array([empty]), pa.chunked_array([empty])
-        hits = self.verdicts(table)
-        offsets, codes = assemble(hits, rows)
-        tags = pa.array([rule.tag for rule in self.rules], pa.string())
-        sources = pa.array([rule.policy for rule in self.rules], pa.string())
-        return _lists(offsets, codes, tags), _lists(offsets, codes, sources)
+        return lists_of(self.rules, self.verdicts(table), rows)
 
     def verdicts(self, table: pa.Table) -> list[_Bools]:
         """For each rule, whether it is true for each row (NULL is not true)."""
+        return [_unpacked(column) for column in self.judge(table).get_columns()]
+
+    def judge(self, table: pa.Table) -> pl.DataFrame:
+        """For each rule a column of verdicts, named by its place in `rules`; NULL is unknown."""
+        self._refuse_missing(table)
+        return _frame(table, self.used).select(self.generated)
+
+    def count_errors(self, table: pa.Table) -> dict[str, int]:
+        """For each tag whose rules can fail, for how many rows one of them did: where NULL came of values that were there.
+
+        Raises:
+            RefusedError: the table lacks a column that a rule reads.
+        """
+        found: dict[str, list[pl.Expr]] = {}
+        for rule in self.rules:
+            for failed in (expression.errors() for expression in rule.expressions):
+                if failed is not None:
+                    found.setdefault(rule.tag, []).append(_generated([failed.folded]))
+        if not found or not table.num_rows:
+            return dict.fromkeys(found, 0)
+        self._refuse_missing(table)
+        any_of = {tag: reduce(or_, (each.fill_null(value=False) for each in every)) for tag, every in found.items()}
+        counts = _frame(table, self.used).select(every.sum().alias(tag) for tag, every in any_of.items())
+        return dict(zip(counts.columns, map(int, counts.row(0)), strict=True))
+
+    def _refuse_missing(self, table: pa.Table) -> None:
         missing = sorted(self.columns - set(table.column_names))
         if missing:
             raise RefusedError(f"the rules read columns that the table does not have: {', '.join(missing)}")
-        selected = _frame(table, self.used).select(self.generated)
-        return [_unpacked(column) for column in selected.get_columns()]
 
 
 def _unpacked(column: pl.Series) -> _Bools:
-    """One byte per row from Polars' one bit per row, several times as fast as its own to_numpy."""
+    """One byte per row from Polars' one bit per row, several times as fast as its own to_numpy. NULL is not true."""
     bits = column.rechunk().to_arrow()
-    raw = np.frombuffer(bits.buffers()[1], np.uint8)
+    validity, values = bits.buffers()
+    raw = np.frombuffer(values, np.uint8)
+    if validity is not None and bits.null_count:
+        raw = raw & np.frombuffer(validity, np.uint8)[: len(raw)]
     return np.unpackbits(raw, bitorder="little", count=bits.offset + len(bits))[bits.offset :].view(np.bool_)
 
 
 def _generated(nodes: Sequence[Node]) -> pl.Expr:
-    """Whether one of them is true, for a frame whose columns are normalised already."""
-    return as_column(reduce(or_, (to_polars(node, _read_as_is) for node in nodes))).fill_null(value=False)
+    """Whether one of them is true, for a frame whose columns are normalised already; NULL may stand for not."""
+    verdict = reduce(or_, (to_polars(node, _read_as_is) for node in nodes))
+    return as_column(verdict) if any(map(_may_be_short, nodes)) else verdict
+
+
+def _may_be_short(node: Node) -> bool:
+    """Whether Polars may give one row for all: of a literal, and of a choice between literals."""
+    if isinstance(node, ir.Case | ir.Truth | ir.Nothing):
+        return True
+    return any(map(_may_be_short, ir.children(node)))
 
 
 def _read_as_is(ref: Ref) -> pl.Expr:
@@ -118,12 +150,28 @@ def _read_as_is(ref: Ref) -> pl.Expr:
 
 
 def _frame(table: pa.Table, used: Sequence[Ref]) -> pl.DataFrame:
-    """The columns the rules read, each normalised once for all of them."""
+    """The columns the rules read, each normalised once for all of them.
+
+    A column of doubles without a NaN, as every column is that met its contract, is taken as it is.
+    """
     if not used:
         return pl.DataFrame({"": pl.repeat(0, table.num_rows, eager=True)})
     raw: Any = pl.from_arrow(table.select(sorted({ref.column for ref in used})))
-    frame: pl.DataFrame = raw.select(normalised(ref).alias(ref.name) for ref in used)
+    doubles = [
+        ref.name for ref in used if ref.type is ColumnType.FLOAT64 and not ref.field and raw.schema[ref.name] == pl.Float64
+    ]
+    found = raw.select(pl.col(doubles).is_nan().any()).row(0) if doubles else ()
+    plain = {name for name, has_nan in zip(doubles, found, strict=True) if not has_nan}
+    frame: pl.DataFrame = raw.select(pl.col(ref.name) if ref.name in plain else normalised(ref).alias(ref.name) for ref in used)
     return frame
+
+
+def lists_of(rules: Sequence[CompiledRule], hits: Sequence[_Bools], rows: int) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """The tags of each row and what gave each, from one bool column per rule."""
+    offsets, codes = assemble(hits, rows)
+    tags = pa.array([rule.tag for rule in rules], pa.string())
+    sources = pa.array([rule.policy for rule in rules], pa.string())
+    return _lists(offsets, codes, tags), _lists(offsets, codes, sources)
 
 
 def assemble(hits: Sequence[_Bools], rows: int) -> tuple[_Counts, _Counts]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipelines.errors import ExpressionError
+from pipelines.policy.faults import faults
 from pipelines.policy.fold import fold
 from pipelines.policy.ir import Kind, Node, cost, refs
 from pipelines.policy.limits import parse_bounded
@@ -51,6 +52,14 @@ class Expression:
     def to_polars(self) -> pl.Expr:
         """The Polars expression with this meaning, for a frame with the raw columns."""
         return as_column(to_polars(self.folded))
+
+    def errors(self) -> "Expression | None":
+        """The expression that is true for the rows in which a part of this one failed; None if no part of it can.
+
+        A failed part is NULL, so a rule that failed is not true; this is how to learn of it.
+        """
+        failed = faults(self.node)
+        return None if failed is None else Expression(self.text, failed)
 
     def to_edge(self) -> EdgeRule:
         """The same meaning for a device, which evaluates it with `schemas.expressions.evaluator`.

@@ -19,6 +19,7 @@ from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import load_policy
+from pipelines.policy.edge import edge_rules
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import Retagged, retag_stream, undo_retag
 from pipelines.policy.site import CORE, Config, Lake, Site
@@ -41,10 +42,12 @@ def apply(
 ) -> None:
     """Put policies in force: the next run tags by them. Refused if a rule does not compile or an example fails."""
     site = Site.open(config, lake)
+    site.require_own()
     console = _console()
     policies = [load_policy(path) for path in files]
     for policy, path in zip(policies, files, strict=True):
         require_sound(policy, site.contracts, path.parent)
+        edge_rules([policy], site.contracts)
         store_code(site.root, [policy], path.parent)
     for policy in policies:
         before = {each.id: each for each in active_policies(site.root)}.get(policy.id)
@@ -54,6 +57,8 @@ def apply(
         else:
             was = f" in place of {before.label}" if before else ""
             console.print(f"[green]in force[/] {policy.label}{was}, change {entry.number}")
+        if policy.has_edge_part:
+            console.print(f"{policy.id} has rules for devices: `catchment policy push --key KEY` gives them out")
 
 
 def withdraw(
@@ -65,6 +70,7 @@ def withdraw(
 ) -> None:
     """Take a policy out of force; what it tagged stays tagged until a retag."""
     site = Site.open(config, lake)
+    site.require_own()
     entry = withdraw_policy(site.root, policy_id, who or getpass.getuser(), time.time_ns() // 1_000, note)
     _console().print(f"withdrawn {policy_id}, change {entry.number}")
 

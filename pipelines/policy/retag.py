@@ -20,6 +20,7 @@ from deltalake import DeltaTable
 from pipelines.atomic import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, RefusedError
 from pipelines.lake.layout import stream_table
+from pipelines.lake.remote import remote_of
 from pipelines.lake.replace import LiveFile, live_files, replace_files
 from pipelines.lake.table import open_table
 from pipelines.policy.active import FOLDER
@@ -70,6 +71,7 @@ def retag_stream(
         RefusedError: another retag of this stream is at work.
         ConflictError: runs kept committing meanwhile.
     """
+    _refuse_remote(root)
     rules = [policy for policy in policies if stream in policy.streams]
     digest = rules_digest(rules)
     name = stream_table(stream)
@@ -98,6 +100,7 @@ def undo_retag(root: Path, stream: str) -> Retagged:
         NotFoundError: there is no such stream, or no retag of it to undo.
         RefusedError: files were rewritten since, by whom it may be; another retag undoes nothing of theirs.
     """
+    _refuse_remote(root)
     name = stream_table(stream)
     with _only_one(root, stream):
         for _ in range(ATTEMPTS):
@@ -175,6 +178,12 @@ def _linked(folder: Path, file: LiveFile) -> LiveFile:
     if not (folder / path).exists():
         (folder / path).hardlink_to(folder / file.path)
     return msgspec.structs.replace(file, path=path)
+
+
+def _refuse_remote(root: Path) -> None:
+    """The kernel copies column chunks between files of one disk; a bucket has none."""
+    if remote_of(root) is not None:
+        raise RefusedError(f"{root}: a lake on object storage cannot be tagged anew in place yet; new runs tag by the new rules")
 
 
 def _opened(root: Path, stream: str) -> DeltaTable:

@@ -8,8 +8,9 @@ import typer
 
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.contracts.registry import ContractSet
-from pipelines.errors import NotFoundError
+from pipelines.errors import NotFoundError, RefusedError
 from pipelines.inspect.columns import inspected
+from pipelines.lake.remote import remote_of
 from pipelines.policy.active import policies_in_force
 from schemas.contract import Contract
 from schemas.policy import Policy
@@ -42,6 +43,15 @@ class Site:
         if not root.is_dir():
             raise NotFoundError(f"{root}: no such lake; give its folder with --lake, or the core's TOML file with -c")
         return cls(root, ContractSet.load(core.contracts), core.policies)
+
+    def require_own(self) -> None:
+        """Refuse a lake on object storage: its working copy is not where the active set may live.
+
+        Raises:
+            RefusedError: it is one.
+        """
+        if remote_of(self.root) is not None:
+            raise RefusedError(f"{self.root}: a lake on object storage takes its policies from the folder in core.toml alone")
 
     def in_force(self) -> tuple[Policy, ...]:
         """The policies that the next run tags by."""

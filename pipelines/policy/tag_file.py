@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipelines.contracts.arrow import ARROW_TYPES, arrow_type
 from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.lake.rewrite import rewrite_columns
 from pipelines.lake.splice import splice_columns
 from pipelines.policy.engine import Tagger, assemble
 from pipelines.policy.expression import ROW_COLUMNS
@@ -88,7 +89,7 @@ def retag_file(source: Path, target: Path, tagger: FileTagger) -> int:
 
     Raises:
         CorruptLakeError: the source cannot be read.
-        RefusedError: the source was not written by us and its bytes cannot be taken over.
+        RefusedError: the source has no columns for tags.
     """
     try:
         with pq.ParquetFile(source) as file:
@@ -98,7 +99,10 @@ def retag_file(source: Path, target: Path, tagger: FileTagger) -> int:
     except (pa.ArrowInvalid, OSError) as error:
         raise CorruptLakeError(f"{source}: cannot be read ({error}); restore it") from error
     columns = pa.concat_tables(tags).unify_dictionaries() if tags else empty
-    return splice_columns(source, target, columns)
+    try:
+        return splice_columns(source, target, columns)
+    except RefusedError:  # another tool wrote it: slower, and the same rows
+        return rewrite_columns(source, target, columns)
 
 
 def _blocks(file: Any, wanted: frozenset[str]) -> Iterator[pa.Table]:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -10,6 +11,10 @@ import typer
 
 from pipelines.clock import SystemClock
 from pipelines.config import load_core_config
+from pipelines.lake.commit import committed_run
+from pipelines.lake.holes import holes as find_holes
+from pipelines.lake.layout import COMMITS
+from pipelines.lake.ledger import read_ledger
 from pipelines.status.health import judge
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, as_plain, survey
@@ -86,3 +91,16 @@ def _print(found: Survey) -> None:
 
 def _age(now_us: int, then_us: int | None) -> str:
     return "-" if then_us is None else f"{max(0, now_us - then_us) / 1e6:,.1f} s"
+
+
+def holes(
+    config: Config = Path("core.toml"),
+    device: Annotated[str, typer.Option(help="Of this device.")] = "",
+    stream: Annotated[str, typer.Option(help="Of this stream.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+) -> None:
+    """Missing seqs: later ones of the same epoch are here. Filled when they come, closed when the device says it dropped them."""
+    root = load_core_config(config).lake_root
+    found = find_holes(read_ledger(root, committed_run(root, COMMITS)), device, stream)
+    rows = [{**asdict(hole), "samples": hole.samples} for hole in found]
+    show("Holes", rows, as_json=as_json)

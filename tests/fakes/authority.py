@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 CA_CONF = """\
 [ca]
@@ -19,6 +20,8 @@ class Authority:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        if (folder / "ca.key").exists():
+            return  # that of a broker that is not the tests' own
         folder.mkdir()
         (folder / "index").write_text("")
         (folder / "crlnumber").write_text("01\n")
@@ -28,10 +31,10 @@ class Authority:
         )
         self.list_revoked()
 
-    def issue(self, name: str, extension: str = "") -> tuple[Path, Path]:
-        self._openssl(
-            "req", "-newkey", "ec", *self._curve(), "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr"
-        )
+    def issue(self, common_name: str, extension: str = "") -> tuple[Path, Path]:
+        name = quote(common_name, safe="+#")  # a file's name bears less than a certificate's
+        subject = "/CN=" + common_name.replace("/", "\\/")
+        self._openssl("req", "-newkey", "ec", *self._curve(), "-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.csr")
         more = []
         if extension:
             (self.folder / f"{name}.ext").write_text(extension)

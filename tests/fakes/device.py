@@ -24,13 +24,22 @@ DEVICE = DeviceId("dev-a")
 class Device:
     """A spool and its uplink in this process."""
 
-    def __init__(self, folder: Path, broker: Any, *, connection: BrokerConfig | None = None, **uplink: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        broker: Any,
+        *,
+        connection: BrokerConfig | None = None,
+        name: DeviceId = DEVICE,
+        max_bytes: int = 1 << 30,
+        **uplink: Any,
+    ) -> None:
         clock = SystemClock()
-        self.spool = Spool(folder / "spool", max_bytes=1 << 30, linger_ms=0, clock=clock)
+        self.spool = Spool(folder / "spool", max_bytes=max_bytes, linger_ms=0, clock=clock)
         config = UplinkConfig(**{"resend_after_s": 2.0, "report_interval_s": 0.2, **uplink})
-        reporter = Reporter(self.spool, DEVICE, "0", lambda: (), config.report_interval_s, clock)
-        connect = partial(PahoSession, connection or BrokerConfig(host=broker.host, port=broker.port, keepalive_s=5), DEVICE)
-        self.forwarder = Forwarder(self.spool, connect, config, Topics(), DEVICE, reporter, None, clock)
+        reporter = Reporter(self.spool, name, "0", lambda: (), config.report_interval_s, clock)
+        connect = partial(PahoSession, connection or BrokerConfig(host=broker.host, port=broker.port, keepalive_s=5), name)
+        self.forwarder = Forwarder(self.spool, connect, config, Topics(), name, reporter, None, clock)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.forwarder.run, args=(self._stop,))
         self._thread.start()

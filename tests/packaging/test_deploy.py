@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from edge_agent.capture.registry import KINDS
+from edge_agent.checking import check_file
 from edge_agent.config import load_agent_config, load_contract
 from pipelines.config import load_core_config
 
@@ -34,6 +35,29 @@ def test_an_example_for_the_agent_is_a_valid_configuration(repository_root, name
 def test_the_example_for_the_core_is_a_valid_configuration(repository_root):
     config = load_core_config(repository_root / "deploy/core/core.example.toml")
     assert config.broker.tls is not None
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_an_example_for_the_agent_passes_its_own_check(repository_root, name):
+    found = check_file(repository_root / f"deploy/edge/agent.{name}.toml")
+    assert found.faults == ()
+    assert len(found.told) >= 2
+
+
+def test_the_agents_container_copies_what_is_there_and_starts_a_command_the_wheel_offers(repository_root):
+    text = (repository_root / "deploy/edge/Containerfile").read_text()
+    copied = [word for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for word in line.split()]
+    assert len(copied) >= 6
+    assert [name for name in copied if not (repository_root / name).exists()] == []
+    assert re.search(r"^USER 10001$", text, re.MULTILINE)
+    assert '"/opt/catchment/bin/edge-agent"' in text
+
+
+def test_the_agents_unit_may_ask_whether_the_clock_is_right(repository_root):
+    """Or every sample would be marked as taken by an unsynchronised clock."""
+    text = (repository_root / "deploy/edge/catchment-agent.service").read_text()
+    assert "\nSystemCallFilter=adjtimex" in text
+    assert "\nProtectClock=yes" not in text
 
 
 @pytest.mark.parametrize("unit", MAX_EXPOSURE)

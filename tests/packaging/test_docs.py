@@ -7,9 +7,11 @@ import msgspec
 import pytest
 
 from edge_agent.capture.camera_options import CameraOptions
+from edge_agent.capture.can_bus import CanOptions
 from edge_agent.capture.directory import DirectoryOptions
 from edge_agent.capture.exec import ExecOptions
 from edge_agent.capture.follow_zeek import ZeekOptions
+from edge_agent.capture.nmea import NmeaOptions
 from edge_agent.capture.replay import ReplayOptions
 from edge_agent.capture.syslog import SyslogOptions
 from edge_agent.config import AgentConfig, SourceConfig, SpoolConfig, UplinkConfig
@@ -19,7 +21,16 @@ from edge_agent.report_config import ReportConfig
 from pipelines.config import BridgeConfig, BrokerConfig, CoreConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SOURCE_OPTIONS = (CameraOptions, DirectoryOptions, ExecOptions, ReplayOptions, SyslogOptions, ZeekOptions)
+SOURCE_OPTIONS = (
+    CameraOptions,
+    CanOptions,
+    DirectoryOptions,
+    ExecOptions,
+    NmeaOptions,
+    ReplayOptions,
+    SyslogOptions,
+    ZeekOptions,
+)
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 

@@ -14,12 +14,15 @@ CORE_LIBRARIES = (
     *("numpy", "pyarrow", "apache_beam", "polars", "deltalake", "duckdb", "yaml", "zarr", "zarrs", "dask", "distributed"),
     *("sqlglot", "tifffile", "imagecodecs", "pyvips", "PIL", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas"),
     *("pydantic", "open_data_contract_standard", "torch", "fastapi", "uvicorn", "hypothesis", "pytest", "psutil"),
-    *("cryptography", "av"),
+    *("cryptography", "av", "obstore", "can", "cantools"),
 )
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
 NEEDS_AN_EXTRA = {
     "edge_agent.capture.camera_file",
     "edge_agent.capture.camera_live",
+    "edge_agent.capture.can_decoder",
+    "edge_agent.capture.can_live",
+    "edge_agent.capture.can_log",
     "edge_agent.capture.video",
     "edge_agent.enrol_cryptography",
     "edge_agent.models.inference",
@@ -105,7 +108,7 @@ def test_every_module_of_the_agent_imports_without_the_core_libraries(repository
 def test_the_blocked_libraries_cover_every_extra(repository_root):
     """A library added to an extra must be blocked above, or the bare install could come to need it unseen."""
     project = tomllib.loads((repository_root / "pyproject.toml").read_text())["project"]
-    imports = {"apache-beam": "apache_beam", "pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn"}
+    imports = {"apache-beam": "apache_beam", "pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn", "python-can": "can"}
     extras = project["optional-dependencies"]
     names = {
         requirement.split("[")[0].split(">")[0].split("<")[0].split("=")[0].strip()

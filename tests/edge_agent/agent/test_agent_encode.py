@@ -82,3 +82,10 @@ def test_joined_batches_end_where_the_last_ends() -> None:
     assert may_join(one, two)
     assert join_batches([one, two]) == SampleBatch([1, 2, 3], {"c_int64": [1, 2, 3]}, position=b"b")
     assert not may_join(one, SampleBatch([3], {}, position=b"b"))
+
+
+def test_a_nested_column_that_a_source_names_travels_as_null() -> None:
+    contract = Contract("nested", "1.0.0", (Column("labels", ColumnType.LIST_STRING), Column("x", ColumnType.BOOL)))
+    batch = SampleBatch([1, 2], {"labels": [None, None], "x": [True, None]}, None)
+    (envelope,) = Encoder(contract, Limits(400, 200), put_object, compress=False).encode(batch, 0)
+    assert read(envelope).select(["labels", "x"]).to_pydict() == {"labels": [None, None], "x": [True, None]}

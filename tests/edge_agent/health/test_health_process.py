@@ -175,6 +175,22 @@ def test_a_heartbeat_with_the_books_is_a_sample_like_any_other(broker: Any, agen
     assert sum(entry["captured"] for entry in books.values()) == last["captured"]
 
 
+def test_the_service_manager_hears_that_it_is_up_and_alive_and_stops(agent: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = agent.folder / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(address))
+        listener.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(address))
+        agent.write(agent.table("one", 10))
+        agent.start()
+        assert agent.process is not None
+        heard = {listener.recv(100), listener.recv(100)}
+        assert heard == {b"READY=1", b"WATCHDOG=1"}
+        agent.process.terminate()
+        while listener.recv(100) != b"STOPPING=1":
+            pass
+
+
 def test_what_needs_a_new_start_is_named(agent: Running) -> None:
     agent.write(agent.table("one", 10))
     agent.start()

@@ -9,6 +9,7 @@ import pytest
 from edge_agent.clock import SystemClock
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
+from schemas.ids import DeviceId
 from schemas.ranges import Ranges
 from tests.fakes.device import ALPHA, DEVICE, Device, eventually
 from tests.fakes.fake_core import FakeCore
@@ -115,3 +116,20 @@ def test_an_evicted_range_is_told_and_settled(broker: Any, device: Callable[...,
         books = agent.spool.books()[0]
         assert (books.captured, books.settled, books.dropped) == (60, 60 - dropped, {"evicted": dropped})
         assert core.reports
+
+
+def test_many_agents_come_back_after_a_broker_restart_and_not_all_at_once(broker: Any, tmp_path: Path) -> None:
+    agents = [Device(tmp_path / f"{n}", broker, name=DeviceId(f"dev-{n}")) for n in range(15)]
+    try:
+        with FakeCore(broker.host, broker.port) as core:
+            eventually(lambda: all(agent.forwarder.progress.is_connected for agent in agents))
+            broker.restart()
+            for agent in agents:
+                agent.put(b"after", count=2)
+            eventually(lambda: all(agent.spooled() == 0 for agent in agents), 60)
+            assert len(core.landed) >= 15
+            waits = {agent.forwarder.last_wait_s for agent in agents}
+            assert len(waits) == 15, "each waited for a time of its own"
+    finally:
+        for agent in agents:
+            agent.close()

@@ -69,3 +69,16 @@ def seqs_of(bridge, index, sent):
     bridge.stop()
     assert all(Partition(index, 2).owns(row["device"]) for row in bridge.rows())
     return seen
+
+
+def test_a_word_of_an_earlier_process_that_a_killed_broker_still_knew_does_not_end_a_bridge(make_bridge, device):
+    first = make_bridge()
+    first.start_connected()
+    device.client.publish("catchment/bridges/bridge-0", b"0000000000001-00000000", qos=1, retain=True).wait_for_publish(30)
+    device.client.publish("catchment/bridges/bridge-0", b"of an earlier version", qos=1, retain=True).wait_for_publish(30)
+    device.send("catchment/up/dev-a/telemetry", b"{}")
+    device.wait_until(lambda: bool(first.rows()))
+    assert first.process.poll() is None
+    device.client.publish("catchment/bridges/bridge-0", b"9999999999999-00000000", qos=1, retain=True).wait_for_publish(30)
+    assert first.process.wait(30) == 2
+    assert "took over the session" in first.log()

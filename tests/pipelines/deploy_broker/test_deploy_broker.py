@@ -1,127 +1,27 @@
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.reasoncodes import ReasonCode
 
 from pipelines.bridge.segment import read_segment
-from tests.fakes.authority import Authority
+from tests.fakes.secured_broker import DEADLINE_S, Secured, secured_broker, until, wait_for
 
 pytestmark = pytest.mark.broker
-DEADLINE_S = 20.0
-
-
-@dataclass
-class Secured:
-    authority: Authority
-    port: int
-    process: subprocess.Popen[bytes]
-    clients: list["Peer"] = field(default_factory=list)
-
-    def peer(self, name: str, client_id: str | None = None) -> "Peer":
-        one = Peer(self, name, client_id or name)
-        self.clients.append(one)
-        return one
-
-
-class Peer:
-    """A client that holds the certificate of `name`."""
-
-    def __init__(self, broker: Secured, name: str, client_id: str) -> None:
-        self.heard: list[tuple[str, bytes]] = []
-        self.acks: dict[int, ReasonCode] = {}
-        self.disconnects = 0
-        certificate, key = broker.authority.folder / f"{name}.crt", broker.authority.folder / f"{name}.key"
-        if not certificate.exists():
-            broker.authority.issue(name)
-        self.client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5)
-        context = ssl.create_default_context(cafile=str(broker.authority.folder / "ca.crt"))
-        context.load_cert_chain(certificate, key)
-        self.client.tls_set_context(context)
-        self._up, self._subscribed = threading.Event(), threading.Event()
-        self.client.on_connect = lambda *_: self._up.set()
-        self.client.on_disconnect = self._on_disconnect
-        self.client.on_subscribe = lambda *_: self._subscribed.set()
-        self.client.on_publish = lambda _c, _d, mid, reason, _p: self.acks.__setitem__(mid, reason)
-        self.client.on_message = lambda _c, _d, message: self.heard.append((message.topic, bytes(message.payload)))
-        self.client.connect("localhost", broker.port)
-        self.client.loop_start()
-        assert self._up.wait(DEADLINE_S)
-
-    def _on_disconnect(self, *_: object) -> None:
-        self.disconnects += 1
-
-    def subscribe(self, topic: str) -> None:
-        self._subscribed.clear()
-        self.client.subscribe(topic, qos=1)
-        assert self._subscribed.wait(DEADLINE_S)
-
-    def publish(self, topic: str, body: bytes = b"{}") -> ReasonCode:
-        info = self.client.publish(topic, body, qos=1)
-        info.wait_for_publish(DEADLINE_S)
-        return self.acks[info.mid]
-
-    def close(self) -> None:
-        self.client.disconnect()
-        self.client.loop_stop()
-        self.client.reinitialise()  # closes its pair of wake-up sockets
 
 
 @pytest.fixture
 def secured(tmp_path, repository_root) -> Iterator[Secured]:
-    binary = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
-    if binary is None or shutil.which("openssl") is None:
-        pytest.skip("needs mosquitto and openssl")
-    authority = Authority(tmp_path / "ca")
-    authority.issue("server", "subjectAltName = DNS:localhost")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = repository_root / "deploy" / "broker"
-    (tmp_path / "data").mkdir()
-    conf = (folder / "mosquitto.conf").read_text()
-    for old, new in (
-        ("listener 8883", f"listener {port}"),
-        ("/etc/mosquitto/certs", str(authority.folder)),
-        ("/etc/mosquitto/acl", str(folder / "acl")),
-        ("/var/lib/mosquitto", str(tmp_path / "data")),
-    ):
-        assert old in conf
-        conf = conf.replace(old, new)
-    (tmp_path / "mosquitto.conf").write_text(conf + ("user root\n" if os.geteuid() == 0 else ""))
-    with (tmp_path / "broker.log").open("wb") as log:
-        process = subprocess.Popen([binary, "-c", str(tmp_path / "mosquitto.conf")], stdout=log, stderr=log)
-    broker = Secured(authority, port, process)
-    wait_for_port(port, process, tmp_path / "broker.log")
-    yield broker
-    for one in broker.clients:
-        one.close()
-    broker.process.terminate()
-    broker.process.wait(DEADLINE_S)
-
-
-def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            socket.create_connection(("localhost", port), 1).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
-    pytest.fail("the broker did not listen")
+    with secured_broker(tmp_path, repository_root) as broker:
+        yield broker
 
 
 def test_a_device_cannot_publish_as_another(secured):
@@ -171,12 +71,7 @@ def test_a_common_name_with_a_wildcard_opens_nothing(secured):
 def test_a_client_without_a_certificate_or_with_a_revoked_one_is_refused(secured, tmp_path):
     revoked = secured.authority.issue("dev-gone")
     secured.authority.revoke(revoked[0])
-    secured.process.terminate()
-    secured.process.wait(DEADLINE_S)
-    binary = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
-    with (tmp_path / "broker.log").open("ab") as log:
-        secured.process = subprocess.Popen([binary, "-c", str(tmp_path / "mosquitto.conf")], stdout=log, stderr=log)
-    wait_for_port(secured.port, secured.process, tmp_path / "broker.log")
+    secured.restart(shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin"), tmp_path)
     assert not can_connect(secured, None)
     assert not can_connect(secured, revoked)
     assert can_connect(secured, secured.authority.issue("dev-here"))
@@ -224,7 +119,7 @@ def can_connect(broker: Secured, certificate: tuple[Path, Path] | None) -> bool:
     up = threading.Event()
     client.on_connect = lambda _c, _d, _f, reason, _p: None if reason.is_failure else up.set()
     try:
-        client.connect("localhost", broker.port)
+        client.connect(broker.host, broker.port)
         deadline = time.monotonic() + DEADLINE_S
         while not up.is_set() and time.monotonic() < deadline:
             if client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS:
@@ -234,14 +129,3 @@ def can_connect(broker: Secured, certificate: tuple[Path, Path] | None) -> bool:
     finally:
         client.reinitialise()
     return up.is_set()
-
-
-def wait_for(peer: Peer, body: bytes) -> None:
-    until(lambda: any(heard == body for _, heard in peer.heard))
-
-
-def until(is_true) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

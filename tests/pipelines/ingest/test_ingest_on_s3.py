@@ -283,3 +283,27 @@ def test_a_working_copy_belongs_to_one_lake(core: RemoteCore, tmp_path: Path) ->
         bind(core.root, None)
     bind(tmp_path / "plain", None)
     assert remote_of(tmp_path / "plain") is None
+
+
+@pytest.mark.slow
+def test_workers_that_share_nothing_with_the_loop_but_the_bucket_settle_its_items(
+    core: RemoteCore, envelope: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr("pipelines.ingest.plan.ITEM_BYTES", 1)
+    afield = tmp_path / "worker"
+    for number in range(4):
+        core.landing.seal([envelope(number * 10, 10), envelope(number * 10, 5, body=b"garbage", device="car-2")])
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None, env={"CATCHMENT_WORK_FOLDER": str(afield)}
+    ) as cluster:
+        engine = Engine("dask", (f"--dask_client_address={cluster.scheduler_address}",))
+        loop = RunLoop(core.config, core.mailbox, SystemClock(), engine)
+        while loop.step():
+            pass
+    assert (afield / "remote.json").exists()
+    assert not list(core.root.rglob("*.arrows"))
+    assert keys(core) == [("car-1", seq) for seq in range(40)]
+    assert sum(row["count"] for row in core.rows("quarantine")) == 20
+    assert not loop.ledger.unbalanced()

@@ -188,5 +188,5 @@ def test_a_replay_that_dies_commits_each_sample_once(room: Any, asked: Path, tmp
 def test_a_replay_that_dies_at_any_durable_step_commits_each_sample_once(room: Any, asked: Path, tmp_path: Path) -> None:
     steps = int(dies_at(room.root, tmp_path / "contracts", 0).stdout.split()[-1])
     assert steps > 40
-    stride = 1 if os.environ.get("CATCHMENT_THOROUGH") else max(1, steps // 12)
+    stride = 1 if os.environ.get("CATCHMENT_THOROUGH") else max(1, steps // 5)
     crash_and_check(room, tmp_path / "contracts", asked, list(range(1, steps + 1, stride)))

@@ -1,14 +1,23 @@
 """A user's function in its own process: late, greedy, broken or chatty, it costs its sample and nothing else."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pyarrow as pa
 import pytest
 
 from pipelines.errors import RefusedError
 from pipelines.inspect.errors import InterruptedInspectionError, UninspectableError
+from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.worker import MAX_KILLS, UserWorker
+from schemas.contract import ColumnType
+from schemas.policy import InspectStep
 
 CODE = """
 import os, time
@@ -150,3 +159,52 @@ def test_it_is_given_the_row_where_it_asks_for_it(start: Start) -> None:
 def test_one_that_does_not_load_is_refused(start: Start, function: str) -> None:
     with pytest.raises(RefusedError, match="does not load"):
         start(function).ask(b"", {})
+
+
+def test_one_that_ended_between_two_samples_costs_neither(start: Start) -> None:
+    worker = start("length")
+    assert worker.ask(b"ab", {}) == {"n": 2}
+    assert worker._process is not None  # its end is what is tried
+    worker._process.kill()  # likewise
+    worker._process.wait()  # likewise
+    assert worker.ask(b"abc", {}) == {"n": 3}
+    assert worker.kills == 0
+
+
+ORPHAN = """
+import sys, threading, time
+from pipelines.inspect.worker import UserWorker
+worker = UserWorker("mine", sys.argv[1], "slow", {}, 600_000, 512)
+threading.Thread(target=worker.ask, args=(b"slow", {}), daemon=True).start()
+while worker._process is None:
+    time.sleep(0.01)
+print(worker._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_one_that_never_returns_does_not_outlive_a_killed_run(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "code.py"
+    path.write_text(CODE)
+    with subprocess.Popen([sys.executable, "-c", ORPHAN, str(path)], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        child = int(run.stdout.readline())
+        time.sleep(0.5)
+        run.kill()
+    deadline_s = time.monotonic() + 30
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+
+
+def test_a_package_may_bring_one_as_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "brought.py").write_text(CODE)
+    info = tmp_path / "brought-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: brought\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[catchment.inspectors]\nbrought-length = brought:length\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    rows = pa.table({"device": ["a"], "epoch": [1], "seq": [0]})
+    step = InspectStep("brought-length", columns={"n": ColumnType.INT32})
+    assert inspect_rows(tmp_path, rows, [step], lambda _place: b"four").column("n").to_pylist() == [4]

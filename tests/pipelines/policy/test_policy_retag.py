@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, WriterProperties, write_deltalake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -238,6 +238,19 @@ def test_any_reader_finds_the_new_columns_and_the_others_as_they_were(
     assert duckdb.sql(f"select tags, a from '{target}' order by z").fetchall() == list(  # a path of the test's own
         zip(lists, wanted.column("a").to_pylist(), strict=True)
     )
+
+
+@pytest.mark.parametrize("rows_in_group", [100, 1_000_000])
+def test_a_table_that_another_tool_wrote_is_tagged_anew_too(commit_rows: Commit, tmp_path: Path, rows_in_group: int) -> None:
+    ours = rows(commit_rows(1, policies=(OLD,)))
+    root = tmp_path / "theirs"
+    properties = WriterProperties(max_row_group_size=rows_in_group)
+    write_deltalake(root / "streams" / STREAM, ours, writer_properties=properties)
+    retag_stream(root, STREAM, [NEW], tagger(NEW))
+    after = rows(root)
+    assert after.column("tags").to_pylist() == Tagger.compile([NEW], CONTRACT).tag(ours)[0].to_pylist()
+    kept = [name for name in ours.column_names if name not in ("tags", "tag_rules")]
+    assert after.select(kept).equals(ours.select(kept))
 
 
 def test_new_columns_of_another_length_are_refused_and_leave_nothing_behind(tmp_path: Path) -> None:

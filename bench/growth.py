@@ -1,0 +1,104 @@
+"""What grows with the lake: a commit by the commits before it, a run by the devices in the ledger.
+
+Run: python bench/growth.py [--smoke]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.ingest.receipts import receipts_of
+from pipelines.lake.books import Counts, EpochKey, Ledger
+from pipelines.lake.commit import commit_once
+from pipelines.lake.files import write_table_file
+from pipelines.lake.layout import RUNS
+from pipelines.lake.ledger import read_ledger, write_ledger
+from schemas.ranges import Ranges
+
+TABLE = "streams/bench"
+WINDOW = 10
+TOUCHED = 10
+
+
+def commits(root: Path, marks: list[int]) -> None:
+    """Milliseconds of a commit (open, look, commit, sync) when the table has so many; the median of ten."""
+    rows = pa.table({"device": pa.array(["car-1"] * 100), "seq": pa.array(range(100), pa.int64())})
+    file = write_table_file(root, TABLE, "one.parquet", rows)
+    took_ms: list[float] = []
+    for run in range(1, marks[-1] + WINDOW + 1):
+        began = time.perf_counter()
+        commit_once(root, TABLE, [file], rows.schema, run)
+        took_ms.append((time.perf_counter() - began) * 1_000)
+    first = statistics.median(took_ms[marks[0] : marks[0] + WINDOW])
+    for mark in marks:
+        median = statistics.median(took_ms[mark : mark + WINDOW])
+        print(f"commit after {mark:6d} commits          {median:8.1f} ms   {median / first:5.2f} x the first")
+
+
+def devices(count: int) -> None:
+    """What a run that touches ten devices costs when the ledger knows so many; printed as JSON by a process of its own."""
+    settled = {EpochKey(f"car-{number}", "vehicle_telemetry", 7): Ranges(((0, 1_000),)) for number in range(count)}
+    books = {(key.device, key.stream): Counts(received=1_000, committed=1_000) for key in settled}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / RUNS).mkdir()
+        write_ledger(root, Ledger(1, settled, books))
+        del settled, books
+        before = rss_mib()
+        ledger = read_ledger(root, 1)
+        held = rss_mib() - before
+        touched = {EpochKey(f"car-{number}", "vehicle_telemetry", 7): Ranges(((0, 2_000),)) for number in range(TOUCHED)}
+        more = {(key.device, key.stream): Counts(received=1_000, committed=1_000) for key in touched}
+        took_ms = []
+        grown = rss_mib()
+        for run in range(2, 12):
+            began = time.perf_counter()
+            ledger = ledger.after(run, touched, more, {})
+            assert not ledger.unbalanced()
+            write_ledger(root, ledger)
+            receipts_of(ledger, {key.device for key in touched})
+            took_ms.append((time.perf_counter() - began) * 1_000)
+        size = sum(path.stat().st_size for path in (root / RUNS).glob("000000000011.*"))
+        found = {"ms": statistics.median(took_ms), "held": held, "grown": rss_mib() - grown, "file": size / 1024}
+    print(json.dumps(found))
+
+
+def rss_mib() -> float:
+    """This process's resident memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+
+def main() -> None:
+    """Print both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="small, only to see that it runs")
+    parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.devices:
+        devices(options.devices)
+        return
+    root = Path(tempfile.mkdtemp(prefix="growth-"))
+    try:
+        commits(root, [1, 20] if options.smoke else [1, 100, 1_000])
+    finally:
+        shutil.rmtree(root)
+    for count in (10, 1_000) if options.smoke else (10, 1_000, 100_000):
+        done = subprocess.run([sys.executable, __file__, "--devices", str(count)], capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout)
+        print(
+            f"ledger of {count:7d} devices: {found['ms']:8.1f} ms a run, {found['held']:6.1f} MiB held, "
+            f"{found['grown']:+6.1f} MiB after ten runs, {found['file']:8.1f} KiB on disk"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A log of a CAN bus, by python-can; goes on at the frame where it was left."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import can
+import msgspec
+
+from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.can_bus import CanOptions
+from edge_agent.capture.can_decoder import SignalDecoder, SignalRows
+from edge_agent.capture.cells import to_time_us
+from edge_agent.capture.rejects import Rejects
+from edge_agent.errors import SourceEndedError, SourceError
+from schemas.contract import Contract
+
+_HEAD_BYTES = 4_096
+_MAX_FRAMES = 100_000
+
+
+class CanLogPosition(msgspec.Struct, frozen=True):
+    """So many frames of this log were read; `shift_us` was added to their times."""
+
+    log: str
+    head: int
+    frames: int
+    shift_us: int | None
+
+
+class CanLog:
+    """Reads one log.
+
+    Attributes:
+        rejected: reason -> frames refused.
+    """
+
+    def __init__(self, options: CanOptions, contract: Contract, position: bytes | None) -> None:
+        self._options = options
+        self._contract = contract
+        self._rejects = Rejects(f"can {Path(options.log).name}")
+        self._decoder = SignalDecoder(options.dbc, options.signals)
+        self._reader, self._head = _open(options.log)
+        self._frames: Iterator[can.Message] = iter(self._reader)
+        self._read_frames = 0
+        self._shift_us: int | None = None
+        self._resume(position)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many frames were refused since the source was built."""
+        return dict(self._rejects.counts)
+
+    def _resume(self, position: bytes | None) -> None:
+        if position is None:
+            return
+        try:
+            at = msgspec.json.decode(position, type=CanLogPosition)
+        except msgspec.MsgspecError:
+            self._rejects.count("file: the stored position is unreadable; read from the start")
+            return
+        if (at.log, at.head) == (self._options.log, self._head):
+            self._shift_us = at.shift_us
+            for _ in range(at.frames):
+                self._next()
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The signals of the next frames: about `max_samples` of them, no frame in two batches.
+
+        Raises:
+            SourceEndedError: the log is read to its end.
+        """
+        rows = SignalRows(self._options.channel or Path(self._options.log).name, self._contract)
+        last = self._read_frames + _MAX_FRAMES
+        while len(rows.signals) < max_samples and self._read_frames < last:
+            frame = self._next()
+            if frame is None:
+                if not rows.signals:
+                    raise SourceEndedError(f"{self._options.log} is read to its end: {self._read_frames} frames")
+                break
+            rows.add(self._time_us(frame.timestamp), self._decoder.decode(frame, self._rejects))
+        at = CanLogPosition(self._options.log, self._head, self._read_frames, self._shift_us)
+        return rows.batch(msgspec.json.encode(at), agent_clock=False)
+
+    def _next(self) -> can.Message | None:
+        try:
+            frame = next(self._frames, None)
+        except Exception as error:  # noqa: BLE001 # each reader raises its own; a broken log stays broken
+            self._rejects.count("file: broken; frames after this place are not read", f"{self._read_frames}: {error}")
+            self._frames = iter(())
+            return None
+        self._read_frames += frame is not None
+        return frame
+
+    def _time_us(self, timestamp: float) -> int:
+        time_us = round(timestamp * 1e6)
+        if not self._options.time_start:
+            return time_us
+        if self._shift_us is None:
+            self._shift_us = to_time_us(self._options.time_start) - time_us
+        return time_us + self._shift_us
+
+    def stored(self, batch: SampleBatch) -> None:
+        """Nothing to do: the log stays as it is."""
+
+    def close(self) -> None:
+        """Let go of the log."""
+        self._reader.stop()
+
+
+def _open(log: str) -> tuple[can.io.generic.MessageReader, int]:
+    try:
+        with Path(log).open("rb") as file:
+            head = zlib.crc32(file.read(_HEAD_BYTES))
+        return can.LogReader(log), head
+    except OSError as error:
+        raise SourceError(f"{log} cannot be read ({error.strerror}); correct `log`") from error
+    except (ValueError, NotImplementedError, struct.error, can.CanError) as error:
+        raise SourceError(f"{log} is no log that python-can reads: {error}") from error

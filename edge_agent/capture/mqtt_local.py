@@ -1,0 +1,232 @@
+"""A source for small devices: what they publish on a broker beside the agent becomes samples.
+
+    kind = "mqtt-local"
+    host = "127.0.0.1"
+    port = 1883
+    topics = ["sensors/+/telemetry"]
+    format = "json"                 # an object is a sample, a list of objects several; raw: the body is the payload
+    topic_column = "file_name"      # where the topic goes
+    time_column = "event_time"      # RFC 3339 or seconds; absent: the time of arrival
+    rename = { v = "speed_mps" }
+    client_id = "catchment-sensors" # default: catchment- and the stream
+    username = "agent"
+    password_file = "/etc/catchment/local.password"
+    ca = "/etc/catchment/local-ca.pem"
+
+At QoS 1 a message is acknowledged once its samples are durable; the broker keeps the session and sends again what was not.
+What was stored and not acknowledged when the agent was killed is known by packet id and checksum, and not stored twice.
+"""
+
+import zlib
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.capture.mapping import ColumnMapper, keep_rows, read_times
+from edge_agent.capture.mqtt_session import BrokerAccess, Received, Subscription
+from edge_agent.capture.options import check_rename, read_options
+from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.tables import objects_chunk
+from edge_agent.clock import Clock
+from edge_agent.errors import ConfigError, SourceError
+from schemas.contract import Contract
+from schemas.envelope import EVENT_TIME
+
+_MAX_PASSWORD_BYTES = 4_096
+
+
+class MqttLocalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a local broker; the module's docstring shows each."""
+
+    topics: tuple[str, ...]
+    host: str = "127.0.0.1"
+    port: int = 1883
+    format: Literal["json", "raw"] = "json"
+    topic_column: str = ""
+    time_column: str = EVENT_TIME
+    rename: dict[str, str] = {}
+    client_id: str = ""
+    username: str = ""
+    password_file: str = ""
+    ca: str = ""
+    keepalive_s: int = 30
+    session_expiry_s: int = 7 * 86_400
+    max_message_bytes: int = 1024 * 1024
+    max_waiting: int = 200
+    wait_ms: int = 100
+
+
+class Given(msgspec.Struct, frozen=True, array_like=True):
+    """A message whose samples were stored: packet id and checksum."""
+
+    id: int
+    crc: int
+
+
+class MqttLocalSource:
+    """Subscribes; see the module.
+
+    Attributes:
+        rejected: reason -> messages and cells refused.
+    """
+
+    def __init__(self, options: MqttLocalOptions, contract: Contract, clock: Clock, position: bytes | None) -> None:
+        self._options = options
+        self._clock = clock
+        self._rejects = Rejects("mqtt-local")
+        self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects)
+        self._stored = self._resume(position)
+        self._under_way: deque[tuple[bytes, list[Received]]] = deque()
+        client_id = options.client_id or f"catchment-{contract.name}"
+        access = BrokerAccess(
+            host=options.host,
+            port=options.port,
+            client_id=client_id,
+            username=options.username,
+            password=_password(options.password_file),
+            ca=options.ca,
+            keepalive_s=options.keepalive_s,
+            session_expiry_s=options.session_expiry_s,
+            receive_maximum=options.max_waiting,
+        )
+        self._subscription = Subscription(access, options.topics, options.max_message_bytes)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many messages or cells were refused since the source was built."""
+        return dict(self._rejects.counts)
+
+    def _resume(self, position: bytes | None) -> set[Given]:
+        if position is None:
+            return set()
+        try:
+            return set(msgspec.json.decode(position, type=list[Given]))
+        except msgspec.MsgspecError:
+            self._rejects.count("file: the stored position is unreadable; messages may come twice")
+            return set()
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The samples of the messages that have come; None where none comes within `wait_ms`.
+
+        Raises:
+            SourceError: the broker is gone, or refuses.
+        """
+        messages = [m for m in self._subscription.take(max_samples, self._options.wait_ms / 1000) if not self._is_known(m)]
+        found = [(message, rows) for message in messages if (rows := self._rows(message))]
+        if not found:
+            return None
+        batch = self._batch(found)
+        if batch is None:
+            for message, _ in found:
+                self._subscription.acknowledge(message)
+        return batch
+
+    def _is_known(self, message: Received) -> bool:
+        """Whether it was stored before and only not acknowledged."""
+        if not message.is_again or _given(message) not in self._stored:
+            return False
+        self._stored.discard(_given(message))
+        self._subscription.acknowledge(message)
+        return True
+
+    def _rows(self, message: Received) -> list[dict[str, object]]:
+        """The samples of one message; a message without any is done with, and counted."""
+        try:
+            rows = self._decode(message)
+        except (msgspec.MsgspecError, RecursionError):
+            rows = []
+        if not rows:
+            self._rejects.count("row: message is no JSON object, nor a list of them", message.topic)
+            self._subscription.acknowledge(message)
+        if self._options.topic_column:
+            rows = [{**row, self._options.topic_column: message.topic} for row in rows]
+        return rows
+
+    def _decode(self, message: Received) -> list[dict[str, object]]:
+        if self._options.format == "raw":
+            return [{}]
+        found = msgspec.json.decode(message.body)
+        items = found if isinstance(found, list) else [found]
+        return items if all(isinstance(item, dict) for item in items) else []
+
+    def _batch(self, found: Sequence[tuple[Received, list[dict[str, object]]]]) -> SampleBatch | None:
+        rows = [row for _, its in found for row in its]
+        now_us = self._clock.now_ms() * 1000
+        cells = [row.get(self._options.time_column) for row in rows]
+        told = iter(read_times([cell for cell in cells if cell is not None], "auto", self._rejects))
+        times = [now_us if cell is None else next(told) for cell in cells]
+        chunk = objects_chunk(rows)
+        payloads: list[bytes | Path | None] | None = None
+        if self._options.format == "raw":
+            payloads = [message.body for message, _ in found]
+        chunk, good = keep_rows(chunk, times)
+        if not good:
+            return None
+        columns: dict[str, Sequence[Scalar]] = self._mapper.convert(chunk, frozenset({self._options.time_column}))
+        messages = [message for message, _ in found if message.id]
+        waiting = [message for _, its in self._under_way for message in its]
+        position = msgspec.json.encode([_given(message) for message in (*waiting, *messages)])
+        self._under_way.append((position, messages))
+        return SampleBatch(good, columns, payloads, position, agent_clock=all(cell is None for cell in cells))
+
+    def stored(self, batch: SampleBatch) -> None:
+        """The batch is durable: its messages, and those of batches before it, are acknowledged."""
+        if not any(position == batch.position for position, _ in self._under_way):
+            return
+        while self._under_way:
+            position, messages = self._under_way.popleft()
+            for message in messages:
+                self._subscription.acknowledge(message)
+            if position == batch.position:
+                return
+
+    def close(self) -> None:
+        """Leave; the broker keeps what comes meanwhile."""
+        self._subscription.close()
+
+
+def _given(message: Received) -> Given:
+    return Given(message.id, zlib.crc32(message.body, zlib.crc32(message.topic.encode())))
+
+
+def _password(file: str) -> str:
+    if not file:
+        return ""
+    try:
+        with Path(file).open("rb") as opened:
+            return opened.read(_MAX_PASSWORD_BYTES).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"source 'mqtt-local': password_file {file} cannot be read: {error}") from error
+
+
+def check(options: Mapping[str, object], contract: Contract) -> MqttLocalOptions:
+    """The options of a local broker.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+    """
+    chosen = read_options("mqtt-local", options, MqttLocalOptions)
+    check_rename("mqtt-local", chosen.rename, contract)
+    if chosen.topic_column:
+        check_rename("mqtt-local", {"topic": chosen.topic_column}, contract)
+    if not chosen.topics or any(not topic or "\0" in topic for topic in chosen.topics):
+        raise ConfigError("source 'mqtt-local': topics is empty; give filters like sensors/+/telemetry")
+    if chosen.format == "raw" and contract.payload is None:
+        raise ConfigError(f"source 'mqtt-local': format raw needs a payload, and contract {contract.name} has none")
+    if not 1 <= chosen.max_waiting <= 65_535 or not 256 <= chosen.max_message_bytes <= 256 * 1024 * 1024:
+        raise ConfigError("source 'mqtt-local': max_waiting is 1 to 65535, max_message_bytes 256 to 268435456")
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> MqttLocalSource:
+    """Subscribe.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+        SourceError: the broker does not answer.
+    """
+    return MqttLocalSource(check(options, contract), contract, clock, position)

@@ -1,0 +1,134 @@
+"""A subscription at a broker beside the agent: messages as they come, acknowledged only when told."""
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from edge_agent.errors import SourceError
+
+_FAILED = 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAccess:
+    """Where the broker is, and who we are to it. `receive_maximum`: messages not acknowledged, at most."""
+
+    host: str
+    port: int
+    client_id: str
+    username: str
+    password: str
+    ca: str
+    keepalive_s: int
+    session_expiry_s: int
+    receive_maximum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One message. `id`: its packet id, 0 for one that needs no acknowledgement."""
+
+    id: int
+    is_again: bool
+    topic: str
+    body: bytes
+
+
+class Subscription:
+    """One connection. It ends with the first failure; a new one goes on with the broker's session.
+
+    Args:
+        access: to the broker.
+        topics: filters.
+        max_message_bytes: told to the broker, which sends no larger message.
+
+    Raises:
+        SourceError: the broker does not answer.
+    """
+
+    def __init__(self, access: BrokerAccess, topics: tuple[str, ...], max_message_bytes: int) -> None:
+        self._topics = topics
+        self._waiting: deque[Received] = deque()
+        self._ready = threading.Condition()
+        self._failure = ""
+        self._client = Client(
+            CallbackAPIVersion.VERSION2,
+            access.client_id,
+            protocol=MQTTProtocolVersion.MQTTv5,
+            manual_ack=True,
+            reconnect_on_failure=False,
+        )
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_message = self._on_message
+        if access.username:
+            self._client.username_pw_set(access.username, access.password or None)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = access.session_expiry_s
+        properties.ReceiveMaximum = access.receive_maximum
+        properties.MaximumPacketSize = max_message_bytes
+        try:
+            if access.ca:
+                self._client.tls_set(access.ca)
+            self._client.connect(access.host, access.port, access.keepalive_s, clean_start=False, properties=properties)
+        except (OSError, ValueError) as error:
+            raise SourceError(f"broker {access.host} port {access.port} does not answer: {error}; it is tried again") from error
+        self._client.loop_start()
+
+    def take(self, most: int, wait_s: float) -> list[Received]:
+        """At most so many messages; waits for the first.
+
+        Raises:
+            SourceError: the connection is over, and all that had come was taken.
+        """
+        with self._ready:
+            if not self._waiting and not self._failure:
+                self._ready.wait(wait_s)
+            if not self._waiting and self._failure:
+                raise SourceError(self._failure)
+            return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def acknowledge(self, message: Received) -> None:
+        """The message is stored: the broker may forget it. On a dead connection nothing is sent, and it comes again."""
+        if message.id and not self._failure:
+            self._client.ack(message.id, 1)
+
+    def close(self) -> None:
+        """Leave; the broker keeps the session."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _fail(self, reason: str) -> None:
+        with self._ready:
+            self._failure = self._failure or reason
+            self._ready.notify()
+
+    def _on_connect(self, client: Client, _: Any, __: ConnectFlags, reason: ReasonCode, ___: Properties | None) -> None:
+        if reason.is_failure:
+            self._fail(f"the broker refuses: {reason}; is username and password_file right?")
+            return
+        # What is retained is a sample once, not again at each connection.
+        options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+        client.subscribe([(topic, options) for topic in self._topics])
+
+    def _on_subscribe(self, _: Client, __: Any, ___: int, reasons: list[ReasonCode], ____: Properties | None) -> None:
+        refused = [topic for topic, reason in zip(self._topics, reasons, strict=False) if reason.value >= _FAILED]
+        if refused:
+            self._fail(f"the broker refuses the subscription to {', '.join(refused)}; may this user read there?")
+
+    def _on_disconnect(self, _: Client, __: Any, ___: DisconnectFlags, reason: ReasonCode, ____: Properties | None) -> None:
+        self._fail(f"the connection to the local broker is over: {reason}")
+
+    def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
+        with self._ready:
+            self._waiting.append(Received(message.mid if message.qos else 0, message.dup, message.topic, bytes(message.payload)))
+            self._ready.notify()

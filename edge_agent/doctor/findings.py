@@ -1,0 +1,55 @@
+"""What was found, and what to do about it. No IO."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Verdict(StrEnum):
+    """How bad it is."""
+
+    GOOD = "good"
+    WARNING = "warning"  # works today
+    FAILED = "failed"  # does not work
+    SKIPPED = "skipped"  # could not be looked at; says why
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing looked at: what was seen, and where it is not good, what to do."""
+
+    what: str
+    verdict: Verdict
+    said: str
+    fix: str = ""
+
+
+class Diagnosis(msgspec.Struct, frozen=True):
+    """All findings about one device."""
+
+    device: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing failed; warnings are allowed."""
+        return not any(finding.verdict is Verdict.FAILED for finding in self.findings)
+
+
+def good(what: str, said: str) -> Finding:
+    """As it should be."""
+    return Finding(what, Verdict.GOOD, said)
+
+
+def warning(what: str, said: str, fix: str) -> Finding:
+    """Works today."""
+    return Finding(what, Verdict.WARNING, said, fix)
+
+
+def failed(what: str, said: str, fix: str) -> Finding:
+    """Does not work."""
+    return Finding(what, Verdict.FAILED, said, fix)
+
+
+def skipped(what: str, said: str) -> Finding:
+    """Not looked at."""
+    return Finding(what, Verdict.SKIPPED, said)

@@ -1,0 +1,187 @@
+"""Compaction: the many small files that frequent runs write become few large ones, sorted by device and time.
+
+New files are written and made durable under names that follow from what they replace, then one commit swaps them in. Old
+files stay until `vacuum`, so a reader of a pinned version is never disturbed. A crash before the commit leaves files that
+the next compaction writes again, or `vacuum` takes away.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import structlog
+from deltalake import DeltaTable
+
+from pipelines.lake.compact_plan import MIN_FILES, Small, bins, name_of
+from pipelines.lake.files import write_table_file
+from pipelines.lake.layout import COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
+from pipelines.lake.payload_writer import PayloadShard, PayloadWriter
+from pipelines.lake.quarantined import closed
+from pipelines.lake.rollup import merged_table, rollup_table
+from pipelines.lake.swap import live_sizes, swap_files
+from pipelines.lake.table import open_table
+
+log = structlog.get_logger(__name__)
+_SORT = ("device", "event_time", "epoch", "seq")
+_SHARD = "payload_shard"
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What became of one table."""
+
+    table: str
+    files_before: int
+    files_after: int
+    bytes_rewritten: int
+    rows: int
+
+
+def compact_all(root: Path, min_files: int = MIN_FILES) -> list[Compacted]:
+    """Compact every table of the lake.
+
+    Raises:
+        ConflictError: runs kept committing meanwhile.
+        CorruptLakeError: a table cannot be read.
+        OSError: the disk refused.
+    """
+    streams = sorted(folder.name for folder in (root / STREAMS).iterdir()) if (root / STREAMS).is_dir() else []
+    rolled = sorted(folder.name for folder in (root / ROLLUPS).iterdir()) if (root / ROLLUPS).is_dir() else []
+    tables = [
+        *(stream_table(stream) for stream in streams),
+        *(rollup_table(stream) for stream in rolled),
+        COMMITS,
+        QUARANTINE_CLOSED,
+        QUARANTINE,
+    ]
+    return [done for name in tables if (done := compact_table(root, name, min_files)) is not None]
+
+
+def compact_table(root: Path, name: str, min_files: int = MIN_FILES) -> Compacted | None:
+    """Compact one table; None if nothing in it was worth it."""
+    table = open_table(root, name)
+    if table is None:
+        return None
+    before = live_sizes(table)
+    small = _live(root, name, table)
+    gone = frozenset(closed(root).column("id").to_pylist()) if name == QUARANTINE else frozenset()
+    groups = bins(small, min_files)
+    rows = sum(_compact_group(root, name, table, group, gone) for group in groups)
+    if not groups:
+        return None
+    rewritten = sum(file.bytes for group in groups for file in group)
+    after = open_table(root, name)
+    done = Compacted(name, len(before), len(live_sizes(after)) if after is not None else 0, rewritten, rows)
+    log.info("compacted", table=name, files_before=done.files_before, files_after=done.files_after, rows=rows)
+    return done
+
+
+def _live(root: Path, name: str, table: DeltaTable) -> list[Small]:
+    actions = pa.table(table.get_add_actions(flatten=True))
+    columns = (actions.column(column).to_pylist() for column in ("path", "num_records", "size_bytes"))
+    has_payload = any(field.name == _SHARD for field in table.schema().fields) and name.startswith(f"{STREAMS}/")
+    return [
+        Small(path, rows or 0, size, _payload_bytes(root, root / name / path) if has_payload else 0)
+        for path, rows, size in zip(*columns, strict=True)
+    ]
+
+
+def _payload_bytes(root: Path, path: Path) -> int:
+    return sum((root / shard).stat().st_size for shard in _own_shards(pq.read_table(path, columns=[_SHARD], partitioning=None)))
+
+
+def _own_shards(rows: pa.Table) -> list[str]:
+    """The payload shards that rows refer to, without whole objects and chips' pictures, which stay where they are."""
+    if _SHARD not in rows.column_names:
+        return []
+    shards = pc.unique(rows.column(_SHARD)).to_pylist()
+    return sorted(shard for shard in shards if shard is not None and shard.startswith(f"{PAYLOAD}/"))
+
+
+def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Small], gone: Collection[str]) -> int:
+    rows = _read(root / name, table, group)
+    if gone:
+        rows = rows.filter(pc.invert(pc.is_in(rows.column("id"), pa.array(sorted(gone), pa.string()))))
+    if not rows.num_rows:
+        swap_files(root, name, [file.path for file in group], [], {"catchment.compact": "all of it was let go of"})
+        return 0
+    rows = _with_one_shard(root, name, rows, group)
+    if name.startswith(f"{ROLLUPS}/"):
+        rows = merged_table(rows)
+    keys = [key for key in _SORT if key in rows.column_names]
+    if "device" in keys and "event_time" in keys:
+        rows = rows.sort_by([(key, "ascending") for key in keys])
+    new = write_table_file(root, name, name_of(group), rows, _private(table, rows.schema), lasting=True)
+    swapped = swap_files(root, name, [file.path for file in group], [new], {"catchment.compact": str(len(group))})
+    if not swapped:
+        log.warning("compaction_overtaken", table=name, files=len(group))
+    return int(rows.num_rows)
+
+
+def _read(folder: Path, table: DeltaTable, group: Sequence[Small]) -> pa.Table:
+    """The rows of a group, each file with every column the table has today."""
+    parts = [pq.read_table(folder / file.path, partitioning=None, page_checksum_verification=True) for file in group]
+    schema = pa.unify_schemas([part.schema.remove_metadata() for part in parts], promote_options="permissive")
+    named = [field.name for field in table.schema().fields if field.name in schema.names]
+    target = pa.schema([schema.field(column) for column in named])
+    whole = [
+        pa.table([_column(part, field) for field in target], schema=target) if part.schema != target else part for part in parts
+    ]
+    return pa.concat_tables(whole).combine_chunks()
+
+
+def _column(part: pa.Table, field: pa.Field) -> Any:
+    if field.name in part.column_names:
+        return part.column(field.name).cast(field.type)
+    return pa.nulls(part.num_rows, field.type)
+
+
+def _private(table: DeltaTable, schema: pa.Schema) -> frozenset[str]:
+    """Columns that statistics must not show, as the table was told when it was made."""
+    told = table.metadata().configuration.get("delta.dataSkippingStatsColumns")
+    return frozenset() if told is None else frozenset(schema.names) - frozenset(told.split(","))
+
+
+def _with_one_shard(root: Path, name: str, rows: pa.Table, group: Sequence[Small]) -> pa.Table:
+    """The rows' payload shards put together as one, and the rows' references turned to it."""
+    old = _own_shards(rows)
+    if len(old) < 2 or not name.startswith(f"{STREAMS}/"):
+        return rows
+    path = f"{PAYLOAD}/{name.removeprefix(f'{STREAMS}/')}/{name_of(group)}"
+    shard, starts = _concatenated(root, old, root / path)
+    place = pc.index_in(rows.column(_SHARD), pa.array(old, pa.string()))
+    mine = np.asarray(place.is_valid().to_numpy(zero_copy_only=False), np.bool_)
+    base = np.array(starts, np.int64)[place.fill_null(0).to_numpy()]
+    turned = base + rows.column("payload_row").fill_null(0).to_numpy().astype(np.int64)
+    turned[~mine] = 0
+    mask = pa.array(mine)
+    columns = {
+        _SHARD: pa.scalar(path, pa.string()),
+        "payload_row": pa.array(turned.astype(np.int32)),
+        "payload_offset": shard.offsets.take(pa.array(turned)),
+    }
+    for column, value in columns.items():
+        kept = rows.column(column)
+        rows = rows.set_column(rows.schema.get_field_index(column), column, pc.if_else(mask, value, kept).cast(kept.type))
+    return rows
+
+
+def _concatenated(root: Path, old: Sequence[str], path: Path) -> tuple[PayloadShard, list[int]]:
+    """One shard of all the old ones' rows, in order, and the first row of each old one in it. Memory: one row group."""
+    starts: list[int] = []
+    count = 0
+    schema = pq.read_schema(root / old[0]).remove_metadata()
+    with PayloadWriter(path, schema) as writer:
+        for shard in old:
+            starts.append(count)
+            with pq.ParquetFile(root / shard, page_checksum_verification=True) as file:
+                for group in range(file.num_row_groups):
+                    rows = file.read_row_group(group)
+                    writer.append(rows.select(schema.names))
+                    count += rows.num_rows
+        return writer.finish(), starts

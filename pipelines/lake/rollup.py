@@ -1,0 +1,148 @@
+"""Per-minute roll-ups of telemetry: count, least, greatest and mean of each numeric column, so that a year plots in a second.
+
+`rollups/<stream>` is a Delta table of one row per device, minute and column. Each maintenance adds what runs have committed
+since the one before, exactly once (application transaction `("rollup", run)`). Samples that come late make a second row for
+their minute; `read_rollup` puts such rows together, and so does each compaction.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.lake.commit import commit_once, committed_run
+from pipelines.lake.files import write_table_file
+from pipelines.lake.layout import COMMITS, ROLLUPS, STREAMS, stream_table
+from pipelines.lake.table import open_table
+
+ROLLUP_APP = "rollup"
+MINUTE_US = 60_000_000
+BATCH_ROWS = 4_000_000
+ROLLUP_SCHEMA = pa.schema(
+    [
+        pa.field("device", pa.string()),
+        pa.field("minute", pa.timestamp("us", "UTC")),
+        pa.field("column", pa.string()),
+        pa.field("count", pa.int64()),
+        pa.field("min", pa.float64()),
+        pa.field("max", pa.float64()),
+        pa.field("mean", pa.float64()),
+    ]
+)
+_STANDARD = frozenset({"device", "epoch", "seq", "event_time", "received_at", "run"})
+
+
+def rollup_table(stream: str) -> str:
+    """The roll-ups of a stream, relative to the lake root."""
+    return f"{ROLLUPS}/{stream}"
+
+
+def roll_up_all(root: Path) -> dict[str, int]:
+    """Roll up what runs have committed since the last time; the rows read per stream.
+
+    Raises:
+        ConflictError: another maintenance is at work.
+        CorruptLakeError: a table cannot be read.
+    """
+    upto = committed_run(root, COMMITS)
+    streams = sorted(folder.name for folder in (root / STREAMS).iterdir()) if (root / STREAMS).is_dir() else []
+    return {stream: roll_up(root, stream, upto) for stream in streams}
+
+
+def roll_up(root: Path, stream: str, upto: int) -> int:
+    """Roll up one stream's rows of the runs up to `upto` that are not rolled up yet; how many rows those were."""
+    table = open_table(root, stream_table(stream))
+    if table is None or any(field.name == "payload_shard" for field in table.schema().fields):
+        return 0  # frames and chips have no curves
+    done = open_table(root, rollup_table(stream))
+    after = 0 if done is None else done.transaction_version(ROLLUP_APP) or 0
+    if after >= upto:
+        return 0
+    dataset = table.to_pyarrow_dataset()
+    columns = [field.name for field in dataset.schema if field.name not in _STANDARD and _is_numeric(field.type)]
+    if not columns:
+        return 0
+    wanted = (pc.field("run") > after) & (pc.field("run") <= upto)
+    parts: list[pl.DataFrame] = []
+    count = 0
+    for batch in dataset.to_batches(columns=["device", "event_time", *columns], filter=wanted, batch_size=BATCH_ROWS):
+        if batch.num_rows:
+            parts.append(_rolled(pa.Table.from_batches([batch]), columns))
+            count += batch.num_rows
+    if not parts:
+        return 0
+    rows = merged(pl.concat(parts)).to_arrow().cast(ROLLUP_SCHEMA)
+    file = write_table_file(root, rollup_table(stream), f"{upto:012d}.parquet", rows)
+    commit_once(root, rollup_table(stream), [file], ROLLUP_SCHEMA, upto, app=ROLLUP_APP)
+    return count
+
+
+def read_rollup(root: Path, stream: str, devices: Sequence[str] = (), columns: Sequence[str] = ()) -> pa.Table:
+    """The roll-ups of a stream: one row per device, minute and column, in that order.
+
+    Args:
+        root: the lake root.
+        stream: the stream.
+        devices: only these, all if empty.
+        columns: only these, all if empty.
+    """
+    table = open_table(root, rollup_table(stream))
+    if table is None:
+        return ROLLUP_SCHEMA.empty_table()
+    wanted: Any = None
+    for name, values in (("device", devices), ("column", columns)):
+        if values:
+            here = pc.field(name).isin(list(values))
+            wanted = here if wanted is None else wanted & here
+    rows = table.to_pyarrow_dataset().to_table(filter=wanted)
+    return merged_table(rows)
+
+
+def merged(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row per device, minute and column; means weighed by their counts."""
+    total = pl.col("count").sum()
+    return (
+        rows.group_by("device", "column", "minute")
+        .agg(total, pl.col("min").min(), pl.col("max").max(), (pl.col("mean") * pl.col("count")).sum() / total)
+        .sort("device", "column", "minute")
+        .select(ROLLUP_SCHEMA.names)
+    )
+
+
+def merged_table(rows: pa.Table) -> pa.Table:
+    """`merged`, of and as an Arrow table."""
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    return merged(frame).to_arrow().cast(ROLLUP_SCHEMA)
+
+
+def _rolled(rows: pa.Table, columns: Sequence[str]) -> pl.DataFrame:
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    minute = (pl.col("event_time").dt.truncate("1m")).alias("minute")
+    parts = [
+        frame.lazy()
+        .filter(pl.col(name).is_not_null())
+        .group_by("device", minute)
+        .agg(
+            pl.len().cast(pl.Int64).alias("count"),
+            pl.col(name).min().cast(pl.Float64).alias("min"),
+            pl.col(name).max().cast(pl.Float64).alias("max"),
+            pl.col(name).cast(pl.Float64).mean().alias("mean"),
+        )
+        .with_columns(pl.lit(name).alias("column"))
+        for name in columns
+    ]
+    whole = (
+        pl.concat(parts).collect()
+        if parts
+        else pl.DataFrame(schema=["device", "minute", "count", "min", "max", "mean", "column"])
+    )
+    return whole.select(ROLLUP_SCHEMA.names)
+
+
+def _is_numeric(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))

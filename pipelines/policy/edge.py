@@ -1,0 +1,174 @@
+"""The device's part of the policies in force: compiled for sqlite3, numbered, signed. No network.
+
+A device never goes back to a lower version, so the number is kept in the lake and grows whenever the rules change.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipelines.atomic import write_atomic
+from pipelines.contracts.registry import ContractSet
+from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, RefusedError
+from pipelines.policy.active import FOLDER
+from pipelines.policy.expression import compile_expression, rule_columns
+from schemas.contract import ColumnType
+from schemas.edge_policy import (
+    EdgeAction,
+    EdgePolicy,
+    EdgeRule,
+    SignedEdgePolicy,
+    encode_edge_policy,
+    encode_signed_edge_policy,
+    signing_bytes,
+)
+from schemas.errors import PolicyDocumentError
+from schemas.policy import KeepRule, Policy, PriorityRule, SampleRule
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_ID_CHARS = 50
+
+
+class Numbered(msgspec.Struct, frozen=True):
+    """The version that devices were last given, and the hash of its rules."""
+
+    version: int
+    rules: str
+
+
+def edge_rules(policies: Sequence[Policy], contracts: ContractSet) -> dict[str, tuple[EdgeRule, ...]]:
+    """Every stream's rules, in the order in which a device asks them: all keep, then all sample, then all priority.
+
+    Raises:
+        ExpressionError: a rule does not compile, or uses what a device does not have; the message names policy and rule.
+        NotFoundError: there is no contract for one of the streams.
+    """
+    found: dict[str, list[EdgeRule]] = {}
+    for kind in (KeepRule, SampleRule, PriorityRule):
+        for policy in sorted(policies, key=lambda each: each.id):
+            rules = [each for each in (*policy.keep, *policy.sample, *policy.priority) if isinstance(each, kind)]
+            for stream in policy.streams if rules else ():
+                columns = _columns(policy, stream, contracts)
+                made = found.setdefault(stream, [])
+                made.extend(_compiled(policy, stream, rule, place, columns) for place, rule in enumerate(rules, 1))
+    return {stream: tuple(rules) for stream, rules in sorted(found.items())}
+
+
+def numbered_policy(root: Path, streams: dict[str, tuple[EdgeRule, ...]], issued_ms: int) -> EdgePolicy:
+    """The rules with their version: that of the last time if they are the same, else the next.
+
+    Raises:
+        CorruptLakeError: the number cannot be read.
+        RefusedError: there are too many rules for one stream.
+    """
+    digest = hashlib.sha256(msgspec.json.encode(streams)).hexdigest()
+    last = _last(root)
+    version = last.version if last.rules == digest else last.version + 1
+    try:
+        policy = EdgePolicy(version, issued_ms, streams)
+    except PolicyDocumentError as error:
+        raise RefusedError(f"{error}; put fewer device rules in force") from error
+    if version != last.version:
+        path = _number_path(root)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, msgspec.json.encode(Numbered(version, digest)), mode=0o644)
+    return policy
+
+
+def signed_message(policy: EdgePolicy, key: bytes) -> bytes:
+    """The message for `down/<device>/policy`.
+
+    Args:
+        policy: what to sign.
+        key: the private key, PEM.
+
+    Raises:
+        RefusedError: not an Ed25519 private key.
+    """
+    text = encode_edge_policy(policy)
+    signature = _private_key(key).sign(signing_bytes(text))
+    return encode_signed_edge_policy(SignedEdgePolicy(text, signature.hex()))
+
+
+def make_key(path: Path) -> str:
+    """Write a new private key that only its owner may read; the public key, as devices are configured with it.
+
+    Raises:
+        RefusedError: there is a file already.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415  # heavy only here
+    from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415  # likewise
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
+
+    if path.exists():
+        raise RefusedError(f"{path}: there is a file already; devices trust the key they have, so none is written over")
+    key = Ed25519PrivateKey.generate()
+    write_atomic(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
+    return key.public_key().public_bytes_raw().hex()
+
+
+def _private_key(body: bytes) -> "Ed25519PrivateKey":
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415  # heavy only here
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415  # likewise
+
+    try:
+        key = load_pem_private_key(body, password=None)
+    except (ValueError, TypeError) as error:
+        raise RefusedError(f"not a PEM key without passphrase ({error}); `catchment policy keygen` makes one") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise RefusedError("edge policies are signed with Ed25519; make a key with `catchment policy keygen`")
+    return key
+
+
+def _columns(policy: Policy, stream: str, contracts: ContractSet) -> dict[str, ColumnType]:
+    contract = contracts.get(stream, None)
+    if contract is None:
+        raise NotFoundError(f"policy {policy.id}: there is no contract for stream {stream!r}")
+    return rule_columns(contract)
+
+
+def _compiled(
+    policy: Policy, stream: str, rule: KeepRule | SampleRule | PriorityRule, place: int, columns: dict[str, ColumnType]
+) -> EdgeRule:
+    kind = type(rule).__name__.removesuffix("Rule").lower()
+    try:
+        compiled = compile_expression(rule.when, columns).to_edge()
+    except ExpressionError as error:
+        raise ExpressionError(f"policy {policy.id}, {kind} rule {place}, stream {stream}: {error}") from error
+    action, more = _action(rule)
+    name = f"{policy.id[:_ID_CHARS]}-{kind}-{place}"
+    return EdgeRule(name, compiled.sql, action, compiled.parameters, columns=compiled.columns, **more)
+
+
+def _action(rule: KeepRule | SampleRule | PriorityRule) -> tuple[EdgeAction, dict[str, Any]]:
+    if isinstance(rule, KeepRule):
+        return EdgeAction.KEEP, {}
+    if isinstance(rule, PriorityRule):
+        return EdgeAction.PRIORITY, {"priority": rule.priority}
+    if rule.rate == 0:
+        return EdgeAction.DROP, {"pressure": rule.pressure}
+    return EdgeAction.SAMPLE, {"rate": rule.rate, "pressure": rule.pressure}
+
+
+def _last(root: Path) -> Numbered:
+    path = _number_path(root)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Numbered)
+    except FileNotFoundError:
+        return Numbered(0, "")
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CorruptLakeError(
+            f"{path}: the number of the devices' rules cannot be read ({error}); restore it, or write a higher one"
+        ) from error
+
+
+def _number_path(root: Path) -> Path:
+    return root / FOLDER / "edge.json"

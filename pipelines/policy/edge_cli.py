@@ -1,0 +1,51 @@
+"""`catchment policy keygen | push`: the device's part of the policies, signed and sent."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.config import load_core_config
+from pipelines.errors import ConfigError
+from pipelines.ingest.receipts import MqttPublisher
+from pipelines.policy.edge import edge_rules, make_key, numbered_policy, signed_message
+from pipelines.policy.site import CORE, Config, Site
+from pipelines.rollout.fleet import reported_models
+from schemas.ids import DeviceId
+from schemas.topics import Topics
+
+
+def keygen(path: Annotated[Path, typer.Argument(help="Where the private key shall lie.")]) -> None:
+    """Make the key that signs device rules, and print what devices are configured with."""
+    public = make_key(path)
+    typer.echo(f'# agent.toml of every device\n[policy]\npublic_key = "{public}"')
+
+
+def push(
+    key: Annotated[Path, typer.Option("--key", help="The private key that `keygen` made.")],
+    config: Config = CORE,
+    device: Annotated[list[str] | None, typer.Option("--device", help="Which; default: all that have reported.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compile and show; sign and send nothing.")] = False,
+) -> None:
+    """Give devices the keep, sample and priority rules of the policies in force: compiled, signed, retained."""
+    core = load_core_config(config)
+    site = Site.open(config, None)
+    streams = edge_rules(site.in_force(), site.contracts)
+    for stream, rules in streams.items():
+        for rule in rules:
+            typer.echo(f"{stream}: {rule.id}: {rule.action}")
+    if dry_run:
+        return
+    try:
+        secret = key.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot be read ({error.strerror}); make one with `catchment policy keygen`") from error
+    site.require_own()
+    policy = numbered_policy(site.root, streams, time.time_ns() // 1_000_000)
+    message = signed_message(policy, secret)
+    devices = sorted({*(device or reported_models(core))})
+    topics = Topics(core.broker.namespace)
+    with MqttPublisher(core.broker, "catchment-policy-push") as publisher:
+        publisher.publish({topics.policy(DeviceId(name)): message for name in devices})
+    typer.echo(f"version {policy.version} of the device rules sent to {len(devices)} devices")

@@ -1,0 +1,48 @@
+"""`catchment policy schema | import`: what editors check policies by, and policies of others."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.contracts.registry import ContractSet
+from pipelines.errors import ConfigError, PipelineError
+from pipelines.policy.json_schema import schema_text
+from pipelines.policy.pol_filter import import_policies
+from pipelines.policy.trial import compile_policy
+from pipelines.policy.yaml_text import to_yaml
+
+
+def schema() -> None:
+    """Print the JSON Schema of policy files, for an editor that completes YAML."""
+    typer.echo(schema_text(), nl=False)
+
+
+def import_json(
+    file: Annotated[Path, typer.Argument(help="JSON with pol_id, pol_filter, action_id and action_params; one or a list.")],
+    stream: Annotated[str, typer.Option("--stream", "-s", help="The stream that they shall be for.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the YAML files.")] = Path(),
+    renamed: Annotated[list[str] | None, typer.Option("--map", help="theirs=ours, for a column; may be given again.")] = None,
+    contracts: Annotated[str, typer.Option(help="Folder of *.odcs.yaml contracts.")] = "",
+) -> None:
+    """Turn policies of IBM Spectrum Discover into ours; what does not fit is told."""
+    names = dict(each.split("=", 1) for each in renamed or () if "=" in each)
+    try:
+        found = import_policies(file.read_bytes(), stream, names)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+    known = ContractSet.load(contracts)
+    out.mkdir(parents=True, exist_ok=True)
+    for policy in found.policies:
+        path = out / f"{policy.id}.yaml"
+        if path.exists():
+            typer.echo(f"{path} is there already; left as it is", err=True)
+            continue
+        path.write_text(to_yaml(policy), encoding="utf-8")
+        try:
+            compile_policy(policy, known)
+            typer.echo(f"written {path}: {len(policy.rules)} rules")
+        except PipelineError as error:
+            typer.echo(f"written {path}, which does not compile yet: {error}")
+    for note in found.notes:
+        typer.echo(note, err=True)

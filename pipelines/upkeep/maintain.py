@@ -1,0 +1,54 @@
+"""Maintenance of a lake: roll-ups, compaction, vacuum; one at a time, while runs go on."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from pipelines.errors import ConflictError, RefusedError
+from pipelines.lake.compact import Compacted, compact_all
+from pipelines.lake.layout import RUNS, maintain_lock_path
+from pipelines.lake.rollup import roll_up_all
+from pipelines.upkeep.vacuum import Keep, Vacuum, Vacuumed
+
+log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def only_maintenance(root: Path) -> Iterator[None]:
+    """Be the only one that rewrites or deletes files of this lake, until the process ends however it ends.
+
+    Raises:
+        RefusedError: another one is at work.
+    """
+    (root / RUNS).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(maintain_lock_path(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RefusedError(f"{root}: maintenance is at work already; leave it to that one") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def maintain(root: Path, keep: Keep) -> tuple[list[Compacted], Vacuumed]:
+    """All of it once. Runs that commit too often for a compaction only put it off.
+
+    Raises:
+        RefusedError: another maintenance is at work.
+        CorruptLakeError: a table cannot be read.
+        OSError: the disk refused.
+    """
+    with only_maintenance(root):
+        try:
+            roll_up_all(root)
+            compacted = compact_all(root)
+        except ConflictError as error:
+            log.warning("compaction_put_off", reason=str(error))
+            compacted = []
+        return compacted, Vacuum(root, keep).sweep()

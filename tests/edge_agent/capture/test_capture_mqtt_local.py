@@ -1,0 +1,296 @@
+"""Small devices on a local broker: each message once, whoever is killed; what is not stored is not acknowledged."""
+
+import io
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import pyarrow as pa
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edge_agent.capture.batch import Source
+from edge_agent.capture.registry import build_source, check_source
+from edge_agent.clock import SystemClock
+from edge_agent.errors import ConfigError, SourceError
+from edge_agent.spool.spool import Spool
+from schemas.builtin import builtin_contract
+
+pytestmark = pytest.mark.broker
+TELEMETRY = builtin_contract("vehicle_telemetry")
+
+
+class Publisher:
+    def __init__(self, port: int) -> None:
+        self.client = mqtt.Client(CallbackAPIVersion.VERSION2, "publisher", protocol=mqtt.MQTTv5)
+        self.client.connect("127.0.0.1", port)
+        self.client.loop_start()
+
+    def publish(self, body: object, topic: str = "sensors/a/telemetry", qos: int = 1, *, retain: bool = False) -> None:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.client.publish(topic, raw, qos, retain=retain).wait_for_publish(20)
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+@pytest.fixture
+def publisher(broker) -> Iterator[Publisher]:
+    made = Publisher(broker.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def subscribe(broker) -> Iterator[Callable[..., Source]]:
+    made: list[Source] = []
+
+    def build(position: bytes | None = None, contract=TELEMETRY, **options: object) -> Source:
+        settings = {"port": broker.port, "topics": ["sensors/+/telemetry"], **options}
+        made.append(build_source("mqtt-local", settings, contract, SystemClock(), position))
+        return made[-1]
+
+    yield build
+    for one in made:
+        one.close()
+
+
+def batches(source: Source, count: int, within_s: float = 20.0) -> list:
+    found: list = []
+    until = time.monotonic() + within_s
+    while sum(map(len, found)) < count and time.monotonic() < until:
+        batch = source.read(1000)
+        if batch is not None:
+            found.append(batch)
+    return found
+
+
+def speeds(found: list) -> list[float]:
+    return [value for batch in found for value in batch.columns["speed_mps"]]
+
+
+def settled(source: Source) -> None:
+    """Whoever listens, hears nothing more."""
+    assert batches(source, 1, within_s=0.5) == []
+
+
+def test_what_devices_publish_becomes_samples_with_their_times(publisher, subscribe):
+    source = subscribe(topic_column="clock_quality", rename={"v": "speed_mps"})
+    settled(source)
+    publisher.publish({"v": 1.5, "event_time": "2024-05-01T00:00:00Z"})
+    publisher.publish([{"v": 2.5}, {"v": 3.5}], "sensors/b/telemetry")
+    publisher.publish({"v": 4.5}, "elsewhere")
+    found = batches(source, 3)
+    assert speeds(found) == [1.5, 2.5, 3.5]
+    times = [time_us for batch in found for time_us in batch.event_time_us]
+    assert times[0] == 1_714_521_600_000_000
+    assert abs(times[1] / 1e6 - time.time()) < 60
+    topics = [topic for batch in found for topic in batch.columns["clock_quality"]]
+    assert topics == ["sensors/a/telemetry", "sensors/b/telemetry", "sensors/b/telemetry"]
+
+
+def test_what_was_not_stored_comes_again_and_what_was_does_not(publisher, subscribe):
+    first = subscribe()
+    settled(first)
+    for n in range(6):
+        publisher.publish({"speed_mps": n})
+    found = batches(first, 6)
+    assert speeds(found) == [0, 1, 2, 3, 4, 5]
+    first.close()  # nothing was told to be stored
+    second = subscribe()
+    again = batches(second, 6)
+    assert speeds(again) == [0, 1, 2, 3, 4, 5]
+    for batch in again:
+        second.stored(batch)
+    second.close()
+    settled(subscribe())
+
+
+def test_what_was_stored_but_not_acknowledged_is_not_stored_twice(publisher, subscribe):
+    first = subscribe()
+    settled(first)
+    for n in range(4):
+        publisher.publish({"speed_mps": n})
+    position = batches(first, 4)[-1].position  # the spool has it; then the power fails
+    first.close()
+    publisher.publish({"speed_mps": 4})
+    second = subscribe(position)
+    assert speeds(batches(second, 1)) == [4]
+    settled(second)
+
+
+def test_messages_that_are_no_samples_are_counted_and_do_not_come_again(publisher, subscribe):
+    source = subscribe()
+    settled(source)
+    for body in (b"not json", b"[1]", b"3", b'{"speed_mps": 1, "event_time": "yesterday"}', b'{"speed_mps": 7}'):
+        publisher.publish(body)
+    found = batches(source, 1)
+    assert speeds(found) == [7]
+    assert source.rejected["row: message is no JSON object, nor a list of them"] == 3
+    source.stored(found[-1])
+    source.close()
+    settled(subscribe())
+
+
+def test_raw_bodies_are_payloads(publisher, subscribe):
+    source = subscribe(contract=builtin_contract("camera_frame"), format="raw", topic_column="camera", topics=["cam/#"])
+    settled(source)
+    publisher.publish(b"\xff\xd8jpeg", "cam/door")
+    (batch,) = batches(source, 1)
+    assert batch.payloads == [b"\xff\xd8jpeg"]
+    assert batch.columns["camera"] == ["cam/door"]
+
+
+def test_a_retained_message_is_one_sample_not_one_for_each_start(publisher, subscribe):
+    publisher.publish({"speed_mps": 9}, retain=True)
+    source = subscribe()
+    found = batches(source, 1)
+    assert speeds(found) == [9]
+    source.stored(found[0])
+    source.close()
+    settled(subscribe())
+
+
+def test_no_more_is_sent_than_may_wait(publisher, subscribe):
+    source = subscribe(max_waiting=10)
+    settled(source)
+    for n in range(30):
+        publisher.publish({"speed_mps": n})
+    found = batches(source, 30, within_s=1.0)
+    assert len(speeds(found)) == 10
+    while len(speeds(found)) < 30:
+        source.stored(found[-1])
+        found += batches(source, 1)
+    assert speeds(found) == list(range(30))
+
+
+def test_a_broker_that_is_not_there_or_goes_away_fails_the_source(broker, subscribe):
+    source = subscribe()
+    settled(source)
+    broker.stop()
+    with pytest.raises(SourceError, match="over"):
+        batches(source, 1)
+    with pytest.raises(SourceError, match="does not answer"):
+        subscribe()
+
+
+def test_a_refused_user_and_a_refused_topic_are_told(make_broker, tmp_path):
+    (tmp_path / "acl").write_text("topic read allowed/#\n")
+    broker = make_broker(extra=f"acl_file {tmp_path / 'acl'}")
+    source = build_source("mqtt-local", {"port": broker.port, "topics": ["allowed/#"]}, TELEMETRY, SystemClock(), None)
+    settled(source)
+    source.close()
+    (tmp_path / "empty").touch()
+    closed = make_broker(extra=f"password_file {tmp_path / 'empty'}\nallow_anonymous false")
+    source = build_source("mqtt-local", {"port": closed.port, "topics": ["a"]}, TELEMETRY, SystemClock(), None)
+    with pytest.raises(SourceError, match="refuses"):
+        batches(source, 1)
+    source.close()
+
+
+def test_wrong_options_are_told_before_anything_starts():
+    for options in (
+        {},
+        {"topics": []},
+        {"topics": ["a"], "format": "raw"},
+        {"topics": ["a"], "topic_column": "x"},
+        {"topics": "a"},
+    ):
+        with pytest.raises(ConfigError, match="mqtt-local"):
+            check_source("mqtt-local", options, TELEMETRY)
+
+
+CHILD = """
+import json, sys, threading
+from pathlib import Path
+from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.pump import SourcePump
+from edge_agent.capture.refine import build_refiner
+from edge_agent.capture.registry import build_source
+from edge_agent.clock import SystemClock
+from edge_agent.clock_quality import ClockWatch
+from edge_agent.config import SourceConfig
+from edge_agent.spool.spool import Spool
+from schemas.builtin import builtin_contract
+contract, clock = builtin_contract("vehicle_telemetry"), SystemClock()
+spool = Spool(Path(sys.argv[1]), max_bytes=1 << 28, linger_ms=5, clock=clock)
+options = json.loads(sys.argv[2])
+config = SourceConfig(kind="mqtt-local", stream="vehicle_telemetry", options=options)
+refine = build_refiner(contract, None, b"", ClockWatch(clock), None)
+build = lambda position: build_source("mqtt-local", options, contract, clock, position)
+encoder = Encoder(contract, Limits(1 << 16, 1 << 20), spool.put_object)
+Path(sys.argv[1] + ".ready").touch()
+SourcePump(config, build, encoder, spool, refine, clock).run(threading.Event())
+"""
+
+
+@pytest.mark.slow
+def test_every_message_is_stored_once_over_kills_of_the_agent_and_restarts_of_the_broker(broker, subscribe, tmp_path):
+    spool_dir = tmp_path / "spool"
+    options = json.dumps({"port": broker.port, "topics": ["sensors/+/telemetry"], "wait_ms": 10})
+    first = subscribe()
+    settled(first)  # the session begins before the first message
+    first.close()
+    publisher = Publisher(broker.port)
+    dice = random.Random(11)
+    child = _child(spool_dir, options)
+    n = 0
+    for turn in range(8):
+        for _ in range(dice.randrange(50, 200)):
+            publisher.client.publish("sensors/a/telemetry", json.dumps({"speed_mps": n}), 1)
+            n += 1
+            time.sleep(0.001)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        if turn == 4:
+            publisher.publish({"speed_mps": n})  # all before it are at the broker
+            n += 1
+            broker.restart()
+        child = _child(spool_dir, options)
+    publisher.publish({"speed_mps": n})
+    n += 1
+    publisher.close()
+    _until_stored(spool_dir, n)
+    child.kill()
+    child.wait()
+    assert sorted(_stored(spool_dir)) == list(range(n))
+
+
+def _child(spool_dir: Path, options: str) -> subprocess.Popen:
+    ready = spool_dir.with_name(spool_dir.name + ".ready")
+    ready.unlink(missing_ok=True)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(spool_dir), options], stdout=subprocess.DEVNULL)
+    while not ready.exists():
+        assert child.poll() is None
+        time.sleep(0.01)
+    return child
+
+
+def _until_stored(spool_dir: Path, count: int) -> None:
+    until = time.monotonic() + 60
+    db = sqlite3.connect(f"file:{spool_dir}/spool.db?mode=ro", uri=True)
+    stored = 0
+    while stored < count and time.monotonic() < until:
+        (stored,) = db.execute("SELECT coalesce(sum(count), 0) FROM envelope").fetchone()
+        time.sleep(0.1)
+    time.sleep(0.5)  # a sample too many would come now
+    db.close()
+
+
+def _stored(spool_dir: Path) -> list[float]:
+    spool = Spool(spool_dir, max_bytes=1 << 28, linger_ms=5, clock=SystemClock())
+    found: list[float] = []
+    while envelopes := spool.next_unsent(1 << 30):
+        for envelope in envelopes:
+            found += pa.ipc.open_stream(io.BytesIO(envelope.body)).read_all()["speed_mps"].to_pylist()
+    spool.close()
+    return found

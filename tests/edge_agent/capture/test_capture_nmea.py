@@ -1,0 +1,242 @@
+"""Satellite receivers: a real track over TCP, over a serial line and through gpsd; damaged sentences are refused and counted."""
+
+import contextlib
+import csv
+import os
+import pty
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.capture.batch import Source
+from edge_agent.capture.nmea_sentence import OTHER, FixBuilder, SentenceError, read_fields, read_tpv
+from edge_agent.capture.registry import build_source, check_source
+from edge_agent.clock import SystemClock
+from edge_agent.errors import ConfigError, SourceError
+from schemas.builtin import builtin_contract
+
+TELEMETRY = builtin_contract("vehicle_telemetry")
+GPSD = shutil.which("gpsd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
+
+
+def sentence(body: str) -> str:
+    total = 0
+    for char in body.encode():
+        total ^= char
+    return f"${body}*{total:02X}\r\n"
+
+
+def angle(value: float, digits: int, sides: str) -> str:
+    whole, part = divmod(abs(value), 1)
+    return f"{int(whole):0{digits}d}{part * 60:09.6f},{sides[value < 0]}"
+
+
+def moment(row: dict) -> tuple[str, list[str]]:
+    at = row["gps_utc"]  # yymmddhhmmss.sss
+    place = f"{angle(float(row['lat_deg']), 2, 'NS')},{angle(float(row['lon_deg']), 3, 'EW')}"
+    knots = float(row["speed2d_mps"]) * 3600 / 1852
+    rmc = sentence(f"GNRMC,{at[6:]},A,{place},{knots:.4f},90.0,{at[4:6]}{at[2:4]}{at[:2]},,,A")
+    return at, [rmc, sentence(f"GNGGA,{at[6:]},{place},1,08,1.1,{row['alt_m']},M,-30.0,M,,")]
+
+
+@pytest.fixture(scope="module")
+def track(shared_data) -> list[dict]:
+    """A real track, 18 fixes a second; the receiver told whole seconds alone, so the time within them is the video's."""
+    start = datetime(2019, 11, 18, 23, 45, 14, tzinfo=UTC)
+    with (shared_data / "vehicle/gopro_max-heromode/gps5.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["gps_utc"] = (start + timedelta(seconds=float(row["t_s"]))).strftime("%y%m%d%H%M%S.%f")[:-3]
+    return rows
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[list[str], float], int]]:
+    """A TCP server that sends these lines to whoever comes, then waits."""
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+    listeners: list[socket.socket] = []
+
+    def start(lines: list[str], pace_s: float = 0.0) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.settimeout(20)
+        listeners.append(listener)
+
+        def run() -> None:
+            opened, _ = listener.accept()
+            with opened, contextlib.suppress(ConnectionError):
+                for line in lines:
+                    opened.sendall(line.encode())
+                    stop.wait(pace_s)
+                stop.wait(20)
+
+        threads.append(threading.Thread(target=run, daemon=True))
+        threads[-1].start()
+        return listener.getsockname()[1]
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join(5)
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Callable[..., Source]]:
+    made: list[Source] = []
+
+    def build(source: str, **options: object) -> Source:
+        made.append(build_source("nmea", {"source": source, "wait_ms": 20, **options}, TELEMETRY, SystemClock(), None))
+        return made[-1]
+
+    yield build
+    for one in made:
+        one.close()
+
+
+def rows(source: Source, count: int, within_s: float = 20.0) -> list[dict]:
+    found: list[dict] = []
+    until = time.monotonic() + within_s
+    while len(found) < count and time.monotonic() < until:
+        batch = source.read(100)
+        if batch is not None:
+            columns = {**batch.columns, "t": batch.event_time_us}
+            found += [{name: cells[row] for name, cells in columns.items()} for row in range(len(batch))]
+    return found
+
+
+def matches(found: list[dict], track: list[dict]) -> None:
+    for ours, truth in zip(found, track[: len(found)], strict=True):
+        told = datetime.strptime(truth["gps_utc"], "%y%m%d%H%M%S.%f").replace(tzinfo=UTC)
+        assert abs(ours["t"] - told.timestamp() * 1e6) < 2_000
+        assert abs(ours["latitude_deg"] - float(truth["lat_deg"])) < 1e-6
+        assert abs(ours["longitude_deg"] - float(truth["lon_deg"])) < 1e-6
+        assert abs(ours["altitude_m"] - float(truth["alt_m"])) < 1e-3
+        assert abs(ours["speed_mps"] - float(truth["speed2d_mps"])) < 1e-3
+        assert ours["clock_quality"] == "gnss"
+
+
+def test_a_real_track_comes_over_tcp_fix_by_fix(track, serve, receiver):
+    lines = [line for row in track for line in moment(row)[1]]
+    source = receiver(f"tcp://127.0.0.1:{serve(lines, 0.0)}")
+    found = rows(source, len(track) - 1)
+    assert len(found) == len(track) - 1  # the last waits for the sentence that ends its moment
+    matches(found, track)
+    assert source.rejected == {}
+
+
+def test_a_serial_line_is_read_at_its_speed(track, receiver):
+    master, slave = pty.openpty()
+    source = receiver(os.ttyname(slave), baud=4800)
+    for row in track[:20]:
+        os.write(master, "".join(moment(row)[1]).encode())
+    found = rows(source, 19)
+    assert len(found) == 19
+    matches(found, track)
+    os.close(slave)
+    os.close(master)
+    with pytest.raises(SourceError, match="went away"):
+        rows(source, 99)
+
+
+@pytest.mark.skipif(GPSD is None, reason="no gpsd (Debian: gpsd)")
+def test_gpsd_itself_is_understood(track, serve, receiver):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    fixes = track[::18][:12]  # one a second
+    lines = ["".join(moment(row)[1]) for row in fixes]
+    # Given twice, because gpsd first finds out what it hears.
+    feed = serve(lines + lines, 0.05)
+    daemon = subprocess.Popen([str(GPSD), "-N", "-n", "-S", str(port), f"tcp://127.0.0.1:{feed}"], stderr=subprocess.DEVNULL)
+    try:
+        source = _until_open(receiver, f"gpsd://127.0.0.1:{port}")
+        found = rows(source, 5)
+    finally:
+        daemon.kill()
+        daemon.wait()
+    truth = {round(datetime.strptime(r["gps_utc"], "%y%m%d%H%M%S.%f").replace(tzinfo=UTC).timestamp(), 2): r for r in fixes}
+    assert len(found) >= 5
+    for ours in found:
+        row = truth[min(truth, key=lambda at: abs(at - ours["t"] / 1e6))]
+        assert abs(ours["latitude_deg"] - float(row["lat_deg"])) < 1e-5
+        assert abs(ours["longitude_deg"] - float(row["lon_deg"])) < 1e-5
+        assert ours["clock_quality"] == "gnss"
+
+
+def _until_open(receiver: Callable[..., Source], address: str) -> Source:
+    until = time.monotonic() + 10
+    while True:
+        try:
+            return receiver(address)
+        except SourceError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
+def test_damaged_sentences_and_moments_without_a_fix_are_counted_and_the_next_is_read(track, serve, receiver):
+    good = [line for row in track[:3] for line in moment(row)[1]]
+    damaged = good[0].replace("A,", "B,", 1)
+    lines = [damaged, "$GPRMC,no star\r\n", "noise\r\n", *good[:2], sentence("GPGSV,1,1,00"), *good[2:]]
+    lines.append(sentence("GPRMC,120000.00,V,,,,,,,010124,,,N"))
+    lines.append(sentence("GPRMC,120001.00,A,9900.0,N,01000.0,E,0,0,010124,,,A"))
+    source = receiver(f"tcp://127.0.0.1:{serve(lines, 0.0)}")
+    found = rows(source, 3)
+    assert len(found) == 3
+    matches(found, track)
+    rows(source, 1, within_s=0.2)
+    assert source.rejected == {
+        "row: wrong checksum": 1,
+        "row: no checksum": 1,
+        "row: no NMEA sentence": 1,
+        OTHER: 1,
+        "row: no fix": 1,
+        "row: a place that cannot be": 1,
+    }
+
+
+def test_a_silent_receiver_is_opened_again(serve, receiver):
+    source = receiver(f"tcp://127.0.0.1:{serve([])}", timeout_s=0.1)
+    with pytest.raises(SourceError, match="says nothing"):
+        rows(source, 1)
+
+
+def test_what_is_not_there_is_told(receiver, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for source in (str(tmp_path / "none"), str(tmp_path / "file"), "tcp://127.0.0.1:1"):
+        with pytest.raises(SourceError):
+            receiver(source)
+    for options in ({"source": "ftp://x:1"}, {"source": "/dev/x", "baud": 5}, {"source": "/dev/x", "rename": {"a": "b"}}, {}):
+        with pytest.raises(ConfigError, match="nmea"):
+            check_source("nmea", options, TELEMETRY)
+
+
+@given(st.text(max_size=80))
+def test_no_text_breaks_the_reader(text):
+    builder = FixBuilder()
+    for line in (text, sentence(text.replace("*", "")), sentence("GPRMC," + text), sentence("GPGGA," + text + "," * 12)):
+        try:
+            builder.take(read_fields(line))
+        except (SentenceError, UnicodeEncodeError):
+            continue
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8), st.lists, max_leaves=4)
+
+
+@given(st.dictionaries(st.sampled_from(["mode", "time", "lat", "lon", "alt", "speed", "track"]), JSON))
+def test_no_report_breaks_the_reader(report):
+    try:
+        read_tpv({"class": "TPV", **report})
+    except SentenceError:
+        return

@@ -1,0 +1,118 @@
+"""A source of another package: installed as its user would, run by the agent's own process, resumed, and contained."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from edge_agent.clock import SystemClock
+from edge_agent.spool.spool import Spool
+
+
+@pytest.fixture(scope="module")
+def installed(repository_root, tmp_path_factory) -> Path:
+    """The example of the page, in a folder of its own that stands for site-packages."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(repository_root / "docs/examples/source-plugin", folder / "package")
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"),
+            *(
+                "--disable-pip-version-check",
+                "--root-user-action=ignore",
+                "--target",
+                str(folder / "site"),
+                str(folder / "package"),
+            ),
+        ],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+    )
+    return folder / "site"
+
+
+def agent(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-c", "from edge_agent.cli import main; main()", *arguments],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def config(folder: Path, **options: object) -> str:
+    path = folder / "agent.toml"
+    told = "\n".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
+    path.write_text(
+        'device = "d-1"\nstate_dir = "state"\n[[source]]\nkind = "countdown"\nstream = "log_line"\nmax_samples = 7\n'
+        f"[source.options]\n{told}\n"
+    )
+    return str(path)
+
+
+def test_the_example_is_checked_by_the_agent_like_any_other(installed, tmp_path):
+    assert agent(installed, "check", "-c", config(tmp_path, start=20)).returncode == 0
+    wrong = agent(installed, "check", "-c", config(tmp_path, start="soon"))
+    assert wrong.returncode != 0
+    assert "give start, a whole number" in wrong.stderr + wrong.stdout
+
+
+def test_without_its_package_the_kind_is_unknown_and_the_known_ones_are_named(tmp_path):
+    done = agent(tmp_path, "check", "-c", config(tmp_path, start=20))
+    assert done.returncode != 0
+    text = " ".join((done.stderr + done.stdout).split())
+    assert "countdown" in text
+    assert "syslog" in text
+
+
+RUN = """
+import sys, threading
+from pathlib import Path
+from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.pump import SourcePump
+from edge_agent.capture.refine import build_refiner
+from edge_agent.capture.registry import build_source
+from edge_agent.clock import SystemClock
+from edge_agent.clock_quality import ClockWatch
+from edge_agent.config import load_agent_config, load_contract
+from edge_agent.spool.spool import Spool
+(config,) = load_agent_config(Path(sys.argv[1])).source
+contract, clock = load_contract(config), SystemClock()
+spool = Spool(Path(sys.argv[2]), max_bytes=1 << 27, linger_ms=5, clock=clock)
+refine = build_refiner(contract, None, b"", ClockWatch(clock), None)
+encoder = Encoder(contract, Limits(1 << 18, 1 << 20), spool.put_object)
+build = lambda position: build_source(config.kind, config.options, contract, clock, position)
+SourcePump(config, build, encoder, spool, refine, clock).run(threading.Event())
+spool.close()
+"""
+
+
+def test_the_example_fills_the_spool_once_over_two_starts(installed, tmp_path):
+    path = config(tmp_path, start=20)
+    paths = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, path, str(tmp_path / "spool")],
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+    spool = Spool(tmp_path / "spool", max_bytes=1 << 27, linger_ms=5, clock=SystemClock())
+    found: list[str] = []
+    while envelopes := spool.next_unsent(1 << 30):
+        for envelope in envelopes:
+            found += pa.ipc.open_stream(io.BytesIO(envelope.body)).read_all()["message"].to_pylist()
+    spool.close()
+    assert found == [str(n) for n in range(20, 0, -1)]

@@ -1,0 +1,148 @@
+"""All that is wrong with a configuration is told at once, each with its line."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from edge_agent.checking import check_file
+from edge_agent.cli import app
+from edge_agent.errors import ConfigError
+from edge_agent.exits import EXIT_CONFIG
+from edge_agent.places import line_of, parse_path
+
+GOOD = """\
+device = "d1"
+state_dir = "state"
+[[source]]
+kind = "replay"
+stream = "vehicle_telemetry"
+options = { path = "x.csv" }
+"""
+BAD = """\
+devise = "d1"
+state_dir = "state"
+
+[broker]
+port = "1883"
+host = "broker.example"
+
+[spool]
+max_bytes = 5
+
+[[source]]
+kind = "replay"
+stream = "vehicle_telemetry"
+options = { path = "x.csv" }
+
+[[source]]
+kind = "directori"
+stream = "camera_frame"
+[source.options]
+path = "/x"
+
+[[source]]
+kind = "directory"
+stream = "camera_frame"
+priority = -3
+[source.options]
+path = "/x"
+don = "delete"
+
+[[source]]
+stream = "network_flow"
+
+[[source]]
+kind = "exec"
+stream = "nope"
+"""
+
+
+def check(folder: Path, text: str) -> list[tuple[int | None, str]]:
+    path = folder / "agent.toml"
+    path.write_text(text)
+    return [(fault.line, fault.said) for fault in check_file(path).faults]
+
+
+def test_ten_faults_are_told_at_once_each_on_its_line(tmp_path):
+    found = check(tmp_path, BAD)
+    expected = [
+        (None, "device is missing"), (1, "did you mean device"), (5, "broker.port"), (6, "add [broker.tls]"), (9, "max_bytes 5"),
+        (17, "'directori' is none of"), (25, "priority -3"), (28, "`don`"), (30, "field `kind`"),
+        (35, "no built-in contract 'nope'"),
+    ]  # fmt: skip
+    assert [line for line, _ in found] == [line for line, _ in expected]
+    assert all(words in said for (_, said), (_, words) in zip(found, expected, strict=True))
+
+
+def test_what_is_right_tells_what_will_run(tmp_path):
+    path = tmp_path / "agent.toml"
+    path.write_text(GOOD)
+    done = CliRunner().invoke(app, ["check", "-c", str(path)])
+    assert done.exit_code == 0
+    assert "source replay -> vehicle_telemetry (contract" in done.output
+
+
+def test_faults_stand_as_compilers_write_them_and_as_json(tmp_path):
+    path = tmp_path / "agent.toml"
+    path.write_text(GOOD.replace("path =", "paht ="))
+    done = CliRunner().invoke(app, ["check", "-c", str(path)])
+    assert done.exit_code == EXIT_CONFIG
+    assert re.match(rf"{path}:6: .*paht", done.output)
+    as_json = CliRunner().invoke(app, ["check", "--json", "-c", str(path)])
+    assert as_json.exit_code == EXIT_CONFIG
+    assert json.loads(as_json.stdout)["faults"][0]["line"] == 6
+
+
+@pytest.mark.parametrize(
+    ("broken", "line", "said"),
+    [
+        (GOOD.replace('"state"', "state"), 2, "quotes"),
+        (GOOD + "[broker\n", 7, "not TOML"),
+        (GOOD + '[broker.tls]\nca = "ca.pem"\ncert = "c.pem"\n', 7, "field `key`"),
+        (GOOD + '[policy]\npublic_key = "abc"\n', 8, "64 hexadecimal"),
+        (GOOD + "[uplink]\nwindow_bytes = 1\n", 8, "window_bytes"),
+        (GOOD + '[[uplink.schedule]]\nfrom = "22:00"\nto = "25:00"\n', 9, "to "),
+        (GOOD + '[model]\nname = "x"\n', 7, "model"),
+        (GOOD + GOOD[GOOD.index("[[") :], None, "same"),
+    ],
+)
+def test_each_kind_of_fault_is_found_on_its_line(tmp_path, broken, line, said):
+    found = check(tmp_path, broken)
+    assert len(found) == 1, found
+    assert said in found[0][1]
+    assert found[0][0] == line
+
+
+def test_a_file_that_cannot_be_read_is_told_as_such(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        check_file(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b'device = "\xff"')
+    with pytest.raises(ConfigError, match="UTF-8"):
+        check_file(tmp_path / "latin.toml")
+
+
+@given(st.text(max_size=60), st.lists(st.integers(0, 30), max_size=3), st.lists(st.integers(0, 30), max_size=3))
+def test_no_damage_to_a_configuration_makes_the_check_itself_fail(tmp_path_factory, noise, cut, doubled):
+    lines = BAD.splitlines()
+    for number in sorted(cut, reverse=True):
+        del lines[number % len(lines)]
+    for number in doubled:
+        lines.insert(number % len(lines), lines[number % len(lines)])
+    path = tmp_path_factory.mktemp("noise") / "agent.toml"
+    path.write_bytes("\n".join([*lines, noise]).encode(errors="ignore"))
+    assert all(fault.said for fault in check_file(path).faults)
+
+
+def test_a_key_is_found_in_its_own_table():
+    assert parse_path("source[1].options.path") == ("source", 1, "options", "path")
+    text = 'a = 1\n[b]\na = 2\n[[s]]\na = 3\n[[s]]\n[s.o]\na = 4\n[c]\n"a" = 5\nd.a = 6\n'
+    for path, line in (
+        (("a",), 1), (("b", "a"), 3), (("s", 0, "a"), 5), (("s", 1, "o", "a"), 8), (("c", "a"), 10), (("c", "d", "a"), 11),
+        (("s", 1, "zz"), 6), (("zz",), None),
+    ):  # fmt: skip
+        assert line_of(text, path) == line

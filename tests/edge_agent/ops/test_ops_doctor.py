@@ -1,0 +1,262 @@
+"""The doctor finds what is wrong with a real broker, real certificates and a real disk, and says what to do."""
+
+import datetime as dt
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from edge_agent.cli import app
+from edge_agent.clock import SystemClock
+from edge_agent.doctor import broker as broker_check
+from edge_agent.doctor import clock as clock_check
+from edge_agent.doctor import disk as disk_check
+from edge_agent.doctor.disk import filesystem_of
+from edge_agent.doctor.examine import diagnose
+from edge_agent.doctor.findings import Diagnosis, Verdict
+from edge_agent.exits import EXIT_UNHEALTHY
+from schemas.topics import Topics
+from tests.fakes.fake_core import FakeCore
+
+DEVICE = "line-3"
+PLAIN = 'device = "line-3"\nstate_dir = "state"\n[spool]\nmax_bytes = 16777216\n[broker]\nport = {port}\n'
+
+
+class FixedClock(SystemClock):
+    """A wall clock that stands elsewhere."""
+
+    def __init__(self, moment: dt.datetime) -> None:
+        self._now_ms = int(moment.timestamp() * 1000)
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+
+@pytest.fixture(autouse=True)
+def _kept_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock_check, "kernel_says_synchronised", lambda: True)
+    monkeypatch.setattr(broker_check, "_ANSWER_WITHIN_S", 0.2)
+
+
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests in which an answer comes."""
+    monkeypatch.setattr(broker_check, "_ANSWER_WITHIN_S", 3.0)
+
+
+def said(diagnosis: Diagnosis, what: str, *verdicts: Verdict) -> str:
+    return " | ".join(
+        f"{f.said} -> {f.fix}" for f in diagnosis.findings if f.what == what and f.verdict in (verdicts or tuple(Verdict))
+    )
+
+
+def bad(diagnosis: Diagnosis) -> list[str]:
+    """What failed or warns, each with a fix."""
+    found = [finding for finding in diagnosis.findings if finding.verdict in (Verdict.FAILED, Verdict.WARNING)]
+    assert all(finding.fix for finding in found)
+    return [finding.what for finding in found]
+
+
+@pytest.mark.usefixtures("_patient")
+def test_a_healthy_device_is_told_so_and_nothing_was_sent_as_a_sample(site: Any) -> None:
+    config = site.write_config(DEVICE)
+    (config.parent / "state").mkdir()
+    with FakeCore(site.broker.host, site.broker.port) as core:
+        found = diagnose(config)
+        assert bad(found) == [], found
+        assert [finding.what for finding in found.findings if finding.verdict is Verdict.GOOD].count("topic rights") == 3
+        assert core.landed == []
+        assert core.objects == {}
+    assert found.is_healthy
+    assert found.device == DEVICE
+
+
+@pytest.mark.usefixtures("_patient")
+def test_the_command_answers_with_json_and_an_exit_code(site: Any) -> None:
+    config = site.write_config(DEVICE)
+    runner = CliRunner()
+    with FakeCore(site.broker.host, site.broker.port):
+        whole = runner.invoke(app, ["doctor", "-c", str(config), "--json"])
+        assert whole.exit_code == 0
+        assert {finding["what"] for finding in json.loads(whole.stdout)["findings"]} >= {"disk", "clock", "certificate", "broker"}
+    site.broker.stop()
+    ill = runner.invoke(app, ["doctor", "-c", str(config)])
+    assert ill.exit_code == EXIT_UNHEALTHY
+    assert "nothing listens there" in ill.stdout
+    assert "fix:" in ill.stdout
+
+
+@pytest.mark.usefixtures("_patient")
+def test_a_running_agent_is_not_thrown_off_unless_asked_for(site: Any) -> None:
+    config = site.write_config(DEVICE)
+    state = config.parent / "state/health.json"
+    with FakeCore(site.broker.host, site.broker.port) as core:
+        with subprocess.Popen([sys.executable, "-m", "edge_agent", "-c", str(config)], stderr=subprocess.DEVNULL) as process:
+            deadline_s = time.monotonic() + 40
+            while not (state.exists() and json.loads(state.read_bytes())["is_connected"]):
+                assert time.monotonic() < deadline_s
+                time.sleep(0.05)
+            log = site.broker.log_path.read_text().count(f"as {DEVICE}")
+            assert "the agent is connected" in said(diagnose(config), "topic rights", Verdict.GOOD)
+            assert site.broker.log_path.read_text().count(f"as {DEVICE}") == log
+            assert "may publish" in said(diagnose(config, is_probing=True), "topic rights", Verdict.GOOD)
+            process.terminate()
+        assert core.landed == []
+
+
+@pytest.mark.usefixtures("_patient")
+def test_rights_that_are_missing_are_named_with_their_topic(site: Any) -> None:
+    config = site.write_config(DEVICE)
+    acl = site.folder / "acl"
+    rules = acl.read_text()
+    acl.write_text(rules.replace("pattern write catchment/up/%u/#", "").replace("pattern read catchment/down/%u/+", ""))
+    site.broker.restart()
+    with FakeCore(site.broker.host, site.broker.port):
+        found = diagnose(config)
+    assert f"may not publish to catchment/up/{DEVICE}/" in said(found, "topic rights", Verdict.FAILED)
+    assert "0x87" in said(found, "topic rights", Verdict.FAILED)
+    assert f"may publish to catchment/parts/{DEVICE}/" in said(found, "topic rights", Verdict.GOOD)
+    assert "nothing came down" in said(found, "topic rights", Verdict.WARNING)
+    assert not found.is_healthy
+
+
+def test_a_revoked_certificate_is_told_by_the_broker_alone(site: Any) -> None:
+    config = site.write_config(DEVICE)
+    site.authority.revoke(DEVICE)
+    site.broker.restart()
+    found = diagnose(config)
+    assert "vouches for it" in said(found, "certificate", Verdict.GOOD)
+    assert "refuses the certificate" in said(found, "broker", Verdict.FAILED) or "log says" in said(
+        found, "broker", Verdict.FAILED
+    )
+
+
+@pytest.mark.parametrize(
+    ("days", "verdict", "words"),
+    [
+        (0, Verdict.GOOD, "holds until"),
+        (800, Verdict.WARNING, "days"),
+        (900, Verdict.FAILED, "expired"),
+        (-10, Verdict.FAILED, "only from"),
+    ],
+)
+def test_dates_are_judged_by_the_devices_clock(site: Any, days: int, verdict: Verdict, words: str) -> None:
+    config = site.write_config(DEVICE)
+    moment = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
+    assert words in said(diagnose(config, clock=FixedClock(moment)), "certificate", verdict)
+
+
+def test_a_key_of_another_certificate_and_a_foreign_authority_are_told_apart(site: Any) -> None:
+    config = site.write_config(DEVICE)
+    other = site.device_files("car-1")
+    mine = {name: config.parent / f"device.{end}" for name, end in (("key", "key"), ("cert", "pem"))}
+    kept = mine["key"].read_bytes()
+    shutil.copy(other["key"], mine["key"])
+    assert "does not belong to" in said(diagnose(config), "certificate", Verdict.FAILED)
+    mine["key"].write_bytes(kept)
+    foreign = config.parent / "foreign.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=Foreign", "-keyout", str(foreign), "-out",
+         str(config.parent / "ca.pem")], check=True, capture_output=True,
+    )  # fmt: skip
+    found = diagnose(config)
+    assert "does not vouch for" in said(found, "certificate", Verdict.FAILED)
+    assert "broker's certificate is not believed" in said(found, "broker", Verdict.FAILED)
+
+
+def test_a_key_that_others_can_read_is_a_warning(site: Any) -> None:
+    config = site.write_config(DEVICE)
+    (config.parent / "device.key").chmod(0o644)
+    assert "chmod 600" in said(diagnose(config), "certificate", Verdict.WARNING)
+
+
+def test_files_that_are_not_there_are_named(site: Any) -> None:
+    config = site.write_config(DEVICE)
+    (config.parent / "device.key").unlink()
+    assert "device.key: No such file" in said(diagnose(config), "certificate", Verdict.FAILED)
+
+
+def test_a_name_that_nobody_knows_and_a_port_that_speaks_no_tls_are_told_apart(site: Any) -> None:
+    config = site.write_config(DEVICE)
+    right = config.read_text()
+    config.write_text(right.replace('"localhost"', '"broker.invalid"'))
+    assert "is not known" in said(diagnose(config), "broker", Verdict.FAILED)
+    config.write_text(right.replace(str(site.secure_port), str(site.broker.port)))
+    assert "no TLS 1.3" in said(diagnose(config), "broker", Verdict.FAILED)
+
+
+def test_a_broker_that_knows_nobody_is_told(make_broker: Any, tmp_path: Path) -> None:
+    (tmp_path / "passwords").write_text("")
+    broker = make_broker(extra=f"allow_anonymous false\npassword_file {tmp_path}/passwords")
+    config = tmp_path / "agent.toml"
+    config.write_text(PLAIN.format(port=broker.port))
+    assert "does not know this device" in said(diagnose(config), "broker", Verdict.FAILED)
+
+
+def test_without_a_core_the_silence_is_a_warning_and_not_a_failure(broker: Any, tmp_path: Path) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text(PLAIN.format(port=broker.port))
+    found = diagnose(config)
+    assert "is the core's bridge running" in said(found, "topic rights", Verdict.WARNING)
+    assert found.is_healthy
+
+
+def test_the_disk_is_looked_at_as_it_is(broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text(PLAIN.format(port=broker.port))
+    assert "not there yet" in said(diagnose(config), "disk", Verdict.SKIPPED)
+    state = tmp_path / "state"
+    state.mkdir()
+    assert "can be written and synced" in said(diagnose(config), "disk", Verdict.GOOD)
+    assert list(state.iterdir()) == []
+    config.write_text(PLAIN.format(port=broker.port).replace("16777216", str(2**49)))
+    assert "lower [spool] max_bytes" in said(diagnose(config), "disk", Verdict.FAILED)
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr(disk_check, "write_atomic", refuse)
+    assert "read-only" in said(diagnose(config), "disk", Verdict.FAILED)
+
+
+def test_a_file_system_in_memory_is_told():
+    mounts = (
+        "24 1 0:22 / / rw - ext4 /dev/root rw\n25 24 0:23 / /run rw,nosuid shared:1 - tmpfs tmpfs rw\n"
+        "26 24 0:24 / /mnt/my\\040disk rw - xfs /dev/b rw\n27 24 0:25 / /runner rw - btrfs x rw\n"
+    )
+    assert filesystem_of(Path("/var/lib"), mounts) == "ext4"
+    assert filesystem_of(Path("/run/catchment"), mounts) == "tmpfs"
+    assert filesystem_of(Path("/mnt/my disk/x"), mounts) == "xfs"
+    assert filesystem_of(Path("/runner/x"), mounts) == "btrfs"
+
+
+def test_a_clock_that_runs_free_or_was_never_set_is_told(broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text(PLAIN.format(port=broker.port))
+    assert "never set" in said(
+        diagnose(config, clock=FixedClock(dt.datetime(1970, 1, 2, tzinfo=dt.UTC))), "clock", Verdict.FAILED
+    )
+    monkeypatch.setattr(clock_check, "kernel_says_synchronised", lambda: False)
+    assert "running free" in said(diagnose(config), "clock", Verdict.WARNING)
+
+
+def test_a_wrong_configuration_is_the_first_finding_and_the_only_one(tmp_path: Path) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text('devise = "x"\nstate_dir = "s"\n[spool]\nmax_bytes = 1\n')
+    found = diagnose(config)
+    assert set(bad(found)) == {"configuration"}
+    assert len(found.findings) == 3
+    assert not found.is_healthy
+
+
+def test_the_probe_listens_below_a_streams_topic_where_no_bridge_does():
+    filters = Topics().bridge_filters()
+    assert f"{Topics().namespace}/up/+/+" in filters
+    assert not any(text.endswith("#") for text in filters)

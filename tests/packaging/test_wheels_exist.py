@@ -1,0 +1,37 @@
+"""A device without a compiler can install the agent: every locked package is there ready-made."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+EXIT_RETRY = 75
+# CI asks for the two ends; `make wheels` and CATCHMENT_THOROUGH=1 for all six.
+IS_THOROUGH = bool(os.environ.get("CATCHMENT_THOROUGH"))
+ASKED = [(python, machine) for python in ("3.11", "3.12", "3.13") for machine in ("aarch64", "x86_64")]
+QUICK = {("3.11", "aarch64"), ("3.13", "aarch64")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("python", "machine"), ASKED)
+def test_every_locked_package_of_the_agent_has_a_wheel(repository_root, python, machine):
+    if not IS_THOROUGH and (python, machine) not in QUICK:
+        pytest.skip("set CATCHMENT_THOROUGH=1, or run make wheels, to ask for this one, too")
+    command = [sys.executable, str(repository_root / "scripts/check_wheels.py"), "--python", python, "--machine", machine]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == EXIT_RETRY:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_package_without_a_wheel_is_named(repository_root, tmp_path, monkeypatch):
+    """Asked of an index that has nothing at all, it names what is missing and does not call it a broken network."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
+    command = [sys.executable, str(repository_root / "scripts/check_wheels.py"), "--python", "3.13", "--machine", "riscv64"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "No matching distribution found for annotated-doc" in done.stderr
