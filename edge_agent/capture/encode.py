@@ -94,8 +94,7 @@ class Encoder:
         """
         unknown = batch.columns.keys() - self._columns.keys()
         if unknown:
-            contract = f"{self._contract.name} {self._contract.version}"
-            raise EncodingError(f"column {min(unknown)} is not in contract {contract}")
+            raise EncodingError(f"column {min(unknown)} is not in contract {self._contract.name} {self._contract.version}")
         envelopes = []
         for piece in self._pieces(batch):
             body = self._body(batch, piece)
@@ -184,7 +183,7 @@ def _column(column: Column, values: Sequence[Scalar]) -> object:
     arrow = _TYPES.get(column.type)
     if arrow is None:
         if any(value is not None for value in values):
-            raise EncodingError(f"column {column.name}: the agent writes no {column.type}; leave it to the core")
+            raise EncodingError(f"column {column.name}: no source of the agent fills a {column.type}")
         return na.c_array_from_buffers(_NULL, len(values), [], null_count=len(values), validation_level="none")
     try:
         if column.type is ColumnType.STRING:

@@ -136,14 +136,16 @@ class SourcePump:
                 self._pass_over(source)
                 stop.wait(_IDLE_S)
         finally:
-            self._append()
-            # The batches already handed in become durable whatever ended the source: its position counts them.
-            self._settle_up(source, 0)
-            self._passed_s = float("-inf")
-            self._pass_over(source)
-            self._rejected_before = self.rejected()
-            self._source = None
-            source.close()
+            try:
+                self._append()
+                # The batches already handed in become durable whatever ended the source: its position counts them.
+                self._settle_up(source, 0)
+                self._passed_s = float("-inf")
+                self._pass_over(source)
+            finally:
+                self._rejected_before = self.rejected()
+                self._source = None
+                source.close()  # else its port or device stays taken, and it can never be opened again
 
     def _take(self, batch: SampleBatch) -> None:
         """Hold a batch back for company, no longer than a commit would linger anyway."""

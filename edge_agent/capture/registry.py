@@ -25,6 +25,7 @@ KINDS: dict[str, str] = {
     "directory": "edge_agent.capture.directory",
     "exec": "edge_agent.capture.exec",
     "mqtt-local": "edge_agent.capture.mqtt_local",
+    "netflow": "edge_agent.capture.netflow",
     "nmea": "edge_agent.capture.nmea",
     "replay": "edge_agent.capture.replay",
     "syslog": "edge_agent.capture.syslog",

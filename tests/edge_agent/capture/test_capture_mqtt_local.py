@@ -244,14 +244,14 @@ def test_every_message_is_stored_once_over_kills_of_the_agent_and_restarts_of_th
     dice = random.Random(11)
     child = _child(spool_dir, options)
     n = 0
-    for turn in range(8):
-        for _ in range(dice.randrange(50, 200)):
+    for turn in range(5):
+        for _ in range(dice.randrange(50, 150)):
             publisher.client.publish("sensors/a/telemetry", json.dumps({"speed_mps": n}), 1)
             n += 1
             time.sleep(0.001)
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
-        if turn == 4:
+        if turn == 2:
             publisher.publish({"speed_mps": n})  # all before it are at the broker
             n += 1
             broker.restart()

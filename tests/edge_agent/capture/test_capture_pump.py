@@ -150,3 +150,14 @@ def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted():
     with pytest.raises(SpoolFullError):
         PatientEncoder(Failing(SpoolFullError("full"), 99), rejects).encode(SampleBatch([1, 2], {}), 0, stop)
     assert rejects.counts == {"row: the disk was full when the agent stopped": 2}
+
+
+def test_a_source_is_closed_even_if_its_last_samples_cannot_be_stored(spool, monkeypatch):
+    closed: list[bool] = []
+    monkeypatch.setattr(Scripted, "close", lambda _: closed.append(True))
+    made = pump(spool, [1.0, 2.0])
+    made._encoder = PatientEncoder(Failing(SpoolFullError("full"), 99), Rejects("test"))
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", lambda _: stop.set() or True)
+    made.run(stop)
+    assert closed == [True]

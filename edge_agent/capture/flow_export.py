@@ -1,0 +1,192 @@
+"""NetFlow v5, v9 and IPFIX (RFC 3954, RFC 7011) datagrams into flow records. Pure: one exporter's templates are its memory.
+
+Lengths are checked before anything is read: a datagram is a stranger's.
+"""
+
+import struct
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from edge_agent.capture.rejects import Rejects
+
+MALFORMED = "row: datagram is malformed"
+NO_TEMPLATE = "row: data set whose template never came"
+LOST = "row: lost on the way, as the exporter's sequence tells"
+_MAX_TEMPLATES = 1_024
+_MAX_FIELDS = 512
+_MAX_WAITING = 256
+_VARIABLE = 0xFFFF
+# What a v5 record holds, as information elements of RFC 7012: id, offset, length.
+_V5 = ((8, 0, 4), (12, 4, 4), (2, 16, 4), (1, 20, 4), (22, 24, 4), (21, 28, 4), (7, 32, 2), (11, 34, 2), (6, 37, 1), (4, 38, 1))
+_V5_HEAD, _V5_RECORD = 24, 48
+
+# One flow: information element -> its bytes. Enterprise elements are passed over.
+Record = dict[int, bytes]
+
+
+class MalformedError(ValueError):
+    """The lengths it tells contradict each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Flow records of one datagram, and the exporter's clock: `uptime_ms` when `at_ms` (since 1970) was."""
+
+    records: tuple[Record, ...]
+    at_ms: int
+    uptime_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    fields: tuple[tuple[int, int], ...]  # information element (0: not known to us), length
+    is_options: bool
+
+
+@dataclass(slots=True)
+class Exporter:
+    """One exporter's templates, and data sets that came before theirs.
+
+    Args:
+        rejects: where what cannot be read is counted.
+    """
+
+    rejects: Rejects
+    templates: dict[int, _Template] = field(default_factory=dict)
+    init_ms: int | None = None
+    expected: int | None = None
+    waiting: deque[tuple[int, bytes, int, int | None]] = field(default_factory=deque)
+
+    def read(self, data: bytes) -> list[Export]:
+        """The flows of a datagram, and of earlier ones that waited for a template in this one."""
+        try:
+            return self._read(data, int.from_bytes(data[:2], "big"))
+        except (MalformedError, struct.error):
+            self.rejects.count(MALFORMED)
+            return []
+
+    def _read(self, data: bytes, version: int) -> list[Export]:
+        if version == 5:
+            return [self._v5(data)]
+        if version == 9 and len(data) >= 20:
+            uptime_ms, seconds, sequence = struct.unpack("!III", data[4:16])
+            self._check_sequence(sequence, 1)
+            return self._sets(data[20:], (0, 1), seconds * 1000, uptime_ms)
+        if version == 10 and len(data) >= 16 and int.from_bytes(data[2:4], "big") == len(data):
+            return self._sets(data[16:], (2, 3), int.from_bytes(data[4:8], "big") * 1000, None)
+        raise MalformedError("no version known, or short")
+
+    def _v5(self, data: bytes) -> Export:
+        if len(data) < _V5_HEAD:
+            raise MalformedError("short")
+        count, uptime_ms, seconds, nanos, sequence = struct.unpack("!HIIII", data[2:20])
+        if len(data) != _V5_HEAD + count * _V5_RECORD:
+            raise MalformedError("count and length differ")
+        self._check_sequence(sequence, count)
+        rows = [data[at : at + _V5_RECORD] for at in range(_V5_HEAD, len(data), _V5_RECORD)]
+        records = tuple({id_: row[start : start + size] for id_, start, size in _V5} for row in rows)
+        return Export(records, seconds * 1000 + nanos // 1_000_000, uptime_ms)
+
+    def _check_sequence(self, sequence: int, step: int) -> None:
+        lost = 0 if self.expected is None else (sequence - self.expected) & 0xFFFF_FFFF
+        if 0 < lost < 1 << 20:  # further off the exporter was started anew, or the datagram is late
+            self.rejects.count(LOST, times=lost)
+        self.expected = (sequence + step) & 0xFFFF_FFFF
+
+    def _sets(self, data: bytes, kinds: tuple[int, int], at_ms: int, uptime_ms: int | None) -> list[Export]:
+        sets: list[tuple[int, bytes]] = []
+        at = 0
+        while at + 4 <= len(data):
+            set_id, length = struct.unpack("!HH", data[at : at + 4])
+            if length < 4 or at + length > len(data):
+                raise MalformedError("set length")
+            sets.append((set_id, data[at + 4 : at + length]))
+            at += length
+        known = len(self.templates)
+        for set_id, body in sets:
+            if set_id in kinds:
+                self._take_templates(body, is_options=set_id == kinds[1], is_ipfix=kinds[0] == 2)
+        ready = [(set_id, body, at_ms, uptime_ms) for set_id, body in sets if set_id >= 256]
+        if len(self.templates) > known and self.waiting:
+            ready = [*self.waiting, *ready]
+            self.waiting.clear()
+        return [export for one in ready if (export := self._data(*one)) is not None]
+
+    def _data(self, set_id: int, body: bytes, at_ms: int, uptime_ms: int | None) -> Export | None:
+        template = self.templates.get(set_id)
+        if template is None:
+            if len(self.waiting) >= _MAX_WAITING:
+                self.waiting.popleft()
+                self.rejects.count(NO_TEMPLATE)
+            self.waiting.append((set_id, body, at_ms, uptime_ms))
+            return None
+        records = tuple(_records(body, template))
+        if template.is_options:
+            for record in records:
+                if 160 in record:
+                    self.init_ms = int.from_bytes(record[160], "big")
+            return None
+        if uptime_ms is None and self.init_ms is not None:
+            uptime_ms = at_ms - self.init_ms
+        return Export(records, at_ms, uptime_ms)
+
+    def _take_templates(self, body: bytes, *, is_options: bool, is_ipfix: bool) -> None:
+        at = 0
+        head = 6 if is_options else 4
+        while at + head <= len(body):
+            id_, count = struct.unpack("!HH", body[at : at + 4])
+            if id_ < 256:
+                return  # padding
+            if is_options and not is_ipfix:
+                count = (count + int.from_bytes(body[at + 4 : at + 6], "big")) // 4  # v9 counts bytes, scopes apart
+            at += head if count else 4
+            if count == 0:
+                self.templates.pop(id_, None)
+                continue
+            fields, at = _fields(body, at, count, is_ipfix=is_ipfix)
+            if len(self.templates) >= _MAX_TEMPLATES and id_ not in self.templates:
+                raise MalformedError("too many templates")
+            self.templates[id_] = _Template(fields, is_options)
+
+
+def _fields(body: bytes, at: int, count: int, *, is_ipfix: bool) -> tuple[tuple[tuple[int, int], ...], int]:
+    if count > _MAX_FIELDS:
+        raise MalformedError("too many fields")
+    fields: list[tuple[int, int]] = []
+    for _ in range(count):
+        if at + 4 > len(body):
+            raise MalformedError("template is cut")
+        id_, length = struct.unpack("!HH", body[at : at + 4])
+        at += 4
+        if is_ipfix and id_ & 0x8000:
+            id_, at = 0, at + 4
+        fields.append((id_, length))
+    if not any(length for _, length in fields):
+        raise MalformedError("records of no length")
+    return tuple(fields), at
+
+
+def _records(body: bytes, template: _Template) -> Iterator[Record]:
+    least = sum(1 if length == _VARIABLE else length for _, length in template.fields)
+    at = 0
+    while at + least <= len(body):
+        record: Record = {}
+        for id_, told in template.fields:
+            length = told
+            if told == _VARIABLE:
+                length, at = _variable_length(body, at)
+            if at + length > len(body):
+                raise MalformedError("record is cut")
+            if id_:
+                record[id_] = body[at : at + length]
+            at += length
+        yield record
+
+
+def _variable_length(body: bytes, at: int) -> tuple[int, int]:
+    if at >= len(body):
+        raise MalformedError("record is cut")
+    if body[at] < 255:
+        return body[at], at + 1
+    return int.from_bytes(body[at + 1 : at + 3], "big"), at + 3

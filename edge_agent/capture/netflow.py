@@ -1,0 +1,184 @@
+"""A source that collects flows: NetFlow v5, v9 and IPFIX over UDP; each flow is a sample of `network_flow`.
+
+    kind = "netflow"
+    listen = "udp://0.0.0.0:2055"
+    rename = { exporter = "service" }   # who told it
+    max_exporters = 64                  # each has templates of its own; more are refused
+
+A flow is one direction of a connection: src_ip, src_port, dst_ip, dst_port, proto, duration_s, orig_pkts, orig_ip_bytes. Event
+time is its beginning. Data that comes before its template waits for it; what the exporters' sequence numbers miss is counted.
+"""
+
+import socket
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from edge_agent.capture.addresses import read_address
+from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.capture.connections import Inbox
+from edge_agent.capture.datagrams import DatagramSocket
+from edge_agent.capture.flow_export import Export, Exporter, Record
+from edge_agent.capture.mapping import ColumnMapper
+from edge_agent.capture.options import check_rename, read_options
+from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.syslog_frames import FrameBuffer
+from edge_agent.capture.tables import RawChunk
+from edge_agent.clock import Clock
+from edge_agent.errors import ConfigError
+from schemas.contract import Contract
+
+_MAX_DATAGRAM_BYTES = 65_535
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp", 132: "sctp"}
+_NAMES = ("src_ip", "src_port", "dst_ip", "dst_port", "proto", "duration_s", "orig_pkts", "orig_ip_bytes", "exporter")
+
+
+class NetflowOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a flow collector; the module's docstring shows each."""
+
+    listen: str
+    rename: dict[str, str] = {}
+    max_exporters: int = 64
+    receive_buffer_bytes: int = 4 * 1024 * 1024
+    wait_ms: int = 100
+
+
+class NetflowSource:
+    """Collects; see the module.
+
+    Attributes:
+        rejected: reason -> datagrams, data sets and cells refused.
+        port: where it listens.
+    """
+
+    def __init__(self, options: NetflowOptions, contract: Contract) -> None:
+        self._options = options
+        self._rejects = Rejects("netflow")
+        self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects)
+        self._exporters: dict[tuple[str, bytes], Exporter] = {}
+        self._inbox = Inbox(lambda: FrameBuffer(_MAX_DATAGRAM_BYTES, self._rejects), 1, self._rejects)
+        at = read_address("netflow", options.listen, ("udp",))
+        made = DatagramSocket(at.host, at.port, options.receive_buffer_bytes, _MAX_DATAGRAM_BYTES, self._rejects)
+        self.port = self._inbox.add_datagrams(made)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many datagrams, data sets or cells were refused since the source was built."""
+        return dict(self._rejects.counts)
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The flows that have come, about `max_samples`; None when none comes within `wait_ms`."""
+        times: list[int] = []
+        rows: list[tuple[object, ...]] = []
+        # A datagram holds some 30 flows.
+        for peer, data in self._inbox.take(max(1, max_samples // 30), self._options.wait_ms / 1000):
+            for export in self._exports(peer, data):
+                for record in export.records:
+                    self._add(record, export, peer, times, rows)
+        if not rows:
+            return None
+        raw: dict[str, Sequence[object]] = dict(zip(_NAMES, zip(*rows, strict=True), strict=True))
+        columns: dict[str, Sequence[Scalar]] = self._mapper.convert(RawChunk(raw, len(rows)))
+        return SampleBatch(times, columns)
+
+    def _exports(self, peer: str, data: bytes) -> list[Export]:
+        # v9: source id; IPFIX: observation domain; v5: engine. Each has templates and sequence of its own.
+        domain = data[20:22] if data[:2] == b"\0\5" else data[16:20] if data[:2] == b"\0\x09" else data[12:16]
+        exporter = self._exporters.get((peer, data[:2] + domain))
+        if exporter is None:
+            if len(self._exporters) >= self._options.max_exporters:
+                self._rejects.count(f"row: datagram of more than {self._options.max_exporters} exporters", peer)
+                return []
+            exporter = self._exporters[peer, data[:2] + domain] = Exporter(self._rejects)
+        return exporter.read(data)
+
+    def _add(self, record: Record, export: Export, peer: str, times: list[int], rows: list[tuple[object, ...]]) -> None:
+        source, target = _address(record, 8, 27), _address(record, 12, 28)
+        if source is None or target is None:
+            self._rejects.count("row: flow without addresses")
+            return
+        start_ms, end_ms = flow_times(record, export)
+        times.append(round(start_ms * 1000))
+        protocol = _number(record, 4)
+        rows.append(
+            (
+                source,
+                _number(record, 7),
+                target,
+                _number(record, 11),
+                "unknown" if protocol is None else _PROTOCOLS.get(protocol, str(protocol)),
+                max(0.0, end_ms - start_ms) / 1000,
+                _number(record, 2, 86),
+                _number(record, 1, 85),
+                peer,
+            )
+        )
+
+    def stored(self, batch: SampleBatch) -> None:
+        """Nothing to do: exporters do not wait for an answer."""
+
+    def close(self) -> None:
+        """Let go of the port."""
+        self._inbox.close()
+
+
+def flow_times(record: Record, export: Export) -> tuple[float, float]:
+    """When a flow began and ended, milliseconds since 1970; the time of its export where it does not say."""
+    start, end = (_moment(record, export, ids) for ids in ((152, 150, 22, 158), (153, 151, 21, 159)))
+    if start is None:
+        start = end if end is not None else float(export.at_ms)
+    return start, end if end is not None else start
+
+
+def _moment(record: Record, export: Export, ids: tuple[int, int, int, int]) -> float | None:
+    millis, seconds, uptime, before_us = (_number(record, id_) for id_ in ids)
+    if millis is not None:
+        return float(millis)
+    if seconds is not None:
+        return seconds * 1000.0
+    if uptime is not None and export.uptime_ms is not None:
+        # Both count up to 2^32: their difference is right even when one has begun anew.
+        behind = (export.uptime_ms - uptime) & 0xFFFF_FFFF
+        return float(export.at_ms - (behind if behind < 1 << 31 else behind - (1 << 32)))
+    return None if before_us is None else export.at_ms - before_us / 1000
+
+
+def _number(record: Record, *ids: int) -> int | None:
+    for id_ in ids:
+        raw = record.get(id_)
+        if raw is not None and 0 < len(raw) <= 8:
+            return int.from_bytes(raw, "big")
+    return None
+
+
+def _address(record: Record, v4: int, v6: int) -> str | None:
+    raw = record.get(v4)
+    if raw is not None and len(raw) == 4:
+        return socket.inet_ntop(socket.AF_INET, raw)
+    raw = record.get(v6)
+    return socket.inet_ntop(socket.AF_INET6, raw) if raw is not None and len(raw) == 16 else None
+
+
+def check(options: Mapping[str, object], contract: Contract) -> NetflowOptions:
+    """The options of a flow collector.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+    """
+    chosen = read_options("netflow", options, NetflowOptions)
+    check_rename("netflow", chosen.rename, contract)
+    read_address("netflow", chosen.listen, ("udp",))
+    if chosen.max_exporters < 1:
+        raise ConfigError("source 'netflow': max_exporters must be 1 or more")
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> NetflowSource:
+    """Listen.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+        SourceError: the address cannot be bound.
+    """
+    del clock, position  # exporters tell their own time, and do not repeat themselves
+    return NetflowSource(check(options, contract), contract)

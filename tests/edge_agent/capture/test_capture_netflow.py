@@ -1,0 +1,184 @@
+"""Flows: a real exporter in three protocols, templates that come late, datagrams that are lost, and bytes that are none."""
+
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.capture.flow_export import LOST, MALFORMED, NO_TEMPLATE, Export, Exporter
+from edge_agent.capture.netflow import NetflowSource, build, flow_times
+from edge_agent.capture.registry import check_source
+from edge_agent.capture.rejects import Rejects
+from edge_agent.clock import SystemClock
+from edge_agent.errors import ConfigError
+from schemas.builtin import builtin_contract
+
+FLOWS = builtin_contract("network_flow")
+SOFTFLOWD = shutil.which("softflowd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
+START_S = int(time.time()) - 100
+
+
+@pytest.fixture
+def source() -> Iterator[NetflowSource]:
+    made = build({"listen": "udp://127.0.0.1:0", "wait_ms": 50, "rename": {"exporter": "service"}}, FLOWS, SystemClock(), None)
+    yield made
+    made.close()
+
+
+def rows(source: NetflowSource, count: int, within_s: float = 20.0) -> list[dict]:
+    found: list[dict] = []
+    until = time.monotonic() + within_s
+    while len(found) < count and time.monotonic() < until:
+        batch = source.read(1000)
+        if batch is not None:
+            columns = {**batch.columns, "t": batch.event_time_us}
+            found += [{name: cells[row] for name, cells in columns.items()} for row in range(len(batch))]
+    return found
+
+
+def send(source: NetflowSource, *datagrams: bytes) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        for one in datagrams:
+            out.sendto(one, ("127.0.0.1", source.port))
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory) -> Path:
+    """Thirty flows of two packets each, a second apart; every third by IPv6."""
+    path = tmp_path_factory.mktemp("pcap") / "x.pcap"
+    with path.open("wb") as file:
+        file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1))
+        for at_s in (0, 1):
+            for n in range(30):
+                frame = _packet(n, at_s)
+                file.write(struct.pack("<IIII", START_S + at_s, 0, len(frame), len(frame)) + frame)
+    return path
+
+
+def _packet(n: int, at_s: int) -> bytes:
+    body = struct.pack(">HHHH", 1000 + n, 53, 108, 0) + bytes(100)
+    if n % 3 == 0:
+        addresses = socket.inet_pton(socket.AF_INET6, "2001:db8::1") + socket.inet_pton(socket.AF_INET6, f"2001:db8::{n:x}")
+        return bytes(12) + b"\x86\xdd" + struct.pack(">IHBB", 6 << 28, len(body), 17, 64) + addresses + body
+    addresses = socket.inet_aton("10.0.0.1") + socket.inet_aton(f"10.0.1.{n}")
+    return bytes(12) + b"\x08\x00" + struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(body), at_s, 0, 64, 17, 0) + addresses + body
+
+
+@pytest.mark.skipif(SOFTFLOWD is None, reason="no softflowd (Debian: softflowd)")
+@pytest.mark.parametrize(("version", "count"), [("5", 20), ("9", 30), ("10", 30)])
+def test_a_real_exporter_is_understood(source, capture, tmp_path, version, count):
+    command = [str(SOFTFLOWD), "-r", str(capture), "-n", f"127.0.0.1:{source.port}", "-v", version, "-d"]
+    subprocess.run([*command, "-p", str(tmp_path / "pid"), "-c", "none"], check=True, capture_output=True, timeout=60)
+    found = rows(source, count)
+    assert len(found) == count  # NetFlow 5 knows no IPv6
+    assert source.rejected == {}
+    for row in found:
+        n = row["src_port"] - 1000
+        assert row["src_ip"] == ("2001:db8::1" if n % 3 == 0 else "10.0.0.1")
+        target = socket.inet_ntop(socket.AF_INET6, bytes.fromhex("20010db8" + f"{n:024x}"))
+        assert row["dst_ip"] == (target if n % 3 == 0 else f"10.0.1.{n}")
+        assert (row["dst_port"], row["proto"], row["orig_pkts"], row["service"]) == (53, "udp", 2, "127.0.0.1")
+        assert row["orig_ip_bytes"] == 2 * (108 + (40 if n % 3 == 0 else 20))
+        assert abs(row["duration_s"] - 1.0) < 0.01
+        assert abs(row["t"] / 1e6 - START_S) < 2
+
+
+def v9(sequence: int, *sets: bytes, at_s: int = 1_700_000_000, uptime_ms: int = 60_000) -> bytes:
+    return struct.pack("!HHIIII", 9, len(sets), uptime_ms, at_s, sequence, 7) + b"".join(sets)
+
+
+def one_set(id_: int, body: bytes) -> bytes:
+    return struct.pack("!HH", id_, len(body) + 4) + body
+
+
+TEMPLATE = one_set(0, struct.pack("!HHHHHHHHHH", 256, 4, 8, 4, 12, 4, 22, 4, 2, 4))
+DATA = one_set(256, socket.inet_aton("10.0.0.1") + socket.inet_aton("10.0.0.2") + struct.pack("!II", 50_000, 3))
+
+
+def test_data_that_comes_before_its_template_waits_for_it(source):
+    send(source, v9(1, DATA), v9(2, DATA), v9(3, TEMPLATE, DATA))
+    found = rows(source, 3)
+    assert [row["orig_pkts"] for row in found] == [3, 3, 3]
+    assert {row["t"] for row in found} == {(1_700_000_000 - 10) * 1_000_000}
+    assert source.rejected == {}
+
+
+def test_data_whose_template_never_comes_is_counted():
+    rejects = Rejects("test")
+    exporter = Exporter(rejects)
+    for n in range(300):
+        assert exporter.read(v9(n, DATA)) == []
+    assert rejects.counts == {NO_TEMPLATE: 300 - 256}
+
+
+def test_what_the_sequence_misses_is_counted(source):
+    send(source, v9(1, TEMPLATE, DATA), v9(2, DATA), v9(6, DATA), v9(5, DATA), v9(0, DATA))
+    assert len(rows(source, 5)) == 5
+    assert source.rejected[LOST] == 3
+
+
+def test_each_exporter_has_templates_of_its_own():
+    rejects = Rejects("test")
+    first, second = Exporter(rejects), Exporter(rejects)
+    first.read(v9(1, TEMPLATE))
+    assert len(first.read(v9(2, DATA))) == 1
+    assert second.read(v9(2, DATA)) == []
+
+
+def test_too_many_exporters_are_refused(tmp_path):
+    made = build({"listen": "udp://127.0.0.1:0", "wait_ms": 50, "max_exporters": 1}, FLOWS, SystemClock(), None)
+    other = bytearray(v9(1, TEMPLATE, DATA))
+    other[19] = 8  # another source id
+    send(made, v9(1, TEMPLATE, DATA), bytes(other))
+    assert len(rows(made, 2, within_s=0.5)) == 1
+    assert made.rejected == {"row: datagram of more than 1 exporters": 1}
+    made.close()
+
+
+def test_clocks_that_began_anew_do_not_move_a_flow():
+    record = {22: struct.pack("!I", 0xFFFF_FF00), 21: struct.pack("!I", 100)}
+    assert flow_times(record, Export((), 1_000_000, 200)) == (1_000_000 - 456, 1_000_000 - 100)
+
+
+def test_variable_length_and_enterprise_elements_are_passed_over():
+    fields = struct.pack("!HH", 256, 4) + struct.pack("!HH", 82, 0xFFFF) + struct.pack("!HHI", 0x8001, 4, 29305)
+    fields += struct.pack("!HHHH", 8, 4, 12, 4)
+    row = b"\x04eth0" + b"abcd" + socket.inet_aton("1.2.3.4") + socket.inet_aton("5.6.7.8")
+    sets = one_set(2, fields) + one_set(256, row + b"\xff\x00\x02xy" + row[5:])
+    data = struct.pack("!HHIII", 10, 16 + len(sets), 1_700_000_000, 0, 0) + sets
+    (export,) = Exporter(Rejects("test")).read(data)
+    assert [(record[82], socket.inet_ntoa(record[12])) for record in export.records] == [(b"eth0", "5.6.7.8"), (b"xy", "5.6.7.8")]
+
+
+def test_what_is_no_export_is_counted(source):
+    send(source, b"", b"x", b"\0\5", v9(1)[:10], v9(1, one_set(0, b"")[:2] + b"\0\1"), b"\0\x0a" + bytes(20))
+    assert rows(source, 1, within_s=0.5) == []
+    assert source.rejected == {MALFORMED: 6}
+
+
+SETS = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 256, 257]), st.binary(max_size=60)), max_size=5)
+
+
+@given(st.lists(st.tuples(st.sampled_from([5, 9, 10]), SETS, st.binary(max_size=20)), max_size=6))
+def test_no_bytes_break_the_collector(datagrams):
+    exporter = Exporter(Rejects("test"))
+    exporter.read(v9(1, TEMPLATE))
+    for version, sets, tail in datagrams:
+        body = b"".join(one_set(id_, raw) for id_, raw in sets) + tail
+        head = struct.pack("!HH", version, len(body) + 16) + bytes(12 if version == 10 else 16)
+        for export in exporter.read(head + body):
+            for record in export.records:
+                flow_times(record, export)
+
+
+def test_wrong_options_are_told_before_anything_starts():
+    for options in ({}, {"listen": "tcp://127.0.0.1:2055"}, {"listen": "udp://127.0.0.1:2055", "max_exporters": 0}):
+        with pytest.raises(ConfigError, match="netflow"):
+            check_source("netflow", options, FLOWS)
