@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small, only to see that it runs")
     options = parser.parse_args()
-    envelopes, few = (20, 10) if options.smoke else (1_000, 60)
+    envelopes, few = (20, 10) if options.smoke else (400, 20)
     folder = Path(tempfile.mkdtemp(prefix="run-peers-"))
     try:
         land(folder / "warm", 10, 10)

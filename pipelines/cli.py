@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -94,7 +94,8 @@ def up(config: Config = Path("core.toml")) -> None:
 
     core = load_core_config(config)
     with serving(core.lake_root, core.watch.host, core.watch.port, SystemClock()) if core.watch.port else nullcontext():
-        code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
+        every_s = 0 if core.remote else core.maintain.every_s  # a remote lake is cleaned up by its storage
+        code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=every_s)
     raise typer.Exit(code)
 
 
@@ -104,6 +105,9 @@ def run(
     once: Annotated[bool, typer.Option(help="End when nothing waits.")] = False,
     runner: Annotated[str, typer.Option(help="direct | dask | flink | portable | spark | dataflow; else as configured.")] = "",
     workers: Annotated[int, typer.Option(min=0, help="With dask: processes of a local cluster kept open over runs.")] = 0,
+    from_landing: Annotated[
+        str, typer.Option(help="Run these landed segments once more ([BRIDGE:]FIRST-LAST), as a new version of their tables.")
+    ] = "",
     beam_options: Annotated[list[str] | None, typer.Argument(help="After --: Beam's own options, as Beam takes them.")] = None,
 ) -> None:
     """Turn landed segments into rows, again and again: plan, run, commit, receipts. Kill it at any time."""
@@ -114,6 +118,14 @@ def run(
     core = load_core_config(config)
     options = tuple(beam_options or ()) or core.run.beam_options
     engine = Engine(runner or core.run.runner, options, workers or core.run.workers)
+    if from_landing:
+        from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
+        from pipelines.upkeep.maintain import only_maintenance  # noqa: PLC0415  # only here
+
+        with only_maintenance(core.lake_root):
+            done = backfill(core, segments_of(from_landing), engine, SystemClock())
+        show("Made anew", [asdict(one) for one in done], as_json=False)
+        return
     run_loop(core, stop_on_signals(), SystemClock(), once=once, engine=engine)
 
 

@@ -28,7 +28,7 @@ _MEANINGS = {
     75: "something outside stayed away",
 }
 
-BRIDGE, RUN, MODELS = ("bridge",), ("run",), ("model", "serve")
+BRIDGE, RUN, MODELS, MAINTAIN = ("bridge",), ("run",), ("model", "serve"), "maintain"
 
 log = structlog.get_logger(__name__)
 
@@ -103,14 +103,14 @@ def supervise(config: Path, stop: Event, *, with_models: bool, maintain_every_s:
     base = [sys.executable, "-m", "pipelines"]
     wanted: list[tuple[str, ...]] = [BRIDGE, RUN, MODELS] if with_models else [BRIDGE, RUN]
     if maintain_every_s:
-        wanted.append(("maintain", "--every-s", f"{maintain_every_s:g}"))
+        wanted.append((MAINTAIN, "--every-s", f"{maintain_every_s:g}"))
     children = [Child(words[0], [*base, *words, "-c", str(config)]) for words in wanted]
     code = 0
     try:
         while not stop.is_set() and code == 0:
             for child in children:
                 child.tend(time.monotonic())
-            if all(child.is_misconfigured for child in children):
+            if all(child.is_misconfigured for child in children if child.name != MAINTAIN):
                 log.error("nothing_runs", reason="every child says that its configuration is wrong", config=str(config))
                 code = EXIT_CONFIG
             stop.wait(POLL_S)

@@ -15,6 +15,7 @@ from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
 from schemas.errors import ContractError, SchemaError
 from schemas.ids import StreamName
 from schemas.redaction import ImageRedact, Redact
+from schemas.wire_json import encode_json
 
 MAX_CONTRACT_BYTES = 1024 * 1024
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -216,7 +217,7 @@ class Contract(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
 def encode_contract(contract: Contract) -> bytes:
     """The canonical JSON form: stable key order, defaults left out."""
-    return msgspec.json.encode(contract)
+    return encode_json(contract)
 
 
 def decode_contract(body: bytes) -> Contract:

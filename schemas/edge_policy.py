@@ -16,6 +16,7 @@ import msgspec
 from schemas.contract import ColumnType
 from schemas.errors import PolicyDocumentError, SchemaError
 from schemas.ids import StreamName
+from schemas.wire_json import encode_json
 
 MAX_EDGE_POLICY_BYTES = 1024 * 1024
 MAX_EDGE_RULES = 100
@@ -115,7 +116,7 @@ class SignedEdgePolicy(msgspec.Struct, frozen=True):
 
 def encode_edge_policy(policy: EdgePolicy) -> str:
     """The JSON text to sign."""
-    return msgspec.json.encode(policy).decode()
+    return encode_json(policy).decode()
 
 
 def signing_bytes(text: str) -> bytes:
@@ -125,7 +126,7 @@ def signing_bytes(text: str) -> bytes:
 
 def encode_signed_edge_policy(signed: SignedEdgePolicy) -> bytes:
     """The JSON bytes to publish, retained."""
-    return msgspec.json.encode(signed)
+    return encode_json(signed)
 
 
 def decode_signed_edge_policy(body: bytes) -> SignedEdgePolicy:

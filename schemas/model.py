@@ -10,6 +10,7 @@ import msgspec
 
 from schemas.errors import SchemaError
 from schemas.rollout import MODEL_NAME
+from schemas.wire_json import encode_json
 
 MAX_PIXELS = 16_777_216
 _GOLDEN_STEP = 2_654_435_761  # Knuth's multiplicative constant: neighbouring values are far apart
@@ -84,7 +85,7 @@ def golden_input(count: int) -> list[float]:
 
 def model_spec_to_plain(spec: ModelSpec) -> dict[str, Any]:
     """The plain form that goes into TUF metadata. Numbers with a fraction become text: canonical JSON has none."""
-    plain: dict[str, Any] = {"catchment": msgspec.json.encode(spec).decode()}
+    plain: dict[str, Any] = {"catchment": encode_json(spec).decode()}
     return plain
 
 

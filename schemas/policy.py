@@ -14,6 +14,7 @@ import msgspec
 from schemas.contract import ColumnType
 from schemas.errors import PolicyDocumentError, SchemaError
 from schemas.ids import StreamName
+from schemas.wire_json import encode_json
 
 _POLICY_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _TAG = re.compile(r"[a-z][a-z0-9_]{0,62}(:[a-z0-9_.-]{1,62})?")
@@ -169,7 +170,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def version(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of the content."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:12]
+        return hashlib.sha256(encode_json(self)).hexdigest()[:12]
 
 
 def _check_expression(what: str, text: str) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from schemas.errors import SchemaError
 from schemas.ids import MAX_EPOCH, Digest, StreamName
 from schemas.ranges import Ranges
+from schemas.wire_json import encode_json
 
 MAX_RECEIPT_BYTES = 16 * 1024 * 1024
 # One way to write each number: `01` beside `1` would be two entries for one epoch, and `²` is a digit to Unicode.
@@ -44,7 +45,7 @@ class ObjectState(msgspec.Struct, frozen=True):
 
 def encode_receipt(receipt: Receipt) -> bytes:
     """The JSON bytes to publish."""
-    return msgspec.json.encode(receipt)
+    return encode_json(receipt)
 
 
 def decode_receipt(body: bytes) -> Receipt:
@@ -70,7 +71,7 @@ def decode_receipt(body: bytes) -> Receipt:
 
 def encode_object_state(state: ObjectState) -> bytes:
     """The JSON bytes to publish."""
-    return msgspec.json.encode(state)
+    return encode_json(state)
 
 
 def decode_object_state(body: bytes) -> ObjectState:

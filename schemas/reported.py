@@ -8,6 +8,7 @@ import msgspec
 
 from schemas.errors import SchemaError
 from schemas.ids import StreamName
+from schemas.wire_json import encode_json
 
 MAX_REPORTED_BYTES = 4 * 1024 * 1024
 
@@ -85,7 +86,7 @@ class Reported(msgspec.Struct, frozen=True):
 
 def encode_reported(reported: Reported) -> bytes:
     """The JSON bytes to publish."""
-    return msgspec.json.encode(reported)
+    return encode_json(reported)
 
 
 def decode_reported(body: bytes) -> Reported:

@@ -9,6 +9,7 @@ import re
 import msgspec
 
 from schemas.errors import SchemaError
+from schemas.wire_json import encode_json
 
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 REPOSITORY_FILE = re.compile(r"(metadata|targets)/[A-Za-z0-9][A-Za-z0-9._-]{0,200}(/[A-Za-z0-9][A-Za-z0-9._-]{0,200})?")
@@ -54,7 +55,7 @@ class PieceRequest(msgspec.Struct, frozen=True):
 
 def encode_desired(desired: Desired) -> bytes:
     """The JSON bytes to publish."""
-    return msgspec.json.encode(desired)
+    return encode_json(desired)
 
 
 def decode_desired(body: bytes) -> Desired:
@@ -71,7 +72,7 @@ def decode_desired(body: bytes) -> Desired:
 
 def encode_piece_request(request: PieceRequest) -> bytes:
     """The JSON bytes to publish."""
-    return msgspec.json.encode(request)
+    return encode_json(request)
 
 
 def decode_piece_request(body: bytes) -> PieceRequest:

@@ -11,6 +11,7 @@ from edge_agent.spool import changes
 from edge_agent.spool.ballast import Ballast
 from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.changes import Removed
+from edge_agent.spool.database import LARGE_PAGE_BYTES
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.quota import choose_victims
 from edge_agent.spool.records import Append, DropReason
@@ -21,6 +22,8 @@ from schemas.envelope import Span
 _EVICT_AT_LEAST_BYTES = 256 * 1024
 _EVICT_SHARE = 256
 _CANDIDATES = 512
+# With this much to spare, appends are not measured one by one: more than callers can have put into files meanwhile.
+_SPARE_BYTES = 32 * 1024 * 1024
 
 _log = structlog.get_logger(__name__)
 Change = Callable[[sqlite3.Connection], Removed]
@@ -126,10 +129,16 @@ class Ledgerhand:
     ) -> tuple[list[Span | None], Removed]:
         spans: list[Span | None] = []
         waiting: set[str] = set()
+        spare_bytes = self._room.for_rows_bytes() - _SPARE_BYTES if appends else 0
         for append in appends:
             if append.stream in waiting:
                 # Its source's positions must become durable in their order.
                 spans.append(None)
+                continue
+            most_bytes = append.row_bytes + LARGE_PAGE_BYTES * len(append.envelopes)
+            if most_bytes <= spare_bytes:
+                spare_bytes -= most_bytes
+                spans.append(self._insert(append))
                 continue
             if append.cost_bytes <= self._room.soft_limit_bytes:
                 removed += self._evict_until(partial(self._lacking, append.row_bytes), append.priority, in_flight)

@@ -54,7 +54,7 @@ def commit_once(
         table = ensure_table(root, name, schema, private)
         done = table.transaction_version(app)
         if done is not None and done >= run:
-            sync_log(root, name)  # the winner may have died before its own sync
+            sync_log(root, name, table.version())  # the winner may have died before its own sync
             forget(root, [root / file.path for file in files])
             return False
         deliver(root, files)
@@ -75,7 +75,7 @@ def commit_once(
             continue
         except (DeltaError, OSError) as error:
             raise RetryLaterError(f"{name}: run {run} could not be committed: {error}; is the storage there?") from error
-        sync_log(root, name)
+        sync_log(root, name, table.version())
         forget(root, [root / file.path for file in files])
         return True
     raise ConflictError(f"{name}: run {run} lost {ATTEMPTS} times against other committers; try again")

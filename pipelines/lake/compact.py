@@ -24,7 +24,7 @@ from pipelines.lake.payload_writer import PayloadShard, PayloadWriter
 from pipelines.lake.quarantined import closed
 from pipelines.lake.rollup import merged_table, rollup_table
 from pipelines.lake.swap import live_sizes, swap_files
-from pipelines.lake.table import open_table
+from pipelines.lake.table import open_table, private_of
 
 log = structlog.get_logger(__name__)
 _SORT = ("device", "event_time", "epoch", "seq")
@@ -116,7 +116,7 @@ def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Sma
     keys = [key for key in _SORT if key in rows.column_names]
     if "device" in keys and "event_time" in keys:
         rows = rows.sort_by([(key, "ascending") for key in keys])
-    new = write_table_file(root, name, name_of(group), rows, _private(table, rows.schema), lasting=True)
+    new = write_table_file(root, name, name_of(group), rows, private_of(table, rows.schema), lasting=True)
     swapped = swap_files(root, name, [file.path for file in group], [new], {"catchment.compact": str(len(group))})
     if not swapped:
         log.warning("compaction_overtaken", table=name, files=len(group))
@@ -139,12 +139,6 @@ def _column(part: pa.Table, field: pa.Field) -> Any:
     if field.name in part.column_names:
         return part.column(field.name).cast(field.type)
     return pa.nulls(part.num_rows, field.type)
-
-
-def _private(table: DeltaTable, schema: pa.Schema) -> frozenset[str]:
-    """Columns that statistics must not show, as the table was told when it was made."""
-    told = table.metadata().configuration.get("delta.dataSkippingStatsColumns")
-    return frozenset() if told is None else frozenset(schema.names) - frozenset(told.split(","))
 
 
 def _with_one_shard(root: Path, name: str, rows: pa.Table, group: Sequence[Small]) -> pa.Table:

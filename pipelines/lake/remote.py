@@ -18,7 +18,7 @@ import msgspec
 
 from pipelines.atomic import write_atomic
 from pipelines.config import RemoteConfig
-from pipelines.errors import ConfigError, ConflictError, RetryLaterError
+from pipelines.errors import ConfigError, ConflictError, RefusedError, RetryLaterError
 
 MARKER = "remote.json"
 CONNECT_S = 5
@@ -189,6 +189,17 @@ def remote_of(root: Path) -> Remote | None:
     except FileNotFoundError:
         return None
     return _read_marker(root / MARKER, written)
+
+
+def demand_folder(root: Path, what: str) -> None:
+    """Refuse what rewrites or deletes files in place, where these are but a working copy.
+
+    Raises:
+        RefusedError: the folder is the working copy of a remote lake.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        raise RefusedError(f"{what} works on a lake that is a folder; {root} is the working copy of {remote.config.url}")
 
 
 @lru_cache(maxsize=16)

@@ -18,6 +18,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.errors import ConflictError
+from pipelines.lake.remote import demand_folder
 from pipelines.lake.table import sync_log
 
 
@@ -52,6 +53,7 @@ def replace_files(root: Path, name: str, table: DeltaTable, files: Iterable[Live
     Raises:
         ConflictError: somebody has committed since `table` was opened; look again.
     """
+    demand_folder(root, "rewriting files")
     now_ms = time.time_ns() // 1_000_000
     actions: list[AddAction | RemoveAction] = [
         AddAction(file.path, file.bytes, {}, now_ms, data_change=True, stats=file.stats) for file in files

@@ -15,6 +15,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.errors import ConflictError
 from pipelines.lake.files import NewFile
+from pipelines.lake.remote import demand_folder
 from pipelines.lake.table import open_table, sync_log
 
 ATTEMPTS = 50
@@ -52,7 +53,9 @@ def swap_files(
 
     Raises:
         ConflictError: others kept winning.
+        RefusedError: the lake is remote.
     """
+    demand_folder(root, "rewriting files")
     for attempt in range(ATTEMPTS):
         table = open_table(root, name)
         sizes = {} if table is None else live_sizes(table)

@@ -1,5 +1,6 @@
 """Delta tables of the lake: created with their schema, widened when a contract grows, opened fresh each time."""
 
+import itertools
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -73,17 +74,34 @@ def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
     ]
 
 
-def sync_log(root: Path, name: str) -> None:
-    """Make the newest log entries survive a power cut: the library itself never calls fsync."""
+def private_of(table: DeltaTable, schema: pa.Schema) -> frozenset[str]:
+    """Columns that statistics must not show, as the table was told when it was made."""
+    told = table.metadata().configuration.get("delta.dataSkippingStatsColumns")
+    return frozenset() if told is None else frozenset(schema.names) - frozenset(told.split(","))
+
+
+def sync_log(root: Path, name: str, version: int | None = None) -> None:
+    """Make the newest log entries survive a power cut: the library itself never calls fsync.
+
+    Args:
+        root: the lake root.
+        name: the table's folder.
+        version: one that was there before; from it on entries are synced. Without it the log is listed for the newest two.
+    """
     if remote_of(root) is not None:
         return
     log = root / name / "_delta_log"
-    newest = sorted(log.glob("*.json"))[-2:]
+    newest = sorted(log.glob("*.json"))[-2:] if version is None else _entries_from(log, version)
     for entry in newest:
         with entry.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(log)
     sync_folder(root / name)
+
+
+def _entries_from(log: Path, version: int) -> list[Path]:
+    entries = (log / f"{number:020d}.json" for number in itertools.count(version))
+    return list(itertools.takewhile(Path.exists, entries))
 
 
 def _create(root: Path, name: str, schema: pa.Schema, private: Collection[str]) -> DeltaTable:

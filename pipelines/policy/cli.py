@@ -7,11 +7,13 @@ import typer
 from rich.console import Console
 
 from pipelines.contracts.registry import ContractSet
+from pipelines.contracts.yaml_source import read_yaml
 from pipelines.errors import PipelineError
 from pipelines.inspect.run import check_step
 from pipelines.policy import edge_cli, file_cli, lake_cli, look_cli
 from pipelines.policy.documents import load_policy
 from pipelines.policy.edge import edge_rules
+from pipelines.policy.engine import RuleError
 from pipelines.policy.trial import Trial, compile_policy, try_policy
 from schemas.policy import Policy
 
@@ -105,4 +107,6 @@ def _tags(tags: tuple[str, ...]) -> str:
 def _plain(path: Path, error: PipelineError) -> str:
     """The message, with the file before it unless it already begins with it; brackets are text, not markup."""
     message = str(error)
+    if isinstance(error, RuleError):
+        message = f"{read_yaml(path).where('rules', error.index, 'when')}: {message}"
     return (message if message.startswith(str(path)) else f"{path}: {message}").replace("[", r"\[")

@@ -24,6 +24,14 @@ _Bools: TypeAlias = npt.NDArray[np.bool_]
 _Counts: TypeAlias = npt.NDArray[np.int32]
 
 
+class RuleError(ExpressionError):
+    """A rule of a policy does not compile; `index` is its place among the policy's rules."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
     """One tag of one policy. Rules of a policy that give the same tag are one: the tag tells the policy, not the rule."""
@@ -47,18 +55,18 @@ class Tagger:
         """Compile the rules of those policies that are for this contract's stream.
 
         Raises:
-            ExpressionError: a rule is not in the language or does not fit the contract; the message names policy and rule.
+            RuleError: a rule is not in the language or does not fit the contract; the message names policy and rule.
         """
         columns = rule_columns(contract)
         grouped: dict[tuple[str, str], list[Expression]] = {}
         for policy in policies:
             if contract.name not in policy.streams:
                 continue
-            for rule in policy.rules:
+            for index, rule in enumerate(policy.rules):
                 try:
                     expression = compile_expression(rule.when, columns)
                 except ExpressionError as error:
-                    raise ExpressionError(f"policy {policy.id}, rule {rule.tag}, stream {contract.name}: {error}") from error
+                    raise RuleError(f"policy {policy.id}, rule {rule.tag}, stream {contract.name}: {error}", index) from error
                 grouped.setdefault((rule.tag, f"{policy.id}@{policy.version}"), []).append(expression)
         rules = tuple(CompiledRule(tag, source, tuple(found)) for (tag, source), found in grouped.items())
         trees = [[expression.folded for expression in rule.expressions] for rule in rules]

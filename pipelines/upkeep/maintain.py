@@ -11,6 +11,7 @@ import structlog
 from pipelines.errors import ConflictError, RefusedError
 from pipelines.lake.compact import Compacted, compact_all
 from pipelines.lake.layout import RUNS, maintain_lock_path
+from pipelines.lake.remote import demand_folder
 from pipelines.lake.rollup import roll_up_all
 from pipelines.upkeep.vacuum import Keep, Vacuum, Vacuumed
 
@@ -22,8 +23,9 @@ def only_maintenance(root: Path) -> Iterator[None]:
     """Be the only one that rewrites or deletes files of this lake, until the process ends however it ends.
 
     Raises:
-        RefusedError: another one is at work.
+        RefusedError: another one is at work, or the lake is remote.
     """
+    demand_folder(root, "maintenance")
     (root / RUNS).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(maintain_lock_path(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

@@ -59,10 +59,11 @@ def distance_m(use: Operations, lat_1: Numbers, lon_1: Numbers, lat_2: Numbers, 
     half_lon = use.choose(half_lon > 90.0, 180.0 - half_lon, half_lon)
     of_lat, of_lon = _sine(abs(lat_2 - lat_1) * 0.5), _sine(half_lon)
     square = of_lat * of_lat + _sine(90.0 - abs(lat_1)) * _sine(90.0 - abs(lat_2)) * (of_lon * of_lon)
-    square = use.choose(square > 1.0, 1.0, square)
-    is_near = square <= 0.25
-    # Beyond half the quarter circle the arcsine comes from that of the other leg.
-    rest = use.choose(is_near, square, (1.0 - square) * 0.5)
+    square = use.choose(square > 1.0, 1.0, use.choose(square > 0.0, square, 0.0))
+    sine = use.sqrt(square)
+    is_near = sine <= 0.5
+    # Above one half: arcsin(x) = pi/2 - 2 arcsin(sqrt((1 - x) / 2)).
+    rest = use.choose(is_near, square, (1.0 - sine) * 0.5)
     rest = use.choose(rest > 0.0, rest, 0.0)
     part = _arcsine(use.sqrt(rest), rest)
     arc = use.choose(is_near, part, math.pi / 2 - 2.0 * part)

@@ -39,6 +39,8 @@ START_US = 1_714_521_600_000_000  # 2024-05-01T00:00:00Z, the table's first row
 ROW_US = 1_000
 _DRAIN_S = 180.0
 _POLL_S = 0.1
+_KILL_WITHIN_S = 0.5
+_PROGRESS_S = 3.0
 
 
 @dataclass
@@ -143,19 +145,22 @@ class Core:
         self.reported = json.loads(message.payload)
 
 
-def soak(folder: Path, samples: int, kills: int, seconds: float, seed: int) -> dict[str, object]:
+def soak(folder: Path, samples: int, kills: int, seed: int) -> dict[str, object]:
     """Run it; the figures."""
     chance = random.Random(seed)
     port = _free_port()
-    programs = _programs(folder, port, samples, seconds)
+    programs = _programs(folder, port, samples, rate_hz=samples / (0.6 * kills))
     core = Core(folder / "lake" / "landing" / "bridge-0", port, samples)
     killed: Counter[str] = Counter()
     began = time.monotonic()
     try:
         for program in programs.values():
             program.start()
-        for n in range(kills):
-            time.sleep(max(0.0, began + seconds * (n + chance.random()) / kills - time.monotonic()))
+        for _ in range(kills):
+            # Half of them as soon as something got through since the last one, the others wherever it may be.
+            before = core.seen["rows"] if chance.random() < 0.5 else -1
+            _wait(lambda: core.seen["rows"] > before, _PROGRESS_S)  # noqa: B023 # called before the next turn
+            time.sleep(chance.random() * _KILL_WITHIN_S)
             program = programs[chance.choice(("agent", "agent", "broker", "broker", "bridge"))]
             program.end()
             killed[program.name] += 1
@@ -177,7 +182,7 @@ def soak(folder: Path, samples: int, kills: int, seconds: float, seed: int) -> d
     }  # fmt: skip
 
 
-def _programs(folder: Path, port: int, samples: int, seconds: float) -> dict[str, Program]:
+def _programs(folder: Path, port: int, samples: int, rate_hz: float) -> dict[str, Program]:
     table = folder / "telemetry.csv"
     with table.open("w") as file:
         file.write("t_s,speed_mps\n")
@@ -186,7 +191,7 @@ def _programs(folder: Path, port: int, samples: int, seconds: float) -> dict[str
         f'device = "{DEVICE}"\nstate_dir = "state"\n[broker]\nport = {port}\n'
         "[uplink]\nresend_after_s = 3.0\nreport_interval_s = 1.0\n"
         f'[[source]]\nkind = "replay"\nstream = "{STREAM}"\nmax_samples = 200\n[source.options]\npath = "{table}"\n'
-        f'rate_hz = {1.5 * samples / seconds:.0f}\ntime_column = "t_s"\ntime_unit = "s"\ntime_start = "2024-05-01T00:00:00Z"\n'
+        f'rate_hz = {rate_hz:.0f}\ntime_column = "t_s"\ntime_unit = "s"\ntime_start = "2024-05-01T00:00:00Z"\n'
     )
     (folder / "core.toml").write_text(f'lake = "lake"\n[broker]\nport = {port}\n[bridge]\nid = "bridge-0"\n')
     (folder / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")  # the rest as it comes
@@ -244,14 +249,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--kills", type=int, default=500)
-    parser.add_argument("--seconds", type=float, default=0.0, help="spread the kills over so long; default: 0.6 s each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=None, help="a folder for all that is written, kept")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         folder = given.keep or Path(name)
         folder.mkdir(exist_ok=True)
-        figures = soak(folder, given.samples, given.kills, given.seconds or 0.6 * given.kills, given.seed)
+        figures = soak(folder, given.samples, given.kills, given.seed)
     print(json.dumps(figures))  # noqa: T201 # the figures
     sys.exit(0 if (figures["lost"], figures["double"], figures["wrong"], figures["is_balanced"]) == (0, 0, 0, True) else 1)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.coalesce import join_batches, may_join
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.errors import SourceError
+from edge_agent.errors import EncodingError, SourceError
 from edge_agent.spool.records import NewEnvelope, ObjectRef
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
 from schemas.ids import Digest
@@ -89,3 +89,10 @@ def test_a_nested_column_that_a_source_names_travels_as_null() -> None:
     batch = SampleBatch([1, 2], {"labels": [None, None], "x": [True, None]}, None)
     (envelope,) = Encoder(contract, Limits(400, 200), put_object, compress=False).encode(batch, 0)
     assert read(envelope).select(["labels", "x"]).to_pydict() == {"labels": [None, None], "x": [True, None]}
+
+
+def test_a_list_that_a_source_fills_is_refused_by_name() -> None:
+    contract = Contract("nested", "1.0.0", (Column("labels", ColumnType.LIST_STRING),))
+    batch = SampleBatch([1], {"labels": ["cat"]}, None)
+    with pytest.raises(EncodingError, match="labels"):
+        Encoder(contract, Limits(400, 200), put_object, compress=False).encode(batch, 0)

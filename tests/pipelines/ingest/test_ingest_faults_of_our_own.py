@@ -277,5 +277,5 @@ def test_a_contract_that_changes_a_type_is_refused_with_the_difference(core: Any
     folder.mkdir()
     other = msgspec.structs.replace(contract, columns=changed)
     (folder / "other.odcs.yaml").write_text(to_odcs(other))
-    with pytest.raises(ConfigError, match="speed_mps is double in the table and string in the contract"):
+    with pytest.raises(ConfigError, match=r"speed_mps.* double .*string"):
         RuleBook(core.root, str(folder), "")

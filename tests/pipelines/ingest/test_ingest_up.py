@@ -33,6 +33,22 @@ def catchment(*words: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-W", "ignore", "-m", "pipelines", *words], env=environment, **options)
 
 
+def test_a_child_with_a_wrong_configuration_waits_long_and_leaves_the_others_alone() -> None:
+    from pipelines.up import LONGEST_PAUSE_S, Child
+
+    falls = {}
+    for name, code in (("models", 2), ("run", 1)):
+        child = Child(name, [sys.executable, "-c", f"raise SystemExit({code})"])
+        child.tend(100.0)
+        assert child.process is not None
+        child.process.wait(WAIT_S)
+        assert child.tend(101.0) == code
+        falls[name] = (child.is_misconfigured, child.due_s - 101.0)
+    assert falls["models"] == (True, LONGEST_PAUSE_S)
+    assert falls["run"][0] is False
+    assert falls["run"][1] < LONGEST_PAUSE_S
+
+
 def test_up_turns_published_samples_into_rows_and_receipts_and_stops_in_order(broker: Any, envelope: Any, tmp_path: Path) -> None:
     config = tmp_path / "core.toml"
     config.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')

@@ -1,11 +1,14 @@
 """The language: what it means, and what it refuses with which words."""
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from pipelines.errors import ExpressionError
+from pipelines.policy.cli import policy_app
 from pipelines.policy.expression import compile_expression
 from schemas.contract import ColumnType
 
@@ -199,3 +202,13 @@ def test_deeply_nested_arithmetic_stays_linear_in_the_engine() -> None:
 def test_comments_are_read_over_and_never_passed_on() -> None:
     assert verdict("count > 1 -- DROP TABLE x", count=2) is True
     assert verdict("/* hint */ count > 1", count=2) is True
+
+
+def test_a_rule_that_does_not_compile_is_told_with_the_line_of_the_file_and_of_the_expression(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "id: p\nstreams: [vehicle_telemetry]\nrules:\n  - {tag: a, when: speed_mps > 1}\n  - tag: b\n    when: |\n"
+        "      speed_mps > 1\n      AND sped_mps > 2\n"
+    )
+    said = CliRunner().invoke(policy_app, ["check", str(path)]).output
+    assert f"{path}:6: policy p, rule b, stream vehicle_telemetry: unknown column 'sped_mps' at line 2, column 5" in said

@@ -1,0 +1,166 @@
+"""Rows made anew from raw landing, by today's contracts and policies, as a new version of their tables.
+
+The landed segments of a range are run once more, all steps of it, in a small lake of their own. Then, table by table, each row
+that has come out anew takes the place of the row of its key, in one commit. Keys, runs and payloads stay as they are, so
+the books do too: what was refused then is for `quarantine replay`, and a row that would be refused today stays as it was.
+A reader of an older version sees the rows of before.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+
+from pipelines.bridge.segment import sealed_path
+from pipelines.clock import Clock
+from pipelines.config import CoreConfig
+from pipelines.errors import ConflictError, NotFoundError, RefusedError
+from pipelines.ingest.loop import NoReceipts, RunLoop, load_state
+from pipelines.lake.files import write_table_file
+from pipelines.lake.layout import OBJECTS, RUNS, STREAMS, landing_folder, stream_table
+from pipelines.lake.swap import live_sizes, swap_files
+from pipelines.lake.table import ensure_table, open_table, private_of
+from pipelines.policy.active import FOLDER
+from pipelines.runners.engine import Engine
+
+log = structlog.get_logger(__name__)
+ATTEMPTS = 5
+_RANGE = re.compile(r"(?:([a-z0-9][a-z0-9-]*):)?([0-9]{1,12})-([0-9]{1,12})")
+_KEY = ["device", "epoch", "seq"]
+# Where the payload lies, and when and in which run the sample came, are facts of the row that is there.
+_KEPT = ("received_at", "run", "payload_shard", "payload_row", "payload_offset", "payload_length")
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Segments `low` to `high` of one bridge, both included; bridge "": the only one there is."""
+
+    bridge: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backfilled:
+    """What became of one stream: rows made anew, files written, and the table's version."""
+
+    stream: str
+    rows: int
+    files: int
+    version: int
+
+
+def segments_of(text: str) -> Segments:
+    """Read `<bridge>:<low>-<high>` or `<low>-<high>`.
+
+    Raises:
+        RefusedError: not of that form.
+    """
+    found = _RANGE.fullmatch(text)
+    if found is None or not 1 <= int(found[2]) <= int(found[3]):
+        raise RefusedError(f"range {text[:80]!r}: give segments as <first>-<last> or <bridge>:<first>-<last>, counted from 1")
+    return Segments(found[1] or "", int(found[2]), int(found[3]))
+
+
+def backfill(core: CoreConfig, segments: Segments, engine: Engine, clock: Clock) -> list[Backfilled]:
+    """Run a range of landed segments once more and put the rows in the place of those they made.
+
+    Raises:
+        NotFoundError: a segment is no longer in landing.
+        RefusedError: a segment has not been run yet, or there are several bridges and none is named.
+        ConflictError: others kept rewriting the same files.
+    """
+    root = core.lake_root
+    segments = _checked(root, segments)
+    beside = root / RUNS / "backfill" / f"{segments.bridge}-{segments.low}-{segments.high}"
+    _lay_out(root, beside, segments)
+    loop = RunLoop(msgspec.structs.replace(core, lake=str(beside)), NoReceipts(), clock, engine)
+    while loop.step():
+        pass
+    made = sorted(folder.name for folder in (beside / STREAMS).iterdir()) if (beside / STREAMS).is_dir() else []
+    done = [_adopt(root, beside, stream) for stream in made if open_table(root, stream_table(stream)) is not None]
+    shutil.rmtree(beside)
+    return done
+
+
+def _checked(root: Path, segments: Segments) -> Segments:
+    cursors = load_state(root).cursors
+    bridge = segments.bridge or (next(iter(cursors)) if len(cursors) == 1 else "")
+    if bridge not in cursors:
+        raise RefusedError(f"name the bridge, as in {next(iter(cursors), 'bridge-0')}:{segments.low}-{segments.high}")
+    if segments.high >= cursors[bridge]:
+        raise RefusedError(
+            f"segment {segments.high} of {bridge} has not been run yet; the last that has is {cursors[bridge] - 1}"
+        )
+    for number in range(segments.low, segments.high + 1):
+        if not sealed_path(landing_folder(root, bridge), number).exists():
+            raise NotFoundError(
+                f"segment {number} of {bridge} is no longer in landing; maintain.keep_landing_h says how long it is"
+            )
+    return Segments(bridge, segments.low, segments.high)
+
+
+def _lay_out(root: Path, beside: Path, segments: Segments) -> None:
+    """The small lake: the same segments under numbers from 1, the same objects and policies."""
+    landing = landing_folder(beside, segments.bridge)
+    landing.mkdir(parents=True, exist_ok=True)
+    for place, number in enumerate(range(segments.low, segments.high + 1), 1):
+        target = sealed_path(landing, place)
+        if not target.exists():
+            os.link(sealed_path(landing_folder(root, segments.bridge), number), target)
+    for name in (OBJECTS, FOLDER):
+        if (root / name).is_dir() and not (beside / name).exists():
+            (beside / name).symlink_to((root / name).resolve())
+
+
+def _adopt(root: Path, beside: Path, stream: str) -> Backfilled:
+    name = stream_table(stream)
+    made = open_table(beside, name)
+    assert made is not None
+    fresh = pa.table(made.to_pyarrow_table())
+    for _ in range(ATTEMPTS):
+        table = ensure_table(root, name, fresh.schema)
+        old, new, rows = [], [], 0
+        for path, replaced, count in _replaced(root / name, sorted(live_sizes(table)), fresh):
+            digest = hashlib.sha256(f"{beside.name}\n{path}".encode()).hexdigest()[:24]
+            new.append(write_table_file(root, name, f"backfill-{digest}.parquet", replaced, private_of(table, replaced.schema)))
+            old.append(path)
+            rows += count
+        if not old or swap_files(root, name, old, new, {"catchment.backfill": beside.name}, changes_rows=True):
+            after = open_table(root, name)
+            log.info("backfilled", stream=stream, rows=rows, files=len(new))
+            return Backfilled(stream, rows, len(new), after.version() if after is not None else 0)
+    raise ConflictError(f"{name}: others rewrote the same files {ATTEMPTS} times meanwhile; try again")
+
+
+def _replaced(folder: Path, paths: list[str], fresh: pa.Table) -> Iterator[tuple[str, pa.Table, int]]:
+    """Each file that has rows of the fresh keys, with those rows made anew."""
+    anew = pl.from_arrow(fresh)
+    assert isinstance(anew, pl.DataFrame)
+    for path in paths:
+        before = pl.from_arrow(pq.read_table(folder / path, partitioning=None))
+        assert isinstance(before, pl.DataFrame)
+        hit = anew.join(before.select(*_KEY, *(name for name in _KEPT if name in before.columns)), on=_KEY, suffix="_before")
+        if not hit.height:
+            continue
+        kept = [name for name in _KEPT if f"{name}_before" in hit.columns]
+        rows = hit.with_columns(pl.col(f"{name}_before").alias(name) for name in kept).select(anew.columns)
+        rest = before.join(rows.select(_KEY), on=_KEY, how="anti")
+        whole = pl.concat([rest, rows], how="diagonal_relaxed").sort(*_KEY).to_arrow()
+        yield path, _as(whole, fresh.schema), hit.height
+
+
+def _as(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Polars has its own text and list types; the table has the schema's."""
+    fields = [schema.field(name) if name in schema.names else rows.schema.field(name) for name in rows.column_names]
+    plain = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in fields]
+    return rows.cast(pa.schema(plain))
