@@ -207,6 +207,17 @@ class SourcePump:
         """Wait until at most so many batches are not durable, and tell the source of those that are."""
         while self._under_way and (len(self._under_way) > most or self._under_way[0][0].done()):
             future, batches = self._under_way.popleft()
-            future.result()
+            try:
+                future.result()
+            except SpoolFullError:
+                self._abandon(batches)
+                raise
             for batch in batches:
                 source.stored(batch)
+
+    def _abandon(self, batches: tuple[SampleBatch, ...]) -> None:
+        """There was no room for these when the source was to stop, so there is none for what follows: it is read again, or counted."""
+        lost = [*batches, *(batch for _, later in self._under_way for batch in later)]
+        self._under_way.clear()
+        if count := sum(len(batch) for batch in lost if batch.position is None):
+            self._refine.rejects.count("row: the spool was full when the source stopped", times=count)
