@@ -216,8 +216,12 @@ class SourcePump:
                 source.stored(batch)
 
     def _abandon(self, batches: tuple[SampleBatch, ...]) -> None:
-        """There was no room for these when the source was to stop, so there is none for what follows: it is read again, or counted."""
-        lost = [*batches, *(batch for _, later in self._under_way for batch in later)]
-        self._under_way.clear()
+        """There was no room for these when the source was to stop, so what follows is refused, too: read again, or counted."""
+        lost = [*batches]
+        while self._under_way:
+            future, later = self._under_way.popleft()
+            # Waited for: what is still on its way when a successor hands in would stand between the two.
+            if future.exception() is not None:
+                lost += later
         if count := sum(len(batch) for batch in lost if batch.position is None):
             self._refine.rejects.count("row: the spool was full when the source stopped", times=count)

@@ -35,7 +35,7 @@ def admit(body: bytes, *, public_key: str, device: str, known_version: int, seen
         raise UntrustedPolicyError(f"version {policy.version} is not newer than version {known_version}, which is in force")
     if policy.version < seen_version:
         raise UntrustedPolicyError(
-            f"version {policy.version} is not newer than version {seen_version}, which was in force here before"
+            f"version {policy.version} is not newer than version {seen_version}, which was in force before"
         )
     if policy.devices and device not in policy.devices:
         raise UntrustedPolicyError(f"version {policy.version} is for other devices")

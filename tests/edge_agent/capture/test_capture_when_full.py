@@ -22,7 +22,7 @@ from schemas.builtin import builtin_contract
 
 FRAMES = builtin_contract("camera_frame")
 FRAME_BYTES = 200_000
-IN_ALL = 90
+OPENING, IN_ALL = 80, 90
 
 
 class Pictures:
@@ -105,7 +105,8 @@ def test_a_source_that_waits_for_room_evicts_as_soon_as_its_table_says_so(camera
     books = camera.books
     assert (books.captured, books.is_balanced) == (IN_ALL, True)
     # What was stored under "block" is kept: that was its promise.
-    assert (books.spooled, books.dropped) == (kept, {"evicted": IN_ALL - kept})
+    assert books.spooled >= kept
+    assert books.dropped == {"evicted": IN_ALL - books.spooled}
 
 
 def test_a_source_that_evicts_waits_as_soon_as_its_table_says_so(camera, monkeypatch):
@@ -113,20 +114,18 @@ def test_a_source_that_evicts_waits_as_soon_as_its_table_says_so(camera, monkeyp
     read = Pictures.read
 
     def slowly(self: Pictures, max_samples: int) -> SampleBatch | None:
-        return None if self.at >= 60 and not gate.is_set() else read(self, max_samples)
+        return None if self.at >= OPENING and not gate.is_set() else read(self, max_samples)
 
     monkeypatch.setattr(Pictures, "read", slowly)
     camera.run("evict")
-    eventually(lambda: camera.books.captured == 60 if camera.spool.books() else False)
+    eventually(lambda: camera.books.captured == OPENING if camera.spool.books() else False)
     camera.run("block")
     gate.set()
     eventually(camera.ended)
     books = camera.books
     assert (books.captured, books.is_balanced) == (IN_ALL, True)
-    # Thirty frames fit, if all that came before makes way for them.
-    assert books.spooled >= IN_ALL - 60
-    newest = {envelope.span.first_seq for envelope in camera.spool.next_unsent(1 << 30)}
-    assert newest >= set(range(60, IN_ALL))
+    left = {envelope.span.first_seq for envelope in camera.spool.next_unsent(1 << 30)}
+    assert left >= set(range(OPENING, IN_ALL))
 
 
 def test_a_source_that_waits_for_room_stops_at_once_and_comes_back_to_what_was_not_stored(camera):
