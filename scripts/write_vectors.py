@@ -15,7 +15,7 @@ from schemas.envelope import ARROW_STREAM, JSON, ZSTD, EnvelopeHead, Span
 from schemas.ids import DeviceId, Digest, StreamName
 from schemas.parts import PartHead
 from schemas.receipts import ObjectState, Receipt, encode_object_state, encode_receipt
-from schemas.reported import DroppedRange, EpochReport, ModelReport, Reported, StreamBooks, encode_reported
+from schemas.reported import DroppedRange, EpochReport, ModelReport, PolicyReport, Reported, StreamBooks, encode_reported
 from schemas.rollout import Desired, PieceRequest, encode_desired, encode_piece_request
 from schemas.topics import Topics
 
@@ -114,8 +114,8 @@ def words() -> None:
     epochs = (EpochReport(str(STREAM), EPOCH, 4104, closed=False, dropped=(DroppedRange(17, 20, "evicted"),)),)
     books = (StreamBooks(str(STREAM), captured=4104, settled=4098, spooled=3, dropped={"evicted": 3}),)
     models = (ModelReport("defects", 3, "active"),)
-    report = encode_reported(Reported(str(DEVICE), CREATED_US // 1000, "0.1.0", books, epochs, models))
-    vector("reported", "a device's books, epochs and model", TOPICS.reported(DEVICE), report, properties=[], retain=True)
+    report = encode_reported(Reported(str(DEVICE), CREATED_US // 1000, "0.1.0", books, epochs, models, PolicyReport(7)))
+    vector("reported", "a device's books, epochs, model and rules", TOPICS.reported(DEVICE), report, properties=[], retain=True)
     desired = encode_desired(Desired("defects-3", "defects", 3, "defects/3.onnx", CREATED_US // 1000))
     vector("desired", "which model to run", TOPICS.desired(DEVICE), desired, properties=[], retain=True)
     request = encode_piece_request(PieceRequest("metadata/timestamp.json", 0, 65_536))
