@@ -73,7 +73,7 @@ def show(
     name: Annotated[str, typer.Argument(help="A stream's name, or the path of an ODCS document.")],
     version: Annotated[str | None, typer.Option(help="A version; the newest without it.")] = None,
     contracts: Folder = "",
-    as_: Annotated[Form, typer.Option("--as", help="As a table, in a language that other tools read, or as a device's agent does.")] = Form.TABLE,
+    as_: Annotated[Form, typer.Option("--as", help="As a table, as other tools read it, or as an agent does.")] = Form.TABLE,
 ) -> None:
     """Show a contract's columns, or write it as ODCS, JSON Schema, Arrow schema, or compiled for a device's agent."""
     console = Console(highlight=False)

@@ -1,5 +1,6 @@
 """What a broker refuses by size or quota: a size parks the envelope, a quota only makes it wait; both leave the rest its way."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,20 @@ def test_a_message_above_mosquittos_message_size_limit_is_parked_with_the_reason
         (parked,) = agent.spool._reader.execute("SELECT reason FROM envelope WHERE state = ?", (State.PARKED,)).fetchone()
         assert "0x95" in parked
         assert agent.forwarder.progress.is_connected
+
+
+@pytest.mark.parametrize(("limit_bytes", "arrives"), [(300_000, True), (5_000, False)])
+def test_parts_above_the_limit_become_smaller_and_a_payload_that_no_part_can_carry_is_parked(
+    make_broker: Callable[..., Any], device: Callable[..., Device], limit_bytes: int, arrives: bool
+) -> None:
+    broker = make_broker(extra=f"message_size_limit {limit_bytes}\n")
+    with FakeCore(broker.host, broker.port):
+        agent = device(broker)
+        agent.put_large(os.urandom(2_000_000))
+        agent.put(b"y", count=3)
+        eventually(lambda: agent.spool.parked_samples() == (0 if arrives else 1) and agent.spooled() == (0 if arrives else 1))
+        assert agent.spool.books()[0].is_balanced
+        assert agent.forwarder.parts_sent < 40
 
 
 def test_what_is_over_the_quota_waits_and_is_never_parked_and_goes_when_there_is_quota_again(
