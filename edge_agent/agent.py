@@ -25,7 +25,7 @@ from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_con
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import notify_service_manager
 from edge_agent.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
-from edge_agent.inspect.config import asked_for
+from edge_agent.inspect.looked import asked_for
 from edge_agent.lineup import Lineup
 from edge_agent.monitor import Monitor
 from edge_agent.open_spool import open_spool

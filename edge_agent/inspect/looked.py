@@ -8,9 +8,11 @@ import structlog
 
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.errors import ConfigError
+from edge_agent.inspect.config import InspectConfig
 from edge_agent.inspect.steps import Inspector, open_inspector
 from schemas.contract import Column, Contract
 from schemas.edge_policy import EdgeInspect
+from schemas.inspectors import VERSIONS
 
 _log = structlog.get_logger(__name__)
 
@@ -73,3 +75,15 @@ class Looking:
             column.name: judged.columns[column.name] for column in self.columns if column.name in self.known
         })  # fmt: skip
         return Looked(judged, stored, tuple(failures))
+
+
+def asked_for(inspect: Sequence[InspectConfig], contract: Contract) -> tuple[EdgeInspect, ...]:
+    """The steps of a source, each tried.
+
+    Raises:
+        ConfigError: one cannot run here, or its libraries are not installed.
+    """
+    steps = tuple(EdgeInspect(each.use, VERSIONS[each.use], each.column) for each in inspect)
+    for step in steps:
+        open_inspector(step, contract)
+    return steps

@@ -16,7 +16,7 @@ from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, R
 from pipelines.inspect.columns import steps_of
 from pipelines.policy.active import FOLDER
 from pipelines.policy.expression import compile_expression, rule_columns
-from schemas.contract import ColumnType
+from schemas.contract import Column, ColumnType
 from schemas.edge_policy import (
     EdgeAction,
     EdgeInspect,
@@ -29,7 +29,7 @@ from schemas.edge_policy import (
 )
 from schemas.errors import PolicyDocumentError
 from schemas.inspectors import VERSIONS, device_columns
-from schemas.policy import KeepRule, Policy, PriorityRule, SampleRule
+from schemas.policy import InspectStep, KeepRule, Policy, PriorityRule, SampleRule
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -67,7 +67,7 @@ def edge_inspectors(policies: Sequence[Policy], streams: dict[str, tuple[EdgeRul
     found: dict[str, tuple[EdgeInspect, ...]] = {}
     for stream, rules in streams.items():
         read = {name for rule in rules for name in rule.columns}
-        steps = [step for step in steps_of(policies, stream) if any(column.name in read for column in device_columns(step.use))]
+        steps = [step for step in steps_of(policies, stream) if any(column.name in read for column in _on_device(step))]
         asked = [EdgeInspect(step.use, VERSIONS[step.use], str(step.options.get("column", ""))) for step in steps]
         if asked:
             found[stream] = tuple(dict.fromkeys(asked))
@@ -153,8 +153,13 @@ def _columns(policy: Policy, stream: str, contracts: ContractSet) -> dict[str, C
     contract = contracts.get(stream, None)
     if contract is None:
         raise NotFoundError(f"policy {policy.id}: there is no contract for stream {stream!r}")
-    given = [column for step in steps_of([policy], stream) for column in device_columns(step.use)]
+    given = [column for step in steps_of([policy], stream) for column in _on_device(step)]
     return {**{column.name: column.type for column in given}, **rule_columns(contract)}
+
+
+def _on_device(step: InspectStep) -> tuple[Column, ...]:
+    """The columns of a step that a device gives, too; a user's own runs in the core alone."""
+    return () if step.columns else device_columns(step.use)
 
 
 def _compiled(
