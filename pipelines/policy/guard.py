@@ -57,7 +57,11 @@ class PolicyBook(Protocol):
 
 
 class WorkerDiedError(Exception):
-    """The process ended, by our hand or its own. Never leaves this module."""
+    """The process ended, by our hand because it was late, or otherwise. Never leaves this module."""
+
+    def __init__(self, message: str, *, is_late: bool = False) -> None:
+        super().__init__(message)
+        self.is_late = is_late
 
 
 @dataclass(slots=True)
@@ -158,18 +162,27 @@ class GuardedTagger:
         nothing = [np.zeros(rows, np.bool_)] * count
         if self._is_suspended(name):
             return nothing
-        seconds = self.budget.seconds(rows)
         try:
-            self._worker = self._worker or _Worker([policy for policy, _ in self.risky], self.whole.contract)
-            bits = self._worker.ask(index, table, seconds)
+            bits = self._asked(index, table)
         except WorkerDiedError as error:
-            self._end()
             if self.is_strict:
                 raise RefusedError(f"policy {name}, stream {self.contract.name}: {error}; mend or withdraw it") from error
             self.suspended[name] = str(error)
             self._report(name, rows)
             return nothing
         return list(np.unpackbits(bits, count=count * rows).view(np.bool_).reshape(count, rows))
+
+    def _asked(self, index: int, table: pa.Table) -> npt.NDArray[np.uint8]:
+        """The packed verdicts. Where a suspension is kept, a process that somebody else ended is no proof: it is asked again."""
+        for is_last in (self.book is None, True):
+            try:
+                self._worker = self._worker or _Worker([policy for policy, _ in self.risky], self.whole.contract)
+                return self._worker.ask(index, table, self.budget.seconds(table.num_rows))
+            except WorkerDiedError as error:
+                self._end()
+                if error.is_late or is_last:
+                    raise
+        raise AssertionError  # the last time either answers or raises
 
     def _is_suspended(self, name: str) -> bool:
         if self.book is not None:  # another process may have suspended it, or a new version lifted it
@@ -246,7 +259,7 @@ class _Worker:
             return read_frame(self._process.stdout)  # type: ignore[arg-type]
         except (OSError, EOFError) as error:
             why = complaint if is_late.is_set() else f"ended its process ({self._process.wait(timeout=10)})"
-            raise WorkerDiedError(f"the policy {why}") from error
+            raise WorkerDiedError(f"the policy {why}", is_late=is_late.is_set()) from error
         finally:
             timer.cancel()
 
