@@ -71,7 +71,7 @@ class PolicyReport(msgspec.Struct, frozen=True):
     refused: int = 0
     reason: str = ""
     suspended: dict[str, str] = {}
-    uninspected: dict[str, int] = {}
+    uninspected: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # absent on the wire where there is none
 
 
 class Reported(msgspec.Struct, frozen=True):

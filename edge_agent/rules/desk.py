@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import structlog
+from msgspec import UNSET
 
 from edge_agent.atomic import write_atomic
 from edge_agent.clock import Clock
@@ -57,7 +58,7 @@ class RuleDesk:
         """What is in force and what was refused."""
         with self._lock:
             version = 0 if self._policy is None else self._policy.version
-            return PolicyReport(version, self._refused, self._reason, dict(self._suspended), dict(self._uninspected))
+            return PolicyReport(version, self._refused, self._reason, dict(self._suspended), dict(self._uninspected) or UNSET)
 
     def suspend(self, stream: str, rule: str, reason: str) -> None:
         """A rule cannot be applied; samples it would have decided about are kept."""
