@@ -15,6 +15,7 @@ from pipelines.lake.commit import committed_run
 from pipelines.lake.holes import holes as find_holes
 from pipelines.lake.layout import COMMITS
 from pipelines.lake.ledger import read_ledger
+from pipelines.lake.suspended import HINT
 from pipelines.status.health import judge
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, as_plain, survey
@@ -87,6 +88,11 @@ def _print(found: Survey) -> None:
         for beat in found.beats
     ]  # fmt: skip
     show("Processes", processes, as_json=False)
+    if found.suspended:
+        rows = [{"suspended": f"{one.kind} {one.name}", "stream": one.stream, "since": _age(found.at_us, one.at_us),
+                 "reason": one.reason} for one in found.suspended]  # fmt: skip
+        show("Suspended: give no tags, or no columns", rows, as_json=False)
+        typer.echo(HINT)
 
 
 def _age(now_us: int, then_us: int | None) -> str:

@@ -13,13 +13,15 @@ import pyarrow.compute as pc
 
 from pipelines.bridge.segment import sealed_path
 from pipelines.ingest.plan import Plan
-from pipelines.ingest.plan_files import find_segments, read_plan
+from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
 from pipelines.lake.books import Counts, books_by_stream
 from pipelines.lake.commit import APP, committed_run
 from pipelines.lake.layout import COMMITS, landing_folder, stream_table
 from pipelines.lake.ledger import read_ledger
 from pipelines.lake.quarantined import Where, heads
+from pipelines.lake.suspended import Suspension, SuspensionBook
 from pipelines.lake.table import open_table
+from pipelines.policy.active import active_policies
 from pipelines.status.beat import Beat, read_beats
 
 RECENT_RUNS = 50
@@ -64,6 +66,7 @@ class Survey:
     quarantined_open: dict[str, int]
     open_requests: int
     beats: tuple[Beat, ...] = field(default=())
+    suspended: tuple[Suspension, ...] = field(default=())
 
     @property
     def oldest_waiting_us(self) -> int | None:
@@ -96,7 +99,16 @@ def survey(root: Path, now_us: int) -> Survey:
         _quarantined(root),
         len(list((root / "runs" / "requests").glob("[0-9]*.json"))) if (root / "runs" / "requests").is_dir() else 0,
         tuple(read_beats(root)),
+        _suspended(root, plan),
     )
+
+
+def _suspended(root: Path, plan: Plan | None) -> tuple[Suspension, ...]:
+    """Of the policies that the next run tags by: those applied, and those of the folder that the last run had."""
+    applied = active_policies(root)
+    ids = {policy.id for policy in applied}
+    others = read_pins(root, plan.pins).policies if plan is not None else ()
+    return SuspensionBook(root).in_force((*applied, *(policy for policy in others if policy.id not in ids)))
 
 
 def _rows(root: Path, stream: str, run: int) -> int | None:
