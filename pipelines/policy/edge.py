@@ -13,6 +13,7 @@ import msgspec
 from pipelines.atomic import write_atomic
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, RefusedError
+from pipelines.lake.copy import exchange, read_bytes
 from pipelines.policy.active import FOLDER
 from pipelines.policy.expression import compile_expression, rule_columns
 from schemas.contract import ColumnType
@@ -65,6 +66,7 @@ def numbered_policy(root: Path, streams: dict[str, tuple[EdgeRule, ...]], issued
     Raises:
         CorruptLakeError: the number cannot be read.
         RefusedError: there are too many rules for one stream.
+        ConflictError: somebody else has just numbered other rules.
     """
     digest = hashlib.sha256(msgspec.json.encode(streams)).hexdigest()
     last = _last(root)
@@ -76,7 +78,8 @@ def numbered_policy(root: Path, streams: dict[str, tuple[EdgeRule, ...]], issued
     if version != last.version:
         path = _number_path(root)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, msgspec.json.encode(Numbered(version, digest)), mode=0o644)
+        before = msgspec.json.encode(last) if last.version else None
+        exchange(root, path, before, msgspec.json.encode(Numbered(version, digest)))
     return policy
 
 
@@ -161,7 +164,7 @@ def _action(rule: KeepRule | SampleRule | PriorityRule) -> tuple[EdgeAction, dic
 def _last(root: Path) -> Numbered:
     path = _number_path(root)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Numbered)
+        return msgspec.json.decode(read_bytes(root, path), type=Numbered)
     except FileNotFoundError:
         return Numbered(0, "")
     except (OSError, msgspec.MsgspecError) as error:
