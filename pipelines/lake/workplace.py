@@ -7,7 +7,7 @@ folder of its own, so that a run loop that shares the working copy never finds a
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
@@ -47,9 +47,8 @@ def only_upkeep(root: Path, what: str) -> Iterator[None]:
     """
     remote = remote_of(root)
     if remote is None:
-        claim = nullcontext()
-    else:
-        owner = f"{socket.gethostname()}:{root.resolve()}:{what}"
-        claim = Lease(remote, owner, remote.config.claim_s, Event(), UPKEEP_NAME, "maintenance or retag")
-    with claim:
+        yield
+        return
+    owner = f"{socket.gethostname()}:{root.resolve()}:{what}"
+    with Lease(remote, owner, remote.config.claim_s, Event(), UPKEEP_NAME, "maintenance or retag"):
         yield
