@@ -253,7 +253,7 @@ def folders_of(root: Path, parent: str) -> list[str]:
     if remote is not None:
         return remote.folders(parent)
     folder = root / parent
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def files_of(root: Path, parent: str) -> list[Stored]:

@@ -2,6 +2,7 @@
 """The commands on a lake in a bucket: upkeep, policies, quarantine, books. The server is real."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipelines.lake.remote import bind
 from pipelines.lake.rollup import roll_up_all
 from pipelines.policy.active import active_policies, newest_number
 from pipelines.policy.edge import numbered_policy
+from pipelines.training.open import open_set
 from pipelines.upkeep.maintain import only_maintenance
 from schemas.edge_policy import EdgeAction, EdgeRule
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
@@ -106,6 +108,7 @@ def test_a_bucket_is_compacted_vacuumed_and_run_on_and_every_row_and_payload_is_
     assert not names(filled, "landing", ".arrows")
     check(filled)
     assert not [path for path in elsewhere.rglob("*") if path.suffix in {".parquet", ".arrows", ".tmp"}]
+    build_and_bring(filled, config, elsewhere, tmp_path)
     # A bridge whose disk and landed segments are gone must not begin below the runs' cursor.
     assert RemoteLanding(filled.remote, elsewhere, filled.landing.bridge).next_number() == 3
     filled.landing.seal([envelope(30, 10)])
@@ -114,6 +117,22 @@ def test_a_bucket_is_compacted_vacuumed_and_run_on_and_every_row_and_payload_is_
     assert sum(row["count"] for row in filled.rows("rollups/vehicle_telemetry") if row["column"] == "speed_mps") == 20
     filled.landing.seal([envelope(40, 10)])
     check_told(config)
+
+
+def build_and_bring(core: RemoteCore, config: str, elsewhere: Path, tmp_path: Path) -> None:
+    """A set that is built on one machine is read on another, picture for picture."""
+    built = asked("set", "build", "views", "--from", "camera_frame", "--split", "train=1", "-c", config, "--json")
+    shutil.rmtree(elsewhere / "sets" / "views" / "1")
+    assert asked("set", "build", "views", "--from", "camera_frame", "--split", "train=1", "-c", config, "--json")["version"] == 2
+    third = tmp_path / "third"
+    third.mkdir()
+    config = configured(core, third)
+    assert [(one["version"], one["rows"]) for one in asked("set", "ls", "-c", config, "--json")] == [(1, 6), (2, 6)]
+    assert asked("set", "show", "views/1", "-c", config, "--json")["shards"] == built["shards"]
+    asked("set", "verify", "views/1", "-c", config)
+    got = open_set(third / "elsewhere" / "sets" / "views" / "1")
+    assert len(got) == 6
+    assert sorted(len(got[place].payload) for place in range(6)) == sorted(row["payload_length"] for row in core.rows(FRAMES))
 
 
 def check_told(config: str) -> None:
