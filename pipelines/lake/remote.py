@@ -110,6 +110,8 @@ class Remote:
             with told(self.where(name)), beside.open("wb") as file:
                 for piece in obstore.get(store(self.config), name).stream():
                     file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())  # what has the name is trusted for ever
             beside.replace(path)
         except FileNotFoundError:
             return False

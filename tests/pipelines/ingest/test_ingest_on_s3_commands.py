@@ -180,6 +180,9 @@ def test_a_policy_applied_on_one_machine_is_in_force_on_another_and_retags_histo
     assert "tagged vehicle_telemetry: 80 rows in 2 files" in said
     assert tagged() == set(range(21, 40)) | set(range(61, 80))
     assert "already" in asked("policy", "retag", "vehicle_telemetry", "-c", config)
+    assert asked("policy", "explain", "car-1/7/70", "-s", "vehicle_telemetry", "-c", config).count("fast")
+    assert asked("policy", "preview", str(policy), "--json", "-c", config)
+    assert [row["action"] for row in asked("policy", "history", "--json", "-c", config)] == ["apply"]
     asked("policy", "retag", "vehicle_telemetry", "--undo", "-c", config)
     assert tagged() == set(range(61, 80))
     asked("policy", "withdraw", "drive", "-c", config)
