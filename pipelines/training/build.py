@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pipelines.atomic import sync_folder, write_atomic
 from pipelines.clock import Clock, SystemClock
 from pipelines.errors import ConflictError, RefusedError
+from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
 from pipelines.training.card import render_card
 from pipelines.training.manifest import (
     MANIFEST_NAME,
@@ -34,7 +35,6 @@ from pipelines.training.shards import (
     write_payload_split,
     write_tabular_split,
 )
-from pipelines.training.shared import share_set, take_number, taken_numbers
 from pipelines.training.split import Int64s, shuffled_rows, split_of_rows
 
 DEFAULT_SPLIT: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}

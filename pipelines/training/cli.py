@@ -16,12 +16,12 @@ from rich.table import Table
 from pipelines.config import load_core_config
 from pipelines.errors import PipelineError, RefusedError
 from pipelines.lake.remote import lake_of
+from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, build_set
 from pipelines.training.catalogue import list_sets, set_folder
 from pipelines.training.manifest import MANIFEST_NAME, Manifest, load_manifest
 from pipelines.training.open import open_set
 from pipelines.training.shards import Progress
-from pipelines.training.shared import bring_set
 
 set_app = typer.Typer(help="Training sets: build one, list them, look at one, check one.", no_args_is_help=True)
 
