@@ -14,6 +14,7 @@ from pipelines.atomic import write_atomic
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, RefusedError
 from pipelines.inspect.columns import steps_of
+from pipelines.lake.copy import exchange, read_bytes
 from pipelines.policy.active import FOLDER
 from pipelines.policy.expression import compile_expression, rule_columns
 from schemas.contract import Column, ColumnType
@@ -85,6 +86,7 @@ def numbered_policy(
     Raises:
         CorruptLakeError: the number cannot be read.
         RefusedError: there are too many rules for one stream.
+        ConflictError: somebody else has just numbered other rules.
     """
     told = (streams, inspect) if inspect else streams
     digest = hashlib.sha256(msgspec.json.encode(told)).hexdigest()
@@ -97,7 +99,8 @@ def numbered_policy(
     if version != last.version:
         path = _number_path(root)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, msgspec.json.encode(Numbered(version, digest)), mode=0o644)
+        before = msgspec.json.encode(last) if last.version else None
+        exchange(root, path, before, msgspec.json.encode(Numbered(version, digest)))
     return policy
 
 
@@ -188,7 +191,7 @@ def _action(rule: KeepRule | SampleRule | PriorityRule) -> tuple[EdgeAction, dic
 def _last(root: Path) -> Numbered:
     path = _number_path(root)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Numbered)
+        return msgspec.json.decode(read_bytes(root, path), type=Numbered)
     except FileNotFoundError:
         return Numbered(0, "")
     except (OSError, msgspec.MsgspecError) as error:
