@@ -82,7 +82,7 @@ class Agent:
             if config.model is not None:
                 self._models = self._build_models(config.model)
             self._forwarder = self._build_forwarder()
-            self._lineup = Lineup(self._build_pump, self._thread)
+            self._lineup = Lineup(self._build_pump, self._thread, self._spool.leave)
             self._monitor = Monitor(
                 config,
                 agent_version(),

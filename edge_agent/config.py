@@ -180,7 +180,9 @@ def load_contract(source: SourceConfig) -> Contract:
     try:
         contract = builtin_contract(source.stream) if source.contract is None else decode_contract(source.contract.read_bytes())
     except OSError as error:
-        raise ConfigError(f"source.contract {source.contract}: {error.strerror}; compile it from its ODCS file") from error
+        raise ConfigError(
+            f"source.contract {source.contract}: {error.strerror}; make it by `catchment contract show NAME --as agent`"
+        ) from error
     except SchemaError as error:
         raise ConfigError(f"source.contract of stream {source.stream}: {error}") from error
     if contract.name != source.stream:
