@@ -142,6 +142,7 @@ def check_told(config: str) -> None:
     assert [(row["low"], row["high"]) for row in asked("holes", "-c", config, "--json")] == [(20, 30)]
     told = {row["stream"]: row["rows"] for row in asked("streams", "-c", config, "--json")}
     assert told == {"camera_frame": 6, "vehicle_telemetry": 30}
+    assert asked("contract", "quality", "vehicle_telemetry", "-c", config, "--json")
     status = asked("status", "-c", config, "--json")
     assert status["ready"], status["alarms"]
     assert [one["segments"] for one in status["waiting"]] == [1]
