@@ -77,6 +77,8 @@ def _policy(policy: PolicyReport) -> str:
     """What is in force, what is suspended, what was refused."""
     words = [f"version {policy.version}" if policy.version else "none yet"]
     words += [f"[red]suspended[/red] {escape(name)}: {escape(reason)}" for name, reason in sorted(policy.suspended.items())]
+    blind = sorted(policy.uninspected.items()) if policy.uninspected else []
+    words += [f"[yellow]not inspected[/yellow] {escape(name)}: {samples:,}" for name, samples in blind]
     if policy.refused:
         words.append(f"[red]{policy.refused} refused[/red], the last: {escape(policy.reason)}")
     return "\n".join(words)

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import structlog
+from msgspec import UNSET
 
 from edge_agent.atomic import write_atomic
 from edge_agent.clock import Clock
@@ -49,6 +50,7 @@ class RuleDesk:
         self._reason = ""
         self._last_refused = b""
         self._suspended: dict[str, str] = {}
+        self._uninspected: dict[str, int] = {}
         self._load()
 
     def current(self) -> EdgePolicy | None:
@@ -59,7 +61,7 @@ class RuleDesk:
         """What is in force and what was refused."""
         with self._lock:
             version = 0 if self._policy is None else self._policy.version
-            return PolicyReport(version, self._refused, self._reason, dict(self._suspended))
+            return PolicyReport(version, self._refused, self._reason, dict(self._suspended), dict(self._uninspected) or UNSET)
 
     def suspend(self, stream: str, rule: str, reason: str) -> None:
         """A rule cannot be applied; samples it would have decided about are kept."""
@@ -69,6 +71,15 @@ class RuleDesk:
             self._suspended[name] = reason
         if is_news:
             _log.error("edge rule suspended", rule=name, reason=reason)
+
+    def uninspected(self, stream: str, inspector: str, samples: int, reason: str) -> None:
+        """An inspector could not look at some samples: their columns are null, and the core may fill them in."""
+        name = f"{stream}/{inspector}"
+        with self._lock:
+            is_news = name not in self._uninspected
+            self._uninspected[name] = self._uninspected.get(name, 0) + samples
+        if is_news:
+            _log.warning("samples cannot be inspected; counted from now on", inspector=name, reason=reason)
 
     def on_message(self, body: bytes) -> None:
         """A policy came down. An empty message takes nothing away: only a signed policy without rules does."""
@@ -173,6 +184,10 @@ class NoRules:
 
     def suspend(self, stream: str, rule: str, reason: str) -> None:
         """There is no rule to suspend."""
+
+    def uninspected(self, stream: str, inspector: str, samples: int, reason: str) -> None:
+        """Nobody is told of rules here, so the log is."""
+        _log.warning("samples cannot be inspected", inspector=f"{stream}/{inspector}", samples=samples, reason=reason)
 
     def on_message(self, body: bytes) -> None:
         """A policy came that nobody could vouch for."""

@@ -17,6 +17,7 @@ from pipelines.contracts.quality_drift import NULLS, Drift, bounds_of, drift
 from pipelines.contracts.quality_store import keep_quality, read_quality
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, PipelineError
+from pipelines.lake.remote import lake_of
 from schemas.contract import NUMERIC_TYPES, Contract, PiiClass
 
 _WINDOW = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
@@ -54,8 +55,9 @@ def quality(
         contract = ContractSet.load(core.contracts).get(stream, None)
         if contract is None:
             raise ConfigError(f"there is no contract for stream {stream!r}; see: catchment contract ls")
-        keep_quality(core.lake_root, contract)
-        lines, shown, before = compare(read_quality(core.lake_root, stream), contract, runs, _window(reference))
+        root = lake_of(core)
+        keep_quality(root, contract)
+        lines, shown, before = compare(read_quality(root, stream), contract, runs, _window(reference))
     except PipelineError as error:
         console.print("[red]refused[/]", str(error).replace("[", r"\["))
         raise typer.Exit(2) from error

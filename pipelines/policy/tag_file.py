@@ -13,8 +13,9 @@ from pipelines.contracts.arrow import ARROW_TYPES, arrow_type
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.rewrite import rewrite_columns
 from pipelines.lake.splice import splice_columns
-from pipelines.policy.engine import Tagger, assemble
+from pipelines.policy.engine import assemble
 from pipelines.policy.expression import ROW_COLUMNS
+from pipelines.policy.judge import Judge
 from schemas.contract import Contract
 
 BLOCK_ROWS = 1024 * 1024
@@ -51,7 +52,7 @@ class Filler(Protocol):
 class RuleTagger:
     """Rules over the contract's columns; a column that a file does not have yet is null, or what `fill` finds."""
 
-    tagger: Tagger
+    tagger: Judge
     fill: "Filler | None" = None
 
     @property
