@@ -143,8 +143,12 @@ def settle(db: sqlite3.Connection, receipt: Receipt, open_epoch: int) -> Removed
 
 
 def set_state(db: sqlite3.Connection, ids: Iterable[int], state: State, reason: str = "") -> None:
-    """Move envelopes to a state."""
-    db.executemany("UPDATE envelope SET state = ?, reason = ? WHERE id = ?", [(state, reason, id_) for id_ in ids])
+    """Move envelopes to a state. One that was parked and has a large payload waits for that again, rather than being ready."""
+    again = "CASE WHEN ?1 = ?4 AND state = ?5 AND digest <> '' THEN ?6 ELSE ?1 END"
+    db.executemany(
+        f"UPDATE envelope SET state = {again}, reason = ?2 WHERE id = ?3",  # noqa: S608 # a constant
+        [(state, reason, id_, State.READY, State.PARKED, State.WAITING) for id_ in ids],
+    )
 
 
 def candidates(db: sqlite3.Connection, in_flight: frozenset[int], limit: int) -> list[Candidate]:

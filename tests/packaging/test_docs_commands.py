@@ -16,6 +16,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("depl
 COMMANDS = {"edge-agent": typer.main.get_command(edge_app), "catchment": typer.main.get_command(core_app)}
 # The core's rooms are imported when one is asked for, unless only a completion is.
 AS_A_SHELL = SimpleNamespace(resilient_parsing=False)
+# Reads like a command and is none: the text that a policy's signature begins with.
+NO_COMMAND = "`catchment edge policy 1`"
 ANYWHERE = {"--help", "--show-completion", "--install-completion"}
 # A program's name, then words up to where a shell would end the command.
 _SHELL = re.compile(r"(?:^|[\s/(\"'])(edge-agent|catchment)((?:[ \t]+[^\s;&><)]+)*)")
@@ -29,6 +31,7 @@ def _rooms_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def named(text: str) -> list[tuple[str, list[str]]]:
     """The commands of a page: program and words. Of running text only what stands in backticks counts."""
     found: list[tuple[str, list[str]]] = []
+    text = text.replace(NO_COMMAND, "")
     fences = re.findall(r"^```(?:sh|bash|console|shell)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     fences += re.findall(r"^ {4}((?:edge-agent|catchment) .+)$", rest, re.MULTILINE)

@@ -231,3 +231,17 @@ def test_the_free_space_floor_keeps_a_real_disk_usable_for_others(small_disk: Pa
     assert spool.books()[0].is_balanced
     assert spool.books()[0].dropped["evicted"] > 0
     spool.close()
+
+
+def test_a_parked_large_payload_that_is_replayed_goes_before_its_envelope_again(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path / "s")
+    large = spool.put_object(os.urandom(100_000))
+    spool.append(Append(ALPHA, (NewEnvelope(1, b"row", "1", large=large),))).result()
+    spool.object_refused(large.digest, "refused 5 times")
+    assert spool.waiting_objects() == []
+    spool.unpark_all()
+    assert spool.next_unsent(MIB) == [], "its payload is not there yet"
+    assert [waiting.ref for waiting in spool.waiting_objects()] == [large]
+    spool.object_settled(large.digest)
+    assert [envelope.body for envelope in spool.next_unsent(MIB)] == [b"row"]
+    spool.close()
