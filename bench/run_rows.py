@@ -59,7 +59,8 @@ def land(root: Path, envelopes: int, per_segment: int) -> None:
     folder = root / "landing" / "b0"
     folder.mkdir(parents=True)
     random = np.random.default_rng(1)
-    bodies = [body(index * SAMPLES, random) for index in range(min(envelopes, 50))]
+    # As many as one file holds: were they fewer, the same numbers would come again in it, and zstd would find them.
+    bodies = [body(index * SAMPLES, random) for index in range(min(envelopes, per_segment))]
     for number, start in enumerate(range(0, envelopes, per_segment), 1):
         rows = []
         for index in range(start, min(start + per_segment, envelopes)):
@@ -68,7 +69,7 @@ def land(root: Path, envelopes: int, per_segment: int) -> None:
             head = EnvelopeHead(DeviceId(device), StreamName(STREAM), ARROW_STREAM, span, builtin_contract(STREAM).version)
             rows.append(
                 LandingRow(
-                    START_US, "up", f"catchment/up/{device}/{STREAM}", bodies[index % 50], device, STREAM, ARROW_STREAM,
+                    START_US, "up", f"catchment/up/{device}/{STREAM}", bodies[index % per_segment], device, STREAM, ARROW_STREAM,
                     head.to_properties(), span,
                 )
             )  # fmt: skip

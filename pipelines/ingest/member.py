@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from pipelines.ingest.afield import bring_home, here
-from pipelines.ingest.crew import HEAD, PLACE, RESULT
+from pipelines.ingest.crew import HEAD, PLACE, READY, RESULT
 from pipelines.ingest.isolate import settle_around_faults
 from pipelines.ingest.outcome import FAULT, failure_of
 from pipelines.ingest.settle import settle_item
@@ -60,6 +60,7 @@ def main() -> None:
     answer = os.dup(1)
     os.dup2(2, 1)
     log_to_stderr()
+    _send(answer, READY, b"")
     source = sys.stdin.buffer
     while head := source.read(HEAD.size):
         _kind, size = HEAD.unpack(head)

@@ -21,7 +21,7 @@ import structlog
 
 from pipelines.errors import RefusedError
 from pipelines.policy import ir
-from pipelines.policy.engine import CompiledRule, Tagger, lists_of
+from pipelines.policy.engine import CompiledRule, Tagger, TagLists, in_words, lists_of
 from pipelines.policy.worker import READY, REFUSED, VERDICTS, read_frame, write_frame
 from schemas.contract import Contract, encode_contract
 from schemas.policy import Policy
@@ -89,8 +89,16 @@ class GuardedTagger:
         Raises:
             RefusedError: the table lacks a column that a rule reads.
         """
+        return in_words(self.coded(table))
+
+    def coded(self, table: pa.Table) -> TagLists:
+        """As `Tagger.coded`; a suspended policy gives no tag.
+
+        Raises:
+            RefusedError: the table lacks a column that a rule reads.
+        """
         if not self.risky or not table.num_rows:
-            return self.whole.tag(table)
+            return self.whole.coded(table)
         missing = sorted(self.columns - set(table.column_names))
         if missing:
             raise RefusedError(f"the rules read columns that the table does not have: {', '.join(missing)}")
