@@ -10,12 +10,22 @@ from pathlib import Path
 
 import pyarrow as pa
 import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from schemas.edge_policy import (
+    EdgeAction,
+    EdgePolicy,
+    EdgeRule,
+    SignedEdgePolicy,
+    encode_edge_policy,
+    encode_signed_edge_policy,
+    signing_bytes,
+)
 from schemas.envelope import ARROW_STREAM, JSON, ZSTD, EnvelopeHead, Span
 from schemas.ids import DeviceId, Digest, StreamName
 from schemas.parts import PartHead
 from schemas.receipts import ObjectState, Receipt, encode_object_state, encode_receipt
-from schemas.reported import DroppedRange, EpochReport, ModelReport, Reported, StreamBooks, encode_reported
+from schemas.reported import DroppedRange, EpochReport, ModelReport, PolicyReport, Reported, StreamBooks, encode_reported
 from schemas.rollout import Desired, PieceRequest, encode_desired, encode_piece_request
 from schemas.topics import Topics
 
@@ -105,6 +115,23 @@ def large_payloads() -> None:
     vector("object-settled", "all bytes are there and their hash is true", down, state, properties=[], retain=False)
 
 
+def edge_policy() -> None:
+    """Signed rules. The key is of this vector alone: its private half is the 32 bytes 0 to 31."""
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    rule = EdgeRule("standing", '"speed_mps" < ?', EdgeAction.SAMPLE, (0.1,), rate=0.01)
+    text = encode_edge_policy(EdgePolicy(7, CREATED_US // 1000, {str(STREAM): (rule,)}))
+    signed = SignedEdgePolicy(text, key.sign(signing_bytes(text)).hex())
+    vector(
+        "edge-policy",
+        "of a standing car one sample in a hundred is kept",
+        TOPICS.policy(DEVICE),
+        encode_signed_edge_policy(signed),
+        properties=[],
+        retain=True,
+        public_key_hex=key.public_key().public_bytes_raw().hex(),
+    )
+
+
 def words() -> None:
     """Receipts, reports, desired state and piece requests."""
     receipt = encode_receipt(Receipt(42, {"vehicle_telemetry": {str(EPOCH): [(0, 4100), (4103, 4104)]}}))
@@ -114,8 +141,8 @@ def words() -> None:
     epochs = (EpochReport(str(STREAM), EPOCH, 4104, closed=False, dropped=(DroppedRange(17, 20, "evicted"),)),)
     books = (StreamBooks(str(STREAM), captured=4104, settled=4098, spooled=3, dropped={"evicted": 3}),)
     models = (ModelReport("defects", 3, "active"),)
-    report = encode_reported(Reported(str(DEVICE), CREATED_US // 1000, "0.1.0", books, epochs, models))
-    vector("reported", "a device's books, epochs and model", TOPICS.reported(DEVICE), report, properties=[], retain=True)
+    report = encode_reported(Reported(str(DEVICE), CREATED_US // 1000, "0.1.0", books, epochs, models, PolicyReport(7)))
+    vector("reported", "a device's books, epochs, model and rules", TOPICS.reported(DEVICE), report, properties=[], retain=True)
     desired = encode_desired(Desired("defects-3", "defects", 3, "defects/3.onnx", CREATED_US // 1000))
     vector("desired", "which model to run", TOPICS.desired(DEVICE), desired, properties=[], retain=True)
     request = encode_piece_request(PieceRequest("metadata/timestamp.json", 0, 65_536))
@@ -127,4 +154,5 @@ if __name__ == "__main__":
     envelopes()
     large_payloads()
     words()
+    edge_policy()
     print(f"{len(list(FOLDER.glob('*.json')))} vectors in {FOLDER}")

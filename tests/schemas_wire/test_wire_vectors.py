@@ -7,9 +7,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from pipelines.contracts.json_rows import rows_from_json
 from schemas.builtin import builtin_contract
+from schemas.edge_policy import (
+    decode_edge_policy,
+    decode_signed_edge_policy,
+    encode_edge_policy,
+    encode_signed_edge_policy,
+    signing_bytes,
+)
 from schemas.envelope import ARROW_STREAM, read_head
 from schemas.parts import read_part_head
 from schemas.receipts import decode_object_state, decode_receipt, encode_object_state, encode_receipt
@@ -24,6 +32,7 @@ WORDS = {
     "object-settled": (decode_object_state, encode_object_state),
     "reported": (decode_reported, encode_reported),
     "desired": (decode_desired, encode_desired),
+    "edge-policy": (decode_signed_edge_policy, encode_signed_edge_policy),
     "piece-request": (decode_piece_request, encode_piece_request),
 }
 ENVELOPES = ("envelope-arrow", "envelope-arrow-zstd", "envelope-arrow-payload", "envelope-json", "envelope-json-bare")
@@ -101,3 +110,13 @@ def test_a_part_reads_and_writes_to_the_same_pairs(name):
     part = read_part_head(address.digest, len(body), properties)
     assert part.to_properties() == properties
     assert part.is_query == (name == "part-query")
+
+
+def test_the_rules_of_a_signed_policy_are_what_the_key_signed():
+    document, body, _ = load("edge-policy")
+    signed = decode_signed_edge_policy(body)
+    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["public_key_hex"]))
+    key.verify(bytes.fromhex(signed.signature), signing_bytes(signed.policy))  # raises where it is not so
+    policy = decode_edge_policy(signed.policy)
+    assert [rule.id for rule in policy.streams["vehicle_telemetry"]] == ["standing"]
+    assert encode_edge_policy(policy) == signed.policy

@@ -194,7 +194,9 @@ def test_what_the_rules_forbid_waits_in_the_spool_until_they_allow_it(secured: S
     use_certificate(secured, secured.authority, "dev-a")
     rules = (secured.folder / "acl").read_text().replace(CORE_RULES, "")
     with secured.core() as core:
-        secured.write_rules(rules.replace("pattern write catchment/up/%u/#\n", ""))
+        right = "pattern write catchment/up/%u/+\n"
+        assert right in rules
+        secured.write_rules(rules.replace(right, ""))
         running = agent(tls_table(secured), 300)
         eventually(lambda: "reason=0x87" in running.log())
         assert not core.landed
