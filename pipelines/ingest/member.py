@@ -10,6 +10,10 @@ import signal
 import sys
 
 import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import structlog
 
 from pipelines.ingest.afield import bring_home, here
@@ -60,6 +64,7 @@ def main() -> None:
     answer = os.dup(1)
     os.dup2(2, 1)
     log_to_stderr()
+    _rehearse()
     _send(answer, READY, b"")
     source = sys.stdin.buffer
     while head := source.read(HEAD.size):
@@ -67,6 +72,13 @@ def main() -> None:
         work = msgspec.json.decode(source.read(size), type=Work)
         _limit_memory(work.limits.worker_memory_bytes)
         _send(answer, RESULT, msgspec.json.encode(settle_or_fail(work, answer)))
+
+
+def _rehearse() -> None:
+    """What libraries put off until their first use, done before anybody waits: Arrow imports pandas at its first array."""
+    told = pa.array(np.zeros(1))
+    pq.write_table(pa.table({"": told}), pa.BufferOutputStream())
+    pl.DataFrame({"": [0.0]}).select(pl.col("").is_finite()).get_columns()
 
 
 def _limit_memory(max_bytes: int) -> None:
