@@ -25,6 +25,7 @@ from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_con
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import notify_service_manager
 from edge_agent.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
+from edge_agent.inspect.looked import asked_for
 from edge_agent.lineup import Lineup
 from edge_agent.monitor import Monitor
 from edge_agent.open_spool import open_spool
@@ -81,7 +82,7 @@ class Agent:
             if config.model is not None:
                 self._models = self._build_models(config.model)
             self._forwarder = self._build_forwarder()
-            self._lineup = Lineup(self._build_pump, self._thread)
+            self._lineup = Lineup(self._build_pump, self._thread, self._spool.leave)
             self._monitor = Monitor(
                 config,
                 agent_version(),
@@ -226,7 +227,8 @@ class Agent:
         annotate = self._models.annotate if has_model and self._models is not None else None
         key = read_redaction_key(self._config.redaction.key)
         refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), annotate)
-        sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled)
+        asked = asked_for(source.inspect, contract)
+        sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled, asked)
         return SourcePump(source, build, encoder, self._spool, refine, self._clock, sieve)
 
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":

@@ -17,11 +17,11 @@ from edge_agent.spool_cli import park_app, spool_app
 _HELP = """Captures samples, keeps them through power cuts, and delivers each exactly once.
 
 Start with `edge-agent check -c agent.toml`, then `edge-agent run -c agent.toml`; look with `status` and `ledger`,
-which work while the agent runs and after.
+which work while the agent runs and after. SIGHUP makes a running agent read its configuration again.
 
-Exit codes: 0 done; 1 `doctor` found something that does not work, or `spool verify` found damage; 2 the configuration is
-wrong (the message names file, line and key); 3 with --until-settled, only parked envelopes are left; 75 try again (the spool
-broke and is mended at the next start, or another agent runs).
+Exit codes: 0 done; 1 `doctor` found something that does not work, or `spool verify` found damage; 2 the command or the
+configuration is wrong (the message names file, line and key); 3 `run --until-settled` ended with parked envelopes left;
+75 try again: the spool broke and is mended at the next start, another agent runs, or there is no spool yet to look at.
 """
 
 app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -38,7 +38,7 @@ def run(
         bool, typer.Option("--until-settled", help="End when all sources ended and everything is settled.")
     ] = False,
 ) -> None:
-    """Capture and deliver until SIGTERM or Ctrl-C. Logs go to stderr."""
+    """Capture and deliver until SIGTERM or Ctrl-C. Logs go to stderr; SIGHUP reads the configuration again."""
     # The process that runs for months carries neither this command line nor its tables: it starts small.
     from edge_agent.config import load_agent_config  # noqa: PLC0415 # each command loads only what it needs
 
@@ -53,7 +53,7 @@ def run(
 
 @app.command()
 def status(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """Is it connected, does it make progress, how full is the spool, what is parked?"""
+    """Is it connected, does it make progress, how full is the spool, what was refused, what is parked?"""
     from edge_agent.looking import read_status  # noqa: PLC0415
     from edge_agent.show import show_status  # noqa: PLC0415
 

@@ -8,6 +8,7 @@ import msgspec
 
 from edge_agent.complaints import explain_toml, explain_value
 from edge_agent.errors import ConfigError
+from edge_agent.inspect.config import InspectConfig
 from edge_agent.report_config import ReportConfig
 from edge_agent.sections import (
     MAX_PRIORITY,
@@ -71,6 +72,7 @@ class SourceConfig(Section, frozen=True):
         compress: zstd on bodies; worth it for telemetry, not for JPEG.
         options: what this kind of source wants to know.
         report: which samples are worth storing; without it all are.
+        inspect: what computes columns that the contract has and the source does not fill.
     """
 
     kind: str
@@ -82,6 +84,7 @@ class SourceConfig(Section, frozen=True):
     compress: bool = False
     options: dict[str, Any] = {}  # noqa: RUF012 # msgspec gives each its own
     report: ReportConfig | None = None
+    inspect: tuple[InspectConfig, ...] = ()
 
     def __post_init__(self) -> None:
         StreamName(self.stream)
@@ -177,7 +180,9 @@ def load_contract(source: SourceConfig) -> Contract:
     try:
         contract = builtin_contract(source.stream) if source.contract is None else decode_contract(source.contract.read_bytes())
     except OSError as error:
-        raise ConfigError(f"source.contract {source.contract}: {error.strerror}; compile it from its ODCS file") from error
+        raise ConfigError(
+            f"source.contract {source.contract}: {error.strerror}; make it by `catchment contract show NAME --as agent`"
+        ) from error
     except SchemaError as error:
         raise ConfigError(f"source.contract of stream {source.stream}: {error}") from error
     if contract.name != source.stream:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -14,6 +15,16 @@ _STOP_WITHIN_S = 15.0
 
 _log = structlog.get_logger(__name__)
 Build = Callable[[SourceConfig], SourcePump]
+
+
+class Leave(Protocol):
+    """Tells the spool of a source that stops: what waits there for room must not hold it up."""
+
+    def __call__(self, source: str, *, is_gone: bool = False) -> None:
+        """It is to stop, or it has."""
+        ...
+
+
 Spawn = Callable[[str, Callable[[threading.Event], None], threading.Event], threading.Thread]
 
 
@@ -31,11 +42,13 @@ class Lineup:
     Args:
         build: makes the pump of a source.
         spawn: starts a thread.
+        leave: tells the spool, by the source's name, that a source is to stop, and that it has.
     """
 
-    def __init__(self, build: Build, spawn: Spawn) -> None:
+    def __init__(self, build: Build, spawn: Spawn, leave: Leave) -> None:
         self._build = build
         self._spawn = spawn
+        self._leave = leave
         self._entries: list[_Running] = []
         self._count = 0
 
@@ -76,6 +89,11 @@ class Lineup:
         """End these; returns those that do not."""
         for entry in entries:
             entry.stop.set()
+            self._leave(entry.config.name)
         for entry in entries:
             entry.thread.join(_STOP_WITHIN_S)
-        return [entry for entry in entries if entry.thread.is_alive()]
+        stuck = [entry for entry in entries if entry.thread.is_alive()]
+        for entry in entries:
+            if entry not in stuck:
+                self._leave(entry.config.name, is_gone=True)
+        return stuck

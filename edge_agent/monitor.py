@@ -103,8 +103,8 @@ class Monitor:
             max_bytes=vitals.max_bytes,
             rss_bytes=vitals.rss_bytes,
             failure=vitals.failure,
-            rejected={pump.name: pump.rejected() for pump in self._lineup.pumps},
-            left_out={pump.name: pump.left_out() for pump in self._lineup.pumps},
+            rejected=_by_source((pump.name, pump.rejected()) for pump in self._lineup.pumps),
+            left_out=_by_source((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             policy=self._policy(),
         )
         try:
@@ -116,6 +116,14 @@ class Monitor:
             notify_service_manager("WATCHDOG=1")
         else:
             _log.error("not live", said=verdict.said)
+
+
+def _by_source(counts: Iterable[tuple[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    """Counts by kind and stream: two folders that fill one stream are told as one."""
+    total: dict[str, Counter[str]] = {}
+    for name, by_reason in counts:
+        total.setdefault(name, Counter()).update(by_reason)
+    return {name: dict(found) for name, found in total.items()}
 
 
 def _by_stream(counts: Iterable[tuple[str, dict[str, int]]]) -> tuple[tuple[str, str, int], ...]:

@@ -1,5 +1,8 @@
 """Tables for people."""
 
+import time
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +21,8 @@ def show_status(status: Status) -> None:
     table.add_row("running", "yes" if status.is_running else "no")
     health = status.health
     if health is not None:
+        table.add_row("last look", f"{max(0.0, time.time() - health.at_ms / 1000):,.0f} s ago")
+        table.add_row("sources running", str(health.sources_running if status.is_running else 0))
         table.add_row("connected", "yes" if status.is_running and health.is_connected else "no")
         since = "never" if health.since_ack_s is None else f"{health.since_ack_s:.0f} s before the last look"
         table.add_row("broker took a message", since)
@@ -26,8 +31,11 @@ def show_status(status: Status) -> None:
         table.add_row("memory", f"{health.rss_bytes / _MIB:.1f} MiB")
         if health.policy is not None:
             table.add_row("rules from the core", _policy(health.policy))
+        for name, words in (("refused", health.rejected), ("left out", health.left_out)):
+            if told := "\n".join(_reasons(words)):
+                table.add_row(name, told)
         if health.failure:
-            table.add_row("failure", f"[red]{health.failure}[/red]")
+            table.add_row("failure", f"[red]{escape(health.failure)}[/red]")
     table.add_row("samples not settled", f"{status.spooled:,}")
     table.add_row("samples dropped", f"{status.dropped:,}")
     for aside in status.moved_aside:
@@ -58,10 +66,19 @@ def show_ledger(ledger: Ledger) -> None:
     console.print(epochs)
 
 
+def _reasons(counts: dict[str, dict[str, int]]) -> Iterator[str]:
+    """A line for each source and reason, since the agent started."""
+    for source, reasons in sorted(counts.items()):
+        for reason, count in sorted(reasons.items()):
+            yield f"{count:,} {escape(source)}: {escape(reason)}"
+
+
 def _policy(policy: PolicyReport) -> str:
     """What is in force, what is suspended, what was refused."""
     words = [f"version {policy.version}" if policy.version else "none yet"]
     words += [f"[red]suspended[/red] {escape(name)}: {escape(reason)}" for name, reason in sorted(policy.suspended.items())]
+    blind = sorted(policy.uninspected.items()) if policy.uninspected else []
+    words += [f"[yellow]not inspected[/yellow] {escape(name)}: {samples:,}" for name, samples in blind]
     if policy.refused:
         words.append(f"[red]{policy.refused} refused[/red], the last: {escape(policy.reason)}")
     return "\n".join(words)
@@ -92,5 +109,5 @@ def _parked(status: Status) -> Table:
         table.add_column(name)
     for entry in status.parked:
         seqs = f"{entry.first_seq} to {entry.first_seq + entry.count - 1}"
-        table.add_row(entry.stream, str(entry.epoch), seqs, entry.reason)
+        table.add_row(entry.stream, str(entry.epoch), seqs, escape(entry.reason))
     return table

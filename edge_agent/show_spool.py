@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from edge_agent.spool.inspection import Entry
 
 
-def show_entries(entries: Sequence[Entry], in_all: dict[str, int]) -> None:
-    """Print envelopes, and how many there are in each state."""
+def show_entries(entries: Sequence[Entry], in_all: dict[str, int], *, is_cut: bool) -> None:
+    """Print envelopes, and how many there are in each state; `is_cut`: as many as the limit allows, there may be more."""
     console = Console()
     told = ", ".join(f"{count:,} {state}" for state, count in sorted(in_all.items())) or "none"
     table = Table(title=f"envelopes: {told}")
@@ -21,8 +22,16 @@ def show_entries(entries: Sequence[Entry], in_all: dict[str, int]) -> None:
         seqs = f"{entry.first_seq} to {entry.first_seq + entry.count - 1}"
         size = f"{entry.body_bytes + entry.object_bytes:,}"
         table.add_row(
-            str(entry.id), entry.stream, str(entry.epoch), seqs, entry.state, str(entry.priority), size, made, entry.reason
+            str(entry.id),
+            entry.stream,
+            str(entry.epoch),
+            seqs,
+            entry.state,
+            str(entry.priority),
+            size,
+            made,
+            escape(entry.reason),
         )
     console.print(table)
-    if len(entries) < sum(in_all.values()):
+    if is_cut:
         console.print(f"{len(entries):,} are shown; --limit shows more")

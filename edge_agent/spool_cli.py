@@ -54,7 +54,7 @@ def list_spool(
     with _reader(config) as (db, _):
         found = inspection.entries(db, stream=stream, state=None if state is None else State[state.upper()], limit=limit)
         in_all = inspection.count(db)
-    _tell_entries(found, in_all, as_json=as_json)
+    _tell_entries(found, in_all, as_json=as_json, is_cut=len(found) >= limit)
 
 
 @spool_app.command("show")
@@ -122,7 +122,7 @@ def list_parked(config: ConfigOption, limit: LimitOption = 100, as_json: JsonOpt
     with _reader(config) as (db, _):
         found = inspection.entries(db, stream=None, state=State.PARKED, limit=limit)
         in_all = inspection.count(db)
-    _tell_entries(found, in_all, as_json=as_json)
+    _tell_entries(found, in_all, as_json=as_json, is_cut=len(found) >= limit)
 
 
 @park_app.command("replay")
@@ -167,10 +167,10 @@ def _reader(path: Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
         raise AgentError(f"the spool in {folder} cannot be read: {error}; has `edge-agent run` been started?") from error
 
 
-def _tell_entries(found: "list[Entry]", in_all: dict[str, int], *, as_json: bool) -> None:
+def _tell_entries(found: "list[Entry]", in_all: dict[str, int], *, as_json: bool, is_cut: bool) -> None:
     from edge_agent.show_spool import show_entries  # noqa: PLC0415
 
     if as_json:
         typer.echo(msgspec.json.encode({"envelopes": found, "in_all": in_all}))
     else:
-        show_entries(found, in_all)
+        show_entries(found, in_all, is_cut=is_cut)

@@ -93,9 +93,8 @@ def up(config: Config = Path("core.toml")) -> None:
     from pipelines.up import supervise  # noqa: PLC0415  # heavy only here
 
     core = load_core_config(config)
-    with serving(core.lake_root, core.watch.host, core.watch.port, SystemClock()) if core.watch.port else nullcontext():
-        every_s = 0 if core.remote else core.maintain.every_s  # a remote lake is cleaned up by its storage
-        code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=every_s)
+    with serving(_lake(config), core.watch.host, core.watch.port, SystemClock()) if core.watch.port else nullcontext():
+        code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
     raise typer.Exit(code)
 
 
@@ -120,8 +119,10 @@ def run(
     engine = Engine(runner or core.run.runner, options, workers or core.run.workers)
     if from_landing:
         from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
+        from pipelines.lake.remote import demand_folder, lake_of  # noqa: PLC0415  # only here
         from pipelines.upkeep.maintain import only_maintenance  # noqa: PLC0415  # only here
 
+        demand_folder(lake_of(core), "`run --from-landing`")
         with only_maintenance(core.lake_root):
             done = backfill(core, segments_of(from_landing), engine, SystemClock())
         show("Made anew", [asdict(one) for one in done], as_json=False)
@@ -185,8 +186,10 @@ def _end(error: Exception, code: int) -> None:
 
 
 def _lake(path: Path) -> Path:
+    from pipelines.lake.remote import lake_of  # noqa: PLC0415  # only here
+
     config: CoreConfig = load_core_config(path)
-    return config.lake_root
+    return lake_of(config)
 
 
 def _lists_commands() -> bool:

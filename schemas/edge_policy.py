@@ -20,6 +20,7 @@ from schemas.wire_json import encode_json
 
 MAX_EDGE_POLICY_BYTES = 1024 * 1024
 MAX_EDGE_RULES = 100
+MAX_EDGE_INSPECTORS = 4
 MAX_SQL_CHARS = 16_000
 MAX_PARAMETERS = 500
 SIGNATURE_HEX_CHARS = 128
@@ -72,6 +73,24 @@ class EdgeRule(msgspec.Struct, frozen=True, omit_defaults=True):
             raise PolicyDocumentError(f"edge rule {self.id}: priority {self.priority} must be within 0 and 1,000,000")
 
 
+class EdgeInspect(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An inspector whose columns the rules of a stream read, computed on the device before they are asked.
+
+    Attributes:
+        use: its name; a device that has no such inspector suspends the rules that read its columns.
+        version: of what it computes; a device with another one does not answer for it.
+        column: of the text inspector: the column whose texts are counted; empty: the payload.
+    """
+
+    use: str
+    version: int
+    column: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.use) <= 63 or len(self.column) > 128 or self.version < 1:
+            raise PolicyDocumentError(f"edge policy: inspector {self.use[:80]!r} needs a name and a version")
+
+
 class EdgePolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """All rules of a device.
 
@@ -80,6 +99,7 @@ class EdgePolicy(msgspec.Struct, frozen=True, omit_defaults=True):
         issued_ms: when it was signed, milliseconds since 1970.
         streams: stream -> its rules, in order.
         devices: whom it is for; empty: everyone. A device refuses what is not for it.
+        inspect: stream -> what computes further columns for its rules.
 
     Raises:
         PolicyDocumentError: a stream's name, a rule or a number is malformed.
@@ -89,10 +109,15 @@ class EdgePolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     issued_ms: int
     streams: dict[str, tuple[EdgeRule, ...]]
     devices: tuple[str, ...] = ()
+    inspect: dict[str, tuple[EdgeInspect, ...]] = {}
 
     def __post_init__(self) -> None:
         if self.version < 1 or self.issued_ms < 0:
             raise PolicyDocumentError(f"edge policy: version {self.version} must be at least 1, issued_ms not negative")
+        for stream, steps in self.inspect.items():
+            StreamName(stream)
+            if len(steps) > MAX_EDGE_INSPECTORS:
+                raise PolicyDocumentError(f"edge policy, stream {stream}: at most {MAX_EDGE_INSPECTORS} inspectors")
         for stream, rules in self.streams.items():
             StreamName(stream)
             if len(rules) > MAX_EDGE_RULES or len({rule.id for rule in rules}) != len(rules):

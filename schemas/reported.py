@@ -64,12 +64,14 @@ class PolicyReport(msgspec.Struct, frozen=True):
         refused: how many policies were refused since the agent started: forged, older, for others, or malformed.
         reason: why the last one was.
         suspended: `stream/rule` -> why that rule is not applied.
+        uninspected: `stream/inspector` -> how many samples it could not look at since the agent started; their columns are null.
     """
 
     version: int = 0
     refused: int = 0
     reason: str = ""
     suspended: dict[str, str] = {}
+    uninspected: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # absent on the wire where there is none
 
 
 class Reported(msgspec.Struct, frozen=True):

@@ -17,6 +17,9 @@ _MAX_TEMPLATES = 1_024
 _MAX_FIELDS = 512
 _MAX_WAITING = 256
 _VARIABLE = 0xFFFF
+_WORD_BYTES = 4
+# An exporter's clock may be set a little; further apart, it was started anew.
+_SAME_START_MS = 60_000
 # What a v5 record holds, as information elements of RFC 7012: id, offset, length.
 _V5 = ((8, 0, 4), (12, 4, 4), (2, 16, 4), (1, 20, 4), (22, 24, 4), (21, 28, 4), (7, 32, 2), (11, 34, 2), (6, 37, 1), (4, 38, 1))
 _V5_HEAD, _V5_RECORD = 24, 48
@@ -39,9 +42,21 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
-class _Template:
-    fields: tuple[tuple[int, int], ...]  # information element (0: not known to us), length
+class Template:
+    """What the records of a data set hold: (information element, 0 for one not known to us; length), in order.
+
+    Attributes:
+        is_kept: it was told before this agent's start; the exporter may have been given others meanwhile.
+    """
+
+    fields: tuple[tuple[int, int], ...]
     is_options: bool
+    is_kept: bool = False
+
+    def fits(self, body: bytes) -> bool:
+        """Whether the data set's length can be that of such records and less than a word of padding."""
+        sizes = [length for _, length in self.fields]
+        return _VARIABLE in sizes or len(body) % sum(sizes) < _WORD_BYTES
 
 
 @dataclass(slots=True)
@@ -50,16 +65,30 @@ class Exporter:
 
     Args:
         rejects: where what cannot be read is counted.
+        templates: known already.
+        init_ms: when an IPFIX exporter began to count its uptime, if it told.
+        kept_boot_ms: when it was started, as it told before this agent was; None: it did not.
+
+    Attributes:
+        is_changed: a template is another than when this was last set to False.
+        boot_ms: when it was started, as it tells.
+        is_heard: something came of it since this agent's start.
     """
 
     rejects: Rejects
-    templates: dict[int, _Template] = field(default_factory=dict)
+    templates: dict[int, Template] = field(default_factory=dict)
     init_ms: int | None = None
+    kept_boot_ms: int | None = None
     expected: int | None = None
+    is_changed: bool = False
+    boot_ms: int | None = None
+    is_heard: bool = False
+    told: int | None = 0  # data records of the datagram at hand; None: one of its sets could not be read
     waiting: deque[tuple[int, bytes, int, int | None]] = field(default_factory=deque)
 
     def read(self, data: bytes) -> list[Export]:
         """The flows of a datagram, and of earlier ones that waited for a template in this one."""
+        self.is_heard = True
         try:
             return self._read(data, int.from_bytes(data[:2], "big"))
         except (MalformedError, struct.error):
@@ -72,9 +101,13 @@ class Exporter:
         if version == 9 and len(data) >= 20:
             uptime_ms, seconds, sequence = struct.unpack("!III", data[4:16])
             self._check_sequence(sequence, 1)
+            self._check_start(seconds * 1000 - uptime_ms)
             return self._sets(data[20:], (0, 1), seconds * 1000, uptime_ms)
         if version == 10 and len(data) >= 16 and int.from_bytes(data[2:4], "big") == len(data):
-            return self._sets(data[16:], (2, 3), int.from_bytes(data[4:8], "big") * 1000, None)
+            exports = self._sets(data[16:], (2, 3), int.from_bytes(data[4:8], "big") * 1000, None)
+            # It counts data records: only who knows all templates of this datagram knows what the next one says.
+            self._check_sequence(int.from_bytes(data[8:12], "big"), self.told)
+            return exports
         raise MalformedError("no version known, or short")
 
     def _v5(self, data: bytes) -> Export:
@@ -88,11 +121,17 @@ class Exporter:
         records = tuple({id_: row[start : start + size] for id_, start, size in _V5} for row in rows)
         return Export(records, seconds * 1000 + nanos // 1_000_000, uptime_ms)
 
-    def _check_sequence(self, sequence: int, step: int) -> None:
+    def _check_start(self, boot_ms: int) -> None:
+        self.boot_ms = boot_ms
+        if self.kept_boot_ms is not None and abs(boot_ms - self.kept_boot_ms) > _SAME_START_MS:
+            self.templates = {id_: template for id_, template in self.templates.items() if not template.is_kept}
+        self.kept_boot_ms = None
+
+    def _check_sequence(self, sequence: int, step: int | None) -> None:
         lost = 0 if self.expected is None else (sequence - self.expected) & 0xFFFF_FFFF
         if 0 < lost < 1 << 20:  # further off the exporter was started anew, or the datagram is late
             self.rejects.count(LOST, times=lost)
-        self.expected = (sequence + step) & 0xFFFF_FFFF
+        self.expected = None if step is None else (sequence + step) & 0xFFFF_FFFF
 
     def _sets(self, data: bytes, kinds: tuple[int, int], at_ms: int, uptime_ms: int | None) -> list[Export]:
         sets: list[tuple[int, bytes]] = []
@@ -103,29 +142,36 @@ class Exporter:
                 raise MalformedError("set length")
             sets.append((set_id, data[at + 4 : at + length]))
             at += length
-        known = len(self.templates)
+        has_templates = False
         for set_id, body in sets:
             if set_id in kinds:
+                has_templates = True
                 self._take_templates(body, is_options=set_id == kinds[1], is_ipfix=kinds[0] == 2)
-        ready = [(set_id, body, at_ms, uptime_ms) for set_id, body in sets if set_id >= 256]
-        if len(self.templates) > known and self.waiting:
-            ready = [*self.waiting, *ready]
+        early: list[tuple[int, bytes, int, int | None]] = []
+        if has_templates:
+            early = list(self.waiting)
             self.waiting.clear()
-        return [export for one in ready if (export := self._data(*one)) is not None]
+        exports = [self._data(*one) for one in early]
+        self.told = 0
+        exports += [self._data(set_id, body, at_ms, uptime_ms) for set_id, body in sets if set_id >= 256]
+        return [export for export in exports if export is not None]
 
     def _data(self, set_id: int, body: bytes, at_ms: int, uptime_ms: int | None) -> Export | None:
         template = self.templates.get(set_id)
-        if template is None:
+        if template is None or (template.is_kept and not template.fits(body)):
+            self.told = None
             if len(self.waiting) >= _MAX_WAITING:
                 self.waiting.popleft()
                 self.rejects.count(NO_TEMPLATE)
             self.waiting.append((set_id, body, at_ms, uptime_ms))
             return None
         records = tuple(_records(body, template))
+        self.told = None if self.told is None else self.told + len(records)
         if template.is_options:
             for record in records:
                 if 160 in record:
-                    self.init_ms = int.from_bytes(record[160], "big")
+                    before, self.init_ms = self.init_ms, int.from_bytes(record[160], "big")
+                    self.is_changed |= before != self.init_ms
             return None
         if uptime_ms is None and self.init_ms is not None:
             uptime_ms = at_ms - self.init_ms
@@ -142,12 +188,14 @@ class Exporter:
                 count = (count + int.from_bytes(body[at + 4 : at + 6], "big")) // 4  # v9 counts bytes, scopes apart
             at += head if count else 4
             if count == 0:
-                self.templates.pop(id_, None)
+                self.is_changed |= self.templates.pop(id_, None) is not None
                 continue
             fields, at = _fields(body, at, count, is_ipfix=is_ipfix)
             if len(self.templates) >= _MAX_TEMPLATES and id_ not in self.templates:
                 raise MalformedError("too many templates")
-            self.templates[id_] = _Template(fields, is_options)
+            before = self.templates.get(id_)
+            self.is_changed |= before is None or (before.fields, before.is_options) != (fields, is_options)
+            self.templates[id_] = Template(fields, is_options)
 
 
 def _fields(body: bytes, at: int, count: int, *, is_ipfix: bool) -> tuple[tuple[tuple[int, int], ...], int]:
@@ -167,7 +215,7 @@ def _fields(body: bytes, at: int, count: int, *, is_ipfix: bool) -> tuple[tuple[
     return tuple(fields), at
 
 
-def _records(body: bytes, template: _Template) -> Iterator[Record]:
+def _records(body: bytes, template: Template) -> Iterator[Record]:
     least = sum(1 if length == _VARIABLE else length for _, length in template.fields)
     at = 0
     while at + least <= len(body):

@@ -7,6 +7,7 @@
 
 A flow is one direction of a connection: src_ip, src_port, dst_ip, dst_port, proto, duration_s, orig_pkts, orig_ip_bytes. Event
 time is its beginning. Data that comes before its template waits for it; what the exporters' sequence numbers miss is counted.
+The templates are kept over a restart, as the source's position; the flows themselves nobody sends again.
 """
 
 import socket
@@ -19,6 +20,7 @@ from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.capture.connections import Inbox
 from edge_agent.capture.datagrams import DatagramSocket
 from edge_agent.capture.flow_export import Export, Exporter, Record
+from edge_agent.capture.flow_memory import recall, remember
 from edge_agent.capture.mapping import ColumnMapper
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
@@ -51,11 +53,11 @@ class NetflowSource:
         port: where it listens.
     """
 
-    def __init__(self, options: NetflowOptions, contract: Contract) -> None:
+    def __init__(self, options: NetflowOptions, contract: Contract, position: bytes | None = None) -> None:
         self._options = options
         self._rejects = Rejects("netflow")
         self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects)
-        self._exporters: dict[tuple[str, bytes], Exporter] = {}
+        self._exporters = recall(position, self._rejects)
         self._inbox = Inbox(lambda: FrameBuffer(_MAX_DATAGRAM_BYTES, self._rejects), 1, self._rejects)
         at = read_address("netflow", options.listen, ("udp",))
         made = DatagramSocket(at.host, at.port, options.receive_buffer_bytes, _MAX_DATAGRAM_BYTES, self._rejects)
@@ -79,18 +81,32 @@ class NetflowSource:
             return None
         raw: dict[str, Sequence[object]] = dict(zip(_NAMES, zip(*rows, strict=True), strict=True))
         columns: dict[str, Sequence[Scalar]] = self._mapper.convert(RawChunk(raw, len(rows)))
-        return SampleBatch(times, columns)
+        return SampleBatch(times, columns, position=self._position())
+
+    def _position(self) -> bytes | None:
+        """The templates, when they are others than those told last; each position is a write to flash."""
+        changed = [exporter for exporter in self._exporters.values() if exporter.is_changed]
+        for exporter in changed:
+            exporter.is_changed = False
+        return remember(self._exporters) if changed else None
 
     def _exports(self, peer: str, data: bytes) -> list[Export]:
         # v9: source id; IPFIX: observation domain; v5: engine. Each has templates and sequence of its own.
         domain = data[20:22] if data[:2] == b"\0\5" else data[16:20] if data[:2] == b"\0\x09" else data[12:16]
         exporter = self._exporters.get((peer, data[:2] + domain))
         if exporter is None:
-            if len(self._exporters) >= self._options.max_exporters:
+            if len(self._exporters) >= self._options.max_exporters and not self._forget_one():
                 self._rejects.count(f"row: datagram of more than {self._options.max_exporters} exporters", peer)
                 return []
             exporter = self._exporters[peer, data[:2] + domain] = Exporter(self._rejects)
         return exporter.read(data)
+
+    def _forget_one(self) -> bool:
+        """An exporter of the last run that has not spoken since makes way for one that does."""
+        silent = next((key for key, exporter in self._exporters.items() if not exporter.is_heard), None)
+        if silent is not None:
+            del self._exporters[silent]
+        return silent is not None
 
     def _add(self, record: Record, export: Export, peer: str, times: list[int], rows: list[tuple[object, ...]]) -> None:
         source, target = _address(record, 8, 27), _address(record, 12, 28)
@@ -180,5 +196,5 @@ def build(options: Mapping[str, object], contract: Contract, clock: Clock, posit
         ConfigError: an option is unknown, missing or wrong.
         SourceError: the address cannot be bound.
     """
-    del clock, position  # exporters tell their own time, and do not repeat themselves
-    return NetflowSource(check(options, contract), contract)
+    del clock  # exporters tell their own time
+    return NetflowSource(check(options, contract), contract, position)

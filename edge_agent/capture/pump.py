@@ -9,7 +9,7 @@ from dataclasses import replace
 import structlog
 
 from edge_agent.capture.batch import SampleBatch, Source
-from edge_agent.capture.coalesce import join_batches, may_join
+from edge_agent.capture.coalesce import join_batches, last_position, may_join
 from edge_agent.capture.encode import Encoder
 from edge_agent.capture.refine import Refiner
 from edge_agent.capture.storing import PatientEncoder
@@ -181,7 +181,7 @@ class SourcePump:
             envelopes=envelopes,
             priority=max(priority for priority, _ in sifted.groups),
             source=self._config.name,
-            position=batch.position,
+            position=last_position((*self._passed, batch)),
             waits_for_room=self._config.when_full == "block",
             left_out=tuple(left_out.items()),
         )
@@ -198,8 +198,9 @@ class SourcePump:
         self._settle_up(source, 0)
         passed, self._passed = self._passed, []
         left_out, self._left_out = tuple(self._left_out.items()), Counter()
-        if left_out or passed[-1].position is not None:
-            self._spool.note(Passed(StreamName(self._config.stream), self._config.name, passed[-1].position, left_out))
+        position = last_position(passed)
+        if left_out or position is not None:
+            self._spool.note(Passed(StreamName(self._config.stream), self._config.name, position, left_out))
         for batch in passed:
             source.stored(batch)
 
@@ -207,6 +208,21 @@ class SourcePump:
         """Wait until at most so many batches are not durable, and tell the source of those that are."""
         while self._under_way and (len(self._under_way) > most or self._under_way[0][0].done()):
             future, batches = self._under_way.popleft()
-            future.result()
+            try:
+                future.result()
+            except SpoolFullError:
+                self._abandon(batches)
+                raise
             for batch in batches:
                 source.stored(batch)
+
+    def _abandon(self, batches: tuple[SampleBatch, ...]) -> None:
+        """There was no room for these when the source was to stop, so what follows is refused, too: read again, or counted."""
+        lost = [*batches]
+        while self._under_way:
+            future, later = self._under_way.popleft()
+            # Waited for: what is still on its way when a successor hands in would stand between the two.
+            if future.exception() is not None:
+                lost += later
+        if count := sum(len(batch) for batch in lost if batch.position is None):
+            self._refine.rejects.count("row: the spool was full when the source stopped", times=count)

@@ -22,4 +22,7 @@ def examine_rules(config: AgentConfig, health: Health | None) -> Finding:
         names = "; ".join(f"{name}: {reason}" for name, reason in sorted(policy.suspended.items()))
         fix = "tell who wrote the policy; has this device the contract it was written for?"
         return warning(WHAT, f"{told}; not applied: {names}", fix)
+    if policy.uninspected:
+        names = "; ".join(f"{name}: {samples:,} samples" for name, samples in sorted(policy.uninspected.items()))
+        return good(WHAT, f"{told}; could not inspect {names}")
     return good(WHAT, told)

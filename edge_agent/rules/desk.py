@@ -4,11 +4,13 @@ import threading
 from pathlib import Path
 
 import structlog
+from msgspec import UNSET
 
 from edge_agent.atomic import write_atomic
 from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig
 from edge_agent.errors import PolicyError, UntrustedPolicyError
+from edge_agent.rules.seen import read_seen, write_seen
 from edge_agent.rules.trust import admit
 from schemas.edge_policy import MAX_EDGE_POLICY_BYTES, EdgePolicy
 from schemas.reported import PolicyReport
@@ -28,7 +30,8 @@ class RuleDesk:
     Args:
         public_key: the trusted Ed25519 key, 64 hexadecimal digits.
         device: this device.
-        folder: the agent's state folder; the signed policy is kept there as `policy.json`.
+        folder: the agent's state folder; the signed policy is kept there as `policy.json`, the highest version ever
+            believed as `policy.version`.
         clock: wall clock, for the name of a file that is set aside.
     """
 
@@ -37,6 +40,7 @@ class RuleDesk:
         self._device = device
         self._clock = clock
         self._path = folder / FILE_NAME
+        self._seen_version = read_seen(folder, public_key)
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._body = b""
@@ -46,6 +50,7 @@ class RuleDesk:
         self._reason = ""
         self._last_refused = b""
         self._suspended: dict[str, str] = {}
+        self._uninspected: dict[str, int] = {}
         self._load()
 
     def current(self) -> EdgePolicy | None:
@@ -56,7 +61,7 @@ class RuleDesk:
         """What is in force and what was refused."""
         with self._lock:
             version = 0 if self._policy is None else self._policy.version
-            return PolicyReport(version, self._refused, self._reason, dict(self._suspended))
+            return PolicyReport(version, self._refused, self._reason, dict(self._suspended), dict(self._uninspected) or UNSET)
 
     def suspend(self, stream: str, rule: str, reason: str) -> None:
         """A rule cannot be applied; samples it would have decided about are kept."""
@@ -66,6 +71,15 @@ class RuleDesk:
             self._suspended[name] = reason
         if is_news:
             _log.error("edge rule suspended", rule=name, reason=reason)
+
+    def uninspected(self, stream: str, inspector: str, samples: int, reason: str) -> None:
+        """An inspector could not look at some samples: their columns are null, and the core may fill them in."""
+        name = f"{stream}/{inspector}"
+        with self._lock:
+            is_news = name not in self._uninspected
+            self._uninspected[name] = self._uninspected.get(name, 0) + samples
+        if is_news:
+            _log.warning("samples cannot be inspected; counted from now on", inspector=name, reason=reason)
 
     def on_message(self, body: bytes) -> None:
         """A policy came down. An empty message takes nothing away: only a signed policy without rules does."""
@@ -93,7 +107,8 @@ class RuleDesk:
         """Put a policy in force or refuse it; False when that cannot be decided now."""
         known = 0 if self._policy is None else self._policy.version
         try:
-            policy = admit(body, public_key=self._public_key, device=self._device, known_version=known)
+            policy = self._admit(body, known_version=known)
+            self._note_version(policy.version)  # first: whatever becomes of the policy's file, nothing older is believed
             write_atomic(self._path, body)
         except UntrustedPolicyError as error:
             self._refuse(body, str(error))
@@ -105,6 +120,15 @@ class RuleDesk:
             self._policy, self._body, self._suspended = policy, body, {}
         _log.info("edge policy in force", version=policy.version, streams=len(policy.streams))
         return True
+
+    def _admit(self, body: bytes, *, known_version: int) -> EdgePolicy:
+        key, device = self._public_key, self._device
+        return admit(body, public_key=key, device=device, known_version=known_version, seen_version=self._seen_version)
+
+    def _note_version(self, version: int) -> None:
+        if version > self._seen_version:
+            write_seen(self._path.parent, self._public_key, version)
+            self._seen_version = version
 
     def _put_back(self, body: bytes) -> None:
         with self._lock:
@@ -121,8 +145,10 @@ class RuleDesk:
         """Go on with the policy of the last run. A file that is no longer what was signed is set aside."""
         try:
             body = self._path.read_bytes()
+            # Its own file may be older than the note: the agent was killed between the two.
             self._policy = admit(body, public_key=self._public_key, device=self._device, known_version=0)
             self._body = body
+            self._note_version(self._policy.version)
         except FileNotFoundError:
             return
         except UntrustedPolicyError as error:
@@ -132,7 +158,10 @@ class RuleDesk:
             _log.warning("edge policy kept on disk is not in force yet", error=str(error))
             self.on_message(body)
         except OSError as error:
-            _log.error("edge policy kept on disk cannot be read; there are no rules until the next one", error=str(error))
+            if self._policy is None:
+                _log.error("edge policy kept on disk cannot be read; there are no rules until the next one", error=str(error))
+            else:
+                _log.warning("the highest edge policy version cannot be noted", error=str(error))
 
     def _set_aside(self, body: bytes) -> None:
         try:
@@ -155,6 +184,10 @@ class NoRules:
 
     def suspend(self, stream: str, rule: str, reason: str) -> None:
         """There is no rule to suspend."""
+
+    def uninspected(self, stream: str, inspector: str, samples: int, reason: str) -> None:
+        """Nobody is told of rules here, so the log is."""
+        _log.warning("samples cannot be inspected", inspector=f"{stream}/{inspector}", samples=samples, reason=reason)
 
     def on_message(self, body: bytes) -> None:
         """A policy came that nobody could vouch for."""

@@ -7,10 +7,11 @@ from typing import Protocol
 import structlog
 
 from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.inspect.looked import Looking
 from edge_agent.rules.decide import decide
 from edge_agent.rules.sampling import chances
 from schemas.contract import ColumnType, Contract
-from schemas.edge_policy import EdgePolicy, EdgeRule
+from schemas.edge_policy import EdgeInspect, EdgePolicy, EdgeRule
 from schemas.envelope import EVENT_TIME
 from schemas.errors import EdgeRuleError
 from schemas.expressions.evaluator import EdgeEvaluator
@@ -51,6 +52,10 @@ class RuleBook(Protocol):
         """A rule of the policy in force cannot be applied."""
         ...
 
+    def uninspected(self, stream: str, inspector: str, samples: int, reason: str) -> None:
+        """An inspector could not look at some samples: their columns are null."""
+        ...
+
 
 class Sieve:
     """Applies the rules of one stream. Used by its source's thread alone.
@@ -61,16 +66,26 @@ class Sieve:
         device: this device.
         priority: of samples no rule speaks of.
         filled: how full the spool is, 0 to 1.
+        asked: inspectors that the configuration asks for, beside those of the policy.
     """
 
-    def __init__(self, book: RuleBook, contract: Contract, device: str, priority: int, filled: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        book: RuleBook,
+        contract: Contract,
+        device: str,
+        priority: int,
+        filled: Callable[[], float],
+        asked: Sequence[EdgeInspect] = (),
+    ) -> None:
         self._book = book
         self._contract = contract
         self._device = device
         self._priority = priority
         self._filled = filled
-        self._types = {**{column.name: column.type for column in contract.columns}, EVENT_TIME: ColumnType.TIMESTAMP}
-        self._types[_DEVICE] = ColumnType.STRING
+        self._asked = tuple(asked)
+        self._looking = Looking.opened(contract, self._asked)
+        self._types = self._known_types()
         self._policy: EdgePolicy | None = None
         self._rules: tuple[EdgeRule, ...] = ()
         self._evaluator: EdgeEvaluator | None = None
@@ -81,10 +96,16 @@ class Sieve:
         policy = self._book.current()
         if policy is not self._policy:
             self._compile(policy)
-        if self._evaluator is None or not len(batch):
+        if not len(batch):
+            return whole(batch, self._priority)
+        looked = self._looking(batch)
+        batch = looked.stored
+        for failed in looked.failures:
+            self._book.uninspected(self._contract.name, failed.inspector, failed.samples, failed.reason)
+        if self._evaluator is None:
             return whole(batch, self._priority)
         try:
-            verdicts = self._evaluator.evaluate(self._columns(batch, self._evaluator.columns), len(batch))
+            verdicts = self._evaluator.evaluate(self._columns(looked.judged, self._evaluator.columns), len(batch))
         except EdgeRuleError as error:
             self._book.suspend(self._contract.name, "*", f"{error}; such batches are kept whole")
             return whole(batch, self._priority)
@@ -100,6 +121,9 @@ class Sieve:
     def _compile(self, policy: EdgePolicy | None) -> None:
         self._policy, self._evaluator, self._rules, self._told = policy, None, (), set()
         asked = () if policy is None else policy.streams.get(self._contract.name, ())
+        steps = () if policy is None else policy.inspect.get(self._contract.name, ())
+        self._looking = Looking.opened(self._contract, (*self._asked, *steps))
+        self._types = self._known_types()
         sound = [(rule, compiled) for rule in asked if (compiled := self._compiled(rule)) is not None]
         if sound:
             self._rules = tuple(rule for rule, _ in sound)
@@ -123,10 +147,15 @@ class Sieve:
     def _problem(self, rule: EdgeRule, names: frozenset[str]) -> str:
         for name in sorted(names):
             if name not in self._types:
-                return f"it reads {name}, which a device does not know of {self._contract.name}"
+                why = "".join(f"; {reason}" for reason in self._looking.refused)
+                return f"it reads {name}, which a device does not know of {self._contract.name}{why}"
             if rule.columns.get(name, self._types[name]) is not self._types[name]:
                 return f"it reads {name} as {rule.columns[name]}; the contract here has {self._types[name]}"
         return ""
+
+    def _known_types(self) -> dict[str, ColumnType]:
+        types = {column.name: column.type for column in (*self._contract.columns, *self._looking.columns)}
+        return {**types, EVENT_TIME: ColumnType.TIMESTAMP, _DEVICE: ColumnType.STRING}
 
     def _tell_suspended(self, evaluator: EdgeEvaluator) -> None:
         for index in evaluator.suspended.keys() - self._told:

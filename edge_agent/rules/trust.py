@@ -11,7 +11,7 @@ from schemas.errors import PolicyDocumentError
 _CHECK_WITHIN_S = 60.0
 
 
-def admit(body: bytes, *, public_key: str, device: str, known_version: int) -> EdgePolicy:
+def admit(body: bytes, *, public_key: str, device: str, known_version: int, seen_version: int = 0) -> EdgePolicy:
     """The policy in a message, if this device may apply it.
 
     Args:
@@ -19,6 +19,7 @@ def admit(body: bytes, *, public_key: str, device: str, known_version: int) -> E
         public_key: raw Ed25519 key, 64 hexadecimal digits.
         device: this device.
         known_version: of the policy in force, 0 for none.
+        seen_version: the highest this device ever believed. That one itself may come again: its file may have rotted.
 
     Raises:
         UntrustedPolicyError: forged, malformed, older, or for other devices.
@@ -32,6 +33,10 @@ def admit(body: bytes, *, public_key: str, device: str, known_version: int) -> E
     # What costs nothing to refuse is refused before the signature is looked at; nothing is believed before it was.
     if policy.version <= known_version:
         raise UntrustedPolicyError(f"version {policy.version} is not newer than version {known_version}, which is in force")
+    if policy.version < seen_version:
+        raise UntrustedPolicyError(
+            f"version {policy.version} is not newer than version {seen_version}, which was in force before"
+        )
     if policy.devices and device not in policy.devices:
         raise UntrustedPolicyError(f"version {policy.version} is for other devices")
     check_signature(signed, public_key)

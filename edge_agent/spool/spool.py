@@ -113,6 +113,10 @@ class Spool:
         """Enter, durably, what a source read and nothing of which is to be stored. Raises SpoolError."""
         self._writer.change(lambda db: changes.note(db, passed)).result()
 
+    def leave(self, source: str, *, is_gone: bool = False) -> None:
+        """A source is to stop, or has: see `SpoolWriter.leave`."""
+        self._writer.leave(source, is_gone=is_gone)
+
     def put_object(self, payload: bytes | Path, priority: int = 100) -> ObjectRef:
         """Store a large payload, before the append of the envelope that names it. What is worth no more makes way for it.
 
@@ -171,11 +175,7 @@ class Spool:
         self._change_state([id_], State.PARKED, reason)
 
     def unpark_all(self) -> None:
-        """Let parked envelopes be tried again: the broker's limits may have changed.
-
-        Raises:
-            SpoolError: the spool is closed or broken.
-        """
+        """Let parked envelopes be tried again: the broker's limits may have changed. Raises SpoolError."""
         self.replay(None)
 
     def replay(self, ids: Container[int] | None) -> None:

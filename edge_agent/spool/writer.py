@@ -74,6 +74,8 @@ class SpoolWriter:
         self._waiting = _Waiting()
         self._changed = threading.Condition()
         self._is_closing = False
+        self._leaving: set[str] = set()
+        self._refused: set[str] = set()
         self.failure: SpoolError | None = None
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._thread.start()
@@ -106,6 +108,15 @@ class SpoolWriter:
             self._waiting.others.append((change, future))
             self._changed.notify_all()
         return future
+
+    def leave(self, source: str, *, is_gone: bool) -> None:
+        """A source is to stop: what finds no room is refused, and all that follows it, instead of waiting. Until it is gone."""
+        with self._changed:
+            if is_gone:
+                self._leaving.discard(source)
+                self._refused.discard(source)
+            else:
+                self._leaving.add(source)
 
     def close(self) -> None:
         """Commit what is pending, then stop."""
@@ -166,7 +177,16 @@ class SpoolWriter:
         is_little = waiting.append_bytes < _COMMIT_BYTES and waiting.append_samples < _COMMIT_SAMPLES
         return is_little and not waiting.others and not self._is_closing
 
+    def _refuse(self, source: str, future: "Future[Span]") -> None:
+        # All that follows is refused, too, should there be room again: else its position would skip this.
+        self._refused.add(source)
+        future.set_exception(SpoolFullError("there was no room when the source stopped; its successor comes back to this"))
+
     def _commit(self, taken: _Waiting) -> None:
+        for append, future in taken.appends:
+            if append.source in self._refused:
+                self._refuse(append.source, future)
+        taken.appends = deque(entry for entry in taken.appends if entry[0].source not in self._refused)
         while (done := self._tried(lambda: self._hand.commit(*_split(taken), self._in_flight()))) is None:
             self._make_way(taken)
         self._on_removed(done.removed)
@@ -174,7 +194,9 @@ class SpoolWriter:
             change_future.set_result(outcome)
         held: deque[tuple[Append, Future[Span]]] = deque()
         for (append, append_future), span in zip(taken.appends, done.spans, strict=True):
-            if span is None:
+            if span is None and append.source in self._leaving:
+                self._refuse(append.source, append_future)
+            elif span is None:
                 held.append((append, append_future))
             else:
                 append_future.set_result(span)

@@ -128,8 +128,10 @@ class Outbox:
             SpoolError: the spool is broken.
         """
         now_s = self._clock.monotonic_s()
-        if self.parts.acked(mid, now_s, is_taken=code == 0):
-            self._after(judge(code, 1), code)
+        verdict = judge(code, 1)
+        refusal = f"the broker refuses its parts with reason 0x{code:02x}" if verdict is Verdict.NEVER else ""
+        if self.parts.acked(mid, now_s, is_taken=code == 0, refusal=refusal):
+            self._after(verdict, code)
             return
         id_ = self._flight.acked(mid, now_s) if code == 0 else self._flight.refused(mid, now_s)
         if id_ is None:

@@ -88,6 +88,13 @@ class PartSize:
         """The link broke under a part."""
         self._halve()
 
+    def refused(self, size_bytes: int) -> bool:
+        """The broker refuses a part of this size, and would again; False when none can be smaller."""
+        if size_bytes <= MIN_PART_BYTES:
+            return False
+        self.max_bytes = self.now_bytes = max(MIN_PART_BYTES, size_bytes // 2)
+        return True
+
     def _halve(self) -> None:
         self.now_bytes = max(min(MIN_PART_BYTES, self.max_bytes), self.now_bytes // 2)
 
@@ -107,6 +114,7 @@ class PartSender:
         self._spool = spool
         self._topics = topics
         self._device = device
+        self._part_bytes = part_bytes
         self._size = PartSize(part_bytes)
         self._answer_within_s = answer_within_s
         self._transfer: Transfer | None = None
@@ -128,6 +136,7 @@ class PartSender:
     def connected(self) -> None:
         """A new connection: what was under way may be lost, so the core is asked."""
         self._mid = None
+        self._size.max_bytes = self._part_bytes  # its limit may be another now
         if self._transfer is not None:
             if self._transfer.in_flight is not None:
                 self._size.broke()
@@ -163,8 +172,15 @@ class PartSender:
             transfer.ask_again()
         return self._publish(session, transfer, PartHead(transfer.ref.digest, 0, 0, transfer.ref.size_bytes), b"", now_s)
 
-    def acked(self, mid: int, now_s: float, *, is_taken: bool) -> bool:
-        """Whether a message was ours; a part that was not taken is sent again after the core was asked."""
+    def acked(self, mid: int, now_s: float, *, is_taken: bool, refusal: str = "") -> bool:
+        """Whether a message was ours; a part that was not taken is sent again.
+
+        Args:
+            mid: the message.
+            now_s: monotonic time.
+            is_taken: the broker has it.
+            refusal: why the broker would refuse this very message again; what is sent again is smaller, then parked.
+        """
         if mid != self._mid:
             return False
         self._mid = None
@@ -172,7 +188,10 @@ class PartSender:
             if is_taken:
                 self._transfer.sent = self._transfer.sent.union([self._transfer.in_flight])
                 self._size.arrived(now_s - self._moved_s)
+            low, high = self._transfer.in_flight
             self._transfer.in_flight = None
+            if refusal and not self._size.refused(high - low):
+                self._park(self._transfer, refusal)
         return True
 
     def heard(self, state: ObjectState) -> None:
@@ -186,9 +205,12 @@ class PartSender:
             self._spool.object_settled(transfer.ref.digest)
             self._transfer = None
         elif transfer.refusals >= _MAX_REFUSALS:
-            _log.error("large payload parked", digest=transfer.ref.digest, reason=state.error)
-            self._spool.object_refused(transfer.ref.digest, f"refused {transfer.refusals} times: {state.error}")
-            self._transfer = None
+            self._park(transfer, f"refused {transfer.refusals} times: {state.error}")
+
+    def _park(self, transfer: Transfer, reason: str) -> None:
+        _log.error("large payload parked", digest=transfer.ref.digest, reason=reason)
+        self._spool.object_refused(transfer.ref.digest, reason)
+        self._transfer = None
 
     def _begin(self) -> bool:
         waiting = self._spool.waiting_objects(1, self._min_priority)

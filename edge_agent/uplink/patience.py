@@ -14,7 +14,7 @@ import socket
 import struct
 import termios
 import time
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import MQTTErrorCode
@@ -23,6 +23,10 @@ from paho.mqtt.enums import MQTTErrorCode
 _SO_MAX_PACING_RATE = 47
 _NO_PACE = 0xFFFF_FFFF
 _PACE_MARGIN = 1.1
+# In a PUBACK: where its reason code stands, which ones MQTT 5 lists, and the one of these that says nothing more.
+_CODE_AT = 2
+_LISTED = frozenset({0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99})
+_UNSPECIFIED = 0x80
 
 
 class _HasDescriptor(Protocol):
@@ -32,10 +36,32 @@ class _HasDescriptor(Protocol):
 
 
 class PatientClient(mqtt.Client):
-    """Paho's client, judging the keep-alive only when what goes out does not move."""
+    """Paho's client, judging the keep-alive only when what goes out does not move.
+
+    It also bears a refusal whose code the standard does not list: Mosquitto answers a message above its
+    `message_size_limit` with 0x95, which MQTT 5 gives to other packets alone. Paho would break the connection, and the same
+    message would break the next one, for ever.
+    """
 
     _unsent_bytes = 0
     _moved_s = 0.0
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._unlisted: dict[int, int] = {}
+
+    def take_code(self, mid: int, listed: int) -> int:
+        """The reason code the broker answered a message with, where paho tells a listed one."""
+        return self._unlisted.pop(mid, listed)
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        body = self._in_packet["packet"]
+        if cmd == "PUBACK" and len(body) > _CODE_AT and body[_CODE_AT] not in _LISTED:
+            self._unlisted[int.from_bytes(body[:_CODE_AT])] = body[_CODE_AT]
+            body = bytearray(body)
+            body[_CODE_AT] = _UNSPECIFIED
+            self._in_packet["packet"] = body
+        return super()._handle_pubackcomp(cmd)
 
     def loop_misc(self) -> MQTTErrorCode:
         """Paho's housekeeping, once a second or more: the keep-alive."""

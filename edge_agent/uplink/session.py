@@ -218,7 +218,7 @@ class PahoSession:
             self._events.put(Lost(str(code)))
 
     def _on_publish(self, _c: mqtt.Client, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
-        self._events.put(Acked(mid, code.value))
+        self._events.put(Acked(mid, self._client.take_code(mid, code.value)))
 
     def _on_message(self, _c: mqtt.Client, _u: Any, message: mqtt.MQTTMessage) -> None:
         properties = message.properties

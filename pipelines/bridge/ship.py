@@ -10,7 +10,7 @@ import structlog
 
 from pipelines.atomic import sync_folder
 from pipelines.bridge.segment import segment_number
-from pipelines.errors import ConflictError, RetryLaterError
+from pipelines.errors import ConflictError, PipelineError, RetryLaterError
 from pipelines.lake.copy import name_of
 from pipelines.lake.layout import LANDING, OBJECTS
 from pipelines.lake.remote import Remote
@@ -127,14 +127,19 @@ class RemoteLanding:
     def next_number(self) -> int:
         """The first number that is free there: an empty disk must not start at 1 again.
 
+        Nor may it where the landed segments were deleted: what lies below the runs' cursor would never be read.
+
         Raises:
             OSError: the storage is away.
         """
+        from pipelines.ingest.plan_files import next_to_run  # noqa: PLC0415  # the table library, for a remote lake only
+
         try:
             last = self._remote.last_name(self._folder)
-        except RetryLaterError as error:
+            cursor = next_to_run(self._lake, self._folder.rsplit("/", 1)[-1])
+        except PipelineError as error:
             raise OSError(str(error)) from error
-        return 1 if last is None else (segment_number(Path(last)) or 0) + 1
+        return max(cursor, 1 if last is None else (segment_number(Path(last)) or 0) + 1)
 
     def ship(self, sealed: Path) -> None:
         """Bring a sealed segment away.

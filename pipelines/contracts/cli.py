@@ -17,7 +17,7 @@ from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.quality_cli import quality
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import PipelineError
-from schemas.contract import Column, Contract
+from schemas.contract import Column, Contract, encode_contract
 
 contract_app = typer.Typer(help="Check, show, compare and draft data contracts.", no_args_is_help=True)
 
@@ -29,12 +29,14 @@ class Form(StrEnum):
     ODCS = "odcs"
     JSON_SCHEMA = "json-schema"
     ARROW = "arrow"
+    AGENT = "agent"
 
 
 _WRITERS: dict[Form, Callable[[Contract], str]] = {
     Form.ODCS: to_odcs,
     Form.JSON_SCHEMA: lambda contract: json.dumps(json_schema(contract), indent=2, ensure_ascii=False),
     Form.ARROW: lambda contract: arrow_schema(contract).to_string(show_field_metadata=True, show_schema_metadata=True),
+    Form.AGENT: lambda contract: encode_contract(contract).decode(),
 }
 Folder = Annotated[str, typer.Option("--contracts", help="Folder of *.odcs.yaml contracts beside the built-in ones.")]
 
@@ -71,9 +73,9 @@ def show(
     name: Annotated[str, typer.Argument(help="A stream's name, or the path of an ODCS document.")],
     version: Annotated[str | None, typer.Option(help="A version; the newest without it.")] = None,
     contracts: Folder = "",
-    as_: Annotated[Form, typer.Option("--as", help="As a table, or in a language that other tools read.")] = Form.TABLE,
+    as_: Annotated[Form, typer.Option("--as", help="As a table, as other tools read it, or as an agent does.")] = Form.TABLE,
 ) -> None:
-    """Show a contract's columns, or write it as ODCS, JSON Schema or Arrow schema."""
+    """Show a contract's columns, or write it as ODCS, JSON Schema, Arrow schema, or compiled for a device's agent."""
     console = Console(highlight=False)
     contract = _find(console, name, version, contracts)
     if as_ is Form.TABLE:

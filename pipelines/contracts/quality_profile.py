@@ -20,7 +20,7 @@ _BIN_OFFSET = 5_000  # above the exponent of any double, times four
 BINS = pa.list_(pa.struct([pa.field("bin", pa.string()), pa.field("count", pa.int64())]))
 PROFILE_SCHEMA = pa.schema([
     pa.field("run", pa.int64()),
-    pa.field("column", pa.string()),  # a column's name, "*" for the rows, "quality rule <name>" for a rule
+    pa.field("column", pa.string()),  # a column's name, "*" for the rows, "quality rule <name>", "tag rule <policy>: <tag>"
     pa.field("rows", pa.int64()),
     pa.field("nulls", pa.int64()),
     pa.field("refused", pa.int64()),
@@ -49,7 +49,7 @@ def profile_column(rows: pl.DataFrame, column: Column) -> pl.DataFrame:
         found |= {"minimum": number.min(), "maximum": number.max(), "mean": number.mean()}
     lines = rows.group_by("run").agg(**found).with_columns(column=pl.lit(column.name))
     spread = _bin(column) if is_told else None
-    return _complete(lines if spread is None else lines.join(_spread(rows, spread), on="run", how="left"))
+    return complete_lines(lines if spread is None else lines.join(_spread(rows, spread), on="run", how="left"))
 
 
 def profile_tags(rows: pl.DataFrame) -> pl.DataFrame:
@@ -58,7 +58,7 @@ def profile_tags(rows: pl.DataFrame) -> pl.DataFrame:
         rows.group_by("run").agg(rows=pl.len(), nulls=(pl.col("tags").list.len() == 0).sum()).with_columns(column=pl.lit("tags"))
     )
     given = rows.select("run", "tags").explode("tags").drop_nulls()
-    return _complete(lines.join(_spread(given, pl.col("tags")), on="run", how="left"))
+    return complete_lines(lines.join(_spread(given, pl.col("tags")), on="run", how="left"))
 
 
 def profile_rules(rows: pl.DataFrame, contract: Contract) -> Iterator[pl.DataFrame]:
@@ -72,7 +72,7 @@ def profile_rules(rows: pl.DataFrame, contract: Contract) -> Iterator[pl.DataFra
         lines = judged.group_by("run").agg(
             rows=pl.len(), nulls=pl.col("verdict").null_count(), errors=pl.col("failed").cast(pl.Int64).sum()
         )
-        yield _complete(lines.with_columns(column=pl.lit(RULE + rule.name)))
+        yield complete_lines(lines.with_columns(column=pl.lit(RULE + rule.name)))
 
 
 def profile_rows(committed: dict[int, int], refused: dict[int, dict[str, int]]) -> pl.DataFrame:
@@ -82,7 +82,7 @@ def profile_rows(committed: dict[int, int], refused: dict[int, dict[str, int]]) 
         why = refused.get(run, {})
         bins = [{"bin": reason, "count": count} for reason, count in sorted(why.items(), key=lambda item: -item[1])]
         lines.append({"run": run, "column": "*", "rows": committed.get(run, 0), "refused": sum(why.values()), "bins": bins})
-    return _complete(pl.DataFrame(lines, schema_overrides={"bins": _polars_bins()})) if lines else _empty()
+    return complete_lines(pl.DataFrame(lines, schema_overrides={"bins": _polars_bins()})) if lines else _empty()
 
 
 def _bin(column: Column) -> pl.Expr | None:
@@ -118,8 +118,8 @@ def _empty() -> pl.DataFrame:
     return found
 
 
-def _complete(lines: pl.DataFrame) -> pl.DataFrame:
-    """In the kept schema; what a line does not have is null."""
+def complete_lines(lines: pl.DataFrame) -> pl.DataFrame:
+    """Lines in the kept schema; what a line does not have is null."""
     schema = _empty().schema
     return lines.select(
         pl.col(name).cast(type_) if name in lines.columns else pl.lit(None, dtype=type_).alias(name)

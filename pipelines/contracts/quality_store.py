@@ -18,6 +18,7 @@ from pipelines.contracts.quality_profile import (
     profile_rules,
     profile_tags,
 )
+from pipelines.contracts.quality_tags import profile_tag_rules
 from pipelines.lake.commit import APP, commit_once
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import QUARANTINE, stream_table
@@ -52,7 +53,7 @@ def keep_quality(root: Path, contract: Contract) -> int:
     count = 0
     while told < last:
         upper = min(told + MAX_RUNS, last)
-        lines = _lines(rows, _refused(root, contract.name, told, upper), contract, told, upper)
+        lines = _lines(root, rows, _refused(root, contract.name, told, upper), contract, told, upper)
         name = f"{told + 1:012d}-{upper:012d}.parquet"
         table = lines.to_arrow().cast(PROFILE_SCHEMA)
         file = write_table_file(root, quality_table(contract.name), name, table, {"bins"})
@@ -71,7 +72,9 @@ def read_quality(root: Path, stream: str) -> pl.DataFrame:
     return found.unique(["run", "column"], keep="last").sort("run", "column")
 
 
-def _lines(rows: ds.Dataset, refused: dict[int, dict[str, int]], contract: Contract, after: int, upper: int) -> pl.DataFrame:
+def _lines(
+    root: Path, rows: ds.Dataset, refused: dict[int, dict[str, int]], contract: Contract, after: int, upper: int
+) -> pl.DataFrame:
     present = set(rows.schema.names)
     window = (ds.field("run") > after) & (ds.field("run") <= upper)
 
@@ -87,6 +90,7 @@ def _lines(rows: ds.Dataset, refused: dict[int, dict[str, int]], contract: Contr
     if contract.quality:
         everything = {column.name for column in contract.columns} | {"event_time"}
         lines += profile_rules(read(everything & present), contract)
+    lines += profile_tag_rules(root, contract.name, rows, sorted(committed))
     found: pl.DataFrame = pl.concat(lines).sort("run", "column")
     return found
 

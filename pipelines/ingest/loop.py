@@ -21,7 +21,7 @@ from pipelines.ingest.plan import Plan, SegmentRef, make_plan
 from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
 from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
 from pipelines.ingest.release import release_plan
-from pipelines.ingest.requests import forget_request, oldest_request
+from pipelines.ingest.requests import forget_request, look_again, oldest_request
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import Means, execute, read_prepared
 from pipelines.ingest.tries import Tries
@@ -153,6 +153,7 @@ class RunLoop:
         left = read_plan(self._root, self._state.ledger.run + 1)
         if left is not None:
             self._run(left)
+        look_again(self._root)
         while (plan := self._next_release(self._state.ledger.run + 1)) is not None:
             self._run(plan)
 
@@ -185,7 +186,7 @@ class RunLoop:
                 write_plan(self._root, plan)
                 return plan
             log.info("request_done", kind=request.kind, rows=len(request.ids))
-            forget_request(path)
+            forget_request(self._root, path)
         return None
 
     def _judged_sound(self, segment: SegmentRef) -> SegmentRef:

@@ -13,7 +13,9 @@ from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
 from pipelines.ingest.quarantine import BODY_NONE
 from pipelines.ingest.requests import DISCARD, REPLAY, Request, write_request
+from pipelines.lake.copy import size_of
 from pipelines.lake.quarantined import Where, closed, grouped, heads
+from pipelines.lake.remote import lake_of
 from pipelines.tables import show
 
 quarantine_app = typer.Typer(
@@ -90,7 +92,7 @@ def discard(  # noqa: PLR0913, PLR0917  # likewise
     where = _where(Where(stream, stage, reason, device, tuple(ids or ())), everything=everything)
     core = load_core_config(config)
     if not yes:
-        typer.confirm(f"Discard {heads(core.lake_root, where).num_rows} rows of the quarantine for ever?", abort=True)
+        typer.confirm(f"Discard {heads(lake_of(core), where).num_rows} rows of the quarantine for ever?", abort=True)
     _carry_out(core, DISCARD, where, "", wait_s, as_json=as_json)
 
 
@@ -101,7 +103,7 @@ def _where(where: Where, *, everything: bool) -> Where:
 
 
 def _carry_out(core: CoreConfig, kind: str, where: Where, version: str, wait_s: float, *, as_json: bool) -> None:
-    root = core.lake_root
+    root = lake_of(core)
     found = heads(root, where)
     rows = [
         (row_id, form) for row_id, form in zip(*(found.column(name).to_pylist() for name in ("id", "body_format")), strict=True)
@@ -121,7 +123,7 @@ def _wait(core: CoreConfig, path: Path, wait_s: float) -> None:
     from pipelines.runners.engine import Engine  # noqa: PLC0415  # likewise
 
     ends = time.monotonic() + wait_s
-    while path.exists():
+    while size_of(core.lake_root, path) is not None:
         try:
             with only_loop(core.lake_root):
                 RunLoop(core, NoReceipts(), SystemClock(), Engine()).carry_out_requests()
@@ -149,4 +151,4 @@ def _outcome(root: Path, ids: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _lake(path: Path) -> Path:
-    return load_core_config(path).lake_root
+    return lake_of(load_core_config(path))

@@ -18,6 +18,7 @@ from pipelines.ingest.decode import ROWS
 from pipelines.ingest.plan import Plan, Release, SegmentRef
 from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON
 from pipelines.ingest.requests import REPLAY, Request
+from pipelines.lake.copy import send
 from pipelines.lake.layout import REPLAYS, landing_folder
 from pipelines.lake.quarantined import open_rows
 from schemas.envelope import DATASCHEMA_PREFIX, JSON, Span
@@ -64,6 +65,7 @@ def _write_segment(root: Path, run: int, rows: Sequence[dict[str, Any]], version
     segment.append(rows_to_batch([_landing_row(row, version) for row in rows]))
     segment.sync()
     segment.seal()
+    send(root, [sealed_path(folder, run)])  # before its plan: any machine may have to carry that out
     return SegmentRef(REPLAYS, run, sealed_path(folder, run).stat().st_size)
 
 

@@ -9,11 +9,16 @@ from typing import Literal
 
 import msgspec
 
-from pipelines.atomic import sync_folder, write_atomic
+from pipelines.atomic import sync_folder
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.layout import requests_folder
+from pipelines.lake.copy import LOOKS_TO_A_LISTING, discard, files_of, keep, read_bytes
+from pipelines.lake.layout import REQUESTS, RUNS, requests_folder
+from pipelines.lake.remote import remote_of
 
 REPLAY, DISCARD = "replay", "discard"
+
+_looks: dict[Path, int] = {}
+_waiting_afar: dict[Path, list[Path]] = {}
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -36,27 +41,62 @@ def write_request(root: Path, request: Request) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(root)
     path = folder / f"{request.asked_at_us:020d}-{hashlib.sha256(body).hexdigest()[:12]}.json"
-    write_atomic(path, body, mode=0o644)
+    keep(root, path, body)
     return path
 
 
 def oldest_request(root: Path) -> tuple[Path, Request] | None:
-    """The request to carry out next; None if there is none.
+    """The request to carry out next; None if there is none. Of a remote lake requests are looked for now and then.
 
     Raises:
         CorruptLakeError: it cannot be read.
+        RetryLaterError: the storage is away.
     """
-    folder = requests_folder(root)
-    waiting = sorted(folder.glob("[0-9]*.json")) if folder.is_dir() else []
+    waiting = _waiting(root)
     if not waiting:
         return None
     try:
-        return waiting[0], msgspec.json.decode(waiting[0].read_bytes(), type=Request)
+        return waiting[0], msgspec.json.decode(read_bytes(root, waiting[0]), type=Request)
+    except FileNotFoundError:
+        _waiting_afar.pop(root, None)  # another loop has done it
+        return None
     except (OSError, msgspec.MsgspecError) as error:
         raise CorruptLakeError(f"{waiting[0]}: not a request ({error}); delete it and ask again") from error
 
 
-def forget_request(path: Path) -> None:
-    """It is done."""
-    path.unlink(missing_ok=True)
-    sync_folder(path.parent)
+def forget_request(root: Path, path: Path) -> None:
+    """It is done.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    discard(root, path)
+    if path.parent.is_dir():
+        sync_folder(path.parent)
+    if root in _waiting_afar:
+        _waiting_afar[root].remove(path)
+
+
+def open_requests(root: Path) -> list[Path]:
+    """The requests that wait, oldest first. Of a remote lake: a listing.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    found = [root / file.name for file in files_of(root, f"{RUNS}/{REQUESTS}")]
+    return [path for path in found if path.match("[0-9]*.json")]
+
+
+def look_again(root: Path) -> None:
+    """Let the next look for requests be one, however short ago the last one was."""
+    _looks.pop(root, None)
+
+
+def _waiting(root: Path) -> list[Path]:
+    """As `open_requests`; of a remote lake listed at every hundredth look only, and known in between."""
+    if remote_of(root) is None:
+        return open_requests(root)
+    _looks[root] = _looks.get(root, -1) + 1
+    if _looks[root] % LOOKS_TO_A_LISTING == 0:
+        _waiting_afar[root] = open_requests(root)
+    return _waiting_afar.get(root, [])

@@ -23,6 +23,7 @@ from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.stored import fresh_payloads
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import stream_table
+from pipelines.lake.suspended import SuspensionBook
 from pipelines.policy.guard import GuardedTagger
 from schemas.contract import Contract, PiiClass
 from schemas.policy import Policy
@@ -79,7 +80,7 @@ def write_group(groups: Sequence[Group], target: Target) -> Written:
         rows = inspect_rows(target.root, rows, steps, fresh_payloads(target.root, rows))
     if contract.payload is not None:
         rows = _with_references(rows, contract, target)
-    rows = _with_tags(rows, contract, target.pins)
+    rows = _with_tags(rows, contract, target)
     rows = rows.select(table_schema(contract).names)
     written.files.append(write_table_file(target.root, stream_table(contract.name), target.name, rows, private_columns(contract)))
     return written
@@ -190,8 +191,8 @@ def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.T
     return narrow
 
 
-def _with_tags(rows: pa.Table, contract: Contract, pins: Pins) -> pa.Table:
-    tagger = _tagger(msgspec.json.encode(pins.policies), contract)
+def _with_tags(rows: pa.Table, contract: Contract, target: Target) -> pa.Table:
+    tagger = _tagger(target.root, msgspec.json.encode(target.pins.policies), contract)
     tags, tag_rules = tagger.coded(_with_device_in_words(rows) if "device" in tagger.columns else rows)
     return rows.append_column("tags", tags).append_column("tag_rules", tag_rules)
 
@@ -204,6 +205,7 @@ def _count(checked: _Checked, stream: str, written: Written) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tagger(policies: bytes, contract: Contract) -> GuardedTagger:
+def _tagger(root: Path, policies: bytes, contract: Contract) -> GuardedTagger:
     # By their JSON: a policy's examples are mappings, so a policy itself has no hash.
-    return GuardedTagger.compile(msgspec.json.decode(policies, type=tuple[Policy, ...]), contract)
+    given = msgspec.json.decode(policies, type=tuple[Policy, ...])
+    return GuardedTagger.compile(given, contract, book=SuspensionBook(root))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.atomic import sync_folder, write_atomic
+from pipelines.atomic import sync_folder
 from pipelines.errors import ConfigError, CorruptLakeError
+from pipelines.lake.copy import at_hand, keep
 from schemas.policy import InspectStep, Policy
 
 MAX_CODE_BYTES = 512 * 1024 * 1024
@@ -37,14 +38,14 @@ def store_code(root: Path, policies: Iterable[Policy], folder: Path) -> None:
     """
     for step in (step for policy in policies for step in policy.inspect if step.code):
         path = code_path(root, step.code)
-        if path.exists():
+        if at_hand(root, path).exists():
             continue
         body = _read(folder / step.file)
         if hashlib.sha256(body).hexdigest() != step.code:
             raise ConfigError(f"{folder / step.file}: changed while the policy was applied; apply it again")
         path.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(path.parent.parent)
-        write_atomic(path, body, mode=0o644)
+        keep(root, path, body)
 
 
 def checked_code(root: Path, step: InspectStep) -> Path:
@@ -53,7 +54,7 @@ def checked_code(root: Path, step: InspectStep) -> Path:
     Raises:
         CorruptLakeError: it is gone, or holds something else.
     """
-    path = code_path(root, step.code)
+    path = at_hand(root, code_path(root, step.code))
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,24 +12,15 @@ import msgspec
 from pipelines.errors import ConfigError
 from pipelines.inspect.patterns import PATTERNS, own_patterns
 from schemas.contract import Column, ColumnType, Contract, PiiClass
+from schemas.inspectors import PICTURE_COLUMNS, VERSIONS
 from schemas.policy import InspectStep, Policy
 
 ERRORS = "inspect_errors"
 _F64, _I32, _TEXT = ColumnType.FLOAT64, ColumnType.INT32, ColumnType.STRING
 _LOCATION = PiiClass.LOCATION
 
-# What changes a builtin inspector's answers changes its number here: cached answers of the old one are then not used.
-VERSIONS = {"image": 1, "exif": 1, "text": 1, "onnx": 1}
-
 _IMAGE = (
-    Column("image_width", _I32, unit="px"),
-    Column("image_height", _I32, unit="px"),
-    Column("image_luma_mean", _F64, description="0 black to 255 white"),
-    Column("image_luma_contrast", _F64, description="standard deviation of the luma"),
-    Column("image_sharpness", _F64, description="variance of the Laplacian; low is blurred"),
-    Column("image_entropy", _F64, unit="bit", description="of the luma's histogram; 0 is one shade"),
-    Column("image_colourfulness", _F64, description="Hasler and Süsstrunk; 0 is grey"),
-    Column("image_phash", _TEXT, description="64 bits in hexadecimal; alike pictures differ in few of them"),
+    *PICTURE_COLUMNS,
     Column("image_burst", _TEXT, description="epoch-seq of the first of a device's run of near-duplicates"),
     Column("image_burst_index", _I32, description="0 for the first of a run of near-duplicates"),
 )

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.inspect.pixels import decoded
+from schemas.inspectors import SIDE_PX
 
-SIDE_PX = 512
 _HASH_SIDE, _SAMPLED = 8, 32
 _Floats = npt.NDArray[np.float32]
 _FREQUENCIES, _PLACES = np.arange(_HASH_SIDE)[:, None], np.arange(_SAMPLED)[None, :]

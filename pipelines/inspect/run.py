@@ -23,7 +23,8 @@ from pipelines.inspect.exif import exif_facts
 from pipelines.inspect.image import image_facts
 from pipelines.inspect.onnx_model import ModelInspector
 from pipelines.inspect.text import compiled_patterns, count_patterns
-from pipelines.inspect.worker import UserWorker
+from pipelines.inspect.worker import MAX_KILLS, UserWorker
+from pipelines.lake.suspended import SuspensionBook
 from schemas.policy import InspectStep
 
 ENTRY_POINTS = "catchment.inspectors"
@@ -170,6 +171,16 @@ def _inspect_text(rows: pa.Table, step: InspectStep, payload: Payloads) -> Inspe
 
 def _inspect_by_user(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
     worker = _kept_worker(str(root or ""), msgspec.json.encode(step))
+    book = SuspensionBook(root) if root else None
+    if book is not None:  # another process may have suspended it, or a new version of its policy lifted it
+        worker.heed(is_suspended=book.inspector(step) is not None)
+    found = _asked_of_user(worker, rows, step, payload, cache)
+    if book is not None and worker.is_suspended:
+        book.suspend_inspector(step, f"killed {MAX_KILLS} times in a row, being late or out of memory")
+    return found
+
+
+def _asked_of_user(worker: UserWorker, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
     names = list(step.columns)
 
     def chosen(answer: dict[str, Any]) -> Values:

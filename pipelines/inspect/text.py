@@ -8,8 +8,7 @@ import pyarrow as pa
 
 from pipelines.errors import ConfigError
 from pipelines.inspect.patterns import PATTERNS, own_patterns
-
-MAX_CHARS = 1_000_000
+from schemas.inspectors import MAX_TEXT_CHARS
 
 
 def compiled_patterns(options: Mapping[str, object]) -> dict[str, str]:
@@ -30,7 +29,7 @@ def compiled_patterns(options: Mapping[str, object]) -> dict[str, str]:
 def count_patterns(texts: pa.Array, patterns: Mapping[str, str]) -> dict[str, pa.Array]:
     """For each pattern, how often it occurs in each text; null for no text. Text beyond a million characters is not read."""
     raw: Any = pl.from_arrow(texts)
-    column: pl.Series = raw.str.slice(0, MAX_CHARS)
+    column: pl.Series = raw.str.slice(0, MAX_TEXT_CHARS)
     frame = pl.DataFrame({"text": column})
     counted = frame.select(
         pl.col("text").str.count_matches(pattern).cast(pl.Int32).alias(name) for name, pattern in patterns.items()

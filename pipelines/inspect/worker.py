@@ -53,6 +53,13 @@ class UserWorker:
         """Whether it was killed too often in a row to be asked again by this process."""
         return self.kills >= MAX_KILLS
 
+    def heed(self, *, is_suspended: bool) -> None:
+        """Take over what the lake's book says: not to ask any more, or to try again."""
+        if is_suspended:
+            self.kills = max(self.kills, MAX_KILLS)
+        elif self.is_suspended:
+            self.kills = 0
+
     @property
     def wants_row(self) -> bool:
         """Whether its answer depends on the row's columns, too.
@@ -71,7 +78,7 @@ class UserWorker:
             RefusedError: it does not load.
         """
         if self.is_suspended:
-            raise InterruptedInspectionError(f"{self.name} is suspended: killed {self.kills} times in a row")
+            raise InterruptedInspectionError(f"{self.name} is suspended: killed {MAX_KILLS} times in a row")
         self._started()
         try:
             send(self._to, {"payload": payload, "row": row if self._wants_row else {}})

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 import structlog
 from deltalake import DeltaTable
 
+from pipelines.errors import CorruptLakeError
 from pipelines.lake.compact_plan import MIN_FILES, Small, bins, name_of
+from pipelines.lake.copy import at_hand, folders_of, forget, send, size_of
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
 from pipelines.lake.payload_writer import PayloadShard, PayloadWriter
@@ -25,6 +27,7 @@ from pipelines.lake.quarantined import closed
 from pipelines.lake.rollup import merged_table, rollup_table
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import open_table, private_of
+from pipelines.lake.workplace import workplace
 
 log = structlog.get_logger(__name__)
 _SORT = ("device", "event_time", "epoch", "seq")
@@ -50,16 +53,19 @@ def compact_all(root: Path, min_files: int = MIN_FILES) -> list[Compacted]:
         CorruptLakeError: a table cannot be read.
         OSError: the disk refused.
     """
-    streams = sorted(folder.name for folder in (root / STREAMS).iterdir()) if (root / STREAMS).is_dir() else []
-    rolled = sorted(folder.name for folder in (root / ROLLUPS).iterdir()) if (root / ROLLUPS).is_dir() else []
     tables = [
-        *(stream_table(stream) for stream in streams),
-        *(rollup_table(stream) for stream in rolled),
+        *(stream_table(stream) for stream in folders_of(root, STREAMS)),
+        *(rollup_table(stream) for stream in folders_of(root, ROLLUPS)),
         COMMITS,
         QUARANTINE_CLOSED,
         QUARANTINE,
     ]
-    return [done for name in tables if (done := compact_table(root, name, min_files)) is not None]
+    found: list[Compacted] = []
+    for name in tables:
+        with workplace(root, "compact") as there:
+            done = compact_table(there, name, min_files)
+        found += [] if done is None else [done]
+    return found
 
 
 def compact_table(root: Path, name: str, min_files: int = MIN_FILES) -> Compacted | None:
@@ -92,7 +98,12 @@ def _live(root: Path, name: str, table: DeltaTable) -> list[Small]:
 
 
 def _payload_bytes(root: Path, path: Path) -> int:
-    return sum((root / shard).stat().st_size for shard in _own_shards(pq.read_table(path, columns=[_SHARD], partitioning=None)))
+    rows = pq.read_table(at_hand(root, path), columns=[_SHARD], partitioning=None)
+    sizes = {shard: size_of(root, root / shard) for shard in _own_shards(rows)}
+    gone = [shard for shard, size in sizes.items() if size is None]
+    if gone:
+        raise CorruptLakeError(f"{root / gone[0]}: is gone, and rows of {path} refer to it; restore it")
+    return sum(size or 0 for size in sizes.values())
 
 
 def _own_shards(rows: pa.Table) -> list[str]:
@@ -104,7 +115,7 @@ def _own_shards(rows: pa.Table) -> list[str]:
 
 
 def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Small], gone: Collection[str]) -> int:
-    rows = _read(root / name, table, group)
+    rows = _read(root, name, table, group)
     if gone:
         rows = rows.filter(pc.invert(pc.is_in(rows.column("id"), pa.array(sorted(gone), pa.string()))))
     if not rows.num_rows:
@@ -118,14 +129,16 @@ def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Sma
         rows = rows.sort_by([(key, "ascending") for key in keys])
     new = write_table_file(root, name, name_of(group), rows, private_of(table, rows.schema), lasting=True)
     swapped = swap_files(root, name, [file.path for file in group], [new], {"catchment.compact": str(len(group))})
+    forget(root, [root / new.path, *(root / name / file.path for file in group)])
     if not swapped:
         log.warning("compaction_overtaken", table=name, files=len(group))
     return int(rows.num_rows)
 
 
-def _read(folder: Path, table: DeltaTable, group: Sequence[Small]) -> pa.Table:
+def _read(root: Path, name: str, table: DeltaTable, group: Sequence[Small]) -> pa.Table:
     """The rows of a group, each file with every column the table has today."""
-    parts = [pq.read_table(folder / file.path, partitioning=None, page_checksum_verification=True) for file in group]
+    paths = [at_hand(root, root / name / file.path) for file in group]
+    parts = [pq.read_table(path, partitioning=None, page_checksum_verification=True) for path in paths]
     schema = pa.unify_schemas([part.schema.remove_metadata() for part in parts], promote_options="permissive")
     named = [field.name for field in table.schema().fields if field.name in schema.names]
     target = pa.schema([schema.field(column) for column in named])
@@ -169,13 +182,17 @@ def _concatenated(root: Path, old: Sequence[str], path: Path) -> tuple[PayloadSh
     """One shard of all the old ones' rows, in order, and the first row of each old one in it. Memory: one row group."""
     starts: list[int] = []
     count = 0
-    schema = pq.read_schema(root / old[0]).remove_metadata()
+    schema = pq.read_schema(at_hand(root, root / old[0])).remove_metadata()
     with PayloadWriter(path, schema) as writer:
         for shard in old:
             starts.append(count)
-            with pq.ParquetFile(root / shard, page_checksum_verification=True) as file:
+            with pq.ParquetFile(at_hand(root, root / shard), page_checksum_verification=True) as file:
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group)
                     writer.append(rows.select(schema.names))
                     count += rows.num_rows
-        return writer.finish(), starts
+            forget(root, [root / shard])
+        shard_written = writer.finish()
+    send(root, [path])
+    forget(root, [path])
+    return shard_written, starts

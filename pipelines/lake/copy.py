@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import get_ident
 
 from pipelines.atomic import write_atomic
 from pipelines.errors import ConflictError, CorruptLakeError
 from pipelines.lake.files import NewFile
 from pipelines.lake.layout import LANDING, PAYLOAD, STREAMS, chips_path, prepared_path
-from pipelines.lake.remote import Remote, remote_of
+from pipelines.lake.remote import Remote, Stored, remote_of
 
 PUTS_AT_ONCE = 8
 LOOKS_TO_A_LISTING = 100
@@ -29,7 +30,7 @@ def at_hand(root: Path, path: Path) -> Path:
     """
     remote = None if path.exists() else remote_of(root)
     if remote is not None:
-        fresh(root, path)
+        remote.fetch(name_of(root, path), path)
     return path
 
 
@@ -157,7 +158,7 @@ def bridges_of(root: Path) -> list[str]:
     if remote is not None:
         _looks[root] = _looks.get(root, -1) + 1
         if _looks[root] % LOOKS_TO_A_LISTING == 0:
-            _bridges[root] = remote.folders(LANDING)
+            _bridges[root] = [name for name in remote.folders(LANDING) if not name.startswith(".")]
         return _bridges[root]
     folder = root / LANDING
     found = folder.iterdir() if folder.is_dir() else ()
@@ -193,7 +194,7 @@ def create(root: Path, path: Path, body: bytes) -> None:
     if remote is not None:
         remote.create(name_of(root, path), body)
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.new")
     write_atomic(beside, body, mode=0o644)
     try:
         # A link, unlike a rename, refuses to replace: of two writers only one gives the name its meaning.
@@ -202,6 +203,81 @@ def create(root: Path, path: Path, body: bytes) -> None:
         raise ConflictError(f"{path}: somebody else wrote it first") from error
     finally:
         beside.unlink()
+
+
+def exchange(root: Path, path: Path, old: bytes | None, new: bytes) -> None:
+    """Write a file of the lake, durable, in place of the bytes that were read from it; None: there was none.
+
+    Raises:
+        ConflictError: of a remote lake: somebody else has written it meanwhile.
+        RetryLaterError: the storage is away.
+        OSError: the disk refused.
+    """
+    remote = remote_of(root)
+    if remote is None:
+        write_atomic(path, new, mode=0o644)
+        return
+    name = name_of(root, path)
+    found = remote.get(name)
+    if (None if found is None else found[0]) != old:
+        raise ConflictError(f"{remote.where(name)}: somebody else has written it meanwhile; try again")
+    if found is None:
+        remote.create(name, new)
+    else:
+        remote.replace(name, new, found[1])
+
+
+def duplicate(root: Path, path: Path, new_path: Path) -> None:
+    """Give a file of the lake that never changes a second name, unless it has it.
+
+    Raises:
+        RetryLaterError: the storage is away.
+        OSError: the disk refused.
+    """
+    if size_of(root, new_path) is not None:
+        return
+    remote = remote_of(root)
+    if remote is not None:
+        remote.copy(name_of(root, path), name_of(root, new_path))
+    else:
+        new_path.hardlink_to(path)
+
+
+def folders_of(root: Path, parent: str) -> list[str]:
+    """The names of the folders in a folder of the lake. Of a remote lake: a listing, so not for what is done often.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        return remote.folders(parent)
+    folder = root / parent
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def files_of(root: Path, parent: str) -> list[Stored]:
+    """Every file below a folder of the lake, by name. Of a remote lake: a listing, likewise.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        return remote.listed(parent)
+    found = sorted(path for path in (root / parent).rglob("*") if path.is_file())
+    return [Stored(name_of(root, path), (stat := path.stat()).st_size, stat.st_mtime) for path in found]
+
+
+def send(root: Path, paths: Sequence[Path]) -> None:
+    """Bring files that lie here to a remote lake; for a lake that is a folder, nothing.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    if remote is not None:
+        _put_all(remote, root, paths)
 
 
 def _put_all(remote: Remote, root: Path, paths: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""The claim on a remote lake: one run loop at a time, wherever it runs.
+"""The claims on a remote lake: one run loop at a time, wherever it runs, and one that rewrites or deletes files.
 
 The claim is one object that its holder replaces again and again. Nobody compares clocks: whoever finds a claim watches it
 for as long as a holder may be silent, and takes it over only if it has not changed meanwhile. A holder that was merely
@@ -15,6 +15,7 @@ from pipelines.errors import ConflictError, RefusedError, RetryLaterError
 from pipelines.lake.remote import Remote
 
 NAME = "runs/loop.claim"
+UPKEEP_NAME = "runs/upkeep.claim"
 BEATS_PER_TERM = 4
 
 log = structlog.get_logger(__name__)
@@ -35,10 +36,14 @@ class Lease:
         owner: machine and working copy; whoever comes back under the same name takes its claim back at once.
         term_s: how long a holder may be silent.
         stop: ends the waiting for a silent holder.
+        name: the claim's object.
+        what: who claims, in a word.
     """
 
-    def __init__(self, remote: Remote, owner: str, term_s: float, stop: Event) -> None:
+    def __init__(self, remote: Remote, owner: str, term_s: float, stop: Event, name: str = NAME, what: str = "run loop") -> None:
         self._remote = remote
+        self._name = name
+        self._what = what
         self._owner = owner
         self._term_s = term_s
         self._stop = stop
@@ -60,7 +65,7 @@ class Lease:
             try:
                 self._say(Claim("", self._beat + 1))
             except RetryLaterError as error:
-                log.warning("claim_not_given_back", reason=str(error), hint="the next loop waits for one term")
+                log.warning("claim_not_given_back", reason=str(error), hint="the next one waits for one term")
 
     def check(self) -> None:
         """Whether the claim is still held.
@@ -74,7 +79,7 @@ class Lease:
     def _take(self) -> None:
         mine = Claim(self._owner, 1)
         try:
-            self._remote.create(NAME, msgspec.json.encode(mine))
+            self._remote.create(self._name, msgspec.json.encode(mine))
         except ConflictError:
             self._tag, holder = self._seen()
             if holder.owner not in ("", self._owner):
@@ -92,13 +97,13 @@ class Lease:
             self._tag, self._beat = self._seen()[0], 1
 
     def _seen(self) -> tuple[str, Claim]:
-        found = self._remote.get(NAME)
+        found = self._remote.get(self._name)
         if found is None:
-            raise RetryLaterError(f"{self._remote.where(NAME)}: it is gone again; start once more")
+            raise RetryLaterError(f"{self._remote.where(self._name)}: it is gone again; start once more")
         return found[1], msgspec.json.decode(found[0], type=Claim)
 
     def _say(self, claim: Claim) -> None:
-        self._tag = self._remote.replace(NAME, msgspec.json.encode(claim), self._tag)
+        self._tag = self._remote.replace(self._name, msgspec.json.encode(claim), self._tag)
         self._beat = claim.beat
 
     def _beat_on(self) -> None:
@@ -106,7 +111,7 @@ class Lease:
             try:
                 self._say(Claim(self._owner, self._beat + 1))
             except ConflictError:
-                self._lost = f"{self._remote.config.url}: another run loop has taken this lake over; leave the work to it"
+                self._lost = f"{self._remote.config.url}: another {self._what} has taken this lake over; leave the work to it"
                 log.exception("claim_lost")
                 return
             except RetryLaterError as error:
@@ -114,6 +119,6 @@ class Lease:
 
     def _refused(self, holder: str) -> RefusedError:
         return RefusedError(
-            f"{self._remote.config.url}: another run loop is at work on this lake ({holder or 'unnamed'}); "
+            f"{self._remote.config.url}: another {self._what} is at work on this lake ({holder or 'unnamed'}); "
             "leave the work to it, or stop it"
         )

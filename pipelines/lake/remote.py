@@ -6,22 +6,29 @@ the storage refuses if the name is taken (`If-None-Match: *`), so no lock server
 nothing is listed but the bridges, now and then.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from threading import get_ident
 
 import msgspec
 
 from pipelines.atomic import write_atomic
-from pipelines.config import RemoteConfig
-from pipelines.errors import ConfigError, ConflictError, RefusedError, RetryLaterError
+from pipelines.config import CoreConfig, RemoteConfig
+from pipelines.errors import ConfigError, ConflictError, RefusedError
+from pipelines.lake.storage import CONNECT_S, store, told
 
 MARKER = "remote.json"
-CONNECT_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file of the lake: its name below the lake root, its size, and when it was stored, in seconds since 1970."""
+
+    name: str
+    bytes: int
+    modified_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +63,8 @@ class Remote:
         import obstore  # noqa: PLC0415  # an extra
 
         try:
-            with _told(self, name):
-                return int(obstore.head(_store(self.config), name)["size"])
+            with told(self.where(name)):
+                return int(obstore.head(store(self.config), name)["size"])
         except FileNotFoundError:
             return None
 
@@ -70,11 +77,59 @@ class Remote:
         import obstore  # noqa: PLC0415  # an extra
 
         try:
-            with _told(self, name):
-                found = obstore.get(_store(self.config), name)
+            with told(self.where(name)):
+                found = obstore.get(store(self.config), name)
                 return bytes(found.bytes()), str(found.meta["e_tag"])
         except FileNotFoundError:
             return None
+
+    def part(self, name: str, start: int, length: int) -> bytes:
+        """Some bytes of an object.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            RetryLaterError: the storage is away, or the object is shorter.
+        """
+        import obstore  # noqa: PLC0415  # an extra
+
+        with told(self.where(name)):
+            return bytes(obstore.get_range(store(self.config), name, start=start, length=length))
+
+    def fetch(self, name: str, path: Path) -> bool:
+        """Write an object to a file, a piece at a time; False if there is none.
+
+        Raises:
+            RetryLaterError: the storage is away.
+            OSError: the disk refused.
+        """
+        import obstore  # noqa: PLC0415  # an extra
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
+        try:
+            with told(self.where(name)), beside.open("wb") as file:
+                for piece in obstore.get(store(self.config), name).stream():
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())  # what has the name is trusted for ever
+            beside.replace(path)
+        except FileNotFoundError:
+            return False
+        finally:
+            beside.unlink(missing_ok=True)
+        return True
+
+    def copy(self, name: str, new_name: str) -> None:
+        """Give an object a second name, without its bytes coming here.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            RetryLaterError: the storage is away.
+        """
+        import obstore  # noqa: PLC0415  # an extra
+
+        with told(self.where(name)):
+            obstore.copy(store(self.config), name, new_name)
 
     def put(self, name: str, body: bytes | Path) -> None:
         """Store an object, whatever was there.
@@ -84,8 +139,8 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with _told(self, name):
-            obstore.put(_store(self.config), name, body)
+        with told(self.where(name)):
+            obstore.put(store(self.config), name, body)
 
     def create(self, name: str, body: bytes | Path) -> None:
         """Store an object under a name that nobody has taken.
@@ -98,8 +153,8 @@ class Remote:
         from obstore.exceptions import AlreadyExistsError, PreconditionError  # noqa: PLC0415  # an extra
 
         try:
-            with _told(self, name):
-                obstore.put(_store(self.config), name, body, mode="create")
+            with told(self.where(name)):
+                obstore.put(store(self.config), name, body, mode="create")
         except (AlreadyExistsError, PreconditionError) as error:
             # An answer that was lost makes the second try of the same put look like somebody else's.
             found = self.get(name)
@@ -117,8 +172,8 @@ class Remote:
         from obstore.exceptions import NotFoundError, PreconditionError  # noqa: PLC0415  # an extra
 
         try:
-            with _told(self, name):
-                return str(obstore.put(_store(self.config), name, body, mode={"e_tag": tag})["e_tag"])
+            with told(self.where(name)):
+                return str(obstore.put(store(self.config), name, body, mode={"e_tag": tag})["e_tag"])
         except (PreconditionError, NotFoundError, FileNotFoundError) as error:
             found = self.get(name)
             if found is None or found[0] != body:
@@ -134,8 +189,8 @@ class Remote:
         import obstore  # noqa: PLC0415  # an extra
 
         try:
-            with _told(self, name):
-                obstore.delete(_store(self.config), name)
+            with told(self.where(name)):
+                obstore.delete(store(self.config), name)
         except FileNotFoundError:
             return
 
@@ -147,9 +202,22 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with _told(self, name):
-            found = obstore.list_with_delimiter(_store(self.config), f"{name}/")
+        with told(self.where(name)):
+            found = obstore.list_with_delimiter(store(self.config), f"{name}/")
             return sorted(str(prefix).rsplit("/", 1)[-1] for prefix in found["common_prefixes"])
+
+    def listed(self, name: str, after: str = "") -> list[Stored]:
+        """What lies below a folder, by name, of it what comes after a name: a listing, likewise.
+
+        Raises:
+            RetryLaterError: the storage is away.
+        """
+        import obstore  # noqa: PLC0415  # an extra
+
+        with told(self.where(name)):
+            pages = obstore.list(store(self.config), f"{name}/", offset=after or None)
+            found = [Stored(str(one["path"]), one["size"], one["last_modified"].timestamp()) for page in pages for one in page]
+        return sorted(found, key=lambda one: one.name)
 
     def last_name(self, name: str) -> str | None:
         """The last name in a folder, in the order of names: a listing, for a start on an empty disk.
@@ -157,11 +225,8 @@ class Remote:
         Raises:
             RetryLaterError: the storage is away.
         """
-        import obstore  # noqa: PLC0415  # an extra
-
-        with _told(self, name):
-            names = [str(one["path"]) for page in obstore.list(_store(self.config), f"{name}/") for one in page]
-            return max(names).rsplit("/", 1)[-1] if names else None
+        found = self.listed(name)
+        return found[-1].name.rsplit("/", 1)[-1] if found else None
 
 
 def bind(root: Path, config: RemoteConfig | None) -> None:
@@ -178,8 +243,20 @@ def bind(root: Path, config: RemoteConfig | None) -> None:
         raise ConfigError(f"{root}: is the working copy of {known}; give `lake` another folder")
     if found is None and (root / "commits" / "_delta_log").is_dir():
         raise ConfigError(f"{root}: is a lake of its own; give `lake` an empty folder as the working copy of {config.url}")
+    if found is not None and found.config == config:
+        return
     root.mkdir(parents=True, exist_ok=True)
     write_atomic(root / MARKER, msgspec.json.encode(config), mode=0o644)
+
+
+def lake_of(core: CoreConfig) -> Path:
+    """The lake root of a core, made the working copy of the remote lake if there is one.
+
+    Raises:
+        ConfigError: it is the working copy of another, or a lake of its own.
+    """
+    bind(core.lake_root, core.remote)
+    return core.lake_root
 
 
 def remote_of(root: Path) -> Remote | None:
@@ -192,52 +269,20 @@ def remote_of(root: Path) -> Remote | None:
 
 
 def demand_folder(root: Path, what: str) -> None:
-    """Refuse what rewrites or deletes files in place, where these are but a working copy.
+    """Refuse what reads or writes the files of a lake where they lie, where these are but a working copy.
 
     Raises:
         RefusedError: the folder is the working copy of a remote lake.
     """
     remote = remote_of(root)
     if remote is not None:
-        raise RefusedError(f"{what} works on a lake that is a folder; {root} is the working copy of {remote.config.url}")
+        url = remote.config.url
+        raise RefusedError(
+            f"{what} needs a lake that is a folder, and {root} is the working copy of {url}; copy the lake to a disk "
+            f"(`aws s3 sync {url} FOLDER`) and name that folder as the lake, without [remote]"
+        )
 
 
 @lru_cache(maxsize=16)
 def _read_marker(path: Path, _written_ns: int) -> Remote:
     return Remote(msgspec.json.decode(path.read_bytes(), type=RemoteConfig))
-
-
-@contextmanager
-def _told(remote: Remote, name: str) -> Iterator[None]:
-    """What the storage library raises, as what to do next. Answers that are no failure pass."""
-    from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError  # noqa: PLC0415  # an extra
-
-    try:
-        yield
-    except (AlreadyExistsError, PreconditionError):
-        raise
-    except NotFoundError as error:
-        raise FileNotFoundError(name) from error
-    except BaseError as error:
-        reason = str(error).split("\n", 1)[0]
-        raise RetryLaterError(f"{remote.where(name)}: {reason}; is the storage there, and are its keys right?") from error
-
-
-@lru_cache(maxsize=16)
-def _store(config: RemoteConfig) -> Any:
-    try:
-        from obstore.store import S3Store  # noqa: PLC0415  # an extra
-    except ImportError as error:
-        raise ConfigError("a remote lake needs the extra `s3`: pip install 'catchment[s3]'") from error
-    more: dict[str, Any] = {"endpoint": config.endpoint} if config.endpoint else {}
-    return S3Store.from_url(
-        config.url,
-        region=config.region,
-        client_options={
-            "allow_http": config.endpoint.startswith("http://"),
-            "timeout": f"{config.timeout_s}s",
-            "connect_timeout": f"{CONNECT_S}s",
-        },
-        retry_config={"max_retries": config.retries, "retry_timeout": timedelta(seconds=config.retry_s)},
-        **more,
-    )

@@ -14,11 +14,10 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from pipelines.errors import ConflictError
-from pipelines.lake.remote import demand_folder
+from pipelines.errors import ConflictError, RetryLaterError
 from pipelines.lake.table import sync_log
 
 
@@ -52,8 +51,8 @@ def replace_files(root: Path, name: str, table: DeltaTable, files: Iterable[Live
 
     Raises:
         ConflictError: somebody has committed since `table` was opened; look again.
+        RetryLaterError: the storage is away.
     """
-    demand_folder(root, "rewriting files")
     now_ms = time.time_ns() // 1_000_000
     actions: list[AddAction | RemoveAction] = [
         AddAction(file.path, file.bytes, {}, now_ms, data_change=True, stats=file.stats) for file in files
@@ -63,6 +62,8 @@ def replace_files(root: Path, name: str, table: DeltaTable, files: Iterable[Live
         table.create_write_transaction(actions, "overwrite", table.schema(), commit_properties=properties)
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody committed after version {table.version()}; look again ({error})") from error
+    except (DeltaError, OSError) as error:
+        raise RetryLaterError(f"{name}: could not be rewritten: {error}; is the storage there?") from error
     sync_log(root, name)
     return table.version() + 1
 

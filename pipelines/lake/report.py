@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from pipelines.lake.books import books_by_stream
 from pipelines.lake.commit import APP, committed_run
+from pipelines.lake.copy import folders_of
 from pipelines.lake.layout import COMMITS, STREAMS, stream_table
 from pipelines.lake.ledger import read_ledger
 from pipelines.lake.table import open_table
@@ -38,15 +39,14 @@ def books(root: Path) -> Books:
 def streams(root: Path) -> Rows:
     """The stream tables and their size."""
     rows: Rows = []
-    folder = root / STREAMS
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        table = open_table(root, stream_table(path.name))
+    for name in folders_of(root, STREAMS):
+        table = open_table(root, stream_table(name))
         if table is None:
             continue
         actions = pa.table(table.get_add_actions(flatten=True))
         rows.append(
             {
-                "stream": path.name,
+                "stream": name,
                 "rows": pc.sum(actions.column("num_records")).as_py() or 0,
                 "files": actions.num_rows,
                 "bytes": pc.sum(actions.column("size_bytes")).as_py() or 0,

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.lake.commit import commit_once, committed_run
+from pipelines.lake.copy import folders_of
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import COMMITS, ROLLUPS, STREAMS, stream_table
 from pipelines.lake.table import open_table
@@ -48,8 +49,7 @@ def roll_up_all(root: Path) -> dict[str, int]:
         CorruptLakeError: a table cannot be read.
     """
     upto = committed_run(root, COMMITS)
-    streams = sorted(folder.name for folder in (root / STREAMS).iterdir()) if (root / STREAMS).is_dir() else []
-    return {stream: roll_up(root, stream, upto) for stream in streams}
+    return {stream: roll_up(root, stream, upto) for stream in folders_of(root, STREAMS)}
 
 
 def roll_up(root: Path, stream: str, upto: int) -> int:

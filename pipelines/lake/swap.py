@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from pipelines.errors import ConflictError
+from pipelines.errors import ConflictError, RetryLaterError
+from pipelines.lake.copy import deliver
 from pipelines.lake.files import NewFile
-from pipelines.lake.remote import demand_folder
 from pipelines.lake.table import open_table, sync_log
 
 ATTEMPTS = 50
@@ -53,9 +53,10 @@ def swap_files(
 
     Raises:
         ConflictError: others kept winning.
-        RefusedError: the lake is remote.
+        CorruptLakeError: a new file is not there as it was written.
+        RetryLaterError: the storage is away.
     """
-    demand_folder(root, "rewriting files")
+    deliver(root, new)
     for attempt in range(ATTEMPTS):
         table = open_table(root, name)
         sizes = {} if table is None else live_sizes(table)
@@ -74,6 +75,8 @@ def swap_files(
         except CommitFailedError:
             time.sleep(0.01 * attempt)
             continue
+        except (DeltaError, OSError) as error:
+            raise RetryLaterError(f"{name}: could not be rewritten: {error}; is the storage there?") from error
         sync_log(root, name)
         return True
     raise ConflictError(f"{name}: runs committed {ATTEMPTS} times meanwhile; try again when less arrives")

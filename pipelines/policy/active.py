@@ -3,18 +3,18 @@
     policies/documents/<id>@<version>.json      what a policy says; written once, never changed
     policies/history/<n:06d>.json               who made which set active, when, and why; n counts from 1 without holes
 
-An entry takes its number by a hard link, which refuses to replace: of two people who apply at once, one is told to look again.
+An entry takes its number by a hard link or a conditional put, which refuse to replace: of two people who apply at once, one is
+told to look again.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from threading import get_ident
 
 import msgspec
 
-from pipelines.atomic import sync_folder, write_atomic
+from pipelines.atomic import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError
+from pipelines.lake.copy import at_hand, create, keep
 from pipelines.policy.documents import load_policies
 from schemas.policy import Policy
 
@@ -55,7 +55,7 @@ def history(root: Path) -> tuple[Entry, ...]:
 def newest_number(root: Path, known: int = 0) -> int:
     """The number of the newest entry, 0 for none; looks no further back than `known`."""
     number = known
-    while _entry_path(root, number + 1).exists():
+    while at_hand(root, _entry_path(root, number + 1)).exists():
         number += 1
     return number
 
@@ -122,9 +122,9 @@ def withdraw_policy(root: Path, policy_id: str, who: str, at_us: int, note: str 
 def write_document(root: Path, policy: Policy) -> None:
     """Store what a policy says under its id and version, once."""
     path = _document_path(root, policy.label)
-    if not path.exists():
+    if not at_hand(root, path).exists():
         _make_folder(root, path.parent)
-        write_atomic(path, msgspec.json.encode(policy), mode=0o644)
+        keep(root, path, msgspec.json.encode(policy))
 
 
 def read_document(root: Path, label: str) -> Policy:
@@ -135,7 +135,7 @@ def read_document(root: Path, label: str) -> Policy:
     """
     path = _document_path(root, label)
     try:
-        policy = msgspec.json.decode(path.read_bytes(), type=Policy)
+        policy = msgspec.json.decode(at_hand(root, path).read_bytes(), type=Policy)
     except (OSError, msgspec.MsgspecError) as error:
         raise CorruptLakeError(f"{path}: an active policy cannot be read ({error}); restore it") from error
     if policy.label != label:
@@ -157,7 +157,7 @@ def _active_labels(root: Path) -> tuple[int, Sequence[str]]:
 def _read_entry(root: Path, number: int) -> Entry:
     path = _entry_path(root, number)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Entry)
+        return msgspec.json.decode(at_hand(root, path).read_bytes(), type=Entry)
     except (OSError, msgspec.MsgspecError) as error:
         raise CorruptLakeError(f"{path}: the history of the policies cannot be read ({error}); restore it") from error
 
@@ -165,14 +165,10 @@ def _read_entry(root: Path, number: int) -> Entry:
 def _append(root: Path, entry: Entry) -> None:
     path = _entry_path(root, entry.number)
     _make_folder(root, path.parent)
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.new")
-    write_atomic(beside, msgspec.json.encode(entry), mode=0o644)
     try:
-        path.hardlink_to(beside)
-    except FileExistsError as error:
+        create(root, path, msgspec.json.encode(entry))
+    except ConflictError as error:
         raise ConflictError(f"{path}: somebody else changed the active policies meanwhile; look, then try again") from error
-    finally:
-        beside.unlink()
     sync_folder(path.parent)
 
 

@@ -1,17 +1,21 @@
 """Rows of a stream as they lie in the lake: a sample of them, all of them in blocks, or the one of a key."""
 
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from random import Random
+from threading import get_ident
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.copy import at_hand, forget
 from pipelines.lake.layout import stream_table
 from pipelines.lake.replace import LiveFile, live_files
 from pipelines.lake.table import open_table
+from pipelines.lake.workplace import workplace
 
 KEY = ("device", "epoch", "seq")
 REFERENCES = ("payload_shard", "payload_row", "payload_offset", "payload_length", "payload_sha256")
@@ -44,13 +48,16 @@ def blocks(root: Path, stream: str, columns: Collection[str], limit: int | None,
     if limit is not None:
         Random(seed).shuffle(files)  # noqa: S311  # which rows are looked at is no secret
     left = limit
-    for number, file in enumerate(files):
-        share = None if left is None else max(1, left // (len(files) - number))
-        for block in _read(root / stream_table(stream) / file.path, columns, share, seed):
-            yield block
-            left = None if left is None else left - block.num_rows
-        if left is not None and left <= 0:
-            return
+    with workplace(root, _look()) as there:
+        for number, file in enumerate(files):
+            share = None if left is None else max(1, left // (len(files) - number))
+            path = at_hand(there, there / stream_table(stream) / file.path)
+            for block in _read(path, columns, share, seed):
+                yield block
+                left = None if left is None else left - block.num_rows
+            forget(there, [path])
+            if left is not None and left <= 0:
+                return
 
 
 def sample_row(root: Path, stream: str, sample: str) -> pa.Table:
@@ -65,15 +72,21 @@ def sample_row(root: Path, stream: str, sample: str) -> pa.Table:
     if len(steps) != len(KEY) or not steps[1].isdecimal() or not steps[2].isdecimal():
         raise RefusedError(f"a sample is named device/epoch/seq, such as car-1/7/42, not {sample[:80]!r}")
     wanted = (pc.field("device") == steps[0]) & (pc.field("epoch") == int(steps[1])) & (pc.field("seq") == int(steps[2]))
-    for file in _files(root, stream):
-        path = root / stream_table(stream) / file.path
-        try:
-            found = pq.read_table(path, filters=wanted, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptLakeError(f"{path}: cannot be read ({error}); restore it") from error
-        if found.num_rows:
-            return found.slice(0, 1)
+    with workplace(root, _look()) as there:
+        for file in _files(root, stream):
+            path = at_hand(there, there / stream_table(stream) / file.path)
+            try:
+                found = pq.read_table(path, filters=wanted, partitioning=None)
+            except (pa.ArrowException, OSError) as error:
+                raise CorruptLakeError(f"{path}: cannot be read ({error}); restore it") from error
+            if found.num_rows:
+                return found.slice(0, 1)
     raise NotFoundError(f"stream {stream} has no sample {sample}")
+
+
+def _look() -> str:
+    """A place of this look alone: of a remote lake the files that it reads are fetched there."""
+    return f"look-{os.getpid()}-{get_ident()}"
 
 
 def _files(root: Path, stream: str) -> tuple[LiveFile, ...]:

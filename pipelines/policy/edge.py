@@ -13,11 +13,14 @@ import msgspec
 from pipelines.atomic import write_atomic
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, RefusedError
+from pipelines.inspect.columns import steps_of
+from pipelines.lake.copy import exchange, read_bytes
 from pipelines.policy.active import FOLDER
 from pipelines.policy.expression import compile_expression, rule_columns
-from schemas.contract import ColumnType
+from schemas.contract import Column, ColumnType
 from schemas.edge_policy import (
     EdgeAction,
+    EdgeInspect,
     EdgePolicy,
     EdgeRule,
     SignedEdgePolicy,
@@ -26,7 +29,8 @@ from schemas.edge_policy import (
     signing_bytes,
 )
 from schemas.errors import PolicyDocumentError
-from schemas.policy import KeepRule, Policy, PriorityRule, SampleRule
+from schemas.inspectors import VERSIONS, device_columns
+from schemas.policy import InspectStep, KeepRule, Policy, PriorityRule, SampleRule
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -59,24 +63,44 @@ def edge_rules(policies: Sequence[Policy], contracts: ContractSet) -> dict[str, 
     return {stream: tuple(rules) for stream, rules in sorted(found.items())}
 
 
-def numbered_policy(root: Path, streams: dict[str, tuple[EdgeRule, ...]], issued_ms: int) -> EdgePolicy:
-    """The rules with their version: that of the last time if they are the same, else the next.
+def edge_inspectors(policies: Sequence[Policy], streams: dict[str, tuple[EdgeRule, ...]]) -> dict[str, tuple[EdgeInspect, ...]]:
+    """What devices must compute for the rules of each stream: the policies' steps whose columns a rule reads."""
+    found: dict[str, tuple[EdgeInspect, ...]] = {}
+    for stream, rules in streams.items():
+        read = {name for rule in rules for name in rule.columns}
+        steps = [step for step in steps_of(policies, stream) if any(column.name in read for column in _on_device(step))]
+        asked = [EdgeInspect(step.use, VERSIONS[step.use], str(step.options.get("column", ""))) for step in steps]
+        if asked:
+            found[stream] = tuple(dict.fromkeys(asked))
+    return found
+
+
+def numbered_policy(
+    root: Path,
+    streams: dict[str, tuple[EdgeRule, ...]],
+    issued_ms: int,
+    inspect: dict[str, tuple[EdgeInspect, ...]] | None = None,
+) -> EdgePolicy:
+    """The rules, and what they need computed, with their version: that of the last time if they are the same, else the next.
 
     Raises:
         CorruptLakeError: the number cannot be read.
         RefusedError: there are too many rules for one stream.
+        ConflictError: somebody else has just numbered other rules.
     """
-    digest = hashlib.sha256(msgspec.json.encode(streams)).hexdigest()
+    told = (streams, inspect) if inspect else streams
+    digest = hashlib.sha256(msgspec.json.encode(told)).hexdigest()
     last = _last(root)
     version = last.version if last.rules == digest else last.version + 1
     try:
-        policy = EdgePolicy(version, issued_ms, streams)
+        policy = EdgePolicy(version, issued_ms, streams, inspect=inspect or {})
     except PolicyDocumentError as error:
         raise RefusedError(f"{error}; put fewer device rules in force") from error
     if version != last.version:
         path = _number_path(root)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, msgspec.json.encode(Numbered(version, digest)), mode=0o644)
+        before = msgspec.json.encode(last) if last.version else None
+        exchange(root, path, before, msgspec.json.encode(Numbered(version, digest)))
     return policy
 
 
@@ -132,7 +156,13 @@ def _columns(policy: Policy, stream: str, contracts: ContractSet) -> dict[str, C
     contract = contracts.get(stream, None)
     if contract is None:
         raise NotFoundError(f"policy {policy.id}: there is no contract for stream {stream!r}")
-    return rule_columns(contract)
+    given = [column for step in steps_of([policy], stream) for column in _on_device(step)]
+    return {**{column.name: column.type for column in given}, **rule_columns(contract)}
+
+
+def _on_device(step: InspectStep) -> tuple[Column, ...]:
+    """The columns of a step that a device gives, too; a user's own runs in the core alone."""
+    return () if step.columns else device_columns(step.use)
 
 
 def _compiled(
@@ -161,7 +191,7 @@ def _action(rule: KeepRule | SampleRule | PriorityRule) -> tuple[EdgeAction, dic
 def _last(root: Path) -> Numbered:
     path = _number_path(root)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Numbered)
+        return msgspec.json.decode(read_bytes(root, path), type=Numbered)
     except FileNotFoundError:
         return Numbered(0, "")
     except (OSError, msgspec.MsgspecError) as error:

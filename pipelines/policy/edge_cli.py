@@ -9,7 +9,7 @@ import typer
 from pipelines.config import load_core_config
 from pipelines.errors import ConfigError
 from pipelines.ingest.receipts import MqttPublisher
-from pipelines.policy.edge import edge_rules, make_key, numbered_policy, signed_message
+from pipelines.policy.edge import edge_inspectors, edge_rules, make_key, numbered_policy, signed_message
 from pipelines.policy.site import CORE, Config, Site
 from pipelines.rollout.fleet import reported_models
 from schemas.ids import DeviceId
@@ -32,17 +32,19 @@ def push(
     core = load_core_config(config)
     site = Site.open(config, None)
     streams = edge_rules(site.in_force(), site.contracts)
+    inspect = edge_inspectors(site.in_force(), streams)
     for stream, rules in streams.items():
         for rule in rules:
             typer.echo(f"{stream}: {rule.id}: {rule.action}")
+    for stream, steps in inspect.items():
+        typer.echo(f"{stream}: devices inspect {', '.join(step.use for step in steps)}")
     if dry_run:
         return
     try:
         secret = key.read_bytes()
     except OSError as error:
         raise ConfigError(f"{key}: cannot be read ({error.strerror}); make one with `catchment policy keygen`") from error
-    site.require_own()
-    policy = numbered_policy(site.root, streams, time.time_ns() // 1_000_000)
+    policy = numbered_policy(site.root, streams, time.time_ns() // 1_000_000, inspect)
     message = signed_message(policy, secret)
     devices = sorted({*(device or reported_models(core))})
     topics = Topics(core.broker.namespace)

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow as pa
 import structlog
 
 from pipelines.errors import RefusedError
+from pipelines.lake.suspended import HINT, Suspension
 from pipelines.policy import ir
 from pipelines.policy.engine import CompiledRule, Tagger, TagLists, in_words, lists_of
 from pipelines.policy.worker import READY, REFUSED, VERDICTS, read_frame, write_frame
@@ -43,28 +44,55 @@ class Budget:
         return self.start_ms / 1e3 + rows * self.us_per_row / 1e6
 
 
+class PolicyBook(Protocol):
+    """Where suspended policies are kept for every process and every start."""
+
+    def policy(self, label: str) -> Suspension | None:
+        """Why a policy is suspended; None if it is not."""
+        ...
+
+    def suspend_policy(self, label: str, stream: str, reason: str) -> None:
+        """Keep a policy from giving tags."""
+        ...
+
+
 class WorkerDiedError(Exception):
-    """The process ended, by our hand or its own. Never leaves this module."""
+    """The process ended, by our hand because it was late, or otherwise. Never leaves this module."""
+
+    def __init__(self, message: str, *, is_late: bool = False) -> None:
+        super().__init__(message)
+        self.is_late = is_late
 
 
 @dataclass(slots=True)
 class GuardedTagger:
     """A tagger whose risky policies run in a process that is killed when they take too long.
 
-    `suspended` tells, by `<policy>@<version>`, why a policy gives no tags any more. It holds while this process lives, and for
-    that version: a changed policy is tried again.
+    `suspended` tells, by `<policy>@<version>`, why a policy gives no tags any more: what `book` keeps, and without a book what
+    this process has seen. It holds for that version: a changed policy is tried again. With `is_strict` nothing is suspended:
+    what takes more than its budget is refused.
     """
 
     whole: Tagger
     inline: Tagger
     risky: tuple[tuple[Policy, frozenset[str]], ...]
     budget: Budget
+    book: PolicyBook | None = None
+    is_strict: bool = False
     suspended: dict[str, str] = field(default_factory=dict)
     _worker: "_Worker | None" = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def compile(cls, policies: Iterable[Policy], contract: Contract, budget: Budget | None = None) -> Self:
+    def compile(
+        cls,
+        policies: Iterable[Policy],
+        contract: Contract,
+        budget: Budget | None = None,
+        book: PolicyBook | None = None,
+        *,
+        is_strict: bool = False,
+    ) -> Self:
         """As `Tagger.compile`.
 
         Raises:
@@ -76,12 +104,22 @@ class GuardedTagger:
         risky = tuple(policy for policy in given if name_of(policy) in sources)
         inline = Tagger.compile([policy for policy in given if name_of(policy) not in sources], contract) if risky else whole
         read = tuple((policy, Tagger.compile([policy], contract).columns) for policy in risky)
-        return cls(whole, inline, read, budget or Budget())
+        return cls(whole, inline, read, budget or Budget(), book, is_strict)
 
     @property
     def columns(self) -> frozenset[str]:
         """The columns the rules read."""
         return self.whole.columns
+
+    @property
+    def contract(self) -> Contract:
+        """The contract the rules were compiled for."""
+        return self.whole.contract
+
+    @property
+    def rules(self) -> tuple[CompiledRule, ...]:
+        """The rules, in the order of the verdicts."""
+        return self.whole.rules
 
     def tag(self, table: pa.Table) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         """As `Tagger.tag`; a suspended policy gives no tag.
@@ -99,6 +137,16 @@ class GuardedTagger:
         """
         if not self.risky or not table.num_rows:
             return self.whole.coded(table)
+        return lists_of(self.whole.rules, self.verdicts(table), table.num_rows)
+
+    def verdicts(self, table: pa.Table) -> list[_Bools]:
+        """As `Tagger.verdicts`; a suspended policy's rules are true nowhere.
+
+        Raises:
+            RefusedError: the table lacks a column that a rule reads; or, if strict, a policy is suspended or over its budget.
+        """
+        if not self.risky or not table.num_rows:
+            return self.whole.verdicts(table)
         missing = sorted(self.columns - set(table.column_names))
         if missing:
             raise RefusedError(f"the rules read columns that the table does not have: {', '.join(missing)}")
@@ -109,7 +157,7 @@ class GuardedTagger:
             for index, (policy, columns) in enumerate(self.risky):
                 found[name_of(policy)] = self._judged(index, name_of(policy), table.select(sorted(columns)))
         following = {source: iter(hits) for source, hits in found.items()}
-        return lists_of(self.whole.rules, [next(following[rule.policy]) for rule in self.whole.rules], table.num_rows)
+        return [next(following[rule.policy]) for rule in self.whole.rules]
 
     def close(self) -> None:
         """End the process."""
@@ -120,23 +168,46 @@ class GuardedTagger:
         rows = table.num_rows
         count = sum(rule.policy == name for rule in self.whole.rules)
         nothing = [np.zeros(rows, np.bool_)] * count
-        if name in self.suspended:
+        if self._is_suspended(name):
             return nothing
-        seconds = self.budget.seconds(rows)
         try:
-            self._worker = self._worker or _Worker([policy for policy, _ in self.risky], self.whole.contract)
-            bits = self._worker.ask(index, table, seconds)
+            bits = self._asked(index, table)
         except WorkerDiedError as error:
-            self._end()
+            if self.is_strict:
+                raise RefusedError(f"policy {name}, stream {self.contract.name}: {error}; mend or withdraw it") from error
             self.suspended[name] = str(error)
             self._report(name, rows)
             return nothing
         return list(np.unpackbits(bits, count=count * rows).view(np.bool_).reshape(count, rows))
 
+    def _asked(self, index: int, table: pa.Table) -> npt.NDArray[np.uint8]:
+        """The packed verdicts. Where a suspension is kept, a process that somebody else ended is no proof: it is asked again."""
+        for is_last in (self.book is None, True):
+            try:
+                self._worker = self._worker or _Worker([policy for policy, _ in self.risky], self.whole.contract)
+                return self._worker.ask(index, table, self.budget.seconds(table.num_rows))
+            except WorkerDiedError as error:
+                self._end()
+                if error.is_late or is_last:
+                    raise
+        raise AssertionError  # the last time either answers or raises
+
+    def _is_suspended(self, name: str) -> bool:
+        if self.book is not None:  # another process may have suspended it, or a new version lifted it
+            entry = self.book.policy(name)
+            self.suspended.pop(name, None)
+            if entry is not None:
+                self.suspended[name] = entry.reason
+        if self.is_strict and name in self.suspended:
+            raise RefusedError(f"policy {name} is suspended: {self.suspended[name]}; {HINT}")
+        return name in self.suspended
+
     def _report(self, name: str, rows: int) -> None:
         hint = "its tags are missing from now on; mend or withdraw it, then retag"
         stream, reason = self.whole.contract.name, self.suspended[name]
         log.error("policy_suspended", policy=name, stream=stream, rows=rows, reason=reason, hint=hint)
+        if self.book is not None:
+            self.book.suspend_policy(name, stream, reason)
 
     def _end(self) -> None:
         if self._worker is not None:
@@ -196,7 +267,7 @@ class _Worker:
             return read_frame(self._process.stdout)  # type: ignore[arg-type]
         except (OSError, EOFError) as error:
             why = complaint if is_late.is_set() else f"ended its process ({self._process.wait(timeout=10)})"
-            raise WorkerDiedError(f"the policy {why}") from error
+            raise WorkerDiedError(f"the policy {why}", is_late=is_late.is_set()) from error
         finally:
             timer.cancel()
 

@@ -17,10 +17,11 @@ from rich.table import Table
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
+from pipelines.lake.suspended import HINT, SuspensionBook
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import load_policy
 from pipelines.policy.edge import edge_rules
-from pipelines.policy.engine import Tagger
+from pipelines.policy.guard import GuardedTagger
 from pipelines.policy.retag import Retagged, retag_stream, undo_retag
 from pipelines.policy.site import CORE, Config, Lake, Site
 from pipelines.policy.tag_file import RuleTagger
@@ -42,7 +43,6 @@ def apply(
 ) -> None:
     """Put policies in force: the next run tags by them. Refused if a rule does not compile or an example fails."""
     site = Site.open(config, lake)
-    site.require_own()
     console = _console()
     policies = [load_policy(path) for path in files]
     for policy, path in zip(policies, files, strict=True):
@@ -52,6 +52,8 @@ def apply(
     for policy in policies:
         before = {each.id: each for each in active_policies(site.root)}.get(policy.id)
         entry = apply_policy(site.root, policy, who or getpass.getuser(), time.time_ns() // 1_000, note)
+        if before is None or before.version != policy.version:
+            _lift(site, [policy, *filter(None, [before])])
         if before is not None and before.version == policy.version:
             console.print(f"{policy.label} is in force already, since change {entry.number} or before")
         else:
@@ -70,15 +72,17 @@ def withdraw(
 ) -> None:
     """Take a policy out of force; what it tagged stays tagged until a retag."""
     site = Site.open(config, lake)
-    site.require_own()
+    before = [each for each in active_policies(site.root) if each.id == policy_id]
     entry = withdraw_policy(site.root, policy_id, who or getpass.getuser(), time.time_ns() // 1_000, note)
     _console().print(f"withdrawn {policy_id}, change {entry.number}")
+    _lift(site, before)
 
 
 def active(config: Config = CORE, lake: Lake = None, as_json: AsJson = False) -> None:
     """The policies that the next run tags by."""
     site = Site.open(config, lake)
     applied = {policy.id for policy in active_policies(site.root)}
+    book = SuspensionBook(site.root)
     rows = [
         {
             "policy": policy.label,
@@ -86,10 +90,13 @@ def active(config: Config = CORE, lake: Lake = None, as_json: AsJson = False) ->
             "rules": len(policy.rules),
             "owner": policy.owner,
             "from": "apply" if policy.id in applied else "folder",
+            "suspended": "; ".join(f"{each.kind} {each.name}: {each.reason}" for each in book.in_force([policy])),
         }
         for policy in site.in_force()
     ]
     _show(rows, as_json)
+    if not as_json and any(row["suspended"] for row in rows):
+        _console().print(f"[red]suspended[/]: {HINT}", markup=True)
 
 
 def changes(config: Config = CORE, lake: Lake = None, as_json: AsJson = False) -> None:
@@ -141,10 +148,19 @@ def retag(
             _tell(undo_retag(site.root, stream), "undone")
             continue
         fill = StoredInspector(site.root, site.contract(stream, ()), steps_of(policies, stream))
-        tagger = RuleTagger(Tagger.compile(policies, site.contract(stream, policies)), fill)
-        with _Bar(stream) as bar:
-            done = retag_stream(site.root, stream, policies, tagger, bar, workers)
+        book = SuspensionBook(site.root)
+        rules = GuardedTagger.compile(policies, site.contract(stream, policies), book=book, is_strict=True)
+        try:
+            with _Bar(stream) as bar:
+                done = retag_stream(site.root, stream, policies, RuleTagger(rules, fill), bar, workers)
+        finally:
+            rules.close()
         _tell(done, "tagged")
+
+
+def _lift(site: Site, policies: list[Policy]) -> None:
+    for name in SuspensionBook(site.root).lift(policies):
+        _console().print(f"[green]lifted[/] the suspension of {name}")
 
 
 class _Bar:

@@ -1,6 +1,7 @@
 """`catchment policy preview | explain`: what a policy would do to committed rows, and why a sample has its tags."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.documents import load_policy
 from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Explained, Verdict, explain
+from pipelines.policy.guard import GuardedTagger
 from pipelines.policy.preview import Preview
 from pipelines.policy.site import CORE, Config, Lake, Site
 from schemas.policy import Policy
@@ -56,15 +58,21 @@ def made_preview(site: Site, policy: Policy, stream: str, limit: int | None) -> 
     Raises:
         NotFoundError: there is no such stream or contract.
         ExpressionError: a rule does not compile.
+        RefusedError: a policy takes more than its budget.
     """
     others = tuple(each for each in site.in_force() if each.id != policy.id)
     before = next((each for each in site.in_force() if each.id == policy.id), None)
     contract = site.contract(stream, (*others, policy))
-    old = Tagger.compile([before], site.contract(stream, (before,))) if before else None
-    found = Preview(policy, Tagger.compile([*others, policy], contract), old)
-    fill = StoredInspector(site.root, site.contract(stream, ()), steps_of((*others, policy), stream))
-    for block in blocks(site.root, stream, found.columns | fill.columns, limit):
-        found.take(fill.fill(block))
+    with ExitStack() as closing:
+        new = GuardedTagger.compile([*others, policy], contract, is_strict=True)
+        closing.callback(new.close)
+        old = GuardedTagger.compile([before], site.contract(stream, (before,)), is_strict=True) if before else None
+        if old is not None:
+            closing.callback(old.close)
+        found = Preview(policy, new, old)
+        fill = StoredInspector(site.root, site.contract(stream, ()), steps_of((*others, policy), stream))
+        for block in blocks(site.root, stream, found.columns | fill.columns, limit):
+            found.take(fill.fill(block))
     return found
 
 

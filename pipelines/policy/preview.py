@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.policy.committed import KEY, REFERENCES
-from pipelines.policy.engine import CompiledRule, Tagger
+from pipelines.policy.engine import CompiledRule
+from pipelines.policy.judge import Judge
 from pipelines.policy.tag_file import completed
 from schemas.policy import Policy
 
@@ -61,8 +62,8 @@ class Preview:
     """
 
     policy: Policy
-    tagger: Tagger
-    before: Tagger | None = None
+    tagger: Judge
+    before: Judge | None = None
     rows: int = 0
     tagged: int = 0
     counts: dict[str, TagCount] = field(default_factory=dict)

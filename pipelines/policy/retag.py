@@ -19,10 +19,11 @@ from deltalake import DeltaTable
 
 from pipelines.atomic import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.copy import at_hand, duplicate, files_of, forget, send, size_of
 from pipelines.lake.layout import stream_table
-from pipelines.lake.remote import remote_of
 from pipelines.lake.replace import LiveFile, live_files, replace_files
 from pipelines.lake.table import open_table
+from pipelines.lake.workplace import only_upkeep, workplace
 from pipelines.policy.active import FOLDER
 from pipelines.policy.tag_file import FileTagger, retag_file
 from schemas.policy import Policy
@@ -71,22 +72,21 @@ def retag_stream(
         RefusedError: another retag of this stream is at work.
         ConflictError: runs kept committing meanwhile.
     """
-    _refuse_remote(root)
     rules = [policy for policy in policies if stream in policy.streams]
     digest = rules_digest(rules)
     name = stream_table(stream)
-    with _only_one(root, stream):
-        _remove_leftovers(root / name)
+    with _only_one(root, stream) as there:
+        _remove_leftovers(there / name)
         counted = _Counted(progress or _silent)
         for _ in range(ATTEMPTS):
-            table = _opened(root, stream)
+            table = _opened(there, stream)
             old = live_files(table)
             if all(file.path.startswith(f"{_PREFIX}{digest}-") for file in old):
                 return Retagged(stream, table.version(), table.version(), 0, 0, len(old), 0)
-            new = _made(root / name, old, digest, tagger, counted, workers)
+            new = _made(there, name, old, digest, tagger, counted, workers)
             note = {NOTE_RULES: digest, NOTE_POLICIES: " ".join(policy.label for policy in rules)}
             try:
-                version = replace_files(root, name, table, new, note)
+                version = replace_files(there, name, table, new, note)
             except ConflictError:
                 continue  # a run committed: its files are new, ours lie there already
             return Retagged(stream, table.version(), version, len(new), sum(f.rows for f in new), counted.reused, counted.bytes)
@@ -100,21 +100,20 @@ def undo_retag(root: Path, stream: str) -> Retagged:
         NotFoundError: there is no such stream, or no retag of it to undo.
         RefusedError: files were rewritten since, by whom it may be; another retag undoes nothing of theirs.
     """
-    _refuse_remote(root)
     name = stream_table(stream)
-    with _only_one(root, stream):
+    with _only_one(root, stream) as there:
         for _ in range(ATTEMPTS):
-            table = _opened(root, stream)
+            table = _opened(there, stream)
             version = _last_retag(table, stream)
-            now, then = live_files(table), live_files(DeltaTable(root / name, version=version))
-            before = live_files(DeltaTable(root / name, version=version - 1))
+            now, then = live_files(table), _files_at(there, stream, version)
+            before = _files_at(there, stream, version - 1)
             if not {file.path for file in then} <= {file.path for file in now}:
                 raise RefusedError(f"{name}: rewritten after the retag of version {version}; retag with the old policies")
-            _check_present(root / name, before)
-            later = [_linked(root / name, file) for file in now if file.path not in {each.path for each in then}]
-            sync_folder(root / name)
+            _check_present(there, name, before)
+            later = [_linked(there, name, file) for file in now if file.path not in {each.path for each in then}]
+            _synced(there / name)
             try:
-                after = replace_files(root, name, table, [*before, *later], {NOTE_UNDO: str(version)})
+                after = replace_files(there, name, table, [*before, *later], {NOTE_UNDO: str(version)})
             except ConflictError:
                 continue
             return Retagged(stream, table.version(), after, len(before), sum(f.rows for f in before), len(later), 0)
@@ -140,13 +139,13 @@ class _Counted:
         self._progress(self._done, self._total)
 
 
-def _made(
-    folder: Path, old: Sequence[LiveFile], digest: str, tagger: FileTagger, counted: _Counted, workers: int
+def _made(  # one place calls it
+    root: Path, name: str, old: Sequence[LiveFile], digest: str, tagger: FileTagger, counted: _Counted, workers: int
 ) -> list[LiveFile]:
     counted.start(old)
     made: list[LiveFile] = []
     with ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(_make, folder, file, digest, tagger): file for file in old}
+        waiting = {pool.submit(_make, root, name, file, digest, tagger): file for file in old}
         try:
             for done in as_completed(waiting):
                 file, is_new = done.result()
@@ -155,35 +154,42 @@ def _made(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    sync_folder(folder)
+    _synced(root / name)
     return sorted(made, key=lambda file: file.path)
 
 
-def _make(folder: Path, old: LiveFile, digest: str, tagger: FileTagger) -> tuple[LiveFile, bool]:
+def _make(root: Path, name: str, old: LiveFile, digest: str, tagger: FileTagger) -> tuple[LiveFile, bool]:
     """The file in the place of `old`, and whether it had to be made."""
     path = f"{_PREFIX}{digest}-{hashlib.sha256(old.path.encode()).hexdigest()[:20]}.parquet"
-    target = folder / path
-    is_new = not target.exists()
+    source, target = root / name / old.path, root / name / path
+    size = size_of(root, target)
+    is_new = size is None
     if is_new and old.path.startswith(f"{_PREFIX}{digest}-"):
-        target.hardlink_to(folder / old.path)  # tagged by these rules already: another name for the same bytes
-        is_new = False
+        duplicate(root, source, target)  # tagged by these rules already: another name for the same bytes
+        size, is_new = old.bytes, False
     elif is_new:
-        retag_file(folder / old.path, target, tagger)
-    return msgspec.structs.replace(old, path=path, bytes=target.stat().st_size), is_new
+        size = retag_file(at_hand(root, source), target, tagger)
+        send(root, [target])
+        forget(root, [source, target])
+    return msgspec.structs.replace(old, path=path, bytes=size), is_new
 
 
-def _linked(folder: Path, file: LiveFile) -> LiveFile:
+def _linked(root: Path, name: str, file: LiveFile) -> LiveFile:
     """A commit cannot remove and add one path: the file gets a second name."""
     path = f"kept-{hashlib.sha256(file.path.encode()).hexdigest()[:20]}.parquet"
-    if not (folder / path).exists():
-        (folder / path).hardlink_to(folder / file.path)
+    duplicate(root, root / name / file.path, root / name / path)
     return msgspec.structs.replace(file, path=path)
 
 
-def _refuse_remote(root: Path) -> None:
-    """The kernel copies column chunks between files of one disk; a bucket has none."""
-    if remote_of(root) is not None:
-        raise RefusedError(f"{root}: a lake on object storage cannot be tagged anew in place yet; new runs tag by the new rules")
+def _synced(folder: Path) -> None:
+    if folder.is_dir():  # of a remote lake nothing need be left here
+        sync_folder(folder)
+
+
+def _files_at(root: Path, stream: str, version: int) -> tuple[LiveFile, ...]:
+    table = _opened(root, stream)
+    table.load_as_version(version)
+    return live_files(table)
 
 
 def _opened(root: Path, stream: str) -> DeltaTable:
@@ -203,14 +209,18 @@ def _last_retag(table: DeltaTable, stream: str) -> int:
     raise NotFoundError(f"no retag of {stream} to undo")
 
 
-def _check_present(folder: Path, files: Sequence[LiveFile]) -> None:
-    gone = [file.path for file in files if not (folder / file.path).exists()]
+def _check_present(root: Path, name: str, files: Sequence[LiveFile]) -> None:
+    present = {file.name.removeprefix(f"{name}/") for file in files_of(root, name)}
+    gone = [file.path for file in files if file.path not in present]
     if gone:
-        raise CorruptLakeError(f"{folder}: {len(gone)} files of that version were vacuumed, such as {gone[0]}; retag instead")
+        raise CorruptLakeError(
+            f"{root / name}: {len(gone)} files of that version were vacuumed, such as {gone[0]}; retag instead"
+        )
 
 
 @contextmanager
-def _only_one(root: Path, stream: str) -> Iterator[None]:
+def _only_one(root: Path, stream: str) -> Iterator[Path]:
+    """Where to work, as the only one that tags this stream anew; of a remote lake, as the only one that rewrites anything."""
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / f".retag-{stream}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -219,7 +229,8 @@ def _only_one(root: Path, stream: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RefusedError(f"another retag of {stream} is at work; wait for it") from error
-        yield
+        with only_upkeep(root, f"retag {stream}"), workplace(root, f"retag-{stream}") as there:
+            yield there
     finally:
         os.close(descriptor)
 

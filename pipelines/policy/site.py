@@ -8,9 +8,9 @@ import typer
 
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.contracts.registry import ContractSet
-from pipelines.errors import NotFoundError, RefusedError
+from pipelines.errors import NotFoundError
 from pipelines.inspect.columns import inspected
-from pipelines.lake.remote import remote_of
+from pipelines.lake.remote import lake_of
 from pipelines.policy.active import policies_in_force
 from schemas.contract import Contract
 from schemas.policy import Policy
@@ -39,19 +39,10 @@ class Site:
             NotFoundError: there is no such lake.
         """
         core = load_core_config(config) if lake is None or config != CORE else CoreConfig()
-        root = core.lake_root if lake is None else lake
+        root = lake_of(core) if lake is None else lake
         if not root.is_dir():
             raise NotFoundError(f"{root}: no such lake; give its folder with --lake, or the core's TOML file with -c")
         return cls(root, ContractSet.load(core.contracts), core.policies)
-
-    def require_own(self) -> None:
-        """Refuse a lake on object storage: its working copy is not where the active set may live.
-
-        Raises:
-            RefusedError: it is one.
-        """
-        if remote_of(self.root) is not None:
-            raise RefusedError(f"{self.root}: a lake on object storage takes its policies from the folder in core.toml alone")
 
     def in_force(self) -> tuple[Policy, ...]:
         """The policies that the next run tags by."""

@@ -12,8 +12,9 @@ from pipelines.contracts.arrow import ARROW_TYPES, arrow_type
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.rewrite import rewrite_columns
 from pipelines.lake.splice import splice_columns
-from pipelines.policy.engine import Tagger
+from pipelines.policy.engine import lists_of
 from pipelines.policy.expression import ROW_COLUMNS
+from pipelines.policy.judge import Judge
 from schemas.contract import Contract
 
 BLOCK_ROWS = 1024 * 1024
@@ -50,7 +51,7 @@ class Filler(Protocol):
 class RuleTagger:
     """Rules over the contract's columns; a column that a file does not have yet is null, or what `fill` finds."""
 
-    tagger: Tagger
+    tagger: Judge
     fill: "Filler | None" = None
 
     @property
@@ -64,7 +65,8 @@ class RuleTagger:
             empty = pa.array([[]] * rows.num_rows, pa.list_(pa.string()))
             return pa.table([empty, empty], names=list(TAG_COLUMNS))
         rows = self.fill.fill(rows) if self.fill else rows
-        return pa.table(list(self.tagger.coded(completed(rows, self.tagger.contract))), names=list(TAG_COLUMNS))
+        hits = self.tagger.verdicts(completed(rows, self.tagger.contract))
+        return pa.table(list(lists_of(self.tagger.rules, hits, rows.num_rows)), names=list(TAG_COLUMNS))
 
 
 def completed(rows: pa.Table, contract: Contract) -> pa.Table:

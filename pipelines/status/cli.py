@@ -15,6 +15,8 @@ from pipelines.lake.commit import committed_run
 from pipelines.lake.holes import holes as find_holes
 from pipelines.lake.layout import COMMITS
 from pipelines.lake.ledger import read_ledger
+from pipelines.lake.remote import lake_of
+from pipelines.lake.suspended import HINT
 from pipelines.status.health import judge
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, as_plain, survey
@@ -28,7 +30,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
 ) -> None:
     """What waits, since when, what was committed last, how fast, and is all well. Exit code 1 if something is not."""
-    found = survey(load_core_config(config).lake_root, SystemClock().now_ms() * 1_000)
+    found = survey(lake_of(load_core_config(config)), SystemClock().now_ms() * 1_000)
     verdict = judge(found)
     if as_json:
         plain = {"alive": verdict.is_alive, "ready": verdict.is_ready, "alarms": verdict.alarms, **as_plain(found)}
@@ -50,7 +52,7 @@ def watch(
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with serving(load_core_config(config).lake_root, host, port, SystemClock()) as bound:
+    with serving(lake_of(load_core_config(config)), host, port, SystemClock()) as bound:
         typer.echo(f"http://{host}:{bound}/metrics", err=True)
         stop.wait()
 
@@ -87,6 +89,11 @@ def _print(found: Survey) -> None:
         for beat in found.beats
     ]  # fmt: skip
     show("Processes", processes, as_json=False)
+    if found.suspended:
+        rows = [{"suspended": f"{one.kind} {one.name}", "stream": one.stream, "since": _age(found.at_us, one.at_us),
+                 "reason": one.reason} for one in found.suspended]  # fmt: skip
+        show("Suspended: give no tags, or no columns", rows, as_json=False)
+        typer.echo(HINT)
 
 
 def _age(now_us: int, then_us: int | None) -> str:
@@ -100,7 +107,7 @@ def holes(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:
     """Missing seqs: later ones of the same epoch are here. Filled when they come, closed when the device says it dropped them."""
-    root = load_core_config(config).lake_root
+    root = lake_of(load_core_config(config))
     found = find_holes(read_ledger(root, committed_run(root, COMMITS)), device, stream)
     rows = [{**asdict(hole), "samples": hole.samples} for hole in found]
     show("Holes", rows, as_json=as_json)

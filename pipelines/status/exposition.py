@@ -26,6 +26,7 @@ def exposition(found: Survey) -> str:
     page.add("catchment_quarantine_open", "Refused samples that wait for a replay or a discard",
              [({"stage": stage}, float(count)) for stage, count in sorted(found.quarantined_open.items())])  # fmt: skip
     page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
+    page.add("catchment_suspended", "Policies and inspectors in force that may not run", [({}, float(len(found.suspended)))])
     for beat in found.beats:
         labels = {"role": beat.role, "name": beat.name}
         page.add("catchment_beat_age_seconds", "Since a process last beat", [(labels, found.at_us / 1e6 - beat.at_ms / 1e3)])

@@ -27,7 +27,9 @@ def judge(found: Survey) -> Verdict:
     silent = [f"{beat.role} {beat.name} is silent for {(now_ms - beat.at_ms) // 1000} s" for beat in found.beats
               if now_ms - beat.at_ms > BEAT_MS]  # fmt: skip
     roles = {beat.role for beat in found.beats}
-    silent += [f"no {role} has ever been at work here" for role in ("bridge", "run") if role not in roles]
+    # Of a remote lake each role may be on a machine of its own, and is asked there.
+    wanted = () if found.is_remote else ("bridge", "run")
+    silent += [f"no {role} has ever been at work here" for role in wanted if role not in roles]
     troubles = [f"{beat.role} {beat.name}: {beat.trouble or 'not ready'}" for beat in found.beats
                 if not beat.is_ready and now_ms - beat.at_ms <= BEAT_MS]  # fmt: skip
     books = [f"the books of {key} do not balance" for key in found.unbalanced]

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,20 +12,26 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.bridge.segment import sealed_path
+from pipelines.bridge.segment import SEALED_SUFFIX, sealed_path
 from pipelines.ingest.plan import Plan
-from pipelines.ingest.plan_files import find_segments, read_plan
+from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
+from pipelines.ingest.requests import open_requests
 from pipelines.lake.books import Counts, books_by_stream
 from pipelines.lake.commit import APP, committed_run
+from pipelines.lake.copy import bridges_of, name_of, read_bytes
 from pipelines.lake.layout import COMMITS, landing_folder, stream_table
 from pipelines.lake.ledger import read_ledger
 from pipelines.lake.quarantined import Where, heads
+from pipelines.lake.remote import Stored, remote_of
+from pipelines.lake.suspended import Suspension, SuspensionBook
 from pipelines.lake.table import open_table
+from pipelines.policy.active import active_policies
 from pipelines.status.beat import Beat, read_beats
 
 RECENT_RUNS = 50
 MAX_WAITING = 10_000
 MAX_OPENED = 64
+MAX_FETCHED_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -52,7 +59,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The core at one moment; times are microseconds since 1970."""
+    """The core at one moment; times are microseconds since 1970. `beats` are those of this working copy, if it `is_remote`."""
 
     at_us: int
     run: int
@@ -64,6 +71,8 @@ class Survey:
     quarantined_open: dict[str, int]
     open_requests: int
     beats: tuple[Beat, ...] = field(default=())
+    suspended: tuple[Suspension, ...] = field(default=())
+    is_remote: bool = False
 
     @property
     def oldest_waiting_us(self) -> int | None:
@@ -94,9 +103,19 @@ def survey(root: Path, now_us: int) -> Survey:
         waiting,
         tuple(f"{device}/{stream}" for device, stream in ledger.unbalanced()),
         _quarantined(root),
-        len(list((root / "runs" / "requests").glob("[0-9]*.json"))) if (root / "runs" / "requests").is_dir() else 0,
+        len(open_requests(root)),
         tuple(read_beats(root)),
+        _suspended(root, plan),
+        remote_of(root) is not None,
     )
+
+
+def _suspended(root: Path, plan: Plan | None) -> tuple[Suspension, ...]:
+    """Of the policies that the next run tags by: those applied, and those of the folder that the last run had."""
+    applied = active_policies(root)
+    ids = {policy.id for policy in applied}
+    others = read_pins(root, plan.pins).policies if plan is not None else ()
+    return SuspensionBook(root).in_force((*applied, *(policy for policy in others if policy.id not in ids)))
 
 
 def _rows(root: Path, stream: str, run: int) -> int | None:
@@ -136,21 +155,39 @@ def _recent(root: Path, run: int, streams: dict[str, StreamStatus]) -> tuple[int
 def _waiting(root: Path, plan: Plan | None, streams: dict[str, StreamStatus]) -> tuple[Waiting, ...]:
     cursors = plan.next_numbers if plan is not None else {}
     by_bridge: dict[str, list[Any]] = defaultdict(list)
-    for place, segment in enumerate(find_segments(root, cursors, MAX_WAITING)):
-        path = sealed_path(landing_folder(root, segment.bridge), segment.number)
-        by_bridge[segment.bridge].append((segment.bytes, path.stat().st_mtime_ns // 1_000))
-        if place < MAX_OPENED:
-            _count_waiting(path, streams)
+    unread = MAX_FETCHED_BYTES
+    for place, file in enumerate(_landed(root, cursors)):
+        by_bridge[file.name.split("/")[1]].append((file.bytes, round(file.modified_s * 1e6)))
+        unread -= file.bytes
+        if place < MAX_OPENED and (unread >= 0 or remote_of(root) is None):
+            _count_waiting(root, file, streams)
     return tuple(
         Waiting(bridge, len(found), sum(size for size, _ in found), min(at for _, at in found))
         for bridge, found in sorted(by_bridge.items())
     )
 
 
-def _count_waiting(path: Path, streams: dict[str, StreamStatus]) -> None:
+def _landed(root: Path, cursors: Mapping[str, int]) -> list[Stored]:
+    """Sealed segments that wait; of a remote lake by listing what comes after the cursors."""
+    remote = remote_of(root)
+    if remote is None:
+        paths = [
+            sealed_path(landing_folder(root, segment.bridge), segment.number)
+            for segment in find_segments(root, cursors, MAX_WAITING)
+        ]
+        return [Stored(name_of(root, path), (stat := path.stat()).st_size, stat.st_mtime) for path in paths]
+    found: list[Stored] = []
+    for bridge in bridges_of(root):
+        folder = landing_folder(root, bridge)
+        last = name_of(root, sealed_path(folder, cursors.get(bridge, 1) - 1))
+        found += [file for file in remote.listed(name_of(root, folder), last) if file.name.endswith(SEALED_SUFFIX)]
+    return found
+
+
+def _count_waiting(root: Path, file: Stored, streams: dict[str, StreamStatus]) -> None:
     """Samples per stream in a waiting segment, by its heads; a segment that cannot be read is the run's to judge."""
     try:
-        with pa.memory_map(str(path)) as source:
+        with _opened(root, file.name) as source:
             table = pa.ipc.open_stream(source).read_all().select(["stream", "count", "received_at"])
     except (OSError, pa.ArrowException):
         return
@@ -161,6 +198,10 @@ def _count_waiting(path: Path, streams: dict[str, StreamStatus]) -> None:
         found = streams.setdefault(row["stream"], StreamStatus(row["stream"], Counts(), None))
         found.waiting += row["count_sum"] or 0
         found.oldest_waiting_us = min(found.oldest_waiting_us or row["received_at_min"], row["received_at_min"])
+
+
+def _opened(root: Path, name: str) -> Any:
+    return pa.memory_map(str(root / name)) if remote_of(root) is None else pa.BufferReader(read_bytes(root, root / name))
 
 
 def _quarantined(root: Path) -> dict[str, int]:

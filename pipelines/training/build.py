@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pipelines.atomic import sync_folder, write_atomic
 from pipelines.clock import Clock, SystemClock
 from pipelines.errors import ConflictError, RefusedError
+from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
 from pipelines.training.card import render_card
 from pipelines.training.manifest import (
     MANIFEST_NAME,
@@ -114,7 +115,7 @@ def build_set(
             policies=_policies(rows),
             left_out=left_out,
         )
-        return _publish(home, folder, manifest)
+        return _publish(lake_root, home, folder, manifest)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -194,7 +195,7 @@ def _fresh_folder(home: Path) -> Path:
     return folder
 
 
-def _publish(home: Path, folder: Path, manifest: Manifest) -> Manifest:
+def _publish(lake_root: Path, home: Path, folder: Path, manifest: Manifest) -> Manifest:
     """Give the folder the next free version number; a number that somebody else took meanwhile is passed over.
 
     Raises:
@@ -202,18 +203,22 @@ def _publish(home: Path, folder: Path, manifest: Manifest) -> Manifest:
     """
     for _ in range(_PUBLISH_ATTEMPTS):
         taken = [int(path.name) for path in home.iterdir() if path.name.isdecimal()]
+        taken += taken_numbers(lake_root, home.name)
         numbered = msgspec.structs.replace(manifest, version=max(taken, default=0) + 1)
         write_atomic(folder / MANIFEST_NAME, encode_manifest(numbered), mode=0o644)
         write_atomic(folder / "card.html", render_card(numbered, folder).encode(), mode=0o644)
         for path in folder.iterdir():
             path.chmod(0o444)
         sync_folder(folder)
+        final = home / str(numbered.version)
         try:
-            folder.rename(home / str(numbered.version))
-        except OSError:
-            if not (home / str(numbered.version)).exists():
+            take_number(lake_root, home.name, numbered.version)
+            folder.rename(final)
+        except (OSError, ConflictError) as error:
+            if isinstance(error, OSError) and not final.exists():
                 raise
             continue
         sync_folder(home)
+        share_set(lake_root, final)
         return numbered
     raise ConflictError(f"{home}: {_PUBLISH_ATTEMPTS} times another build took the version number first; try again")

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 from pipelines.errors import NotFoundError, RefusedError
+from pipelines.lake.copy import at_hand, folders_of
+from pipelines.lake.remote import remote_of
+from pipelines.training.bucket_sets import SETS
 from pipelines.training.manifest import MANIFEST_NAME, Manifest, checked_set_name, load_manifest
 
 
@@ -12,8 +15,8 @@ def list_sets(lake_root: Path) -> list[Manifest]:
     Raises:
         CorruptLakeError: a manifest cannot be read.
     """
-    homes = sorted(path for path in (lake_root / "sets").glob("*") if path.is_dir())
-    return [load_manifest(home / str(number) / MANIFEST_NAME) for home in homes for number in _versions(home)]
+    found = [(name, number) for name in folders_of(lake_root, SETS) for number in _versions(lake_root, name)]
+    return [load_manifest(lake_root / SETS / name / str(number) / MANIFEST_NAME) for name, number in found]
 
 
 def set_folder(lake_root: Path, reference: str) -> Path:
@@ -27,12 +30,17 @@ def set_folder(lake_root: Path, reference: str) -> Path:
     home = lake_root / "sets" / checked_set_name(name)
     if slash and not version.isdecimal():
         raise RefusedError(f"{reference[:80]!r}: give name or name/version, the version a number")
-    versions = _versions(home)
+    versions = _versions(lake_root, home.name)
     wanted = int(version) if slash else max(versions, default=0)
     if wanted not in versions:
         raise NotFoundError(f"no set {reference} in {lake_root}; `set ls` shows what there is")
     return home / str(wanted)
 
 
-def _versions(home: Path) -> list[int]:
-    return sorted(int(path.name) for path in home.glob("*") if path.name.isdecimal() and path.name.isascii())
+def _versions(lake_root: Path, name: str) -> list[int]:
+    numbers = sorted(int(each) for each in folders_of(lake_root, f"{SETS}/{name}") if each.isdecimal() and each.isascii())
+    if remote_of(lake_root) is None:
+        return numbers
+    # The manifest comes last: without one, a set is still on its way, or its builder died.
+    home = lake_root / SETS / name
+    return [number for number in numbers if at_hand(lake_root, home / str(number) / MANIFEST_NAME).exists()]

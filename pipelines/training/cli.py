@@ -15,6 +15,8 @@ from rich.table import Table
 
 from pipelines.config import load_core_config
 from pipelines.errors import PipelineError, RefusedError
+from pipelines.lake.remote import lake_of
+from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, build_set
 from pipelines.training.catalogue import list_sets, set_folder
 from pipelines.training.manifest import MANIFEST_NAME, Manifest, load_manifest
@@ -100,10 +102,12 @@ def verify(
     lake: LakeOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Hash every file of a set against its manifest."""
+    """Hash every file of a set against its manifest; from a lake in a bucket, bring them here first."""
     try:
-        folder = set_folder(_lake_root(lake, config), reference)
+        root = _lake_root(lake, config)
+        folder = set_folder(root, reference)
         manifest = load_manifest(folder / MANIFEST_NAME)
+        bring_set(root, folder, manifest)
         checked = sum(open_set(folder, split).verify() for split in manifest.split_rows())
     except PipelineError as error:
         _stop(error)
@@ -132,7 +136,7 @@ def _lake_root(lake: Path | None, config: Path | None) -> Path:
     if lake is not None:
         return lake
     if config is not None:
-        return load_core_config(config).lake_root
+        return lake_of(load_core_config(config))
     raise RefusedError("give the lake root with --lake, or the core's configuration with -c")
 
 

@@ -11,6 +11,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from pipelines.errors import CorruptLakeError, NotFoundError
+from pipelines.lake.remote import remote_of
 from pipelines.training.manifest import Source
 from schemas.contract import ColumnType
 
@@ -102,7 +103,10 @@ def expression_columns(schema: pa.Schema) -> dict[str, ColumnType]:
 
 def _open_table(lake_root: Path, stream: str, version: int | None) -> DeltaTable:
     folder = lake_root / "streams" / stream
+    remote = remote_of(lake_root)
     try:
+        if remote is not None:
+            return DeltaTable(remote.where(f"streams/{stream}"), version=version, storage_options=remote.table_options())
         return DeltaTable(str(folder), version=version)
     except TableNotFoundError as error:
         raise NotFoundError(f"{folder}: no such stream in the lake") from error

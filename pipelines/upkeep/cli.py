@@ -11,8 +11,9 @@ import structlog
 import typer
 
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.errors import RetryLaterError
+from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
+from pipelines.lake.remote import lake_of
 from pipelines.tables import show
 from pipelines.upkeep.maintain import maintain as maintain_once
 from pipelines.upkeep.maintain import only_maintenance
@@ -25,7 +26,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 
 def compact(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
     """Put the small files that frequent runs write together. Runs and readers go on meanwhile."""
-    root = load_core_config(config).lake_root
+    root = lake_of(load_core_config(config))
     with only_maintenance(root):
         show("Compacted", [asdict(done) for done in compact_all(root)], as_json=as_json)
 
@@ -38,15 +39,15 @@ def vacuum(
 ) -> None:
     """Delete what nothing refers to any more: replaced files past their time, leavings of crashes, segments long since rows."""
     core = load_core_config(config)
-    keep = keep_of(core)
+    root, keep = lake_of(core), keep_of(core)
     with ExitStack() as held:
-        held.enter_context(only_maintenance(core.lake_root))
+        held.enter_context(only_maintenance(root))
         if now:
             from pipelines.ingest.loop import only_loop  # noqa: PLC0415  # Beam is heavy, and only here
 
-            held.enter_context(only_loop(core.lake_root))
+            held.enter_context(only_loop(root))
             keep = replace(keep, grace_s=0)
-        done = Vacuum(core.lake_root, keep, dry_run=dry_run).sweep()
+        done = Vacuum(root, keep, dry_run=dry_run).sweep()
     rows = [{"kind": kind, "files": count} for kind, count in sorted(done.files.items())]
     show(f"{'Would delete' if dry_run else 'Deleted'} {done.bytes:,} bytes", rows, as_json=as_json)
 
@@ -62,9 +63,13 @@ def maintain(
         signal.signal(number, lambda *_: stop.set())
     while not stop.is_set():
         try:
-            maintain_once(core.lake_root, keep_of(core))
+            maintain_once(lake_of(core), keep_of(core))
         except OSError as error:
             raise RetryLaterError(f"maintenance: {error}; try again") from error
+        except RefusedError as error:
+            if core.remote is None or not every_s:
+                raise
+            log.info("maintenance_left_to_another", reason=str(error))  # each machine of a remote lake has its turn
         if not every_s:
             return
         stop.wait(every_s)

@@ -11,8 +11,8 @@ import structlog
 from pipelines.errors import ConflictError, RefusedError
 from pipelines.lake.compact import Compacted, compact_all
 from pipelines.lake.layout import RUNS, maintain_lock_path
-from pipelines.lake.remote import demand_folder
 from pipelines.lake.rollup import roll_up_all
+from pipelines.lake.workplace import only_upkeep
 from pipelines.upkeep.vacuum import Keep, Vacuum, Vacuumed
 
 log = structlog.get_logger(__name__)
@@ -23,9 +23,8 @@ def only_maintenance(root: Path) -> Iterator[None]:
     """Be the only one that rewrites or deletes files of this lake, until the process ends however it ends.
 
     Raises:
-        RefusedError: another one is at work, or the lake is remote.
+        RefusedError: another one is at work, of a remote lake on whatever machine.
     """
-    demand_folder(root, "maintenance")
     (root / RUNS).mkdir(parents=True, exist_ok=True)
     descriptor = os.open(maintain_lock_path(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -33,7 +32,8 @@ def only_maintenance(root: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RefusedError(f"{root}: maintenance is at work already; leave it to that one") from error
-        yield
+        with only_upkeep(root, "maintenance"):
+            yield
     finally:
         os.close(descriptor)
 

@@ -5,19 +5,23 @@ nobody goes only after a grace, for a run at work writes its files before it com
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from pipelines.bridge.segment import segment_number
-from pipelines.errors import CorruptLakeError
+from pipelines.errors import CorruptLakeError, RetryLaterError
 from pipelines.ingest.plan_files import read_plan
 from pipelines.lake.commit import committed_run
+from pipelines.lake.copy import at_hand, discard, files_of, folders_of, forget, size_of
 from pipelines.lake.layout import (
     COMMITS,
     LANDING,
@@ -32,7 +36,9 @@ from pipelines.lake.layout import (
     landing_folder,
 )
 from pipelines.lake.ledger import KEPT_LEDGERS
+from pipelines.lake.remote import Stored
 from pipelines.lake.table import open_table
+from pipelines.lake.workplace import workplace
 
 log = structlog.get_logger(__name__)
 _SHARD = "payload_shard"
@@ -56,10 +62,10 @@ class Vacuumed:
     files: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
 
-    def add(self, kind: str, path: Path) -> None:
+    def add(self, kind: str, file: Stored) -> None:
         """Count a file."""
         self.files[kind] = self.files.get(kind, 0) + 1
-        self.bytes += path.stat().st_size
+        self.bytes += file.bytes
 
 
 class Vacuum:
@@ -81,6 +87,7 @@ class Vacuum:
         self._dry_run = dry_run
         self._now_s = time.time()
         self._run = committed_run(root, COMMITS)
+        self._gone: set[str] = set()
 
     def sweep(self) -> Vacuumed:
         """Do it, tables first: their files say which payloads are wanted.
@@ -102,8 +109,7 @@ class Vacuum:
     def _tables(self) -> list[str]:
         found = [COMMITS, QUARANTINE, QUARANTINE_CLOSED]
         for parent in (STREAMS, ROLLUPS):
-            folder = self._root / parent
-            found += sorted(f"{parent}/{one.name}" for one in folder.iterdir()) if folder.is_dir() else []
+            found += [f"{parent}/{name}" for name in folders_of(self._root, parent)]
         return found
 
     def _table(self, name: str) -> None:
@@ -111,37 +117,47 @@ class Vacuum:
         if table is None:
             return
         hours = max(0, round(self._keep.versions_h))
-        unwanted = table.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)
-        for path in sorted({self._root / name / Path(found).name for found in unwanted if not Path(found).name.startswith(".")}):
-            if path.is_file() and not self._is_in_hand(path) and self._is_old(path):
-                self._delete("table_files", path)
+        unwanted = {Path(found).name for found in self._unwanted(table, hours)}
+        for file in self._files(name, "*"):
+            is_unwanted = _base(file) in unwanted and not _base(file).startswith(".")
+            if is_unwanted and not self._is_in_hand(file) and self._is_old(file):
+                self._delete("table_files", file)
 
-    def _is_in_hand(self, path: Path) -> bool:
+    def _unwanted(self, table: DeltaTable, hours: int) -> list[str]:
+        try:
+            return table.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)
+        except (DeltaError, OSError) as error:
+            raise RetryLaterError(f"{table.table_uri}: its files cannot be listed ({error}); try again") from error
+
+    def _files(self, folder: str, *patterns: str) -> list[Stored]:
+        """The files below a folder, one level for each pattern, newly listed."""
+        return [file for file in files_of(self._root, folder) if _fits(file.name.removeprefix(f"{folder}/"), patterns)]
+
+    def _is_in_hand(self, file: Stored) -> bool:
         """Whether the file may belong to the run after the last commit, or to a retag that is at work."""
-        others = path.name.startswith("retag-") and self._age_s(path) < _OTHERS_WORK_S
-        return path.name.startswith(f"{self._run + 1:012d}") or others
+        others = _base(file).startswith("retag-") and self._age_s(file) < _OTHERS_WORK_S
+        return _base(file).startswith(f"{self._run + 1:012d}") or others
 
     def _wanted_payloads(self) -> set[str]:
         """Every shard and object that a file of a table refers to, be the file live or kept for readers of older versions."""
         wanted: set[str] = set()
-        for path in (self._root / STREAMS).glob("*/*.parquet"):
-            try:
-                if _SHARD in pq.read_schema(path).names:
-                    shards = pq.read_table(path, columns=[_SHARD], partitioning=None).column(_SHARD)
-                    wanted.update(shard for shard in pc.unique(shards).to_pylist() if shard is not None)
-            except (OSError, pa.ArrowException) as error:
-                raise CorruptLakeError(f"{path}: cannot be read ({error}), so nobody knows which payloads it needs") from error
+        with workplace(self._root, "vacuum") as there:
+            for file in self._files(STREAMS, "*", "*.parquet"):
+                if file.name in self._gone:  # a dry run leaves it there
+                    continue
+                wanted |= _payloads_of(at_hand(there, there / file.name))
+                forget(there, [there / file.name])
         return wanted
 
     def _payloads(self, wanted: set[str]) -> None:
-        for path in sorted((self._root / PAYLOAD).glob("*/*.parquet")):
-            if str(path.relative_to(self._root)) not in wanted and not self._is_in_hand(path) and self._is_old(path):
-                self._delete("payload_shards", path)
+        for file in self._files(PAYLOAD, "*", "*.parquet"):
+            if file.name not in wanted and not self._is_in_hand(file) and self._is_old(file):
+                self._delete("payload_shards", file)
 
     def _objects(self, wanted: set[str]) -> None:
-        for path in sorted((self._root / OBJECTS).glob("[0-9a-f]*")):
-            if path.is_file() and f"{OBJECTS}/{path.name}" not in wanted and self._age_s(path) > self._keep.objects_h * 3_600:
-                self._delete("objects", path)
+        for file in self._files(OBJECTS, "[0-9a-f]*"):
+            if file.name not in wanted and self._age_s(file) > self._keep.objects_h * 3_600:
+                self._delete("objects", file)
 
     def _landing(self) -> None:
         plan = read_plan(self._root, self._run) if self._run else None
@@ -150,44 +166,70 @@ class Vacuum:
         cursors = {**plan.next_numbers, REPLAYS: self._run + 1}
         for bridge, cursor in sorted(cursors.items()):
             keep_s = 0 if bridge == REPLAYS else self._keep.landing_h * 3_600
-            for path in sorted(landing_folder(self._root, bridge).glob("*.arrows")):
-                number = segment_number(path)
-                if number is not None and number < cursor and self._age_s(path) >= keep_s:
-                    self._delete("segments", path)
+            for file in self._files(f"{LANDING}/{bridge}", "*.arrows"):
+                number = segment_number(Path(file.name))
+                if number is not None and number < cursor and self._age_s(file) >= keep_s:
+                    self._delete("segments", file)
         for path in sorted((self._root / LANDING).glob("*/torn/*")):
-            if self._age_s(path) > self._keep.landing_h * 3_600:
-                self._delete("torn_tails", path)
+            torn = self._here(path)
+            if self._age_s(torn) > self._keep.landing_h * 3_600:
+                self._delete("torn_tails", torn)
 
     def _runs(self) -> None:
         """Plans whose segments are gone can neither be resumed nor run again."""
-        for path in sorted((self._root / RUNS).glob("[0-9]*.*")):
-            run = path.name.split(".", 1)[0]
-            if not run.isdigit() or int(run) > self._run - KEPT_LEDGERS or self._age_s(path) < self._keep.landing_h * 3_600:
+        for file in self._files(RUNS, "[0-9]*.*"):
+            run = _base(file).split(".", 1)[0]
+            if not run.isdigit() or int(run) > self._run - KEPT_LEDGERS or self._age_s(file) < self._keep.landing_h * 3_600:
                 continue
             plan = read_plan(self._root, int(run))
             landed = () if plan is None else (landing_folder(self._root, one.bridge) / f"{one.number:012d}.arrows"
                                               for one in plan.segments)  # fmt: skip
-            if path.name == f"{run}.json" and any(segment.exists() for segment in landed):
+            if _base(file) == f"{run}.json" and any(size_of(self._root, segment) is not None for segment in landed):
                 continue
-            self._delete("run_files", path)
+            self._delete("run_files", file)
 
     def _leavings(self) -> None:
-        """Files that were being written when their writer died."""
+        """Files that were being written here when their writer died."""
         for path in self._hidden():
-            if self._is_old(path):
-                self._delete("leavings", path)
+            file = self._here(path)
+            if self._is_old(file):
+                self._delete("leavings", file)
 
     def _hidden(self) -> Iterator[Path]:
         for pattern in ("*/.*.tmp", "*/*/.*.tmp", "*/*/*/.*.tmp"):
             yield from sorted(self._root.glob(pattern))
 
-    def _is_old(self, path: Path) -> bool:
-        return self._age_s(path) >= self._keep.grace_s
+    def _here(self, path: Path) -> Stored:
+        stat = path.stat()
+        return Stored(str(path.relative_to(self._root)), stat.st_size, stat.st_mtime)
 
-    def _age_s(self, path: Path) -> float:
-        return self._now_s - path.stat().st_mtime
+    def _is_old(self, file: Stored) -> bool:
+        return self._age_s(file) >= self._keep.grace_s
 
-    def _delete(self, kind: str, path: Path) -> None:
-        self.done.add(kind, path)
+    def _age_s(self, file: Stored) -> float:
+        return self._now_s - file.modified_s
+
+    def _delete(self, kind: str, file: Stored) -> None:
+        self.done.add(kind, file)
+        self._gone.add(file.name)
         if not self._dry_run:
-            path.unlink()
+            discard(self._root, self._root / file.name)
+
+
+def _base(file: Stored) -> str:
+    return file.name.rsplit("/", 1)[-1]
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    steps = name.split("/")
+    return len(steps) == len(patterns) and all(fnmatchcase(step, pattern) for step, pattern in zip(steps, patterns, strict=True))
+
+
+def _payloads_of(path: Path) -> set[str]:
+    try:
+        if _SHARD not in pq.read_schema(path).names:
+            return set()
+        shards = pq.read_table(path, columns=[_SHARD], partitioning=None).column(_SHARD)
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptLakeError(f"{path}: cannot be read ({error}), so nobody knows which payloads it needs") from error
+    return {shard for shard in pc.unique(shards).to_pylist() if shard is not None}

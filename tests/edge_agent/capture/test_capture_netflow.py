@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.flow_export import LOST, MALFORMED, NO_TEMPLATE, Export, Exporter
+from edge_agent.capture.flow_export import LOST, MALFORMED, NO_TEMPLATE, Export, Exporter, Template
+from edge_agent.capture.flow_memory import UNREADABLE, recall, remember
 from edge_agent.capture.netflow import NetflowSource, build, flow_times
 from edge_agent.capture.registry import check_source
 from edge_agent.capture.rejects import Rejects
@@ -130,6 +131,102 @@ def test_each_exporter_has_templates_of_its_own():
     first.read(v9(1, TEMPLATE))
     assert len(first.read(v9(2, DATA))) == 1
     assert second.read(v9(2, DATA)) == []
+
+
+def ipfix(sequence: int, *sets: bytes, domain: int = 7) -> bytes:
+    return struct.pack("!HHIII", 10, 16 + sum(map(len, sets)), 1_700_000_000, sequence, domain) + b"".join(sets)
+
+
+IPFIX_TEMPLATE = one_set(2, TEMPLATE[4:])
+THREE = one_set(256, DATA[4:] * 3)
+
+
+def test_what_the_sequence_of_ipfix_misses_is_counted_in_records():
+    rejects = Rejects("test")
+    exporter = Exporter(rejects)
+    exporter.read(ipfix(0, IPFIX_TEMPLATE, THREE))
+    exporter.read(ipfix(3, IPFIX_TEMPLATE))  # templates are no data records
+    exporter.read(ipfix(3, THREE))
+    assert rejects.counts == {}
+    exporter.read(ipfix(16, THREE))
+    assert rejects.counts == {LOST: 10}
+
+
+def test_an_ipfix_datagram_that_cannot_be_counted_makes_no_loss_up():
+    rejects = Rejects("test")
+    exporter = Exporter(rejects)
+    for datagram in (ipfix(0, IPFIX_TEMPLATE, THREE), ipfix(3, THREE, one_set(300, bytes(40))), ipfix(99, THREE)):
+        exporter.read(datagram)
+    assert rejects.counts == {}
+    exporter.read(ipfix(103, THREE))
+    assert rejects.counts == {LOST: 1}
+
+
+def again(position: bytes | None, **options: object) -> NetflowSource:
+    return build({"listen": "udp://127.0.0.1:0", "wait_ms": 50, **options}, FLOWS, SystemClock(), position)
+
+
+def position_after(*datagrams: bytes, known: bytes | None = None) -> bytes | None:
+    made = again(known)
+    send(made, *datagrams)
+    batch = None
+    while batch is None:
+        batch = made.read(1000)
+    made.close()
+    return batch.position
+
+
+@pytest.mark.parametrize(
+    ("told", "data"), [(v9(1, TEMPLATE, DATA), v9(2, DATA)), (ipfix(0, IPFIX_TEMPLATE, THREE), ipfix(3, THREE))]
+)
+def test_templates_outlive_a_restart(told, data):
+    position = position_after(told)
+    made = again(position)
+    send(made, data)
+    assert {row["orig_pkts"] for row in rows(made, 1)} == {3}
+    made.close()
+    assert position_after(told, known=position) is None  # as it was: nothing is written anew
+
+
+def test_an_exporter_that_was_started_anew_meanwhile_is_not_read_by_its_old_templates():
+    position = position_after(v9(1, TEMPLATE, DATA))
+    other = one_set(0, struct.pack("!HHHHHHHHHH", 256, 4, 12, 4, 8, 4, 2, 4, 22, 4))
+    made = again(position)
+    send(made, v9(0, DATA, uptime_ms=1_000, at_s=1_700_000_900), v9(1, other, uptime_ms=1_100, at_s=1_700_000_900))
+    assert [(row["src_ip"], row["orig_pkts"]) for row in rows(made, 1)] == [("10.0.0.2", 50_000)]
+    made.close()
+
+
+def test_a_kept_template_that_does_not_fit_waits_for_the_one_that_does():
+    position = position_after(ipfix(0, IPFIX_TEMPLATE, THREE))
+    made = again(position)
+    longer = one_set(2, struct.pack("!HHHHHHHHHHHH", 256, 5, 8, 4, 12, 4, 22, 4, 2, 4, 4, 4))
+    send(made, ipfix(0, one_set(256, DATA[4:] + bytes(4))), ipfix(1, longer))
+    assert len(rows(made, 1)) == 1
+    made.close()
+
+
+def test_exporters_of_the_last_run_that_are_silent_make_way():
+    position = position_after(ipfix(0, IPFIX_TEMPLATE, THREE, domain=1))
+    made = again(position, max_exporters=1)
+    send(made, ipfix(0, IPFIX_TEMPLATE, THREE, domain=2))
+    assert len(rows(made, 3)) == 3
+    assert made.rejected == {}
+    made.close()
+
+
+def test_templates_that_cannot_be_read_any_more_are_waited_for_and_told():
+    made = again(b"rotten")
+    assert made.rejected == {UNREADABLE: 1}
+    made.close()
+
+
+@given(st.dictionaries(st.integers(256, 65535), st.lists(st.tuples(st.integers(0, 500), st.integers(1, 65535)), min_size=1)))
+def test_any_templates_come_back_as_they_were(templates):
+    exporter = Exporter(Rejects("test"))
+    exporter.templates = {id_: Template(tuple(fields), is_options=False) for id_, fields in templates.items()}
+    (kept,) = recall(remember({("10.0.0.1", b"\0\x0a"): exporter}), Rejects("test")).values()
+    assert {id_: list(one.fields) for id_, one in kept.templates.items()} == templates
 
 
 def test_too_many_exporters_are_refused(tmp_path):

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -296,6 +297,7 @@ def test_real_flows_survive_rotation_packing_and_sigkill_exactly_once(tmp_path, 
     log, spool_dir = tmp_path / "conn.log", tmp_path / "spool"
     dice = random.Random(5)
     child = _child(spool_dir, log)
+    _until_looked(spool_dir)  # what was rotated before the first look is old, and left alone
     kills = rotations = 0
     at = 0
     while at < len(rows):
@@ -339,9 +341,17 @@ def _child(spool_dir: Path, log: Path) -> subprocess.Popen:
     return child
 
 
-def _until_stored(spool_dir: Path, count: int) -> None:
-    import sqlite3
+def _until_looked(spool_dir: Path) -> None:
+    until = time.monotonic() + 60
+    looked = 0
+    db = sqlite3.connect(f"file:{spool_dir}/spool.db?mode=ro", uri=True)
+    while not looked and time.monotonic() < until:
+        time.sleep(0.05)
+        (looked,) = db.execute("SELECT count(*) FROM position").fetchone()
+    db.close()
 
+
+def _until_stored(spool_dir: Path, count: int) -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         with sqlite3.connect(f"file:{spool_dir}/spool.db?mode=ro", uri=True) as db:

@@ -11,6 +11,8 @@ from edge_agent.errors import PolicyError, UntrustedPolicyError
 from edge_agent.rules import desk as desk_module
 from edge_agent.rules import trust
 from edge_agent.rules.desk import FILE_NAME, NoRules, RuleDesk
+from edge_agent.rules.seen import FILE_NAME as SEEN_NAME
+from edge_agent.rules.seen import read_seen
 from edge_agent.rules.verify import is_signed
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule, SignedEdgePolicy, decode_signed_edge_policy
 from tests.fakes.policy_signer import PolicySigner
@@ -117,7 +119,65 @@ def test_a_kept_policy_that_is_no_longer_what_was_signed_is_set_aside(signer, tm
     desk = open_desk(signer, tmp_path)
     assert desk.current() is None
     assert "kept on disk" in desk.report().reason
-    assert [found.name.startswith("policy.json.refused-") for found in tmp_path.iterdir()] == [True]
+    assert len(list(tmp_path.glob("policy.json.refused-*"))) == 1
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("rot", [b"\0" * 500, None], ids=["zeros", "gone"])
+def test_a_policy_that_rots_on_disk_makes_no_older_one_believed(signer, tmp_path, rot):
+    desk = open_desk(signer, tmp_path)
+    hand_in(desk, signer.sign(policy(2)), signer.sign(policy(3)))
+    if rot is None:
+        (tmp_path / FILE_NAME).unlink()
+    else:
+        (tmp_path / FILE_NAME).write_bytes(rot)
+    desk = open_desk(signer, tmp_path)
+    assert desk.current() is None
+    hand_in(desk, signer.sign(policy(2)))
+    assert desk.current() is None
+    assert "version 2 is not newer than version 3" in desk.report().reason
+    hand_in(desk, signer.sign(policy(3)))  # the broker keeps it: it comes again
+    assert desk.current() == policy(3)
+    hand_in(desk, signer.sign(policy(3, devices=("car-1",))))
+    assert desk.current() == policy(3)
+
+
+@pytest.mark.parametrize("at", [0, 70])
+def test_a_note_of_the_version_that_rots_refuses_nothing_new(signer, tmp_path, at):
+    hand_in(open_desk(signer, tmp_path), signer.sign(policy(3)))
+    note = tmp_path / SEEN_NAME
+    damaged = bytearray(note.read_bytes())
+    damaged[min(at, len(damaged) - 1)] ^= 0x08
+    note.write_bytes(damaged)
+    desk = open_desk(signer, tmp_path)
+    assert desk.current() == policy(3)
+    assert read_seen(tmp_path, signer.public_key) == 3  # written anew
+    hand_in(desk, signer.sign(policy(2)))
+    assert desk.current() == policy(3)
+
+
+def test_a_kill_between_note_and_policy_keeps_the_rules_until_the_new_ones_come_again(signer, tmp_path, monkeypatch):
+    desk = open_desk(signer, tmp_path)
+    hand_in(desk, signer.sign(policy(3)))
+    with monkeypatch.context() as patch:
+        patch.setattr(desk_module, "write_atomic", lambda *_: _refuse())
+        assert not desk._take(signer.sign(policy(4)))
+    desk = open_desk(signer, tmp_path)
+    assert desk.current() == policy(3)
+    hand_in(desk, signer.sign(policy(4)))
+    assert desk.current() == policy(4)
+
+
+def test_another_trusted_key_begins_its_versions_anew(signer, tmp_path):
+    hand_in(open_desk(signer, tmp_path), signer.sign(policy(9)))
+    other = PolicySigner()
+    desk = open_desk(other, tmp_path)
+    hand_in(desk, other.sign(policy(1)))
+    assert desk.current() == policy(1)
+
+
+def _refuse():
+    raise OSError(28, "No space left on device")
 
 
 def test_a_check_that_cannot_be_made_is_made_later(signer, tmp_path, monkeypatch):
@@ -142,10 +202,7 @@ def test_a_disk_that_refuses_keeps_the_old_rules_until_it_does_not(signer, tmp_p
     desk = open_desk(signer, tmp_path)
     hand_in(desk, signer.sign(policy(1)))
 
-    def refuse(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(desk_module, "write_atomic", refuse)
+    monkeypatch.setattr(desk_module, "write_atomic", lambda *_: _refuse())
     assert desk._take(signer.sign(policy(2))) is False
     assert desk.current() == policy(1)
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from edge_agent.cli import main
 from edge_agent.clock import SystemClock
+from edge_agent.health import Health, write_health
+from edge_agent.monitor import _by_source
 from edge_agent.spool import bodies
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.requests import serve_replays
@@ -125,3 +128,25 @@ def test_a_folder_without_a_spool_is_told_so(run: Run, agent: Path) -> None:
     code, text = run("spool", "ls")
     assert code == 75
     assert "has `edge-agent run` been started" in text
+
+
+def test_status_tells_what_was_refused_and_how_old_the_look_is(run: Run, agent: Path) -> None:
+    counts = {"replay:telemetry": {"cell speed: not a [number]": 3}}
+    at_ms = int(time.time() * 1000) - 90_000
+    write_health(agent.parent / "state", Health(at_ms, 0, False, 1, 0, 0, 0, 0, None, 0, 1, 0, rejected=counts))
+    code, text = run("status")
+    assert code == 0
+    told = " ".join(text.replace("│", " ").split())
+    assert "refused 3 replay:telemetry: cell speed: not a [number]" in told
+    assert "sources running 0" in told, "nothing runs"
+    assert any(f"last look {seconds} s ago" in told for seconds in range(90, 200))
+
+
+def test_two_sources_of_one_kind_and_stream_are_counted_together() -> None:
+    counts = [("directory:frames", {"file: a": 1}), ("directory:frames", {"file: a": 2, "file: b": 1})]
+    assert _by_source(counts) == {"directory:frames": {"file: a": 3, "file: b": 1}}
+
+
+def test_a_list_says_that_there_is_more_only_where_there_is(run: Run) -> None:
+    assert "--limit" not in run("park", "ls")[1]
+    assert "--limit" in run("spool", "ls", "--limit", "1")[1]

@@ -100,3 +100,18 @@ def test_a_required_payload_is_asked_for() -> None:
     validator = Draft202012Validator(schema)
     assert not validator.is_valid({})
     assert validator.is_valid({"payload_b64": "AA=="})
+
+
+def test_a_contract_is_compiled_for_an_agent_by_the_command_that_the_pages_name(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from edge_agent.config import SourceConfig, load_contract
+    from pipelines.contracts.cli import contract_app
+
+    document = ROOT / "deploy" / "contracts" / "cold_room.odcs.yaml"
+    done = CliRunner().invoke(contract_app, ["show", str(document), "--as", "agent"])
+    assert done.exit_code == 0
+    path = tmp_path / "cold_room.json"
+    path.write_text(done.stdout)
+    contract = load_odcs(document)
+    assert load_contract(SourceConfig(kind="exec", stream=contract.name, contract=path)) == contract

@@ -19,9 +19,7 @@ from pipelines.ingest.loop import RunLoop, load_state, only_loop
 from pipelines.ingest.plan import make_plan
 from pipelines.ingest.plan_files import find_segments, write_plan
 from pipelines.lake.remote import Remote, bind, remote_of
-from pipelines.lake.swap import swap_files
 from pipelines.runners.engine import Engine
-from pipelines.upkeep.maintain import only_maintenance
 from tests.fakes.s3_faults import FaultyProxy
 from tests.fakes.s3_server import S3, served
 from tests.pipelines.ingest import test_ingest_run as same
@@ -73,9 +71,9 @@ class RemoteCore:
         """What a reader of payloads would do."""
         import obstore
 
-        from pipelines.lake.remote import _store
+        from pipelines.lake.storage import store
 
-        for page in obstore.list(_store(self.remote.config), "payload/"):
+        for page in obstore.list(store(self.remote.config), "payload/"):
             for one in page:
                 found = self.remote.get(one["path"])
                 assert found is not None
@@ -276,13 +274,6 @@ def test_a_storage_that_refuses_cuts_and_hangs_costs_time_and_nothing_else(
     assert keys(sound) == [("car-1", seq) for seq in range(45)]
     assert sum(row["count"] for row in sound.rows("quarantine")) == 20
     assert not load_state(sound.root).ledger.unbalanced()
-
-
-def test_what_rewrites_files_in_place_is_refused_on_a_working_copy(core: RemoteCore) -> None:
-    with pytest.raises(RefusedError, match="a lake that is a folder"), only_maintenance(core.root):
-        pass
-    with pytest.raises(RefusedError, match="a lake that is a folder"):
-        swap_files(core.root, STREAM, [], [], {})
 
 
 def test_a_working_copy_belongs_to_one_lake(core: RemoteCore, tmp_path: Path) -> None:

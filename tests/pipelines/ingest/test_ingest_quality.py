@@ -86,6 +86,25 @@ def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Any, tmp_path
     assert all("speed: below the minimum" in bins[0]["bin"] for bins in reasons)
 
 
+def test_a_run_tells_for_how_many_rows_each_of_its_tagging_rules_failed(drive: Any, tmp_path: Path) -> None:
+    policy = tmp_path / "policies" / "steep.yaml"
+    policy.write_text("id: steep\nstreams: [drive]\nrules:\n  - {tag: steep, when: speed / (trip - 3) > 5}\n")
+    drive.drive(0, 20.0)
+    policy.write_text("id: steep\nstreams: [drive]\nrules:\n  - {tag: steep, when: speed / trip > 5}\n")
+    drive.drive(1, 20.0)
+    contract = ContractSet.load(str(tmp_path / "contracts")).get("drive", None)
+    assert contract is not None
+    assert keep_quality(drive.root, contract) == 2
+    kept = read_quality(drive.root, "drive").filter(column="tag rule steep: steep")
+    rows = [(line["run"], line["rows"], line["nulls"], line["errors"]) for line in kept.to_dicts()]
+    assert [(run, count) for run, count, _, _ in rows] == [(1, 49), (2, 49)]
+    assert [errors for _, _, _, errors in rows] == [2, 2]  # trip is 3 twice; 0 twice
+    assert all(nulls >= errors for _, _, nulls, errors in rows)
+    shown = CliRunner().invoke(contract_app, ["quality", "drive", "-c", str(tmp_path / "core.toml"), "--json"])
+    lines = {line["column"]: line for line in json.loads(shown.output)["columns"]}
+    assert lines["tag rule steep: steep"]["errors"] == 4
+
+
 def test_the_command_fails_above_a_bound_and_shows_a_table(drive: Any, tmp_path: Path) -> None:
     drive.drive(0, 20.0)
     drive.drive(1, 40.0)

@@ -16,6 +16,7 @@ from pipelines.inspect import run as inspect_run
 from pipelines.inspect.code import bind_code, code_path, store_code
 from pipelines.inspect.columns import inspected, step_columns, step_digest
 from pipelines.inspect.run import check_step, inspect_rows
+from pipelines.lake.suspended import SuspensionBook
 from schemas.builtin import builtin_contract
 from schemas.contract import ColumnType
 from schemas.policy import InspectStep, Policy, Rule
@@ -127,6 +128,26 @@ def test_a_user_s_function_is_found_by_hash_and_its_answers_are_typed(tmp_path: 
     store_code(tmp_path, [again], tmp_path)
     rows = looked(tmp_path, [b"abc"], again.inspect[0])
     assert "not of type int32" in rows.column("inspect_errors")[0].as_py()
+
+
+def test_an_inspector_that_is_suspended_stays_so_for_all_until_it_is_lifted(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os\ndef look(payload):\n    return os._exit(1) if payload == b'die' else {'n': len(payload)}\n"
+    )
+    step = InspectStep("mine", file="mine.py", function="look", columns={"n": ColumnType.INT32})
+    bound = bind_code(policy(step), tmp_path)
+    store_code(tmp_path, [bound], tmp_path)
+    book = SuspensionBook(tmp_path)
+    book.suspend_inspector(bound.inspect[0], "killed by another process of this lake")
+    rows = looked(tmp_path, [b"abc"], bound.inspect[0])
+    assert "mine is suspended" in rows.column("inspect_errors")[0].as_py()
+    assert [each.name for each in book.in_force([bound])] == ["mine"]
+    assert book.lift([bound]) == ("inspector mine",)
+    assert looked(tmp_path, [b"abc"], bound.inspect[0]).column("n").to_pylist() == [3]
+    looked(tmp_path, [b"die", b"die"], bound.inspect[0])
+    assert book.in_force([bound]) == ()
+    looked(tmp_path, [b"die"], bound.inspect[0])
+    assert "killed 3 times in a row" in book.in_force([bound])[0].reason
 
 
 def test_code_that_was_changed_in_the_lake_is_not_run(tmp_path: Path) -> None:

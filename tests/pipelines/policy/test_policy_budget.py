@@ -1,14 +1,22 @@
 """A rule cannot take more than its budget: its process is killed, its policy suspended, and all else goes on."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from pipelines.errors import RefusedError
+from pipelines.lake.suspended import SuspensionBook
+from pipelines.policy import guard
+from pipelines.policy.cli import policy_app
+from pipelines.policy.documents import parse_policy
 from pipelines.policy.engine import Tagger
-from pipelines.policy.guard import Budget, GuardedTagger, name_of
+from pipelines.policy.guard import Budget, GuardedTagger, WorkerDiedError, name_of
 from schemas.contract import Column, ColumnType, Contract
 from schemas.policy import Policy, Rule
 
@@ -69,3 +77,95 @@ def test_a_process_that_dies_of_itself_suspends_the_policy_it_was_at(taggers: li
     child.wait()
     assert tagger.tag(rows("E1"))[0].to_pylist() == [[]]
     assert "ended its process" in tagger.suspended[name_of(WORDS)]
+
+
+def test_a_suspension_outlives_the_process_and_ends_with_a_new_version(tmp_path: Path, taggers: list[GuardedTagger]) -> None:
+    book, short = SuspensionBook(tmp_path), Budget(start_ms=200, us_per_row=0)
+    first = GuardedTagger.compile([SLOW], CONTRACT, short, book)
+    after_restart = GuardedTagger.compile([SLOW, PLAIN], CONTRACT, book=book)
+    taggers += [first, after_restart]
+    assert first.tag(rows(LONG))[0].to_pylist() == [[]]
+    assert after_restart.tag(rows("E1"))[0].to_pylist() == [["low"]]
+    (kept,) = book.in_force([SLOW, PLAIN])
+    assert (kept.kind, kept.name, kept.stream) == ("policy", name_of(SLOW), "probe")
+    assert "took more than its budget of 0.2 s" in kept.reason
+    newer = Policy("slow", ("probe",), (Rule("slow", "matches(s, 'c')"),))
+    assert book.policy(newer.label) is None
+    assert book.lift([newer]) == (f"policy {name_of(SLOW)}",)
+    assert (after_restart._is_suspended(SLOW.label), book.in_force([SLOW])) == (False, ())
+
+
+def test_a_process_that_somebody_else_ended_is_no_reason_to_keep_a_suspension(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([WorkerDiedError("ended its process"), np.packbits([1, 0])])
+
+    class Ended:
+        """Ends once, as when all processes of a service are told to stop; its successor answers."""
+
+        def __init__(self, _policies: object, _contract: object) -> None:
+            pass
+
+        def ask(self, _index: int, _table: pa.Table, _seconds: float) -> object:
+            answer = next(answers)
+            if isinstance(answer, WorkerDiedError):
+                raise answer
+            return answer
+
+        def kill(self) -> None:
+            pass
+
+    monkeypatch.setattr(guard, "_Worker", Ended)
+    tagger = GuardedTagger.compile([WORDS], CONTRACT, book=SuspensionBook(tmp_path))
+    assert tagger.tag(rows("E1"))[0].to_pylist() == [["error"]]
+    assert SuspensionBook(tmp_path).in_force([WORDS]) == ()
+
+
+def test_an_entry_that_cannot_be_read_suspends_and_says_what_to_do(tmp_path: Path, taggers: list[GuardedTagger]) -> None:
+    book = SuspensionBook(tmp_path)
+    book.suspend_policy(WORDS.label, "probe", "late")
+    (tmp_path / "policies" / "suspended" / f"{WORDS.label}.json").write_text("{")
+    taggers.append(GuardedTagger.compile([WORDS], CONTRACT, book=book))
+    assert taggers[0].tag(rows("E1"))[0].to_pylist() == [[]]
+    assert "remove it to lift" in taggers[0].suspended[WORDS.label]
+
+
+def test_who_asks_strictly_is_refused_and_nothing_is_suspended(tmp_path: Path, taggers: list[GuardedTagger]) -> None:
+    book = SuspensionBook(tmp_path)
+    strict = GuardedTagger.compile([SLOW], CONTRACT, Budget(start_ms=200, us_per_row=0), book, is_strict=True)
+    taggers.append(strict)
+    with pytest.raises(RefusedError, match=r"policy slow@.*, stream probe: the policy took more than its budget"):
+        strict.verdicts(rows(LONG))
+    assert (strict.suspended, book.in_force([SLOW])) == ({}, ())
+    book.suspend_policy(SLOW.label, "probe", "late")
+    with pytest.raises(RefusedError, match="is suspended: late; `catchment policy apply` of a new version"):
+        strict.verdicts(rows("b"))
+
+
+def test_the_commands_show_a_suspension_refuse_to_retag_and_lift_it(tmp_path: Path, commit_rows: Callable[..., Path]) -> None:
+    root, file = commit_rows(1, 10), tmp_path / "words.yaml"
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(policy_app, [*arguments, "--lake", str(root)], env={"COLUMNS": "300"})
+        if result.exception is not None:
+            raise result.exception
+        return result.output
+
+    def write(pattern: str) -> Policy:
+        text = f"id: words\nstreams: [vehicle_telemetry]\nrules: [{{tag: car, when: \"matches(device, '{pattern}')\"}}]\n"
+        file.write_text(text)
+        return parse_policy(text)
+
+    old = write("^car-1")
+    run("apply", str(file))
+    SuspensionBook(root).suspend_policy(old.label, "vehicle_telemetry", "it was late")
+    assert "it was late" in run("active", "--json")
+    assert "lifts it" in run("active")
+    with pytest.raises(RefusedError, match="is suspended: it was late"):
+        run("retag", "vehicle_telemetry")
+    write("^car-2")
+    assert f"lifted the suspension of policy {old.label}" in run("apply", str(file))
+    assert "it was late" not in run("active", "--json")
+    assert "10 rows" in run("retag", "vehicle_telemetry")
+    SuspensionBook(root).suspend_policy(parse_policy(file.read_text()).label, "vehicle_telemetry", "late again")
+    assert "lifted" in run("withdraw", "words")

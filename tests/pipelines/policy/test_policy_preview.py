@@ -15,6 +15,7 @@ from pipelines.contracts.arrow import table_schema
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.lake.payload import write_payload_shard
+from pipelines.policy import guard
 from pipelines.policy.active import apply_policy
 from pipelines.policy.cli import policy_app
 from pipelines.policy.committed import blocks, sample_row
@@ -200,3 +201,13 @@ def test_pictures_become_a_contact_sheet(camera_lake: Path, tmp_path: Path, suff
         text = sheet.read_text()
         assert text.count("<img") == 2
         assert text.count("<figure") == 3
+
+
+def test_a_preview_refuses_a_policy_that_takes_more_than_its_budget(commit_rows: Commit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object) -> None:
+        raise guard.WorkerDiedError("the policy took more than its budget", is_late=True)
+
+    monkeypatch.setattr(guard, "_Worker", late)
+    slow = Policy("slow", (STREAM,), (Rule("car", "matches(device, 'car')"),))
+    with pytest.raises(RefusedError, match=r"policy slow@.*took more than its budget; mend or withdraw it"):
+        made_preview(Site.open(CORE, commit_rows(1, 10)), slow, STREAM, None)

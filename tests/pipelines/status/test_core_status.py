@@ -12,12 +12,15 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.clock import SystemClock
+from pipelines.lake.suspended import SuspensionBook
+from pipelines.policy.active import apply_policy, withdraw_policy
 from pipelines.status.beat import FOLDER, Beat, Health, Heart, read_beats
 from pipelines.status.cli import status
 from pipelines.status.exposition import exposition
 from pipelines.status.health import judge
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, survey
+from schemas.policy import Policy, Rule
 
 NOW_US = 1_790_000_500_000_000
 
@@ -47,6 +50,18 @@ def test_a_survey_tells_what_waits_per_stream_and_what_was_committed(lake: Any, 
     assert [(one.bridge, one.segments) for one in found.waiting] == [("b0", 1)]
     assert found.quarantined_open == {"decode": 5}
     assert found.run == 1
+
+
+def test_a_survey_tells_what_is_suspended(lake: Any) -> None:
+    rules = Policy("words", ("vehicle_telemetry",), (Rule("car", "matches(device, 'c')"),))
+    apply_policy(lake.root, rules, "ada", 1)
+    SuspensionBook(lake.root).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
+    found = survey(lake.root, NOW_US)
+    assert [(one.name, one.reason) for one in found.suspended] == [(rules.label, "it was late")]
+    assert "catchment_suspended 1" in exposition(found)
+    assert judge(found).alarms == ()
+    withdraw_policy(lake.root, "words", "ada", 2)
+    assert survey(lake.root, NOW_US).suspended == ()
 
 
 def test_a_core_that_gets_on_is_ready(lake: Any) -> None:
@@ -130,6 +145,13 @@ def test_the_command_ends_with_one_where_something_is_wrong(lake: Any, tmp_path:
     said = CliRunner().invoke(app, ["-c", str(config)])
     assert said.exit_code == 1
     assert "ALARM: bridge one is silent" in said.stdout
+    assert "Suspended" not in said.stdout
+    rules = Policy("words", ("vehicle_telemetry",), (Rule("car", "matches(device, 'c')"),))
+    apply_policy(lake.root, rules, "ada", 1)
+    SuspensionBook(lake.root).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
+    said = CliRunner().invoke(app, ["-c", str(config)])
+    assert "it was late" in said.stdout
+    assert "`catchment policy apply` of a new version lifts it" in said.stdout
     told = json.loads(CliRunner().invoke(app, ["--json", "-c", str(config)]).stdout)
     assert told["streams"][0]["stream"] == "vehicle_telemetry"
     assert told["alive"] is False

@@ -1,0 +1,149 @@
+"""A source that waits for room can be told, while it waits, to wait no longer, or to stop; nothing is skipped or stored twice."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.guarded import GuardedSource
+from edge_agent.capture.pump import SourcePump
+from edge_agent.capture.refine import build_refiner
+from edge_agent.clock import SystemClock
+from edge_agent.clock_quality import ClockWatch
+from edge_agent.config import SourceConfig
+from edge_agent.errors import SourceEndedError
+from edge_agent.lineup import Lineup
+from edge_agent.spool.spool import Spool
+from schemas.builtin import builtin_contract
+
+FRAMES = builtin_contract("camera_frame")
+FRAME_BYTES = 200_000
+OPENING, IN_ALL = 80, 90
+
+
+class Pictures:
+    """Frames one by one; with or without a position to come back to."""
+
+    def __init__(self, position: bytes | None, *, tells_position: bool) -> None:
+        self.at = int(position or b"0")
+        self.tells_position = tells_position
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        if self.at >= IN_ALL:
+            raise SourceEndedError("done")
+        self.at += 1
+        position = str(self.at).encode() if self.tells_position else None
+        return SampleBatch([self.at], {}, [self.at.to_bytes(2) * (FRAME_BYTES // 2)], position)
+
+    def stored(self, batch: SampleBatch) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Camera:
+    """A spool of 8 MiB, and a line-up of one source that gives more than fits."""
+
+    def __init__(self, folder: Path, *, tells_position: bool) -> None:
+        self.spool = Spool(folder, max_bytes=1 << 23, linger_ms=0, clock=SystemClock())
+        self.tells_position = tells_position
+        self.lineup = Lineup(self._pump, self._spawn, self.spool.leave)
+
+    def run(self, when_full: str) -> None:
+        self.lineup.apply([SourceConfig(kind="pictures", stream="camera_frame", when_full=when_full)])
+
+    def waits(self) -> bool:
+        return bool(self.spool._writer._waiting.held)
+
+    def ended(self) -> bool:
+        return self.lineup.running == 0
+
+    @property
+    def books(self):
+        return self.spool.books()[0]
+
+    def _pump(self, config: SourceConfig) -> SourcePump:
+        build = lambda position: GuardedSource("pictures", lambda: Pictures(position, tells_position=self.tells_position))  # noqa: E731
+        encoder = Encoder(FRAMES, Limits(1 << 18, 1 << 20), self.spool.put_object)
+        refine = build_refiner(FRAMES, None, b"", ClockWatch(SystemClock()), None)
+        return SourcePump(config, build, encoder, self.spool, refine, SystemClock())
+
+    @staticmethod
+    def _spawn(name: str, target: Callable[[threading.Event], None], stop: threading.Event) -> threading.Thread:
+        thread = threading.Thread(target=target, args=(stop,), name=name, daemon=True)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def camera(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Camera]:
+    made = Camera(tmp_path / "spool", tells_position=getattr(request, "param", True))
+    yield made
+    made.lineup.stop()
+    made.spool.close()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_source_that_waits_for_room_evicts_as_soon_as_its_table_says_so(camera):
+    camera.run("block")
+    eventually(camera.waits)
+    kept = camera.books.spooled
+    assert camera.books.dropped == {}
+    camera.run("evict")
+    eventually(camera.ended)
+    books = camera.books
+    assert (books.captured, books.is_balanced) == (IN_ALL, True)
+    # What was stored under "block" is kept: that was its promise.
+    assert books.spooled >= kept
+    assert books.dropped == {"evicted": IN_ALL - books.spooled}
+
+
+def test_a_source_that_evicts_waits_as_soon_as_its_table_says_so(camera, monkeypatch):
+    gate = threading.Event()
+    read = Pictures.read
+
+    def slowly(self: Pictures, max_samples: int) -> SampleBatch | None:
+        return None if self.at >= OPENING and not gate.is_set() else read(self, max_samples)
+
+    monkeypatch.setattr(Pictures, "read", slowly)
+    camera.run("evict")
+    eventually(lambda: camera.books.captured == OPENING if camera.spool.books() else False)
+    camera.run("block")
+    gate.set()
+    eventually(camera.ended)
+    books = camera.books
+    assert (books.captured, books.is_balanced) == (IN_ALL, True)
+    left = {envelope.span.first_seq for envelope in camera.spool.next_unsent(1 << 30)}
+    assert left >= set(range(OPENING, IN_ALL))
+
+
+def test_a_source_that_waits_for_room_stops_at_once_and_comes_back_to_what_was_not_stored(camera):
+    camera.run("block")
+    eventually(camera.waits)
+    pump = camera.lineup.pumps[0]
+    camera.lineup.apply([])
+    assert camera.ended()
+    assert not camera.waits()
+    books = camera.books
+    assert camera.spool.position("pictures:camera_frame:{}") == str(books.captured).encode()
+    assert pump.left_out() == {}  # it can be read again: nothing of it is lost
+
+
+@pytest.mark.parametrize("camera", [False], indirect=True)
+def test_what_cannot_be_read_again_and_found_no_room_is_counted(camera):
+    camera.run("block")
+    eventually(camera.waits)
+    pump = camera.lineup.pumps[0]
+    camera.lineup.apply([])
+    assert pump.left_out()["row: the spool was full when the source stopped"] > 0

@@ -1,0 +1,89 @@
+"""Every command that a page names, in a fence or a line, exists, and so does every option it names."""
+
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer.main
+
+from edge_agent.cli import app as edge_app
+from pipelines.cli import app as core_app
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
+COMMANDS = {"edge-agent": typer.main.get_command(edge_app), "catchment": typer.main.get_command(core_app)}
+# The core's rooms are imported when one is asked for, unless only a completion is.
+AS_A_SHELL = SimpleNamespace(resilient_parsing=False)
+ANYWHERE = {"--help", "--show-completion", "--install-completion"}
+# A program's name, then words up to where a shell would end the command.
+_SHELL = re.compile(r"(?:^|[\s/(\"'])(edge-agent|catchment)((?:[ \t]+[^\s;&><)]+)*)")
+
+
+@pytest.fixture(autouse=True)
+def _rooms_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.cli._lists_commands", lambda: False)
+
+
+def named(text: str) -> list[tuple[str, list[str]]]:
+    """The commands of a page: program and words. Of running text only what stands in backticks counts."""
+    found: list[tuple[str, list[str]]] = []
+    fences = re.findall(r"^```(?:sh|bash|console|shell)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    fences += re.findall(r"^ {4}((?:edge-agent|catchment) .+)$", rest, re.MULTILINE)
+    spans = re.findall(r"`((?:edge-agent|catchment) [^`]+)`", rest)
+    for piece in [line for fence in fences for line in fence.replace("\\\n", " ").splitlines()] + spans:
+        for program, words in _SHELL.findall(piece.split(" # ")[0]):
+            try:
+                split = shlex.split(words.strip().strip("\"'"))
+            except ValueError:  # a quote that begins or ends outside: `$(edge-agent ...)"`
+                split = words.replace('"', "").replace("'", "").split()
+            if split and re.fullmatch(r"-{0,2}[a-z][\w|-]*", split[0]):
+                found.append((program, split))
+    return found
+
+
+def faults(program: str, words: list[str]) -> list[str]:
+    """What of a command does not exist."""
+    told: list[str] = []
+    commands = [COMMANDS[program]]
+    left = list(words)
+    while left and hasattr(commands[0], "commands") and not left[0].startswith("-"):
+        word = left.pop(0)
+        # `spool ls|show|verify` in a line names three.
+        below = [commands[0].get_command(AS_A_SHELL, name) for name in word.split("|")]
+        if None in below:
+            return [f"{program}: no command {word!r} in {' '.join(words)!r}"]
+        commands = [command for command in below if command is not None]
+    if "--" in left:  # what follows is another program's
+        left = left[: left.index("--")]
+    for command in commands:
+        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | ANYWHERE
+        given = [word.partition("=")[0] for word in left if re.match(r"--?[a-zA-Z]", word)]
+        told += [f"{program} {command.name}: no option {name!r} in {' '.join(words)!r}" for name in given if name not in options]
+    return told
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_and_option_named_in_a_page_exists(page):
+    assert [fault for program, words in named(page.read_text()) for fault in faults(program, words)] == []
+
+
+def test_commands_are_found_where_pages_name_them_and_wrong_ones_are_told():
+    page = (
+        '```sh\neval "$(edge-agent --show-completion bash)"\nedge-agent check -c x.toml && edge-agent spool lss -c y\n'
+        "catchment run \\\n  --nonsense 3\n```\n`edge-agent park ls|replay` and `edge-agent doctor --prob`; edge-agent nothing\n"
+    )
+    found = [fault for program, words in named(page) for fault in faults(program, words)]
+    assert [fault.split(" in ")[0] for fault in found] == [
+        "edge-agent: no command 'lss'",
+        "catchment run: no option '--nonsense'",
+        "edge-agent doctor: no option '--prob'",
+    ]
+
+
+def test_every_command_is_told_somewhere():
+    told = {(program, words[0]) for page in PAGES for program, words in named(page.read_text())}
+    for program, command in COMMANDS.items():
+        assert sorted(name for name in command.list_commands(AS_A_SHELL) if (program, name) not in told) == []

@@ -1,0 +1,235 @@
+# ruff: noqa: F401, F811  # fixtures of a neighbour
+"""The commands on a lake in a bucket: upkeep, policies, quarantine, books. The server is real."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.bridge.ship import RemoteLanding
+from pipelines.cli import app
+from pipelines.config import RunConfig
+from pipelines.errors import NotFoundError, RefusedError
+from pipelines.ingest.loop import load_state
+from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
+from pipelines.lake.compact import compact_all
+from pipelines.lake.payload import read_payload
+from pipelines.lake.quarantined import Where, heads
+from pipelines.lake.remote import bind
+from pipelines.lake.rollup import roll_up_all
+from pipelines.policy.active import active_policies, newest_number
+from pipelines.policy.edge import numbered_policy
+from pipelines.training.open import open_set
+from pipelines.upkeep.maintain import only_maintenance
+from schemas.edge_policy import EdgeAction, EdgeRule
+from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
+from tests.pipelines.lake.conftest import frames
+
+TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
+POLICY = """
+id: drive
+streams: [vehicle_telemetry]
+rules:
+  - tag: fast
+    when: speed_mps > {speed}
+"""
+
+
+def configured(core: RemoteCore, folder: Path, more: str = "") -> str:
+    """A configuration of a machine that has seen nothing of the lake yet."""
+    told = core.remote.config
+    path = folder / "core.toml"
+    path.write_text(
+        f'lake = "elsewhere"\n{more}\n[remote]\nurl = "{told.url}"\nendpoint = "{told.endpoint}"\nclaim_s = 1\n', encoding="utf-8"
+    )
+    return str(path)
+
+
+def asked(*words: str) -> Any:
+    with patch.object(sys, "argv", ["catchment", *words]):
+        done = CliRunner().invoke(app, [*words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout.splitlines()[-1]) if "--json" in words else done.stdout
+
+
+def names(core: RemoteCore, folder: str, suffix: str = ".parquet") -> set[str]:
+    return {file.name for file in core.remote.listed(folder) if file.name.endswith(suffix)}
+
+
+def check(core: RemoteCore) -> None:
+    """Every row once, every payload where its row says."""
+    assert sorted(row["seq"] for row in core.rows(TELEMETRY)) == list(range(20))
+    held = core.rows(FRAMES)
+    assert len(held) == 6
+    for row in held:
+        read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+
+
+@pytest.fixture
+def filled(core: RemoteCore, envelope: Any, frames: Any) -> RemoteCore:
+    """Two runs with rows of two streams."""
+    core.pull = lambda: None  # type: ignore[method-assign]  # payloads stay in the bucket
+    core.config = msgspec.structs.replace(core.config, run=RunConfig(max_segments=1))
+    for run in range(2):
+        core.landing.seal([envelope(run * 10, 10), envelope(run * 3, 3, stream="camera_frame", body=frames(run * 3, 3))])
+    core.run()
+    return core
+
+
+def test_a_bucket_is_compacted_vacuumed_and_run_on_and_every_row_and_payload_is_there(
+    filled: RemoteCore, envelope: Any, tmp_path: Path
+) -> None:
+    config = configured(filled, tmp_path, "[maintain]\nkeep_versions_h = 0\nkeep_landing_h = 0\nkeep_objects_h = 0")
+    elsewhere = tmp_path / "elsewhere"
+    assert asked("compact", "-c", config, "--json") == []  # not worth it, and the folder is a working copy now
+    small = names(filled, TELEMETRY) | names(filled, "payload")
+    assert len(small) == 4
+    with only_maintenance(elsewhere):
+        roll_up_all(elsewhere)
+        done = {one.table: one for one in compact_all(elsewhere, 2)}
+    assert (done[FRAMES].files_before, done[FRAMES].files_after) == (2, 1)
+    check(filled)
+    assert small < names(filled, TELEMETRY) | names(filled, "payload")  # for who reads an older version
+    filled.remote.put(f"{FRAMES}/000000000001-9.parquet", b"left by a crash")
+    filled.remote.put("payload/camera_frame/000000000001-9.parquet", b"left by a crash")
+    filled.remote.put("objects/" + "a" * 64, b"no row tells of it")
+    would = asked("vacuum", "-c", config, "--now", "--dry-run", "--json")
+    deleted = asked("vacuum", "-c", config, "--now", "--json")
+    assert would == deleted
+    assert {"payload_shards": 3, "segments": 2, "objects": 1}.items() <= {row["kind"]: row["files"] for row in deleted}.items()
+    assert len(names(filled, TELEMETRY)) == len(names(filled, "payload")) == 1
+    assert not names(filled, "landing", ".arrows")
+    check(filled)
+    assert not [path for path in elsewhere.rglob("*") if path.suffix in {".parquet", ".arrows", ".tmp"}]
+    build_and_bring(filled, config, elsewhere, tmp_path)
+    # A bridge whose disk and landed segments are gone must not begin below the runs' cursor.
+    assert RemoteLanding(filled.remote, elsewhere, filled.landing.bridge).next_number() == 3
+    filled.landing.seal([envelope(30, 10)])
+    filled.run()
+    assert sorted(row["seq"] for row in filled.rows(TELEMETRY)) == [*range(20), *range(30, 40)]
+    assert sum(row["count"] for row in filled.rows("rollups/vehicle_telemetry") if row["column"] == "speed_mps") == 20
+    filled.landing.seal([envelope(40, 10)])
+    check_told(config)
+
+
+def build_and_bring(core: RemoteCore, config: str, elsewhere: Path, tmp_path: Path) -> None:
+    """A set that is built on one machine is read on another, picture for picture."""
+    built = asked("set", "build", "views", "--from", "camera_frame", "--split", "train=1", "-c", config, "--json")
+    shutil.rmtree(elsewhere / "sets" / "views" / "1")
+    assert asked("set", "build", "views", "--from", "camera_frame", "--split", "train=1", "-c", config, "--json")["version"] == 2
+    third = tmp_path / "third"
+    third.mkdir()
+    config = configured(core, third)
+    assert [(one["version"], one["rows"]) for one in asked("set", "ls", "-c", config, "--json")] == [(1, 6), (2, 6)]
+    assert asked("set", "show", "views/1", "-c", config, "--json")["shards"] == built["shards"]
+    asked("set", "verify", "views/1", "-c", config)
+    got = open_set(third / "elsewhere" / "sets" / "views" / "1")
+    assert len(got) == 6
+    assert sorted(len(got[place].payload) for place in range(6)) == sorted(row["payload_length"] for row in core.rows(FRAMES))
+
+
+def check_told(config: str) -> None:
+    """Books, holes, streams and status, with one segment waiting."""
+    books = {row["stream"]: row for row in asked("ledger", "-c", config, "--json")}
+    assert (books["vehicle_telemetry"]["committed"], books["vehicle_telemetry"]["balanced"]) == (30, True)
+    assert [(row["low"], row["high"]) for row in asked("holes", "-c", config, "--json")] == [(20, 30)]
+    told = {row["stream"]: row["rows"] for row in asked("streams", "-c", config, "--json")}
+    assert told == {"camera_frame": 6, "vehicle_telemetry": 30}
+    status = asked("status", "-c", config, "--json")
+    assert status["ready"], status["alarms"]
+    assert [one["segments"] for one in status["waiting"]] == [1]
+    assert {one["stream"]: one["waiting"] for one in status["streams"]} == {"camera_frame": 0, "vehicle_telemetry": 10}
+
+
+def test_maintenance_of_a_bucket_is_one_at_a_time_on_whatever_machine(make_core: Callable[..., RemoteCore]) -> None:
+    one, other = make_core("one", claim_s=1), make_core("other", claim_s=1)
+    with (
+        only_maintenance(one.root),
+        pytest.raises(RefusedError, match="another maintenance or retag"),
+        only_maintenance(other.root),
+    ):
+        pass
+    with only_maintenance(other.root):
+        pass
+
+
+def test_a_policy_applied_on_one_machine_is_in_force_on_another_and_retags_history_there_and_back(
+    core: RemoteCore, envelope: Any, tmp_path: Path
+) -> None:
+    config = configured(core, tmp_path)
+    core.landing.seal([envelope(0, 40)])
+    loop = core.run()
+    before = loop.rules.digest
+    policy = tmp_path / "drive.yaml"
+
+    def tagged() -> set[int]:
+        return {row["seq"] for row in core.rows(TELEMETRY) if row["tags"] == ["fast"]}
+
+    policy.write_text(POLICY.format(speed=20), encoding="utf-8")
+    asked("policy", "apply", str(policy), "-c", config)
+    assert loop.rules.refresh() != before
+    assert not tagged()
+    said = asked("policy", "retag", "vehicle_telemetry", "-c", config)
+    assert "tagged vehicle_telemetry: 40 rows in 1 files" in said
+    assert tagged() == set(range(21, 40))
+    assert "already" in asked("policy", "retag", "vehicle_telemetry", "-c", config)
+    assert asked("policy", "explain", "car-1/7/30", "-s", "vehicle_telemetry", "-c", config).count("fast")
+    assert asked("policy", "preview", str(policy), "--json", "-c", config)
+    assert [row["action"] for row in asked("policy", "history", "--json", "-c", config)] == ["apply"]
+    asked("policy", "retag", "vehicle_telemetry", "--undo", "-c", config)
+    assert not tagged()
+    asked("policy", "withdraw", "drive", "-c", config)
+    assert newest_number(core.root) == 2
+    assert active_policies(core.root) == ()
+    assert len(core.rows(TELEMETRY)) == 40
+    assert not list((tmp_path / "elsewhere").rglob("*.parquet"))
+
+
+def test_two_machines_number_the_rules_of_devices_one_after_the_other(make_core: Callable[..., RemoteCore]) -> None:
+    one, other = make_core("one"), make_core("other")
+    rule = EdgeRule("drive", EdgeAction.KEEP, "1")
+    assert numbered_policy(one.root, {}, 1).version == 1
+    assert numbered_policy(other.root, {}, 2).version == 1
+    assert numbered_policy(other.root, {"s": (rule,)}, 3).version == 2
+    assert numbered_policy(one.root, {}, 4).version == 3
+
+
+def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_machine(
+    core: RemoteCore,
+    envelope: Any,
+    tmp_path: Path,
+) -> None:
+    config = configured(core, tmp_path)
+    core.landing.seal([envelope(0, 10), envelope(0, 5, body=b"garbage", device="car-2")])
+    loop = core.run()
+    found = asked("quarantine", "ls", "-c", config, "--json")
+    assert [row["samples"] for row in found] == [5]
+    shown = asked("quarantine", "show", "vehicle_telemetry", "-c", config, "--json")
+    replayed = asked("quarantine", "replay", "--id", shown[0]["id"], "-c", config, "--json")
+    assert replayed[0]["refused_again"] == 5
+    with pytest.raises(NotFoundError):
+        asked("quarantine", "discard", "--id", shown[0]["id"], "--yes", "-c", config)
+    there = tmp_path / "elsewhere"
+    write_request(there, Request(DISCARD, tuple(heads(there, Where()).column("id").to_pylist()), 1))
+    look_again(core.root)  # as the hundredth look would
+    while loop.step():
+        pass
+    assert asked("quarantine", "ls", "-c", config, "--json") == []
+    assert open_requests(core.root) == []
+    assert names(core, "landing/.replay", ".arrows")
+    assert loop.ledger.run == 3
+    assert load_state(there).ledger.books == loop.ledger.books
+    assert not loop.ledger.unbalanced()
+    assert len(core.rows(TELEMETRY)) == 10
+
+
+def test_what_needs_a_folder_says_how_to_get_one(core: RemoteCore, tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="aws s3 sync"):
+        asked("run", "--from-landing", "1-2", "-c", configured(core, tmp_path))
