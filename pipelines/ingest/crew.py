@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,12 +25,14 @@ from pipelines.ingest.outcome import AWAY, FAULT
 from pipelines.ingest.work import Failure, ItemResult, Work
 
 HEAD = struct.Struct("<cI")
-RESULT, PLACE = b"r", b"p"
+RESULT, PLACE, READY = b"r", b"p", b"w"
 ITEM_TIMEOUT_S = 900.0
 MESSAGE_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 MAX_POISON = 1_000
 MAX_UNEXPLAINED = 4
 _DEADLY = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+_ONE_THREAD = {"POLARS_MAX_THREADS": "1"}  # a member is one core's; more threads of each would only wait for one another
 _ROOT = Path(__file__).resolve().parents[2]
 
 log = structlog.get_logger(__name__)
@@ -55,14 +57,30 @@ class Member:
     """One child process. One thread uses it, the one that started it: the kernel ends the child with that thread."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+        environment = {**_ONE_THREAD, **os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
         command = [sys.executable, "-m", "pipelines.ingest.member"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._is_ready = False
 
     @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Wait until it has imported all it needs, which takes longer than many an item.
+
+        Raises:
+            MemberDiedError: it ended, or was not heard of in time.
+        """
+        if self._is_ready:
+            return
+        try:
+            self._read(HEAD.size, START_TIMEOUT_S)
+        except (OSError, EOFError, TimeoutError) as error:
+            self.end()
+            raise MemberDiedError(self._process.returncode, None) from error
+        self._is_ready = True
 
     def settle(self, work: Work) -> ItemResult:
         """Hand an item over and wait for its result.
@@ -72,6 +90,7 @@ class Member:
         """
         place: tuple[int, int] | None = None
         body = msgspec.json.encode(work)
+        self.wait_ready()
         try:
             assert self._process.stdin is not None
             self._process.stdin.write(HEAD.pack(RESULT, len(body)) + body)
@@ -131,14 +150,30 @@ class Crew:
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="crew")
         self._mine = threading.local()
         self._members: set[Member] = set()
+        self._starting: list[Future[None]] = []
         self._lock = threading.Lock()
 
-    def warm(self, size: int) -> None:
-        """Start members ahead of the first item."""
+    def start(self, size: int) -> None:
+        """Start members ahead of the first item, without waiting for them."""
         gate = threading.Barrier(size + 1)
-        for _ in range(size):
-            self._threads.submit(lambda: (gate.wait(), self._member()))
+        self._starting = [self._threads.submit(self._start, gate) for _ in range(size)]
         gate.wait()
+
+    def wait_ready(self) -> None:
+        """Wait until the members that `start` started can take an item. One that dies is replaced with its first item."""
+        for started in self._starting:
+            started.result()
+
+    def warm(self, size: int) -> None:
+        """Start members, and wait until they can take an item."""
+        self.start(size)
+        self.wait_ready()
+
+    @property
+    def pids(self) -> list[int]:
+        """The members that live."""
+        with self._lock:
+            return [member.pid for member in self._members]
 
     def settle_all(self, works: Sequence[Work]) -> Iterator[ItemResult]:
         """The results of all items, in their order."""
@@ -163,6 +198,14 @@ class Crew:
                 failure = search.died(error)
                 if failure is not None:
                     return ItemResult(work.item, (), (), failure)
+
+    def _start(self, gate: threading.Barrier) -> None:
+        gate.wait()  # one thread, one member: none may take the start of two
+        try:
+            self._member().wait_ready()
+        except MemberDiedError as error:
+            self._forget()
+            log.error("member_died", code=error.code)  # noqa: TRY400  # not a fault of this process
 
     def _member(self) -> Member:
         member: Member | None = getattr(self._mine, "member", None)

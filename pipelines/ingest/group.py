@@ -51,6 +51,15 @@ class Keys:
         return Keys(self.envelope[mask], self.seq[mask])
 
 
+def in_order(group: Group) -> Group:
+    """The group with its envelopes by device, epoch and seq: so a file's rows lie by device and, within it, by time."""
+    return Group(group.contract, sorted(group.envelopes, key=_place), group.bytes)
+
+
+def _place(envelope: Envelope) -> tuple[str, int, int]:
+    return envelope.message.device or "", envelope.message.epoch, envelope.message.first_seq
+
+
 def body_table(envelopes: Sequence[Envelope]) -> pa.Table:
     """All rows, as the devices sent them."""
     return pa.Table.from_batches([envelope.rows.batch for envelope in envelopes])
@@ -95,6 +104,6 @@ def spans_of(seqs: Int64s) -> tuple[Span, ...]:
     return tuple((int(piece[0]), int(piece[-1]) + 1) for piece in np.split(seqs, breaks) if len(piece))
 
 
-def take_text(values: Sequence[Any], places: Int64s) -> pa.Array:
-    """`values[places]` as text, without a Python object per row."""
-    return pa.array(values, pa.string()).take(pa.array(places))
+def take_text(values: Sequence[Any], places: Int64s) -> pa.DictionaryArray:
+    """`values[places]` as text, coded: no Python object and no string for each row."""
+    return pa.array(values, pa.string()).dictionary_encode().take(pa.array(places))

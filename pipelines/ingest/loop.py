@@ -254,13 +254,15 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         FaultError: our own code failed on the same run again and again.
         RetryLaterError: something stayed away through many tries.
     """
-    root = config.lake_root
-    client_id = f"catchment-run-{os.getpid()}"
+    root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
     bind(root, config.remote)
     with only_loop(root, stop) as check_ours, opened(engine) as ready, MqttPublisher(config.broker, client_id) as publisher:
-        if config.run.crew and ready.kind is RunnerKind.DIRECT:
-            crew(config.run.crew).warm(config.run.crew)
+        members = crew(config.run.crew) if config.run.crew and ready.kind is RunnerKind.DIRECT else None
+        if members:
+            members.start(config.run.crew)
         loop = RunLoop(config, publisher, clock, ready, config.run.crew)
+        if members and not once:
+            members.wait_ready()
         tries = Tries()
         with Heart(root, "run", "loop", clock, lambda: _health(loop, tries)):
             _turn(loop, tries, config, stop, check_ours, once=once)

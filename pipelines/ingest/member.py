@@ -10,10 +10,14 @@ import signal
 import sys
 
 import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import structlog
 
 from pipelines.ingest.afield import bring_home, here
-from pipelines.ingest.crew import HEAD, PLACE, RESULT
+from pipelines.ingest.crew import HEAD, PLACE, READY, RESULT
 from pipelines.ingest.isolate import settle_around_faults
 from pipelines.ingest.outcome import FAULT, failure_of
 from pipelines.ingest.settle import settle_item
@@ -60,12 +64,21 @@ def main() -> None:
     answer = os.dup(1)
     os.dup2(2, 1)
     log_to_stderr()
+    _rehearse()
+    _send(answer, READY, b"")
     source = sys.stdin.buffer
     while head := source.read(HEAD.size):
         _kind, size = HEAD.unpack(head)
         work = msgspec.json.decode(source.read(size), type=Work)
         _limit_memory(work.limits.worker_memory_bytes)
         _send(answer, RESULT, msgspec.json.encode(settle_or_fail(work, answer)))
+
+
+def _rehearse() -> None:
+    """What libraries put off until their first use, done before anybody waits: Arrow imports pandas at its first array."""
+    told = pa.array(np.zeros(1))
+    pq.write_table(pa.table({"": told}), pa.BufferOutputStream())
+    pl.DataFrame({"": [0.0]}).select(pl.col("").is_finite()).get_columns()
 
 
 def _limit_memory(max_bytes: int) -> None:

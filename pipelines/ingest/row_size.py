@@ -14,9 +14,11 @@ Int64s = npt.NDArray[np.int64]
 
 def row_bytes(rows: pa.Table | pa.RecordBatch) -> Int64s:
     """Bytes of each row's values; a null counts as nothing, a fixed-width value as its width."""
-    total = np.zeros(rows.num_rows, np.int64)
+    fixed = sum(column.type.bit_width // 8 for column in rows.columns if pt.is_primitive(column.type))
+    total = np.full(rows.num_rows, fixed, np.int64)
     for column in rows.columns:
-        total += _value_bytes(column)
+        if not pt.is_primitive(column.type):
+            total += _value_bytes(column)
     return total
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.contracts.arrow import table_schema
 from pipelines.contracts.check import ContractMismatchError, conform, reasons
-from pipelines.ingest.group import Envelope, Group, Keys, body_table, fresh_mask, row_keys, spans_of, take_text
+from pipelines.ingest.group import Envelope, Group, Keys, body_table, fresh_mask, in_order, row_keys, spans_of, take_text
 from pipelines.ingest.payloads import REFERENCE_FIELDS, check_payloads, store_payloads
 from pipelines.ingest.plan import Pins
 from pipelines.ingest.quarantine import BODY_ARROW, STAGE_CONTRACT, Rejection
@@ -67,14 +67,17 @@ def write_group(groups: Sequence[Group], target: Target) -> Written:
     written = Written()
     contract = groups[0].contract
     parts: list[pa.Table] = []
-    for group in groups:
+    for group in map(in_order, groups):
         for checked in filter(_has_rows, _checked(group, target, written)):
             parts.append(_keyed(checked, contract, target.run))
             _count(checked, contract.name, written)
     if not parts:
         return written
-    rows = pa.concat_tables(parts)
-    rows = inspect_rows(target.root, rows, steps_of(target.pins.policies, contract.name), fresh_payloads(target.root, rows))
+    rows = pa.concat_tables(parts).unify_dictionaries()
+    steps = steps_of(target.pins.policies, contract.name)
+    if steps or contract.payload is not None:
+        rows = _with_device_in_words(rows)
+        rows = inspect_rows(target.root, rows, steps, fresh_payloads(target.root, rows))
     if contract.payload is not None:
         rows = _with_references(rows, contract, target)
     rows = _with_tags(rows, contract, target)
@@ -157,7 +160,7 @@ def _ipc(rows: pa.Table) -> bytes:
 
 
 def _keyed(checked: _Checked, contract: Contract, run: int) -> pa.Table:
-    """The rows beside their keys and times."""
+    """The rows beside their keys and times; text that repeats as codes, so that the file's writer need not look at it."""
     heads = [envelope.message for envelope in checked.envelopes]
     owner, count = checked.keys.envelope, checked.rows.num_rows
     epochs = np.array([head.epoch for head in heads], np.int64)[owner]
@@ -168,10 +171,15 @@ def _keyed(checked: _Checked, contract: Contract, run: int) -> pa.Table:
         "seq": pa.array(checked.keys.seq),
         "received_at": pa.array(received).cast(pa.timestamp("us", "UTC")),
         "run": pa.repeat(pa.scalar(run, pa.int64()), count),
-        "contract_version": pa.repeat(pa.scalar(contract.version, pa.string()), count),
+        "contract_version": pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), count), [contract.version]),
     }
     columns = [*keys.values(), *checked.rows.columns]
     return pa.table(columns, names=[*keys, *checked.rows.column_names])
+
+
+def _with_device_in_words(rows: pa.Table) -> pa.Table:
+    place = rows.schema.get_field_index("device")
+    return rows.set_column(place, "device", rows.column(place).cast(pa.string()))
 
 
 def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.Table:
@@ -184,7 +192,8 @@ def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.T
 
 
 def _with_tags(rows: pa.Table, contract: Contract, target: Target) -> pa.Table:
-    tags, tag_rules = _tagger(target.root, msgspec.json.encode(target.pins.policies), contract).tag(rows)
+    tagger = _tagger(target.root, msgspec.json.encode(target.pins.policies), contract)
+    tags, tag_rules = tagger.coded(_with_device_in_words(rows) if "device" in tagger.columns else rows)
     return rows.append_column("tags", tags).append_column("tag_rules", tag_rules)
 
 

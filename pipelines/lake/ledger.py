@@ -4,9 +4,13 @@ Ledger file: device, stream, epoch, low, high (half-open), asked (whether the de
 Books file: device, stream, received, committed, quarantined, duplicate, dropped; counts since the lake began.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter, itemgetter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -80,32 +84,36 @@ def prune_ledgers(root: Path, run: int) -> None:
 
 
 def _ledger_table(ledger: Ledger) -> pa.Table:
+    """Whole columns: the ledger is written with every run, however many devices it knows."""
     keys = sorted(ledger.settled)
-    spans = [(key, span) for key in keys for span in ledger.settled[key].spans]
-    columns: Iterable[list[object]] = (
-        [key[0] for key, _ in spans],
-        [key[1] for key, _ in spans],
-        [key[2] for key, _ in spans],
-        [span[0] for _, span in spans],
-        [span[1] for _, span in spans],
-        [key not in ledger.forgotten for key, _ in spans],
-    )
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, LEDGER_SCHEMA, strict=True)], schema=LEDGER_SCHEMA
-    )
+    spans = [ledger.settled[key].spans for key in keys]
+    counts = np.fromiter(map(len, spans), np.int64, len(spans))
+    bounds = np.fromiter(chain.from_iterable(chain.from_iterable(spans)), np.int64, 2 * int(counts.sum()))
+    asked = np.fromiter((key not in ledger.forgotten for key in keys), np.bool_, len(keys))
+    own = [*_names(keys), _whole(keys, itemgetter(2)), pa.array(asked)]
+    owner = pa.array(np.repeat(np.arange(len(keys)), counts))
+    device, stream, epoch, is_asked = (column.take(owner) for column in own)
+    return pa.table([device, stream, epoch, pa.array(bounds[0::2]), pa.array(bounds[1::2]), is_asked], schema=LEDGER_SCHEMA)
 
 
 def _books_table(books: Mapping[BooksKey, Counts]) -> pa.Table:
-    rows = sorted(books.items())
-    columns = [[key[0] for key, _ in rows], [key[1] for key, _ in rows]]
-    counts = [[getattr(value, name) for _, value in rows] for name in COUNTS]
-    arrays = [pa.array(column, field.type) for column, field in zip([*columns, *counts], BOOKS_SCHEMA, strict=True)]
-    return pa.table(arrays, schema=BOOKS_SCHEMA)
+    keys = sorted(books)
+    counts = [books[key] for key in keys]
+    return pa.table([*_names(keys), *(_whole(counts, attrgetter(name)) for name in COUNTS)], schema=BOOKS_SCHEMA)
+
+
+def _names(keys: Sequence[EpochKey] | Sequence[BooksKey]) -> tuple[pa.Array, pa.Array]:
+    return pa.array(list(map(itemgetter(0), keys)), pa.string()), pa.array(list(map(itemgetter(1), keys)), pa.string())
+
+
+def _whole(values: Sequence[Any], number: Callable[[Any], int]) -> pa.Array:
+    return pa.array(np.fromiter(map(number, values), np.int64, len(values)))
 
 
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    # Every device is named about once: a dictionary of them would only be made and thrown away.
+    pq.write_table(table, sink, compression="zstd", use_dictionary=["stream"], write_page_checksum=True)
     return bytes(sink.getvalue().to_pybytes())
 
 

@@ -20,8 +20,10 @@ from schemas.contract import ColumnType, Contract
 from schemas.policy import Policy
 
 _BLOCK_ROWS = 65_536  # cursors and codes of one block stay in the processor's cache
+_BYTE_COUNTS = 255
 _Bools: TypeAlias = npt.NDArray[np.bool_]
 _Counts: TypeAlias = npt.NDArray[np.int32]
+TagLists: TypeAlias = tuple[pa.ListArray, pa.ListArray]
 
 
 class RuleError(ExpressionError):
@@ -91,11 +93,16 @@ class Tagger:
         Raises:
             RefusedError: the table lacks a column that a rule reads.
         """
+        return in_words(self.coded(table))
+
+    def coded(self, table: pa.Table) -> TagLists:
+        """As `tag`, as codes into the few words there are: no string is copied for each row.
+
+        Raises:
+            RefusedError: the table lacks a column that a rule reads.
+        """
         rows = table.num_rows
-        if not self.rules or not rows:
-            empty = pa.array([[]] * rows, pa.list_(pa.string()))
-            return pa.chunked_array([empty]), pa.chunked_array([empty])
-        return lists_of(self.rules, self.verdicts(table), rows)
+        return lists_of(self.rules, self.verdicts(table) if self.rules and rows else [], rows)
 
     def verdicts(self, table: pa.Table) -> list[_Bools]:
         """For each rule, whether it is true for each row (NULL is not true)."""
@@ -174,12 +181,27 @@ def _frame(table: pa.Table, used: Sequence[Ref]) -> pl.DataFrame:
     return frame
 
 
-def lists_of(rules: Sequence[CompiledRule], hits: Sequence[_Bools], rows: int) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """The tags of each row and what gave each, from one bool column per rule."""
+def lists_of(rules: Sequence[CompiledRule], hits: Sequence[_Bools], rows: int) -> TagLists:
+    """The tags of each row and what gave each, coded, from one bool column per rule."""
     offsets, codes = assemble(hits, rows)
-    tags = pa.array([rule.tag for rule in rules], pa.string())
-    sources = pa.array([rule.policy for rule in rules], pa.string())
-    return _lists(offsets, codes, tags), _lists(offsets, codes, sources)
+    return coded_list(offsets, codes, [rule.tag for rule in rules]), coded_list(offsets, codes, [rule.policy for rule in rules])
+
+
+def coded_list(offsets: _Counts, codes: _Counts, words: Sequence[str]) -> pa.ListArray:
+    """Lists of dictionary-coded text: `codes` are places in `words`, which may repeat."""
+    unique = {word: place for place, word in enumerate(dict.fromkeys(words))}
+    if len(unique) < len(words):
+        codes = np.array([unique[word] for word in words], np.int32)[codes]
+    values = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(list(unique), pa.string()))
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def in_words(coded: TagLists) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Coded lists as lists of text."""
+    tags, sources = (
+        pa.chunked_array([pa.ListArray.from_arrays(each.offsets, each.values.dictionary_decode())]) for each in coded
+    )
+    return tags, sources
 
 
 def assemble(hits: Sequence[_Bools], rows: int) -> tuple[_Counts, _Counts]:
@@ -187,11 +209,8 @@ def assemble(hits: Sequence[_Bools], rows: int) -> tuple[_Counts, _Counts]:
 
     Work is one pass over the bools to count and one over the hits to place: no sort, no row loop.
     """
-    counts = np.zeros(rows, np.int32)
-    for hit in hits:
-        counts += hit
     offsets = np.zeros(rows + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
+    np.cumsum(_hits_per_row(hits, rows), out=offsets[1:])
     if offsets[-1] > np.iinfo(np.int32).max:
         raise RefusedError(f"{offsets[-1]:,} tags in one table; tag it in smaller pieces")
     codes = np.empty(int(offsets[-1]), np.int32)
@@ -205,5 +224,12 @@ def assemble(hits: Sequence[_Bools], rows: int) -> tuple[_Counts, _Counts]:
     return offsets.astype(np.int32), codes
 
 
-def _lists(offsets: _Counts, codes: _Counts, words: pa.StringArray) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.ListArray.from_arrays(pa.array(offsets), words.take(pa.array(codes)))])
+def _hits_per_row(hits: Sequence[_Bools], rows: int) -> _Counts:
+    """Added up in bytes, as far as a byte counts: several times as fast as in words."""
+    counts = np.zeros(rows, np.int32)
+    for start in range(0, len(hits), _BYTE_COUNTS):
+        some = np.zeros(rows, np.uint8)
+        for hit in hits[start : start + _BYTE_COUNTS]:
+            some += hit.view(np.uint8)
+        counts += some
+    return counts

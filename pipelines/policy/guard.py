@@ -22,7 +22,7 @@ import structlog
 from pipelines.errors import RefusedError
 from pipelines.lake.suspended import HINT, Suspension
 from pipelines.policy import ir
-from pipelines.policy.engine import CompiledRule, Tagger, lists_of
+from pipelines.policy.engine import CompiledRule, Tagger, TagLists, in_words, lists_of
 from pipelines.policy.worker import READY, REFUSED, VERDICTS, read_frame, write_frame
 from schemas.contract import Contract, encode_contract
 from schemas.policy import Policy
@@ -127,8 +127,16 @@ class GuardedTagger:
         Raises:
             RefusedError: the table lacks a column that a rule reads.
         """
+        return in_words(self.coded(table))
+
+    def coded(self, table: pa.Table) -> TagLists:
+        """As `Tagger.coded`; a suspended policy gives no tag.
+
+        Raises:
+            RefusedError: the table lacks a column that a rule reads.
+        """
         if not self.risky or not table.num_rows:
-            return self.whole.tag(table)
+            return self.whole.coded(table)
         return lists_of(self.whole.rules, self.verdicts(table), table.num_rows)
 
     def verdicts(self, table: pa.Table) -> list[_Bools]:

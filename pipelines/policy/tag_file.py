@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,7 +12,7 @@ from pipelines.contracts.arrow import ARROW_TYPES, arrow_type
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.rewrite import rewrite_columns
 from pipelines.lake.splice import splice_columns
-from pipelines.policy.engine import assemble
+from pipelines.policy.engine import lists_of
 from pipelines.policy.expression import ROW_COLUMNS
 from pipelines.policy.judge import Judge
 from schemas.contract import Contract
@@ -66,9 +65,8 @@ class RuleTagger:
             empty = pa.array([[]] * rows.num_rows, pa.list_(pa.string()))
             return pa.table([empty, empty], names=list(TAG_COLUMNS))
         rows = self.fill.fill(rows) if self.fill else rows
-        offsets, codes = assemble(self.tagger.verdicts(completed(rows, self.tagger.contract)), rows.num_rows)
-        words = ([rule.tag for rule in self.tagger.rules], [rule.policy for rule in self.tagger.rules])
-        return pa.table([_coded(offsets, codes, each) for each in words], names=list(TAG_COLUMNS))
+        hits = self.tagger.verdicts(completed(rows, self.tagger.contract))
+        return pa.table(list(lists_of(self.tagger.rules, hits, rows.num_rows)), names=list(TAG_COLUMNS))
 
 
 def completed(rows: pa.Table, contract: Contract) -> pa.Table:
@@ -130,10 +128,3 @@ def _check_tag_types(source: Path, schema: pa.Schema) -> None:
     wanted = pa.list_(pa.string())
     if any(name not in schema.names or schema.field(name).type != wanted for name in TAG_COLUMNS):
         raise RefusedError(f"{source}: has no columns {' and '.join(TAG_COLUMNS)} of type {wanted}")
-
-
-def _coded(offsets: Any, codes: Any, words: list[str]) -> pa.ListArray:
-    unique = list(dict.fromkeys(words))
-    places = np.array([unique.index(word) for word in words], np.int32)
-    values = pa.DictionaryArray.from_arrays(pa.array(places[codes]), pa.array(unique, pa.string()))
-    return pa.ListArray.from_arrays(pa.array(offsets), values)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,17 @@ def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(core: A
     (member,) = crew._members
     os.kill(member.pid, signal.SIGKILL)
     assert next(crew.settle_all(item)).settled[0].committed == 10
+    assert crew.deaths == 1
+
+
+def test_a_worker_that_dies_before_it_is_ready_is_replaced_with_its_first_item(core: Any, envelope: Any, crew: Any) -> None:
+    crew.start(1)
+    while not crew.pids:
+        time.sleep(0.001)
+    os.kill(crew.pids[0], signal.SIGKILL)
+    crew.wait_ready()
+    core.landing.seal([envelope(0, 10)])
+    assert next(crew.settle_all(items(core))).settled[0].committed == 10
     assert crew.deaths == 1
 
 

@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +36,16 @@ def test_a_gap_is_a_hole_until_it_is_filled_late(core: Any, envelope: Any) -> No
     core.landing.seal([envelope(5, 20)])
     assert spans(core.run()) == []
     assert sorted(row["seq"] for row in core.rows(STREAM)) == list(range(40))
+
+
+def test_rows_of_a_file_lie_by_device_and_seq_however_they_arrived(core: Any, envelope: Any) -> None:
+    sent = [("car-2", 10), ("car-1", 20), ("car-2", 0), ("car-1", 0), ("car-1", 10)]
+    core.landing.seal([envelope(first, 10, device=device) for device, first in sent])
+    core.run()
+    (file,) = (core.root / STREAM).glob("*.parquet")
+    rows = pq.ParquetFile(file).read(columns=["device", "seq"])
+    found = list(zip(rows["device"].to_pylist(), rows["seq"].to_pylist(), strict=True))
+    assert found == [("car-1", seq) for seq in range(30)] + [("car-2", seq) for seq in range(20)]
 
 
 def test_a_hole_closes_when_the_device_says_that_it_dropped_the_samples(core: Any, envelope: Any) -> None:

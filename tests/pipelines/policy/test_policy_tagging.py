@@ -102,6 +102,12 @@ def test_lists_are_assembled_as_a_row_loop_would() -> None:
         assert codes[offsets[row] : offsets[row + 1]].tolist() == [k for k, hit in enumerate(hits) if hit[row]]
 
 
+def test_a_row_may_have_more_tags_than_a_byte_counts() -> None:
+    offsets, codes = assemble([np.ones(3, np.bool_)] * 600, 3)
+    assert offsets.tolist() == [0, 600, 1_200, 1_800]
+    assert codes.tolist() == [*range(600)] * 3
+
+
 def test_every_example_policy_passes_its_own_examples_and_tests_every_rule() -> None:
     contracts = ContractSet.load("")
     policies = load_policies(str(EXAMPLES))
