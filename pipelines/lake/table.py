@@ -58,11 +58,13 @@ def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[s
     shown = stats_columns(pa.schema([*_arrow_schema(table), *missing]), private)
     try:
         table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields))
-        _open(root, name).alter.set_table_properties({"delta.dataSkippingStatsColumns": ",".join(shown)})
+        _reopened(root, name).alter.set_table_properties({"delta.dataSkippingStatsColumns": ",".join(shown)})
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody changed the table while columns were added; look again") from error
+    except (DeltaError, OSError) as error:
+        raise RetryLaterError(f"{name}: columns could not be added: {error}; is the storage there?") from error
     sync_log(root, name)
-    return _open(root, name)
+    return _reopened(root, name)
 
 
 def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
@@ -127,7 +129,15 @@ def _create(root: Path, name: str, schema: pa.Schema, private: Collection[str]) 
         sync_log(root, name)
         sync_folder((root / name).parent)
         sync_folder(root)
-    return _open(root, name)
+    return _reopened(root, name)
+
+
+def _reopened(root: Path, name: str) -> DeltaTable:
+    """A fresh view of a table that is known to be there."""
+    table = open_table(root, name)
+    if table is None:
+        raise CorruptLakeError(f"{root / name}: the table was there a moment ago and is gone; restore it from a copy")
+    return table
 
 
 def _open(root: Path, name: str) -> DeltaTable:
