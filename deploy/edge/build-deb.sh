@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds catchment-agent_<version>_<architecture>.deb: the agent and its locked packages below /opt/catchment, run by the
-# system's own Python. docs/adr/0021-a-deb-without-a-virtual-environment.md says why so.
+# system's own Python. docs/adr/0016-a-deb-without-a-virtual-environment.md says why so.
 #
 # usage: deploy/edge/build-deb.sh [folder for the package]      PYTHON=python3.11 chooses the Python it is for
 set -eu
