@@ -148,7 +148,8 @@ class FollowedLog:
             self._finish()
             return
         if not self._is_live:
-            self._set_final()
+            if not self._may_grow():
+                self._set_final()
             return
         if self._is_cut():
             at = self.position
@@ -177,7 +178,8 @@ class FollowedLog:
 
     def _remember(self, file: DoneFile) -> None:
         self._done.append(file)
-        while len(self._done) > _REMEMBERED:
+        # Files are read oldest first: what is yet to be read is no older than this one, but may be of the very same time.
+        while len(self._done) > _REMEMBERED and self._done[0].modified_ns < file.modified_ns:
             self._since_ns = max(self._since_ns, self._done.pop(0).modified_ns)
 
     def _open_next(self) -> bool:
@@ -248,6 +250,11 @@ class FollowedLog:
 
     def _is_old(self) -> bool:
         return is_settled(os.fstat(self._descriptor()).st_mtime_ns, self._clock.now_ms())
+
+    def _may_grow(self) -> bool:
+        """Whether a rotated file was written to just now: it may be a copy under way. A packed one says itself where it ends."""
+        age_s = abs(self._clock.now_ms() / 1000 - os.fstat(self._descriptor()).st_mtime)
+        return age_s < self._settle_s and not self._is_packed()
 
     def _is_packed(self) -> bool:
         return os.pread(self._descriptor(), 2, 0) == b"\x1f\x8b"
