@@ -111,7 +111,7 @@ def run(
 ) -> None:
     """Turn landed segments into rows, again and again: plan, run, commit, receipts. Kill it at any time."""
     from pipelines.clock import SystemClock  # noqa: PLC0415  # heavy only here
-    from pipelines.ingest.loop import run_loop  # noqa: PLC0415  # heavy only here
+    from pipelines.ingest.loop_process import run_loop  # noqa: PLC0415  # heavy only here
     from pipelines.runners.engine import Engine  # noqa: PLC0415  # only here
 
     core = load_core_config(config)

@@ -14,17 +14,15 @@ import structlog
 
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
-from pipelines.errors import CorruptLakeError, FaultError, RefusedError, RetryLaterError
-from pipelines.ingest.graph import crew
+from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
 from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef, make_plan
 from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
-from pipelines.ingest.receipts import Desk, MqttPublisher, Publisher
+from pipelines.ingest.receipts import Desk, Publisher
 from pipelines.ingest.release import release_plan
 from pipelines.ingest.requests import forget_request, look_again, oldest_request
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import Means, execute, read_prepared
-from pipelines.ingest.tries import Tries
 from pipelines.ingest.work import Limits
 from pipelines.lake.books import Ledger
 from pipelines.lake.commit import committed_run
@@ -32,10 +30,8 @@ from pipelines.lake.copy import discard
 from pipelines.lake.layout import COMMITS, RUNS, lock_path, plan_path
 from pipelines.lake.lease import Lease
 from pipelines.lake.ledger import prune_ledgers, read_ledger
-from pipelines.lake.remote import bind, remote_of
-from pipelines.runners.engine import Engine, RunnerKind
-from pipelines.runners.run import opened
-from pipelines.status.beat import Health, Heart
+from pipelines.lake.remote import remote_of
+from pipelines.runners.engine import Engine
 from schemas.topics import Topics
 
 IN_PROCESS = Engine()
@@ -236,66 +232,3 @@ def load_state(root: Path) -> LoopState:
     if plan is None:
         raise CorruptLakeError(f"{root}: run {run} is committed, its plan in runs/ is gone; restore it from a copy")
     return LoopState(read_ledger(root, run), dict(plan.next_numbers))
-
-
-def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, engine: Engine = IN_PROCESS) -> None:
-    """Run until stopped, or, with `once`, until nothing waits.
-
-    Args:
-        config: the core's configuration.
-        stop: set it, and the loop ends after the run in hand.
-        clock: the clock.
-        once: end when nothing waits.
-        engine: where graphs run; its local cluster is kept open until the loop ends.
-
-    Raises:
-        RefusedError: another loop is at work on this lake.
-        CorruptLakeError: the lake needs a hand; the message says which.
-        FaultError: our own code failed on the same run again and again.
-        RetryLaterError: something stayed away through many tries.
-    """
-    root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
-    bind(root, config.remote)
-    with only_loop(root, stop) as check_ours, opened(engine) as ready, MqttPublisher(config.broker, client_id) as publisher:
-        members = crew(config.run.crew) if config.run.crew and ready.kind is RunnerKind.DIRECT else None
-        if members:
-            members.start(config.run.crew)
-        loop = RunLoop(config, publisher, clock, ready, config.run.crew)
-        if members and not once:
-            members.wait_ready()
-        tries = Tries()
-        with Heart(root, "run", "loop", clock, lambda: _health(loop, tries)):
-            _turn(loop, tries, config, stop, check_ours, once=once)
-
-
-def _health(loop: RunLoop, tries: Tries) -> Health:
-    members = crew.cache_info().currsize
-    counters = {
-        "run": loop.ledger.run,
-        "runs": loop.runs,
-        "failures": tries.total,
-        "rules_errors": loop.rules.errors,
-        "rules_reloads": loop.rules.reloads,
-        "segments_set_aside": loop.set_aside,
-        "receipts_owed": loop.receipts_owed,
-        "worker_deaths": crew(loop.crew_size).deaths if members else 0,
-    }
-    return Health(not tries.trouble, tries.trouble or loop.rules.broken, counters)
-
-
-def _turn(loop: RunLoop, tries: Tries, config: CoreConfig, stop: Event, check_ours: Callable[[], None], *, once: bool) -> None:
-    while not stop.is_set():
-        check_ours()
-        try:
-            busy = loop.step()
-        except (RetryLaterError, FaultError) as error:
-            pause_s = tries.failed(error)
-            log.warning("run_retried", run=loop.ledger.run + 1, reason=str(error), tries=tries.count, again_in_s=pause_s)
-            stop.wait(pause_s)
-            continue
-        tries.succeeded()
-        if busy:
-            continue
-        if once:
-            return
-        stop.wait(config.run.interval_ms / 1_000)

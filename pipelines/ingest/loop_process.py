@@ -1,0 +1,84 @@
+"""The run loop as a process: one loop on a lake, its workers, its heart, and what it does when a run fails."""
+
+import os
+from collections.abc import Callable
+from threading import Event
+
+import structlog
+
+from pipelines.clock import Clock
+from pipelines.config import CoreConfig
+from pipelines.errors import FaultError, RetryLaterError
+from pipelines.ingest.graph import crew
+from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
+from pipelines.ingest.receipts import MqttPublisher
+from pipelines.ingest.tries import Tries
+from pipelines.lake.remote import bind
+from pipelines.runners.engine import Engine, RunnerKind
+from pipelines.runners.run import opened
+from pipelines.status.beat import Health, Heart
+
+log = structlog.get_logger(__name__)
+
+
+def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, engine: Engine = IN_PROCESS) -> None:
+    """Run until stopped, or, with `once`, until nothing waits.
+
+    Args:
+        config: the core's configuration.
+        stop: set it, and the loop ends after the run in hand.
+        clock: the clock.
+        once: end when nothing waits.
+        engine: where graphs run; its local cluster is kept open until the loop ends.
+
+    Raises:
+        RefusedError: another loop is at work on this lake.
+        CorruptLakeError: the lake needs a hand; the message says which.
+        FaultError: our own code failed on the same run again and again.
+        RetryLaterError: something stayed away through many tries.
+    """
+    root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
+    bind(root, config.remote)
+    with only_loop(root, stop) as check_ours, opened(engine) as ready, MqttPublisher(config.broker, client_id) as publisher:
+        members = crew(config.run.crew) if config.run.crew and ready.kind is RunnerKind.DIRECT else None
+        if members:
+            members.start(config.run.crew)
+        loop = RunLoop(config, publisher, clock, ready, config.run.crew)
+        if members and not once:
+            members.wait_ready()
+        tries = Tries()
+        with Heart(root, "run", "loop", clock, lambda: _health(loop, tries)):
+            _turn(loop, tries, config, stop, check_ours, once=once)
+
+
+def _health(loop: RunLoop, tries: Tries) -> Health:
+    members = crew.cache_info().currsize
+    counters = {
+        "run": loop.ledger.run,
+        "runs": loop.runs,
+        "failures": tries.total,
+        "rules_errors": loop.rules.errors,
+        "rules_reloads": loop.rules.reloads,
+        "segments_set_aside": loop.set_aside,
+        "receipts_owed": loop.receipts_owed,
+        "worker_deaths": crew(loop.crew_size).deaths if members else 0,
+    }
+    return Health(not tries.trouble, tries.trouble or loop.rules.broken, counters)
+
+
+def _turn(loop: RunLoop, tries: Tries, config: CoreConfig, stop: Event, check_ours: Callable[[], None], *, once: bool) -> None:
+    while not stop.is_set():
+        check_ours()
+        try:
+            busy = loop.step()
+        except (RetryLaterError, FaultError) as error:
+            pause_s = tries.failed(error)
+            log.warning("run_retried", run=loop.ledger.run + 1, reason=str(error), tries=tries.count, again_in_s=pause_s)
+            stop.wait(pause_s)
+            continue
+        tries.succeeded()
+        if busy:
+            continue
+        if once:
+            return
+        stop.wait(config.run.interval_ms / 1_000)
