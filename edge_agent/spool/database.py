@@ -57,7 +57,7 @@ def connect_writer(path: Path, max_bytes: int, page_bytes: int) -> sqlite3.Conne
         connection.execute("PRAGMA temp_store=FILE")
         # Zeroing freed pages would write every settled byte a second time.
         connection.execute("PRAGMA secure_delete=OFF")
-        connection.execute(f"PRAGMA max_page_count={(max_bytes - RESERVE_BYTES) // page_bytes}")
+        cap(connection, max_bytes)
         _add_columns(connection)
         # In one transaction: one write and sync instead of one for each table.
         connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}COMMIT;")
@@ -65,6 +65,12 @@ def connect_writer(path: Path, max_bytes: int, page_bytes: int) -> sqlite3.Conne
         connection.close()
         raise
     return connection
+
+
+def cap(connection: sqlite3.Connection, max_bytes: int) -> None:
+    """Let the file grow no further than the quota allows; one that is larger already stays as large as it is."""
+    page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count={(max_bytes - RESERVE_BYTES) // page_bytes}")
 
 
 def _add_columns(connection: sqlite3.Connection) -> None:

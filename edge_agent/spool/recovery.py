@@ -1,4 +1,4 @@
-"""Opening a spool that may be damaged: what cannot be read is moved aside, what can is carried over, and start never fails."""
+"""Opening a spool that may be damaged: what cannot be read is moved aside, what can is carried over; start never fails for it."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from edge_agent.clock import Clock
-from edge_agent.spool import changes, database
+from edge_agent.spool import aside, changes, database
 from edge_agent.spool.reading import ReadBody, RottenEnvelopeError, verify_row
 from edge_agent.spool.records import DropReason
 
@@ -18,6 +18,19 @@ _ROW = (
     " digest, object_bytes, reason, file, at, body_bytes, body"
 )
 _MAX_UNREADABLE_STEPS = 100_000
+_PRIMARY = 0xFF
+_NO_CAP_BYTES = 1 << 40
+_REFUSALS = frozenset({
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL,
+})  # fmt: skip
+# What cannot be read is damaged; what cannot be written says nothing of what is there.
+_REFUSED_WRITES = frozenset({
+    sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC, sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_DELETE, sqlite3.SQLITE_IOERR_LOCK, sqlite3.SQLITE_IOERR_RDLOCK, sqlite3.SQLITE_IOERR_UNLOCK,
+    sqlite3.SQLITE_IOERR_NOMEM, sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP,
+    sqlite3.SQLITE_IOERR_SHMLOCK,
+})  # fmt: skip
 
 _log = structlog.get_logger(__name__)
 
@@ -36,24 +49,54 @@ def open_sound(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, read
     """Open the spool's database; a damaged one is moved aside to `*.corrupt-<ms>` and salvaged.
 
     Raises:
-        sqlite3.Error: not even a new file can be made: the disk refuses.
+        sqlite3.Error: the disk refuses, full or otherwise; nothing is lost, try again later.
+        OSError: likewise.
     """
     path = folder / database.FILE_NAME
     suspect = folder / SUSPECT_NAME
-    try:
-        db = database.connect_writer(path, max_bytes, page_bytes)
+    if not aside.is_begun(path):
         try:
-            _probe(db, is_thorough=suspect.exists())
-        except sqlite3.Error:
-            db.close()
-            raise
-    except sqlite3.DatabaseError as error:
-        _log.error("spool database is damaged; salvaging", path=str(path), error=str(error))
-        aside = _move_aside(path, clock)
+            db = _open_probed(path, max_bytes, page_bytes, is_thorough=suspect.exists())
+        except sqlite3.DatabaseError as error:
+            if _is_refusal(error, path):
+                raise
+            _log.error("spool database is damaged; salvaging", path=str(path), error=str(error))
+            aside.begin(path, clock)
+        else:
+            suspect.unlink(missing_ok=True)
+            return Opened(db)
+    old = aside.move(path)
+    # Without the cap: rows that lie less densely than before must not find the new file full, at this start and every other.
+    db = database.connect_writer(path, _NO_CAP_BYTES, page_bytes)
+    try:
+        opened = _salvage(old, db, read_body)
+        database.cap(db, max_bytes)
         suspect.unlink(missing_ok=True)
-        return _salvage(aside, database.connect_writer(path, max_bytes, page_bytes), read_body)
-    suspect.unlink(missing_ok=True)
-    return Opened(db)
+        aside.end(path)
+    except (sqlite3.Error, OSError):
+        db.close()
+        raise
+    return opened
+
+
+def _open_probed(path: Path, max_bytes: int, page_bytes: int, *, is_thorough: bool) -> sqlite3.Connection:
+    db = database.connect_writer(path, max_bytes, page_bytes)
+    try:
+        _probe(db, is_thorough=is_thorough)
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+def _is_refusal(error: sqlite3.Error, path: Path | None = None) -> bool:
+    """Whether this tells of the disk or of the process, not of what is stored: then the database is as good as it was."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    if path is not None and code & _PRIMARY == sqlite3.SQLITE_CANTOPEN:
+        # A log that a full disk has no room for gives the same code as something in the database's place that is no file.
+        parts = [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
+        return all(part.is_file() for part in parts if part.exists())
+    return code in _REFUSED_WRITES or code & _PRIMARY in _REFUSALS
 
 
 def _probe(db: sqlite3.Connection, *, is_thorough: bool) -> None:
@@ -69,22 +112,15 @@ def _probe(db: sqlite3.Connection, *, is_thorough: bool) -> None:
             raise sqlite3.DatabaseError(f"quick_check: {verdict}")
 
 
-def _move_aside(path: Path, clock: Clock) -> Path:
-    aside = path.with_name(f"{path.name}.corrupt-{clock.now_ms()}")
-    for suffix in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + suffix)
-        if part.is_dir() or part.exists():
-            part.rename(aside.with_name(aside.name + suffix))
-    return aside
-
-
-def _salvage(aside: Path, db: sqlite3.Connection, read_body: ReadBody) -> Opened:
+def _salvage(aside_path: Path, db: sqlite3.Connection, read_body: ReadBody) -> Opened:
     try:
-        old = sqlite3.connect(aside, isolation_level=None)
+        old = sqlite3.connect(aside_path, isolation_level=None)
         old.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.Error as error:
-        _log.error("nothing could be salvaged", path=str(aside), error=str(error))
-        return Opened(db, aside)
+        if _is_refusal(error, aside_path):
+            raise
+        _log.error("nothing could be salvaged", path=str(aside_path), error=str(error))
+        return Opened(db, aside_path)
     try:
         db.execute("BEGIN IMMEDIATE")
         for table in ("meta", "books", "dropped_count", "dropped_range", "epoch", "position"):
@@ -94,15 +130,25 @@ def _salvage(aside: Path, db: sqlite3.Connection, read_body: ReadBody) -> Opened
         db.execute("COMMIT")
     finally:
         old.close()
-    _log.error("salvaged a damaged spool", moved_aside=str(aside), saved_samples=saved, lost_samples=lost)
-    return Opened(db, aside, saved, lost)
+    _log.error("salvaged a damaged spool", moved_aside=str(aside_path), saved_samples=saved, lost_samples=lost)
+    return Opened(db, aside_path, saved, lost)
 
 
 def _carry_over(old: sqlite3.Connection, db: sqlite3.Connection, table: str) -> None:
     """Copy one small table, row by row as far as it can be read."""
+    for row in _readable(old, table):
+        try:
+            db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})", row)  # noqa: S608 # constants
+        except sqlite3.Error as error:
+            # A disk that refuses must not pass for a rotten row: it would cost the rest of the table.
+            if _is_refusal(error):
+                raise
+            _log.warning("a row of a table is lost", table=table, error=str(error))
+
+
+def _readable(old: sqlite3.Connection, table: str) -> Iterator[tuple[object, ...]]:
     try:
-        for row in old.execute(f"SELECT * FROM {table}"):  # noqa: S608 # constants
-            db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
+        yield from old.execute(f"SELECT * FROM {table}")  # noqa: S608 # constants
     except sqlite3.Error as error:
         _log.warning("part of a table is lost", table=table, error=str(error))
 

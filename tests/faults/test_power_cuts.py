@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import call_faults, powercut
+from tests.faults import call_faults, opening_faults, powercut
 from tests.faults.shim import COMPILER_MISSING, compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason=COMPILER_MISSING)
@@ -45,6 +45,12 @@ def test_a_spool_that_does_not_sync_would_be_caught(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "stride"), [("exit", 17), ("io-error", 89), ("no-space", 89), ("short", 89), ("sync-error", 9)])
 def test_a_call_that_fails_or_ends_the_process_costs_nothing_that_was_acknowledged(mode: str, stride: int) -> None:
     assert "0 lost, 0 damaged" in call_faults.in_a_process(mode, stride)
+
+
+@pytest.mark.parametrize(("database_is", "stride"), [("sound", 1), ("damaged", 7)])
+@pytest.mark.parametrize("mode", ["no-space", "io-error"])
+def test_a_start_on_a_disk_that_refuses_leaves_all_to_the_next_start(mode: str, database_is: str, stride: int) -> None:
+    assert "nothing lost" in opening_faults.in_a_process(mode, database_is, stride)
 
 
 @pytest.mark.slow
