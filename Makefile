@@ -1,8 +1,8 @@
 # `make` alone tells what there is. Every target sets up what it needs first; nothing is installed twice.
 SHELL := /bin/bash
 BIN := .venv/bin
-# Two workers: the suite starts brokers and kills processes, and must fit a small machine.
-JOBS ?= 2
+# Three workers on two cores: the suite starts brokers and processes, and waits for them a fifth of its time.
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow core-kills power-cuts soak gate fuzz check format bench lock wheel wheels deb clean
