@@ -26,8 +26,8 @@ def test_after_thousands_of_power_cuts_nothing_acknowledged_is_lost_nothing_inve
     """All shares together are 20,000 states; `make power-cuts` tries 100,000."""
     wanted = IN_ALL // SHARES
     states = 0
-    for seed in range(1_000 * (share + 1), 1_000 * (share + 1) + 10):
-        done = powercut.in_a_process(seed, wanted - states)
+    for seed in range(1_000 * (share + 1), 1_000 * (share + 1) + 20):
+        done = powercut.in_a_process(seed, max(100, wanted - states))
         states += done["states"]
         if states >= wanted:
             return

@@ -109,7 +109,7 @@ def test_a_policy_over_its_budget_is_suspended_and_the_run_commits_every_row(
     made: list[GuardedTagger] = []
 
     @lru_cache
-    def tagger(policies: bytes, contract: Contract) -> GuardedTagger:
+    def tagger(_root: Path, policies: bytes, contract: Contract) -> GuardedTagger:
         decoded = msgspec.json.decode(policies, type=tuple[Policy, ...])
         made.append(GuardedTagger.compile(decoded, contract, Budget(start_ms=1_000, us_per_row=0)))
         return made[-1]
