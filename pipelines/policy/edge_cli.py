@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.config import load_core_config
+from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import ConfigError
 from pipelines.ingest.receipts import MqttPublisher
 from pipelines.policy.edge import edge_inspectors, edge_rules, make_key, numbered_policy, signed_message
@@ -29,8 +29,30 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compile and show; sign and send nothing.")] = False,
 ) -> None:
     """Give devices the keep, sample and priority rules of the policies in force: compiled, signed, retained."""
-    core = load_core_config(config)
-    site = Site.open(config, None)
+    give_out(Site.open(config, None), load_core_config(config), None if dry_run else read_key(key), device)
+
+
+def read_key(path: Path) -> bytes:
+    """The private key of a file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); make one with `catchment policy keygen`") from error
+
+
+def give_out(site: Site, core: CoreConfig, secret: bytes | None, device: list[str] | None = None) -> None:
+    """Compile the device rules of the policies in force and show them; with a key, sign and send them.
+
+    Args:
+        site: the lake and its contracts.
+        core: its configuration, which names the broker.
+        secret: the private key; None: only show.
+        device: which devices; None: all that have reported.
+    """
     streams = edge_rules(site.in_force(), site.contracts)
     inspect = edge_inspectors(site.in_force(), streams)
     for stream, rules in streams.items():
@@ -38,12 +60,8 @@ def push(
             typer.echo(f"{stream}: {rule.id}: {rule.action}")
     for stream, steps in inspect.items():
         typer.echo(f"{stream}: devices inspect {', '.join(step.use for step in steps)}")
-    if dry_run:
+    if secret is None:
         return
-    try:
-        secret = key.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot be read ({error.strerror}); make one with `catchment policy keygen`") from error
     policy = numbered_policy(site.root, streams, time.time_ns() // 1_000_000, inspect)
     message = signed_message(policy, secret)
     devices = sorted({*(device or reported_models(core))})

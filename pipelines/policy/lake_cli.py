@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.syntax import Syntax
 from rich.table import Table
 
+from pipelines.config import load_core_config
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
@@ -21,6 +22,7 @@ from pipelines.lake.suspended import HINT, SuspensionBook
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import load_policy
 from pipelines.policy.edge import edge_rules
+from pipelines.policy.edge_cli import give_out, read_key
 from pipelines.policy.guard import GuardedTagger
 from pipelines.policy.retag import Retagged, retag_stream, undo_retag
 from pipelines.policy.site import CORE, Config, Lake, Site
@@ -40,10 +42,13 @@ def apply(
     lake: Lake = None,
     note: Note = "",
     who: Who = "",
+    key: Annotated[Path | None, typer.Option("--key", help="Sign the device rules by it and send them too.")] = None,
 ) -> None:
     """Put policies in force: the next run tags by them. Refused if a rule does not compile or an example fails."""
     site = Site.open(config, lake)
     console = _console()
+    # Both before anything is put in force: a wrong path must not leave half of it done.
+    signer = (load_core_config(config), read_key(key)) if key is not None else None
     policies = [load_policy(path) for path in files]
     for policy, path in zip(policies, files, strict=True):
         require_sound(policy, site.contracts, path.parent)
@@ -59,8 +64,10 @@ def apply(
         else:
             was = f" in place of {before.label}" if before else ""
             console.print(f"[green]in force[/] {policy.label}{was}, change {entry.number}")
-        if policy.has_edge_part:
+        if policy.has_edge_part and signer is None:
             console.print(f"{policy.id} has rules for devices: `catchment policy push --key KEY` gives them out")
+    if signer is not None:
+        give_out(site, *signer)
 
 
 def withdraw(

@@ -25,18 +25,6 @@ from pipelines.rollout.pieces import PieceAnswer
 from schemas.model import ModelSpec, golden_input
 
 
-def _load(name: str) -> ModuleType:
-    path = Path(__file__).parents[2] / "fakes" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"fakes_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fake = _load("model_repository")
 
 
 def picture(level: int, size: int = 20) -> bytes:

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from paho.mqtt import subscribe
+from paho.mqtt import publish, subscribe
 from paho.mqtt.client import MQTTv5
 from typer.testing import CliRunner
 
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, ExpressionError, RefusedError
-from pipelines.policy.active import apply_policy
+from pipelines.policy.active import active_policies, apply_policy
 from pipelines.policy.cli import policy_app
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.edge import edge_rules, make_key, numbered_policy, signed_message
 from schemas.edge_policy import EdgeAction, decode_edge_policy, decode_signed_edge_policy
+from schemas.reported import Reported, encode_reported
 
 TEXT = """
 id: thin
@@ -104,3 +105,22 @@ def test_a_real_agent_takes_what_the_core_pushes(broker: Any, tmp_path: Path) ->
     policy = decode_edge_policy(decode_signed_edge_policy(message.payload).policy)
     assert policy.streams["vehicle_telemetry"][0].id == "thin-keep-1"
     assert "thin-keep-1" in json.dumps(kept.read_text())
+
+
+@pytest.mark.broker
+def test_apply_with_a_key_reaches_core_and_devices_at_once_or_nobody(broker: Any, tmp_path: Path) -> None:
+    lake, key, core, rules = (tmp_path / name for name in ("lake", "key.pem", "core.toml", "thin.yaml"))
+    lake.mkdir()
+    core.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')
+    rules.write_text(TEXT)
+    run("keygen", str(key))
+    with pytest.raises(ConfigError, match="keygen"):
+        run("apply", str(rules), "-c", str(core), "--key", str(tmp_path / "none"))
+    assert not active_policies(lake)
+    report = encode_reported(Reported("car-1", 1, "0.1.0"))
+    publish.single("catchment/reported/car-1", report, 1, retain=True, hostname=broker.host, port=broker.port, protocol=MQTTv5)
+    assert "sent to 1 devices" in run("apply", str(rules), "-c", str(core), "--key", str(key))
+    assert [each.id for each in active_policies(lake)] == ["thin"]
+    message = subscribe.simple("catchment/down/car-1/policy", hostname=broker.host, port=broker.port, protocol=MQTTv5)
+    policy = decode_edge_policy(decode_signed_edge_policy(message.payload).policy)
+    assert policy.streams["vehicle_telemetry"][0].id == "thin-keep-1"

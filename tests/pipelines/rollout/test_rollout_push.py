@@ -35,18 +35,6 @@ from schemas.reported import ModelReport, Reported, encode_reported
 from schemas.topics import Topics
 
 
-def _load(name: str) -> ModuleType:
-    path = Path(__file__).parents[2] / "fakes" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"rollout_fakes_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fake = _load("model_repository")
 DEVICES = [f"line-{number}" for number in range(2000)]
 
 
