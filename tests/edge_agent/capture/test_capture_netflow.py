@@ -20,6 +20,7 @@ from edge_agent.capture.rejects import Rejects
 from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError
 from schemas.builtin import builtin_contract
+from tests.fakes.drained import rows
 
 FLOWS = builtin_contract("network_flow")
 SOFTFLOWD = shutil.which("softflowd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
@@ -31,17 +32,6 @@ def source() -> Iterator[NetflowSource]:
     made = build({"listen": "udp://127.0.0.1:0", "wait_ms": 50, "rename": {"exporter": "service"}}, FLOWS, SystemClock(), None)
     yield made
     made.close()
-
-
-def rows(source: NetflowSource, count: int, within_s: float = 20.0) -> list[dict]:
-    found: list[dict] = []
-    until = time.monotonic() + within_s
-    while len(found) < count and time.monotonic() < until:
-        batch = source.read(1000)
-        if batch is not None:
-            columns = {**batch.columns, "t": batch.event_time_us}
-            found += [{name: cells[row] for name, cells in columns.items()} for row in range(len(batch))]
-    return found
 
 
 def send(source: NetflowSource, *datagrams: bytes) -> None:

@@ -26,6 +26,7 @@ from edge_agent.capture.syslog_message import read_message
 from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
 from schemas.builtin import builtin_contract
+from tests.fakes.drained import rows
 
 LOGS = builtin_contract("log_line")
 NOW_US = int(datetime(2024, 6, 1, tzinfo=UTC).timestamp() * 1e6)
@@ -43,17 +44,6 @@ def listening() -> Iterator:
     yield listen
     for source in made:
         source.close()
-
-
-def rows(source: SyslogSource, count: int, within_s: float = 20.0) -> list[dict]:
-    found: list[dict] = []
-    until = time.monotonic() + within_s
-    while len(found) < count and time.monotonic() < until:
-        batch = source.read(1000)
-        if batch is not None:
-            columns = {**batch.columns, "t": batch.event_time_us}
-            found += [{name: cells[row] for name, cells in columns.items()} for row in range(len(batch))]
-    return found
 
 
 def logger(port: int, *arguments: str) -> None:

@@ -1,6 +1,5 @@
 """A device runs only a model the signing keys vouch for, always has one that works, and goes back by itself."""
 
-import importlib.util
 import io
 import os
 import shutil
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import msgspec
 import pytest
@@ -23,8 +21,7 @@ from edge_agent.models.state import StoreState
 from edge_agent.models.store import ModelStore
 from pipelines.rollout.pieces import PieceAnswer
 from schemas.model import ModelSpec, golden_input
-
-
+from tests.fakes import model_repository as fake
 
 
 def picture(level: int, size: int = 20) -> bytes:

@@ -5,50 +5,24 @@ python dies_at_step.py <lake> <k>      k = 0: never; prints how many steps there
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import deltalake
+from collections.abc import Mapping
 
 from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.loop import RunLoop
 from pipelines.ingest.run import Engine
-
-taken = 0
+from tests.fakes import durable_steps
 
 
 class Nobody:
     def publish(self, messages: Mapping[str, bytes]) -> None:
-        step()
+        durable_steps.step()
 
 
-def step() -> None:
-    global taken  # noqa: PLW0603  # one counter for the whole process is the point
-    taken += 1
-    if taken == int(sys.argv[2]):
-        os._exit(137)
-
-
-def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any, **named: Any) -> Any:
-        step()
-        result = function(*arguments, **named)
-        step()
-        return result
-
-    return call
-
-
-for name in ("fsync", "replace", "rename", "link"):
-    setattr(os, name, counted(getattr(os, name)))
-deltalake.DeltaTable.create_write_transaction = counted(deltalake.DeltaTable.create_write_transaction)  # type: ignore[method-assign]
-
+durable_steps.count("fsync", "replace", "rename", "link")
 loop = RunLoop(
     CoreConfig(lake=sys.argv[1], contracts=os.environ.get("CORE_CONTRACTS", "")), Nobody(), SystemClock(), Engine("FnApiRunner")
 )
 while loop.step():
     pass
-sys.stdout.write(f"{taken}\n")
-sys.stdout.flush()
-os._exit(0)
+durable_steps.end()

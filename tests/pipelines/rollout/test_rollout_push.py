@@ -1,13 +1,10 @@
 """Rollouts: cohorts that only grow, gates that halt, and a model pushed through a real broker."""
 
-import importlib.util
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -33,7 +30,7 @@ from pipelines.rollout.rollouts import Rollout, progress, wanted_by
 from schemas.ids import DeviceId
 from schemas.reported import ModelReport, Reported, encode_reported
 from schemas.topics import Topics
-
+from tests.fakes import model_repository as fake
 
 DEVICES = [f"line-{number}" for number in range(2000)]
 
