@@ -61,18 +61,19 @@ def devices(count: int) -> None:
         root = Path(folder)
         (root / RUNS).mkdir()
         write_first(root, count)
-        before, began = rss_mib(), time.perf_counter()
+        before, began, began_cpu = rss_mib(), time.perf_counter(), time.process_time()
         ledger = read_ledger(root, 1)
         load_ms = (time.perf_counter() - began) * 1_000
+        load_cpu_ms = (time.process_time() - began_cpu) * 1_000
         held = rss_mib() - before
-        took_ms = []
+        took_ms, cpu_ms = [], []
         for run in range(2, STEPS + 2):
             # Each run other devices, so that the delta grows as with a fleet that reports in turns.
             names = [f"car-{(run * TOUCHED + place) % count}" for place in range(min(TOUCHED, count))]
             more = {(name, STREAM): Counts(received=1_000, committed=1_000) for name in names}
             keys = [EpochKey(name, STREAM, 7) for name in names]
-            began = time.perf_counter()
-            known = ledger.settled_of(names)
+            began, began_cpu = time.perf_counter(), time.process_time()
+            known = ledger.of(names).ranges()
             touched = {key: known.get(key, Ranges()).union([(run * 1_000, (run + 1) * 1_000)]) for key in keys}
             last, ledger = ledger, ledger.after(run, touched, more, {})
             assert not ledger.unbalanced()
@@ -80,12 +81,16 @@ def devices(count: int) -> None:
             prune_ledgers(root, last, ledger)
             receipts_of(ledger, names)
             took_ms.append((time.perf_counter() - began) * 1_000)
+            cpu_ms.append((time.process_time() - began_cpu) * 1_000)
         size = sum(path.stat().st_size for path in (root / RUNS).glob(f"{STEPS + 1:012d}.*"))
         found = {
             "load": load_ms,
             "ms": statistics.median(took_ms),
             "p95": statistics.quantiles(took_ms, n=20)[-1],
             "worst": max(took_ms),
+            "cpu": statistics.median(cpu_ms),
+            "worst_cpu": max(cpu_ms),
+            "load_cpu": load_cpu_ms,
             "held": held,
             "grown": rss_mib() - before,
             "file": size / 1024,
@@ -132,11 +137,11 @@ def main() -> None:
     for count in (10, 1_000) if options.smoke else (10, 1_000, 100_000):
         done = subprocess.run([sys.executable, __file__, "--devices", str(count)], capture_output=True, text=True, check=True)
         found = json.loads(done.stdout)
-        print(
-            f"ledger of {count:7d} devices: load {found['load']:6.1f} ms, {found['held']:5.1f} MiB; a run p50 {found['ms']:5.1f} ms, "
-            f"p95 {found['p95']:5.1f} ms, worst {found['worst']:5.1f} ms; {found['grown']:5.1f} MiB more after {STEPS} runs; "
-            f"last files {found['file']:7.1f} KiB"
-        )
+        load = f"load {found['load']:6.1f} ms ({found['load_cpu']:.1f} of CPU), {found['held']:5.1f} MiB"
+        run = f"a run p50 {found['ms']:5.1f} ms ({found['cpu']:.1f} of CPU), p95 {found['p95']:5.1f} ms"
+        worst = f"worst {found['worst']:5.1f} ms ({found['worst_cpu']:.1f} of CPU)"
+        after = f"{found['grown']:5.1f} MiB after {STEPS} runs, last files {found['file']:6.1f} KiB"
+        print(f"ledger of {count:7d} devices: {load}; {run}, {worst}; {after}")
 
 
 if __name__ == "__main__":

@@ -38,10 +38,8 @@ def receipts_of(ledger: Ledger, devices: Iterable[str]) -> dict[str, Receipt]:
     """The receipts of some devices after `ledger.run`: every epoch that its device has not forgotten."""
     wanted = set(devices)
     settled: dict[str, dict[str, dict[str, list[tuple[int, int]]]]] = {device: {} for device in wanted}
-    for device, state in ledger.states(wanted).items():
-        for key, ranges in state.settled.items():
-            if key not in state.forgotten:
-                settled[device].setdefault(key.stream, {})[str(key.epoch)] = list(ranges.spans)
+    for key, ranges in ledger.of(wanted).asked().ranges().items():
+        settled[key.device].setdefault(key.stream, {})[str(key.epoch)] = list(ranges.spans)
     return {device: Receipt(ledger.run, found) for device, found in settled.items()}
 
 

@@ -104,7 +104,7 @@ def judge(root: Path, plan: Plan, before: Ledger, known: Mapping[SegmentRef, Seg
         if not segment.set_aside
     }
     arrivals = [arrival for index in sorted(heads) for message in heads[index].arrivals for arrival in message]
-    admission = admit(arrivals, before.settled_of({arrival.key.device for arrival in arrivals}))
+    admission = admit(arrivals, before.of({arrival.key.device for arrival in arrivals}).ranges())
     given = iter(admission.verdicts)
     verdicts = {index: tuple(tuple(next(given) for _ in message) for message in heads[index].arrivals) for index in sorted(heads)}
     return Judged(heads, admission, verdicts)

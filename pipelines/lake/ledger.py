@@ -5,14 +5,14 @@ have changed since, each in full. A delta that has grown to a share of its base 
 What is base and what is delta follows from the runs alone, so a run done again after a crash gives the same.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import pyarrow as pa
 
-from pipelines.lake.books import BooksKey, Counts, DeviceState, EpochKey
-from pipelines.lake.ledger_rows import BOOKS_SCHEMA, COUNTS, NO_ROWS, LedgerRows, rows_of
+from pipelines.lake.books import BooksKey, Counts, EpochKey
+from pipelines.lake.ledger_rows import BOOKS_SCHEMA, COUNTS, NO_ROWS, LedgerRows
 from schemas.ranges import Ranges
 
 KEPT_LEDGERS = 20
@@ -53,34 +53,18 @@ class Ledger:
             counts: what to add to the books.
             listed: per device that reported in this run, the epochs it still knows.
         """
-        ranges: dict[str, dict[EpochKey, Ranges]] = defaultdict(dict)
-        for key, found in touched.items():
-            ranges[key.device][key] = found
-        more: dict[str, dict[str, Counts]] = defaultdict(dict)
-        for (device, stream), own in counts.items():
-            more[device][stream] = own
-        devices = {*ranges, *more, *listed}
-        before = self.states(devices)
-        states = {
-            device: before.get(device, DeviceState()).after(ranges.get(device, {}), more.get(device, {}), listed.get(device))
-            for device in devices
-        }
-        return self._next(run, self.delta.updated(rows_of(states)))
+        devices = {*map(itemgetter(0), touched), *map(itemgetter(0), counts), *listed}
+        return self._next(run, self.delta.updated(self.of(devices).after(touched, counts, listed)))
 
     def _next(self, run: int, delta: LedgerRows) -> "Ledger":
         if self.bases and delta.count * DELTA_SHARE <= self.base.count:
             return Ledger(run, self.base, delta, needed_bases(self.bases, run))
         return Ledger(run, self.base.updated(delta), NO_ROWS, needed_bases((*self.bases, run), run))
 
-    def states(self, devices: Iterable[str]) -> dict[str, DeviceState]:
+    def of(self, devices: Iterable[str]) -> LedgerRows:
         """The states of those of these devices that the ledger knows."""
-        wanted = set(devices)
-        found = self.delta.states(wanted)
-        return {**self.base.states(wanted - found.keys()), **found}
-
-    def settled_of(self, devices: Iterable[str]) -> dict[EpochKey, Ranges]:
-        """What is settled of these devices."""
-        return {key: ranges for state in self.states(devices).values() for key, ranges in state.settled.items()}
+        wanted = pa.array(list(devices), pa.string())
+        return self.base.of(wanted).updated(self.delta.of(wanted))
 
     def whole(self) -> LedgerRows:
         """The states of all devices."""

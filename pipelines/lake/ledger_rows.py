@@ -4,7 +4,7 @@ Settled: device, stream, epoch, low, high (half-open), asked (whether the device
 Books: device, stream, received, committed, quarantined, duplicate, dropped; counts since the lake began.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter, itemgetter
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.lake.books import BooksKey, Counts, DeviceState, EpochKey
+from pipelines.lake.books import BooksKey, Counts, EpochKey
 from schemas.ranges import Ranges, Span
 
 SETTLED_SCHEMA = pa.schema(
@@ -33,6 +33,8 @@ BOOKS_SCHEMA = pa.schema(
     + [pa.field(name, pa.int64(), nullable=False) for name in COUNTS]
 )
 _SETTLED_ORDER = [(name, "ascending") for name in ("device", "stream", "epoch", "low")]
+_BOUNDED = ("device", "stream", "epoch", "low", "high")
+_SUMS = [(name, "sum") for name in COUNTS]
 _BOOKS_ORDER = [(name, "ascending") for name in ("device", "stream")]
 
 
@@ -52,21 +54,40 @@ class LedgerRows:
         """Every device with a row in either table, once."""
         return pc.unique(pa.chunked_array([*self.settled["device"].chunks, *self.books["device"].chunks], pa.string()))
 
-    def states(self, devices: Iterable[str]) -> dict[str, DeviceState]:
-        """The states of those of these devices that have any."""
-        wanted = pa.array(list(devices), pa.string())
-        if not len(wanted) or not self.count:
-            return {}
-        settled, books = _among(self.settled, wanted), _among(self.books, wanted)
-        keys, spans, forgotten = _decoded(settled)
-        found: dict[str, tuple[dict[EpochKey, Ranges], dict[str, Counts], set[EpochKey]]] = {}
-        for key, ranges in zip(keys, spans, strict=True):
-            found.setdefault(key.device, ({}, {}, set()))[0][key] = Ranges(tuple(ranges))
-        for key in forgotten:
-            found[key.device][2].add(key)
-        for device, stream, *counts in zip(*(books[name].to_pylist() for name in BOOKS_SCHEMA.names), strict=True):
-            found.setdefault(device, ({}, {}, set()))[1][stream] = Counts(*counts)
-        return {device: DeviceState(own, of, frozenset(quiet)) for device, (own, of, quiet) in found.items()}
+    def of(self, devices: pa.Array) -> "LedgerRows":
+        """The rows of those of these devices that have any."""
+        return LedgerRows(_among(self.settled, devices), _among(self.books, devices))
+
+    def ranges(self) -> dict[EpochKey, Ranges]:
+        """What is settled, by epoch."""
+        spans: dict[EpochKey, list[Span]] = {}
+        for device, stream, epoch, low, high in zip(*(self.settled[name].to_pylist() for name in _BOUNDED), strict=True):
+            spans.setdefault(EpochKey(device, stream, epoch), []).append((low, high))
+        return {key: Ranges(tuple(found)) for key, found in spans.items()}
+
+    def asked(self) -> "LedgerRows":
+        """Without the epochs that their device has forgotten."""
+        return LedgerRows(self.settled.filter(self.settled["asked"]), self.books)
+
+    def after(
+        self,
+        touched: Mapping[EpochKey, Ranges],
+        counts: Mapping[BooksKey, Counts],
+        listed: Mapping[str, frozenset[EpochKey]],
+    ) -> "LedgerRows":
+        """The states after a run; whoever it touched and is not here has none yet. See `Ledger.after`."""
+        settled = pa.concat_tables([_told(self.settled, listed, touched), _settled_table(touched)])
+        # The ranges of an epoch that were there before the run make room for those that it leaves.
+        is_new = np.arange(settled.num_rows) >= self.settled.num_rows
+        order = pc.sort_indices(
+            settled.append_column("old", pa.array(~is_new)), sort_keys=[*_SETTLED_ORDER[:3], ("old", "ascending")]
+        )
+        settled, is_new = settled.take(order), is_new[order.to_numpy()]
+        is_first = ~same_epoch(settled)
+        replaced = is_new[is_first][np.cumsum(is_first) - 1] & ~is_new
+        books = pa.concat_tables([self.books, _books_table(counts)]).group_by(["device", "stream"]).aggregate(_SUMS)
+        books = books.rename_columns([name.removesuffix("_sum") for name in books.column_names]).select(BOOKS_SCHEMA.names)
+        return LedgerRows(settled.filter(pa.array(~replaced)), books.cast(BOOKS_SCHEMA))
 
     def updated(self, newer: "LedgerRows") -> "LedgerRows":
         """These states, those of `newer` in the place of the same devices' states."""
@@ -105,12 +126,6 @@ class LedgerRows:
 NO_ROWS = LedgerRows(SETTLED_SCHEMA.empty_table(), BOOKS_SCHEMA.empty_table())
 
 
-def rows_of(states: Mapping[str, DeviceState]) -> LedgerRows:
-    """Devices' states as rows."""
-    ordered = [states[device] for device in sorted(states)]
-    return LedgerRows(_settled_table(ordered), _books_table({device: states[device].books for device in sorted(states)}))
-
-
 def same_epoch(settled: pa.Table) -> Any:
     """Per row, whether the row before is of the same device, stream and epoch: a numpy array of bools."""
     is_same = np.zeros(settled.num_rows, np.bool_)
@@ -129,40 +144,34 @@ def _without(table: pa.Table, devices: pa.Array) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["device"], value_set=devices)))
 
 
-def _decoded(settled: pa.Table) -> tuple[list[EpochKey], list[list[Span]], set[EpochKey]]:
-    keys: list[EpochKey] = []
-    spans: list[list[Span]] = []
-    forgotten: set[EpochKey] = set()
-    columns = [settled[name].to_pylist() for name in SETTLED_SCHEMA.names]
-    for device, stream, epoch, low, high, asked in zip(*columns, strict=True):
-        key = EpochKey(device, stream, epoch)
-        if keys and keys[-1] == key:
-            spans[-1].append((low, high))
-            continue
-        keys.append(key)
-        spans.append([(low, high)])
-        if not asked:
-            forgotten.add(key)
-    return keys, spans, forgotten
+def _told(settled: pa.Table, listed: Mapping[str, frozenset[EpochKey]], touched: Mapping[EpochKey, Ranges]) -> pa.Table:
+    """The rows with `asked` as the devices that reported in a run have it; the others' as they were."""
+    if not listed:
+        return settled
+    keys = map(EpochKey, *(settled[name].to_pylist() for name in ("device", "stream", "epoch")))
+    asked = [
+        was if key.device not in listed else key in listed[key.device] or key in touched
+        for key, was in zip(keys, settled["asked"].to_pylist(), strict=True)
+    ]
+    return settled.set_column(settled.num_columns - 1, SETTLED_SCHEMA.field("asked"), pa.array(asked, pa.bool_()))
 
 
-def _settled_table(states: Sequence[DeviceState]) -> pa.Table:
-    """Whole columns, whoever is in them: a run may touch every device there is."""
-    pairs = [(state, key) for state in states for key in sorted(state.settled)]
-    keys = [key for _state, key in pairs]
-    spans = [state.settled[key].spans for state, key in pairs]
+def _settled_table(touched: Mapping[EpochKey, Ranges]) -> pa.Table:
+    """Whole columns: a run may touch every device there is."""
+    keys = list(touched)
+    spans = [ranges.spans for ranges in touched.values()]
     counts = np.fromiter(map(len, spans), np.int64, len(spans))
     bounds = np.fromiter(chain.from_iterable(chain.from_iterable(spans)), np.int64, 2 * int(counts.sum()))
-    asked = np.fromiter((key not in state.forgotten for state, key in pairs), np.bool_, len(pairs))
-    own = [_texts(keys, 0), _texts(keys, 1), _whole(keys, itemgetter(2)), pa.array(asked)]
     owner = pa.array(np.repeat(np.arange(len(keys)), counts))
-    device, stream, epoch, is_asked = (column.take(owner) for column in own)
-    return pa.table([device, stream, epoch, pa.array(bounds[0::2]), pa.array(bounds[1::2]), is_asked], schema=SETTLED_SCHEMA)
+    own = (_texts(keys, 0), _texts(keys, 1), _whole(keys, itemgetter(2)))
+    asked = pa.array(np.ones(len(owner), np.bool_))
+    return pa.table(
+        [*(column.take(owner) for column in own), pa.array(bounds[0::2]), pa.array(bounds[1::2]), asked], schema=SETTLED_SCHEMA
+    )
 
 
-def _books_table(books: Mapping[str, Mapping[str, Counts]]) -> pa.Table:
-    keys = [(device, stream) for device, own in books.items() for stream in sorted(own)]
-    counts = [books[device][stream] for device, stream in keys]
+def _books_table(books: Mapping[BooksKey, Counts]) -> pa.Table:
+    keys, counts = list(books), list(books.values())
     return pa.table(
         [_texts(keys, 0), _texts(keys, 1), *(_whole(counts, attrgetter(name)) for name in COUNTS)], schema=BOOKS_SCHEMA
     )

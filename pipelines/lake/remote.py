@@ -20,6 +20,7 @@ from pipelines.errors import ConfigError, ConflictError, RefusedError
 from pipelines.lake.storage import CONNECT_S, store, told
 
 MARKER = "remote.json"
+LENDER = "objects.remote.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +267,20 @@ def remote_of(root: Path) -> Remote | None:
     except FileNotFoundError:
         return None
     return _read_marker(root / MARKER, written)
+
+
+def lend_objects(root: Path, remote: Remote) -> None:
+    """Let a lake that is a folder have the objects of a remote one, each when it is asked for."""
+    write_atomic(root / LENDER, msgspec.json.encode(remote.config), mode=0o644)
+
+
+def lender_of(root: Path) -> Remote | None:
+    """The remote lake whose objects a folder may have; None for most."""
+    try:
+        written = (root / LENDER).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+    return _read_marker(root / LENDER, written)
 
 
 def demand_folder(root: Path, what: str) -> None:
