@@ -16,7 +16,7 @@ import msgspec
 
 from pipelines.atomic import write_atomic
 from pipelines.config import CoreConfig, RemoteConfig
-from pipelines.errors import ConfigError, ConflictError, RefusedError
+from pipelines.errors import ConfigError, ConflictError
 from pipelines.lake.storage import CONNECT_S, store, told
 
 MARKER = "remote.json"
@@ -281,21 +281,6 @@ def lender_of(root: Path) -> Remote | None:
     except FileNotFoundError:
         return None
     return _read_marker(root / LENDER, written)
-
-
-def demand_folder(root: Path, what: str) -> None:
-    """Refuse what reads or writes the files of a lake where they lie, where these are but a working copy.
-
-    Raises:
-        RefusedError: the folder is the working copy of a remote lake.
-    """
-    remote = remote_of(root)
-    if remote is not None:
-        url = remote.config.url
-        raise RefusedError(
-            f"{what} needs a lake that is a folder, and {root} is the working copy of {url}; copy the lake to a disk "
-            f"(`aws s3 sync {url} FOLDER`) and name that folder as the lake, without [remote]"
-        )
 
 
 @lru_cache(maxsize=16)
