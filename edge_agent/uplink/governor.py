@@ -1,4 +1,7 @@
-"""How fast, and what: a token bucket over the bytes sent, and the hours in which other values hold. Pure; time is given."""
+"""How fast, and what: a token bucket over the bytes sent, and the hours in which other values hold. Pure; time is given.
+
+Here whole messages are given out; the pacer (`pacer.py`) spreads the bytes of each.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +12,13 @@ from edge_agent.sections import ScheduleConfig
 
 # What may go out at once after a pause, as seconds of the rate: short, so that ten seconds stay within five per cent.
 _BURST_S = 0.25
+# A part goes when the one before is acknowledged: a quarter of a second of round trip costs nothing, as the burst makes up
+# for it, and longer ones little.
+_PART_S = 1.0
 # Small messages go several at a time: to wake for each of them would cost more than to send it.
 _LEAST_WAIT_S = 0.02
 _MINUTES_PER_DAY = 24 * 60
-_NO_LIMIT_BYTES = 2**50
+NO_LIMIT_BYTES = 2**50
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class TokenBucket:
     def room_bytes(self, now_s: float) -> int:
         """How many bytes may go now; with room for one of them a whole message may go, and leaves a debt."""
         if self.bytes_per_s == 0:
-            return _NO_LIMIT_BYTES
+            return NO_LIMIT_BYTES
         self._fill(now_s)
         return max(0, math.ceil(self._tokens))
 
@@ -50,6 +56,10 @@ class TokenBucket:
         """A message went, whatever its size."""
         if self.bytes_per_s:
             self._tokens -= size_bytes
+
+    def debt_s(self) -> float:
+        """How long what was sent takes at this rate, beyond the time it was last asked at."""
+        return max(0.0, -self._tokens / self.bytes_per_s) if self.bytes_per_s else 0.0
 
     def wait_s(self, now_s: float) -> float:
         """How long until there is room."""
@@ -99,9 +109,13 @@ class Governor:
         return True
 
     @property
-    def burst_bytes(self) -> int:
-        """The largest message that keeps the rate even; no limit without a rate."""
-        return int(self._bucket.burst_bytes) or _NO_LIMIT_BYTES
+    def part_bytes(self) -> int:
+        """The largest part of a payload: nothing else waits longer than a second behind it. No limit without a rate."""
+        return int(self._bucket.bytes_per_s * _PART_S) or NO_LIMIT_BYTES
+
+    def debt_s(self) -> float:
+        """How long the bytes that went last stay in the pacer."""
+        return self._bucket.debt_s()
 
     def room_bytes(self, now_s: float) -> int:
         """How many bytes may go now."""
