@@ -12,9 +12,6 @@ from edge_agent.sections import ScheduleConfig
 
 # What may go out at once after a pause, as seconds of the rate: short, so that ten seconds stay within five per cent.
 _BURST_S = 0.25
-# A part goes when the one before is acknowledged: a quarter of a second of round trip costs nothing, as the burst makes up
-# for it, and longer ones little.
-_PART_S = 1.0
 # Small messages go several at a time: to wake for each of them would cost more than to send it.
 _LEAST_WAIT_S = 0.02
 _MINUTES_PER_DAY = 24 * 60
@@ -109,9 +106,9 @@ class Governor:
         return True
 
     @property
-    def part_bytes(self) -> int:
-        """The largest part of a payload: nothing else waits longer than a second behind it. No limit without a rate."""
-        return int(self._bucket.bytes_per_s * _PART_S) or NO_LIMIT_BYTES
+    def burst_bytes(self) -> int:
+        """The largest part of a payload: little, so that envelopes get their turn. No limit without a rate."""
+        return int(self._bucket.burst_bytes) or NO_LIMIT_BYTES
 
     def debt_s(self) -> float:
         """How long the bytes that went last stay in the pacer."""

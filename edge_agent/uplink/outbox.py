@@ -164,7 +164,7 @@ class Outbox:
         if self._parts_ahead_bytes > 0:
             self._send_envelopes(session, now_s)
         if self._governor.room_bytes(now_s) > 0:
-            part_bytes = self.parts.step(session, now_s, self._governor.part_bytes)
+            part_bytes = self.parts.step(session, now_s, self._governor.burst_bytes)
             self._governor.sent(part_bytes)
             self._progress.sent_bytes += part_bytes
             self._parts_ahead_bytes += part_bytes

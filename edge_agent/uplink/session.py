@@ -84,7 +84,8 @@ class Message:
         """An upper bound of the packet's size (MQTT 5 section 3.3)."""
         named = sum(len(name.encode()) + len(value.encode()) + 5 for name, value in self.properties)
         words = len(self.topic.encode()) + len(self.content_type) + len(self.response_topic) + len(self.correlation)
-        return len(self.body) + named + words + 64
+        # Kind, both lengths, packet id, and what stands before each word: 22 at most.
+        return len(self.body) + named + words + 24
 
 
 class Session(Protocol):

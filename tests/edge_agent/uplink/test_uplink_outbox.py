@@ -154,7 +154,7 @@ def test_a_rate_cuts_parts_so_that_it_stays_even(bench: Callable[..., Bench]) ->
     one.turn(1.0)  # the question what the core has
     one.outbox.parts.heard(ObjectState(digest, 1_000_000, []))
     parts = [message for _ in range(20) for message in one.turn(0.25)]
-    assert {len(message.body) for message in parts} == {100_000}
+    assert {len(message.body) for message in parts} == {25_000}
     assert one.session.paced == 100_000
 
 
