@@ -26,6 +26,7 @@ from typing import Literal
 import msgspec
 
 from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.capture.json_text import read_json
 from edge_agent.capture.mapping import ColumnMapper, keep_rows, read_times
 from edge_agent.capture.mqtt_session import BrokerAccess, Received, Subscription
 from edge_agent.capture.options import check_rename, read_options
@@ -137,7 +138,7 @@ class MqttLocalSource:
         """The samples of one message; a message without any is done with, and counted."""
         try:
             rows = self._decode(message)
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             rows = []
         if not rows:
             self._rejects.count("row: message is no JSON object, nor a list of them", message.topic)
@@ -149,7 +150,7 @@ class MqttLocalSource:
     def _decode(self, message: Received) -> list[dict[str, object]]:
         if self._options.format == "raw":
             return [{}]
-        found = msgspec.json.decode(message.body)
+        found = read_json(message.body.decode())
         items = found if isinstance(found, list) else [found]
         return items if all(isinstance(item, dict) for item in items) else []
 
