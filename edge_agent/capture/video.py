@@ -85,11 +85,11 @@ class Video:
             self._open()
         yield from _after(self._decoded(), after_s)
 
-    def _from(self, at_s: float) -> Iterator[tuple[float, VideoFrame]]:
+    def _from(self, start_s: float) -> Iterator[tuple[float, VideoFrame]]:
         """Frames from the key frame before a time on, as far as they tell their times."""
         try:
             base = self._stream.time_base or Fraction(1, 1000)
-            self._container.seek(int((self._begins_s + at_s) / base), stream=self._stream, backward=True)
+            self._container.seek(int((self._begins_s + start_s) / base), stream=self._stream, backward=True)
         except (FFmpegError, OSError, OverflowError):
             return
         for at_s, frame in self._decoded():

@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -113,6 +113,10 @@ class Spool:
         """Enter, durably, what a source read and nothing of which is to be stored. Raises SpoolError."""
         self._writer.change(lambda db: changes.note(db, passed)).result()
 
+    def inherit(self, source: str, choose: Callable[[Sequence[str]], str | None]) -> None:
+        """Let a source without a position go on at that of the one `choose` picks. Raises SpoolError."""
+        self._writer.change(lambda db: changes.inherit(db, source, choose)).result()
+
     def leave(self, source: str, *, is_gone: bool = False) -> None:
         """A source is to stop, or has: see `SpoolWriter.leave`."""
         self._writer.leave(source, is_gone=is_gone)
@@ -199,11 +203,7 @@ class Spool:
         return self._objects.read(digest, offset, length)
 
     def object_settled(self, digest: Digest) -> None:
-        """A large payload is settled: the envelopes that waited for it may be sent.
-
-        Raises:
-            SpoolError: the spool is closed or broken.
-        """
+        """A large payload is settled: the envelopes that waited for it may be sent. Raises SpoolError."""
         with self._lock:
             ids = reading.ids_waiting_for(self._reader, digest)
         self._change_state(ids, State.READY)
