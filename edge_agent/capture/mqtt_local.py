@@ -152,8 +152,9 @@ class MqttLocalSource:
         if self._options.format == "raw":
             return [{}]
         found = read_json(message.body.decode())
-        items: list[dict[str, object]] = found if isinstance(found, list) else [found]
-        return items if all(isinstance(item, dict) for item in items) else []
+        items = found if isinstance(found, list) else [found]
+        objects: list[dict[str, object]] = [item for item in items if isinstance(item, dict)]
+        return objects if len(objects) == len(items) else []
 
     def _batch(self, found: Sequence[tuple[Received, list[dict[str, object]]]]) -> SampleBatch | None:
         rows = [row for _, its in found for row in its]
