@@ -185,8 +185,8 @@ class Agent:
             try:
                 target(stop)
             except Exception as error:  # noqa: BLE001 # a dead thread must end the agent, never leave it half alive
-                _log.exception("thread failed", thread=name)
                 self._failure = error
+                _log.exception("thread failed", thread=name)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()

@@ -22,7 +22,7 @@ from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.opening import check_key, compact, match_files, open_epoch
 from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
-from edge_agent.spool.recovery import SUSPECT_NAME, open_sound
+from edge_agent.spool.recovery import mark_suspect, open_sound
 from edge_agent.spool.room import Room
 from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
 from edge_agent.spool.writer import SpoolWriter
@@ -261,7 +261,7 @@ class Spool:
         """Commit what is pending, then let go of the files."""
         self._writer.close()
         if self._writer.failure is not None:
-            (self._folder / SUSPECT_NAME).touch()
+            mark_suspect(self._folder)
         with self._lock:
             self._reader.close()
         self._db.close()
