@@ -87,7 +87,7 @@ def prepare_identities(folder: Path) -> None:
         made.mkdir(parents=True)
         openssl = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}"]
         subprocess.run([*openssl, "-keyout", made / "key", "-out", made / "csr"], check=True, capture_output=True)
-        shutil.copy(authority.sign(name, made / "csr"), authority.folder / f"{name}.pem")
+        authority.sign(name, made / "csr")
         shutil.copy(made / "key", authority.folder / f"{name}.key")
     example = (ROOT / "deploy/core/core.example.toml").read_text().replace("broker.plant.example", "localhost")
     (authority.folder / "bridge.toml").write_text(example)
