@@ -5,15 +5,18 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.fakes.booted_machine import ROOT_VARIABLE, BootedMachine, booted, why_not
 from tests.fakes.built_deb import build_deb, why_no_deb
@@ -68,11 +71,14 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedMachine]
     build_deb(ROOT, folder)
     shutil.copytree(ROOT / "deploy", folder / "deploy")
     prepare_identities(folder)
+    for name, edge_px in (("small", 64), ("large", 1400)):
+        noise = Image.frombytes("RGB", (edge_px, edge_px), random.Random(1).randbytes(3 * edge_px * edge_px))
+        noise.save(folder / f"{name}.jpg", quality=95)
     # The core's packages are those this test runs with: the same lock, the same Python.
     shown = {folder: "/mnt", Path(sysconfig.get_paths()["purelib"]): "/opt/locked"}
     with booted(root, shown, folder / "boot.log") as one:
-        if one.run("python3", "-c", "import sys; print(sys.version_info[:2])") != f"{(3, 11)}\n":
-            pytest.skip("the root's Python is not the one that the core's packages here are for")
+        if one.run("python3", "-c", "import sys; print(*sys.version_info[:2])").split() != [str(n) for n in sys.version_info[:2]]:
+            pytest.skip("the root's Python is not this one's, for which the core's packages are")
         one.write("/etc/hosts", "127.0.0.1 localhost\n")
         install_broker(one)
         install_core(one)
@@ -85,7 +91,18 @@ def prepare_identities(folder: Path) -> None:
     for name in (*ROLES, "line-3"):
         made = folder / "keys" / name
         made.mkdir(parents=True)
-        openssl = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}"]
+        openssl = [
+            "openssl",
+            "req",
+            "-new",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-subj",
+            f"/CN={name}",
+        ]
         subprocess.run([*openssl, "-keyout", made / "key", "-out", made / "csr"], check=True, capture_output=True)
         authority.sign(name, made / "csr")
         shutil.copy(made / "key", authority.folder / f"{name}.key")
@@ -116,7 +133,11 @@ def install_agent(machine: BootedMachine) -> None:
     said = machine.run("bash", "-c", "apt-get install -y --no-install-recommends /mnt/catchment-agent_*.deb 2>&1")
     assert "edge-agent check" in said, said
     machine.write("/usr/local/bin/read-bus", READ_BUS, "0755")
-    for there, here, mode in (("ca.pem", "ca.pem", "0644"), ("device.pem", "line-3.pem", "0644"), ("device.key", "line-3.key", "0600")):
+    for there, here, mode in (
+        ("ca.pem", "ca.pem", "0644"),
+        ("device.pem", "line-3.pem", "0644"),
+        ("device.key", "line-3.key", "0600"),
+    ):
         machine.run("install", "-D", "-m", mode, f"/mnt/ca/{here}", f"/etc/catchment/{there}")
     configure(machine, "")
     machine.run("edge-agent", "check", "-c", "/etc/catchment/agent.toml")
@@ -218,10 +239,10 @@ def test_a_drop_in_as_documented_lets_the_agent_take_pictures_from_a_folder_of_a
         "camera",
         "ReadWritePaths=/var/spool/camera\nSupplementaryGroups=camera\nIPAddressDeny=any\nIPAddressAllow=localhost\n",
     )
-    options = '{ path = "/var/spool/camera", pattern = "*.bin", done = "delete", columns = { camera = "one" } }'
+    options = '{ path = "/var/spool/camera", done = "delete", columns = { camera = "one" } }'
     configure(machine, f'[[source]]\nkind = "directory"\nstream = "camera_frame"\noptions = {options}\n')
     machine.run("systemctl", "reload", AGENT)
-    machine.run("sh", "-c", "umask 027; head -c 2000000 /dev/urandom > /var/spool/camera/1.bin; echo small > /var/spool/camera/2.bin")
+    machine.run("sh", "-c", "umask 027; cp /mnt/small.jpg /mnt/large.jpg /var/spool/camera")
     eventually(lambda: rows(machine, "camera_frame") == 2, machine.journal)
     assert machine.run("ls", "/var/spool/camera") == ""
 

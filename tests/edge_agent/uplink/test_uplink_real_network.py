@@ -62,7 +62,18 @@ def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
 def authority(tmp_path: Path) -> SmallAuthority:
     made = SmallAuthority(tmp_path, host="broker.example")
     for name in ("car-1", "core"):
-        words = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}"]
+        words = [
+            "openssl",
+            "req",
+            "-new",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-subj",
+            f"/CN={name}",
+        ]
         subprocess.run([*words, "-keyout", made.folder / f"{name}.key", "-out", tmp_path / name], check=True, capture_output=True)
         made.sign(name, tmp_path / name)
     return made
@@ -77,7 +88,9 @@ def core_on(plant: Host, authority: SmallAuthority) -> FakeCore:
 
 
 def agent_config(folder: Path, authority: SmallAuthority) -> Path:
-    (folder / "table.csv").write_text("event_time,speed_mps\n" + "".join(f"2024-05-01T00:00:00Z,{n % 100}\n" for n in range(ROWS)))
+    (folder / "table.csv").write_text(
+        "event_time,speed_mps\n" + "".join(f"2024-05-01T00:00:00Z,{n % 100}\n" for n in range(ROWS))
+    )
     ca = authority.folder
     path = folder / "agent.toml"
     path.write_text(
@@ -99,7 +112,9 @@ def test_everything_arrives_once_though_packets_are_lost_the_wire_is_cut_and_the
     with ExitStack() as stack:
         wire = stack.enter_context(Wire(device, plant, delay_s=0.1, loss=0.05))
         said = stack.enter_context(log.open("wb"))
-        broker = stack.enter_context(subprocess.Popen(plant.command(mosquitto, "-c", str(tmp_path / "mosquitto.conf")), stderr=said))
+        broker = stack.enter_context(
+            subprocess.Popen(plant.command(mosquitto, "-c", str(tmp_path / "mosquitto.conf")), stderr=said)
+        )
         stack.callback(broker.kill)
         eventually(lambda: b"running" in log.read_bytes(), log.read_text)
         core = stack.enter_context(core_on(plant, authority))
@@ -131,6 +146,10 @@ def test_everything_arrives_once_though_packets_are_lost_the_wire_is_cut_and_the
         assert [ranges.spans for ranges in core.landed_seqs(STREAM).values()] == [((0, ROWS),)]
         assert connections() <= MOST_CONNECTIONS, log.read_text()
         assert wire.lost > 0
-        told = subprocess.run([*program, "ledger", "-c", str(config), "--json"], capture_output=True, text=True, check=True).stdout
+        told = subprocess.run(
+            [*program, "ledger", "-c", str(config), "--json"], capture_output=True, text=True, check=True
+        ).stdout
         assert json.loads(told)["is_balanced"]
-        print(f"{len(core.landed)} envelopes for {ROWS} samples, {connections()} connections, {wire.lost} of {wire.lost + wire.carried} packets lost")  # noqa: E501, T201
+        print(
+            f"{len(core.landed)} envelopes for {ROWS} samples, {connections()} connections, {wire.lost} of {wire.lost + wire.carried} packets lost"
+        )  # noqa: E501, T201
