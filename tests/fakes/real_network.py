@@ -88,7 +88,7 @@ class Host:
 
 
 class Wire:
-    """Carries packets between two hosts, each way `delay_s` later, losing a share of them; cut, it loses all, and says nothing."""
+    """Carries packets between two hosts, each `delay_s` later, and loses a share of them; cut, it loses all, and says nothing."""
 
     def __init__(self, near: Host, far: Host, *, delay_s: float, loss: float, seed: int = 1) -> None:
         self.is_cut = False

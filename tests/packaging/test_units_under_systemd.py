@@ -8,7 +8,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import time
@@ -89,23 +88,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedMachine]
 def prepare_identities(folder: Path) -> None:
     authority = SmallAuthority(folder)
     for name in (*ROLES, "line-3"):
-        made = folder / "keys" / name
-        made.mkdir(parents=True)
-        openssl = [
-            "openssl",
-            "req",
-            "-new",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-subj",
-            f"/CN={name}",
-        ]
-        subprocess.run([*openssl, "-keyout", made / "key", "-out", made / "csr"], check=True, capture_output=True)
-        authority.sign(name, made / "csr")
-        shutil.copy(made / "key", authority.folder / f"{name}.key")
+        authority.issue(name)
     example = (ROOT / "deploy/core/core.example.toml").read_text().replace("broker.plant.example", "localhost")
     (authority.folder / "bridge.toml").write_text(example)
     for role, file in (("core", "run"), ("models", "models")):
