@@ -12,6 +12,7 @@ from edge_agent.capture.batch import SampleBatch, Source
 from edge_agent.capture.coalesce import join_batches, last_position, may_join
 from edge_agent.capture.encode import Encoder
 from edge_agent.capture.refine import Refiner
+from edge_agent.capture.relay import Handed, Relay
 from edge_agent.capture.storing import PatientEncoder
 from edge_agent.clock import Clock
 from edge_agent.config import SourceConfig
@@ -73,7 +74,8 @@ class SourcePump:
         self._sieve = sieve
         self._choose = choose
         self._clock = clock
-        self._under_way: deque[tuple[Future[Span], tuple[SampleBatch, ...]]] = deque()
+        self._relay = Relay(spool, config.name)
+        self._under_way: deque[tuple[Future[Span] | Handed, tuple[SampleBatch, ...]]] = deque()
         self._held: list[SampleBatch] = []
         self._held_samples = 0
         self._held_since_s = 0.0
@@ -152,6 +154,7 @@ class SourcePump:
                 self._passed_s = float("-inf")
                 self._pass_over(source)
             finally:
+                self._relay.close()
                 self._rejected_before = self.rejected()
                 self._source = None
                 source.close()  # else its port or device stays taken, and it can never be opened again
@@ -183,8 +186,9 @@ class SourcePump:
         sifted = sift(self._sieve, batch, self._config.priority)
         left_out = self._left_out + Counter(sifted.left_out)
         created_us = self._clock.now_ms() * 1000
+        highest = max((priority for priority, _ in sifted.groups), default=0)
         envelopes = tuple(
-            replace(envelope, priority=priority)
+            envelope if priority == highest else replace(envelope, priority=priority)
             for priority, group in sifted.groups
             for envelope in self._encoder.encode(group, created_us, self._stop)
         )
@@ -195,7 +199,7 @@ class SourcePump:
         append = Append(
             stream=StreamName(self._config.stream),
             envelopes=envelopes,
-            priority=max(priority for priority, _ in sifted.groups),
+            priority=highest,
             source=self._config.name,
             position=last_position((*self._passed, batch)),
             waits_for_room=self._config.when_full == "block",
@@ -203,7 +207,7 @@ class SourcePump:
         )
         # What was passed over lies before this batch: its position, and what it left out, cover both.
         passed, self._passed, self._left_out = tuple(self._passed), [], Counter()
-        self._under_way.append((self._spool.append(append), (*passed, *held)))
+        self._under_way.append((self._relay.append(append), (*passed, *held)))
 
     def _pass_over(self, source: Source) -> None:
         """Nothing of these batches is to be stored: remember only that they were read, now and then."""
