@@ -36,7 +36,6 @@ from pipelines.training.open import open_set
 from pipelines.upkeep.maintain import only_maintenance
 from schemas.edge_policy import EdgeAction, EdgeRule
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
-from tests.pipelines.lake.conftest import frames
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
 POLICY = """
