@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -17,6 +18,8 @@ from edge_agent.errors import SourceError
 _MAX_BROKEN = 100
 _COARSEST, _FINEST = 31, 2
 _ENCODER_TIME = Fraction(1, 1000)
+# PyAV before 19 fails on a title that is no UTF-8, unless told not to; 19, which Python 3.12 and newer get, has no such word.
+_LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
 class Video:
@@ -39,7 +42,7 @@ class Video:
                 format=options.input_format or None,
                 options=options.input_options,
                 timeout=(options.timeout_s, options.timeout_s),
-                metadata_errors="replace",
+                **_LENIENT,
             )
         except (FFmpegError, OSError, ValueError) as error:
             # The error's own text quotes the address with its password.
