@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -19,6 +20,8 @@ _COARSEST, _FINEST = 31, 2
 _ENCODER_TIME = Fraction(1, 1000)
 # Where a seek lands behind the frame that was asked for (transport streams do), it is tried from further back.
 _BACK_S = (0.0, 2.0, 10.0, 60.0)
+# PyAV before 19 fails on a title that is no UTF-8, unless told not to; 19, which Python 3.12 and newer get, has no such word.
+_LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
 class Video:
@@ -46,7 +49,7 @@ class Video:
                 format=options.input_format or None,
                 options=options.input_options,
                 timeout=(options.timeout_s, options.timeout_s),
-                metadata_errors="replace",
+                **_LENIENT,
             )
         except (FFmpegError, OSError, ValueError) as error:
             # The error's own text quotes the address with its password.
