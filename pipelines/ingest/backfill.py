@@ -26,7 +26,7 @@ from pipelines.config import CoreConfig
 from pipelines.errors import ConflictError, NotFoundError, RefusedError
 from pipelines.ingest.loop import NoReceipts, RunLoop, load_state
 from pipelines.lake.files import write_table_file
-from pipelines.lake.layout import OBJECTS, RUNS, STREAMS, landing_folder, stream_table
+from pipelines.lake.layout import OBJECTS, STREAMS, backfills_folder, landing_folder, stream_table
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import ensure_table, open_table, private_of
 from pipelines.policy.active import FOLDER
@@ -81,7 +81,7 @@ def backfill(core: CoreConfig, segments: Segments, engine: Engine, clock: Clock)
     """
     root = core.lake_root
     segments = _checked(root, segments)
-    beside = root / RUNS / "backfill" / f"{segments.bridge}-{segments.low}-{segments.high}"
+    beside = backfills_folder(root) / f"{segments.bridge}-{segments.low}-{segments.high}"
     _lay_out(root, beside, segments)
     loop = RunLoop(msgspec.structs.replace(core, lake=str(beside)), NoReceipts(), clock, engine)
     while loop.step():

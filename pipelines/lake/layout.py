@@ -7,6 +7,11 @@ LANDING = "landing"
 OBJECTS = "objects"
 STREAMS = "streams"
 PAYLOAD = "payload"
+CHIPS = "chips"
+SETS = "sets"
+SET_DRAFT = ".build-"
+SET_NUMBERS = ".numbers"
+QUALITY = "quality"
 QUARANTINE = "quarantine"
 QUARANTINE_CLOSED = "quarantine_closed"
 COMMITS = "commits"
@@ -58,6 +63,16 @@ def requests_folder(root: Path) -> Path:
 def maintain_lock_path(root: Path) -> Path:
     """Held by whoever rewrites or deletes files of this lake."""
     return root / RUNS / "maintain.lock"
+
+
+def retag_lock_path(root: Path, stream: str) -> Path:
+    """Held by whoever tags this stream anew."""
+    return root / "policies" / f".retag-{stream}.lock"
+
+
+def backfills_folder(root: Path) -> Path:
+    """The small lakes that segments are run in once more."""
+    return root / RUNS / "backfill"
 
 
 def lock_path(root: Path) -> Path:
