@@ -46,7 +46,10 @@ class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How segments become rows, and where: `runner`, `workers` and `beam_options` are what `catchment run` takes."""
+    """How segments become rows, and where: `runner`, `workers` and `beam_options` are what `catchment run` takes.
+
+    A run is held back where `fault_stop_share` of its messages meet a fault of our own, and `fault_stop_count` in a row with it.
+    """
 
     interval_ms: int = 200
     max_segments: int = 64
@@ -58,6 +61,8 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beam_options: tuple[str, ...] = ()
     crew: int = 2
     worker_memory_bytes: int = 4 * 1024**3
+    fault_stop_share: float = 0.9
+    fault_stop_count: int = 10
 
 
 class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

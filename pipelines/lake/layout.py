@@ -35,6 +35,11 @@ def failed_path(root: Path, run: int) -> Path:
     return root / RUNS / f"{run:012d}.failed.json"
 
 
+def faults_path(root: Path) -> Path:
+    """Faults of our own that the last runs met in a row; there only while there are any."""
+    return root / RUNS / "faults.json"
+
+
 def chips_path(root: Path, run: int) -> Path:
     """The chip files that run `run` has cut and not yet committed."""
     return root / RUNS / f"{run:012d}.chips.json"

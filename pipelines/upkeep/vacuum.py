@@ -41,13 +41,13 @@ from pipelines.lake.layout import (
     landing_folder,
     retag_lock_path,
 )
-from pipelines.lake.ledger import KEPT_LEDGERS
+from pipelines.lake.ledger import KEPT_LEDGERS, read_ledger
 from pipelines.lake.remote import Stored, remote_of
 from pipelines.lake.scratch import abandoned
 from pipelines.lake.table import open_table
 from pipelines.training.manifest import MANIFEST_NAME
 from pipelines.upkeep.leavings import copies, half_written, unfinished
-from pipelines.upkeep.wanted import wanted_payloads
+from pipelines.upkeep.wanted import never_filled, wanted_payloads
 
 log = structlog.get_logger(__name__)
 # Only runs and maintenance write here, and neither is at work when their grace is waived.
@@ -129,12 +129,16 @@ class Vacuum:
 
     def _table(self, name: str) -> None:
         with self._quiet(name) as is_quiet:
-            table = open_table(self._root, name) if is_quiet else None
-            if table is None:
+            if not is_quiet:
                 return
-            hours = max(0, round(self._keep.versions_h))
-            unwanted = {Path(found).name for found in self._unwanted(table, hours)}
-            for file in self._files(name, "*"):
+            table, files = open_table(self._root, name), self._files(name, "*")
+            if table is not None:
+                unwanted = {Path(found).name for found in self._unwanted(table, max(0, round(self._keep.versions_h)))}
+            elif self._plan is not None and never_filled(read_ledger(self._root, self._run), name):
+                unwanted = {_base(file) for file in files}  # of a run that was held back before there was a table
+            else:
+                return
+            for file in files:
                 is_unwanted = _base(file) in unwanted and not _base(file).startswith(".")
                 if is_unwanted and not self._is_in_hand(_base(file)) and self._is_old(file):
                     self._delete("table_files", file)

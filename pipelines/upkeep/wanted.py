@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.copy import at_hand, files_of, forget
-from pipelines.lake.layout import STREAMS
+from pipelines.lake.books import Ledger
+from pipelines.lake.layout import QUARANTINE, STREAMS
 from pipelines.lake.workplace import workplace
 
 _NAMING = ("payload_shard", "zarr_path")
@@ -33,6 +34,15 @@ def wanted_payloads(root: Path, gone: Collection[str]) -> set[str]:
                 wanted |= _named(at_hand(there, there / file.name))
                 forget(there, [there / file.name])
     return wanted
+
+
+def never_filled(ledger: Ledger, table: str) -> bool:
+    """Whether the books say that no sample ever entered a table. If they do not, a table without a log has lost it."""
+    parent, _, stream = table.partition("/")
+    if parent == STREAMS:
+        names = {stream, stream.removesuffix("_chips")}
+        return not any(counts.committed for (_, name), counts in ledger.books.items() if name in names)
+    return table == QUARANTINE and not any(counts.quarantined for counts in ledger.books.values())
 
 
 def _named(path: Path) -> set[str]:
