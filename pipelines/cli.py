@@ -93,7 +93,8 @@ def up(config: Config = Path("core.toml")) -> None:
     from pipelines.up import supervise  # noqa: PLC0415  # heavy only here
 
     core = load_core_config(config)
-    with serving(_lake(config), core.watch.host, core.watch.port, SystemClock()) if core.watch.port else nullcontext():
+    watched = serving(_lake(config), core.watch.host, core.watch.port, SystemClock(), core.alarms)
+    with watched if core.watch.port else nullcontext():
         code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
     raise typer.Exit(code)
 
@@ -133,7 +134,7 @@ def run(
 
 @app.command()
 def ledger(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
-    """The books per stream: received = committed + quarantined + duplicate. Exit code 1 if they do not balance."""
+    """The books per stream: received = committed + quarantined + discarded + duplicate. Exit code 1 if they do not balance."""
     from pipelines.lake import report  # noqa: PLC0415  # heavy only here
 
     found = report.books(_lake(config))

@@ -87,6 +87,19 @@ class WatchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int = 0
 
 
+class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From when on `status`, `watch` and the metrics call something an alarm; a `quarantine_share` of 0: never.
+
+    A stream's share of quarantined samples is taken over the last 50 runs, and tells nothing below `quarantine_count` of them.
+    """
+
+    silent_s: float = 30
+    stuck_s: float = 120
+    quarantine_share: float = 0.05
+    quarantine_count: int = 100
+    suspended: bool = True
+
+
 class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never."""
 
@@ -108,6 +121,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run: RunConfig = RunConfig()
     remote: RemoteConfig | None = None
     watch: WatchConfig = WatchConfig()
+    alarms: AlarmConfig = AlarmConfig()
     maintain: MaintainConfig = MaintainConfig()
 
     @property

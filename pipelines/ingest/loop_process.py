@@ -65,6 +65,7 @@ def _health(loop: RunLoop, tries: Tries) -> Health:
         "failures": tries.total,
         "rules_errors": loop.rules.errors,
         "rules_reloads": loop.rules.reloads,
+        "rules_broken": float(bool(loop.rules.broken)),
         "segments_set_aside": loop.set_aside,
         "receipts_owed": loop.receipts_owed,
         "worker_deaths": crew(loop.crew_size).deaths if members else 0,

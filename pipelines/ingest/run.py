@@ -22,7 +22,7 @@ from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads, segm
 from pipelines.ingest.plan import Plan, SegmentRef
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.publish import publish_run
-from pipelines.ingest.requests import REPLAY
+from pipelines.ingest.requests import DISCARD
 from pipelines.ingest.work import Limits, Prepared, Work
 from pipelines.lake.books import BooksKey, Counts, Ledger
 from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
@@ -84,7 +84,7 @@ def execute(
     unbalanced = after.unbalanced()
     if unbalanced:
         raise CorruptLakeError(
-            f"run {plan.run}: received is not committed + quarantined + duplicate for {unbalanced[:3]}; nothing was "
+            f"run {plan.run}: received is not committed + quarantined + discarded + duplicate for {unbalanced[:3]}; nothing was "
             f"committed. Delete {prepared_path(root, plan.run)} to prepare the run anew"
         )
     files = [*prepared.files(), *chips]
@@ -123,11 +123,13 @@ def judge_release(root: Path, plan: Plan) -> Judged:
 
 
 def count_release(plan: Plan, prepared: Prepared) -> dict[BooksKey, Counts]:
-    """A replay moves samples from quarantined to committed, as far as they are accepted now. A discard moves none."""
+    """A replay moves samples from quarantined to committed, as far as they are accepted now; a discard, to discarded."""
     found: dict[BooksKey, Counter[str]] = defaultdict(Counter)
     for release in plan.releases:
-        if release.outcome == REPLAY:
-            found[release.device, release.stream]["quarantined"] -= release.count
+        books = found[release.device, release.stream]
+        books["quarantined"] -= release.count
+        if release.outcome == DISCARD:
+            books["discarded"] += release.count
     for item in prepared.items:
         for row in item.settled:
             found[row.device, row.stream].update(committed=row.committed, quarantined=row.quarantined)

@@ -1,7 +1,7 @@
 """The ledger: which seqs are settled, and the books that say how. Two files per run, written before the run's commit.
 
 Ledger file: device, stream, epoch, low, high (half-open), asked (whether the device still asks about this epoch).
-Books file: device, stream, received, committed, quarantined, duplicate, dropped; counts since the lake began.
+Books file: device, stream, received, committed, quarantined, discarded, duplicate, dropped; counts since the lake began.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +31,14 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("asked", pa.bool_(), nullable=False),
     ]
 )
-COUNTS = ("received", "committed", "quarantined", "duplicate", "dropped")
+COUNTS = ("received", "committed", "quarantined", "discarded", "duplicate", "dropped")
 BOOKS_SCHEMA = pa.schema(
     [pa.field("device", pa.string(), nullable=False), pa.field("stream", pa.string(), nullable=False)]
     + [pa.field(name, pa.int64(), nullable=False) for name in COUNTS]
 )
+_DISCARDED = COUNTS.index("discarded") + 2
+# Books of before discarded samples were told apart from quarantined ones.
+_OLD_BOOKS_SCHEMA = BOOKS_SCHEMA.remove(_DISCARDED)
 KEPT_LEDGERS = 20
 
 
@@ -58,7 +61,9 @@ def read_ledger(root: Path, run: int) -> Ledger:
     if run == 0:
         return Ledger()
     rows = _read(fresh(root, ledger_path(root, run)), LEDGER_SCHEMA)
-    books = _read(fresh(root, books_path(root, run)), BOOKS_SCHEMA)
+    books = _read(fresh(root, books_path(root, run)), BOOKS_SCHEMA, _OLD_BOOKS_SCHEMA)
+    if books.schema.equals(_OLD_BOOKS_SCHEMA):
+        books = books.add_column(_DISCARDED, BOOKS_SCHEMA.field(_DISCARDED), pa.array(np.zeros(books.num_rows, np.int64)))
     columns = [rows.column(name).to_pylist() for name in LEDGER_SCHEMA.names]
     spans: dict[EpochKey, list[Span]] = {}
     forgotten: set[EpochKey] = set()
@@ -117,11 +122,11 @@ def _parquet(table: pa.Table) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _read(path: Path, schema: pa.Schema) -> pa.Table:
+def _read(path: Path, *schemas: pa.Schema) -> pa.Table:
     try:
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise CorruptLakeError(f"{path}: the ledger cannot be read ({error}); restore it from a copy of runs/") from error
-    if not table.schema.equals(schema):
+    if not any(table.schema.equals(schema) for schema in schemas):
         raise CorruptLakeError(f"{path}: not of the ledger's schema; read it with the version that wrote it")
     return table

@@ -42,7 +42,7 @@ def never_filled(ledger: Ledger, table: str) -> bool:
     if parent == STREAMS:
         names = {stream, stream.removesuffix("_chips")}
         return not any(counts.committed for (_, name), counts in ledger.books.items() if name in names)
-    return table == QUARANTINE and not any(counts.quarantined for counts in ledger.books.values())
+    return table == QUARANTINE and not any(counts.quarantined or counts.discarded for counts in ledger.books.values())
 
 
 def _named(path: Path) -> set[str]:
