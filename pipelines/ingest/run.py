@@ -16,6 +16,7 @@ import msgspec
 from pipelines.errors import CorruptLakeError, FaultError
 from pipelines.ingest.admit import Admission, Head, Verdict, admit
 from pipelines.ingest.chips import prepare_chips
+from pipelines.ingest.fault_file import keep_faults, read_faults
 from pipelines.ingest.fault_stop import FaultRow, FaultStop, faults_of, held_back, is_everyones, row_after
 from pipelines.ingest.graph import run_graph
 from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads, segment_path
@@ -26,7 +27,6 @@ from pipelines.ingest.requests import DISCARD
 from pipelines.ingest.work import Limits, Prepared, Work
 from pipelines.lake.books import BooksKey, Counts, Ledger
 from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
-from pipelines.ingest.fault_file import keep_faults, read_faults
 from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import write_ledger
 from pipelines.lake.remote import remote_of

@@ -66,7 +66,7 @@ class Faults(msgspec.Struct, frozen=True):
 
 
 class ItemResult(msgspec.Struct, frozen=True):
-    """The files an item wrote and its share of the books, or why it did not come to its end; `messages`: those with fresh seqs."""
+    """The files an item wrote and its share of the books, or why it did not come to its end. `messages` have fresh seqs."""
 
     item: int
     files: tuple[NewFile, ...]

@@ -30,7 +30,9 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
              [({"stage": stage}, float(count)) for stage, count in sorted(found.quarantined_open.items())])  # fmt: skip
     shares = [({"stream": stream.stream}, quarantine_share(stream)) for stream in found.streams]
     page.add("catchment_quarantine_share", "Share of what the last runs settled that went to quarantine", shares)
-    page.add("catchment_run_held_back", "The run held back by a fault of our own; 0: none", [({}, float(found.faults.stopped_run))])
+    page.add(
+        "catchment_run_held_back", "The run held back by a fault of our own; 0: none", [({}, float(found.faults.stopped_run))]
+    )
     page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
     page.add("catchment_suspended", "Policies and inspectors in force that may not run", [({}, float(len(found.suspended)))])
     for beat in found.beats:

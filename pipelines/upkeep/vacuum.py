@@ -174,7 +174,7 @@ class Vacuum:
         places: dict[str, list[Stored]] = defaultdict(list)
         for file in files_of(self._root, CHIPS):
             steps = file.name.split("/")
-            if len(steps) >= len("chips/stream/spec/place".split("/")) and not any(step.startswith(".") for step in steps):
+            if len(steps) >= len(["chips", "stream", "spec", "place"]) and not any(step.startswith(".") for step in steps):
                 places["/".join(steps[:4])].append(file)  # a file of pictures, or a Zarr store with all its files
         for place, files in sorted(places.items()):
             if place not in wanted and not self._is_in_hand(place.rsplit("/", 1)[-1]) and all(map(self._is_old, files)):
@@ -220,7 +220,7 @@ class Vacuum:
         versions: dict[str, list[Stored]] = defaultdict(list)
         for file in files_of(self._root, SETS):
             steps = file.name.split("/")
-            if len(steps) == len("sets/name/version/file".split("/")) and steps[2].isdecimal():
+            if len(steps) == len(["sets", "name", "version", "file"]) and steps[2].isdecimal():
                 versions["/".join(steps[:3])].append(file)
         for version, files in sorted(versions.items()):
             if not any(_base(file) == MANIFEST_NAME for file in files) and all(map(self._is_old, files)):

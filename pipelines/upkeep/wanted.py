@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import at_hand, files_of, forget
 from pipelines.lake.books import Ledger
+from pipelines.lake.copy import at_hand, files_of, forget
 from pipelines.lake.layout import QUARANTINE, STREAMS
 from pipelines.lake.workplace import workplace
 

@@ -6,6 +6,7 @@ Each fsync, rename and the like, and each Delta commit, is a step before it and 
 import os
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import deltalake
@@ -23,10 +24,15 @@ def step() -> None:
 
 def count(*names: str) -> None:
     """Count these functions of `os`, and the commits of Delta tables."""
-    for name in names:
-        setattr(os, name, _counted(getattr(os, name)))
+    count_of(os, *names)
     commit = deltalake.DeltaTable.create_write_transaction
     deltalake.DeltaTable.create_write_transaction = _counted(commit)  # type: ignore[method-assign]
+
+
+def count_of(module: ModuleType, *names: str) -> None:
+    """Count these functions of a module."""
+    for name in names:
+        setattr(module, name, _counted(getattr(module, name)))
 
 
 def _counted(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -51,7 +51,11 @@ def referenced(root: Path) -> set[str]:
 
 def _table(root: Path, table: str, there: set[str]) -> set[str]:
     log = {name for name in there if name.startswith(f"{table}/_delta_log/")}
-    found = {name for name in log if name.endswith((".json", ".checkpoint.parquet", "_last_checkpoint", ".crc")) and "/_commit_" not in name}
+    found = {
+        name
+        for name in log
+        if name.endswith((".json", ".checkpoint.parquet", "_last_checkpoint", ".crc")) and "/_commit_" not in name
+    }
     opened = open_table(root, table)
     assert opened is not None
     found |= {f"{table}/{path}" for path in pa.table(opened.get_add_actions(flatten=True)).column("path").to_pylist()}
@@ -60,7 +64,9 @@ def _table(root: Path, table: str, there: set[str]) -> set[str]:
         rows = pa.table(opened.to_pyarrow_table(columns=columns))
         named = {name for column in columns for name in rows.column(column).to_pylist() if name is not None}
         found |= {name for name in named if not name.endswith(".zarr")}
-        found |= {name for name in there if any(name.startswith(f"{store}/") for store in named) and not name.endswith(".partial")}
+        found |= {
+            name for name in there if any(name.startswith(f"{store}/") for store in named) and not name.endswith(".partial")
+        }
     return found
 
 

@@ -100,7 +100,9 @@ def leave_all_kinds(root: Path) -> list[str]:
         leave(root, "chips/.done/000000000001/0.json"),
         leave(root, "payload/camera_frame/000000000001-9.parquet"),
         leave(root, "payload/camera_frame/.000000000001-9.parquet.77.tmp"),
-        leave(root, "streams/slide_chips/000000000001-7.parquet", (root / "streams/slide_chips/000000000001-0.parquet").read_bytes()),
+        leave(
+            root, "streams/slide_chips/000000000001-7.parquet", (root / "streams/slide_chips/000000000001-0.parquet").read_bytes()
+        ),
         leave(root, "streams/camera_frame/.retag-0-1.parquet.77.tmp"),
         leave(root, "streams/camera_frame/_delta_log/_commit_0f0e.json.tmp"),
         leave(root, "streams/camera_frame/_delta_log/_last_checkpoint#1"),
