@@ -116,8 +116,8 @@ def _fault_stop(found: Survey) -> Iterator[str]:
     stop = found.faults
     if stop.stopped_run:
         yield (
-            f"run {stop.stopped_run} is held back for {max(0, found.at_us - stop.at_us) // 1_000_000} s: nearly every message meets "
-            f"a fault of the core's own ({stop.reason[:200]})"
+            f"run {stop.stopped_run} is held back for {max(0, found.at_us - stop.at_us) // 1_000_000} s: "
+            f"nearly every message meets a fault of the core's own ({stop.reason[:200]})"
         )
 
 

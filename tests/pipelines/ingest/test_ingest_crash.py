@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from pipelines.upkeep.vacuum import Keep, Vacuum
+from tests.fakes.inventory import every_file, referenced
+
 SCRIPT = Path(__file__).with_name("dies_at_step.py")
 ROOT = Path(__file__).resolve().parents[3]
 # The parts let the test's workers share the steps: every fourth in CI, all of them if thorough (`make core-kills`).
@@ -37,6 +40,8 @@ def check(core: Any) -> None:
     books = loop.ledger.books["car-1", "vehicle_telemetry"]
     assert (books.received, books.committed, books.quarantined, books.duplicate) == (25, 15, 5, 5)
     assert len(core.mailbox.messages) == 2
+    Vacuum(core.root, Keep(0, 0, 0, 0, 0)).sweep()
+    assert every_file(core.root) == referenced(core.root)
 
 
 def crash_and_check(core: Any, pristine: Path, steps: list[int]) -> None:

@@ -4,6 +4,9 @@ import hashlib
 import itertools
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,16 @@ from pipelines.training.open import open_set
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.inventory import every_file, referenced
 
+ROOT = Path(__file__).resolve().parents[3]
+STEPS = range(10, 130, 5) if os.environ.get("CATCHMENT_THOROUGH") else (40, 75)
+KILLED_BUILD = """
+import os, signal, sys
+from pathlib import Path
+from pipelines.training import build
+
+build._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+build.build_set(Path(sys.argv[1]), "views", ("camera_frame",), options=build.BuildOptions(split={"train": 1.0}))
+"""
 NOTHING = Keep(0, 0, 0, 0, 0)
 SPEC = "chips/slide/s256"  # of the built-in contract
 
@@ -147,6 +160,32 @@ def test_what_is_young_is_left_alone_whoever_may_be_writing_it(lake: Any) -> Non
     os.utime(store / "zarr.json", (1, 1))  # a store is as old as its newest file
     Vacuum(lake.root, Keep(0, 0, 0, grace_s=3_600)).sweep()
     assert (store / "zarr.json").exists()
+
+
+def killed(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", *command], check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode in (137, -signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves_that_is_killed_while_it_cuts_chips_is_gone_after_the_run_and_a_vacuum(core: Any, slide: Any) -> None:
+    core.landing.seal([slide(0)])
+    for step in STEPS:  # the next one finds what the ones before have left
+        killed(str(ROOT / "tests/pipelines/ingest/dies_at_step.py"), str(core.root), str(step))
+    core.run()
+    Vacuum(core.root, NOTHING).sweep()
+    assert every_file(core.root) == referenced(core.root)
+    assert len(core.rows("streams/slide_chips")) == 1
+
+
+@pytest.mark.slow
+def test_what_a_build_of_a_set_leaves_that_is_killed_is_gone_after_a_vacuum(lake: Any) -> None:
+    killed("-c", KILLED_BUILD, str(lake.root))
+    (draft,) = (lake.root / "sets/views").iterdir()
+    assert list(draft.glob("*.parquet"))
+    Vacuum(lake.root, NOTHING).sweep()
+    assert every_file(lake.root) == referenced(lake.root)
+    check(lake)
 
 
 @pytest.mark.slow

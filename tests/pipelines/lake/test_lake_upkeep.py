@@ -17,11 +17,12 @@ from pipelines.lake.payload import read_payload
 from pipelines.lake.rollup import read_rollup, roll_up_all
 from pipelines.upkeep.maintain import maintain, only_maintenance
 from pipelines.upkeep.vacuum import Keep, Vacuum
+from tests.fakes.inventory import every_file, referenced
 
 SCRIPT = Path(__file__).with_name("dies_at_upkeep.py")
 ROOT = Path(__file__).resolve().parents[3]
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
-NOTHING = Keep(0, 0, 0, 0)
+NOTHING = Keep(0, 0, 0, 0, 0)
 
 
 @pytest.fixture
@@ -161,6 +162,7 @@ def crash_and_check(core: Any, pristine: Path, steps: list[int]) -> None:
         maintain(core.root, NOTHING)
         check(core)
         assert orphans(core.root) == set(), step
+        assert every_file(core.root) == referenced(core.root), step
 
 
 def test_upkeep_that_dies_loses_nothing_and_leaves_no_orphan(lake: Any, tmp_path: Path) -> None:
