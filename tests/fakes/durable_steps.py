@@ -5,6 +5,7 @@ Each fsync, rename and the like, and each Delta commit, is a step before it and 
 
 import os
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -15,8 +16,10 @@ taken = 0
 
 
 def step() -> None:
-    """One more."""
+    """One more. The beats of a claim are none: how many there are is a matter of time."""
     global taken  # noqa: PLW0603  # one counter for the whole process is the point
+    if threading.current_thread().name == "lake-claim":
+        return
     taken += 1
     if taken == int(sys.argv[2]):
         os._exit(137)

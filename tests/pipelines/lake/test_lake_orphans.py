@@ -26,7 +26,7 @@ from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.inventory import every_file, referenced
 
 ROOT = Path(__file__).resolve().parents[3]
-STEPS = range(10, 130, 5) if os.environ.get("CATCHMENT_THOROUGH") else (40, 75)
+STEPS = range(10, 130, 5) if os.environ.get("CATCHMENT_THOROUGH") else (60,)
 KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
