@@ -5,10 +5,10 @@ BIN := .venv/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow core-kills power-cuts soak gate fuzz check format bench lock wheel wheels deb clean
+.PHONY: help setup demo test test-slow core-kills power-cuts soak gate fuzz check format bench lock wheel wheels deb systemd-units clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## .venv with the locked packages, and Mosquitto; quick when nothing has changed
 	@sh scripts/setup.sh
@@ -61,6 +61,11 @@ wheels: setup ## is every package of the agent there ready-made, for each Python
 
 deb: setup ## the agent as a .deb for this distribution and machine, in dist/
 	@sh deploy/edge/build-deb.sh
+
+SYSTEMD_ROOT ?= /var/tmp/catchment-systemd
+systemd-units: setup ## the units under a real systemd, on a machine made once in SYSTEMD_ROOT (root, some minutes; MIRROR=... if need be)
+	@sh scripts/systemd-root.sh $(SYSTEMD_ROOT) $(MIRROR)
+	@CATCHMENT_SYSTEMD_ROOT=$(SYSTEMD_ROOT) $(BIN)/pytest -q -n 0 tests/packaging/test_units_under_systemd.py
 
 clean: ## all that setup and the tests made
 	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -14,7 +14,7 @@ from pipelines.config import load_core_config
 from pipelines.lake.commit import committed_run
 from pipelines.lake.holes import holes as find_holes
 from pipelines.lake.layout import COMMITS
-from pipelines.lake.ledger import read_ledger
+from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.remote import lake_of
 from pipelines.lake.suspended import HINT
 from pipelines.status.health import judge

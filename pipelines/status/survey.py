@@ -18,11 +18,11 @@ from pipelines.ingest.fault_stop import FaultRow
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
 from pipelines.ingest.requests import open_requests
-from pipelines.lake.books import Counts, books_by_stream
+from pipelines.lake.books import Counts
 from pipelines.lake.commit import APP, committed_run
 from pipelines.lake.copy import bridges_of, name_of, read_bytes
 from pipelines.lake.layout import COMMITS, landing_folder, stream_table
-from pipelines.lake.ledger import read_ledger
+from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.remote import Stored, remote_of
 from pipelines.lake.suspended import Suspension, SuspensionBook
@@ -94,7 +94,7 @@ def survey(root: Path, now_us: int) -> Survey:
     ledger = read_ledger(root, run)
     plan = read_plan(root, run) if run else None
     streams = {
-        name: StreamStatus(name, counts, _rows(root, name, run)) for name, counts in books_by_stream(ledger.books).items() if name
+        name: StreamStatus(name, counts, _rows(root, name, run)) for name, counts in ledger.books_by_stream().items() if name
     }
     last_us, span_us = _recent(root, run, streams)
     waiting = _waiting(root, plan, streams)

@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.books import Ledger
 from pipelines.lake.copy import at_hand, files_of, forget
 from pipelines.lake.layout import QUARANTINE, STREAMS
+from pipelines.lake.ledger import Ledger
 from pipelines.lake.workplace import workplace
 
 _NAMING = ("payload_shard", "zarr_path")
@@ -41,8 +41,8 @@ def never_filled(ledger: Ledger, table: str) -> bool:
     parent, _, stream = table.partition("/")
     if parent == STREAMS:
         names = {stream, stream.removesuffix("_chips")}
-        return not any(counts.committed for (_, name), counts in ledger.books.items() if name in names)
-    return table == QUARANTINE and not any(counts.quarantined or counts.discarded for counts in ledger.books.values())
+        return not any(counts.committed for name, counts in ledger.books_by_stream().items() if name in names)
+    return table == QUARANTINE and not any(counts.quarantined or counts.discarded for counts in ledger.books_by_stream().values())
 
 
 def _named(path: Path) -> set[str]:

@@ -14,6 +14,7 @@ from pipelines.ingest.plan_files import read_plan
 from pipelines.lake.commit import committed_run
 from pipelines.lake.copy import read_bytes
 from pipelines.lake.ledger import KEPT_LEDGERS
+from pipelines.lake.ledger_files import ledger_bases
 from pipelines.lake.remote import remote_of
 from pipelines.lake.table import open_table
 
@@ -35,6 +36,7 @@ def referenced(root: Path) -> set[str]:
     """What the tables' live versions, the runs kept, the sets' manifests and the folders of others name."""
     there = every_file(root)
     found = {name for name in there if name.startswith(OWN) and not name.endswith(".tmp")}
+    found |= {name for name in there if name.endswith("/.lock") and name.startswith("landing/")}
     for table in sorted({name.split("/_delta_log/")[0] for name in there if "/_delta_log/" in name}):
         found |= _table(root, table, there)
     found |= _runs(root, there)
@@ -74,7 +76,8 @@ def _runs(root: Path, there: set[str]) -> set[str]:
     last = committed_run(root, "commits")
     plan = read_plan(root, last)
     cursors: dict[str, Any] = {} if plan is None else plan.next_numbers
-    found = {name for name in there if name.startswith(("runs/pins/", "runs/requests/")) and "/." not in name}
+    found = {name for name in there if name.startswith(("runs/pins/", "runs/requests/", "runs/stale/")) and "/." not in name}
+    found |= {f"runs/{base:012d}.{kind}.parquet" for base in ledger_bases(root, last) for kind in ("ledger", "books")}
     found |= {name for name in there if name.startswith("runs/") and name.endswith((".lock", ".claim"))}
     for name in there:
         parts = name.split("/")

@@ -30,7 +30,6 @@ from pipelines.training.open import open_set
 from pipelines.upkeep.maintain import only_maintenance
 from schemas.edge_policy import EdgeAction, EdgeRule
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
-from tests.pipelines.lake.conftest import frames
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
 POLICY = """
@@ -229,8 +228,3 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
     assert load_state(there).ledger.books == loop.ledger.books
     assert not loop.ledger.unbalanced()
     assert len(core.rows(TELEMETRY)) == 10
-
-
-def test_what_needs_a_folder_says_how_to_get_one(core: RemoteCore, tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="aws s3 sync"):
-        asked("run", "--from-landing", "1-2", "-c", configured(core, tmp_path))

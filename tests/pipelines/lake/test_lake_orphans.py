@@ -24,6 +24,7 @@ from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import open_set
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.inventory import every_file, referenced
+from tests.faults.deaths import Deaths
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = range(10, 130, 5) if os.environ.get("CATCHMENT_THOROUGH") else (60,)
@@ -162,16 +163,13 @@ def test_what_is_young_is_left_alone_whoever_may_be_writing_it(lake: Any) -> Non
     assert (store / "zarr.json").exists()
 
 
-def killed(*command: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", *command], check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode in (137, -signal.SIGKILL)
-
-
 @pytest.mark.slow
-def test_what_a_run_leaves_that_is_killed_while_it_cuts_chips_is_gone_after_the_run_and_a_vacuum(core: Any, slide: Any) -> None:
+def test_what_a_run_leaves_that_is_killed_while_it_cuts_chips_is_gone_after_the_run_and_a_vacuum(
+    core: Any, slide: Any, deaths: Deaths
+) -> None:
     core.landing.seal([slide(0)])
     for step in STEPS:  # the next one finds what the ones before have left
-        killed(str(ROOT / "tests/pipelines/ingest/dies_at_step.py"), str(core.root), str(step))
+        deaths.kill("run", core.root, step)
     core.run()
     Vacuum(core.root, NOTHING).sweep()
     assert every_file(core.root) == referenced(core.root)
@@ -180,7 +178,12 @@ def test_what_a_run_leaves_that_is_killed_while_it_cuts_chips_is_gone_after_the_
 
 @pytest.mark.slow
 def test_what_a_build_of_a_set_leaves_that_is_killed_is_gone_after_a_vacuum(lake: Any) -> None:
-    killed("-c", KILLED_BUILD, str(lake.root))
+    killed = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED_BUILD, str(lake.root)],
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert killed.returncode == -signal.SIGKILL
     (draft,) = (lake.root / "sets/views").iterdir()
     assert list(draft.glob("*.parquet"))
     Vacuum(lake.root, NOTHING).sweep()

@@ -3,6 +3,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,6 @@ from pipelines.training.build import BuildOptions, build_set
 from tests.fakes.inventory import every_file, referenced
 from tests.fakes.s3_server import S3
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
-from tests.pipelines.lake.conftest import frames
 from tests.pipelines.lake.dies_in_bucket import retag, upkeep
 from tests.pipelines.lake.test_lake_orphans import slide
 
@@ -118,7 +118,7 @@ def test_upkeep_and_a_retag_killed_in_a_bucket_are_done_again_with_the_same_rows
     left = leave_here(filled.root)
     for what, step in (("retag", 5), ("upkeep", 45)):
         died = dies_at(filled, what, step)
-        assert died.returncode == 137, (what, died.stderr)
+        assert died.returncode == -signal.SIGKILL, (what, died.stderr)
         check(filled)
     retag(filled.root)
     upkeep(filled.root)
@@ -140,7 +140,7 @@ def test_what_is_killed_at_any_put_delete_or_commit_is_done_again_with_the_same_
     for step in range(1, steps + 1):
         lake = copied(filled, f"{what}-{step}")
         died = dies_at(lake, what, step)
-        assert died.returncode == 137, (step, died.stderr)
+        assert died.returncode == -signal.SIGKILL, (step, died.stderr)
         check(lake)
         {"upkeep": upkeep, "retag": retag}[what](lake.root)
         check(lake, tagged=what == "retag")
