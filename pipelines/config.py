@@ -94,6 +94,7 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     silent_s: float = 30
+    far_silent_s: float = 90
     stuck_s: float = 120
     quarantine_share: float = 0.05
     quarantine_count: int = 100

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipelines.config import AlarmConfig
+from pipelines.status.beat import Beat
 from pipelines.status.survey import StreamStatus, Survey
 
 DEFAULTS = AlarmConfig()
@@ -21,6 +22,7 @@ class Kind(StrEnum):
 
     BOOKS = "books"
     SILENT = "silent"
+    FAR = "far_silent"
     TROUBLE = "trouble"
     STUCK = "stuck"
     FAULT_STOP = "fault_stop"
@@ -29,7 +31,7 @@ class Kind(StrEnum):
     QUARANTINE = "quarantine"
 
 
-_STANDSTILLS = frozenset({Kind.BOOKS, Kind.SILENT, Kind.TROUBLE, Kind.STUCK, Kind.FAULT_STOP})
+_STANDSTILLS = frozenset({Kind.BOOKS, Kind.SILENT, Kind.FAR, Kind.TROUBLE, Kind.STUCK, Kind.FAULT_STOP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ def judge(found: Survey, limits: AlarmConfig = DEFAULTS) -> Verdict:
         for kind, texts in (
             (Kind.BOOKS, _books(found)),
             (Kind.SILENT, _silent(found, limits)),
+            (Kind.FAR, _far(found, limits)),
             (Kind.TROUBLE, _troubles(found, limits)),
             (Kind.STUCK, _stuck(found, limits)),
             (Kind.FAULT_STOP, _fault_stop(found)),
@@ -100,9 +103,21 @@ def _silent(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     yield from (f"no {role} has ever been at work here" for role in wanted if role not in roles)
 
 
+def _far(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    """Whoever is asked whether this machine lives must not be told of another one's death."""
+    for beat in found.far_beats:
+        if _age_ms(found, beat.at_ms) > limits.far_silent_s * 1_000:
+            yield f"{beat.role} {beat.name} on {beat.host} is silent for {_age_ms(found, beat.at_ms) // 1000} s"
+
+
+def _beating(found: Survey, limits: AlarmConfig) -> Iterator[Beat]:
+    yield from (beat for beat in found.beats if _age_ms(found, beat.at_ms) <= limits.silent_s * 1_000)
+    yield from (beat for beat in found.far_beats if _age_ms(found, beat.at_ms) <= limits.far_silent_s * 1_000)
+
+
 def _troubles(found: Survey, limits: AlarmConfig) -> Iterator[str]:
-    for beat in found.beats:
-        if not beat.is_ready and _age_ms(found, beat.at_ms) <= limits.silent_s * 1_000:
+    for beat in _beating(found, limits):
+        if not beat.is_ready:
             yield f"{beat.role} {beat.name}: {beat.trouble or 'not ready'}"
 
 
@@ -122,9 +137,8 @@ def _fault_stop(found: Survey) -> Iterator[str]:
 
 
 def _rules(found: Survey, limits: AlarmConfig) -> Iterator[str]:
-    for beat in found.beats:
-        is_live = _age_ms(found, beat.at_ms) <= limits.silent_s * 1_000
-        if is_live and beat.counters.get("rules_broken"):
+    for beat in _beating(found, limits):
+        if beat.counters.get("rules_broken"):
             yield f"the rules cannot be read, those before them stay in force: {beat.trouble}"
 
 
