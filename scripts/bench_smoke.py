@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +15,14 @@ AT_ONCE = 2  # half of their time is Python's start and waits, and nobody reads 
 def smoke(bench: Path) -> bool:
     """Run one, and print what it said when it is done; whether it ended well."""
     began = time.monotonic()
-    command = [sys.executable, str(bench), "--smoke"]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, check=False, timeout=LIMIT_S, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        code, said = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as error:
-        code, said = -1, str(error)
+    with tempfile.TemporaryFile("w+") as output:  # no pipe: what a benchmark left behind would keep it open
+        try:
+            command = [sys.executable, str(bench), "--smoke"]
+            code = subprocess.run(command, cwd=ROOT, check=False, timeout=LIMIT_S, stdout=output, stderr=output).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+        output.seek(0)
+        said = output.read()
     ended = "ok" if code == 0 else "FAILED"
     print(f"bench: {bench.name}\n{said}bench: {bench.name} {ended} in {time.monotonic() - began:.1f} s", flush=True)
     return code == 0
