@@ -5,6 +5,7 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TextIO, cast
 
 from edge_agent.later import load_later
 
@@ -56,7 +57,7 @@ def _log_to_stderr(level: str) -> None:
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(PatientStderr()),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", PatientStderr())),
     )
 
 

@@ -20,6 +20,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
+from edge_agent.key_password import refuse
 from edge_agent.uplink.patience import PatientClient
 
 CONNECT_TIMEOUT_S = 10.0
@@ -244,5 +245,5 @@ def tls_context(broker: BrokerConfig) -> ssl.SSLContext:
         raise ValueError("no TLS files are configured")
     context = ssl.create_default_context(cafile=str(broker.tls.ca))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(str(broker.tls.cert), str(broker.tls.key))
+    context.load_cert_chain(str(broker.tls.cert), str(broker.tls.key), refuse)
     return context

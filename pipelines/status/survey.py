@@ -26,7 +26,7 @@ from pipelines.lake.remote import Stored, remote_of
 from pipelines.lake.suspended import Suspension, SuspensionBook
 from pipelines.lake.table import open_table
 from pipelines.policy.active import active_policies
-from pipelines.status.beat import Beat, read_beats
+from pipelines.status.beat import Beat, read_beats, read_far_beats
 
 RECENT_RUNS = 50
 MAX_WAITING = 10_000
@@ -59,7 +59,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The core at one moment; times are microseconds since 1970. `beats` are those of this working copy, if it `is_remote`."""
+    """The core at one moment; times are microseconds since 1970.
+
+    Of a lake that `is_remote`, `beats` are those of this working copy, and `far_beats` those of the others.
+    """
 
     at_us: int
     run: int
@@ -73,6 +76,7 @@ class Survey:
     beats: tuple[Beat, ...] = field(default=())
     suspended: tuple[Suspension, ...] = field(default=())
     is_remote: bool = False
+    far_beats: tuple[Beat, ...] = ()
 
     @property
     def oldest_waiting_us(self) -> int | None:
@@ -94,6 +98,7 @@ def survey(root: Path, now_us: int) -> Survey:
     }
     last_us, span_us = _recent(root, run, streams)
     waiting = _waiting(root, plan, streams)
+    beats = tuple(read_beats(root))
     return Survey(
         now_us,
         run,
@@ -104,9 +109,10 @@ def survey(root: Path, now_us: int) -> Survey:
         tuple(f"{device}/{stream}" for device, stream in ledger.unbalanced()),
         _quarantined(root),
         len(open_requests(root)),
-        tuple(read_beats(root)),
+        beats,
         _suspended(root, plan),
         remote_of(root) is not None,
+        tuple(read_far_beats(root, beats)),
     )
 
 

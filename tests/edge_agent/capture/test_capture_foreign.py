@@ -112,6 +112,35 @@ def test_a_file_whose_name_is_no_utf8_is_a_sample_and_its_place_is_kept(tmp_path
     assert not list(folder.iterdir())
 
 
+def test_a_folder_that_takes_long_to_look_through_is_looked_at_seldom(tmp_path, monkeypatch):
+    class Slow:
+        at_s = 0.0
+
+        def now_ms(self) -> int:
+            return 0
+
+        def monotonic_s(self) -> float:
+            return self.at_s
+
+        def sleep(self, seconds: float) -> None:
+            self.at_s += seconds
+
+    clock, looks = Slow(), []
+
+    def slow_look(*_: object) -> list[object]:
+        looks.append(clock.at_s)
+        clock.sleep(2.0)
+        return []
+
+    options = {"path": str(tmp_path), "poll_ms": 200}
+    source = build_source("directory", options, builtin_contract("camera_frame"), clock, None)
+    monkeypatch.setattr("edge_agent.capture.directory.look", slow_look)
+    while clock.at_s < 60:
+        source.read(1)
+        clock.sleep(0.1)
+    assert [round(at_s) for at_s in looks] == [0, 20, 40]
+
+
 @pytest.mark.parametrize(
     ("kind", "stream", "options", "said"),
     [
