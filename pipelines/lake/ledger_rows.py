@@ -1,7 +1,7 @@
 """The state of many devices as two Arrow tables: a device that a run does not touch is never made a Python object. No IO.
 
 Settled: device, stream, epoch, low, high (half-open), asked (whether the device still asks about this epoch).
-Books: device, stream, received, committed, quarantined, duplicate, dropped; counts since the lake began.
+Books: device, stream, received, committed, quarantined, discarded, duplicate, dropped; counts since the lake began.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ SETTLED_SCHEMA = pa.schema(
         pa.field("asked", pa.bool_(), nullable=False),
     ]
 )
-COUNTS = ("received", "committed", "quarantined", "duplicate", "dropped")
+COUNTS = ("received", "committed", "quarantined", "discarded", "duplicate", "dropped")
 BOOKS_SCHEMA = pa.schema(
     [pa.field("device", pa.string(), nullable=False), pa.field("stream", pa.string(), nullable=False)]
     + [pa.field(name, pa.int64(), nullable=False) for name in COUNTS]
@@ -103,8 +103,8 @@ class LedgerRows:
 
     def unbalanced(self) -> list[BooksKey]:
         """The streams whose books do not balance."""
-        received, committed, quarantined, duplicate = (self.books[name].to_numpy() for name in COUNTS[:4])
-        wrong = self.books.filter(pa.array(received != committed + quarantined + duplicate))
+        received, *settled = (self.books[name].to_numpy() for name in COUNTS[:5])
+        wrong = self.books.filter(pa.array(received != sum(settled)))
         return list(zip(wrong["device"].to_pylist(), wrong["stream"].to_pylist(), strict=True))
 
     def fault(self) -> str:

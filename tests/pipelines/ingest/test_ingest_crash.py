@@ -52,7 +52,7 @@ def check(core: Any) -> None:
     books = loop.ledger.books["car-1", "vehicle_telemetry"]
     assert (books.received, books.committed, books.quarantined, books.duplicate) == (25, 15, 5, 5)
     assert len(core.mailbox.messages) == 2
-    Vacuum(core.root, Keep(0, 0, 0, 0)).sweep()
+    Vacuum(core.root, Keep(0, 0, 0, 0, 0)).sweep()
     assert orphans(core.root) == set()
     check_rows(core)
 
