@@ -18,6 +18,7 @@ class Vitals:
         last_receipt_s: since the core last settled something.
         rejected: (stream, reason, count) of rows, cells and files that became no sample.
         left_out: (stream, reason, count) of samples read and not stored: by configuration, contract or rule.
+        waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
     """
 
     device: str
@@ -38,6 +39,7 @@ class Vitals:
     sources_running: int
     books: tuple[StreamBooks, ...]
     sent_bytes: int = 0
+    waiting_streams: tuple[str, ...] = ()
     rejected: tuple[tuple[str, str, int], ...] = ()
     left_out: tuple[tuple[str, str, int], ...] = ()
     failure: str = ""
@@ -114,6 +116,8 @@ def render_metrics(vitals: Vitals) -> str:
         ("left_out_samples_total", "Read and not stored, as configuration, contract or rule ask.", vitals.left_out),
     ):
         lines += _family(name, "counter", told, [({"stream": stream, "reason": why}, n) for stream, why, n in counted])
+    waiting = [({"stream": stream}, 1) for stream in vitals.waiting_streams]
+    lines += _family("waiting_streams", "gauge", "1 for each stream on all of which the broker hangs up.", waiting)
     turned = [({"thread": name}, age_s) for name, age_s in sorted(vitals.turned_s.items())]
     lines += _family("turned_age_seconds", "gauge", "Since the thread last came round.", turned)
     for name, kind, told, find in _SINGLES:

@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -156,6 +156,16 @@ class Spool:
         with self._lock:
             self._leases.tune(fresh_share, min_priority)
 
+    def leave_out(self, streams: Collection[str]) -> None:
+        """Give out nothing of these streams from now on; it waits."""
+        with self._lock:
+            self._leases.leave_out(streams)
+
+    def lease(self, id_: int) -> Envelope | None:
+        """Lease this very envelope, whatever its turn; None when it is gone."""
+        with self._lock:
+            return self._leases.lease(id_)
+
     def part_backlog(self) -> None:
         """What is spooled now is old; what comes is fresh."""
         with self._lock:
@@ -174,9 +184,20 @@ class Spool:
         """
         self._change_state([id_], State.PARKED, reason)
 
-    def unpark_all(self) -> None:
-        """Let parked envelopes be tried again: the broker's limits may have changed. Raises SpoolError."""
-        self.replay(None)
+    def unpark_all(self, but_for: str) -> None:
+        """Let parked envelopes be tried again: the broker's limits may have changed. Raises SpoolError.
+
+        Args:
+            but_for: those whose reason begins so stay.
+        """
+        with self._lock:
+            found = [entry.id for entry in reading.parked(self._reader, limit=100_000) if not entry.reason.startswith(but_for)]
+        self.replay(found)
+
+    def oldest_parked(self, reason: str, after_id: int) -> int | None:
+        """The oldest above an id that is parked for a reason that begins so; None when there is none."""
+        with self._lock:
+            return reading.oldest_parked(self._reader, reason, after_id)
 
     def replay(self, ids: Container[int] | None) -> None:
         """Let these parked envelopes be tried again; None: all that are parked.

@@ -45,6 +45,8 @@ class PatientClient(mqtt.Client):
 
     _unsent_bytes = 0
     _moved_s = 0.0
+    # Why the socket failed, where it did; 0: it did not, or the other side closed it.
+    broke_errno = 0
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -62,6 +64,15 @@ class PatientClient(mqtt.Client):
             body[_CODE_AT] = _UNSPECIFIED
             self._in_packet["packet"] = body
         return super()._handle_pubackcomp(cmd)
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        try:
+            return super()._sock_recv(bufsize)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.broke_errno = error.errno or 0
+            raise
 
     def loop_misc(self) -> MQTTErrorCode:
         """Paho's housekeeping, once a second or more: the keep-alive."""
