@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from edge_agent.spool import positions
 from edge_agent.spool.quota import Candidate
 from edge_agent.spool.records import Append, BodyPlace, Passed, State, checksum
 from schemas.envelope import Span
@@ -87,10 +88,7 @@ def note(db: sqlite3.Connection, passed: Passed) -> Removed:
             (passed.stream, reason, count),
         )
     if passed.position is not None:
-        db.execute(
-            "INSERT INTO position VALUES (?,?) ON CONFLICT DO UPDATE SET value = excluded.value",
-            (passed.source, passed.position),
-        )
+        positions.keep(db, passed.source, passed.position)
     return Removed()
 
 

@@ -239,7 +239,7 @@ def test_a_parked_large_payload_that_is_replayed_goes_before_its_envelope_again(
     spool.append(Append(ALPHA, (NewEnvelope(1, b"row", "1", large=large),))).result()
     spool.object_refused(large.digest, "refused 5 times")
     assert spool.waiting_objects() == []
-    spool.unpark_all()
+    spool.unpark_all(but_for="never")
     assert spool.next_unsent(MIB) == [], "its payload is not there yet"
     assert [waiting.ref for waiting in spool.waiting_objects()] == [large]
     spool.object_settled(large.digest)
