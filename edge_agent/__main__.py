@@ -17,10 +17,10 @@ for _seldom in ("asyncio", "urllib.request"):
 
 import structlog  # noqa: E402
 
-from edge_agent.agent import run_agent  # noqa: E402
 from edge_agent.config import load_agent_config  # noqa: E402
 from edge_agent.errors import AgentError, ConfigError  # noqa: E402
 from edge_agent.exits import EXIT_CONFIG, EXIT_PARKED, EXIT_RETRY  # noqa: E402
+from edge_agent.process import run_agent  # noqa: E402
 
 
 def main() -> int:

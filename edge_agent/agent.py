@@ -1,19 +1,14 @@
 """The wiring: which threads run, what each is given, and in which order they stop."""
 
-import fcntl
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
-from edge_agent.atomic import make_folder
 from edge_agent.capture.batch import Source
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
@@ -33,6 +28,7 @@ from edge_agent.rules.desk import RuleDesk, open_rules
 from edge_agent.rules.sieve import Sieve
 from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.room import soft_limit_bytes
+from edge_agent.spool.spool import Spool
 from edge_agent.uplink.forwarder import Forwarder
 from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
@@ -44,7 +40,6 @@ if TYPE_CHECKING:
     from edge_agent.health_server import HealthServer
     from edge_agent.models.updater import ModelUpdater
 
-LOCK_NAME = "agent.lock"
 _WATCH_S = 0.2
 _HEALTH_EVERY_S = 5.0
 _STOP_WITHIN_S = 15.0
@@ -59,13 +54,20 @@ class Agent:
         config: checked.
         clock: handed to everything.
         reread: reads the configuration again, when asked to; None: it never changes.
+        spool: open; None: it is opened now.
 
     Raises:
         ConfigError: a contract, source kind or model table is wrong.
         AgentError: another agent holds the state folder, or the spool cannot be opened.
     """
 
-    def __init__(self, config: AgentConfig, clock: Clock | None = None, reread: Callable[[], AgentConfig] | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        clock: Clock | None = None,
+        reread: Callable[[], AgentConfig] | None = None,
+        spool: Spool | None = None,
+    ) -> None:
         self._config = config
         self._reread = reread
         self._is_to_reread = threading.Event()
@@ -77,7 +79,7 @@ class Agent:
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
         self._rules = open_rules(config, self._clock)
-        self._spool = open_spool(config, self._clock)
+        self._spool = spool or open_spool(config, self._clock)
         try:
             if config.model is not None:
                 self._models = self._build_models(config.model)
@@ -253,40 +255,9 @@ class Agent:
         return () if self._models is None else self._models.report()
 
 
-def run_agent(config: AgentConfig, reread: Callable[[], AgentConfig], *, until_settled: bool) -> bool:
-    """Hold the state folder, run until SIGTERM or SIGINT, stop in order. SIGHUP reads the configuration again.
-
-    Raises:
-        ConfigError: the configuration asks for what is not there.
-        AgentError: another agent holds the state folder, or the spool broke.
-    """
-    with _held(config.state_dir):
-        agent = Agent(config, reread=reread)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: agent.stop())
-        signal.signal(signal.SIGHUP, lambda *_: agent.reload())
-        return agent.run(until_settled=until_settled)
-
-
 def agent_version() -> str:
     """The installed version."""
     return metadata.version("catchment")
-
-
-@contextmanager
-def _held(state_dir: Path) -> Iterator[None]:
-    """One agent per state folder: two would give the same samples to two epochs."""
-    try:
-        make_folder(state_dir)
-        lock = (state_dir / LOCK_NAME).open("w")
-    except OSError as error:
-        raise ConfigError(f"state_dir {state_dir} cannot be written: {error}; give it to the agent's user") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AgentError(f"another agent runs with state_dir {state_dir}; stop it first") from error
-        yield
 
 
 def _build(source: SourceConfig, contract: Contract, clock: Clock, position: bytes | None) -> Source:

@@ -19,6 +19,7 @@ class Vitals:
         rejected: (stream, reason, count) of rows, cells and files that became no sample.
         left_out: (stream, reason, count) of samples read and not stored: by configuration, contract or rule.
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
+        waits_for: why nothing is captured yet; "" when it is.
     """
 
     device: str
@@ -42,6 +43,7 @@ class Vitals:
     waiting_streams: tuple[str, ...] = ()
     rejected: tuple[tuple[str, str, int], ...] = ()
     left_out: tuple[tuple[str, str, int], ...] = ()
+    waits_for: str = ""
     failure: str = ""
 
 
@@ -61,7 +63,7 @@ def judge_live(vitals: Vitals, stalled_after_s: float) -> Verdict:
     if stuck:
         ages = ", ".join(f"{name} came round {vitals.turned_s[name]:.0f} s ago" for name in stuck)
         return Verdict(is_good=False, said=f"stuck: {ages}")
-    return Verdict(is_good=True, said="live")
+    return Verdict(is_good=True, said=f"live, and waits: {vitals.waits_for}" if vitals.waits_for else "live")
 
 
 def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -> Verdict:
@@ -69,6 +71,8 @@ def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -
     live = judge_live(vitals, stalled_after_s)
     if not live.is_good:
         return live
+    if vitals.waits_for:
+        return Verdict(is_good=False, said=f"nothing is captured yet: {vitals.waits_for}")
     waited_s = vitals.oldest_unsettled_s
     if not vitals.is_connected:
         return Verdict(is_good=False, said=f"no connection to the broker; {_waiting(waited_s)}")

@@ -42,8 +42,10 @@ class FoundFile:
 
     @property
     def memory(self) -> str:
-        """What a captured file is known by later, in two halves: its content, and its name with what does not change when a
-        file system without inodes of its own is mounted anew."""
+        """What a captured file is known by later, in two halves: under any name, and by its name alone.
+
+        The second is for file systems without inodes of their own, which give others each time they are mounted.
+        """
         return _short(self.content) + _short((self.name, self.modified_ns, self.size))
 
     @property

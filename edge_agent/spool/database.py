@@ -12,7 +12,7 @@ LARGE_PAGE_BYTES = 32_768
 RESERVE_BYTES = 4 * 1024 * 1024
 
 # `body` is the last column: a row's head is then read without touching the overflow pages of its body.
-_TABLES = """
+TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS books (
     stream TEXT PRIMARY KEY, captured INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0,
@@ -62,7 +62,7 @@ def connect_writer(path: Path, max_bytes: int, page_bytes: int) -> sqlite3.Conne
         cap(connection, max_bytes)
         _add_columns(connection)
         # In one transaction: one write and sync instead of one for each table.
-        connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}COMMIT;")
+        connection.executescript(f"BEGIN IMMEDIATE;{TABLES}COMMIT;")
     except sqlite3.Error:
         connection.close()
         raise

@@ -75,6 +75,8 @@ def open_sound(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, read
         aside.end(path)
     except (sqlite3.Error, OSError):
         db.close()
+        # The next try makes it anew: until then it must not take the little room there is.
+        aside.forget_successor(path)
         raise
     return opened
 

@@ -169,7 +169,7 @@ class Spool:
         self._change_state([id_], State.PARKED, reason)
 
     def unpark_all(self, but_for: str) -> None:
-        """Let parked envelopes be tried again, but for those whose reason begins so: limits may have changed. Raises SpoolError."""
+        """Let parked envelopes be tried again, but for those whose reason begins so. Raises SpoolError."""
         with self._lock:
             found = [entry.id for entry in reading.parked(self._reader, limit=100_000) if not entry.reason.startswith(but_for)]
         self.replay(found)

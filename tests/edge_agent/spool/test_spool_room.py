@@ -2,10 +2,8 @@
 
 import os
 import random
-import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -173,22 +171,6 @@ def test_what_waits_for_room_when_the_spool_closes_is_told_so_and_not_captured(t
     assert spool.position("s") == b"%d" % (len(stored) - 1)
     assert spool.books()[0].captured == len(stored)
     spool.close()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 12 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small tmpfs")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip(f"this machine does not let root mount a tmpfs: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_disk_that_is_really_full_drains_and_takes_up_again(small_disk: Path) -> None:
