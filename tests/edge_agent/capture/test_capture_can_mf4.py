@@ -68,7 +68,9 @@ def rows(made: Source, most: int = 1_000, max_samples: int = 50) -> tuple[list[t
             batch = made.read(max_samples)
         except SourceEndedError:
             break
-        found += list(zip(batch.event_time_us, *(batch.columns[name] for name in sorted(batch.columns) if name != "channel"), strict=True))
+        found += list(
+            zip(batch.event_time_us, *(batch.columns[name] for name in sorted(batch.columns) if name != "channel"), strict=True)
+        )
         position = batch.position
     made.close()
     return found, position
