@@ -19,6 +19,13 @@ pytestmark = pytest.mark.broker
 BETA = StreamName("beta")
 
 
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_agent.uplink.suspicion._STEADY_S", 0.2)
+    monkeypatch.setattr("edge_agent.uplink.outbox._CAREFUL_TURN_S", 0.02)
+    monkeypatch.setattr("edge_agent.uplink.forwarder._RECONNECT_FIRST_S", 0.05)
+
+
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     made: list[Device] = []
@@ -92,6 +99,7 @@ def test_a_stream_without_a_right_waits_as_a_whole_and_goes_when_it_has_one_whil
         assert agent.forwarder.progress.waiting_streams == ()
 
 
+@pytest.mark.slow
 def test_a_device_all_of_whose_messages_are_unwanted_parks_none(broker: Any, device: Callable[..., Device]) -> None:
     with FakeCore(broker.host, broker.port), HangUpFront(broker.port, lambda topic, _: "/up/" in topic) as front:
         agent = device(front)
