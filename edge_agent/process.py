@@ -1,21 +1,15 @@
 """The agent as a process: it holds its state folder, hears signals, waits for its spool where it must, and runs."""
 
-import fcntl
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 from edge_agent.agent import Agent, agent_version
-from edge_agent.atomic import make_folder
 from edge_agent.clock import SystemClock
 from edge_agent.config import AgentConfig
-from edge_agent.errors import AgentError, ConfigError
 from edge_agent.open_spool import open_spool
+from edge_agent.ownership import held
 from edge_agent.standby import Standby
-
-LOCK_NAME = "agent.lock"
 
 
 def run_agent(config: AgentConfig, reread: Callable[[], AgentConfig], *, until_settled: bool) -> bool:
@@ -27,7 +21,7 @@ def run_agent(config: AgentConfig, reread: Callable[[], AgentConfig], *, until_s
         ConfigError: the configuration asks for what is not there.
         AgentError: another agent holds the state folder, or the spool broke.
     """
-    with _held(config.state_dir):
+    with held(config.state_dir):
         stop, clock = threading.Event(), SystemClock()
         _on_signals(stop.set, lambda: None)
         spool = open_spool(config, clock) if until_settled else Standby(config, agent_version(), clock, stop).open()
@@ -44,19 +38,3 @@ def _on_signals(stop: Callable[[], None], reload: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop())
     signal.signal(signal.SIGHUP, lambda *_: reload())
-
-
-@contextmanager
-def _held(state_dir: Path) -> Iterator[None]:
-    """One agent per state folder: two would give the same samples to two epochs."""
-    try:
-        make_folder(state_dir)
-        lock = (state_dir / LOCK_NAME).open("w")
-    except OSError as error:
-        raise ConfigError(f"state_dir {state_dir} cannot be written: {error}; give it to the agent's user") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AgentError(f"another agent runs with state_dir {state_dir}; stop it first") from error
-        yield

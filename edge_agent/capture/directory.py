@@ -41,6 +41,7 @@ from schemas.contract import Contract
 
 PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.svs")
 MAX_BATCH_BYTES = 16 * 1024 * 1024
+_LOOK_SHARE = 10  # at most a tenth of the time is spent looking
 
 
 class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,8 +67,8 @@ class DirectoryPosition(msgspec.Struct, frozen=True):
     """How far the folder was read.
 
     `given`: what the files captured and still there are known by (keep), or fingerprints of those that may not be moved away
-    yet (delete, move). It only grows at its end, so that the spool rewrites little. `is_whole`: all of them. An agent before
-    0.2 kept the last 1,024 fingerprints alone, and in `mark` the last file given out.
+    yet (delete, move). It only grows at its end, so that the spool rewrites little. `is_whole`: all of them. An earlier agent
+    kept the last 1,024 fingerprints alone, and in `mark` the last file given out.
     """
 
     given: list[str] = []
@@ -149,8 +150,10 @@ class DirectorySource:
         now_s = self._clock.monotonic_s()
         if now_s < self._next_look_s:
             return False
-        self._next_look_s = now_s + self._options.poll_ms / 1000
         here = look(self._folder, self._patterns)
+        # A folder of very many files takes long to look through: that must not become all that the device does.
+        took_s = self._clock.monotonic_s() - now_s
+        self._next_look_s = now_s + max(self._options.poll_ms / 1000, took_s * _LOOK_SHARE)
         self._done.intersection_update([self._key(file) for file in here])
         files = [file for file in here if self._key(file) not in self._done]
         settled = self._settling.settled(files, now_s)

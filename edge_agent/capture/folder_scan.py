@@ -49,9 +49,14 @@ class FoundFile:
         return _short(self.content) + _short((self.name, self.modified_ns, self.size))
 
     @property
+    def shown(self) -> str:
+        """Its name as text: what of it is no UTF-8 (an older camera's, a Windows share's) is told by its hexadecimal digits."""
+        return os.fsencode(self.name).decode(errors="backslashreplace")
+
+    @property
     def mark(self) -> tuple[int, str]:
         """What the order is by."""
-        return self.changed_ns, self.name
+        return self.changed_ns, self.shown
 
 
 def _short(what: tuple[object, ...]) -> str:

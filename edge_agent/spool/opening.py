@@ -16,7 +16,7 @@ from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.database import used_and_free_bytes
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.records import DropReason, ObjectRef, State
-from edge_agent.spool.recovery import SUSPECT_NAME, Opened, open_sound
+from edge_agent.spool.recovery import Opened, open_sound
 from edge_agent.spool.sealing import Seal
 from schemas.ids import Digest, next_epoch
 
@@ -72,19 +72,6 @@ def _open_files(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, sea
         opened.db.close()
         raise
     return SpoolFiles(opened, epoch, bodies, objects, reader)
-
-
-def suspect(folder: Path) -> None:
-    """Have the next start check every page. On a disk that refuses even that it is left out, and told."""
-    for is_second in (False, True):
-        try:
-            (folder / SUSPECT_NAME).touch()
-        except OSError as error:
-            if is_second or not ballast.let_go_if_full(folder):
-                _log.warning("the next start will check less: it cannot be told of the failure", error=str(error))
-                return
-        else:
-            return
 
 
 def open_epoch(db: sqlite3.Connection, clock: Clock) -> int:

@@ -30,3 +30,11 @@ def load(db: sqlite3.Connection, source: str) -> bytes | None:
         (source,),
     ).fetchone()
     return None if row is None else bytes(row[0]) + bytes.fromhex(row[1] or "")
+
+
+def hand_over(db: sqlite3.Connection, before: str, source: str) -> None:
+    """What one source left becomes the position of another that has none."""
+    moved = db.execute("UPDATE OR IGNORE position SET source = ? WHERE source = ?", (source, before))
+    if moved.rowcount > 0:
+        db.execute("DELETE FROM position_tail WHERE source = ?", (source,))
+        db.execute("UPDATE position_tail SET source = ? WHERE source = ?", (source, before))

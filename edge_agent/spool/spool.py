@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from edge_agent.spool.ballast import Ballast
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.leases import Leases
-from edge_agent.spool.opening import open_files, suspect
+from edge_agent.spool.opening import open_files
 from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
+from edge_agent.spool.recovery import mark_suspect
 from edge_agent.spool.room import Room
 from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
 from edge_agent.spool.writer import SpoolWriter
@@ -97,6 +98,10 @@ class Spool:
     def note(self, passed: Passed) -> None:
         """Enter, durably, what a source read and nothing of which is to be stored. Raises SpoolError."""
         self._writer.change(lambda db: changes.note(db, passed)).result()
+
+    def inherit(self, source: str, choose: Callable[[Sequence[str]], str | None]) -> None:
+        """Let a source without a position go on at that of the one `choose` picks. Raises SpoolError."""
+        self._writer.change(lambda db: changes.inherit(db, source, choose)).result()
 
     def leave(self, source: str, *, is_gone: bool = False) -> None:
         """A source is to stop, or has: see `SpoolWriter.leave`."""
@@ -200,11 +205,7 @@ class Spool:
         return self._objects.read(digest, offset, length)
 
     def object_settled(self, digest: Digest) -> None:
-        """A large payload is settled: the envelopes that waited for it may be sent.
-
-        Raises:
-            SpoolError: the spool is closed or broken.
-        """
+        """A large payload is settled: the envelopes that waited for it may be sent. Raises SpoolError."""
         with self._lock:
             ids = reading.ids_waiting_for(self._reader, digest)
         self._change_state(ids, State.READY)
@@ -262,7 +263,7 @@ class Spool:
         """Commit what is pending, then let go of the files."""
         self._writer.close()
         if self._writer.failure is not None:
-            suspect(self._folder)
+            mark_suspect(self._folder)
         with self._lock:
             self._reader.close()
         self._db.close()
