@@ -72,7 +72,7 @@ rm -rf "$loop" && mkdir -p "$loop"/{configured,lake,state,broker}
 chown 10001 "$loop"/{lake,state}
 sed -e 's/listener 1883/listener 18830/' -e "s#/var/lib/mosquitto#$loop/broker#" "$checkout/deploy/broker/loopback.conf" >"$loop/mosquitto.conf"
 printf 'lake = "/var/lib/catchment"\n[broker]\nport = 18830\n' >"$loop/configured/core.toml"
-printf 'device = "d1"\nstate_dir = "/var/lib/catchment"\n[broker]\nport = 18830\n[[source]]\nkind = "replay"\nstream = "vehicle_telemetry"\noptions = { path = "table.csv" }\n' >"$loop/configured/agent.toml"
+printf 'device = "d1"\nstate_dir = "/var/lib/catchment"\n[broker]\nport = 18830\n[[source]]\nkind = "replay"\nstream = "vehicle_telemetry"\noptions = { path = "/etc/catchment/table.csv" }\n' >"$loop/configured/agent.toml"
 { echo event_time,speed_mps; for n in {1..99}; do echo "2024-05-01T00:00:00Z,$n"; done; } >"$loop/configured/table.csv"
 echo 'user root' >>"$loop/mosquitto.conf"
 mosquitto -c "$loop/mosquitto.conf" >"$loop/broker.log" 2>&1 &
