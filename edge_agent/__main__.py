@@ -15,6 +15,8 @@ for _unused in ("rich", "dns"):
     sys.modules.setdefault(_unused, None)  # type: ignore[arg-type]
 for _seldom in ("asyncio", "urllib.request"):
     load_later(_seldom)
+# From Python 3.12 on, each line in a log asks asyncio for the current task, which would load it.
+logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # 3.11 does not know it yet
 
 import structlog  # noqa: E402
 

@@ -41,7 +41,9 @@ from schemas.contract import Contract
 
 PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.svs")
 MAX_BATCH_BYTES = 16 * 1024 * 1024
-_LOOK_SHARE = 10  # at most a tenth of the time is spent looking
+# Of a look that takes longer than this, at most a tenth of the time is spent looking.
+_LONG_LOOK_S = 0.25
+_LOOK_SHARE = 10
 
 
 class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,7 +155,8 @@ class DirectorySource:
         here = look(self._folder, self._patterns)
         # A folder of very many files takes long to look through: that must not become all that the device does.
         took_s = self._clock.monotonic_s() - now_s
-        self._next_look_s = now_s + max(self._options.poll_ms / 1000, took_s * _LOOK_SHARE)
+        rest_s = took_s * _LOOK_SHARE if took_s > _LONG_LOOK_S else 0.0
+        self._next_look_s = now_s + max(self._options.poll_ms / 1000, rest_s)
         self._done.intersection_update([self._key(file) for file in here])
         files = [file for file in here if self._key(file) not in self._done]
         settled = self._settling.settled(files, now_s)

@@ -255,5 +255,8 @@ def tls_context(broker: BrokerConfig) -> ssl.SSLContext:
         raise ValueError("no TLS files are configured")
     context = ssl.create_default_context(cafile=str(broker.tls.ca))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # From Python 3.13 on, an authority that says too little of itself (no key usage) is refused, which 3.11 takes: a new
+    # release of the system must not cut devices off. Chain, name, dates and purpose are judged as ever.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.load_cert_chain(str(broker.tls.cert), str(broker.tls.key), refuse)
     return context
