@@ -85,7 +85,11 @@ class LedgerRows:
         settled, is_new = settled.take(order), is_new[order.to_numpy()]
         is_first = ~same_epoch(settled)
         replaced = is_new[is_first][np.cumsum(is_first) - 1] & ~is_new
-        books = pa.concat_tables([self.books, _books_table(counts)]).group_by(["device", "stream"]).aggregate(_SUMS)
+        books = (
+            pa.concat_tables([self.books, _books_table(counts)])
+            .group_by(["device", "stream"], use_threads=False)
+            .aggregate(_SUMS)
+        )
         books = books.rename_columns([name.removesuffix("_sum") for name in books.column_names]).select(BOOKS_SCHEMA.names)
         return LedgerRows(settled.filter(pa.array(~replaced)), books.cast(BOOKS_SCHEMA))
 

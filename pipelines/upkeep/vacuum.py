@@ -6,7 +6,6 @@ nobody goes only after a grace, for a run at work writes its files before it com
 
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,7 +47,7 @@ from pipelines.lake.scratch import abandoned
 from pipelines.lake.table import open_table
 from pipelines.training.manifest import MANIFEST_NAME
 from pipelines.upkeep.leavings import copies, half_written, unfinished
-from pipelines.upkeep.wanted import never_filled, wanted_payloads
+from pipelines.upkeep.wanted import chip_places, never_filled, set_versions, wanted_payloads
 
 log = structlog.get_logger(__name__)
 # Only runs and maintenance write here, and neither is at work when their grace is waived.
@@ -172,12 +171,7 @@ class Vacuum:
         for file in self._files(PAYLOAD, "*", "*.parquet"):
             if file.name not in wanted and not self._is_in_hand(_base(file)) and self._is_old(file):
                 self._delete("payload_shards", file)
-        places: dict[str, list[Stored]] = defaultdict(list)
-        for file in files_of(self._root, CHIPS):
-            steps = file.name.split("/")
-            if len(steps) >= len(["chips", "stream", "spec", "place"]) and not any(step.startswith(".") for step in steps):
-                places["/".join(steps[:4])].append(file)  # a file of pictures, or a Zarr store with all its files
-        for place, files in sorted(places.items()):
+        for place, files in sorted(chip_places(files_of(self._root, CHIPS)).items()):
             if place not in wanted and not self._is_in_hand(place.rsplit("/", 1)[-1]) and all(map(self._is_old, files)):
                 self._delete_all("chips", files, place)
 
@@ -224,12 +218,7 @@ class Vacuum:
         """In a bucket the manifest of a set comes last: without one, and not being brought for a while, its builder died."""
         if remote_of(self._root) is None:
             return
-        versions: dict[str, list[Stored]] = defaultdict(list)
-        for file in files_of(self._root, SETS):
-            steps = file.name.split("/")
-            if len(steps) == len(["sets", "name", "version", "file"]) and steps[2].isdecimal():
-                versions["/".join(steps[:3])].append(file)
-        for version, files in sorted(versions.items()):
+        for version, files in sorted(set_versions(files_of(self._root, SETS)).items()):
             if not any(_base(file) == MANIFEST_NAME for file in files) and all(map(self._is_old, files)):
                 self._delete_all("half_sets", files, version)
 

@@ -1,6 +1,7 @@
 """Which payloads the tables still need: every shard, object and Zarr store that a file of a stream's table refers to."""
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from pipelines.errors import CorruptLakeError
 from pipelines.lake.copy import at_hand, files_of, forget
 from pipelines.lake.layout import QUARANTINE, STREAMS
 from pipelines.lake.ledger import Ledger
+from pipelines.lake.remote import Stored
 from pipelines.lake.workplace import workplace
 
 _NAMING = ("payload_shard", "zarr_path")
@@ -43,6 +45,25 @@ def never_filled(ledger: Ledger, table: str) -> bool:
         names = {stream, stream.removesuffix("_chips")}
         return not any(counts.committed for name, counts in ledger.books_by_stream().items() if name in names)
     return table == QUARANTINE and not any(counts.quarantined or counts.discarded for counts in ledger.books_by_stream().values())
+
+
+def chip_places(files: Iterable[Stored]) -> dict[str, list[Stored]]:
+    """The files below `chips/` by what a row names: a file of pictures, or a Zarr store with all its files."""
+    return _by_folder((file for file in files if not any(step.startswith(".") for step in file.name.split("/"))), 4)
+
+
+def set_versions(files: Iterable[Stored]) -> dict[str, list[Stored]]:
+    """The files below `sets/` by the version of a set that they belong to."""
+    return {name: found for name, found in _by_folder(files, 3).items() if name.rsplit("/", 1)[-1].isdecimal()}
+
+
+def _by_folder(files: Iterable[Stored], steps: int) -> dict[str, list[Stored]]:
+    found: dict[str, list[Stored]] = defaultdict(list)
+    for file in files:
+        path = file.name.split("/")
+        if len(path) >= steps:
+            found["/".join(path[:steps])].append(file)
+    return found
 
 
 def _named(path: Path) -> set[str]:

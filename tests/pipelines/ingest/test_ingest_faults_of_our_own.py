@@ -19,7 +19,7 @@ from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import judge, works
 from pipelines.ingest.tries import MAX_FAULTS, MAX_TRIES, Tries
 from pipelines.ingest.work import Limits
-from pipelines.lake.books import Ledger
+from pipelines.lake.ledger import Ledger
 from pipelines.runners.engine import Engine
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.inventory import every_file, referenced
