@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -19,6 +20,8 @@ _COARSEST, _FINEST = 31, 2
 _ENCODER_TIME = Fraction(1, 1000)
 # Where a seek lands behind the frame that was asked for (transport streams do), it is tried from further back.
 _BACK_S = (0.0, 2.0, 10.0, 60.0)
+# PyAV before 19 fails on a title that is no UTF-8, unless told not to; 19, which Python 3.12 and newer get, has no such word.
+_LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
 class Video:
@@ -46,7 +49,7 @@ class Video:
                 format=options.input_format or None,
                 options=options.input_options,
                 timeout=(options.timeout_s, options.timeout_s),
-                metadata_errors="replace",
+                **_LENIENT,
             )
         except (FFmpegError, OSError, ValueError) as error:
             # The error's own text quotes the address with its password.
@@ -56,6 +59,9 @@ class Video:
             raise SourceError(f"{self._name} has no picture")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        # Asked for once: PyAV 19 tells nothing of a video that is closed.
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._frame_s = float(1 / rate) if rate else 0.04
         # Transport streams and cut-out pieces do not count from 0; the frames' times here do.
         begins, base = self._stream.start_time, self._stream.time_base
         self._begins_s = 0.0 if begins is None or base is None else float(begins * base)
@@ -63,8 +69,7 @@ class Video:
     @property
     def frame_s(self) -> float:
         """Seconds from frame to frame, as the video says; 1/25 where it does not."""
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        return float(1 / rate) if rate else 0.04
+        return self._frame_s
 
     def frames(self, after_s: float | None) -> Iterator[tuple[float, VideoFrame]]:
         """Time since the video's beginning and frame, in order; those after `after_s` alone.

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.bridge.segment import SEALED_SUFFIX, sealed_path
+from pipelines.ingest.fault_file import read_faults
+from pipelines.ingest.fault_stop import FaultRow
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
 from pipelines.ingest.requests import open_requests
@@ -26,7 +28,7 @@ from pipelines.lake.remote import Stored, remote_of
 from pipelines.lake.suspended import Suspension, SuspensionBook
 from pipelines.lake.table import open_table
 from pipelines.policy.active import active_policies
-from pipelines.status.beat import Beat, read_beats
+from pipelines.status.beat import Beat, read_beats, read_far_beats
 
 RECENT_RUNS = 50
 MAX_WAITING = 10_000
@@ -45,6 +47,7 @@ class StreamStatus:
     oldest_waiting_us: int | None = None
     last_commit_us: int | None = None
     recent_samples: int = 0
+    recent_quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The core at one moment; times are microseconds since 1970. `beats` are those of this working copy, if it `is_remote`."""
+    """The core at one moment; times are microseconds since 1970.
+
+    Of a lake that `is_remote`, `beats` are those of this working copy, and `far_beats` those of the others.
+    """
 
     at_us: int
     run: int
@@ -73,6 +79,8 @@ class Survey:
     beats: tuple[Beat, ...] = field(default=())
     suspended: tuple[Suspension, ...] = field(default=())
     is_remote: bool = False
+    faults: FaultRow = field(default=FaultRow())
+    far_beats: tuple[Beat, ...] = ()
 
     @property
     def oldest_waiting_us(self) -> int | None:
@@ -94,6 +102,7 @@ def survey(root: Path, now_us: int) -> Survey:
     }
     last_us, span_us = _recent(root, run, streams)
     waiting = _waiting(root, plan, streams)
+    beats = tuple(read_beats(root))
     return Survey(
         now_us,
         run,
@@ -104,9 +113,11 @@ def survey(root: Path, now_us: int) -> Survey:
         tuple(f"{device}/{stream}" for device, stream in ledger.unbalanced()),
         _quarantined(root),
         len(open_requests(root)),
-        tuple(read_beats(root)),
+        beats,
         _suspended(root, plan),
         remote_of(root) is not None,
+        read_faults(root),
+        tuple(read_far_beats(root, beats)),
     )
 
 
@@ -143,6 +154,8 @@ def _recent(root: Path, run: int, streams: dict[str, StreamStatus]) -> tuple[int
     for row in rows:
         for name, counts in json.loads(row["streams"]).items():
             found = streams.get(name)
+            if found is not None:
+                found.recent_quarantined += max(0, counts.get("quarantined", 0))  # below 0: replayed or discarded
             if found is not None and counts.get("committed"):
                 found.recent_samples += counts["committed"]
                 found.last_commit_us = _micros(row["committed_at"])

@@ -10,6 +10,7 @@ its end. The answer has the name of each step it came to.
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def run(request: Request, steps: Steps) -> None:
 
 def upkeep(request: Request, _steps: Steps) -> None:
     """Roll-ups, compaction and vacuum."""
-    maintain(Path(request.lake), Keep(0, 0, 0, 0))
+    maintain(Path(request.lake), Keep(0, 0, 0, 0, 0))
 
 
 WORKS = {"run": run, "upkeep": upkeep}
@@ -74,6 +75,7 @@ def live(request: Request, told: int) -> int:
     """The child's life: do the work, tell of each step, and wait for the end at the one that is the last."""
     try:
         os.dup2(2, 1)  # what the work logs is no answer
+        tempfile.tempdir = str(Path(request.lake).parent)  # Beam leaves a folder behind when it is killed
         with os.fdopen(told, "w", buffering=1) as pipe:
             steps = Steps(Path(request.lake), request.step, lambda name: pipe.write(f"{name}\n"))
             steps.watch()

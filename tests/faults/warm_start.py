@@ -10,6 +10,8 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 import msgspec
 
@@ -38,6 +40,7 @@ def start(request: Request) -> int:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for found, wanted in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(found, wanted)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(Path(request.log).parent)  # Beam leaves a folder behind when it is killed
     code = 1
     try:
         sys.argv = ["catchment", *request.start]

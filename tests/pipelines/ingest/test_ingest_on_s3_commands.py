@@ -4,6 +4,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typer.testing import CliRunner
 
 from pipelines.bridge.ship import RemoteLanding
 from pipelines.cli import app
+from pipelines.clock import SystemClock
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.ingest.loop import load_state
 from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
+from pipelines.lake.books import EpochKey
 from pipelines.lake.compact import compact_all
 from pipelines.lake.payload import read_payload
 from pipelines.lake.quarantined import Where, heads
@@ -26,9 +29,15 @@ from pipelines.lake.remote import bind
 from pipelines.lake.rollup import roll_up_all
 from pipelines.policy.active import active_policies, newest_number
 from pipelines.policy.edge import numbered_policy
+from pipelines.status import beat
+from pipelines.status.beat import Health, Heart
+from pipelines.status.health import judge
+from pipelines.status.survey import survey
 from pipelines.training.open import open_set
 from pipelines.upkeep.maintain import only_maintenance
+from pipelines.upkeep.vacuum import Keep, Vacuum
 from schemas.edge_policy import EdgeAction, EdgeRule
+from schemas.ranges import Ranges
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
@@ -228,3 +237,42 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
     assert load_state(there).ledger.books == loop.ledger.books
     assert not loop.ledger.unbalanced()
     assert len(core.rows(TELEMETRY)) == 10
+
+
+@pytest.mark.slow
+def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_path: Path) -> None:
+    config = configured(core, tmp_path)
+    here = Heart(core.root, "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
+    with patch.object(beat.socket, "gethostname", return_value="far"), here:
+        while core.remote.size("status/bridge-b0.json") is None:
+            time.sleep(0.05)
+        assert here_and_there(core.root) == ([("bridge", "b0")], [])
+        plain = asked("status", "--json", "-c", config)
+        (told,) = plain["far_beats"]
+        assert (told["role"], told["name"], told["host"], told["is_ready"], plain["beats"]) == ("bridge", "b0", "far", True, [])
+        assert "far" in asked("status", "-c", config)
+    found = survey(tmp_path / "elsewhere", SystemClock().now_ms() * 1_000 + 3_600_000_000)
+    assert "bridge b0 on far is silent" in " ".join(judge(found).alarms)
+    assert judge(found).is_alive
+    assert [one.trouble for one in found.far_beats] == ["stopped in order"]
+
+
+def here_and_there(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    found = survey(root, SystemClock().now_ms() * 1_000)
+    return [(one.role, one.name) for one in found.beats], [(one.role, one.name) for one in found.far_beats]
+
+
+@pytest.mark.slow
+def test_a_ledger_of_what_has_changed_is_read_elsewhere_with_its_base_which_nobody_deletes(
+    core: RemoteCore, make_core: Callable[..., RemoteCore], envelope: Any, tmp_path: Path
+) -> None:
+    core.landing.seal([envelope(0, 10, device=f"car-{number}") for number in range(20)])
+    core.run()
+    core.landing.seal([envelope(10, 10, device="car-7")])
+    loop = core.run()
+    assert (loop.ledger.run, loop.ledger.bases) == (2, (1,))
+    other = make_core("other")
+    assert load_state(other.root).ledger == loop.ledger
+    assert not list(other.root.rglob("*.parquet"))
+    Vacuum(other.root, Keep(0, 0, 0, 0)).sweep()
+    assert load_state(other.root).ledger.of(["car-7"]).ranges() == {EpochKey("car-7", "vehicle_telemetry", 7): Ranges(((0, 20),))}
