@@ -25,24 +25,27 @@ class Pacer:
 
     def room_bytes(self, now_s: float) -> int:
         """How many bytes may go now: none, or a turn's worth."""
+        if self._bucket.bytes_per_s == 0:
+            return NO_LIMIT_BYTES
         with self._lock:
-            if self._bucket.bytes_per_s == 0:
-                return NO_LIMIT_BYTES
             room_bytes = self._bucket.room_bytes(now_s)
             return room_bytes if room_bytes >= self._turn_bytes else 0
 
     def sent(self, size_bytes: int) -> None:
         """So many bytes went."""
+        if self._bucket.bytes_per_s == 0:
+            return
         with self._lock:
             self._bucket.sent(size_bytes)
 
     def wait_s(self, now_s: float) -> float:
         """How long until there is room."""
+        if self._bucket.bytes_per_s == 0:
+            return 0.0
         with self._lock:
-            if self._bucket.bytes_per_s == 0:
-                return 0.0
             lacking_bytes = self._turn_bytes - self._bucket.room_bytes(now_s)
-            return max(0.0, lacking_bytes / self._bucket.bytes_per_s)
+            # A rate that was lifted since is asked again.
+            return max(0.0, lacking_bytes / max(1, self._bucket.bytes_per_s))
 
     @property
     def _turn_bytes(self) -> int:
