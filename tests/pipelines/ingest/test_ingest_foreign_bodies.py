@@ -1,15 +1,20 @@
 """Bodies from writers that are not ours: what they do differently is read, or refused with a reason that they understand."""
 
+import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import zstandard
+from deltalake import DeltaTable
 
 from pipelines.contracts.conform import conform
 from pipelines.contracts.json_rows import JsonBodyError, rows_from_json
 from pipelines.ingest.decode import DecodeError, arrow_rows, plain_body
+from pipelines.ingest.requests import Request, write_request
+from pipelines.ingest.work import Limits
 from schemas.contract import Column, ColumnType
 from schemas.envelope import ARROW_STREAM, JSON, parse_time, read_head
 from schemas.errors import EnvelopeError
@@ -116,3 +121,20 @@ def test_properties_that_are_not_ours_may_be_long_and_stand_twice() -> None:
     assert read_head(*HEAD, JSON, [("traceparent", "a"), ("traceparent", "b"), ("baggage", "x" * 5_000)]).span is None
     with pytest.raises(EnvelopeError, match="given twice"):
         read_head(*HEAD, JSON, [("time", "2026-01-01T00:00:00Z")] * 2)
+
+
+def test_what_is_refused_is_written_before_it_fills_the_memory_and_is_replayed_from_every_file(
+    core: Any, envelope: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.ingest.loop.Limits", partial(Limits, flush_bytes=20_000))
+    monkeypatch.setattr("pipelines.ingest.release.MAX_BYTES", 50_000)
+    body = json.dumps([{"speed_mps": 1, "vin": "x" * 9_000}] * 3).encode()
+    core.landing.seal([envelope(3 * n, 3, device=f"car-{n}", content_type=JSON, body=body) for n in range(6)])
+    loop = core.run()
+    refused = core.rows("quarantine")
+    assert len(refused) == len({row["id"] for row in refused}) == 18
+    assert len(DeltaTable(core.root / "quarantine").file_uris()) > 3
+    write_request(core.root, Request("replay", tuple(row["id"] for row in refused), 1))
+    runs = loop.ledger.run
+    assert core.run().ledger.run - runs > 1, "a replay is cut into runs of so many bytes"
+    assert [(books.quarantined, books.received) for books in core.loop().ledger.books.values()] == [(3, 3)] * 6
