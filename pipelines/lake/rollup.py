@@ -17,7 +17,7 @@ from pipelines.lake.commit import commit_once, committed_run
 from pipelines.lake.copy import folders_of
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import COMMITS, ROLLUPS, STREAMS, stream_table
-from pipelines.lake.table import open_table
+from pipelines.lake.table import dataset_of, open_table
 
 ROLLUP_APP = "rollup"
 MINUTE_US = 60_000_000
@@ -61,7 +61,7 @@ def roll_up(root: Path, stream: str, upto: int) -> int:
     after = 0 if done is None else done.transaction_version(ROLLUP_APP) or 0
     if after >= upto:
         return 0
-    dataset = table.to_pyarrow_dataset()
+    dataset = dataset_of(stream_table(stream), table)
     columns = [field.name for field in dataset.schema if field.name not in _STANDARD and _is_numeric(field.type)]
     if not columns:
         return 0

@@ -231,5 +231,6 @@ def _payloads_of(path: Path) -> set[str]:
             return set()
         shards = pq.read_table(path, columns=[_SHARD], partitioning=None).column(_SHARD)
     except (OSError, pa.ArrowException) as error:
-        raise CorruptLakeError(f"{path}: cannot be read ({error}), so nobody knows which payloads it needs") from error
+        hint = "if no table knows the file, move it away"
+        raise CorruptLakeError(f"{path}: cannot be read ({error}), so nobody knows which payloads it needs; {hint}") from error
     return {shard for shard in pc.unique(shards).to_pylist() if shard is not None}
