@@ -134,9 +134,13 @@ class RunLoop:
             CorruptLakeError: stop; the message says what to restore.
             RetryLaterError: try again later.
         """
-        plan = self._next_plan()
-        if plan is not None:
-            self._run(plan)
+        try:
+            plan = self._next_plan()
+            if plan is not None:
+                self._run(plan)
+        except OSError as error:
+            hint = "is there room, and may it be written? Nothing is lost meanwhile"
+            raise RetryLaterError(f"{self._root}: the disk refuses ({error}); {hint}") from error
         self._desk.pay(self._state.ledger)
         return plan is not None
 
