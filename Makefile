@@ -5,10 +5,10 @@ BIN := .venv/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow core-kills power-cuts soak gate fuzz check format bench lock wheel wheels deb clean
+.PHONY: help setup demo test test-slow core-kills power-cuts soak gate fuzz check format bench lock wheel wheels deb systemd-units clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## .venv with the locked packages, and Mosquitto; quick when nothing has changed
 	@sh scripts/setup.sh
@@ -17,25 +17,25 @@ demo: setup ## the whole loop on generated data on this machine
 	@$(BIN)/catchment demo
 
 test: setup ## the whole suite but the slow tests, in under five minutes
-	@$(BIN)/pytest -q -n $(JOBS) -m "not slow and not bench"
+	@$(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "not slow and not bench"
 
-test-slow: setup ## the slow tests: long crash loops, large images, many devices
-	@$(BIN)/pytest -q -n $(JOBS) -m "slow and not bench"
+test-slow: setup ## the slow tests: at least 300 kills of the core, large images, many devices
+	@CATCHMENT_LEAST_KILLS=300 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "slow and not bench"
 
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
 
-core-kills: setup ## 300 SIGKILLs over broker, bridges and run loop; runs, replays and upkeep killed at each durable step
-	@CATCHMENT_KILLS=300 CATCHMENT_THOROUGH=1 $(BIN)/pytest -q -n 0 tests/faults/test_faults_core_kills.py tests/pipelines/ingest/test_ingest_crash.py tests/pipelines/ingest/test_ingest_replay.py tests/pipelines/lake/test_lake_upkeep.py
+core-kills: setup ## 300 SIGKILLs over broker, bridges and run loop; runs, replays and upkeep killed before and after each durable step
+	@CATCHMENT_KILLS=300 CATCHMENT_THOROUGH=1 CATCHMENT_LEAST_KILLS=600 $(BIN)/pytest -q -rP -n $(JOBS) --dist worksteal -m slow -k "killed_at_any_durable_step or whole_core_is_killed" tests/faults/test_faults_core_kills.py tests/pipelines/ingest/test_ingest_crash.py tests/pipelines/ingest/test_ingest_replay.py tests/pipelines/lake/test_lake_upkeep.py
 
 power-cuts: setup ## 100,000 simulated power cuts of the spool
 	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/powercut.py --states 100000 --processes $(JOBS)
 
-soak: setup ## a million samples while agent, broker and bridge are killed 500 times
+soak: setup ## a million samples into a lake while agent, broker, bridge and run loop are killed 500 times
 	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/soak.py --samples 1000000 --kills 500
 
 fuzz: setup ## 100,000 mutated inputs per format through whole runs (about ten minutes)
-	@CATCHMENT_FUZZ=100000 $(BIN)/pytest -q -n $(JOBS) -k mutated tests/pipelines/ingest
+	@CATCHMENT_FUZZ=100000 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m slow -k mutated tests/pipelines/ingest/test_ingest_fuzz.py
 
 check: setup ## lint, format, types, import arrows
 	@$(BIN)/ruff check .
@@ -61,6 +61,11 @@ wheels: setup ## is every package of the agent there ready-made, for each Python
 
 deb: setup ## the agent as a .deb for this distribution and machine, in dist/
 	@sh deploy/edge/build-deb.sh
+
+SYSTEMD_ROOT ?= /var/tmp/catchment-systemd
+systemd-units: setup ## the units under a real systemd, on a machine made once in SYSTEMD_ROOT (root, some minutes; MIRROR=... if need be)
+	@sh scripts/systemd-root.sh $(SYSTEMD_ROOT) $(MIRROR)
+	@CATCHMENT_SYSTEMD_ROOT=$(SYSTEMD_ROOT) $(BIN)/pytest -q -n 0 tests/packaging/test_units_under_systemd.py
 
 clean: ## all that setup and the tests made
 	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

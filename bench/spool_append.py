@@ -2,16 +2,20 @@
 
     python bench/spool_append.py [--smoke] [--folder DIR]
 
-Every figure is taken when the last batch is durable. Encode and append run in one thread, the spool's writer in its own.
+Every figure is taken when the last batch is durable. A source's thread encodes, a second one stores large bodies beside it,
+the spool's writer has its own. The floors of frames write the same bytes in one thread: synced every 8 frames, synced as
+seldom as the spool did in the same round, and that with a SHA-256 of each frame before. Ratios are taken within a round.
 """
 
 import argparse
+import hashlib
 import os
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +30,7 @@ from edge_agent.clock import SystemClock
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
+from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
 
@@ -60,11 +65,8 @@ def main() -> None:
                 table.add_row(
                     f"200 B telemetry ({contract.name}), batches of {rows}: pump (encode + append)", f"{rate:,.0f} samples/s", ""
                 )
-        total_bytes = frames * FRAME_BYTES
-        plain = _median(rounds, lambda n: total_bytes / _plain(folder / f"plain{n}", frames, frames_per_sync=8))
-        ours = _median(rounds, lambda n: total_bytes / _frames(folder / f"frames{n}", frames))
-        table.add_row("200 kB frames: plain write, fdatasync every 8", f"{plain / 1e6:,.0f} MB/s", "1.00")
-        table.add_row("200 kB frames: pump (encode + append)", f"{ours / 1e6:,.0f} MB/s", f"{ours / plain:.2f}")
+        for what, rate, share in _frame_rows(folder, frames, rounds):
+            table.add_row(f"200 kB frames: {what}", f"{rate / 1e6:,.0f} MB/s", f"{share:.2f}")
     Console(width=130).print(table)
 
 
@@ -81,9 +83,46 @@ def _telemetry(folder: Path, contract: Contract, samples: int, rows: int) -> flo
     return _appended(folder, contract, lambda _: batch, samples // rows)
 
 
-def _frames(folder: Path, frames: int) -> float:
-    pictures = [os.urandom(FRAME_BYTES) for _ in range(16)]
-    return _appended(folder, FRAMES, lambda n: SampleBatch([n], {"frame": [n]}, payloads=[pictures[n % 16]]), frames)
+def _frame_rows(folder: Path, frames: int, rounds: int) -> list[tuple[str, float, float]]:
+    """What, bytes per second, and the share of the first floor: medians over the rounds."""
+    found: dict[str, list[float]] = {}
+    for n in range(rounds):
+        pump_s, commits = _frames(folder / f"frames{n}", frames)
+        per_commit = max(1, frames // commits)
+        took = {
+            "plain write, fdatasync every 8": _plain(folder / f"plain{n}", frames, 8),
+            "plain write, fdatasync as seldom as the spool": _plain(folder / f"seldom{n}", frames, per_commit),
+            "the same with SHA-256 of each": _plain(folder / f"hashed{n}", frames, per_commit, is_hashed=True),
+            "spool alone (bodies made before)": _stored(folder / f"stored{n}", frames),
+            "pump (hash, encode, append)": pump_s,
+        }
+        for what, took_s in took.items():
+            found.setdefault(what, []).append(frames * FRAME_BYTES / took_s)
+    floor = next(iter(found.values()))
+    shares = {what: statistics.median(r / f for r, f in zip(rates, floor, strict=True)) for what, rates in found.items()}
+    return [(what, statistics.median(rates), shares[what]) for what, rates in found.items()]
+
+
+def _frames(folder: Path, frames: int) -> tuple[float, int]:
+    """Seconds, and how many commits."""
+    pictures = _pictures()
+    commits = [0]
+    took_s = _appended(folder, FRAMES, lambda n: SampleBatch([n], {"frame": [n]}, payloads=[pictures[n % 16]]), frames, commits)
+    return took_s, commits[0]
+
+
+def _stored(folder: Path, frames: int) -> float:
+    bodies = _pictures()
+    with closing(Spool(folder, max_bytes=2 * GIB, linger_ms=20, clock=SystemClock(), page_bytes=LARGE_PAGE_BYTES)) as spool:
+        start_s = time.perf_counter()
+        under_way = [spool.append(Append(FRAMES.name, (NewEnvelope(1, bodies[n % 16], "1.0.0"),))) for n in range(frames)]
+        for future in under_way:
+            future.result()
+        return time.perf_counter() - start_s
+
+
+def _pictures() -> list[bytes]:
+    return [os.urandom(FRAME_BYTES) for _ in range(16)]
 
 
 class _Fixed:
@@ -106,9 +145,13 @@ class _Fixed:
         """Nothing is open."""
 
 
-def _appended(folder: Path, contract: Contract, batch: Callable[[int], SampleBatch], batches: int) -> float:
+def _appended(
+    folder: Path, contract: Contract, batch: Callable[[int], SampleBatch], batches: int, commits: list[int] | None = None
+) -> float:
     pages = LARGE_PAGE_BYTES if contract.payload else SMALL_PAGE_BYTES  # as the agent does
     spool = Spool(folder, max_bytes=2 * GIB, linger_ms=20, clock=SystemClock(), page_bytes=pages)
+    if commits is not None:
+        spool.listen(lambda: commits.append(commits.pop() + 1))
     encoder = Encoder(contract, Limits(256 * 1024, 1024 * 1024), spool.put_object)
     source = _Fixed(batch, batches)
     config = SourceConfig(kind="bench", stream=contract.name, max_samples=1)
@@ -123,11 +166,13 @@ def _appended(folder: Path, contract: Contract, batch: Callable[[int], SampleBat
     return took_s
 
 
-def _plain(path: Path, frames: int, frames_per_sync: int) -> float:
-    pictures = [os.urandom(FRAME_BYTES) for _ in range(16)]
+def _plain(path: Path, frames: int, frames_per_sync: int, *, is_hashed: bool = False) -> float:
+    pictures = _pictures()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     start_s = time.perf_counter()
     for n in range(frames):
+        if is_hashed:
+            hashlib.sha256(pictures[n % 16]).hexdigest()
         os.write(descriptor, pictures[n % 16])
         if n % frames_per_sync == frames_per_sync - 1:
             os.fdatasync(descriptor)

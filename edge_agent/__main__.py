@@ -5,6 +5,7 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TextIO, cast
 
 from edge_agent.later import load_later
 
@@ -14,6 +15,8 @@ for _unused in ("rich", "dns"):
     sys.modules.setdefault(_unused, None)  # type: ignore[arg-type]
 for _seldom in ("asyncio", "urllib.request"):
     load_later(_seldom)
+# From Python 3.12 on, each line in a log asks asyncio for the current task, which would load it.
+logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # 3.11 does not know it yet
 
 import structlog  # noqa: E402
 
@@ -21,6 +24,7 @@ from edge_agent.agent import run_agent  # noqa: E402
 from edge_agent.config import load_agent_config  # noqa: E402
 from edge_agent.errors import AgentError, ConfigError  # noqa: E402
 from edge_agent.exits import EXIT_CONFIG, EXIT_PARKED, EXIT_RETRY  # noqa: E402
+from edge_agent.stderr import PatientStderr  # noqa: E402
 
 
 def main() -> int:
@@ -37,10 +41,10 @@ def main() -> int:
         _log_to_stderr(config.log_level)
         is_clean = run_agent(config, reread, until_settled=arguments.until_settled)
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        PatientStderr().write(f"{error}\n")
         return EXIT_CONFIG
     except AgentError as error:
-        sys.stderr.write(f"{error}\n")
+        PatientStderr().write(f"{error}\n")
         return EXIT_RETRY
     return 0 if is_clean else EXIT_PARKED
 
@@ -55,7 +59,7 @@ def _log_to_stderr(level: str) -> None:
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", PatientStderr())),
     )
 
 

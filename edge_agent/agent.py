@@ -1,24 +1,21 @@
 """The wiring: which threads run, what each is given, and in which order they stop."""
 
-import fcntl
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
-from edge_agent.atomic import make_folder
 from edge_agent.capture.batch import Source
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner, read_redaction_key
 from edge_agent.capture.registry import build_source, check_source
+from edge_agent.capture.succession import predecessor
 from edge_agent.clock import Clock, SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
@@ -29,6 +26,7 @@ from edge_agent.inspect.looked import asked_for
 from edge_agent.lineup import Lineup
 from edge_agent.monitor import Monitor
 from edge_agent.open_spool import open_spool
+from edge_agent.ownership import claim, held
 from edge_agent.rules.desk import RuleDesk, open_rules
 from edge_agent.rules.sieve import Sieve
 from edge_agent.spool.requests import serve_replays
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
     from edge_agent.health_server import HealthServer
     from edge_agent.models.updater import ModelUpdater
 
-LOCK_NAME = "agent.lock"
 _WATCH_S = 0.2
 _HEALTH_EVERY_S = 5.0
 _STOP_WITHIN_S = 15.0
@@ -73,12 +70,14 @@ class Agent:
         self._stop_capture = threading.Event()
         self._stop_uplink = threading.Event()
         self._failure: BaseException | None = None
+        self._configured: frozenset[str] = frozenset()
         self._uplink: threading.Thread | None = None
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
         self._rules = open_rules(config, self._clock)
         self._spool = open_spool(config, self._clock)
         try:
+            claim(config.state_dir, config.device, sum(books.spooled for books in self._spool.books()))
             if config.model is not None:
                 self._models = self._build_models(config.model)
             self._forwarder = self._build_forwarder()
@@ -107,7 +106,7 @@ class Agent:
             AgentError: the spool broke; start again, which mends it.
         """
         try:
-            self._lineup.apply((*self._config.source, *heartbeat_source(self._config.health)))
+            self._apply(self._config)
             self._uplink = self._thread("uplink", self._forwarder.run, self._stop_uplink)
             if self._models is not None:
                 self._thread("models", self._run_models, self._stop_uplink)
@@ -154,7 +153,7 @@ class Agent:
             return
         try:
             config = self._reread()
-            self._lineup.apply((*config.source, *heartbeat_source(self._config.health)))
+            self._apply(config)
         except ConfigError as error:
             _log.error("configuration not taken; the old one stays", error=str(error))
             return
@@ -162,6 +161,10 @@ class Agent:
         waiting = needs_restart(self._config, config)
         _log.info("configuration read again", sources=len(config.source), needs_restart=", ".join(waiting) or "nothing")
         self._config = msgspec.structs.replace(self._config, source=config.source, uplink=config.uplink)
+
+    def _apply(self, config: AgentConfig) -> None:
+        self._configured = frozenset(source.name for source in config.source)
+        self._lineup.apply((*config.source, *heartbeat_source(self._config.health)))
 
     def _shut_down(self) -> None:
         """Capture first, so that all that was read is stored; then the uplink; then the spool."""
@@ -182,8 +185,8 @@ class Agent:
             try:
                 target(stop)
             except Exception as error:  # noqa: BLE001 # a dead thread must end the agent, never leave it half alive
-                _log.exception("thread failed", thread=name)
                 self._failure = error
+                _log.exception("thread failed", thread=name)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
@@ -229,7 +232,8 @@ class Agent:
         refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), annotate)
         asked = asked_for(source.inspect, contract)
         sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled, asked)
-        return SourcePump(source, build, encoder, self._spool, refine, self._clock, sieve)
+        choose = lambda known: predecessor(source.name, known, self._configured)  # noqa: E731 # asked later, when others run
+        return SourcePump(source, build, encoder, self._spool, refine, self._clock, sieve, choose)
 
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
         # Loaded only where models run: it brings signatures and an inference runtime along.
@@ -260,7 +264,7 @@ def run_agent(config: AgentConfig, reread: Callable[[], AgentConfig], *, until_s
         ConfigError: the configuration asks for what is not there.
         AgentError: another agent holds the state folder, or the spool broke.
     """
-    with _held(config.state_dir):
+    with held(config.state_dir):
         agent = Agent(config, reread=reread)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
@@ -271,22 +275,6 @@ def run_agent(config: AgentConfig, reread: Callable[[], AgentConfig], *, until_s
 def agent_version() -> str:
     """The installed version."""
     return metadata.version("catchment")
-
-
-@contextmanager
-def _held(state_dir: Path) -> Iterator[None]:
-    """One agent per state folder: two would give the same samples to two epochs."""
-    try:
-        make_folder(state_dir)
-        lock = (state_dir / LOCK_NAME).open("w")
-    except OSError as error:
-        raise ConfigError(f"state_dir {state_dir} cannot be written: {error}; give it to the agent's user") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AgentError(f"another agent runs with state_dir {state_dir}; stop it first") from error
-        yield
 
 
 def _build(source: SourceConfig, contract: Contract, clock: Clock, position: bytes | None) -> Source:

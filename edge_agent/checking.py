@@ -113,6 +113,8 @@ class _Survey:
                 self.told.append(
                     f"  source {source.kind} -> {source.stream} (contract {contract.version}, priority {source.priority})"
                 )
+        if not config.source:
+            self.told.append("  no [[source]]: nothing is captured")
         self._tls_files(config)
         if config.model is not None:
             self._try(("model",), lambda: _check_model(config.model or {}))
@@ -129,13 +131,12 @@ class _Survey:
     def _tls_files(self, config: AgentConfig) -> None:
         if config.broker.tls is None:
             return
-        for name in ("ca", "cert", "key"):
-            file = getattr(config.broker.tls, name)
-            if not file.exists() and not config.device:
-                self._tell(
-                    ("broker", "tls", name),
-                    f"broker.tls.{name}: {file} is not there; edge-agent enrol and docs/operator.md make it",
-                )
+        absent = {name: file for name in ("ca", "cert", "key") if not (file := getattr(config.broker.tls, name)).exists()}
+        for name, file in absent.items() if not config.device else ():
+            said = f"broker.tls.{name}: {file} is not there; edge-agent enrol and docs/operator.md make it"
+            self._tell(("broker", "tls", name), said)
+        if absent:
+            self.told.append(f"  not there yet: {', '.join(map(str, absent.values()))}; without them nothing is sent")
 
     def _try(self, steps: tuple[Step, ...], action: Callable[[], Any]) -> Any:
         """What the action gives; None where it complains."""
@@ -153,6 +154,8 @@ class _Survey:
 
     def _is_our_doing(self, steps: tuple[Step, ...], message: str) -> bool:
         """What is missing now was there, was wrong, and was told."""
+        if message.startswith("device is missing"):
+            return ("device",) in self._removed
         named = _NAMED.search(message)
         return "missing required field" in message and named is not None and (*steps, named.group(1)) in self._removed
 
@@ -219,7 +222,19 @@ def _nearest(text: str, steps: tuple[Step, ...], said: str) -> tuple[Step, ...]:
         for inner in ((*table, "options", name), (*table, name)):
             if _has_line(text, inner):
                 return inner
-    return steps
+    return _quoted(text, table, said) or steps
+
+
+def _quoted(text: str, table: tuple[Step, ...], said: str) -> tuple[Step, ...] | None:
+    """The option whose value a complaint quotes, where it names no key."""
+    found: Any = tomllib.loads(text)
+    for step in table:
+        found = found[step] if isinstance(step, int) else found.get(step, {})
+    options = found.get("options", {}) if isinstance(found, dict) else {}
+    for name, value in options.items() if isinstance(options, dict) else ():
+        if any(repr(one) in said for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)):
+            return (*table, "options", name)
+    return None
 
 
 def _has_line(text: str, steps: tuple[Step, ...]) -> bool:

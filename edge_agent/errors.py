@@ -59,3 +59,7 @@ class PolicyError(AgentError):
 
 class UntrustedPolicyError(PolicyError):
     """Keep the old rules: the new ones are forged, malformed, older, or for other devices."""
+
+
+class KeyEncryptedError(AgentError, OSError):
+    """Write the private key in clear: nobody is there to type its password. As a file that cannot be read, it is tried again."""

@@ -26,6 +26,7 @@ class Health(msgspec.Struct, frozen=True):
         rejected: source -> reason -> rows, cells and files that became no sample, since the agent started.
         left_out: source -> reason -> samples not stored because they said nothing new or could not be redacted.
         policy: the edge rules in force; None where `[policy]` names no key.
+        failing: source -> why it does not run at this moment; it is tried again.
     """
 
     at_ms: int
@@ -44,6 +45,7 @@ class Health(msgspec.Struct, frozen=True):
     rejected: dict[str, dict[str, int]] = {}
     left_out: dict[str, dict[str, int]] = {}
     policy: PolicyReport | None = None
+    failing: dict[str, str] = {}
 
 
 def write_health(state_dir: Path, health: Health) -> None:

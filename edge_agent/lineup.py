@@ -8,6 +8,7 @@ from typing import Protocol
 import structlog
 
 from edge_agent.capture.pump import SourcePump
+from edge_agent.capture.succession import reads_the_same
 from edge_agent.config import SourceConfig
 from edge_agent.heartbeat import HEARTBEAT
 
@@ -72,9 +73,9 @@ class Lineup:
         new = [(source, self._build(source)) for source in sources if source not in known]
         leaving = [entry for entry in self._entries if entry.config not in sources]
         self._entries = [entry for entry in self._entries if entry.config in sources]
-        stuck = {entry.config.name for entry in self._end(leaving)}
+        stuck = [entry.config.name for entry in self._end(leaving)]
         for source, pump in new:
-            if source.name in stuck:
+            if any(source.name == name or reads_the_same(source.name, name) for name in stuck):
                 _log.error("source does not stop, so its successor is not started; restart the agent", source=source.kind)
                 continue
             self._count += 1

@@ -15,6 +15,8 @@ from edge_agent.uplink.progress import Progress
 from edge_agent.vitals import Vitals, judge_live
 from schemas.reported import PolicyReport
 
+_MAX_SAID = 500
+
 _log = structlog.get_logger(__name__)
 
 
@@ -79,6 +81,7 @@ class Monitor:
             max_bytes=self._config.spool.max_bytes,
             rss_bytes=rss_bytes(),
             sources_running=self._lineup.running,
+            sources_failing=sum(bool(pump.failing) for pump in self._lineup.pumps),
             books=self._spool.books(),
             rejected=_by_stream((pump.name, pump.rejected()) for pump in self._lineup.pumps),
             left_out=_by_stream((pump.name, pump.left_out()) for pump in self._lineup.pumps),
@@ -106,6 +109,7 @@ class Monitor:
             rejected=_by_source((pump.name, pump.rejected()) for pump in self._lineup.pumps),
             left_out=_by_source((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             policy=self._policy(),
+            failing={pump.name: pump.failing[:_MAX_SAID] for pump in self._lineup.pumps if pump.failing},
         )
         try:
             write_health(self._config.state_dir, health)

@@ -23,6 +23,8 @@ def show_status(status: Status) -> None:
     if health is not None:
         table.add_row("last look", f"{max(0.0, time.time() - health.at_ms / 1000):,.0f} s ago")
         table.add_row("sources running", str(health.sources_running if status.is_running else 0))
+        for name, said in sorted(health.failing.items()) if status.is_running else ():
+            table.add_row("[red]source fails[/red]", f"{escape(name)}: {escape(said)}")
         table.add_row("connected", "yes" if status.is_running and health.is_connected else "no")
         since = "never" if health.since_ack_s is None else f"{health.since_ack_s:.0f} s before the last look"
         table.add_row("broker took a message", since)

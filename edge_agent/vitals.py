@@ -41,6 +41,7 @@ class Vitals:
     rejected: tuple[tuple[str, str, int], ...] = ()
     left_out: tuple[tuple[str, str, int], ...] = ()
     failure: str = ""
+    sources_failing: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ _SINGLES: tuple[tuple[str, str, str, Callable[[Vitals], float | None]], ...] = (
     ("spool_max_bytes", "gauge", "The quota.", lambda v: v.max_bytes),
     ("resident_bytes", "gauge", "Memory of the process.", lambda v: v.rss_bytes),
     ("sources_running", "gauge", "Sources with a thread.", lambda v: v.sources_running),
+    ("sources_failing", "gauge", "Sources that do not run now and are tried again.", lambda v: v.sources_failing),
     ("uptime_seconds", "gauge", "Since the start.", lambda v: v.uptime_s),
 )
 

@@ -119,11 +119,10 @@ def run(
     engine = Engine(runner or core.run.runner, options, workers or core.run.workers)
     if from_landing:
         from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
-        from pipelines.lake.remote import demand_folder, lake_of  # noqa: PLC0415  # only here
+        from pipelines.lake.remote import lake_of  # noqa: PLC0415  # only here
         from pipelines.upkeep.maintain import only_maintenance  # noqa: PLC0415  # only here
 
-        demand_folder(lake_of(core), "`run --from-landing`")
-        with only_maintenance(core.lake_root):
+        with only_maintenance(lake_of(core)):
             done = backfill(core, segments_of(from_landing), engine, SystemClock())
         show("Made anew", [asdict(one) for one in done], as_json=False)
         return

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.fakes.named_broker import NamedBroker, named_broker
+from tests.faults.kill_count import KillCount, kills
 
 ROOT = Path(__file__).resolve().parent.parent
 MOSQUITTO_MISSING = "no mosquitto on PATH or in /usr/sbin; install it: apt-get install -y --no-install-recommends mosquitto"
@@ -37,6 +38,8 @@ log_type warning
 log_type notice
 {extra}
 """
+
+__all__ = ["kills"]  # a fixture
 
 settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
@@ -191,3 +194,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"broker", "make_broker"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("broker")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers tell the process that started them, and that one counts."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(KillCount())

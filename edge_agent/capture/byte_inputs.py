@@ -3,7 +3,6 @@
 import os
 import select
 import socket
-import stat
 import termios
 from typing import Protocol
 
@@ -44,12 +43,13 @@ class SerialInput:
         self._path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
-            if not stat.S_ISCHR(os.fstat(self._fd).st_mode):
-                os.close(self._fd)
-                raise SourceError(f"{path} is no device")
+        except OSError as error:
+            raise SourceError(f"{path} cannot be opened ({error.strerror}); may the agent's user read it?") from error
+        try:
             _make_raw(self._fd, baud)
         except (OSError, termios.error) as error:
-            raise SourceError(f"{path} cannot be opened as a serial line ({error}); may the agent's user read it?") from error
+            os.close(self._fd)
+            raise SourceError(f"{path} cannot be used as a serial line ({error.args[-1]}); is it one?") from error
 
     def read(self, wait_s: float) -> bytes:
         """What has come."""
@@ -79,8 +79,12 @@ class TcpInput:
         self._name = f"{at.host} port {at.port}"
         try:
             self._socket = socket.create_connection((at.host, at.port), timeout_s)
+        except OSError as error:
+            raise SourceError(f"{self._name} does not answer ({error.strerror or error}); it is tried again") from error
+        try:
             self._socket.sendall(greeting)
         except OSError as error:
+            self._socket.close()
             raise SourceError(f"{self._name} does not answer ({error.strerror or error}); it is tried again") from error
 
     def read(self, wait_s: float) -> bytes:

@@ -117,6 +117,8 @@ class FileCamera:
         return self._options.as_fast_as_it_goes or self._clock.monotonic_s() - self._began_s >= at_s
 
     def _end(self) -> None:
+        if not self._number:
+            self._rejects.count("file: holds no frame that can be decoded", self._options.source)
         if not self._options.loop:
             raise SourceEndedError(f"{self._options.source} is played to its end: {self._number} frames")
         self._video.close()

@@ -84,14 +84,20 @@ class CanLog:
         return rows.batch(msgspec.json.encode(at), agent_clock=False)
 
     def _next(self) -> can.Message | None:
-        try:
-            frame = next(self._frames, None)
-        except Exception as error:  # noqa: BLE001 # each reader raises its own; a broken log stays broken
-            self._rejects.count("file: broken; frames after this place are not read", f"{self._read_frames}: {error}")
-            self._frames = iter(())
-            return None
-        self._read_frames += frame is not None
-        return frame
+        while True:
+            try:
+                frame = next(self._frames, None)
+            except Exception as error:  # noqa: BLE001 # each reader raises its own; a broken log stays broken
+                if isinstance(self._reader, can.CanutilsLogReader):
+                    # Lines of text, each by itself: a torn one, as a power cut leaves, says nothing of those behind it.
+                    self._rejects.count("row: no line of candump", f"{self._read_frames}: {error}")
+                    self._frames = iter(self._reader)
+                    continue
+                self._rejects.count("file: broken; frames after this place are not read", f"{self._read_frames}: {error}")
+                self._frames = iter(())
+                return None
+            self._read_frames += frame is not None
+            return frame
 
     def _time_us(self, timestamp: float) -> int:
         time_us = round(timestamp * 1e6)

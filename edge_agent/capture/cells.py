@@ -19,6 +19,9 @@ UNIT_US = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001}
 _TRUE = frozenset({"t", "true", "1", "yes"})
 _FALSE = frozenset({"f", "false", "0", "no"})
 _NUMBER = re.compile(r"[+-]?(\d+)(?:\.(\d*))?")
+# No number here is longer, and Python itself refuses to read one of thousands of digits.
+_MAX_DIGITS = 400
+_MAX_DEPTH = 16
 _MAX_TIME_US = 253_402_300_800_000_000  # the year 10000: above it no calendar we write to can tell the time
 _INT_BITS = {ColumnType.INT32: 31, ColumnType.INT64: 63}
 
@@ -31,6 +34,8 @@ def to_int(value: object, bits: int) -> int:
     """A whole number of at most so many bits beside the sign."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise CellError("not an integer")
+    if isinstance(value, str) and len(value) > _MAX_DIGITS:
+        raise CellError("integer out of range" if _NUMBER.fullmatch(value.strip()) else "not an integer")
     try:
         number = int(value)
     except (ValueError, OverflowError):
@@ -72,7 +77,7 @@ def to_bool(value: object) -> bool:
     raise CellError("not a truth value")
 
 
-def to_text(value: object) -> str:
+def to_text(value: object, depth: int = 0) -> str:
     """Text; numbers as they are written, Zeek's JSON lists joined by commas."""
     if isinstance(value, str):
         return value
@@ -80,8 +85,8 @@ def to_text(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
-    if isinstance(value, list):
-        return ",".join(to_text(item) for item in value)
+    if isinstance(value, list) and depth < _MAX_DEPTH:
+        return ",".join(to_text(item, depth + 1) for item in value)
     raise CellError("not text")
 
 
@@ -113,7 +118,7 @@ def to_time_us(value: object, unit: str = "auto") -> int:
 def _decimal_seconds(text: str) -> int:
     # A double holds 1655071198.444458 only to 0.24 us; the decimal digits hold it exactly.
     found = _NUMBER.fullmatch(text.strip())
-    if found is None:
+    if found is None or len(text) > _MAX_DIGITS:
         number = to_float(text)
         if not math.isfinite(number):
             raise CellError("not a time")

@@ -112,10 +112,16 @@ class Inbox:
             opened.close()
             self._rejects.count(f"connection: above {self._max_connections}", address[0])
             return
-        opened.setblocking(False)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a sender that lost power must not hold a place
-        if context is not None:
-            opened = context.wrap_socket(opened, server_side=True, do_handshake_on_connect=False)
+        try:
+            opened.setblocking(False)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a sender that lost power must not hold a place
+            if context is not None:
+                opened = context.wrap_socket(opened, server_side=True, do_handshake_on_connect=False)
+        except OSError as error:
+            # It is gone already, as a port scanner is: no reason to close on those that stay.
+            opened.close()
+            self._count_broken(error, address[0])
+            return
         connection = _Connection(opened, str(address[0]), self._make_frames())
         self._connections.add(connection)
         self._selector.register(opened, selectors.EVENT_READ, connection)
@@ -124,11 +130,14 @@ class Inbox:
         found, is_open, error = connection.messages()
         if error is not None:
             # A reset, or a handshake that failed: this sender's concern alone.
-            reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-            self._rejects.count(f"connection: broke: {reason}", connection.peer)
+            self._count_broken(error, connection.peer)
         self._waiting.extend(Datagram(connection.peer, message) for message in found)
         if not is_open:
             self._drop(connection)
+
+    def _count_broken(self, error: OSError, peer: str) -> None:
+        reason = getattr(error, "reason", None) or error.strerror
+        self._rejects.count(f"connection: broke: {reason}", peer)
 
     def _drop(self, connection: _Connection) -> None:
         self._connections.discard(connection)

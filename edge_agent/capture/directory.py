@@ -44,6 +44,7 @@ from schemas.contract import Contract
 PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.svs")
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 _RECENT = 1_024
+_LOOK_SHARE = 10  # at most a tenth of the time is spent looking
 
 
 class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -149,8 +150,10 @@ class DirectorySource:
         now_s = self._clock.monotonic_s()
         if now_s < self._next_look_s:
             return False
-        self._next_look_s = now_s + self._options.poll_ms / 1000
         here = look(self._folder, self._patterns)
+        # A folder of very many files takes long to look through: that must not become all that the device does.
+        took_s = self._clock.monotonic_s() - now_s
+        self._next_look_s = now_s + max(self._options.poll_ms / 1000, took_s * _LOOK_SHARE)
         self._done.intersection_update([file.identity for file in here])
         files = [file for file in here if file.identity not in self._done]
         settled = self._settling.settled(files, now_s)

@@ -1,7 +1,6 @@
 """From a batch of samples to envelopes: Arrow IPC bodies built from plain buffers, large payloads set apart as files."""
 
 import hashlib
-import io
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +9,9 @@ from itertools import accumulate
 from pathlib import Path
 
 import nanoarrow as na
-from nanoarrow.ipc import StreamWriter
 
 from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.capture.ipc_form import Filled, Form
 from edge_agent.errors import EncodingError
 from edge_agent.spool.records import NewEnvelope, ObjectRef
 from schemas.contract import Column, ColumnType, Contract
@@ -42,7 +41,7 @@ _ARRAY_CODES = {
 }
 _BIT_OF_BYTE = bytes.maketrans(b"\x00\x01", b"01")
 _ZSTD_LEVEL = 3
-_MAX_SCHEMAS = 64
+_MAX_FORMS = 64
 
 PutObject = Callable[[bytes | Path], ObjectRef]
 
@@ -82,7 +81,7 @@ class Encoder:
         self._put_object = put_object
         self._columns = {column.name: column for column in contract.columns}
         self._row_bytes = 0
-        self._schemas: dict[tuple[tuple[str, ...], bool], object] = {}
+        self._forms: dict[tuple[tuple[str, ...], bool], Form] = {}
         self._compress = _zstd_compressor() if compress else None
 
     def encode(self, batch: SampleBatch, created_us: int) -> tuple[NewEnvelope, ...]:
@@ -145,31 +144,26 @@ class Encoder:
             yield _Piece(start, min(start + step, rows), [], [])
 
     def _body(self, batch: SampleBatch, piece: _Piece) -> bytes:
-        rows = piece.end - piece.start
-        arrays = [_primitive(batch.event_time_us[piece.start : piece.end], "q", _TIME)]
+        columns = [_primitive(batch.event_time_us[piece.start : piece.end], "q")]
         for name, values in batch.columns.items():
-            column = self._columns[name]
-            arrays.append(_column(column, values[piece.start : piece.end]))
+            columns.append(_column(self._columns[name], values[piece.start : piece.end]))
         if batch.payloads is not None:
-            arrays.append(_variable(piece.payloads, _BINARY))
-            arrays.append(_variable([None if digest is None else digest.encode() for digest in piece.digests], _STRING))
-        schema = self._schema(tuple(batch.columns), has_payload=batch.payloads is not None)
-        record = na.c_array_from_buffers(schema, rows, [None], children=arrays, null_count=0, validation_level="none")
-        out = io.BytesIO()
-        StreamWriter.from_writable(out).serialize_stream(record)
-        return out.getvalue()
+            columns.append(_variable(piece.payloads))
+            columns.append(_variable([None if digest is None else digest.encode() for digest in piece.digests]))
+        form = self._form(tuple(batch.columns), has_payload=batch.payloads is not None)
+        return form.fill(piece.end - piece.start, columns)
 
-    def _schema(self, names: tuple[str, ...], *, has_payload: bool) -> object:
-        """The record's schema; sources fill the same columns again and again, so each is made once."""
+    def _form(self, names: tuple[str, ...], *, has_payload: bool) -> Form:
+        """The record's form; sources fill the same columns again and again, so each is made once."""
         key = (names, has_payload)
-        if key not in self._schemas:
+        if key not in self._forms:
             fields = {EVENT_TIME: _TIME, **{name: _TYPES.get(self._columns[name].type, _NULL) for name in names}}
             if has_payload:
                 fields |= {PAYLOAD: _BINARY, PAYLOAD_SHA256: _STRING}
-            if len(self._schemas) >= _MAX_SCHEMAS:
-                self._schemas.clear()
-            self._schemas[key] = na.c_schema(na.struct(fields))
-        return self._schemas[key]
+            if len(self._forms) >= _MAX_FORMS:
+                self._forms.clear()
+            self._forms[key] = Form(fields)
+        return self._forms[key]
 
 
 def payload_bytes(payload: bytes | Path | None) -> int:
@@ -179,52 +173,49 @@ def payload_bytes(payload: bytes | Path | None) -> int:
     return len(payload) if isinstance(payload, bytes) else payload.stat().st_size
 
 
-def _column(column: Column, values: Sequence[Scalar]) -> object:
-    arrow = _TYPES.get(column.type)
-    if arrow is None:
+def _column(column: Column, values: Sequence[Scalar]) -> Filled:
+    if column.type not in _TYPES:
         if any(value is not None for value in values):
             raise EncodingError(f"column {column.name}: no source of the agent fills a {column.type}")
-        return na.c_array_from_buffers(_NULL, len(values), [], null_count=len(values), validation_level="none")
+        return Filled(len(values), ())
     try:
         if column.type is ColumnType.STRING:
-            return _variable([None if value is None else value.encode() for value in values], arrow)  # type: ignore[union-attr]
+            return _variable([None if value is None else value.encode() for value in values])  # type: ignore[union-attr]
         if column.type is ColumnType.BINARY:
-            return _variable(values, arrow)  # type: ignore[arg-type]
+            return _variable(values)  # type: ignore[arg-type]
         if column.type is ColumnType.BOOL:
-            return _boolean(values, arrow)
-        return _primitive(values, _ARRAY_CODES[column.type], arrow)
+            return _boolean(values)
+        return _primitive(values, _ARRAY_CODES[column.type])
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EncodingError(f"column {column.name}: a value does not fit type {column.type}: {error}") from error
 
 
-def _primitive(values: Sequence[Scalar], code: str, arrow: object) -> object:
+def _primitive(values: Sequence[Scalar], code: str) -> Filled:
     nulls, validity = _validity(values)
     filled = values if nulls == 0 else [0 if value is None else value for value in values]
     numbers = array(code, filled)  # type: ignore[type-var]  # what is no number raises TypeError here
-    return na.c_array_from_buffers(arrow, len(values), [validity, numbers], null_count=nulls, validation_level="none")
+    return Filled(nulls, (validity, numbers))
 
 
-def _variable(values: Sequence[bytes | None], arrow: object) -> object:
+def _variable(values: Sequence[bytes | None]) -> Filled:
     nulls, validity = _validity(values)
     filled = values if nulls == 0 else [b"" if value is None else value for value in values]
     offsets = array("i", accumulate(map(len, filled), initial=0))  # type: ignore[arg-type]
     data = b"".join(filled)  # type: ignore[arg-type]
-    return na.c_array_from_buffers(arrow, len(values), [validity, offsets, data], null_count=nulls, validation_level="none")
+    return Filled(nulls, (validity, offsets, data))
 
 
-def _boolean(values: Sequence[Scalar], arrow: object) -> object:
+def _boolean(values: Sequence[Scalar]) -> Filled:
     nulls, validity = _validity(values)
     for value in values:
         if value is not None and not isinstance(value, bool):
             raise TypeError(f"{value!r} is no bool")
-    return na.c_array_from_buffers(
-        arrow, len(values), [validity, _bits(bytes(map(bool, values)))], null_count=nulls, validation_level="none"
-    )
+    return Filled(nulls, (validity, _bits(bytes(map(bool, values)))))
 
 
-def _validity(values: Sequence[object]) -> tuple[int, bytes | None]:
+def _validity(values: Sequence[object]) -> tuple[int, bytes]:
     if None not in values:
-        return 0, None
+        return 0, b""
     flags = bytes(value is not None for value in values)
     return flags.count(0), _bits(flags)
 

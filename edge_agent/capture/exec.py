@@ -15,10 +15,13 @@ program that tells none starts from nothing, and what it printed and the agent h
 
 import base64
 import binascii
+import contextlib
 import os
 import selectors
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
@@ -40,6 +43,7 @@ RESUME_ENV = "CATCHMENT_RESUME_POSITION"
 _MAX_POSITION_BYTES = 4_096
 _CHUNK_BYTES = 64 * 1024
 _TAIL_BYTES = 2_000
+_LOOK_MS = 10
 
 
 class ExecOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,6 +91,8 @@ class ExecSource:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 bufsize=0,
+                # A group of its own: what a shell started ends with it, and Ctrl-C is the agent's alone to hear.
+                start_new_session=True,
                 env={name: value for name, value in os.environ.items() if name != RESUME_ENV} | told,
             )
         except OSError as error:
@@ -131,15 +137,15 @@ class ExecSource:
         if not self._selector.select(self._options.wait_ms / 1000):
             return False
         try:
-            piece = os.read(self._stdout, _CHUNK_BYTES)
-            while piece:
-                self._lines.add(piece)
-                if self._lines.is_full:
-                    return False
+            # No more than one line may hold: a program that never ends one must not keep the source from stopping.
+            for _ in range(self._options.max_line_bytes // _CHUNK_BYTES + 1):
                 piece = os.read(self._stdout, _CHUNK_BYTES)
+                if not piece:
+                    return True
+                self._lines.add(piece)
         except BlockingIOError:
             return False
-        return True
+        return False
 
     def _batch(self, chunk: RawChunk) -> SampleBatch | None:
         now_us = self._clock.now_ms() * 1000
@@ -164,8 +170,11 @@ class ExecSource:
         return out
 
     def _finish(self) -> None:
-        code = self._process.wait()
         name = self._options.command[0]
+        try:
+            code = self._process.wait(self._options.stop_ms / 1000)
+        except subprocess.TimeoutExpired as error:
+            raise SourceError(f"{name} closed its output and goes on; it is ended, and started again after a while") from error
         if code:
             raise SourceError(f"{name} ended with exit code {code}; its last words: {self._tail()}")
         if self._options.restart:
@@ -188,16 +197,31 @@ class ExecSource:
 
     def close(self) -> None:
         """Ask the program to end, then make it."""
-        self._process.terminate()
-        try:
-            self._process.wait(self._options.stop_ms / 1000)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        stop_s = self._options.stop_ms / 1000
+        left = self._signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(stop_s)
+            for _ in range(self._options.stop_ms // _LOOK_MS):
+                left = self._signal(0)
+                if not left:
+                    break
+                time.sleep(_LOOK_MS / 1000)
+        if left:
+            self._signal(signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # another user's, by sudo: it ends when it prints
+            self._process.wait(stop_s)
         self._selector.close()
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._stderr.close()
+
+    def _signal(self, number: int) -> bool:
+        """To the program and all that it started and did not let go of; whether one of them is left."""
+        try:
+            os.killpg(self._process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
 
 
 class LineBuffer:

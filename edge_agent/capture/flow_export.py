@@ -20,6 +20,8 @@ _VARIABLE = 0xFFFF
 _WORD_BYTES = 4
 # An exporter's clock may be set a little; further apart, it was started anew.
 _SAME_START_MS = 60_000
+# So far back in the sequence a datagram is a late one: a network's queues hold no more.
+_LATE = 4_096
 # What a v5 record holds, as information elements of RFC 7012: id, offset, length.
 _V5 = ((8, 0, 4), (12, 4, 4), (2, 16, 4), (1, 20, 4), (22, 24, 4), (21, 28, 4), (7, 32, 2), (11, 34, 2), (6, 37, 1), (4, 38, 1))
 _V5_HEAD, _V5_RECORD = 24, 48
@@ -88,12 +90,13 @@ class Exporter:
 
     def read(self, data: bytes) -> list[Export]:
         """The flows of a datagram, and of earlier ones that waited for a template in this one."""
-        self.is_heard = True
         try:
-            return self._read(data, int.from_bytes(data[:2], "big"))
+            exports = self._read(data, int.from_bytes(data[:2], "big"))
         except (MalformedError, struct.error):
             self.rejects.count(MALFORMED)
             return []
+        self.is_heard = True
+        return exports
 
     def _read(self, data: bytes, version: int) -> list[Export]:
         if version == 5:
@@ -129,7 +132,9 @@ class Exporter:
 
     def _check_sequence(self, sequence: int, step: int | None) -> None:
         lost = 0 if self.expected is None else (sequence - self.expected) & 0xFFFF_FFFF
-        if 0 < lost < 1 << 20:  # further off the exporter was started anew, or the datagram is late
+        if lost > 0xFFFF_FFFF - _LATE and sequence > 0:
+            return  # overtaken by the one after it, and counted as lost then: what comes next is known
+        if 0 < lost < 1 << 20:  # further off the exporter was started anew
             self.rejects.count(LOST, times=lost)
         self.expected = None if step is None else (sequence + step) & 0xFFFF_FFFF
 

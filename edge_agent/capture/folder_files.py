@@ -89,7 +89,7 @@ class FileSamples:
 
     def _one(self, file: FoundFile) -> tuple[bytes | Path, dict[str, object]]:
         path = self._folder / file.name
-        row: dict[str, object] = {"file_name": file.name}
+        row: dict[str, object] = {"file_name": file.shown}
         with path.open("rb") as opened:
             header = read_image_header(opened)
             if header is not None:

@@ -36,9 +36,14 @@ class FoundFile:
         return base64.b85encode(hashlib.blake2b(repr(self.identity).encode(), digest_size=6).digest()).decode()
 
     @property
+    def shown(self) -> str:
+        """Its name as text: what of it is no UTF-8 (an older camera's, a Windows share's) is told by its hexadecimal digits."""
+        return os.fsencode(self.name).decode(errors="backslashreplace")
+
+    @property
     def mark(self) -> tuple[int, str]:
         """What the order is by."""
-        return self.changed_ns, self.name
+        return self.changed_ns, self.shown
 
 
 def look(folder: Path, patterns: Sequence[str]) -> list[FoundFile]:

@@ -26,6 +26,7 @@ from typing import Literal
 import msgspec
 
 from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.capture.json_text import read_json
 from edge_agent.capture.mapping import ColumnMapper, keep_rows, read_times
 from edge_agent.capture.mqtt_session import BrokerAccess, Received, Subscription
 from edge_agent.capture.options import check_rename, read_options
@@ -37,6 +38,7 @@ from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
 
 _MAX_PASSWORD_BYTES = 4_096
+_MAX_TOPIC_BYTES = 65_535
 
 
 class MqttLocalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -137,7 +139,7 @@ class MqttLocalSource:
         """The samples of one message; a message without any is done with, and counted."""
         try:
             rows = self._decode(message)
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             rows = []
         if not rows:
             self._rejects.count("row: message is no JSON object, nor a list of them", message.topic)
@@ -149,9 +151,10 @@ class MqttLocalSource:
     def _decode(self, message: Received) -> list[dict[str, object]]:
         if self._options.format == "raw":
             return [{}]
-        found = msgspec.json.decode(message.body)
+        found = read_json(message.body.decode())
         items = found if isinstance(found, list) else [found]
-        return items if all(isinstance(item, dict) for item in items) else []
+        objects: list[dict[str, object]] = [item for item in items if isinstance(item, dict)]
+        return objects if len(objects) == len(items) else []
 
     def _batch(self, found: Sequence[tuple[Received, list[dict[str, object]]]]) -> SampleBatch | None:
         rows = [row for _, its in found for row in its]
@@ -193,6 +196,18 @@ def _given(message: Received) -> Given:
     return Given(message.id, zlib.crc32(message.body, zlib.crc32(message.topic.encode())))
 
 
+def _check_filter(topic: str) -> None:
+    """As MQTT 5 has it, 4.7.1: the wildcards stand for whole levels, `#` for all that follow."""
+    levels = topic.split("/")
+    is_right = 0 < len(topic.encode(errors="replace")) <= _MAX_TOPIC_BYTES and "\0" not in topic
+    is_right &= all("#" not in level for level in levels[:-1]) and ("#" not in levels[-1] or levels[-1] == "#")
+    is_right &= all("+" not in level or level == "+" for level in levels)
+    if not is_right:
+        raise ConfigError(
+            f"source 'mqtt-local': topics: {topic[:80]!r} is no topic filter; + and # stand for whole levels, # last"
+        )
+
+
 def _password(file: str) -> str:
     if not file:
         return ""
@@ -213,8 +228,10 @@ def check(options: Mapping[str, object], contract: Contract) -> MqttLocalOptions
     check_rename("mqtt-local", chosen.rename, contract)
     if chosen.topic_column:
         check_rename("mqtt-local", {"topic": chosen.topic_column}, contract)
-    if not chosen.topics or any(not topic or "\0" in topic for topic in chosen.topics):
+    if not chosen.topics:
         raise ConfigError("source 'mqtt-local': topics is empty; give filters like sensors/+/telemetry")
+    for topic in chosen.topics:
+        _check_filter(topic)
     if chosen.format == "raw" and contract.payload is None:
         raise ConfigError(f"source 'mqtt-local': format raw needs a payload, and contract {contract.name} has none")
     if not 1 <= chosen.max_waiting <= 65_535 or not 256 <= chosen.max_message_bytes <= 256 * 1024 * 1024:

@@ -118,7 +118,10 @@ class Subscription:
             return
         # What is retained is a sample once, not again at each connection.
         options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
-        client.subscribe([(topic, options) for topic in self._topics])
+        try:
+            client.subscribe([(topic, options) for topic in self._topics])
+        except ValueError as error:
+            self._fail(f"cannot subscribe to {', '.join(self._topics)}: {error}")
 
     def _on_subscribe(self, _: Client, __: Any, ___: int, reasons: list[ReasonCode], ____: Properties | None) -> None:
         refused = [topic for topic, reason in zip(self._topics, reasons, strict=False) if reason.value >= _FAILED]

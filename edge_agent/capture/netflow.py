@@ -32,6 +32,7 @@ from schemas.contract import Contract
 
 _MAX_DATAGRAM_BYTES = 65_535
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp", 132: "sctp"}
+_SINCE_1900_S = 2_208_988_800
 _NAMES = ("src_ip", "src_port", "dst_ip", "dst_port", "proto", "duration_s", "orig_pkts", "orig_ip_bytes", "exporter")
 
 
@@ -94,12 +95,18 @@ class NetflowSource:
         # v9: source id; IPFIX: observation domain; v5: engine. Each has templates and sequence of its own.
         domain = data[20:22] if data[:2] == b"\0\5" else data[16:20] if data[:2] == b"\0\x09" else data[12:16]
         exporter = self._exporters.get((peer, data[:2] + domain))
-        if exporter is None:
-            if len(self._exporters) >= self._options.max_exporters and not self._forget_one():
-                self._rejects.count(f"row: datagram of more than {self._options.max_exporters} exporters", peer)
-                return []
-            exporter = self._exporters[peer, data[:2] + domain] = Exporter(self._rejects)
-        return exporter.read(data)
+        if exporter is not None:
+            return exporter.read(data)
+        exporter = Exporter(self._rejects)
+        exports = exporter.read(data)
+        # Who sends no flows takes nobody's place: a port is scanned more often than an exporter is added.
+        if not exporter.is_heard:
+            return []
+        if len(self._exporters) >= self._options.max_exporters and not self._forget_one():
+            self._rejects.count(f"row: datagram of more than {self._options.max_exporters} exporters", peer)
+            return []
+        self._exporters[peer, data[:2] + domain] = exporter
+        return exports
 
     def _forget_one(self) -> bool:
         """An exporter of the last run that has not spoken since makes way for one that does."""
@@ -124,8 +131,8 @@ class NetflowSource:
                 _number(record, 11),
                 "unknown" if protocol is None else _PROTOCOLS.get(protocol, str(protocol)),
                 max(0.0, end_ms - start_ms) / 1000,
-                _number(record, 2, 86),
-                _number(record, 1, 85),
+                _number(record, 2, 86, 298),
+                _number(record, 1, 85, 231),
                 peer,
             )
         )
@@ -140,14 +147,20 @@ class NetflowSource:
 
 def flow_times(record: Record, export: Export) -> tuple[float, float]:
     """When a flow began and ended, milliseconds since 1970; the time of its export where it does not say."""
-    start, end = (_moment(record, export, ids) for ids in ((152, 150, 22, 158), (153, 151, 21, 159)))
+    start, end = (_moment(record, export, ids) for ids in ((152, 150, 22, 158, 154, 156), (153, 151, 21, 159, 155, 157)))
+    if end is None and start is not None and (lasted_ms := _number(record, 161)) is not None:
+        end = start + lasted_ms
     if start is None:
         start = end if end is not None else float(export.at_ms)
     return start, end if end is not None else start
 
 
-def _moment(record: Record, export: Export, ids: tuple[int, int, int, int]) -> float | None:
-    millis, seconds, uptime, before_us = (_number(record, id_) for id_ in ids)
+def _moment(record: Record, export: Export, ids: tuple[int, int, int, int, int, int]) -> float | None:
+    millis, seconds, uptime, before_us = (_number(record, id_) for id_ in ids[:4])
+    fine = next((raw for id_ in ids[4:] if (raw := record.get(id_)) is not None and len(raw) == 8), None)
+    if fine is not None:
+        # NTP's format (RFC 7011, 6.1.9): seconds since 1900 and their 2^32nd parts.
+        return (int.from_bytes(fine[:4], "big") - _SINCE_1900_S) * 1000 + int.from_bytes(fine[4:], "big") / (1 << 32) * 1000
     if millis is not None:
         return float(millis)
     if seconds is not None:

@@ -114,10 +114,14 @@ class NmeaSource:
         return fix
 
     def _read_sentence(self, line: str) -> tuple[Fix | None, str]:
+        before = self._builder.dateless
         try:
             return self._builder.take(read_fields(line))
         except SentenceError as error:
             return None, str(error)
+        finally:
+            if self._builder.dateless > before:
+                self._rejects.count("row: fix without a date: no RMC sentence told it")
 
     def _read_report(self, line: str) -> tuple[Fix | None, str]:
         report = decode_object(line, self._rejects)

@@ -56,12 +56,17 @@ def read_fields(sentence: str) -> list[str]:
 
 
 class FixBuilder:
-    """Joins the sentences of one moment: RMC tells date, speed and course, GGA height and quality."""
+    """Joins the sentences of one moment: RMC tells date, speed and course, GGA height and quality.
+
+    Attributes:
+        dateless: moments with a fix of which no RMC told the date.
+    """
 
     def __init__(self) -> None:
         self._moment = ""
         self._fix: Fix | None = None
         self._more: dict[str, float | int | None] = {}
+        self.dateless = 0
 
     def take(self, fields: list[str]) -> tuple[Fix | None, str]:
         """One sentence: the fix of the moment before, where this one begins another, and why this one was refused."""
@@ -84,6 +89,7 @@ class FixBuilder:
     def flush(self) -> Fix | None:
         """What is known of the moment so far; None without time and place."""
         fix, more = self._fix, self._more
+        self.dateless += fix is None and bool(more)
         self._fix, self._more, self._moment = None, {}, ""
         return None if fix is None else replace(fix, **more)  # type: ignore[arg-type]  # the names are a fix's own
 
@@ -127,6 +133,8 @@ def _rmc(fields: list[str]) -> Fix:
 
 def _moment(date: str, time: str) -> int:
     if len(date) != 6 or not date.isdigit() or len(time) < 6 or not time[:6].isdigit():
+        raise SentenceError("a time that cannot be")
+    if int(time[:2]) > 23 or int(time[2:4]) > 59 or int(time[4:6]) > 60:
         raise SentenceError("a time that cannot be")
     year = int(date[4:6])
     day = datetime(year + (1900 if year >= 80 else 2000), int(date[2:4]), int(date[:2]), tzinfo=UTC)

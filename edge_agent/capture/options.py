@@ -1,5 +1,6 @@
 """A source's options, read from the configuration into its frozen struct."""
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -8,6 +9,7 @@ import msgspec
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
 
+_MEASURES = ("_ms", "_s", "_hz", "_bytes")
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
 
 
@@ -18,10 +20,23 @@ def read_options(kind: str, options: Mapping[str, object], form: type[OptionsT])
         ConfigError: an unknown key, a missing one or a wrong type; the message names it.
     """
     try:
-        return msgspec.convert(dict(options), type=form)
+        chosen = msgspec.convert(dict(options), type=form)
     except msgspec.ValidationError as error:
         known = ", ".join(field.encode_name for field in msgspec.structs.fields(form))
         raise ConfigError(f"source {kind!r}: {error}; its keys are {known}") from error
+    _check_numbers(kind, chosen)
+    return chosen
+
+
+def _check_numbers(kind: str, chosen: msgspec.Struct) -> None:
+    """A length of time, a rate or a size below nothing is a slip, and would read as "nothing to read"."""
+    for field in msgspec.structs.fields(chosen):
+        value, name = getattr(chosen, field.name), field.encode_name
+        least = 1 if name.endswith("_bytes") else 0
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not name.endswith(_MEASURES):
+            continue
+        if not math.isfinite(value) or value < least:
+            raise ConfigError(f"source {kind!r}: {name} = {value} must be {least} or more")
 
 
 def check_rename(kind: str, rename: Mapping[str, str], contract: Contract) -> None:

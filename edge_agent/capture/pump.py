@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from edge_agent.capture.batch import SampleBatch, Source
 from edge_agent.capture.coalesce import join_batches, last_position, may_join
 from edge_agent.capture.encode import Encoder
 from edge_agent.capture.refine import Refiner
+from edge_agent.capture.relay import Handed, Relay
 from edge_agent.capture.storing import PatientEncoder
 from edge_agent.clock import Clock
 from edge_agent.config import SourceConfig
@@ -47,6 +48,10 @@ class SourcePump:
         refine: what becomes of a batch before it is stored.
         clock: wall clock for the envelopes.
         sieve: the core's rules: which samples are stored, and what they are worth; None: all, as configured.
+        choose: of the sources that have a position, the one that this one goes on from if it has none; None: from nothing.
+
+    Attributes:
+        failing: why the source does not run now, and is tried again; empty while it does. Any thread may look.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class SourcePump:
         refine: Refiner,
         clock: Clock,
         sieve: Sieve | None = None,
+        choose: Callable[[Sequence[str]], str | None] | None = None,
     ) -> None:
         self._config = config
         self._build = build
@@ -66,8 +72,10 @@ class SourcePump:
         self._spool = spool
         self._refine = refine
         self._sieve = sieve
+        self._choose = choose
         self._clock = clock
-        self._under_way: deque[tuple[Future[Span], tuple[SampleBatch, ...]]] = deque()
+        self._relay = Relay(spool, config.name)
+        self._under_way: deque[tuple[Future[Span] | Handed, tuple[SampleBatch, ...]]] = deque()
         self._held: list[SampleBatch] = []
         self._held_samples = 0
         self._held_since_s = 0.0
@@ -77,6 +85,7 @@ class SourcePump:
         self._source: Source | None = None
         self._rejected_before: dict[str, int] = {}
         self.failures = 0
+        self.failing = ""
 
     @property
     def name(self) -> str:
@@ -109,13 +118,14 @@ class SourcePump:
             except (SourceError, ConfigError, SpoolFullError, OSError) as error:
                 wait_s = min(_RESTART_CAP_S, _RESTART_FIRST_S * 2 ** min(self.failures, 10))
                 self.failures += 1
+                self.failing = str(error)
                 _log.warning(
                     "source failed", source=self._config.kind, stream=self._config.stream, error=str(error), retry_in_s=wait_s
                 )
                 stop.wait(wait_s)
 
     def _pump(self, stop: threading.Event) -> None:
-        known = self._spool.position(self._config.name)
+        known = self._position()
         source = self._build(known)
         self._source = source
         begins = getattr(source, "position", None)
@@ -125,6 +135,7 @@ class SourcePump:
                 self._spool.note(Passed(StreamName(self._config.stream), self._config.name, begins, ()))
             while not stop.is_set():
                 batch = source.read(self._config.max_samples)
+                self.failing = ""
                 if batch is not None and len(batch) > 0:
                     self._take(batch)
                     self._settle_up(source, _MAX_UNDER_WAY)
@@ -143,9 +154,17 @@ class SourcePump:
                 self._passed_s = float("-inf")
                 self._pass_over(source)
             finally:
+                self._relay.close()
                 self._rejected_before = self.rejected()
                 self._source = None
                 source.close()  # else its port or device stays taken, and it can never be opened again
+
+    def _position(self) -> bytes | None:
+        known = self._spool.position(self._config.name)
+        if known is None and self._choose is not None:
+            self._spool.inherit(self._config.name, self._choose)
+            known = self._spool.position(self._config.name)
+        return known
 
     def _take(self, batch: SampleBatch) -> None:
         """Hold a batch back for company, no longer than a commit would linger anyway."""
@@ -167,8 +186,9 @@ class SourcePump:
         sifted = sift(self._sieve, batch, self._config.priority)
         left_out = self._left_out + Counter(sifted.left_out)
         created_us = self._clock.now_ms() * 1000
+        highest = max((priority for priority, _ in sifted.groups), default=0)
         envelopes = tuple(
-            replace(envelope, priority=priority)
+            envelope if priority == highest else replace(envelope, priority=priority)
             for priority, group in sifted.groups
             for envelope in self._encoder.encode(group, created_us, self._stop)
         )
@@ -179,7 +199,7 @@ class SourcePump:
         append = Append(
             stream=StreamName(self._config.stream),
             envelopes=envelopes,
-            priority=max(priority for priority, _ in sifted.groups),
+            priority=highest,
             source=self._config.name,
             position=last_position((*self._passed, batch)),
             waits_for_room=self._config.when_full == "block",
@@ -187,7 +207,7 @@ class SourcePump:
         )
         # What was passed over lies before this batch: its position, and what it left out, cover both.
         passed, self._passed, self._left_out = tuple(self._passed), [], Counter()
-        self._under_way.append((self._spool.append(append), (*passed, *held)))
+        self._under_way.append((self._relay.append(append), (*passed, *held)))
 
     def _pass_over(self, source: Source) -> None:
         """Nothing of these batches is to be stored: remember only that they were read, now and then."""

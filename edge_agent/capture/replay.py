@@ -28,6 +28,7 @@ from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceEndedError
 from schemas.contract import Contract
 
+NO_COLUMN = "row: none of its columns is one of the contract's; are path, format and rename right?"
 _READERS: dict[str, Callable[[Path, TablePosition, int, Rejects], TableReader]] = {
     "csv": CsvReader,
     "jsonl": JsonlReader,
@@ -119,6 +120,10 @@ class ReplaySource:
         self._given += chunk.rows
         chunk, times = keep_rows(chunk, self._times(chunk, first_row))
         columns = self._mapper.convert(chunk, frozenset({self._options.time_column, *TIME_NAMES}))
+        if times and not columns:
+            # Another table, separator or format: samples that say nothing would look like measurements.
+            self._rejects.count(NO_COLUMN, list(chunk.columns), times=len(times))
+            return None
         return SampleBatch(times, columns, None, self._position(), self._agent_clock) if times else None
 
     def _due(self, max_samples: int) -> int:

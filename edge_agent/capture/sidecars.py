@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from edge_agent.capture.json_text import read_json
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import ConfigError
 
@@ -40,8 +41,8 @@ class Sidecars:
         if body is None:
             return {}
         try:
-            found = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, RecursionError):
+            found = read_json(body.decode())
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._rejects.count("cell: sidecar is no JSON", str(path))
             return {}
         if not isinstance(found, dict):

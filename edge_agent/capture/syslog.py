@@ -32,6 +32,7 @@ from edge_agent.capture.syslog_message import SyslogMessage, read_message
 from edge_agent.capture.tables import RawChunk
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceError
+from edge_agent.key_password import refuse
 from schemas.contract import Contract
 
 SCHEMES = frozenset({"udp", "tcp", "tls"})
@@ -135,7 +136,7 @@ def _tls(options: SyslogOptions) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # many switches speak no 1.3
     try:
-        context.load_cert_chain(options.cert, options.key)
+        context.load_cert_chain(options.cert, options.key, refuse)
         if options.client_ca:
             context.load_verify_locations(options.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED

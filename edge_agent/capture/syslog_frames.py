@@ -57,8 +57,10 @@ class FrameBuffer:
         digits = bytes(self._bytes[: space if space >= 0 else _MAX_DIGITS])
         if not digits.isdigit() or (space < 0 and len(self._bytes) > _MAX_DIGITS):
             return self._line()  # a line that begins with a digit and was never counted
-        if space < 0:
+        if space < 0 or len(self._bytes) == space + 1:
             return None
+        if self._bytes[space + 1 : space + 2] != b"<":
+            return self._line()  # "12 files gone": a message that is counted begins with its priority
         length = int(digits)
         if length > self._max:
             self._refuse()

@@ -12,10 +12,12 @@ _MAX_PRI = 191
 _HEADER = re.compile(r"1 (\S{1,64}) (\S{1,255}) (\S{1,128}) (\S{1,128}) (\S{1,128}) ")
 _ELEMENT = re.compile(r"\[([^\s=\]\"]{1,128})")
 _PARAMETER = re.compile(r" ([^\s=\]\"]{1,128})=\"((?:[^\"\\\]]|\\.)*)\"", re.DOTALL)
-_BSD_TIME = re.compile(r"([A-Z][a-z]{2}) ([ \d]\d) (\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))? ")
+# Some write the day without its blank, the year behind it, or a colon where the host would follow (Cisco).
+_BSD_TIME = re.compile(r"([A-Z][a-z]{2}) ( ?\d{1,2})(?: (\d{4}))? (\d{1,2}):(\d\d):(\d\d)(?:\.(\d{1,6}))?(?: ?(:) | )")
 _ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\S{1,40}) ")
 _HOST = re.compile(r"([^\s\[\]:]{1,255}|[0-9a-fA-F:]{2,45}) (?=\S)")
-_TAG = re.compile(r"([^\s\[\]:<>]{1,64})(?:\[([^\]]{1,128})\])?: ?")
+# A number alone is no program: Cisco counts its messages so.
+_TAG = re.compile(r"(?!\d+:)([^\s\[\]:<>]{1,64})(?:\[([^\]]{1,128})\])?: ?")
 _MONTHS = ("", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _HALF_YEAR_US = 183 * 86_400_000_000
 
@@ -55,7 +57,7 @@ def read_message(raw: bytes, now_us: int, zone: tzinfo | None) -> SyslogMessage:
         text = raw.decode()
     except UnicodeDecodeError:
         text, problem = raw.decode(errors="replace"), "not UTF-8, replaced by U+FFFD"
-    text = text.rstrip("\r\n\0")
+    text = text.rstrip("\r\n\0").removeprefix("\ufeff")
     found = _PRI.match(text)
     if found is None or int(found[1]) > _MAX_PRI:
         return SyslogMessage(text, problem=problem or "no priority")
@@ -120,9 +122,12 @@ def _bsd_time(text: str, now_us: int, zone: tzinfo | None) -> tuple[int | None, 
         if found is None or found[1] not in _MONTHS:
             return None, 0
         year = datetime.fromtimestamp(now_us / 1e6, UTC).year
-        numbers = [int(number) for number in found.groups()[1:5]]
-        micros = int((found[6] or "").ljust(6, "0"))
+        numbers = [int(found[group]) for group in (2, 4, 5, 6)]
+        micros = int((found[7] or "").ljust(6, "0"))
         month = _MONTHS.index(found[1])
+        if found[3] is not None:
+            moment = _moment((int(found[3]), month, *numbers), micros, zone)
+            return (None, 0) if moment is None else (moment, found.end())
         moments = [_moment((year + step, month, *numbers), micros, zone) for step in (-1, 0, 1)]
         near = [moment for moment in moments if moment is not None and abs(moment - now_us) <= _HALF_YEAR_US]
         return (near[0], found.end()) if near else (None, 0)

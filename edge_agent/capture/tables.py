@@ -1,13 +1,16 @@
 """Readers of tables: CSV, JSON lines and Zeek's logs, a chunk of columns at a time."""
 
 import csv
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from edge_agent.capture.json_text import read_json
 from edge_agent.capture.lines import Lines
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.zeek import ZeekHeader
@@ -47,13 +50,25 @@ class TableReader(Protocol):
         ...
 
 
+# Comma first: it wins where a header has as many of another.
+_SEPARATORS = ",;\t|"
+_QUOTED = re.compile(r'"[^"]*"')
+
+
 class CsvReader:
-    """Comma separated values with a header row; quotes and line breaks in quotes as RFC 4180 has them."""
+    """Separated values with a header row; quotes and line breaks in quotes as RFC 4180 has them.
+
+    The header tells the separator: comma, semicolon (as spreadsheets of many countries write), tab or bar.
+    """
 
     def __init__(self, path: Path, start: TablePosition, max_line_bytes: int, rejects: Rejects) -> None:
+        # Its own limit holds for the whole process, and is far below a line's.
+        csv.field_size_limit(max(csv.field_size_limit(), max_line_bytes))
         first = Lines(path, 0, max_line_bytes, rejects)
+        line = first.next_line() or ""
+        separator = _separator(line)
         try:
-            self._names = [name.strip() for name in next(csv.reader(first), [])]
+            self._names = [name.strip() for name in next(csv.reader(chain((line,), first), delimiter=separator), [])]
         except csv.Error as error:
             raise SourceError(f"{path}: its header is no CSV: {error}") from error
         if len(set(self._names)) != len(self._names):
@@ -63,7 +78,13 @@ class CsvReader:
         if start.offset > first.offset:
             first.close()
             self._lines = Lines(path, start.offset, max_line_bytes, rejects)
-        self._rows = csv.reader(self._lines)
+        self._taken = 0
+        self._rows = csv.reader(self._counted_lines(), delimiter=separator)
+
+    def _counted_lines(self) -> Iterator[str]:
+        for line in self._lines:
+            self._taken += 1
+            yield line
 
     @property
     def position(self) -> TablePosition:
@@ -76,13 +97,15 @@ class CsvReader:
         width = len(self._names)
         ended = False
         while len(rows) < max_rows:
+            before = self._taken
             try:
                 row = next(self._rows)
             except StopIteration:
                 ended = True
                 break
             except csv.Error as error:
-                self._rejects.count(f"row: no CSV ({error})")
+                # A quote that is never closed takes the lines behind it along.
+                self._rejects.count(f"row: no CSV ({error})", times=self._taken - before)
                 continue
             if len(row) == width:
                 rows.append(row)
@@ -214,6 +237,12 @@ class ZeekReader:
         self._lines.close()
 
 
+def _separator(header: str) -> str:
+    """The one that the header has most of, outside of quotes."""
+    bare = _QUOTED.sub("", header)
+    return max(_SEPARATORS, key=bare.count)
+
+
 def _chunk(names: Sequence[str], rows: list[list[str]]) -> RawChunk:
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
     return RawChunk(dict(zip(names, columns, strict=True)), len(rows))
@@ -230,7 +259,7 @@ def decode_object(line: str, rejects: Rejects) -> dict[str, object] | None:
     if not line.strip():
         return None
     try:
-        found = msgspec.json.decode(line)
+        found = read_json(line)
     except (msgspec.MsgspecError, RecursionError) as error:
         rejects.count("row: no JSON", f"{error}: {line[:80]}")
         return None

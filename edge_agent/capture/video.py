@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -17,6 +18,10 @@ from edge_agent.errors import SourceError
 _MAX_BROKEN = 100
 _COARSEST, _FINEST = 31, 2
 _ENCODER_TIME = Fraction(1, 1000)
+# Where a seek lands behind the frame that was asked for (transport streams do), it is tried from further back.
+_BACK_S = (0.0, 2.0, 10.0, 60.0)
+# PyAV before 19 fails on a title that is no UTF-8, unless told not to; 19, which Python 3.12 and newer get, has no such word.
+_LENIENT: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 
 
 class Video:
@@ -31,15 +36,20 @@ class Video:
     """
 
     def __init__(self, options: CameraOptions, rejects: Rejects) -> None:
+        self._options = options
         self._name = options.shown
         self._rejects = rejects
+        self._open()
+
+    def _open(self) -> None:
+        options = self._options
         try:
             self._container: InputContainer = av.open(
                 options.source,
                 format=options.input_format or None,
                 options=options.input_options,
                 timeout=(options.timeout_s, options.timeout_s),
-                metadata_errors="replace",
+                **_LENIENT,
             )
         except (FFmpegError, OSError, ValueError) as error:
             # The error's own text quotes the address with its password.
@@ -49,6 +59,9 @@ class Video:
             raise SourceError(f"{self._name} has no picture")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        # Transport streams and cut-out pieces do not count from 0; the frames' times here do.
+        begins, base = self._stream.start_time, self._stream.time_base
+        self._begins_s = 0.0 if begins is None or base is None else float(begins * base)
 
     @property
     def frame_s(self) -> float:
@@ -57,14 +70,38 @@ class Video:
         return float(1 / rate) if rate else 0.04
 
     def frames(self, after_s: float | None) -> Iterator[tuple[float, VideoFrame]]:
-        """Time within the video and frame, in order; those after `after_s` alone.
+        """Time since the video's beginning and frame, in order; those after `after_s` alone.
 
         Raises:
             SourceError: it cannot be read any more.
         """
-        broken, last_s = 0, -self.frame_s
+        for back_s in () if after_s is None else _BACK_S:
+            frames = self._from(after_s - back_s)  # type: ignore[operator]  # there is none without after_s
+            first = next(frames, None)
+            # What begins at or before the frame that was left holds all that follows it.
+            if first is not None and first[0] <= after_s:  # type: ignore[operator]
+                yield from _after(frames, after_s)
+                return
         if after_s is not None:
-            self._seek(after_s)
+            # It cannot be sought in, or has no times: counted from its start once more.
+            self._container.close()
+            self._open()
+        yield from _after(self._decoded(), after_s)
+
+    def _from(self, start_s: float) -> Iterator[tuple[float, VideoFrame]]:
+        """Frames from the key frame before a time on, as far as they tell their times."""
+        try:
+            base = self._stream.time_base or Fraction(1, 1000)
+            self._container.seek(int((self._begins_s + start_s) / base), stream=self._stream, backward=True)
+        except (FFmpegError, OSError, OverflowError):
+            return
+        for at_s, frame in self._decoded():
+            if frame.pts is None:
+                return
+            yield at_s, frame
+
+    def _decoded(self) -> Iterator[tuple[float, VideoFrame]]:
+        broken, last_s = 0, -self.frame_s
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -82,20 +119,16 @@ class Video:
                 raise SourceError(f"{self._name} cannot be read any more: {_reason(error)}") from None
             for frame in found:
                 broken = 0
-                last_s = frame.time if frame.pts is not None else last_s + self.frame_s
-                if after_s is None or last_s > after_s + self.frame_s / 4:
-                    yield last_s, frame
-
-    def _seek(self, after_s: float) -> None:
-        try:
-            base = self._stream.time_base or Fraction(1, 1000)
-            self._container.seek(int(after_s / base), stream=self._stream, backward=True)
-        except (FFmpegError, OSError) as error:
-            raise SourceError(f"{self._name} cannot be read from {after_s:.3f} s on: {_reason(error)}") from None
+                last_s = frame.time - self._begins_s if frame.pts is not None else last_s + self.frame_s
+                yield last_s, frame
 
     def close(self) -> None:
         """Let go of it."""
         self._container.close()
+
+
+def _after(frames: Iterator[tuple[float, VideoFrame]], after_s: float | None) -> Iterator[tuple[float, VideoFrame]]:
+    return frames if after_s is None else ((at_s, frame) for at_s, frame in frames if at_s > after_s)
 
 
 def _reason(error: Exception) -> str:

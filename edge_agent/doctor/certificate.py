@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from edge_agent.clock import Clock
 from edge_agent.config import BrokerConfig, TlsConfig
 from edge_agent.doctor.findings import Finding, failed, good, skipped, warning
-from edge_agent.errors import ConfigError
+from edge_agent.errors import ConfigError, KeyEncryptedError
 from edge_agent.identity import read_certificate
+from edge_agent.key_password import refuse
 
 WHAT = "certificate"
 _BY_SYSTEMD = "systemd hands it to the agent alone, so run this as root with a file that names /etc/catchment/device.key"
@@ -79,6 +80,9 @@ def _key_mode(tls: TlsConfig) -> Iterator[Finding]:
 def _proof(tls: TlsConfig) -> Finding:
     try:
         judge, device = _contexts(tls)
+    except KeyEncryptedError as error:
+        said, _, fix = str(error).partition("; ")
+        return failed(WHAT, f"{tls.key}: {said}", fix)
     except ssl.SSLError as error:
         if "KEY_VALUES_MISMATCH" in str(error):
             return failed(
@@ -108,14 +112,14 @@ def _verify_fix(code: int) -> str:
 
 def _contexts(tls: TlsConfig) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     judge = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    judge.load_cert_chain(tls.cert, tls.key)
+    judge.load_cert_chain(tls.cert, tls.key, refuse)
     judge.load_verify_locations(tls.ca)
     judge.verify_mode = ssl.CERT_REQUIRED
     device = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # It talks to itself: only the judge judges.
     device.check_hostname = False
     device.verify_mode = ssl.CERT_NONE
-    device.load_cert_chain(tls.cert, tls.key)
+    device.load_cert_chain(tls.cert, tls.key, refuse)
     for context in (judge, device):
         context.minimum_version = ssl.TLSVersion.TLSv1_3
     return judge, device

@@ -16,6 +16,7 @@ from edge_agent.health import Health, read_health
 from edge_agent.looking import is_alive
 
 CONFIGURATION = "configuration"
+SOURCES = "sources"
 
 
 def diagnose(path: Path, *, is_probing: bool = False, clock: Clock | None = None) -> Diagnosis:
@@ -40,6 +41,7 @@ def diagnose(path: Path, *, is_probing: bool = False, clock: Clock | None = None
         findings += _rights(config, clock, is_probing=is_probing)
     else:
         findings.append(skipped(RIGHTS, "the broker cannot be reached"))
+    findings += _sources(_running(config))
     findings.append(examine_rules(config, _running(config)))
     return Diagnosis(config.device, tuple(findings))
 
@@ -65,6 +67,14 @@ def _rights(config: AgentConfig, clock: Clock, *, is_probing: bool) -> list[Find
             failed(RIGHTS, told, "the broker lets it connect and takes nothing: --probe tells which topics; is the core running?")
         ]
     return [good(RIGHTS, f"{told} (--probe looks closer and interrupts it for a moment)")]
+
+
+def _sources(health: Health | None) -> list[Finding]:
+    """Sources that fail at this moment; only a running agent knows."""
+    told = {} if health is None else health.failing
+    return [
+        failed(SOURCES, f"{name}: {said}", "correct what it says; the agent tries again by itself") for name, said in told.items()
+    ]
 
 
 def _running(config: AgentConfig) -> Health | None:

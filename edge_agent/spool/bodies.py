@@ -21,7 +21,8 @@ from edge_agent.spool.records import Append, BodyPlace
 
 FOLDER_NAME = "bodies"
 MIN_BODY_BYTES = 64 * 1024
-_LARGEST_FILE_BYTES = 4 * 1024 * 1024
+# Each new file costs a sync of its folder: with frames, a commit begins one in four times.
+_LARGEST_FILE_BYTES = 16 * 1024 * 1024
 _FILE_SHARE = 64
 
 _log = structlog.get_logger(__name__)
@@ -97,12 +98,17 @@ class BodyFiles:
     def put_all(self, append: Append, room_bytes: Callable[[], int]) -> Append:
         """The append with its large bodies written where they stay; what finds no room there goes into its row."""
         envelopes = []
+        left_bytes: int | None = None
         for envelope in append.envelopes:
+            envelope.sum_up()
             place = None
-            if MIN_BODY_BYTES <= len(envelope.body) <= room_bytes():
-                place = self.put(envelope.body, append.priority_of(envelope))
+            if len(envelope.body) >= MIN_BODY_BYTES:
+                left_bytes = room_bytes() if left_bytes is None else left_bytes
+                if len(envelope.body) <= left_bytes:
+                    left_bytes -= len(envelope.body)
+                    place = self.put(envelope.body, append.priority_of(envelope))
             envelopes.append(envelope if place is None else envelope.put_at(place))
-        return replace(append, envelopes=tuple(envelopes))
+        return append if left_bytes is None else replace(append, envelopes=tuple(envelopes))
 
     def sync(self) -> None:
         """Make all that was put durable.

@@ -1,7 +1,7 @@
 """Every change of the spool's tables, one function each, inside the caller's transaction. Each keeps the books balanced."""
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -76,6 +76,14 @@ def capture(db: sqlite3.Connection, append: Append, epoch: int, next_seq: int) -
     )
     _book(db, append.stream, captured=append.count)
     note(db, Passed(append.stream, append.source, append.position, append.left_out))
+
+
+def inherit(db: sqlite3.Connection, source: str, choose: Callable[[Sequence[str]], str | None]) -> Removed:
+    """The position of the source that `choose` picks, of those that have one, becomes this source's."""
+    before = choose([row[0] for row in db.execute("SELECT source FROM position ORDER BY source")])
+    if before is not None:
+        db.execute("UPDATE OR IGNORE position SET source = ? WHERE source = ?", (source, before))
+    return Removed()
 
 
 def note(db: sqlite3.Connection, passed: Passed) -> Removed:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from edge_agent.atomic import make_folder, sync_folder
 from edge_agent.errors import SpoolFullError
@@ -149,8 +150,16 @@ def _blocks(payload: bytes | Path) -> Iterator[bytes | memoryview]:
             yield view[start : start + _COPY_BYTES]
         return
     with payload.open("rb") as file:
-        while block := file.read(_COPY_BYTES):
+        while block := _read(file, payload):
             yield block
+
+
+def _read(file: BinaryIO, path: Path) -> bytes:
+    try:
+        return file.read(_COPY_BYTES)
+    except OSError as error:
+        error.filename = str(path)  # a rotten sector names no file, and must not be taken for the spool's own disk
+        raise
 
 
 def _named(folder: Path) -> Iterator[Path]:

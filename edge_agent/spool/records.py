@@ -56,7 +56,7 @@ class NewEnvelope:
         encoding: "" or "zstd".
         large: the large payload that must be settled before this envelope is sent.
         place: where the body lies, once it was put into a file; `body` is empty then.
-        body_crc: CRC-32 of the body, wherever it lies.
+        body_crc: CRC-32 of the body, wherever it lies; below 0 until `sum_up`.
         priority: what it is worth when the spool is full; None: as much as its batch.
     """
 
@@ -71,9 +71,6 @@ class NewEnvelope:
     body_crc: int = field(default=-1, repr=False)
 
     def __post_init__(self) -> None:
-        if self.body_crc < 0:
-            # Here, in the caller's thread: the one writer thread has enough to do.
-            object.__setattr__(self, "body_crc", zlib.crc32(self.body))
         if not 1 <= self.count <= MAX_SAMPLES_PER_ENVELOPE:
             raise SpoolError(f"an envelope holds 1 to {MAX_SAMPLES_PER_ENVELOPE} samples, not {self.count}; split the batch")
 
@@ -87,9 +84,15 @@ class NewEnvelope:
         """What its row takes; the rest lies in files already."""
         return len(self.body) + ROW_OVERHEAD_BYTES
 
+    def sum_up(self) -> int:
+        """The body's CRC-32, made once: by whoever hands the envelope in, because the one writer thread has enough to do."""
+        if self.body_crc < 0:
+            object.__setattr__(self, "body_crc", zlib.crc32(self.body))
+        return self.body_crc
+
     def put_at(self, place: BodyPlace) -> "NewEnvelope":
         """The same envelope, its body in a file."""
-        return replace(self, body=b"", place=place)
+        return replace(self, body=b"", place=place, body_crc=self.sum_up())
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,4 +179,4 @@ def checksum(stream: str, span: Span, envelope: NewEnvelope) -> int:
         f"{stream}/{span.epoch}/{span.first_seq}/{span.count}/{envelope.contract_version}"
         f"/{envelope.encoding}/{envelope.created_us}/{digest}"
     )
-    return zlib.crc32(head.encode(), envelope.body_crc)
+    return zlib.crc32(head.encode(), envelope.sum_up())

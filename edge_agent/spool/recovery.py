@@ -45,6 +45,14 @@ class Opened:
     lost_samples: int = 0
 
 
+def mark_suspect(folder: Path) -> None:
+    """Let the next start look closely. A disk that takes no mark (gone, read-only after an error) must not end the end."""
+    try:
+        (folder / SUSPECT_NAME).touch()
+    except OSError as error:
+        _log.error("cannot note that the spool is suspect", folder=str(folder), error=str(error))
+
+
 def open_sound(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, read_body: ReadBody) -> Opened:
     """Open the spool's database; a damaged one is moved aside to `*.corrupt-<ms>` and salvaged.
 

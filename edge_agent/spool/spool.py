@@ -2,7 +2,7 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.opening import check_key, compact, match_files, open_epoch
 from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
-from edge_agent.spool.recovery import SUSPECT_NAME, open_sound
+from edge_agent.spool.recovery import mark_suspect, open_sound
 from edge_agent.spool.room import Room
 from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
 from edge_agent.spool.writer import SpoolWriter
@@ -113,6 +113,10 @@ class Spool:
         """Enter, durably, what a source read and nothing of which is to be stored. Raises SpoolError."""
         self._writer.change(lambda db: changes.note(db, passed)).result()
 
+    def inherit(self, source: str, choose: Callable[[Sequence[str]], str | None]) -> None:
+        """Let a source without a position go on at that of the one `choose` picks. Raises SpoolError."""
+        self._writer.change(lambda db: changes.inherit(db, source, choose)).result()
+
     def leave(self, source: str, *, is_gone: bool = False) -> None:
         """A source is to stop, or has: see `SpoolWriter.leave`."""
         self._writer.leave(source, is_gone=is_gone)
@@ -199,11 +203,7 @@ class Spool:
         return self._objects.read(digest, offset, length)
 
     def object_settled(self, digest: Digest) -> None:
-        """A large payload is settled: the envelopes that waited for it may be sent.
-
-        Raises:
-            SpoolError: the spool is closed or broken.
-        """
+        """A large payload is settled: the envelopes that waited for it may be sent. Raises SpoolError."""
         with self._lock:
             ids = reading.ids_waiting_for(self._reader, digest)
         self._change_state(ids, State.READY)
@@ -261,7 +261,7 @@ class Spool:
         """Commit what is pending, then let go of the files."""
         self._writer.close()
         if self._writer.failure is not None:
-            (self._folder / SUSPECT_NAME).touch()
+            mark_suspect(self._folder)
         with self._lock:
             self._reader.close()
         self._db.close()

@@ -1,4 +1,7 @@
-"""How fast, and what: a token bucket over the bytes sent, and the hours in which other values hold. Pure; time is given."""
+"""How fast, and what: a token bucket over the bytes sent, and the hours in which other values hold. Pure; time is given.
+
+Here whole messages are given out; the pacer (`pacer.py`) spreads the bytes of each.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +15,7 @@ _BURST_S = 0.25
 # Small messages go several at a time: to wake for each of them would cost more than to send it.
 _LEAST_WAIT_S = 0.02
 _MINUTES_PER_DAY = 24 * 60
-_NO_LIMIT_BYTES = 2**50
+NO_LIMIT_BYTES = 2**50
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class TokenBucket:
     def room_bytes(self, now_s: float) -> int:
         """How many bytes may go now; with room for one of them a whole message may go, and leaves a debt."""
         if self.bytes_per_s == 0:
-            return _NO_LIMIT_BYTES
+            return NO_LIMIT_BYTES
         self._fill(now_s)
         return max(0, math.ceil(self._tokens))
 
@@ -50,6 +53,10 @@ class TokenBucket:
         """A message went, whatever its size."""
         if self.bytes_per_s:
             self._tokens -= size_bytes
+
+    def debt_s(self) -> float:
+        """How long what was sent takes at this rate, beyond the time it was last asked at."""
+        return max(0.0, -self._tokens / self.bytes_per_s) if self.bytes_per_s else 0.0
 
     def wait_s(self, now_s: float) -> float:
         """How long until there is room."""
@@ -100,8 +107,12 @@ class Governor:
 
     @property
     def burst_bytes(self) -> int:
-        """The largest message that keeps the rate even; no limit without a rate."""
-        return int(self._bucket.burst_bytes) or _NO_LIMIT_BYTES
+        """The largest part of a payload: little, so that envelopes get their turn. No limit without a rate."""
+        return int(self._bucket.burst_bytes) or NO_LIMIT_BYTES
+
+    def debt_s(self) -> float:
+        """How long the bytes that went last stay in the pacer."""
+        return self._bucket.debt_s()
 
     def room_bytes(self, now_s: float) -> int:
         """How many bytes may go now."""

@@ -207,8 +207,9 @@ class Outbox:
             self._park(envelope.id, f"{limit}; raise max_packet_size there or lower max_samples here")
             return 0
         mid = session.publish(message)
-        self._flight.sent(mid, envelope.id, len(envelope.body), now_s)
         self._governor.sent(message.packet_bytes)
+        # Its answer is slow only from when its last byte may have left: our own rate says nothing about the link.
+        self._flight.sent(mid, envelope.id, len(envelope.body), now_s + self._governor.debt_s())
         self._progress.sent_count += 1
         self._progress.sent_bytes += len(envelope.body)
         return message.packet_bytes

@@ -3,7 +3,8 @@
 Paho gives up when nothing was heard for two keep-alive times. One long message on a slow link takes longer: it would be
 sent from its beginning again and again, for ever. So while the kernel's buffer empties, the connection lives.
 
-And how fast may it go within one message? The governor sends whole messages; the kernel spreads them.
+And how fast may it go within one message? The governor gives out whole messages; here they go to the socket as the pacer says,
+whatever lies below: TCP, TLS or WebSockets.
 
 (`TCP_USER_TIMEOUT` would seem to say the same, but ends a connection whose receive window stays smaller than a segment,
 however steadily it moves.)
@@ -17,16 +18,20 @@ import time
 from typing import Any, Literal, Protocol
 
 import paho.mqtt.client as mqtt
+import structlog
 from paho.mqtt.enums import MQTTErrorCode
 
-# Linux's; the socket module has no name for it.
-_SO_MAX_PACING_RATE = 47
-_NO_PACE = 0xFFFF_FFFF
-_PACE_MARGIN = 1.1
+from edge_agent.uplink.pacer import Pacer
+
+# Where Linux's `struct tcp_info` (4.2 and later) counts the bytes that the other side acknowledged.
+_BYTES_ACKED = struct.Struct("=120xQ")
 # In a PUBACK: where its reason code stands, which ones MQTT 5 lists, and the one of these that says nothing more.
 _CODE_AT = 2
 _LISTED = frozenset({0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99})
 _UNSPECIFIED = 0x80
+_LOOK_EVERY_S = 0.5
+
+_log = structlog.get_logger(__name__)
 
 
 class _HasDescriptor(Protocol):
@@ -43,12 +48,17 @@ class PatientClient(mqtt.Client):
     message would break the next one, for ever.
     """
 
-    _unsent_bytes = 0
+    _taken_bytes = 0
     _moved_s = 0.0
+    _looked_s = 0.0
+    _is_moving = False
+    _is_cut_off = False
+    _offered_bytes = 0
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._unlisted: dict[int, int] = {}
+        self.pacer = Pacer()
 
     def take_code(self, mid: int, listed: int) -> int:
         """The reason code the broker answered a message with, where paho tells a listed one."""
@@ -63,29 +73,69 @@ class PatientClient(mqtt.Client):
             self._in_packet["packet"] = body
         return super()._handle_pubackcomp(cmd)
 
+    def want_write(self) -> bool:
+        """Whether something waits and may go."""
+        return super().want_write() and self.pacer.room_bytes(time.monotonic()) > 0
+
     def loop_misc(self) -> MQTTErrorCode:
         """Paho's housekeeping, once a second or more: the keep-alive."""
-        open_socket = self.socket()
-        waiting_bytes = 0 if open_socket is None else unsent_bytes(open_socket)
+        if self._is_cut_off:
+            self._sock_close()
+            return MQTTErrorCode.MQTT_ERR_CONN_LOST
         now_s = time.monotonic()
-        if waiting_bytes != self._unsent_bytes:
-            self._unsent_bytes, self._moved_s = waiting_bytes, now_s
-        if waiting_bytes > 0 and now_s - self._moved_s < self.keepalive:
-            return MQTTErrorCode.MQTT_ERR_SUCCESS
-        return super().loop_misc()
+        if now_s - self._looked_s >= _LOOK_EVERY_S:
+            self._looked_s = now_s
+            self._is_moving = self._look(now_s)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS if self._is_moving else super().loop_misc()
+
+    def cut_off(self) -> None:
+        """Have the network thread end the connection as it is, within a second. From any thread."""
+        self._is_cut_off = True
+
+    def _look(self, now_s: float) -> bool:
+        """Whether something waits to be sent, and the other side still takes some of it."""
+        open_socket = self.socket()
+        if open_socket is None:
+            return False
+        taken = taken_bytes(open_socket)
+        if taken != self._taken_bytes:
+            self._taken_bytes, self._moved_s = taken, now_s
+        is_waiting = super().want_write() or unsent_bytes(open_socket) > 0
+        return is_waiting and now_s - self._moved_s < self.keepalive
+
+    def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
+        if super().want_write():
+            # Come back when more may go. What waits behind a full socket is waited for by paho.
+            timeout = min(timeout, self.pacer.wait_s(time.monotonic()) or timeout)
+        return super()._loop(timeout)
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        # What was offered and not taken must be offered again, and no less: TLS would fail, WebSockets count on it.
+        room_bytes = max(self._offered_bytes, self.pacer.room_bytes(time.monotonic()))
+        if room_bytes == 0:
+            raise BlockingIOError
+        offered = buf if len(buf) <= room_bytes else buf[:room_bytes]
+        self._offered_bytes = len(offered)
+        sent_bytes = super()._sock_send(offered)
+        if sent_bytes == 0:
+            # Paho's WebSocket holds the rest of the frame; paho would forget the packet.
+            raise BlockingIOError
+        self._offered_bytes = 0
+        self.pacer.sent(sent_bytes)
+        return sent_bytes
 
 
-def pace(opened: _HasDescriptor | None, bytes_per_s: int) -> None:
-    """Have the kernel send no faster. It counts the packets' heads too, so it is allowed a little more than the governor."""
-    if opened is None or opened.fileno() < 0:
-        return
-    most = min(_NO_PACE, int(bytes_per_s * _PACE_MARGIN)) if bytes_per_s else _NO_PACE
-    borrowed = socket.socket(fileno=opened.fileno())
+def taken_bytes(opened: _HasDescriptor) -> int:
+    """What the other side has taken of all that the socket was ever given; 0 for one that is closed."""
+    if opened.fileno() < 0:
+        return 0
+    borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, opened.fileno())
     try:
-        borrowed.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("=I", most))
+        said = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
     finally:
         # The descriptor stays paho's.
         borrowed.detach()
+    return int(_BYTES_ACKED.unpack(said)[0])
 
 
 def unsent_bytes(opened: _HasDescriptor) -> int:

@@ -25,10 +25,14 @@ from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConflictError, NotFoundError, RefusedError
 from pipelines.ingest.loop import NoReceipts, RunLoop, load_state
+from pipelines.lake.copy import at_hand, forget, size_of
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import OBJECTS, RUNS, STREAMS, landing_folder, stream_table
+from pipelines.lake.remote import lend_objects, remote_of
+from pipelines.lake.rollup_again import Stale, leave_word, roll_up_again, span_of
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import ensure_table, open_table, private_of
+from pipelines.lake.workplace import workplace
 from pipelines.policy.active import FOLDER
 from pipelines.runners.engine import Engine
 
@@ -72,23 +76,29 @@ def segments_of(text: str) -> Segments:
 
 
 def backfill(core: CoreConfig, segments: Segments, engine: Engine, clock: Clock) -> list[Backfilled]:
-    """Run a range of landed segments once more and put the rows in the place of those they made.
+    """Run a range of landed segments once more and put the rows in the place of those they made. For who holds the upkeep.
+
+    Of a remote lake segments and the files whose rows change are fetched to this machine, and all of it is done in this process.
 
     Raises:
         NotFoundError: a segment is no longer in landing.
         RefusedError: a segment has not been run yet, or there are several bridges and none is named.
         ConflictError: others kept rewriting the same files.
+        RetryLaterError: the storage is away.
     """
     root = core.lake_root
     segments = _checked(root, segments)
-    beside = root / RUNS / "backfill" / f"{segments.bridge}-{segments.low}-{segments.high}"
-    _lay_out(root, beside, segments)
-    loop = RunLoop(msgspec.structs.replace(core, lake=str(beside)), NoReceipts(), clock, engine)
-    while loop.step():
-        pass
-    made = sorted(folder.name for folder in (beside / STREAMS).iterdir()) if (beside / STREAMS).is_dir() else []
-    done = [_adopt(root, beside, stream) for stream in made if open_table(root, stream_table(stream)) is not None]
-    shutil.rmtree(beside)
+    with workplace(root, "backfill") as there:
+        beside = there / RUNS / "backfill" / f"{segments.bridge}-{segments.low}-{segments.high}"
+        _lay_out(there, beside, segments)
+        here = msgspec.structs.replace(core, lake=str(beside), remote=None)
+        loop = RunLoop(here, NoReceipts(), clock, engine if core.remote is None else Engine())
+        while loop.step():
+            pass
+        made = sorted(folder.name for folder in (beside / STREAMS).iterdir()) if (beside / STREAMS).is_dir() else []
+        done = [_adopt(there, beside, stream) for stream in made if open_table(there, stream_table(stream)) is not None]
+        shutil.rmtree(beside)
+    roll_up_again(root)
     return done
 
 
@@ -102,7 +112,7 @@ def _checked(root: Path, segments: Segments) -> Segments:
             f"segment {segments.high} of {bridge} has not been run yet; the last that has is {cursors[bridge] - 1}"
         )
     for number in range(segments.low, segments.high + 1):
-        if not sealed_path(landing_folder(root, bridge), number).exists():
+        if size_of(root, sealed_path(landing_folder(root, bridge), number)) is None:
             raise NotFoundError(
                 f"segment {number} of {bridge} is no longer in landing; maintain.keep_landing_h says how long it is"
             )
@@ -116,8 +126,15 @@ def _lay_out(root: Path, beside: Path, segments: Segments) -> None:
     for place, number in enumerate(range(segments.low, segments.high + 1), 1):
         target = sealed_path(landing, place)
         if not target.exists():
-            os.link(sealed_path(landing_folder(root, segments.bridge), number), target)
-    for name in (OBJECTS, FOLDER):
+            landed = at_hand(root, sealed_path(landing_folder(root, segments.bridge), number))
+            os.link(landed, target)
+            forget(root, [landed])
+    remote = remote_of(root)
+    if remote is not None:
+        for file in remote.listed(FOLDER):
+            at_hand(root, root / file.name)
+        lend_objects(beside, remote)
+    for name in (OBJECTS, FOLDER)[remote is not None :]:
         if (root / name).is_dir() and not (beside / name).exists():
             (beside / name).symlink_to((root / name).resolve())
 
@@ -130,33 +147,40 @@ def _adopt(root: Path, beside: Path, stream: str) -> Backfilled:
     for _ in range(ATTEMPTS):
         table = ensure_table(root, name, fresh.schema)
         old, new, rows = [], [], 0
-        for path, replaced, count in _replaced(root / name, sorted(live_sizes(table)), fresh):
+        for path, replaced, count, span in _replaced(root, stream, sorted(live_sizes(table)), fresh):
+            if span is not None:
+                leave_word(root, span)
             digest = hashlib.sha256(f"{beside.name}\n{path}".encode()).hexdigest()[:24]
             new.append(write_table_file(root, name, f"backfill-{digest}.parquet", replaced, private_of(table, replaced.schema)))
             old.append(path)
             rows += count
+            forget(root, [root / name / path])
         if not old or swap_files(root, name, old, new, {"catchment.backfill": beside.name}, changes_rows=True):
             after = open_table(root, name)
+            forget(root, [root / file.path for file in new])
             log.info("backfilled", stream=stream, rows=rows, files=len(new))
             return Backfilled(stream, rows, len(new), after.version() if after is not None else 0)
     raise ConflictError(f"{name}: others rewrote the same files {ATTEMPTS} times meanwhile; try again")
 
 
-def _replaced(folder: Path, paths: list[str], fresh: pa.Table) -> Iterator[tuple[str, pa.Table, int]]:
-    """Each file that has rows of the fresh keys, with those rows made anew."""
+def _replaced(root: Path, stream: str, paths: list[str], fresh: pa.Table) -> Iterator[tuple[str, pa.Table, int, Stale | None]]:
+    """Each file that has rows of the fresh keys, with those rows made anew, and the time they span, before and after."""
     anew = pl.from_arrow(fresh)
     assert isinstance(anew, pl.DataFrame)
     for path in paths:
-        before = pl.from_arrow(pq.read_table(folder / path, partitioning=None))
+        file = at_hand(root, root / stream_table(stream) / path)
+        before = pl.from_arrow(pq.read_table(file, partitioning=None))
         assert isinstance(before, pl.DataFrame)
         hit = anew.join(before.select(*_KEY, *(name for name in _KEPT if name in before.columns)), on=_KEY, suffix="_before")
         if not hit.height:
+            forget(root, [file])
             continue
         kept = [name for name in _KEPT if f"{name}_before" in hit.columns]
         rows = hit.with_columns(pl.col(f"{name}_before").alias(name) for name in kept).select(anew.columns)
         rest = before.join(rows.select(_KEY), on=_KEY, how="anti")
         whole = pl.concat([rest, rows], how="diagonal_relaxed").sort(*_KEY).to_arrow()
-        yield path, _as(whole, fresh.schema), hit.height
+        was = before.join(rows.select(_KEY), on=_KEY, how="semi")
+        yield path, _as(whole, fresh.schema), hit.height, span_of(stream, was, rows)
 
 
 def _as(rows: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -93,6 +93,7 @@ def arrow_rows(body: Body, count: int, max_bytes: int) -> Rows:
         with pa.ipc.open_stream(body) as reader:
             if len(reader.schema) > MAX_COLUMNS:
                 raise DecodeError(f"{len(reader.schema)} columns are above the limit of {MAX_COLUMNS}")
+            _ = reader.schema.names  # Arrow takes any bytes for a name; what is no UTF-8 raises here and not in our own code
             batch = reader.read_next_batch()
             batch.validate(full=True)
             more = _has_more(reader)

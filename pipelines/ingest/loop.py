@@ -24,12 +24,12 @@ from pipelines.ingest.requests import forget_request, look_again, oldest_request
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import Means, execute, read_prepared
 from pipelines.ingest.work import Limits
-from pipelines.lake.books import Ledger
 from pipelines.lake.commit import check_of_one_time, committed_run
 from pipelines.lake.copy import discard, folders_of
 from pipelines.lake.layout import COMMITS, QUARANTINE, RUNS, STREAMS, lock_path, plan_path, stream_table
 from pipelines.lake.lease import Lease
-from pipelines.lake.ledger import prune_ledgers, read_ledger
+from pipelines.lake.ledger import Ledger
+from pipelines.lake.ledger_files import prune_ledgers, read_ledger
 from pipelines.lake.remote import remote_of
 from pipelines.runners.engine import Engine
 from schemas.topics import Topics
@@ -211,8 +211,8 @@ class RunLoop:
             # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it anew.
             discard(self._root, plan_path(self._root, plan.run))
             raise RetryLaterError(f"run {plan.run} is planned anew: {error}") from error
-        self._state = LoopState(after, dict(plan.next_numbers))
-        prune_ledgers(self._root, plan.run)
+        before, self._state = self._state.ledger, LoopState(after, dict(plan.next_numbers))
+        prune_ledgers(self._root, before, after)
         self._desk.owe(devices)
         self.runs += 1
         self.set_aside += sum(bool(segment.set_aside) for segment in plan.segments)

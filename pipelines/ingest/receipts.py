@@ -10,13 +10,14 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
-from pipelines.lake.books import Ledger
+from pipelines.lake.ledger import Ledger
 from schemas.ids import DeviceId
 from schemas.receipts import Receipt, encode_receipt
 from schemas.topics import Topics
 
 PUBACK_TIMEOUT_S = 10.0
 IN_FLIGHT = 500
+AT_ONCE = 5_000
 
 log = structlog.get_logger(__name__)
 
@@ -37,10 +38,8 @@ def receipts_of(ledger: Ledger, devices: Iterable[str]) -> dict[str, Receipt]:
     """The receipts of some devices after `ledger.run`: every epoch that its device has not forgotten."""
     wanted = set(devices)
     settled: dict[str, dict[str, dict[str, list[tuple[int, int]]]]] = {device: {} for device in wanted}
-    for key, ranges in ledger.settled.items():
-        device, stream, epoch = key
-        if device in wanted and key not in ledger.forgotten:
-            settled[device].setdefault(stream, {})[str(epoch)] = list(ranges.spans)
+    for key, ranges in ledger.of(wanted).asked().ranges().items():
+        settled[key.device].setdefault(key.stream, {})[str(key.epoch)] = list(ranges.spans)
     return {device: Receipt(ledger.run, found) for device, found in settled.items()}
 
 
@@ -68,17 +67,20 @@ class Desk:
         """Publish what is owed; whether nothing is owed any more."""
         if not self._owed:
             return True
-        receipts = receipts_of(ledger, self._owed)
-        messages = {
-            self._topics.receipts(DeviceId(device)): encode_receipt(receipt) for device, receipt in sorted(receipts.items())
-        }
+        owed = sorted(self._owed)
         try:
-            self._publisher.publish(messages)
+            # At the loop's start all devices are owed one: the receipts of a hundred thousand need not be in memory at once.
+            for start in range(0, len(owed), AT_ONCE):
+                self._pay(ledger, owed[start : start + AT_ONCE])
         except RetryLaterError as error:
             log.warning("receipts_wait", devices=len(self._owed), reason=str(error))
             return False
-        self._owed.clear()
         return True
+
+    def _pay(self, ledger: Ledger, devices: list[str]) -> None:
+        receipts = receipts_of(ledger, devices)
+        self._publisher.publish({self._topics.receipts(DeviceId(device)): encode_receipt(receipts[device]) for device in devices})
+        self._owed.difference_update(devices)
 
 
 class MqttPublisher:

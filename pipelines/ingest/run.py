@@ -23,10 +23,11 @@ from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.publish import publish_run
 from pipelines.ingest.requests import REPLAY
 from pipelines.ingest.work import Limits, Prepared, Work
-from pipelines.lake.books import BooksKey, Counts, Ledger
+from pipelines.lake.books import BooksKey, Counts
 from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
 from pipelines.lake.layout import prepared_path
-from pipelines.lake.ledger import write_ledger
+from pipelines.lake.ledger import Ledger
+from pipelines.lake.ledger_files import write_ledger
 from pipelines.lake.remote import remote_of
 from pipelines.runners.engine import Engine
 
@@ -103,7 +104,7 @@ def judge(root: Path, plan: Plan, before: Ledger, known: Mapping[SegmentRef, Seg
         if not segment.set_aside
     }
     arrivals = [arrival for index in sorted(heads) for message in heads[index].arrivals for arrival in message]
-    admission = admit(arrivals, before.settled)
+    admission = admit(arrivals, before.of({arrival.key.device for arrival in arrivals}).ranges())
     given = iter(admission.verdicts)
     verdicts = {index: tuple(tuple(next(given) for _ in message) for message in heads[index].arrivals) for index in sorted(heads)}
     return Judged(heads, admission, verdicts)

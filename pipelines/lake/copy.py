@@ -12,8 +12,8 @@ from threading import get_ident
 from pipelines.atomic import write_atomic
 from pipelines.errors import ConflictError, CorruptLakeError
 from pipelines.lake.files import NewFile
-from pipelines.lake.layout import LANDING, PAYLOAD, STREAMS, chips_path, prepared_path
-from pipelines.lake.remote import Remote, Stored, remote_of
+from pipelines.lake.layout import LANDING, OBJECTS, PAYLOAD, STREAMS, chips_path, prepared_path
+from pipelines.lake.remote import Remote, Stored, lender_of, remote_of
 
 PUTS_AT_ONCE = 8
 LOOKS_TO_A_LISTING = 100
@@ -28,7 +28,11 @@ def at_hand(root: Path, path: Path) -> Path:
     Raises:
         RetryLaterError: the storage is away.
     """
-    remote = None if path.exists() else remote_of(root)
+    if path.exists():
+        return path
+    remote = remote_of(root)
+    if remote is None and path.parent.name == OBJECTS:
+        remote = lender_of(root)
     if remote is not None:
         remote.fetch(name_of(root, path), path)
     return path

@@ -7,8 +7,12 @@ of it is lost, unless somebody finds the device's disk.
 
 from dataclasses import dataclass
 
-from pipelines.lake.books import Ledger
-from schemas.ranges import Ranges, Span
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.lake.ledger import Ledger
+from pipelines.lake.ledger_rows import same_epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +34,15 @@ class Hole:
 
 def holes(ledger: Ledger, device: str = "", stream: str = "") -> list[Hole]:
     """All holes of a device or stream, of all of them by default, by device, stream, epoch and seq."""
-    return [
-        Hole(*key, low, high, key not in ledger.forgotten)
-        for key in sorted(ledger.settled)
-        if device in ("", key.device) and stream in ("", key.stream)
-        for low, high in _gaps(ledger.settled[key])
-    ]
-
-
-def _gaps(settled: Ranges) -> tuple[Span, ...]:
-    if not settled:
-        return ()
-    return Ranges(((0, settled.spans[-1][1]),)).minus(settled).spans
+    settled = ledger.whole().settled
+    for name, wanted in (("device", device), ("stream", stream)):
+        if wanted:
+            settled = settled.filter(pc.equal(settled[name], wanted))
+    # What is missing before a span begins where the span before it ends, or at 0 if it is its epoch's first.
+    before = np.zeros(settled.num_rows, np.int64)
+    before[1:] = settled["high"].to_numpy()[:-1]
+    before[~same_epoch(settled)] = 0
+    is_after_hole = settled["low"].to_numpy() > before
+    found = settled.filter(pa.array(is_after_hole)).append_column("from", pa.array(before[is_after_hole]))
+    columns = [found[name].to_pylist() for name in ("device", "stream", "epoch", "from", "low", "asked")]
+    return [Hole(*row) for row in zip(*columns, strict=True)]

@@ -13,6 +13,7 @@ COMMITS = "commits"
 REQUESTS = "requests"
 ROLLUPS = "rollups"
 REPLAYS = ".replay"
+STALE = "runs/stale"
 
 
 def plan_path(root: Path, run: int) -> Path:
@@ -53,6 +54,11 @@ def pins_path(root: Path, digest: str) -> Path:
 def requests_folder(root: Path) -> Path:
     """What people ask of the run loop."""
     return root / RUNS / REQUESTS
+
+
+def stale_path(root: Path, name: str) -> Path:
+    """A word that minutes of a stream must be rolled up again."""
+    return root / STALE / f"{name}.json"
 
 
 def maintain_lock_path(root: Path) -> Path:

@@ -1,127 +1,103 @@
-"""The ledger: which seqs are settled, and the books that say how. Two files per run, written before the run's commit.
+"""The core's state after a run: which seqs of which devices are settled, and the books that say how. No IO.
 
-Ledger file: device, stream, epoch, low, high (half-open), asked (whether the device still asks about this epoch).
-Books file: device, stream, received, committed, quarantined, duplicate, dropped; counts since the lake began.
+A run touches few devices of many. So a ledger is a base, the whole as an earlier run left it, and a delta: the devices that
+have changed since, each in full. A delta that has grown to a share of its base is put into it, which makes the next base.
+What is base and what is delta follows from the runs alone, so a run done again after a crash gives the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
-from operator import attrgetter, itemgetter
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipelines.errors import CorruptLakeError
-from pipelines.lake.books import BooksKey, Counts, EpochKey, Ledger
-from pipelines.lake.copy import discard, fresh, keep
-from pipelines.lake.layout import books_path, ledger_path
-from schemas.errors import SchemaError
-from schemas.ranges import Ranges, Span
+from pipelines.lake.books import BooksKey, Counts, EpochKey
+from pipelines.lake.ledger_rows import BOOKS_SCHEMA, COUNTS, NO_ROWS, LedgerRows
+from schemas.ranges import Ranges
 
-LEDGER_SCHEMA = pa.schema(
-    [
-        pa.field("device", pa.string(), nullable=False),
-        pa.field("stream", pa.string(), nullable=False),
-        pa.field("epoch", pa.int64(), nullable=False),
-        pa.field("low", pa.int64(), nullable=False),
-        pa.field("high", pa.int64(), nullable=False),
-        pa.field("asked", pa.bool_(), nullable=False),
-    ]
-)
-COUNTS = ("received", "committed", "quarantined", "duplicate", "dropped")
-BOOKS_SCHEMA = pa.schema(
-    [pa.field("device", pa.string(), nullable=False), pa.field("stream", pa.string(), nullable=False)]
-    + [pa.field(name, pa.int64(), nullable=False) for name in COUNTS]
-)
 KEPT_LEDGERS = 20
+DELTA_SHARE = 8
+"""A delta holds at most one row for so many of its base."""
 
 
-def write_ledger(root: Path, ledger: Ledger) -> None:
-    """Write both files of `ledger.run`, durable.
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The state of the core after run `run`. Never changed; a run makes the next one.
 
-    Raises:
-        OSError: the disk refused.
+    `bases` are the runs that left a whole ledger which one of the last `KEPT_LEDGERS` ledgers needs; `base` is that of the
+    last of them, `delta` the devices that have changed since.
     """
-    keep(root, ledger_path(root, ledger.run), _parquet(_ledger_table(ledger)))
-    keep(root, books_path(root, ledger.run), _parquet(_books_table(ledger.books)))
+
+    run: int = 0
+    base: LedgerRows = NO_ROWS
+    delta: LedgerRows = NO_ROWS
+    bases: tuple[int, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this ledger is a base itself."""
+        return self.bases[-1:] == (self.run,)
+
+    def after(
+        self,
+        run: int,
+        touched: Mapping[EpochKey, Ranges],
+        counts: Mapping[BooksKey, Counts],
+        listed: Mapping[str, frozenset[EpochKey]],
+    ) -> "Ledger":
+        """The ledger after a run.
+
+        Args:
+            run: its number.
+            touched: the new ranges of every epoch that changed.
+            counts: what to add to the books.
+            listed: per device that reported in this run, the epochs it still knows.
+        """
+        devices = {*map(itemgetter(0), touched), *map(itemgetter(0), counts), *listed}
+        return self._next(run, self.delta.updated(self.of(devices).after(touched, counts, listed)))
+
+    def _next(self, run: int, delta: LedgerRows) -> "Ledger":
+        if self.bases and delta.count * DELTA_SHARE <= self.base.count:
+            return Ledger(run, self.base, delta, needed_bases(self.bases, run))
+        return Ledger(run, self.base.updated(delta), NO_ROWS, needed_bases((*self.bases, run), run))
+
+    def of(self, devices: Iterable[str]) -> LedgerRows:
+        """The states of those of these devices that the ledger knows."""
+        wanted = pa.array(list(devices), pa.string())
+        return self.base.of(wanted).updated(self.delta.of(wanted))
+
+    def whole(self) -> LedgerRows:
+        """The states of all devices."""
+        return self.base.updated(self.delta)
+
+    @property
+    def books(self) -> dict[BooksKey, Counts]:
+        """The books of every device and stream: for looking, not for what every run does."""
+        books = self.whole().books
+        rows = zip(*(books[name].to_pylist() for name in BOOKS_SCHEMA.names), strict=True)
+        return {(device, stream): Counts(*counts) for device, stream, *counts in rows}
+
+    def books_by_stream(self) -> dict[str, Counts]:
+        """The books of each stream over all its devices, by name."""
+        totals = self.whole().books.group_by("stream").aggregate([(name, "sum") for name in COUNTS]).sort_by("stream")
+        rows = zip(totals["stream"].to_pylist(), *(totals[f"{name}_sum"].to_pylist() for name in COUNTS), strict=True)
+        return {stream: Counts(*counts) for stream, *counts in rows}
+
+    def unbalanced(self) -> list[BooksKey]:
+        """The streams whose books do not balance: must be empty."""
+        if not self.base.unbalanced():
+            return self.delta.unbalanced()
+        return self.whole().unbalanced()
+
+    def devices(self) -> set[str]:
+        """Every device with a settled sample."""
+        chunks = [*self.base.settled["device"].chunks, *self.delta.settled["device"].chunks]
+        return set(pa.chunked_array(chunks, pa.string()).unique().to_pylist())
 
 
-def read_ledger(root: Path, run: int) -> Ledger:
-    """The ledger after run `run`; an empty one for run 0.
-
-    Raises:
-        CorruptLakeError: a file is missing or does not say what it must.
-    """
-    if run == 0:
-        return Ledger()
-    rows = _read(fresh(root, ledger_path(root, run)), LEDGER_SCHEMA)
-    books = _read(fresh(root, books_path(root, run)), BOOKS_SCHEMA)
-    columns = [rows.column(name).to_pylist() for name in LEDGER_SCHEMA.names]
-    spans: dict[EpochKey, list[Span]] = {}
-    forgotten: set[EpochKey] = set()
-    for device, stream, epoch, low, high, asked in zip(*columns, strict=True):
-        key = EpochKey(device, stream, epoch)
-        spans.setdefault(key, []).append((low, high))
-        if not asked:
-            forgotten.add(key)
-    try:
-        settled = {key: Ranges(tuple(found)) for key, found in spans.items()}
-    except SchemaError as error:
-        raise CorruptLakeError(f"{ledger_path(root, run)}: {error}; restore it from a copy") from error
-    counts = zip(*(books.column(name).to_pylist() for name in BOOKS_SCHEMA.names), strict=True)
-    return Ledger(run, settled, {(row[0], row[1]): Counts(*row[2:]) for row in counts}, frozenset(forgotten))
-
-
-def prune_ledgers(root: Path, run: int) -> None:
-    """Delete the ledger of the run that is `KEPT_LEDGERS` back; each ledger is the whole truth, so old ones are only history."""
-    old = run - KEPT_LEDGERS
-    if old > 0:
-        discard(root, ledger_path(root, old))
-        discard(root, books_path(root, old))
-
-
-def _ledger_table(ledger: Ledger) -> pa.Table:
-    """Whole columns: the ledger is written with every run, however many devices it knows."""
-    keys = sorted(ledger.settled)
-    spans = [ledger.settled[key].spans for key in keys]
-    counts = np.fromiter(map(len, spans), np.int64, len(spans))
-    bounds = np.fromiter(chain.from_iterable(chain.from_iterable(spans)), np.int64, 2 * int(counts.sum()))
-    asked = np.fromiter((key not in ledger.forgotten for key in keys), np.bool_, len(keys))
-    own = [*_names(keys), _whole(keys, itemgetter(2)), pa.array(asked)]
-    owner = pa.array(np.repeat(np.arange(len(keys)), counts))
-    device, stream, epoch, is_asked = (column.take(owner) for column in own)
-    return pa.table([device, stream, epoch, pa.array(bounds[0::2]), pa.array(bounds[1::2]), is_asked], schema=LEDGER_SCHEMA)
-
-
-def _books_table(books: Mapping[BooksKey, Counts]) -> pa.Table:
-    keys = sorted(books)
-    counts = [books[key] for key in keys]
-    return pa.table([*_names(keys), *(_whole(counts, attrgetter(name)) for name in COUNTS)], schema=BOOKS_SCHEMA)
-
-
-def _names(keys: Sequence[EpochKey] | Sequence[BooksKey]) -> tuple[pa.Array, pa.Array]:
-    return pa.array(list(map(itemgetter(0), keys)), pa.string()), pa.array(list(map(itemgetter(1), keys)), pa.string())
-
-
-def _whole(values: Sequence[Any], number: Callable[[Any], int]) -> pa.Array:
-    return pa.array(np.fromiter(map(number, values), np.int64, len(values)))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    # Every device is named about once: a dictionary of them would only be made and thrown away.
-    pq.write_table(table, sink, compression="zstd", use_dictionary=["stream"], write_page_checksum=True)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _read(path: Path, schema: pa.Schema) -> pa.Table:
-    try:
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise CorruptLakeError(f"{path}: the ledger cannot be read ({error}); restore it from a copy of runs/") from error
-    if not table.schema.equals(schema):
-        raise CorruptLakeError(f"{path}: not of the ledger's schema; read it with the version that wrote it")
-    return table
+def needed_bases(bases: tuple[int, ...], run: int) -> tuple[int, ...]:
+    """Of these bases, those that the ledgers of the last `KEPT_LEDGERS` runs up to `run` need."""
+    oldest = run - KEPT_LEDGERS + 1
+    while len(bases) > 1 and bases[1] <= oldest:
+        bases = bases[1:]
+    return bases

@@ -16,10 +16,11 @@ import msgspec
 
 from pipelines.atomic import write_atomic
 from pipelines.config import CoreConfig, RemoteConfig
-from pipelines.errors import ConfigError, ConflictError, RefusedError
+from pipelines.errors import ConfigError, ConflictError
 from pipelines.lake.storage import CONNECT_S, store, told
 
 MARKER = "remote.json"
+LENDER = "objects.remote.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,19 +269,18 @@ def remote_of(root: Path) -> Remote | None:
     return _read_marker(root / MARKER, written)
 
 
-def demand_folder(root: Path, what: str) -> None:
-    """Refuse what reads or writes the files of a lake where they lie, where these are but a working copy.
+def lend_objects(root: Path, remote: Remote) -> None:
+    """Let a lake that is a folder have the objects of a remote one, each when it is asked for."""
+    write_atomic(root / LENDER, msgspec.json.encode(remote.config), mode=0o644)
 
-    Raises:
-        RefusedError: the folder is the working copy of a remote lake.
-    """
-    remote = remote_of(root)
-    if remote is not None:
-        url = remote.config.url
-        raise RefusedError(
-            f"{what} needs a lake that is a folder, and {root} is the working copy of {url}; copy the lake to a disk "
-            f"(`aws s3 sync {url} FOLDER`) and name that folder as the lake, without [remote]"
-        )
+
+def lender_of(root: Path) -> Remote | None:
+    """The remote lake whose objects a folder may have; None for most."""
+    try:
+        written = (root / LENDER).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+    return _read_marker(root / LENDER, written)
 
 
 @lru_cache(maxsize=16)

@@ -8,11 +8,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.lake.books import books_by_stream
 from pipelines.lake.commit import APP, committed_run
 from pipelines.lake.copy import folders_of
 from pipelines.lake.layout import COMMITS, STREAMS, stream_table
-from pipelines.lake.ledger import read_ledger
+from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.table import open_table
 
 Rows = list[dict[str, Any]]
@@ -31,7 +30,7 @@ def books(root: Path) -> Books:
     found = read_ledger(root, committed_run(root, COMMITS))
     rows = [
         {"stream": stream or "(none)", **msgspec.to_builtins(counts), "balanced": counts.is_balanced}
-        for stream, counts in sorted(books_by_stream(found.books).items())
+        for stream, counts in found.books_by_stream().items()
     ]
     return Books(rows, not found.unbalanced())
 

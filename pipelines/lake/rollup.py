@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake import DeltaTable
 
 from pipelines.lake.commit import commit_once, committed_run
 from pipelines.lake.copy import folders_of
@@ -61,23 +62,27 @@ def roll_up(root: Path, stream: str, upto: int) -> int:
     after = 0 if done is None else done.transaction_version(ROLLUP_APP) or 0
     if after >= upto:
         return 0
-    dataset = dataset_of(stream_table(stream), table)
-    columns = [field.name for field in dataset.schema if field.name not in _STANDARD and _is_numeric(field.type)]
-    if not columns:
+    frame, count = rolled_rows(table, (pc.field("run") > after) & (pc.field("run") <= upto))
+    if frame is None:
         return 0
-    wanted = (pc.field("run") > after) & (pc.field("run") <= upto)
-    parts: list[pl.DataFrame] = []
-    count = 0
-    for batch in dataset.to_batches(columns=["device", "event_time", *columns], filter=wanted, batch_size=BATCH_ROWS):
-        if batch.num_rows:
-            parts.append(_rolled(pa.Table.from_batches([batch]), columns))
-            count += batch.num_rows
-    if not parts:
-        return 0
-    rows = merged(pl.concat(parts)).to_arrow().cast(ROLLUP_SCHEMA)
+    rows = merged(frame).to_arrow().cast(ROLLUP_SCHEMA)
     file = write_table_file(root, rollup_table(stream), f"{upto:012d}.parquet", rows)
     commit_once(root, rollup_table(stream), [file], ROLLUP_SCHEMA, upto, app=ROLLUP_APP)
     return count
+
+
+def rolled_rows(table: DeltaTable, wanted: Any) -> tuple[pl.DataFrame | None, int]:
+    """Some rows of a stream's table rolled up, a minute perhaps in several pieces, and how many rows those were."""
+    dataset = dataset_of(table)
+    columns = [field.name for field in dataset.schema if field.name not in _STANDARD and _is_numeric(field.type)]
+    parts: list[pl.DataFrame] = []
+    count = 0
+    named = ["device", "event_time", *columns]
+    for batch in dataset.to_batches(columns=named, filter=wanted, batch_size=BATCH_ROWS) if columns else ():
+        if batch.num_rows:
+            parts.append(_rolled(pa.Table.from_batches([batch]), columns))
+            count += batch.num_rows
+    return (pl.concat(parts) if parts else None), count
 
 
 def read_rollup(root: Path, stream: str, devices: Sequence[str] = (), columns: Sequence[str] = ()) -> pa.Table:

@@ -38,7 +38,7 @@ def open_table(root: Path, name: str) -> DeltaTable | None:
         raise CorruptLakeError(f"{root / name}: its Delta log cannot be read ({said}); restore _delta_log") from error
 
 
-def dataset_of(name: str, table: DeltaTable) -> Any:
+def dataset_of(table: DeltaTable) -> Any:
     """A table's rows, to be filtered and read in batches.
 
     Raises:
@@ -47,7 +47,9 @@ def dataset_of(name: str, table: DeltaTable) -> Any:
     try:
         return table.to_pyarrow_dataset()
     except DeltaProtocolError as error:
-        raise RefusedError(f"{name}: {error} Rewrite the table without that feature with the tool that set it") from error
+        raise RefusedError(
+            f"{table.table_uri}: {error} Rewrite the table without that feature with the tool that set it"
+        ) from error
 
 
 def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[str] = ()) -> DeltaTable:

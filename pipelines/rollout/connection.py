@@ -44,6 +44,7 @@ class BrokerLink:
         self._client.reconnect_delay_set(1, 30)
         if config.tls is not None:
             context = ssl.create_default_context(cafile=config.tls.ca)
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the same authorities on every Python, as devices judge
             context.load_cert_chain(config.tls.cert, config.tls.key)
             self._client.tls_set_context(context)
 

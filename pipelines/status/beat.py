@@ -1,12 +1,14 @@
 """Heartbeats: each process of the core leaves a small file in the lake that says what it did and that it lives.
 
 Files, not sockets: whoever wants to know needs no list of processes and ports, and one endpoint serves them all. They are
-not synced: after a power cut nobody is alive.
+not synced: after a power cut nobody is alive. Of a remote lake the same goes to the bucket under the same name, less often and
+on a thread of its own, so that a storage that is away holds nothing up.
 """
 
 import os
+import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +18,13 @@ import msgspec
 import structlog
 
 from pipelines.clock import Clock
+from pipelines.errors import RetryLaterError
+from pipelines.lake.remote import remote_of
 
 FOLDER = "status"
 EVERY_S = 2.0
+FAR_EVERY_S = 20.0
+LAST_WORD_S = 5.0
 log = structlog.get_logger(__name__)
 
 
@@ -33,6 +39,7 @@ class Beat(msgspec.Struct, frozen=True):
     is_ready: bool
     trouble: str = ""
     counters: dict[str, float] = {}  # msgspec copies it
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +68,24 @@ class Heart:
         self._started_ms = clock.now_ms()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{role}-heart", daemon=True)
+        self._remote = remote_of(root)
+        self._last = b""
+        self._far = threading.Thread(target=self._run_far, name=f"{role}-far-heart", daemon=True)
+        self._is_over = threading.Event()
 
     def __enter__(self) -> Self:
         self._thread.start()
+        if self._remote is not None:
+            self._far.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
         self._beat(Health(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters))
+        self._is_over.set()
+        if self._remote is not None:
+            self._far.join(LAST_WORD_S)
 
     def _run(self) -> None:
         while True:
@@ -77,15 +93,29 @@ class Heart:
             if self._stop.wait(EVERY_S):
                 return
 
+    def _run_far(self) -> None:
+        assert self._remote is not None
+        told, is_over = b"", False
+        while not is_over:
+            is_over = self._is_over.wait(FAR_EVERY_S if told else EVERY_S)
+            if self._last == told:
+                continue
+            told = self._last
+            try:
+                self._remote.put(f"{FOLDER}/{self._path.name}", told)
+            except RetryLaterError as error:
+                log.warning("beat_missed", path=self._remote.where(f"{FOLDER}/{self._path.name}"), error=str(error))
+
     def _beat(self, health: Health) -> None:
         beat = Beat(
             self._role, self._name, os.getpid(), self._clock.now_ms(), self._started_ms, health.is_ready, health.trouble,
-            dict(health.counters),
+            dict(health.counters), socket.gethostname(),
         )  # fmt: skip
+        self._last = msgspec.json.encode(beat)
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
             self._path.parent.mkdir(exist_ok=True)
-            beside.write_bytes(msgspec.json.encode(beat))
+            beside.write_bytes(self._last)
             beside.replace(self._path)
         except OSError as error:
             # The work itself meets the same disk and says so; a beat that is missing says it too.
@@ -101,4 +131,25 @@ def read_beats(root: Path) -> list[Beat]:
             found.append(msgspec.json.decode(path.read_bytes(), type=Beat))
         except (OSError, msgspec.MsgspecError) as error:
             log.warning("beat_unreadable", path=str(path), error=str(error))
+    return found
+
+
+def read_far_beats(root: Path, here: Sequence[Beat]) -> list[Beat]:
+    """Of a remote lake, the last beat of every process that is not among those of this working copy; a listing, so for people.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    remote = remote_of(root)
+    known = {(beat.host, beat.pid, beat.started_ms) for beat in here}
+    found: list[Beat] = []
+    for file in remote.listed(FOLDER) if remote is not None else ():
+        stored = remote.get(file.name) if remote is not None else None
+        try:
+            beat = msgspec.json.decode(stored[0], type=Beat) if stored is not None else None
+        except msgspec.MsgspecError as error:
+            log.warning("beat_unreadable", path=file.name, error=str(error))
+            continue
+        if beat is not None and (beat.host, beat.pid, beat.started_ms) not in known:
+            found.append(beat)
     return found

@@ -14,7 +14,7 @@ from pipelines.config import load_core_config
 from pipelines.lake.commit import committed_run
 from pipelines.lake.holes import holes as find_holes
 from pipelines.lake.layout import COMMITS
-from pipelines.lake.ledger import read_ledger
+from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.remote import lake_of
 from pipelines.lake.suspended import HINT
 from pipelines.status.health import judge
@@ -84,9 +84,9 @@ def _print(found: Survey) -> None:
     if stages:
         show("Landed, not run", stages, as_json=False)
     processes: list[dict[str, Any]] = [
-        {"process": f"{beat.role} {beat.name}", "pid": beat.pid, "beat": _age(found.at_us, beat.at_ms * 1_000),
+        {"process": f"{beat.role} {beat.name}", "host": beat.host, "pid": beat.pid, "beat": _age(found.at_us, beat.at_ms * 1_000),
          "ready": beat.is_ready, "trouble": beat.trouble}
-        for beat in found.beats
+        for beat in (*found.beats, *found.far_beats)
     ]  # fmt: skip
     show("Processes", processes, as_json=False)
     if found.suspended:

@@ -16,17 +16,17 @@ from pipelines.bridge.segment import SEALED_SUFFIX, sealed_path
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
 from pipelines.ingest.requests import open_requests
-from pipelines.lake.books import Counts, books_by_stream
+from pipelines.lake.books import Counts
 from pipelines.lake.commit import APP, committed_run
 from pipelines.lake.copy import bridges_of, name_of, read_bytes
 from pipelines.lake.layout import COMMITS, landing_folder, stream_table
-from pipelines.lake.ledger import read_ledger
+from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.remote import Stored, remote_of
 from pipelines.lake.suspended import Suspension, SuspensionBook
 from pipelines.lake.table import open_table
 from pipelines.policy.active import active_policies
-from pipelines.status.beat import Beat, read_beats
+from pipelines.status.beat import Beat, read_beats, read_far_beats
 
 RECENT_RUNS = 50
 MAX_WAITING = 10_000
@@ -59,7 +59,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The core at one moment; times are microseconds since 1970. `beats` are those of this working copy, if it `is_remote`."""
+    """The core at one moment; times are microseconds since 1970.
+
+    Of a lake that `is_remote`, `beats` are those of this working copy, and `far_beats` those of the others.
+    """
 
     at_us: int
     run: int
@@ -73,6 +76,7 @@ class Survey:
     beats: tuple[Beat, ...] = field(default=())
     suspended: tuple[Suspension, ...] = field(default=())
     is_remote: bool = False
+    far_beats: tuple[Beat, ...] = ()
 
     @property
     def oldest_waiting_us(self) -> int | None:
@@ -90,10 +94,11 @@ def survey(root: Path, now_us: int) -> Survey:
     ledger = read_ledger(root, run)
     plan = read_plan(root, run) if run else None
     streams = {
-        name: StreamStatus(name, counts, _rows(root, name, run)) for name, counts in books_by_stream(ledger.books).items() if name
+        name: StreamStatus(name, counts, _rows(root, name, run)) for name, counts in ledger.books_by_stream().items() if name
     }
     last_us, span_us = _recent(root, run, streams)
     waiting = _waiting(root, plan, streams)
+    beats = tuple(read_beats(root))
     return Survey(
         now_us,
         run,
@@ -104,9 +109,10 @@ def survey(root: Path, now_us: int) -> Survey:
         tuple(f"{device}/{stream}" for device, stream in ledger.unbalanced()),
         _quarantined(root),
         len(open_requests(root)),
-        tuple(read_beats(root)),
+        beats,
         _suspended(root, plan),
         remote_of(root) is not None,
+        tuple(read_far_beats(root, beats)),
     )
 
 

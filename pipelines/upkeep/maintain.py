@@ -12,6 +12,7 @@ from pipelines.errors import ConflictError, RefusedError
 from pipelines.lake.compact import Compacted, compact_all
 from pipelines.lake.layout import RUNS, maintain_lock_path
 from pipelines.lake.rollup import roll_up_all
+from pipelines.lake.rollup_again import roll_up_again
 from pipelines.lake.workplace import only_upkeep
 from pipelines.upkeep.vacuum import Keep, Vacuum, Vacuumed
 
@@ -48,6 +49,7 @@ def maintain(root: Path, keep: Keep) -> tuple[list[Compacted], Vacuumed]:
     """
     with only_maintenance(root):
         try:
+            roll_up_again(root)
             roll_up_all(root)
             compacted = compact_all(root)
         except ConflictError as error:

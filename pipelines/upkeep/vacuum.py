@@ -36,6 +36,7 @@ from pipelines.lake.layout import (
     landing_folder,
 )
 from pipelines.lake.ledger import KEPT_LEDGERS
+from pipelines.lake.ledger_files import ledger_bases
 from pipelines.lake.remote import Stored
 from pipelines.lake.table import open_table
 from pipelines.lake.workplace import workplace
@@ -176,10 +177,16 @@ class Vacuum:
                 self._delete("torn_tails", torn)
 
     def _runs(self) -> None:
-        """Plans whose segments are gone can neither be resumed nor run again."""
+        """Plans whose segments are gone can neither be resumed nor run again. Ledgers that later ones refer to stay."""
+        needed = {f"{base:012d}.{kind}.parquet" for base in ledger_bases(self._root, self._run) for kind in ("ledger", "books")}
         for file in self._files(RUNS, "[0-9]*.*"):
             run = _base(file).split(".", 1)[0]
-            if not run.isdigit() or int(run) > self._run - KEPT_LEDGERS or self._age_s(file) < self._keep.landing_h * 3_600:
+            if (
+                _base(file) in needed
+                or not run.isdigit()
+                or int(run) > self._run - KEPT_LEDGERS
+                or self._age_s(file) < self._keep.landing_h * 3_600
+            ):
                 continue
             plan = read_plan(self._root, int(run))
             landed = () if plan is None else (landing_folder(self._root, one.bridge) / f"{one.number:012d}.arrows"

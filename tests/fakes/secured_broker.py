@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import ssl
 import subprocess
 import threading
 import time
@@ -65,7 +64,7 @@ class Peer:
         if not certificate.exists():
             broker.authority.issue(name)
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5)
-        context = ssl.create_default_context(cafile=str(broker.authority.folder / "ca.crt"))
+        context = broker.authority.context()
         context.load_cert_chain(certificate, key)
         self.client.tls_set_context(context)
         self._up, self._subscribed = threading.Event(), threading.Event()

@@ -28,6 +28,14 @@ class SmallAuthority:
         self._run("device", self.folder, DEVICE=device)
         return self.folder / f"{device}.pem"
 
+    def issue(self, name: str) -> None:
+        """Key and certificate of a role or device, made here: `<name>.key` and `<name>.pem` in the authority's folder."""
+        request = self.folder / f"{name}.request"
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        told = ["-subj", f"/CN={name}", "-keyout", str(self.folder / f"{name}.key"), "-out", str(request)]
+        subprocess.run(["openssl", "req", "-new", *curve, *told], check=True, capture_output=True)
+        self.sign(name, request)
+
     def revoke(self, device: str) -> None:
         """Shut a device out."""
         self._run("revoke", self.folder, DEVICE=device)

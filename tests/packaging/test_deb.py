@@ -5,17 +5,16 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from schemas.ids import StreamName
+from tests.fakes.built_deb import build_deb, why_no_deb
 from tests.fakes.fake_core import FakeCore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-PYTHON = "/usr/bin/python3"
 
 
 def run(*command: str, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -24,35 +23,13 @@ def run(*command: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def why_not() -> str:
-    """Why no package can be built here; empty if it can."""
-    missing = [tool for tool in ("dpkg", "dpkg-deb", PYTHON) if shutil.which(tool) is None]
-    if missing:
-        return f"no {missing[0]} here: a Debian or Ubuntu with its own Python builds the package"
-    if subprocess.run(
-        [PYTHON, "-c", "import pip, sys; assert sys.version_info >= (3, 11)"], capture_output=True, check=False
-    ).returncode:
-        return "the system's Python is older than 3.11 or has no pip: apt-get install python3-pip"
-    if os.geteuid() != 0:
-        return "dpkg --root needs root"
-    # What pip says only once is whether the index can be reached at all.
-    probe = [PYTHON, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "/dev/null/x", "msgspec"]
-    said = subprocess.run(probe, capture_output=True, text=True, check=False).stderr
-    return "no package index can be reached" if "No matching distribution" in said or "connection" in said.lower() else ""
-
-
 @pytest.fixture(scope="module")
 def package(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    reason = why_not()
+    reason = why_no_deb()
     if reason:
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("deb")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(repository_root))
-    (wheel,) = folder.glob("*.whl")
-    environment = {**os.environ, "WHEEL": str(wheel), "PYTHON": PYTHON, "COMPRESSION": "-Zgzip -z1"}
-    environment.pop("PYTHONPATH", None)
-    done = run(str(repository_root / "deploy/edge/build-deb.sh"), str(folder), env=environment)
-    return Path(done.stdout.strip())
+    package, _ = build_deb(repository_root, tmp_path_factory.mktemp("deb"))
+    return package
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ MAX_EXPOSURE = {
     "core/catchment-bridge": 2.5,
     "core/catchment-run": 2.5,
     "core/catchment-models": 2.5,
+    "core/catchment-maintain": 2.5,
+    "core/catchment-watch": 2.5,
 }
 
 

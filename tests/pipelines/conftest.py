@@ -1,5 +1,6 @@
-"""A landing of any content, and a lake that takes it in."""
+"""A landing of any content, a lake that takes it in, and deaths for the asking."""
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from pipelines.ingest.run import Engine
 from schemas.contract import Contract
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName
+from tests.faults.deaths import Deaths
 
 START_US = 1_790_000_000_000_000
 
@@ -145,3 +147,40 @@ def contract_with() -> Callable[..., Contract]:
         return Contract(**{"name": "probe", "version": "1.0.0", "columns": (), **changes})
 
     return make
+
+
+@pytest.fixture
+def frames(as_ipc: Callable[[pa.RecordBatch], bytes]) -> Callable[[int, int], bytes]:
+    """The body of some frames, each with a payload of its own."""
+
+    def make(first: int, count: int) -> bytes:
+        payloads = [hashlib.sha256(str(first + at).encode()).digest() * (20 + at) for at in range(count)]
+        return as_ipc(
+            pa.record_batch(
+                {
+                    "event_time": pa.array([1_790_000_000_000_000 - first - at for at in range(count)]).cast(
+                        pa.timestamp("us", "UTC")
+                    ),
+                    "media_type": ["image/jpeg"] * count,
+                    "payload": pa.array(payloads, pa.binary()),
+                    "payload_sha256": [hashlib.sha256(body).hexdigest() for body in payloads],
+                }
+            )
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def one_deaths() -> Iterator[Deaths]:
+    deaths = Deaths()
+    yield deaths
+    deaths.close()
+
+
+@pytest.fixture
+def deaths(one_deaths: Deaths, kills: Callable[[int], None]) -> Iterator[Deaths]:
+    """Kills the core at its durable steps; what imports it all is one process for all tests."""
+    before = one_deaths.kills
+    yield one_deaths
+    kills(one_deaths.kills - before)

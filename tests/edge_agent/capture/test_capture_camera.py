@@ -1,5 +1,6 @@
 """Cameras: real video files, a real RTSP stream, and frames that come faster than they can be stored."""
 
+import contextlib
 import io
 import socket
 import subprocess
@@ -113,6 +114,52 @@ def test_every_frame_comes_in_order_with_its_time_and_picture(clip):
     assert {later[1] - first[1] for first, later in pairwise(found)} == {40_000}
     assert all(abs(bar(jpeg) - number) <= 1 for number, _, jpeg in found)
     assert all(jpeg.startswith(b"\xff\xd8") and jpeg.endswith(b"\xff\xd9") for _, _, jpeg in found)
+
+
+def write_times(path: Path, times_ms: list[int], rate: int = 10) -> None:
+    """A clip whose frames stand at these times."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=rate, options={"g": "4"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for n, time_ms in enumerate(times_ms):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), (n * 10, 0, 0)))
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+
+
+@pytest.mark.parametrize("name", ["even.ts", "bare.h264", "bursts.mkv", "late.mkv"])
+def test_every_form_of_video_begins_when_it_is_told_and_resumes_at_every_frame(tmp_path, name):
+    times_ms = {
+        "bursts.mkv": [0, 5, 10, 5_000, 5_005, 5_010, 20_000, 20_001, 20_002, 60_000],
+        "late.mkv": [3_600_000 + n * 100 for n in range(12)],
+    }.get(name, [n * 40 for n in range(12)])
+    write_times(tmp_path / name, times_ms, rate=25)
+    options = {"as_fast_as_it_goes": True, "time_start": "2024-05-01T00:00:00Z"}
+    expected = [1_714_521_600_000_000 + (time_ms - times_ms[0]) * 1_000 for time_ms in times_ms]
+    found: list[tuple[int, int, bytes]] = []
+    position = None
+    while True:
+        source = camera(tmp_path / name, position, **options)
+        batch = None
+        with contextlib.suppress(SourceEndedError):
+            batch = source.read(1)
+        if batch is None:
+            break
+        found += rows(batch)
+        position = batch.position
+    assert [number for number, _, _ in found] == list(range(len(times_ms)))
+    assert [time_us for _, time_us, _ in found] == expected
+
+
+def test_a_video_without_a_frame_is_counted(tmp_path):
+    write_times(tmp_path / "whole.mkv", [0, 100, 200])
+    torn = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "torn.mkv").write_bytes(torn[: torn.index(b"\x1f\x43\xb6\x75") + 40])
+    source = camera(tmp_path / "torn.mkv", as_fast_as_it_goes=True)
+    assert drain(source) == []
+    assert source.rejected == {"file: holds no frame that can be decoded": 1}
 
 
 @pytest.mark.parametrize("step", [1, 7, 23])

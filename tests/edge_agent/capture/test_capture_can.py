@@ -177,13 +177,29 @@ def test_a_log_whose_times_count_from_zero_is_dated(dbc, tmp_path):
 
 
 def test_a_broken_log_gives_what_is_before_the_break_and_then_ends(dbc, tmp_path):
-    path = tmp_path / "x.log"
+    path = tmp_path / "x.csv"
     write(path, [frame(180, bytes(8)) for _ in range(3)])
     with path.open("a") as file:
-        file.write("(what) is#this\n")
+        file.write("what,is,this\n")
     made = source(dbc, log=str(path))
     assert len(drain(made)) == 3
     assert sum(count for reason, count in made.rejected.items() if reason.startswith("file: broken")) == 1
+
+
+def test_a_torn_line_of_candump_costs_itself_alone_also_over_a_restart(dbc, tmp_path):
+    path = tmp_path / "x.log"
+    lines = [f"({n}.000000) can0 0B4#{'00' * 8}" for n in range(6)]
+    lines[3:3] = ["(1600000000.12", "garbage"]
+    path.write_text("\n".join(lines) + "\n")
+    made = source(dbc, log=str(path))
+    found = drain(made)
+    assert [row["t"] for row in found] == [n * 1_000_000 for n in range(6)]
+    assert made.rejected == {"row: no line of candump": 2}
+    for at in range(1, 6):
+        first = source(dbc, log=str(path))
+        batches = [first.read(1) for _ in range(at)]
+        rest = drain(source(dbc, log=str(path), position=batches[-1].position))
+        assert [row["t"] for row in rest] == [n * 1_000_000 for n in range(at, 6)]
 
 
 def test_a_bus_is_listened_to(dbc):

@@ -18,6 +18,7 @@ from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError
 from edge_agent.report_config import ReportConfig
+from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.spool import Spool
 from schemas.builtin import builtin_contract
 from schemas.contract import Contract
@@ -141,6 +142,13 @@ def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spo
     envelopes = PatientEncoder(encoder, rejects, first_wait_s=0.0001).encode(batch, 0, threading.Event())
     assert sum(envelope.count for envelope in envelopes) == 2
     assert sum(rejects.counts.values()) == 1
+
+
+def test_a_payload_file_that_cannot_be_read_is_not_taken_for_a_full_disk(spool):
+    """/proc/self/mem opens and then answers EIO, as a rotten sector does."""
+    with pytest.raises(OSError, match="Input/output error") as error:
+        ObjectStore(spool._folder / "objects").put(Path("/proc/self/mem"))
+    assert not isinstance(error.value, SpoolFullError)
 
 
 def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted():

@@ -265,16 +265,17 @@ def test_no_bytes_break_the_reader(raw, now_us):
     read_message(b"<13>Jan  1 00:00:00 " + raw, now_us, None)
 
 
-MESSAGES = st.lists(
-    st.binary(min_size=1, max_size=40).filter(lambda b: b"\n" not in b and b[:1] not in b"123456789"), max_size=12
-)
+TEXTS = st.binary(min_size=1, max_size=40).filter(lambda b: b"\n" not in b and b[:1] not in b"123456789")
+MESSAGES = st.lists(st.one_of(TEXTS, TEXTS.map(lambda text: b"<13>" + text)), max_size=12)
 
 
 @given(MESSAGES, st.data())
 def test_a_stream_cut_anywhere_gives_the_same_messages(messages, data):
     stream = b""
     for message in messages:
-        stream += f"{len(message)} ".encode() + message if data.draw(st.booleans()) else message + b"\n"
+        # A message that is counted begins with its priority (RFC 6587, 3.4.1).
+        is_counted = message.startswith(b"<") and data.draw(st.booleans())
+        stream += f"{len(message)} ".encode() + message if is_counted else message + b"\n"
     frames = FrameBuffer(64, Rejects("test"))
     found: list[bytes] = []
     while stream:

@@ -62,6 +62,9 @@ stream = "nope"
 """
 
 
+SYSLOG = '[[source]]\nkind = "syslog"\nstream = "log_line"\n[source.options]\nlisten = ["{}"]\n'
+
+
 def check(folder: Path, text: str) -> list[tuple[int | None, str]]:
     path = folder / "agent.toml"
     path.write_text(text)
@@ -87,6 +90,16 @@ def test_what_is_right_tells_what_will_run(tmp_path):
     assert "source replay -> vehicle_telemetry (contract" in done.output
 
 
+def test_what_is_right_and_not_all_there_says_so(tmp_path):
+    path = tmp_path / "agent.toml"
+    tls = '[broker.tls]\nca = "ca.pem"\ncert = "c.pem"\nkey = "k.pem"\n'
+    path.write_text(GOOD[: GOOD.index("[[")] + tls)
+    found = check_file(path)
+    assert found.faults == ()
+    assert "no [[source]]: nothing is captured" in found.told[1]
+    assert "not there yet" in found.told[2]
+
+
 def test_faults_stand_as_compilers_write_them_and_as_json(tmp_path):
     path = tmp_path / "agent.toml"
     path.write_text(GOOD.replace("path =", "paht ="))
@@ -109,6 +122,10 @@ def test_faults_stand_as_compilers_write_them_and_as_json(tmp_path):
         (GOOD + '[[uplink.schedule]]\nfrom = "22:00"\nto = "25:00"\n', 9, "to "),
         (GOOD + '[model]\nname = "x"\n', 7, "model"),
         (GOOD + GOOD[GOOD.index("[[") :], None, "same"),
+        (GOOD.replace('"d1"', '"Dev_1"'), 1, "Dev_1"),
+        (GOOD + SYSLOG.format("udp:/127.0.0.1:99999"), 11, "is no address"),
+        (GOOD + SYSLOG.format("udp://127.0.0.1:99999"), 11, "Port out of range"),
+        (GOOD.replace('"x.csv"', '"x.csv", max_line_bytes = 0'), 6, "max_line_bytes = 0 must be 1 or more"),
     ],
 )
 def test_each_kind_of_fault_is_found_on_its_line(tmp_path, broken, line, said):

@@ -25,7 +25,7 @@ from edge_agent.doctor.examine import diagnose
 from edge_agent.doctor.findings import Diagnosis, Verdict
 from edge_agent.doctor.rules import examine_rules
 from edge_agent.exits import EXIT_UNHEALTHY
-from edge_agent.health import Health
+from edge_agent.health import Health, write_health
 from pipelines.contracts.json_rows import rows_from_json
 from schemas.builtin import builtin_contract
 from schemas.reported import PolicyReport
@@ -185,6 +185,32 @@ def test_a_key_that_others_can_read_is_a_warning(site: Any) -> None:
     config = site.write_config(DEVICE)
     (config.parent / "device.key").chmod(0o644)
     assert "chmod 600" in said(diagnose(config), "certificate", Verdict.WARNING)
+
+
+def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(site: Any) -> None:
+    config = site.write_config(DEVICE)
+    key = config.parent / "device.key"
+    command = ["openssl", "ec", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+    found = diagnose(config)
+    assert "is encrypted" in said(found, "certificate", Verdict.FAILED)
+    assert "encrypted" in said(found, "broker", Verdict.FAILED)
+
+
+def test_sources_that_fail_at_this_moment_are_told(broker: Any, tmp_path: Path) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text(PLAIN.format(port=broker.port))
+    health = Health(0, 1 << 30, True, 1, 0, 0, 0, 0, None, 0, 0, 0, failing={"nmea:position:{}": "it is gone"})
+    (tmp_path / "state").mkdir()
+    write_health(tmp_path / "state", health)
+    assert "sources" not in [finding.what for finding in diagnose(config).findings]  # no agent runs: it is an old look
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "edge_agent"])
+    write_health(tmp_path / "state", msgspec.structs.replace(health, pid=child.pid))
+    try:
+        assert "nmea:position:{}: it is gone" in said(diagnose(config), "sources", Verdict.FAILED)
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_files_that_are_not_there_are_named(site: Any) -> None:

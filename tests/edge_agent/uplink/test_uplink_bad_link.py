@@ -65,11 +65,18 @@ def test_a_link_too_slow_for_a_whole_part_between_two_breaks_still_gets_the_payl
 
 
 @pytest.mark.slow
-def test_one_long_message_on_a_slow_link_is_no_dead_connection(broker: Any, device: Callable[..., Device]) -> None:
-    """It takes more than two keep-alive times to send; a client that counts only answers would start over for ever."""
-    with FakeCore(broker.host, broker.port), BadLink(broker.port, bytes_per_s=60_000) as link:
-        agent = device(link, connection=BrokerConfig(host=link.host, port=link.port, keepalive_s=5), resend_after_s=60.0)
-        agent.put(os.urandom(700_000))
+@pytest.mark.parametrize(
+    ("link_bytes_per_s", "own_bytes_per_s", "size_bytes"),
+    [pytest.param(60_000, 0, 700_000, id="slow link"), pytest.param(None, 60_000, 540_000, id="slow by our own rate")],
+)
+def test_one_long_message_on_a_slow_link_is_no_dead_connection(
+    broker: Any, device: Callable[..., Device], link_bytes_per_s: int | None, own_bytes_per_s: int, size_bytes: int
+) -> None:
+    """It takes longer than a keep-alive time bears; a client that counts only answers would start over for ever."""
+    with FakeCore(broker.host, broker.port), BadLink(broker.port, bytes_per_s=link_bytes_per_s) as link:
+        connection = BrokerConfig(host=link.host, port=link.port, keepalive_s=5)
+        agent = device(link, connection=connection, resend_after_s=60.0, bytes_per_s=own_bytes_per_s)
+        agent.put(os.urandom(size_bytes))
         eventually(lambda: agent.spooled() == 0, 60)
         assert link.connections == 1
         assert agent.forwarder.progress.sent_count == 1

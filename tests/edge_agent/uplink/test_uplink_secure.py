@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -55,7 +54,7 @@ class Secured:
 
     def core(self) -> FakeCore:
         certificate, key = self.authority.issue("fake-core")
-        context = ssl.create_default_context(cafile=str(self.authority.folder / "ca.crt"))
+        context = self.authority.context()
         context.load_cert_chain(certificate, key)
         return FakeCore("localhost", self.port, tls=context)
 

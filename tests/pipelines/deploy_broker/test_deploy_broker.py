@@ -1,6 +1,5 @@
 import os
 import shutil
-import ssl
 import subprocess
 import sys
 import threading
@@ -111,7 +110,7 @@ def landed(folder: Path) -> list[bytes]:
 
 
 def can_connect(broker: Secured, certificate: tuple[Path, Path] | None) -> bool:
-    context = ssl.create_default_context(cafile=str(broker.authority.folder / "ca.crt"))
+    context = broker.authority.context()
     if certificate is not None:
         context.load_cert_chain(*certificate)
     client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="probe", protocol=mqtt.MQTTv5)

@@ -2,20 +2,31 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
 from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.errors import NotFoundError, RefusedError
+from pipelines.ingest import backfill as module
 from pipelines.ingest.backfill import backfill, segments_of
 from pipelines.lake.compact import compact_all
+from pipelines.lake.files import write_table_file
+from pipelines.lake.rollup import read_rollup, roll_up_all
+from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.runners.engine import Engine
+from pipelines.upkeep.maintain import maintain
 from pipelines.upkeep.vacuum import Keep, Vacuum
 
 STREAM = "streams/vehicle_telemetry"
+START_US = 1_790_000_000_000_000
+HOUR_US = 3_600_000_000
 POLICY = "id: driving\nstreams: [vehicle_telemetry]\nrules:\n  - tag: fast\n    when: speed_mps > 5\n"
 
 
@@ -94,3 +105,48 @@ def test_a_range_that_is_not_there_or_not_run_is_refused(lake: Any) -> None:
     Vacuum(lake.root, Keep(0, 0, 0, 0)).sweep()
     with pytest.raises(NotFoundError, match="no longer in landing"):
         again(lake, "b0:2-3")
+
+
+@pytest.fixture
+def wrong(core: Any, envelope: Any) -> Any:
+    """Two runs an hour apart whose speeds came out a hundred times too high and are rolled up, and one that is not yet."""
+    for first in (0, 10):
+        times = pa.array(START_US + np.arange(10) * 1_000 + first // 10 * HOUR_US).cast(pa.timestamp("us", "UTC"))
+        core.landing.seal([envelope(first, 10, event_time=times)])
+        core.run()
+    for path in sorted(live_sizes(DeltaTable(core.root / STREAM))):
+        rows = pq.read_table(core.root / STREAM / path, partitioning=None)
+        place = rows.schema.get_field_index("speed_mps")
+        rows = rows.set_column(place, rows.schema.field(place), pc.multiply(rows["speed_mps"], 100.0))
+        new = write_table_file(core.root, STREAM, f"wrong-{path}", rows)
+        assert swap_files(core.root, STREAM, [path], [new], {}, changes_rows=True)
+    roll_up_all(core.root)
+    core.landing.seal([envelope(20, 10)])
+    core.run()
+    assert curve(core) == [(10, 0.0, 900.0), (10, 1_000.0, 1_900.0)]
+    return core
+
+
+def curve(core: Any) -> list[tuple[int, float, float]]:
+    rows = read_rollup(core.root, "vehicle_telemetry", columns=["speed_mps"]).to_pylist()
+    return [(row["count"], row["min"], row["max"]) for row in rows]
+
+
+def test_roll_ups_of_the_minutes_of_a_backfill_are_made_anew_and_no_others(wrong: Any) -> None:
+    again(wrong, "1-1")
+    assert curve(wrong) == [(10, 0.0, 9.0), (10, 1_000.0, 1_900.0)]
+    roll_up_all(wrong.root)
+    assert curve(wrong) == [(20, 0.0, 29.0), (10, 1_000.0, 1_900.0)]
+    again(wrong, "2-3")
+    assert curve(wrong) == [(20, 0.0, 29.0), (10, 10.0, 19.0)]
+    assert list((wrong.root / "runs" / "stale").iterdir()) == []
+
+
+def test_a_backfill_that_dies_after_its_commit_has_its_roll_ups_made_anew_by_the_next_maintenance(wrong: Any) -> None:
+    with patch.object(module, "roll_up_again", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        again(wrong, "1-2")
+    assert curve(wrong) == [(10, 0.0, 900.0), (10, 1_000.0, 1_900.0)]
+    Vacuum(wrong.root, Keep(0, 0, 0, 0)).sweep()
+    maintain(wrong.root, Keep())
+    assert curve(wrong) == [(20, 0.0, 29.0), (10, 10.0, 19.0)]
+    assert list((wrong.root / "runs" / "stale").iterdir()) == []

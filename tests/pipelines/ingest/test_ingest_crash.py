@@ -1,69 +1,88 @@
-"""Promise 4 for runs: end the process at any durable step, start again, and every sample is one row."""
+"""Promise 4 for runs: kill the process at any durable step, start again, and every sample is one row."""
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+import hashlib
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("dies_at_step.py")
-ROOT = Path(__file__).resolve().parents[3]
-# The parts let the test's workers share the steps: every fourth in CI, all of them if thorough (`make core-kills`).
-PARTS = 2
-STRIDE = 1 if os.environ.get("CATCHMENT_THOROUGH") else 4
+from pipelines.lake.payload import read_payload
+from pipelines.upkeep.vacuum import Keep, Vacuum
+from tests.fakes.lake_files import orphans
+from tests.faults.deaths import Deaths
+
+PARTS = 3  # the test's workers share the steps
+NAMED = (
+    r"replace runs/pins/.*json",
+    r"link runs/\d+.json",
+    r"replace payload/camera_frame/\d+-0.parquet",
+    r"replace streams/camera_frame/\d+-0.parquet",
+    r"replace streams/vehicle_telemetry/\d+-0.parquet",
+    r"replace quarantine/\d+-0.parquet",
+    r"fsync runs/.\d+.prepared.json.tmp",
+    r"replace runs/\d+.prepared.json",
+    r"replace runs/\d+.ledger.parquet",
+    r"replace runs/\d+.books.parquet",
+    r"create streams/camera_frame",
+    r"commit streams/camera_frame",
+    r"commit streams/vehicle_telemetry",
+    r"fsync streams/vehicle_telemetry/_delta_log/\d+.json",
+    r"commit quarantine",
+    r"commit commits",
+    r"receipts to 2",
+)
 
 
-def start(lake: Path, dies_at: int) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(lake), str(dies_at)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-def fill(core: Any, envelope: Any) -> None:
-    core.landing.seal([envelope(0, 10), envelope(5, 10), envelope(15, 5, body=b"garbage")])
+@pytest.fixture
+def landed(core: Any, envelope: Any, frames: Any) -> Any:
+    """What a run takes in: new and repeated samples of two devices, garbage, and payloads."""
+    pictures = envelope(0, 3, stream="camera_frame", body=frames(0, 3))
+    core.landing.seal([envelope(0, 10), envelope(5, 10), envelope(15, 5, body=b"garbage"), pictures])
     core.landing.seal([envelope(0, 10, device="car-2")])
+    return core
 
 
 def check(core: Any) -> None:
     loop = core.run()
-    rows = sorted((row["device"], row["seq"]) for row in core.rows("streams/vehicle_telemetry"))
-    assert rows == [("car-1", seq) for seq in range(15)] + [("car-2", seq) for seq in range(10)]
+    check_rows(core)
     assert sum(row["count"] for row in core.rows("quarantine")) == 5
     assert len(core.rows("commits")) == loop.ledger.run == 1
     assert not loop.ledger.unbalanced()
     books = loop.ledger.books["car-1", "vehicle_telemetry"]
     assert (books.received, books.committed, books.quarantined, books.duplicate) == (25, 15, 5, 5)
     assert len(core.mailbox.messages) == 2
+    Vacuum(core.root, Keep(0, 0, 0, 0)).sweep()
+    assert orphans(core.root) == set()
+    check_rows(core)
 
 
-def crash_and_check(core: Any, pristine: Path, steps: list[int]) -> None:
-    for dies_at in steps:
-        shutil.rmtree(core.root)
-        shutil.copytree(pristine, core.root)
-        died = start(core.root, dies_at)
-        assert died.returncode == 137, (dies_at, died.stderr)
+def check_rows(core: Any) -> None:
+    rows = sorted((row["device"], row["seq"]) for row in core.rows("streams/vehicle_telemetry"))
+    assert rows == [("car-1", seq) for seq in range(15)] + [("car-2", seq) for seq in range(10)]
+    pictures = sorted(core.rows("streams/camera_frame"), key=lambda row: row["seq"])
+    assert [row["seq"] for row in pictures] == [0, 1, 2]
+    for row in pictures:
+        body = read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        assert body == hashlib.sha256(str(row["seq"]).encode()).digest() * (20 + row["seq"])
+
+
+def checked(core: Any) -> Callable[[str], None]:
+    def look(_name: str) -> None:
+        core.mailbox.messages.clear()
         check(core)
 
-
-@pytest.fixture
-def pristine(core: Any, envelope: Any, tmp_path: Path) -> Path:
-    fill(core, envelope)
-    shutil.copytree(core.root, tmp_path / "pristine")
-    return tmp_path / "pristine"
+    return look
 
 
-def test_a_run_that_dies_early_or_late_ends_with_every_sample_once(core: Any, pristine: Path) -> None:
-    crash_and_check(core, pristine, [5, 25, 60, 100])
+def test_a_run_that_is_killed_early_or_late_ends_with_every_sample_once(landed: Any, deaths: Deaths) -> None:
+    names = deaths.at_each("run", landed.root, slice(2, None, 32), checked(landed))
+    for step in NAMED:
+        assert any(re.fullmatch(f"before {step}", name) for name in names), (step, names)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("first", range(1, PARTS + 1))
-def test_a_run_that_dies_at_any_durable_step_ends_with_every_sample_once(core: Any, pristine: Path, first: int) -> None:
-    whole = start(core.root, 0)
-    steps = int(whole.stdout.split()[-1])
-    assert steps > 40
-    crash_and_check(core, pristine, list(range(1, steps + 1, STRIDE))[first - 1 :: PARTS])
+@pytest.mark.parametrize("first", range(PARTS))
+def test_a_run_that_is_killed_at_any_durable_step_ends_with_every_sample_once(landed: Any, deaths: Deaths, first: int) -> None:
+    assert len(deaths.at_each("run", landed.root, slice(first, None, PARTS), checked(landed))) > 150

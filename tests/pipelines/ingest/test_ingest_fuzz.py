@@ -128,6 +128,17 @@ def run_mutated(core: Any, envelope: Any, name: str, count: int) -> None:
     assert crew(1).deaths == 0, "a worker died: the body that did it is in quarantine, at stage decode"
 
 
+def test_a_column_whose_name_is_no_text_is_refused_and_is_no_fault_of_ours(core: Any, envelope: Any, as_ipc: Any) -> None:
+    times = pa.array([1_790_000_000_000_000]).cast(US)
+    body = as_ipc(pa.record_batch({"event_time": times, "speed_mps": [1.0], "roadway": ["a"]})).replace(b"roadway", b"ro\xb8dway")
+    core.landing.seal([envelope(0, 1, body=body), envelope(1, 1)])
+    core.run()
+    (refused,) = core.rows("quarantine")
+    assert refused["stage"] == "decode"
+    assert "utf-8" in refused["reason"]
+    assert [row["seq"] for row in core.rows("streams/vehicle_telemetry")] == [1]
+
+
 def test_no_mutated_head_costs_the_bridge_more_than_a_refusal() -> None:
     rng = random.Random("heads")
     reader = Reader(Topics("catchment"), Numberer(1, 1), 1 << 20, Partition(0, 1))

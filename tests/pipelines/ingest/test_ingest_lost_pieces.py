@@ -78,5 +78,5 @@ def test_a_feature_that_another_tool_switched_on_is_named_by_the_upkeep(core: An
     run_each(core, envelope(0))
     DeltaTable(core.root / STREAM).alter.add_feature(TableFeatures.DeletionVectors, allow_protocol_versions_increase=True)
     run_each(core, envelope(10))
-    with pytest.raises(RefusedError, match=r"vehicle_telemetry: .*deletionVectors"):
+    with pytest.raises(RefusedError, match=r"vehicle_telemetry/?: .*deletionVectors"):
         roll_up_all(core.root)

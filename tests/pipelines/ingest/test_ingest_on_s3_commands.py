@@ -4,6 +4,7 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from pipelines.bridge.ship import RemoteLanding
 from pipelines.cli import app
+from pipelines.clock import SystemClock
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.ingest.loop import load_state
@@ -26,11 +28,14 @@ from pipelines.lake.remote import bind
 from pipelines.lake.rollup import roll_up_all
 from pipelines.policy.active import active_policies, newest_number
 from pipelines.policy.edge import numbered_policy
+from pipelines.status import beat
+from pipelines.status.beat import Health, Heart
+from pipelines.status.health import judge
+from pipelines.status.survey import survey
 from pipelines.training.open import open_set
 from pipelines.upkeep.maintain import only_maintenance
 from schemas.edge_policy import EdgeAction, EdgeRule
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
-from tests.pipelines.lake.conftest import frames
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
 POLICY = """
@@ -231,6 +236,24 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
     assert len(core.rows(TELEMETRY)) == 10
 
 
-def test_what_needs_a_folder_says_how_to_get_one(core: RemoteCore, tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="aws s3 sync"):
-        asked("run", "--from-landing", "1-2", "-c", configured(core, tmp_path))
+@pytest.mark.slow
+def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_path: Path) -> None:
+    config = configured(core, tmp_path)
+    here = Heart(core.root, "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
+    with patch.object(beat.socket, "gethostname", return_value="far"), here:
+        while core.remote.size("status/bridge-b0.json") is None:
+            time.sleep(0.05)
+        assert here_and_there(core.root) == ([("bridge", "b0")], [])
+        plain = asked("status", "--json", "-c", config)
+        (told,) = plain["far_beats"]
+        assert (told["role"], told["name"], told["host"], told["is_ready"], plain["beats"]) == ("bridge", "b0", "far", True, [])
+        assert "far" in asked("status", "-c", config)
+    found = survey(tmp_path / "elsewhere", SystemClock().now_ms() * 1_000 + 3_600_000_000)
+    assert "bridge b0 on far is silent" in " ".join(judge(found).alarms)
+    assert judge(found).is_alive
+    assert [one.trouble for one in found.far_beats] == ["stopped in order"]
+
+
+def here_and_there(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    found = survey(root, SystemClock().now_ms() * 1_000)
+    return [(one.role, one.name) for one in found.beats], [(one.role, one.name) for one in found.far_beats]

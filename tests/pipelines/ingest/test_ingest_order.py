@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from pipelines.bridge.rows import LandingRow
 from pipelines.ingest.admit import Dropped, Head, admit
-from pipelines.lake.books import EpochKey, Ledger
+from pipelines.lake.books import EpochKey
 from pipelines.lake.holes import holes
+from pipelines.lake.ledger import Ledger
 from schemas.ranges import Ranges
 from schemas.reported import DroppedRange, EpochReport, Reported, encode_reported
 
@@ -97,7 +98,7 @@ def test_what_is_settled_and_what_is_a_hole_make_the_whole(items: list[tuple[boo
         new = {seq for first, end in verdict for seq in range(first, end)}
         assert new == set(range(low, low + size)) - seen
         seen |= new
-    ledger = Ledger(1, done.touched)
+    ledger = Ledger().after(1, done.touched, {}, {})
     missing = {seq for hole in holes(ledger) for seq in range(hole.low, hole.high)}
     assert missing == (set(range(max(seen) + 1)) - seen if seen else set())
     assert Ranges.of((seq, seq + 1) for seq in seen) == done.touched.get(KEY, Ranges())

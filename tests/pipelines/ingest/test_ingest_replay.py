@@ -1,10 +1,6 @@
 """What was refused comes back once its cause is gone: each sample once, whatever dies in the middle."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +14,13 @@ from pipelines.ingest.loop import only_loop
 from pipelines.ingest.quarantine_cli import quarantine_app
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.quarantined import Where, grouped, heads
+from pipelines.upkeep.vacuum import Keep, Vacuum
 from schemas.contract import Column, ColumnType, Contract
+from tests.fakes.lake_files import orphans
+from tests.faults.deaths import Deaths
 
 STREAM = "streams/room"
-SCRIPT = Path(__file__).with_name("dies_at_step.py")
-ROOT = Path(__file__).resolve().parents[3]
+PARTS = 2  # the test's workers share the steps
 US = pa.timestamp("us", "UTC")
 
 
@@ -152,41 +150,35 @@ def test_the_command_replays_here_if_no_loop_is_at_work(room: Any, tmp_path: Pat
     assert shown.exit_code == 0
 
 
-def dies_at(lake: Path, config: Path, step: int) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CORE_CONTRACTS": str(config)}
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(lake), str(step)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-def crash_and_check(room: Any, contracts: Path, pristine: Path, steps: list[int]) -> None:
-    for step in steps:
-        shutil.rmtree(room.root)
-        shutil.copytree(pristine, room.root)
-        died = dies_at(room.root, contracts, step)
-        assert died.returncode == 137, (step, died.stderr)
-        loop = room.run()
-        assert seqs(room) == [0, 1, 2, 3, 10], step
-        books = loop.ledger.books["car-1", "room"]
-        assert (books.received, books.committed, books.quarantined) == (12, 5, 7), step
-        assert sum(heads(room.root, Where()).column("count").to_pylist()) == 7, step
+def check_replayed(room: Any) -> None:
+    loop = room.run()
+    assert seqs(room) == [0, 1, 2, 3, 10]
+    books = loop.ledger.books["car-1", "room"]
+    assert (books.received, books.committed, books.quarantined) == (12, 5, 7)
+    assert not loop.ledger.unbalanced()
+    assert sum(heads(room.root, Where()).column("count").to_pylist()) == 7
+    Vacuum(room.root, Keep(0, 0, 0, 0)).sweep()
+    assert orphans(room.root) == set()
+    assert seqs(room) == [0, 1, 2, 3, 10]
 
 
 @pytest.fixture
-def asked(room: Any, tmp_path: Path) -> Path:
+def asked(room: Any, tmp_path: Path) -> Any:
     contract(tmp_path / "contracts", minimum=-4.5)
     ask(room)
-    shutil.copytree(room.root, tmp_path / "pristine")
-    return tmp_path / "pristine"
+    return room
 
 
-def test_a_replay_that_dies_commits_each_sample_once(room: Any, asked: Path, tmp_path: Path) -> None:
-    crash_and_check(room, tmp_path / "contracts", asked, [9, 70])
+def kill_at_each(room: Any, deaths: Deaths, part: slice) -> list[str]:
+    return deaths.at_each("run", room.root, part, lambda _name: check_replayed(room), room.root.parent / "contracts")
+
+
+def test_a_replay_that_is_killed_commits_each_sample_once(asked: Any, deaths: Deaths) -> None:
+    kill_at_each(asked, deaths, slice(9, None, 50))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_replay_that_dies_at_any_durable_step_commits_each_sample_once(room: Any, asked: Path, tmp_path: Path) -> None:
-    steps = int(dies_at(room.root, tmp_path / "contracts", 0).stdout.split()[-1])
-    assert steps > 40
-    stride = 1 if os.environ.get("CATCHMENT_THOROUGH") else max(1, steps // 5)
-    crash_and_check(room, tmp_path / "contracts", asked, list(range(1, steps + 1, stride)))
+@pytest.mark.parametrize("first", range(PARTS))
+def test_a_replay_that_is_killed_at_any_durable_step_commits_each_sample_once(asked: Any, deaths: Deaths, first: int) -> None:
+    assert len(kill_at_each(asked, deaths, slice(first, None, PARTS))) > 100

@@ -1,10 +1,6 @@
 """Vacuum, retention and roll-ups: what is wanted stays, what is not goes, and a crash anywhere costs nothing."""
 
 import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +13,10 @@ from pipelines.lake.payload import read_payload
 from pipelines.lake.rollup import read_rollup, roll_up_all
 from pipelines.upkeep.maintain import maintain, only_maintenance
 from pipelines.upkeep.vacuum import Keep, Vacuum
+from tests.fakes.lake_files import files, orphans
+from tests.faults.deaths import Deaths
 
-SCRIPT = Path(__file__).with_name("dies_at_upkeep.py")
-ROOT = Path(__file__).resolve().parents[3]
+PARTS = 2  # the test's workers share the steps
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
 NOTHING = Keep(0, 0, 0, 0)
 
@@ -31,28 +28,6 @@ def lake(core: Any, envelope: Any, frames: Any) -> Any:
         core.landing.seal([envelope(run * 10, 10), envelope(run * 3, 3, stream="camera_frame", body=frames(run * 3, 3))])
         core.run()
     return core
-
-
-def files(root: Path, pattern: str) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.glob(pattern) if path.is_file()}
-
-
-def live(root: Path) -> set[str]:
-    found: set[str] = set()
-    for table in [*root.glob("streams/*"), *root.glob("rollups/*"), root / "quarantine", root / "commits"]:
-        if (table / "_delta_log").is_dir():
-            opened = DeltaTable(table)
-            actions = pa.table(opened.get_add_actions(flatten=True))
-            found |= {f"{table.relative_to(root)}/{path}" for path in actions.column("path").to_pylist()}
-            if "payload_shard" in {field.name for field in opened.schema().fields}:
-                found |= set(pa.table(opened.to_pyarrow_table(columns=["payload_shard"])).column(0).to_pylist())
-    return found - {None}
-
-
-def orphans(root: Path) -> set[str]:
-    present = files(root, "streams/*/*.parquet") | files(root, "payload/*/*.parquet") | files(root, "rollups/*/*.parquet")
-    present |= files(root, "quarantine/*.parquet") | files(root, "commits/*.parquet") | files(root, "**/.*.tmp")
-    return present - live(root)
 
 
 def check(core: Any, rows: int = 40) -> None:
@@ -145,34 +120,21 @@ def test_roll_ups_say_count_least_greatest_and_mean_of_each_minute_once(lake: An
     assert read_rollup(lake.root, "camera_frame").num_rows == 0
 
 
-def dies_at(lake: Path, step: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(lake), str(step)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def check_kept(core: Any) -> None:
+    check(core)
+    maintain(core.root, NOTHING)
+    check(core)
+    assert orphans(core.root) == set()
 
 
-def crash_and_check(core: Any, pristine: Path, steps: list[int]) -> None:
-    for step in steps:
-        shutil.rmtree(core.root)
-        shutil.copytree(pristine, core.root)
-        died = dies_at(core.root, step)
-        assert died.returncode == 137, (step, died.stderr)
-        check(core)
-        maintain(core.root, NOTHING)
-        check(core)
-        assert orphans(core.root) == set(), step
-
-
-def test_upkeep_that_dies_loses_nothing_and_leaves_no_orphan(lake: Any, tmp_path: Path) -> None:
-    shutil.copytree(lake.root, tmp_path / "pristine")
-    crash_and_check(lake, tmp_path / "pristine", [12, 45])
+def test_upkeep_that_is_killed_loses_nothing_and_leaves_no_orphan(lake: Any, deaths: Deaths) -> None:
+    deaths.at_each("upkeep", lake.root, slice(5, None, 40), lambda _name: check_kept(lake))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_upkeep_that_dies_at_any_durable_step_loses_nothing_and_leaves_no_orphan(lake: Any, tmp_path: Path) -> None:
-    shutil.copytree(lake.root, tmp_path / "pristine")
-    steps = int(dies_at(lake.root, 0).stdout.split()[-1])
-    assert steps > 40
-    stride = 1 if os.environ.get("CATCHMENT_THOROUGH") else max(1, steps // 6)
-    crash_and_check(lake, tmp_path / "pristine", list(range(1, steps + 1, stride)))
+@pytest.mark.parametrize("first", range(PARTS))
+def test_upkeep_that_is_killed_at_any_durable_step_loses_nothing_and_leaves_no_orphan(
+    lake: Any, deaths: Deaths, first: int
+) -> None:
+    assert len(deaths.at_each("upkeep", lake.root, slice(first, None, PARTS), lambda _name: check_kept(lake))) > 100

@@ -1,0 +1,189 @@
+"""A rate holds within a message, too: on real sockets with the clock in our hands, and on a real broker."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edge_agent.config import BrokerConfig, UplinkConfig
+from edge_agent.uplink import patience
+from edge_agent.uplink.governor import Governor
+from edge_agent.uplink.patience import PatientClient
+from tests.fakes.bad_link import BadLink
+from tests.fakes.device import Device, eventually
+from tests.fakes.fake_core import FakeCore
+
+KEEPALIVE_S = 30
+STEP_S = 0.02
+
+
+class Clock:
+    """What the client takes for the time."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+class Line:
+    """A client whose socket is real and whose network thread is the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        monkeypatch.setattr(patience, "time", self.clock)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.near = socket.create_connection(listener.getsockname())
+            self.far, _ = listener.accept()
+        for end in (self.near, self.far):
+            end.setblocking(False)
+        self.client = PatientClient(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self.client._sock = self.near
+        self.client._keepalive = KEEPALIVE_S
+        self.client._thread = threading.current_thread()  # else paho writes as soon as something is queued
+
+    def queue(self, size_bytes: int) -> None:
+        self.client._packet_queue(mqtt.PUBLISH, bytearray(size_bytes), mid=1, qos=1)
+
+    def turn(self) -> int:
+        """What arrived at the far end."""
+        self.clock.now_s += STEP_S
+        if self.client.want_write():
+            assert self.client.loop_write() == mqtt.MQTT_ERR_SUCCESS
+        arrived = 0
+        while True:
+            try:
+                arrived += len(self.far.recv(1 << 20))
+            except BlockingIOError:
+                return arrived
+
+    def close(self) -> None:
+        self.client._thread = None
+        self.client._sock = None
+        self.near.close()
+        self.far.close()
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    made = Line(monkeypatch)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("rate", [100_000, 500_000])
+@pytest.mark.parametrize("body_bytes", [2_000, 40_000, 200_000, 4 * 1024 * 1024])
+def test_any_ten_seconds_carry_the_rate_within_five_per_cent_whatever_the_size(line: Line, rate: int, body_bytes: int) -> None:
+    governor = Governor(UplinkConfig(bytes_per_s=rate))
+    line.client.pacer.retune(rate)
+    carried = [0]
+    for _ in range(int(40 / STEP_S)):
+        while governor.room_bytes(line.clock.now_s) > 0:
+            line.queue(body_bytes)
+            governor.sent(body_bytes)
+        carried.append(carried[-1] + line.turn())
+    after_the_first_s, window = int(1 / STEP_S), int(10 / STEP_S)
+    for start in range(after_the_first_s, len(carried) - window, 7):
+        assert carried[start + window] - carried[start] == pytest.approx(10 * rate, rel=0.05)
+
+
+def test_another_rate_holds_in_the_middle_of_a_message_and_none_lets_the_rest_go(line: Line) -> None:
+    line.client.pacer.retune(100_000)
+    line.queue(3_000_000)
+    slow = sum(line.turn() for _ in range(int(5 / STEP_S)))
+    line.client.pacer.retune(200_000)
+    fast = sum(line.turn() for _ in range(int(5 / STEP_S)))
+    assert (slow, fast) == (pytest.approx(500_000, rel=0.1), pytest.approx(1_000_000, rel=0.1))
+    line.client.pacer.retune(0)
+    assert sum(line.turn() for _ in range(50)) == 3_000_000 - slow - fast
+
+
+def test_while_a_paced_message_moves_the_keep_alive_is_not_judged(line: Line) -> None:
+    line.client.pacer.retune(1_000)
+    line.queue(1_000_000)
+    line.client._last_bytes_received = line.client._last_msg_out = 0.0  # long ago
+    for _ in range(int(3 * KEEPALIVE_S / STEP_S)):
+        line.turn()
+        assert line.client.loop_misc() == mqtt.MQTT_ERR_SUCCESS
+    assert line.client._ping_t == 0
+
+
+def test_what_nobody_takes_is_judged_by_the_keep_alive(line: Line) -> None:
+    """The kernel's buffer is full and stays so: to have given it bytes is no sign of life."""
+    line.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+    line.queue(16 * 1024 * 1024)
+    said = []
+    for _ in range(2 * KEEPALIVE_S):
+        line.clock.now_s += 1.0
+        line.client.loop_write()
+        said.append(line.client._look(line.clock.now_s))
+    assert said[0]
+    assert not said[-1]
+    assert all(before or not after for before, after in pairwise(said)), "once it does not move, it is not alive again"
+
+
+def test_a_frame_that_the_websocket_holds_back_is_not_forgotten(line: Line) -> None:
+    """Paho's WebSocket takes a frame whole and tells 0 until the last byte of it went; its client drops such a packet."""
+
+    class Holding:
+        def __init__(self) -> None:
+            self.offered: list[int] = []
+
+        def send(self, data: bytes | bytearray) -> int:
+            self.offered.append(len(data))
+            return 0 if len(self.offered) < 3 else self.offered[0]
+
+    line.client._sock = held = Holding()  # type: ignore[assignment]  # all that is asked of it
+    line.client.pacer.retune(10_000)
+    line.queue(1_000)
+    assert not line.client.want_write()
+    line.clock.now_s += 10.0
+    for _ in range(3):
+        assert line.client.want_write()
+        assert line.client.loop_write() == mqtt.MQTT_ERR_SUCCESS
+    assert held.offered == [1_000, 1_000, 1_000]
+    assert not line.client.want_write()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
+    made: list[Device] = []
+
+    def make(link: Any, **uplink: Any) -> Device:
+        made.append(Device(tmp_path, link, **uplink))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_to_stop_in_the_middle_of_a_paced_message_cuts_it_off_and_keeps_it(broker: Any, tmp_path: Path) -> None:
+    with FakeCore(broker.host, broker.port) as core, BadLink(broker.port) as link:
+        agent = Device(tmp_path, link, bytes_per_s=5_000)
+        agent.put(b"x" * 2_000_000)
+        eventually(lambda: link.bytes_up > 3_000)
+        assert agent.spooled() == 1
+        agent.close()
+        assert link.bytes_up < 500_000
+        assert core.landed == []
+
+
+def test_a_paced_body_arrives_whole_over_websockets(make_broker: Callable[..., Any], device: Callable[..., Device]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    broker = make_broker(extra=f"listener {port} 127.0.0.1\nprotocol websockets")
+    body = bytes(range(256)) * 3_000
+    with FakeCore(broker.host, broker.port) as core:
+        agent = device(None, connection=BrokerConfig(port=port, transport="websockets"), bytes_per_s=1_500_000)
+        agent.put(body)
+        eventually(lambda: agent.spooled() == 0)
+        assert [landed for _, landed in core.landed] == [body]
