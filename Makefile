@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow core-kills power-cuts soak gate fuzz check format bench lock wheel wheels deb systemd-units clean
+.PHONY: help setup demo test test-slow core-kills bucket-kills power-cuts soak gate fuzz check format bench lock wheel wheels deb systemd-units clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,10 @@ gate: setup ## 100,000 random rules on both engines: not one verdict may differ 
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
 
 core-kills: setup ## 300 SIGKILLs over broker, bridges and run loop; runs, replays and upkeep killed before and after each durable step
-	@CATCHMENT_KILLS=300 CATCHMENT_THOROUGH=1 CATCHMENT_LEAST_KILLS=600 $(BIN)/pytest -q -rP -n $(JOBS) --dist worksteal -m slow -k "killed_at_any_durable_step or whole_core_is_killed" tests/faults/test_faults_core_kills.py tests/pipelines/ingest/test_ingest_crash.py tests/pipelines/ingest/test_ingest_replay.py tests/pipelines/lake/test_lake_upkeep.py
+	@CATCHMENT_KILLS=300 CATCHMENT_THOROUGH=1 CATCHMENT_LEAST_KILLS=600 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m slow -k "killed_at_any_durable_step or whole_core_is_killed" tests/faults/test_faults_core_kills.py tests/pipelines/ingest/test_ingest_crash.py tests/pipelines/ingest/test_ingest_replay.py tests/pipelines/lake/test_lake_upkeep.py
+
+bucket-kills: setup ## upkeep and retags of a lake in a bucket killed at each put, delete and commit (about an hour)
+	@CATCHMENT_THOROUGH=1 $(BIN)/pytest -q -n $(JOBS) -m slow -k "killed_at_any_put" tests/pipelines/lake/test_lake_upkeep_on_s3.py
 
 power-cuts: setup ## 100,000 simulated power cuts of the spool
 	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/powercut.py --states 100000 --processes $(JOBS)
@@ -34,7 +37,7 @@ power-cuts: setup ## 100,000 simulated power cuts of the spool
 soak: setup ## a million samples into a lake while agent, broker, bridge and run loop are killed 500 times
 	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/faults/soak.py --samples 1000000 --kills 500
 
-fuzz: setup ## 100,000 mutated inputs per format through whole runs (about ten minutes)
+fuzz: setup ## 100,000 mutated inputs per format through whole runs (three minutes of CPU, in all)
 	@CATCHMENT_FUZZ=100000 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m slow -k mutated tests/pipelines/ingest/test_ingest_fuzz.py
 
 check: setup ## lint, format, types, import arrows

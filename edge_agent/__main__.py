@@ -20,10 +20,10 @@ logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # 3.11 does not k
 
 import structlog  # noqa: E402
 
-from edge_agent.agent import run_agent  # noqa: E402
 from edge_agent.config import load_agent_config  # noqa: E402
 from edge_agent.errors import AgentError, ConfigError  # noqa: E402
 from edge_agent.exits import EXIT_CONFIG, EXIT_PARKED, EXIT_RETRY  # noqa: E402
+from edge_agent.process import run_agent  # noqa: E402
 from edge_agent.stderr import PatientStderr  # noqa: E402
 
 

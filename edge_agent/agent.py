@@ -1,6 +1,5 @@
 """The wiring: which threads run, what each is given, and in which order they stop."""
 
-import signal
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -26,11 +25,12 @@ from edge_agent.inspect.looked import asked_for
 from edge_agent.lineup import Lineup
 from edge_agent.monitor import Monitor
 from edge_agent.open_spool import open_spool
-from edge_agent.ownership import claim, held
+from edge_agent.ownership import claim
 from edge_agent.rules.desk import RuleDesk, open_rules
 from edge_agent.rules.sieve import Sieve
 from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.room import soft_limit_bytes
+from edge_agent.spool.spool import Spool
 from edge_agent.uplink.forwarder import Forwarder
 from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
@@ -56,13 +56,20 @@ class Agent:
         config: checked.
         clock: handed to everything.
         reread: reads the configuration again, when asked to; None: it never changes.
+        spool: open; None: it is opened now.
 
     Raises:
         ConfigError: a contract, source kind or model table is wrong.
         AgentError: another agent holds the state folder, or the spool cannot be opened.
     """
 
-    def __init__(self, config: AgentConfig, clock: Clock | None = None, reread: Callable[[], AgentConfig] | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        clock: Clock | None = None,
+        reread: Callable[[], AgentConfig] | None = None,
+        spool: Spool | None = None,
+    ) -> None:
         self._config = config
         self._reread = reread
         self._is_to_reread = threading.Event()
@@ -75,7 +82,7 @@ class Agent:
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
         self._rules = open_rules(config, self._clock)
-        self._spool = open_spool(config, self._clock)
+        self._spool = spool or open_spool(config, self._clock)
         try:
             claim(config.state_dir, config.device, sum(books.spooled for books in self._spool.books()))
             if config.model is not None:
@@ -255,21 +262,6 @@ class Agent:
 
     def _model_reports(self) -> tuple[ModelReport, ...]:
         return () if self._models is None else self._models.report()
-
-
-def run_agent(config: AgentConfig, reread: Callable[[], AgentConfig], *, until_settled: bool) -> bool:
-    """Hold the state folder, run until SIGTERM or SIGINT, stop in order. SIGHUP reads the configuration again.
-
-    Raises:
-        ConfigError: the configuration asks for what is not there.
-        AgentError: another agent holds the state folder, or the spool broke.
-    """
-    with held(config.state_dir):
-        agent = Agent(config, reread=reread)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: agent.stop())
-        signal.signal(signal.SIGHUP, lambda *_: agent.reload())
-        return agent.run(until_settled=until_settled)
 
 
 def agent_version() -> str:

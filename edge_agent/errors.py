@@ -17,6 +17,10 @@ class SourceEndedError(SourceError):
     """A source has come to its end (a replayed file is done): do not build it anew."""
 
 
+class SourceAgainError(SourceError):
+    """A source's round is over, as it should be: build it anew after a moment; it has not failed."""
+
+
 class EncodingError(SourceError):
     """Reject the rows it is about: their values do not fit the contract's types, and never will."""
 

@@ -25,6 +25,7 @@ class Health(msgspec.Struct, frozen=True):
         resent: envelopes sent again because no receipt came in time.
         rejected: source -> reason -> rows, cells and files that became no sample, since the agent started.
         left_out: source -> reason -> samples not stored because they said nothing new or could not be redacted.
+        waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
         policy: the edge rules in force; None where `[policy]` names no key.
         failing: source -> why it does not run at this moment; it is tried again.
     """
@@ -44,6 +45,7 @@ class Health(msgspec.Struct, frozen=True):
     failure: str = ""
     rejected: dict[str, dict[str, int]] = {}
     left_out: dict[str, dict[str, int]] = {}
+    waiting_streams: tuple[str, ...] = ()
     policy: PolicyReport | None = None
     failing: dict[str, str] = {}
 

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -54,7 +54,7 @@ def read_status(path: Path) -> Status:
     """
     config = load_agent_config(path)
     health = read_health(config.state_dir)
-    with _spool(config) as db:
+    with _spool_or_empty(config, health) as db:
         books = reading.books(db)
         parked = tuple(ParkedEntry(p.stream, p.epoch, p.first_seq, p.count, p.reason) for p in reading.parked(db))
     aside = sorted(str(found) for found in config.spool_dir.glob("*.corrupt-*") if not found.name.endswith(("-wal", "-shm")))
@@ -82,6 +82,20 @@ def read_ledger(path: Path) -> Ledger:
         row = db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
         epochs = reading.epochs(db, open_epoch=row[0] if row else -1)
     return Ledger(config.device, books, epochs, is_balanced=all(entry.is_balanced for entry in books))
+
+
+@contextmanager
+def _spool_or_empty(config: AgentConfig, health: Health | None) -> Iterator[sqlite3.Connection]:
+    """The spool; an empty one where a running agent still waits for its own, and says why."""
+    with ExitStack() as stack:
+        try:
+            db = stack.enter_context(_spool(config))
+        except AgentError:
+            if health is None or not health.failure:
+                raise
+            db = stack.enter_context(closing(sqlite3.connect(":memory:")))
+            db.executescript(database.TABLES)
+        yield db
 
 
 @contextmanager

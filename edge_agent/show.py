@@ -29,6 +29,8 @@ def show_status(status: Status) -> None:
         since = "never" if health.since_ack_s is None else f"{health.since_ack_s:.0f} s before the last look"
         table.add_row("broker took a message", since)
         table.add_row("sent / not taken / sent again", f"{health.sent} / {health.not_sent} / {health.resent}")
+        if health.waiting_streams:
+            table.add_row("streams that wait", f"{', '.join(health.waiting_streams)}: the broker hangs up on all of them")
         table.add_row("spool", f"{health.used_bytes / _MIB:.1f} of {health.max_bytes / _MIB:.0f} MiB")
         table.add_row("memory", f"{health.rss_bytes / _MIB:.1f} MiB")
         if health.policy is not None:

@@ -18,6 +18,8 @@ class Vitals:
         last_receipt_s: since the core last settled something.
         rejected: (stream, reason, count) of rows, cells and files that became no sample.
         left_out: (stream, reason, count) of samples read and not stored: by configuration, contract or rule.
+        waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
+        waits_for: why nothing is captured yet; "" when it is.
     """
 
     device: str
@@ -38,8 +40,10 @@ class Vitals:
     sources_running: int
     books: tuple[StreamBooks, ...]
     sent_bytes: int = 0
+    waiting_streams: tuple[str, ...] = ()
     rejected: tuple[tuple[str, str, int], ...] = ()
     left_out: tuple[tuple[str, str, int], ...] = ()
+    waits_for: str = ""
     failure: str = ""
     sources_failing: int = 0
 
@@ -60,7 +64,7 @@ def judge_live(vitals: Vitals, stalled_after_s: float) -> Verdict:
     if stuck:
         ages = ", ".join(f"{name} came round {vitals.turned_s[name]:.0f} s ago" for name in stuck)
         return Verdict(is_good=False, said=f"stuck: {ages}")
-    return Verdict(is_good=True, said="live")
+    return Verdict(is_good=True, said=f"live, and waits: {vitals.waits_for}" if vitals.waits_for else "live")
 
 
 def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -> Verdict:
@@ -68,6 +72,8 @@ def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -
     live = judge_live(vitals, stalled_after_s)
     if not live.is_good:
         return live
+    if vitals.waits_for:
+        return Verdict(is_good=False, said=f"nothing is captured yet: {vitals.waits_for}")
     waited_s = vitals.oldest_unsettled_s
     if not vitals.is_connected:
         return Verdict(is_good=False, said=f"no connection to the broker; {_waiting(waited_s)}")
@@ -116,6 +122,8 @@ def render_metrics(vitals: Vitals) -> str:
         ("left_out_samples_total", "Read and not stored, as configuration, contract or rule ask.", vitals.left_out),
     ):
         lines += _family(name, "counter", told, [({"stream": stream, "reason": why}, n) for stream, why, n in counted])
+    waiting = [({"stream": stream}, 1) for stream in vitals.waiting_streams]
+    lines += _family("waiting_streams", "gauge", "1 for each stream on all of which the broker hangs up.", waiting)
     turned = [({"thread": name}, age_s) for name, age_s in sorted(vitals.turned_s.items())]
     lines += _family("turned_age_seconds", "gauge", "Since the thread last came round.", turned)
     for name, kind, told, find in _SINGLES:

@@ -93,7 +93,8 @@ def up(config: Config = Path("core.toml")) -> None:
     from pipelines.up import supervise  # noqa: PLC0415  # heavy only here
 
     core = load_core_config(config)
-    with serving(_lake(config), core.watch.host, core.watch.port, SystemClock()) if core.watch.port else nullcontext():
+    watched = serving(_lake(config), core.watch.host, core.watch.port, SystemClock(), core.alarms)
+    with watched if core.watch.port else nullcontext():
         code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
     raise typer.Exit(code)
 
@@ -120,9 +121,10 @@ def run(
     if from_landing:
         from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
         from pipelines.lake.remote import lake_of  # noqa: PLC0415  # only here
+        from pipelines.lake.scratch import scratch  # noqa: PLC0415  # only here
         from pipelines.upkeep.maintain import only_maintenance  # noqa: PLC0415  # only here
 
-        with only_maintenance(lake_of(core)):
+        with only_maintenance(lake_of(core)), scratch(core.lake_root, "backfill"):
             done = backfill(core, segments_of(from_landing), engine, SystemClock())
         show("Made anew", [asdict(one) for one in done], as_json=False)
         return
@@ -131,7 +133,7 @@ def run(
 
 @app.command()
 def ledger(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
-    """The books per stream: received = committed + quarantined + duplicate. Exit code 1 if they do not balance."""
+    """The books per stream: received = committed + quarantined + discarded + duplicate. Exit code 1 if they do not balance."""
     from pipelines.lake import report  # noqa: PLC0415  # heavy only here
 
     found = report.books(_lake(config))

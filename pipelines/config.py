@@ -46,7 +46,10 @@ class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How segments become rows, and where: `runner`, `workers` and `beam_options` are what `catchment run` takes."""
+    """How segments become rows, and where: `runner`, `workers` and `beam_options` are what `catchment run` takes.
+
+    A run is held back where `fault_stop_share` of its messages meet a fault of our own, and `fault_stop_count` in a row with it.
+    """
 
     interval_ms: int = 200
     max_segments: int = 64
@@ -58,6 +61,8 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beam_options: tuple[str, ...] = ()
     crew: int = 2
     worker_memory_bytes: int = 4 * 1024**3
+    fault_stop_share: float = 0.9
+    fault_stop_count: int = 10
 
 
 class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,6 +87,20 @@ class WatchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int = 0
 
 
+class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From when on `status`, `watch` and the metrics call something an alarm; a `quarantine_share` of 0: never.
+
+    A stream's share of quarantined samples is taken over the last 50 runs, and tells nothing below `quarantine_count` of them.
+    """
+
+    silent_s: float = 30
+    far_silent_s: float = 90
+    stuck_s: float = 120
+    quarantine_share: float = 0.05
+    quarantine_count: int = 100
+    suspended: bool = True
+
+
 class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never."""
 
@@ -103,6 +122,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run: RunConfig = RunConfig()
     remote: RemoteConfig | None = None
     watch: WatchConfig = WatchConfig()
+    alarms: AlarmConfig = AlarmConfig()
     maintain: MaintainConfig = MaintainConfig()
 
     @property

@@ -16,10 +16,8 @@
     end_when_idle = false
 
 A file is the same as long as name, inode, size and modification time are: chmod, chown and links do not make it new, a
-rewrite does. `delete` and `move` do not depend on clocks. `keep` remembers across a restart how far it got in the order of
-inode change times, and the last 1,024 files by themselves, so that its position stays small: an older file whose rights
-change while the agent is down counts as new, and one that arrives while the agent is down and the clock stands behind its
-last run counts as done.
+rewrite does. With `keep` another name does not make it new either, and across a restart name, size and modification time are
+enough. Nothing depends on clocks: `keep` remembers every file that it captured and that is still there, in 19 bytes each.
 """
 
 import contextlib
@@ -34,7 +32,7 @@ import msgspec
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.cells import CellError, to_time_us
 from edge_agent.capture.folder_files import FileSamples
-from edge_agent.capture.folder_scan import FoundFile, Settling, is_unchanged, look
+from edge_agent.capture.folder_scan import FoundFile, Remembered, Settling, is_unchanged, look
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.clock import Clock
@@ -43,8 +41,9 @@ from schemas.contract import Contract
 
 PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.svs")
 MAX_BATCH_BYTES = 16 * 1024 * 1024
-_RECENT = 1_024
-_LOOK_SHARE = 10  # at most a tenth of the time is spent looking
+# Of a look that takes longer than this, at most a tenth of the time is spent looking.
+_LONG_LOOK_S = 0.25
+_LOOK_SHARE = 10
 
 
 class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,12 +68,14 @@ class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DirectoryPosition(msgspec.Struct, frozen=True):
     """How far the folder was read.
 
-    `mark`: the last file given out (keep). `given`: fingerprints of the last ones given out (keep), or of those that may
-    not be moved away yet (delete, move).
+    `given`: what the files captured and still there are known by (keep), or fingerprints of those that may not be moved away
+    yet (delete, move). It only grows at its end, so that the spool rewrites little. `is_whole`: all of them. An earlier agent
+    kept the last 1,024 fingerprints alone, and in `mark` the last file given out.
     """
 
-    mark: tuple[int, str] = (0, "")
     given: list[str] = []
+    is_whole: bool = False
+    mark: tuple[int, str] = (0, "")
 
 
 class DirectorySource:
@@ -96,10 +97,9 @@ class DirectorySource:
         self._ready: deque[FoundFile] = deque()
         self._waiting = True  # whether files were seen that have not settled
         self._next_look_s = clock.monotonic_s()
-        self._done: set[tuple[str, int, int, int]] = set()
-        self._recent: deque[str] = deque(maxlen=_RECENT)
+        self._done: set[tuple[str | int, ...]] = set()
+        self._remembered = Remembered()
         self._pending: deque[tuple[bytes, list[FoundFile]]] = deque()
-        self._mark: tuple[int, str] = (0, "")
         self._resume(position)
 
     @property
@@ -115,10 +115,13 @@ class DirectorySource:
             at = DirectoryPosition()
         here = look(self._folder, self._patterns)
         if self._options.done == "keep":
-            self._mark = at.mark
-            self._recent.extend(at.given)
-            recent = set(at.given)
-            self._done = {file.identity for file in here if file.mark <= at.mark or file.fingerprint in recent}
+            if at.is_whole:
+                captured = self._remembered.resume(at.given, here)
+            else:
+                recent = set(at.given)
+                captured = [file for file in here if file.mark <= at.mark or file.fingerprint in recent]
+                self._remembered.add(captured)
+            self._done = {self._key(file) for file in captured}
             return
         given = set(at.given)
         self._put_away([file for file in here if file.fingerprint in given])
@@ -141,9 +144,8 @@ class DirectorySource:
             taken.append(file)
             size += file.size if file.size <= self._options.part_threshold_bytes else 0
         batch, captured = self._samples.read(taken)
-        self._done.update(file.identity for file in taken)
-        self._recent.extend(file.fingerprint for file in taken)
-        self._mark = max(self._mark, taken[-1].mark)
+        self._done.update(self._key(file) for file in taken)
+        self._remembered.add(captured)
         return None if batch is None else self._give(captured, batch)
 
     def _look(self) -> bool:
@@ -153,9 +155,10 @@ class DirectorySource:
         here = look(self._folder, self._patterns)
         # A folder of very many files takes long to look through: that must not become all that the device does.
         took_s = self._clock.monotonic_s() - now_s
-        self._next_look_s = now_s + max(self._options.poll_ms / 1000, took_s * _LOOK_SHARE)
-        self._done.intersection_update([file.identity for file in here])
-        files = [file for file in here if file.identity not in self._done]
+        rest_s = took_s * _LOOK_SHARE if took_s > _LONG_LOOK_S else 0.0
+        self._next_look_s = now_s + max(self._options.poll_ms / 1000, rest_s)
+        self._done.intersection_update([self._key(file) for file in here])
+        files = [file for file in here if self._key(file) not in self._done]
         settled = self._settling.settled(files, now_s)
         self._waiting = len(settled) < len(files)
         self._ready.extend(settled)
@@ -165,8 +168,8 @@ class DirectorySource:
     def _give(self, captured: list[FoundFile], batch: SampleBatch) -> SampleBatch:
         keep = self._options.done == "keep"
         waiting = [file for _, files in self._pending for file in files] + captured
-        given = list(self._recent) if keep else [file.fingerprint for file in waiting]
-        position = msgspec.json.encode(DirectoryPosition(self._mark, given))
+        given = self._remembered.memories if keep else [file.fingerprint for file in waiting]
+        position = msgspec.json.encode(DirectoryPosition(given, is_whole=keep))
         if not keep:
             self._pending.append((position, captured))
         return replace(batch, position=position)
@@ -181,9 +184,12 @@ class DirectorySource:
             if position == batch.position:
                 return
 
+    def _key(self, file: FoundFile) -> tuple[str | int, ...]:
+        return file.content if self._options.done == "keep" else file.identity
+
     def _put_away(self, files: list[FoundFile]) -> None:
         for file in files:
-            self._done.discard(file.identity)
+            self._done.discard(self._key(file))
             if is_unchanged(self._folder, file):  # else it is another file by now, which was not captured
                 for path in self._samples.paths(file.name):
                     self._put_away_one(path, file)

@@ -33,7 +33,7 @@ from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.tables import RawChunk, decode_object, objects_chunk
 from edge_agent.clock import Clock
-from edge_agent.errors import ConfigError, SourceEndedError, SourceError
+from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
 
@@ -178,7 +178,7 @@ class ExecSource:
         if code:
             raise SourceError(f"{name} ended with exit code {code}; its last words: {self._tail()}")
         if self._options.restart:
-            raise SourceError(f"{name} ended; it is started again after a while")
+            raise SourceAgainError(f"{name} ended well; it is started again")
         raise SourceEndedError(f"{name} ended well")
 
     def _tail(self) -> str:

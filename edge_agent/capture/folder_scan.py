@@ -33,7 +33,20 @@ class FoundFile:
     @property
     def fingerprint(self) -> str:
         """The identity in eight characters, for a position that must stay small."""
-        return base64.b85encode(hashlib.blake2b(repr(self.identity).encode(), digest_size=6).digest()).decode()
+        return _short(self.identity)
+
+    @property
+    def content(self) -> tuple[int, int, int]:
+        """What stays the same when the file gets another name, too."""
+        return self.modified_ns, self.size, self.inode
+
+    @property
+    def memory(self) -> str:
+        """What a captured file is known by later, in two halves: under any name, and by its name alone.
+
+        The second is for file systems without inodes of their own, which give others each time they are mounted.
+        """
+        return _short(self.content) + _short((self.name, self.modified_ns, self.size))
 
     @property
     def shown(self) -> str:
@@ -44,6 +57,31 @@ class FoundFile:
     def mark(self) -> tuple[int, str]:
         """What the order is by."""
         return self.changed_ns, self.shown
+
+
+def _short(what: tuple[object, ...]) -> str:
+    return base64.b85encode(hashlib.blake2b(repr(what).encode(), digest_size=6).digest()).decode()
+
+
+class Remembered:
+    """The files that were captured and are still in the folder, in the order they were; as small as they can be."""
+
+    def __init__(self) -> None:
+        self.memories: list[str] = []
+
+    def add(self, files: Sequence[FoundFile]) -> None:
+        """These were captured."""
+        self.memories.extend(file.memory for file in files)
+
+    def resume(self, memories: Sequence[str], here: Sequence[FoundFile]) -> list[FoundFile]:
+        """Which files were captured before; what is not there any more is forgotten."""
+        middle = len(_short(()))
+        contents = {memory[:middle] for memory in memories}
+        names = {memory[middle:] for memory in memories}
+        known = {file: file.memory for file in here}
+        captured = [file for file, memory in known.items() if memory[:middle] in contents or memory[middle:] in names]
+        self.memories = [known[file] for file in captured]
+        return captured
 
 
 def look(folder: Path, patterns: Sequence[str]) -> list[FoundFile]:

@@ -1,4 +1,4 @@
-"""Media type, width and height of a picture from its first bytes, without decoding it: JPEG, PNG, TIFF and BigTIFF."""
+"""Media type, width and height of a picture, not decoded, from its first bytes: JPEG, PNG, TIFF, BigTIFF, GIF, BMP, WebP."""
 
 import struct
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import BinaryIO
 
 _MAX_SEGMENTS = 4096
 _MAX_TAGS = 4096
+_BMP_BYTES = 26
 _WIDTH_TAG, _HEIGHT_TAG = 256, 257
 # Start-of-frame markers: C0..CF without C4 (Huffman tables), C8 (reserved) and CC (arithmetic tables).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -31,15 +32,39 @@ def read_image_header(file: BinaryIO) -> ImageHeader | None:
             return ImageHeader("image/png", *_png_size(file))
         if magic[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return ImageHeader("image/tiff", *_tiff_size(file, magic))
+        return _plain(magic + file.read(16))
     except (struct.error, OverflowError):
         return ImageHeader(_media_type(magic))
+
+
+def _plain(head: bytes) -> ImageHeader | None:
+    """Formats that tell their size where they begin."""
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return ImageHeader("image/gif", *struct.unpack_from("<HH", head, 6))
+    if head.startswith(b"BM") and len(head) >= _BMP_BYTES:
+        width, height = struct.unpack_from("<ii", head, 18)
+        return ImageHeader("image/bmp", width, abs(height))  # below 0: the first row is the topmost
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return ImageHeader("image/webp", *_webp_size(head))
     return None
 
 
+def _webp_size(head: bytes) -> tuple[int | None, int | None]:
+    match head[12:16]:
+        case b"VP8X":
+            return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+        case b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            width, height = struct.unpack_from("<HH", head, 26)
+            return width & 0x3FFF, height & 0x3FFF
+    return None, None
+
+
 def _media_type(magic: bytes) -> str:
-    if magic.startswith(b"\xff\xd8"):
-        return "image/jpeg"
-    return "image/png" if magic.startswith(b"\x89PNG") else "image/tiff"
+    known = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"GI": "gif", b"RI": "webp"}
+    return f"image/{known.get(magic[:2], 'tiff')}"
 
 
 def _png_size(file: BinaryIO) -> tuple[int | None, int | None]:

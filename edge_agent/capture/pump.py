@@ -13,10 +13,11 @@ from edge_agent.capture.coalesce import join_batches, last_position, may_join
 from edge_agent.capture.encode import Encoder
 from edge_agent.capture.refine import Refiner
 from edge_agent.capture.relay import Handed, Relay
+from edge_agent.capture.restarts import Restarts
 from edge_agent.capture.storing import PatientEncoder
 from edge_agent.clock import Clock
 from edge_agent.config import SourceConfig
-from edge_agent.errors import ConfigError, SourceEndedError, SourceError, SpoolFullError
+from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
 from edge_agent.rules.sieve import Sieve, sift
 from edge_agent.spool.records import Append, Passed
 from edge_agent.spool.spool import Spool
@@ -24,8 +25,6 @@ from schemas.envelope import Span
 from schemas.ids import StreamName
 
 _IDLE_S = 0.1
-_RESTART_FIRST_S = 0.5
-_RESTART_CAP_S = 60.0
 # Batches not durable yet: enough to fill a commit, few enough to stay small. The spool bounds their bytes.
 _MAX_UNDER_WAY = 64
 # Small batches that follow one another at once share envelopes up to this many samples, within this time.
@@ -84,7 +83,8 @@ class SourcePump:
         self._left_out: Counter[str] = Counter()
         self._source: Source | None = None
         self._rejected_before: dict[str, int] = {}
-        self.failures = 0
+        self._restarts = Restarts()
+        self._gave = False
         self.failing = ""
 
     @property
@@ -110,18 +110,19 @@ class SourcePump:
         """
         self._stop = stop
         while not stop.is_set():
+            began_s, self._gave = self._clock.monotonic_s(), False
             try:
                 self._pump(stop)
             except SourceEndedError:
                 _log.info("source ended", source=self._config.kind, stream=self._config.stream)
                 return
             except (SourceError, ConfigError, SpoolFullError, OSError) as error:
-                wait_s = min(_RESTART_CAP_S, _RESTART_FIRST_S * 2 ** min(self.failures, 10))
-                self.failures += 1
-                self.failing = str(error)
-                _log.warning(
-                    "source failed", source=self._config.kind, stream=self._config.stream, error=str(error), retry_in_s=wait_s
-                )
+                is_done = isinstance(error, SourceAgainError)
+                wait_s = self._restarts.next_s(self._clock.monotonic_s() - began_s, gave=self._gave, is_done=is_done)
+                self.failing = "" if is_done else str(error)
+                tell = _log.debug if is_done else _log.warning
+                told = "source begins again" if is_done else "source failed"
+                tell(told, source=self._config.kind, stream=self._config.stream, error=str(error), retry_in_s=wait_s)
                 stop.wait(wait_s)
 
     def _pump(self, stop: threading.Event) -> None:
@@ -140,7 +141,7 @@ class SourcePump:
                     self._take(batch)
                     self._settle_up(source, _MAX_UNDER_WAY)
                     self._pass_over(source)
-                    self.failures = 0
+                    self._gave = True
                     continue
                 self._append()
                 self._settle_up(source, 0)

@@ -59,6 +59,9 @@ class Video:
             raise SourceError(f"{self._name} has no picture")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        # Asked for once: PyAV 19 tells nothing of a video that is closed.
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._frame_s = float(1 / rate) if rate else 0.04
         # Transport streams and cut-out pieces do not count from 0; the frames' times here do.
         begins, base = self._stream.start_time, self._stream.time_base
         self._begins_s = 0.0 if begins is None or base is None else float(begins * base)
@@ -66,8 +69,7 @@ class Video:
     @property
     def frame_s(self) -> float:
         """Seconds from frame to frame, as the video says; 1/25 where it does not."""
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        return float(1 / rate) if rate else 0.04
+        return self._frame_s
 
     def frames(self, after_s: float | None) -> Iterator[tuple[float, VideoFrame]]:
         """Time since the video's beginning and frame, in order; those after `after_s` alone.

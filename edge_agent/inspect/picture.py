@@ -5,7 +5,6 @@ not quite the same. What pillow reads otherwise than the core does (transparent,
 """
 
 import io
-import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from edge_agent.inspect.errors import UninspectableError
+from edge_agent.strict_warnings import as_errors
 from schemas.inspectors import SIDE_PX
 
 MAX_PIXELS = 64 * 1024 * 1024
@@ -45,8 +45,7 @@ def picture_facts(payload: bytes | Path) -> tuple[int, int, float, float, float,
 
 def _decoded(payload: bytes | Path) -> tuple[npt.NDArray[np.uint8], int, int]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with as_errors():
             return _pixels(_content(payload))
     except UninspectableError:
         raise

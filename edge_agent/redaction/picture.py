@@ -4,7 +4,6 @@ Of its metadata only which side is up is kept: the rest may hold a place or a th
 """
 
 import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image, ImageFilter
 
 from edge_agent.redaction.boxes import Box, fixed_boxes, told_boxes
 from edge_agent.redaction.cells import UnredactableError
+from edge_agent.strict_warnings import as_errors
 from schemas.redaction import ImageRedact
 
 MAX_PIXELS = 64 * 1024 * 1024
@@ -43,8 +43,7 @@ class PictureRedactor:
             UnredactableError: it is no such picture, too large, or nothing understandable is told about its regions.
         """
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
+            with as_errors():
                 return self._redacted(payload, told)
         except UnredactableError:
             raise

@@ -4,6 +4,7 @@ A marker file names where the damaged one goes, from before the move until all t
 it a start that failed half-way would leave an empty spool behind, and sources would begin again.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from edge_agent.atomic import sync_folder, write_atomic
@@ -48,6 +49,13 @@ def move(path: Path) -> Path:
             # Durable one by one: a log must never be left in the old place when its database is gone from there.
             sync_folder(path.parent)
     return aside
+
+
+def forget_successor(path: Path) -> None:
+    """Delete what was made in the damaged one's place and is not whole. What the disk refuses to delete is deleted next time."""
+    for suffix in _SUFFIXES:
+        with suppress(OSError):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def end(path: Path) -> None:

@@ -13,6 +13,20 @@ _SPARE = 4
 _log = structlog.get_logger(__name__)
 
 
+def let_go_if_full(folder: Path) -> bool:
+    """At start, before a writer holds it: make room where the disk is full. Whether that freed anything."""
+    try:
+        disk = os.statvfs(folder)
+        if disk.f_bavail * disk.f_frsize >= BALLAST_BYTES:
+            return False
+        (folder / FILE_NAME).unlink()
+    except OSError:
+        # There is none, or the disk refuses more than room: whoever asked tells of that.
+        return False
+    _log.warning("disk full: what was held back is let go", bytes=BALLAST_BYTES)
+    return True
+
+
 class Ballast:
     """The file. Used by the writer thread alone."""
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from edge_agent.spool import positions
 from edge_agent.spool.quota import Candidate
 from edge_agent.spool.records import Append, BodyPlace, Passed, State, checksum
 from schemas.envelope import Span
@@ -82,7 +83,7 @@ def inherit(db: sqlite3.Connection, source: str, choose: Callable[[Sequence[str]
     """The position of the source that `choose` picks, of those that have one, becomes this source's."""
     before = choose([row[0] for row in db.execute("SELECT source FROM position ORDER BY source")])
     if before is not None:
-        db.execute("UPDATE OR IGNORE position SET source = ? WHERE source = ?", (source, before))
+        positions.hand_over(db, before, source)
     return Removed()
 
 
@@ -95,10 +96,7 @@ def note(db: sqlite3.Connection, passed: Passed) -> Removed:
             (passed.stream, reason, count),
         )
     if passed.position is not None:
-        db.execute(
-            "INSERT INTO position VALUES (?,?) ON CONFLICT DO UPDATE SET value = excluded.value",
-            (passed.source, passed.position),
-        )
+        positions.keep(db, passed.source, passed.position)
     return Removed()
 
 

@@ -12,7 +12,7 @@ LARGE_PAGE_BYTES = 32_768
 RESERVE_BYTES = 4 * 1024 * 1024
 
 # `body` is the last column: a row's head is then read without touching the overflow pages of its body.
-_TABLES = """
+TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS books (
     stream TEXT PRIMARY KEY, captured INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0,
@@ -25,6 +25,8 @@ CREATE TABLE IF NOT EXISTS dropped_range (
 CREATE TABLE IF NOT EXISTS epoch (
     stream TEXT NOT NULL, epoch INTEGER NOT NULL, next_seq INTEGER NOT NULL, PRIMARY KEY (stream, epoch)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS position (source TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS position_tail (
+    source TEXT NOT NULL, n INTEGER NOT NULL, value BLOB NOT NULL, PRIMARY KEY (source, n));
 CREATE TABLE IF NOT EXISTS envelope (
     id INTEGER PRIMARY KEY, stream TEXT NOT NULL, epoch INTEGER NOT NULL, first_seq INTEGER NOT NULL,
     count INTEGER NOT NULL, cost_bytes INTEGER NOT NULL, priority INTEGER NOT NULL, state INTEGER NOT NULL,
@@ -60,7 +62,7 @@ def connect_writer(path: Path, max_bytes: int, page_bytes: int) -> sqlite3.Conne
         cap(connection, max_bytes)
         _add_columns(connection)
         # In one transaction: one write and sync instead of one for each table.
-        connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}COMMIT;")
+        connection.executescript(f"BEGIN IMMEDIATE;{TABLES}COMMIT;")
     except sqlite3.Error:
         connection.close()
         raise

@@ -1,7 +1,7 @@
 """What was given out to be sent and not given back yet, and what is given out next."""
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from edge_agent.spool import reading
 from edge_agent.spool.lanes import Lane, Lanes
@@ -26,6 +26,7 @@ class Leases:
         self._ids: set[int] = set()
         self._lanes = Lanes()
         self._min_priority = 0
+        self._left_out: frozenset[str] = frozenset()
         self._is_cut_short = False
 
     @property
@@ -44,6 +45,20 @@ class Leases:
         if min_priority < self._min_priority:
             self._lanes.start_over()
         self._min_priority = min_priority
+
+    def leave_out(self, streams: Collection[str]) -> None:
+        """Give out nothing of these streams from now on."""
+        if self._left_out - set(streams):
+            self._lanes.start_over()
+        self._left_out = frozenset(streams)
+
+    def lease(self, id_: int) -> Envelope | None:
+        """This one, whatever its turn; None when it is gone."""
+        self._ids.add(id_)
+        envelope = self._load(id_)
+        if envelope is None:
+            self._ids.discard(id_)
+        return envelope
 
     def part(self, newest_id: int) -> None:
         """What was captured up to this id is old from now on."""
@@ -100,9 +115,10 @@ class Leases:
         """Ids of a lane that may be given out. The cursor passes what may not, so that it is looked at once."""
         for _ in range(_MAX_PASSED_ROWS // _CHUNK_ROWS):
             after_id, upto_id = self._lanes.bounds(lane)
-            rows = reading.ready_after(db, after_id, upto_id, _CHUNK_ROWS, with_priority=self._min_priority > 0)
-            for id_, priority in rows:
-                if id_ not in self._ids and priority >= self._min_priority:
+            is_choosy = self._min_priority > 0 or bool(self._left_out)
+            rows = reading.ready_after(db, after_id, upto_id, _CHUNK_ROWS, with_value=is_choosy)
+            for id_, priority, stream in rows:
+                if id_ not in self._ids and priority >= self._min_priority and stream not in self._left_out:
                     yield id_
                 else:
                     self._lanes.passed(lane, id_)

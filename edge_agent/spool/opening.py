@@ -1,25 +1,77 @@
-"""What every start does with a sound database: a new epoch, and files and rows brought into line."""
+"""What every start does: a sound database, mended where it must be, a new epoch, and files and rows brought into line."""
 
 import secrets
 import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
+from edge_agent.atomic import make_folder
 from edge_agent.clock import Clock
-from edge_agent.errors import ConfigError
-from edge_agent.spool import changes
+from edge_agent.errors import ConfigError, SpoolError
+from edge_agent.spool import ballast, changes, database
+from edge_agent.spool.bodies import FOLDER_NAME as BODIES_FOLDER
 from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.database import used_and_free_bytes
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.records import DropReason, ObjectRef, State
+from edge_agent.spool.recovery import Opened, open_sound
 from edge_agent.spool.sealing import Seal
 from schemas.ids import Digest, next_epoch
 
 # Freed pages beyond this share of the quota are given back to the disk, while little has to be copied for it.
 _COMPACT_SHARE = 4
 _COMPACT_USED_SHARE = 16
+OBJECTS_FOLDER = "objects"
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolFiles:
+    """All that a spool works on."""
+
+    opened: Opened
+    epoch: int
+    bodies: BodyFiles
+    objects: ObjectStore
+    reader: sqlite3.Connection
+
+
+def open_files(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, seal: Seal | None) -> SpoolFiles:
+    """Open what is there, make what is missing, mend what is damaged. On a full disk what is held back is let go for that.
+
+    Raises:
+        SpoolError: the disk refuses; nothing is lost, try again later.
+        ConfigError: the spool holds samples that this seal cannot open.
+    """
+    try:
+        try:
+            return _open_files(folder, max_bytes, page_bytes, clock, seal)
+        except (sqlite3.Error, OSError):
+            if not ballast.let_go_if_full(folder):
+                raise
+            return _open_files(folder, max_bytes, page_bytes, clock, seal)
+    except (sqlite3.Error, OSError) as error:
+        raise SpoolError(f"the spool in {folder} cannot be opened: {error}; check the disk and the folder's owner") from error
+
+
+def _open_files(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, seal: Seal | None) -> SpoolFiles:
+    make_folder(folder)
+    bodies = BodyFiles(folder / BODIES_FOLDER, max_bytes)
+    opened = open_sound(folder, max_bytes, page_bytes, clock, bodies.read)
+    try:
+        check_key(opened.db, seal)
+        compact(opened.db, max_bytes)
+        epoch = open_epoch(opened.db, clock)
+        objects = ObjectStore(folder / OBJECTS_FOLDER, seal)
+        match_files(opened.db, objects, bodies)
+        reader = database.connect_reader(folder / database.FILE_NAME)
+    except (sqlite3.Error, OSError):
+        opened.db.close()
+        raise
+    return SpoolFiles(opened, epoch, bodies, objects, reader)
 
 
 def open_epoch(db: sqlite3.Connection, clock: Clock) -> int:

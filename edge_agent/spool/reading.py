@@ -38,11 +38,11 @@ class Parked:
 
 
 def ready_after(
-    db: sqlite3.Connection, after_id: int, upto_id: int | None, limit: int, *, with_priority: bool
-) -> list[tuple[int, int]]:
-    """Ids and priorities of what may be sent, in the order of capture; without priorities (0) from the index alone."""
-    column = "priority" if with_priority else "0"
-    query = f"SELECT id, {column} FROM envelope WHERE state = ? AND id > ? AND id <= ? ORDER BY id LIMIT ?"  # noqa: S608 # constants
+    db: sqlite3.Connection, after_id: int, upto_id: int | None, limit: int, *, with_value: bool
+) -> list[tuple[int, int, str]]:
+    """Ids, priorities and streams of what may be sent, in the order of capture; without values (0, "") from the index alone."""
+    columns = "priority, stream" if with_value else "0, ''"
+    query = f"SELECT id, {columns} FROM envelope WHERE state = ? AND id > ? AND id <= ? ORDER BY id LIMIT ?"  # noqa: S608 # constants
     return db.execute(query, (State.READY, after_id, _MAX_ID if upto_id is None else upto_id, limit)).fetchall()
 
 
@@ -114,6 +114,13 @@ def parked(db: sqlite3.Connection, limit: int = 100) -> list[Parked]:
     """Parked envelopes, oldest first."""
     query = "SELECT id, stream, epoch, first_seq, count, reason FROM envelope WHERE state = ? ORDER BY id LIMIT ?"
     return [Parked(*row) for row in db.execute(query, (State.PARKED, limit))]
+
+
+def oldest_parked(db: sqlite3.Connection, reason: str, after_id: int) -> int | None:
+    """The oldest above an id that is parked for a reason that begins so."""
+    query = "SELECT id FROM envelope WHERE state = ? AND id > ? AND substr(reason, 1, ?) = ? ORDER BY id LIMIT 1"
+    row = db.execute(query, (State.PARKED, after_id, len(reason), reason)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def books(db: sqlite3.Connection) -> tuple[StreamBooks, ...]:

@@ -83,6 +83,8 @@ def open_sound(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, read
         aside.end(path)
     except (sqlite3.Error, OSError):
         db.close()
+        # The next try makes it anew: until then it must not take the little room there is.
+        aside.forget_successor(path)
         raise
     return opened
 
@@ -109,7 +111,7 @@ def _is_refusal(error: sqlite3.Error, path: Path | None = None) -> bool:
 
 def _probe(db: sqlite3.Connection, *, is_thorough: bool) -> None:
     """Read what every start needs; after a failure in service, check every page."""
-    for table in ("meta", "books", "dropped_count", "epoch", "position"):
+    for table in ("meta", "books", "dropped_count", "epoch", "position", "position_tail"):
         db.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 # constants
     # Each alone is one descent of the tree; asked together they would read every row.
     db.execute("SELECT max(id) FROM envelope").fetchone()
@@ -131,7 +133,7 @@ def _salvage(aside_path: Path, db: sqlite3.Connection, read_body: ReadBody) -> O
         return Opened(db, aside_path)
     try:
         db.execute("BEGIN IMMEDIATE")
-        for table in ("meta", "books", "dropped_count", "dropped_range", "epoch", "position"):
+        for table in ("meta", "books", "dropped_count", "dropped_range", "epoch", "position", "position_tail"):
             _carry_over(old, db, table)
         saved = sum(_keep(db, row, read_body) for row in _rows(old))
         lost = _balance(db)

@@ -2,27 +2,23 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 import structlog
 
-from edge_agent.atomic import make_folder
 from edge_agent.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
-from edge_agent.spool import changes, database, reading
+from edge_agent.spool import changes, database, positions, reading
 from edge_agent.spool.ballast import Ballast
-from edge_agent.spool.bodies import FOLDER_NAME as BODIES_FOLDER
-from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.leases import Leases
-from edge_agent.spool.objects import ObjectStore
-from edge_agent.spool.opening import check_key, compact, match_files, open_epoch
+from edge_agent.spool.opening import open_files
 from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
-from edge_agent.spool.recovery import mark_suspect, open_sound
+from edge_agent.spool.recovery import mark_suspect
 from edge_agent.spool.room import Room
 from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
 from edge_agent.spool.writer import SpoolWriter
@@ -31,7 +27,6 @@ from schemas.ids import Digest
 from schemas.receipts import Receipt
 from schemas.reported import EpochReport, StreamBooks
 
-OBJECTS_FOLDER = "objects"
 MIN_MAX_BYTES = 8 * 1024 * 1024
 
 _log = structlog.get_logger(__name__)
@@ -50,7 +45,8 @@ class Spool:
         seal: encrypts what is stored.
 
     Raises:
-        SpoolError: the disk refuses even a new file.
+        SpoolError: the disk refuses; nothing is lost, try again later.
+        ConfigError: the spool holds samples that this seal cannot open.
     """
 
     def __init__(
@@ -70,20 +66,10 @@ class Spool:
         self._leases = Leases(self._load)
         self._removed_ids: list[int] = []
         self._listener: Callable[[], None] = lambda: None
-        try:
-            make_folder(folder)
-            self._bodies = BodyFiles(folder / BODIES_FOLDER, max_bytes)
-            opened = open_sound(folder, max_bytes, page_bytes, clock, self._bodies.read)
-            self._db = opened.db
-            check_key(self._db, seal)
-            compact(self._db, max_bytes)
-            self.epoch = open_epoch(self._db, clock)
-            self._objects = ObjectStore(folder / OBJECTS_FOLDER, seal)
-            match_files(self._db, self._objects, self._bodies)
-            self._reader = database.connect_reader(folder / database.FILE_NAME)
-        except (sqlite3.Error, OSError) as error:
-            raise SpoolError(f"the spool in {folder} cannot be opened: {error}; check the disk and the folder's owner") from error
-        self.opened = opened
+        opened = open_files(folder, max_bytes, page_bytes, clock, seal)
+        self.opened, self.epoch = opened.opened, opened.epoch
+        self._db, self._reader = opened.opened.db, opened.reader
+        self._bodies, self._objects = opened.bodies, opened.objects
         self._room = Room(folder, max_bytes, min_free_bytes, self._objects, self._bodies)
         self._hand = Ledgerhand(self._db, self.epoch, self._room, self._objects, self._bodies, Ballast(folder))
         self._writer = SpoolWriter(self._hand, linger_ms, self._in_flight, self._after_commit, clock)
@@ -139,8 +125,7 @@ class Spool:
     def position(self, source: str) -> bytes | None:
         """Where a source resumes."""
         with self._lock:
-            row = self._reader.execute("SELECT value FROM position WHERE source = ?", (source,)).fetchone()
-        return None if row is None else bytes(row[0])
+            return positions.load(self._reader, source)
 
     def next_unsent(self, limit_bytes: int) -> list[Envelope]:
         """Lease the next envelopes to send: as many as fit the limit, but at least one if there is any.
@@ -160,6 +145,16 @@ class Spool:
         with self._lock:
             self._leases.tune(fresh_share, min_priority)
 
+    def leave_out(self, streams: Collection[str]) -> None:
+        """Give out nothing of these streams from now on; it waits."""
+        with self._lock:
+            self._leases.leave_out(streams)
+
+    def lease(self, id_: int) -> Envelope | None:
+        """Lease this very envelope, whatever its turn; None when it is gone."""
+        with self._lock:
+            return self._leases.lease(id_)
+
     def part_backlog(self) -> None:
         """What is spooled now is old; what comes is fresh."""
         with self._lock:
@@ -178,9 +173,16 @@ class Spool:
         """
         self._change_state([id_], State.PARKED, reason)
 
-    def unpark_all(self) -> None:
-        """Let parked envelopes be tried again: the broker's limits may have changed. Raises SpoolError."""
-        self.replay(None)
+    def unpark_all(self, but_for: str) -> None:
+        """Let parked envelopes be tried again, but for those whose reason begins so. Raises SpoolError."""
+        with self._lock:
+            found = [entry.id for entry in reading.parked(self._reader, limit=100_000) if not entry.reason.startswith(but_for)]
+        self.replay(found)
+
+    def oldest_parked(self, reason: str, after_id: int) -> int | None:
+        """The oldest above an id that is parked for a reason that begins so; None when there is none."""
+        with self._lock:
+            return reading.oldest_parked(self._reader, reason, after_id)
 
     def replay(self, ids: Container[int] | None) -> None:
         """Let these parked envelopes be tried again; None: all that are parked.

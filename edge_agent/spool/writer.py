@@ -117,6 +117,8 @@ class SpoolWriter:
                 self._refused.discard(source)
             else:
                 self._leaving.add(source)
+                # What waits for room now must hear of it at once: a pause on a full disk is long for who shuts down.
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Commit what is pending, then stop."""
@@ -126,7 +128,7 @@ class SpoolWriter:
         self._thread.join()
 
     def _may_come_in(self, append: Append) -> bool:
-        if self.failure is not None or self._is_closing:
+        if self.failure is not None or self._is_closing or append.source in self._leaving:
             return True
         is_held = append.waits_for_room and any(held.stream == append.stream for held, _ in self._waiting.held)
         return not is_held and self._waiting.append_bytes <= _MAX_PENDING_BYTES
@@ -147,7 +149,7 @@ class SpoolWriter:
 
     def _take(self) -> _Waiting | None:
         with self._changed:
-            while not (self._waiting.appends or self._waiting.others or self._is_closing):
+            while not (self._waiting.appends or self._waiting.others or self._is_closing or self._is_held_one_leaving()):
                 if not self._changed.wait(_DISK_FULL_PAUSE_S if self._waiting.held else None) and self._waiting.held:
                     break
             deadline_s = self._clock.monotonic_s() + self._linger_s
@@ -161,6 +163,9 @@ class SpoolWriter:
             self._waiting.held, taken.held = taken.held, deque()
             self._changed.notify_all()
         return taken if taken.appends or taken.others else None
+
+    def _is_held_one_leaving(self) -> bool:
+        return any(append.source in self._leaving for append, _ in self._waiting.held)
 
     def _give_back(self, taken: _Waiting) -> None:
         """At the end what found no room is not stored: its sources come back to it at the next start."""
@@ -189,6 +194,8 @@ class SpoolWriter:
         taken.appends = deque(entry for entry in taken.appends if entry[0].source not in self._refused)
         while (done := self._tried(lambda: self._hand.commit(*_split(taken), self._in_flight()))) is None:
             self._make_way(taken)
+            if self._is_given_up(taken):
+                return
         self._on_removed(done.removed)
         for (_, change_future), outcome in zip(taken.others, done.outcomes, strict=True):
             change_future.set_result(outcome)
@@ -205,6 +212,18 @@ class SpoolWriter:
                 _log.warning("spool full; a stream that is never given up waits for room", stream=held[0][0].stream)
             self._waiting.held = held
             self._changed.notify_all()
+
+    def _is_given_up(self, taken: _Waiting) -> bool:
+        """On a full disk sources that stop wait no longer, and at the end nobody does. Whether nothing is left to be written."""
+        for append, future in taken.appends:
+            if self._is_closing or append.source in self._leaving:
+                self._refuse(append.source, future)
+        taken.appends = deque(entry for entry in taken.appends if entry[0].source not in self._refused)
+        if self._is_closing:
+            for _, change_future in taken.others:
+                change_future.set_exception(SpoolFullError("the disk was full when the spool was closed; this is done again"))
+            taken.others.clear()
+        return not taken.appends and not taken.others
 
     def _make_way(self, taken: _Waiting) -> None:
         """The page cap or the disk itself is reached: deletes go first and alone, then eviction, then waiting."""
@@ -224,7 +243,8 @@ class SpoolWriter:
             return
         _log.warning("disk full and nothing may be evicted; capture waits", hint="free some disk")
         with self._changed:
-            self._changed.wait(_DISK_FULL_PAUSE_S)
+            if not (self._is_closing or any(append.source in self._leaving for append, _ in taken.appends)):
+                self._changed.wait(_DISK_FULL_PAUSE_S)
             taken.others.extend(self._waiting.others)
             self._waiting.others.clear()
 

@@ -15,6 +15,7 @@ from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.backoff import Backoff
+from edge_agent.uplink.caution import HANGS_UP
 from edge_agent.uplink.downlink import Downlink, ModelDesk
 from edge_agent.uplink.outbox import Outbox
 from edge_agent.uplink.progress import Progress
@@ -26,6 +27,9 @@ from schemas.topics import Topics
 _TICK_S = 1.0
 _TURN_S = 5.0
 _EVENTS_AT_ONCE = 256
+# So long after a message could not be sent, paho has told why.
+_LAST_WORDS_S = 1.0
+_LAST_BATCHES = 64
 _RECONNECT_FIRST_S = 0.5
 _RECONNECT_CAP_S = 30.0
 
@@ -92,14 +96,16 @@ class Forwarder:
                 _log.warning("broker unavailable", error=str(error), retry_in_s=round(wait_s, 1))
                 self._wait(stop, wait_s)
                 continue
+            how: Lost | None = None
             try:
                 self._serve(session, stop)
             except BrokerUnavailableError as error:
                 _log.warning("connection lost", error=str(error))
+                how = self._last_words()
             finally:
                 self.progress.is_connected = False
                 session.close()
-                self._outbox.lost()
+                self._outbox.lost(how)
             self._wait(stop, self._reconnect.next_s())
 
     def _wait(self, stop: threading.Event, wait_s: float) -> None:
@@ -133,7 +139,7 @@ class Forwarder:
         session.subscribe([self._topics.down_filter(self._device), self._topics.model_data(self._device)])
         self._outbox.connected(session)
         self._reporter.connected()
-        self._spool.unpark_all()
+        self._spool.unpark_all(but_for=HANGS_UP)
         self.progress.is_connected = True
         _log.info("connected", max_packet_bytes=session.max_packet_bytes)
         wait_s = 0.0
@@ -146,6 +152,17 @@ class Forwarder:
             now_s = self.progress.turned_s = self._clock.monotonic_s()
             self._tell(session)
             wait_s = self._outbox.step(session, now_s, has_news=bool(events))
+
+    def _last_words(self) -> Lost | None:
+        """What the connection still answered before it ended, and how it ended; None when that is not known."""
+        for _ in range(_LAST_BATCHES):
+            for event in (events := self._next_events(_LAST_WORDS_S)):
+                if isinstance(event, Lost):
+                    return event
+                self._handle(event)
+            if not events:
+                break
+        return None
 
     def _next_events(self, wait_s: float) -> list[Acked | Arrived | Lost | Woken]:
         found: list[Acked | Arrived | Lost | Woken] = []
@@ -166,6 +183,7 @@ class Forwarder:
                 if self._downlink.handle(event):
                     self.progress.last_receipt_s = self._clock.monotonic_s()
             case Lost(reason):
+                self._events.put(event)
                 raise BrokerUnavailableError(f"the broker went away: {reason}")
             case Woken():
                 return

@@ -11,12 +11,13 @@ from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.backoff import Backoff
+from edge_agent.uplink.caution import Caution
 from edge_agent.uplink.flight import Flight
 from edge_agent.uplink.governor import Governor
 from edge_agent.uplink.parts import PartSender
 from edge_agent.uplink.progress import Progress
 from edge_agent.uplink.reasons import Verdict, judge
-from edge_agent.uplink.session import Message, Session
+from edge_agent.uplink.session import Lost, Message, Session
 from schemas.envelope import ARROW_STREAM, EnvelopeHead
 from schemas.ids import DeviceId
 from schemas.topics import Topics
@@ -28,6 +29,7 @@ _OBJECT_ANSWER_S = 10.0
 _FRESH_FOR_S = 60.0
 # The core is asked again about a large payload, and what a lost wake-up left behind is found.
 _LOOK_EVERY_S = 5.0
+_CAREFUL_TURN_S = 0.1
 
 _log = structlog.get_logger(__name__)
 
@@ -55,12 +57,14 @@ class Outbox:
         self._flight = Flight(config.window_bytes, config.unsettled_bytes, config.resend_after_s)
         self.parts = PartSender(spool, topics, device, config.part_bytes, min(_OBJECT_ANSWER_S, config.resend_after_s))
         self._governor = Governor(config)
+        self._caution = Caution(spool, self._park, random.random)
         self._refused = Backoff(_REFUSED_FIRST_S, _REFUSED_CAP_S, random.random)
         self._paused_until_s = float("-inf")
         self._parted_s = float("-inf")
         self._looked_s = float("-inf")
         # Something may wait that a pause or the rate held back: look again without news.
         self._is_held = True
+        self._is_parts_turn = False
         # Bytes that parts are ahead of envelopes, while both wait under a rate: they take turns.
         self._parts_ahead_bytes = 0
         self._tune(config)
@@ -76,11 +80,12 @@ class Outbox:
         session.pace(self._governor.terms.bytes_per_s)
         self._is_held = True
         self._parted_s = float("-inf")
+        self._caution.connected(self._clock.monotonic_s())
         self.parts.connected()
 
-    def lost(self) -> None:
-        """The connection is gone: what was not acknowledged is sent again."""
-        self._spool.release(self._flight.lost())
+    def lost(self, how: Lost | None = None) -> None:
+        """The connection is gone: what was not acknowledged is sent again. How it ended; None: by our own hand."""
+        self._spool.release(self._caution.ended(self._flight.lost(), self._clock.monotonic_s(), how))
 
     def control_sent(self, size_bytes: int) -> None:
         """Something went that waits for nothing, such as a report; it counts against the rate."""
@@ -97,13 +102,14 @@ class Outbox:
         Raises:
             BrokerUnavailableError: the connection is gone.
         """
-        self._flight.forget(self._spool.take_removed())
+        self._forget(self._spool.take_removed(), now_s)
         late = self._flight.overdue(now_s)
         self._progress.resent_count += len(late)
         self._spool.release(late)
         if now_s - self._parted_s >= _FRESH_FOR_S:
             self._parted_s = now_s
             self._spool.part_backlog()
+            self._caution.look(now_s)
         local = time.localtime(self._clock.now_ms() / 1000)
         if self._governor.look(local.tm_hour * 60 + local.tm_min):
             self._tune(self._governor.config)
@@ -117,7 +123,7 @@ class Outbox:
         if has_news or late or self._is_held or now_s - self._looked_s >= _LOOK_EVERY_S:
             self._looked_s = now_s
             self._send(session, now_s)
-        wait_s = self._governor.wait_s(now_s)
+        wait_s = self._governor.wait_s(now_s) or (_CAREFUL_TURN_S if self._caution.is_on else 0.0)
         self._is_held = wait_s > 0
         return wait_s or float("inf")
 
@@ -128,6 +134,7 @@ class Outbox:
             SpoolError: the spool is broken.
         """
         now_s = self._clock.monotonic_s()
+        self._caution.answered()
         verdict = judge(code, 1)
         refusal = f"the broker refuses its parts with reason 0x{code:02x}" if verdict is Verdict.NEVER else ""
         if self.parts.acked(mid, now_s, is_taken=code == 0, refusal=refusal):
@@ -136,6 +143,7 @@ class Outbox:
         id_ = self._flight.acked(mid, now_s) if code == 0 else self._flight.refused(mid, now_s)
         if id_ is None:
             return
+        self._caution.passed(id_, now_s)
         verdict = judge(code, self._flight.tries(id_))
         if verdict is Verdict.NEVER:
             self._park(id_, f"the broker refuses it with reason 0x{code:02x}")
@@ -159,8 +167,34 @@ class Outbox:
                 self._paused_until_s = now_s + wait_s
                 _log.warning("broker has nobody to give samples to; waiting", reason=f"0x{code:02x}", retry_in_s=round(wait_s, 1))
 
+    def _forget(self, ids: list[int], now_s: float) -> None:
+        self._flight.forget(ids)
+        self._caution.forget(ids, now_s)
+        self._progress.waiting_streams = self._caution.barred
+
+    def _send_alone(self, session: Session, now_s: float) -> None:
+        """One message at a time, envelopes and parts in turns: some of them is suspected of making the broker hang up."""
+        if self._flight.unacked_count or self.parts.is_on_its_way or self._room_bytes(now_s) <= 0:
+            return
+        self._is_parts_turn = not self._is_parts_turn and self._caution.may_send_others()
+        if self._is_parts_turn:
+            part_bytes = self.parts.step(session, now_s, self._governor.burst_bytes)
+            self._governor.sent(part_bytes)
+            self._progress.sent_bytes += part_bytes
+            if part_bytes:
+                return
+        for envelope in self._caution.next_alone(now_s):
+            try:
+                self._publish(session, envelope, now_s)
+            except BrokerUnavailableError:
+                self._spool.release(self._caution.ended([envelope.id], now_s, None))
+                raise
+
     def _send(self, session: Session, now_s: float) -> None:
         """Parts and envelopes take turns by bytes; without a rate to share, a part goes whenever the last one arrived."""
+        if self._caution.is_on:
+            self._send_alone(session, now_s)
+            return
         if self._parts_ahead_bytes > 0:
             self._send_envelopes(session, now_s)
         if self._governor.room_bytes(now_s) > 0:
@@ -207,6 +241,7 @@ class Outbox:
             self._park(envelope.id, f"{limit}; raise max_packet_size there or lower max_samples here")
             return 0
         mid = session.publish(message)
+        self._caution.sent(envelope, now_s)
         self._governor.sent(message.packet_bytes)
         # Its answer is slow only from when its last byte may have left: our own rate says nothing about the link.
         self._flight.sent(mid, envelope.id, len(envelope.body), now_s + self._governor.debt_s())
@@ -217,4 +252,5 @@ class Outbox:
     def _park(self, id_: int, reason: str) -> None:
         _log.error("envelope parked", id=id_, reason=reason)
         self._progress.parked_count += 1
+        self._caution.forget([id_], self._clock.monotonic_s())
         self._spool.park(id_, reason)

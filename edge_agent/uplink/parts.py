@@ -129,6 +129,11 @@ class PartSender:
         """Whether a payload is under way."""
         return self._transfer is not None
 
+    @property
+    def is_on_its_way(self) -> bool:
+        """Whether a part or a question was sent that the broker has not answered."""
+        return self._mid is not None
+
     def tune(self, min_priority: int) -> None:
         """Begin no payload that is worth less."""
         self._min_priority = min_priority

@@ -50,6 +50,8 @@ class PatientClient(mqtt.Client):
 
     _taken_bytes = 0
     _moved_s = 0.0
+    # Why the socket failed, where it did; 0: it did not, or the other side closed it.
+    broke_errno = 0
     _looked_s = 0.0
     _is_moving = False
     _is_cut_off = False
@@ -72,6 +74,15 @@ class PatientClient(mqtt.Client):
             body[_CODE_AT] = _UNSPECIFIED
             self._in_packet["packet"] = body
         return super()._handle_pubackcomp(cmd)
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        try:
+            return super()._sock_recv(bufsize)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.broke_errno = error.errno or 0
+            raise
 
     def want_write(self) -> bool:
         """Whether something waits and may go."""

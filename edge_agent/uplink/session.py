@@ -22,6 +22,7 @@ from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.key_password import refuse
 from edge_agent.uplink.patience import PatientClient
+from edge_agent.uplink.reasons import is_hung_up
 
 CONNECT_TIMEOUT_S = 10.0
 # What is under way may take so long to leave before a goodbye.
@@ -54,9 +55,15 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The connection is gone."""
+    """The connection is gone.
+
+    Attributes:
+        reason: as the broker or paho tells it.
+        is_by_peer: the other side hung up, and said nothing that explains it otherwise.
+    """
 
     reason: str
+    is_by_peer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +224,15 @@ class PahoSession:
     def _on_connect_fail(self, _c: mqtt.Client, _u: Any) -> None:
         self._welcome.put("the connection broke while it was made")
 
-    def _on_disconnect(self, _c: mqtt.Client, _u: Any, _f: Any, code: ReasonCode, _p: Any) -> None:
+    def _on_disconnect(self, _c: mqtt.Client, _u: Any, flags: mqtt.DisconnectFlags, code: ReasonCode, _p: Any) -> None:
         self._welcome.put(str(code))
         self._is_gone.set()
         if not self._is_over.is_set():
             self._is_over.set()
-            self._events.put(Lost(str(code)))
+            is_told = flags.is_disconnect_packet_from_server
+            is_hung = is_hung_up(code.value, self._client.broke_errno, is_told=is_told)
+            silent = "closed without a reason" if is_hung else str(code)
+            self._events.put(Lost(f"DISCONNECT 0x{code.value:02x}, {code}" if is_told else silent, is_hung))
 
     def _on_publish(self, _c: mqtt.Client, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
         self._events.put(Acked(mid, self._client.take_code(mid, code.value)))

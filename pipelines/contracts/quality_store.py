@@ -21,7 +21,7 @@ from pipelines.contracts.quality_profile import (
 from pipelines.contracts.quality_tags import profile_tag_rules
 from pipelines.lake.commit import APP, commit_once
 from pipelines.lake.files import write_table_file
-from pipelines.lake.layout import QUARANTINE, stream_table
+from pipelines.lake.layout import QUALITY, QUARANTINE, stream_table
 from pipelines.lake.table import open_table
 from schemas.contract import Contract
 
@@ -30,7 +30,7 @@ MAX_RUNS = 1_000  # of one file: the rows of so many runs are held, one column a
 
 def quality_table(stream: str) -> str:
     """The table, relative to the lake root."""
-    return f"quality/{stream}"
+    return f"{QUALITY}/{stream}"
 
 
 def keep_quality(root: Path, contract: Contract) -> int:

@@ -24,11 +24,12 @@ class CoreStreamBooks(msgspec.Struct, frozen=True):
     quarantined: int
     duplicate: int
     dropped: int = 0
+    discarded: int = 0
 
     @property
     def is_balanced(self) -> bool:
         """Whether promise 3 holds."""
-        return self.received == self.committed + self.quarantined + self.duplicate
+        return self.received == self.committed + self.quarantined + self.discarded + self.duplicate
 
 
 def faults(
@@ -69,9 +70,10 @@ def faults(
 def _core_faults(book: CoreStreamBooks, settled: int, rows: int) -> list[str]:
     found = []
     if not book.is_balanced:
-        found.append(f"{book.stream}: received is not committed + quarantined + duplicate: {book}")
-    if book.committed + book.quarantined != settled:
-        found.append(f"{book.stream}: devices hold {settled} as settled, the core {book.committed + book.quarantined}")
+        found.append(f"{book.stream}: received is not committed + quarantined + discarded + duplicate: {book}")
+    of_core = book.committed + book.quarantined + book.discarded
+    if of_core != settled:
+        found.append(f"{book.stream}: devices hold {settled} as settled, the core {of_core}")
     if book.committed != rows:
         found.append(f"{book.stream}: the core's books say {book.committed} rows, the lake has {rows}")
     return found

@@ -72,11 +72,12 @@ def _tell(console: Console, outcome: Outcome) -> None:
         for book in agent.books:
             figures = (book.captured, book.settled, book.spooled, sum(book.dropped.values()))
             devices.add_row(agent.device, book.stream, *(f"{figure:,}" for figure in figures))
-    core = Table(title="the core's books: received = committed + quarantined + duplicate", title_justify="left")
-    for name in ("stream", "received", "committed", "quarantined", "duplicate"):
+    core = Table(title="the core's books: received = committed + quarantined + discarded + duplicate", title_justify="left")
+    for name in ("stream", "received", "committed", "quarantined", "discarded", "duplicate"):
         core.add_column(name, justify="left" if name == "stream" else "right")
     for row in outcome.core:
-        core.add_row(row.stream, *(f"{figure:,}" for figure in (row.received, row.committed, row.quarantined, row.duplicate)))
+        told = (row.received, row.committed, row.quarantined, row.discarded, row.duplicate)
+        core.add_row(row.stream, *(f"{figure:,}" for figure in told))
     console.print(devices, core)
     for line in outcome.skipped:
         console.print(f"skipped: {line}", style="yellow", soft_wrap=True)

@@ -27,7 +27,7 @@ from pipelines.errors import ConflictError, NotFoundError, RefusedError
 from pipelines.ingest.loop import NoReceipts, RunLoop, load_state
 from pipelines.lake.copy import at_hand, forget, size_of
 from pipelines.lake.files import write_table_file
-from pipelines.lake.layout import OBJECTS, RUNS, STREAMS, landing_folder, stream_table
+from pipelines.lake.layout import OBJECTS, STREAMS, backfills_folder, landing_folder, stream_table
 from pipelines.lake.remote import lend_objects, remote_of
 from pipelines.lake.rollup_again import Stale, leave_word, roll_up_again, span_of
 from pipelines.lake.swap import live_sizes, swap_files
@@ -89,7 +89,7 @@ def backfill(core: CoreConfig, segments: Segments, engine: Engine, clock: Clock)
     root = core.lake_root
     segments = _checked(root, segments)
     with workplace(root, "backfill") as there:
-        beside = there / RUNS / "backfill" / f"{segments.bridge}-{segments.low}-{segments.high}"
+        beside = backfills_folder(there) / f"{segments.bridge}-{segments.low}-{segments.high}"
         _lay_out(there, beside, segments)
         here = msgspec.structs.replace(core, lake=str(beside), remote=None)
         loop = RunLoop(here, NoReceipts(), clock, engine if core.remote is None else Engine())

@@ -93,7 +93,7 @@ def arrow_rows(body: Body, count: int, max_bytes: int) -> Rows:
         with pa.ipc.open_stream(body) as reader:
             if len(reader.schema) > MAX_COLUMNS:
                 raise DecodeError(f"{len(reader.schema)} columns are above the limit of {MAX_COLUMNS}")
-            _ = reader.schema.names  # Arrow takes any bytes for a name; what is no UTF-8 raises here and not in our own code
+            _read_texts(reader.schema)
             batch = reader.read_next_batch()
             batch.validate(full=True)
             more = _has_more(reader)
@@ -173,3 +173,9 @@ def _has_more(reader: pa.RecordBatchReader) -> bool:
     except StopIteration:
         return False
     return True
+
+
+def _read_texts(schema: pa.Schema) -> None:
+    """Arrow takes any bytes for a column's name or a time zone: what is no UTF-8 shall raise here, not in our own code."""
+    _ = schema.names
+    _ = [type_.tz for type_ in schema.types if pa.types.is_timestamp(type_)]

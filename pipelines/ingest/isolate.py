@@ -54,8 +54,8 @@ def settle_around_faults(work: Work) -> ItemResult:
     for message, verdict in units:
         if id(message) in faulty:
             refused = faulty[id(message)]
-            settler.refuse(message, refused.unit.verdict, STAGE_FAULT, _reason(refused.reason))
             sound = _without(verdict, refused.unit.verdict)
+            settler.refuse(message, refused.unit.verdict, STAGE_FAULT, _reason(refused.reason), is_whole=not sound)
             if sound:
                 settler.take(message, sound)
         else:

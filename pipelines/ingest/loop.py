@@ -15,6 +15,7 @@ import structlog
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
+from pipelines.ingest.fault_stop import FaultStop
 from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef, make_plan
 from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
@@ -107,7 +108,7 @@ class RunLoop:
             config.run.max_image_pixels,
             worker_memory_bytes=config.run.worker_memory_bytes,
         )
-        self._means = Means(engine, limits, crew_size)
+        self._means = Means(engine, limits, crew_size, FaultStop(config.run.fault_stop_share, config.run.fault_stop_count))
         self._state = load_state(self._root)
         self._desk = Desk(publisher, Topics(config.broker.namespace))
         self._desk.owe(self._state.ledger.devices())

@@ -14,6 +14,7 @@ from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
 from pipelines.ingest.receipts import MqttPublisher
 from pipelines.ingest.tries import Tries
 from pipelines.lake.remote import bind
+from pipelines.lake.scratch import scratch
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened
 from pipelines.status.beat import Health, Heart
@@ -39,7 +40,12 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
     """
     root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
     bind(root, config.remote)
-    with only_loop(root, stop) as check_ours, opened(engine) as ready, MqttPublisher(config.broker, client_id) as publisher:
+    with (
+        only_loop(root, stop) as check_ours,
+        scratch(root, "run"),
+        opened(engine) as ready,
+        MqttPublisher(config.broker, client_id) as publisher,
+    ):
         members = crew(config.run.crew) if config.run.crew and ready.kind is RunnerKind.DIRECT else None
         if members:
             members.start(config.run.crew)
@@ -59,6 +65,7 @@ def _health(loop: RunLoop, tries: Tries) -> Health:
         "failures": tries.total,
         "rules_errors": loop.rules.errors,
         "rules_reloads": loop.rules.reloads,
+        "rules_broken": float(bool(loop.rules.broken)),
         "segments_set_aside": loop.set_aside,
         "receipts_owed": loop.receipts_owed,
         "worker_deaths": crew(loop.crew_size).deaths if members else 0,

@@ -16,6 +16,7 @@ from pipelines.ingest.requests import DISCARD, REPLAY, Request, write_request
 from pipelines.lake.copy import size_of
 from pipelines.lake.quarantined import Where, closed, grouped, heads
 from pipelines.lake.remote import lake_of
+from pipelines.lake.scratch import scratch
 from pipelines.tables import show
 
 quarantine_app = typer.Typer(
@@ -125,7 +126,7 @@ def _wait(core: CoreConfig, path: Path, wait_s: float) -> None:
     ends = time.monotonic() + wait_s
     while size_of(core.lake_root, path) is not None:
         try:
-            with only_loop(core.lake_root):
+            with only_loop(core.lake_root), scratch(core.lake_root, "quarantine"):
                 RunLoop(core, NoReceipts(), SystemClock(), Engine()).carry_out_requests()
         except RefusedError:
             if time.monotonic() > ends:

@@ -16,7 +16,7 @@ from pipelines.bridge.rows import KIND_UP, LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment, sealed_path
 from pipelines.ingest.decode import ROWS
 from pipelines.ingest.plan import Plan, Release, SegmentRef
-from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON
+from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON, STAGE_HEAD, STAGE_REPORT
 from pipelines.ingest.requests import REPLAY, Request
 from pipelines.lake.copy import send
 from pipelines.lake.layout import REPLAYS, landing_folder
@@ -41,7 +41,7 @@ def release_plan(root: Path, run: int, now_us: int, pins: str, cursors: dict[str
     if not rows:
         return None
     releases = tuple(
-        Release(row["id"], request.kind, row["device"] or "", row["stream"] or "", row["epoch"] or 0, _spans(row), row["count"])
+        Release(row["id"], request.kind, row["device"] or "", _books_of(row), row["epoch"] or 0, _spans(row), row["count"])
         for row in rows
     )
     if request.kind != REPLAY:
@@ -52,6 +52,11 @@ def release_plan(root: Path, run: int, now_us: int, pins: str, cursors: dict[str
 def is_replayable(row: dict[str, Any]) -> bool:
     """Whether a quarantine row says enough to be read again: whose it is, and which seqs."""
     return row["body_format"] in REPLAYABLE and None not in (row["device"], row["stream"], row["epoch"]) and bool(_spans(row))
+
+
+def _books_of(row: dict[str, Any]) -> str:
+    """The stream whose books count the row: a message that was refused by its head is in nobody's, whatever it told."""
+    return "" if row["stage"] in (STAGE_HEAD, STAGE_REPORT) else row["stream"] or ""
 
 
 def _spans(row: dict[str, Any]) -> tuple[tuple[int, int], ...]:

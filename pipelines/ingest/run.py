@@ -7,21 +7,23 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
 
-from pipelines.errors import CorruptLakeError
+from pipelines.errors import CorruptLakeError, FaultError
 from pipelines.ingest.admit import Admission, Head, Verdict, admit
 from pipelines.ingest.chips import prepare_chips
+from pipelines.ingest.fault_file import keep_faults, read_faults
+from pipelines.ingest.fault_stop import FaultRow, FaultStop, faults_of, held_back, is_everyones, row_after
 from pipelines.ingest.graph import run_graph
 from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.publish import publish_run
-from pipelines.ingest.requests import REPLAY
+from pipelines.ingest.requests import DISCARD
 from pipelines.ingest.work import Limits, Prepared, Work
 from pipelines.lake.books import BooksKey, Counts
 from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
@@ -45,11 +47,12 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a run is carried out with: the engine, how many children settle its items, and what one envelope may be."""
+    """What a run is carried out with: the engine, how many children settle its items, what one envelope may be, when to stop."""
 
     engine: Engine
     limits: Limits
     crew_size: int = 0
+    fault_stop: FaultStop = field(default_factory=FaultStop)
 
 
 def execute(
@@ -70,9 +73,11 @@ def execute(
     Raises:
         CorruptLakeError: a segment is not what was written, or the books do not balance; nothing was committed.
         ConflictError: another committer is at work.
+        FaultError: our own code fails on whatever comes; nothing was committed.
     """
     judged = judge_release(root, plan) if plan.releases else judge(root, plan, before, known)
     prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, means)
+    faults = demand_sound(root, plan, prepared, before, means.fault_stop)
     chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), means.limits.max_image_pixels, _cutter(root, means))
     counts = count_release(plan, prepared) if plan.releases else count(judged, prepared)
     reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
@@ -80,13 +85,14 @@ def execute(
     unbalanced = after.unbalanced()
     if unbalanced:
         raise CorruptLakeError(
-            f"run {plan.run}: received is not committed + quarantined + duplicate for {unbalanced[:3]}; nothing was "
+            f"run {plan.run}: received is not committed + quarantined + discarded + duplicate for {unbalanced[:3]}; nothing was "
             f"committed. Delete {prepared_path(root, plan.run)} to prepare the run anew"
         )
     files = [*prepared.files(), *chips]
     deliver_run(root, plan.run, files)
     write_ledger(root, after)
     publish_run(root, plan, files, counts)
+    keep_faults(root, *faults)
     forget(root, [*payload_paths(root, plan.run, files), *(segment_path(root, segment) for segment in plan.segments)])
     devices = {key.device for key in judged.admission.touched} | {device for device, _ in counts if device}
     return after, frozenset(devices | {report.device for report in reports})
@@ -118,11 +124,13 @@ def judge_release(root: Path, plan: Plan) -> Judged:
 
 
 def count_release(plan: Plan, prepared: Prepared) -> dict[BooksKey, Counts]:
-    """A replay moves samples from quarantined to committed, as far as they are accepted now. A discard moves none."""
+    """A replay moves samples from quarantined to committed, as far as they are accepted now; a discard, to discarded."""
     found: dict[BooksKey, Counter[str]] = defaultdict(Counter)
     for release in plan.releases:
-        if release.outcome == REPLAY:
-            found[release.device, release.stream]["quarantined"] -= release.count
+        books = found[release.device, release.stream]
+        books["quarantined"] -= release.count
+        if release.outcome == DISCARD:
+            books["discarded"] += release.count
     for item in prepared.items:
         for row in item.settled:
             found[row.device, row.stream].update(committed=row.committed, quarantined=row.quarantined)
@@ -159,6 +167,29 @@ def read_prepared(root: Path, run: int) -> Prepared | None:
         return None
     except msgspec.MsgspecError as error:
         raise CorruptLakeError(f"{path}: not what a run writes ({error}); delete it, and the run prepares anew") from error
+
+
+def demand_sound(root: Path, plan: Plan, prepared: Prepared, ledger: Ledger, limit: FaultStop) -> tuple[FaultRow, FaultRow]:
+    """Hold a run back of which (nearly) all messages meet a fault of our own; it is prepared anew at the next try.
+
+    Returns:
+        The faults in a row before the run and after it.
+
+    Raises:
+        FaultError: it is held back.
+    """
+    before, found = read_faults(root), faults_of(prepared)
+    if plan.releases:
+        return before, before  # a replay may well meet its fault again, and then goes back to where it was
+    if not found.refused or not is_everyones(found, before, ledger.devices(), limit):
+        return before, row_after(found, before, limit)
+    keep_faults(root, before, held_back(plan.run, plan.planned_at_us, found, before))
+    discard(root, prepared_path(root, plan.run))
+    raise FaultError(
+        f"run {plan.run} is held back: {found.refused} of its {found.messages} messages meet a fault of the core's own "
+        f"({found.reason[:300]}). Nothing was committed and nothing is lost: once it is mended, the run goes on by itself. "
+        "`run.fault_stop_share = 0` puts them into quarantine instead"
+    )
 
 
 def works(root: Path, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:

@@ -30,7 +30,7 @@ from pipelines.ingest.quarantine import (
     rejections_table,
 )
 from pipelines.ingest.tabulate import Target, write_group
-from pipelines.ingest.work import ItemResult, Settled, Work
+from pipelines.ingest.work import Faults, ItemResult, Settled, Work
 from pipelines.lake.copy import at_hand
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import QUARANTINE, stream_table
@@ -95,11 +95,14 @@ class Settler:
         self._rejected_bytes = 0
         self._committed: Counter[tuple[str, str]] = Counter()
         self._quarantined: Counter[tuple[str, str]] = Counter()
+        self._messages = 0
+        self._faults = Faults()
 
     def take(self, message: Message, verdict: Verdict) -> None:
         """Take one message in."""
         if message.kind == KIND_UP:
             if verdict:
+                self._messages += 1
                 self._take_envelope(message, verdict)
         elif message.kind == KIND_REPORTED:
             said = read_report(message.batch, message.row)
@@ -108,10 +111,22 @@ class Settler:
         else:
             self._reject(message.rejected(STAGE_HEAD, message.refusal or "refused", None, 1), stream="")
 
-    def refuse(self, message: Message, verdict: Verdict, stage: str, reason: str) -> None:
-        """Refuse these seqs of a message without opening its body."""
+    def refuse(self, message: Message, verdict: Verdict, stage: str, reason: str, *, is_whole: bool = True) -> None:
+        """Refuse these seqs of a message without opening its body, for our own code fails on it, or ends of it.
+
+        Args:
+            message: the message.
+            verdict: which of its seqs.
+            stage: what it is refused at.
+            reason: why.
+            is_whole: whether nothing else of the message is settled.
+        """
         if message.kind == KIND_UP and verdict:
             self._reject_whole(message, verdict, stage, reason)
+            if is_whole:
+                self._messages += 1
+                devices = tuple(sorted({*self._faults.devices, message.device or ""}))
+                self._faults = Faults(self._faults.refused + 1, devices, self._faults.reason or reason)
         elif message.kind != KIND_UP:
             self._reject(message.rejected(STAGE_REPORT, reason, None, 1), stream="")
 
@@ -121,7 +136,7 @@ class Settler:
         self._write_rejections()
         keys = sorted({*self._committed, *self._quarantined})
         settled = tuple(Settled(*key, self._committed[key], self._quarantined[key]) for key in keys)
-        return ItemResult(self._work.item, tuple(self._files), settled)
+        return ItemResult(self._work.item, tuple(self._files), settled, messages=self._messages, faults=self._faults)
 
     def _take_envelope(self, message: Message, verdict: Verdict) -> None:
         contract = self._pins.contract(message.stream or "", message.version)

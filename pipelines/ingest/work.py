@@ -57,13 +57,23 @@ class Failure(msgspec.Struct, frozen=True):
     trace: str = ""
 
 
+class Faults(msgspec.Struct, frozen=True):
+    """Messages refused whole because our own code failed on them: how many, of which devices, and one of the faults."""
+
+    refused: int = 0
+    devices: tuple[str, ...] = ()
+    reason: str = ""
+
+
 class ItemResult(msgspec.Struct, frozen=True):
-    """The files an item wrote and its share of the books, or why it did not come to its end."""
+    """The files an item wrote and its share of the books, or why it did not come to its end. `messages` have fresh seqs."""
 
     item: int
     files: tuple[NewFile, ...]
     settled: tuple[Settled, ...]
     failure: Failure | None = None
+    messages: int = 0
+    faults: Faults = Faults()
 
 
 class Prepared(msgspec.Struct, frozen=True):

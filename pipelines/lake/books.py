@@ -18,18 +18,19 @@ class EpochKey(NamedTuple):
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """The books of one device's stream, in samples."""
+    """The books of one device's stream, in samples: `quarantined` wait there, `discarded` were let go of by a person."""
 
     received: int = 0
     committed: int = 0
     quarantined: int = 0
+    discarded: int = 0
     duplicate: int = 0
     dropped: int = 0
 
     @property
     def is_balanced(self) -> bool:
-        """Promise 3: received = committed + quarantined + duplicate. What was dropped was never received."""
-        return self.received == self.committed + self.quarantined + self.duplicate
+        """Promise 3: received = committed + quarantined + discarded + duplicate. What was dropped was never received."""
+        return self.received == self.committed + self.quarantined + self.discarded + self.duplicate
 
     def plus(self, other: "Counts") -> "Counts":
         """The sum, count by count."""
@@ -37,6 +38,7 @@ class Counts(msgspec.Struct, frozen=True):
             self.received + other.received,
             self.committed + other.committed,
             self.quarantined + other.quarantined,
+            self.discarded + other.discarded,
             self.duplicate + other.duplicate,
             self.dropped + other.dropped,
         )

@@ -7,6 +7,11 @@ LANDING = "landing"
 OBJECTS = "objects"
 STREAMS = "streams"
 PAYLOAD = "payload"
+CHIPS = "chips"
+SETS = "sets"
+SET_DRAFT = ".build-"
+SET_NUMBERS = ".numbers"
+QUALITY = "quality"
 QUARANTINE = "quarantine"
 QUARANTINE_CLOSED = "quarantine_closed"
 COMMITS = "commits"
@@ -29,6 +34,11 @@ def prepared_path(root: Path, run: int) -> Path:
 def failed_path(root: Path, run: int) -> Path:
     """Why run `run` could not be prepared, when it was last tried."""
     return root / RUNS / f"{run:012d}.failed.json"
+
+
+def faults_path(root: Path) -> Path:
+    """Faults of our own that the last runs met in a row; there only while there are any."""
+    return root / RUNS / "faults.json"
 
 
 def chips_path(root: Path, run: int) -> Path:
@@ -64,6 +74,16 @@ def stale_path(root: Path, name: str) -> Path:
 def maintain_lock_path(root: Path) -> Path:
     """Held by whoever rewrites or deletes files of this lake."""
     return root / RUNS / "maintain.lock"
+
+
+def retag_lock_path(root: Path, stream: str) -> Path:
+    """Held by whoever tags this stream anew."""
+    return root / "policies" / f".retag-{stream}.lock"
+
+
+def backfills_folder(root: Path) -> Path:
+    """The small lakes that segments are run in once more."""
+    return root / RUNS / "backfill"
 
 
 def lock_path(root: Path) -> Path:

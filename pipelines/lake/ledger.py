@@ -79,7 +79,12 @@ class Ledger:
 
     def books_by_stream(self) -> dict[str, Counts]:
         """The books of each stream over all its devices, by name."""
-        totals = self.whole().books.group_by("stream").aggregate([(name, "sum") for name in COUNTS]).sort_by("stream")
+        totals = (
+            self.whole()
+            .books.group_by("stream", use_threads=False)
+            .aggregate([(name, "sum") for name in COUNTS])
+            .sort_by("stream")
+        )
         rows = zip(totals["stream"].to_pylist(), *(totals[f"{name}_sum"].to_pylist() for name in COUNTS), strict=True)
         return {stream: Counts(*counts) for stream, *counts in rows}
 

@@ -1,7 +1,7 @@
 """The state of many devices as two Arrow tables: a device that a run does not touch is never made a Python object. No IO.
 
 Settled: device, stream, epoch, low, high (half-open), asked (whether the device still asks about this epoch).
-Books: device, stream, received, committed, quarantined, duplicate, dropped; counts since the lake began.
+Books: device, stream, received, committed, quarantined, discarded, duplicate, dropped; counts since the lake began.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ SETTLED_SCHEMA = pa.schema(
         pa.field("asked", pa.bool_(), nullable=False),
     ]
 )
-COUNTS = ("received", "committed", "quarantined", "duplicate", "dropped")
+COUNTS = ("received", "committed", "quarantined", "discarded", "duplicate", "dropped")
 BOOKS_SCHEMA = pa.schema(
     [pa.field("device", pa.string(), nullable=False), pa.field("stream", pa.string(), nullable=False)]
     + [pa.field(name, pa.int64(), nullable=False) for name in COUNTS]
@@ -85,7 +85,11 @@ class LedgerRows:
         settled, is_new = settled.take(order), is_new[order.to_numpy()]
         is_first = ~same_epoch(settled)
         replaced = is_new[is_first][np.cumsum(is_first) - 1] & ~is_new
-        books = pa.concat_tables([self.books, _books_table(counts)]).group_by(["device", "stream"]).aggregate(_SUMS)
+        books = (
+            pa.concat_tables([self.books, _books_table(counts)])
+            .group_by(["device", "stream"], use_threads=False)
+            .aggregate(_SUMS)
+        )
         books = books.rename_columns([name.removesuffix("_sum") for name in books.column_names]).select(BOOKS_SCHEMA.names)
         return LedgerRows(settled.filter(pa.array(~replaced)), books.cast(BOOKS_SCHEMA))
 
@@ -103,8 +107,8 @@ class LedgerRows:
 
     def unbalanced(self) -> list[BooksKey]:
         """The streams whose books do not balance."""
-        received, committed, quarantined, duplicate = (self.books[name].to_numpy() for name in COUNTS[:4])
-        wrong = self.books.filter(pa.array(received != committed + quarantined + duplicate))
+        received, *settled = (self.books[name].to_numpy() for name in COUNTS[:5])
+        wrong = self.books.filter(pa.array(received != sum(settled)))
         return list(zip(wrong["device"].to_pylist(), wrong["stream"].to_pylist(), strict=True))
 
     def fault(self) -> str:

@@ -5,9 +5,7 @@ touched. A new file's name follows from the file it replaces and the rules, so w
 and not done again, and a run that commits meanwhile costs its own files only.
 """
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -19,12 +17,12 @@ from deltalake import DeltaTable
 
 from pipelines.atomic import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.alone import held_alone
 from pipelines.lake.copy import at_hand, duplicate, files_of, forget, send, size_of
-from pipelines.lake.layout import stream_table
+from pipelines.lake.layout import retag_lock_path, stream_table
 from pipelines.lake.replace import LiveFile, live_files, replace_files
 from pipelines.lake.table import open_table
 from pipelines.lake.workplace import only_upkeep, workplace
-from pipelines.policy.active import FOLDER
 from pipelines.policy.tag_file import FileTagger, retag_file
 from schemas.policy import Policy
 
@@ -221,18 +219,11 @@ def _check_present(root: Path, name: str, files: Sequence[LiveFile]) -> None:
 @contextmanager
 def _only_one(root: Path, stream: str) -> Iterator[Path]:
     """Where to work, as the only one that tags this stream anew; of a remote lake, as the only one that rewrites anything."""
-    folder = root / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / f".retag-{stream}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RefusedError(f"another retag of {stream} is at work; wait for it") from error
+    with held_alone(retag_lock_path(root, stream)) as is_ours:
+        if not is_ours:
+            raise RefusedError(f"another retag of {stream} is at work; wait for it")
         with only_upkeep(root, f"retag {stream}"), workplace(root, f"retag-{stream}") as there:
             yield there
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(folder: Path) -> None:

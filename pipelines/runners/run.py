@@ -1,5 +1,6 @@
 """Build a graph and run it to its end on the chosen runner."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,20 +46,30 @@ def run_pipeline(engine: Engine, name: str, build: Callable[[Any], Any]) -> None
         PipelineError: a worker said what must be done first.
     """
     try:
-        pipeline = beam.Pipeline(runner=engine.beam_name, options=PipelineOptions(engine.beam_options()))
-        build(pipeline)
-        check_graph(pipeline, engine.kind)
-        result = pipeline.run()
-        try:
-            result.wait_until_finish()
-            _demand_done(result, name)
-        finally:
-            _let_go(result)
+        with _made(engine) as pipeline:
+            build(pipeline)
+            check_graph(pipeline, engine.kind)
+            result = pipeline.run()
+            try:
+                result.wait_until_finish()
+                _demand_done(result, name)
+            finally:
+                _let_go(result)
     except PipelineError:
         raise
     except Exception as error:
         # What a worker raises comes back in as many classes as there are runners. The plan stays: to run it again is always safe.
         raise RetryLaterError(f"{name}: the graph failed on {engine.kind.value}: {error}") from error
+
+
+@contextmanager
+def _made(engine: Engine) -> Iterator[Any]:
+    """A pipeline. Beam makes a folder for each when it is made, and removes it only if the pipeline is run."""
+    pipeline = beam.Pipeline(runner=engine.beam_name, options=PipelineOptions(engine.beam_options()))
+    try:
+        yield pipeline
+    finally:
+        shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)
 
 
 def _demand_done(result: Any, name: str) -> None:

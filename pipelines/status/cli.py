@@ -30,8 +30,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
 ) -> None:
     """What waits, since when, what was committed last, how fast, and is all well. Exit code 1 if something is not."""
-    found = survey(lake_of(load_core_config(config)), SystemClock().now_ms() * 1_000)
-    verdict = judge(found)
+    core = load_core_config(config)
+    found = survey(lake_of(core), SystemClock().now_ms() * 1_000)
+    verdict = judge(found, core.alarms)
     if as_json:
         plain = {"alive": verdict.is_alive, "ready": verdict.is_ready, "alarms": verdict.alarms, **as_plain(found)}
         typer.echo(json.dumps(plain, default=str))
@@ -39,7 +40,7 @@ def status(
         _print(found)
         for alarm in verdict.alarms:
             typer.echo(f"ALARM: {alarm}")
-    if not verdict.is_ready:
+    if verdict.alarms:
         raise typer.Exit(1)
 
 
@@ -52,7 +53,8 @@ def watch(
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with serving(lake_of(load_core_config(config)), host, port, SystemClock()) as bound:
+    core = load_core_config(config)
+    with serving(lake_of(core), host, port, SystemClock(), core.alarms) as bound:
         typer.echo(f"http://{host}:{bound}/metrics", err=True)
         stop.wait()
 
@@ -63,6 +65,7 @@ def _print(found: Survey) -> None:
             "stream": stream.stream,
             "committed": stream.counts.committed,
             "quarantined": stream.counts.quarantined,
+            "discarded": stream.counts.discarded,
             "duplicate": stream.counts.duplicate,
             "waiting": stream.waiting,
             "oldest waiting": _age(found.at_us, stream.oldest_waiting_us),

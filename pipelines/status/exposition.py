@@ -2,29 +2,37 @@
 
 from collections.abc import Iterable
 
-from pipelines.status.health import judge
+from pipelines.config import AlarmConfig
+from pipelines.status.health import DEFAULTS, judge, quarantine_share
 from pipelines.status.survey import Survey
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def exposition(found: Survey) -> str:
+def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     """All metrics of the core."""
     page = _Page()
-    verdict = judge(found)
+    verdict = judge(found, limits)
     page.add("catchment_live", "All processes of the core beat", [({}, float(verdict.is_alive))])
     page.add("catchment_ready", "The core gets on", [({}, float(verdict.is_ready))])
-    page.add("catchment_alarms", "Reasons not to be ready", [({}, float(len(verdict.alarms)))])
+    page.add("catchment_alarms", "What a person should look at", [({}, float(len(verdict.alarms)))])
+    kinds = [({"kind": kind}, float(count)) for kind, count in verdict.counts().items()]
+    page.add("catchment_alarms_of_kind", "Alarms by what they are about", kinds)
     page.add("catchment_books_unbalanced", "Streams of devices whose books do not balance", [({}, float(len(found.unbalanced)))])
     page.add("catchment_run", "The last committed run", [({}, float(found.run))])
     _ages(page, found)
-    for name in ("received", "committed", "quarantined", "duplicate", "dropped"):
+    for name in ("received", "committed", "quarantined", "discarded", "duplicate", "dropped"):
         samples = [({"stream": stream.stream}, float(getattr(stream.counts, name))) for stream in found.streams]
         page.add(f"catchment_samples_{name}_total", f"Samples {name} since the lake began", samples, kind="counter")
     rows = [({"stream": stream.stream}, float(stream.rows)) for stream in found.streams if stream.rows is not None]
     page.add("catchment_table_rows", "Rows of the stream's table", rows)
     page.add("catchment_quarantine_open", "Refused samples that wait for a replay or a discard",
              [({"stage": stage}, float(count)) for stage, count in sorted(found.quarantined_open.items())])  # fmt: skip
+    shares = [({"stream": stream.stream}, quarantine_share(stream)) for stream in found.streams]
+    page.add("catchment_quarantine_share", "Share of what the last runs settled that went to quarantine", shares)
+    page.add(
+        "catchment_run_held_back", "The run held back by a fault of our own; 0: none", [({}, float(found.faults.stopped_run))]
+    )
     page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
     page.add("catchment_suspended", "Policies and inspectors in force that may not run", [({}, float(len(found.suspended)))])
     for beat in found.beats:

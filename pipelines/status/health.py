@@ -1,51 +1,163 @@
 """What a survey means: alive, ready, alarms. No IO.
 
 Alive: the processes beat. Ready: they get on. That a pipeline stands still while all its processes live is the failure that
-nobody sees, so waiting work that no run takes is not ready.
+nobody sees, so waiting work that no run takes is not ready. An alarm that is no standstill (rules refused, a policy suspended,
+much in quarantine) is for a person to look at: the core gets on, and stays ready.
 """
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
-from pipelines.status.survey import Survey
+from pipelines.config import AlarmConfig
+from pipelines.status.beat import Beat
+from pipelines.status.survey import StreamStatus, Survey
 
-BEAT_MS = 30_000
-FAR_BEAT_MS = 90_000
-STUCK_US = 120_000_000
+DEFAULTS = AlarmConfig()
+
+
+class Kind(StrEnum):
+    """What an alarm is about."""
+
+    BOOKS = "books"
+    SILENT = "silent"
+    FAR = "far_silent"
+    TROUBLE = "trouble"
+    STUCK = "stuck"
+    FAULT_STOP = "fault_stop"
+    RULES = "rules"
+    SUSPENDED = "suspended"
+    QUARANTINE = "quarantine"
+
+
+_STANDSTILLS = frozenset({Kind.BOOKS, Kind.SILENT, Kind.FAR, Kind.TROUBLE, Kind.STUCK, Kind.FAULT_STOP})
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that a person should look at, in a sentence."""
+
+    kind: Kind
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the core is alive and ready; `alarms` are the reasons, one sentence each."""
+    """Whether the core is alive and ready, and all that is not well."""
 
     is_alive: bool
     is_ready: bool
-    alarms: tuple[str, ...]
+    found: tuple[Alarm, ...]
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """The alarms, one sentence each."""
+        return tuple(alarm.text for alarm in self.found)
+
+    def counts(self) -> dict[str, int]:
+        """How many alarms there are of each kind, none left out."""
+        counted = Counter(alarm.kind for alarm in self.found)
+        return {kind.value: counted[kind] for kind in Kind}
 
 
-def judge(found: Survey) -> Verdict:
+def judge(found: Survey, limits: AlarmConfig = DEFAULTS) -> Verdict:
     """Judge a survey."""
-    now_ms = found.at_us // 1_000
-    silent = [f"{beat.role} {beat.name} is silent for {(now_ms - beat.at_ms) // 1000} s" for beat in found.beats
-              if now_ms - beat.at_ms > BEAT_MS]  # fmt: skip
-    # Whoever is asked whether this machine lives must not be told of another one's death.
-    far = [f"{beat.role} {beat.name} on {beat.host} is silent for {(now_ms - beat.at_ms) // 1000} s" for beat in found.far_beats
-           if now_ms - beat.at_ms > FAR_BEAT_MS]  # fmt: skip
+    alarms = tuple(
+        Alarm(kind, text)
+        for kind, texts in (
+            (Kind.BOOKS, _books(found)),
+            (Kind.SILENT, _silent(found, limits)),
+            (Kind.FAR, _far(found, limits)),
+            (Kind.TROUBLE, _troubles(found, limits)),
+            (Kind.STUCK, _stuck(found, limits)),
+            (Kind.FAULT_STOP, _fault_stop(found)),
+            (Kind.RULES, _rules(found, limits)),
+            (Kind.SUSPENDED, _suspended(found, limits)),
+            (Kind.QUARANTINE, _quarantine(found, limits)),
+        )
+        for text in texts
+    )
+    kinds = {alarm.kind for alarm in alarms}
+    return Verdict(Kind.SILENT not in kinds, not kinds & _STANDSTILLS, alarms)
+
+
+def _books(found: Survey) -> Iterator[str]:
+    yield from (f"the books of {key} do not balance" for key in found.unbalanced)
+    for stream in found.streams:
+        if stream.rows is not None and stream.rows > stream.counts.committed:
+            yield f"stream {stream.stream} has {stream.rows} rows, its books say {stream.counts.committed}"
+
+
+def _age_ms(found: Survey, at_ms: int) -> int:
+    return found.at_us // 1_000 - at_ms
+
+
+def _silent(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    for beat in found.beats:
+        if _age_ms(found, beat.at_ms) > limits.silent_s * 1_000:
+            yield f"{beat.role} {beat.name} is silent for {_age_ms(found, beat.at_ms) // 1000} s"
     roles = {beat.role for beat in found.beats}
     # Of a remote lake each role may be on a machine of its own, and is asked there.
     wanted = () if found.is_remote else ("bridge", "run")
-    silent += [f"no {role} has ever been at work here" for role in wanted if role not in roles]
-    beating = [beat for beat in found.beats if now_ms - beat.at_ms <= BEAT_MS]
-    beating += [beat for beat in found.far_beats if now_ms - beat.at_ms <= FAR_BEAT_MS]
-    troubles = [f"{beat.role} {beat.name}: {beat.trouble or 'not ready'}" for beat in beating if not beat.is_ready]
-    books = [f"the books of {key} do not balance" for key in found.unbalanced]
-    books += [
-        f"stream {stream.stream} has {stream.rows} rows, its books say {stream.counts.committed}"
-        for stream in found.streams
-        if stream.rows is not None and stream.rows > stream.counts.committed
-    ]
+    yield from (f"no {role} has ever been at work here" for role in wanted if role not in roles)
+
+
+def _far(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    """Whoever is asked whether this machine lives must not be told of another one's death."""
+    for beat in found.far_beats:
+        if _age_ms(found, beat.at_ms) > limits.far_silent_s * 1_000:
+            yield f"{beat.role} {beat.name} on {beat.host} is silent for {_age_ms(found, beat.at_ms) // 1000} s"
+
+
+def _beating(found: Survey, limits: AlarmConfig) -> Iterator[Beat]:
+    yield from (beat for beat in found.beats if _age_ms(found, beat.at_ms) <= limits.silent_s * 1_000)
+    yield from (beat for beat in found.far_beats if _age_ms(found, beat.at_ms) <= limits.far_silent_s * 1_000)
+
+
+def _troubles(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    for beat in _beating(found, limits):
+        if not beat.is_ready:
+            yield f"{beat.role} {beat.name}: {beat.trouble or 'not ready'}"
+
+
+def _stuck(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     oldest = found.oldest_waiting_us
-    stuck: list[str] = []
-    if oldest is not None and found.at_us - oldest > STUCK_US:
-        stuck = [f"a sealed segment waits for {(found.at_us - oldest) // 1_000_000} s and no run takes it"]
-    alarms = (*books, *silent, *far, *troubles, *stuck)
-    return Verdict(not silent, not alarms, alarms)
+    if oldest is not None and found.at_us - oldest > limits.stuck_s * 1_000_000:
+        yield f"a sealed segment waits for {(found.at_us - oldest) // 1_000_000} s and no run takes it"
+
+
+def _fault_stop(found: Survey) -> Iterator[str]:
+    stop = found.faults
+    if stop.stopped_run:
+        yield (
+            f"run {stop.stopped_run} is held back for {max(0, found.at_us - stop.at_us) // 1_000_000} s: "
+            f"nearly every message meets a fault of the core's own ({stop.reason[:200]})"
+        )
+
+
+def _rules(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    for beat in _beating(found, limits):
+        if beat.counters.get("rules_broken"):
+            yield f"the rules cannot be read, those before them stay in force: {beat.trouble}"
+
+
+def _suspended(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    if limits.suspended:
+        yield from (f"{one.kind} {one.name} is suspended: {one.reason}" for one in found.suspended)
+
+
+def _quarantine(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    for stream in found.streams:
+        share = quarantine_share(stream)
+        if limits.quarantine_share and share > limits.quarantine_share and stream.recent_quarantined >= limits.quarantine_count:
+            yield (
+                f"stream {stream.stream}: {share:.0%} of what the last runs settled went to quarantine "
+                f"({stream.recent_quarantined} samples); `catchment quarantine ls` says why"
+            )
+
+
+def quarantine_share(stream: StreamStatus) -> float:
+    """The share of a stream's samples that the last runs put into quarantine; 0 where they settled none."""
+    settled = stream.recent_samples + stream.recent_quarantined
+    return stream.recent_quarantined / settled if settled else 0.0

@@ -8,16 +8,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from pipelines.clock import Clock
+from pipelines.config import AlarmConfig
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.status.exposition import TEXT, exposition
-from pipelines.status.health import judge
+from pipelines.status.health import DEFAULTS, judge
 from pipelines.status.survey import survey
 
 TIMEOUT_S = 10.0
 
 
 @contextmanager
-def serving(root: Path, host: str, port: int, clock: Clock) -> Iterator[int]:
+def serving(root: Path, host: str, port: int, clock: Clock, alarms: AlarmConfig = DEFAULTS) -> Iterator[int]:
     """Serve until the block is left; the port, which is one the system chose if 0 was asked for.
 
     Raises:
@@ -27,6 +28,7 @@ def serving(root: Path, host: str, port: int, clock: Clock) -> Iterator[int]:
     class Handler(_Handler):
         lake = root
         watch = clock
+        limits = alarms
 
     try:
         server = ThreadingHTTPServer((host, port), Handler)
@@ -46,6 +48,7 @@ def serving(root: Path, host: str, port: int, clock: Clock) -> Iterator[int]:
 class _Handler(BaseHTTPRequestHandler):
     lake: Path
     watch: Clock
+    limits: AlarmConfig
     timeout = TIMEOUT_S
 
     def do_GET(self) -> None:
@@ -60,9 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(503, "application/json", json.dumps({"ok": False, "alarms": [str(error)]}))
             return
         if path == "/metrics":
-            self._send(200, TEXT, exposition(found))
+            self._send(200, TEXT, exposition(found, self.limits))
             return
-        verdict = judge(found)
+        verdict = judge(found, self.limits)
         good = verdict.is_alive if path == "/live" else verdict.is_ready
         self._send(200 if good else 503, "application/json", json.dumps({"ok": good, "alarms": verdict.alarms}))
 

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.bridge.segment import SEALED_SUFFIX, sealed_path
+from pipelines.ingest.fault_file import read_faults
+from pipelines.ingest.fault_stop import FaultRow
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
 from pipelines.ingest.requests import open_requests
@@ -45,6 +47,7 @@ class StreamStatus:
     oldest_waiting_us: int | None = None
     last_commit_us: int | None = None
     recent_samples: int = 0
+    recent_quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Survey:
     beats: tuple[Beat, ...] = field(default=())
     suspended: tuple[Suspension, ...] = field(default=())
     is_remote: bool = False
+    faults: FaultRow = field(default=FaultRow())
     far_beats: tuple[Beat, ...] = ()
 
     @property
@@ -112,6 +116,7 @@ def survey(root: Path, now_us: int) -> Survey:
         beats,
         _suspended(root, plan),
         remote_of(root) is not None,
+        read_faults(root),
         tuple(read_far_beats(root, beats)),
     )
 
@@ -149,6 +154,8 @@ def _recent(root: Path, run: int, streams: dict[str, StreamStatus]) -> tuple[int
     for row in rows:
         for name, counts in json.loads(row["streams"]).items():
             found = streams.get(name)
+            if found is not None:
+                found.recent_quarantined += max(0, counts.get("quarantined", 0))  # below 0: replayed or discarded
             if found is not None and counts.get("committed"):
                 found.recent_samples += counts["committed"]
                 found.last_commit_us = _micros(row["committed_at"])

@@ -8,10 +8,9 @@ from pathlib import Path
 from secrets import token_bytes
 
 from pipelines.lake.copy import at_hand, name_of, send
+from pipelines.lake.layout import SET_NUMBERS, SETS
 from pipelines.lake.remote import remote_of
 from pipelines.training.manifest import MANIFEST_NAME, Manifest
-
-SETS = "sets"
 
 
 def take_number(lake_root: Path, name: str, version: int) -> None:
@@ -24,7 +23,7 @@ def take_number(lake_root: Path, name: str, version: int) -> None:
     remote = remote_of(lake_root)
     if remote is not None:
         # No two takers write the same bytes: an answer that was lost is told from somebody else's.
-        remote.create(f"{SETS}/{name}/.numbers/{version}", token_bytes(16))
+        remote.create(f"{SETS}/{name}/{SET_NUMBERS}/{version}", token_bytes(16))
 
 
 def share_set(lake_root: Path, folder: Path) -> None:
@@ -59,5 +58,5 @@ def taken_numbers(lake_root: Path, name: str) -> list[int]:
     remote = remote_of(lake_root)
     if remote is None:
         return []
-    folder = name_of(lake_root, lake_root / SETS / name / ".numbers")
+    folder = name_of(lake_root, lake_root / SETS / name / SET_NUMBERS)
     return [int(last) for file in remote.listed(folder) if (last := file.name.rsplit("/", 1)[-1]).isdecimal()]

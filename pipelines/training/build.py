@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pipelines.atomic import sync_folder, write_atomic
 from pipelines.clock import Clock, SystemClock
 from pipelines.errors import ConflictError, RefusedError
+from pipelines.lake.layout import SET_DRAFT
 from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
 from pipelines.training.card import render_card
 from pipelines.training.manifest import (
@@ -189,7 +190,7 @@ def _policies(rows: pa.Table) -> tuple[str, ...]:
 
 def _fresh_folder(home: Path) -> Path:
     """A folder of this process's own beside the versions; one that an earlier process of the same id left is removed."""
-    folder = home / f".build-{os.getpid()}"
+    folder = home / f"{SET_DRAFT}{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

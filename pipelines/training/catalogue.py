@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.lake.copy import at_hand, folders_of
+from pipelines.lake.layout import SETS
 from pipelines.lake.remote import remote_of
-from pipelines.training.bucket_sets import SETS
 from pipelines.training.manifest import MANIFEST_NAME, Manifest, checked_set_name, load_manifest
 
 

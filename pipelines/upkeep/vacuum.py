@@ -4,56 +4,68 @@ Nothing is deleted that a live row, a table version young enough to be read, or 
 nobody goes only after a grace, for a run at work writes its files before it commits them.
 """
 
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import structlog
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from pipelines.bridge.segment import segment_number
-from pipelines.errors import CorruptLakeError, RetryLaterError
+from pipelines.errors import RetryLaterError
+from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import read_plan
+from pipelines.lake.alone import held_alone
 from pipelines.lake.commit import committed_run
-from pipelines.lake.copy import at_hand, discard, files_of, folders_of, forget, size_of
+from pipelines.lake.copy import discard, files_of, folders_of, size_of
 from pipelines.lake.layout import (
+    CHIPS,
     COMMITS,
     LANDING,
     OBJECTS,
     PAYLOAD,
+    QUALITY,
     QUARANTINE,
     QUARANTINE_CLOSED,
     REPLAYS,
     ROLLUPS,
     RUNS,
+    SETS,
     STREAMS,
     landing_folder,
+    retag_lock_path,
 )
 from pipelines.lake.ledger import KEPT_LEDGERS
-from pipelines.lake.ledger_files import ledger_bases
-from pipelines.lake.remote import Stored
+from pipelines.lake.ledger_files import ledger_bases, read_ledger
+from pipelines.lake.remote import Stored, remote_of
+from pipelines.lake.scratch import abandoned
 from pipelines.lake.table import open_table
-from pipelines.lake.workplace import workplace
+from pipelines.training.manifest import MANIFEST_NAME
+from pipelines.upkeep.leavings import copies, half_written, unfinished
+from pipelines.upkeep.wanted import chip_places, never_filled, set_versions, wanted_payloads
 
 log = structlog.get_logger(__name__)
-_SHARD = "payload_shard"
-_OTHERS_WORK_S = 3_600.0
+# Only runs and maintenance write here, and neither is at work when their grace is waived.
+_OURS = (STREAMS, ROLLUPS, PAYLOAD, CHIPS, QUARANTINE, QUARANTINE_CLOSED, COMMITS, RUNS)
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How long what might still be wanted is kept: table versions to go back to, segments to run again, objects to be named."""
+    """How long what might still be wanted is kept: table versions to go back to, segments to run again, objects to be named.
+
+    What belongs to nobody is kept `grace_s`, or `others_s` where its writer may be neither a run nor maintenance.
+    """
 
     versions_h: float = 168
     landing_h: float = 168
     objects_h: float = 720
     grace_s: float = 3_600
+    others_s: float = 3_600
 
 
 @dataclass(slots=True)
@@ -88,6 +100,7 @@ class Vacuum:
         self._dry_run = dry_run
         self._now_s = time.time()
         self._run = committed_run(root, COMMITS)
+        self._plan: Plan | None = read_plan(root, self._run) if self._run else None
         self._gone: set[str] = set()
 
     def sweep(self) -> Vacuumed:
@@ -98,31 +111,47 @@ class Vacuum:
         """
         for name in self._tables():
             self._table(name)
-        wanted = self._wanted_payloads()
+        wanted = wanted_payloads(self._root, self._gone)
         self._payloads(wanted)
         self._objects(wanted)
         self._landing()
         self._runs()
+        self._sets()
         self._leavings()
         log.info("vacuumed", dry_run=self._dry_run, bytes=self.done.bytes, **self.done.files)
         return self.done
 
     def _tables(self) -> list[str]:
         found = [COMMITS, QUARANTINE, QUARANTINE_CLOSED]
-        for parent in (STREAMS, ROLLUPS):
+        for parent in (STREAMS, ROLLUPS, QUALITY):
             found += [f"{parent}/{name}" for name in folders_of(self._root, parent)]
         return found
 
     def _table(self, name: str) -> None:
-        table = open_table(self._root, name)
-        if table is None:
+        with self._quiet(name) as is_quiet:
+            if not is_quiet:
+                return
+            table, files = open_table(self._root, name), self._files(name, "*")
+            if table is not None:
+                unwanted = {Path(found).name for found in self._unwanted(table, max(0, round(self._keep.versions_h)))}
+            elif self._plan is not None and never_filled(read_ledger(self._root, self._run), name):
+                unwanted = {_base(file) for file in files}  # of a run that was held back before there was a table
+            else:
+                return
+            for file in files:
+                is_unwanted = _base(file) in unwanted and not _base(file).startswith(".")
+                if is_unwanted and not self._is_in_hand(_base(file)) and self._is_old(file):
+                    self._delete("table_files", file)
+
+    @contextmanager
+    def _quiet(self, name: str) -> Iterator[bool]:
+        """Whether nobody tags the stream anew: second names of old files are as old as those, so no grace covers them."""
+        parent, _, stream = name.partition("/")
+        if parent != STREAMS:
+            yield True
             return
-        hours = max(0, round(self._keep.versions_h))
-        unwanted = {Path(found).name for found in self._unwanted(table, hours)}
-        for file in self._files(name, "*"):
-            is_unwanted = _base(file) in unwanted and not _base(file).startswith(".")
-            if is_unwanted and not self._is_in_hand(file) and self._is_old(file):
-                self._delete("table_files", file)
+        with held_alone(retag_lock_path(self._root, stream), is_made=not self._dry_run) as is_held:
+            yield is_held
 
     def _unwanted(self, table: DeltaTable, hours: int) -> list[str]:
         try:
@@ -134,26 +163,17 @@ class Vacuum:
         """The files below a folder, one level for each pattern, newly listed."""
         return [file for file in files_of(self._root, folder) if _fits(file.name.removeprefix(f"{folder}/"), patterns)]
 
-    def _is_in_hand(self, file: Stored) -> bool:
-        """Whether the file may belong to the run after the last commit, or to a retag that is at work."""
-        others = _base(file).startswith("retag-") and self._age_s(file) < _OTHERS_WORK_S
-        return _base(file).startswith(f"{self._run + 1:012d}") or others
-
-    def _wanted_payloads(self) -> set[str]:
-        """Every shard and object that a file of a table refers to, be the file live or kept for readers of older versions."""
-        wanted: set[str] = set()
-        with workplace(self._root, "vacuum") as there:
-            for file in self._files(STREAMS, "*", "*.parquet"):
-                if file.name in self._gone:  # a dry run leaves it there
-                    continue
-                wanted |= _payloads_of(at_hand(there, there / file.name))
-                forget(there, [there / file.name])
-        return wanted
+    def _is_in_hand(self, base: str) -> bool:
+        """Whether a file may belong to the run after the last commit."""
+        return base.startswith(f"{self._run + 1:012d}")
 
     def _payloads(self, wanted: set[str]) -> None:
         for file in self._files(PAYLOAD, "*", "*.parquet"):
-            if file.name not in wanted and not self._is_in_hand(file) and self._is_old(file):
+            if file.name not in wanted and not self._is_in_hand(_base(file)) and self._is_old(file):
                 self._delete("payload_shards", file)
+        for place, files in sorted(chip_places(files_of(self._root, CHIPS)).items()):
+            if place not in wanted and not self._is_in_hand(place.rsplit("/", 1)[-1]) and all(map(self._is_old, files)):
+                self._delete_all("chips", files, place)
 
     def _objects(self, wanted: set[str]) -> None:
         for file in self._files(OBJECTS, "[0-9a-f]*"):
@@ -161,10 +181,9 @@ class Vacuum:
                 self._delete("objects", file)
 
     def _landing(self) -> None:
-        plan = read_plan(self._root, self._run) if self._run else None
-        if plan is None:
+        if self._plan is None:
             return
-        cursors = {**plan.next_numbers, REPLAYS: self._run + 1}
+        cursors = {**self._plan.next_numbers, REPLAYS: self._run + 1}
         for bridge, cursor in sorted(cursors.items()):
             keep_s = 0 if bridge == REPLAYS else self._keep.landing_h * 3_600
             for file in self._files(f"{LANDING}/{bridge}", "*.arrows"):
@@ -195,32 +214,71 @@ class Vacuum:
                 continue
             self._delete("run_files", file)
 
-    def _leavings(self) -> None:
-        """Files that were being written here when their writer died."""
-        for path in self._hidden():
-            file = self._here(path)
-            if self._is_old(file):
-                self._delete("leavings", file)
+    def _sets(self) -> None:
+        """In a bucket the manifest of a set comes last: without one, and not being brought for a while, its builder died."""
+        if remote_of(self._root) is None:
+            return
+        for version, files in sorted(set_versions(files_of(self._root, SETS)).items()):
+            if not any(_base(file) == MANIFEST_NAME for file in files) and all(map(self._is_old, files)):
+                self._delete_all("half_sets", files, version)
 
-    def _hidden(self) -> Iterator[Path]:
-        for pattern in ("*/.*.tmp", "*/*/.*.tmp", "*/*/*/.*.tmp"):
-            yield from sorted(self._root.glob(pattern))
+    def _leavings(self) -> None:
+        """What killed processes left on this disk; of a remote lake also copies that are no longer needed here."""
+        for path in half_written(self._root):
+            with self._quiet("/".join(path.relative_to(self._root).parts[:2])) as is_quiet:
+                if is_quiet:
+                    self._clear("leavings", path)
+        for path in unfinished(self._root, self._run):
+            self._clear("leavings", path)
+        for path in abandoned(self._root):
+            self._clear("leavings", path, is_dead=True)
+        remote = remote_of(self._root)
+        if remote is not None:
+            cursors = {} if self._plan is None else self._plan.next_numbers
+            for path in list(copies(self._root, remote, self._run, cursors)):
+                self._clear("working_copies", path)
+
+    def _clear(self, kind: str, path: Path, *, is_dead: bool = False) -> None:
+        """Delete a file or folder of this disk once all of it is old, or is known to be dead. Nothing is asked of a bucket."""
+        found = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
+        files = [self._here(file) for file in found]
+        if not is_dead and not all(map(self._is_old, files)):
+            return
+        for file in files:
+            self._count(kind, file)
+        if self._dry_run:
+            return
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def _here(self, path: Path) -> Stored:
         stat = path.stat()
         return Stored(str(path.relative_to(self._root)), stat.st_size, stat.st_mtime)
 
     def _is_old(self, file: Stored) -> bool:
-        return self._age_s(file) >= self._keep.grace_s
+        parent = file.name.split("/", 1)[0]
+        return self._age_s(file) >= (self._keep.grace_s if parent in _OURS else max(self._keep.grace_s, self._keep.others_s))
 
     def _age_s(self, file: Stored) -> float:
         return self._now_s - file.modified_s
 
     def _delete(self, kind: str, file: Stored) -> None:
-        self.done.add(kind, file)
-        self._gone.add(file.name)
+        self._count(kind, file)
         if not self._dry_run:
             discard(self._root, self._root / file.name)
+
+    def _delete_all(self, kind: str, files: Iterable[Stored], place: str) -> None:
+        """Delete the files of a place, and the folders that then hold nothing."""
+        for file in files:
+            self._delete(kind, file)
+        if not self._dry_run and (self._root / place).is_dir():
+            shutil.rmtree(self._root / place)
+
+    def _count(self, kind: str, file: Stored) -> None:
+        self.done.add(kind, file)
+        self._gone.add(file.name)
 
 
 def _base(file: Stored) -> str:
@@ -230,14 +288,3 @@ def _base(file: Stored) -> str:
 def _fits(name: str, patterns: Sequence[str]) -> bool:
     steps = name.split("/")
     return len(steps) == len(patterns) and all(fnmatchcase(step, pattern) for step, pattern in zip(steps, patterns, strict=True))
-
-
-def _payloads_of(path: Path) -> set[str]:
-    try:
-        if _SHARD not in pq.read_schema(path).names:
-            return set()
-        shards = pq.read_table(path, columns=[_SHARD], partitioning=None).column(_SHARD)
-    except (OSError, pa.ArrowException) as error:
-        hint = "if no table knows the file, move it away"
-        raise CorruptLakeError(f"{path}: cannot be read ({error}), so nobody knows which payloads it needs; {hint}") from error
-    return {shard for shard in pc.unique(shards).to_pylist() if shard is not None}

@@ -1,5 +1,6 @@
 """A real TUF repository in a folder, tiny ONNX models, and a way to it without a broker."""
 
+import io
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -8,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
+from edge_agent.capture.batch import SampleBatch
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from pipelines.rollout.golden import try_model
@@ -117,3 +120,13 @@ class Device:
     def version(self) -> int:
         """The running version."""
         return self.updater.report()[0].version
+
+
+def picture(level: int, size: int = 20) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (size, size), level).save(out, "PNG")
+    return out.getvalue()
+
+
+def frames(*payloads: bytes | Path | None) -> SampleBatch:
+    return SampleBatch(list(range(len(payloads))), {"camera": ["c"] * len(payloads)}, list(payloads))

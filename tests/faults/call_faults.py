@@ -20,6 +20,7 @@ import structlog
 
 from edge_agent.errors import SpoolError, SpoolFullError
 from tests.faults import powercut, workload
+from tests.faults.promises import Promises, check
 from tests.faults.shim import preload
 
 MODES = {"exit": 1, "no-space": 2, "io-error": 3, "short": 4, "sync-error": 5}
@@ -58,7 +59,7 @@ def one(folder: Path, mode: str, at: int, many: int) -> tuple[int, int]:
     if child == 0:
         live_armed(folder, mode, at, many)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    promises, calls = powercut.Promises(), 0
+    promises, calls = Promises(), 0
     told = _told(folder)
     for line in told.read_bytes().splitlines(keepends=True) if told.exists() else ():
         if line.endswith(b"\n"):
@@ -67,7 +68,7 @@ def one(folder: Path, mode: str, at: int, many: int) -> tuple[int, int]:
             promises.hear(what)
     assert status in (0, 3, _EXITED), f"{mode} at call {at}: ended with {status}"
     try:
-        powercut.check(folder, promises)
+        check(folder, promises)
     except Exception as error:
         raise AssertionError(f"{mode} at call {at}: {error!r}") from error
     shutil.rmtree(folder, ignore_errors=True)

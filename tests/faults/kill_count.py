@@ -4,6 +4,7 @@
 """
 
 import os
+import time
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +24,7 @@ class KillCount:
 
     def __init__(self) -> None:
         self.count = 0
+        self._began = time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """The properties of a test are in the report of each of its phases; the last one has them all."""
@@ -39,4 +41,4 @@ class KillCount:
         if self.count < LEAST_KILLS:
             terminalreporter.write_line(f"kills: {self.count}, and {LEAST_KILLS} were asked for", red=True)
         elif self.count:
-            terminalreporter.write_line(f"kills: {self.count}")
+            terminalreporter.write_line(f"kills: {self.count}, in {time.monotonic() - self._began:.0f} s")

@@ -65,7 +65,7 @@ def run(request: Request, steps: Steps) -> None:
 
 def upkeep(request: Request, _steps: Steps) -> None:
     """Roll-ups, compaction and vacuum."""
-    maintain(Path(request.lake), Keep(0, 0, 0, 0))
+    maintain(Path(request.lake), Keep(0, 0, 0, 0, 0))
 
 
 WORKS = {"run": run, "upkeep": upkeep}

@@ -21,6 +21,7 @@ from edge_agent.spool import database
 from edge_agent.spool.recovery import Opened
 from tests.faults import powercut, workload
 from tests.faults.call_faults import MODES
+from tests.faults.promises import Promises, check, hold
 from tests.faults.shim import preload
 
 STEPS = 24
@@ -47,7 +48,7 @@ def every_start(root: Path, mode: str, stride: int, *, is_damaged: bool) -> str:
     """Refuse from every `stride`th call of a start on, until it comes up before that."""
     workload.make_small()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    promises = powercut.Promises()
+    promises = Promises()
     life = workload.Life(root / "life", SEED, promises.hear)
     for _ in range(STEPS):
         life.step()
@@ -75,10 +76,10 @@ def _damage(path: Path) -> None:
     (path.parent / "spool.suspect").touch()
 
 
-def _hold(folder: Path, promises: powercut.Promises, where: str, *, is_damaged: bool) -> None:
+def _hold(folder: Path, promises: Promises, where: str, *, is_damaged: bool) -> None:
     try:
         if not is_damaged:
-            powercut.check(folder, promises)
+            check(folder, promises)
             return
         spool = workload.open_small(folder / "state" / "spool")
         aside = [
@@ -87,7 +88,7 @@ def _hold(folder: Path, promises: powercut.Promises, where: str, *, is_damaged: 
         assert len(aside) == 1, aside
         spool.opened = Opened(spool._db)  # moved aside at this start or the one before: as it should be
         try:
-            powercut.hold(spool, promises)
+            hold(spool, promises)
         finally:
             spool.close()
     except Exception as error:

@@ -59,7 +59,7 @@ def rows_committed(lake: Path) -> int:
 
 def look(lake: Path, samples: int) -> Found:
     """Compact and vacuum the lake, then compare every row of it."""
-    maintain(lake, Keep(0, 0, 0, 0))
+    maintain(lake, Keep(0, 0, 0, 0, 0))
     rows = DeltaTable(lake / "streams" / STREAM).to_pyarrow_table(columns=["epoch", "seq", "event_time", "frame", "speed_mps"])
     keys = rows.group_by(["epoch", "seq"]).aggregate([])
     number = rows.column("frame").to_numpy()

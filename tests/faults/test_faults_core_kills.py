@@ -190,7 +190,7 @@ def test_the_whole_core_is_killed_again_and_again_and_every_sample_is_one_row(ro
         roles[name].end(signal.SIGTERM)
     sys.stdout.write(f"{sum(fleet.captured.values())} samples, {commits(roles)} runs said\n")
     check(tmp_path / "lake", fleet.captured)
-    maintain(tmp_path / "lake", Keep(0, 0, 0, 0))
+    maintain(tmp_path / "lake", Keep(0, 0, 0, 0, 0))
     assert orphans(tmp_path / "lake") == set()
     check(tmp_path / "lake", fleet.captured)
 

@@ -14,7 +14,7 @@ CORE_LIBRARIES = (
     *("numpy", "pyarrow", "apache_beam", "polars", "deltalake", "duckdb", "yaml", "zarr", "zarrs", "dask", "distributed"),
     *("sqlglot", "tifffile", "imagecodecs", "pyvips", "PIL", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas"),
     *("pydantic", "open_data_contract_standard", "torch", "fastapi", "uvicorn", "hypothesis", "pytest", "psutil"),
-    *("cryptography", "av", "obstore", "can", "cantools"),
+    *("cryptography", "av", "obstore", "can", "cantools", "asammdf"),
 )
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
 NEEDS_AN_EXTRA = {

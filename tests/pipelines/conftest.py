@@ -80,7 +80,7 @@ class Core:
         return pa.table(DeltaTable(self.root / name).to_pyarrow_table())
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        if not (self.root / name).is_dir():
+        if not (self.root / name / "_delta_log").is_dir():
             return []
         found: list[dict[str, Any]] = self.table(name).to_pylist()
         return found

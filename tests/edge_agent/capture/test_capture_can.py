@@ -138,7 +138,7 @@ def test_a_restart_anywhere_neither_skips_nor_repeats(dbc, tmp_path, max_samples
     assert seen == [pytest.approx(n * 0.01) for n in range(300)]
 
 
-@pytest.mark.parametrize("suffix", [".log", ".blf", ".asc", ".trc", ".csv", ".log.gz"])
+@pytest.mark.parametrize("suffix", [".log", ".blf", ".asc", ".trc", ".csv", ".log.gz", ".asc.gz", ".csv.gz"])
 def test_every_kind_of_log_says_the_same(dbc, tmp_path, suffix):
     frames = [frame(180, bytes(5) + bytes((0, n)) + b"\0", 1_700_000_000 + n) for n in range(50)]
     found = drain(source(dbc, log=write(tmp_path / f"x{suffix}", frames)))

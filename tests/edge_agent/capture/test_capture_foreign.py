@@ -1,19 +1,25 @@
 """What others write: odd numbers, separators, encodings, file names and programs cost one cell or row, never the source."""
 
+import io
 import os
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from edge_agent.capture.batch import SampleBatch, Source
+from edge_agent.capture.image_header import ImageHeader, read_image_header
 from edge_agent.capture.registry import build_source, check_source
 from edge_agent.capture.replay import NO_COLUMN
 from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
+from edge_agent.strict_warnings import as_errors
 from schemas.builtin import builtin_contract
 
 _BUILT: list[Source] = []
@@ -188,3 +194,49 @@ def test_what_a_program_started_ends_with_it(tmp_path):
 def _running(mark: str) -> list[str]:
     found = subprocess.run(["pgrep", "-f", mark], capture_output=True, text=True, check=False).stdout.split()
     return [pid for pid in found if pid != str(os.getpid())]
+
+
+@pytest.mark.parametrize(
+    ("form", "media_type", "options"),
+    [
+        ("GIF", "image/gif", {}),
+        ("BMP", "image/bmp", {}),
+        ("WEBP", "image/webp", {}),
+        ("WEBP", "image/webp", {"lossless": True}),
+        ("WEBP", "image/webp", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}),
+        ("PNG", "image/png", {}),
+        ("TIFF", "image/tiff", {}),
+    ],
+)
+def test_the_size_of_a_picture_is_told_whatever_its_format(form, media_type, options):
+    body = io.BytesIO()
+    Image.new("RGB", (67, 45), (9, 99, 199)).save(body, form, **options)
+    assert read_image_header(io.BytesIO(body.getvalue())) == ImageHeader(media_type, 67, 45)
+    for end in range(40):
+        read_image_header(io.BytesIO(body.getvalue()[:end]))  # a torn one may tell less, and never raises
+
+
+def test_two_threads_that_look_at_pictures_leave_the_process_s_warnings_as_they_were():
+    before, second_in, let_go = list(warnings.filters), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with as_errors():
+            begun.set()
+            let_go.wait(5)
+
+    def second() -> None:
+        with as_errors():
+            second_in.set()
+            first_gone.wait(5)
+
+    begun, first_gone = threading.Event(), threading.Event()
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    begun.wait(5)
+    threads[1].start()
+    second_in.wait(0.2)
+    let_go.set()
+    threads[0].join()
+    first_gone.set()
+    threads[1].join()
+    assert list(warnings.filters) == before

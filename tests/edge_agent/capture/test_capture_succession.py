@@ -9,6 +9,7 @@ from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner
 from edge_agent.capture.registry import KINDS, build_source
+from edge_agent.capture.restarts import Restarts
 from edge_agent.capture.succession import WHAT_IS_READ, predecessor
 from edge_agent.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
@@ -140,3 +141,35 @@ class _Runs:
 def test_names_of_sources_are_read_back_as_they_are_written():
     config = source(path="a:b", rename={"x:y": "speed_mps"})
     assert msgspec.json.decode(config.name.split(":", 2)[2]) == config.options
+
+
+def test_a_source_that_gives_a_little_and_fails_rests_longer_each_time():
+    rests = Restarts()
+    assert [rests.next_s(0.1, gave=True, is_done=False) for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+    assert rests.next_s(200.0, gave=True, is_done=False) == 60
+    assert rests.next_s(240.0, gave=True, is_done=False) == 0.5
+    assert [rests.next_s(20.0, gave=True, is_done=False) for _ in range(3)] == [0.5, 0.5, 0.5]
+    assert [rests.next_s(20.0, gave=False, is_done=False) for _ in range(3)] == [1, 2, 4]
+
+
+def test_a_program_that_is_run_again_and_again_is_no_failure_as_long_as_it_prints(tmp_path: Path):
+    rests = Restarts()
+    assert [rests.next_s(0.1, gave=True, is_done=True) for _ in range(4)] == [0.5] * 4
+    assert [rests.next_s(0.1, gave=False, is_done=True) for _ in range(3)] == [1, 2, 4]
+    spool = Spool(tmp_path / "spool", max_bytes=1 << 26, linger_ms=5, clock=SystemClock())
+    made = _pump(spool, source("exec", command=["echo", '{"speed_mps": 1}'], restart=True))
+    said: list[tuple[str, float]] = []
+
+    class Thrice(_Never):
+        def is_set(self) -> bool:
+            return len(said) == 3
+
+        def wait(self, seconds: float) -> bool:
+            if seconds >= 0.5:
+                said.append((made.failing, seconds))
+            return False
+
+    made.run(Thrice())  # type: ignore[arg-type]  # an event, as far as the pump looks
+    assert said == [("", 0.5)] * 3
+    assert spool.books()[0].captured == 3
+    spool.close()

@@ -1,5 +1,6 @@
 """A source that waits for room can be told, while it waits, to wait no longer, or to stop; nothing is skipped or stored twice."""
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,14 @@ from edge_agent.capture.refine import build_refiner
 from edge_agent.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
-from edge_agent.errors import SourceEndedError
+from edge_agent.errors import SourceEndedError, SpoolFullError
 from edge_agent.lineup import Lineup
+from edge_agent.spool.changes import Removed
+from edge_agent.spool.commits import Ledgerhand
+from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.builtin import builtin_contract
+from schemas.ids import StreamName
 
 FRAMES = builtin_contract("camera_frame")
 FRAME_BYTES = 200_000
@@ -147,3 +152,47 @@ def test_what_cannot_be_read_again_and_found_no_room_is_counted(camera):
     pump = camera.lineup.pumps[0]
     camera.lineup.apply([])
     assert pump.left_out()["row: the spool was full when the source stopped"] > 0
+
+
+@pytest.mark.parametrize("full", ["the quota", "the disk"])
+def test_a_source_that_waits_for_room_is_woken_when_it_is_to_stop(camera, monkeypatch, full):
+    """The waits are an hour long here: only being woken ends them."""
+    monkeypatch.setattr("edge_agent.spool.writer._DISK_FULL_PAUSE_S", 3_600.0)
+    monkeypatch.setattr("edge_agent.lineup._STOP_WITHIN_S", 3_600.0)
+    if full == "the disk":
+        refused = threading.Event()
+        commit = Ledgerhand.commit
+
+        def refuse(self: Ledgerhand, appends, changes, in_flight):
+            if len(appends) > 0:
+                refused.set()
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            return commit(self, appends, changes, in_flight)
+
+        monkeypatch.setattr(Ledgerhand, "commit", refuse)
+        monkeypatch.setattr(Ledgerhand, "evict", lambda *_: Removed())
+        camera.run("block")
+        eventually(refused.is_set)
+    else:
+        camera.run("block")
+        eventually(camera.waits)
+    camera.lineup.stop()
+    assert camera.ended()
+    assert all(books.is_balanced for books in camera.spool.books())
+
+
+def test_a_spool_that_closes_on_a_full_disk_refuses_what_waits(camera, monkeypatch):
+    monkeypatch.setattr("edge_agent.spool.writer._DISK_FULL_PAUSE_S", 3_600.0)
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(Ledgerhand, "commit", refuse)
+    future = camera.spool.append(Append(StreamName("camera_frame"), (NewEnvelope(1, b"x", "1.0.0"),)))
+    eventually(lambda: not camera.spool._writer._waiting.appends)
+    camera.spool.close()
+    assert isinstance(future.exception(), SpoolFullError)

@@ -1,118 +1,22 @@
 """Zeek logs: each row once, in order, whatever rotation, packing and SIGKILL do in between; on real logs."""
 
 import gzip
-import io
 import os
-import random
 import shutil
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.capture.follow_zeek import ZeekSource
-from edge_agent.capture.registry import build_source, check_source
-from edge_agent.clock import SystemClock
+from edge_agent.capture.registry import check_source
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
-
-FLOWS = builtin_contract("network_flow")
-HEADER = (
-    "#separator \\x09\n#set_separator\t,\n#empty_field\t(empty)\n#unset_field\t-\n#path\tconn\n#open\t{n}\n"
-    "#fields\tts\tuid\tid.orig_h\tproto\n#types\ttime\tstring\taddr\tenum\n"
-)
-
-
-class HandClock:
-    def __init__(self) -> None:
-        self.s = 0.0
-
-    def now_ms(self) -> int:
-        return int(time.time() * 1000)
-
-    def monotonic_s(self) -> float:
-        return self.s
-
-    def sleep(self, seconds: float) -> None:
-        self.s += seconds
-
-
-_BUILT: list = []
+from tests.fakes.zeek_writer import FLOWS, HEADER, Writer, close_all, follow, uids
 
 
 @pytest.fixture(autouse=True)
 def _close_all():
     yield
-    while _BUILT:
-        _BUILT.pop().close()
-
-
-def follow(log: Path, position: bytes | None = None, clock: HandClock | None = None, **options: object) -> ZeekSource:
-    _BUILT.append(build_source("zeek", {"path": str(log), "settle_ms": 0, **options}, FLOWS, clock or HandClock(), position))
-    return _BUILT[-1]
-
-
-def uids(source, tries: int = 8, max_samples: int = 1000) -> tuple[list[str], bytes | None]:
-    found: list[str] = []
-    position = None
-    quiet = 0
-    while quiet < tries:
-        batch = source.read(max_samples)
-        quiet = quiet + 1 if batch is None else 0
-        if batch is not None:
-            found += batch.columns["uid"]
-            position = batch.position
-    return found, position
-
-
-class Writer:
-    """Writes a log as Zeek does: a header, rows, rotation by rename and a new file, packing."""
-
-    def __init__(self, folder: Path, *, is_json: bool = False) -> None:
-        self.log = folder / "conn.log"
-        self.is_json = is_json
-        self.n = 0
-        self.rotations = 0
-        self.old: list[Path] = []
-        self.written: list[str] = []
-
-    def rows(self, count: int) -> None:
-        fresh = not self.log.exists()
-        with self.log.open("a") as file:
-            if fresh and not self.is_json:
-                file.write(HEADER.format(n=self.rotations))
-            for _ in range(count):
-                uid = f"C{self.n}"
-                line = f'{{"ts":{self.n},"uid":"{uid}","proto":"tcp"}}' if self.is_json else f"{self.n}.5\t{uid}\t10.0.0.1\ttcp"
-                file.write(line + "\n")
-                self.written.append(uid)
-                self.n += 1
-
-    def rotate(self) -> None:
-        if self.log.exists():
-            self.rotations += 1
-            target = self.log.with_name(f"conn.2024-05-01-{self.rotations:02d}-00-00.log")
-            self.log.rename(target)
-            os.utime(target, (1_700_000_000 + self.rotations * 10,) * 2)
-            self.old.append(target)
-
-    def pack(self) -> None:
-        while self.old:
-            path = self.old.pop(0)
-            packed = path.with_name(path.name + ".gz")
-            stat = path.stat()
-            with path.open("rb") as plain, gzip.open(packed, "wb") as out:
-                shutil.copyfileobj(plain, out)
-            os.utime(packed, (stat.st_mtime + 3, stat.st_mtime + 3))
-            path.unlink()
+    close_all()
 
 
 @pytest.mark.parametrize("is_json", [False, True], ids=["tsv", "json"])
@@ -290,113 +194,3 @@ def test_any_order_of_writing_rotating_packing_and_restarting_gives_each_row_onc
     seen += uids(source)[0]
     source.close()
     assert seen == writer.written
-
-
-CHILD = """
-import sys, threading
-from pathlib import Path
-from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.refine import build_refiner
-from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
-from edge_agent.clock_quality import ClockWatch
-from edge_agent.config import SourceConfig
-from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
-contract, clock = builtin_contract("network_flow"), SystemClock()
-spool = Spool(Path(sys.argv[1]), max_bytes=1 << 28, linger_ms=5, clock=clock)
-options = {"path": sys.argv[2], "settle_ms": 50}
-config = SourceConfig(kind="zeek", stream="network_flow", options=options, max_samples=97)
-refine = build_refiner(contract, None, b"", ClockWatch(clock), None)
-build = lambda position: build_source("zeek", options, contract, clock, position)
-encoder = Encoder(contract, Limits(1 << 16, 1 << 20), spool.put_object)
-Path(sys.argv[1] + ".ready").touch()
-SourcePump(config, build, encoder, spool, refine, clock).run(threading.Event())
-"""
-
-
-@pytest.mark.slow
-def test_real_flows_survive_rotation_packing_and_sigkill_exactly_once(tmp_path, shared_data):
-    name = "network/ctu_zeek/008-zeek-mixed/conn.log.labeled.gz"
-    lines = gzip.decompress((shared_data / name).read_bytes()).decode().splitlines(keepends=True)
-    header, rows = [line for line in lines if line.startswith("#") and "#close" not in line], []
-    rows = [line for line in lines if not line.startswith("#")][:2000]
-    log, spool_dir = tmp_path / "conn.log", tmp_path / "spool"
-    dice = random.Random(19)
-    child = _child(spool_dir, log)
-    _until_looked(spool_dir)  # what was rotated before the first look is old, and left alone
-    kills = rotations = 0
-    at = 0
-    while at < len(rows):
-        with log.open("a") as file:
-            if file.tell() == 0:
-                file.writelines(header)
-            step = dice.randrange(20, 260)
-            text = "".join(rows[at : at + step])
-            cut = dice.randrange(len(text))  # within a line, most often
-            file.write(text[:cut])
-            file.flush()
-            time.sleep(0.02)
-            file.write(text[cut:])
-            at += step
-        if dice.random() < 0.5:
-            rotations += 1
-            old = tmp_path / f"conn.2024-05-01-{rotations:02d}-00-00.log"
-            log.rename(old)
-            if dice.random() < 0.5:
-                subprocess.run(["gzip", str(old)], check=True)
-        if dice.random() < 0.5:
-            os.kill(child.pid, signal.SIGKILL)
-            child.wait()
-            kills += 1
-            child = _child(spool_dir, log)
-    _until_stored(spool_dir, len(rows))
-    child.kill()
-    child.wait()
-    assert kills >= 5
-    assert rotations >= 5
-    assert sorted(_stored(spool_dir)) == sorted(line.split("\t")[1] for line in rows)
-
-
-def _child(spool_dir: Path, log: Path) -> subprocess.Popen:
-    ready = spool_dir.with_name(spool_dir.name + ".ready")
-    ready.unlink(missing_ok=True)
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(spool_dir), str(log)], stdout=subprocess.DEVNULL)
-    while not ready.exists():
-        assert child.poll() is None
-        time.sleep(0.01)
-    return child
-
-
-def _until_looked(spool_dir: Path) -> None:
-    until = time.monotonic() + 60
-    looked = 0
-    db = sqlite3.connect(f"file:{spool_dir}/spool.db?mode=ro", uri=True)
-    while not looked and time.monotonic() < until:
-        time.sleep(0.05)
-        (looked,) = db.execute("SELECT count(*) FROM position").fetchone()
-    db.close()
-    assert looked, "the source never looked at the log"
-
-
-def _until_stored(spool_dir: Path, count: int) -> None:
-    until = time.monotonic() + 120  # on a busy machine; what is missing then is told by the caller
-    while time.monotonic() < until:
-        with sqlite3.connect(f"file:{spool_dir}/spool.db?mode=ro", uri=True) as db:
-            (stored,) = db.execute("SELECT coalesce(sum(count), 0) FROM envelope").fetchone()
-        db.close()
-        if stored >= count:
-            time.sleep(0.3)  # a row too many would come now
-            return
-        time.sleep(0.1)
-
-
-def _stored(spool_dir: Path) -> list[str]:
-    spool = Spool(spool_dir, max_bytes=1 << 28, linger_ms=5, clock=SystemClock())
-    found: list[str] = []
-    while envelopes := spool.next_unsent(1 << 30):
-        for envelope in envelopes:
-            found += pa.ipc.open_stream(io.BytesIO(envelope.body)).read_all()["uid"].to_pylist()
-    spool.close()
-    return found

@@ -202,4 +202,6 @@ def test_what_needs_a_new_start_is_named(agent: Running) -> None:
     line = next(line for line in agent.log().splitlines() if "needs_restart" in line)
     assert "spool" in line
     assert "log_level" in line
-    assert json.loads((agent.folder / "state" / "health.json").read_text())["failure"] == ""
+    told = agent.folder / "state" / "health.json"
+    eventually(told.exists)
+    assert json.loads(told.read_text())["failure"] == ""

@@ -14,8 +14,9 @@ import pytest
 from edge_agent.clock import SystemClock
 from edge_agent.errors import SpoolError
 from edge_agent.spool import database
+from edge_agent.spool.opening import OBJECTS_FOLDER
 from edge_agent.spool.records import Append, NewEnvelope
-from edge_agent.spool.spool import OBJECTS_FOLDER, Spool
+from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
 from schemas.ranges import Ranges
 from schemas.receipts import Receipt

@@ -2,10 +2,8 @@
 
 import os
 import random
-import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -175,22 +173,6 @@ def test_what_waits_for_room_when_the_spool_closes_is_told_so_and_not_captured(t
     spool.close()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 12 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small tmpfs")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip(f"this machine does not let root mount a tmpfs: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_disk_that_is_really_full_drains_and_takes_up_again(small_disk: Path) -> None:
     """The quota is larger than the disk, and another program fills what is left."""
     spool = open_spool(small_disk / "s", 64 * MIB)
@@ -239,7 +221,7 @@ def test_a_parked_large_payload_that_is_replayed_goes_before_its_envelope_again(
     spool.append(Append(ALPHA, (NewEnvelope(1, b"row", "1", large=large),))).result()
     spool.object_refused(large.digest, "refused 5 times")
     assert spool.waiting_objects() == []
-    spool.unpark_all()
+    spool.unpark_all(but_for="never")
     assert spool.next_unsent(MIB) == [], "its payload is not there yet"
     assert [waiting.ref for waiting in spool.waiting_objects()] == [large]
     spool.object_settled(large.digest)

@@ -10,9 +10,10 @@ import pytest
 from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError, SpoolError
 from edge_agent.spool.objects import SEALED_SUFFIX
+from edge_agent.spool.opening import OBJECTS_FOLDER
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.sealing import CHUNK_BYTES, Seal, read_seal, sealed_bytes
-from edge_agent.spool.spool import OBJECTS_FOLDER, Spool
+from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
 from schemas.receipts import Receipt
 

@@ -70,7 +70,7 @@ def test_runs_compaction_and_vacuum_go_on_after_a_backfill(lake: Any, envelope: 
     lake.landing.seal([envelope(30, 10)])
     loop = lake.run()
     compact_all(lake.root, 2)
-    Vacuum(lake.root, Keep(0, 0, 0, 0)).sweep()
+    Vacuum(lake.root, Keep(0, 0, 0, 0, 0)).sweep()
     rows = lake.rows(STREAM)
     assert sorted(row["seq"] for row in rows) == list(range(40))
     assert tagged(rows) == {seq for seq in range(40) if seq > 5}
@@ -102,7 +102,7 @@ def test_a_range_that_is_not_there_or_not_run_is_refused(lake: Any) -> None:
         again(lake, "b0:2-9")
     with pytest.raises(RefusedError, match="counted from 1"):
         segments_of("9-2")
-    Vacuum(lake.root, Keep(0, 0, 0, 0)).sweep()
+    Vacuum(lake.root, Keep(0, 0, 0, 0, 0)).sweep()
     with pytest.raises(NotFoundError, match="no longer in landing"):
         again(lake, "b0:2-3")
 
@@ -146,7 +146,7 @@ def test_a_backfill_that_dies_after_its_commit_has_its_roll_ups_made_anew_by_the
     with patch.object(module, "roll_up_again", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         again(wrong, "1-2")
     assert curve(wrong) == [(10, 0.0, 900.0), (10, 1_000.0, 1_900.0)]
-    Vacuum(wrong.root, Keep(0, 0, 0, 0)).sweep()
+    Vacuum(wrong.root, Keep(0, 0, 0, 0, 0)).sweep()
     maintain(wrong.root, Keep())
     assert curve(wrong) == [(20, 0.0, 29.0), (10, 10.0, 19.0)]
     assert list((wrong.root / "runs" / "stale").iterdir()) == []

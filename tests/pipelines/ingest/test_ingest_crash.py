@@ -2,15 +2,17 @@
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.payload import read_payload
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import orphans
-from tests.faults.deaths import Deaths
+from tests.faults.deaths import Deaths, chosen
 
 PARTS = 3  # the test's workers share the steps
 NAMED = (
@@ -52,7 +54,7 @@ def check(core: Any) -> None:
     books = loop.ledger.books["car-1", "vehicle_telemetry"]
     assert (books.received, books.committed, books.quarantined, books.duplicate) == (25, 15, 5, 5)
     assert len(core.mailbox.messages) == 2
-    Vacuum(core.root, Keep(0, 0, 0, 0)).sweep()
+    Vacuum(core.root, Keep(0, 0, 0, 0, 0)).sweep()
     assert orphans(core.root) == set()
     check_rows(core)
 
@@ -86,3 +88,29 @@ def test_a_run_that_is_killed_early_or_late_ends_with_every_sample_once(landed: 
 @pytest.mark.parametrize("first", range(PARTS))
 def test_a_run_that_is_killed_at_any_durable_step_ends_with_every_sample_once(landed: Any, deaths: Deaths, first: int) -> None:
     assert len(deaths.at_each("run", landed.root, slice(first, None, PARTS), checked(landed))) > 150
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_is_killed_about_a_ledger_of_what_has_changed_ends_with_every_sample_once(
+    core: Any, envelope: Any, deaths: Deaths
+) -> None:
+    core.landing.seal([envelope(0, 10, device=f"car-{number}") for number in range(20)])
+    whole = core.run().ledger
+    core.landing.seal([envelope(5, 15, device="car-7")])
+    pristine = core.root.with_name("before")
+    shutil.copytree(core.root, pristine)
+    names = deaths.steps("run", core.root)
+    base = read_ledger(core.root, 2)
+    assert (whole.bases, base.bases, base.delta.devices().to_pylist()) == ((1,), (1,), ["car-7"])
+    about = [(step, name) for step, name in chosen(names) if re.search(r"ledger|books|prepared|commit commits", name)]
+    assert len(about) > 6
+    for step, _name in about:
+        shutil.rmtree(core.root)
+        shutil.copytree(pristine, core.root)
+        deaths.kill("run", core.root, step)
+        loop = core.run()
+        rows = sorted((row["device"], row["seq"]) for row in core.rows("streams/vehicle_telemetry"))
+        assert rows == sorted((f"car-{number}", seq) for number in range(20) for seq in range(20 if number == 7 else 10))
+        assert read_ledger(core.root, 2) == loop.ledger == base
+        assert not loop.ledger.unbalanced()

@@ -128,9 +128,14 @@ def run_mutated(core: Any, envelope: Any, name: str, count: int) -> None:
     assert crew(1).deaths == 0, "a worker died: the body that did it is in quarantine, at stage decode"
 
 
-def test_a_column_whose_name_is_no_text_is_refused_and_is_no_fault_of_ours(core: Any, envelope: Any, as_ipc: Any) -> None:
-    times = pa.array([1_790_000_000_000_000]).cast(US)
-    body = as_ipc(pa.record_batch({"event_time": times, "speed_mps": [1.0], "roadway": ["a"]})).replace(b"roadway", b"ro\xb8dway")
+@pytest.mark.parametrize("zone", ["UTC", "roadway"])
+def test_a_name_or_zone_of_a_column_that_is_no_text_is_refused_and_is_no_fault_of_ours(
+    core: Any, envelope: Any, as_ipc: Any, zone: str
+) -> None:
+    times = pa.array([1_790_000_000_000_000])
+    columns = {"event_time": times.cast(US), "speed_mps": [1.0], "found": times.cast(pa.timestamp("us", zone)), "highway": ["a"]}
+    clean = as_ipc(pa.record_batch(columns))
+    body = clean.replace(b"roadway", b"ro\xb8dway") if zone == "roadway" else clean.replace(b"highway", b"hi\xb8hway")
     core.landing.seal([envelope(0, 1, body=body), envelope(1, 1)])
     core.run()
     (refused,) = core.rows("quarantine")

@@ -21,6 +21,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.ingest.loop import load_state
 from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
+from pipelines.lake.books import EpochKey
 from pipelines.lake.compact import compact_all
 from pipelines.lake.payload import read_payload
 from pipelines.lake.quarantined import Where, heads
@@ -34,7 +35,9 @@ from pipelines.status.health import judge
 from pipelines.status.survey import survey
 from pipelines.training.open import open_set
 from pipelines.upkeep.maintain import only_maintenance
+from pipelines.upkeep.vacuum import Keep, Vacuum
 from schemas.edge_policy import EdgeAction, EdgeRule
+from schemas.ranges import Ranges
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
@@ -257,3 +260,19 @@ def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_p
 def here_and_there(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     found = survey(root, SystemClock().now_ms() * 1_000)
     return [(one.role, one.name) for one in found.beats], [(one.role, one.name) for one in found.far_beats]
+
+
+@pytest.mark.slow
+def test_a_ledger_of_what_has_changed_is_read_elsewhere_with_its_base_which_nobody_deletes(
+    core: RemoteCore, make_core: Callable[..., RemoteCore], envelope: Any, tmp_path: Path
+) -> None:
+    core.landing.seal([envelope(0, 10, device=f"car-{number}") for number in range(20)])
+    core.run()
+    core.landing.seal([envelope(10, 10, device="car-7")])
+    loop = core.run()
+    assert (loop.ledger.run, loop.ledger.bases) == (2, (1,))
+    other = make_core("other")
+    assert load_state(other.root).ledger == loop.ledger
+    assert not list(other.root.rglob("*.parquet"))
+    Vacuum(other.root, Keep(0, 0, 0, 0)).sweep()
+    assert load_state(other.root).ledger.of(["car-7"]).ranges() == {EpochKey("car-7", "vehicle_telemetry", 7): Ranges(((0, 20),))}

@@ -1,18 +1,22 @@
 """What was refused comes back once its cause is gone: each sample once, whatever dies in the middle."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from pipelines.config import CoreConfig
 from pipelines.contracts.odcs_writer import to_odcs
-from pipelines.ingest.loop import only_loop
+from pipelines.ingest.loop import load_state, only_loop
 from pipelines.ingest.quarantine_cli import quarantine_app
 from pipelines.ingest.requests import Request, write_request
+from pipelines.lake.books import Counts
+from pipelines.lake.layout import books_path
 from pipelines.lake.quarantined import Where, grouped, heads
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from schemas.contract import Column, ColumnType, Contract
@@ -114,13 +118,28 @@ def test_a_replay_tags_by_the_policies_of_the_day(room: Any, tmp_path: Path) -> 
     assert {row["seq"] for row in room.rows(STREAM) if row["tags"]} == {1, 3}
 
 
-def test_a_discarded_row_leaves_the_list_and_the_books_still_balance(room: Any) -> None:
+def test_a_discarded_row_leaves_the_list_and_the_books_say_so(room: Any, envelope: Any) -> None:
+    head = replace(envelope(50, 3, stream="room"), kind="refused", refusal="no such head")
+    room.landing.seal([head])
+    before = room.run().ledger.books
+    assert before["car-1", ""].quarantined == 1
     ask(room, "discard", stage="decode")
+    ask(room, "discard", stage="head")
     loop = room.run()
+    assert loop.ledger.books["car-1", ""] == Counts(received=1, discarded=1)
     assert {group["stage"] for group in grouped(heads(room.root, Where()))} == {"contract"}
     assert not loop.ledger.unbalanced()
-    assert loop.ledger.books["car-1", "room"].quarantined == 9
-    assert [(row["outcome"], row["count"]) for row in room.rows("quarantine_closed")] == [("discard", 2)]
+    assert loop.ledger.books["car-1", "room"] == Counts(received=12, committed=3, quarantined=7, discarded=2)
+    assert load_state(room.root).ledger.books == loop.ledger.books
+    assert sorted(row["count"] for row in room.rows("quarantine_closed") if row["outcome"] == "discard") == [1, 2]
+
+
+def test_books_of_before_there_was_a_column_of_discarded_samples_are_read(room: Any) -> None:
+    ledger = room.loop().ledger
+    path = books_path(room.root, ledger.run)
+    now = pq.read_table(path)
+    pq.write_table(now.remove_column(now.schema.get_field_index("discarded")), path)
+    assert load_state(room.root).ledger.books == ledger.books
 
 
 def test_rows_go_on_being_settled_while_a_replay_waits(room: Any, envelope: Any) -> None:
@@ -157,7 +176,7 @@ def check_replayed(room: Any) -> None:
     assert (books.received, books.committed, books.quarantined) == (12, 5, 7)
     assert not loop.ledger.unbalanced()
     assert sum(heads(room.root, Where()).column("count").to_pylist()) == 7
-    Vacuum(room.root, Keep(0, 0, 0, 0)).sweep()
+    Vacuum(room.root, Keep(0, 0, 0, 0, 0)).sweep()
     assert orphans(room.root) == set()
     assert seqs(room) == [0, 1, 2, 3, 10]
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from pipelines.lake.layout import RUNS, books_path, ledger_path
 from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
 from pipelines.lake.ledger_files import ledger_bases, prune_ledgers, read_ledger, write_ledger
 from pipelines.lake.ledger_rows import BOOKS_SCHEMA, SETTLED_SCHEMA
+from pipelines.upkeep import vacuum
 from schemas.ranges import Ranges
 
 STREAM = "vehicle_telemetry"
@@ -169,6 +171,17 @@ def test_bases_are_kept_as_long_as_a_kept_ledger_needs_them_and_no_longer(root: 
         assert ledger_bases(root, run) == ledger.bases
         assert read_ledger(root, min(recent)).run == min(recent)
     assert len(ledger.bases) > 1
+
+
+def test_a_vacuum_leaves_a_base_that_is_needed_however_old_it_is(root: Path) -> None:
+    base = first_of(100)
+    write_ledger(root, base)
+    write_ledger(root, one_more(base, "car-7"))
+    write_ledger(root, Ledger(61, base.base, one_more(base, "car-7").delta, base.bases))
+    with patch.object(vacuum, "committed_run", return_value=61):
+        vacuum.Vacuum(root, vacuum.Keep(0, 0, 0, 0)).sweep()
+    assert kept(root) == {1, 61}
+    assert read_ledger(root, 61).devices() == base.devices()
 
 
 def test_a_lost_base_stops_with_a_word(root: Path) -> None:

@@ -18,7 +18,7 @@ from tests.faults.deaths import Deaths
 
 PARTS = 2  # the test's workers share the steps
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
-NOTHING = Keep(0, 0, 0, 0)
+NOTHING = Keep(0, 0, 0, 0, 0)
 
 
 @pytest.fixture

@@ -12,6 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.clock import SystemClock
+from pipelines.config import AlarmConfig
+from pipelines.ingest.fault_file import keep_faults
+from pipelines.ingest.fault_stop import FaultRow
 from pipelines.lake.suspended import SuspensionBook
 from pipelines.policy.active import apply_policy, withdraw_policy
 from pipelines.status.beat import FOLDER, Beat, Health, Heart, read_beats
@@ -59,7 +62,9 @@ def test_a_survey_tells_what_is_suspended(lake: Any) -> None:
     found = survey(lake.root, NOW_US)
     assert [(one.name, one.reason) for one in found.suspended] == [(rules.label, "it was late")]
     assert "catchment_suspended 1" in exposition(found)
-    assert judge(found).alarms == ()
+    verdict = judge(found)
+    assert (verdict.alarms, verdict.is_ready) == ((f"policy {rules.label} is suspended: it was late",), True)
+    assert judge(found, AlarmConfig(suspended=False)).alarms == ()
     withdraw_policy(lake.root, "words", "ada", 2)
     assert survey(lake.root, NOW_US).suspended == ()
 
@@ -95,6 +100,36 @@ def test_books_that_do_not_balance_or_rows_too_many_are_alarms(lake: Any) -> Non
     more: Survey = replace(found, unbalanced=("car-1/vehicle_telemetry",), streams=(replace(stream, rows=11),))
     assert len(judge(more).alarms) == 2
     assert "catchment_books_unbalanced 1" in exposition(more)
+
+
+def test_rules_that_cannot_be_read_are_an_alarm_and_no_standstill(lake: Any) -> None:
+    beat(lake.root, "run", trouble="drive.yaml: no such column", counters={"rules_broken": 1.0})
+    verdict = judge(survey(lake.root, NOW_US))
+    assert verdict.alarms == ("the rules cannot be read, those before them stay in force: drive.yaml: no such column",)
+    assert verdict.is_ready
+
+
+def test_a_large_share_of_quarantined_samples_is_an_alarm_from_a_count_on(lake: Any) -> None:
+    found = survey(lake.root, NOW_US)
+    (stream,) = found.streams
+    assert (stream.recent_samples, stream.recent_quarantined) == (10, 5)
+    assert judge(found).alarms == ()
+    verdict = judge(found, AlarmConfig(quarantine_count=5))
+    assert "33% of what the last runs settled went to quarantine (5 samples)" in verdict.alarms[0]
+    assert verdict.is_ready
+    assert judge(found, AlarmConfig(quarantine_count=5, quarantine_share=0.4)).alarms == ()
+    assert judge(found, AlarmConfig(quarantine_count=5, quarantine_share=0)).alarms == ()
+
+
+def test_a_run_that_is_held_back_is_an_alarm_that_outlives_its_process(lake: Any) -> None:
+    keep_faults(lake.root, FaultRow(), FaultRow(stopped_run=2, at_us=NOW_US - 9_000_000, reason="TypeError: ours"))
+    found = survey(lake.root, NOW_US)
+    verdict = judge(found)
+    assert "run 2 is held back for 9 s" in verdict.alarms[0]
+    assert not verdict.is_ready
+    page = exposition(found)
+    assert "catchment_run_held_back 2" in page
+    assert 'catchment_alarms_of_kind{kind="fault_stop"} 1' in page
 
 
 def test_metrics_are_prometheus_text(lake: Any) -> None:

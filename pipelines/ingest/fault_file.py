@@ -1,0 +1,41 @@
+"""The one file that tells of faults of our own in a row: there only while there are any."""
+
+from pathlib import Path
+
+import msgspec
+
+from pipelines.errors import CorruptLakeError
+from pipelines.ingest.fault_stop import FaultRow
+from pipelines.lake.copy import discard, keep, read_bytes
+from pipelines.lake.layout import faults_path
+
+
+def read_faults(root: Path) -> FaultRow:
+    """The faults in a row; none where there is no file.
+
+    Raises:
+        CorruptLakeError: it is not what was written.
+        RetryLaterError: the storage is away.
+    """
+    path = faults_path(root)
+    try:
+        return msgspec.json.decode(read_bytes(root, path), type=FaultRow)
+    except FileNotFoundError:
+        return FaultRow()
+    except msgspec.MsgspecError as error:
+        raise CorruptLakeError(f"{path}: not what the run loop writes ({error}); delete it") from error
+
+
+def keep_faults(root: Path, before: FaultRow, after: FaultRow) -> None:
+    """Keep the faults in a row, durable, if they have changed.
+
+    Raises:
+        RetryLaterError: the storage is away.
+        OSError: the disk refused.
+    """
+    if after == before:
+        return
+    if after == FaultRow():
+        discard(root, faults_path(root))
+    else:
+        keep(root, faults_path(root), msgspec.json.encode(after))
