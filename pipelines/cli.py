@@ -171,6 +171,8 @@ def main() -> None:
         _end(error, EXIT_REFUSED)
     except PipelineError as error:
         _end(error, EXIT_STOP)
+    except OSError as error:
+        _end(RetryLaterError(f"{error}; is the disk there, with room, and may this user read and write it?"), EXIT_RETRY)
 
 
 def stop_on_signals() -> Event:

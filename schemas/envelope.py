@@ -11,6 +11,7 @@ Standard columns of an Arrow body, beside the contract's own:
     payload_sha256   string: SHA-256 of the payload as 64 hexadecimal digits; set for every payload
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,11 @@ MAX_SAMPLES_PER_ENVELOPE = 1_000_000
 MAX_PROPERTY_CHARS = 1_024
 
 Properties = list[tuple[str, str]]
+
+_OURS = frozenset({
+    "specversion", "id", "source", "type", "time", "dataschema", "epoch", "firstseq", "samplecount", "contentencoding",
+})  # fmt: skip
+_LEAP_SECOND = re.compile(r"(.{10}[Tt ]\d\d:\d\d:)60(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +111,10 @@ def read_head(
         EnvelopeError: a property is missing, repeated, malformed, too long, or contradicts the topic.
     """
     known = _unique(properties)
-    media = content_type or JSON
+    # Media types have no case, and HTTP-minded clients add a charset: neither changes what the body is.
+    media = (content_type or JSON).partition(";")[0].strip().lower()
     if media not in CONTENT_TYPES:
-        raise EnvelopeError(f"content type {media[:80]!r} must be one of {', '.join(CONTENT_TYPES)}")
+        raise EnvelopeError(f"content type {(content_type or '')[:80]!r} must be one of {', '.join(CONTENT_TYPES)}")
     source = known.get("source")
     if source is not None and source != f"/devices/{device}":
         raise EnvelopeError(f"source {source!r} contradicts the topic's device {device!r}")
@@ -140,18 +147,23 @@ def parse_time(text: str) -> int:
     Raises:
         EnvelopeError: not such a text.
     """
+    # RFC 3339 lets t and z be small, and a leap second be 60: Python does not. In POSIX time 23:59:60 is the next midnight.
+    leap = _LEAP_SECOND.match(text)
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat((f"{leap[1]}59{leap[2]}" if leap else text).upper())
     except ValueError as error:
         raise EnvelopeError(f"time {text[:80]!r} is not RFC 3339") from error
     if moment.tzinfo is None:
         raise EnvelopeError(f"time {text[:80]!r} names no zone; end it with 'Z' for UTC")
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=1 if leap else 0)
+    return since // timedelta(microseconds=1)
 
 
 def _unique(properties: Iterable[tuple[str, str]]) -> dict[str, str]:
     known: dict[str, str] = {}
     for name, value in properties:
+        if name not in _OURS:
+            continue  # MQTT lets a name stand twice, and gateways add their own
         if name in known:
             raise EnvelopeError(f"property {name[:80]!r} is given twice")
         if len(value) > MAX_PROPERTY_CHARS:

@@ -21,6 +21,7 @@ from pipelines.bridge.ship import RemoteLanding, RemoteObjects
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
 from pipelines.bridge.tell import Teller
+from pipelines.bridge.waited_for import number_waited_for
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
@@ -82,7 +83,8 @@ def _places(config: CoreConfig, clock: Clock) -> tuple[Landing, Assembler]:
     folder, objects = landing_folder(lake, bridge.id), lake / OBJECTS
     remote = remote_of(lake)
     if remote is None:
-        return Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock), Assembler(objects)
+        first = number_waited_for(lake, bridge.id)
+        return Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, first_number=first), Assembler(objects)
     away = RemoteLanding(remote, lake, bridge.id)
     landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, away)
     return landing, Assembler(objects, store=RemoteObjects(remote))

@@ -28,13 +28,16 @@ class Landing:
         seal_ms: seal this long after the open segment's first message.
         clock: for the age.
         away: the remote lake, if there is one; then every append ends in a segment of its own, which is brought there.
+        first_number: no segment gets a lower one, though the folder be empty.
 
     Raises:
         ConfigError: another process of this machine writes to the folder.
         OSError: the disk refused.
     """
 
-    def __init__(self, folder: Path, seal_bytes: int, seal_ms: int, clock: Clock, away: Away | None = None) -> None:
+    def __init__(
+        self, folder: Path, seal_bytes: int, seal_ms: int, clock: Clock, away: Away | None = None, first_number: int = 1
+    ) -> None:
         self.sealed = 0
         self.syncs = 0
         self._folder = folder
@@ -45,6 +48,7 @@ class Landing:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _hold(folder)
         self._away = away
+        self._first_number = first_number
         self._open: OpenSegment | None = None
         self._next_number = self._recover()
 
@@ -131,7 +135,7 @@ class Landing:
         for one in found:
             _tell(one)
         if self._away is None:
-            return number
+            return max(number, self._first_number)
         # In order and without holes: what an earlier process sealed and did not bring away goes first.
         for left in sorted(self._folder.glob(f"*{SEALED_SUFFIX}")):
             self._away.ship(left)

@@ -61,7 +61,8 @@ def _widen(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array | pa
     if not _fits(column.type, field.type):
         raise ContractMismatchError(f"column {field.name}: {column.type} does not fit the contract's {field.type}")
     # Nanoseconds are cut to microseconds; every other step must keep the value.
-    is_cut = pt.is_timestamp(column.type) and column.type.unit == "ns"
+    plain = column.type.value_type if pt.is_dictionary(column.type) else column.type
+    is_cut = pt.is_timestamp(plain) and plain.unit == "ns"
     try:
         if pt.is_struct(field.type):
             return _widen_struct(column, field)

@@ -8,8 +8,10 @@ import gzip
 import io
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import polars as pl
 from polars.exceptions import PolarsError
 
@@ -20,6 +22,7 @@ from schemas.envelope import EVENT_TIME
 from schemas.errors import SchemaError
 
 MAX_CATEGORIES = 12
+_RFC_3339 = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
 _MAX_BYTES = 64 * 1024 * 1024
 _TYPES: tuple[tuple[Callable[[pl.DataType], bool], ColumnType], ...] = (
     (lambda type_: type_ == pl.Boolean, ColumnType.BOOL),
@@ -43,7 +46,7 @@ def infer_contract(path: Path, name: str | None = None, *, max_rows: int = 10_00
     """A contract that the first rows of this file fulfil.
 
     Args:
-        path: CSV, TSV, JSON lines, Parquet, Arrow IPC or a Zeek log.
+        path: CSV (by comma, semicolon, tab or bar), JSON lines, a JSON list, Parquet, Arrow IPC or a Zeek log.
         name: the stream's name; from the file's without it.
         max_rows: how many rows to look at.
         bounds: write the range and the values seen as bounds, not only in words.
@@ -71,10 +74,36 @@ def _read(path: Path, max_rows: int) -> pl.DataFrame:
         return pl.read_ipc(path, n_rows=max_rows)
     if is_zeek(body):
         return read_zeek(path, body, max_rows)
-    if set(suffixes) & {".jsonl", ".ndjson", ".json"} or body.lstrip()[:1] == b"{":
-        return pl.read_ndjson(io.BytesIO(body), n_rows=max_rows)
-    separator = "\t" if ".tsv" in suffixes else ","
-    return pl.read_csv(body, n_rows=max_rows, separator=separator, try_parse_dates=True, infer_schema_length=max_rows)
+    if set(suffixes) & {".jsonl", ".ndjson", ".json"} or body.lstrip()[:1] in (b"{", b"["):
+        return _read_json(body, max_rows)
+    return _read_csv(body, max_rows, "\t" if ".tsv" in suffixes else "")
+
+
+def _read_json(body: bytes, max_rows: int) -> pl.DataFrame:
+    """Objects, one a line; or one list of them, or one object over many lines."""
+    if body.lstrip()[:1] != b"[":
+        try:
+            return pl.read_ndjson(io.BytesIO(body), n_rows=max_rows, infer_schema_length=max_rows)
+        except PolarsError:
+            if body.count(b"\n{"):
+                raise
+    return pl.read_json(io.BytesIO(body), infer_schema_length=max_rows).head(max_rows)
+
+
+def _read_csv(body: bytes, max_rows: int, separator: str) -> pl.DataFrame:
+    """By the separator that the head of the file has most of; numbers with a comma where that does not separate."""
+    head, _, rest = body.partition(b"\n")
+    by = separator or max(",;\t|", key=lambda each: head.count(each.encode()))
+    has_commas = by == ";" and re.search(rb"(^|;)\"?-?\d+,\d+\"?(;|\r?$)", rest.partition(b"\n")[0]) is not None
+    read = partial(pl.read_csv, body, n_rows=max_rows, separator=by)
+    frame = read(try_parse_dates=True, infer_schema_length=max_rows, decimal_comma=has_commas)
+    numbers = [name for name, type_ in frame.schema.items() if type_.is_integer()]
+    if not numbers:
+        return frame
+    # 00123 is a name made of digits: as a number it would lose its zeros.
+    words = read(columns=numbers, infer_schema=False)
+    padded = [name for name in numbers if words.get_column(name).str.contains(r"^-?0\d").any()]
+    return frame.with_columns(words.get_column(name) for name in padded)
 
 
 def _head(path: Path) -> bytes:
@@ -93,7 +122,11 @@ def _columns(frame: pl.DataFrame, *, bounds: bool) -> Iterator[Column]:
         if name == EVENT_TIME:
             continue  # every row has one beside the contract's columns
         taken.add(name)
-        yield _column(name, series, bounds=bounds)
+        column = _column(name, series, bounds=bounds)
+        if name != series.name:
+            told = f"{series.name!r} in the file; {column.description}".removesuffix("; ")
+            column = msgspec.structs.replace(column, description=told[:1_000])
+        yield column
 
 
 def _name(given: str, taken: set[str]) -> str:
@@ -107,6 +140,8 @@ def _name(given: str, taken: set[str]) -> str:
 
 def _column(name: str, series: pl.Series, *, bounds: bool) -> Column:
     type_, length, fields = _type(series)
+    if type_ is ColumnType.STRING and _are_times(series):
+        type_ = ColumnType.TIMESTAMP
     seen = _seen(series, type_) if series.len() > series.null_count() else ("never filled", None, None, ())
     words, low, high, values = seen
     return Column(
@@ -127,7 +162,7 @@ def _type(series: pl.Series) -> tuple[ColumnType, int | None, tuple[Column, ...]
     type_ = series.dtype
     if isinstance(type_, pl.Struct):
         inner = series.struct.unnest().get_columns()
-        fields = tuple(_column(_name(field.name, set()), field, bounds=False) for field in inner if field.dtype != pl.Struct)
+        fields = tuple(_columns(pl.DataFrame([field for field in inner if field.dtype != pl.Struct]), bounds=False))
         return (ColumnType.STRUCT, None, fields) if fields else (ColumnType.STRING, None, ())
     if isinstance(type_, pl.Array) and type_.inner in (pl.Float32, pl.Float64):
         return (ColumnType.VECTOR_FLOAT32 if type_.inner == pl.Float32 else ColumnType.VECTOR_FLOAT64, type_.size, ())
@@ -135,7 +170,14 @@ def _type(series: pl.Series) -> tuple[ColumnType, int | None, tuple[Column, ...]
         item = _flat(pl.Series([], dtype=type_.inner).dtype)
         found = f"list<{item}>"
         return (ColumnType(found) if found in set(ColumnType) else ColumnType.LIST_STRING, None, ())
+    if type_.is_integer() and series.drop_nulls().cast(pl.Int128).abs().max() not in range(-1, 2**63):
+        return ColumnType.FLOAT64, None, ()
     return _flat(type_), None, ()
+
+
+def _are_times(series: pl.Series) -> bool:
+    """Whether text is RFC 3339 with a zone throughout: JSON has no other way to say a time."""
+    return series.dtype == pl.String and series.null_count() < series.len() and bool(series.str.contains(_RFC_3339).all())
 
 
 def _flat(type_: pl.DataType) -> ColumnType:
@@ -149,11 +191,22 @@ def _seen(series: pl.Series, type_: ColumnType) -> tuple[str, float | None, floa
         if not numbers.len():
             return "only NaN seen", None, None, ()
         low, high = (float(value) for value in (numbers.min(), numbers.max()) if isinstance(value, float))
-        return f"seen {low:g} to {high:g}", low, high, ()
+        words = f"seen {low:g} to {high:g}"
+        return (f"{words}, beyond int64" if series.dtype.is_integer() and type_ is ColumnType.FLOAT64 else words), low, high, ()
     if type_ is ColumnType.STRING and series.dtype == pl.String:
         values = series.drop_nulls().unique().sort().to_list() if series.n_unique() <= MAX_CATEGORIES else []
         if values and series.len() >= 5 * len(values):
             return f"seen {', '.join(values)}"[:200], None, None, tuple(values)
-    if type_ is ColumnType.TIMESTAMP and not getattr(series.dtype, "time_zone", None):
+    if type_ is ColumnType.TIMESTAMP and series.dtype != pl.String and not getattr(series.dtype, "time_zone", None):
         return "the file names no zone: is it UTC?", None, None, ()
-    return "", None, None, ()
+    return _left_out(series.dtype), None, None, ()
+
+
+def _left_out(type_: pl.DataType) -> str:
+    """Words about what a contract cannot say of it."""
+    if isinstance(type_, pl.Struct):
+        deep = [field.name for field in type_.fields if isinstance(field.dtype, pl.Struct)]
+        return f"left out, as objects within an object: {', '.join(deep)}"[:200] if deep else ""
+    if isinstance(type_, pl.List) and isinstance(type_.inner, pl.Struct | pl.List):
+        return "lists of objects or of lists are not in the subset: send each item as text"
+    return ""

@@ -15,6 +15,14 @@ class CellError(ValueError):
     """A value of a row from outside does not fit; the message is the reason to store beside the row."""
 
 
+class Repeated(dict[str, Any]):
+    """An object in which a key was given twice."""
+
+
+class NotANumber:
+    """NaN, Infinity or -Infinity: not JSON, though Python's reader takes it."""
+
+
 def cell_reader(type_: ColumnType) -> Callable[[Any], Any]:
     """The function that reads a JSON value (never null) of this type; it raises CellError with the reason."""
     return _READERS[type_]
@@ -44,6 +52,8 @@ def _struct_reader(readers: dict[str, Callable[[Any], Any]]) -> Callable[[Any], 
     def fields(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise CellError(f"an object is needed, not {_shown(value)}")
+        if isinstance(value, Repeated):
+            raise CellError("a key is given twice")
         unknown = [name for name in value if name not in readers]
         if unknown:
             raise CellError(f"unknown field {unknown[0][:80]!r}")
@@ -80,6 +90,8 @@ def _whole(bits: int) -> Callable[[Any], int]:
 
 
 def _double(value: Any) -> float:
+    if isinstance(value, NotANumber):
+        raise CellError("NaN or infinite")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CellError(f"a number is needed, not {_shown(value)}")
     try:
@@ -110,6 +122,8 @@ def _bytes(value: Any) -> bytes:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, NotANumber):
+        return "NaN or infinite"
     names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names.get(type(value), "an object" if isinstance(value, dict) else "something else")
 

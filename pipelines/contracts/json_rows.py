@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.contracts.arrow import row_schema
-from pipelines.contracts.json_cells import CellError, column_reader
+from pipelines.contracts.json_cells import CellError, NotANumber, Repeated, column_reader
 from pipelines.errors import RefusedError
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME, MAX_SAMPLES_PER_ENVELOPE, PAYLOAD, PAYLOAD_SHA256, parse_time
@@ -87,21 +87,13 @@ def count_json_rows(body: bytes, max_bytes: int = MAX_JSON_BYTES) -> int:
     return sum(1 for _ in _split(body, max_bytes))
 
 
-class _Duplicate(dict[str, Any]):
-    """An object in which a key was given twice."""
-
-
-class _NotANumber:
-    """NaN, Infinity or -Infinity: not JSON, though Python's reader takes it."""
-
-
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    return found if len(found) == len(pairs) else _Duplicate(found)
+    return found if len(found) == len(pairs) else Repeated(found)
 
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=lambda _: _NotANumber())
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=lambda _: NotANumber())
 
 
 def _split(body: bytes, max_bytes: int) -> Iterator[tuple[Any, bytes]]:
@@ -115,15 +107,18 @@ def _split(body: bytes, max_bytes: int) -> Iterator[tuple[Any, bytes]]:
         raise JsonBodyError(f"not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
         raise JsonBodyError("nested too deep") from error
-    except ValueError as error:  # json.JSONDecodeError, and a number of too many digits
+    except json.JSONDecodeError as error:
         raise JsonBodyError(f"not JSON: {error}") from error
+    except ValueError as error:  # Python's own limit, and its advice on how to raise it is not for who sent the body
+        raise JsonBodyError("a number of more than 4300 digits") from error
 
 
 def _split_text(text: str) -> Iterator[tuple[Any, bytes]]:
     position = _skip(text, 0)
     is_list = text.startswith("[", position)
     if not is_list and not text.startswith("{", position):
-        raise JsonBodyError("a JSON body is one object or a list of objects")
+        found = f"it begins with {text[position : position + 10]!a}" if text[position:] else "it is empty"
+        raise JsonBodyError(f"a JSON body is one object or a list of objects; {found}")
     position = _skip(text, position + 1) if is_list else position
     count = 0
     while not (is_list and count == 0 and text.startswith("]", position)):
@@ -163,7 +158,7 @@ class _RowReader:
         """
         if not isinstance(value, dict):
             raise CellError("a row is a JSON object")
-        if isinstance(value, _Duplicate):
+        if isinstance(value, Repeated):
             raise CellError("a key is given twice")
         row: dict[str, Any] = {EVENT_TIME: self._received_us}
         for name, cell in value.items():
@@ -180,8 +175,6 @@ class _RowReader:
     def _cell(self, name: str, cell: Any) -> Any:
         if cell is None:
             return None
-        if isinstance(cell, _NotANumber):
-            raise CellError(f"{name}: NaN or infinite")
         try:
             return self._cells[name](cell)
         except CellError as error:

@@ -22,6 +22,12 @@ ROWS = "application/vnd.catchment.rows"
 MAX_ZSTD_RATIO = 1_000
 MIN_ZSTD_BOUND = 16 * 1024 * 1024
 MAX_COLUMNS = 4_096
+_OTHER_FORMS = (
+    (b"ARROW1", "an Arrow IPC file (or Feather), not a stream"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd, and contentencoding does not say so"),
+    (b"\x1f\x8b", "compressed with gzip"),
+)
 
 
 class DecodeError(Exception):
@@ -69,6 +75,8 @@ def plain_body(body: Body, encoding: str, max_bytes: int) -> Body:
         raise DecodeError(f"not zstd: {error}") from error
     if len(plain) > bound:
         raise DecodeError(f"zstd body of {body.size} bytes unpacks to more than the limit of {bound}")
+    if len(plain) < declared <= bound:
+        raise DecodeError(f"the zstd frame is cut off: {len(plain)} of {declared} bytes are there")
     return pa.py_buffer(plain)
 
 
@@ -78,6 +86,9 @@ def arrow_rows(body: Body, count: int, max_bytes: int) -> Rows:
     Raises:
         DecodeError: not such a stream, not exactly one batch, not valid Arrow, or another row count than the head says.
     """
+    other = next((name for magic, name in _OTHER_FORMS if body[: len(magic)].to_pybytes() == magic), "")
+    if other:
+        raise DecodeError(f"the body is {other}; send an Arrow IPC stream")
     try:
         with pa.ipc.open_stream(body) as reader:
             if len(reader.schema) > MAX_COLUMNS:
@@ -97,7 +108,11 @@ def arrow_rows(body: Body, count: int, max_bytes: int) -> Rows:
     size = expanded_bytes(batch)
     if size > max_bytes:
         raise DecodeError(f"the body's dictionaries stand for {size} bytes, above the limit of {max_bytes}")
-    return Rows(batch, bytes=max(body.size, size))
+    # Buffers that are compressed one by one make a small body of a large batch: what counts is what lies in memory now.
+    plain = batch.get_total_buffer_size()
+    if plain > max(max_bytes, body.size):
+        raise DecodeError(f"body of {body.size} bytes unpacks to {plain}, above the limit of {max_bytes}")
+    return Rows(batch, bytes=max(body.size, size, plain))
 
 
 def json_rows(body: Body, count: int, contract: Contract, received_us: int, max_bytes: int) -> Rows:

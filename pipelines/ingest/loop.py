@@ -25,9 +25,9 @@ from pipelines.ingest.requests import forget_request, look_again, oldest_request
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import Means, execute, read_prepared
 from pipelines.ingest.work import Limits
-from pipelines.lake.commit import committed_run
-from pipelines.lake.copy import discard
-from pipelines.lake.layout import COMMITS, RUNS, lock_path, plan_path
+from pipelines.lake.commit import check_of_one_time, committed_run
+from pipelines.lake.copy import discard, folders_of
+from pipelines.lake.layout import COMMITS, QUARANTINE, RUNS, STREAMS, lock_path, plan_path, stream_table
 from pipelines.lake.lease import Lease
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger
@@ -135,9 +135,13 @@ class RunLoop:
             CorruptLakeError: stop; the message says what to restore.
             RetryLaterError: try again later.
         """
-        plan = self._next_plan()
-        if plan is not None:
-            self._run(plan)
+        try:
+            plan = self._next_plan()
+            if plan is not None:
+                self._run(plan)
+        except OSError as error:
+            hint = "is there room, and may it be written? Nothing is lost meanwhile"
+            raise RetryLaterError(f"{self._root}: the disk refuses ({error}); {hint}") from error
         self._desk.pay(self._state.ledger)
         return plan is not None
 
@@ -188,6 +192,9 @@ class RunLoop:
 
     def _judged_sound(self, segment: SegmentRef) -> SegmentRef:
         """Bytes that cannot be trusted are passed over with a word: their samples are not settled, so devices send them again."""
+        if segment.set_aside:
+            log.error("segment_set_aside", segment=str(segment_path(self._root, segment)), reason=segment.set_aside)
+            return segment
         try:
             self._heads[segment] = read_heads(self._root, segment)
         except CorruptLakeError as error:
@@ -224,9 +231,10 @@ def load_state(root: Path) -> LoopState:
     """Where the lake stands, by the one pointer to the truth: the transaction of the commits table.
 
     Raises:
-        CorruptLakeError: the plan or ledger of the last committed run is gone.
+        CorruptLakeError: the plan or ledger of the last committed run is gone, or tables have seen later runs.
     """
     run = committed_run(root, COMMITS)
+    check_of_one_time(root, run, [*(stream_table(name) for name in folders_of(root, STREAMS)), QUARANTINE])
     if run == 0:
         return LoopState(Ledger(), {})
     plan = read_plan(root, run)

@@ -12,6 +12,9 @@ from pipelines.ingest.plan import Pins, Plan, SegmentRef, encode_pins, pins_dige
 from pipelines.lake.commit import committed_run
 from pipelines.lake.copy import at_hand, bridges_of, create, keep, read_bytes, size_of
 from pipelines.lake.layout import COMMITS, landing_folder, pins_path, plan_path
+from pipelines.lake.remote import remote_of
+
+LOOKS_BEYOND_A_HOLE = 8
 
 
 def find_segments(root: Path, cursors: Mapping[str, int], limit: int) -> list[SegmentRef]:
@@ -26,13 +29,26 @@ def find_segments(root: Path, cursors: Mapping[str, int], limit: int) -> list[Se
     found: list[SegmentRef] = []
     share = max(1, limit // max(1, len(bridges)))
     for bridge in bridges:
-        number = cursors.get(bridge, 1)
+        number, folder = cursors.get(bridge, 1), landing_folder(root, bridge)
         for wanted in range(number, number + share):
-            size = size_of(root, sealed_path(landing_folder(root, bridge), wanted))
-            if size is None:
+            size = size_of(root, sealed_path(folder, wanted))
+            if size is not None:
+                found.append(SegmentRef(bridge, wanted, size))
+            elif _is_lost(root, folder, wanted):
+                found.append(SegmentRef(bridge, wanted, 0, f"{sealed_path(folder, wanted)}: is gone, and later ones are there"))
+            else:
                 break
-            found.append(SegmentRef(bridge, wanted, size))
     return found
+
+
+def _is_lost(root: Path, folder: Path, number: int) -> bool:
+    """Whether a segment was taken away: a bridge leaves no hole, so nothing would ever come to fill it.
+
+    Of a remote lake nobody asks: each look would cost more requests, and there a bridge closes the hole itself.
+    """
+    if remote_of(root) is not None:
+        return False
+    return any(sealed_path(folder, later).exists() for later in range(number + 1, number + 1 + LOOKS_BEYOND_A_HOLE))
 
 
 def next_to_run(root: Path, bridge: str) -> int:

@@ -33,7 +33,7 @@ from pipelines.ingest.tabulate import Target, write_group
 from pipelines.ingest.work import Faults, ItemResult, Settled, Work
 from pipelines.lake.copy import at_hand
 from pipelines.lake.files import NewFile, write_table_file
-from pipelines.lake.layout import QUARANTINE
+from pipelines.lake.layout import QUARANTINE, stream_table
 from schemas.contract import Contract
 
 GroupKey = tuple[str, str, pa.Schema]
@@ -92,6 +92,7 @@ class Settler:
         self._bytes = 0
         self._files: list[NewFile] = []
         self._rejections: list[Rejection] = []
+        self._rejected_bytes = 0
         self._committed: Counter[tuple[str, str]] = Counter()
         self._quarantined: Counter[tuple[str, str]] = Counter()
         self._messages = 0
@@ -132,10 +133,7 @@ class Settler:
     def finish(self) -> ItemResult:
         """Write what is left."""
         self.flush()
-        if self._rejections:
-            table = rejections_table(self._rejections, self._work.run, self._work.at_us, str(self._work.item))
-            name = f"{self._work.run:012d}-{self._work.item}.parquet"
-            self._files.append(write_table_file(self._root, QUARANTINE, name, table, PRIVATE))
+        self._write_rejections()
         keys = sorted({*self._committed, *self._quarantined})
         settled = tuple(Settled(*key, self._committed[key], self._quarantined[key]) for key in keys)
         return ItemResult(self._work.item, tuple(self._files), settled, messages=self._messages, faults=self._faults)
@@ -192,10 +190,8 @@ class Settler:
             by_table.setdefault((stream, version), []).append(group)
         self._groups, self._bytes = {}, 0
         for (stream, _version), groups in sorted(by_table.items()):
-            part = self._parts[stream]
-            self._parts[stream] += 1
-            item = f"{self._work.item}" if part == 0 else f"{self._work.item}.{part}"
-            target = Target(self._root, self._work.run, f"{self._work.run:012d}-{item}.parquet", self._pins, self._work.limits)
+            name = f"{self._work.run:012d}-{self._part(stream_table(stream))}.parquet"
+            target = Target(self._root, self._work.run, name, self._pins, self._work.limits)
             written = write_group(groups, target)
             self._files.extend(written.files)
             self._committed.update(written.committed)
@@ -206,8 +202,26 @@ class Settler:
         count = sum(high - low for low, high in verdict)
         self._reject(message.rejected(stage, reason, verdict[0][0], count, verdict))
 
+    def _part(self, table: str) -> str:
+        """The name of the item's next part of a table."""
+        part = self._parts[table]
+        self._parts[table] += 1
+        return f"{self._work.item}" if part == 0 else f"{self._work.item}.{part}"
+
+    def _write_rejections(self) -> None:
+        """What was refused lies in memory unpacked, and a device that is wrong is wrong often: not all of an item at once."""
+        if self._rejections:
+            part = self._part(QUARANTINE)
+            table = rejections_table(self._rejections, self._work.run, self._work.at_us, part)
+            name = f"{self._work.run:012d}-{part}.parquet"
+            self._files.append(write_table_file(self._root, QUARANTINE, name, table, PRIVATE))
+        self._rejections, self._rejected_bytes = [], 0
+
     def _reject(self, rejection: Rejection, stream: str | None = None) -> None:
         self._rejections.append(rejection)
+        self._rejected_bytes += len(rejection.body)
+        if self._rejected_bytes >= self._work.limits.flush_bytes:
+            self._write_rejections()
         name = rejection.origin.stream or "" if stream is None else stream
         self._quarantined[rejection.origin.device or "", name] += rejection.count
 

@@ -6,7 +6,7 @@ committers then meet in the log, one wins, the other looks again and finds the w
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,9 +14,10 @@ from deltalake import CommitProperties, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction
 
-from pipelines.errors import ConflictError, RetryLaterError
+from pipelines.errors import ConflictError, CorruptLakeError, RetryLaterError
 from pipelines.lake.copy import deliver, forget
 from pipelines.lake.files import NewFile
+from pipelines.lake.layout import COMMITS, RUNS
 from pipelines.lake.table import ensure_table, open_table, sync_log
 
 APP = "ingest"
@@ -27,6 +28,31 @@ def committed_run(root: Path, name: str) -> int:
     """The last run that entered this table; 0 for none."""
     table = open_table(root, name)
     return (table.transaction_version(APP) or 0) if table is not None else 0
+
+
+def check_of_one_time(root: Path, run: int, names: Iterable[str]) -> None:
+    """A table can be one run ahead of `commits`, by a crash between the two; more, and they are not of the same lake.
+
+    Going on would give out run numbers that such tables have seen: their rows would be taken for committed, and dropped.
+
+    Args:
+        root: the lake root.
+        run: the last run in `commits`.
+        names: the tables that runs commit to.
+
+    Raises:
+        CorruptLakeError: a table has seen later runs.
+    """
+    for name in names:
+        try:
+            seen = committed_run(root, name)
+        except CorruptLakeError:
+            continue  # told by the first run that needs this table; the others need not wait for it
+        if seen > run + 1:
+            raise CorruptLakeError(
+                f"{root}: {COMMITS}/ ends at run {run}, and {name}/ holds run {seen} already: one of them was lost or put back "
+                f"from an older copy. Restore {COMMITS}/ and {RUNS}/ of the same time as the tables"
+            )
 
 
 def commit_once(

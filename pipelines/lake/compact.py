@@ -139,12 +139,12 @@ def _read(root: Path, name: str, table: DeltaTable, group: Sequence[Small]) -> p
     """The rows of a group, each file with every column the table has today."""
     paths = [at_hand(root, root / name / file.path) for file in group]
     parts = [pq.read_table(path, partitioning=None, page_checksum_verification=True) for path in paths]
-    schema = pa.unify_schemas([part.schema.remove_metadata() for part in parts], promote_options="permissive")
-    named = [field.name for field in table.schema().fields if field.name in schema.names]
-    target = pa.schema([schema.field(column) for column in named])
-    whole = [
-        pa.table([_column(part, field) for field in target], schema=target) if part.schema != target else part for part in parts
-    ]
+    # By the table's own types: other tools that rewrote a file may have left word in it to read text as views.
+    there = {column for part in parts for column in part.column_names}
+    target = pa.schema(
+        [pa.field(field.name, field.type) for field in pa.schema(table.schema().to_arrow()) if field.name in there]
+    )
+    whole = [pa.table([_column(part, field) for field in target], schema=target) for part in parts]
     return pa.concat_tables(whole).combine_chunks()
 
 

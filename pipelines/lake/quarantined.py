@@ -104,18 +104,23 @@ def open_rows(root: Path, ids: Collection[str], max_rows: int, max_bytes: int) -
     dataset = table.to_pyarrow_dataset()
     light = _open(root, dataset.to_table(columns=["id", "run"], filter=pc.field("id").isin(wanted)))
     chosen = sorted(light.column("id").to_pylist())[:max_rows]
-    rows = dataset.to_table(filter=pc.field("id").isin(pa.array(chosen, pa.string()))).sort_by("id")
-    received = rows.column("received_at").cast(pa.int64())
-    rows = rows.append_column("received_us", received).drop_columns(["quarantined_at", "received_at"])
+    is_chosen = pc.field("id").isin(pa.array(chosen, pa.string()))
     found: Rows = []
     size = 0
-    for batch in rows.to_batches(max_chunksize=64):
-        for row in batch.to_pylist():
+    # A few rows at a time: together their bytes may be more than there is memory.
+    for batch in dataset.to_batches(filter=is_chosen, batch_size=16, batch_readahead=1, fragment_readahead=1):
+        received = batch.column("received_at").cast(pa.int64())
+        rows = batch.append_column("received_us", received).drop_columns(["quarantined_at", "received_at"])
+        for row in rows.to_pylist():
             size += len(row["body"] or b"")
             if found and size > max_bytes:
-                return found
+                return _by_id(found)
             found.append(row)
-    return found
+    return _by_id(found)
+
+
+def _by_id(rows: Rows) -> Rows:
+    return sorted(rows, key=lambda row: str(row["id"]))
 
 
 def closed(root: Path) -> pa.Table:

@@ -18,7 +18,7 @@ from pipelines.lake.commit import commit_once, committed_run
 from pipelines.lake.copy import folders_of
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import COMMITS, ROLLUPS, STREAMS, stream_table
-from pipelines.lake.table import open_table
+from pipelines.lake.table import dataset_of, open_table
 
 ROLLUP_APP = "rollup"
 MINUTE_US = 60_000_000
@@ -73,7 +73,7 @@ def roll_up(root: Path, stream: str, upto: int) -> int:
 
 def rolled_rows(table: DeltaTable, wanted: Any) -> tuple[pl.DataFrame | None, int]:
     """Some rows of a stream's table rolled up, a minute perhaps in several pieces, and how many rows those were."""
-    dataset = table.to_pyarrow_dataset()
+    dataset = dataset_of(table)
     columns = [field.name for field in dataset.schema if field.name not in _STANDARD and _is_numeric(field.type)]
     parts: list[pl.DataFrame] = []
     count = 0

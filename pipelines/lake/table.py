@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, DeltaProtocolError, TableNotFoundError
 
 from pipelines.atomic import sync_folder
-from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, RetryLaterError
+from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, RefusedError, RetryLaterError
 from pipelines.lake.remote import remote_of
 
 CHECKPOINT_INTERVAL = 20
@@ -33,7 +33,23 @@ def open_table(root: Path, name: str) -> DeltaTable | None:
     except (DeltaError, OSError, ValueError) as error:
         if remote is not None:
             raise RetryLaterError(f"{remote.where(name)}: cannot be read ({error}); is the storage there?") from error
-        raise CorruptLakeError(f"{root / name}: its Delta log cannot be read ({error}); restore _delta_log") from error
+        # The library's words end in a stack of its own.
+        said = str(error).partition("\n")[0][:300]
+        raise CorruptLakeError(f"{root / name}: its Delta log cannot be read ({said}); restore _delta_log") from error
+
+
+def dataset_of(table: DeltaTable) -> Any:
+    """A table's rows, to be filtered and read in batches.
+
+    Raises:
+        RefusedError: another tool has switched on what the reader here does not know, such as deletion vectors.
+    """
+    try:
+        return table.to_pyarrow_dataset()
+    except DeltaProtocolError as error:
+        raise RefusedError(
+            f"{table.table_uri}: {error} Rewrite the table without that feature with the tool that set it"
+        ) from error
 
 
 def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[str] = ()) -> DeltaTable:

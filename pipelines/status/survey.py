@@ -187,6 +187,7 @@ def _landed(root: Path, cursors: Mapping[str, int]) -> list[Stored]:
         paths = [
             sealed_path(landing_folder(root, segment.bridge), segment.number)
             for segment in find_segments(root, cursors, MAX_WAITING)
+            if not segment.set_aside
         ]
         return [Stored(name_of(root, path), (stat := path.stat()).st_size, stat.st_mtime) for path in paths]
     found: list[Stored] = []

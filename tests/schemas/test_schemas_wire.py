@@ -99,7 +99,7 @@ FULL = EnvelopeHead(DEVICE, STREAM, ARROW_STREAM, Span(1, 0, 10), "1.0.0").to_pr
         "gzip")]),
         ("dataschema", [("dataschema", "urn:catchment:contract:slide:1.0.0")]), ("dataschema", [("dataschema",
         "urn:catchment:contract:camera_frame:")]),
-        ("", [("time", "yesterday")]), ("", [("time", "2026-01-01T00:00:00")]), ("", [("x", "y" * 1025)]),
+        ("", [("time", "yesterday")]), ("", [("time", "2026-01-01T00:00:00")]), ("", [("id", "y" * 1025)]),
     ],
 )  # fmt: skip
 def test_a_head_with_a_wrong_property_is_refused(drop: str, add: list[tuple[str, str]]) -> None:

@@ -1,6 +1,7 @@
 """Comparing contracts, and drafting them from files."""
 
 import gzip
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_a_csv_file_gives_types_names_and_what_was_seen(tmp_path: Path) -> None:
     assert (contract.name, contract.version) == ("test_drive", "0.1.0")
     assert list(columns) == ["speed_m_s", "gear", "mode", "latitude", "is_on", "device_value"]  # event_time is in every row
     assert [column.type for column in contract.columns] == ["float64", "int64", "string", "float64", "bool", "string"]
-    assert (columns["speed_m_s"].description, columns["speed_m_s"].maximum) == ("seen 0 to 39", None)
+    assert (columns["speed_m_s"].description, columns["speed_m_s"].maximum) == ("'Speed (m/s)' in the file; seen 0 to 39", None)
     assert columns["mode"].description == "seen eco, sport"
     assert (columns["latitude"].required, columns["latitude"].pii) == (False, PiiClass.LOCATION)
     bounded = {column.name: column for column in infer_contract(path, "x", bounds=True).columns}
@@ -180,3 +181,26 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path, name: str
     (tmp_path / name).write_bytes(body)
     with pytest.raises(ConfigError, match=name):
         infer_contract(tmp_path / name)
+
+
+def test_a_draft_reads_what_other_programs_write(tmp_path: Path) -> None:
+    (tmp_path / "excel.csv").write_text(
+        "Zeit;Temp (°C);Art.-Nr.;a.b\n2024-01-01 00:00:00;1,5;00123;1\n2024-01-01 00:01:00;2,5;00124;2\n"
+    )
+    (tmp_path / "list.json").write_text(
+        json.dumps([{"at": "2024-01-01T00:00:00Z", "n": 2**70}, {"at": "2024-01-01T00:00:00+02:00"}])
+    )
+    (tmp_path / "deep.jsonl").write_text('{"p": {"x": 1, "q": {"y": 2}}, "l": [{"a": 1}]}\n')
+    found = draft(tmp_path / "excel.csv")
+    assert [column.type for column in found.values()] == [
+        ColumnType.TIMESTAMP, ColumnType.FLOAT64, ColumnType.STRING, ColumnType.INT64,
+    ]  # fmt: skip
+    assert found["temp_c"].description == "'Temp (°C)' in the file; seen 1.5 to 2.5"
+    found = draft(tmp_path / "list.json")
+    assert [column.type for column in found.values()] == [ColumnType.TIMESTAMP, ColumnType.FLOAT64]
+    assert found["n"].description.endswith("beyond int64")
+    found = draft(tmp_path / "deep.jsonl")
+    assert (found["p"].description, "not in the subset" in found["l"].description) == (
+        "left out, as objects within an object: q",
+        True,
+    )

@@ -173,15 +173,27 @@ def test_a_fault_outside_all_samples_says_so_and_commits_nothing(core: Any, enve
     assert not report.exists()
 
 
+def _full(*_arguments: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_full_disk_in_a_worker_is_waited_out(core: Any, envelope: Any, monkeypatch: Any) -> None:
     core.landing.seal([envelope(0, 10)])
 
-    def full(*_arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pipelines.ingest.settle.write_group", full)
+    monkeypatch.setattr("pipelines.ingest.settle.write_group", _full)
     with pytest.raises(RetryLaterError, match="No space left"):
         core.loop().step()
+
+
+def test_a_full_disk_under_the_loop_itself_is_waited_out_too(core: Any, envelope: Any, monkeypatch: Any) -> None:
+    core.landing.seal([envelope(0, 10)])
+    loop = core.loop()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.ingest.run.write_ledger", _full)
+        with pytest.raises(RetryLaterError, match=r"No space left.*is there room"):
+            loop.step()
+    assert loop.step()
+    assert len(core.rows(STREAM)) == 10
 
 
 def test_tries_are_few_for_faults_and_bounded_for_all() -> None:
