@@ -150,10 +150,11 @@ def settle(db: sqlite3.Connection, receipt: Receipt, open_epoch: int) -> Removed
 
 def set_state(db: sqlite3.Connection, ids: Iterable[int], state: State, reason: str = "") -> None:
     """Move envelopes to a state. One that was parked and has a large payload waits for that again, rather than being ready."""
-    again = "CASE WHEN ?1 = ?4 AND state = ?5 AND digest <> '' THEN ?6 ELSE ?1 END"
+    again = "CASE WHEN :state = :ready AND state = :parked AND digest <> '' THEN :waiting ELSE :state END"
+    known = {"state": state, "reason": reason, "ready": State.READY, "parked": State.PARKED, "waiting": State.WAITING}
     db.executemany(
-        f"UPDATE envelope SET state = {again}, reason = ?2 WHERE id = ?3",  # noqa: S608 # a constant
-        [(state, reason, id_, State.READY, State.PARKED, State.WAITING) for id_ in ids],
+        f"UPDATE envelope SET state = {again}, reason = :reason WHERE id = :id",  # noqa: S608 # a constant
+        ({**known, "id": id_} for id_ in ids),
     )
 
 
