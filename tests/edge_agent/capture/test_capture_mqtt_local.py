@@ -38,6 +38,10 @@ class Publisher:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.client.publish(topic, raw, qos, retain=retain).wait_for_publish(20)
 
+    def wait_for_broker(self) -> None:
+        """Until the broker has read what others sent before: it answers only after it has looked at every connection."""
+        self.publish(b"", "elsewhere")
+
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
@@ -112,6 +116,7 @@ def test_what_was_not_stored_comes_again_and_what_was_does_not(publisher, subscr
     for batch in again:
         second.stored(batch)
     second.close()
+    publisher.wait_for_broker()
     settled(subscribe())
 
 
@@ -138,6 +143,7 @@ def test_messages_that_are_no_samples_are_counted_and_do_not_come_again(publishe
     assert source.rejected["row: message is no JSON object, nor a list of them"] == 3
     source.stored(found[-1])
     source.close()
+    publisher.wait_for_broker()
     settled(subscribe())
 
 
