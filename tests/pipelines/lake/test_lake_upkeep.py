@@ -1,5 +1,6 @@
 """Vacuum, retention and roll-ups: what is wanted stays, what is not goes, and a crash anywhere costs nothing."""
 
+import hashlib
 import os
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from deltalake import DeltaTable
 
 from pipelines.errors import RefusedError
+from pipelines.ingest.loop import load_state
 from pipelines.lake.compact import compact_all
 from pipelines.lake.payload import read_payload
 from pipelines.lake.rollup import read_rollup, roll_up_all
@@ -33,8 +35,10 @@ def lake(core: Any, envelope: Any, frames: Any) -> Any:
 def check(core: Any, rows: int = 40) -> None:
     found = core.rows(TELEMETRY)
     assert len({(row["device"], row["epoch"], row["seq"]) for row in found}) == len(found) == rows
+    assert not load_state(core.root).ledger.unbalanced()
     for row in core.rows(FRAMES):
-        read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        body = read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        assert hashlib.sha256(body).hexdigest() == row["payload_sha256"]
 
 
 def test_after_a_vacuum_there_is_no_orphan_and_every_row_and_payload_is_there(lake: Any) -> None:
