@@ -24,6 +24,8 @@ _EVICT_SHARE = 256
 _CANDIDATES = 512
 # With this much to spare, appends are not measured one by one: more than callers can have put into files meanwhile.
 _SPARE_BYTES = 32 * 1024 * 1024
+# Near the quota, a transaction with more rows than this finds the log at its beginning: the reserve holds no more beside it.
+_HEAVY_BYTES = 256 * 1024
 
 _log = structlog.get_logger(__name__)
 Change = Callable[[sqlite3.Connection], Removed]
@@ -79,6 +81,8 @@ class Ledgerhand:
             OSError: likewise; the bodies of these appends may be lost.
         """
         before = dict(self._next_seq)
+        if sum(append.row_bytes for append in appends) > _HEAVY_BYTES and self._room.for_rows_bytes() < _SPARE_BYTES:
+            self._begin_log_anew()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             outcomes = [other(self._db) for other in others]
@@ -100,6 +104,9 @@ class Ledgerhand:
     def free_disk(self) -> None:
         """The disk is full: let go of what is held back, and write the log again from its beginning."""
         self._ballast.drop()
+        self._begin_log_anew()
+
+    def _begin_log_anew(self) -> None:
         try:
             self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
         except sqlite3.OperationalError as error:

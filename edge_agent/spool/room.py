@@ -6,8 +6,9 @@ from pathlib import Path
 
 from edge_agent.errors import SpoolFullError
 from edge_agent.spool import database
-from edge_agent.spool.bodies import BodyFiles
+from edge_agent.spool.bodies import MIN_BODY_BYTES, BodyFiles
 from edge_agent.spool.objects import ObjectStore
+from edge_agent.spool.records import Append
 
 # The soft limit keeps a little below the hard page cap, which stays the last resort.
 _SLACK_BYTES = 512 * 1024
@@ -60,6 +61,11 @@ class Room:
         if size_bytes > self.soft_limit_bytes:
             raise SpoolFullError(f"a payload of {size_bytes} bytes is larger than the spool; raise max_bytes")
         return size_bytes <= self.for_files_bytes()
+
+    def lacks_for_bodies(self, append: Append) -> bool:
+        """Whether files lack room for the large bodies of an append, though the spool could hold it."""
+        bodies_bytes = sum(len(envelope.body) for envelope in append.envelopes if len(envelope.body) >= MIN_BODY_BYTES)
+        return bool(bodies_bytes) and append.cost_bytes <= self.soft_limit_bytes and bodies_bytes > self.for_files_bytes()
 
     def for_files_bytes(self) -> int:
         """What more files may take: the database's freed pages still take their place on the disk."""

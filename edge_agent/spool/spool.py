@@ -89,7 +89,11 @@ class Spool:
         Raises:
             SpoolError: the spool is closed or broken.
         """
-        future = self._writer.append(self._bodies.put_all(seal_append(append, self._seal), self._room.for_files_bytes))
+        sealed = seal_append(append, self._seal)
+        if not append.waits_for_room and self._room.lacks_for_bodies(sealed):
+            # As rows they would pass through the log, which has no room for so much beside a full quota.
+            self._make_room(sealed.cost_bytes, append.priority)
+        future = self._writer.append(self._bodies.put_all(sealed, self._room.for_files_bytes))
         pinned = [envelope.large.digest for envelope in append.envelopes if envelope.large is not None]
         if pinned:
             future.add_done_callback(lambda _: self._objects.unpin(*pinned))
@@ -117,10 +121,13 @@ class Spool:
         """
         size_bytes = len(payload) if isinstance(payload, bytes) else payload.stat().st_size
         if not self._room.takes_file(size_bytes):
-            self._writer.change(self._hand.make_room_for_file(size_bytes, priority, self._in_flight())).result()
+            self._make_room(size_bytes, priority)
             if not self._room.takes_file(size_bytes):
                 raise SpoolFullError(f"there is no room for a payload of {size_bytes} bytes; it waits")
         return self._objects.put(payload)
+
+    def _make_room(self, size_bytes: int, priority: int) -> None:
+        self._writer.change(self._hand.make_room_for_file(size_bytes, priority, self._in_flight())).result()
 
     def position(self, source: str) -> bytes | None:
         """Where a source resumes."""
@@ -166,11 +173,7 @@ class Spool:
             self._leases.release(ids)
 
     def park(self, id_: int, reason: str) -> None:
-        """Put aside an envelope that can never be sent as things are.
-
-        Raises:
-            SpoolError: the spool is closed or broken.
-        """
+        """Put aside an envelope that can never be sent as things are. Raises SpoolError."""
         self._change_state([id_], State.PARKED, reason)
 
     def unpark_all(self, but_for: str) -> None:
@@ -211,11 +214,7 @@ class Spool:
         self._change_state(ids, State.READY)
 
     def object_refused(self, digest: Digest, reason: str) -> None:
-        """A large payload can never be sent: park the envelopes that wait for it.
-
-        Raises:
-            SpoolError: the spool is closed or broken.
-        """
+        """A large payload can never be sent: park the envelopes that wait for it. Raises SpoolError."""
         with self._lock:
             ids = reading.ids_waiting_for(self._reader, digest)
         self._change_state(ids, State.PARKED, reason)

@@ -39,6 +39,20 @@ def drain(spool: Spool) -> list[tuple[str, int, bytes]]:
     return found
 
 
+@pytest.mark.parametrize("sizes", [(30_000, 700_000, 700_000, 700_000), (60_000,) * 30], ids=["bodies", "rows"])
+def test_a_heavy_append_to_a_full_spool_takes_no_more_disk_than_the_quota(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    spool = open_spool(tmp_path / "s")
+    for _ in range(6):
+        for small in range(40):
+            spool.append(Append(ALPHA, (envelope(200 + small),))).result()
+        spool.append(Append(ALPHA, tuple(map(envelope, sizes)))).result()
+        assert on_disk(tmp_path / "s") <= 8 * MIB
+    books = spool.books()[0]
+    spool.close()
+    assert books.is_balanced
+    assert books.dropped["evicted"] > 0
+
+
 def test_no_mixture_of_rows_bodies_and_large_payloads_takes_more_disk_than_the_quota(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "s")
     chance = random.Random(3)

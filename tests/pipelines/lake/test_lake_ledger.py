@@ -53,7 +53,7 @@ class Run:
 
 DEVICES = st.sampled_from([f"car-{number}" for number in range(12)])
 KEYS = st.builds(EpochKey, DEVICES, st.sampled_from(["a", "b"]), st.integers(1, 3))
-RANGES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=4).map(Ranges.of)
+RANGES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=4).map(Ranges.of).filter(bool)
 COUNTS = st.integers(0, 9).flatmap(lambda count: st.just(Counts(received=count, committed=count)))
 RUN = st.builds(
     Run,
