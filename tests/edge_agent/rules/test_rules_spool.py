@@ -68,7 +68,7 @@ def test_within_a_batch_the_less_valuable_envelope_goes_first(spool):
         spool.append(Append(STREAM, (envelope(b"c", 10), envelope(b"d", 900)), priority=900)).result()
     kept = [found.body[:1] for found in spool.next_unsent(8 * MIB)]
     assert kept.count(b"d") > 25
-    assert kept.count(b"c") <= 1
+    assert kept.count(b"c") <= 2  # what goes makes room for two batches
     assert all(books.is_balanced for books in spool.books())
 
 

@@ -4,6 +4,7 @@ import os
 import random
 import threading
 from collections import Counter
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool import bodies
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
+from schemas.envelope import Span
 from schemas.ids import StreamName
 from schemas.receipts import Receipt
 
@@ -146,18 +148,23 @@ def test_a_large_payload_makes_room_for_itself_by_priority(tmp_path: Path) -> No
 
 def test_a_stream_that_blocks_waits_for_room_and_others_go_on(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "s")
-    precious = [spool.append(Append(ALPHA, (envelope(200_000),), waits_for_room=True)) for _ in range(17)]
-    waiting = [spool.append(Append(ALPHA, (envelope(200_000),), waits_for_room=True)) for _ in range(3)]
+    precious: list[Future[Span]] = []
+
+    def capture() -> None:
+        precious.extend(spool.append(Append(ALPHA, (envelope(200_000),), waits_for_room=True)) for _ in range(20))
+
+    source = threading.Thread(target=capture)
+    source.start()
+    source.join(2)  # it waits before it has handed all in, or all is handed in and the last waits
     for _ in range(200):
         spool.append(Append(BETA, (envelope(20_000),), priority=1_000_000)).result()
-    assert not waiting[-1].done()
     books = {entry.stream: entry for entry in spool.books()}
+    assert 0 < books[ALPHA].spooled < 20
     assert books[ALPHA].dropped == {}
     assert books[BETA].dropped["evicted"] > 0
-    done = sum(future.done() for future in precious)
-    spool.settle(Receipt(1, {ALPHA: {str(spool.epoch): [(0, done)]}})).result()
-    spans = [future.result(timeout=30).first_seq for future in (*precious, *waiting)]
-    assert spans == list(range(20))
+    spool.settle(Receipt(1, {ALPHA: {str(spool.epoch): [(0, books[ALPHA].spooled)]}})).result()
+    source.join(30)
+    assert [future.result(timeout=30).first_seq for future in precious] == list(range(20))
     assert all(entry.is_balanced for entry in spool.books())
     spool.close()
 
