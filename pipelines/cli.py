@@ -12,12 +12,13 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from pipelines.config import CoreConfig, load_core_config
+from pipelines.ending import code_of, leave
 from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
 from pipelines.logs import log_to_stderr
 from pipelines.tables import show
@@ -26,6 +27,12 @@ from schemas.errors import SchemaError
 # Where a shell that completes a command puts the words typed so far.
 _TYPED = "COMP_WORDS"
 EXIT_STOP, EXIT_USAGE, EXIT_REFUSED, EXIT_RETRY = 1, 2, 3, 75
+EXIT_CODES = (
+    (RetryLaterError, EXIT_RETRY),
+    (ConfigError, EXIT_USAGE),
+    ((RefusedError, SchemaError), EXIT_REFUSED),
+    (PipelineError, EXIT_STOP),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,21 +165,22 @@ def version() -> None:
     typer.echo(f"catchment {installed('catchment')}")
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command and turn what it raises into a sentence and an exit code."""
     log_to_stderr()
+    leave(_run())
+
+
+def _run() -> int:
     try:
         app()
-    except RetryLaterError as error:
-        _end(error, EXIT_RETRY)
-    except ConfigError as error:
-        _end(error, EXIT_USAGE)
-    except (RefusedError, SchemaError) as error:
-        _end(error, EXIT_REFUSED)
-    except PipelineError as error:
-        _end(error, EXIT_STOP)
+    except SystemExit as ended:
+        return code_of(ended)
+    except (PipelineError, SchemaError) as error:
+        return _told(error, next(code for kinds, code in EXIT_CODES if isinstance(error, kinds)))
     except OSError as error:
-        _end(RetryLaterError(f"{error}; is the disk there, with room, and may this user read and write it?"), EXIT_RETRY)
+        return _told(RetryLaterError(f"{error}; is the disk there, with room, and may this user read and write it?"), EXIT_RETRY)
+    return 0
 
 
 def stop_on_signals() -> Event:
@@ -183,9 +191,9 @@ def stop_on_signals() -> Event:
     return stop
 
 
-def _end(error: Exception, code: int) -> None:
+def _told(error: Exception, code: int) -> int:
     typer.echo(f"catchment: {error}", err=True)
-    sys.exit(code)
+    return code
 
 
 def _lake(path: Path) -> Path:

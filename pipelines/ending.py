@@ -1,0 +1,36 @@
+"""How a process of the core ends: at once, when all is done.
+
+Arrow's threads may still be letting go of what they have read when the interpreter takes its libraries apart, and then abort
+a process that had done everything it was asked for (apache/arrow#39862): exit code 134 instead of 0, once in thousands.
+"""
+
+import atexit
+import os
+import sys
+import threading
+from typing import NoReturn
+
+
+def leave(code: int) -> NoReturn:
+    """Do what the interpreter does at its end, but for the libraries: join threads, run exit functions, write output out."""
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()
+    atexit._run_exitfuncs()  # noqa: SLF001 # the only way to run them and not the rest
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # Whoever read it is gone; a shell calls that 141, and so does Python's own end.
+            code = code or 1
+    os._exit(code)
+
+
+def code_of(ended: SystemExit) -> int:
+    """The exit code that the interpreter would give; it prints what is no number."""
+    if ended.code is None:
+        return 0
+    if isinstance(ended.code, int):
+        return ended.code
+    sys.stderr.write(f"{ended.code}\n")
+    return 1
