@@ -64,4 +64,4 @@ def test_every_single_call_may_fail_or_end_the_process(mode: str, part: int) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["no-space", "io-error"])
 def test_a_disk_that_refuses_for_a_while_costs_nothing_that_was_acknowledged(mode: str) -> None:
-    assert "0 lost, 0 damaged" in call_faults.in_a_process(mode, stride=97, many=60)
+    assert "0 lost, 0 damaged" in call_faults.in_a_process(mode, stride=193, many=60)
