@@ -7,6 +7,7 @@ import pytest
 
 PROGRAM = """
 import atexit, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pipelines.ending import code_of, leave
 
 def last():
@@ -15,6 +16,8 @@ def last():
 
 atexit.register(sys.stdout.write, "exit functions")
 threading.Thread(target=last).start()
+idle = ThreadPoolExecutor(1)
+idle.submit(int).result()
 sys.stdout.write("output ")
 try:
     sys.exit({code})
