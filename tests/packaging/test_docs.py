@@ -61,7 +61,7 @@ def _anchors(page):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_named_in_a_page_exists(name):
     text = (ROOT / name).read_text()
-    named = set(re.findall(r"`((?:edge_agent|pipelines|schemas|tests|deploy|docs|scripts|bench)/[\w./-]*\w/?)`", text))
+    named = set(re.findall(r"`((?:catchment|edge_agent|pipelines|schemas|tests|deploy|docs|scripts|bench)/[\w./-]*\w/?)`", text))
     assert sorted(path for path in named if not (ROOT / path).exists()) == []
 
 

@@ -1,4 +1,4 @@
-"""What is shipped: exactly three packages, and an agent that runs without the core's libraries."""
+"""What is shipped: exactly four packages, and an agent that runs without the core's libraries."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = {"edge_agent", "pipelines", "schemas"}
+PACKAGES = {"catchment", "edge_agent", "pipelines", "schemas"}
 # What the core and the extras bring; the bare install has none of it.
 CORE_LIBRARIES = (
     *("numpy", "pyarrow", "apache_beam", "polars", "deltalake", "duckdb", "yaml", "zarr", "zarrs", "dask", "distributed"),

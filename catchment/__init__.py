@@ -1,0 +1,1 @@
+"""Catchment: carries what devices see into training sets, and carries models back to the devices."""
