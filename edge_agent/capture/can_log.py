@@ -1,5 +1,6 @@
 """A log of a CAN bus, by python-can; goes on at the frame where it was left."""
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from edge_agent.capture.can_bus import CanOptions
 from edge_agent.capture.can_decoder import SignalDecoder, SignalRows
 from edge_agent.capture.cells import to_time_us
 from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.unpacking import UnpackedFile, open_unpacked, packing_of
 from edge_agent.errors import SourceEndedError, SourceError
 from schemas.contract import Contract
 
@@ -41,7 +43,7 @@ class CanLog:
         self._contract = contract
         self._rejects = Rejects(f"can {Path(options.log).name}")
         self._decoder = SignalDecoder(options.dbc, options.signals)
-        self._reader, self._head = _open(options.log)
+        self._reader, self._head, self._packed = _open(options.log)
         self._frames: Iterator[can.Message] = iter(self._reader)
         self._read_frames = 0
         self._shift_us: int | None = None
@@ -70,12 +72,18 @@ class CanLog:
 
         Raises:
             SourceEndedError: the log is read to its end.
+            SourceError: it is packed and cut short or damaged; all frames before that were given.
         """
         rows = SignalRows(self._options.channel or Path(self._options.log).name, self._contract)
         last = self._read_frames + _MAX_FRAMES
         while len(rows.signals) < max_samples and self._read_frames < last:
             frame = self._next()
             if frame is None:
+                if not rows.signals and self._packed is not None and self._packed.broken:
+                    raise SourceError(
+                        f"{self._options.log}: {self._packed.broken}; the {self._read_frames} whole frames before that were read;"
+                        " put the whole file in its place"
+                    )
                 if not rows.signals:
                     raise SourceEndedError(f"{self._options.log} is read to its end: {self._read_frames} frames")
                 break
@@ -115,12 +123,33 @@ class CanLog:
         self._reader.stop()
 
 
-def _open(log: str) -> tuple[can.io.generic.MessageReader, int]:
+def _open(log: str) -> tuple[can.io.generic.MessageReader, int, UnpackedFile | None]:
+    """A reader of the log, the mark of its beginning, and the file that is unpacked for it, where it is packed."""
     try:
         with Path(log).open("rb") as file:
-            head = zlib.crc32(file.read(_HEAD_BYTES))
-        return can.LogReader(log), head
+            head = file.read(_HEAD_BYTES)
+        if packing_of(head):
+            reader, packed = _open_packed(Path(log))
+            return reader, zlib.crc32(head), packed
+        return can.LogReader(log), zlib.crc32(head), None
     except OSError as error:
         raise SourceError(f"{log} cannot be read ({error.strerror}); correct `log`") from error
     except (ValueError, NotImplementedError, struct.error, can.CanError) as error:
         raise SourceError(f"{log} is no log that python-can reads: {error}") from error
+
+
+def _open_packed(log: Path) -> tuple[can.io.generic.MessageReader, UnpackedFile]:
+    """Unpacked here and not by python-can, whose reader loses the frames before a break.
+
+    Raises:
+        ValueError: python-can has no reader for what is packed.
+    """
+    known = can.io.player.MESSAGE_READERS
+    kind = next((known[suffix] for one in reversed(log.suffixes) if (suffix := one.lower()) in known), None)
+    if kind is not None and issubclass(kind, can.io.generic.TextIOMessageReader):
+        packed = open_unpacked(log, whole_lines=True)
+        return kind(io.TextIOWrapper(packed, encoding="utf-8", errors="replace")), packed
+    if kind is not None and issubclass(kind, can.io.generic.BinaryIOMessageReader):
+        packed = open_unpacked(log)
+        return kind(packed), packed
+    raise ValueError(f"no packed log of the kind {''.join(log.suffixes)!r} can be read")

@@ -79,6 +79,9 @@ class CsvReader:
             first.close()
             self._lines = Lines(path, start.offset, max_line_bytes, rejects)
         self._taken = 0
+        self._failure: SourceError | None = None
+        # After the last whole row: a row may be several lines, and the file may end within it.
+        self._row_end = self._lines.offset
         self._rows = csv.reader(self._counted_lines(), delimiter=separator)
 
     def _counted_lines(self) -> Iterator[str]:
@@ -89,7 +92,7 @@ class CsvReader:
     @property
     def position(self) -> TablePosition:
         """Where to go on after the chunks given out so far."""
-        return TablePosition(self._lines.offset)
+        return TablePosition(self._row_end)
 
     def read(self, max_rows: int) -> RawChunk | None:
         """At most so many rows; None at the end."""
@@ -98,20 +101,39 @@ class CsvReader:
         ended = False
         while len(rows) < max_rows:
             before = self._taken
-            try:
-                row = next(self._rows)
-            except StopIteration:
+            row = self._next_row()
+            if row is None:
                 ended = True
                 break
-            except csv.Error as error:
+            if isinstance(row, csv.Error):
                 # A quote that is never closed takes the lines behind it along.
-                self._rejects.count(f"row: no CSV ({error})", times=self._taken - before)
+                self._rejects.count(f"row: no CSV ({row})", times=self._taken - before)
                 continue
             if len(row) == width:
                 rows.append(row)
             elif row:
                 self._rejects.count(f"row: {len(row)} cells under {width} names", row)
+        if self._failure is not None and not rows:
+            raise self._failure
         return None if ended and not rows else _chunk(self._names, rows)
+
+    def _next_row(self) -> list[str] | csv.Error | None:
+        """The next row; None at the end, or where the file breaks: what was read before comes first."""
+        if self._failure is not None:
+            return None
+        try:
+            row = next(self._rows)
+        except StopIteration:
+            self._row_end = self._lines.offset
+            return None
+        except SourceError as error:
+            self._failure = error
+            return None
+        except csv.Error as error:
+            self._row_end = self._lines.offset
+            return error
+        self._row_end = self._lines.offset
+        return row
 
     def close(self) -> None:
         """Let go of the file."""
@@ -153,7 +175,7 @@ class JsonlReader:
         """At most so many rows; None at the end."""
         objects: list[dict[str, object]] = []
         while len(objects) < max_rows:
-            line = self._lines.next_line()
+            line = _line_or_rest(self._lines, has_rows=bool(objects))
             if line is None:
                 return objects_chunk(objects) if objects else None
             found = decode_object(line, self._rejects)
@@ -201,7 +223,7 @@ class ZeekReader:
         rows: list[list[str]] = []
         while len(rows) < max_rows:
             before = self._lines.offset
-            line = self._lines.next_line()
+            line = _line_or_rest(self._lines, has_rows=bool(rows))
             if line is None:
                 return self._chunk(rows) if rows else None
             if line.startswith("#"):
@@ -235,6 +257,16 @@ class ZeekReader:
     def close(self) -> None:
         """Let go of the file."""
         self._lines.close()
+
+
+def _line_or_rest(lines: LineSource, *, has_rows: bool) -> str | None:
+    """The next line; None where there is none, or where the file breaks behind rows: these come first, the next call fails."""
+    try:
+        return lines.next_line()
+    except SourceError:
+        if has_rows:
+            return None
+        raise
 
 
 def _separator(header: str) -> str:
