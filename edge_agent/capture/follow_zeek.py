@@ -18,7 +18,9 @@ from typing import Literal
 import msgspec
 
 from edge_agent.capture.batch import SampleBatch
-from edge_agent.capture.follow_log import FollowedLog, LogPosition
+from edge_agent.capture.follow_forms import JSONL, ZEEK
+from edge_agent.capture.follow_log import FollowedLog
+from edge_agent.capture.log_marks import LogPosition
 from edge_agent.capture.mapping import TIME_NAMES, ColumnMapper, keep_rows, read_times
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
@@ -55,7 +57,9 @@ class ZeekSource:
         # An unset mark is understood by the reader; JSON leaves unset fields out.
         self._mapper = ColumnMapper(contract, {**CONN_RENAME, **options.rename}, frozenset(), self._rejects)
         patterns = options.rotated or default_patterns(path)
-        self._log = FollowedLog(path, patterns, options.settle_ms / 1000, options.max_line_bytes, clock, self._rejects)
+        self._log = FollowedLog(
+            path, patterns, (ZEEK, JSONL), options.settle_ms / 1000, options.max_line_bytes, clock, self._rejects
+        )
         at = self._decode(position)
         if at is None:
             self._log.begin(options.start)

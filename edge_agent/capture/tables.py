@@ -33,8 +33,17 @@ class TablePosition:
     header_offset: int = 0
 
 
+# The `header_offset` of a file whose header stands in an earlier file.
+INHERITED = -1
+
+
 class TableReader(Protocol):
     """One file's rows, chunk by chunk."""
+
+    @property
+    def header(self) -> str:
+        """The text of the header in force; empty where there is none."""
+        ...
 
     @property
     def position(self) -> TablePosition:
@@ -66,7 +75,7 @@ class CsvReader:
         csv.field_size_limit(max(csv.field_size_limit(), max_line_bytes))
         first = Lines(path, 0, max_line_bytes, rejects)
         line = first.next_line() or ""
-        separator = _separator(line)
+        separator = find_separator(line)
         try:
             self._names = [name.strip() for name in next(csv.reader(chain((line,), first), delimiter=separator), [])]
         except csv.Error as error:
@@ -83,6 +92,7 @@ class CsvReader:
         # After the last whole row: a row may be several lines, and the file may end within it.
         self._row_end = self._lines.offset
         self._rows = csv.reader(self._counted_lines(), delimiter=separator)
+        self.header = line
 
     def _counted_lines(self) -> Iterator[str]:
         for line in self._lines:
@@ -167,6 +177,11 @@ class JsonlReader:
         self._rejects = rejects
 
     @property
+    def header(self) -> str:
+        """None: each row names its columns."""
+        return ""
+
+    @property
     def position(self) -> TablePosition:
         """Where to go on after the chunks given out so far."""
         return TablePosition(self._lines.offset)
@@ -189,20 +204,34 @@ class JsonlReader:
 
 
 class ZeekReader:
-    """Zeek's tab separated logs: `#fields` and `#types` say what follows, and may come again within a file."""
+    """Zeek's tab separated logs: `#fields` and `#types` say what follows, and may come again within a file.
+
+    `header`: the text of a header that holds although it stands in an earlier file, as after a log was cut.
+    """
 
     def __init__(
-        self, path: Path, start: TablePosition, max_line_bytes: int, rejects: Rejects, open_lines: OpenLines = Lines
+        self,
+        path: Path,
+        start: TablePosition,
+        max_line_bytes: int,
+        rejects: Rejects,
+        open_lines: OpenLines = Lines,
+        header: str = "",
     ) -> None:
         self._path = path
         self._rejects = rejects
         self._open_lines = open_lines
         self._header = ZeekHeader()
         self._header_offset = start.header_offset
-        self._in_rows = start.offset > 0
-        self._lines = open_lines(path, start.header_offset, max_line_bytes, rejects)
-        if start.offset:
+        self._in_rows = start.offset > 0 or bool(header)
+        is_here = start.offset > 0 and start.header_offset >= 0
+        self._lines = open_lines(path, start.header_offset if is_here else start.offset, max_line_bytes, rejects)
+        if is_here:
             self._rewind(start, max_line_bytes)
+        if not self._header.fields and header:
+            self._header_offset = INHERITED
+            for line in header.splitlines():
+                self._header.take(line)
 
     def _rewind(self, start: TablePosition, max_line_bytes: int) -> None:
         while self._lines.offset < start.offset:
@@ -212,6 +241,11 @@ class ZeekReader:
             self._header.take(line)
         self._lines.close()
         self._lines = self._open_lines(self._path, start.offset, max_line_bytes, self._rejects)
+
+    @property
+    def header(self) -> str:
+        """The text of the header in force."""
+        return self._header.text
 
     @property
     def position(self) -> TablePosition:
@@ -269,7 +303,7 @@ def _line_or_rest(lines: LineSource, *, has_rows: bool) -> str | None:
         raise
 
 
-def _separator(header: str) -> str:
+def find_separator(header: str) -> str:
     """The one that the header has most of, outside of quotes."""
     bare = _QUOTED.sub("", header)
     return max(_SEPARATORS, key=bare.count)

@@ -1,0 +1,153 @@
+"""A source that follows a log that still grows: CSV, JSON lines, plain lines or Zeek's tabs, across rotation.
+
+    kind = "tail"
+    path = "/var/log/press/press.csv"
+    format = "auto"                # csv | jsonl | plain | zeek; auto: by how the log begins, plain never
+    rotated = ["old/*.csv.gz"]     # relative to the log's folder; default: press.csv.1, press-20240501.csv and the like beside it
+    start = "begin"                # begin | end of the log, or rotated: those already rotated first
+    rename = { v = "speed_mps" }   # a plain line is called message
+    time_column = "t"              # default: event_time, ts, timestamp or time, whichever is there; else the time of reading
+    time_unit = "auto"             # s | ms | us | ns | rfc3339; auto: RFC 3339 text, or seconds
+    settle_ms = 2000               # so long after a rotation the old file may still grow
+
+Rotation by name and by copy (logrotate's copytruncate) are both followed; see `edge_agent.capture.follow_log`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.follow_forms import CSV, JSONL, ZEEK
+from edge_agent.capture.follow_log import FollowedLog
+from edge_agent.capture.log_marks import LogPosition
+from edge_agent.capture.mapping import TIME_NAMES, ColumnMapper, keep_rows, read_times
+from edge_agent.capture.options import check_rename, read_options
+from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.replay import NO_COLUMN
+from edge_agent.capture.rotation import default_patterns
+from edge_agent.capture.zeek import CONN_RENAME
+from edge_agent.clock import Clock
+from edge_agent.errors import ConfigError
+from schemas.contract import Contract
+
+
+class TailOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a followed log; the module's docstring shows each."""
+
+    path: str
+    format: Literal["auto", "csv", "jsonl", "plain", "zeek"] = "auto"
+    rotated: tuple[str, ...] = ()
+    start: Literal["begin", "end", "rotated"] = "begin"
+    rename: dict[str, str] = {}
+    time_column: str = ""
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "rfc3339"] = "auto"
+    settle_ms: int = 2_000
+    max_line_bytes: int = 4 * 1024 * 1024
+
+
+class TailSource:
+    """Follows one log; see the module.
+
+    Attributes:
+        rejected: reason -> rows, cells and files refused.
+    """
+
+    def __init__(self, options: TailOptions, contract: Contract, clock: Clock, position: bytes | None) -> None:
+        self._options = options
+        self._clock = clock
+        path = Path(options.path)
+        self._rejects = Rejects(f"tail {path.name}")
+        forms = (ZEEK, JSONL, CSV) if options.format == "auto" else (options.format,)
+        self._log = FollowedLog(
+            path,
+            options.rotated or default_patterns(path),
+            forms,
+            options.settle_ms / 1000,
+            options.max_line_bytes,
+            clock,
+            self._rejects,
+        )
+        # In CSV an empty cell says nothing; JSON leaves unset fields out.
+        self._mapper = ColumnMapper(contract, {**CONN_RENAME, **options.rename}, frozenset({""}), self._rejects)
+        at = self._decode(position)
+        if at is None:
+            self._log.begin(options.start)
+        else:
+            self._log.resume(at)
+
+    @property
+    def position(self) -> bytes:
+        """Where it stands; stored at the first start, so that a log that rotates before its first row is read is not missed."""
+        return msgspec.json.encode(self._log.position)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many rows, cells or files were refused since the source was built."""
+        return dict(self._rejects.counts)
+
+    def _decode(self, position: bytes | None) -> LogPosition | None:
+        if position is None:
+            return None
+        try:
+            return msgspec.json.decode(position, type=LogPosition)
+        except msgspec.MsgspecError:
+            self._rejects.count("file: the stored position is unreadable; the log is read from its start")
+            return None
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The next rows; None where none is written.
+
+        Raises:
+            SourceError: the log cannot be read.
+            ConfigError: `time_column` is not in it.
+        """
+        chunk = self._log.read(max_samples)
+        if chunk is None or not chunk.rows:
+            return None
+        name = self._options.time_column or next((name for name in TIME_NAMES if name in chunk.columns), "")
+        if name and name not in chunk.columns:
+            raise ConfigError(f"source 'tail': time_column {name!r} is not in {self._options.path} ({', '.join(chunk.columns)})")
+        if name:
+            times = read_times(chunk.columns[name], self._options.time_unit, self._rejects)
+        else:
+            times = [self._clock.now_ms() * 1000] * chunk.rows
+        chunk, known = keep_rows(chunk, times)
+        columns = self._mapper.convert(chunk, frozenset({self._options.time_column, *TIME_NAMES}))
+        if known and not columns:
+            self._rejects.count(NO_COLUMN, list(chunk.columns), times=len(known))
+            return None
+        return SampleBatch(known, columns, None, self.position, agent_clock=not name) if known else None
+
+    def stored(self, batch: SampleBatch) -> None:
+        """Nothing to do: the log is its writer's."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._log.close()
+
+
+def check(options: Mapping[str, object], contract: Contract) -> TailOptions:
+    """The options of a followed log.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+    """
+    chosen = read_options("tail", options, TailOptions)
+    check_rename("tail", chosen.rename, contract)
+    for pattern in chosen.rotated:
+        if not pattern or pattern.startswith("/"):
+            raise ConfigError(f"source 'tail': rotated = {pattern!r} must be relative to the log's folder; ../ leads out of it")
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> TailSource:
+    """Follow a log.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+        SourceError: rotated logs cannot be listed.
+    """
+    return TailSource(check(options, contract), contract, clock, position)
