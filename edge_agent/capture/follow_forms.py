@@ -55,6 +55,9 @@ def joins(form: str, header: str, lead: bytes, first: bytes) -> bool:
         return True  # nothing tells a whole line from the half of one, and writers that buffer tear them
     if form == CSV and lead.count(b'"') % 2:
         return True  # within quotes
+    if form == CSV and (lead + first).count(b'"') % 2:
+        # The row goes on behind this line. Two rows would have too many cells.
+        return len(_cells(_text(lead + first), header)) <= len(_cells(header, header))
     return is_whole(form, header, lead + first)
 
 

@@ -7,7 +7,7 @@
     rename = { "local_orig" = "attributes" }
     settle_ms = 2000                   # so long after a rotation the old file may still grow
 
-A file is known by how it begins, not by name or inode, so a position holds after the file was renamed, copied or packed.
+A file is known by what it contains, not by name or inode, so a position holds after the file was renamed, copied, cut or packed.
 Rotated files that were not read, because the agent was down or two rotations came at once, are read in their order.
 """
 

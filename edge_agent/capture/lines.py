@@ -59,7 +59,9 @@ class Lines:
         self.offset = offset
         if offset and not self._seek(offset):
             self._file.close()
-            raise SourceError(f"{path} ends before byte {offset}, where it was left; it was cut since")
+            raise SourceError(
+                f"{path} ends before byte {offset}, where it was left; it was cut since: a log that is written to is for kind tail"
+            )
 
     def __iter__(self) -> Iterator[str]:
         return self
