@@ -1,6 +1,7 @@
 """A log of a CAN bus, by python-can; goes on at the frame where it was left."""
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import msgspec
 
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.can_bus import CanOptions
-from edge_agent.capture.can_decoder import SignalDecoder, SignalRows
+from edge_agent.capture.can_rows import FrameSampler
+from edge_agent.capture.can_view import ViewReader, is_view
 from edge_agent.capture.cells import to_time_us
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.unpacking import UnpackedFile, open_unpacked, packing_of
@@ -20,6 +22,7 @@ from schemas.contract import Contract
 
 _HEAD_BYTES = 4_096
 _MAX_FRAMES = 100_000
+_TEXT_LOGS = (".log", ".txt")
 
 
 class CanLogPosition(msgspec.Struct, frozen=True):
@@ -40,12 +43,12 @@ class CanLog:
 
     def __init__(self, options: CanOptions, contract: Contract, position: bytes | None) -> None:
         self._options = options
-        self._contract = contract
         self._rejects = Rejects(f"can {Path(options.log).name}")
-        self._decoder = SignalDecoder(options.dbc, options.signals)
+        self._sampler = FrameSampler(options, contract, self._rejects)
         self._reader, self._head, self._packed = _open(options.log)
         self._frames: Iterator[can.Message] = iter(self._reader)
         self._read_frames = 0
+        self._resumed_at = 0
         self._shift_us: int | None = None
         self._resume(position)
 
@@ -66,6 +69,7 @@ class CanLog:
             self._shift_us = at.shift_us
             for _ in range(at.frames):
                 self._next()
+            self._resumed_at = self._read_frames
 
     def read(self, max_samples: int) -> SampleBatch | None:
         """The signals of the next frames: about `max_samples` of them, no frame in two batches.
@@ -74,29 +78,42 @@ class CanLog:
             SourceEndedError: the log is read to its end.
             SourceError: it is packed and cut short or damaged; all frames before that were given.
         """
-        rows = SignalRows(self._options.channel or Path(self._options.log).name, self._contract)
+        self._sampler.begin()
+        rows = self._sampler.rows
         last = self._read_frames + _MAX_FRAMES
-        while len(rows.signals) < max_samples and self._read_frames < last:
+        while len(rows) < max_samples and self._read_frames < last:
             frame = self._next()
             if frame is None:
-                if not rows.signals and self._packed is not None and self._packed.broken:
-                    raise SourceError(
-                        f"{self._options.log}: {self._packed.broken}; the {self._read_frames} whole frames before that were read;"
-                        " put the whole file in its place"
-                    )
-                if not rows.signals:
+                if not rows:
+                    self._end()
                     raise SourceEndedError(f"{self._options.log} is read to its end: {self._read_frames} frames")
                 break
-            rows.add(self._time_us(frame.timestamp), self._decoder.decode(frame, self._rejects))
+            if math.isnan(frame.timestamp):
+                self._rejects.count("row: no time: record with candump -t a, or with -L")
+                continue
+            self._sampler.take(self._time_us(frame.timestamp), frame, self._channel_of(frame))
         at = CanLogPosition(self._options.log, self._head, self._read_frames, self._shift_us)
         return rows.batch(msgspec.json.encode(at), agent_clock=False)
+
+    def _channel_of(self, frame: can.Message) -> str:
+        """What the log says of the frame's bus; the log's name where it says nothing."""
+        return Path(self._options.log).name if frame.channel in (None, "") else str(frame.channel)
+
+    def _end(self) -> None:
+        if self._read_frames and not self._sampler.matched and self._resumed_at < self._read_frames:
+            self._rejects.count("file: no frame matched: correct dbc, signals or j1939", f"{self._read_frames} frames")
+        if self._packed is not None and self._packed.broken:
+            raise SourceError(
+                f"{self._options.log}: {self._packed.broken}; the {self._read_frames} whole frames before that were read;"
+                " put the whole file in its place"
+            )
 
     def _next(self) -> can.Message | None:
         while True:
             try:
                 frame = next(self._frames, None)
             except Exception as error:  # noqa: BLE001 # each reader raises its own; a broken log stays broken
-                if isinstance(self._reader, can.CanutilsLogReader):
+                if isinstance(self._reader, (can.CanutilsLogReader, ViewReader)):
                     # Lines of text, each by itself: a torn one, as a power cut leaves, says nothing of those behind it.
                     self._rejects.count("row: no line of candump", f"{self._read_frames}: {error}")
                     self._frames = iter(self._reader)
@@ -123,13 +140,19 @@ class CanLog:
         self._reader.stop()
 
 
-def _open(log: str) -> tuple[can.io.generic.MessageReader, int, UnpackedFile | None]:
+def _open(log: str) -> tuple[can.io.generic.MessageReader | ViewReader, int, UnpackedFile | None]:
     """A reader of the log, the mark of its beginning, and the file that is unpacked for it, where it is packed."""
+    path = Path(log)
     try:
-        with Path(log).open("rb") as file:
+        with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
-        if packing_of(head):
-            reader, packed = _open_packed(Path(log))
+        suffixes = [suffix.lower() for suffix in path.suffixes]
+        is_packed = bool(packing_of(head))
+        if any(suffix in _TEXT_LOGS for suffix in suffixes[-2 if is_packed else -1 :]) and is_view(path):
+            packed = open_unpacked(path, whole_lines=True)
+            return ViewReader(io.TextIOWrapper(packed, encoding="ascii", errors="replace")), zlib.crc32(head), packed
+        if is_packed:
+            reader, packed = _open_packed(path)
             return reader, zlib.crc32(head), packed
         return can.LogReader(log), zlib.crc32(head), None
     except OSError as error:

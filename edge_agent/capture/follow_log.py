@@ -218,18 +218,20 @@ class FollowedLog:
     def _end_rotated(self) -> None:
         """A rotated file is read to its end: its last line ends there, unless the log was cut and its writer went on."""
         rest = self._unfinished()
-        if not self._was_cut() or not rest or (self._form == JSONL and is_whole(JSONL, "", rest)):
+        if not self._may_have_been_cut() or not rest or (self._form == JSONL and is_whole(JSONL, "", rest)):
             self._set_final()
             return
         self._lead = self._seen_rest if self._seen_rest.startswith(rest) else rest
         self._finish()
 
-    def _was_cut(self) -> bool:
-        """Whether the log that is written now is the one that was being read: it was copied and cut, not renamed."""
+    def _may_have_been_cut(self) -> bool:
+        """Whether this file may be a copy of the log. One that was the log itself was renamed, and is whole."""
+        assert self._file is not None
         try:
-            return self._inode > 0 and self._path.stat().st_ino == self._inode
+            log_inode = self._path.stat().st_ino
         except FileNotFoundError:
             return False
+        return log_inode == self._inode or self._file.stat().st_ino != self._inode
 
     def _unfinished(self) -> bytes:
         """What was read of a row that is not whole."""

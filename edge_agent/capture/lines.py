@@ -60,7 +60,7 @@ class Lines:
         if offset and not self._seek(offset):
             self._file.close()
             raise SourceError(
-                f"{path} ends before byte {offset}, where it was left; it was cut since: a log that is written to is for kind tail"
+                f"{path} ends before byte {offset}, where it was left; it was cut since: follow a growing log by kind tail"
             )
 
     def __iter__(self) -> Iterator[str]:
