@@ -12,12 +12,16 @@
     time_start = "2024-05-01T00:00:00Z"  # with a `time` that counts from 0
     columns = { camera = "line-3" }  # the same for every sample
     settle_ms = 500                  # a file must stay unchanged for so long
+    max_settle_s = 30.0              # a picture without its end must stay unchanged for so long
     part_threshold_bytes = 1048576   # above: handed on as a path, never read into memory
     end_when_idle = false
 
 A file is the same as long as name, inode, size and modification time are: chmod, chown and links do not make it new, a
 rewrite does. With `keep` another name does not make it new either, and across a restart name, size and modification time are
 enough. Nothing depends on clocks: `keep` remembers every file that it captured and that is still there, in 19 bytes each.
+
+A picture whose format says that its end is missing waits by itself; one that stays so for `max_settle_s` is captured with
+`payload_complete` false.
 """
 
 import contextlib
@@ -31,6 +35,7 @@ import msgspec
 
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.cells import CellError, to_time_us
+from edge_agent.capture.folder_ends import PictureEnds
 from edge_agent.capture.folder_files import FileSamples
 from edge_agent.capture.folder_scan import FoundFile, Remembered, Settling, is_unchanged, look
 from edge_agent.capture.options import check_rename, read_options
@@ -60,6 +65,7 @@ class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_start: str = ""
     columns: dict[str, str | int | float | bool] = {}
     settle_ms: int = 500
+    max_settle_s: float = 30.0
     poll_ms: int = 200
     part_threshold_bytes: int = 1024 * 1024
     end_when_idle: bool = False
@@ -94,6 +100,7 @@ class DirectorySource:
         forms = (options.pattern,) if isinstance(options.pattern, str) else options.pattern
         self._patterns = [pattern.lower() for pattern in forms]
         self._settling = Settling(options.settle_ms / 1000)
+        self._ends = PictureEnds(self._folder, options.max_settle_s)
         self._ready: deque[FoundFile] = deque()
         self._waiting = True  # whether files were seen that have not settled
         self._next_look_s = clock.monotonic_s()
@@ -143,7 +150,7 @@ class DirectorySource:
             file = self._ready.popleft()
             taken.append(file)
             size += file.size if file.size <= self._options.part_threshold_bytes else 0
-        batch, captured = self._samples.read(taken)
+        batch, captured = self._samples.read(taken, [self._ends.take(file) for file in taken])
         self._done.update(self._key(file) for file in taken)
         self._remembered.add(captured)
         return None if batch is None else self._give(captured, batch)
@@ -159,7 +166,7 @@ class DirectorySource:
         self._next_look_s = now_s + max(self._options.poll_ms / 1000, rest_s)
         self._done.intersection_update([self._key(file) for file in here])
         files = [file for file in here if self._key(file) not in self._done]
-        settled = self._settling.settled(files, now_s)
+        settled = self._ends.complete(self._settling.settled(files, now_s), files, now_s)
         self._waiting = len(settled) < len(files)
         self._ready.extend(settled)
         self._samples.refresh()

@@ -16,7 +16,8 @@ from edge_agent.capture.sidecars import AttributeTable, Sidecars
 from edge_agent.capture.tables import objects_chunk
 from schemas.contract import Contract
 
-_EXTRA_COLUMNS = ("mask", "file_name", "media_type", "width", "height")
+COMPLETE = "payload_complete"
+_EXTRA_COLUMNS = ("mask", "file_name", "media_type", "width", "height", COMPLETE)
 
 
 class FileOptions(Protocol):
@@ -66,13 +67,18 @@ class FileSamples:
         beside = [sidecar] if sidecar is not None and sidecar.parent == self._folder else []
         return [self._folder / name, *beside]
 
-    def read(self, files: Sequence[FoundFile]) -> tuple[SampleBatch | None, list[FoundFile]]:
-        """One batch of all files that can be read, in order, and which those are; the others are counted and left in place."""
+    def read(self, files: Sequence[FoundFile], ends: Sequence[bool | None]) -> tuple[SampleBatch | None, list[FoundFile]]:
+        """One batch of all files that can be read, in order, and which those are; the others are counted and left in place.
+
+        Args:
+            files: to be read.
+            ends: whether each has its end, as its format tells.
+        """
         read: list[FoundFile] = []
         rows: list[dict[str, object]] = []
         times: list[int] = []
         payloads: list[bytes | Path | None] = []
-        for file in files:
+        for file, is_complete in zip(files, ends, strict=True):
             try:
                 payload, row = self._one(file)
             except OSError as error:
@@ -80,6 +86,11 @@ class FileSamples:
                 continue
             read.append(file)
             times.append(self._time_us(file, row))
+            if COMPLETE in self._known and False in ends:
+                # In no other batch, so that a core that does not know the column yet takes those.
+                row.setdefault(COMPLETE, is_complete)
+            elif is_complete is False:
+                self._rejects.count(f"cell payload: the picture has no end, and the contract no {COMPLETE} to say so", file.name)
             rows.append(row)
             payloads.append(payload)
         if not rows:
