@@ -28,6 +28,7 @@ class Health(msgspec.Struct, frozen=True):
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
         policy: the edge rules in force; None where `[policy]` names no key.
         failing: source -> why it does not run at this moment; it is tried again.
+        sources: source -> runs, fails or ended.
     """
 
     at_ms: int
@@ -48,6 +49,7 @@ class Health(msgspec.Struct, frozen=True):
     waiting_streams: tuple[str, ...] = ()
     policy: PolicyReport | None = None
     failing: dict[str, str] = {}
+    sources: dict[str, str] = {}
 
 
 def write_health(state_dir: Path, health: Health) -> None:

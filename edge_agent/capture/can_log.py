@@ -18,6 +18,7 @@ from edge_agent.capture.cells import to_time_us
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.unpacking import UnpackedFile, open_unpacked, packing_of
 from edge_agent.errors import SourceEndedError, SourceError
+from edge_agent.option_paths import is_same_path
 from schemas.contract import Contract
 
 _HEAD_BYTES = 4_096
@@ -65,7 +66,7 @@ class CanLog:
         except msgspec.MsgspecError:
             self._rejects.count("file: the stored position is unreadable; read from the start")
             return
-        if (at.log, at.head) == (self._options.log, self._head):
+        if is_same_path(at.log, self._options.log) and at.head == self._head:
             self._shift_us = at.shift_us
             for _ in range(at.frames):
                 self._next()

@@ -2,7 +2,7 @@
 
     kind = "directory"
     path = "/var/spool/camera"
-    pattern = ["*.jpg", "*.png"]     # default: pictures
+    pattern = ["*.jpg", "*.png"]     # default: files of the media types that the contract takes
     done = "delete"                  # keep | delete | move (into <path>/done)
     sidecars = "labels"              # <name>.json or <stem>.json here; default: beside the picture
     masks = "masks"                  # <stem>.png becomes the column mask
@@ -37,14 +37,23 @@ from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.cells import CellError, to_time_us
 from edge_agent.capture.folder_ends import PictureEnds
 from edge_agent.capture.folder_files import FileSamples
-from edge_agent.capture.folder_scan import FoundFile, Remembered, Settling, is_unchanged, look
+from edge_agent.capture.folder_scan import FoundFile, Remembered, Settling, is_unchanged, look, second_name
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from schemas.contract import Contract
 
-PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.svs")
+# Media type -> the names of such files.
+_NAMES = {
+    "image/jpeg": ("*.jpg", "*.jpeg"),
+    "image/png": ("*.png",),
+    "image/tiff": ("*.tif", "*.tiff", "*.svs"),
+    "image/gif": ("*.gif",),
+    "image/bmp": ("*.bmp",),
+    "image/webp": ("*.webp",),
+    "video/mp4": ("*.mp4",),
+}
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 # Of a look that takes longer than this, at most a tenth of the time is spent looking.
 _LONG_LOOK_S = 0.25
@@ -55,7 +64,7 @@ class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The options of a watched folder; the module's docstring shows each."""
 
     path: str
-    pattern: str | tuple[str, ...] = PICTURES
+    pattern: str | tuple[str, ...] = ()
     done: Literal["keep", "delete", "move"] = "keep"
     sidecars: str = ""
     masks: str = ""
@@ -97,7 +106,7 @@ class DirectorySource:
         self._folder = Path(options.path)
         self._rejects = Rejects(f"directory {self._folder.name}")
         self._samples = FileSamples(options, contract, self._rejects)
-        forms = (options.pattern,) if isinstance(options.pattern, str) else options.pattern
+        forms = (options.pattern,) if isinstance(options.pattern, str) else options.pattern or patterns_of(contract)
         self._patterns = [pattern.lower() for pattern in forms]
         self._settling = Settling(options.settle_ms / 1000)
         self._ends = PictureEnds(self._folder, options.max_settle_s)
@@ -209,7 +218,7 @@ class DirectorySource:
             target = self._folder / "done" / path.name
             target.parent.mkdir(exist_ok=True)
             if target.exists():
-                target = target.with_name(f"{path.stem}.{file.changed_ns}{path.suffix}")
+                target = target.with_name(second_name(path.name, file.changed_ns))
             with contextlib.suppress(FileNotFoundError):  # a sidecar shared by two pictures went with the first
                 path.rename(target)
         except OSError as error:
@@ -217,6 +226,13 @@ class DirectorySource:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def patterns_of(contract: Contract) -> tuple[str, ...]:
+    """Names of the files that a contract takes; of pictures of all kinds, where it names no media type."""
+    types = contract.payload.media_types if contract.payload is not None else ()
+    wanted = [type_ for type_ in types or _NAMES if type_ in _NAMES]
+    return tuple(pattern for type_ in wanted for pattern in _NAMES[type_])
 
 
 def check(options: Mapping[str, object], contract: Contract) -> DirectoryOptions:
@@ -230,6 +246,11 @@ def check(options: Mapping[str, object], contract: Contract) -> DirectoryOptions
     check_rename("directory", {name: name for name in chosen.columns}, contract)
     if contract.payload is None:
         raise ConfigError(f"source 'directory': contract {contract.name} has no payload; files need one that has")
+    if not chosen.pattern and not patterns_of(contract):
+        types = ", ".join(contract.payload.media_types)
+        raise ConfigError(
+            f"source 'directory': pattern is missing: no file names are known for {types} of contract {contract.name}"
+        )
     if chosen.time_start:
         try:
             to_time_us(chosen.time_start)

@@ -26,6 +26,8 @@ class FileOptions(Protocol):
     @property
     def path(self) -> str: ...  # noqa: D102  # told in edge_agent.capture.directory
     @property
+    def pattern(self) -> str | tuple[str, ...]: ...  # noqa: D102
+    @property
     def sidecars(self) -> str: ...  # noqa: D102
     @property
     def masks(self) -> str: ...  # noqa: D102
@@ -50,6 +52,7 @@ class FileSamples:
         self._options = options
         self._folder = Path(options.path)
         self._rejects = rejects
+        self._media_types = contract.payload.media_types if contract.payload is not None and contract.column("media_type") else ()
         self._known = {name for name in _EXTRA_COLUMNS if contract.column(name) is not None}
         masks = Path(options.masks) if options.masks and contract.column("mask") is not None else None
         self._sidecars = Sidecars(Path(options.sidecars) if options.sidecars else self._folder, masks, rejects)
@@ -84,6 +87,9 @@ class FileSamples:
             except OSError as error:
                 self._rejects.count(f"file: cannot be read ({error.strerror})", file.name)
                 continue
+            if not self._is_taken(row):
+                self._rejects.count(f"file: {row.get('media_type') or 'no picture'} is nothing for this contract", file.name)
+                continue
             read.append(file)
             times.append(self._time_us(file, row))
             if COMPLETE in self._known and False in ends:
@@ -97,6 +103,11 @@ class FileSamples:
             return None, []
         columns: dict[str, Sequence[Scalar]] = self._mapper.convert(objects_chunk(rows), frozenset({self._options.time}))
         return SampleBatch(times, columns, payloads, agent_clock=self._options.time == "mtime"), read
+
+    def _is_taken(self, row: dict[str, object]) -> bool:
+        """Whether the contract takes a file; looked at where no pattern was chosen: who chose one gets what it matches."""
+        types = self._media_types
+        return not types or bool(self._options.pattern) or row.get("media_type") in types
 
     def _one(self, file: FoundFile) -> tuple[bytes | Path, dict[str, object]]:
         path = self._folder / file.name

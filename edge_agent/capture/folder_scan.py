@@ -14,6 +14,8 @@ from pathlib import Path
 
 from edge_agent.errors import SourceError
 
+_MAX_NAME_BYTES = 255
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class FoundFile:
@@ -112,6 +114,16 @@ def _stat(entry: os.DirEntry[str]) -> FoundFile | None:
     except FileNotFoundError:
         return None  # it was renamed or removed between the two calls: the next look sees what became of it
     return FoundFile(stat.st_ctime_ns, entry.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def second_name(name: str, number: int) -> str:
+    """Another name for a file whose own is taken: with a number before its suffix, and no longer than a file's name may be."""
+    stem, dot, suffix = name.rpartition(".")
+    if not stem:
+        stem, dot, suffix = name, "", ""
+    end = os.fsencode(f".{number}{dot}{suffix}")[-_MAX_NAME_BYTES // 2 :]
+    kept = os.fsencode(stem)[: _MAX_NAME_BYTES - len(end)]
+    return os.fsdecode(kept + end)
 
 
 def is_unchanged(folder: Path, file: FoundFile) -> bool:

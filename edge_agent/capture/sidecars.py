@@ -32,7 +32,7 @@ class Sidecars:
     def path(self, name: str) -> Path | None:
         """The JSON file of a picture, if there is one."""
         whole, stem = self._folder / f"{name}.json", self._folder / f"{Path(name).stem}.json"
-        return whole if whole.is_file() else stem if stem.is_file() else None
+        return whole if _is_file(whole) else stem if _is_file(stem) else None
 
     def read(self, name: str) -> dict[str, Any]:
         """Its content; labelme's documents become one value, `annotation`, without the copy of the picture in them."""
@@ -56,7 +56,7 @@ class Sidecars:
     def mask(self, name: str) -> bytes | None:
         """The mask of a picture, if there is one."""
         path = None if self._masks is None else self._masks / f"{Path(name).stem}.png"
-        return self._bytes(path, _MAX_MASK_BYTES) if path is not None and path.is_file() else None
+        return self._bytes(path, _MAX_MASK_BYTES) if path is not None and _is_file(path) else None
 
     def _bytes(self, path: Path | None, limit: int) -> bytes | None:
         if path is None:
@@ -71,6 +71,14 @@ class Sidecars:
             self._rejects.count(f"cell: sidecar above {limit} bytes", str(path))
             return None
         return body
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that is too long to be one belongs to none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 class AttributeTable:
