@@ -13,7 +13,7 @@ from edge_agent.lineup import Lineup
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.progress import Progress
 from edge_agent.vitals import Vitals, judge_live
-from schemas.reported import PolicyReport
+from schemas.reported import DocumentReport, PolicyReport
 
 _MAX_SAID = 500
 
@@ -31,6 +31,7 @@ class Monitor:
         lineup: the sources.
         clock: monotonic time for ages; wall clock for how long a sample has waited.
         policy: what the rules' room says of itself.
+        documents: what was taken of the signed documents.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Monitor:
         lineup: Lineup,
         clock: Clock,
         policy: Callable[[], PolicyReport | None] = lambda: None,
+        documents: Callable[[], tuple[DocumentReport, ...]] = tuple,
     ) -> None:
         self._config = config
         self._version = version
@@ -50,6 +52,7 @@ class Monitor:
         self._lineup = lineup
         self._clock = clock
         self._policy = policy
+        self._documents = documents
         self._started_s = clock.monotonic_s()
         self._main_turned_s = self._started_s
         self.failure = ""
@@ -111,6 +114,7 @@ class Monitor:
             rejected=_by_source((pump.name, pump.rejected()) for pump in self._lineup.pumps),
             left_out=_by_source((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             policy=self._policy(),
+            documents=self._documents(),
             failing={pump.name: pump.failing[:_MAX_SAID] for pump in self._lineup.pumps if pump.failing},
         )
         try:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from edge_agent.doctor.findings import Diagnosis, Verdict
 from edge_agent.looking import Ledger, Status
-from schemas.reported import PolicyReport
+from schemas.reported import DocumentReport, PolicyReport
 
 _MIB = 1024 * 1024
 
@@ -35,6 +35,8 @@ def show_status(status: Status) -> None:
         table.add_row("memory", f"{health.rss_bytes / _MIB:.1f} MiB")
         if health.policy is not None:
             table.add_row("rules from the core", _policy(health.policy))
+        for document in health.documents:
+            table.add_row(f"orders: {escape(document.kind)}", _document(document))
         for name, words in (("refused", health.rejected), ("left out", health.left_out)):
             if told := "\n".join(_reasons(words)):
                 table.add_row(name, told)
@@ -85,6 +87,16 @@ def _policy(policy: PolicyReport) -> str:
     words += [f"[yellow]not inspected[/yellow] {escape(name)}: {samples:,}" for name, samples in blind]
     if policy.refused:
         words.append(f"[red]{policy.refused} refused[/red], the last: {escape(policy.reason)}")
+    return "\n".join(words)
+
+
+def _document(document: DocumentReport) -> str:
+    """What was taken, what was refused, and why the last one was not taken."""
+    words = [f"counter {document.counter}" if document.counter else "none yet"]
+    if document.refused:
+        words.append(f"[red]{document.refused} refused[/red]")
+    if document.reason:
+        words.append(escape(document.reason))
     return "\n".join(words)
 
 
