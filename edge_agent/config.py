@@ -271,5 +271,11 @@ def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
     if director is not None and director.file is not None:
         director = msgspec.structs.replace(director, file=folder / director.file)
     return msgspec.structs.replace(
-        config, director=director, state_dir=folder / config.state_dir, broker=broker, source=sources, redaction=redaction, model=model
+        config,
+        director=director,
+        state_dir=folder / config.state_dir,
+        broker=broker,
+        source=sources,
+        redaction=redaction,
+        model=model,
     )

@@ -18,10 +18,8 @@ def open_orders(config: AgentConfig, clock: Clock) -> DocumentInbox[DesiredModel
     """Build what admits signed desired states; None without `[director]`: then unsigned ones are followed, for this release."""
     trust = director_trust(config)
     if trust is None:
-        log.warning(
-            "desired_state_unsigned",
-            action="add [director] with the key that `catchment director show` prints; the next release follows signed orders only",
-        )
+        action = "add the [director] table that `catchment director show` prints; the next release follows signed orders alone"
+        log.warning("desired_state_unsigned", action=action)
         return None
     counter = CounterFile(config.state_dir, DocumentKind.DESIRED, trust.keys)
     gate = DocumentGate(DocumentKind.DESIRED, DesiredModels, trust, counter, clock, MAX_DESIRED_BYTES)

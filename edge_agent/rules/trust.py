@@ -63,9 +63,7 @@ class PolicyAdmission:
         self._counter = CounterFile(folder, DocumentKind.EDGE_POLICY, trust.keys)
         for key in self._older_keys:  # an agent of the release before noted it there
             self._counter.raise_to(Seen(read_seen(folder, key)))
-        self._gate = DocumentGate(
-            DocumentKind.EDGE_POLICY, EdgeRules, trust, self._counter, clock, MAX_EDGE_POLICY_BYTES, check
-        )
+        self._gate = DocumentGate(DocumentKind.EDGE_POLICY, EdgeRules, trust, self._counter, clock, MAX_EDGE_POLICY_BYTES, check)
 
     def admit(self, body: bytes) -> Candidate:
         """Decide whether the policy in a message may be applied now.
