@@ -113,7 +113,7 @@ class PolicyAdmission:
 
 
 class _Form(msgspec.Struct):
-    document: msgspec.Raw | None = None
+    document: object = None
 
 
 def is_document(body: bytes) -> bool:
