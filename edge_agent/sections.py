@@ -179,20 +179,17 @@ class PolicyConfig(Section, frozen=True):
         public_keys: more of them, while the key is being changed.
     """
 
-    public_key: str = ""
+    public_key: str
     public_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.public_key:
-            _check_keys("public_key", (self.public_key,))
+        _check_keys("public_key", (self.public_key,))
         _check_keys("public_keys", self.public_keys)
-        if not self.keys:
-            raise ValueError("public_key is missing: 64 hexadecimal digits, as `catchment policy keygen` prints them")
 
     @property
     def keys(self) -> tuple[str, ...]:
         """All of them."""
-        return tuple(dict.fromkeys((*filter(None, (self.public_key,)), *self.public_keys)))
+        return tuple(dict.fromkeys((self.public_key, *self.public_keys)))
 
 
 def is_loopback(host: str) -> bool:

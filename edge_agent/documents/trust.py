@@ -5,6 +5,7 @@ from pathlib import Path
 
 import structlog
 
+from edge_agent.atomic import write_atomic
 from edge_agent.config import AgentConfig
 from edge_agent.errors import ConfigError
 from edge_agent.sections import MAX_KEYS
@@ -64,6 +65,32 @@ def read_key_file(path: Path) -> tuple[str, ...]:
         raise ConfigError(f"director.file {path}: {error.strerror}; `edge-agent enrol --director` writes it") from error
     except ValueError as error:
         raise ConfigError(f"director.file {path}: {error}; `catchment director show` prints the keys") from error
+
+
+def write_key_file(path: Path, keys: str) -> tuple[str, ...]:
+    """Write the director's keys where `[director] file` finds them, in place of those that were there.
+
+    Args:
+        path: the file.
+        keys: public keys, separated by blanks or commas; or the name of a file that holds them.
+
+    Returns:
+        The keys.
+
+    Raises:
+        ConfigError: not 1 to 4 public keys, nor a file of them.
+        OSError: the file cannot be written.
+    """
+    words = keys.replace(",", " ").split()
+    if all(PUBLIC_KEY_HEX.fullmatch(word) for word in words):
+        try:
+            found = parse_keys("\n".join(words))
+        except ValueError as error:
+            raise ConfigError(f"--director {error}") from error
+    else:
+        found = read_key_file(Path(keys))
+    write_atomic(path, "".join(f"{key}\n" for key in found).encode(), mode=0o644)
+    return found
 
 
 def parse_keys(text: str) -> tuple[str, ...]:
