@@ -113,7 +113,7 @@ class ModelServer:
         rollouts = [self._halted_if_failing(item, reports) for item in self._rollouts.all()]
         named = {device for item in rollouts if item.state == "running" for device in item.devices.named_devices}
         orders = self._open_orders()
-        for device in sorted({*reports, *named}):
+        for device in sorted({*reports, *named, *self._told}):
             self._tell(device, rollouts, reports.get(device, ()), orders)
 
     def _open_orders(self) -> DesiredOrders:
