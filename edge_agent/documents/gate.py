@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from edge_agent.clock import Clock
+from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.documents.counter import CounterFile, Seen
 from edge_agent.documents.signature import check_signatures
 from edge_agent.documents.trust import DocumentTrust
@@ -24,8 +25,6 @@ from schemas.signed_document import (
     signing_bytes,
 )
 
-# This form was made then: a clock before it was never set.
-_FORM_MADE_MS = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1000)
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
@@ -141,7 +140,7 @@ def judge_time(document: Document, now_ms: int) -> None:
         DocumentLaterError: its time has not come, or cannot be known to have.
         ExpiredDocumentError: it is over.
     """
-    if now_ms < _FORM_MADE_MS:
+    if now_ms < EARLIEST_MS:
         if document.not_before_ms:
             raise DocumentLaterError(f"counter {document.counter} is to be applied from a time on, and the clock was never set")
         return
