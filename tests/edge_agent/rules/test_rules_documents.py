@@ -191,6 +191,15 @@ def test_the_release_before_finds_the_newest_version_where_it_looks(director, tm
     assert read_seen(tmp_path, director.public_key) == 9
 
 
+def test_a_key_file_that_cannot_be_read_costs_no_rules_that_are_kept(director, tmp_path):
+    assert Device(tmp_path, director.public_key).take(director.sign(document(3)))
+    without = Device(tmp_path)
+    assert not without.take(director.sign(document(4)))
+    assert (without.version, without.desk.report().refused) == (0, 0)
+    assert (tmp_path / FILE_NAME).exists()
+    assert Device(tmp_path, director.public_key).version == 3
+
+
 def test_rules_that_wait_for_their_time_are_applied_when_it_has_come(director, tmp_path):
     device = Device(tmp_path, director.public_key)
     body = director.sign(document(3, not_before_ms=NOW_MS + DAY_MS))
