@@ -18,6 +18,7 @@ from edge_agent.capture.succession import predecessor
 from edge_agent.clock import Clock, SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
+from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import notify_service_manager
 from edge_agent.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
@@ -37,7 +38,8 @@ from edge_agent.uplink.forwarder import Forwarder
 from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
 from schemas.contract import Contract
-from schemas.reported import ModelReport
+from schemas.reported import DocumentReport, ModelReport
+from schemas.rollout import DesiredModels
 from schemas.topics import Topics
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ class Agent:
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
         self._boot_clock = system_boot_clock(self._clock)
+        self._orders: DocumentInbox[DesiredModels] | None = None
         self._rules = open_rules(config, self._clock)
         self._spool = spool or open_spool(config, self._clock)
         try:
@@ -103,6 +106,7 @@ class Agent:
                 self._rules.report,
                 lambda: self._clock_hold.is_holding,
             )
+            self._monitor.documents = self._document_reports
             self._health = self._build_health_server() if config.health.port else None
         except BaseException:
             self._spool.close()
@@ -221,6 +225,7 @@ class Agent:
             config.uplink.report_interval_s,
             self._clock,
             self._rules.report,
+            self._document_reports,
         )
         connect: Callable[[Events], Session] = partial(PahoSession, config.broker, config.device)
         topics = Topics(config.broker.namespace)
@@ -255,11 +260,13 @@ class Agent:
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
         # Loaded only where models run: it brings signatures and an inference runtime along.
         from edge_agent.models.config import ModelConfig  # noqa: PLC0415
+        from edge_agent.models.desired import open_orders  # noqa: PLC0415
         from edge_agent.models.updater import ModelUpdater  # noqa: PLC0415
 
         model = convert_table("model", table, ModelConfig)
         self._model_streams = frozenset(model.streams)
-        return ModelUpdater(model, self._config.state_dir, self._request_piece, self._clock)
+        self._orders = open_orders(self._config, self._clock)
+        return ModelUpdater(model, self._config.state_dir, self._request_piece, self._clock, orders=self._orders)
 
     def _build_health_server(self) -> "HealthServer":
         # Loaded only where somebody asks: an HTTP server brings 2 MB along.
@@ -272,6 +279,9 @@ class Agent:
 
     def _model_reports(self) -> tuple[ModelReport, ...]:
         return () if self._models is None else self._models.report()
+
+    def _document_reports(self) -> tuple[DocumentReport, ...]:
+        return () if self._orders is None else (self._orders.report(),)
 
 
 def agent_version() -> str:
