@@ -55,7 +55,7 @@ def has_end(file: BinaryIO, size: int, name: str = "") -> bool | None:
 
 def _judge(file: BinaryIO, size: int, magic: bytes) -> bool | None:
     if magic.startswith(b"\xff\xd8\xff"):
-        return _jpeg(file)
+        return _jpeg(file, size)
     if magic.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png(file, size)
     if magic[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -80,24 +80,33 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
     return found
 
 
-def _jpeg(file: BinaryIO) -> bool | None:
-    """Segment by segment, so that the end of a thumbnail within one is not taken for the picture's."""
+def _jpeg(file: BinaryIO, size: int) -> bool | None:
+    """Segment by segment, so that the end of a thumbnail within one is not taken for the picture's.
+
+    Of a file whose segments make no sense the last two bytes decide.
+    """
     file.seek(2)
-    for _ in range(_MAX_STEPS):
-        if _exactly(file, 1) != b"\xff":
-            _pass_to_marker(file)  # stray bytes, as decoders pass over, too
-            continue
-        marker = 0xFF
-        while marker == 0xFF:
-            marker = _exactly(file, 1)[0]
-        if marker == _JPEG_END:
-            return True
-        if marker in _JPEG_BARE:
-            continue
-        (length,) = struct.unpack(">H", _exactly(file, 2))
-        _exactly(file, max(0, length - 2))
-        if marker == _JPEG_SCAN:
-            _pass_to_marker(file)
+    is_strange = False
+    try:
+        for _ in range(_MAX_STEPS):
+            if _exactly(file, 1) != b"\xff":
+                is_strange = True
+                _pass_to_marker(file)  # stray bytes, as decoders pass over, too
+                continue
+            marker = 0xFF
+            while marker == 0xFF:
+                marker = _exactly(file, 1)[0]
+            if marker == _JPEG_END:
+                return True
+            if marker in _JPEG_BARE:
+                continue
+            (length,) = struct.unpack(">H", _exactly(file, 2))
+            _exactly(file, max(0, length - 2))
+            if marker == _JPEG_SCAN:
+                _pass_to_marker(file)
+    except _CutShortError:
+        file.seek(size - 2)
+        return is_strange and file.read(2) == bytes((0xFF, _JPEG_END))
     return None
 
 

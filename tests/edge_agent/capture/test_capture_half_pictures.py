@@ -81,6 +81,13 @@ def test_space_that_was_allocated_before_the_content_came_is_no_picture(kind):
         assert has_end(io.BytesIO(space), len(space), "x.jpg") is False
 
 
+def test_of_a_jpeg_whose_segments_make_no_sense_the_last_bytes_decide():
+    for seed in range(40):
+        noise = b"\xff\xd8\xff\xe0\0\x10" + random.Random(seed).randbytes(400_000).replace(b"\xff\xd9", b"\xff\xda")
+        assert has_end(io.BytesIO(noise + b"\xff\xd9"), len(noise) + 2) is True
+        assert has_end(io.BytesIO(noise), len(noise)) is False
+
+
 def test_real_pictures_have_their_ends(shared_data):
     found = [path for form in ("jpg", "tif", "svs", "mp4") for path in shared_data.rglob(f"*.{form}")]
     assert len(found) > 300
