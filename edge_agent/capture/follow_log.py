@@ -12,6 +12,7 @@ from pathlib import Path
 from edge_agent.capture.follow_forms import (
     CSV,
     JSONL,
+    PLAIN,
     ZEEK,
     CsvLines,
     is_header,
@@ -116,8 +117,8 @@ class FollowedLog:
             since_ns=self._since_ns,
             inode=self._inode,
             form=self._form,
-            header=self._header[:_MAX_HEADER_CHARS],
-            lead=self._lead[:_MAX_LEAD_BYTES],
+            header=_kept(self._header),
+            lead=self._lead if len(self._lead) <= _MAX_LEAD_BYTES else b"",
         )
         if self._file is None or self._reader is None or self._lines is None:
             return known
@@ -135,7 +136,7 @@ class FollowedLog:
             prints_of(content),
             known.inode,
             known.form,
-            (self._reader.header or self._header)[:_MAX_HEADER_CHARS],
+            _kept(self._reader.header or self._header),
             known.lead,
         )
 
@@ -225,13 +226,16 @@ class FollowedLog:
         self._finish()
 
     def _may_have_been_cut(self) -> bool:
-        """Whether this file may be a copy of the log. One that was the log itself was renamed, and is whole."""
+        """Whether the other half of this file's last line may stand in the next one. Forms other than plain tell by content.
+
+        A plain log that was the log itself was renamed, and is whole; but inode numbers are given again.
+        """
         assert self._file is not None
         try:
             log_inode = self._path.stat().st_ino
         except FileNotFoundError:
             return False
-        return log_inode == self._inode or self._file.stat().st_ino != self._inode
+        return self._form != PLAIN or log_inode == self._inode or self._file.stat().st_ino != self._inode
 
     def _unfinished(self) -> bytes:
         """What was read of a row that is not whole."""
@@ -260,7 +264,7 @@ class FollowedLog:
     def _leave_cut(self) -> None:
         """The log was emptied where it stands: its rest is in the copy, if there is one."""
         at = self.position
-        self._header = at.header
+        self._header = self._reader.header or self._header if self._reader is not None else self._header
         self._seen_rest = self._unfinished()
         self.close()
         if at.head[0] and not self._find(at.mark, TablePosition(at.offset, at.header_offset), CUT):
@@ -278,8 +282,8 @@ class FollowedLog:
                 return True
             self.close()
         rotated = self._look(self._since_ns) or self._look(-1)
-        for file in sorted(rotated, key=lambda file: (-file.modified_ns, file.path.suffix in (".gz", ".zst", ".bz2", ".xz"))):
-            if mark.fits(file.begins):
+        for file in sorted(rotated, key=self._likelihood):
+            if mark.fits(file.begins) and not any(done.size >= 0 and file.was_read(done) for done in self._done):
                 self._open(file.path, start, is_live=False)
                 if self._holds(mark):
                     return True
@@ -289,6 +293,11 @@ class FollowedLog:
                 return False
         self._rejects.count(lost, self._path)
         return False
+
+    def _likelihood(self, file: RotatedFile) -> tuple[bool, int, bool]:
+        """Order of rotated files that may hold a place: those that were there before the log was first read come last."""
+        was_there = any(done.size < 0 and (done.head, done.modified_ns) == (file.head, file.modified_ns) for done in self._done)
+        return was_there, -file.modified_ns, file.is_packed
 
     def _is_shorter_copy(self, rotated: RotatedFile, mark: Mark) -> bool:
         if any(rotated.was_read(done) for done in self._done):
@@ -440,3 +449,8 @@ class FollowedLog:
 
     def _look(self, since_ns: int) -> list[RotatedFile]:
         return self._rotated.look(since_ns, self._clock.now_ms())
+
+
+def _kept(header: str) -> str:
+    """A header as it is kept in a position: whole or not at all."""
+    return header if len(header) <= _MAX_HEADER_CHARS else ""

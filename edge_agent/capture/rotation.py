@@ -30,6 +30,11 @@ class RotatedFile:
         return head_of(self.begins)
 
     @property
+    def is_packed(self) -> bool:
+        """Whether its name says that it is packed."""
+        return _PACKED_NAME.search(self.path.name) is not None
+
+    @property
     def order(self) -> tuple[int, int, str]:
         """Oldest first; of one moment the higher number first, as logrotate counts, then the name."""
         found = _NUMBER.search(_PACKED_NAME.sub("", self.path.name))

@@ -78,7 +78,7 @@ def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(t
     options = {"format": "plain"} if form == "plain" else {}
     writer.rows(2)
     source, stored, seen = tail(writer.log, **options), [], []
-    position = source.position
+    position, kept = source.position, []
     for step in [*steps, "kill"]:
         if step == "rows":
             writer.rows(4, pad=30)
@@ -88,6 +88,9 @@ def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(t
             writer.begin_anew()
             writer.rows(1)
         elif step == "pack":
+            if form == "plain":  # only its inode tells a renamed plain log: the number must not be given again
+                kept.append(os.open(writer.log, os.O_RDONLY))
+                kept.extend(os.open(path, os.O_RDONLY) for path in folder.glob("press.log.*"))
             writer.pack()
         elif step == "kill":
             source.close()
@@ -102,6 +105,8 @@ def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(t
     seen += take(source)[0]
     source.close()
     writer.close()
+    for fd in kept:
+        os.close(fd)
     assert seen == writer.written
     assert source.rejected == {}
 
