@@ -102,9 +102,13 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never."""
+    """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never.
+
+    `keep_versions`: how many versions of a table can be opened at most, however young the older ones are.
+    """
 
     keep_versions_h: float = 168
+    keep_versions: int = 500
     keep_landing_h: float = 168
     keep_objects_h: float = 720
     every_s: float = 3_600

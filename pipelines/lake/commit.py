@@ -18,7 +18,7 @@ from pipelines.errors import ConflictError, CorruptLakeError, RetryLaterError
 from pipelines.lake.copy import deliver, forget
 from pipelines.lake.files import NewFile
 from pipelines.lake.layout import COMMITS, RUNS
-from pipelines.lake.table import ensure_table, open_table, sync_log
+from pipelines.lake.table import HOOKS, ensure_table, open_table, sync_log
 
 APP = "ingest"
 ATTEMPTS = 20
@@ -93,6 +93,7 @@ def commit_once(
                 commit_properties=CommitProperties(
                     custom_metadata={"run": str(run)}, app_transactions=[Transaction(app, run, now_ms)]
                 ),
+                post_commithook_properties=HOOKS,
             )
         except CommitFailedError as error:
             if "oncurrent" not in str(error):

@@ -21,7 +21,7 @@ from pipelines.errors import CorruptLakeError
 from pipelines.lake.compact_plan import MIN_FILES, Small, bins, name_of
 from pipelines.lake.copy import at_hand, folders_of, forget, send, size_of
 from pipelines.lake.files import write_table_file
-from pipelines.lake.layout import COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
+from pipelines.lake.layout import ARCHIVE, COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
 from pipelines.lake.payload_writer import PayloadShard, PayloadWriter
 from pipelines.lake.quarantined import closed
 from pipelines.lake.rollup import merged_table, rollup_table
@@ -57,6 +57,7 @@ def compact_all(root: Path, min_files: int = MIN_FILES) -> list[Compacted]:
         *(stream_table(stream) for stream in folders_of(root, STREAMS)),
         *(rollup_table(stream) for stream in folders_of(root, ROLLUPS)),
         COMMITS,
+        ARCHIVE,
         QUARANTINE_CLOSED,
         QUARANTINE,
     ]

@@ -17,6 +17,8 @@ QUARANTINE_CLOSED = "quarantine_closed"
 COMMITS = "commits"
 REQUESTS = "requests"
 ROLLUPS = "rollups"
+ARCHIVE = "archive"
+REMOVED = "removed"
 REPLAYS = ".replay"
 STALE = "runs/stale"
 
@@ -59,6 +61,11 @@ def books_path(root: Path, run: int) -> Path:
 def pins_path(root: Path, digest: str) -> Path:
     """The contracts and policies that plans refer to by digest."""
     return root / RUNS / "pins" / f"{digest}.json"
+
+
+def removed_path(root: Path, table: str) -> Path:
+    """The files that were removed from a table and are kept for readers of its older versions."""
+    return root / RUNS / REMOVED / f"{table.replace('/', '.')}.parquet"
 
 
 def requests_folder(root: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable, Schema
+from deltalake import DeltaTable, PostCommitHookProperties, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, DeltaProtocolError, TableNotFoundError
 
 from pipelines.atomic import sync_folder
@@ -15,6 +15,9 @@ from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, Refus
 from pipelines.lake.remote import remote_of
 
 CHECKPOINT_INTERVAL = 20
+# Left to itself the library lists the whole log after every commit, to delete entries that are 30 days old. Maintenance deletes
+# log entries here, once what they say has been archived.
+HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
 def open_table(root: Path, name: str) -> DeltaTable | None:
@@ -73,8 +76,10 @@ def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[s
         return table
     shown = stats_columns(pa.schema([*_arrow_schema(table), *missing]), private)
     try:
-        table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields))
-        _reopened(root, name).alter.set_table_properties({"delta.dataSkippingStatsColumns": ",".join(shown)})
+        table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields), post_commithook_properties=HOOKS)
+        _reopened(root, name).alter.set_table_properties(
+            {"delta.dataSkippingStatsColumns": ",".join(shown)}, post_commithook_properties=HOOKS
+        )
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody changed the table while columns were added; look again") from error
     except (DeltaError, OSError) as error:
@@ -133,6 +138,7 @@ def _create(root: Path, name: str, schema: pa.Schema, private: Collection[str]) 
             mode="ignore",
             configuration={
                 "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
+                "delta.enableExpiredLogCleanup": "false",
                 "delta.dataSkippingStatsColumns": ",".join(stats_columns(schema, private)),
             },
             storage_options=remote.table_options() if remote is not None else None,

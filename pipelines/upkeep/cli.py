@@ -78,4 +78,4 @@ def maintain(
 def keep_of(core: CoreConfig) -> Keep:
     """How long things are kept, by the configuration."""
     told = core.maintain
-    return Keep(told.keep_versions_h, told.keep_landing_h, told.keep_objects_h)
+    return Keep(told.keep_versions_h, told.keep_landing_h, told.keep_objects_h, versions=told.keep_versions)

@@ -1,4 +1,4 @@
-"""Maintenance of a lake: roll-ups, compaction, vacuum; one at a time, while runs go on."""
+"""Maintenance of a lake: roll-ups, compaction, archive, logs, vacuum; one at a time, while runs go on."""
 
 import fcntl
 import os
@@ -14,6 +14,8 @@ from pipelines.lake.layout import RUNS, maintain_lock_path
 from pipelines.lake.rollup import roll_up_all
 from pipelines.lake.rollup_again import roll_up_again
 from pipelines.lake.workplace import only_upkeep
+from pipelines.upkeep.archive import archive_runs
+from pipelines.upkeep.log_trim import keep_log, trim_logs
 from pipelines.upkeep.vacuum import Keep, Vacuum, Vacuumed
 
 log = structlog.get_logger(__name__)
@@ -55,4 +57,6 @@ def maintain(root: Path, keep: Keep) -> tuple[list[Compacted], Vacuumed]:
         except ConflictError as error:
             log.warning("compaction_put_off", reason=str(error))
             compacted = []
+        archive_runs(root)
+        trim_logs(root, keep_log(keep.versions_h, keep.versions, keep.grace_s))
         return compacted, Vacuum(root, keep).sweep()
