@@ -8,6 +8,7 @@ import msgspec
 import pyarrow as pa
 
 from pipelines.contracts.arrow import table_schema
+from pipelines.contracts.private import private_columns
 from pipelines.errors import ConfigError
 from pipelines.imaging.slides import chip_schema
 from pipelines.ingest.plan import Pins, Plan
@@ -21,7 +22,6 @@ from pipelines.ingest.quarantine import (
     Rejection,
     rejections_table,
 )
-from pipelines.ingest.tabulate import private_columns
 from pipelines.lake.books import BooksKey, Counts, books_by_stream
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import NewFile, write_table_file
@@ -70,7 +70,7 @@ def stream_shape(stream: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
         schema = pa.unify_schemas([table_schema(contract) for contract in contracts])
     except pa.ArrowException as error:
         raise ConfigError(f"contract {stream}: {error}; give the changed column a new name") from error
-    return schema, frozenset().union(*(private_columns(contract) for contract in contracts))
+    return schema, private_columns(*contracts)
 
 
 def _shape(table: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:

@@ -68,6 +68,11 @@ def removed_path(root: Path, table: str) -> Path:
     return root / RUNS / REMOVED / f"{table.replace('/', '.')}.parquet"
 
 
+def looked_at_path(root: Path, table: str) -> Path:
+    """Which files of a table were found to show no private value."""
+    return root / "cache" / "private" / f"{table.replace('/', '.')}.json"
+
+
 def requests_folder(root: Path) -> Path:
     """What people ask of the run loop."""
     return root / RUNS / REQUESTS

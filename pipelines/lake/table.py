@@ -72,11 +72,13 @@ def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[s
     if table is None:
         return _create(root, name, schema, private)
     missing = _missing_columns(name, table, schema)
-    if not missing:
+    if not missing and (shown_columns(table) or frozenset()).isdisjoint(private):
         return table
-    shown = stats_columns(pa.schema([*_arrow_schema(table), *missing]), private)
+    hidden = frozenset(private) | private_of(table, _arrow_schema(table))
+    shown = stats_columns(pa.schema([*_arrow_schema(table), *missing]), hidden)
     try:
-        table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields), post_commithook_properties=HOOKS)
+        if missing:
+            table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields), post_commithook_properties=HOOKS)
         _reopened(root, name).alter.set_table_properties(
             {"delta.dataSkippingStatsColumns": ",".join(shown)}, post_commithook_properties=HOOKS
         )
@@ -99,8 +101,14 @@ def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
 
 def private_of(table: DeltaTable, schema: pa.Schema) -> frozenset[str]:
     """Columns that statistics must not show, as the table was told when it was made."""
+    shown = shown_columns(table)
+    return frozenset() if shown is None else frozenset(schema.names) - shown
+
+
+def shown_columns(table: DeltaTable) -> frozenset[str] | None:
+    """The columns whose bounds may stand in the table's log, as it was told; None where it was told nothing."""
     told = table.metadata().configuration.get("delta.dataSkippingStatsColumns")
-    return frozenset() if told is None else frozenset(schema.names) - frozenset(told.split(","))
+    return None if told is None else frozenset(filter(None, told.split(",")))
 
 
 def sync_log(root: Path, name: str, version: int | None = None) -> None:
