@@ -73,6 +73,11 @@ def looked_at_path(root: Path, table: str) -> Path:
     return root / "cache" / "private" / f"{table.replace('/', '.')}.json"
 
 
+def table_states_path(root: Path) -> Path:
+    """What the last start found of every table."""
+    return root / "cache" / "tables.json"
+
+
 def requests_folder(root: Path) -> Path:
     """What people ask of the run loop."""
     return root / RUNS / REQUESTS

@@ -17,6 +17,7 @@ from pipelines.lake.remote import remote_of
 CHECKPOINT_INTERVAL = 20
 # Left to itself the library lists the whole log after every commit, to delete entries that are 30 days old. Maintenance deletes
 # log entries here, once what they say has been archived.
+_YOUNG = 2
 HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
@@ -127,7 +128,8 @@ def sync_log(root: Path, name: str, version: int | None = None) -> None:
         with entry.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(log)
-    sync_folder(root / name)
+    if version is None or version <= _YOUNG:
+        sync_folder(root / name)  # whoever made the log's folder may have been killed before it did so
 
 
 def _entries_from(log: Path, version: int) -> list[Path]:
@@ -179,9 +181,9 @@ def _arrow_schema(table: DeltaTable) -> pa.Schema:
     return pa.schema(table.schema().to_arrow())
 
 
-def check_evolution(table: DeltaTable, schema: pa.Schema) -> list[str]:
+def check_evolution(there: Schema, schema: pa.Schema) -> list[str]:
     """The columns of `schema` that a table has with another type, each with both types; new and missing columns are fine."""
-    present = {field.name: field.type for field in table.schema().fields}
+    present = {field.name: field.type for field in there.fields}
     return [
         f"column {field.name} is {_type_name(present[field.name])} in the table and {_type_name(field.type)} in the contract"
         for field in Schema.from_arrow(schema).fields
@@ -194,7 +196,7 @@ def _type_name(type_: Any) -> str:
 
 
 def _missing_columns(name: str, table: DeltaTable, schema: pa.Schema) -> list[pa.Field]:
-    differing = check_evolution(table, schema)
+    differing = check_evolution(table.schema(), schema)
     if differing:
         raise ConfigError(f"{name}: {'; '.join(differing)}; give the changed column a new name")
     present = {field.name for field in table.schema().fields}
