@@ -113,6 +113,10 @@ class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_objects_h: float = 720
     every_s: float = 3_600
 
+    def __post_init__(self) -> None:
+        if self.keep_versions < 1 or min(self.keep_versions_h, self.keep_landing_h, self.keep_objects_h, self.every_s) < 0:
+            raise ValueError("maintain: keep_versions is at least 1, and no time is negative")
+
 
 class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it. `lake` is the lake root's folder; `policies` and `contracts` are folders of YAML, none if empty."""

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from pipelines.errors import CorruptLakeError
+from pipelines.config import load_core_config
+from pipelines.errors import ConfigError, CorruptLakeError
 from pipelines.ingest.plan_files import read_plan
 from pipelines.lake import slim_checkpoint
 from pipelines.lake.commit import commit_once
@@ -224,3 +225,10 @@ def _copy(root: Path) -> Path:
     there = root.with_name("copy")
     shutil.copytree(root, there)
     return there
+
+
+def test_a_core_that_would_keep_no_version_is_refused_with_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "core.toml"
+    path.write_text("[maintain]\nkeep_versions = 0")
+    with pytest.raises(ConfigError, match="keep_versions is at least 1"):
+        load_core_config(path)
