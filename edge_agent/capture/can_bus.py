@@ -18,7 +18,7 @@ from importlib.util import find_spec
 import msgspec
 
 from edge_agent.capture.batch import Source
-from edge_agent.capture.cells import CellError, to_time_us
+from edge_agent.capture.cells import CellError, start_time_us
 from edge_agent.capture.options import read_options
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
@@ -56,7 +56,7 @@ def check(options: Mapping[str, object], contract: Contract) -> CanOptions:
         raise ConfigError("source 'can': dbc and signals must not be empty")
     if chosen.time_start:
         try:
-            to_time_us(chosen.time_start)
+            start_time_us(chosen.time_start)
         except CellError as error:
             raise ConfigError(f"source 'can': time_start = {chosen.time_start!r} is {error}") from error
     if find_spec("can") is None or find_spec("cantools") is None:

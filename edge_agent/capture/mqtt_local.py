@@ -27,11 +27,12 @@ import msgspec
 
 from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.capture.json_text import read_json
-from edge_agent.capture.mapping import ColumnMapper, keep_rows, read_times
+from edge_agent.capture.mapping import ColumnMapper, keep_rows
 from edge_agent.capture.mqtt_session import BrokerAccess, Received, Subscription
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.tables import objects_chunk
+from edge_agent.capture.written import EventTimes, WrittenOptions, check_written
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceError
 from schemas.contract import Contract
@@ -41,7 +42,7 @@ _MAX_PASSWORD_BYTES = 4_096
 _MAX_TOPIC_BYTES = 65_535
 
 
-class MqttLocalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MqttLocalOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a local broker; the module's docstring shows each."""
 
     topics: tuple[str, ...]
@@ -50,7 +51,7 @@ class MqttLocalOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["json", "raw"] = "json"
     topic_column: str = ""
     time_column: str = EVENT_TIME
-    rename: dict[str, str] = {}
+    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
     client_id: str = ""
     username: str = ""
     password_file: str = ""
@@ -80,7 +81,8 @@ class MqttLocalSource:
         self._options = options
         self._clock = clock
         self._rejects = Rejects("mqtt-local")
-        self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects)
+        self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects, None, options.numbers, options.times)
+        self._event_times = EventTimes(options.times, self._rejects, is_in_order=False)
         self._stored = self._resume(position)
         self._under_way: deque[tuple[bytes, list[Received]]] = deque()
         client_id = options.client_id or f"catchment-{contract.name}"
@@ -160,7 +162,7 @@ class MqttLocalSource:
         rows = [row for _, its in found for row in its]
         now_us = self._clock.now_ms() * 1000
         cells = [row.get(self._options.time_column) for row in rows]
-        told = iter(read_times([cell for cell in cells if cell is not None], "auto", self._rejects))
+        told = iter(self._event_times.read([cell for cell in cells if cell is not None], now_us))
         times = [now_us if cell is None else next(told) for cell in cells]
         chunk = objects_chunk(rows)
         payloads: list[bytes | Path | None] | None = None
@@ -226,6 +228,7 @@ def check(options: Mapping[str, object], contract: Contract) -> MqttLocalOptions
     """
     chosen = read_options("mqtt-local", options, MqttLocalOptions)
     check_rename("mqtt-local", chosen.rename, contract)
+    check_written("mqtt-local", chosen)
     if chosen.topic_column:
         check_rename("mqtt-local", {"topic": chosen.topic_column}, contract)
     if not chosen.topics:
