@@ -31,6 +31,7 @@ from edge_agent.rules.sieve import Sieve
 from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.spool.spool import Spool
+from edge_agent.trial.asking import is_asked
 from edge_agent.uplink.forwarder import Forwarder
 from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
@@ -41,6 +42,7 @@ from schemas.topics import Topics
 if TYPE_CHECKING:
     from edge_agent.health_server import HealthServer
     from edge_agent.models.updater import ModelUpdater
+    from edge_agent.trial.tap import TapServer
 
 _WATCH_S = 0.2
 _HEALTH_EVERY_S = 5.0
@@ -81,6 +83,7 @@ class Agent:
         self._uplink: threading.Thread | None = None
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
+        self._taps: TapServer | None = None
         self._rules = open_rules(config, self._clock)
         self._spool = spool or open_spool(config, self._clock)
         try:
@@ -147,12 +150,23 @@ class Agent:
                 looked_s = now_s
                 self._monitor.tell()
             serve_replays(self._config.spool_dir, self._spool.replay)
+            self._serve_trials()
             if until_settled and not self._lineup.running:
                 left = sum(books.spooled for books in self._spool.books())
                 if left == self._spool.parked_samples():
                     return left == 0
         self._failure = self._failure or self._spool.failure
         return True
+
+    def _serve_trials(self) -> None:
+        """Answer `edge-agent try`; what that needs is loaded when somebody asks for the first time."""
+        if self._taps is None:
+            if not is_asked(self._config.state_dir):
+                return
+            from edge_agent.trial.tap import TapServer  # noqa: PLC0415
+
+            self._taps = TapServer(self._config.state_dir, lambda: self._lineup.pumps, self._clock.monotonic_s)
+        self._taps.serve()
 
     def _take_new_config(self) -> None:
         """What may change while it runs does; what may not is told. A wrong file changes nothing."""

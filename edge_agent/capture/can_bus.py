@@ -40,6 +40,14 @@ class CanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait_ms: int = 100
 
 
+SIGNAL_NAMES = ("channel", "can_id", "message", "signal", "value", "unit", "choice")
+
+
+def names_given(_: Mapping[str, object], __: Contract) -> tuple[str, ...]:
+    """The names that a signal gives."""
+    return SIGNAL_NAMES
+
+
 def check(options: Mapping[str, object], contract: Contract) -> CanOptions:
     """The options of a CAN source; the DBC is read.
 

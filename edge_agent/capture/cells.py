@@ -21,6 +21,7 @@ from schemas.written_values import MAX_DIGITS, NumberForm, TimeForm, WrittenTime
 _TRUE = frozenset({"t", "true", "1", "yes"})
 _FALSE = frozenset({"f", "false", "0", "no"})
 _NUMBER = re.compile(r"[+-]?(\d+)(?:\.(\d*))?")
+_COMMA = re.compile(r"^\s*[+-]?[\d.]*\d,\d+\s*$")
 _MAX_DEPTH = 16
 _INT_BITS = {ColumnType.INT32: 31, ColumnType.INT64: 63}
 PLAIN_NUMBERS = NumberForm()
@@ -69,6 +70,8 @@ def to_float(value: object, numbers: NumberForm = PLAIN_NUMBERS) -> float:
     try:
         return float(_plain_number(value, numbers) if isinstance(value, str) else value)
     except (ValueError, OverflowError) as error:
+        if isinstance(value, str) and _COMMA.search(value):
+            raise CellError("not a number; if its comma is a decimal sign, set decimal", "decimal") from error
         raise CellError("not a number") from error
 
 
@@ -141,6 +144,15 @@ def to_time(value: object, form: TimeForm, after_us: int | None = None, near_us:
         return read_time(value, form, after_us, near_us)
     except WrittenValueError as error:
         raise CellError(str(error), error.needs) from error
+
+
+def tells_no_zone(cell: object) -> bool:
+    """Whether this is a time that only a time zone would make an instant."""
+    try:
+        to_time(cell, PLAIN_TIMES)
+    except CellError as error:
+        return error.needs == "time_zone"
+    return False
 
 
 def start_time_us(text: str, zone: tzinfo | None = None) -> int:

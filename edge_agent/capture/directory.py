@@ -108,6 +108,16 @@ class DirectorySource:
         """Reason -> how many files or cells were refused since the source was built."""
         return dict(self._rejects.counts)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._samples.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._samples.matched
+
     def _resume(self, position: bytes | None) -> None:
         try:
             at = DirectoryPosition() if position is None else msgspec.json.decode(position, type=DirectoryPosition)

@@ -28,11 +28,12 @@ from typing import BinaryIO
 import msgspec
 
 from edge_agent.capture.batch import SampleBatch
+from edge_agent.capture.cells import tells_no_zone
 from edge_agent.capture.mapping import ColumnMapper, keep_rows
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.tables import RawChunk, decode_object, objects_chunk
-from edge_agent.capture.written import ZONE_GUESSED, EventTimes, WrittenOptions, check_written, tells_no_zone
+from edge_agent.capture.written import ZONE_GUESSED, EventTimes, WrittenOptions, check_written
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
 from schemas.contract import Contract
@@ -87,6 +88,16 @@ class ExecSource:
     def rejected(self) -> dict[str, int]:
         """Reason -> how many lines or cells were refused since the source was built."""
         return dict(self._rejects.counts)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
 
     def _start(self) -> "subprocess.Popen[bytes]":
         told = {} if self._position is None else {RESUME_ENV: self._position.decode()}

@@ -60,6 +60,16 @@ class FileSamples:
         self._table = AttributeTable(Path(options.attributes), rejects) if options.attributes else None
         self._mapper = ColumnMapper(contract, options.rename, frozenset({""}), rejects, None, options.numbers, options.times)
 
+    @property
+    def left_out(self) -> set[str]:
+        """Names of sidecars and table that fill no column."""
+        return self._mapper.left_out
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the name it was filled from."""
+        return self._mapper.matched
+
     def refresh(self) -> None:
         """See changes of the table of attributes."""
         if self._table is not None:

@@ -85,6 +85,11 @@ class ZeekSource:
         """Names in the log that fill no column."""
         return tuple(sorted(self._mapper.left_out))
 
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
+
     def _decode(self, position: bytes | None) -> LogPosition | None:
         if position is None:
             return None

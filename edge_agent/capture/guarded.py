@@ -49,6 +49,12 @@ class GuardedSource:
         return found if isinstance(found, tuple) else ()
 
     @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it, where the source knows."""
+        found = getattr(self._source, "matched", {})
+        return found if isinstance(found, dict) else {}
+
+    @property
     def complaint(self) -> str:
         """What is wrong although the source runs: what it holds back, and for which setting; empty where nothing is."""
         found = getattr(self._source, "complaint", "")

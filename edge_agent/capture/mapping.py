@@ -58,6 +58,11 @@ class ColumnMapper:
         self._matched: tuple[tuple[str, ...], dict[str, Column]] = ((), {})
         self.left_out: set[str] = set()
 
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name that filled it last."""
+        return {column.name: name for name, column in self._matched[1].items()}
+
     def convert(
         self, chunk: RawChunk, beside: frozenset[str] = frozenset(), read_times: Mapping[str, Sequence[int]] | None = None
     ) -> dict[str, Sequence[Scalar]]:

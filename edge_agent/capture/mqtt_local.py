@@ -17,6 +17,7 @@ At QoS 1 a message is acknowledged once its samples are durable; the broker keep
 What was stored and not acknowledged when the agent was killed is known by packet id and checksum, and not stored twice.
 """
 
+import secrets
 import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,15 @@ class MqttLocalSource:
         rejected: reason -> messages and cells refused.
     """
 
-    def __init__(self, options: MqttLocalOptions, contract: Contract, clock: Clock, position: bytes | None) -> None:
+    def __init__(
+        self,
+        options: MqttLocalOptions,
+        contract: Contract,
+        clock: Clock,
+        position: bytes | None,
+        *,
+        is_trial: bool = False,
+    ) -> None:
         self._options = options
         self._clock = clock
         self._rejects = Rejects("mqtt-local")
@@ -86,6 +95,8 @@ class MqttLocalSource:
         self._stored = self._resume(position)
         self._under_way: deque[tuple[bytes, list[Received]]] = deque()
         client_id = options.client_id or f"catchment-{contract.name}"
+        if is_trial:
+            client_id = f"catchment-try-{secrets.token_hex(6)}"
         access = BrokerAccess(
             host=options.host,
             port=options.port,
@@ -94,8 +105,9 @@ class MqttLocalSource:
             password=_password(options.password_file),
             ca=options.ca,
             keepalive_s=options.keepalive_s,
-            session_expiry_s=options.session_expiry_s,
+            session_expiry_s=0 if is_trial else options.session_expiry_s,
             receive_maximum=options.max_waiting,
+            is_trial=is_trial,
         )
         self._subscription = Subscription(access, options.topics, options.max_message_bytes)
 
@@ -103,6 +115,16 @@ class MqttLocalSource:
     def rejected(self) -> dict[str, int]:
         """Reason -> how many messages or cells were refused since the source was built."""
         return dict(self._rejects.counts)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
 
     def _resume(self, position: bytes | None) -> set[Given]:
         if position is None:
@@ -250,3 +272,19 @@ def build(options: Mapping[str, object], contract: Contract, clock: Clock, posit
         SourceError: the broker does not answer.
     """
     return MqttLocalSource(check(options, contract), contract, clock, position)
+
+
+def build_trial(options: Mapping[str, object], contract: Contract, clock: Clock) -> MqttLocalSource:
+    """Listen beside the agent: in a session of its own that ends with it, and without acknowledging anything.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+        SourceError: the broker does not answer.
+    """
+    return MqttLocalSource(check(options, contract), contract, clock, None, is_trial=True)
+
+
+def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...] | None:
+    """The names that a message gives where its body is the payload; None for JSON."""
+    chosen = check(options, contract)
+    return (chosen.topic_column,) * bool(chosen.topic_column) if chosen.format == "raw" else None

@@ -22,6 +22,7 @@ from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, S
 from edge_agent.rules.sieve import Sieve, sift
 from edge_agent.spool.records import Append, Passed
 from edge_agent.spool.spool import Spool
+from schemas.contract import Contract
 from schemas.envelope import Span
 from schemas.ids import StreamName
 
@@ -35,6 +36,38 @@ _HOLD_S = 0.01
 _PASS_EVERY_S = 1.0
 
 _log = structlog.get_logger(__name__)
+
+
+class Tap:
+    """Copies of the next samples of a source, for whoever wants to see what it gives.
+
+    Attributes:
+        batches: the copies, in order.
+    """
+
+    def __init__(self, samples: int, rejected: Counter[str], left_out: Counter[str]) -> None:
+        self._left = samples
+        self._before = (rejected, left_out)
+        self.batches: list[SampleBatch] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all that was wanted is there."""
+        return self._left <= 0
+
+    def add(self, batch: SampleBatch) -> None:
+        """Copy of these what is still wanted."""
+        rows = min(self._left, len(batch))
+        if rows > 0:
+            self.batches.append(batch.take(range(rows)))
+            self._left -= rows
+
+    def since(self, rejected: Counter[str], left_out: Counter[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """What was counted since the copying began."""
+        before_rejected, before_left_out = self._before
+        return dict(rejected - before_rejected), dict(left_out - before_left_out)
+
+
 Groups = tuple[tuple[int, SampleBatch], ...]
 
 
@@ -86,6 +119,7 @@ class SourcePump:
         self._restarts = Restarts()
         self._gave = False
         self._filled = FilledColumns(encoder.contract)
+        self._tap: Tap | None = None
         self._failing = ""
 
     @property
@@ -106,6 +140,43 @@ class SourcePump:
         now: dict[str, int] = getattr(self._source, "rejected", {})
         total = Counter(self._rejected_before) + Counter(now)
         return dict(total)
+
+    @property
+    def config(self) -> SourceConfig:
+        """The source's own table."""
+        return self._config
+
+    @property
+    def contract(self) -> Contract:
+        """Of its stream."""
+        return self._encoder.contract
+
+    @property
+    def left_out_names(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(getattr(self._source, "left_out", ()))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it, where the source knows."""
+        return dict(getattr(self._source, "matched", {}))
+
+    def tap(self, samples: int) -> None:
+        """Begin to copy samples as they would be stored, at most so many. From any thread, as the other two."""
+        self._tap = Tap(samples, Counter(self.rejected()), Counter(self.left_out()))
+
+    def tapped(self) -> Tap | None:
+        """The copies; None where nobody asked."""
+        return self._tap
+
+    def untap(self) -> None:
+        """Copy no more."""
+        self._tap = None
+
+    def _copy(self, batch: SampleBatch) -> None:
+        tap = self._tap
+        if tap is not None:
+            tap.add(batch)
 
     def left_out(self) -> dict[str, int]:
         """Reason -> how many samples were read and, by configuration or contract, not stored."""
@@ -197,6 +268,7 @@ class SourcePump:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
         batch = self._refine(join_batches(held))
+        self._copy(batch)
         sifted = sift(self._sieve, batch, self._config.priority)
         groups = self._useful(sifted.groups)
         left_out = self._left_out + Counter(sifted.left_out)

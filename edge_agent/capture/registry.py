@@ -44,6 +44,31 @@ def build_source(kind: str, options: Mapping[str, object], contract: Contract, c
     return GuardedSource(kind, lambda: builder(options, contract, clock, position))
 
 
+def build_trial_source(kind: str, options: Mapping[str, object], contract: Contract, clock: Clock) -> Source:
+    """Build a source for a trial: from its start, in the form that takes nothing from whoever else reads the same.
+
+    Raises:
+        ConfigError: as `build_source`.
+        SourceError: likewise.
+    """
+    builder, _ = _load(kind)
+    trial_builder = getattr(import_module(KINDS[kind]), "build_trial", None) if kind in KINDS else None
+    if trial_builder is not None:
+        return GuardedSource(kind, lambda: cast("Source", trial_builder(options, contract, clock)))
+    return GuardedSource(kind, lambda: builder(options, contract, clock, None))
+
+
+def names_given(kind: str, options: Mapping[str, object], contract: Contract) -> tuple[str, ...] | None:
+    """The names that a source of this kind gives whatever it reads; None where that depends on what it reads.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+    """
+    _load(kind)
+    names = getattr(import_module(KINDS[kind]), "names_given", None) if kind in KINDS else None
+    return None if names is None else cast("tuple[str, ...] | None", names(options, contract))
+
+
 def check_source(kind: str, options: Mapping[str, object], contract: Contract) -> None:
     """Check all of a source that can be checked without opening it.
 

@@ -117,6 +117,11 @@ class ReplaySource:
         """Names in the file that fill no column."""
         return tuple(sorted(self._mapper.left_out))
 
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
+
     def _resume(self, position: bytes | None) -> ReplayPosition:
         start = ReplayPosition(self._options.path, self._head, 0, 0, 0, None)
         if position is None:

@@ -117,15 +117,6 @@ def _remedy(needs: str) -> str:
     return f"; set {needs}" if needs else ""
 
 
-def tells_no_zone(cell: object) -> bool:
-    """Whether this is a time that only a time zone would make an instant."""
-    try:
-        to_time(cell, TimeForm())
-    except CellError as error:
-        return error.needs == "time_zone"
-    return False
-
-
 def unreadable(kind: str, needs: Mapping[str, int], example: str = "") -> str:
     """What is wrong with times that a setting would make readable, and what to do."""
     what = {
