@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -242,7 +243,10 @@ class Agent:
         contract = load_contract(source)
         limits = Limits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
         encoder = Encoder(contract, limits, partial(self._spool.put_object, priority=source.priority), compress=source.compress)
-        build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock)
+        # What is redacted or encrypted in the spool must not lie in clear beside it.
+        is_secret = contract.has_redaction or self._config.spool.key is not None
+        folder = None if is_secret else self._config.state_dir / "parked"
+        build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock, folder)
         if source.kind == HEARTBEAT:
             build = lambda _: HeartbeatSource(self._monitor.look, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
         else:
@@ -283,5 +287,5 @@ def agent_version() -> str:
     return metadata.version("catchment")
 
 
-def _build(source: SourceConfig, contract: Contract, clock: Clock, position: bytes | None) -> Source:
-    return build_source(source.kind, source.options, contract, clock, position)
+def _build(source: SourceConfig, contract: Contract, clock: Clock, folder: Path | None, position: bytes | None) -> Source:
+    return build_source(source.kind, source.options, contract, clock, position, folder)

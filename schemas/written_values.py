@@ -21,6 +21,8 @@ THOUSANDS = ("", ",", ".", " ", "'")
 # Years from 1973 on: as seconds a number is below 1e11 until the year 5138, as milliseconds above it since 1973.
 _MAGNITUDES = ((1e11, "s"), (1e14, "ms"), (1e17, "us"), (math.inf, "ns"))
 _NUMBER = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_LEAST_DIGITS = 4
 _ZONE_AT_END = re.compile(r"(?<=\d) ?(Z|z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$")
 _YEAR_FIRST = re.compile(r"(\d{4})/(\d\d)/(\d\d)(?=$|[T ])")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -204,11 +206,17 @@ def _float(value: float | str) -> float:
     try:
         number = float(value)
     except (ValueError, OverflowError) as error:
-        needs = "time_format" if isinstance(value, str) and sum(map(str.isdigit, value)) >= 4 else ""
-        raise WrittenValueError("not a number", needs) from error
+        raise WrittenValueError("not a number", _need_of(value) if isinstance(value, str) else "") from error
     if not math.isfinite(number):
         raise WrittenValueError("not a time")
     return number
+
+
+def _need_of(text: str) -> str:
+    """The setting that may make a text a time: words without digits are none in any form."""
+    if _DECIMAL_COMMA.fullmatch(text.strip()):
+        return "decimal"
+    return "time_format" if sum(map(str.isdigit, text)) >= _LEAST_DIGITS else ""
 
 
 def _exactly(found: re.Match[str], power: int) -> int:
@@ -239,8 +247,7 @@ def _by_rfc3339(text: str) -> datetime:
     try:
         return datetime.fromisoformat(plain)
     except ValueError as error:
-        needs = "time_format" if sum(map(str.isdigit, text)) >= 4 else ""
-        raise WrittenValueError("not an RFC 3339 time", needs) from error
+        raise WrittenValueError("not an RFC 3339 time", _need_of(text)) from error
 
 
 def _placed(moment: datetime, form: TimeForm, after_us: int | None, near_us: int | None) -> WrittenTime:

@@ -42,12 +42,18 @@ class BrokerAccess:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One message. `id`: its packet id, 0 for one that needs no acknowledgement."""
+    """One message.
+
+    Attributes:
+        id: its packet id; 0 for one that needs no acknowledgement, below 0 for one that the broker gave earlier.
+        at_us: when it came, where that was not now.
+    """
 
     id: int
     is_again: bool
     topic: str
     body: bytes
+    at_us: int = 0
 
 
 class Subscription:
@@ -109,7 +115,7 @@ class Subscription:
 
     def acknowledge(self, message: Received) -> None:
         """The message is stored: the broker may forget it. On a dead connection nothing is sent, and it comes again."""
-        if message.id and not self._failure:
+        if message.id > 0 and not self._failure:
             self._client.ack(message.id, 1)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ add kinds by the entry point `catchment.sources`; a built-in kind cannot be repl
 
 from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import cast
 
 from edge_agent.capture.batch import Source
@@ -33,14 +34,32 @@ KINDS: dict[str, str] = {
 }
 
 
-def build_source(kind: str, options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> Source:
+def build_source(
+    kind: str,
+    options: Mapping[str, object],
+    contract: Contract,
+    clock: Clock,
+    position: bytes | None,
+    folder: Path | None = None,
+) -> Source:
     """Build a source that goes on at `position` (None: from its start).
+
+    Args:
+        kind: of source.
+        options: of its kind.
+        contract: of its stream.
+        clock: handed to it.
+        position: stored last.
+        folder: where it may keep what it cannot read yet; None: nowhere.
 
     Raises:
         ConfigError: there is no such kind, or an option is unknown, missing or wrong; the message names the key.
         SourceError: it cannot be opened now; try again later.
     """
     builder, _ = _load(kind)
+    with_folder = getattr(import_module(KINDS[kind]), "build_with_folder", None) if kind in KINDS and folder else None
+    if with_folder is not None:
+        return GuardedSource(kind, lambda: cast("Source", with_folder(options, contract, clock, position, folder)))
     return GuardedSource(kind, lambda: builder(options, contract, clock, position))
 
 
