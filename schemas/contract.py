@@ -224,7 +224,8 @@ class Contract(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     def has_redaction(self) -> bool:
         """Whether anything of a sample must be changed before it is stored."""
         in_payload = self.payload is not None and self.payload.redact is not None
-        return in_payload or self.event_time_step_s is not None or any(column.redact is not None for column in self.columns)
+        in_column = any(inner.redact is not None for column in self.columns for inner in (column, *column.fields))
+        return in_payload or self.event_time_step_s is not None or in_column
 
     @property
     def digest(self) -> str:

@@ -212,7 +212,7 @@ def _struct_converter(
             except CellError as error:
                 if rejects is None:
                     raise
-                is_private = column.pii is not PiiClass.NONE or field.pii is not PiiClass.NONE or column.redact is not None
+                is_private = _is_private(column) or _is_private(field)
                 rejects.count(f"cell {column.name}.{field.name}: {error}", "" if is_private else cell)
         return found
 
@@ -251,10 +251,14 @@ def convert_column(
             out.append(convert(value))
         except CellError as error:
             # What could tell about a person is not to be read in a log either.
-            is_private = column.pii is not PiiClass.NONE or column.redact is not None
+            is_private = any(map(_is_private, (column, *column.fields)))
             rejects.count(f"cell {column.name}: {error}", "" if is_private else value)
             out.append(None)
     return out
+
+
+def _is_private(column: Column) -> bool:
+    return column.pii is not PiiClass.NONE or column.redact is not None
 
 
 def _quick(values: Sequence[object], column: Column) -> list[Scalar] | None:

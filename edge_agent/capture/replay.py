@@ -32,7 +32,7 @@ from edge_agent.errors import ConfigError, SourceEndedError
 from schemas.contract import Contract
 
 NO_COLUMN = "row: none of its columns is one of the contract's; are path, format and rename right?"
-_HEAD_ROWS = 200
+_HEAD_ROWS = 1_000
 _READERS: dict[str, Callable[[Path, TablePosition, int, Rejects], TableReader]] = {
     "csv": CsvReader,
     "jsonl": JsonlReader,
@@ -105,7 +105,7 @@ class ReplaySource:
 
     def _unfilled_by_head(self) -> tuple[str, ...]:
         """Required columns that nothing in the first lines of JSON fills."""
-        reader = JsonlReader(self._path, TablePosition(), self._options.max_line_bytes, Rejects("head"))
+        reader = JsonlReader(self._path, TablePosition(), self._options.max_line_bytes, Rejects("head", is_quiet=True))
         try:
             head = reader.read(_HEAD_ROWS)
         finally:

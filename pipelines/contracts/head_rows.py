@@ -9,6 +9,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipelines.errors import ConfigError
 from schemas.source_names import read_header, separator_of
 
@@ -33,6 +35,8 @@ def read_csv_rows(path: Path, body: bytes, max_rows: int) -> HeadRows:
     Raises:
         ConfigError: there is no header, or it has a name twice.
     """
+    if body.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(f"{path}: UTF-16, which the agent does not read; save it as UTF-8")
     before = csv.field_size_limit(_MAX_FIELD_CHARS)
     lines = io.StringIO(body.decode("utf-8-sig", errors="replace"), newline="\n")
     first = lines.readline()
@@ -80,11 +84,21 @@ def _lines(text: str) -> Iterator[dict[str, Any]]:
     """The objects that stand on a line of their own."""
     for line in io.StringIO(text, newline="\n"):
         try:
-            found = json.loads(line)
+            found = _value(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
             yield found
+
+
+def _value(line: str) -> Any:
+    """A JSON value as the agent reads it: strictly, but for the NaN and Infinity that Python prints."""
+    try:
+        return msgspec.json.decode(line)
+    except msgspec.MsgspecError:
+        found = json.loads(line)
+        msgspec.json.encode(found)  # half of a surrogate pair is no text
+        return found
 
 
 def _by_column(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
