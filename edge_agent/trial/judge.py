@@ -24,7 +24,10 @@ def refusals(batch: SampleBatch, contract: Contract) -> list[str | None]:
 
 
 def _problems(batch: SampleBatch, row: int, contract: Contract) -> Iterator[str]:
-    if not EARLIEST_US <= batch.event_time_us[row] < LATEST_US:
+    time_us = batch.event_time_us[row]
+    # A clock that is not set yet is corrected by the core once it is.
+    is_corrected = batch.agent_clock and time_us < EARLIEST_US
+    if not is_corrected and not EARLIEST_US <= time_us < LATEST_US:
         yield f"{EVENT_TIME}: before {EARLIEST} or after {LATEST}"
     for column in contract.columns:
         values = batch.columns.get(column.name)
