@@ -1,4 +1,4 @@
-"""`edge-agent enrol`, `doctor`, `completion`: what an operator needs around a running agent."""
+"""`edge-agent enrol`, `check`, `try`, `doctor`: what an operator needs around a running agent."""
 
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for command in (enrol, check, doctor):
         app.command()(command)
+    app.command("try")(try_)
 
 
 def enrol(
@@ -66,6 +67,31 @@ def check(config: _ConfigOption, as_json: _JsonOption = False) -> None:
         typer.echo(line, err=bool(found.faults))
     if found.faults:
         raise typer.Exit(EXIT_CONFIG)
+
+
+def try_(
+    config: _ConfigOption,
+    source: Annotated[str, typer.Option(help="Its stream, kind, kind:stream, or number in the file; all without it.")] = "",
+    samples: Annotated[int, typer.Option("-n", "--samples", help="How many of each source.", min=1, max=10_000)] = 20,
+    wait_s: Annotated[float, typer.Option("--wait-s", help="How long to wait for each source.", min=0.1, max=3_600)] = 10.0,
+    as_json: _JsonOption = False,
+) -> None:
+    """Read the first samples of each source as its contract sees them; stores, sends, moves and acknowledges nothing.
+
+    Exit code 0: samples came and none would be refused; 1: some would be, or a source fails; 75: nothing came in time.
+    """
+    import msgspec  # noqa: PLC0415
+
+    from edge_agent.show_trial import show_trials  # noqa: PLC0415
+    from edge_agent.trial.command import exit_code, try_sources  # noqa: PLC0415
+
+    found = try_sources(config, source, samples, wait_s)
+    if as_json:
+        typer.echo(msgspec.json.encode(found))
+    else:
+        show_trials(found)
+    if code := exit_code(found):
+        raise typer.Exit(code)
 
 
 def doctor(
