@@ -82,13 +82,17 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     limits = WorkerLimits(**settings["limits"])
     pipes = _Pipes(*_own_pipes(), limits.max_request_bytes)
-    apply_limits(limits)
     options = pipes.receive()
     if options is None:
         return
-    if limits.cpu_s:
-        allow_cpu(max(limits.cpu_s, int(limits.start_timeout_s)))
-    handler = _guarded(pipes, lambda: _factory(settings["target"])(options, pipes.note))
+
+    def open_target() -> Handler:
+        apply_limits(limits)
+        if limits.cpu_s:
+            allow_cpu(max(limits.cpu_s, int(limits.start_timeout_s)))
+        return _factory(settings["target"])(options, pipes.note)
+
+    handler = _guarded(pipes, open_target)
     if handler is None:
         return
     pipes.send(READY, b"")

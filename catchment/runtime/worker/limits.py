@@ -62,8 +62,10 @@ def apply_limits(limits: WorkerLimits) -> None:
         _lower(resource.RLIMIT_DATA, limits.memory_bytes)
     if limits.address_bytes:
         _lower(resource.RLIMIT_AS, limits.address_bytes)
-    os.nice(limits.niceness)
-    with contextlib.suppress(OSError):  # some containers mount /proc read-only; the limits above hold all the same
+    # Courtesies, which a service manager's system call filter or a read-only /proc may deny; the limits above hold anyway.
+    with contextlib.suppress(OSError):
+        os.nice(limits.niceness)
+    with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_KILL_FIRST)
 
 

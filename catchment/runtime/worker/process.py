@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,6 +172,7 @@ class WorkerProcess:
         os.set_blocking(process.stdin.fileno(), False)
         with self._reaping:
             self._process, self._is_ready = process, False
+            self._at_loss = weakref.finalize(self, _end, process)  # the caller may forget to close
 
     def _wait_ready(self) -> Outcome:
         if self._is_ready:
@@ -273,11 +275,19 @@ class WorkerProcess:
             process, self._process, self._is_ready = self._process, None, False
             if process is None:
                 return 0
-            code = process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
-        return code
+            if self._at_loss is not None:
+                self._at_loss.detach()
+            return _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Kill a child that lives, collect it, and close its pipes. Its exit code."""
+    process.kill()
+    code = process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        pipe.close()
+    return code
 
 
 def _wait(descriptor: int, event: int, until_s: float) -> None:
