@@ -100,8 +100,9 @@ def test_a_device_killed_anywhere_in_an_install_always_has_a_model_that_works(co
             [sys.executable, str(script), str(core.folder), str(core.root), str(state)], stdout=subprocess.PIPE, bufsize=0
         )
         assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.2 * turn)
+        for _ in range(1 + turn % 3):
+            process.stdout.readline()
+        time.sleep(0.1 * turn)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
