@@ -44,6 +44,12 @@ def endless_model() -> bytes:
     return _model([*_first_two(), *_loop("first", "y", "forever")], {**_SLICE, "forever": np.array(_FOREVER, np.int64)})
 
 
+def slow_model(seconds: float) -> bytes:
+    """Takes about so many seconds for a picture on one core of a server, at least."""
+    trips = np.array(int(seconds * 1_000_000), np.int64)
+    return _model([*_first_two(), *_loop("first", "y", "trips")], {**_SLICE, "trips": trips})
+
+
 def _loop(given: str, result: str, trips: str) -> list[NodeProto]:
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Cos", ["state"], ["next"])],
