@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyvips
 
+from pipelines.imaging.errors import UnreadableImageError
+from pipelines.imaging.picture_loader import shrink
 from pipelines.lake.payload import pread_exactly
 from pipelines.training.manifest import Manifest
 
@@ -82,10 +84,7 @@ def _thumbnails(manifest: Manifest, folder: Path) -> Iterable[str]:
 def _shrunk(body: bytes) -> bytes | None:
     """A small JPEG, or None for a picture that cannot be decoded: a card shows what it can, the set is the same without."""
     try:
-        header = pyvips.Image.new_from_buffer(body, "", access="sequential")
-        if header.width * header.height > _MAX_SOURCE_PIXELS:
-            return None
-        small = pyvips.Image.thumbnail_buffer(body, _THUMBNAIL_PX, height=_THUMBNAIL_PX)
+        small = shrink(body, _THUMBNAIL_PX, _THUMBNAIL_PX, _MAX_SOURCE_PIXELS)
         return bytes(small.flatten().jpegsave_buffer(Q=80) if small.hasalpha() else small.jpegsave_buffer(Q=80))
-    except pyvips.Error:
+    except (UnreadableImageError, pyvips.Error):
         return None
