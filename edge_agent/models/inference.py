@@ -99,7 +99,8 @@ class Classifier:
     def _tensor(self, payload: bytes | Path) -> Any:
         wanted = self.spec.input
         try:
-            with Image.open(io.BytesIO(payload) if isinstance(payload, bytes) else payload) as picture:
+            stream = io.BytesIO(payload) if isinstance(payload, bytes) else payload.open("rb")
+            with stream, Image.open(stream) as picture:
                 if picture.width * picture.height > MAX_PICTURE_PIXELS:
                     raise UnreadablePictureError(f"a picture of {picture.width} x {picture.height} px is too large for the model")
                 mode = "L" if wanted.colour == "grey" else "RGB"
