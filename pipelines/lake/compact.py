@@ -19,11 +19,12 @@ from deltalake import DeltaTable
 
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.compact_plan import MIN_FILES, Small, bins, name_of
-from pipelines.lake.copy import at_hand, folders_of, forget, send, size_of
+from pipelines.lake.copy import folders_of, forget, send, size_of
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
 from pipelines.lake.payload_writer import PayloadShard, PayloadWriter
 from pipelines.lake.quarantined import closed
+from pipelines.lake.reference import checked_name, open_referred, referred_path, table_path
 from pipelines.lake.rollup import merged_table, rollup_table
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import open_table, private_of
@@ -92,26 +93,32 @@ def _live(root: Path, name: str, table: DeltaTable) -> list[Small]:
     columns = (actions.column(column).to_pylist() for column in ("path", "num_records", "size_bytes"))
     has_payload = any(field.name == _SHARD for field in table.schema().fields) and name.startswith(f"{STREAMS}/")
     return [
-        Small(path, rows or 0, size, _payload_bytes(root, root / name / path) if has_payload else 0)
+        Small(path, rows or 0, size, _payload_bytes(root, table_path(root, name, path)) if has_payload else 0)
         for path, rows, size in zip(*columns, strict=True)
     ]
 
 
 def _payload_bytes(root: Path, path: Path) -> int:
-    rows = pq.read_table(at_hand(root, path), columns=[_SHARD], partitioning=None)
-    sizes = {shard: size_of(root, root / shard) for shard in _own_shards(rows)}
+    rows = pq.read_table(path, columns=[_SHARD], partitioning=None)
+    of = f"a row of {path}"
+    sizes = {shard: size_of(root, referred_path(root, shard, of, fetch=False)) for shard in _own_shards(rows, of)}
     gone = [shard for shard, size in sizes.items() if size is None]
     if gone:
         raise CorruptLakeError(f"{root / gone[0]}: is gone, and rows of {path} refer to it; restore it")
     return sum(size or 0 for size in sizes.values())
 
 
-def _own_shards(rows: pa.Table) -> list[str]:
-    """The payload shards that rows refer to, without whole objects and chips' pictures, which stay where they are."""
+def _own_shards(rows: pa.Table, of: str) -> list[str]:
+    """The payload shards that rows refer to, without whole objects and chips' pictures, which stay where they are.
+
+    Raises:
+        BadReferenceError: one of them leads out of the lake.
+    """
     if _SHARD not in rows.column_names:
         return []
     shards = pc.unique(rows.column(_SHARD)).to_pylist()
-    return sorted(shard for shard in shards if shard is not None and shard.startswith(f"{PAYLOAD}/"))
+    named = [checked_name(shard, of) for shard in shards if shard is not None]
+    return sorted(shard for shard in named if shard.startswith(f"{PAYLOAD}/"))
 
 
 def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Small], gone: Collection[str]) -> int:
@@ -137,7 +144,7 @@ def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Sma
 
 def _read(root: Path, name: str, table: DeltaTable, group: Sequence[Small]) -> pa.Table:
     """The rows of a group, each file with every column the table has today."""
-    paths = [at_hand(root, root / name / file.path) for file in group]
+    paths = [table_path(root, name, file.path) for file in group]
     parts = [pq.read_table(path, partitioning=None, page_checksum_verification=True) for path in paths]
     # By the table's own types: other tools that rewrote a file may have left word in it to read text as views.
     there = {column for part in parts for column in part.column_names}
@@ -156,11 +163,12 @@ def _column(part: pa.Table, field: pa.Field) -> Any:
 
 def _with_one_shard(root: Path, name: str, rows: pa.Table, group: Sequence[Small]) -> pa.Table:
     """The rows' payload shards put together as one, and the rows' references turned to it."""
-    old = _own_shards(rows)
+    of = f"a row of {name}"
+    old = _own_shards(rows, of)
     if len(old) < 2 or not name.startswith(f"{STREAMS}/"):
         return rows
     path = f"{PAYLOAD}/{name.removeprefix(f'{STREAMS}/')}/{name_of(group)}"
-    shard, starts = _concatenated(root, old, root / path)
+    shard, starts = _concatenated(root, old, root / path, of)
     place = pc.index_in(rows.column(_SHARD), pa.array(old, pa.string()))
     mine = np.asarray(place.is_valid().to_numpy(zero_copy_only=False), np.bool_)
     base = np.array(starts, np.int64)[place.fill_null(0).to_numpy()]
@@ -178,15 +186,16 @@ def _with_one_shard(root: Path, name: str, rows: pa.Table, group: Sequence[Small
     return rows
 
 
-def _concatenated(root: Path, old: Sequence[str], path: Path) -> tuple[PayloadShard, list[int]]:
+def _concatenated(root: Path, old: Sequence[str], path: Path, of: str) -> tuple[PayloadShard, list[int]]:
     """One shard of all the old ones' rows, in order, and the first row of each old one in it. Memory: one row group."""
     starts: list[int] = []
     count = 0
-    schema = pq.read_schema(at_hand(root, root / old[0])).remove_metadata()
+    with open_referred(root, old[0], of) as first:
+        schema = pq.read_schema(first).remove_metadata()
     with PayloadWriter(path, schema) as writer:
         for shard in old:
             starts.append(count)
-            with pq.ParquetFile(at_hand(root, root / shard), page_checksum_verification=True) as file:
+            with open_referred(root, shard, of) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group)
                     writer.append(rows.select(schema.names))

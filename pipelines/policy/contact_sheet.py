@@ -51,7 +51,8 @@ class Sheet:
         shard, length = row.get("payload_shard"), row.get("payload_length")
         if shard is None or not length or length > MAX_BYTES:
             return None
-        body = read_payload(self.root, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0)
+        sample = f"sample {row.get('device')}/{row.get('epoch')}/{row.get('seq')}"
+        body = read_payload(self.root, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
         try:
             image = pyvips.Image.new_from_buffer(body, "", access="sequential")
             if image.width * image.height > MAX_PIXELS:

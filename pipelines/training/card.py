@@ -2,7 +2,6 @@
 
 import base64
 import html
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyvips
 
 from pipelines.lake.payload import pread_exactly
-from pipelines.training.manifest import Manifest
+from pipelines.training.manifest import Manifest, map_set_file, open_set_file
 
 _THUMBNAILS = 6
 _THUMBNAIL_PX = 128
@@ -65,18 +64,14 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _thumbnails(manifest: Manifest, folder: Path) -> Iterable[str]:
     """The first few pictures of the first shard; payloads that are none, or too large, are passed over."""
-    index, shard = folder / manifest.indexes[0].path, manifest.shards[0]
-    with pa.memory_map(str(index)) as source:
-        rows = pa.ipc.open_file(source).read_all().slice(0, min(_THUMBNAILS, shard.rows))
-        places = list(zip(rows.column("payload_offset").to_pylist(), rows.column("payload_length").to_pylist(), strict=True))
-    descriptor = os.open(folder / shard.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    index, shard = manifest.indexes[0].path, manifest.shards[0]
+    rows = pa.ipc.open_file(map_set_file(folder, index)).read_all().slice(0, min(_THUMBNAILS, shard.rows))
+    places = list(zip(rows.column("payload_offset").to_pylist(), rows.column("payload_length").to_pylist(), strict=True))
+    with open_set_file(folder, shard.path) as file:
         for offset, length in places:
-            body = pread_exactly(descriptor, offset, length) if length <= _MAX_SOURCE_BYTES else None
+            body = pread_exactly(file.fileno(), offset, length) if length <= _MAX_SOURCE_BYTES else None
             if body is not None and body.startswith(_IMAGE_HEADS) and (small := _shrunk(body)):
                 yield f'<img alt="sample" src="data:image/jpeg;base64,{base64.b64encode(small).decode()}">'
-    finally:
-        os.close(descriptor)
 
 
 def _shrunk(body: bytes) -> bytes | None:

@@ -16,7 +16,15 @@ import pyarrow.dataset as ds
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.training.index import SplitIndex
-from pipelines.training.manifest import MANIFEST_NAME, FileEntry, Manifest, encode_manifest, load_manifest
+from pipelines.training.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    encode_manifest,
+    load_manifest,
+    open_set_file,
+    set_file_path,
+)
 from pipelines.training.order import EpochOrder, EpochState
 from pipelines.training.payloads import ShardFiles
 from pipelines.training.permutation import Permutation
@@ -98,7 +106,7 @@ class TrainingSet(Sequence[Sample]):
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows as an Arrow table, in the set's own order; payloads only where `payload` is among the columns."""
-        paths = [str(self.folder / shard.path) for shard in self._shards]
+        paths = [str(set_file_path(self.folder, shard.path)) for shard in self._shards]
         wanted = list(columns) if columns is not None else [column.name for column in self.manifest.columns]
         try:
             return ds.dataset(paths, format="parquet").to_table(columns=wanted)
@@ -121,7 +129,7 @@ class TrainingSet(Sequence[Sample]):
         """
         files = [*self._shards, *(index for index in self.manifest.indexes if index.split == self.split)]
         for entry in files:
-            _verify_file(self.folder / entry.path, entry)
+            _verify_file(self.folder, entry)
         return sum(entry.bytes for entry in files)
 
     def __repr__(self) -> str:
@@ -194,10 +202,10 @@ def _numpy_of(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     return cast("np.ndarray[Any, Any]", column.to_numpy())
 
 
-def _verify_file(path: Path, entry: FileEntry) -> None:
-    digest = hashlib.sha256()
+def _verify_file(folder: Path, entry: FileEntry) -> None:
+    digest, path = hashlib.sha256(), folder / entry.path
     try:
-        with path.open("rb") as file:
+        with open_set_file(folder, entry.path) as file:
             while block := file.read(_HASH_BLOCK_BYTES):
                 digest.update(block)
             size = os.fstat(file.fileno()).st_size
