@@ -18,6 +18,7 @@ from pipelines.imaging.slides import SlideRef
 from pipelines.ingest.payloads import check_payloads
 from pipelines.inspect.stored import committed_payloads, fresh_payloads
 from pipelines.lake.compact import compact_table
+from pipelines.lake.copy import files_of
 from pipelines.lake.payload import read_payload, write_payload_shard
 from pipelines.lake.quarantined import Where, heads, open_rows
 from pipelines.lake.table import open_table
@@ -192,6 +193,19 @@ def test_a_quarantine_whose_file_is_a_link_is_not_shown_or_replayed(lake: Path) 
     for action in (lambda: heads(lake, Where()), lambda: open_rows(lake, ["1"], 10, 1000)):
         with pytest.raises(BadReferenceError, match="quarantine"):
             action()
+
+
+@pytest.mark.parametrize("planted", ["landing/b", "streams/camera_frame/x.parquet", "payload", "objects"])
+def test_maintenance_lists_and_deletes_nothing_through_a_link(tmp_path: Path, planted: str) -> None:
+    root, elsewhere = tmp_path / "lake", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "000000000001.arrows").write_bytes(SECRET)
+    (root / planted).parent.mkdir(parents=True)
+    (root / planted).symlink_to(elsewhere)
+    for parent in {planted, planted.split("/", maxsplit=1)[0]}:
+        with pytest.raises(BadReferenceError, match="link"):
+            files_of(root, parent)
+    assert [path.name for path in elsewhere.iterdir()] == ["000000000001.arrows"]
 
 
 @pytest.fixture
