@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from catchment.runtime.plain import plain_lines
 from pipelines.config import AlarmConfig
 from pipelines.status.health import DEFAULTS, judge, quarantine_share
 from pipelines.status.survey import Survey
@@ -83,4 +84,4 @@ class _Page:
 
 
 def _escaped(label: str) -> str:
-    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return plain_lines(label).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

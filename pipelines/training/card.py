@@ -1,7 +1,6 @@
 """The card of a training set: one small page that a person reads before they trust the set."""
 
 import base64
-import html
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyvips
 
+from catchment.runtime.plain import html_text
 from pipelines.lake.payload import pread_exactly
 from pipelines.training.manifest import Manifest, map_set_file, open_set_file
 
@@ -29,7 +29,7 @@ _STYLE = (
 def render_card(manifest: Manifest, folder: Path) -> str:
     """The page as HTML without scripts; everything that came from outside is escaped."""
     built = datetime.fromtimestamp(manifest.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    title = html.escape(f"{manifest.name} {manifest.version}")
+    title = html_text(f"{manifest.name} {manifest.version}")
     facts = [
         ("built", f"{built} by catchment {manifest.code_version}"),
         ("rows", f"{manifest.rows:,}"),
@@ -57,8 +57,8 @@ def render_card(manifest: Manifest, folder: Path) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    top = "".join(f"<th>{html_text(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{top}</tr>{body}</table>"
 
 

@@ -1,7 +1,6 @@
 """Read a training set: any sample by index with one pread, any epoch in a seeded order, stop and resume anywhere."""
 
 import hashlib
-import html
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from catchment.runtime.plain import html_text
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.training.index import SplitIndex
 from pipelines.training.manifest import (
@@ -138,9 +138,9 @@ class TrainingSet(Sequence[Sample]):
         return f"<TrainingSet {self.manifest.name} {self.manifest.version} {self.split}: {self._count:,} samples, {kind} {names}>"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{html.escape(c.name)}</td><td>{html.escape(c.type)}</td></tr>" for c in self.manifest.columns)
-        title = html.escape(f"{self.manifest.name} {self.manifest.version} · {self.split} · {self._count:,} samples")
-        return f"<b>{title}</b><br>where <code>{html.escape(self.manifest.where or 'all rows')}</code><table>{rows}</table>"
+        rows = "".join(f"<tr><td>{html_text(c.name)}</td><td>{html_text(c.type)}</td></tr>" for c in self.manifest.columns)
+        title = html_text(f"{self.manifest.name} {self.manifest.version} · {self.split} · {self._count:,} samples")
+        return f"<b>{title}</b><br>where <code>{html_text(self.manifest.where or 'all rows')}</code><table>{rows}</table>"
 
 
 class ShuffledSamples:
