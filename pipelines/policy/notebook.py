@@ -7,7 +7,7 @@ from typing import Any, Self
 import msgspec
 import pyarrow as pa
 
-from catchment.runtime.plain import html_text
+from catchment.runtime.plain import html_text, plain_lines
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError, PipelineError
 from pipelines.inspect.code import bind_code
@@ -48,7 +48,7 @@ class Found:
         lines = [f"{self.preview.tagged:,} of {self.preview.rows:,} rows get a tag"]
         lines += [f"  {each.tag:<24} {each.rows:>12,} {each.rows / max(1, self.preview.rows):8.2%}" for each in self.counts]
         lines += [f"  conflict: {each.first} and {each.second} on {each.rows:,} rows" for each in self.preview.conflicts.values()]
-        return "\n".join(lines)
+        return plain_lines("\n".join(lines))
 
     @property
     def counts(self) -> list[Any]:
@@ -194,7 +194,7 @@ class Policy:
 
     def __repr__(self) -> str:
         rules = "\n".join(f"  {rule.tag}: {rule.when}" for rule in self.document.rules)
-        return f"Policy {self.document.label} for {', '.join(self.document.streams)}\n{rules}"
+        return plain_lines(f"Policy {self.document.label} for {', '.join(self.document.streams)}\n{rules}")
 
     def _repr_html_(self) -> str:
         rows = "".join(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from catchment.runtime.plain import html_text
+from catchment.runtime.plain import html_text, plain
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.training.index import SplitIndex
 from pipelines.training.manifest import (
@@ -135,7 +135,9 @@ class TrainingSet(Sequence[Sample]):
     def __repr__(self) -> str:
         names = ", ".join(column.name for column in self.manifest.columns)
         kind = "payload and columns" if self.manifest.has_payload else "columns"
-        return f"<TrainingSet {self.manifest.name} {self.manifest.version} {self.split}: {self._count:,} samples, {kind} {names}>"
+        return plain(
+            f"<TrainingSet {self.manifest.name} {self.manifest.version} {self.split}: {self._count:,} samples, {kind} {names}>"
+        )
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{html_text(c.name)}</td><td>{html_text(c.type)}</td></tr>" for c in self.manifest.columns)
