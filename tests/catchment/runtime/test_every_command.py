@@ -639,7 +639,10 @@ def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path):
 
 
 def test_metrics_hold_no_acting_character():
+    from edge_agent.vitals import _labels
     from pipelines.config import AlarmConfig
+
+    assert acts(_labels({"reason": TEXT})) == ""
 
     page = exposition(_survey(), AlarmConfig())
     assert acts(page) == ""
