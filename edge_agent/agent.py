@@ -31,6 +31,7 @@ from edge_agent.rules.sieve import Sieve
 from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.spool.spool import Spool
+from edge_agent.unset_clock import ClockHold, system_boot_clock
 from edge_agent.uplink.forwarder import Forwarder
 from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
@@ -81,9 +82,11 @@ class Agent:
         self._uplink: threading.Thread | None = None
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
+        self._boot_clock = system_boot_clock(self._clock)
         self._rules = open_rules(config, self._clock)
         self._spool = spool or open_spool(config, self._clock)
         try:
+            self._clock_hold = ClockHold(self._boot_clock, self._spool, config.uplink.clock_wait_s, self._clock)
             claim(config.state_dir, config.device, sum(books.spooled for books in self._spool.books()))
             if config.model is not None:
                 self._models = self._build_models(config.model)
@@ -97,6 +100,7 @@ class Agent:
                 self._lineup,
                 self._clock,
                 self._rules.report,
+                lambda: self._clock_hold.is_holding,
             )
             self._health = self._build_health_server() if config.health.port else None
         except BaseException:
@@ -146,6 +150,7 @@ class Agent:
             if now_s - looked_s >= _HEALTH_EVERY_S:
                 looked_s = now_s
                 self._monitor.tell()
+            self._clock_hold.step()
             serve_replays(self._config.spool_dir, self._spool.replay)
             if until_settled and not self._lineup.running:
                 left = sum(books.spooled for books in self._spool.books())
@@ -227,7 +232,8 @@ class Agent:
     def _build_pump(self, source: SourceConfig) -> SourcePump:
         contract = load_contract(source)
         limits = Limits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
-        encoder = Encoder(contract, limits, partial(self._spool.put_object, priority=source.priority), compress=source.compress)
+        put_object = partial(self._spool.put_object, priority=source.priority)
+        encoder = Encoder(contract, limits, put_object, compress=source.compress, reference=self._boot_clock.reference)
         build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock)
         if source.kind == HEARTBEAT:
             build = lambda _: HeartbeatSource(self._monitor.look, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position

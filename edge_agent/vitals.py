@@ -21,6 +21,7 @@ class Vitals:
         left_out: (stream, reason, count) of samples read and not stored: by configuration, contract or rule.
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
         waits_for: why nothing is captured yet; "" when it is.
+        is_clock_awaited: samples were captured while the wall clock was not set, and wait for it.
     """
 
     device: str
@@ -47,6 +48,7 @@ class Vitals:
     waits_for: str = ""
     failure: str = ""
     sources_failing: int = 0
+    is_clock_awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,9 @@ def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -
     if vitals.waits_for:
         return Verdict(is_good=False, said=f"nothing is captured yet: {vitals.waits_for}")
     waited_s = vitals.oldest_unsettled_s
-    if not vitals.is_connected:
-        return Verdict(is_good=False, said=f"no connection to the broker; {_waiting(waited_s)}")
+    if vitals.is_clock_awaited or not vitals.is_connected:
+        lack = "the clock is not set, and samples wait for it" if vitals.is_clock_awaited else "no connection to the broker"
+        return Verdict(is_good=False, said=f"{lack}; {_waiting(waited_s)}")
     if waited_s is None or waited_s <= ready_within_s:
         return Verdict(is_good=True, said=f"ready; {_waiting(waited_s)}")
     if vitals.last_receipt_s is not None and vitals.last_receipt_s <= ready_within_s:
@@ -102,6 +105,7 @@ _SINGLES: tuple[tuple[str, str, str, Callable[[Vitals], float | None]], ...] = (
     ("resident_bytes", "gauge", "Memory of the process.", lambda v: v.rss_bytes),
     ("sources_running", "gauge", "Sources with a thread.", lambda v: v.sources_running),
     ("sources_failing", "gauge", "Sources that do not run now and are tried again.", lambda v: v.sources_failing),
+    ("clock_awaited", "gauge", "1 while samples wait for the wall clock to be set.", lambda v: int(v.is_clock_awaited)),
     ("uptime_seconds", "gauge", "Since the start.", lambda v: v.uptime_s),
 )
 

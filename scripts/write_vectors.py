@@ -47,11 +47,11 @@ def vector(name: str, about: str, topic: str, body: bytes, content_type: str | N
     (FOLDER / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def telemetry() -> bytes:
+def telemetry(first_us: int = CREATED_US) -> bytes:
     """Three rows; the second tells no steering angle."""
     batch = pa.record_batch(
         {
-            "event_time": pa.array([CREATED_US, CREATED_US + 10_000, CREATED_US + 20_000], pa.timestamp("us", tz="UTC")),
+            "event_time": pa.array([first_us, first_us + 10_000, first_us + 20_000], pa.timestamp("us", tz="UTC")),
             "speed_mps": pa.array([11.5, 11.75, 12.0], pa.float64()),
             "steering_deg": pa.array([-2.5, None, -2.0], pa.float64()),
         }
@@ -88,6 +88,13 @@ def envelopes() -> None:
     packed = EnvelopeHead(DEVICE, STREAM, ARROW_STREAM, Span(EPOCH, 4100, 3), "1.0.0", ZSTD, CREATED_US)
     squeezed = zstandard.compress(telemetry(), 3)
     vector("envelope-arrow-zstd", "the same, compressed", topic, squeezed, ARROW_STREAM, properties=packed.to_properties())
+    unset = EnvelopeHead(
+        DEVICE, STREAM, ARROW_STREAM, Span(EPOCH, 4100, 3), "1.0.0",
+        created_us=CREATED_US, clock_boot="2f1c3a5e-8d0b-4d53-9f0e-1a2b3c4d5e6f", clock_shift_us=CREATED_US,
+    )  # fmt: skip
+    about = "three samples of a clock that counted from 1970, with what corrects them"
+    body = telemetry(first_us=40_000_000)
+    vector("envelope-arrow-unset-clock", about, topic, body, ARROW_STREAM, properties=unset.to_properties())
     camera = StreamName("camera_frame")
     one = EnvelopeHead(DEVICE, camera, ARROW_STREAM, Span(EPOCH, 0, 1), "1.0.0", created_us=CREATED_US)
     about = "one sample with its payload in the envelope"

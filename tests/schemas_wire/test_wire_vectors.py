@@ -35,7 +35,14 @@ WORDS = {
     "edge-policy": (decode_signed_edge_policy, encode_signed_edge_policy),
     "piece-request": (decode_piece_request, encode_piece_request),
 }
-ENVELOPES = ("envelope-arrow", "envelope-arrow-zstd", "envelope-arrow-payload", "envelope-json", "envelope-json-bare")
+ENVELOPES = (
+    "envelope-arrow",
+    "envelope-arrow-zstd",
+    "envelope-arrow-unset-clock",
+    "envelope-arrow-payload",
+    "envelope-json",
+    "envelope-json-bare",
+)
 ARROW = tuple(name for name in ENVELOPES if "arrow" in name)
 
 
@@ -61,7 +68,9 @@ def test_a_word_of_the_wire_decodes_and_encodes_to_the_same_bytes(name):
     assert encode(decode(body)) == body
 
 
-@pytest.mark.parametrize("name", ["envelope-arrow", "envelope-arrow-zstd", "envelope-arrow-payload", "envelope-json"])
+@pytest.mark.parametrize(
+    "name", ["envelope-arrow", "envelope-arrow-zstd", "envelope-arrow-unset-clock", "envelope-arrow-payload", "envelope-json"]
+)
 def test_the_properties_of_an_envelope_read_and_write_to_the_same_pairs(name):
     document, _, properties = load(name)
     assert head_of(document, properties).to_properties() == properties
