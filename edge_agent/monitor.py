@@ -14,7 +14,7 @@ from edge_agent.lineup import Lineup
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.progress import Progress
 from edge_agent.vitals import Vitals, judge_live
-from schemas.reported import PolicyReport
+from schemas.reported import DocumentReport, PolicyReport
 
 _MAX_SAID = 500
 
@@ -33,6 +33,9 @@ class Monitor:
         clock: monotonic time for ages; wall clock for how long a sample has waited.
         policy: what the rules' room says of itself.
         is_clock_awaited: whether samples wait for the wall clock to be set.
+
+    Attributes:
+        documents: tells what was taken of the signed documents.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Monitor:
         self._clock = clock
         self._policy = policy
         self._is_clock_awaited = is_clock_awaited
+        self.documents: Callable[[], tuple[DocumentReport, ...]] = tuple
         self._started_s = clock.monotonic_s()
         self._main_turned_s = self._started_s
         self.failure = ""
@@ -124,6 +128,7 @@ class Monitor:
             rejected=_by_source((pump.name, pump.rejected()) for pump in self._lineup.pumps),
             left_out=_by_source((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             policy=self._policy(),
+            documents=self.documents(),
             failing={pump.name: pump.failing[:_MAX_SAID] for pump in self._lineup.pumps if pump.failing},
         )
         try:

@@ -1,14 +1,14 @@
 """Tables for people."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, stacked, styled
 from edge_agent.doctor.findings import Diagnosis, Verdict
 from edge_agent.looking import Ledger, Status
-from schemas.reported import PolicyReport
+from schemas.reported import DocumentReport, PolicyReport
 
 _MIB = 1024 * 1024
 
@@ -34,6 +34,7 @@ def show_status(status: Status) -> None:
         table.add_row("memory", f"{health.rss_bytes / _MIB:.1f} MiB")
         if health.policy is not None:
             table.add_row("rules from the core", _policy(health.policy))
+        _add_documents(table, health.documents)
         for name, words in (("refused", health.rejected), ("left out", health.left_out)):
             if told := list(_reasons(words)):
                 table.add_row(name, stacked(told))
@@ -85,6 +86,15 @@ def _policy(policy: PolicyReport) -> Text:
     if policy.refused:
         words.append(joined(styled(f"{policy.refused} refused", "red"), f", the last: {policy.reason}"))
     return stacked(words)
+
+
+def _add_documents(table: PlainTable, documents: Sequence[DocumentReport]) -> None:
+    """Add a row for each kind of orders: what was taken, what was refused, and why the last one was not taken."""
+    for document in documents:
+        words: list[str | Text] = [f"counter {document.counter}" if document.counter else "none yet"]
+        words += [styled(f"{document.refused} refused", "red")] if document.refused else []
+        words += [document.reason] if document.reason else []
+        table.add_row(f"orders: {document.kind}", stacked(words))
 
 
 _MARKS = {

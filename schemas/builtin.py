@@ -17,7 +17,14 @@ NAMES = (
     "vehicle_telemetry",
 )
 # Versions that devices in the field may still write; the core reads them for ever.
-_PAST = ("camera_frame-1.0.0", "can_signal-1.0.0", "network_flow-1.0.0", "slide-1.0.0", "vehicle_telemetry-1.0.0")
+_PAST = (
+    "camera_frame-1.0.0",
+    "can_signal-1.0.0",
+    "network_flow-1.0.0",
+    "network_flow-1.1.0",
+    "slide-1.0.0",
+    "vehicle_telemetry-1.0.0",
+)
 
 
 @cache

@@ -15,7 +15,7 @@ from rich.tree import Tree
 from catchment.runtime.plain import plain, plain_lines, plain_message
 
 
-def styled(text: object, style: str) -> Text:
+def styled(text: object, style: str = "") -> Text:
     """A text in a style, for `PlainConsole` and `PlainTable`; the text itself is never read as markup."""
     return Text(plain(text), style)
 

@@ -15,7 +15,7 @@ from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.can_bus import CanOptions
 from edge_agent.capture.can_rows import FrameSampler
 from edge_agent.capture.can_view import ViewReader, is_view
-from edge_agent.capture.cells import to_time_us
+from edge_agent.capture.cells import start_time_us
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceEndedError, SourceError
 from edge_agent.watched import open_named, what_to_do
@@ -124,7 +124,7 @@ class CanLog:
         if not self._options.time_start:
             return time_us
         if self._shift_us is None:
-            self._shift_us = to_time_us(self._options.time_start) - time_us
+            self._shift_us = start_time_us(self._options.time_start) - time_us
         return time_us + self._shift_us
 
     def stored(self, batch: SampleBatch) -> None:

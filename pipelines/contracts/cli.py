@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from catchment.runtime.output import say_document
+from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
 from pipelines.contracts.diff import diff_contracts
-from pipelines.contracts.infer import infer_contract
+from pipelines.contracts.infer import draft_contract
 from pipelines.contracts.json_schema import arrow_schema, json_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.quality_cli import quality
@@ -114,7 +115,10 @@ def infer(
 ) -> None:
     """Draft a contract from a file, as ODCS YAML for you to correct."""
     try:
-        say_document(to_odcs(infer_contract(file, name, max_rows=rows, bounds=bounds)).rstrip())
+        draft = draft_contract(file, name, max_rows=rows, bounds=bounds)
+        for line in draft.hints.lines(draft.contract.name, str(file)):
+            say_document(f"# {plain(line)}".rstrip())
+        say_document(to_odcs(draft.contract).rstrip())
     except PipelineError as error:
         PlainConsole(highlight=False, soft_wrap=True, stderr=True).print(_REFUSED, str(error))
         raise typer.Exit(1) from error
@@ -139,11 +143,12 @@ def _find(console: PlainConsole, name: str, version: str | None, contracts: str)
 
 def _print(console: PlainConsole, contract: Contract) -> None:
     console.print(joined(styled(f"{contract.name} {contract.version}", "bold"), f"  {contract.description}"))
-    table = PlainTable("column", "type", "unit", "required", "accepted", "pii", "description", box=None)
+    table = PlainTable("column", "in the source", "type", "unit", "required", "accepted", "pii", "description", box=None)
     for column in contract.columns:
         required = "yes" if column.required else ""
         pii = "" if column.pii == "none" else str(column.pii)
-        table.add_row(column.name, _typed(column), column.unit, required, _accepted(column), pii, column.description)
+        accepted = _accepted(column)
+        table.add_row(column.name, column.source_name, _typed(column), column.unit, required, accepted, pii, column.description)
     console.print(table)
     for rule in contract.quality:
         console.print(joined("quality ", styled(rule.name, "bold"), f": {rule.expression}"))

@@ -31,6 +31,7 @@ from pipelines.errors import RefusedError
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.holes import Hole
+from pipelines.lake.open import Lake
 from pipelines.policy import edge_cli, lake_cli, look_cli, notebook
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.explain import Explained
@@ -77,6 +78,10 @@ QUIET = {
         "rollout start": "prints names that were typed and counts",
         "rollout halt": "prints the name that was typed",
         "rollout serve": "speaks through the log",
+        "director init": "prints public keys and the folder of the configuration",
+        "director add": "prints public keys and the folder of the configuration",
+        "director retire": "prints public keys and the name of a key",
+        "director show": "prints public keys",
     },
     "edge-agent": {
         "run": "becomes the agent, which speaks through the log",
@@ -297,8 +302,7 @@ def policy_push(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     rule = SimpleNamespace(id=TEXT, action=TEXT)
     to.setattr(edge_cli, "edge_rules", lambda *_args: {TEXT: [rule]})
     to.setattr(edge_cli, "edge_inspectors", lambda *_args: {TEXT: [SimpleNamespace(use=TEXT)]})
-    to.setattr(edge_cli, "read_key", lambda _path: b"")
-    return ["policy", "push", "--key", "none", "--dry-run"]
+    return ["policy", "push", "--dry-run"]
 
 
 def policy_import(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
@@ -436,6 +440,7 @@ AGENT: dict[str, Callable[[pytest.MonkeyPatch], list[str]]] = {
     "status": lambda to: _agent(to, looking, "read_status", hostile(looking.Status), "status"),
     "ledger": lambda to: _agent(to, looking, "read_ledger", hostile(looking.Ledger), "ledger"),
     "doctor": lambda to: _agent(to, examine, "diagnose", hostile(Diagnosis), "doctor"),
+    "try": lambda to: _tried(to),  # noqa: PLW0108  # likewise
     "check": lambda to: _checked(to),  # noqa: PLW0108  # it is defined below
     "spool ls": lambda to: _spooled(to, "spool", "ls"),
     "park ls": lambda to: _spooled(to, "park", "ls"),
@@ -455,6 +460,15 @@ def _checked(to: pytest.MonkeyPatch) -> list[str]:
     found = SimpleNamespace(told=[], faults=[hostile(Fault)])
     to.setattr(checking, "check_file", lambda _path: found)
     return ["check"]
+
+
+def _tried(to: pytest.MonkeyPatch) -> list[str]:
+    from edge_agent.trial import command
+    from edge_agent.trial.result import Trial
+
+    to.setattr(command, "try_sources", lambda *_args: (hostile(Trial),))
+    to.setattr(command, "exit_code", lambda _found: 0)
+    return ["try"]
 
 
 def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
@@ -575,6 +589,7 @@ def pages(folder: Path) -> dict[str, str]:
         "contact sheet": (folder / "sheet.html").read_text(),
         "set in a notebook": TrainingSet._repr_html_(shown),  # type: ignore[arg-type]
         "policy in a notebook": notebook.Policy._repr_html_(_policy_shown()),
+        "lake in a notebook": Lake._repr_html_(SimpleNamespace(root=TEXT, streams=lambda: [TEXT])),  # type: ignore[arg-type]
         "finding in a notebook": notebook.Found(_preview())._repr_html_(),
     }
 
@@ -588,7 +603,14 @@ def _policy_shown() -> Any:
 
 def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing():
     shown = SimpleNamespace(manifest=_manifest(), split=TEXT, _count=1)
-    for text in (notebook.Policy.__repr__(_policy_shown()), repr(notebook.Found(_preview())), TrainingSet.__repr__(shown)):  # type: ignore[arg-type]
+    lake = SimpleNamespace(root=TEXT, streams=lambda: [TEXT])
+    texts = (
+        notebook.Policy.__repr__(_policy_shown()),
+        repr(notebook.Found(_preview())),
+        TrainingSet.__repr__(shown),  # type: ignore[arg-type]
+        Lake.__repr__(lake),  # type: ignore[arg-type]
+    )
+    for text in texts:
         assert acts(text) == ""
         assert MARK in text
 
@@ -602,14 +624,15 @@ def test_every_module_that_makes_a_page_is_tried(repository_root: Path):
         if making.search(path.read_text())
     }
     ours = {"pipelines/training/card.py", "pipelines/training/open.py", "pipelines/policy/contact_sheet.py"}
-    assert found - {"pipelines/lake/files.py"} == ours | {"pipelines/policy/notebook.py"}  # the first only speaks of <table>
+    ours |= {"pipelines/policy/notebook.py", "pipelines/lake/open.py"}
+    assert found - {"pipelines/lake/files.py"} == ours  # the first only speaks of <table>
 
 
 def test_nobody_prints_but_through_the_runtime(repository_root: Path):
     """`say`, `say_json`, `PlainConsole`, `PlainTable` make text from outside plain; other ways to print would not."""
     other = re.compile(
         r"\btyper\.s?echo|\btyper\.secho|\bclick\.s?echo|(?<![\w.\"'(])print\(|\bsys\.(stdout|stderr)\.write\(|\bhtml\.escape"
-        r"|from rich\.(console|table|tree|markup|panel|pretty)|import rich|from rich import"
+        r"|from rich\.(console|table|tree|markup|panel|pretty)|import rich|from rich import (print|inspect|get_console)"
     )
     allowed = {
         "catchment/runtime/output.py",
