@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -10,15 +11,17 @@ from pathlib import Path
 import can
 import msgspec
 
+from catchment.runtime.beneath import EXCHANGED, RefusedFileError
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.can_bus import CanOptions
 from edge_agent.capture.can_rows import FrameSampler
 from edge_agent.capture.can_view import ViewReader, is_view
-from edge_agent.capture.cells import to_time_us
+from edge_agent.capture.cells import start_time_us
 from edge_agent.capture.rejects import Rejects
-from edge_agent.capture.unpacking import UnpackedFile, open_unpacked, packing_of
+from edge_agent.capture.unpacking import UnpackedFile, packing_of
 from edge_agent.errors import SourceEndedError, SourceError
 from edge_agent.option_paths import is_same_path
+from edge_agent.watched import open_named, what_to_do
 from schemas.contract import Contract
 
 _HEAD_BYTES = 4_096
@@ -130,7 +133,7 @@ class CanLog:
         if not self._options.time_start:
             return time_us
         if self._shift_us is None:
-            self._shift_us = to_time_us(self._options.time_start) - time_us
+            self._shift_us = start_time_us(self._options.time_start) - time_us
         return time_us + self._shift_us
 
     def stored(self, batch: SampleBatch) -> None:
@@ -141,39 +144,58 @@ class CanLog:
         self._reader.stop()
 
 
+def _check_same(reader: can.io.generic.MessageReader, descriptor: int, log: Path) -> None:
+    """python-can opens by name: what it opened must be the file that was checked."""
+    opened = getattr(getattr(reader, "file", None), "fileno", None)  # a database and MDF 4 have none
+    now = os.fstat(opened()) if opened is not None else log.stat(follow_symlinks=False)
+    if not os.path.samestat(now, os.fstat(descriptor)):
+        reader.stop()
+        raise RefusedFileError(EXCHANGED, log)
+
+
 def _open(log: str) -> tuple[can.io.generic.MessageReader | ViewReader, int, UnpackedFile | None]:
     """A reader of the log, the mark of its beginning, and the file that is unpacked for it, where it is packed."""
     path = Path(log)
     try:
-        with path.open("rb") as file:
+        with open_named(path) as file:
             head = file.read(_HEAD_BYTES)
-        suffixes = [suffix.lower() for suffix in path.suffixes]
-        is_packed = bool(packing_of(head))
-        if any(suffix in _TEXT_LOGS for suffix in suffixes[-2 if is_packed else -1 :]) and is_view(path):
-            packed = open_unpacked(path, whole_lines=True)
-            return ViewReader(io.TextIOWrapper(packed, encoding="ascii", errors="replace")), zlib.crc32(head), packed
-        if is_packed:
-            reader, packed = _open_packed(path)
+            reader, packed = _reader(path, file.fileno(), is_packed=bool(packing_of(head)))
             return reader, zlib.crc32(head), packed
-        return can.LogReader(log), zlib.crc32(head), None
     except OSError as error:
-        raise SourceError(f"{log} cannot be read ({error.strerror}); correct `log`") from error
+        raise SourceError(f"{log} cannot be read ({error.strerror}); {what_to_do(error, 'correct `log`')}") from error
     except (ValueError, NotImplementedError, struct.error, can.CanError) as error:
         raise SourceError(f"{log} is no log that python-can reads: {error}") from error
 
 
-def _open_packed(log: Path) -> tuple[can.io.generic.MessageReader, UnpackedFile]:
-    """Unpacked here and not by python-can, whose reader loses the frames before a break.
+def _reader(
+    log: Path, descriptor: int, *, is_packed: bool
+) -> tuple[can.io.generic.MessageReader | ViewReader, UnpackedFile | None]:
+    """Packed logs are unpacked here and not by python-can, whose reader loses the frames before a break.
 
     Raises:
         ValueError: python-can has no reader for what is packed.
     """
+    suffixes = [suffix.lower() for suffix in log.suffixes]
+    if any(suffix in _TEXT_LOGS for suffix in suffixes[-2 if is_packed else -1 :]):
+        with _text(descriptor, "ascii") as beginning:
+            shows_view = is_view(beginning)
+        if shows_view:
+            text = _text(descriptor, "ascii")
+            return ViewReader(text), text.buffer
+    if not is_packed:
+        reader = can.LogReader(log)
+        _check_same(reader, descriptor, log)
+        return reader, None
     known = can.io.player.MESSAGE_READERS
-    kind = next((known[suffix] for one in reversed(log.suffixes) if (suffix := one.lower()) in known), None)
+    kind = next((known[suffix] for suffix in reversed(suffixes) if suffix in known), None)
     if kind is not None and issubclass(kind, can.io.generic.TextIOMessageReader):
-        packed = open_unpacked(log, whole_lines=True)
-        return kind(io.TextIOWrapper(packed, encoding="utf-8", errors="replace")), packed
+        text = _text(descriptor, "utf-8")
+        return kind(text), text.buffer
     if kind is not None and issubclass(kind, can.io.generic.BinaryIOMessageReader):
-        packed = open_unpacked(log)
+        packed = UnpackedFile(os.dup(descriptor))
         return kind(packed), packed
-    raise ValueError(f"no packed log of the kind {''.join(log.suffixes)!r} can be read")
+    raise ValueError(f"no packed log of the kind {''.join(suffixes)!r} can be read")
+
+
+def _text(descriptor: int, encoding: str) -> "io.TextIOWrapper[UnpackedFile]":
+    return io.TextIOWrapper(UnpackedFile(os.dup(descriptor), whole_lines=True), encoding=encoding, errors="replace")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from edge_agent.capture.folder_scan import FoundFile
 from edge_agent.capture.picture_end import has_end
+from edge_agent.watched import open_watched
 
 _Key = tuple[str, int, int, int]
 
@@ -46,7 +47,7 @@ class PictureEnds:
 
     def _look(self, file: FoundFile) -> bool | None:
         try:
-            with (self._folder / file.name).open("rb") as opened:
+            with open_watched(self._folder, file.name) as opened:
                 return has_end(opened, file.size, file.name)
         except OSError:
             return None  # the reading of the file meets this again, and counts it

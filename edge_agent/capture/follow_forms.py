@@ -17,10 +17,10 @@ from edge_agent.capture.tables import (
     TablePosition,
     TableReader,
     ZeekReader,
-    find_separator,
 )
 from edge_agent.capture.zeek import ZeekHeader
 from edge_agent.errors import ConfigError
+from schemas.source_names import separator_of
 
 ZEEK, JSONL, CSV, PLAIN = "zeek", "jsonl", "csv", "plain"
 # The column that a line of a plain log becomes.
@@ -234,7 +234,7 @@ def _zeek(header: str) -> ZeekHeader:
 def _cells(text: str, header: str) -> list[str]:
     """The cells of a row; none where it is no CSV."""
     try:
-        cells = next(csv.reader(StringIO(text, newline=""), delimiter=find_separator(header)), [])
+        cells = next(csv.reader(StringIO(text, newline=""), delimiter=separator_of(header)), [])
     except csv.Error:
         return []
     return [cell.strip() for cell in cells] if text is header else cells

@@ -30,6 +30,7 @@ from edge_agent.capture.rotation import RotatedFile, RotatedFiles, is_settled
 from edge_agent.capture.tables import RawChunk, TablePosition, TableReader
 from edge_agent.clock import Clock
 from edge_agent.errors import SourceError
+from edge_agent.watched import what_to_do
 
 _REMEMBERED = 32
 # More of a header, or of a torn line, is not kept in the position.
@@ -89,13 +90,13 @@ class FollowedLog:
 
     def begin(self, start: str) -> None:
         """Begin for the first time: at the log's `begin` or `end`, or with what is `rotated` already."""
-        if self._path.exists():
-            self._inode = self._path.stat().st_ino
+        if os.path.lexists(self._path):
+            self._inode = self._path.stat(follow_symlinks=False).st_ino
         if start != "rotated":
             known = self._look(since_ns=-1)
             self._done = [DoneFile(file.head, file.modified_ns) for file in known[-_REMEMBERED:]]
             self._since_ns = known[-_REMEMBERED - 1].modified_ns if len(known) > _REMEMBERED else 0
-        if start == "end" and self._path.exists():
+        if start == "end" and os.path.lexists(self._path):
             self._open(self._path, TablePosition(), is_live=True)
             while self.read(10_000) is not None:
                 continue
@@ -139,6 +140,11 @@ class FollowedLog:
             _kept(self._reader.header or self._header),
             known.lead,
         )
+
+    @property
+    def has_header(self) -> bool:
+        """Whether a header names all columns; JSON names in each row those that it has."""
+        return self._form in (ZEEK, CSV)
 
     def read(self, max_rows: int) -> RawChunk | None:
         """The next rows; None where there are none now.
@@ -232,7 +238,7 @@ class FollowedLog:
         """
         assert self._file is not None
         try:
-            log_inode = self._path.stat().st_ino
+            log_inode = self._path.stat(follow_symlinks=False).st_ino
         except FileNotFoundError:
             return False
         return self._form != PLAIN or log_inode == self._inode or self._file.stat().st_ino != self._inode
@@ -276,14 +282,14 @@ class FollowedLog:
 
         A copy that ends before the place was read in full, from the log itself: it is remembered as read.
         """
-        if self._path.exists():
+        if os.path.lexists(self._path):
             self._open(self._path, start, is_live=True)
             if self._holds(mark):
                 return True
             self.close()
         rotated = self._look(self._since_ns) or self._look(-1)
         for file in sorted(rotated, key=self._likelihood):
-            if mark.fits(file.begins) and not any(done.size >= 0 and file.was_read(done) for done in self._done):
+            if mark.fits(file.begins) and not any(done.size >= 0 and file.was_read(done, self._path) for done in self._done):
                 self._open(file.path, start, is_live=False)
                 if self._holds(mark):
                     return True
@@ -300,9 +306,9 @@ class FollowedLog:
         return was_there, -file.modified_ns, file.is_packed
 
     def _is_shorter_copy(self, rotated: RotatedFile, mark: Mark) -> bool:
-        if any(rotated.was_read(done) for done in self._done):
+        if any(rotated.was_read(done, self._path) for done in self._done):
             return False
-        with LogFile(rotated.path) as file:
+        with LogFile(self._path, rotated.path) as file:
             size = file.size()
             if not mark.may_be_longer_than(rotated.begins, size):
                 return False
@@ -332,7 +338,7 @@ class FollowedLog:
         if found is not None:
             self._open(*found, is_live=False)
             return True
-        if not self._path.exists():
+        if not os.path.lexists(self._path):
             return False
         self._open(self._path, TablePosition(), is_live=True)
         return True
@@ -344,7 +350,7 @@ class FollowedLog:
                 continue
             grown = next((done for done in reversed(self._done) if done.size > 0 and done.mark.fits(file.begins)), None)
             if grown is not None:
-                with LogFile(file.path) as opened:
+                with LogFile(self._path, file.path) as opened:
                     grown = grown if opened.holds(grown.mark) else None
             return file.path, TablePosition() if grown is None else TablePosition(grown.size)
         return None
@@ -352,7 +358,7 @@ class FollowedLog:
     def _was_read(self, file: RotatedFile) -> bool:
         found = False
         for index, done in enumerate(self._done):
-            if file.was_read(done):
+            if file.was_read(done, self._path):
                 found = True
                 # Packing writes a file anew: from then on it counts by that time, and need not be unpacked to be known.
                 self._done[index] = DoneFile(
@@ -363,10 +369,10 @@ class FollowedLog:
     def _is_still_the_log(self, rotated: RotatedFile) -> bool:
         """Whether all of it stands in the log, too: a copy, and the log is not cut yet. It is read there."""
         try:
-            with LogFile(self._path) as log:
+            with LogFile(self._path, self._path) as log:
                 if not log.begins().startswith(rotated.begins):
                     return False
-                with LogFile(rotated.path) as file:
+                with LogFile(self._path, rotated.path) as file:
                     return log.holds(file.mark(file.size()))
         except FileNotFoundError:
             return False
@@ -374,11 +380,12 @@ class FollowedLog:
     def _open(self, path: Path, start: TablePosition, *, is_live: bool) -> None:
         self.close()
         try:
-            self._file = LogFile(path, is_live=is_live)
+            self._file = LogFile(self._path, path, is_live=is_live)
             if is_live:
                 self._inode = self._file.stat().st_ino
         except OSError as error:
-            raise SourceError(f"{path} cannot be read ({error.strerror}); let the agent's user read it") from error
+            act = what_to_do(error, "let the agent's user read it")
+            raise SourceError(f"{path} cannot be read ({error.strerror}); {act}") from error
         self._start, self._rotated_s = start, None
         if start.offset == 0 and self._ended_at is not None and self._file.start > self._ended_at:
             # A writer with a place of its own goes on there: that is how long the log was when it was cut.
@@ -443,7 +450,7 @@ class FollowedLog:
     def _is_the_log(self) -> bool:
         assert self._file is not None
         try:
-            return os.path.samestat(self._path.stat(), self._file.stat())
+            return os.path.samestat(self._path.stat(follow_symlinks=False), self._file.stat())
         except FileNotFoundError:
             return False
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.unpacking import UnpackedFile, open_unpacked
 from edge_agent.errors import SourceError
+from edge_agent.watched import what_to_do
 
 ResultT = TypeVar("ResultT")
 _HEAD_BYTES = 1024
@@ -22,7 +23,8 @@ def open_lines(path: Path) -> UnpackedFile:
     try:
         return open_unpacked(path)
     except OSError as error:
-        raise SourceError(f"{path} cannot be read ({error.strerror or error}); put the file there or correct `path`") from error
+        act = what_to_do(error, "put the file there or correct `path`")
+        raise SourceError(f"{path} cannot be read ({error.strerror or error}); {act}") from error
 
 
 def head_mark(path: Path) -> int:

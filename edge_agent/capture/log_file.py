@@ -5,30 +5,43 @@ from pathlib import Path
 from typing import Self
 
 from edge_agent.capture.log_marks import HEAD_BYTES, MARKED_BYTES, TAIL_BYTES, Mark, head_of, prints_of, sum_of
-from edge_agent.capture.unpacking import UnpackedFile, open_for_reading, packing_of
+from edge_agent.capture.unpacking import UnpackedFile, descriptor_of, packing_of
+from edge_agent.watched import open_watched
 
 CHUNK_BYTES = 256 * 1024
+
+
+def place_of(log: Path, path: Path) -> tuple[Path, str]:
+    """The folder below which no link is followed, and the name of a file in it.
+
+    That is the log's folder, or the one above it that a pattern names by leading `..` parts.
+    """
+    parts = path.relative_to(log.parent).parts
+    above = next((index for index, part in enumerate(parts) if part != ".."), len(parts) - 1)
+    return log.parent.joinpath(*parts[:above]), "/".join(parts[above:])
 
 
 class LogFile:
     """A log. Offsets count unpacked bytes. A log that was cut under a writer that keeps its own place begins with NUL bytes.
 
     Args:
-        path: of the log.
+        log: the log that is written now.
+        path: of this file: the log itself, or one that it was rotated to.
         is_live: whether somebody writes to it, so that each read looks whether it still is what was read before.
 
     Attributes:
         is_cut: whether a read found that the log was emptied, and perhaps written to since.
 
     Raises:
+        RefusedFileError: a link, or no plain file.
         OSError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, *, is_live: bool = False) -> None:
+    def __init__(self, log: Path, path: Path, *, is_live: bool = False) -> None:
         self.path = path
         self.is_live = is_live
         self.is_cut = False
-        self._fd = open_for_reading(path)
+        self._fd = descriptor_of(open_watched(*place_of(log, path)))
         self._stream: UnpackedFile | None = None
         self._start: int | None = None
         self._begun = b""

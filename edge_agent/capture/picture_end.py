@@ -20,6 +20,10 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".gif", ".bmp", "
 # A marker within a JPEG's entropy-coded data: not a stuffed FF, a restart, or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+_JPEG_APPLICATION = range(0xE0, 0xF0)
+# What an application's segment begins with: JFIF, Exif, ICC_PROFILE, http://ns.adobe.com/xap/1.0/
+_JPEG_SIGNATURE = re.compile(rb"[ -~]{3,80}\0|Adobe")
+_SIGNATURE_BYTES = 96
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 # Bytes of a TIFF value by its type.
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -83,7 +87,7 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
 def _jpeg(file: BinaryIO, size: int) -> bool | None:
     """Segment by segment, so that the end of a thumbnail within one is not taken for the picture's.
 
-    Of a file whose segments make no sense the last two bytes decide.
+    Of a file whose segments make no sense, as those of a maker's own do, the last two bytes decide.
     """
     file.seek(2)
     is_strange = False
@@ -101,6 +105,9 @@ def _jpeg(file: BinaryIO, size: int) -> bool | None:
             if marker in _JPEG_BARE:
                 continue
             (length,) = struct.unpack(">H", _exactly(file, 2))
+            at = file.tell()
+            is_strange = is_strange or (marker in _JPEG_APPLICATION and not _JPEG_SIGNATURE.match(file.read(_SIGNATURE_BYTES)))
+            file.seek(at)
             _exactly(file, max(0, length - 2))
             if marker == _JPEG_SCAN:
                 _pass_to_marker(file)

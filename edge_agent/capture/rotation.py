@@ -1,12 +1,15 @@
 """Log files under rotation: how they are called, which there are, and in which order they were written."""
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.capture.log_file import LogFile
+from catchment.runtime.beneath import RefusedFileError, status_beneath
+from edge_agent.capture.folder_scan import Refused
+from edge_agent.capture.log_file import LogFile, place_of
 from edge_agent.capture.log_marks import DoneFile, Sum, head_of
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceError
@@ -40,8 +43,12 @@ class RotatedFile:
         found = _NUMBER.search(_PACKED_NAME.sub("", self.path.name))
         return self.modified_ns, -int(found.group(1)) if found else 0, self.path.name
 
-    def was_read(self, done: DoneFile) -> bool:
+    def was_read(self, done: DoneFile, log: Path) -> bool:
         """Whether it is the file that was read to its end there, under whatever name and packed or not.
+
+        Args:
+            done: read to its end.
+            log: that is written now.
 
         Raises:
             OSError: it cannot be read.
@@ -52,7 +59,7 @@ class RotatedFile:
             return False
         if self.modified_ns == done.modified_ns:
             return True
-        with LogFile(self.path) as file:
+        with LogFile(log, self.path) as file:
             size = file.size()
             return (size == done.size and file.holds(done.mark)) or (bool(file.broken) and size < done.size)
 
@@ -70,31 +77,39 @@ class RotatedFiles:
         self._log = log
         self._patterns = patterns
         self._rejects = rejects
+        self._refused = Refused(rejects)
         self._unreadable: set[tuple[Path, int]] = set()
 
     def look(self, since_ns: int, now_ms: int) -> list[RotatedFile]:
-        """The files that match, hold something, are not the log itself and were written since, oldest first.
+        """The files that match, hold something, are not the log itself and were written since, oldest first. Links are counted.
 
         Raises:
             SourceError: one cannot be read now.
         """
         found: list[RotatedFile] = []
+        self._refused.begin()
         try:
             log = self._log.stat() if self._log.exists() else None
-            for path in {path for pattern in self._patterns for path in self._log.parent.glob(pattern)}:
-                stat = path.stat()
-                is_log = log is not None and (stat.st_dev, stat.st_ino) == (log.st_dev, log.st_ino)
-                if stat.st_mtime_ns <= since_ns or is_log or not path.is_file():
+            for path in sorted({path for pattern in self._patterns for path in self._log.parent.glob(pattern)}):
+                try:
+                    stat = status_beneath(*place_of(self._log, path))
+                    is_log = log is not None and os.path.samestat(stat, log)
+                    begins = b"" if stat.st_mtime_ns <= since_ns or is_log else self._begins(path, stat, now_ms)
+                except RefusedFileError as error:
+                    self._refused.add(str(path), str(error.strerror))
                     continue
-                with LogFile(path) as file:
-                    begins = file.begins()
-                    if file.broken and not begins:
-                        self._refuse(path, stat.st_mtime_ns, now_ms, file.broken)
                 if begins:
                     found.append(RotatedFile(path, stat.st_mtime_ns, begins))
         except OSError as error:
             raise SourceError(f"rotated logs beside {self._log} cannot be listed: {error}; they are listed again") from error
         return sorted(found, key=lambda file: file.order)
+
+    def _begins(self, path: Path, stat: os.stat_result, now_ms: int) -> bytes:
+        with LogFile(self._log, path) as file:
+            begins = file.begins()
+            if file.broken and not begins:
+                self._refuse(path, stat.st_mtime_ns, now_ms, file.broken)
+            return begins
 
     def _refuse(self, path: Path, modified_ns: int, now_ms: int, reason: str) -> None:
         if not is_settled(modified_ns, now_ms):

@@ -7,13 +7,13 @@
     start = "begin"                # begin | end of the log, or rotated: those already rotated first
     rename = { v = "speed_mps" }   # a plain line is called message
     time_column = "t"              # default: event_time, ts, timestamp or time, whichever is there; else the time of reading
-    time_unit = "auto"             # s | ms | us | ns | rfc3339; auto: RFC 3339 text, or seconds
+    time_zone = "Europe/Berlin"    # and time_unit, time_format, decimal, thousands: see edge_agent.capture.written
     settle_ms = 2000               # so long after a rotation the old file may still grow
 
 Rotation by name and by copy (logrotate's copytruncate) are both followed; see `edge_agent.capture.follow_log`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,27 +23,28 @@ from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.follow_forms import CSV, JSONL, ZEEK
 from edge_agent.capture.follow_log import FollowedLog
 from edge_agent.capture.log_marks import LogPosition
-from edge_agent.capture.mapping import TIME_NAMES, ColumnMapper, keep_rows, read_times
+from edge_agent.capture.mapping import ColumnMapper, keep_rows
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.replay import NO_COLUMN
+from edge_agent.capture.required import unfilled_columns
 from edge_agent.capture.rotation import default_patterns
+from edge_agent.capture.written import EventTimes, WrittenOptions, check_written, time_column_of, unreadable
 from edge_agent.capture.zeek import CONN_RENAME
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
 
 
-class TailOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TailOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a followed log; the module's docstring shows each."""
 
     path: str
     format: Literal["auto", "csv", "jsonl", "plain", "zeek"] = "auto"
     rotated: tuple[str, ...] = ()
     start: Literal["begin", "end", "rotated"] = "begin"
-    rename: dict[str, str] = {}
+    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
     time_column: str = ""
-    time_unit: Literal["auto", "s", "ms", "us", "ns", "rfc3339"] = "auto"
     settle_ms: int = 2_000
     max_line_bytes: int = 4 * 1024 * 1024
 
@@ -53,10 +54,12 @@ class TailSource:
 
     Attributes:
         rejected: reason -> rows, cells and files refused.
+        unfilled: required columns that nothing in the log fills.
     """
 
     def __init__(self, options: TailOptions, contract: Contract, clock: Clock, position: bytes | None) -> None:
         self._options = options
+        self._contract = contract
         self._clock = clock
         path = Path(options.path)
         self._rejects = Rejects(f"tail {path.name}")
@@ -71,7 +74,11 @@ class TailSource:
             self._rejects,
         )
         # In CSV an empty cell says nothing; JSON leaves unset fields out.
-        self._mapper = ColumnMapper(contract, {**CONN_RENAME, **options.rename}, frozenset({""}), self._rejects)
+        self._mapper = ColumnMapper(
+            contract, options.rename, frozenset({""}), self._rejects, CONN_RENAME, options.numbers, options.times
+        )
+        self._event_times = EventTimes(options.times, self._rejects)
+        self.unfilled: tuple[str, ...] = ()
         at = self._decode(position)
         if at is None:
             self._log.begin(options.start)
@@ -88,6 +95,16 @@ class TailSource:
         """Reason -> how many rows, cells or files were refused since the source was built."""
         return dict(self._rejects.counts)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the log that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
+
     def _decode(self, position: bytes | None) -> LogPosition | None:
         if position is None:
             return None
@@ -102,24 +119,30 @@ class TailSource:
 
         Raises:
             SourceError: the log cannot be read.
-            ConfigError: `time_column` is not in it.
+            ConfigError: `time_column` is not in it, or its times tell no zone.
         """
         chunk = self._log.read(max_samples)
         if chunk is None or not chunk.rows:
             return None
-        name = self._options.time_column or next((name for name in TIME_NAMES if name in chunk.columns), "")
+        if self._log.has_header:
+            self.unfilled = unfilled_columns(self._contract, chunk.columns, self._options.rename, CONN_RENAME)
+        name = time_column_of(chunk.columns, self._options.rename, self._options.time_column)
         if name and name not in chunk.columns:
             raise ConfigError(f"source 'tail': time_column {name!r} is not in {self._options.path} ({', '.join(chunk.columns)})")
-        if name:
-            times = read_times(chunk.columns[name], self._options.time_unit, self._rejects)
-        else:
-            times = [self._clock.now_ms() * 1000] * chunk.rows
-        chunk, known = keep_rows(chunk, times)
-        columns = self._mapper.convert(chunk, frozenset({self._options.time_column, *TIME_NAMES}))
-        if known and not columns:
-            self._rejects.count(NO_COLUMN, list(chunk.columns), times=len(known))
+        chunk, times = keep_rows(chunk, self._times(chunk.columns[name]) if name else [self._clock.now_ms() * 1000] * chunk.rows)
+        columns = self._mapper.convert(chunk, frozenset({name}), {name: times} if name else None)
+        if times and not columns:
+            # Another table, separator or format: samples that say nothing would look like measurements.
+            self._rejects.count(NO_COLUMN, list(chunk.columns), times=len(times))
             return None
-        return SampleBatch(known, columns, None, self.position, agent_clock=not name) if known else None
+        return SampleBatch(times, columns, None, self.position, agent_clock=not name) if times else None
+
+    def _times(self, cells: Sequence[object]) -> list[int | None]:
+        """The times of a chunk. Where they tell no zone the log waits for one instead of being used up."""
+        times = self._event_times.read(cells)
+        if "time_zone" in self._event_times.needs:
+            raise ConfigError(f"{unreadable('tail', self._event_times.needs)}; nothing of {self._options.path} is skipped")
+        return times
 
     def stored(self, batch: SampleBatch) -> None:
         """Nothing to do: the log is its writer's."""
@@ -137,6 +160,7 @@ def check(options: Mapping[str, object], contract: Contract) -> TailOptions:
     """
     chosen = read_options("tail", options, TailOptions)
     check_rename("tail", chosen.rename, contract)
+    check_written("tail", chosen)
     for pattern in chosen.rotated:
         if not pattern or pattern.startswith("/"):
             raise ConfigError(f"source 'tail': rotated = {pattern!r} must be relative to the log's folder; ../ leads out of it")

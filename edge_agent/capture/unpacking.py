@@ -11,9 +11,11 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import zstandard
+
+from edge_agent.watched import open_named
 
 _PIECE_BYTES = 64 * 1024
 # A zstd decoder cannot be given a limit for what comes out: 512 bytes are at most 128 blocks of 128 KiB.
@@ -95,26 +97,24 @@ def packing_of(head: bytes) -> str:
     return next((name for name, magic, _ in _PACKINGS if head.startswith(magic)), "")
 
 
-def open_for_reading(path: Path) -> int:
-    """Open a file that a source reads; the one place where files of logs and tables are opened.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def descriptor_of(file: BinaryIO) -> int:
+    """A descriptor of its own of an open file, which is closed."""
+    with file:
+        return os.dup(file.fileno())
 
 
 def open_unpacked(path: Path, *, whole_lines: bool = False) -> "UnpackedFile":
-    """Open a file for reading, unpacked where it is packed.
+    """Open a file that the configuration names for reading, unpacked where it is packed.
 
     Args:
         path: of the file.
         whole_lines: of a packed file that breaks within a line, leave out the beginning of that line.
 
     Raises:
+        RefusedFileError: a link, or no plain file.
         OSError: it cannot be opened.
     """
-    fd = open_for_reading(path)
+    fd = descriptor_of(open_named(path))
     try:
         return UnpackedFile(fd, whole_lines=whole_lines)
     except BaseException:

@@ -81,6 +81,15 @@ def test_space_that_was_allocated_before_the_content_came_is_no_picture(kind):
         assert has_end(io.BytesIO(space), len(space), "x.jpg") is False
 
 
+def test_a_file_that_breaks_off_at_the_end_of_its_thumbnail_has_no_end():
+    body = with_thumbnail()
+    cut = body.index(b"\xff\xd9") + 2
+    assert cut < len(body) // 2
+    assert has_end(io.BytesIO(body[:cut]), cut) is False
+    own = b"\xff\xd8\xff\xe0 a maker's own \xff\xd9"
+    assert has_end(io.BytesIO(own), len(own)) is True
+
+
 def test_of_a_jpeg_whose_segments_make_no_sense_the_last_bytes_decide():
     for seed in range(40):
         noise = b"\xff\xd8\xff\xe0\0\x10" + random.Random(seed).randbytes(400_000).replace(b"\xff\xd9", b"\xff\xda")
