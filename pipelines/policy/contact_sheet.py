@@ -1,7 +1,6 @@
 """Example samples as one page: small pictures with the tags they would get, as HTML that needs nothing else, or as a PNG."""
 
 import base64
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pyvips
 
+from catchment.runtime.plain import html_text
 from pipelines.atomic import write_atomic
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.payload import read_payload
@@ -52,7 +52,8 @@ class Sheet:
         shard, length = row.get("payload_shard"), row.get("payload_length")
         if shard is None or not length or length > MAX_BYTES:
             return None
-        body = read_payload(self.root, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0)
+        sample = f"sample {row.get('device')}/{row.get('epoch')}/{row.get('seq')}"
+        body = read_payload(self.root, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
         return thumbnails.make(body)
 
     def _html(self, pictures: Sequence[bytes | None]) -> bytes:
@@ -62,14 +63,14 @@ class Sheet:
             if picture is not None:
                 encoded = base64.b64encode(picture).decode()
                 image = f'<img alt="" src="data:image/jpeg;base64,{encoded}">'
-            tags = "".join(f"<b>{html.escape(tag)}</b>" for tag in example.tags)
+            tags = "".join(f"<b>{html_text(tag)}</b>" for tag in example.tags)
             told = "".join(
-                f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value)[:200])}</dd>"
+                f"<dt>{html_text(name)}</dt><dd>{html_text(str(value)[:200])}</dd>"
                 for name, value in example.row.items()
                 if value is not None and not name.startswith("payload_")
             )
             figures.append(f"<figure>{image}{tags}<dl>{told}</dl></figure>")
-        title = html.escape(self.title)
+        title = html_text(self.title)
         page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         return f"{page}<h1>{title}</h1><main>{''.join(figures)}</main></html>\n".encode()
 
