@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from catchment.runtime.plain import plain_lines
 from schemas.reported import StreamBooks
 
 _PREFIX = "catchment_agent"
@@ -150,7 +151,7 @@ def _waiting(waited_s: float | None) -> str:
 def _labels(labels: dict[str, str]) -> str:
     if not labels:
         return ""
-    quoted = (value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for value in labels.values())
+    quoted = (plain_lines(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for value in labels.values())
     return "{" + ",".join(f'{name}="{value}"' for name, value in zip(labels, quoted, strict=True)) + "}"
 
 

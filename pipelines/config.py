@@ -104,12 +104,20 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never."""
+    """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never.
+
+    `keep_versions`: how many versions of a table can be opened at most, however young the older ones are.
+    """
 
     keep_versions_h: float = 168
+    keep_versions: int = 500
     keep_landing_h: float = 168
     keep_objects_h: float = 720
     every_s: float = 3_600
+
+    def __post_init__(self) -> None:
+        if self.keep_versions < 1 or min(self.keep_versions_h, self.keep_landing_h, self.keep_objects_h, self.every_s) < 0:
+            raise ValueError("maintain: keep_versions is at least 1, and no time is negative")
 
 
 class DirectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ import structlog
 
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
+from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import FaultError, RetryLaterError
 from pipelines.ingest.graph import crew
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
@@ -40,6 +41,7 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
     """
     root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
     bind(root, config.remote)
+    warn_of_retention(config.contracts)
     with (
         only_loop(root, stop) as check_ours,
         scratch(root, "run"),

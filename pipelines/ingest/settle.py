@@ -35,6 +35,7 @@ from pipelines.ingest.work import Faults, ItemResult, Settled, Work
 from pipelines.lake.copy import at_hand
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import QUARANTINE, stream_table
+from pipelines.lake.quarantined import kind_of
 from schemas.contract import Contract
 
 GroupKey = tuple[str, str, pa.Schema]
@@ -127,7 +128,7 @@ class Settler:
             if is_whole:
                 self._messages += 1
                 devices = tuple(sorted({*self._faults.devices, message.device or ""}))
-                self._faults = Faults(self._faults.refused + 1, devices, self._faults.reason or reason)
+                self._faults = Faults(self._faults.refused + 1, devices, self._faults.reason or kind_of(reason))
         elif message.kind != KIND_UP:
             self._reject(message.rejected(STAGE_REPORT, reason, None, 1), stream="")
 

@@ -1,11 +1,14 @@
 """A survey as Prometheus text. No IO."""
 
+import re
 from collections.abc import Iterable
 
+from catchment.runtime.plain import plain, plain_lines
 from pipelines.config import AlarmConfig
 from pipelines.status.health import DEFAULTS, judge, quarantine_share
 from pipelines.status.survey import Survey
 
+_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_:]")
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -73,7 +76,9 @@ class _Page:
         self._lines: dict[str, list[str]] = {}
 
     def add(self, name: str, text: str, samples: Iterable[tuple[dict[str, str], float]], kind: str = "gauge") -> None:
-        lines = self._lines.setdefault(name, [f"# HELP {name} {text}", f"# TYPE {name} {kind}"])
+        # Processes name their counters in files of the lake: no name may become a line of its own.
+        name = _NOT_IN_NAMES.sub("_", name)
+        lines = self._lines.setdefault(name, [f"# HELP {name} {plain(text)}", f"# TYPE {name} {kind}"])
         for labels, value in samples:
             told = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
             lines.append(f"{name}{{{told}}} {value:g}" if told else f"{name} {value:g}")
@@ -83,4 +88,4 @@ class _Page:
 
 
 def _escaped(label: str) -> str:
-    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return plain_lines(label).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
