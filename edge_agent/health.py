@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from edge_agent.errors import AgentError
+from schemas.receipts import RefusedStream
 from schemas.reported import PolicyReport
 
 HEALTH_NAME = "health.json"
@@ -27,6 +28,7 @@ class Health(msgspec.Struct, frozen=True):
         left_out: source -> reason -> samples not stored because they said nothing new or could not be redacted.
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
         policy: the edge rules in force; None where `[policy]` names no key.
+        refused: stream -> what the core refuses of it; "" stands for messages that named no stream.
         failing: source -> why it does not run at this moment; it is tried again.
     """
 
@@ -48,6 +50,7 @@ class Health(msgspec.Struct, frozen=True):
     waiting_streams: tuple[str, ...] = ()
     policy: PolicyReport | None = None
     failing: dict[str, str] = {}
+    refused: dict[str, RefusedStream] = {}
 
 
 def write_health(state_dir: Path, health: Health) -> None:

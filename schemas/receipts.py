@@ -131,13 +131,22 @@ def decode_receipt(body: bytes) -> Receipt:
         StreamName(stream)
         for epoch, spans in epochs.items():
             _check_epoch(stream, epoch)
-            Ranges.of(spans)
+            if any(high > MAX_SEQ for _, high in Ranges.of(spans)):
+                raise SchemaError(f"receipt for {stream}: a range ends above 2^63-1")
     for stream, floor in receipt.floors.items():
         _check_epoch(StreamName(stream), floor.epoch)
-    for stream in receipt.refused:
+        _check_number(stream, floor.seq)
+    for stream, refused in receipt.refused.items():
         if stream:
             StreamName(stream)
+        for figure in (refused.quarantined, refused.committed, refused.in_row):
+            _check_number(stream, figure)
     return receipt
+
+
+def _check_number(stream: str, number: int) -> None:
+    if not 0 <= number <= MAX_SEQ:
+        raise SchemaError(f"receipt for {stream}: {number} is not within 0 and 2^63-1")
 
 
 def _check_epoch(stream: str, epoch: str) -> None:
