@@ -23,9 +23,8 @@ from pipelines.ingest.receipts import Publisher
 MQTT_MAX_PACKET_BYTES = 268_435_455
 DEFAULT_RECEIVE_MAXIMUM = 65_535
 CONNECT_WITHIN_S = 5.0
-FIRST_PAUSE_S = 0.5
+FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 30.0
-STEADY_AFTER_S = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +77,6 @@ class MqttLink:
         self._answers: queue.SimpleQueue[Answer | Broken] = queue.SimpleQueue()
         self._failures = 0
         self._due_s = float("-inf")
-        self._since_s = float("-inf")
 
     @property
     def is_away(self) -> bool:
@@ -110,7 +108,10 @@ class MqttLink:
             answer = self._answers.get_nowait()
             found.append(answer)
             if isinstance(answer, Broken):
-                self._ended()
+                self.close()
+                self._pause()
+            else:
+                self._failures = 0
         return found
 
     def reset(self, reason: str) -> None:
@@ -134,15 +135,10 @@ class MqttLink:
             self._pause()
             log.warning("receipts_wait", broker=f"{self._broker.host}:{self._broker.port}", reason=str(error))
             return
-        self._connection, self._since_s = connection, self._clock.monotonic_s()
-
-    def _ended(self) -> None:
-        if self._clock.monotonic_s() - self._since_s > STEADY_AFTER_S:
-            self._failures = 0
-        self.close()
-        self._pause()
+        self._connection = connection
 
     def _pause(self) -> None:
+        """Wait before the next attempt: longer each time, but for a connection over which anything was answered."""
         pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures, 30))
         self._failures += 1
         self._due_s = self._clock.monotonic_s() + pause_s
