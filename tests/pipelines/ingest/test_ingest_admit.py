@@ -54,7 +54,9 @@ def test_below_a_floor_nothing_becomes_a_row_and_each_sample_is_late_once(
         spans = ((arrival.first_seq, arrival.first_seq + arrival.samples),) if isinstance(arrival, Head) else arrival.spans
         new = {(arrival.key, seq) for low, high in spans for seq in range(low, high)} - model
         late = {(arrival.key, seq) for low, high in admission.late.get(index, ()) for seq in range(low, high)}
-        assert {(arrival.key, seq) for low, high in verdict for seq in range(low, high)} == {one for one in new if one[1] >= below}
+        assert {(arrival.key, seq) for low, high in verdict for seq in range(low, high)} == {
+            one for one in new if one[1] >= below
+        }
         assert late == ({one for one in new if one[1] < below} if isinstance(arrival, Head) else set())
         model |= new
     after = {**settled, **admission.touched}

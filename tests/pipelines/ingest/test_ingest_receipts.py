@@ -34,7 +34,10 @@ DEADLINE_S = 20.0
 
 def ledger_with(fragments: dict[str, int], run: int = 1, before: Ledger | None = None) -> Ledger:
     """So many settled ranges of each device, with gaps between them."""
-    keys = {EpochKey(device, STREAM, 7): Ranges(tuple((2 * n, 2 * n + 1) for n in range(count))) for device, count in fragments.items()}
+    keys = {
+        EpochKey(device, STREAM, 7): Ranges(tuple((2 * n, 2 * n + 1) for n in range(count)))
+        for device, count in fragments.items()
+    }
     counts = {(key.device, key.stream): Counts(received=ranges.count, committed=ranges.count) for key, ranges in keys.items()}
     return (before or Ledger()).after(run, keys, counts, {})
 
