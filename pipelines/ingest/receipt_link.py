@@ -17,7 +17,7 @@ from pipelines.clock import Clock
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_messages import Outgoing
-from pipelines.ingest.receipt_outbox import Answer, Broken, LinkLimits
+from pipelines.ingest.receipt_outbox import NOT_SENT, Answer, Broken, LinkLimits
 from pipelines.ingest.receipts import Publisher
 
 MQTT_MAX_PACKET_BYTES = 268_435_455
@@ -30,11 +30,11 @@ log = structlog.get_logger(__name__)
 
 
 class DirectLink:
-    """A publisher that waits for the broker, as a link that has its answer at once."""
+    """A publisher that waits for the broker, as a link: what is sent goes out, all of it at once, when answers are wanted."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self._answers: list[Answer | Broken] = []
+        self._queued: dict[int, Outgoing] = {}
         self._numbers = count(1)
 
     def limits(self) -> LinkLimits:
@@ -42,16 +42,23 @@ class DirectLink:
         return LinkLimits(MQTT_MAX_PACKET_BYTES, DEFAULT_RECEIVE_MAXIMUM)
 
     def send(self, message: Outgoing) -> int:
-        """Publish. Raises RetryLaterError."""
-        self._publisher.publish({message.topic: message.body})
+        """Queue it until the next call of `answers`."""
         number = next(self._numbers)
-        self._answers.append(Answer(number, 0))
+        self._queued[number] = message
         return number
 
     def answers(self) -> list[Answer | Broken]:
-        """Success for each message sent."""
-        taken, self._answers = self._answers, []
-        return taken
+        """Publish what is queued: success for each message, or none of them was sent."""
+        if not self._queued:
+            return []
+        queued, self._queued = self._queued, {}
+        code = 0
+        try:
+            self._publisher.publish(dict(queued.values()))
+        except RetryLaterError as error:
+            log.warning("receipts_wait", messages=len(queued), reason=str(error))
+            code = NOT_SENT
+        return [Answer(number, code) for number in queued]
 
     def reset(self, reason: str) -> None:
         """There is no connection to give up."""

@@ -29,6 +29,7 @@ ANSWER_ALONE_WITHIN_S = 5.0
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
 FAILURE_FROM = 0x80
+NOT_SENT = -1
 PACKET_TOO_LARGE = 0x95
 SMALLEST_PACKET_BYTES = 2 * MIN_PAGE_BYTES
 
@@ -43,7 +44,7 @@ class LinkLimits(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The broker answered message `number` with this MQTT 5 reason code."""
+    """The broker answered message `number` with this MQTT 5 reason code; `NOT_SENT`: it was away, which is no message's fault."""
 
     number: int
     code: int
@@ -131,6 +132,7 @@ class ReceiptOutbox:
         self._histories: dict[str, _History] = {}
         self._alone: str | None = None
         self._is_suspects_turn = False
+        self._is_away = False
         self._answered_s = float("-inf")
         self.taken = 0
 
@@ -164,7 +166,8 @@ class ReceiptOutbox:
         for device in [device for device in self._resting if self._history(device).due_s <= now_s]:
             del self._resting[device]
             self._enlist(device)
-        while self._take_answers() or self._fill():
+        self._is_away = False
+        while not self._is_away and (self._take_answers() or self._fill()):
             pass
         self._judge_silence()
 
@@ -179,7 +182,11 @@ class ReceiptOutbox:
             sending = self._flying.pop(answer.number, None)
             if sending is None:
                 continue
-            if answer.code >= FAILURE_FROM:
+            if answer.code == NOT_SENT:
+                self._is_away = True
+                self._again(sending)
+                self._no_longer_alone(sending.device)
+            elif answer.code >= FAILURE_FROM:
                 self._refused(sending, answer.code)
             else:
                 accepted.append(sending)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -60,7 +60,7 @@ class Ear:
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
 
-    def __enter__(self) -> "Ear":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
