@@ -36,7 +36,7 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
     page.add("catchment_suspended", "Policies and inspectors in force that may not run", [({}, float(len(found.suspended)))])
     page.add("catchment_refused_streams", "Streams of devices of which the core refuses everything",
-             [({}, float(found.devices.refused_count))])  # fmt: skip
+             [({}, float(found.devices.refused_streams))])  # fmt: skip
     page.add("catchment_ledger_ranges", "Settled ranges of all devices", [({}, float(found.devices.ranges))])
     page.add("catchment_ledger_device_ranges_max", "Settled ranges of the device with the most",
              [({}, float(max((one.ranges for one in found.devices.crowded), default=0)))])  # fmt: skip

@@ -166,10 +166,11 @@ def _quarantine(found: Survey, limits: AlarmConfig) -> Iterator[str]:
 def _refused(found: Survey) -> Iterator[str]:
     for one in found.devices.refused:
         named = f"stream {one.stream} of {one.device or '(no device)'}" if one.stream else f"{one.device or '(no device)'}"
-        yield f"{named}: the core refuses all it sends ({one.samples} samples in a row: {one.reason})"
+        others = f", and {one.others} more of its streams" if one.others else ""
+        yield f"{named}: the core refuses all it sends ({one.samples} samples in a row: {one.reason}){others}"
     left = found.devices.refused_count - len(found.devices.refused)
     if left:
-        yield f"the core refuses all that {left} more streams of devices send; `catchment quarantine ls` says why"
+        yield f"the core refuses all that streams of {left} more devices send; `catchment quarantine ls` says why"
 
 
 def _receipts(found: Survey, limits: AlarmConfig) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pipelines.bridge.rows import LandingRow
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.books import Counts
 from pipelines.lake.ledger import Ledger
+from pipelines.status.devices import MAX_NAMED, devices_of
 from pipelines.status.exposition import exposition
 from pipelines.status.health import judge
 from pipelines.status.survey import survey
@@ -106,10 +107,12 @@ def test_the_commonest_reason_over_many_runs_wins_whatever_comes_last(order: tup
     assert ledger.whole().books["reason"].to_pylist() == ["often"]
 
 
-def test_a_hostile_device_with_many_refused_streams_floods_no_alarm_list() -> None:
-    from pipelines.status.devices import MAX_NAMED, devices_of
-
-    keys = [("car-1", f"s{number}") for number in range(500)]
+def test_a_hostile_device_with_many_refused_streams_hides_no_other_device() -> None:
+    keys = [*(("car-0", f"s{number}") for number in range(500)), ("car-1", "frames")]
     counts = {key: Counts(received=3, quarantined=3) for key in keys}
     found = devices_of(Ledger().after(1, {}, counts, {}))
+    assert [(one.device, one.stream, one.others) for one in found.refused] == [("car-0", "s0", 499), ("car-1", "frames", 0)]
+    assert (found.refused_count, found.refused_streams) == (2, 501)
+    many = {(f"car-{number}", "s"): Counts(received=3, quarantined=3) for number in range(500)}
+    found = devices_of(Ledger().after(1, {}, many, {}))
     assert (len(found.refused), found.refused_count) == (MAX_NAMED, 500)
