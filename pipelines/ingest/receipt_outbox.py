@@ -21,6 +21,7 @@ from pipelines.ingest.receipts import receipts_of
 from pipelines.lake.ledger import Ledger
 from schemas.errors import SchemaError
 from schemas.receipt_pages import MIN_PAGE_BYTES
+from schemas.receipts import Receipt
 from schemas.topics import Topics
 
 WINDOW = 100
@@ -216,22 +217,28 @@ class ReceiptOutbox:
     def _start(self, devices: list[str], limits: LinkLimits) -> bool:
         receipts = receipts_of(self._ledger, devices) if devices else {}
         for device in devices:
-            own_limit = self._history(device).max_packet_bytes or limits.max_packet_bytes
             try:
-                stale = self._pages.pages(device)
-                limit = min(own_limit, limits.max_packet_bytes)
-                messages = outgoing(receipts[device], device, self._topics, limit, stale)
-                further = sum(bool(message.body) for message in messages) - 1
-                self._pages.note(device, max(stale, further))
+                sending = self._made(receipts[device], device, limits)
             except (SchemaError, PipelineError, OSError) as error:
                 self._failed(device, str(error))
                 continue
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is this device's receipt and no other's
+                self._failed(device, f"{type(error).__name__}: {error}")
+                continue
             self._waiting.pop(device, None)
             self._suspects.pop(device, None)
-            self._sending[device] = _Sending(device, messages, further)
-            if not self._send(self._sending[device]):
+            self._sending[device] = sending
+            if not self._send(sending):
                 return False
         return bool(devices)
+
+    def _made(self, receipt: Receipt, device: str, limits: LinkLimits) -> _Sending:
+        limit = min(self._history(device).max_packet_bytes or limits.max_packet_bytes, limits.max_packet_bytes)
+        stale = self._pages.pages(device)
+        messages = outgoing(receipt, device, self._topics, limit, stale)
+        further = sum(bool(message.body) for message in messages) - 1
+        self._pages.note(device, max(stale, further))
+        return _Sending(device, messages, further)
 
     def _send(self, sending: _Sending) -> bool:
         """Hand over the next message of a receipt; False without a connection, and all of it is to be sent again."""
