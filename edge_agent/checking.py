@@ -24,6 +24,7 @@ from edge_agent.config import (
     load_contract,
     with_identity,
 )
+from edge_agent.documents.trust import read_key_file
 from edge_agent.errors import ConfigError
 from edge_agent.places import Step, line_of, parse_path
 
@@ -116,6 +117,7 @@ class _Survey:
         if not config.source:
             self.told.append("  no [[source]]: nothing is captured")
         self._tls_files(config)
+        self._director(config)
         if config.model is not None:
             self._try(("model",), lambda: _check_model(config.model or {}))
         if not self.faults:
@@ -138,6 +140,21 @@ class _Survey:
         if absent:
             self.told.append(f"  not there yet: {', '.join(map(str, absent.values()))}; without them nothing is sent")
 
+    def _director(self, config: AgentConfig) -> None:
+        """Whose orders are followed; where the key file is not there yet, nobody's."""
+        director = config.director
+        if director is None and config.model is not None:
+            self.told.append(
+                "  warning: no [director]: this device follows unsigned orders of whoever keeps the broker;"
+                " the next release follows signed ones alone (catchment director show)"
+            )
+        if director is None or director.file is None:
+            return
+        if director.file.exists():
+            self._try(("director", "file"), lambda: read_key_file(director.file or Path()))
+        else:
+            self.told.append(f"  not there yet: {director.file}; without it no order is followed")
+
     def _try(self, steps: tuple[Step, ...], action: Callable[[], Any]) -> Any:
         """What the action gives; None where it complains."""
         try:
@@ -156,6 +173,8 @@ class _Survey:
         """What is missing now was there, was wrong, and was told."""
         if message.startswith("device is missing"):
             return ("device",) in self._removed
+        if " is missing: " in message:
+            return any(gone[:-1] == steps for gone in self._removed)
         named = _NAMED.search(message)
         return "missing required field" in message and named is not None and (*steps, named.group(1)) in self._removed
 

@@ -23,15 +23,21 @@ def enrol(
     folder: Annotated[Path, typer.Option(help="Where key and request go.")] = Path(),
     key: Annotated[Path | None, typer.Option(help="The key's file, if not device.key in the folder.")] = None,
     request: Annotated[Path | None, typer.Option(help="The request's file, if not device.csr in the folder.")] = None,
+    director: Annotated[
+        str,
+        typer.Option(help="The keys whose orders this device follows: `catchment director show --bare` prints them; or a file."),
+    ] = "",
 ) -> None:
     """Make this device's key, which never leaves it, and a request that an authority answers with a certificate."""
     from edge_agent import enrol as enrolling  # noqa: PLC0415 # each command loads only what it needs
+    from edge_agent.documents.trust import KEY_FILE_NAME, write_key_file  # noqa: PLC0415
     from edge_agent.errors import ConfigError  # noqa: PLC0415
     from schemas.errors import SchemaError  # noqa: PLC0415
     from schemas.ids import DeviceId  # noqa: PLC0415
 
     key_path, request_path = key or folder / enrolling.KEY_NAME, request or folder / enrolling.REQUEST_NAME
     try:
+        keys = write_key_file(folder / KEY_FILE_NAME, director) if director else ()
         is_new = enrolling.enrol(DeviceId(device), key_path, request_path)
     except SchemaError as error:
         raise ConfigError(str(error)) from error
@@ -39,6 +45,8 @@ def enrol(
         raise ConfigError(f"{error.filename or folder}: {error.strerror}; run it as who may write there") from error
     typer.echo(f"key      {key_path} ({'new' if is_new else 'used again'}, mode 0600: it stays here)")
     typer.echo(f"request  {request_path}")
+    if keys:
+        typer.echo(f"director {folder / KEY_FILE_NAME} ({len(keys)} trusted: [director] file in agent.toml names it)")
     typer.echo(
         f"Next: have it signed (docs/operator.md, Who a device is), and put the answer beside it as {folder / 'device.pem'}."
     )

@@ -22,6 +22,7 @@ class Vitals:
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
         refused: (stream, figures) of what the core refuses.
         waits_for: why nothing is captured yet; "" when it is.
+        is_clock_awaited: samples were captured while the wall clock was not set, and wait for it.
     """
 
     device: str
@@ -49,6 +50,7 @@ class Vitals:
     failure: str = ""
     sources_failing: int = 0
     refused: tuple[tuple[str, RefusedStream], ...] = ()
+    is_clock_awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,9 @@ def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -
     if vitals.waits_for:
         return Verdict(is_good=False, said=f"nothing is captured yet: {vitals.waits_for}")
     waited_s = vitals.oldest_unsettled_s
-    if not vitals.is_connected:
-        return Verdict(is_good=False, said=f"no connection to the broker; {_waiting(waited_s)}")
+    if vitals.is_clock_awaited or not vitals.is_connected:
+        lack = "the clock is not set, and samples wait for it" if vitals.is_clock_awaited else "no connection to the broker"
+        return Verdict(is_good=False, said=f"{lack}; {_waiting(waited_s)}")
     refused = "; ".join(refusal_text(stream, one) for stream, one in vitals.refused if one.is_total)
     if refused:
         return Verdict(is_good=False, said=refused)
@@ -121,6 +124,7 @@ _SINGLES: tuple[tuple[str, str, str, Callable[[Vitals], float | None]], ...] = (
     ("resident_bytes", "gauge", "Memory of the process.", lambda v: v.rss_bytes),
     ("sources_running", "gauge", "Sources with a thread.", lambda v: v.sources_running),
     ("sources_failing", "gauge", "Sources that do not run now and are tried again.", lambda v: v.sources_failing),
+    ("clock_awaited", "gauge", "1 while samples wait for the wall clock to be set.", lambda v: int(v.is_clock_awaited)),
     ("uptime_seconds", "gauge", "Since the start.", lambda v: v.uptime_s),
 )
 

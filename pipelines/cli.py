@@ -58,6 +58,7 @@ ROOMS = {
     "set": Room("pipelines.training.cli", "set_app", "Build, verify and read training sets."),
     "model": Room("pipelines.rollout.cli", "model_app", "Sign and publish models; serve them to devices."),
     "rollout": Room("pipelines.rollout.cli", "rollout_app", "Roll a model out to cohorts of devices, watch it, halt it."),
+    "director": Room("pipelines.director.cli", "director_app", "The key that signs orders: make, give out, change."),
     "demo": Room("pipelines.demo.cli", "demo", "See all of it work on this machine, in minutes."),
 }
 

@@ -8,6 +8,8 @@ import msgspec
 from pipelines.errors import ConfigError
 from schemas.topics import DEFAULT_NAMESPACE
 
+MAX_LIFETIME_H = 87_600
+
 
 class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Paths of the authority that signed the broker's certificate, and of this role's own certificate and key."""
@@ -114,6 +116,13 @@ class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     every_s: float = 3_600
 
 
+class DirectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys that sign what devices are ordered to do, and for how long a device may take a desired state."""
+
+    keys: str = ""
+    lifetime_h: float = 720
+
+
 class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it. `lake` is the lake root's folder; `policies` and `contracts` are folders of YAML, none if empty."""
 
@@ -128,6 +137,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     watch: WatchConfig = WatchConfig()
     alarms: AlarmConfig = AlarmConfig()
     maintain: MaintainConfig = MaintainConfig()
+    director: DirectorConfig = DirectorConfig()
 
     @property
     def lake_root(self) -> Path:
@@ -152,6 +162,8 @@ def load_core_config(path: Path) -> CoreConfig:
         raise ConfigError(f"{path}: {error}; see docs/data-engineer.md for every key") from error
     if config.broker.tls is None and config.broker.host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(f"{path}: broker.host {config.broker.host!r} is not loopback; give [broker.tls] ca, cert and key")
+    if not 1 <= config.director.lifetime_h <= MAX_LIFETIME_H:
+        raise ConfigError(f"{path}: director.lifetime_h {config.director.lifetime_h:g} must be within 1 and {MAX_LIFETIME_H}")
     return _anchored(config, path.parent)
 
 
@@ -168,5 +180,6 @@ def _anchored(config: CoreConfig, folder: Path) -> CoreConfig:
         policies=anchor(config.policies),
         contracts=anchor(config.contracts),
         models=anchor(config.models),
+        director=msgspec.structs.replace(config.director, keys=anchor(config.director.keys)),
         broker=msgspec.structs.replace(config.broker, tls=tls),
     )

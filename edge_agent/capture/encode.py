@@ -11,9 +11,10 @@ from pathlib import Path
 import nanoarrow as na
 
 from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.capture.coalesce import split_unset
 from edge_agent.capture.ipc_form import Filled, Form
 from edge_agent.errors import EncodingError
-from edge_agent.spool.records import NewEnvelope, ObjectRef
+from edge_agent.spool.records import ClockReference, NewEnvelope, ObjectRef
 from schemas.contract import Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
 
@@ -73,19 +74,29 @@ class Encoder:
         limits: how batches are cut.
         put_object: stores a large payload and names it.
         compress: whether bodies are compressed with zstd.
+        reference: what the times of a clock that is not set rest on; None: such samples are stored as they are.
     """
 
-    def __init__(self, contract: Contract, limits: Limits, put_object: PutObject, *, compress: bool = False) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        limits: Limits,
+        put_object: PutObject,
+        *,
+        compress: bool = False,
+        reference: Callable[[], ClockReference] | None = None,
+    ) -> None:
         self._contract = contract
         self._limits = limits
         self._put_object = put_object
+        self._reference = reference
         self._columns = {column.name: column for column in contract.columns}
         self._row_bytes = 0
         self._forms: dict[tuple[tuple[str, ...], bool], Form] = {}
         self._compress = _zstd_compressor() if compress else None
 
     def encode(self, batch: SampleBatch, created_us: int) -> tuple[NewEnvelope, ...]:
-        """The envelopes of a batch, in its order.
+        """The envelopes of a batch, in its order; samples of a clock that was not set have envelopes of their own.
 
         Raises:
             EncodingError: a column is not the contract's, or a value does not fit its type.
@@ -94,7 +105,11 @@ class Encoder:
         unknown = batch.columns.keys() - self._columns.keys()
         if unknown:
             raise EncodingError(f"column {min(unknown)} is not in contract {self._contract.name} {self._contract.version}")
+        return tuple(envelope for part, is_unset in split_unset(batch) for envelope in self._encode(part, created_us, is_unset))
+
+    def _encode(self, batch: SampleBatch, created_us: int, is_unset: bool) -> list[NewEnvelope]:
         envelopes = []
+        clock = self._reference() if is_unset and self._reference is not None else None
         for piece in self._pieces(batch):
             body = self._body(batch, piece)
             self._row_bytes = max(1, len(body) // (piece.end - piece.start))
@@ -108,9 +123,10 @@ class Encoder:
                     encoding=ZSTD if self._compress is not None else "",
                     created_us=created_us,
                     large=piece.large,
+                    clock=clock,
                 )
             )
-        return tuple(envelopes)
+        return envelopes
 
     def _pieces(self, batch: SampleBatch) -> Iterator[_Piece]:
         if batch.payloads is None:

@@ -8,7 +8,7 @@
     max_message_bytes = 16384     # a longer message is refused and counted
     time_zone = "Europe/Berlin"   # of RFC 3164 times, which tell none; default: this machine's
 
-Over TCP and TLS, octet counting and line feeds (RFC 6587) are told apart message by message. What cannot be read whole is
+Over TCP and TLS, octet counting, line feeds and NULs (RFC 6587) are told apart message by message. What cannot be read whole is
 kept as far as it can be, with the text as it came. Datagrams that the kernel dropped are counted when the next one comes.
 """
 

@@ -14,6 +14,7 @@ from pipelines.bridge.rows import KIND_REPORTED, KIND_UP
 from pipelines.bridge.segment import read_segment
 from pipelines.ingest.admit import Verdict
 from pipelines.ingest.decode import DecodeError, Rows, decode
+from pipelines.ingest.event_times import NEVER_SET, correct_times
 from pipelines.ingest.group import Envelope, Group
 from pipelines.ingest.heads import read_report, segment_path
 from pipelines.ingest.messages import Message, messages
@@ -162,8 +163,11 @@ class Settler:
             named = f"{message.stream} {message.version or ''}".strip()
             self._reject_whole(message, verdict, STAGE_CONTRACT, f"the core has no contract {named}; add it, then replay")
             return
+        if message.clock.is_unknown:
+            self._reject_whole(message, verdict, STAGE_CONTRACT, NEVER_SET)
+            return
         try:
-            rows = self._decode(message, contract)
+            rows = correct_times(self._decode(message, contract), message.clock, contract, message.received_us)
         except DecodeError as error:
             self._reject_whole(message, verdict, STAGE_DECODE, str(error))
             return

@@ -6,12 +6,12 @@ import structlog
 from paho.mqtt.client import MQTTMessage
 
 from pipelines.config import CoreConfig
+from pipelines.director.orders import DesiredOrders
 from pipelines.rollout.connection import BrokerLink
 from pipelines.rollout.rollouts import Rollout
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reported import ModelReport, decode_reported
-from schemas.rollout import encode_desired
 from schemas.topics import Topics
 
 _QUIET_S, _LONGEST_S = 0.4, 5.0
@@ -48,8 +48,13 @@ def reported_models(config: CoreConfig, quiet_s: float = _QUIET_S) -> dict[str, 
     return dict(reports)
 
 
-def publish_desired(config: CoreConfig, rollout: Rollout) -> list[str]:
+def publish_desired(config: CoreConfig, rollout: Rollout, orders: DesiredOrders) -> list[str]:
     """Tell the rollout's devices: those that have reported, and those named in full. Later ones are told by the server.
+
+    Args:
+        config: names the broker.
+        rollout: what they are to run.
+        orders: signs it for each of them.
 
     Raises:
         RetryLaterError: the broker cannot be reached or does not acknowledge; the rollout's document stands, the server goes on.
@@ -60,8 +65,8 @@ def publish_desired(config: CoreConfig, rollout: Rollout) -> list[str]:
     link = BrokerLink(config.broker, "", (), lambda _message: None)
     link.open()
     try:
-        body = encode_desired(rollout.desired)
-        infos = [link.publish(topics.desired(DeviceId(device)), body, retain=True) for device in devices]
+        messages = {device: orders.message(device, rollout.desired) for device in devices}
+        infos = [link.publish(topics.desired(DeviceId(device)), body, retain=True) for device, body in messages.items()]
         link.wait_published(infos, _LONGEST_S)
     finally:
         link.close()

@@ -1,6 +1,7 @@
 """The model server: hands out pieces of the repository, tells devices what they should run, and stops a rollout that fails."""
 
 import threading
+from dataclasses import dataclass
 from datetime import timedelta
 
 import msgspec
@@ -9,6 +10,7 @@ from paho.mqtt.client import MQTTMessage
 
 from pipelines.clock import Clock, SystemClock
 from pipelines.config import CoreConfig
+from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
 from pipelines.rollout.connection import BrokerLink, reply_properties
 from pipelines.rollout.keys import KeyFolder
@@ -18,8 +20,7 @@ from pipelines.rollout.repository import ModelRepository
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress, wanted_by
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
-from schemas.reported import ModelReport, decode_reported
-from schemas.rollout import encode_desired
+from schemas.reported import DocumentReport, ModelReport, decode_reported
 from schemas.topics import Kind, Topics
 
 RENEW_WITHIN = timedelta(days=7)
@@ -27,6 +28,15 @@ TICK_S = 0.5
 _RENEW_EVERY_S = 600.0
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a device was last ordered: by which rollout, signed by which keys, when."""
+
+    rollout: Rollout | None
+    keys: tuple[str, ...] = ()
+    at_ms: int = 0
 
 
 class ModelServer:
@@ -40,7 +50,10 @@ class ModelServer:
         self._clock = clock
         self._lock = threading.Lock()
         self._reports: dict[str, tuple[ModelReport, ...]] = {}
-        self._told: dict[str, Rollout | None] = {}
+        self._told: dict[str, Told] = {}
+        self._config = config
+        self._keys: tuple[str, ...] | None = None
+        self._refusing: dict[str, str] = {}
         self._renew_at_s = clock.monotonic_s()
         filters = (self._topics.model_get_filter(), self._topics.reported_filter())
         self._link = BrokerLink(config.broker, "catchment-models", filters, self._on_message)
@@ -80,9 +93,17 @@ class ModelServer:
     def _remember(self, device: DeviceId, body: bytes) -> None:
         if not body:
             return
-        models = decode_reported(body).models
+        report = decode_reported(body)
         with self._lock:
-            self._reports[device] = models
+            self._reports[device] = report.models
+        self._note_refusals(device, report.documents or ())
+
+    def _note_refusals(self, device: DeviceId, documents: tuple[DocumentReport, ...]) -> None:
+        """Log what a device refuses, once for each reason: nobody else hears of it."""
+        reason = "; ".join(f"{each.kind}: {each.reason}" for each in documents if each.reason)
+        if reason and self._refusing.get(device) != reason:
+            log.warning("device_does_not_follow", device=device, reason=reason)
+        self._refusing[device] = reason
 
     def tick(self) -> None:
         """What is due: fresh signatures, failing rollouts stopped, devices told."""
@@ -91,8 +112,20 @@ class ModelServer:
             reports = dict(self._reports)
         rollouts = [self._halted_if_failing(item, reports) for item in self._rollouts.all()]
         named = {device for item in rollouts if item.state == "running" for device in item.devices.named_devices}
-        for device in sorted({*reports, *named}):
-            self._tell(device, rollouts, reports.get(device, ()))
+        orders = self._open_orders()
+        for device in sorted({*reports, *named, *self._told}):
+            self._tell(device, rollouts, reports.get(device, ()), orders)
+
+    def _open_orders(self) -> DesiredOrders:
+        """What signs this round's orders, with the keys that are there now."""
+        orders = DesiredOrders.open(self._config, self._clock)
+        if orders.public_keys != self._keys:
+            self._keys = orders.public_keys
+            if orders.public_keys:
+                log.info("director_keys_loaded", public_keys=orders.public_keys)
+            else:
+                log.warning("desired_state_unsigned", action="make a key with: catchment director init")
+        return orders
 
     def _renew(self) -> None:
         if self._clock.monotonic_s() < self._renew_at_s:
@@ -118,20 +151,24 @@ class ModelServer:
         log.error("rollout is halted", rollout=rollout.name, reason=reason, failed=found.failed[:20])
         return halted
 
-    def _tell(self, device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...]) -> None:
-        wanted = wanted_by(device, rollouts)
-        if device in self._told and self._told[device] == wanted:
-            return
-        if wanted is None and self._told.get(device) is None:
+    def _tell(self, device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...], orders: DesiredOrders) -> None:
+        wanted, told = wanted_by(device, rollouts), self._told.get(device, Told(None))
+        if wanted == told.rollout and (wanted is None or not self._is_stale(told, orders)):
             return
         if runs_halted(device, rollouts, models):
             # It works there: a halted rollout takes nothing away, it only goes no further.
-            self._told[device] = wanted
+            self._told[device] = Told(wanted)
             return
-        body = b"" if wanted is None else encode_desired(wanted.desired)
+        body = orders.message(device, None if wanted is None else wanted.desired)
         self._link.publish(self._topics.desired(DeviceId(device)), body, retain=True)
-        self._told[device] = wanted
+        self._told[device] = Told(wanted, orders.public_keys, self._clock.now_ms())
         log.info("device is told", device=device, rollout=None if wanted is None else wanted.name)
+
+    def _is_stale(self, told: Told, orders: DesiredOrders) -> bool:
+        """Whether what a device was told must be signed again: by other keys, or before it expires."""
+        if told.keys != orders.public_keys:
+            return True
+        return bool(told.keys) and self._clock.now_ms() - told.at_ms >= orders.renew_after_ms
 
 
 def runs_halted(device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...]) -> bool:
