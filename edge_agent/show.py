@@ -8,6 +8,7 @@ from rich.text import Text
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, stacked, styled
 from edge_agent.doctor.findings import Diagnosis, Verdict
 from edge_agent.looking import Ledger, Status
+from edge_agent.vitals import refusal_text
 from schemas.reported import DocumentReport, PolicyReport
 
 _MIB = 1024 * 1024
@@ -40,6 +41,7 @@ def show_status(status: Status) -> None:
                 table.add_row(name, stacked(told))
         if health.failure:
             table.add_row("failure", styled(health.failure, "red"))
+    _add_refusals(table, status)
     table.add_row("samples not settled", f"{status.spooled:,}")
     table.add_row("samples dropped", f"{status.dropped:,}")
     for aside in status.moved_aside:
@@ -47,6 +49,12 @@ def show_status(status: Status) -> None:
     console.print(table)
     if status.parked:
         console.print(_parked(status))
+
+
+def _add_refusals(table: PlainTable, status: Status) -> None:
+    for stream, one in status.refused.items():
+        name = styled("refused by the core", "red") if one.is_total else Text("refused by the core")
+        table.add_row(name, refusal_text(stream, one))
 
 
 def show_ledger(ledger: Ledger) -> None:
