@@ -8,6 +8,7 @@ import paho.mqtt.client as mqtt
 import structlog
 from paho.mqtt.enums import CallbackAPIVersion
 
+from catchment.runtime.tls import client_context
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.lake.ledger import Ledger
@@ -86,7 +87,7 @@ class MqttPublisher:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=mqtt.MQTTv5)
         tls = self._broker.tls
         if tls is not None:
-            client.tls_set(ca_certs=tls.ca, certfile=tls.cert, keyfile=tls.key)
+            client.tls_set_context(client_context(tls.ca, tls.cert, tls.key))
         client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
         client.loop_start()
         self._client = client
