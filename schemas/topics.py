@@ -112,6 +112,16 @@ class Topics:
         """What the model server subscribes to."""
         return f"{self.namespace}/models/get/+"
 
+    def rule_of(self, topic: str) -> str:
+        """The topic with `+` in place of the device: the access rule that grants it, and a label of few values."""
+        words = topic.removeprefix(f"{self.namespace}/").split("/")
+        place = 2 if words[0] == "models" else 1
+        if words[0] != "bridges" and len(words) > place:
+            words[place] = "+"
+        if words[0] in ("up", "parts"):
+            words[2:] = ["+"]
+        return "/".join((self.namespace, *words))
+
     def parse(self, topic: str) -> Address:
         """Take an upward topic apart.
 

@@ -28,7 +28,9 @@ from pipelines.bridge.intake import Message
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, PipelineError
+from pipelines.refusals import PublishTracker, Refusals, broker_tls, refused_filters
 from schemas.ids import DeviceId
+from schemas.reason_codes import NOT_AUTHORIZED, describe_reason
 from schemas.topics import Topics
 
 _log = structlog.get_logger(__name__)
@@ -65,6 +67,8 @@ class Subscriber:
         self._inbox = inbox
         self._clock = clock
         topics = Topics(config.broker.namespace)
+        self.refusals = Refusals(topics, clock)
+        self._tracker = PublishTracker()
         self._filters = topics.bridge_filters()
         self._instance_topic = topics.bridge_instance(DeviceId(config.bridge.id))
         # The time first, so that of two words one is the later.
@@ -132,17 +136,11 @@ class Subscriber:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
         # With this set paho queues packets instead of writing each one from within `ack`; the loop below writes them.
         client.on_socket_register_write = lambda *_: None
-        tls = self._config.broker.tls
-        if tls is not None:
-            try:
-                context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=tls.ca)
-                context.minimum_version = ssl.TLSVersion.TLSv1_3
-                context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the same authorities on every Python, as devices judge
-                context.load_cert_chain(tls.cert, tls.key)
-            except OSError as error:
-                raise ConfigError(f"broker.tls: {error}; check ca, cert and key: {tls.ca}, {tls.cert}, {tls.key}") from error
+        context = broker_tls(self._config.broker)
+        if context is not None:
             client.tls_set_context(context)
         return client
 
@@ -225,7 +223,7 @@ class Subscriber:
                 else:
                     self.stale_acks += 1
             for answer in done.answers:
-                self._client.publish(answer.topic, answer.body, qos=1)
+                self._publish(answer.topic, answer.body)
         if self._client.want_write():
             self._client.loop_write()
 
@@ -246,13 +244,14 @@ class Subscriber:
         # Not every broker says who took a session over, and two bridges with one id would throw each other out for ever:
         # each process says once that it is the one, and one that comes back and reads another's word stops.
         if self.connections == 1:
-            client.publish(self._instance_topic, self._instance, qos=1, retain=True)
+            self._publish_instance()
         client.subscribe([*((topic, once) for topic in self._filters), (self._instance_topic, SubscribeOptions(qos=0))])
 
     def _on_subscribe(self, _client: mqtt.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _more: Any) -> None:
-        refused = [f"{topic}: {reason}" for topic, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
+        refused = refused_filters([*self._filters, self._instance_topic], [reason.value for reason in reasons])
         if refused:
-            self._fatal = ConfigError(f"the broker refuses subscriptions ({', '.join(refused)}); check its ACL for this bridge")
+            told = ", ".join(f"{topic}: {describe_reason(code)}" for topic, code in refused.items())
+            self._fatal = ConfigError(f"the broker refuses subscriptions ({told}); check its ACL for this bridge")
             return
         # Only from here on does the broker keep for us what comes.
         self.is_subscribed = True
@@ -273,7 +272,30 @@ class Subscriber:
         if _INSTANCE.fullmatch(word) and word > self._instance:
             self._fatal = self._taken_over()
         else:
-            self._client.publish(self._instance_topic, self._instance, qos=1, retain=True)
+            self._publish_instance()
+
+    def _publish(self, topic: str, body: bytes) -> None:
+        """Answer a device; a refusal is counted, logged and shown in the heartbeat."""
+        info = self._client.publish(topic, body, qos=1)
+        self._tracker.sent(info.mid, lambda code: self._note(topic, code))
+
+    def _note(self, topic: str, code: int) -> None:
+        self.refusals.judge(topic, code)
+
+    def _publish_instance(self) -> None:
+        """Say that this process is the bridge. Who may not say so holds another role's certificate, and would hear nothing."""
+        info = self._client.publish(self._instance_topic, self._instance, qos=1, retain=True)
+        self._tracker.sent(info.mid, self._note_instance)
+
+    def _note_instance(self, code: int) -> None:
+        if self.refusals.judge(self._instance_topic, code) and code == NOT_AUTHORIZED:
+            self._fatal = ConfigError(
+                f"the broker refuses {self._instance_topic}: {describe_reason(code)}; the certificate's name must be the"
+                f" bridge.id, {self._config.bridge.id!r}, and have an entry there"
+            )
+
+    def _on_publish(self, _client: mqtt.Client, _data: Any, mid: int, reason: ReasonCode, _more: Any) -> None:
+        self._tracker.answered(mid, reason.value)
 
     def _taken_over(self) -> ConfigError:
         return ConfigError(

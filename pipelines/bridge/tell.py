@@ -40,6 +40,8 @@ class Teller:
             trouble = "the disk refuses"
         elif not self._subscriber.is_subscribed:
             trouble = "not subscribed at the broker"
+        elif self._subscriber.refusals.trouble:
+            trouble = self._subscriber.refusals.trouble
         return Health(not trouble, trouble, self._counters())
 
     def tell(self) -> None:
@@ -58,4 +60,5 @@ class Teller:
             "parts_swept": self._sweeper.swept,
             "connections": self._subscriber.connections,
             "stale_acks": self._subscriber.stale_acks,
+            "refused_messages": self._subscriber.refusals.count,
         }

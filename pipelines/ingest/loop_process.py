@@ -15,6 +15,7 @@ from pipelines.ingest.receipts import MqttPublisher
 from pipelines.ingest.tries import Tries
 from pipelines.lake.remote import bind
 from pipelines.lake.scratch import scratch
+from pipelines.refusals import Refusals
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened
 from pipelines.status.beat import Health, Heart
@@ -44,7 +45,7 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         only_loop(root, stop) as check_ours,
         scratch(root, "run"),
         opened(engine) as ready,
-        MqttPublisher(config.broker, client_id) as publisher,
+        MqttPublisher(config.broker, client_id, clock) as publisher,
     ):
         members = crew(config.run.crew) if config.run.crew and ready.kind is RunnerKind.DIRECT else None
         if members:
@@ -53,11 +54,11 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         if members and not once:
             members.wait_ready()
         tries = Tries()
-        with Heart(root, "run", "loop", clock, lambda: _health(loop, tries)):
+        with Heart(root, "run", "loop", clock, lambda: _health(loop, tries, publisher.refusals)):
             _turn(loop, tries, config, stop, check_ours, once=once)
 
 
-def _health(loop: RunLoop, tries: Tries) -> Health:
+def _health(loop: RunLoop, tries: Tries, refusals: Refusals) -> Health:
     members = crew.cache_info().currsize
     counters = {
         "run": loop.ledger.run,
@@ -68,9 +69,11 @@ def _health(loop: RunLoop, tries: Tries) -> Health:
         "rules_broken": float(bool(loop.rules.broken)),
         "segments_set_aside": loop.set_aside,
         "receipts_owed": loop.receipts_owed,
+        "refused_messages": refusals.count,
         "worker_deaths": crew(loop.crew_size).deaths if members else 0,
     }
-    return Health(not tries.trouble, tries.trouble or loop.rules.broken, counters)
+    trouble = tries.trouble or refusals.trouble
+    return Health(not trouble, trouble or loop.rules.broken, counters)
 
 
 def _turn(loop: RunLoop, tries: Tries, config: CoreConfig, stop: Event, check_ours: Callable[[], None], *, once: bool) -> None:
