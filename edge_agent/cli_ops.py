@@ -28,11 +28,11 @@ def enrol(
     from edge_agent import enrol as enrolling  # noqa: PLC0415 # each command loads only what it needs
     from edge_agent.errors import ConfigError  # noqa: PLC0415
     from schemas.errors import SchemaError  # noqa: PLC0415
-    from schemas.ids import DeviceId  # noqa: PLC0415
+    from schemas.ids import enrolled_id  # noqa: PLC0415
 
     key_path, request_path = key or folder / enrolling.KEY_NAME, request or folder / enrolling.REQUEST_NAME
     try:
-        is_new = enrolling.enrol(DeviceId(device), key_path, request_path)
+        is_new = enrolling.enrol(enrolled_id(device), key_path, request_path)
     except SchemaError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:

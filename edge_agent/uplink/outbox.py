@@ -16,10 +16,11 @@ from edge_agent.uplink.flight import Flight
 from edge_agent.uplink.governor import Governor
 from edge_agent.uplink.parts import PartSender
 from edge_agent.uplink.progress import Progress
-from edge_agent.uplink.reasons import Verdict, judge
+from edge_agent.uplink.reasons import NO_SUBSCRIBERS, Verdict, judge
 from edge_agent.uplink.session import Lost, Message, Session
 from schemas.envelope import ARROW_STREAM, EnvelopeHead
 from schemas.ids import DeviceId
+from schemas.reason_codes import describe_reason
 from schemas.topics import Topics
 
 _REFUSED_FIRST_S = 0.2
@@ -32,6 +33,10 @@ _LOOK_EVERY_S = 5.0
 _CAREFUL_TURN_S = 0.1
 
 _log = structlog.get_logger(__name__)
+
+
+def _describe(code: int) -> str:
+    return "0x10 no bridge listens; is the core's bridge running?" if code == NO_SUBSCRIBERS else describe_reason(code)
 
 
 class Outbox:
@@ -165,7 +170,7 @@ class Outbox:
             if now_s >= self._paused_until_s:
                 wait_s = self._refused.next_s()
                 self._paused_until_s = now_s + wait_s
-                _log.warning("broker has nobody to give samples to; waiting", reason=f"0x{code:02x}", retry_in_s=round(wait_s, 1))
+                _log.warning("samples_not_taken", reason=_describe(code), retry_in_s=round(wait_s, 1))
 
     def _forget(self, ids: list[int], now_s: float) -> None:
         self._flight.forget(ids)
