@@ -27,6 +27,7 @@ class Health(msgspec.Struct, frozen=True):
         left_out: source -> reason -> samples not stored because they said nothing new or could not be redacted.
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
         policy: the edge rules in force; None where `[policy]` names no key.
+        over_share: why the core does not take all that is sent; "" when it does.
         refused_topics: topic or filter -> why the broker refuses it.
         failing: source -> why it does not run at this moment; it is tried again.
     """
@@ -50,6 +51,7 @@ class Health(msgspec.Struct, frozen=True):
     policy: PolicyReport | None = None
     failing: dict[str, str] = {}
     refused_topics: dict[str, str] = {}
+    over_share: str = ""
 
 
 def write_health(state_dir: Path, health: Health) -> None:

@@ -31,7 +31,7 @@ def show_status(status: Status) -> None:
         table.add_row("sent / not taken / sent again", f"{health.sent} / {health.not_sent} / {health.resent}")
         if health.waiting_streams:
             table.add_row("streams that wait", f"{', '.join(health.waiting_streams)}: the broker hangs up on all of them")
-        _add_refused(table, health.refused_topics)
+        _add_refused(table, health.refused_topics, health.over_share)
         table.add_row("spool", f"{health.used_bytes / _MIB:.1f} of {health.max_bytes / _MIB:.0f} MiB")
         table.add_row("memory", f"{health.rss_bytes / _MIB:.1f} MiB")
         if health.policy is not None:
@@ -50,8 +50,10 @@ def show_status(status: Status) -> None:
         console.print(_parked(status))
 
 
-def _add_refused(table: Table, refused: dict[str, str]) -> None:
-    """Add a row for each topic or filter that the broker refuses."""
+def _add_refused(table: Table, refused: dict[str, str], over_share: str) -> None:
+    """Add a row for each topic or filter that the broker refuses, and one for what the core does not take."""
+    if over_share:
+        table.add_row("[yellow]over its share[/yellow]", escape(over_share))
     for topic, reason in sorted(refused.items()):
         table.add_row("[red]the broker refuses[/red]", f"{escape(topic)}: {escape(reason)}")
 

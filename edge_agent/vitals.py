@@ -20,6 +20,7 @@ class Vitals:
         rejected: (stream, reason, count) of rows, cells and files that became no sample.
         left_out: (stream, reason, count) of samples read and not stored: by configuration, contract or rule.
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
+        over_share: why the core does not take all that is sent; "" when it does.
         refused_topics: (topic or filter, reason code) that the broker refuses.
         waits_for: why nothing is captured yet; "" when it is.
     """
@@ -47,6 +48,8 @@ class Vitals:
     left_out: tuple[tuple[str, str, int], ...] = ()
     refused_topics: tuple[tuple[str, int], ...] = ()
     refused: int = 0
+    over_share: str = ""
+    share_notices: int = 0
     waits_for: str = ""
     failure: str = ""
     sources_failing: int = 0
@@ -83,6 +86,8 @@ def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -
         return Verdict(is_good=True, said=f"ready; {_waiting(waited_s)}")
     if vitals.last_receipt_s is not None and vitals.last_receipt_s <= ready_within_s:
         return Verdict(is_good=True, said=f"catching up; {_waiting(waited_s)}")
+    if vitals.over_share:
+        return Verdict(is_good=False, said=f"{_waiting(waited_s)}; over its share at the core: {vitals.over_share}")
     since = "never" if vitals.last_receipt_s is None else f"{vitals.last_receipt_s:.0f} s ago"
     return Verdict(is_good=False, said=f"{_waiting(waited_s)}; the last receipt came {since}: do bridge and run work?")
 
@@ -106,6 +111,8 @@ _SINGLES: tuple[tuple[str, str, str, Callable[[Vitals], float | None]], ...] = (
     ("not_sent_envelopes_total", "counter", "Nobody listens, not authorised, or over quota.", lambda v: v.not_sent),
     ("resent_envelopes_total", "counter", "Sent again: no receipt came in time.", lambda v: v.resent),
     ("refused_control_total", "counter", "Reports, requests and subscriptions the broker refused.", lambda v: v.refused),
+    ("over_share", "gauge", "1 while the core does not take all that is sent.", lambda v: int(bool(v.over_share))),
+    ("share_notices_total", "counter", "How often the core said so since the start.", lambda v: v.share_notices),
     ("parked_envelopes_total", "counter", "Put aside since the start.", lambda v: v.parked),
     ("connected", "gauge", "1 while connected to the broker.", lambda v: int(v.is_connected)),
     ("oldest_unsettled_seconds", "gauge", "How long the oldest sample has waited.", lambda v: v.oldest_unsettled_s or 0),

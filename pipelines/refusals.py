@@ -50,12 +50,13 @@ class Refusals:
             f"the broker refuses {rule} ({topics[rule]} of them): {describe_reason(codes[rule])}" for rule in sorted(topics)
         )
 
-    def judge(self, topic: str, code: int) -> bool:
+    def judge(self, topic: str, code: int, *, is_standing: bool = True) -> bool:
         """Note the broker's answer to a message or subscription; whether it is a refusal.
 
         Args:
             topic: the message's topic, or the subscription's filter.
             code: MQTT 5 reason code.
+            is_standing: whether a refusal is trouble until the topic is accepted.
         """
         rule = self._topics.rule_of(topic)
         with self._lock:
@@ -63,7 +64,7 @@ class Refusals:
                 self._standing.pop(topic, None)
                 return False
             self.count += 1
-            if topic in self._standing or len(self._standing) < _MAX_STANDING:
+            if is_standing and (topic in self._standing or len(self._standing) < _MAX_STANDING):
                 self._standing[topic] = code
             now_s = self._clock.monotonic_s()
             is_due = now_s - self._logged_s.get((rule, code), float("-inf")) >= _LOG_EVERY_S

@@ -78,6 +78,7 @@ class Forwarder:
         self.progress = Progress()
         self._outbox = Outbox(spool, config, topics, device, self.progress, clock)
         self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
+        self._downlink.hand_shares_to(self._outbox.over_share)
         self._reconnect = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
         self.last_wait_s = 0.0
         self._filters = (topics.down_filter(device), topics.model_data(device))

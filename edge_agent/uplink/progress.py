@@ -15,6 +15,8 @@ class Progress:
 
     Attributes:
         waiting_streams: the other side hangs up on all of their envelopes; they are tried again from time to time.
+        over_share: why the core does not take all that is sent; "" when it does.
+        share_notices: how often it said so since the start.
         refused_topics: topic or filter -> the reason code the broker last refused it with; accepted ones leave.
         refused_count: control messages and subscriptions refused since the start.
     """
@@ -31,6 +33,8 @@ class Progress:
     turned_s: float = float("-inf")
     refused_topics: dict[str, int] = field(default_factory=dict)
     refused_count: int = 0
+    over_share: str = ""
+    share_notices: int = 0
 
     def note_answer(self, topic: str, code: int) -> bool:
         """Note the broker's answer to a control message or a subscription; whether it refuses it."""

@@ -7,16 +7,19 @@ broker ── Subscriber ──> Inbox ──> Drain ──> Landing (segments)
 
 import os
 import threading
+from pathlib import Path
 
 import structlog
 
-from pipelines.bridge.drain import Drain
+from pipelines.bridge.disk import Disk
+from pipelines.bridge.drain import Drain, Gate
 from pipelines.bridge.inbox import Inbox
 from pipelines.bridge.intake import Numberer
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Assembler
 from pipelines.bridge.reader import Reader
+from pipelines.bridge.shares import Shares
 from pipelines.bridge.ship import RemoteLanding, RemoteObjects
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
@@ -50,10 +53,13 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
     inbox = Inbox(config.bridge.max_queue_bytes, min(_GROUP_BYTES, config.bridge.max_queue_bytes))
     try:
         bind(lake, config.remote)
-        landing, assembler = _places(config, clock)
+        lake.mkdir(parents=True, exist_ok=True)
+        disk = Disk(lake, config.shares)
+        landing, assembler = _places(config, clock, disk)
     except OSError as error:
         raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); mend it, then start again") from error
     sweeper = Sweeper(lake / "objects", assembler, config.bridge.keep_parts_s)
+    shares = Shares(config.shares)
     subscriber = Subscriber(config, inbox, clock)
     numberer = Numberer(clock.now_ms(), int.from_bytes(os.urandom(4), "little"))
     drain = Drain(
@@ -64,9 +70,10 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         Reader(Topics(config.broker.namespace), numberer, config.run.max_envelope_bytes, partition),
         subscriber.post,
         config.bridge.linger_ms / 1000,
+        Gate(shares, disk),
     )
     _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
-    teller = Teller(inbox, subscriber, drain, landing, assembler, sweeper)
+    teller = Teller(inbox, subscriber, drain, landing, assembler, sweeper, shares)
     try:
         with Heart(lake, "bridge", config.bridge.id, clock, teller.health):
             _run_both(subscriber, drain, stop)
@@ -77,17 +84,29 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         landing.close()
 
 
-def _places(config: CoreConfig, clock: Clock) -> tuple[Landing, Assembler]:
+def _places(config: CoreConfig, clock: Clock, disk: Disk) -> tuple[Landing, Assembler]:
     """Where messages and objects go: this disk, and a remote lake behind it if there is one."""
     lake, bridge = config.lake_root, config.bridge
     folder, objects = landing_folder(lake, bridge.id), lake / OBJECTS
     remote = remote_of(lake)
     if remote is None:
         first = number_waited_for(lake, bridge.id)
-        return Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, first_number=first), Assembler(objects)
+        landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, first_number=first)
+        return landing, _assembler(config, objects, disk, None)
     away = RemoteLanding(remote, lake, bridge.id)
     landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, away)
-    return landing, Assembler(objects, store=RemoteObjects(remote))
+    return landing, _assembler(config, objects, disk, RemoteObjects(remote))
+
+
+def _assembler(config: CoreConfig, objects: Path, disk: Disk, store: RemoteObjects | None) -> Assembler:
+    shares = config.shares
+    return Assembler(
+        objects,
+        reserve_bytes=disk.min_free_bytes,
+        store=store,
+        max_open=shares.open_objects,
+        max_device_bytes=shares.parts_bytes,
+    )
 
 
 def _run_both(subscriber: Subscriber, drain: Drain, stop: threading.Event) -> None:

@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 from collections import deque
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -23,7 +24,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from pipelines.bridge.backoff import Backoff
-from pipelines.bridge.inbox import Arrived, Done, Inbox
+from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.intake import Message
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
@@ -223,7 +224,7 @@ class Subscriber:
                 else:
                     self.stale_acks += 1
             for answer in done.answers:
-                self._publish(answer.topic, answer.body)
+                self._publish(answer)
         if self._client.want_write():
             self._client.loop_write()
 
@@ -239,8 +240,11 @@ class Subscriber:
         self._is_up = True
         if self.connections > 1 and not flags.session_present:
             _log.warning("session_lost", hint="the broker forgot its queue; agents send again what has no receipt")
-        # Retained reports come once with a new subscription, not at every reconnect.
-        once = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+        # Retained reports come once with a new subscription, not at every reconnect. What a device has the broker keep is
+        # marked as such, so that it can be taken back, and that is not heard as a message again.
+        once = SubscribeOptions(
+            qos=1, noLocal=True, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
+        )
         # Not every broker says who took a session over, and two bridges with one id would throw each other out for ever:
         # each process says once that it is the one, and one that comes back and reads another's word stops.
         if self.connections == 1:
@@ -274,13 +278,16 @@ class Subscriber:
         else:
             self._publish_instance()
 
-    def _publish(self, topic: str, body: bytes) -> None:
-        """Answer a device; a refusal is counted, logged and shown in the heartbeat."""
-        info = self._client.publish(topic, body, qos=1)
-        self._tracker.sent(info.mid, lambda code: self._note(topic, code))
+    def _publish(self, answer: Answer) -> None:
+        """Answer a device; a refusal is counted, logged and shown in the heartbeat.
 
-    def _note(self, topic: str, code: int) -> None:
-        self.refusals.judge(topic, code)
+        A refused taking back of what the broker keeps is logged alone: a device must not be able to make a bridge look broken.
+        """
+        info = self._client.publish(answer.topic, answer.body, qos=1, retain=answer.is_retained)
+        self._tracker.sent(info.mid, partial(self._note, answer))
+
+    def _note(self, answer: Answer, code: int) -> None:
+        self.refusals.judge(answer.topic, code, is_standing=not answer.is_retained)
 
     def _publish_instance(self) -> None:
         """Say that this process is the bridge. Who may not say so holds another role's certificate, and would hear nothing."""
@@ -314,5 +321,6 @@ class Subscriber:
             content_type=getattr(properties, "ContentType", None),
             properties=tuple(getattr(properties, "UserProperty", ())),
             received_us=self._clock.now_ms() * 1000,
+            is_retained=message.retain,
         )
         self._inbox.put(Arrived(arrived, message.mid, message.qos, self.connections))

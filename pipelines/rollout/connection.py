@@ -32,6 +32,7 @@ class BrokerLink:
         config: where the broker is.
         client_id: this role's name at the broker.
         filters: what to subscribe to, each time anew.
+        unkept: those of them of which retained messages are not wanted; they come marked when they are retained by then.
         handler: called with each message, on the link's own thread; must not raise.
         clock: for how often refusals are logged.
 
@@ -46,10 +47,12 @@ class BrokerLink:
         filters: tuple[str, ...],
         handler: Handler,
         clock: Clock | None = None,
+        unkept: tuple[str, ...] = (),
     ) -> None:
         self.refusals = Refusals(Topics(config.namespace), clock or SystemClock())
         self._config = config
         self._filters = filters
+        self._unkept = unkept
         self._handler = handler
         self._tracker = PublishTracker()
         self._refused_filters: dict[str, int] = {}
@@ -121,10 +124,10 @@ class BrokerLink:
         self._tracker.sent(info.mid, note)
         return info
 
-    def probe(self, topic: str, body: bytes, properties: Properties) -> None:
+    def probe(self, topic: str, body: bytes, properties: Properties, *, retain: bool = False) -> None:
         """Publish a message whose refusal means nothing."""
-        info = self._client.publish(topic, body, qos=1, properties=properties)
-        self._tracker.sent(info.mid, lambda code: log.debug("probe_answered", topic=topic, reason=f"0x{code:02x}"))
+        info = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
+        self._tracker.sent(info.mid, lambda _code: None)
 
     def wait_published(self, infos: list[MQTTMessageInfo], timeout_s: float) -> None:
         """Wait until the broker has answered them all; the handlers have been called by then.
@@ -152,7 +155,11 @@ class BrokerLink:
             return
         self.connections += 1
         if self._filters:
-            client.subscribe([(text, SubscribeOptions(qos=1)) for text in self._filters])
+            plain = SubscribeOptions(qos=1)
+            never = SubscribeOptions(
+                qos=1, noLocal=False, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND
+            )
+            client.subscribe([(text, never if text in self._unkept else plain) for text in self._filters])
         else:
             self._ready.set()
 

@@ -8,10 +8,12 @@ import msgspec
 import structlog
 from paho.mqtt.client import MQTTMessage
 
+from pipelines.bridge.shares import Shares
 from pipelines.clock import Clock, SystemClock
-from pipelines.config import CoreConfig
+from pipelines.config import CoreConfig, ShareConfig
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
 from pipelines.lake.remote import lake_of
+from pipelines.log_limit import LogLimit
 from pipelines.rollout.connection import BrokerLink, reply_properties
 from pipelines.rollout.keys import KeyFolder
 from pipelines.rollout.paths import keys_folder, models_folder
@@ -23,13 +25,18 @@ from pipelines.status.beat import Health, Heart
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reason_codes import is_refusal
-from schemas.reported import ModelReport, decode_reported
-from schemas.rollout import encode_desired
+from schemas.reported import MAX_REPORTED_BYTES, ModelReport, decode_reported
+from schemas.rollout import MAX_PIECE_BYTES, encode_desired
 from schemas.topics import Kind, Topics
 
 RENEW_WITHIN = timedelta(days=7)
 TICK_S = 0.5
 _RENEW_EVERY_S = 600.0
+# One device's part of the pieces: an answer is counted as the largest there is.
+_PIECE_BYTES = MAX_PIECE_BYTES
+_PIECE_SHARE = ShareConfig(
+    bytes_per_s=16 * 1024 * 1024, burst_bytes=64 * 1024 * 1024, messages_per_s=0, burst_messages=0, streams=0
+)
 # What the broker refused is sent again after so long: its access rules may have been corrected.
 _REFUSED_AGAIN_S = 15.0
 
@@ -50,9 +57,12 @@ class ModelServer:
         self._told: dict[str, Rollout | None] = {}
         self._renew_at_s = clock.monotonic_s()
         self._refused_at_s: dict[str, float] = {}
-        self._pieces = self._reports_heard = 0
+        self._pieces = self._reports_heard = self._deferred = self._litter = 0
+        self._budget = Shares(_PIECE_SHARE)
+        self._unread: dict[str, bytes] = {}  # each device's newest report, until the next tick
+        self._logged = LogLimit()
         filters = (self._topics.model_get_filter(), self._topics.reported_filter())
-        self._link = BrokerLink(config.broker, "catchment-models", filters, self._on_message, clock)
+        self._link = BrokerLink(config.broker, "catchment-models", filters, self._on_message, clock, filters[:1])
         self._probe = RightsProbe(config.broker, self._topics, self._link, clock)
 
     def open(self) -> None:
@@ -75,6 +85,8 @@ class ModelServer:
         counters = {
             "pieces": self._pieces,
             "reports_heard": self._reports_heard,
+            "deferred_requests": self._deferred,
+            "litter": self._litter,
             "refused_messages": self._link.refusals.count,
             "devices": len(self._reports),
         }
@@ -90,16 +102,35 @@ class ModelServer:
         try:
             address = self._topics.parse(message.topic)
             if address.kind is Kind.MODEL_GET:
-                self._answer(address.device, message)
+                self._take_request(address.device, message)
             elif address.kind is Kind.REPORTED:
                 self._remember(address.device, bytes(message.payload))
         except SchemaError as error:
-            log.warning("message is refused", topic=message.topic[:200], error=str(error))
+            self._warn(self._topics.sender_of(message.topic), "message_refused", str(error))
+
+    def _warn(self, device: str, event: str, reason: str) -> None:
+        """Log what a device can cause, once a minute for each."""
+        left_out = self._logged.due((device[:80], event), self._clock.monotonic_s())
+        if left_out is not None:
+            log.warning(event, device=device[:80], reason=reason, more=left_out)
+
+    def _take_request(self, device: DeviceId, message: MQTTMessage) -> None:
+        """Answer within the device's share; what it retained is taken back at the broker."""
+        if message.retain and message.payload:
+            self._litter += 1
+            self._link.probe(message.topic, b"", reply_properties(b"", []), retain=True)
+        if not message.payload:
+            return
+        if not self._budget.admit(device, "", _PIECE_BYTES, self._clock.monotonic_s()):
+            self._deferred += 1
+            self._warn(device, "piece_requests_over_share", "it is answered no faster; it asks again")
+            return
+        self._answer(device, message)
 
     def _answer(self, device: DeviceId, message: MQTTMessage) -> None:
         correlation = getattr(message.properties, "CorrelationData", None)
         if not isinstance(correlation, bytes) or len(correlation) > 256:
-            log.warning("piece request without correlation data", device=device)
+            self._warn(device, "piece_request_refused", "it has no correlation data, or too much")
             return
         if self._probe.is_ours(device, correlation):
             return
@@ -110,20 +141,32 @@ class ModelServer:
         )
 
     def _remember(self, device: DeviceId, body: bytes) -> None:
+        """Keep a report for the next tick: of one device the newest alone is read, however many it sends."""
         if not body:
             return
-        models = decode_reported(body).models
+        if len(body) > MAX_REPORTED_BYTES:
+            self._warn(device, "message_refused", f"report of {len(body)} bytes is above the limit of {MAX_REPORTED_BYTES}")
+            return
         self._reports_heard += 1
         with self._lock:
-            self._reports[device] = models
+            self._unread[device] = body
+
+    def _read_reports(self) -> None:
+        with self._lock:
+            unread, self._unread = self._unread, {}
+        for device, body in unread.items():
+            try:
+                self._reports[device] = decode_reported(body).models
+            except SchemaError as error:
+                self._warn(device, "message_refused", str(error))
 
     def tick(self) -> None:
         """What is due: fresh signatures, failing rollouts stopped, devices told."""
         self._renew()
         self._forget_refused()
         self._probe.step()
-        with self._lock:
-            reports = dict(self._reports)
+        self._read_reports()
+        reports = dict(self._reports)
         rollouts = [self._halted_if_failing(item, reports) for item in self._rollouts.all()]
         named = {device for item in rollouts if item.state == "running" for device in item.devices.named_devices}
         for device in sorted({*reports, *named}):

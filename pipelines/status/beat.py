@@ -40,15 +40,17 @@ class Beat(msgspec.Struct, frozen=True):
     trouble: str = ""
     counters: dict[str, float] = {}  # msgspec copies it
     host: str = ""
+    over_share: dict[str, str] = {}  # likewise
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a process says of itself when asked."""
+    """What a process says of itself when asked; `over_share`: devices that send more than they may, and what of it waits."""
 
     is_ready: bool
     trouble: str = ""
     counters: Mapping[str, float] = field(default_factory=dict)
+    over_share: Mapping[str, str] = field(default_factory=dict)
 
 
 class Heart:
@@ -109,7 +111,7 @@ class Heart:
     def _beat(self, health: Health) -> None:
         beat = Beat(
             self._role, self._name, os.getpid(), self._clock.now_ms(), self._started_ms, health.is_ready, health.trouble,
-            dict(health.counters), socket.gethostname(),
+            dict(health.counters), socket.gethostname(), dict(health.over_share),
         )  # fmt: skip
         self._last = msgspec.json.encode(beat)
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")

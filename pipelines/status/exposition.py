@@ -35,6 +35,8 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     )
     page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
     page.add("catchment_suspended", "Policies and inspectors in force that may not run", [({}, float(len(found.suspended)))])
+    over = [({"device": device}, 1.0) for beat in found.beats for device in beat.over_share]
+    page.add("catchment_device_over_share", "Devices that send more than their share; at most 20 of each bridge", over)
     for beat in found.beats:
         labels = {"role": beat.role, "name": beat.name}
         page.add("catchment_beat_age_seconds", "Since a process last beat", [(labels, found.at_us / 1e6 - beat.at_ms / 1e3)])

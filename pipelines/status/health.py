@@ -29,6 +29,7 @@ class Kind(StrEnum):
     RULES = "rules"
     SUSPENDED = "suspended"
     QUARANTINE = "quarantine"
+    SHARE = "share"
 
 
 _STANDSTILLS = frozenset({Kind.BOOKS, Kind.SILENT, Kind.FAR, Kind.TROUBLE, Kind.STUCK, Kind.FAULT_STOP})
@@ -75,6 +76,7 @@ def judge(found: Survey, limits: AlarmConfig = DEFAULTS) -> Verdict:
             (Kind.RULES, _rules(found, limits)),
             (Kind.SUSPENDED, _suspended(found, limits)),
             (Kind.QUARANTINE, _quarantine(found, limits)),
+            (Kind.SHARE, _over_share(found, limits)),
         )
         for text in texts
     )
@@ -145,6 +147,11 @@ def _rules(found: Survey, limits: AlarmConfig) -> Iterator[str]:
 def _suspended(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     if limits.suspended:
         yield from (f"{one.kind} {one.name} is suspended: {one.reason}" for one in found.suspended)
+
+
+def _over_share(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    for beat in _beating(found, limits):
+        yield from (f"device {device} is over its share: {what}" for device, what in sorted(beat.over_share.items()))
 
 
 def _quarantine(found: Survey, limits: AlarmConfig) -> Iterator[str]:

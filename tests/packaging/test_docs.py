@@ -18,7 +18,16 @@ from edge_agent.config import AgentConfig, SourceConfig, SpoolConfig, UplinkConf
 from edge_agent.config import BrokerConfig as AgentBroker
 from edge_agent.models.config import ModelConfig
 from edge_agent.report_config import ReportConfig
-from pipelines.config import AlarmConfig, BridgeConfig, BrokerConfig, CoreConfig, MaintainConfig, RunConfig, WatchConfig
+from pipelines.config import (
+    AlarmConfig,
+    BridgeConfig,
+    BrokerConfig,
+    CoreConfig,
+    MaintainConfig,
+    RunConfig,
+    ShareConfig,
+    WatchConfig,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCE_OPTIONS = (
@@ -83,8 +92,10 @@ def test_every_make_target_named_in_a_page_exists(name):
         *[("sources.md", *pair) for pair in _keys(*SOURCE_OPTIONS, ReportConfig)],
         *[
             ("data-engineer.md", *pair)
-            for pair in _keys(CoreConfig, BrokerConfig, BridgeConfig, RunConfig, WatchConfig, AlarmConfig, MaintainConfig)
-            if pair[1] not in ("broker", "bridge", "run", "watch", "alarms", "maintain")
+            for pair in _keys(
+                CoreConfig, BrokerConfig, BridgeConfig, ShareConfig, RunConfig, WatchConfig, AlarmConfig, MaintainConfig
+            )
+            if pair[1] not in ("broker", "bridge", "shares", "run", "watch", "alarms", "maintain")
         ],
     ],
 )
@@ -98,6 +109,7 @@ def test_every_configuration_key_is_told(page, form, key):
         ("operator.md", SpoolConfig),
         ("operator.md", UplinkConfig),
         ("data-engineer.md", BridgeConfig),
+        ("data-engineer.md", ShareConfig),
         ("data-engineer.md", RunConfig),
         ("data-engineer.md", WatchConfig),
         ("data-engineer.md", MaintainConfig),

@@ -22,6 +22,7 @@ from pipelines.rollout.server import ModelServer
 from pipelines.status.beat import read_beats
 from schemas.reason_codes import describe_reason
 from schemas.reported import Reported, encode_reported
+from schemas.rollout import PieceRequest, encode_piece_request
 from schemas.topics import Topics
 from tests.fakes.refusing_front import RefusingFront
 from tests.fakes.secured_broker import until
@@ -227,3 +228,36 @@ def test_the_access_rule_of_a_topic_names_no_device():
         ("bridges/bridge-0", "bridges/bridge-0"),
     ):
         assert topics.rule_of(f"plant/a/{topic}") == f"plant/a/{rule}"
+
+
+def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_the_others(broker, client, tmp_path):
+    config = CoreConfig(lake=str(tmp_path / "lake"), broker=BrokerConfig(port=broker.port))
+    targets = tmp_path / "lake/models/targets"
+    targets.mkdir(parents=True)
+    (targets / "x").write_bytes(bytes(300_000))
+    clock = HandClock()
+    server = ModelServer(config, clock)
+    server.open()
+    client.subscribe("catchment/models/data/+", qos=1)
+    client.subscribe("catchment/models/get/+", qos=1)
+    request = encode_piece_request(PieceRequest("targets/x", 0, 262_144))
+    properties = mqtt.Properties(mqtt.PacketTypes.PUBLISH)
+    properties.CorrelationData = b"q"
+    try:
+        for number in range(600):
+            client.publish("catchment/models/get/flood", request, qos=1, retain=True, properties=properties)
+            client.publish("catchment/reported/flood", b"%d" % number, qos=1)
+        client.publish("catchment/reported/flood", b"x" * 5_000_000, qos=1)
+        client.publish("catchment/models/get/calm", request, qos=1, properties=properties)
+        client.publish("catchment/reported/calm", encode_reported(Reported("calm", 0, "t")), qos=1)
+        until(lambda: any(topic == "catchment/models/data/calm" for topic, _ in client.heard))
+        until(lambda: server.tick() or "calm" in server._reports)
+        answered = sum(topic == "catchment/models/data/flood" for topic, _ in client.heard)
+        counters = server.health().counters
+        assert 256 <= answered < 600
+        assert counters["deferred_requests"] == 600 - answered
+        assert counters["litter"] == 600
+        until(lambda: [body for topic, body in client.heard if topic == "catchment/models/get/flood"].count(b"") == 600)
+        assert server.health().is_ready
+    finally:
+        server.close()
