@@ -90,6 +90,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_memory_bytes: int = 4 * 1024**3
     fault_stop_share: float = 0.9
     fault_stop_count: int = 10
+    worker_test_s: float = 60
 
 
 class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

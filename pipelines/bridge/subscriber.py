@@ -40,8 +40,8 @@ SESSION_TAKEN_OVER = 0x8E
 # Not: server unavailable (0x88), server busy (0x89) and the like, which pass.
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}
 _CONNACK_TIMEOUT_S = 10.0
-_LAST_ACKS_S = 10.0
-_GOODBYE_S = 2.0
+_LAST_ACKS_S = 4.0
+_GOODBYE_S = 1.0
 _DISCONNECT = b"\xe0\x00"
 _POLL_S = 0.2
 _READS_PER_POLL = 64

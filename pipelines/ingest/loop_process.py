@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from threading import Event
 
 import structlog
@@ -18,7 +19,7 @@ from pipelines.lake.scratch import scratch
 from pipelines.refusals import Refusals
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened
-from pipelines.status.beat import Health, Heart
+from pipelines.status.beat import Health, Heart, starting
 
 log = structlog.get_logger(__name__)
 
@@ -41,18 +42,18 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
     """
     root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
     bind(root, config.remote)
-    with (
-        only_loop(root, stop) as check_ours,
-        scratch(root, "run"),
-        opened(engine) as ready,
-        MqttPublisher(config.broker, client_id, clock) as publisher,
-    ):
-        members = crew(config.run.crew) if config.run.crew and ready.kind is RunnerKind.DIRECT else None
-        if members:
-            members.start(config.run.crew)
-        loop = RunLoop(config, publisher, clock, ready, config.run.crew)
-        if members and not once:
-            members.wait_ready()
+    with ExitStack() as stack:
+        check_ours = stack.enter_context(only_loop(root, stop))
+        with starting(root, "run", "loop", clock):
+            stack.enter_context(scratch(root, "run"))
+            ready = stack.enter_context(opened(engine, config.run.worker_test_s))
+            publisher = stack.enter_context(MqttPublisher(config.broker, client_id, clock))
+            members = crew(config.run.crew) if config.run.crew and ready.kind is RunnerKind.DIRECT else None
+            if members:
+                members.start(config.run.crew)
+            loop = RunLoop(config, publisher, clock, ready, config.run.crew)
+            if members and not once:
+                members.wait_ready()
         tries = Tries()
         with Heart(root, "run", "loop", clock, lambda: _health(loop, tries, publisher.refusals)):
             _turn(loop, tries, config, stop, check_ours, once=once)

@@ -21,7 +21,7 @@ from pipelines.rollout.pieces import answer
 from pipelines.rollout.repository import ModelRepository
 from pipelines.rollout.rights import RightsProbe
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress, wanted_by
-from pipelines.status.beat import Health, Heart
+from pipelines.status.beat import Health, Heart, starting
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reason_codes import is_refusal
@@ -241,8 +241,9 @@ def serve(config: CoreConfig, stop: threading.Event, clock: Clock | None = None)
     """
     clock = clock or SystemClock()
     root = lake_of(config)
-    server = ModelServer(config, clock)
-    server.open()
+    with starting(root, "models", "server", clock):
+        server = ModelServer(config, clock)
+        server.open()
     log.info("model_server_ready", broker=f"{config.broker.host}:{config.broker.port}")
     try:
         with Heart(root, "models", "server", clock, server.health):

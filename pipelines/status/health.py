@@ -98,18 +98,23 @@ def _age_ms(found: Survey, at_ms: int) -> int:
 def _silent(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     for beat in found.beats:
         if _age_ms(found, beat.at_ms) > limits.silent_s * 1_000:
-            yield f"{beat.role} {beat.name} is silent for {_age_ms(found, beat.at_ms) // 1000} s"
+            yield f"{beat.role} {beat.name} is silent for {_age_ms(found, beat.at_ms) // 1000} s{_last_word(beat)}"
     roles = {beat.role for beat in found.beats}
     # Of a remote lake each role may be on a machine of its own, and is asked there.
     wanted = () if found.is_remote else ("bridge", "run")
     yield from (f"no {role} has ever been at work here" for role in wanted if role not in roles)
 
 
+def _last_word(beat: Beat) -> str:
+    """What a process that is silent said last, if it was trouble."""
+    return f"; its last word: {beat.trouble}" if beat.trouble else ""
+
+
 def _far(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     """Whoever is asked whether this machine lives must not be told of another one's death."""
     for beat in found.far_beats:
         if _age_ms(found, beat.at_ms) > limits.far_silent_s * 1_000:
-            yield f"{beat.role} {beat.name} on {beat.host} is silent for {_age_ms(found, beat.at_ms) // 1000} s"
+            yield f"{beat.role} {beat.name} on {beat.host} is silent for {_age_ms(found, beat.at_ms) // 1000} s{_last_word(beat)}"
 
 
 def _beating(found: Survey, limits: AlarmConfig) -> Iterator[Beat]:
