@@ -1,1 +1,84 @@
-"""Catchment: carries what devices see into training sets, and carries models back to the devices."""
+"""Catchment: carries what devices see into training sets, and carries models back to the devices.
+
+    import catchment
+
+    train = catchment.open_set("lake/sets/braking/1", "train")
+    lake = catchment.open_lake("lake")
+    rules = catchment.Policy.load("policies/driving.yaml")
+
+Names are loaded when they are first used: `import catchment` alone imports no other package, so that a device can use the
+names of plug-ins without the core's libraries. docs/api.md lists all of them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_agent.capture.batch import SampleBatch, Source
+    from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
+    from pipelines.errors import PipelineError
+    from pipelines.lake.open import Lake, open_lake
+    from pipelines.policy.notebook import Policy
+    from pipelines.training.open import Sample, ShuffledSamples, TrainingSet, open_set
+    from pipelines.training.order import EpochState
+    from schemas.contract import Contract
+
+__all__ = [
+    "ConfigError",
+    "Contract",
+    "EpochState",
+    "Lake",
+    "PipelineError",
+    "Policy",
+    "Sample",
+    "SampleBatch",
+    "ShuffledSamples",
+    "Source",
+    "SourceAgainError",
+    "SourceEndedError",
+    "SourceError",
+    "TrainingSet",
+    "open_lake",
+    "open_set",
+]
+
+_HOMES = {
+    "open_set": "pipelines.training.open",
+    "TrainingSet": "pipelines.training.open",
+    "Sample": "pipelines.training.open",
+    "ShuffledSamples": "pipelines.training.open",
+    "EpochState": "pipelines.training.order",
+    "open_lake": "pipelines.lake.open",
+    "Lake": "pipelines.lake.open",
+    "Policy": "pipelines.policy.notebook",
+    "PipelineError": "pipelines.errors",
+    "Contract": "schemas.contract",
+    "Source": "edge_agent.capture.batch",
+    "SampleBatch": "edge_agent.capture.batch",
+    "SourceError": "edge_agent.errors",
+    "SourceEndedError": "edge_agent.errors",
+    "SourceAgainError": "edge_agent.errors",
+    "ConfigError": "edge_agent.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from where it lives (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'catchment' has no attribute {name!r}; docs/api.md lists what there is")
+    try:
+        value = getattr(import_module(home), name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] not in ("pipelines", "edge_agent", "schemas"):
+            raise ImportError(
+                f"catchment.{name} needs {error.name}, which the bare install does not bring: pip install 'catchment[core]'"
+            ) from error
+        raise
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """All public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +19,7 @@ from edge_agent.capture.succession import predecessor
 from edge_agent.clock import Clock, SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
+from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import notify_service_manager
 from edge_agent.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
@@ -31,16 +33,20 @@ from edge_agent.rules.sieve import Sieve
 from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.spool.spool import Spool
+from edge_agent.trial.asking import is_asked
+from edge_agent.unset_clock import ClockHold, system_boot_clock
 from edge_agent.uplink.forwarder import Forwarder
 from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
 from schemas.contract import Contract
-from schemas.reported import ModelReport
+from schemas.reported import DocumentReport, ModelReport
+from schemas.rollout import DesiredModels
 from schemas.topics import Topics
 
 if TYPE_CHECKING:
     from edge_agent.health_server import HealthServer
     from edge_agent.models.updater import ModelUpdater
+    from edge_agent.trial.tap import TapServer
 
 _WATCH_S = 0.2
 _HEALTH_EVERY_S = 5.0
@@ -81,9 +87,13 @@ class Agent:
         self._uplink: threading.Thread | None = None
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
+        self._taps: TapServer | None = None
+        self._boot_clock = system_boot_clock(self._clock)
+        self._orders: DocumentInbox[DesiredModels] | None = None
         self._rules = open_rules(config, self._clock)
         self._spool = spool or open_spool(config, self._clock)
         try:
+            self._clock_hold = ClockHold(self._boot_clock, self._spool, config.uplink.clock_wait_s, self._clock)
             claim(config.state_dir, config.device, sum(books.spooled for books in self._spool.books()))
             if config.model is not None:
                 self._models = self._build_models(config.model)
@@ -97,7 +107,9 @@ class Agent:
                 self._lineup,
                 self._clock,
                 self._rules.report,
+                lambda: self._clock_hold.is_holding,
             )
+            self._monitor.documents = self._document_reports
             self._health = self._build_health_server() if config.health.port else None
         except BaseException:
             self._spool.close()
@@ -146,13 +158,25 @@ class Agent:
             if now_s - looked_s >= _HEALTH_EVERY_S:
                 looked_s = now_s
                 self._monitor.tell()
+            self._clock_hold.step()
             serve_replays(self._config.spool_dir, self._spool.replay)
+            self._serve_trials()
             if until_settled and not self._lineup.running:
                 left = sum(books.spooled for books in self._spool.books())
                 if left == self._spool.parked_samples():
                     return left == 0
         self._failure = self._failure or self._spool.failure
         return True
+
+    def _serve_trials(self) -> None:
+        """Answer `edge-agent try`; what that needs is loaded when somebody asks for the first time."""
+        if self._taps is None:
+            if not is_asked(self._config.state_dir):
+                return
+            from edge_agent.trial.tap import TapServer  # noqa: PLC0415
+
+            self._taps = TapServer(self._config.state_dir, lambda: self._lineup.pumps, self._clock.monotonic_s)
+        self._taps.serve()
 
     def _take_new_config(self) -> None:
         """What may change while it runs does; what may not is told. A wrong file changes nothing."""
@@ -214,6 +238,7 @@ class Agent:
             config.uplink.report_interval_s,
             self._clock,
             self._rules.report,
+            self._document_reports,
         )
         connect: Callable[[Events], Session] = partial(PahoSession, config.broker, config.device)
         topics = Topics(config.broker.namespace)
@@ -227,8 +252,12 @@ class Agent:
     def _build_pump(self, source: SourceConfig) -> SourcePump:
         contract = load_contract(source)
         limits = Limits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
-        encoder = Encoder(contract, limits, partial(self._spool.put_object, priority=source.priority), compress=source.compress)
-        build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock)
+        # What is redacted or encrypted in the spool must not lie in clear beside it.
+        is_secret = contract.has_redaction or self._config.spool.key is not None
+        folder = None if is_secret else self._config.state_dir / "parked"
+        build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock, folder)
+        put_object = partial(self._spool.put_object, priority=source.priority)
+        encoder = Encoder(contract, limits, put_object, compress=source.compress, reference=self._boot_clock.reference)
         if source.kind == HEARTBEAT:
             build = lambda _: HeartbeatSource(self._monitor.look, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
         else:
@@ -245,11 +274,13 @@ class Agent:
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
         # Loaded only where models run: it brings signatures and an inference runtime along.
         from edge_agent.models.config import ModelConfig  # noqa: PLC0415
+        from edge_agent.models.desired import open_orders  # noqa: PLC0415
         from edge_agent.models.updater import ModelUpdater  # noqa: PLC0415
 
         model = convert_table("model", table, ModelConfig)
         self._model_streams = frozenset(model.streams)
-        return ModelUpdater(model, self._config.state_dir, self._request_piece, self._clock)
+        self._orders = open_orders(self._config, self._clock)
+        return ModelUpdater(model, self._config.state_dir, self._request_piece, self._clock, orders=self._orders)
 
     def _build_health_server(self) -> "HealthServer":
         # Loaded only where somebody asks: an HTTP server brings 2 MB along.
@@ -263,11 +294,14 @@ class Agent:
     def _model_reports(self) -> tuple[ModelReport, ...]:
         return () if self._models is None else self._models.report()
 
+    def _document_reports(self) -> tuple[DocumentReport, ...]:
+        return () if self._orders is None else (self._orders.report(),)
+
 
 def agent_version() -> str:
     """The installed version."""
     return metadata.version("catchment")
 
 
-def _build(source: SourceConfig, contract: Contract, clock: Clock, position: bytes | None) -> Source:
-    return build_source(source.kind, source.options, contract, clock, position)
+def _build(source: SourceConfig, contract: Contract, clock: Clock, folder: Path | None, position: bytes | None) -> Source:
+    return build_source(source.kind, source.options, contract, clock, position, folder)

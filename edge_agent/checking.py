@@ -24,9 +24,11 @@ from edge_agent.config import (
     load_contract,
     with_identity,
 )
+from edge_agent.documents.trust import read_key_file
 from edge_agent.errors import ConfigError
 from edge_agent.ownership import refuse_role_name
 from edge_agent.places import Step, line_of, parse_path
+from edge_agent.trial.examine import examine_source
 
 _MAX_ROUNDS = 100
 _PATH = re.compile(r"`\$\.?([^`]*)`")
@@ -53,7 +55,7 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 def check_file(path: Path) -> Checked:
-    """Check all that can be checked without starting.
+    """Check all that can be checked without starting; the heads of files that are there are read.
 
     Raises:
         ConfigError: the file cannot be read at all.
@@ -111,12 +113,15 @@ class _Survey:
             index = self._sources[at] if at < len(self._sources) else at
             if self._try(("source", index, "kind"), partial(_check_source, source, key)):
                 contract = load_contract(source)
+                for said in examine_source(source, contract, key):
+                    self._tell(_nearest(self._text, ("source", index, "kind"), said), said)
                 self.told.append(
                     f"  source {source.kind} -> {source.stream} (contract {contract.version}, priority {source.priority})"
                 )
         if not config.source:
             self.told.append("  no [[source]]: nothing is captured")
         self._tls_files(config)
+        self._director(config)
         if config.model is not None:
             self._try(("model",), lambda: _check_model(config.model or {}))
         if not self.faults:
@@ -140,6 +145,21 @@ class _Survey:
         if absent:
             self.told.append(f"  not there yet: {', '.join(map(str, absent.values()))}; without them nothing is sent")
 
+    def _director(self, config: AgentConfig) -> None:
+        """Whose orders are followed; where the key file is not there yet, nobody's."""
+        director = config.director
+        if director is None and config.model is not None:
+            self.told.append(
+                "  warning: no [director]: this device follows unsigned orders of whoever keeps the broker;"
+                " the next release follows signed ones alone (catchment director show)"
+            )
+        if director is None or director.file is None:
+            return
+        if director.file.exists():
+            self._try(("director", "file"), lambda: read_key_file(director.file or Path()))
+        else:
+            self.told.append(f"  not there yet: {director.file}; without it no order is followed")
+
     def _try(self, steps: tuple[Step, ...], action: Callable[[], Any]) -> Any:
         """What the action gives; None where it complains."""
         try:
@@ -158,6 +178,8 @@ class _Survey:
         """What is missing now was there, was wrong, and was told."""
         if message.startswith("device is missing"):
             return ("device",) in self._removed
+        if " is missing: " in message:
+            return any(gone[:-1] == steps for gone in self._removed)
         named = _NAMED.search(message)
         return "missing required field" in message and named is not None and (*steps, named.group(1)) in self._removed
 

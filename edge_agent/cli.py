@@ -16,12 +16,13 @@ from edge_agent.spool_cli import park_app, spool_app
 
 _HELP = """Captures samples, keeps them through power cuts, and delivers each exactly once.
 
-Start with `edge-agent check -c agent.toml`, then `edge-agent run -c agent.toml`; look with `status` and `ledger`,
-which work while the agent runs and after. SIGHUP makes a running agent read its configuration again.
+Start with `edge-agent check -c agent.toml`, see with `edge-agent try` what its sources give, then `edge-agent run`; look with
+`status` and `ledger`, which work while the agent runs and after. SIGHUP makes a running agent read its configuration again.
 
-Exit codes: 0 done; 1 `doctor` found something that does not work, or `spool verify` found damage; 2 the command or the
-configuration is wrong (the message names file, line and key); 3 `run --until-settled` ended with parked envelopes left;
-75 try again: the spool broke and is mended at the next start, another agent runs, or there is no spool yet to look at.
+Exit codes: 0 done; 1 `doctor` found something that does not work, `try` something that is refused, or `spool verify` damage;
+2 the command or the configuration is wrong (the message names file, line and key); 3 `run --until-settled` ended with parked
+envelopes left; 75 try again: the spool broke and is mended at the next start, another agent runs, nothing came for `try`, or
+there is no spool yet to look at.
 """
 
 app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -1,4 +1,4 @@
-"""`edge-agent enrol`, `doctor`, `completion`: what an operator needs around a running agent."""
+"""`edge-agent enrol`, `check`, `try`, `doctor`: what an operator needs around a running agent."""
 
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for command in (enrol, check, doctor):
         app.command()(command)
+    app.command("try")(try_)
 
 
 def enrol(
@@ -23,22 +24,31 @@ def enrol(
     folder: Annotated[Path, typer.Option(help="Where key and request go.")] = Path(),
     key: Annotated[Path | None, typer.Option(help="The key's file, if not device.key in the folder.")] = None,
     request: Annotated[Path | None, typer.Option(help="The request's file, if not device.csr in the folder.")] = None,
+    director: Annotated[
+        str,
+        typer.Option(help="The keys whose orders this device follows: `catchment director show --bare` prints them; or a file."),
+    ] = "",
 ) -> None:
     """Make this device's key, which never leaves it, and a request that an authority answers with a certificate."""
     from edge_agent import enrol as enrolling  # noqa: PLC0415 # each command loads only what it needs
+    from edge_agent.documents.trust import KEY_FILE_NAME, write_key_file  # noqa: PLC0415
     from edge_agent.errors import ConfigError  # noqa: PLC0415
     from schemas.errors import SchemaError  # noqa: PLC0415
     from schemas.ids import enrolled_id  # noqa: PLC0415
 
     key_path, request_path = key or folder / enrolling.KEY_NAME, request or folder / enrolling.REQUEST_NAME
     try:
-        is_new = enrolling.enrol(enrolled_id(device), key_path, request_path)
+        name = enrolled_id(device)
+        keys = write_key_file(folder / KEY_FILE_NAME, director) if director else ()
+        is_new = enrolling.enrol(name, key_path, request_path)
     except SchemaError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: {error.strerror}; run it as who may write there") from error
     typer.echo(f"key      {key_path} ({'new' if is_new else 'used again'}, mode 0600: it stays here)")
     typer.echo(f"request  {request_path}")
+    if keys:
+        typer.echo(f"director {folder / KEY_FILE_NAME} ({len(keys)} trusted: [director] file in agent.toml names it)")
     typer.echo(
         f"Next: have it signed (docs/operator.md, Who a device is), and put the answer beside it as {folder / 'device.pem'}."
     )
@@ -58,6 +68,31 @@ def check(config: _ConfigOption, as_json: _JsonOption = False) -> None:
         typer.echo(line, err=bool(found.faults))
     if found.faults:
         raise typer.Exit(EXIT_CONFIG)
+
+
+def try_(
+    config: _ConfigOption,
+    source: Annotated[str, typer.Option(help="Its stream, kind, kind:stream, or number in the file; all without it.")] = "",
+    samples: Annotated[int, typer.Option("-n", "--samples", help="How many of each source.", min=1, max=10_000)] = 20,
+    wait_s: Annotated[float, typer.Option("--wait-s", help="How long to wait for each source.", min=0.1, max=3_600)] = 10.0,
+    as_json: _JsonOption = False,
+) -> None:
+    """Read the first samples of each source as its contract sees them; stores, sends, moves and acknowledges nothing.
+
+    Exit code 0: samples came and none would be refused; 1: some would be, or a source fails; 75: nothing came in time.
+    """
+    import msgspec  # noqa: PLC0415
+
+    from edge_agent.show_trial import show_trials  # noqa: PLC0415
+    from edge_agent.trial.command import exit_code, try_sources  # noqa: PLC0415
+
+    found = try_sources(config, source, samples, wait_s)
+    if as_json:
+        typer.echo(msgspec.json.encode(found))
+    else:
+        show_trials(found)
+    if code := exit_code(found):
+        raise typer.Exit(code)
 
 
 def doctor(

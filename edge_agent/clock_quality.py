@@ -8,6 +8,8 @@ from enum import StrEnum
 from edge_agent.clock import Clock
 
 COLUMN = "clock_quality"
+# No device ran this software before then, so a clock that stands earlier was never set.
+EARLIEST_MS = 1_577_836_800_000  # 2020-01-01
 _STEP_MS = 1_000
 _STEPPED_FOR_S = 600.0
 _TIME_ERROR = 5
@@ -21,6 +23,8 @@ class ClockQuality(StrEnum):
     SYNCHRONISED = "synchronised"  # this machine's clock, disciplined by NTP or PTP
     UNSYNCHRONISED = "unsynchronised"  # this machine's clock, running free
     STEPPED = "stepped"  # this machine's clock, which jumped a short while ago
+    NONE = "none"  # this machine's clock, which was not set; corrected once it is
+    CORRECTED = "corrected"  # of an unset or wrapped clock, and put right afterwards
     DEVICE = "device"  # the observed device's own clock; nothing is known of it
 
 
@@ -44,6 +48,8 @@ class ClockWatch:
         if abs(offset_ms - self._offset_ms) > _STEP_MS:
             self._stepped_s = now_s
         self._offset_ms = offset_ms
+        if self._clock.now_ms() < EARLIEST_MS:
+            return ClockQuality.NONE
         if now_s - self._stepped_s < _STEPPED_FOR_S:
             return ClockQuality.STEPPED
         return ClockQuality.SYNCHRONISED if self._is_disciplined() else ClockQuality.UNSYNCHRONISED

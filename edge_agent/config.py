@@ -14,6 +14,7 @@ from edge_agent.sections import (
     MAX_PRIORITY,
     MIB,
     BrokerConfig,
+    DirectorConfig,
     HealthConfig,
     PolicyConfig,
     Section,
@@ -31,6 +32,7 @@ from schemas.ids import DeviceId, StreamName
 __all__ = [
     "AgentConfig",
     "BrokerConfig",
+    "DirectorConfig",
     "HealthConfig",
     "PolicyConfig",
     "SourceConfig",
@@ -115,6 +117,7 @@ class AgentConfig(Section, frozen=True):
     spool: SpoolConfig = SpoolConfig()
     uplink: UplinkConfig = UplinkConfig()
     health: HealthConfig = HealthConfig()
+    director: DirectorConfig | None = None
     policy: PolicyConfig | None = None
     source: tuple[SourceConfig, ...] = ()
     redaction: RedactionConfig = RedactionConfig()
@@ -264,6 +267,15 @@ def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
     redaction = RedactionConfig(key=None if key is None else folder / key)
     if config.spool.key is not None:
         config = msgspec.structs.replace(config, spool=msgspec.structs.replace(config.spool, key=folder / config.spool.key))
+    director = config.director
+    if director is not None and director.file is not None:
+        director = msgspec.structs.replace(director, file=folder / director.file)
     return msgspec.structs.replace(
-        config, state_dir=folder / config.state_dir, broker=broker, source=sources, redaction=redaction, model=model
+        config,
+        director=director,
+        state_dir=folder / config.state_dir,
+        broker=broker,
+        source=sources,
+        redaction=redaction,
+        model=model,
     )

@@ -57,12 +57,16 @@ class ModelUnfitError(ModelError):
     """It is vouched for but does not work here: refuse this version for good."""
 
 
-class PolicyError(AgentError):
-    """Keep the old rules and try again later."""
+class DocumentLaterError(AgentError):
+    """Keep what is in force and try this document again later: its time has not come, or it could not be checked now."""
 
 
-class UntrustedPolicyError(PolicyError):
-    """Keep the old rules: the new ones are forged, malformed, older, or for other devices."""
+class ExpiredDocumentError(DocumentLaterError):
+    """Keep what is in force: by this device's clock the document is too old to be taken. The clock may be what is wrong."""
+
+
+class UntrustedDocumentError(AgentError):
+    """Keep what is in force: the document is forged, malformed, a replay, or for other devices."""
 
 
 class KeyEncryptedError(AgentError, OSError):

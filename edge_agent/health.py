@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from edge_agent.errors import AgentError
-from schemas.reported import PolicyReport
+from schemas.reported import DocumentReport, PolicyReport
 
 HEALTH_NAME = "health.json"
 
@@ -26,7 +26,8 @@ class Health(msgspec.Struct, frozen=True):
         rejected: source -> reason -> rows, cells and files that became no sample, since the agent started.
         left_out: source -> reason -> samples not stored because they said nothing new or could not be redacted.
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
-        policy: the edge rules in force; None where `[policy]` names no key.
+        policy: the edge rules in force; None where no key is trusted.
+        documents: what was taken of other signed documents.
         over_share: why the core does not take all that is sent; "" when it does.
         refused_topics: topic or filter -> why the broker refuses it.
         failing: source -> why it does not run at this moment; it is tried again.
@@ -49,6 +50,7 @@ class Health(msgspec.Struct, frozen=True):
     left_out: dict[str, dict[str, int]] = {}
     waiting_streams: tuple[str, ...] = ()
     policy: PolicyReport | None = None
+    documents: tuple[DocumentReport, ...] = ()
     failing: dict[str, str] = {}
     refused_topics: dict[str, str] = {}
     over_share: str = ""

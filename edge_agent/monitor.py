@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from edge_agent.clock import Clock
+from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.config import AgentConfig
 from edge_agent.health import Health, notify_service_manager, rss_bytes, write_health
 from edge_agent.lineup import Lineup
@@ -14,7 +15,7 @@ from edge_agent.spool.spool import Spool
 from edge_agent.uplink.progress import Progress
 from edge_agent.vitals import Vitals, judge_live
 from schemas.reason_codes import describe_reason
-from schemas.reported import PolicyReport
+from schemas.reported import DocumentReport, PolicyReport
 
 _MAX_SAID = 500
 
@@ -32,6 +33,10 @@ class Monitor:
         lineup: the sources.
         clock: monotonic time for ages; wall clock for how long a sample has waited.
         policy: what the rules' room says of itself.
+        is_clock_awaited: whether samples wait for the wall clock to be set.
+
+    Attributes:
+        documents: tells what was taken of the signed documents.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Monitor:
         lineup: Lineup,
         clock: Clock,
         policy: Callable[[], PolicyReport | None] = lambda: None,
+        is_clock_awaited: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._version = version
@@ -51,6 +57,8 @@ class Monitor:
         self._lineup = lineup
         self._clock = clock
         self._policy = policy
+        self._is_clock_awaited = is_clock_awaited
+        self.documents: Callable[[], tuple[DocumentReport, ...]] = tuple
         self._started_s = clock.monotonic_s()
         self._main_turned_s = self._started_s
         self.failure = ""
@@ -62,15 +70,14 @@ class Monitor:
     def look(self) -> Vitals:
         """Everything at this moment. From any thread."""
         progress, now_s = self._progress, self._clock.monotonic_s()
-        created_us = self._spool.oldest_unsettled_us()
-        waited_s = None if created_us is None else max(0.0, self._clock.now_ms() / 1000 - created_us / 1e6)
         return Vitals(
             device=self._config.device,
             version=self._version,
             turned_s={"main": now_s - self._main_turned_s, "uplink": _age(now_s, progress.turned_s) or 0.0},
             is_connected=progress.is_connected,
             uptime_s=now_s - self._started_s,
-            oldest_unsettled_s=waited_s,
+            oldest_unsettled_s=self._waited_s(now_s),
+            is_clock_awaited=self._is_clock_awaited(),
             last_receipt_s=_age(now_s, progress.last_receipt_s),
             last_ack_s=_age(now_s, progress.last_ack_s),
             sent=progress.sent_count,
@@ -93,6 +100,16 @@ class Monitor:
             left_out=_by_stream((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             failure=self.failure or str(self._spool.failure or ""),
         )
+
+    def _waited_s(self, now_s: float) -> float | None:
+        created_us = self._spool.oldest_unsettled_us()
+        if created_us is None:
+            return None
+        waited_s = max(0.0, self._clock.now_ms() / 1000 - created_us / 1e6)
+        if created_us < EARLIEST_MS * 1000:
+            # Made while the clock was not set: of its age only this process's own part is known.
+            return min(waited_s, now_s - self._started_s)
+        return waited_s
 
     def tell(self) -> None:
         """Write the health file, and keep the service manager from restarting us, if there is no reason to."""
@@ -118,6 +135,7 @@ class Monitor:
             rejected=_by_source((pump.name, pump.rejected()) for pump in self._lineup.pumps),
             left_out=_by_source((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             policy=self._policy(),
+            documents=self.documents(),
             failing={pump.name: pump.failing[:_MAX_SAID] for pump in self._lineup.pumps if pump.failing},
         )
         try:

@@ -1,4 +1,4 @@
-"""The tables of the configuration that speak of the link: broker, uplink, health, policy."""
+"""The tables of the configuration that speak of the link: broker, uplink, health, director, policy."""
 
 import ipaddress
 import re
@@ -6,15 +6,17 @@ from pathlib import Path
 
 import msgspec
 
+from schemas.ids import DeviceId
 from schemas.parts import MAX_PART_BYTES
+from schemas.signed_document import PUBLIC_KEY_HEX
 from schemas.topics import DEFAULT_NAMESPACE, Topics
 
 KIB = 1024
 MIB = 1024 * KIB
 MAX_PRIORITY = 1_000_000
+MAX_KEYS = 4
 _TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _WEB_PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,200}")
-_KEY_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def within(name: str, value: float, low: float, high: float) -> None:
@@ -94,6 +96,7 @@ class UplinkConfig(Section, frozen=True):
         window_bytes: bodies sent that the broker has not acknowledged; they are held in memory.
         unsettled_bytes: bodies sent that no receipt covers yet; beyond it sending waits for the core.
         resend_after_s: what is not settled by then is sent again (each time after twice as long).
+        clock_wait_s: how long samples of a clock that is not set wait for it, so that they leave with what corrects their times.
         envelope_bytes: a batch of samples is cut into bodies of about this size.
         part_bytes: a large payload is cut into parts of this size.
         report_interval_s: how often the device tells its books, when they changed.
@@ -106,6 +109,7 @@ class UplinkConfig(Section, frozen=True):
     window_bytes: int = 4 * MIB
     unsettled_bytes: int = 256 * MIB
     resend_after_s: float = 60.0
+    clock_wait_s: float = 3_600.0
     envelope_bytes: int = 256 * KIB
     part_bytes: int = MIB
     report_interval_s: float = 5.0
@@ -118,6 +122,7 @@ class UplinkConfig(Section, frozen=True):
         within("window_bytes", self.window_bytes, 64 * KIB, 1024 * MIB)
         within("unsettled_bytes", self.unsettled_bytes, self.window_bytes, 2**50)
         within("resend_after_s", self.resend_after_s, 0.1, 86_400)
+        within("clock_wait_s", self.clock_wait_s, 0, 31_536_000)
         within("envelope_bytes", self.envelope_bytes, 4 * KIB, 64 * MIB)
         within("part_bytes", self.part_bytes, 4 * KIB, MAX_PART_BYTES)
         within("report_interval_s", self.report_interval_s, 0.1, 3_600)
@@ -148,14 +153,46 @@ class HealthConfig(Section, frozen=True):
             within("heartbeat_s", self.heartbeat_s, 1, 86_400)
 
 
-class PolicyConfig(Section, frozen=True):
-    """Rules from the core. `public_key`: the Ed25519 key that signs them, 64 hexadecimal digits."""
+class DirectorConfig(Section, frozen=True):
+    """Whose orders this device follows: the keys that sign desired models, rules and all later kinds of documents.
 
-    public_key: str
+    Attributes:
+        public_keys: Ed25519 keys, 64 hexadecimal digits each. Two during a change of keys.
+        file: a file with such keys, one a line, as `edge-agent enrol --director` writes it.
+        cohorts: names of the groups that this device belongs to, beside `all`.
+    """
+
+    public_keys: tuple[str, ...] = ()
+    file: Path | None = None
+    cohorts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _KEY_HEX.fullmatch(self.public_key):
-            raise ValueError("public_key must be 64 hexadecimal digits in lower case: the raw Ed25519 public key")
+        _check_keys("public_keys", self.public_keys)
+        if not self.public_keys and self.file is None:
+            raise ValueError("public_keys or file is missing: without a key no order could ever be followed")
+        for name in self.cohorts:
+            DeviceId(name)
+
+
+class PolicyConfig(Section, frozen=True):
+    """Rules from the core: Ed25519 keys that sign them and nothing else, 64 hexadecimal digits each.
+
+    Attributes:
+        public_key: the key.
+        public_keys: more of them, while the key is being changed.
+    """
+
+    public_key: str
+    public_keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_keys("public_key", (self.public_key,))
+        _check_keys("public_keys", self.public_keys)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(dict.fromkeys((self.public_key, *self.public_keys)))
 
 
 def is_loopback(host: str) -> bool:
@@ -166,6 +203,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_keys(name: str, keys: tuple[str, ...]) -> None:
+    if len(keys) > MAX_KEYS:
+        raise ValueError(f"{name} holds {len(keys)} keys; at most {MAX_KEYS} are trusted at a time")
+    if not all(PUBLIC_KEY_HEX.fullmatch(key) for key in keys):
+        raise ValueError(f"{name} must be 64 hexadecimal digits in lower case: the raw Ed25519 public key")
 
 
 def _check_rate(bytes_per_s: int, min_priority: int) -> None:

@@ -1,7 +1,7 @@
 """Tables for people."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,7 +9,7 @@ from rich.table import Table
 
 from edge_agent.doctor.findings import Diagnosis, Verdict
 from edge_agent.looking import Ledger, Status
-from schemas.reported import PolicyReport
+from schemas.reported import DocumentReport, PolicyReport
 
 _MIB = 1024 * 1024
 
@@ -36,6 +36,7 @@ def show_status(status: Status) -> None:
         table.add_row("memory", f"{health.rss_bytes / _MIB:.1f} MiB")
         if health.policy is not None:
             table.add_row("rules from the core", _policy(health.policy))
+        _add_documents(table, health.documents)
         for name, words in (("refused", health.rejected), ("left out", health.left_out)):
             if told := "\n".join(_reasons(words)):
                 table.add_row(name, told)
@@ -95,6 +96,15 @@ def _policy(policy: PolicyReport) -> str:
     if policy.refused:
         words.append(f"[red]{policy.refused} refused[/red], the last: {escape(policy.reason)}")
     return "\n".join(words)
+
+
+def _add_documents(table: Table, documents: Sequence[DocumentReport]) -> None:
+    """Add a row for each kind of orders: what was taken, what was refused, and why the last one was not taken."""
+    for document in documents:
+        words = [f"counter {document.counter}" if document.counter else "none yet"]
+        words += [f"[red]{document.refused} refused[/red]"] if document.refused else []
+        words += [escape(document.reason)] if document.reason else []
+        table.add_row(f"orders: {escape(document.kind)}", "\n".join(words))
 
 
 _MARKS = {

@@ -23,6 +23,7 @@ class Vitals:
         over_share: why the core does not take all that is sent; "" when it does.
         refused_topics: (topic or filter, reason code) that the broker refuses.
         waits_for: why nothing is captured yet; "" when it is.
+        is_clock_awaited: samples were captured while the wall clock was not set, and wait for it.
     """
 
     device: str
@@ -53,6 +54,7 @@ class Vitals:
     waits_for: str = ""
     failure: str = ""
     sources_failing: int = 0
+    is_clock_awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ def _obstacle(vitals: Vitals) -> str:
     waiting = _waiting(vitals.oldest_unsettled_s)
     if vitals.waits_for:
         return f"nothing is captured yet: {vitals.waits_for}"
+    if vitals.is_clock_awaited:
+        return f"the clock is not set, and samples wait for it; {waiting}"
     if not vitals.is_connected:
         return f"no connection to the broker; {waiting}"
     # Without these no receipt comes. A refused report or request for a model keeps no sample from being settled.
@@ -123,6 +127,7 @@ _SINGLES: tuple[tuple[str, str, str, Callable[[Vitals], float | None]], ...] = (
     ("resident_bytes", "gauge", "Memory of the process.", lambda v: v.rss_bytes),
     ("sources_running", "gauge", "Sources with a thread.", lambda v: v.sources_running),
     ("sources_failing", "gauge", "Sources that do not run now and are tried again.", lambda v: v.sources_failing),
+    ("clock_awaited", "gauge", "1 while samples wait for the wall clock to be set.", lambda v: int(v.is_clock_awaited)),
     ("uptime_seconds", "gauge", "Since the start.", lambda v: v.uptime_s),
 )
 

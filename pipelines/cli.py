@@ -57,6 +57,7 @@ ROOMS = {
     "set": Room("pipelines.training.cli", "set_app", "Build, verify and read training sets."),
     "model": Room("pipelines.rollout.cli", "model_app", "Sign and publish models; serve them to devices."),
     "rollout": Room("pipelines.rollout.cli", "rollout_app", "Roll a model out to cohorts of devices, watch it, halt it."),
+    "director": Room("pipelines.director.cli", "director_app", "The key that signs orders: make, give out, change."),
     "demo": Room("pipelines.demo.cli", "demo", "See all of it work on this machine, in minutes."),
 }
 
@@ -95,10 +96,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 def up(config: Config = Path("core.toml")) -> None:
     """Run bridge, run loop and model server here, restart what falls over, stop in order on Ctrl-C or SIGTERM."""
     from pipelines.clock import SystemClock  # noqa: PLC0415  # likewise
+    from pipelines.contracts.retention import warn_of_retention  # noqa: PLC0415  # likewise
     from pipelines.status.server import serving  # noqa: PLC0415  # likewise
     from pipelines.up import STOP_WITHIN_S, supervise  # noqa: PLC0415  # heavy only here
 
     core = load_core_config(config)
+    warn_of_retention(core.contracts)
     watched = serving(_lake(config), core.watch.host, core.watch.port, SystemClock(), core.alarms)
     with watched if core.watch.port else nullcontext():
         stop = stop_on_signals(STOP_WITHIN_S + 0.3)

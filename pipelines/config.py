@@ -8,6 +8,8 @@ import msgspec
 from pipelines.errors import ConfigError
 from schemas.topics import DEFAULT_NAMESPACE
 
+MAX_LIFETIME_H = 87_600
+
 
 class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Paths of the authority that signed the broker's certificate, and of this role's own certificate and key."""
@@ -130,12 +132,27 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never."""
+    """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never.
+
+    `keep_versions`: how many versions of a table can be opened at most, however young the older ones are.
+    """
 
     keep_versions_h: float = 168
+    keep_versions: int = 500
     keep_landing_h: float = 168
     keep_objects_h: float = 720
     every_s: float = 3_600
+
+    def __post_init__(self) -> None:
+        if self.keep_versions < 1 or min(self.keep_versions_h, self.keep_landing_h, self.keep_objects_h, self.every_s) < 0:
+            raise ValueError("maintain: keep_versions is at least 1, and no time is negative")
+
+
+class DirectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys that sign what devices are ordered to do, and for how long a device may take a desired state."""
+
+    keys: str = ""
+    lifetime_h: float = 720
 
 
 class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,6 +170,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     watch: WatchConfig = WatchConfig()
     alarms: AlarmConfig = AlarmConfig()
     maintain: MaintainConfig = MaintainConfig()
+    director: DirectorConfig = DirectorConfig()
 
     @property
     def lake_root(self) -> Path:
@@ -177,6 +195,8 @@ def load_core_config(path: Path) -> CoreConfig:
         raise ConfigError(f"{path}: {error}; see docs/data-engineer.md for every key") from error
     if config.broker.tls is None and config.broker.host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(f"{path}: broker.host {config.broker.host!r} is not loopback; give [broker.tls] ca, cert and key")
+    if not 1 <= config.director.lifetime_h <= MAX_LIFETIME_H:
+        raise ConfigError(f"{path}: director.lifetime_h {config.director.lifetime_h:g} must be within 1 and {MAX_LIFETIME_H}")
     return _anchored(config, path.parent)
 
 
@@ -193,5 +213,6 @@ def _anchored(config: CoreConfig, folder: Path) -> CoreConfig:
         policies=anchor(config.policies),
         contracts=anchor(config.contracts),
         models=anchor(config.models),
+        director=msgspec.structs.replace(config.director, keys=anchor(config.director.keys)),
         broker=msgspec.structs.replace(config.broker, tls=tls),
     )

@@ -6,9 +6,25 @@ from importlib import resources
 from schemas.contract import Contract, decode_contract
 from schemas.errors import ContractError
 
-NAMES = ("agent_heartbeat", "camera_frame", "can_signal", "log_line", "network_flow", "slide", "vehicle_telemetry")
+NAMES = (
+    "agent_heartbeat",
+    "camera_frame",
+    "can_frame",
+    "can_signal",
+    "log_line",
+    "network_flow",
+    "slide",
+    "vehicle_telemetry",
+)
 # Versions that devices in the field may still write; the core reads them for ever.
-_PAST = ("camera_frame-1.0.0", "network_flow-1.0.0", "slide-1.0.0", "vehicle_telemetry-1.0.0")
+_PAST = (
+    "camera_frame-1.0.0",
+    "can_signal-1.0.0",
+    "network_flow-1.0.0",
+    "network_flow-1.1.0",
+    "slide-1.0.0",
+    "vehicle_telemetry-1.0.0",
+)
 
 
 @cache

@@ -37,7 +37,11 @@ Properties = list[tuple[str, str]]
 
 _OURS = frozenset({
     "specversion", "id", "source", "type", "time", "dataschema", "epoch", "firstseq", "samplecount", "contentencoding",
+    "clockboot", "clockshift",
 })  # fmt: skip
+_BOOT = re.compile(r"[0-9A-Za-z-]{1,64}")
+_SHIFT = re.compile(r"-?[0-9]{1,19}")
+MAX_CLOCK_SHIFT_US = 200 * 366 * 86_400 * 1_000_000
 _LEAP_SECOND = re.compile(r"(.{10}[Tt ]\d\d:\d\d:)60(.*)", re.DOTALL)
 
 
@@ -72,7 +76,9 @@ class EnvelopeHead:
     """All that is known of an envelope without opening its body.
 
     `span` is None for a JSON body from a device that numbers nothing; the bridge then numbers it as it lands.
-    `contract_version` is None when the sender names none; the newest version then applies.
+    `contract_version` is None when the sender names none; the newest version then applies. `clock_boot` is set where the
+    event times were read from a clock that was not set: the id of the boot they were read in. `clock_shift_us` is then what
+    to add to each of them, None where the clock of that boot was never seen set.
     """
 
     device: DeviceId
@@ -82,6 +88,8 @@ class EnvelopeHead:
     contract_version: str | None = None
     encoding: str = ""
     created_us: int | None = None
+    clock_boot: str | None = None
+    clock_shift_us: int | None = None
 
     def to_properties(self) -> Properties:
         """The user properties to publish beside the body."""
@@ -97,6 +105,10 @@ class EnvelopeHead:
             properties.append(("time", format_time(self.created_us)))
         if self.contract_version is not None:
             properties.append(("dataschema", f"{DATASCHEMA_PREFIX}{self.stream}:{self.contract_version}"))
+        if self.clock_boot is not None:
+            properties.append(("clockboot", self.clock_boot))
+        if self.clock_shift_us is not None:
+            properties.append(("clockshift", str(self.clock_shift_us)))
         if self.encoding:
             properties.append(("contentencoding", self.encoding))
         return properties
@@ -133,6 +145,8 @@ def read_head(
         contract_version=_contract_version(stream, known.get("dataschema")),
         encoding=encoding,
         created_us=None if time is None else parse_time(time),
+        clock_boot=_clock_boot(known),
+        clock_shift_us=parse_clock_shift(known["clockshift"]) if "clockshift" in known else None,
     )
 
 
@@ -157,6 +171,26 @@ def parse_time(text: str) -> int:
         raise EnvelopeError(f"time {text[:80]!r} names no zone; end it with 'Z' for UTC")
     since = moment - datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=1 if leap else 0)
     return since // timedelta(microseconds=1)
+
+
+def parse_clock_shift(text: str) -> int:
+    """The property `clockshift`: microseconds to add to every event time, up to two hundred years either way.
+
+    Raises:
+        EnvelopeError: not such a number.
+    """
+    if not _SHIFT.fullmatch(text) or abs(int(text)) > MAX_CLOCK_SHIFT_US:
+        raise EnvelopeError(f"property clockshift={text[:40]!r} must be whole microseconds, within {MAX_CLOCK_SHIFT_US}")
+    return int(text)
+
+
+def _clock_boot(known: dict[str, str]) -> str | None:
+    boot = known.get("clockboot")
+    if boot is not None and not _BOOT.fullmatch(boot):
+        raise EnvelopeError(f"property clockboot={boot[:80]!r} must be 1 to 64 letters, digits and hyphens")
+    if boot is None and "clockshift" in known:
+        raise EnvelopeError("property clockshift needs clockboot: the boot whose clock was not set")
+    return boot
 
 
 def _unique(properties: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -25,5 +25,9 @@ class PolicyDocumentError(SchemaError):
     """A policy document is malformed."""
 
 
+class DocumentError(SchemaError):
+    """A signed document is malformed, ambiguous, of another kind, or needs a reader that knows more."""
+
+
 class EdgeRuleError(SchemaError):
     """A compiled rule for a device holds what the core does not write, or samples do not fit it."""

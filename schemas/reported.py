@@ -74,6 +74,22 @@ class PolicyReport(msgspec.Struct, frozen=True):
     uninspected: dict[str, int] | msgspec.UnsetType = msgspec.UNSET  # absent on the wire where there is none
 
 
+class DocumentReport(msgspec.Struct, frozen=True):
+    """What a device took of the signed documents of one kind.
+
+    Attributes:
+        kind: of the documents.
+        counter: of the newest one taken; 0: none.
+        refused: how many were refused since the agent started.
+        reason: why the last one was, or what it waits for; empty: it was taken.
+    """
+
+    kind: str
+    counter: int = 0
+    refused: int = 0
+    reason: str = ""
+
+
 class Reported(msgspec.Struct, frozen=True):
     """A device's report."""
 
@@ -84,6 +100,7 @@ class Reported(msgspec.Struct, frozen=True):
     epochs: tuple[EpochReport, ...] = ()
     models: tuple[ModelReport, ...] = ()
     policy: PolicyReport | None = None
+    documents: tuple[DocumentReport, ...] | msgspec.UnsetType = msgspec.UNSET  # absent where no key is trusted
 
 
 def encode_reported(reported: Reported) -> bytes:

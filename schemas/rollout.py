@@ -1,7 +1,7 @@
 """The language of models going back: what a device should run, and how it asks for the bytes.
 
-Desired state alone installs nothing: the device fetches TUF metadata by the request below and installs only a target
-that the signing keys vouch for (DESIGN promise 9).
+Desired state travels as a signed document of kind `desired`; it alone installs nothing: the device fetches TUF metadata
+by the request below and installs only a target that the signing keys vouch for (DESIGN promise 9).
 """
 
 import re
@@ -9,11 +9,14 @@ import re
 import msgspec
 
 from schemas.errors import SchemaError
+from schemas.signed_document import SignedMessage, encode_message
 from schemas.wire_json import encode_json
 
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 REPOSITORY_FILE = re.compile(r"(metadata|targets)/[A-Za-z0-9][A-Za-z0-9._-]{0,200}(/[A-Za-z0-9][A-Za-z0-9._-]{0,200})?")
 MAX_PIECE_BYTES = 256 * 1024
+MAX_DESIRED_BYTES = 65_536
+MAX_DESIRED_MODELS = 16
 
 # User properties of a reply on models/data/<device>; the request travels as its correlation data.
 TOTAL_PROPERTY = "total"
@@ -37,6 +40,25 @@ class Desired(msgspec.Struct, frozen=True):
             raise SchemaError(f"desired model {self.name[:80]!r} version {self.version} is malformed")
         if not REPOSITORY_FILE.fullmatch(f"targets/{self.target}"):
             raise SchemaError(f"desired target {self.target[:80]!r} is malformed")
+
+
+class DesiredModels(msgspec.Struct, frozen=True):
+    """The body of a signed document of kind `desired`: all models that a device should run; one that is not listed is not wanted.
+
+    Raises:
+        SchemaError: too many models, or one is named twice.
+    """
+
+    models: tuple[Desired, ...]
+
+    def __post_init__(self) -> None:
+        names = {model.name for model in self.models}
+        if len(self.models) > MAX_DESIRED_MODELS or len(names) != len(self.models):
+            raise SchemaError(f"a device runs at most {MAX_DESIRED_MODELS} models, each wanted once")
+
+    def of(self, name: str) -> Desired | None:
+        """What is wanted of the model with this name; None: nothing."""
+        return next((model for model in self.models if model.name == name), None)
 
 
 class PieceRequest(msgspec.Struct, frozen=True):
@@ -65,9 +87,15 @@ def decode_desired(body: bytes) -> Desired:
         SchemaError: not a desired state.
     """
     try:
-        return msgspec.json.decode(body[:65_536], type=Desired)
+        return msgspec.json.decode(body[:MAX_DESIRED_BYTES], type=Desired)
     except msgspec.MsgspecError as error:
         raise SchemaError(f"not a desired state: {error}") from error
+
+
+def encode_signed_desired(signed: SignedMessage, models: DesiredModels) -> bytes:
+    """The JSON bytes to publish, retained. Agents of the release before read the one model that they know beside it, unsigned."""
+    beside = msgspec.to_builtins(models.models[0]) if len(models.models) == 1 else {}
+    return encode_message(signed, beside)
 
 
 def encode_piece_request(request: PieceRequest) -> bytes:

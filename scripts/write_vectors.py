@@ -18,7 +18,9 @@ from schemas.edge_policy import (
     EdgeRule,
     SignedEdgePolicy,
     encode_edge_policy,
+    encode_policy_message,
     encode_signed_edge_policy,
+    rules_of,
     signing_bytes,
 )
 from schemas.envelope import ARROW_STREAM, JSON, ZSTD, EnvelopeHead, Span
@@ -26,8 +28,25 @@ from schemas.ids import DeviceId, Digest, StreamName
 from schemas.parts import PartHead
 from schemas.receipts import ObjectState, Receipt, encode_object_state, encode_receipt
 from schemas.reported import DroppedRange, EpochReport, ModelReport, PolicyReport, Reported, StreamBooks, encode_reported
-from schemas.rollout import Desired, PieceRequest, encode_desired, encode_piece_request
+from schemas.rollout import (
+    Desired,
+    DesiredModels,
+    PieceRequest,
+    encode_desired,
+    encode_piece_request,
+    encode_signed_desired,
+)
 from schemas.shares import ShareNotice, encode_share_notice
+from schemas.signed_document import (
+    EVERY_DEVICE,
+    Addressees,
+    Document,
+    DocumentSignature,
+    SignedMessage,
+    encode_body,
+    encode_document,
+)
+from schemas.signed_document import signing_bytes as document_bytes
 from schemas.topics import Topics
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "vectors"
@@ -36,6 +55,7 @@ STREAM = StreamName("vehicle_telemetry")
 EPOCH = 1869169767219212288
 CREATED_US = 1_780_000_000_000_000
 TOPICS = Topics()
+VECTOR_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PAYLOAD = b"0123456789abcdef"
 DIGEST = Digest(hashlib.sha256(PAYLOAD).hexdigest())
 
@@ -48,11 +68,11 @@ def vector(name: str, about: str, topic: str, body: bytes, content_type: str | N
     (FOLDER / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def telemetry() -> bytes:
+def telemetry(first_us: int = CREATED_US) -> bytes:
     """Three rows; the second tells no steering angle."""
     batch = pa.record_batch(
         {
-            "event_time": pa.array([CREATED_US, CREATED_US + 10_000, CREATED_US + 20_000], pa.timestamp("us", tz="UTC")),
+            "event_time": pa.array([first_us, first_us + 10_000, first_us + 20_000], pa.timestamp("us", tz="UTC")),
             "speed_mps": pa.array([11.5, 11.75, 12.0], pa.float64()),
             "steering_deg": pa.array([-2.5, None, -2.0], pa.float64()),
         }
@@ -89,6 +109,13 @@ def envelopes() -> None:
     packed = EnvelopeHead(DEVICE, STREAM, ARROW_STREAM, Span(EPOCH, 4100, 3), "1.0.0", ZSTD, CREATED_US)
     squeezed = zstandard.compress(telemetry(), 3)
     vector("envelope-arrow-zstd", "the same, compressed", topic, squeezed, ARROW_STREAM, properties=packed.to_properties())
+    unset = EnvelopeHead(
+        DEVICE, STREAM, ARROW_STREAM, Span(EPOCH, 4100, 3), "1.0.0",
+        created_us=CREATED_US, clock_boot="2f1c3a5e-8d0b-4d53-9f0e-1a2b3c4d5e6f", clock_shift_us=CREATED_US,
+    )  # fmt: skip
+    about = "three samples of a clock that counted from 1970, with what corrects them"
+    body = telemetry(first_us=40_000_000)
+    vector("envelope-arrow-unset-clock", about, topic, body, ARROW_STREAM, properties=unset.to_properties())
     camera = StreamName("camera_frame")
     one = EnvelopeHead(DEVICE, camera, ARROW_STREAM, Span(EPOCH, 0, 1), "1.0.0", created_us=CREATED_US)
     about = "one sample with its payload in the envelope"
@@ -121,19 +148,58 @@ def large_payloads() -> None:
 
 def edge_policy() -> None:
     """Signed rules. The key is of this vector alone: its private half is the 32 bytes 0 to 31."""
-    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    key = VECTOR_KEY
     rule = EdgeRule("standing", '"speed_mps" < ?', EdgeAction.SAMPLE, (0.1,), rate=0.01)
     text = encode_edge_policy(EdgePolicy(7, CREATED_US // 1000, {str(STREAM): (rule,)}))
     signed = SignedEdgePolicy(text, key.sign(signing_bytes(text)).hex())
     vector(
         "edge-policy",
-        "of a standing car one sample in a hundred is kept",
+        "of a standing car one sample in a hundred is kept: the form of the release before",
         TOPICS.policy(DEVICE),
         encode_signed_edge_policy(signed),
         properties=[],
         retain=True,
         public_key_hex=key.public_key().public_bytes_raw().hex(),
     )
+
+
+def documents() -> None:
+    """Signed documents, each with the exact bytes that were signed. The key is of these vectors alone: 32 bytes 0 to 31."""
+    rule = EdgeRule("standing", '"speed_mps" < ?', EdgeAction.SAMPLE, (0.1,), rate=0.01)
+    policy = EdgePolicy(7, CREATED_US // 1000, {str(STREAM): (rule,)})
+    text = encode_edge_policy(policy)
+    older = SignedEdgePolicy(text, VECTOR_KEY.sign(signing_bytes(text)).hex())
+    everyone = Addressees(cohorts=(EVERY_DEVICE,))
+    signed = sign(Document("edge-policy", 7, CREATED_US // 1000, everyone, encode_body(rules_of(policy))))
+    about = "the same rules as a signed document, beside them the form of the release before"
+    document_vector("edge-policy-signed", about, TOPICS.policy(DEVICE), signed, encode_policy_message(signed, older))
+    models = DesiredModels((Desired("defects-3", "defects", 3, "defects/3.onnx", CREATED_US // 1000),))
+    month_ms = 30 * 86_400_000
+    order = Document(
+        kind="desired",
+        counter=CREATED_US // 1000,
+        issued_ms=CREATED_US // 1000,
+        to=Addressees(devices=(str(DEVICE),)),
+        body=encode_body(models),
+        expires_ms=CREATED_US // 1000 + month_ms,
+    )
+    signed = sign(order)
+    about = "which model to run, as a signed document, beside it the form of the release before"
+    document_vector("desired-signed", about, TOPICS.desired(DEVICE), signed, encode_signed_desired(signed, models))
+
+
+def sign(document: Document) -> SignedMessage:
+    """Sign with the vectors' key."""
+    text = encode_document(document)
+    signature = VECTOR_KEY.sign(document_bytes(document.kind, text)).hex()
+    return SignedMessage(text, (DocumentSignature(VECTOR_KEY.public_key().public_bytes_raw().hex(), signature),))
+
+
+def document_vector(name: str, about: str, topic: str, signed: SignedMessage, body: bytes) -> None:
+    """Write one signed document, with what a reader needs to try its own check."""
+    kind = json.loads(signed.document)["kind"]
+    facts = {"public_key_hex": signed.signatures[0].key, "signed_hex": document_bytes(kind, signed.document).hex()}
+    vector(name, about, topic, body, properties=[], retain=True, kind=kind, **facts)
 
 
 def words() -> None:
@@ -151,7 +217,14 @@ def words() -> None:
     report = encode_reported(Reported(str(DEVICE), CREATED_US // 1000, "0.1.0", books, epochs, models, PolicyReport(7)))
     vector("reported", "a device's books, epochs, model and rules", TOPICS.reported(DEVICE), report, properties=[], retain=True)
     desired = encode_desired(Desired("defects-3", "defects", 3, "defects/3.onnx", CREATED_US // 1000))
-    vector("desired", "which model to run", TOPICS.desired(DEVICE), desired, properties=[], retain=True)
+    vector(
+        "desired",
+        "which model to run: the form of the release before, unsigned",
+        TOPICS.desired(DEVICE),
+        desired,
+        properties=[],
+        retain=True,
+    )
     request = encode_piece_request(PieceRequest("metadata/timestamp.json", 0, 65_536))
     vector("piece-request", "the first piece of a file of the model repository", TOPICS.model_get(DEVICE), request, properties=[])
 
@@ -162,4 +235,5 @@ if __name__ == "__main__":
     large_payloads()
     words()
     edge_policy()
+    documents()
     print(f"{len(list(FOLDER.glob('*.json')))} vectors in {FOLDER}")

@@ -7,7 +7,7 @@ import msgspec
 
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.camera_options import MAX_BATCH_BYTES, CameraFrame, CameraOptions, FrameBatches
-from edge_agent.capture.cells import to_time_us
+from edge_agent.capture.cells import start_time_us
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.video import JpegEncoder, Video
 from edge_agent.clock import Clock
@@ -57,7 +57,7 @@ class FileCamera:
 
     def _first_start_us(self) -> int:
         start = self._options.time_start
-        return self._clock.now_ms() * 1000 if start == "now" else to_time_us(start)
+        return self._clock.now_ms() * 1000 if start == "now" else start_time_us(start)
 
     def _resume(self, position: bytes | None) -> None:
         if position is None:

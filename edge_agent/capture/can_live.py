@@ -6,7 +6,7 @@ import can
 
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.can_bus import CanOptions
-from edge_agent.capture.can_decoder import SignalDecoder, SignalRows
+from edge_agent.capture.can_rows import FrameSampler
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceError
 from schemas.contract import Contract
@@ -21,16 +21,15 @@ class CanLive:
 
     def __init__(self, options: CanOptions, contract: Contract) -> None:
         self._options = options
-        self._contract = contract
         self._rejects = Rejects(f"can {options.channel}")
-        self._decoder = SignalDecoder(options.dbc, options.signals)
+        self._sampler = FrameSampler(options, contract, self._rejects)
         own: dict[str, Any] = dict(options.bus)
         filters: list[can.typechecking.CanFilter] = [
-            {"can_id": id_, "can_mask": 0x1FFF_FFFF if extended else 0x7FF, "extended": extended}
-            for id_, extended in self._decoder.filters
+            {"can_id": id_, "can_mask": mask, "extended": extended}
+            for id_, mask, extended in self._sampler.filters(options.channel)
         ]
         try:
-            self._bus = can.Bus(options.channel, options.interface, can_filters=filters, **own)
+            self._bus = can.Bus(options.channel, options.interface, can_filters=filters or None, **own)
         except (can.CanError, OSError, ValueError, TypeError) as error:
             raise SourceError(f"can bus {options.channel} cannot be opened: {error}; is it up? ip link show") from error
 
@@ -45,14 +44,15 @@ class CanLive:
         Raises:
             SourceError: the bus went down.
         """
-        rows = SignalRows(self._options.channel, self._contract)
+        self._sampler.begin()
+        rows = self._sampler.rows
         wait_s = self._options.wait_ms / 1000
         try:
-            while len(rows.signals) < max_samples and (frame := self._bus.recv(wait_s)) is not None:
-                rows.add(round(frame.timestamp * 1e6), self._decoder.decode(frame, self._rejects))
+            while len(rows) < max_samples and (frame := self._bus.recv(wait_s)) is not None:
+                self._sampler.take(round(frame.timestamp * 1e6), frame, self._options.channel)
                 wait_s = 0.0
         except (can.CanError, OSError) as error:
-            if not rows.signals:  # else the next read tells
+            if not rows:  # else the next read tells
                 raise SourceError(f"can bus {self._options.channel} went down: {error}") from error
         return rows.batch(None, agent_clock=True)
 

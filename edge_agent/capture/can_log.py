@@ -1,5 +1,6 @@
 """A log of a CAN bus, by python-can; goes on at the frame where it was left."""
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -10,14 +11,16 @@ import msgspec
 
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.can_bus import CanOptions
-from edge_agent.capture.can_decoder import SignalDecoder, SignalRows
-from edge_agent.capture.cells import to_time_us
+from edge_agent.capture.can_rows import FrameSampler
+from edge_agent.capture.can_view import ViewReader, is_view
+from edge_agent.capture.cells import start_time_us
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceEndedError, SourceError
 from schemas.contract import Contract
 
 _HEAD_BYTES = 4_096
 _MAX_FRAMES = 100_000
+_TEXT_LOGS = (".log", ".txt")
 
 
 class CanLogPosition(msgspec.Struct, frozen=True):
@@ -38,12 +41,12 @@ class CanLog:
 
     def __init__(self, options: CanOptions, contract: Contract, position: bytes | None) -> None:
         self._options = options
-        self._contract = contract
         self._rejects = Rejects(f"can {Path(options.log).name}")
-        self._decoder = SignalDecoder(options.dbc, options.signals)
+        self._sampler = FrameSampler(options, contract, self._rejects)
         self._reader, self._head = _open(options.log)
         self._frames: Iterator[can.Message] = iter(self._reader)
         self._read_frames = 0
+        self._resumed_at = 0
         self._shift_us: int | None = None
         self._resume(position)
 
@@ -64,6 +67,7 @@ class CanLog:
             self._shift_us = at.shift_us
             for _ in range(at.frames):
                 self._next()
+            self._resumed_at = self._read_frames
 
     def read(self, max_samples: int) -> SampleBatch | None:
         """The signals of the next frames: about `max_samples` of them, no frame in two batches.
@@ -71,24 +75,37 @@ class CanLog:
         Raises:
             SourceEndedError: the log is read to its end.
         """
-        rows = SignalRows(self._options.channel or Path(self._options.log).name, self._contract)
+        self._sampler.begin()
+        rows = self._sampler.rows
         last = self._read_frames + _MAX_FRAMES
-        while len(rows.signals) < max_samples and self._read_frames < last:
+        while len(rows) < max_samples and self._read_frames < last:
             frame = self._next()
             if frame is None:
-                if not rows.signals:
+                if not rows:
+                    self._end()
                     raise SourceEndedError(f"{self._options.log} is read to its end: {self._read_frames} frames")
                 break
-            rows.add(self._time_us(frame.timestamp), self._decoder.decode(frame, self._rejects))
+            if math.isnan(frame.timestamp):
+                self._rejects.count("row: no time: record with candump -t a, or with -L")
+                continue
+            self._sampler.take(self._time_us(frame.timestamp), frame, self._channel_of(frame))
         at = CanLogPosition(self._options.log, self._head, self._read_frames, self._shift_us)
         return rows.batch(msgspec.json.encode(at), agent_clock=False)
+
+    def _channel_of(self, frame: can.Message) -> str:
+        """What the log says of the frame's bus; the log's name where it says nothing."""
+        return Path(self._options.log).name if frame.channel in (None, "") else str(frame.channel)
+
+    def _end(self) -> None:
+        if self._read_frames and not self._sampler.matched and self._resumed_at < self._read_frames:
+            self._rejects.count("file: no frame matched: correct dbc, signals or j1939", f"{self._read_frames} frames")
 
     def _next(self) -> can.Message | None:
         while True:
             try:
                 frame = next(self._frames, None)
             except Exception as error:  # noqa: BLE001 # each reader raises its own; a broken log stays broken
-                if isinstance(self._reader, can.CanutilsLogReader):
+                if isinstance(self._reader, (can.CanutilsLogReader, ViewReader)):
                     # Lines of text, each by itself: a torn one, as a power cut leaves, says nothing of those behind it.
                     self._rejects.count("row: no line of candump", f"{self._read_frames}: {error}")
                     self._frames = iter(self._reader)
@@ -104,7 +121,7 @@ class CanLog:
         if not self._options.time_start:
             return time_us
         if self._shift_us is None:
-            self._shift_us = to_time_us(self._options.time_start) - time_us
+            self._shift_us = start_time_us(self._options.time_start) - time_us
         return time_us + self._shift_us
 
     def stored(self, batch: SampleBatch) -> None:
@@ -115,10 +132,12 @@ class CanLog:
         self._reader.stop()
 
 
-def _open(log: str) -> tuple[can.io.generic.MessageReader, int]:
+def _open(log: str) -> tuple[can.io.generic.MessageReader | ViewReader, int]:
     try:
         with Path(log).open("rb") as file:
             head = zlib.crc32(file.read(_HEAD_BYTES))
+        if Path(log).suffix in _TEXT_LOGS and is_view(Path(log)):
+            return ViewReader(Path(log)), head
         return can.LogReader(log), head
     except OSError as error:
         raise SourceError(f"{log} cannot be read ({error.strerror}); correct `log`") from error

@@ -1,9 +1,10 @@
-"""Joining small batches: an envelope of a thousand samples costs little more than one of ten. Pure."""
+"""Joining small batches: an envelope of a thousand samples costs little more than one of ten; and splitting them. Pure."""
 
 from collections.abc import Sequence
 from itertools import chain
 
 from edge_agent.capture.batch import SampleBatch
+from edge_agent.clock_quality import EARLIEST_MS
 
 
 def may_join(first: SampleBatch, second: SampleBatch) -> bool:
@@ -29,3 +30,17 @@ def join_batches(batches: Sequence[SampleBatch]) -> SampleBatch:
 def last_position(batches: Sequence[SampleBatch]) -> bytes | None:
     """The last position that one of these batches, in order, tells; a source need not tell one with each."""
     return next((batch.position for batch in reversed(batches) if batch.position is not None), None)
+
+
+def split_unset(batch: SampleBatch) -> list[tuple[SampleBatch, bool]]:
+    """A batch as one or two: samples whose event time was read from this machine's clock while it was not set stand apart.
+
+    Returns:
+        (samples, whether their times need correction), in the batch's order within each.
+    """
+    limit_us = EARLIEST_MS * 1000
+    unset = [row for row, time_us in enumerate(batch.event_time_us) if time_us < limit_us] if batch.agent_clock else []
+    if not unset or len(unset) == len(batch):
+        return [(batch, bool(unset))]
+    rest = [row for row, time_us in enumerate(batch.event_time_us) if time_us >= limit_us]
+    return [(batch.take(unset), True), (batch.take(rest), False)]

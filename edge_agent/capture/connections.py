@@ -3,6 +3,7 @@
 import selectors
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -13,6 +14,7 @@ from edge_agent.capture.rejects import Rejects
 _CHUNK_BYTES = 64 * 1024
 _AHEAD = 4  # so many times what was asked for is held at most, but for one chunk's worth
 _BACKLOG = 128
+_HELD_S = 0.25  # after so long without a byte, what may be a whole message is one
 
 
 class Frames(Protocol):
@@ -20,6 +22,15 @@ class Frames(Protocol):
 
     def add(self, piece: bytes) -> list[bytes]:
         """More bytes; the messages that are whole now."""
+        ...
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a message is held back until what follows tells where it ends."""
+        ...
+
+    def idle(self) -> list[bytes]:
+        """Nothing followed for a while; what is held back and counts as a message."""
         ...
 
     def end(self) -> list[bytes]:
@@ -32,10 +43,12 @@ class _Connection:
         self.socket = opened
         self.peer = peer
         self.frames = frames
+        self.heard_s = time.monotonic()
 
     def messages(self) -> tuple[list[bytes], bool, OSError | None]:
         """What has come, whether the connection is still open, and what broke it."""
         found: list[bytes] = []
+        self.heard_s = time.monotonic()
         try:
             piece = self.socket.recv(_CHUNK_BYTES)
             if not piece:
@@ -101,6 +114,14 @@ class Inbox:
                 self._read(key.data)
             else:
                 self._accept(*key.data)
+        self._release_held()
+
+    def _release_held(self) -> None:
+        """Messages whose end only what follows could tell, where nothing follows."""
+        before_s = time.monotonic() - _HELD_S
+        for connection in self._connections:
+            if connection.frames.is_held and connection.heard_s <= before_s:
+                self._waiting.extend(Datagram(connection.peer, message) for message in connection.frames.idle())
 
     def _accept(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
         try:

@@ -30,11 +30,12 @@ from typing import Literal
 import msgspec
 
 from edge_agent.capture.batch import SampleBatch
-from edge_agent.capture.cells import CellError, to_time_us
+from edge_agent.capture.cells import CellError, start_time_us
 from edge_agent.capture.folder_files import FileSamples
 from edge_agent.capture.folder_scan import FoundFile, Remembered, Settling, is_unchanged, look
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.written import WrittenOptions, check_written
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from schemas.contract import Contract
@@ -46,7 +47,7 @@ _LONG_LOOK_S = 0.25
 _LOOK_SHARE = 10
 
 
-class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DirectoryOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a watched folder; the module's docstring shows each."""
 
     path: str
@@ -55,10 +56,10 @@ class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sidecars: str = ""
     masks: str = ""
     attributes: str = ""
-    rename: dict[str, str] = {}
+    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
     time: str = "mtime"
     time_start: str = ""
-    columns: dict[str, str | int | float | bool] = {}
+    columns: dict[str, str | int | float | bool] = {}  # noqa: RUF012 # msgspec gives each its own
     settle_ms: int = 500
     poll_ms: int = 200
     part_threshold_bytes: int = 1024 * 1024
@@ -106,6 +107,16 @@ class DirectorySource:
     def rejected(self) -> dict[str, int]:
         """Reason -> how many files or cells were refused since the source was built."""
         return dict(self._rejects.counts)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._samples.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._samples.matched
 
     def _resume(self, position: bytes | None) -> None:
         try:
@@ -220,12 +231,13 @@ def check(options: Mapping[str, object], contract: Contract) -> DirectoryOptions
     """
     chosen = read_options("directory", options, DirectoryOptions)
     check_rename("directory", chosen.rename, contract)
+    check_written("directory", chosen)
     check_rename("directory", {name: name for name in chosen.columns}, contract)
     if contract.payload is None:
         raise ConfigError(f"source 'directory': contract {contract.name} has no payload; files need one that has")
     if chosen.time_start:
         try:
-            to_time_us(chosen.time_start)
+            start_time_us(chosen.time_start)
         except CellError as error:
             raise ConfigError(f"source 'directory': time_start = {chosen.time_start!r} is {error}") from error
     return chosen

@@ -7,7 +7,9 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
+from edge_agent.capture.flow_sampling import Sampling
 from edge_agent.capture.rejects import Rejects
 
 MALFORMED = "row: datagram is malformed"
@@ -26,7 +28,14 @@ _LATE = 4_096
 _V5 = ((8, 0, 4), (12, 4, 4), (2, 16, 4), (1, 20, 4), (22, 24, 4), (21, 28, 4), (7, 32, 2), (11, 34, 2), (6, 37, 1), (4, 38, 1))
 _V5_HEAD, _V5_RECORD = 24, 48
 
-# One flow: information element -> its bytes. Enterprise elements are passed over.
+# The enterprise number of reverse elements (RFC 5103): of what came back from the flow's destination.
+REVERSE = 29_305 << 16
+_ENTERPRISE_SHIFT = 16
+# IANA's own elements end here for now; NetFlow 9 has vendors' above.
+_MAX_STANDARD = 600
+_MAX_UNUSED = 64
+
+# One flow: information element -> its bytes. An enterprise's element is its number above that of the enterprise.
 Record = dict[int, bytes]
 
 
@@ -36,16 +45,23 @@ class MalformedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Flow records of one datagram, and the exporter's clock: `uptime_ms` when `at_ms` (since 1970) was."""
+    """Flow records of one datagram, and the exporter's clock: `uptime_ms` when `at_ms` (since 1970) was.
+
+    Attributes:
+        rates: for each record how many packets each one that it counts stands for, None where the exporter does not tell.
+        version: of the protocol.
+    """
 
     records: tuple[Record, ...]
     at_ms: int
     uptime_ms: int | None
+    rates: tuple[float | None, ...] = ()
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What the records of a data set hold: (information element, 0 for one not known to us; length), in order.
+    """What the records of a data set hold: (information element; length), in order. Scopes of NetFlow 9 are negative.
 
     Attributes:
         is_kept: it was told before this agent's start; the exporter may have been given others meanwhile.
@@ -59,6 +75,11 @@ class Template:
         """Whether the data set's length can be that of such records and less than a word of padding."""
         sizes = [length for _, length in self.fields]
         return _VARIABLE in sizes or len(body) % sum(sizes) < _WORD_BYTES
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Elements that we do not know, so that they fill no column: vendors' own, and those newer than we are."""
+        return _unknown(self.fields)
 
 
 @dataclass(slots=True)
@@ -75,6 +96,8 @@ class Exporter:
         is_changed: a template is another than when this was last set to False.
         boot_ms: when it was started, as it tells.
         is_heard: something came of it since this agent's start.
+        sampling: what it tells of its packet sampling.
+        version: of the protocol, as the datagram at hand has it.
     """
 
     rejects: Rejects
@@ -85,6 +108,8 @@ class Exporter:
     is_changed: bool = False
     boot_ms: int | None = None
     is_heard: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+    version: int = 0
     told: int | None = 0  # data records of the datagram at hand; None: one of its sets could not be read
     waiting: deque[tuple[int, bytes, int, int | None]] = field(default_factory=deque)
 
@@ -99,6 +124,7 @@ class Exporter:
         return exports
 
     def _read(self, data: bytes, version: int) -> list[Export]:
+        self.version = version
         if version == 5:
             return [self._v5(data)]
         if version == 9 and len(data) >= 20:
@@ -122,7 +148,10 @@ class Exporter:
         self._check_sequence(sequence, count)
         rows = [data[at : at + _V5_RECORD] for at in range(_V5_HEAD, len(data), _V5_RECORD)]
         records = tuple({id_: row[start : start + size] for id_, start, size in _V5} for row in rows)
-        return Export(records, seconds * 1000 + nanos // 1_000_000, uptime_ms)
+        # Two bits of mode, then the interval. Many leave the mode 0 and sample all the same.
+        interval = int.from_bytes(data[22:24], "big") & 0x3FFF
+        rate = float(interval) if interval else None
+        return Export(records, seconds * 1000 + nanos // 1_000_000, uptime_ms, (rate,) * count, version=5)
 
     def _check_start(self, boot_ms: int) -> None:
         self.boot_ms = boot_ms
@@ -158,8 +187,15 @@ class Exporter:
             self.waiting.clear()
         exports = [self._data(*one) for one in early]
         self.told = 0
-        exports += [self._data(set_id, body, at_ms, uptime_ms) for set_id, body in sets if set_id >= 256]
+        data_sets = [(set_id, body) for set_id, body in sets if set_id >= 256]
+        # What options tell of sampling holds for the flows beside them, in whatever order they stand.
+        data_sets.sort(key=lambda one: not self._is_options(one[0]))
+        exports += [self._data(set_id, body, at_ms, uptime_ms) for set_id, body in data_sets]
         return [export for export in exports if export is not None]
+
+    def _is_options(self, set_id: int) -> bool:
+        template = self.templates.get(set_id)
+        return template is not None and template.is_options
 
     def _data(self, set_id: int, body: bytes, at_ms: int, uptime_ms: int | None) -> Export | None:
         template = self.templates.get(set_id)
@@ -174,13 +210,23 @@ class Exporter:
         self.told = None if self.told is None else self.told + len(records)
         if template.is_options:
             for record in records:
-                if 160 in record:
-                    before, self.init_ms = self.init_ms, int.from_bytes(record[160], "big")
-                    self.is_changed |= before != self.init_ms
+                self._take_options(record)
             return None
+        self._count_unknown(template, len(records))
         if uptime_ms is None and self.init_ms is not None:
             uptime_ms = at_ms - self.init_ms
-        return Export(records, at_ms, uptime_ms)
+        rates = tuple(self.sampling.rate(record) for record in records)
+        return Export(records, at_ms, uptime_ms, rates, version=self.version)
+
+    def _take_options(self, record: Record) -> None:
+        if 160 in record:
+            before, self.init_ms = self.init_ms, int.from_bytes(record[160], "big")
+            self.is_changed |= before != self.init_ms
+        self.is_changed |= self.sampling.learn(record)
+
+    def _count_unknown(self, template: Template, records: int) -> None:
+        for name in template.unknown if records else ():
+            self.rejects.count(f"cell: element {name} fills no column", times=records)
 
     def _take_templates(self, body: bytes, *, is_options: bool, is_ipfix: bool) -> None:
         at = 0
@@ -189,13 +235,16 @@ class Exporter:
             id_, count = struct.unpack("!HH", body[at : at + 4])
             if id_ < 256:
                 return  # padding
+            scopes = 0
             if is_options and not is_ipfix:
+                scopes = int.from_bytes(body[at + 2 : at + 4], "big") // 4
                 count = (count + int.from_bytes(body[at + 4 : at + 6], "big")) // 4  # v9 counts bytes, scopes apart
             at += head if count else 4
             if count == 0:
                 self.is_changed |= self.templates.pop(id_, None) is not None
                 continue
             fields, at = _fields(body, at, count, is_ipfix=is_ipfix)
+            fields = (*((-id_, length) for id_, length in fields[:scopes]), *fields[scopes:])
             if len(self.templates) >= _MAX_TEMPLATES and id_ not in self.templates:
                 raise MalformedError("too many templates")
             before = self.templates.get(id_)
@@ -213,11 +262,26 @@ def _fields(body: bytes, at: int, count: int, *, is_ipfix: bool) -> tuple[tuple[
         id_, length = struct.unpack("!HH", body[at : at + 4])
         at += 4
         if is_ipfix and id_ & 0x8000:
-            id_, at = 0, at + 4
+            if at + 4 > len(body):
+                raise MalformedError("template is cut")
+            enterprise = int.from_bytes(body[at : at + 4], "big")
+            id_, at = enterprise << _ENTERPRISE_SHIFT | id_ & 0x7FFF, at + 4
         fields.append((id_, length))
     if not any(length for _, length in fields):
         raise MalformedError("records of no length")
     return tuple(fields), at
+
+
+@lru_cache(maxsize=1_024)
+def _unknown(fields: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
+    names: list[str] = []
+    for id_, _ in fields:
+        enterprise, number = id_ >> _ENTERPRISE_SHIFT, id_ & 0xFFFF
+        if id_ > 0 and enterprise in {0, REVERSE >> _ENTERPRISE_SHIFT} and number <= _MAX_STANDARD:
+            continue
+        names.append(f"{enterprise}/{number}" if enterprise else str(number))
+    found = tuple(dict.fromkeys(names))
+    return found if len(found) <= _MAX_UNUSED else (*found[:_MAX_UNUSED], "of others")
 
 
 def _records(body: bytes, template: Template) -> Iterator[Record]:

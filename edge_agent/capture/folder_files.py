@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edge_agent.capture.batch import SampleBatch, Scalar
-from edge_agent.capture.cells import CellError, to_time_us
+from edge_agent.capture.cells import CellError, start_time_us, to_time
 from edge_agent.capture.folder_scan import FoundFile
 from edge_agent.capture.image_header import read_image_header
 from edge_agent.capture.mapping import ColumnMapper
@@ -15,6 +15,7 @@ from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.sidecars import AttributeTable, Sidecars
 from edge_agent.capture.tables import objects_chunk
 from schemas.contract import Contract
+from schemas.written_values import NumberForm, TimeForm
 
 _EXTRA_COLUMNS = ("mask", "file_name", "media_type", "width", "height")
 
@@ -39,6 +40,10 @@ class FileOptions(Protocol):
     @property
     def columns(self) -> dict[str, str | int | float | bool]: ...  # noqa: D102
     @property
+    def numbers(self) -> NumberForm: ...  # noqa: D102
+    @property
+    def times(self) -> TimeForm: ...  # noqa: D102
+    @property
     def part_threshold_bytes(self) -> int: ...  # noqa: D102
 
 
@@ -53,7 +58,17 @@ class FileSamples:
         masks = Path(options.masks) if options.masks and contract.column("mask") is not None else None
         self._sidecars = Sidecars(Path(options.sidecars) if options.sidecars else self._folder, masks, rejects)
         self._table = AttributeTable(Path(options.attributes), rejects) if options.attributes else None
-        self._mapper = ColumnMapper(contract, options.rename, frozenset({""}), rejects)
+        self._mapper = ColumnMapper(contract, options.rename, frozenset({""}), rejects, None, options.numbers, options.times)
+
+    @property
+    def left_out(self) -> set[str]:
+        """Names of sidecars and table that fill no column."""
+        return self._mapper.left_out
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the name it was filled from."""
+        return self._mapper.matched
 
     def refresh(self) -> None:
         """See changes of the table of attributes."""
@@ -78,8 +93,11 @@ class FileSamples:
             except OSError as error:
                 self._rejects.count(f"file: cannot be read ({error.strerror})", file.name)
                 continue
+            time_us = self._time_us(file, row)
+            if time_us is None:
+                continue
             read.append(file)
-            times.append(self._time_us(file, row))
+            times.append(time_us)
             rows.append(row)
             payloads.append(payload)
         if not rows:
@@ -109,13 +127,22 @@ class FileSamples:
         row |= self._sidecars.read(file.name)
         return payload, row
 
-    def _time_us(self, file: FoundFile, row: dict[str, object]) -> int:
+    def _time_us(self, file: FoundFile, row: dict[str, object]) -> int | None:
+        """When a file's sample was; None, counted, where a setting is missing to tell, for which the file waits."""
+        own_us = file.modified_ns // 1000
         if self._options.time == "mtime":
-            return file.modified_ns // 1000
-        start_us = to_time_us(self._options.time_start) if self._options.time_start else 0
+            return own_us
+        form = self._options.times
+        start_us = start_time_us(self._options.time_start, form.zone) if self._options.time_start else 0
         try:
-            return start_us + to_time_us(row.get(self._options.time))
+            found = to_time(row.get(self._options.time), form, near_us=own_us)
         except CellError as error:
+            if error.needs == "time_zone":
+                self._rejects.count(f"file: its {self._options.time} is {error}; set time_zone: it waits", file.name)
+                return None
             # The picture is worth more than its exact time: it is captured, and the substitution is counted.
             self._rejects.count(f"cell {self._options.time}: {error}; the file's own time is used", file.name)
-            return file.modified_ns // 1000
+            return own_us
+        if found.doubt:
+            self._rejects.count(f"cell {self._options.time}: {found.doubt}", file.name)
+        return start_us + found.micros

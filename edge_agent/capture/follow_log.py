@@ -113,6 +113,11 @@ class FollowedLog:
         at = self._reader.position
         return LogPosition(head_of(self._begins()[: at.offset]), at.offset, at.header_offset, done, self._since_ns)
 
+    @property
+    def has_header(self) -> bool:
+        """Whether a header names all columns; JSON names in each row those that it has."""
+        return isinstance(self._reader, ZeekReader)
+
     def read(self, max_rows: int) -> RawChunk | None:
         """The next rows; None where there are none now.
 

@@ -4,9 +4,12 @@
     listen = "udp://0.0.0.0:2055"
     rename = { exporter = "service" }   # who told it
     max_exporters = 64                  # each has templates of its own; more are refused
+    sampling_rate = 1000                # of exporters that tell none of their own
+    scale = true                        # counts become estimates of all packets: each times its sampling rate
 
-A flow is one direction of a connection: src_ip, src_port, dst_ip, dst_port, proto, duration_s, orig_pkts, orig_ip_bytes. Event
-time is its beginning. Data that comes before its template waits for it; what the exporters' sequence numbers miss is counted.
+A flow is one direction of a connection: src_ip, src_port, dst_ip, dst_port, proto, duration_s, orig_pkts, orig_ip_bytes; of
+exporters that tell what came back (RFC 5103, Cisco NSEL, Meraki) both: resp_pkts, resp_ip_bytes. Event time is its beginning.
+Data that comes before its template waits for it; what the exporters' sequence numbers miss is counted.
 The templates are kept over a restart, as the source's position; the flows themselves nobody sends again.
 """
 
@@ -19,6 +22,7 @@ from edge_agent.capture.addresses import read_address
 from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.capture.connections import Inbox
 from edge_agent.capture.datagrams import DatagramSocket
+from edge_agent.capture.flow_counts import FLOW_COUNTS, first_number, flow_counts, swapped
 from edge_agent.capture.flow_export import Export, Exporter, Record
 from edge_agent.capture.flow_memory import recall, remember
 from edge_agent.capture.mapping import ColumnMapper
@@ -33,7 +37,12 @@ from schemas.contract import Contract
 _MAX_DATAGRAM_BYTES = 65_535
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp", 132: "sctp"}
 _SINCE_1900_S = 2_208_988_800
-_NAMES = ("src_ip", "src_port", "dst_ip", "dst_port", "proto", "duration_s", "orig_pkts", "orig_ip_bytes", "exporter")
+_NAMES = (
+    "src_ip", "src_port", "dst_ip", "dst_port", "proto", "duration_s", "sampling_rate", "is_scaled", "exporter",
+    *FLOW_COUNTS,
+)  # fmt: skip
+_MAX_SAMPLING_RATE = 1 << 32
+_BIFLOW_DIRECTION, _REVERSE_INITIATOR = 239, 2
 
 
 class NetflowOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +51,8 @@ class NetflowOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: str
     rename: dict[str, str] = {}
     max_exporters: int = 64
+    sampling_rate: int = 0
+    scale: bool = False
     receive_buffer_bytes: int = 4 * 1024 * 1024
     wait_ms: int = 100
 
@@ -69,6 +80,16 @@ class NetflowSource:
         """Reason -> how many datagrams, data sets or cells were refused since the source was built."""
         return dict(self._rejects.counts)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
+
     def read(self, max_samples: int) -> SampleBatch | None:
         """The flows that have come, about `max_samples`; None when none comes within `wait_ms`."""
         times: list[int] = []
@@ -76,8 +97,8 @@ class NetflowSource:
         # A datagram holds some 30 flows.
         for peer, data in self._inbox.take(max(1, max_samples // 30), self._options.wait_ms / 1000):
             for export in self._exports(peer, data):
-                for record in export.records:
-                    self._add(record, export, peer, times, rows)
+                for record, rate in zip(export.records, export.rates, strict=True):
+                    self._add(record, export, rate or self._options.sampling_rate or None, peer, times, rows)
         if not rows:
             return None
         raw: dict[str, Sequence[object]] = dict(zip(_NAMES, zip(*rows, strict=True), strict=True))
@@ -115,27 +136,26 @@ class NetflowSource:
             del self._exporters[silent]
         return silent is not None
 
-    def _add(self, record: Record, export: Export, peer: str, times: list[int], rows: list[tuple[object, ...]]) -> None:
+    def _add(
+        self, record: Record, export: Export, rate: float | None, peer: str, times: list[int], rows: list[tuple[object, ...]]
+    ) -> None:
         source, target = _address(record, 8, 27), _address(record, 12, 28)
         if source is None or target is None:
             self._rejects.count("row: flow without addresses")
             return
+        ends = (source, first_number(record, 7)), (target, first_number(record, 11))
+        counts = flow_counts(record, export.version)
+        if first_number(record, _BIFLOW_DIRECTION) == _REVERSE_INITIATOR:  # who answered stands first
+            ends, counts = ends[::-1], swapped(counts)
+        is_scaled = self._options.scale and rate is not None and rate > 1
+        if is_scaled and rate is not None:
+            counts = tuple(None if count is None else round(count * rate) for count in counts)
         start_ms, end_ms = flow_times(record, export)
         times.append(round(start_ms * 1000))
-        protocol = _number(record, 4)
-        rows.append(
-            (
-                source,
-                _number(record, 7),
-                target,
-                _number(record, 11),
-                "unknown" if protocol is None else _PROTOCOLS.get(protocol, str(protocol)),
-                max(0.0, end_ms - start_ms) / 1000,
-                _number(record, 2, 86, 298),
-                _number(record, 1, 85, 231),
-                peer,
-            )
-        )
+        protocol = first_number(record, 4)
+        proto = "unknown" if protocol is None else _PROTOCOLS.get(protocol, str(protocol))
+        lasted_s = max(0.0, end_ms - start_ms) / 1000
+        rows.append((*ends[0], *ends[1], proto, lasted_s, rate, None if rate is None else is_scaled, peer, *counts))
 
     def stored(self, batch: SampleBatch) -> None:
         """Nothing to do: exporters do not wait for an answer."""
@@ -148,7 +168,9 @@ class NetflowSource:
 def flow_times(record: Record, export: Export) -> tuple[float, float]:
     """When a flow began and ended, milliseconds since 1970; the time of its export where it does not say."""
     start, end = (_moment(record, export, ids) for ids in ((152, 150, 22, 158, 154, 156), (153, 151, 21, 159, 155, 157)))
-    if end is None and start is not None and (lasted_ms := _number(record, 161)) is not None:
+    if end is None and start is not None and (observed_ms := first_number(record, 323)) is not None:
+        end = float(observed_ms)  # NSEL: when what the record tells of came about
+    if end is None and start is not None and (lasted_ms := first_number(record, 161)) is not None:
         end = start + lasted_ms
     if start is None:
         start = end if end is not None else float(export.at_ms)
@@ -156,7 +178,7 @@ def flow_times(record: Record, export: Export) -> tuple[float, float]:
 
 
 def _moment(record: Record, export: Export, ids: tuple[int, int, int, int, int, int]) -> float | None:
-    millis, seconds, uptime, before_us = (_number(record, id_) for id_ in ids[:4])
+    millis, seconds, uptime, before_us = (first_number(record, id_) for id_ in ids[:4])
     fine = next((raw for id_ in ids[4:] if (raw := record.get(id_)) is not None and len(raw) == 8), None)
     if fine is not None:
         # NTP's format (RFC 7011, 6.1.9): seconds since 1900 and their 2^32nd parts.
@@ -172,20 +194,18 @@ def _moment(record: Record, export: Export, ids: tuple[int, int, int, int, int, 
     return None if before_us is None else export.at_ms - before_us / 1000
 
 
-def _number(record: Record, *ids: int) -> int | None:
-    for id_ in ids:
-        raw = record.get(id_)
-        if raw is not None and 0 < len(raw) <= 8:
-            return int.from_bytes(raw, "big")
-    return None
-
-
 def _address(record: Record, v4: int, v6: int) -> str | None:
     raw = record.get(v4)
     if raw is not None and len(raw) == 4:
         return socket.inet_ntop(socket.AF_INET, raw)
     raw = record.get(v6)
     return socket.inet_ntop(socket.AF_INET6, raw) if raw is not None and len(raw) == 16 else None
+
+
+def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
+    """The names that a flow gives, as the contract's columns where they are renamed."""
+    rename = check(options, contract).rename
+    return tuple(rename.get(name, name) for name in _NAMES)
 
 
 def check(options: Mapping[str, object], contract: Contract) -> NetflowOptions:
@@ -199,6 +219,8 @@ def check(options: Mapping[str, object], contract: Contract) -> NetflowOptions:
     read_address("netflow", chosen.listen, ("udp",))
     if chosen.max_exporters < 1:
         raise ConfigError("source 'netflow': max_exporters must be 1 or more")
+    if not 0 <= chosen.sampling_rate <= _MAX_SAMPLING_RATE:
+        raise ConfigError(f"source 'netflow': sampling_rate {chosen.sampling_rate} must be 0 (as told) to 2^32")
     return chosen
 
 

@@ -8,7 +8,9 @@
     timeout_s = 30.0               # nothing for so long: the line is opened again
 
 One sample per fix: latitude_deg, longitude_deg, altitude_m, speed_mps, course_deg, satellites, hdop, as far as the contract
-has them. Event time is the satellites' own, with the clock quality `gnss`. A sentence with a wrong checksum is refused.
+has them. Event time is the satellites' own, with the clock quality `gnss`;
+a receiver whose week counter wrapped (it tells 2007) is put right, counted and marked `corrected`.
+A sentence with a wrong checksum is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,7 @@ from edge_agent.capture.addresses import read_address
 from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.capture.byte_inputs import ByteInput, SerialInput, TcpInput, speeds
 from edge_agent.capture.exec import LineBuffer
+from edge_agent.capture.gps_week import ROLLOVER_US, rollovers
 from edge_agent.capture.mapping import ColumnMapper
 from edge_agent.capture.nmea_sentence import Fix, FixBuilder, SentenceError, read_fields, read_tpv
 from edge_agent.capture.options import check_rename, read_options
@@ -57,7 +60,11 @@ class NmeaSource:
         self._clock = clock
         self._rejects = Rejects(f"nmea {options.source}")
         self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects)
-        self._has_quality = contract.column(COLUMN) is not None
+        quality = contract.column(COLUMN)
+        self._has_quality = quality is not None
+        # A contract from before this word existed would refuse it.
+        can_say = quality is not None and (not quality.allowed or ClockQuality.CORRECTED in quality.allowed)
+        self._corrected = ClockQuality.CORRECTED if can_say else ClockQuality.GNSS
         self._is_gpsd = options.source.startswith("gpsd:")
         self._builder = FixBuilder()
         self._lines = LineBuffer(_MAX_LINE_BYTES, self._rejects)
@@ -68,6 +75,16 @@ class NmeaSource:
     def rejected(self) -> dict[str, int]:
         """Reason -> how many sentences or cells were refused since the source was built."""
         return dict(self._rejects.counts)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
 
     def _open(self) -> ByteInput:
         source = self._options.source
@@ -134,9 +151,13 @@ class NmeaSource:
         raw: dict[str, Sequence[object]] = {name: [getattr(fix, name) for fix in fixes] for name in _NAMES}
         raw |= {name: [value] * len(fixes) for name, value in self._options.columns.items()}
         columns: dict[str, Sequence[Scalar]] = self._mapper.convert(RawChunk(raw, len(fixes)))
+        now_us = self._clock.now_ms() * 1000
+        behind = [rollovers(fix.time_us, now_us) for fix in fixes]
+        if wrapped := sum(map(bool, behind)):
+            self._rejects.count("report: GPS week rollover: 1024 weeks were added", times=wrapped)
         if self._has_quality:
-            columns[COLUMN] = [str(ClockQuality.GNSS)] * len(fixes)
-        return SampleBatch([fix.time_us for fix in fixes], columns)
+            columns[COLUMN] = [str(self._corrected if count else ClockQuality.GNSS) for count in behind]
+        return SampleBatch([fix.time_us + count * ROLLOVER_US for fix, count in zip(fixes, behind, strict=True)], columns)
 
     def stored(self, batch: SampleBatch) -> None:
         """Nothing to do: a receiver does not repeat itself."""
@@ -144,6 +165,12 @@ class NmeaSource:
     def close(self) -> None:
         """Let go of the receiver."""
         self._input.close()
+
+
+def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
+    """The names that a fix gives, as the contract's columns where they are renamed."""
+    chosen = check(options, contract)
+    return (*(chosen.rename.get(name, name) for name in _NAMES), *chosen.columns)
 
 
 def check(options: Mapping[str, object], contract: Contract) -> NmeaOptions:

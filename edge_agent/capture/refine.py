@@ -7,7 +7,7 @@ from typing import Protocol
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.change_report import ChangeReport
 from edge_agent.capture.rejects import Rejects
-from edge_agent.clock_quality import COLUMN, ClockQuality, ClockWatch
+from edge_agent.clock_quality import COLUMN, EARLIEST_MS, ClockQuality, ClockWatch
 from edge_agent.errors import ConfigError
 from edge_agent.report_config import ReportConfig
 from schemas.contract import Contract
@@ -59,8 +59,11 @@ def build_refiner(
     """
     rejects = Rejects(f"stream {contract.name}")
     steps: list[Step] = []
-    if contract.column(COLUMN) is not None:
-        steps.append(_stamp(watch.judge))
+    column = contract.column(COLUMN)
+    if column is not None:
+        # A contract from before this word existed would refuse it.
+        unset = ClockQuality.NONE if not column.allowed or ClockQuality.NONE in column.allowed else ClockQuality.UNSYNCHRONISED
+        steps.append(_stamp(watch.judge, unset))
     if annotate is not None:
         steps.append(annotate)
     if report is not None:
@@ -92,11 +95,15 @@ def read_redaction_key(path: Path | None) -> bytes:
     return key
 
 
-def _stamp(judge: Callable[[], ClockQuality]) -> Step:
+def _stamp(judge: Callable[[], ClockQuality], unset: ClockQuality) -> Step:
     def stamp(batch: SampleBatch) -> SampleBatch:
         if COLUMN in batch.columns:
             return batch
-        quality = judge() if batch.agent_clock else ClockQuality.DEVICE
-        return batch.with_columns({COLUMN: [str(quality)] * len(batch)})
+        if not batch.agent_clock:
+            return batch.with_columns({COLUMN: [str(ClockQuality.DEVICE)] * len(batch)})
+        judged = judge()
+        words = {True: str(unset), False: str(unset if judged is ClockQuality.NONE else judged)}
+        limit_us = EARLIEST_MS * 1000
+        return batch.with_columns({COLUMN: [words[time_us < limit_us] for time_us in batch.event_time_us]})
 
     return stamp

@@ -1,9 +1,18 @@
-"""A byte stream cut into syslog messages (RFC 6587): octet counting and line feeds, told apart message by message. Pure."""
+"""A byte stream cut into syslog messages (RFC 6587): octet counting, line feeds and NULs, told apart message by message. Pure."""
+
+import re
 
 from edge_agent.capture.rejects import Rejects
 
 _MAX_DIGITS = 7
 _DIGITS = b"0123456789"
+_NUL = b"\0"
+_TRAILER = re.compile(rb"[\n\0]")
+# A message's first bytes: its priority, after its count where it is counted.
+_BEGIN = re.compile(rb"(?:[1-9]\d{0,6} )?<\d{1,3}>")
+_BEGIN_CUT = re.compile(rb"(?:[1-9]\d{0,6}(?: (?:<\d{0,3})?)?|<\d{0,3})?")
+_COUNTED = re.compile(rb"[1-9]\d{0,6} <")
+_AHEAD_BYTES = 13
 
 
 class FrameBuffer:
@@ -20,6 +29,8 @@ class FrameBuffer:
         self._bytes = bytearray()
         self._skip = 0  # bytes of an overlong counted message still to come
         self._skip_line = False  # the rest of an overlong line is still to come
+        self._scanned = 0  # so many bytes hold no end of a message
+        self._ends_by_nul = False  # this connection's messages end by NUL
 
     def add(self, piece: bytes) -> list[bytes]:
         """More bytes; the messages that are whole now."""
@@ -30,9 +41,29 @@ class FrameBuffer:
                 found.append(message)
         return found
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a message may be whole and only what follows could tell: by a NUL, or in a stream of NULs by a line feed."""
+        return self._is_at_a_stop(bytes(self._bytes[-1:])) and not self._skip and not self._skip_line
+
+    def idle(self) -> list[bytes]:
+        """Nothing followed for a while: what `is_held` speaks of is a message."""
+        if not self.is_held or _COUNTED.match(self._bytes):
+            return []
+        self._ends_by_nul |= self._bytes.endswith(_NUL)
+        message = bytes(self._bytes[:-1])
+        self._drop(len(self._bytes))
+        if len(message) > self._max:
+            self._refuse()
+            return []
+        return [message] if message else []
+
     def end(self) -> list[bytes]:
-        """The connection is over: a last line without its line feed is a message, half of a counted one is none."""
-        rest, self._bytes = bytes(self._bytes), bytearray()
+        """The connection is over: a last line without its end is a message, half of a counted one is none."""
+        if held := self.idle():
+            return held
+        rest = bytes(self._bytes)
+        self._drop(len(rest))
         if not rest or self._skip or self._skip_line:
             return []
         if rest[0] in _DIGITS:
@@ -44,7 +75,7 @@ class FrameBuffer:
         """The next message, empty for one that is none, or None where more bytes are needed."""
         if self._skip:
             gone = min(self._skip, len(self._bytes))
-            del self._bytes[:gone]
+            self._drop(gone)
             self._skip -= gone
         if not self._bytes or self._skip:
             return None
@@ -64,27 +95,28 @@ class FrameBuffer:
         length = int(digits)
         if length > self._max:
             self._refuse()
-            del self._bytes[: space + 1]
+            self._drop(space + 1)
             self._skip = length
             return b""
         if len(self._bytes) < space + 1 + length:
             return None
         message = bytes(self._bytes[space + 1 : space + 1 + length])
-        del self._bytes[: space + 1 + length]
+        self._drop(space + 1 + length)
         return message
 
     def _line(self) -> bytes | None:
-        end = self._bytes.find(b"\n")
-        if end < 0:
-            if len(self._bytes) <= self._max and not self._skip_line:
+        end = self._end_of_line()
+        if end is None:
+            if len(self._bytes) <= self._max + 1 and not self._skip_line:
                 return None
             if not self._skip_line:
                 self._refuse()
             self._skip_line = True
-            self._bytes.clear()
+            # What may be the end stays until what follows tells.
+            self._drop(len(self._bytes) - self._held_bytes())
             return None
         line = bytes(self._bytes[:end])
-        del self._bytes[: end + 1]
+        self._drop(end + 1)
         if self._skip_line:
             self._skip_line = False
             return b""
@@ -92,6 +124,48 @@ class FrameBuffer:
             self._refuse()
             return b""
         return line
+
+    def _end_of_line(self) -> int | None:
+        """Where the trailer of the first message stands: a line feed, or a NUL before a new message (RFC 6587, 3.4.2).
+
+        A NUL may also stand within a line, so only what follows tells. Once a connection has ended a message by NUL, every NUL
+        does, and a line feed is part of a message unless a new one follows.
+        """
+        at = self._scanned
+        while found := _TRAILER.search(self._bytes, at):
+            at = found.end()
+            is_nul = found[0] == _NUL
+            if is_nul == self._ends_by_nul:
+                return found.start()
+            begins = self._begins_message(at)
+            if begins is None:
+                self._scanned = found.start()
+                return None
+            if begins:
+                self._ends_by_nul |= is_nul
+                return found.start()
+        self._scanned = len(self._bytes)
+        return None
+
+    def _drop(self, count: int) -> None:
+        """Take so many bytes from the front."""
+        del self._bytes[:count]
+        self._scanned = 0
+
+    def _begins_message(self, at: int) -> bool | None:
+        """Whether a message with a priority, counted or not, begins here; None: more bytes tell."""
+        ahead = bytes(self._bytes[at : at + _AHEAD_BYTES])
+        if _BEGIN.match(ahead):
+            return True
+        return None if _BEGIN_CUT.fullmatch(ahead) else False
+
+    def _held_bytes(self) -> int:
+        """How many bytes at the end may be a trailer and the beginning of what follows it."""
+        last = max(self._bytes.rfind(_NUL), self._bytes.rfind(b"\n"))
+        return len(self._bytes) - last if last >= 0 and len(self._bytes) - last <= _AHEAD_BYTES else 0
+
+    def _is_at_a_stop(self, last: bytes) -> bool:
+        return last == _NUL or (self._ends_by_nul and last == b"\n")
 
     def _refuse(self) -> None:
         self._rejects.count(f"row: message above {self._max} bytes")

@@ -1,15 +1,21 @@
-"""One syslog message, RFC 5424 or RFC 3164 or whatever comes: read as far as it can be, never refused. Pure."""
+"""One syslog message, RFC 5424, RFC 3164, Meraki's or whatever comes: read as far as it can be, never refused. Pure."""
 
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
 from edge_agent.capture.cells import CellError, to_time_us
+from schemas.written_values import TimeForm
 
 _NIL = "-"
+_RFC_3339 = TimeForm("rfc3339", zone=UTC)
 _PRI = re.compile(r"<(\d{1,3})>")
 _MAX_PRI = 191
 _HEADER = re.compile(r"1 (\S{1,64}) (\S{1,255}) (\S{1,128}) (\S{1,128}) (\S{1,128}) ")
+# Meraki: seconds since 1970 with their fraction, the device, and which of its logs this is; its text follows at once.
+_EPOCH = re.compile(r"(\d{9,11})(?:\.(\d{1,9}))?")
+_MERAKI = re.compile(r"(?:1 )?(\d{9,11}\.\d{1,9}|(?<=1 )\d{9,11}) ([^\s=]{1,255}) ([^\s=]{1,128})(?: |$)")
+_STRUCTURED_NEXT = re.compile(r"-(?: |$)|\[")
 _ELEMENT = re.compile(r"\[([^\s=\]\"]{1,128})")
 _PARAMETER = re.compile(r" ([^\s=\]\"]{1,128})=\"((?:[^\"\\\]]|\\.)*)\"", re.DOTALL)
 # Some write the day without its blank, the year behind it, or a colon where the host would follow (Cisco).
@@ -63,6 +69,9 @@ def read_message(raw: bytes, now_us: int, zone: tzinfo | None) -> SyslogMessage:
         return SyslogMessage(text, problem=problem or "no priority")
     facility, severity = divmod(int(found[1]), 8)
     header = _HEADER.match(text, found.end())
+    meraki = _MERAKI.match(text, found.end())
+    if meraki is not None and (header is None or not _STRUCTURED_NEXT.match(text, header.end())):
+        return _meraki(text, meraki, (facility, severity), problem)
     if header is not None:
         return _rfc5424(text, header, (facility, severity), problem)
     return _rfc3164(text[found.end() :], (facility, severity), now_us, zone, problem)
@@ -73,7 +82,7 @@ def _rfc5424(text: str, header: re.Match[str], pri: tuple[int, int], problem: st
     time_us = None
     if told is not None:
         try:
-            time_us = to_time_us(told, "rfc3339")
+            time_us = _epoch_us(told) if _EPOCH.fullmatch(told) else to_time_us(told, _RFC_3339)
         except CellError:
             problem = problem or "its time is no RFC 3339 time"
     structured, end = _structured(text, header.end())
@@ -102,6 +111,15 @@ def _structured(text: str, start: int) -> tuple[dict[str, dict[str, str]] | None
     return (elements, at) if is_whole else (None, start)
 
 
+def _meraki(text: str, header: re.Match[str], pri: tuple[int, int], problem: str) -> SyslogMessage:
+    return SyslogMessage(text[header.end() :], *pri, _epoch_us(header[1]), header[2], header[3], problem=problem)
+
+
+def _epoch_us(told: str) -> int:
+    seconds, _, fraction = told.partition(".")
+    return int(seconds) * 1_000_000 + int(fraction[:6].ljust(6, "0"))
+
+
 def _rfc3164(text: str, pri: tuple[int, int], now_us: int, zone: tzinfo | None, problem: str) -> SyslogMessage:
     time_us, at = _bsd_time(text, now_us, zone)
     host = None
@@ -117,7 +135,7 @@ def _rfc3164(text: str, pri: tuple[int, int], now_us: int, zone: tzinfo | None, 
 def _bsd_time(text: str, now_us: int, zone: tzinfo | None) -> tuple[int | None, int]:
     try:
         if found := _ISO_TIME.match(text):
-            return to_time_us(found[1], "rfc3339"), found.end()
+            return to_time_us(found[1], TimeForm("rfc3339", zone=zone or UTC)), found.end()
         found = _BSD_TIME.match(text)
         if found is None or found[1] not in _MONTHS:
             return None, 0

@@ -10,7 +10,7 @@ from edge_agent.doctor.certificate import examine_certificate
 from edge_agent.doctor.clock import examine_clock
 from edge_agent.doctor.disk import examine_disk
 from edge_agent.doctor.findings import Diagnosis, Finding, Verdict, failed, good, skipped
-from edge_agent.doctor.rules import examine_rules
+from edge_agent.doctor.rules import examine_orders, examine_rules
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health import Health, read_health
 from edge_agent.looking import is_alive
@@ -42,7 +42,7 @@ def diagnose(path: Path, *, is_probing: bool = False, clock: Clock | None = None
     else:
         findings.append(skipped(RIGHTS, "the broker cannot be reached"))
     findings += _sources(_running(config))
-    findings.append(examine_rules(config, _running(config)))
+    findings += [examine_rules(config, _running(config)), examine_orders(config, _running(config))]
     return Diagnosis(config.device, tuple(findings))
 
 

@@ -9,6 +9,7 @@ import structlog
 
 from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.clock import Clock
+from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.errors import ConfigError, ModelError, ModelUnfitError, UntrustedModelError
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.fetcher import PieceFetcher
@@ -20,7 +21,7 @@ from edge_agent.models.trust import TrustAnchor
 from schemas.envelope import Properties
 from schemas.errors import SchemaError
 from schemas.reported import ModelReport
-from schemas.rollout import Desired, decode_desired
+from schemas.rollout import Desired, DesiredModels, decode_desired
 
 _WAIT_S = 1.0
 _FIRST_RETRY_S = 15.0
@@ -38,6 +39,7 @@ class ModelUpdater:
         send_request: publishes (correlation data, body) on the topic for requests.
         clock: time.
         piece_timeout_s: how long one piece of a download may be under way.
+        orders: admits signed desired states; None: this device trusts no director key, and follows unsigned ones.
 
     Raises:
         ConfigError: the root metadata cannot be read, or the `infer` extra is missing.
@@ -50,8 +52,10 @@ class ModelUpdater:
         send_request: Callable[[bytes, bytes], None],
         clock: Clock,
         piece_timeout_s: float = 5.0,
+        orders: DocumentInbox[DesiredModels] | None = None,
     ) -> None:
         self._config = config
+        self._orders = orders
         self._clock = clock
         folder = state_dir / "models" / config.name
         self._store = ModelStore(folder)
@@ -91,6 +95,10 @@ class ModelUpdater:
 
     def on_desired(self, body: bytes) -> None:
         """The core says which model to run. Another model's, and what cannot be read, is passed over with a log line."""
+        if self._orders is not None:
+            # Decided about within a second on the models' own thread: one signature check at a time, however many come.
+            self._orders.hand_in(body)
+            return
         try:
             desired = decode_desired(body)
         except SchemaError as error:
@@ -99,11 +107,14 @@ class ModelUpdater:
         if desired.name != self._config.name:
             log.info("desired state is for another model", model=desired.name, ours=self._config.name)
             return
+        self._want(desired)
+        self._wake.set()
+
+    def _want(self, desired: Desired | None) -> None:
         with self._lock:
             if desired != self._wanted:
                 self._wanted, self._refusal = desired, ""
                 self._retry_s, self._retry_at_s = _FIRST_RETRY_S, 0.0
-        self._wake.set()
 
     def on_piece(self, correlation: bytes, properties: Properties, body: bytes) -> None:
         """A piece of a file came."""
@@ -114,6 +125,8 @@ class ModelUpdater:
     def run_once(self) -> None:
         """Do what is due, then wait up to a second for more. An install runs beside, so this never blocks longer."""
         self._confirm_when_due()
+        if self._orders is not None and (desired := self._orders.take()) is not None:
+            self._want(desired.of(self._config.name))
         if self._due() is not None and (self._worker is None or not self._worker.is_alive()):
             # A daemon: a download must not keep the agent from stopping, and a kill in the middle of it is harmless.
             self._worker = threading.Thread(target=self._try_install, name=f"model-{self._config.name}", daemon=True)

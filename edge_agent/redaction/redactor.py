@@ -30,7 +30,8 @@ class BatchRedactor:
     def __init__(self, contract: Contract, key: bytes, rejects: Rejects) -> None:
         self._contract = contract
         self._rejects = rejects
-        if not key and any(column.redact is not None and column.redact.how == "hash" for column in contract.columns):
+        every = [inner for column in contract.columns for inner in (column, *column.fields)]
+        if not key and any(column.redact is not None and column.redact.how == "hash" for column in every):
             raise ConfigError(f"contract {contract.name} asks for a keyed hash and there is no key: set `key` under [redaction]")
         found = {column.name: redactor(column, key) for column in contract.columns}
         self._cells = {name: one for name, one in found.items() if one is not None}

@@ -1,6 +1,7 @@
 """The rules in force: takes new ones from the downlink, keeps them on disk, and says what became of them."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -9,9 +10,9 @@ from msgspec import UNSET
 from edge_agent.atomic import write_atomic
 from edge_agent.clock import Clock
 from edge_agent.config import AgentConfig
-from edge_agent.errors import PolicyError, UntrustedPolicyError
-from edge_agent.rules.seen import read_seen, write_seen
-from edge_agent.rules.trust import admit
+from edge_agent.documents.trust import DocumentTrust, rules_trust
+from edge_agent.errors import DocumentLaterError, ExpiredDocumentError, UntrustedDocumentError
+from edge_agent.rules.trust import Candidate, PolicyAdmission
 from schemas.edge_policy import MAX_EDGE_POLICY_BYTES, EdgePolicy
 from schemas.reported import PolicyReport
 
@@ -28,19 +29,18 @@ class RuleDesk:
     """Holds the policy in force. Methods may be called from any thread.
 
     Args:
-        public_key: the trusted Ed25519 key, 64 hexadecimal digits.
-        device: this device.
-        folder: the agent's state folder; the signed policy is kept there as `policy.json`, the highest version ever
-            believed as `policy.version`.
-        clock: wall clock, for the name of a file that is set aside.
+        trust: whose signed documents are believed, and who this device is.
+        older_keys: whose policies of the form of the release before are believed.
+        folder: the agent's state folder; the signed policy is kept there as `policy.json`, what was the newest ever
+            taken in `documents/` and, for the release before, as `policy.version`.
+        clock: wall clock, for a policy's times and for the name of a file that is set aside.
     """
 
-    def __init__(self, public_key: str, device: str, folder: Path, clock: Clock) -> None:
-        self._public_key = public_key
-        self._device = device
+    def __init__(self, trust: DocumentTrust, older_keys: Sequence[str], folder: Path, clock: Clock) -> None:
         self._clock = clock
         self._path = folder / FILE_NAME
-        self._seen_version = read_seen(folder, public_key)
+        self._admission = PolicyAdmission(trust, older_keys, folder, clock)
+        self._waits_for = ""
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._body = b""
@@ -61,7 +61,8 @@ class RuleDesk:
         """What is in force and what was refused."""
         with self._lock:
             version = 0 if self._policy is None else self._policy.version
-            return PolicyReport(version, self._refused, self._reason, dict(self._suspended), dict(self._uninspected) or UNSET)
+            reason = self._waits_for or self._reason
+            return PolicyReport(version, self._refused, reason, dict(self._suspended), dict(self._uninspected) or UNSET)
 
     def suspend(self, stream: str, rule: str, reason: str) -> None:
         """A rule cannot be applied; samples it would have decided about are kept."""
@@ -107,28 +108,40 @@ class RuleDesk:
         """Put a policy in force or refuse it; False when that cannot be decided now."""
         known = 0 if self._policy is None else self._policy.version
         try:
-            policy = self._admit(body, known_version=known)
-            self._note_version(policy.version)  # first: whatever becomes of the policy's file, nothing older is believed
+            candidate = self._admission.admit(body)
+            if candidate.policy.version == known:
+                self._keep_in_force(body)
+                return True
+            self._admission.note(candidate)  # first: whatever becomes of the policy's file, nothing older is believed
             write_atomic(self._path, body)
-        except UntrustedPolicyError as error:
+        except UntrustedDocumentError as error:
             self._refuse(body, str(error))
             return True
-        except (PolicyError, OSError) as error:
-            _log.warning("edge policy not taken yet", error=str(error), retry_in_s=_RETRY_S)
+        except (DocumentLaterError, OSError) as error:
+            self._wait(body, error)
             return False
-        with self._lock:
-            self._policy, self._body, self._suspended = policy, body, {}
-        _log.info("edge policy in force", version=policy.version, streams=len(policy.streams))
+        self._put_in_force(candidate, body)
         return True
 
-    def _admit(self, body: bytes, *, known_version: int) -> EdgePolicy:
-        key, device = self._public_key, self._device
-        return admit(body, public_key=key, device=device, known_version=known_version, seen_version=self._seen_version)
+    def _put_in_force(self, candidate: Candidate, body: bytes) -> None:
+        with self._lock:
+            self._policy, self._body, self._suspended = candidate.policy, body, {}
+            self._waits_for = ""
+        _log.info("edge policy in force", version=candidate.policy.version, streams=len(candidate.policy.streams))
 
-    def _note_version(self, version: int) -> None:
-        if version > self._seen_version:
-            write_seen(self._path.parent, self._public_key, version)
-            self._seen_version = version
+    def _keep_in_force(self, body: bytes) -> None:
+        """The policy in force came again, signed with another time or key, or in the other form."""
+        with self._lock:
+            self._body, self._waits_for = body, ""
+
+    def _wait(self, body: bytes, error: Exception) -> None:
+        with self._lock:
+            is_news, self._waits_for = self._waits_for != str(error), str(error)
+            if isinstance(error, ExpiredDocumentError) and body != self._last_refused:
+                # Counted once and looked at again: the device's clock may be what is wrong.
+                self._refused, self._last_refused = self._refused + 1, body
+        if is_news:
+            _log.warning("edge policy not taken yet", error=str(error), retry_in_s=_RETRY_S)
 
     def _put_back(self, body: bytes) -> None:
         with self._lock:
@@ -138,7 +151,7 @@ class RuleDesk:
     def _refuse(self, body: bytes, reason: str) -> None:
         with self._lock:
             self._refused += 1
-            self._reason, self._last_refused = reason, body
+            self._reason, self._last_refused, self._waits_for = reason, body, ""
         _log.error("edge policy refused", reason=reason)
 
     def _load(self) -> None:
@@ -146,15 +159,15 @@ class RuleDesk:
         try:
             body = self._path.read_bytes()
             # Its own file may be older than the note: the agent was killed between the two.
-            self._policy = admit(body, public_key=self._public_key, device=self._device, known_version=0)
-            self._body = body
-            self._note_version(self._policy.version)
+            candidate = self._admission.read_kept(body)
+            self._policy, self._body = candidate.policy, body
+            self._admission.note(candidate)
         except FileNotFoundError:
             return
-        except UntrustedPolicyError as error:
+        except UntrustedDocumentError as error:
             self._refuse(body, f"the policy kept on disk: {error}; set aside")
             self._set_aside(body)
-        except PolicyError as error:
+        except DocumentLaterError as error:
             _log.warning("edge policy kept on disk is not in force yet", error=str(error))
             self.on_message(body)
         except OSError as error:
@@ -172,7 +185,7 @@ class RuleDesk:
 
 
 class NoRules:
-    """What stands in where `[policy]` names no key: nothing is believed, everything is kept."""
+    """What stands in where neither `[director]` nor `[policy]` names a key: nothing is believed, everything is kept."""
 
     def current(self) -> EdgePolicy | None:
         """No policy."""
@@ -191,11 +204,13 @@ class NoRules:
 
     def on_message(self, body: bytes) -> None:
         """A policy came that nobody could vouch for."""
-        _log.info("edge policy is ignored: no [policy] public_key is configured", size_bytes=len(body))
+        _log.info("edge policy is ignored: no key is configured in [director] or [policy]", size_bytes=len(body))
 
 
 def open_rules(config: AgentConfig, clock: Clock) -> RuleDesk | NoRules:
     """The rules' room, as configured."""
-    if config.policy is None:
+    trust = rules_trust(config)
+    if trust is None:
         return NoRules()
-    return RuleDesk(config.policy.public_key, config.device, config.state_dir, clock)
+    older_keys = () if config.policy is None else config.policy.keys
+    return RuleDesk(trust, older_keys, config.state_dir, clock)

@@ -1,62 +1,131 @@
-"""Whether a policy may be applied here: signed by the key this device trusts, meant for it, and not older than its own."""
+"""Whether a policy may be applied here: signed by a key this device trusts, meant for it, and not older than its own.
 
-import subprocess
-import sys
+A policy comes as a signed document. Its older form, of a core of the release before, is still taken, but only from the
+keys of `[policy]`; both forms count in one counter.
+"""
 
-from edge_agent.errors import PolicyError, UntrustedPolicyError
-from edge_agent.rules.verify_codes import EXIT_FORGED, EXIT_SIGNED
-from schemas.edge_policy import EdgePolicy, SignedEdgePolicy, decode_edge_policy, decode_signed_edge_policy
-from schemas.errors import PolicyDocumentError
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-_CHECK_WITHIN_S = 60.0
+import msgspec
+
+from edge_agent.clock import Clock
+from edge_agent.documents.counter import CounterFile, Seen
+from edge_agent.documents.gate import Admitted, DocumentGate
+from edge_agent.documents.signature import check_signatures
+from edge_agent.documents.trust import DocumentTrust
+from edge_agent.errors import UntrustedDocumentError
+from edge_agent.rules.seen import read_seen, write_seen
+from schemas.edge_policy import (
+    MAX_EDGE_POLICY_BYTES,
+    EdgePolicy,
+    EdgeRules,
+    decode_edge_policy,
+    decode_signed_edge_policy,
+    policy_in,
+    rules_of,
+    signing_bytes,
+)
+from schemas.errors import DocumentError, PolicyDocumentError
+from schemas.signed_document import DocumentKind, encode_body
+
+Check = Callable[[bytes, list[tuple[str, str]]], None]
 
 
-def admit(body: bytes, *, public_key: str, device: str, known_version: int, seen_version: int = 0) -> EdgePolicy:
-    """The policy in a message, if this device may apply it.
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A policy that may be applied, and what to note of it before it is."""
+
+    policy: EdgePolicy
+    seen: Seen
+
+
+class PolicyAdmission:
+    """Decides about policies of both forms. Used by one thread.
 
     Args:
-        body: the message.
-        public_key: raw Ed25519 key, 64 hexadecimal digits.
-        device: this device.
-        known_version: of the policy in force, 0 for none.
-        seen_version: the highest this device ever believed. That one itself may come again: its file may have rotted.
-
-    Raises:
-        UntrustedPolicyError: forged, malformed, older, or for other devices.
-        PolicyError: it could not be checked now; try again later.
+        trust: whose signed documents are believed, and who this device is.
+        older_keys: whose policies of the older form are believed.
+        folder: the agent's state folder.
+        clock: wall clock.
+        check: checks signatures.
     """
+
+    def __init__(
+        self, trust: DocumentTrust, older_keys: Sequence[str], folder: Path, clock: Clock, check: Check = check_signatures
+    ) -> None:
+        self._device = trust.device
+        self._older_keys = tuple(older_keys)
+        self._folder = folder
+        self._check = check
+        self._counter = CounterFile(folder, DocumentKind.EDGE_POLICY, trust.keys)
+        for key in self._older_keys:  # an agent of the release before noted it there
+            self._counter.raise_to(Seen(read_seen(folder, key)))
+        self._gate = DocumentGate(DocumentKind.EDGE_POLICY, EdgeRules, trust, self._counter, clock, MAX_EDGE_POLICY_BYTES, check)
+
+    def admit(self, body: bytes) -> Candidate:
+        """Decide whether the policy in a message may be applied now.
+
+        Raises:
+            UntrustedDocumentError: forged, malformed, older, or for other devices.
+            DocumentLaterError: it could not be checked now, or its time has not come.
+        """
+        return _candidate(self._gate.admit(body)) if is_document(body) else self._admit_older(body, self._counter.seen)
+
+    def read_kept(self, body: bytes) -> Candidate:
+        """Read the policy that is in force from before a restart: its counter and times are not judged again.
+
+        Raises:
+            UntrustedDocumentError: no longer what was signed, or not for this device.
+            DocumentLaterError: it could not be checked now.
+        """
+        return _candidate(self._gate.read_kept(body)) if is_document(body) else self._admit_older(body, Seen())
+
+    def note(self, candidate: Candidate) -> None:
+        """Note a policy, durably, before it is applied.
+
+        Raises:
+            OSError: the disk refused; it must not be applied.
+        """
+        self._counter.note(candidate.seen)
+        version = self._counter.seen.counter
+        for key in self._older_keys[:1]:  # for an agent of the release before, if it comes back
+            if read_seen(self._folder, key) < version:
+                write_seen(self._folder, key, version)
+
+    def _admit_older(self, body: bytes, seen: Seen) -> Candidate:
+        try:
+            signed = decode_signed_edge_policy(body)
+            policy = decode_edge_policy(signed.policy)
+        except PolicyDocumentError as error:
+            raise UntrustedDocumentError(str(error)) from error
+        candidate = Candidate(policy, Seen(policy.version, hashlib.sha256(bytes(encode_body(rules_of(policy)))).hexdigest()))
+        if policy.version <= seen.counter and not seen.is_same(policy.version, candidate.seen.digest):
+            raise UntrustedDocumentError(f"version {policy.version} is not newer than version {seen.counter}, taken before")
+        if policy.devices and self._device not in policy.devices:
+            raise UntrustedDocumentError(f"version {policy.version} is for other devices")
+        if not self._older_keys:
+            raise UntrustedDocumentError("it is no signed document, and only a key in [policy] may sign the older form")
+        self._check(signing_bytes(signed.policy), [(key, signed.signature) for key in self._older_keys])
+        return candidate
+
+
+class _Form(msgspec.Struct):
+    document: object = None
+
+
+def is_document(body: bytes) -> bool:
+    """Whether a message holds a signed document. What cannot be read is taken for the older form, which refuses it."""
     try:
-        signed = decode_signed_edge_policy(body)
-        policy = decode_edge_policy(signed.policy)
-    except PolicyDocumentError as error:
-        raise UntrustedPolicyError(str(error)) from error
-    # What costs nothing to refuse is refused before the signature is looked at; nothing is believed before it was.
-    if policy.version <= known_version:
-        raise UntrustedPolicyError(f"version {policy.version} is not newer than version {known_version}, which is in force")
-    if policy.version < seen_version:
-        raise UntrustedPolicyError(
-            f"version {policy.version} is not newer than version {seen_version}, which was in force before"
-        )
-    if policy.devices and device not in policy.devices:
-        raise UntrustedPolicyError(f"version {policy.version} is for other devices")
-    check_signature(signed, public_key)
-    return policy
+        return len(body) <= MAX_EDGE_POLICY_BYTES and msgspec.json.decode(body, type=_Form).document is not None
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
 
 
-def check_signature(signed: SignedEdgePolicy, public_key: str) -> None:
-    """Check a signature in a process that ends with it.
-
-    Raises:
-        UntrustedPolicyError: the key did not sign this.
-        PolicyError: the check could not be made.
-    """
-    command = [sys.executable, "-P", "-m", "edge_agent.rules.verify", public_key, signed.signature]
+def _candidate(admitted: Admitted[EdgeRules]) -> Candidate:
     try:
-        done = subprocess.run(command, input=signed.policy.encode(), capture_output=True, timeout=_CHECK_WITHIN_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise PolicyError(f"the policy's signature could not be checked: {error}; it is tried again") from error
-    if done.returncode == EXIT_FORGED:
-        raise UntrustedPolicyError("the signature is not of the trusted key in [policy] public_key")
-    if done.returncode != EXIT_SIGNED:
-        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise PolicyError(f"the policy's signature could not be checked: {said[:300]}; it is tried again")
+        return Candidate(policy_in(admitted.document), admitted.seen)
+    except DocumentError as error:
+        raise UntrustedDocumentError(str(error)) from error

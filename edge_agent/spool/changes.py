@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from edge_agent.spool import positions
+from edge_agent.spool import boots, positions
 from edge_agent.spool.quota import Candidate
 from edge_agent.spool.records import Append, BodyPlace, Passed, State, checksum
 from schemas.envelope import Span
@@ -56,14 +56,17 @@ def insert(db: sqlite3.Connection, append: Append, epoch: int, first_seq: int, f
             State.READY if large is None else State.WAITING, checksum(append.stream, span, envelope),
             envelope.contract_version, envelope.encoding, envelope.created_us,
             large.digest if large else "", large.size_bytes if large else 0, place.file, place.offset, place.size_bytes,
-            envelope.body,
+            envelope.clock.boot if envelope.clock else "", envelope.clock.offset_us if envelope.clock else 0, envelope.body,
         ))  # fmt: skip
         seq = span.end_seq
     db.executemany(
         "INSERT INTO envelope (id, stream, epoch, first_seq, count, cost_bytes, priority, state, crc, contract_version, encoding,"
-        " created_us, digest, object_bytes, file, at, body_bytes, body) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        " created_us, digest, object_bytes, file, at, body_bytes, boot, clock_offset_us, body)"
+        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         rows,
     )
+    for boot in {envelope.clock.boot for envelope in append.envelopes if envelope.clock is not None}:
+        boots.note_unset(db, boot)
     capture(db, append, epoch, seq)
     _book(db, append.stream, spooled=append.count)
     return seq

@@ -32,13 +32,23 @@ CREATE TABLE IF NOT EXISTS envelope (
     count INTEGER NOT NULL, cost_bytes INTEGER NOT NULL, priority INTEGER NOT NULL, state INTEGER NOT NULL,
     crc INTEGER NOT NULL, contract_version TEXT NOT NULL, encoding TEXT NOT NULL, created_us INTEGER NOT NULL,
     digest TEXT NOT NULL, object_bytes INTEGER NOT NULL, reason TEXT NOT NULL DEFAULT '',
-    file INTEGER NOT NULL DEFAULT 0, at INTEGER NOT NULL DEFAULT 0, body_bytes INTEGER NOT NULL DEFAULT 0, body BLOB NOT NULL);
+    file INTEGER NOT NULL DEFAULT 0, at INTEGER NOT NULL DEFAULT 0, body_bytes INTEGER NOT NULL DEFAULT 0,
+    boot TEXT NOT NULL DEFAULT '', clock_offset_us INTEGER NOT NULL DEFAULT 0, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS envelope_by_span ON envelope (stream, epoch, first_seq);
 CREATE INDEX IF NOT EXISTS envelope_by_state ON envelope (state, id);
 CREATE INDEX IF NOT EXISTS envelope_by_value ON envelope (priority, id, cost_bytes);
 CREATE INDEX IF NOT EXISTS envelope_by_digest ON envelope (digest) WHERE digest <> '';
 CREATE INDEX IF NOT EXISTS envelope_by_file ON envelope (file) WHERE file > 0;
 """
+
+# Columns that spools of earlier versions lack, and how they are declared.
+ADDED_COLUMNS = {
+    "file": "INTEGER NOT NULL DEFAULT 0",
+    "at": "INTEGER NOT NULL DEFAULT 0",
+    "body_bytes": "INTEGER NOT NULL DEFAULT 0",
+    "boot": "TEXT NOT NULL DEFAULT ''",
+    "clock_offset_us": "INTEGER NOT NULL DEFAULT 0",
+}
 
 
 def connect_writer(path: Path, max_bytes: int, page_bytes: int) -> sqlite3.Connection:
@@ -76,10 +86,11 @@ def cap(connection: sqlite3.Connection, max_bytes: int) -> None:
 
 
 def _add_columns(connection: sqlite3.Connection) -> None:
-    """Spools of the first version kept every body in its row."""
+    """Spools of the first version kept every body in its row, and those after it knew no unset clocks."""
     known = {row[1] for row in connection.execute("PRAGMA table_info(envelope)")}
-    for name in ("file", "at", "body_bytes") if known and "file" not in known else ():
-        connection.execute(f"ALTER TABLE envelope ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
+    for name, form in ADDED_COLUMNS.items():
+        if known and name not in known:
+            connection.execute(f"ALTER TABLE envelope ADD COLUMN {name} {form}")
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:

@@ -27,6 +27,7 @@ class Leases:
         self._lanes = Lanes()
         self._min_priority = 0
         self._left_out: frozenset[str] = frozenset()
+        self._held_boot = ""
         self._is_cut_short = False
 
     @property
@@ -51,6 +52,12 @@ class Leases:
         if self._left_out - set(streams):
             self._lanes.start_over()
         self._left_out = frozenset(streams)
+
+    def hold_boot(self, boot: str) -> None:
+        """Give out nothing whose times rest on the unset clock of this boot; "": hold nothing any more."""
+        if self._held_boot and self._held_boot != boot:
+            self._lanes.start_over()
+        self._held_boot = boot
 
     def lease(self, id_: int) -> Envelope | None:
         """This one, whatever its turn; None when it is gone."""
@@ -115,10 +122,11 @@ class Leases:
         """Ids of a lane that may be given out. The cursor passes what may not, so that it is looked at once."""
         for _ in range(_MAX_PASSED_ROWS // _CHUNK_ROWS):
             after_id, upto_id = self._lanes.bounds(lane)
-            is_choosy = self._min_priority > 0 or bool(self._left_out)
+            is_choosy = self._min_priority > 0 or bool(self._left_out) or bool(self._held_boot)
             rows = reading.ready_after(db, after_id, upto_id, _CHUNK_ROWS, with_value=is_choosy)
-            for id_, priority, stream in rows:
-                if id_ not in self._ids and priority >= self._min_priority and stream not in self._left_out:
+            for id_, priority, stream, boot in rows:
+                is_wanted = priority >= self._min_priority and stream not in self._left_out
+                if id_ not in self._ids and is_wanted and not (boot and boot == self._held_boot):
                     yield id_
                 else:
                     self._lanes.passed(lane, id_)

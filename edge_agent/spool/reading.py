@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_agent.errors import SpoolError
-from edge_agent.spool.records import BodyPlace, Envelope, NewEnvelope, ObjectRef, State, WaitingObject, checksum
+from edge_agent.spool.records import BodyPlace, ClockReference, Envelope, NewEnvelope, ObjectRef, State, WaitingObject, checksum
 from schemas.envelope import Span
 from schemas.errors import SchemaError
 from schemas.ids import Digest, StreamName
@@ -13,7 +13,7 @@ from schemas.reported import DroppedRange, EpochReport, StreamBooks
 
 COLUMNS = (
     "id, stream, epoch, first_seq, count, crc, contract_version, encoding, created_us, digest, object_bytes,"
-    " file, at, body_bytes, body"
+    " file, at, body_bytes, boot, clock_offset_us, body"
 )
 ReadBody = Callable[[BodyPlace], bytes]
 # More dropped ranges than this are told joined: the core needs them to close epochs, not one by one at once.
@@ -39,9 +39,9 @@ class Parked:
 
 def ready_after(
     db: sqlite3.Connection, after_id: int, upto_id: int | None, limit: int, *, with_value: bool
-) -> list[tuple[int, int, str]]:
-    """Ids, priorities and streams of what may be sent, in the order of capture; without values (0, "") from the index alone."""
-    columns = "priority, stream" if with_value else "0, ''"
+) -> list[tuple[int, int, str, str]]:
+    """Ids, priorities, streams and boots of what may be sent, in the order of capture; without values from the index alone."""
+    columns = "priority, stream, boot" if with_value else "0, '', ''"
     query = f"SELECT id, {columns} FROM envelope WHERE state = ? AND id > ? AND id <= ? ORDER BY id LIMIT ?"  # noqa: S608 # constants
     return db.execute(query, (State.READY, after_id, _MAX_ID if upto_id is None else upto_id, limit)).fetchall()
 
@@ -69,20 +69,22 @@ def verify_row(row: tuple[object, ...], read_body: ReadBody) -> Envelope:
     Raises:
         RottenEnvelopeError: it is not.
     """
-    id_, stream, epoch, first_seq, count, crc, version, encoding, created_us, digest, object_bytes, file, at, size, body = row
+    id_, stream, epoch, first_seq, count, crc, version, encoding, created_us, digest, object_bytes, file, at, size = row[:14]
+    boot, clock_offset_us, body = row[14:]
     try:
         name = StreamName(stream)  # type: ignore[arg-type]  # a rotten row may hold anything; what does not fit raises here
         span = Span(epoch, first_seq, count)  # type: ignore[arg-type]
         large = ObjectRef(Digest(digest), object_bytes) if digest else None  # type: ignore[arg-type]
         if file:
             body = read_body(BodyPlace(file, at, size))  # type: ignore[arg-type]
-        new = NewEnvelope(count, body, version, encoding, created_us, large)  # type: ignore[arg-type]
+        clock = ClockReference(boot, clock_offset_us) if boot else None  # type: ignore[arg-type]
+        new = NewEnvelope(count, body, version, encoding, created_us, large, clock=clock)  # type: ignore[arg-type]
         is_sound = checksum(name, span, new) == crc
     except (SchemaError, SpoolError, TypeError, ValueError, OverflowError, FileNotFoundError) as error:
         raise RottenEnvelopeError(f"envelope {id_} cannot be read: {error}") from error
     if not is_sound:
         raise RottenEnvelopeError(f"envelope {id_} of {name} {span} fails its checksum")
-    return Envelope(id_, name, span, new.body, new.contract_version, new.encoding, new.created_us)  # type: ignore[arg-type]
+    return Envelope(id_, name, span, new.body, new.contract_version, new.encoding, new.created_us, clock)  # type: ignore[arg-type]
 
 
 def waiting_objects(db: sqlite3.Connection, limit: int, min_priority: int = 0) -> list[WaitingObject]:

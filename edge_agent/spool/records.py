@@ -47,6 +47,23 @@ class BodyPlace:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockReference:
+    """What event times rest on that were read from a clock that was not set, so that they can be corrected once it is.
+
+    Attributes:
+        boot: the kernel's id of the boot in which they were read.
+        offset_us: wall clock minus time since boot when they were read, in microseconds.
+    """
+
+    boot: str
+    offset_us: int
+
+    def shift_us(self, true_offset_us: int) -> int:
+        """What to add to the event times, given the offset that held once the clock was set."""
+        return true_offset_us - self.offset_us
+
+
+@dataclass(frozen=True, slots=True)
 class NewEnvelope:
     """An envelope that has no seq yet: the spool gives it one.
 
@@ -58,6 +75,7 @@ class NewEnvelope:
         place: where the body lies, once it was put into a file; `body` is empty then.
         body_crc: CRC-32 of the body, wherever it lies; below 0 until `sum_up`.
         priority: what it is worth when the spool is full; None: as much as its batch.
+        clock: set where the event times are those of a clock that was not set.
     """
 
     count: int
@@ -69,6 +87,7 @@ class NewEnvelope:
     priority: int | None = None
     place: BodyPlace | None = None
     body_crc: int = field(default=-1, repr=False)
+    clock: ClockReference | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= MAX_SAMPLES_PER_ENVELOPE:
@@ -162,6 +181,7 @@ class Envelope:
     contract_version: str
     encoding: str
     created_us: int
+    clock: ClockReference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +199,6 @@ def checksum(stream: str, span: Span, envelope: NewEnvelope) -> int:
         f"{stream}/{span.epoch}/{span.first_seq}/{span.count}/{envelope.contract_version}"
         f"/{envelope.encoding}/{envelope.created_us}/{digest}"
     )
+    if envelope.clock is not None:
+        head += f"/{envelope.clock.boot}/{envelope.clock.offset_us}"
     return zlib.crc32(head.encode(), envelope.sum_up())

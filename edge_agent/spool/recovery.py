@@ -15,7 +15,7 @@ from edge_agent.spool.records import DropReason
 SUSPECT_NAME = "spool.suspect"
 _ROW = (
     "id, stream, epoch, first_seq, count, cost_bytes, priority, state, crc, contract_version, encoding, created_us,"
-    " digest, object_bytes, reason, file, at, body_bytes, body"
+    " digest, object_bytes, reason, file, at, body_bytes, boot, clock_offset_us, body"
 )
 _MAX_UNREADABLE_STEPS = 100_000
 _PRIMARY = 0xFF
@@ -166,9 +166,10 @@ def _readable(old: sqlite3.Connection, table: str) -> Iterator[tuple[object, ...
 def _rows(old: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
     """Every row that can still be read; steps over those that cannot, ever wider where whole pages are gone."""
     at, step, unreadable = 0, 1, 0
+    columns = _columns_of(old)
     while unreadable < _MAX_UNREADABLE_STEPS and at < 2**62:
         try:
-            row = old.execute(f"SELECT {_ROW} FROM envelope WHERE id > ? ORDER BY id LIMIT 1", (at,)).fetchone()  # noqa: S608
+            row = old.execute(f"SELECT {columns} FROM envelope WHERE id > ? ORDER BY id LIMIT 1", (at,)).fetchone()  # noqa: S608
         except sqlite3.Error:
             at += step
             step = min(step * 2, 1 << 40) if unreadable > 1_000 else 1
@@ -178,6 +179,17 @@ def _rows(old: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
             return
         at, step = row[0], 1
         yield row
+
+
+def _columns_of(old: sqlite3.Connection) -> str:
+    """`_ROW` for a spool that may be of an earlier version: what it has no column for is empty."""
+    try:
+        known = {row[1] for row in old.execute("PRAGMA table_info(envelope)")}
+    except sqlite3.Error as error:
+        _log.warning("spool_columns_unreadable", error=str(error))
+        return _ROW
+    empty = {name: "''" if form.startswith("TEXT") else "0" for name, form in database.ADDED_COLUMNS.items()}
+    return ", ".join(name if not known or name in known else empty.get(name, name) for name in _ROW.split(", "))
 
 
 def _keep(db: sqlite3.Connection, row: tuple[object, ...], read_body: ReadBody) -> int:

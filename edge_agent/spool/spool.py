@@ -10,7 +10,7 @@ import structlog
 
 from edge_agent.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
-from edge_agent.spool import changes, database, positions, reading
+from edge_agent.spool import boots, changes, database, positions, reading
 from edge_agent.spool.ballast import Ballast
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
@@ -156,6 +156,31 @@ class Spool:
         """Give out nothing of these streams from now on; it waits."""
         with self._lock:
             self._leases.leave_out(streams)
+
+    def hold_boot(self, boot: str) -> None:
+        """Give out nothing whose times rest on the unset clock of this boot; "": hold nothing any more."""
+        with self._lock:
+            self._leases.hold_boot(boot)
+        self._listener()
+
+    def note_boot_clock(self, boot: str, offset_us: int) -> None:
+        """Enter, durably, how the wall clock stood to the time since boot once it was set. Raises SpoolError."""
+
+        def change(db: sqlite3.Connection) -> Removed:
+            boots.note_offset(db, boot, offset_us)
+            return Removed()
+
+        self._writer.change(change).result()
+
+    def boot_offset_us(self, boot: str) -> int | None:
+        """As entered by `note_boot_clock`; None where the clock of that boot was never seen set."""
+        with self._lock:
+            return boots.offset_us(self._reader, boot)
+
+    def has_boot(self, boot: str) -> bool:
+        """Whether samples were captured on the unset clock of this boot."""
+        with self._lock:
+            return boots.is_noted(self._reader, boot)
 
     def lease(self, id_: int) -> Envelope | None:
         """Lease this very envelope, whatever its turn; None when it is gone."""

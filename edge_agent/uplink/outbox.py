@@ -6,6 +6,7 @@ import time
 import structlog
 
 from edge_agent.clock import Clock
+from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.records import Envelope
@@ -260,15 +261,7 @@ class Outbox:
         return min(self._flight.room_bytes(), self._governor.room_bytes(now_s))
 
     def _publish(self, session: Session, envelope: Envelope, now_s: float) -> int:
-        head = EnvelopeHead(
-            device=self._device,
-            stream=envelope.stream,
-            content_type=ARROW_STREAM,
-            span=envelope.span,
-            contract_version=envelope.contract_version,
-            encoding=envelope.encoding,
-            created_us=envelope.created_us,
-        )
+        head = self._head(envelope)
         topic = self._topics.up(self._device, envelope.stream)
         message = Message(topic, envelope.body, tuple(head.to_properties()), content_type=ARROW_STREAM)
         if message.packet_bytes > session.max_packet_bytes:
@@ -283,6 +276,25 @@ class Outbox:
         self._progress.sent_count += 1
         self._progress.sent_bytes += len(envelope.body)
         return message.packet_bytes
+
+    def _head(self, envelope: Envelope) -> EnvelopeHead:
+        clock, created_us, shift_us = envelope.clock, envelope.created_us, None
+        true_offset_us = None if clock is None else self._spool.boot_offset_us(clock.boot)
+        if clock is not None and true_offset_us is not None:
+            shift_us = clock.shift_us(true_offset_us)
+            # Made in the instant in which the clock was set: then this time is right already.
+            created_us += shift_us if created_us < EARLIEST_MS * 1000 else 0
+        return EnvelopeHead(
+            device=self._device,
+            stream=envelope.stream,
+            content_type=ARROW_STREAM,
+            span=envelope.span,
+            contract_version=envelope.contract_version,
+            encoding=envelope.encoding,
+            created_us=created_us,
+            clock_boot=None if clock is None else clock.boot,
+            clock_shift_us=shift_us,
+        )
 
     def _park(self, id_: int, reason: str) -> None:
         _log.error("envelope parked", id=id_, reason=reason)

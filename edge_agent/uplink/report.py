@@ -7,7 +7,7 @@ import msgspec
 from edge_agent.clock import Clock
 from edge_agent.spool.spool import Spool
 from schemas.ids import DeviceId
-from schemas.reported import ModelReport, PolicyReport, Reported, encode_reported
+from schemas.reported import DocumentReport, ModelReport, PolicyReport, Reported, encode_reported
 
 _UNCHANGED_INTERVALS = 12
 
@@ -23,6 +23,7 @@ class Reporter:
         interval_s: how often at most.
         clock: wall clock for the report, monotonic for the interval.
         policy: what the rules' room says of itself.
+        documents: what was taken of the signed documents.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Reporter:
         interval_s: float,
         clock: Clock,
         policy: Callable[[], PolicyReport | None] = lambda: None,
+        documents: Callable[[], tuple[DocumentReport, ...]] = tuple,
     ) -> None:
         self._spool = spool
         self._device = device
@@ -42,6 +44,7 @@ class Reporter:
         self._interval_s = interval_s
         self._clock = clock
         self._policy = policy
+        self._documents = documents
         self._told: Reported | None = None
         self._looked_s = float("-inf")
         self._told_s = float("-inf")
@@ -77,4 +80,5 @@ class Reporter:
             epochs=self._spool.epochs(),
             models=self._models(),
             policy=self._policy(),
+            documents=self._documents() or msgspec.UNSET,
         )

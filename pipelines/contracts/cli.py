@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.contracts.diff import diff_contracts
-from pipelines.contracts.infer import infer_contract
+from pipelines.contracts.infer import draft_contract
 from pipelines.contracts.json_schema import arrow_schema, json_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.quality_cli import quality
@@ -111,7 +112,10 @@ def infer(
 ) -> None:
     """Draft a contract from a file, as ODCS YAML for you to correct."""
     try:
-        typer.echo(to_odcs(infer_contract(file, name, max_rows=rows, bounds=bounds)).rstrip())
+        draft = draft_contract(file, name, max_rows=rows, bounds=bounds)
+        for line in draft.hints.lines(draft.contract.name, str(file)):
+            typer.echo(f"# {line}".rstrip())
+        typer.echo(to_odcs(draft.contract).rstrip())
     except PipelineError as error:
         Console(highlight=False, soft_wrap=True, stderr=True).print("[red]refused[/]", str(error).replace("[", r"\["))
         raise typer.Exit(1) from error
@@ -136,11 +140,14 @@ def _find(console: Console, name: str, version: str | None, contracts: str) -> C
 
 def _print(console: Console, contract: Contract) -> None:
     console.print(f"[bold]{contract.name} {contract.version}[/]  {contract.description}")
-    table = Table("column", "type", "unit", "required", "accepted", "pii", "description", box=None)
+    table = Table("column", "in the source", "type", "unit", "required", "accepted", "pii", "description", box=None)
     for column in contract.columns:
         required = "yes" if column.required else ""
         pii = "" if column.pii == "none" else str(column.pii)
-        table.add_row(column.name, _typed(column), column.unit, required, _accepted(column), pii, column.description)
+        source_name = escape(column.source_name)
+        table.add_row(
+            column.name, source_name, _typed(column), column.unit, required, _accepted(column), pii, escape(column.description)
+        )
     console.print(table)
     for rule in contract.quality:
         console.print(f"quality [bold]{rule.name}[/]: ", rule.expression.replace("[", r"\["), sep="")

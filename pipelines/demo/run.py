@@ -23,6 +23,8 @@ from pipelines.demo.site import MODEL, AgentPlan, Site, Wiring, device_command, 
 from pipelines.demo.stage import Stage, tallies
 from pipelines.demo.view import Snapshot, View
 from pipelines.demo.watch import Watch
+from pipelines.director.counters import director_folder
+from pipelines.director.keys import first_director
 from pipelines.rollout.keys import KeyFolder, KeyPlan
 from pipelines.rollout.paths import keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository
@@ -104,7 +106,8 @@ def open_stage(stack: ExitStack, site: Site, agents: Sequence[AgentPlan], view: 
     write_site(site, agents, Wiring(port, proxy.port))
     root = _make_repository(site)
     model = {"name": MODEL, "root": str(root), "streams": ["camera_frame"], "probation_s": 2.0}
-    write_site(site, agents, Wiring(port, proxy.port, model))
+    director = first_director(director_folder(load_core_config(site.core_config)))
+    write_site(site, agents, Wiring(port, proxy.port, model, director.public_keys))
     watch = stack.enter_context(Watch(HOST, port, site.lake, streams))
     stage = Stage(site, group, proxy, watch, view, clock, Commands(site.folder, view))
     stage.start_core()

@@ -118,11 +118,12 @@ def simulated_agents(site: Site, seed: int) -> tuple[AgentPlan, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """Ports, and what each agent's `[model]` table holds."""
+    """Ports, what each agent's `[model]` table holds, and the director's public keys that agents trust."""
 
     broker_port: int
     agent_port: int
     model_table: Mapping[str, object] = field(default_factory=dict)
+    director_keys: tuple[str, ...] = ()
 
 
 def write_site(site: Site, agents: Sequence[AgentPlan], wiring: Wiring) -> None:
@@ -153,6 +154,8 @@ def _agent_table(agent: AgentPlan, wiring: Wiring) -> dict[str, object]:
         "uplink": {"report_interval_s": 1.0, "resend_after_s": 10.0},
         "source": [_source_table(source) for source in agent.sources],
     }
+    if wiring.director_keys:
+        table["director"] = {"public_keys": list(wiring.director_keys)}
     if agent.runs_model and wiring.model_table:
         table["model"] = dict(wiring.model_table)
     return table

@@ -9,6 +9,7 @@ import structlog
 
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
+from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import FaultError, RetryLaterError
 from pipelines.ingest.graph import crew
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
@@ -42,6 +43,7 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
     """
     root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
     bind(root, config.remote)
+    warn_of_retention(config.contracts)
     with ExitStack() as stack:
         check_ours = stack.enter_context(only_loop(root, stop))
         with starting(root, "run", "loop", clock):

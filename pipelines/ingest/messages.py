@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.ingest.event_times import CLOCK_BOOT, CLOCK_SET, CLOCK_SHIFT, NOTHING, ClockNote
 from pipelines.ingest.quarantine import BODY_ENVELOPE, Origin, Rejection
 from schemas.envelope import DATASCHEMA_PREFIX
 from schemas.ranges import Span
@@ -29,6 +30,7 @@ class Message(NamedTuple):
     encoding: str
     batch: pa.RecordBatch
     row: int
+    clock: ClockNote = NOTHING
 
     @property
     def body(self) -> pa.Buffer:
@@ -61,10 +63,13 @@ def messages(batch: pa.RecordBatch) -> Iterator[Message]:
     received = batch.column("received_at").cast(pa.int64()).to_pylist()
     versions = _property(batch, "dataschema")
     encodings = _property(batch, "contentencoding")
+    boots, settings = _property(batch, CLOCK_BOOT), _property(batch, CLOCK_SET)
+    shifts = _property(batch, CLOCK_SHIFT) if boots else {}
     for row, values in enumerate(zip(*columns, strict=True)):
         stream, schema = values[2], versions.get(row)
         version = None if schema is None else schema.removeprefix(f"{DATASCHEMA_PREFIX}{stream}:")
-        yield Message._make((*values, received[row], version, encodings.get(row, ""), batch, row))
+        clock = ClockNote(boots.get(row), shifts.get(row), settings.get(row)) if boots or settings else NOTHING
+        yield Message._make((*values, received[row], version, encodings.get(row, ""), batch, row, clock))
 
 
 def _property(batch: pa.RecordBatch, name: str) -> dict[int, str]:

@@ -11,6 +11,7 @@ import typer
 from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
+from pipelines.ingest.event_times import RECEIVED
 from pipelines.ingest.quarantine import BODY_NONE
 from pipelines.ingest.requests import DISCARD, REPLAY, Request, write_request
 from pipelines.lake.copy import size_of
@@ -18,6 +19,8 @@ from pipelines.lake.quarantined import Where, closed, grouped, heads
 from pipelines.lake.remote import lake_of
 from pipelines.lake.scratch import scratch
 from pipelines.tables import show
+from schemas.envelope import parse_time
+from schemas.errors import EnvelopeError
 
 quarantine_app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Refused samples: see why, replay them once mended, or discard them."
@@ -30,6 +33,13 @@ Stream = Annotated[str | None, typer.Option(help="Of this stream; '' for message
 Stage = Annotated[str | None, typer.Option(help="Refused at this stage.")]
 Reason = Annotated[str | None, typer.Option(help="With this in the reason.")]
 Device = Annotated[str | None, typer.Option(help="Of this device.")]
+EventTime = Annotated[
+    str,
+    typer.Option(
+        help="Set event times that the device could not know: 'received' dates the newest sample of each message by when it"
+        " landed, a time such as 2026-05-28T20:26:40Z dates the first; the others keep their distances."
+    ),
+]
 All = Annotated[bool, typer.Option("--all", help="Everything that fits; needed where nothing else is given.")]
 _POLL_S = 0.2
 
@@ -68,12 +78,14 @@ def replay(  # noqa: PLR0913, PLR0917  # each is an option of the command line
     device: Device = None,
     everything: All = False,
     version: Annotated[str, typer.Option(help="Read them by this contract version, not by the one they name.")] = "",
+    event_time: EventTime = "",
     wait_s: Annotated[float, typer.Option(help="How long to wait for a run loop that is at work.")] = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Put refused samples through again, by today's contracts and policies. Each is committed once, or refused again."""
     where = _where(Where(stream, stage, reason, device, tuple(ids or ())), everything=everything)
-    _carry_out(load_core_config(config), REPLAY, where, version, wait_s, as_json=as_json)
+    set_to = _event_time(event_time)
+    _carry_out(load_core_config(config), REPLAY, where, wait_s, as_json=as_json, version=version, event_time=set_to)
 
 
 @quarantine_app.command("discard")
@@ -94,7 +106,17 @@ def discard(  # noqa: PLR0913, PLR0917  # likewise
     core = load_core_config(config)
     if not yes:
         typer.confirm(f"Discard {heads(lake_of(core), where).num_rows} rows of the quarantine for ever?", abort=True)
-    _carry_out(core, DISCARD, where, "", wait_s, as_json=as_json)
+    _carry_out(core, DISCARD, where, wait_s, as_json=as_json)
+
+
+def _event_time(text: str) -> str:
+    """The option as a replay's property: `received`, or the microseconds since 1970."""
+    if text in ("", RECEIVED):
+        return text
+    try:
+        return str(parse_time(text))
+    except EnvelopeError as error:
+        raise RefusedError(f"--event-time: {error}; give 'received', or a time such as 2026-05-28T20:26:40Z") from error
 
 
 def _where(where: Where, *, everything: bool) -> Where:
@@ -103,7 +125,9 @@ def _where(where: Where, *, everything: bool) -> Where:
     return where
 
 
-def _carry_out(core: CoreConfig, kind: str, where: Where, version: str, wait_s: float, *, as_json: bool) -> None:
+def _carry_out(
+    core: CoreConfig, kind: str, where: Where, wait_s: float, *, as_json: bool, version: str = "", event_time: str = ""
+) -> None:
     root = lake_of(core)
     found = heads(root, where)
     rows = [
@@ -112,7 +136,8 @@ def _carry_out(core: CoreConfig, kind: str, where: Where, version: str, wait_s: 
     ids = tuple(row_id for row_id, form in rows if row_id is not None and (kind == DISCARD or form != BODY_NONE))
     if not ids:
         raise NotFoundError(f"nothing to {kind}; `catchment quarantine ls` shows what there is")
-    request = Request(kind, ids, SystemClock().now_ms() * 1_000, version)  # type: ignore[arg-type]  # one of the two constants
+    asked_at_us = SystemClock().now_ms() * 1_000
+    request = Request(kind, ids, asked_at_us, version, event_time)  # type: ignore[arg-type]  # one of the two constants
     path = write_request(root, request)
     _wait(core, path, wait_s)
     show(f"{kind} of {len(ids)} rows", [_outcome(root, ids)], as_json=as_json)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipelines.bridge.rows import KIND_UP, LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment, sealed_path
 from pipelines.ingest.decode import ROWS
+from pipelines.ingest.event_times import CLOCK_BOOT, CLOCK_SET, CLOCK_SHIFT
 from pipelines.ingest.plan import Plan, Release, SegmentRef
 from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON, STAGE_HEAD, STAGE_REPORT
 from pipelines.ingest.requests import REPLAY, Request
@@ -46,7 +47,7 @@ def release_plan(root: Path, run: int, now_us: int, pins: str, cursors: dict[str
     )
     if request.kind != REPLAY:
         return Plan(run, now_us, pins, (), cursors, releases)
-    return Plan(run, now_us, pins, (_write_segment(root, run, rows, request.version),), cursors, releases)
+    return Plan(run, now_us, pins, (_write_segment(root, run, rows, request),), cursors, releases)
 
 
 def is_replayable(row: dict[str, Any]) -> bool:
@@ -63,21 +64,25 @@ def _spans(row: dict[str, Any]) -> tuple[tuple[int, int], ...]:
     return tuple((low, high) for low, high in json.loads(row["spans"] or "[]"))
 
 
-def _write_segment(root: Path, run: int, rows: Sequence[dict[str, Any]], version: str) -> SegmentRef:
+def _write_segment(root: Path, run: int, rows: Sequence[dict[str, Any]], request: Request) -> SegmentRef:
     folder = landing_folder(root, REPLAYS)
     folder.mkdir(parents=True, exist_ok=True)
     segment = OpenSegment(folder, run)
-    segment.append(rows_to_batch([_landing_row(row, version) for row in rows]))
+    segment.append(rows_to_batch([_landing_row(row, request) for row in rows]))
     segment.sync()
     segment.seal()
     send(root, [sealed_path(folder, run)])  # before its plan: any machine may have to carry that out
     return SegmentRef(REPLAYS, run, sealed_path(folder, run).stat().st_size)
 
 
-def _landing_row(row: dict[str, Any], version: str) -> LandingRow:
+def _landing_row(row: dict[str, Any], request: Request) -> LandingRow:
     properties = [(name, value) for name, value in json.loads(row["properties"])]
-    if version:
-        schema = ("dataschema", f"{DATASCHEMA_PREFIX}{row['stream']}:{version}")
+    if request.event_time:
+        # In place of what the device could not know.
+        known = (CLOCK_BOOT, CLOCK_SHIFT, CLOCK_SET)
+        properties = [*(pair for pair in properties if pair[0] not in known), (CLOCK_SET, request.event_time)]
+    if request.version:
+        schema = ("dataschema", f"{DATASCHEMA_PREFIX}{row['stream']}:{request.version}")
         properties = [*(pair for pair in properties if pair[0] != "dataschema"), schema]
     spans = _spans(row)
     content_type, body = row["content_type"], row["body"]

@@ -22,12 +22,18 @@ _waiting_afar: dict[Path, list[Path]] = {}
 
 
 class Request(msgspec.Struct, frozen=True):
-    """Replay or discard these rows. `version`: the contract version to read them by; "" for the one that each names."""
+    """Replay or discard these rows.
+
+    Attributes:
+        version: the contract version to read them by; "" for the one that each names.
+        event_time: what their event times are set to, as `event_times.CLOCK_SET` says; "" leaves them as they are.
+    """
 
     kind: Literal["replay", "discard"]
     ids: tuple[str, ...]
     asked_at_us: int
     version: str = ""
+    event_time: str = ""
 
 
 def write_request(root: Path, request: Request) -> Path:

@@ -14,6 +14,7 @@ from pipelines.bridge.rows import KIND_REPORTED, KIND_UP
 from pipelines.bridge.segment import read_segment
 from pipelines.ingest.admit import Verdict
 from pipelines.ingest.decode import DecodeError, Rows, decode
+from pipelines.ingest.event_times import NEVER_SET, correct_times
 from pipelines.ingest.group import Envelope, Group
 from pipelines.ingest.heads import read_report, segment_path
 from pipelines.ingest.messages import Message, messages
@@ -34,6 +35,7 @@ from pipelines.ingest.work import Faults, ItemResult, Settled, Work
 from pipelines.lake.copy import at_hand
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import QUARANTINE, stream_table
+from pipelines.lake.quarantined import kind_of
 from schemas.contract import Contract
 
 GroupKey = tuple[str, str, pa.Schema]
@@ -126,7 +128,7 @@ class Settler:
             if is_whole:
                 self._messages += 1
                 devices = tuple(sorted({*self._faults.devices, message.device or ""}))
-                self._faults = Faults(self._faults.refused + 1, devices, self._faults.reason or reason)
+                self._faults = Faults(self._faults.refused + 1, devices, self._faults.reason or kind_of(reason))
         elif message.kind != KIND_UP:
             self._reject(message.rejected(STAGE_REPORT, reason, None, 1), stream="")
 
@@ -144,8 +146,11 @@ class Settler:
             named = f"{message.stream} {message.version or ''}".strip()
             self._reject_whole(message, verdict, STAGE_CONTRACT, f"the core has no contract {named}; add it, then replay")
             return
+        if message.clock.is_unknown:
+            self._reject_whole(message, verdict, STAGE_CONTRACT, NEVER_SET)
+            return
         try:
-            rows = self._decode(message, contract)
+            rows = correct_times(self._decode(message, contract), message.clock, contract, message.received_us)
         except DecodeError as error:
             self._reject_whole(message, verdict, STAGE_DECODE, str(error))
             return

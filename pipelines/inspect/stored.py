@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.contracts.private import private_columns
 from pipelines.inspect.columns import step_columns
 from pipelines.inspect.run import Payloads, inspect_rows
 from pipelines.lake.layout import object_name
@@ -78,7 +79,9 @@ class StoredInspector:
     def fill(self, rows: pa.Table) -> pa.Table:
         """The rows with every step's columns."""
         waiting = [step for step in self._steps if not _is_filled(rows, step)]
-        return inspect_rows(self._root, rows, waiting, committed_payloads(self._root, rows)) if waiting else rows
+        if not waiting:
+            return rows
+        return inspect_rows(self._root, rows, waiting, committed_payloads(self._root, rows), private_columns(self._contract))
 
 
 def _is_filled(rows: pa.Table, step: InspectStep) -> bool:

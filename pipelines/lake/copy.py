@@ -93,6 +93,21 @@ def discard(root: Path, path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def discard_all(root: Path, paths: Sequence[Path]) -> None:
+    """Delete files of the lake in this order; of a remote lake several at once, in any order.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    if remote_of(root) is None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return
+    with ThreadPoolExecutor(PUTS_AT_ONCE) as pool:
+        for _ in pool.map(lambda path: discard(root, path), paths):
+            pass
+
+
 def deliver(root: Path, files: Sequence[NewFile]) -> None:
     """See to it that every file that a commit will name is in the lake, as it was written.
 

@@ -28,7 +28,12 @@ _HEADS = [
     "spans",
 ]  # fmt: skip
 # What differs from one refusal to the next of the same kind: digests, quoted words, numbers.
-_VARIABLE = ((re.compile(r"\b[0-9a-f]{32,}\b"), "#"), (re.compile(r"'[^']*'"), "'…'"), (re.compile(r"\d+(\.\d+)?"), "N"))
+_VARIABLE = (
+    (re.compile(r"\b[0-9a-f]{32,}\b"), "#"),
+    (re.compile(r"'[^']*'"), "'…'"),
+    (re.compile(r'"[^"]*"'), '"…"'),
+    (re.compile(r"\d+(\.\d+)?"), "N"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ def grouped(rows: pa.Table) -> Rows:
 
 
 def kind_of(reason: str) -> str:
-    """The reason without what differs from sample to sample."""
+    """The reason without what differs from sample to sample, and so without the values that it quotes."""
     for pattern, mark in _VARIABLE:
         reason = pattern.sub(mark, reason)
     return reason

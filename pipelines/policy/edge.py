@@ -6,12 +6,12 @@ A device never goes back to a lower version, so the number is kept in the lake a
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from pipelines.atomic import write_atomic
 from pipelines.contracts.registry import ContractSet
+from pipelines.director.keys import DocumentSigner
 from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, RefusedError
 from pipelines.inspect.columns import steps_of
 from pipelines.lake.copy import exchange, read_bytes
@@ -25,15 +25,14 @@ from schemas.edge_policy import (
     EdgeRule,
     SignedEdgePolicy,
     encode_edge_policy,
-    encode_signed_edge_policy,
+    encode_policy_message,
+    rules_of,
     signing_bytes,
 )
 from schemas.errors import PolicyDocumentError
 from schemas.inspectors import VERSIONS, device_columns
 from schemas.policy import InspectStep, KeepRule, Policy, PriorityRule, SampleRule
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from schemas.signed_document import EVERY_DEVICE, Addressees, Document, DocumentKind, encode_body
 
 _ID_CHARS = 50
 
@@ -104,52 +103,32 @@ def numbered_policy(
     return policy
 
 
-def signed_message(policy: EdgePolicy, key: bytes) -> bytes:
-    """The message for `down/<device>/policy`.
+def signed_message(policy: EdgePolicy, signer: DocumentSigner, expires_ms: int | None = None) -> bytes:
+    """The message for `down/<device>/policy`: a signed document, and beside it the form that the release before reads.
 
     Args:
-        policy: what to sign.
-        key: the private key, PEM.
+        policy: what to sign; its version is the document's counter.
+        signer: whose keys sign it. The older form is signed by the first of them.
+        expires_ms: when devices stop taking it; None: never.
 
     Raises:
-        RefusedError: not an Ed25519 private key.
+        RefusedError: it is too large for a message.
     """
-    text = encode_edge_policy(policy)
-    signature = _private_key(key).sign(signing_bytes(text))
-    return encode_signed_edge_policy(SignedEdgePolicy(text, signature.hex()))
-
-
-def make_key(path: Path) -> str:
-    """Write a new private key that only its owner may read; the public key, as devices are configured with it.
-
-    Raises:
-        RefusedError: there is a file already.
-    """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415  # heavy only here
-    from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415  # likewise
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
+    to = Addressees(policy.devices) if policy.devices else Addressees(cohorts=(EVERY_DEVICE,))
+    document = Document(
+        kind=DocumentKind.EDGE_POLICY.value,
+        counter=policy.version,
+        issued_ms=policy.issued_ms,
+        to=to,
+        body=encode_body(rules_of(policy)),
+        expires_ms=expires_ms,
     )
-
-    if path.exists():
-        raise RefusedError(f"{path}: there is a file already; devices trust the key they have, so none is written over")
-    key = Ed25519PrivateKey.generate()
-    write_atomic(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
-    return key.public_key().public_bytes_raw().hex()
-
-
-def _private_key(body: bytes) -> "Ed25519PrivateKey":
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415  # heavy only here
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415  # likewise
-
+    text = encode_edge_policy(policy)
+    older = SignedEdgePolicy(text, signer.sign_bytes(signing_bytes(text)).hex())
     try:
-        key = load_pem_private_key(body, password=None)
-    except (ValueError, TypeError) as error:
-        raise RefusedError(f"not a PEM key without passphrase ({error}); `catchment policy keygen` makes one") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise RefusedError("edge policies are signed with Ed25519; make a key with `catchment policy keygen`")
-    return key
+        return encode_policy_message(signer.sign(document), older)
+    except PolicyDocumentError as error:
+        raise RefusedError(f"{error}; put fewer device rules in force") from error
 
 
 def _columns(policy: Policy, stream: str, contracts: ContractSet) -> dict[str, ColumnType]:

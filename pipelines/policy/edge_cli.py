@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from pipelines.config import CoreConfig, load_core_config
+from pipelines.director.counters import director_folder
+from pipelines.director.keys import DocumentSigner, parse_key, require_director, write_key
 from pipelines.errors import ConfigError
 from pipelines.ingest.receipts import MqttPublisher
-from pipelines.policy.edge import edge_inspectors, edge_rules, make_key, numbered_policy, signed_message
+from pipelines.policy.edge import edge_inspectors, edge_rules, numbered_policy, signed_message
 from pipelines.policy.site import CORE, Config, Site
 from pipelines.rollout.fleet import reported_models
 from schemas.ids import DeviceId
@@ -17,40 +19,51 @@ from schemas.topics import Topics
 
 
 def keygen(path: Annotated[Path, typer.Argument(help="Where the private key shall lie.")]) -> None:
-    """Make the key that signs device rules, and print what devices are configured with."""
-    public = make_key(path)
+    """Make a key that signs device rules and nothing else, and print what devices are configured with."""
+    public = write_key(path)
     typer.echo(f'# agent.toml of every device\n[policy]\npublic_key = "{public}"')
 
 
 def push(
-    key: Annotated[Path, typer.Option("--key", help="The private key that `keygen` made.")],
+    key: Annotated[
+        Path | None, typer.Option("--key", help="The private key that `keygen` made; default: the director's keys.")
+    ] = None,
     config: Config = CORE,
     device: Annotated[list[str] | None, typer.Option("--device", help="Which; default: all that have reported.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compile and show; sign and send nothing.")] = False,
 ) -> None:
     """Give devices the keep, sample and priority rules of the policies in force: compiled, signed, retained."""
-    give_out(Site.open(config, None), load_core_config(config), None if dry_run else read_key(key), device)
+    core = load_core_config(config)
+    give_out(Site.open(config, None), core, None if dry_run else policy_signer(core, key), device)
 
 
-def read_key(path: Path) -> bytes:
-    """The private key of a file.
+def policy_signer(core: CoreConfig, path: Path | None) -> DocumentSigner:
+    """What signs device rules.
+
+    Args:
+        core: names the director's keys.
+        path: the file of another key; None: the director's.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
+        RefusedError: there is no such key, or it is not an Ed25519 private key.
     """
+    if path is None:
+        return require_director(director_folder(core))
     try:
-        return path.read_bytes()
+        body = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); make one with `catchment policy keygen`") from error
+    return DocumentSigner([parse_key(body, str(path))])
 
 
-def give_out(site: Site, core: CoreConfig, secret: bytes | None, device: list[str] | None = None) -> None:
-    """Compile the device rules of the policies in force and show them; with a key, sign and send them.
+def give_out(site: Site, core: CoreConfig, signer: DocumentSigner | None, device: list[str] | None = None) -> None:
+    """Compile the device rules of the policies in force and show them; with a signer, sign and send them.
 
     Args:
         site: the lake and its contracts.
         core: its configuration, which names the broker.
-        secret: the private key; None: only show.
+        signer: who signs; None: only show.
         device: which devices; None: all that have reported.
     """
     streams = edge_rules(site.in_force(), site.contracts)
@@ -60,10 +73,10 @@ def give_out(site: Site, core: CoreConfig, secret: bytes | None, device: list[st
             typer.echo(f"{stream}: {rule.id}: {rule.action}")
     for stream, steps in inspect.items():
         typer.echo(f"{stream}: devices inspect {', '.join(step.use for step in steps)}")
-    if secret is None:
+    if signer is None:
         return
     policy = numbered_policy(site.root, streams, time.time_ns() // 1_000_000, inspect)
-    message = signed_message(policy, secret)
+    message = signed_message(policy, signer)
     devices = sorted({*(device or reported_models(core))})
     topics = Topics(core.broker.namespace)
     with MqttPublisher(core.broker, "catchment-policy-push") as publisher:

@@ -22,7 +22,7 @@ from pipelines.lake.suspended import HINT, SuspensionBook
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import load_policy
 from pipelines.policy.edge import edge_rules
-from pipelines.policy.edge_cli import give_out, read_key
+from pipelines.policy.edge_cli import give_out, policy_signer
 from pipelines.policy.guard import GuardedTagger
 from pipelines.policy.retag import Retagged, retag_stream, undo_retag
 from pipelines.policy.site import CORE, Config, Lake, Site
@@ -48,7 +48,8 @@ def apply(
     site = Site.open(config, lake)
     console = _console()
     # Both before anything is put in force: a wrong path must not leave half of it done.
-    signer = (load_core_config(config), read_key(key)) if key is not None else None
+    core = load_core_config(config) if key is not None else None
+    signer = None if core is None else (core, policy_signer(core, key))
     policies = [load_policy(path) for path in files]
     for policy, path in zip(policies, files, strict=True):
         require_sound(policy, site.contracts, path.parent)

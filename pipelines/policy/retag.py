@@ -19,6 +19,7 @@ from pipelines.atomic import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, RefusedError
 from pipelines.lake.alone import held_alone
 from pipelines.lake.copy import at_hand, duplicate, files_of, forget, send, size_of
+from pipelines.lake.delta_log import commit_notes
 from pipelines.lake.layout import retag_lock_path, stream_table
 from pipelines.lake.replace import LiveFile, live_files, replace_files
 from pipelines.lake.table import open_table
@@ -102,7 +103,7 @@ def undo_retag(root: Path, stream: str) -> Retagged:
     with _only_one(root, stream) as there:
         for _ in range(ATTEMPTS):
             table = _opened(there, stream)
-            version = _last_retag(table, stream)
+            version = _last_retag(there, stream)
             now, then = live_files(table), _files_at(there, stream, version)
             before = _files_at(there, stream, version - 1)
             if not {file.path for file in then} <= {file.path for file in now}:
@@ -197,14 +198,14 @@ def _opened(root: Path, stream: str) -> DeltaTable:
     return table
 
 
-def _last_retag(table: DeltaTable, stream: str) -> int:
+def _last_retag(root: Path, stream: str) -> int:
     undone: set[str] = set()
-    for entry in table.history():
-        if NOTE_UNDO in entry:
-            undone.add(str(entry[NOTE_UNDO]))
-        elif NOTE_RULES in entry and str(entry["version"]) not in undone:
-            return int(entry["version"])
-    raise NotFoundError(f"no retag of {stream} to undo")
+    for version, note in commit_notes(root, stream_table(stream)):
+        if NOTE_UNDO in note:
+            undone.add(str(note[NOTE_UNDO]))
+        elif NOTE_RULES in note and str(version) not in undone:
+            return version
+    raise NotFoundError(f"no retag of {stream} to undo; `maintain.keep_versions_h` says for how long there is")
 
 
 def _check_present(root: Path, name: str, files: Sequence[LiveFile]) -> None:

@@ -13,6 +13,9 @@ from rich.table import Table
 
 from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig, load_core_config
+from pipelines.director.counters import director_folder
+from pipelines.director.keys import first_director
+from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
 from pipelines.rollout.cohorts import parse_cohort
 from pipelines.rollout.fleet import publish_desired, reported_models
@@ -90,6 +93,9 @@ def model_init(
         folder = keys or keys_folder(core)
         out.print(f"Keys are in {folder}. Take root-*.pem and targets-*.pem offline; the model server needs the others.")
         out.print(f"Devices need {root}: it is what they trust.")
+        signer = first_director(director_folder(core))
+        out.print("Devices need the director's key, too: catchment director show prints it for agent.toml.")
+        out.print(f"director key: {signer.public_keys[0]}")
 
 
 @model_app.command("publish")
@@ -188,7 +194,12 @@ def rollout_start(
             SystemClock().now_ms(), halt_ratio=halt_ratio,
         )  # fmt: skip
         RolloutStore(models_folder(core) / "rollouts").save(rollout)
-        told = publish_desired(core, rollout)
+        orders = DesiredOrders.open(core, SystemClock())
+        told = publish_desired(core, rollout, orders)
+        if not orders.public_keys:
+            typer.echo(
+                "unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True
+            )
         out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(told)} devices told")
 
 

@@ -7,6 +7,7 @@ import structlog
 from paho.mqtt.client import MQTTMessage
 
 from pipelines.config import CoreConfig
+from pipelines.director.orders import DesiredOrders
 from pipelines.refusals import refusal_error
 from pipelines.rollout.connection import BrokerLink
 from pipelines.rollout.rollouts import Rollout
@@ -14,7 +15,6 @@ from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reason_codes import is_refusal
 from schemas.reported import ModelReport, decode_reported
-from schemas.rollout import encode_desired
 from schemas.topics import Topics
 
 _QUIET_S, _LONGEST_S = 0.4, 5.0
@@ -52,8 +52,13 @@ def reported_models(config: CoreConfig, quiet_s: float = _QUIET_S) -> dict[str, 
     return dict(reports)
 
 
-def publish_desired(config: CoreConfig, rollout: Rollout) -> list[str]:
+def publish_desired(config: CoreConfig, rollout: Rollout, orders: DesiredOrders) -> list[str]:
     """Tell the rollout's devices: those that have reported, and those named in full. Later ones are told by the server.
+
+    Args:
+        config: names the broker.
+        rollout: what they are to run.
+        orders: signs it for each of them.
 
     Raises:
         RetryLaterError: the broker cannot be reached or does not acknowledge; the rollout's document stands, the server goes on.
@@ -66,10 +71,10 @@ def publish_desired(config: CoreConfig, rollout: Rollout) -> list[str]:
     link = BrokerLink(config.broker, "", (), lambda _message: None)
     link.open()
     try:
-        body = encode_desired(rollout.desired)
+        messages = {topics.desired(DeviceId(device)): orders.message(device, rollout.desired) for device in devices}
         infos = [
             link.publish(topic, body, retain=True, on_answer=partial(codes.__setitem__, topic))
-            for topic in (topics.desired(DeviceId(device)) for device in devices)
+            for topic, body in messages.items()
         ]
         link.wait_published(infos, _LONGEST_S)
     finally:

@@ -1,6 +1,7 @@
 """The model server: hands out pieces of the repository, tells devices what they should run, and stops a rollout that fails."""
 
 import threading
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -11,6 +12,7 @@ from paho.mqtt.client import MQTTMessage
 from pipelines.bridge.shares import Shares
 from pipelines.clock import Clock, SystemClock
 from pipelines.config import CoreConfig, ShareConfig
+from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
 from pipelines.lake.remote import lake_of
 from pipelines.log_limit import LogLimit
@@ -25,8 +27,8 @@ from pipelines.status.beat import Health, Heart, starting
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reason_codes import is_refusal
-from schemas.reported import MAX_REPORTED_BYTES, ModelReport, decode_reported
-from schemas.rollout import MAX_PIECE_BYTES, encode_desired
+from schemas.reported import MAX_REPORTED_BYTES, DocumentReport, ModelReport, decode_reported
+from schemas.rollout import MAX_PIECE_BYTES
 from schemas.topics import Kind, Topics
 
 RENEW_WITHIN = timedelta(days=7)
@@ -43,6 +45,15 @@ _REFUSED_AGAIN_S = 15.0
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a device was last ordered: by which rollout, signed by which keys, when."""
+
+    rollout: Rollout | None
+    keys: tuple[str, ...] = ()
+    at_ms: int = 0
+
+
 class ModelServer:
     """Serves one lake's repository on one broker."""
 
@@ -54,12 +65,16 @@ class ModelServer:
         self._clock = clock
         self._lock = threading.Lock()
         self._reports: dict[str, tuple[ModelReport, ...]] = {}
-        self._told: dict[str, Rollout | None] = {}
+        self._told: dict[str, Told] = {}
+        self._config = config
+        self._keys: tuple[str, ...] | None = None
+        self._refusing: dict[str, str] = {}
         self._renew_at_s = clock.monotonic_s()
         self._refused_at_s: dict[str, float] = {}
         self._pieces = self._reports_heard = self._deferred = self._litter = 0
         self._budget = Shares(_PIECE_SHARE)
-        self._unread: dict[str, bytes] = {}  # each device's newest report, until the next tick
+        self._unread: dict[str, bytes] = {}  # each device's newest report that came too soon after another
+        self._read_s: dict[str, float] = {}
         self._logged = LogLimit()
         filters = (self._topics.model_get_filter(), self._topics.reported_filter())
         self._link = BrokerLink(config.broker, "catchment-models", filters, self._on_message, clock, filters[:1])
@@ -141,36 +156,72 @@ class ModelServer:
         )
 
     def _remember(self, device: DeviceId, body: bytes) -> None:
-        """Keep a report for the next tick: of one device the newest alone is read, however many it sends."""
+        """Read a report, or keep it for the next tick: of one device the newest alone, however many it sends."""
         if not body:
             return
         if len(body) > MAX_REPORTED_BYTES:
             self._warn(device, "message_refused", f"report of {len(body)} bytes is above the limit of {MAX_REPORTED_BYTES}")
             return
         self._reports_heard += 1
+        now_s = self._clock.monotonic_s()
         with self._lock:
-            self._unread[device] = body
+            if now_s - self._read_s.get(device, float("-inf")) < TICK_S:
+                self._unread[device] = body
+                return
+        self._read(device, body, now_s)
 
-    def _read_reports(self) -> None:
+    def _read_kept(self) -> None:
+        """Read the reports that came too soon after another of their device."""
+        now_s = self._clock.monotonic_s()
         with self._lock:
             unread, self._unread = self._unread, {}
         for device, body in unread.items():
-            try:
-                self._reports[device] = decode_reported(body).models
-            except SchemaError as error:
-                self._warn(device, "message_refused", str(error))
+            self._read(device, body, now_s)
+
+    def _read(self, device: str, body: bytes, now_s: float) -> None:
+        try:
+            report = decode_reported(body)
+        except SchemaError as error:
+            self._warn(device, "message_refused", str(error))
+            return
+        finally:
+            with self._lock:
+                self._read_s[device] = now_s
+        with self._lock:
+            self._reports[device] = report.models
+        self._note_refusals(device, report.documents or ())
+
+    def _note_refusals(self, device: str, documents: tuple[DocumentReport, ...]) -> None:
+        """Log what a device refuses, once for each reason: nobody else hears of it."""
+        reason = "; ".join(f"{each.kind}: {each.reason}" for each in documents if each.reason)
+        if reason and self._refusing.get(device) != reason:
+            log.warning("device_does_not_follow", device=device, reason=reason)
+        self._refusing[device] = reason
 
     def tick(self) -> None:
         """What is due: fresh signatures, failing rollouts stopped, devices told."""
         self._renew()
         self._forget_refused()
         self._probe.step()
-        self._read_reports()
-        reports = dict(self._reports)
+        self._read_kept()
+        with self._lock:
+            reports = dict(self._reports)
         rollouts = [self._halted_if_failing(item, reports) for item in self._rollouts.all()]
         named = {device for item in rollouts if item.state == "running" for device in item.devices.named_devices}
-        for device in sorted({*reports, *named}):
-            self._tell(device, rollouts, reports.get(device, ()))
+        orders = self._open_orders()
+        for device in sorted({*reports, *named, *self._told}):
+            self._tell(device, rollouts, reports.get(device, ()), orders)
+
+    def _open_orders(self) -> DesiredOrders:
+        """What signs this round's orders, with the keys that are there now."""
+        orders = DesiredOrders.open(self._config, self._clock)
+        if orders.public_keys != self._keys:
+            self._keys = orders.public_keys
+            if orders.public_keys:
+                log.info("director_keys_loaded", public_keys=orders.public_keys)
+            else:
+                log.warning("desired_state_unsigned", action="make a key with: catchment director init")
+        return orders
 
     def _forget_refused(self) -> None:
         """Have orders that the broker refused a while ago sent again."""
@@ -205,22 +256,26 @@ class ModelServer:
         log.error("rollout is halted", rollout=rollout.name, reason=reason, failed=found.failed[:20])
         return halted
 
-    def _tell(self, device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...]) -> None:
-        wanted = wanted_by(device, rollouts)
-        if device in self._told and self._told[device] == wanted:
-            return
-        if wanted is None and self._told.get(device) is None:
+    def _tell(self, device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...], orders: DesiredOrders) -> None:
+        wanted, told = wanted_by(device, rollouts), self._told.get(device, Told(None))
+        if wanted == told.rollout and (wanted is None or not self._is_stale(told, orders)):
             return
         if runs_halted(device, rollouts, models):
             # It works there: a halted rollout takes nothing away, it only goes no further.
-            self._told[device] = wanted
+            self._told[device] = Told(wanted)
             return
-        body = b"" if wanted is None else encode_desired(wanted.desired)
+        body = orders.message(device, None if wanted is None else wanted.desired)
         self._link.publish(
             self._topics.desired(DeviceId(device)), body, retain=True, on_answer=partial(self._note_answer, device)
         )
-        self._told[device] = wanted
+        self._told[device] = Told(wanted, orders.public_keys, self._clock.now_ms())
         log.info("device is told", device=device, rollout=None if wanted is None else wanted.name)
+
+    def _is_stale(self, told: Told, orders: DesiredOrders) -> bool:
+        """Whether what a device was told must be signed again: by other keys, or before it expires."""
+        if told.keys != orders.public_keys:
+            return True
+        return bool(told.keys) and self._clock.now_ms() - told.at_ms >= orders.renew_after_ms
 
 
 def runs_halted(device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...]) -> bool:

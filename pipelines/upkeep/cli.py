@@ -9,6 +9,7 @@ import structlog
 import typer
 
 from pipelines.config import CoreConfig, load_core_config
+from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
 from pipelines.lake.remote import lake_of
@@ -57,6 +58,7 @@ def maintain(
 ) -> None:
     """Roll-ups, compaction and vacuum."""
     core = load_core_config(config)
+    warn_of_retention(core.contracts)
     stop = stop_on_signals()
     while not stop.is_set():
         try:
@@ -75,4 +77,4 @@ def maintain(
 def keep_of(core: CoreConfig) -> Keep:
     """How long things are kept, by the configuration."""
     told = core.maintain
-    return Keep(told.keep_versions_h, told.keep_landing_h, told.keep_objects_h)
+    return Keep(told.keep_versions_h, told.keep_landing_h, told.keep_objects_h, versions=told.keep_versions)

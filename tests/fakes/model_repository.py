@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from edge_agent.capture.batch import SampleBatch
+from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from pipelines.rollout.golden import try_model
@@ -19,7 +20,7 @@ from pipelines.rollout.keys import KeyFolder, KeyPlan
 from pipelines.rollout.pieces import PieceAnswer, answer
 from pipelines.rollout.repository import ModelRepository, PublishedModel
 from schemas.model import ImageInput
-from schemas.rollout import Desired, encode_desired
+from schemas.rollout import Desired, DesiredModels, encode_desired
 
 IMAGE = ImageInput(4, 4, "grey", "flat")
 LABELS = ("dark", "bright")
@@ -89,11 +90,19 @@ class Core:
 class Device:
     """The device's side, with the core at hand."""
 
-    def __init__(self, core: Core, state: Path, *, root: Path | None = None, **config: object) -> None:
+    def __init__(
+        self,
+        core: Core,
+        state: Path,
+        *,
+        root: Path | None = None,
+        orders: DocumentInbox[DesiredModels] | None = None,
+        **config: object,
+    ) -> None:
         self.core = core
         self.clock = Clock()
         self.config = ModelConfig("bright", str(root or core.root), ("camera_frame",), **config)  # type: ignore[arg-type]
-        self.updater = ModelUpdater(self.config, state, self._send, self.clock, piece_timeout_s=0.2)
+        self.updater = ModelUpdater(self.config, state, self._send, self.clock, piece_timeout_s=0.2, orders=orders)
 
     def _send(self, correlation: bytes, body: bytes) -> None:
         found = self.core.reply(body)

@@ -14,8 +14,9 @@ from edge_agent.capture.follow_zeek import ZeekOptions
 from edge_agent.capture.nmea import NmeaOptions
 from edge_agent.capture.replay import ReplayOptions
 from edge_agent.capture.syslog import SyslogOptions
-from edge_agent.config import AgentConfig, SourceConfig, SpoolConfig, UplinkConfig
+from edge_agent.config import AgentConfig, PolicyConfig, SourceConfig, SpoolConfig, UplinkConfig
 from edge_agent.config import BrokerConfig as AgentBroker
+from edge_agent.config import DirectorConfig as AgentDirector
 from edge_agent.models.config import ModelConfig
 from edge_agent.report_config import ReportConfig
 from pipelines.config import (
@@ -23,6 +24,7 @@ from pipelines.config import (
     BridgeConfig,
     BrokerConfig,
     CoreConfig,
+    DirectorConfig,
     MaintainConfig,
     RunConfig,
     ShareConfig,
@@ -86,14 +88,24 @@ def test_every_make_target_named_in_a_page_exists(name):
     [
         *[
             ("operator.md", *pair)
-            for pair in _keys(AgentConfig, AgentBroker, SpoolConfig, UplinkConfig, SourceConfig, ModelConfig)
+            for pair in _keys(
+                AgentConfig, AgentBroker, AgentDirector, PolicyConfig, SpoolConfig, UplinkConfig, SourceConfig, ModelConfig
+            )
             if pair[1] not in ("broker", "spool", "uplink", "source", "model")
         ],
         *[("sources.md", *pair) for pair in _keys(*SOURCE_OPTIONS, ReportConfig)],
         *[
             ("data-engineer.md", *pair)
             for pair in _keys(
-                CoreConfig, BrokerConfig, BridgeConfig, ShareConfig, RunConfig, WatchConfig, AlarmConfig, MaintainConfig
+                CoreConfig,
+                BrokerConfig,
+                BridgeConfig,
+                ShareConfig,
+                RunConfig,
+                WatchConfig,
+                AlarmConfig,
+                MaintainConfig,
+                DirectorConfig,
             )
             if pair[1] not in ("broker", "bridge", "shares", "run", "watch", "alarms", "maintain")
         ],
@@ -113,6 +125,7 @@ def test_every_configuration_key_is_told(page, form, key):
         ("data-engineer.md", RunConfig),
         ("data-engineer.md", WatchConfig),
         ("data-engineer.md", MaintainConfig),
+        ("data-engineer.md", DirectorConfig),
     ],
 )
 def test_every_default_is_told_as_it_is(page, form):

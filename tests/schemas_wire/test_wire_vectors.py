@@ -12,18 +12,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pipelines.contracts.json_rows import rows_from_json
 from schemas.builtin import builtin_contract
 from schemas.edge_policy import (
+    EdgeRules,
     decode_edge_policy,
     decode_signed_edge_policy,
     encode_edge_policy,
     encode_signed_edge_policy,
+    policy_in,
     signing_bytes,
 )
 from schemas.envelope import ARROW_STREAM, read_head
 from schemas.parts import read_part_head
 from schemas.receipts import decode_object_state, decode_receipt, encode_object_state, encode_receipt
 from schemas.reported import decode_reported, encode_reported
-from schemas.rollout import decode_desired, decode_piece_request, encode_desired, encode_piece_request
+from schemas.rollout import DesiredModels, decode_desired, decode_piece_request, encode_desired, encode_piece_request
 from schemas.shares import decode_share_notice, encode_share_notice
+from schemas.signed_document import DocumentKind, decode_body, decode_document, decode_message
+from schemas.signed_document import signing_bytes as document_bytes
 from schemas.topics import Kind, Topics
 
 VECTORS = Path(__file__).resolve().parent.parent.parent / "docs" / "vectors"
@@ -38,7 +42,15 @@ WORDS = {
     "edge-policy": (decode_signed_edge_policy, encode_signed_edge_policy),
     "piece-request": (decode_piece_request, encode_piece_request),
 }
-ENVELOPES = ("envelope-arrow", "envelope-arrow-zstd", "envelope-arrow-payload", "envelope-json", "envelope-json-bare")
+DOCUMENTS = {"desired-signed": (DocumentKind.DESIRED, DesiredModels), "edge-policy-signed": (DocumentKind.EDGE_POLICY, EdgeRules)}
+ENVELOPES = (
+    "envelope-arrow",
+    "envelope-arrow-zstd",
+    "envelope-arrow-unset-clock",
+    "envelope-arrow-payload",
+    "envelope-json",
+    "envelope-json-bare",
+)
 ARROW = tuple(name for name in ENVELOPES if "arrow" in name)
 
 
@@ -54,7 +66,7 @@ def head_of(document, properties):
 
 
 def test_every_vector_is_tried():
-    assert {path.stem for path in VECTORS.glob("*.json")} == {*WORDS, *ENVELOPES, "part", "part-query"}
+    assert {path.stem for path in VECTORS.glob("*.json")} == {*WORDS, *ENVELOPES, *DOCUMENTS, "part", "part-query"}
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -64,7 +76,9 @@ def test_a_word_of_the_wire_decodes_and_encodes_to_the_same_bytes(name):
     assert encode(decode(body)) == body
 
 
-@pytest.mark.parametrize("name", ["envelope-arrow", "envelope-arrow-zstd", "envelope-arrow-payload", "envelope-json"])
+@pytest.mark.parametrize(
+    "name", ["envelope-arrow", "envelope-arrow-zstd", "envelope-arrow-unset-clock", "envelope-arrow-payload", "envelope-json"]
+)
 def test_the_properties_of_an_envelope_read_and_write_to_the_same_pairs(name):
     document, _, properties = load(name)
     assert head_of(document, properties).to_properties() == properties
@@ -123,3 +137,29 @@ def test_the_rules_of_a_signed_policy_are_what_the_key_signed():
     policy = decode_edge_policy(signed.policy)
     assert [rule.id for rule in policy.streams["vehicle_telemetry"]] == ["standing"]
     assert encode_edge_policy(policy) == signed.policy
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_signed_document_is_what_the_key_signed_and_holds_its_order(name):
+    facts, body, _ = load(name)
+    kind, form = DOCUMENTS[name]
+    message = decode_message(body)
+    document = decode_document(message.document, kind, form)
+    (signature,) = message.signatures
+    assert (facts["kind"], facts["public_key_hex"]) == (kind.value, signature.key)
+    assert bytes.fromhex(facts["signed_hex"]) == document_bytes(kind, message.document)
+    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.key))
+    key.verify(bytes.fromhex(signature.signature), bytes.fromhex(facts["signed_hex"]))  # raises where it is not so
+    if kind is DocumentKind.DESIRED:
+        assert document.to.covers("car-17", frozenset())
+        assert decode_body(document, DesiredModels).models == (decode_desired(load("desired")[1]),)
+    else:
+        older = decode_signed_edge_policy(load("edge-policy")[1])
+        assert policy_in(document) == decode_edge_policy(older.policy)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_beside_a_signed_document_the_release_before_finds_what_it_reads(name):
+    _, body, _ = load(name)
+    decode = decode_desired if name == "desired-signed" else decode_signed_edge_policy
+    assert decode(body) == decode(load(name.removesuffix("-signed"))[1])

@@ -1,7 +1,6 @@
 """A source of one's own: counts down, a log line each, and goes on where it was."""
 
-from edge_agent.capture.batch import SampleBatch
-from edge_agent.errors import ConfigError, SourceEndedError
+from catchment import ConfigError, SampleBatch, SourceEndedError
 
 
 class Countdown:

@@ -157,7 +157,7 @@ def test_choices_multiplexed_and_extended_messages_are_told(dbc, tmp_path):
         ("KIND", 1.0, None),
         ("RIGHT", 7.0, None),
     ]
-    assert {(row["can_id"], row["message"], row["channel"]) for row in found} == {(DOOR, "DOOR", "x.log")}
+    assert {(row["can_id"], row["message"], row["channel"]) for row in found} == {(DOOR, "DOOR", "vcan0")}
 
 
 def test_only_the_signals_asked_for_are_given_and_other_frames_are_counted(dbc, tmp_path):
@@ -234,3 +234,180 @@ def test_what_is_wrong_is_told_before_anything_starts(dbc, tmp_path):
         source(dbc, log=str(tmp_path / "none.log"))
     with pytest.raises(SourceError, match="cannot be opened"):
         source(dbc, channel="nosuchcan9")
+
+
+TRUCK = """
+VERSION ""
+BU_: ECU
+BO_ 2566844926 CCVS1: 8 ECU
+ SG_ SPEED : 8|16@1+ (0.00390625,0) [0|250.996] "km/h" ECU
+BO_ 2566834702 OWN: 8 ECU
+ SG_ COUNT : 0|8@1+ (1,0) [0|255] "" ECU
+BO_ 257 MUX: 8 ECU
+ SG_ ALWAYS : 56|8@1+ (1,0) [0|255] "" ECU
+ SG_ SEL M : 0|8@1+ (1,0) [0|0] "" ECU
+ SG_ A m0 : 8|16@1+ (1,0) [0|0] "V" ECU
+ SG_ B m1 : 8|16@1- (1,0) [0|0] "A" ECU
+"""
+SPEED = bytes((0xFF, 0x00, 0x50, 0, 0, 0, 0, 0))  # 80 km/h
+
+
+def extended(id_: int, data: bytes, **more: object) -> can.Message:
+    return can.Message(timestamp=1_700_000_000.0, arbitration_id=id_, data=data, is_extended_id=True, **more)
+
+
+@pytest.fixture
+def truck(tmp_path) -> str:
+    path = tmp_path / "truck.dbc"
+    path.write_text(TRUCK)
+    return str(path)
+
+
+def test_a_j1939_message_is_found_whatever_its_priority_and_sender_and_says_who_sent_it(truck, tmp_path):
+    frames = [extended(id_, SPEED) for id_ in (0x18FEF1FE, 0x18FEF100, 0x0CFEF127, 0x18FEF2FE)]
+    made = source(truck, log=write(tmp_path / "x.log", frames))
+    found = drain(made)
+    assert [(row["can_id"], row["source_address"], row["value"]) for row in found] == [
+        (0x18FEF1FE, 0xFE, 80.0),
+        (0x18FEF100, 0x00, 80.0),
+        (0x0CFEF127, 0x27, 80.0),
+    ]
+    assert made.rejected == {UNKNOWN: 1}, "another group number is another message"
+
+
+def test_a_message_for_one_receiver_is_found_whoever_that_is(tmp_path):
+    (tmp_path / "tsc.dbc").write_text(
+        'VERSION ""\nBU_: ECU\nBO_ 2348810494 TSC1: 8 ECU\n SG_ TORQUE : 0|8@1+ (1,-125) [-125|125] "%" ECU\n'
+    )
+    frames = [extended(0x0C000000 | receiver << 8 | sender, bytes((130,))) for receiver, sender in ((0x00, 0x0B), (0x21, 0x03))]
+    found = drain(source(str(tmp_path / "tsc.dbc"), log=write(tmp_path / "x.log", frames)))
+    assert [(row["value"], row["source_address"]) for row in found] == [(5.0, 0x0B), (5.0, 0x03)]
+
+
+def test_extended_ids_of_a_maker_are_matched_whole_unless_told_otherwise(truck, tmp_path):
+    frames = [extended(2566834702 & 0x1FFF_FFFF, b"\1"), extended((2566834702 & 0x1FFF_FFFF) ^ 0xFF, b"\2")]
+    log = write(tmp_path / "x.log", frames)
+    assert [row["value"] for row in drain(source(truck, log=log))] == [1.0]
+    assert [row["value"] for row in drain(source(truck, log=log, j1939="yes"))] == [1.0, 2.0]
+    speed = write(tmp_path / "y.log", [extended(0x18FEF100, SPEED)])
+    assert drain(source(truck, log=speed, j1939="no")) == []
+
+
+def test_an_unknown_multiplexer_value_costs_only_its_own_signals(truck, tmp_path):
+    frames = [frame(257, bytes((sel, 5, 0, 0, 0, 0, 0, 9))) for sel in (0, 7, 1)]
+    made = source(truck, log=write(tmp_path / "x.log", frames))
+    found = [(row["signal"], row["value"]) for row in drain(made)]
+    assert found == [
+        *(("SEL", 0.0), ("ALWAYS", 9.0), ("A", 5.0)),
+        *(("SEL", 7.0), ("ALWAYS", 9.0)),
+        *(("SEL", 1.0), ("ALWAYS", 9.0), ("B", 5.0)),
+    ]
+    assert made.rejected == {"report: MUX: multiplexer SEL has a value without signals": 1}
+
+
+def test_multiplexers_within_multiplexers_are_followed(tmp_path):
+    (tmp_path / "m.dbc").write_text(
+        'VERSION ""\nBU_: E\nBO_ 300 M: 8 E\n SG_ S0 M : 0|8@1+ (1,0) [0|0] "" E\n SG_ S1 m1M : 8|8@1+ (1,0) [0|0] "" E\n'
+        ' SG_ X m2 : 16|8@1+ (1,0) [0|0] "" E\n SG_ Y m1 : 24|8@1+ (1,0) [0|0] "" E\n'
+        "SG_MUL_VAL_ 300 S1 S0 1-1;\nSG_MUL_VAL_ 300 X S1 2-2;\nSG_MUL_VAL_ 300 Y S0 1-1;\n"
+    )
+    frames = [frame(300, bytes((1, inner, 42, 43, 0, 0, 0, 0))) for inner in (2, 3)]
+    found = [
+        (row["signal"], row["value"]) for row in drain(source(str(tmp_path / "m.dbc"), log=write(tmp_path / "x.log", frames)))
+    ]
+    assert found == [("S0", 1.0), ("S1", 2.0), ("Y", 43.0), ("X", 42.0), ("S0", 1.0), ("S1", 3.0), ("Y", 43.0)]
+
+
+def test_each_channel_of_a_log_has_its_own_database_and_is_named(dbc, truck, tmp_path):
+    body = bytes(5) + bytes((0, 100)) + b"\0"
+    frames = [frame(180, body, channel="can0"), frame(180, body, channel="can1"), extended(0x18FEF100, SPEED, channel="can1")]
+    log = write(tmp_path / "x.log", frames)
+    made = source(dbc, log=log, dbc_by_channel={"can1": [truck]})
+    assert [(row["channel"], row["message"]) for row in drain(made)] == [("can0", "SPEED"), ("can1", "CCVS1")]
+    assert made.rejected == {UNKNOWN: 1}
+
+
+def test_frames_without_a_database_are_samples_of_can_frame(tmp_path):
+    frames = [
+        frame(0x123, b"\1\2", channel="can0"),
+        extended(0x18FEF127, SPEED, channel="can1"),
+        can.Message(
+            timestamp=1_700_000_000.0, arbitration_id=5, is_extended_id=False, is_remote_frame=True, dlc=0, channel="can0"
+        ),
+        can.Message(
+            timestamp=1_700_000_000.0, arbitration_id=6, is_extended_id=False, is_fd=True, data=bytes(64), channel="can0"
+        ),
+    ]
+    options = {"log": write(tmp_path / "x.log", frames)}
+    check_source("can", options, builtin_contract("can_frame"))
+    _BUILT.append(build_source("can", options, builtin_contract("can_frame"), SystemClock(), None))
+    found = drain(_BUILT[-1])
+    assert [(row["channel"], row["can_id"], row["is_extended"], len(row["data"])) for row in found] == [
+        ("can0", 0x123, False, 2),
+        ("can1", 0x18FEF127, True, 8),
+        ("can0", 5, False, 0),
+        ("can0", 6, False, 64),
+    ]
+    assert [(row["group_number"], row["source_address"]) for row in found][1] == (0xFEF1, 0x27)
+    assert [row["is_remote"] for row in found] == [False, False, True, False]
+    assert [row["is_fd"] for row in found] == [False, False, False, True]
+    with pytest.raises(ConfigError, match="leave dbc out"):
+        check_source("can", {**options, "dbc": ["x.dbc"]}, builtin_contract("can_frame"))
+
+
+def test_a_log_of_which_no_frame_matched_is_a_warning(dbc, tmp_path):
+    made = source(dbc, log=write(tmp_path / "x.log", [frame(77, b"x") for _ in range(3)]))
+    assert drain(made) == []
+    assert made.rejected == {UNKNOWN: 3, "file: no frame matched: correct dbc, signals or j1939": 1}
+
+
+VIEW = """\
+ (1700000000.010000)  can0  0B4   [8]  00 00 00 00 00 00 64 00
+ (1700000000.020000)  can1  18FEF100   [8]  FF 00 50 00 00 00 00 00   '..P.....'
+ (1700000000.030000)  can0  RX - -  0B4   [8]  00 00 00 00 00 00 65 00
+ (1700000000.040000)  can0  0B4   [8]  remote request
+ (1700000000.050000)  can0  0B4  [64]  {long}
+ (2023-11-14 22:13:20.060000)  can0  0B4   [8]  00 00 00 00 00 00 66 00
+ (1700000000.070000)  can0  0B4   [8]  00 00
+  can0  0B4   [8]  00 00 00 00 00 00 67 00
+"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", ["view.log", "view.txt"])
+def test_what_candump_prints_for_people_is_read(dbc, truck, tmp_path, newline, name):
+    path = tmp_path / name
+    path.write_bytes(VIEW.format(long="00 " * 6 + "68 " + "00 " * 57).replace("\n", newline).encode())
+    made = source(dbc, log=str(path), dbc_by_channel={"can1": [truck]})
+    found = [(row["t"] % 1_000_000, row["channel"], round(row["value"], 6)) for row in drain(made)]
+    assert found == [
+        (10_000, "can0", 1.0),
+        (20_000, "can1", 80.0),
+        (30_000, "can0", 1.01),
+        (50_000, "can0", 1.04),
+        (60_000, "can0", 1.02),
+    ]
+    assert made.rejected == {
+        "row: remote frame": 1,
+        "row: no line of candump": 1,
+        "row: no time: record with candump -t a, or with -L": 1,
+    }
+
+
+def test_a_view_log_goes_on_where_it_was_left(dbc, tmp_path):
+    path = tmp_path / "v.log"
+    path.write_text("".join(f" (17000000{n:02d}.000000)  can0  0B4   [8]  00 00 00 00 00 00 {n:02X} 00\n" for n in range(9)))
+    for at in range(1, 9):
+        first = source(dbc, log=str(path))
+        batches = [first.read(1) for _ in range(at)]
+        assert len(drain(source(dbc, batches[-1].position, log=str(path)))) == 9 - at
+
+
+def test_the_kernel_is_asked_for_all_senders_of_a_group(truck):
+    with can.Bus("truck-bus", "virtual") as sender:
+        made = source(truck, channel="truck-bus", interface="virtual", wait_ms=20)
+        for id_ in (0x18FEF100, 0x0CFEF127, 0x18FEF2FE):
+            sender.send(extended(id_, SPEED))
+        found = drain(made, most=2)
+    assert [row["source_address"] for row in found] == [0, 0x27]
+    assert UNKNOWN not in made.rejected

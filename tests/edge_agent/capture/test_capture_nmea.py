@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.capture.batch import Source
+from edge_agent.capture.gps_week import ROLLOVER_US, rollovers
 from edge_agent.capture.nmea_sentence import OTHER, FixBuilder, SentenceError, read_fields, read_tpv
 from edge_agent.capture.registry import build_source, check_source
 from edge_agent.clock import SystemClock
@@ -240,3 +241,35 @@ def test_no_report_breaks_the_reader(report):
         read_tpv({"class": "TPV", **report})
     except SentenceError:
         return
+
+
+def test_a_receiver_whose_week_counter_wrapped_is_put_right_and_counted(serve, receiver):
+    """Old firmware tells 2007 on a day of 2026; the machine's clock is right."""
+    now_us = SystemClock().now_ms() * 1000
+    wrapped = datetime.fromtimestamp((now_us - ROLLOVER_US) / 1e6, UTC)
+    lines = [
+        sentence(f"GPRMC,{wrapped:%H%M}{second:02d}.00,A,4807.038,N,01131.000,E,022.4,084.4,{wrapped:%d%m%y},,")
+        for second in (1, 2, 3)
+    ]
+    source = receiver(f"tcp://127.0.0.1:{serve(lines, 0.0)}")
+    found = rows(source, 2)
+    assert all(abs(row["t"] - now_us) < 86_400_000_000 for row in found)
+    assert {row["clock_quality"] for row in found} == {"corrected"}
+    assert source.rejected["report: GPS week rollover: 1024 weeks were added"] == len(found)
+
+
+@pytest.mark.parametrize(
+    ("told", "now", "count"),
+    [
+        ("2007-04-16", "2026-11-30", 1),
+        ("1987-08-31", "2026-11-30", 2),
+        ("2026-11-29", "2026-11-30", 0),
+        ("2015-06-01", "2026-11-30", 0),  # a recorded track, or another fault
+        ("2007-04-16", "1970-01-01", 1),  # the machine's clock was never set: what is before this software cannot be now
+        ("2026-11-30", "1970-01-01", 0),
+        ("2027-01-01", "2026-11-30", 0),
+    ],
+)
+def test_a_rollover_is_told_from_a_recorded_track_and_from_other_faults(told, now, count):
+    told_us, now_us = (round(datetime.fromisoformat(f"{day}T12:00:00Z").timestamp() * 1e6) for day in (told, now))
+    assert rollovers(told_us, now_us) == count

@@ -7,14 +7,22 @@ import msgspec
 import pytest
 
 from edge_agent.clock import SystemClock
-from edge_agent.errors import PolicyError, UntrustedPolicyError
+from edge_agent.documents import signature
+from edge_agent.documents.trust import DocumentTrust
+from edge_agent.documents.verify import is_signed
+from edge_agent.errors import DocumentLaterError, UntrustedDocumentError
 from edge_agent.rules import desk as desk_module
-from edge_agent.rules import trust
 from edge_agent.rules.desk import FILE_NAME, NoRules, RuleDesk
 from edge_agent.rules.seen import FILE_NAME as SEEN_NAME
 from edge_agent.rules.seen import read_seen
-from edge_agent.rules.verify import is_signed
-from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule, SignedEdgePolicy, decode_signed_edge_policy
+from schemas.edge_policy import (
+    EdgeAction,
+    EdgePolicy,
+    EdgeRule,
+    SignedEdgePolicy,
+    decode_signed_edge_policy,
+    signing_bytes,
+)
 from tests.fakes.policy_signer import PolicySigner
 
 STREAM = "vehicle_telemetry"
@@ -31,7 +39,11 @@ def signer() -> PolicySigner:
 
 
 def open_desk(signer: PolicySigner, folder: Path) -> RuleDesk:
-    return RuleDesk(signer.public_key, "car-1", folder, SystemClock())
+    return open_desk_for(signer.public_key, folder)
+
+
+def open_desk_for(public_key: str, folder: Path) -> RuleDesk:
+    return RuleDesk(DocumentTrust((public_key,), "car-1"), (public_key,), folder, SystemClock())
 
 
 def hand_in(desk: RuleDesk, *bodies: bytes) -> None:
@@ -86,11 +98,12 @@ def test_a_changed_byte_of_the_signed_text_is_noticed(signer, tmp_path):
 
 
 def test_what_the_core_signs_is_what_a_device_believes(tmp_path):
-    from pipelines.policy.edge import make_key, signed_message
+    from pipelines.director.keys import DocumentSigner, parse_key, write_key
+    from pipelines.policy.edge import signed_message
 
-    public_key = make_key(tmp_path / "policy.pem")
-    message = signed_message(policy(5), (tmp_path / "policy.pem").read_bytes())
-    desk = RuleDesk(public_key, "car-1", tmp_path, SystemClock())
+    public_key = write_key(tmp_path / "policy.pem")
+    message = signed_message(policy(5), DocumentSigner([parse_key((tmp_path / "policy.pem").read_bytes())]))
+    desk = open_desk_for(public_key, tmp_path)
     hand_in(desk, message)
     assert desk.current() == policy(5)
     assert desk.report().refused == 0
@@ -100,7 +113,7 @@ def test_the_same_message_again_costs_no_second_look(signer, tmp_path, monkeypat
     desk = open_desk(signer, tmp_path)
     good, bad = signer.sign(policy(1)), PolicySigner().sign(policy(2))
     hand_in(desk, good, bad)
-    monkeypatch.setattr(trust, "check_signature", lambda *_: pytest.fail("looked again"))
+    monkeypatch.setattr(signature.subprocess, "run", lambda *_, **__: pytest.fail("looked again"))
     hand_in(desk, good, bad, b"")
     assert desk.report().refused == 1
     assert desk.current() == policy(1)
@@ -182,7 +195,7 @@ def _refuse():
 
 def test_a_check_that_cannot_be_made_is_made_later(signer, tmp_path, monkeypatch):
     hand_in(open_desk(signer, tmp_path), signer.sign(policy(1)))
-    monkeypatch.setattr(trust.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(signature.sys, "executable", "/nowhere/python")
     desk = open_desk(signer, tmp_path)
     assert desk.current() is None
     assert desk.report().refused == 0
@@ -211,25 +224,27 @@ def test_the_signature_is_checked_alike_with_and_without_cryptography(signer, mo
     from securesystemslib.signer import _key
 
     signed = decode_signed_edge_policy(signer.sign(policy(1)))
+    text = signing_bytes(signed.policy)
     for missing in (False, True):
         if missing:
             monkeypatch.setattr(_key, "CRYPTO_IMPORT_ERROR", "not installed")
-        assert is_signed(signer.public_key, signed.signature, signed.policy)
-        assert not is_signed(signer.public_key, signed.signature, signed.policy + " ")
-        assert not is_signed(PolicySigner().public_key, signed.signature, signed.policy)
+        assert is_signed(signer.public_key, signed.signature, text)
+        assert not is_signed(signer.public_key, signed.signature, text + b" ")
+        assert not is_signed(PolicySigner().public_key, signed.signature, text)
 
 
 def test_a_checker_that_dies_is_no_verdict(signer, monkeypatch):
     signed = decode_signed_edge_policy(signer.sign(policy(1)))
-    with pytest.raises(UntrustedPolicyError):
-        trust.check_signature(signed, PolicySigner().public_key)
+    text, pairs = signing_bytes(signed.policy), [(signer.public_key, signed.signature)]
+    with pytest.raises(UntrustedDocumentError):
+        signature.check_signatures(text, [(PolicySigner().public_key, signed.signature)])
     with monkeypatch.context() as patch:
-        patch.setattr(trust.sys, "executable", "/bin/false")
-        with pytest.raises(PolicyError, match="could not be checked"):
-            trust.check_signature(signed, signer.public_key)
-    monkeypatch.setattr(trust, "_CHECK_WITHIN_S", 0.0)
-    with pytest.raises(PolicyError, match="could not be checked"):
-        trust.check_signature(signed, signer.public_key)
+        patch.setattr(signature.sys, "executable", "/bin/false")
+        with pytest.raises(DocumentLaterError, match="could not be checked"):
+            signature.check_signatures(text, pairs)
+    monkeypatch.setattr(signature, "_CHECK_WITHIN_S", 0.0)
+    with pytest.raises(DocumentLaterError, match="could not be checked"):
+        signature.check_signatures(text, pairs)
 
 
 def test_without_a_key_nothing_is_believed(tmp_path):

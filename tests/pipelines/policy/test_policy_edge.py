@@ -14,11 +14,12 @@ from paho.mqtt.client import MQTTv5
 from typer.testing import CliRunner
 
 from pipelines.contracts.registry import ContractSet
+from pipelines.director.keys import parse_key, write_key
 from pipelines.errors import ConfigError, ExpressionError, RefusedError
 from pipelines.policy.active import active_policies, apply_policy
 from pipelines.policy.cli import policy_app
 from pipelines.policy.documents import parse_policy
-from pipelines.policy.edge import edge_rules, make_key, numbered_policy, signed_message
+from pipelines.policy.edge import edge_rules, numbered_policy
 from schemas.edge_policy import EdgeAction, decode_edge_policy, decode_signed_edge_policy
 from schemas.reported import Reported, encode_reported
 
@@ -61,12 +62,12 @@ def test_the_number_grows_with_every_change_and_only_then(tmp_path: Path) -> Non
 
 def test_a_key_is_its_owner_s_alone_and_never_written_over(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
-    assert len(make_key(path)) == 64
+    assert len(write_key(path)) == 64
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(RefusedError, match="already"):
-        make_key(path)
+        write_key(path)
     with pytest.raises(RefusedError, match="keygen"):
-        signed_message(numbered_policy(tmp_path, {}, 1), b"no key")
+        parse_key(b"no key")
 
 
 def run(*arguments: str) -> str:

@@ -121,12 +121,13 @@ def test_publishing_without_the_offline_key_is_refused_and_changes_nothing(tmp_p
 class WireDevice:
     """A device with nothing but the models' part, on a real broker."""
 
-    def __init__(self, broker: Any, name: str, root: Path, state: Path) -> None:
+    def __init__(self, broker: Any, name: str, root: Path, state: Path, orders: Any = None) -> None:
         self.topics = Topics()
         self.name = DeviceId(name)
         self.client = Client(CallbackAPIVersion.VERSION2, name, protocol=MQTTProtocolVersion.MQTTv5)
         self.client.on_message = self._on_message
-        self.updater = ModelUpdater(ModelConfig("bright", str(root), ("camera_frame",)), state, self._send, SystemClock())
+        config = ModelConfig("bright", str(root), ("camera_frame",))
+        self.updater = ModelUpdater(config, state, self._send, SystemClock(), orders=orders)
         ready = threading.Event()
         self.client.on_subscribe = lambda *_: ready.set()
         self.client.connect(broker.host, broker.port)
