@@ -26,22 +26,27 @@ class Disk:
         self.min_free_bytes = min(config.min_free_bytes, size_bytes // _MIN_PART)
         self.low_free_bytes = max(self.min_free_bytes, min(config.low_free_bytes, size_bytes // _LOW_PART))
 
-    def low_room_bytes(self) -> int | None:
-        """What may still be written where little is left; None: there is plenty, or the disk does not answer."""
+    def free_bytes(self) -> int:
+        """What may be written to it now, the part that stays free not taken off. 0 where it does not answer.
+
+        The write that follows meets the same disk, and says so.
+        """
         try:
-            free_bytes = free_bytes_of(self._folder)
+            return free_bytes_of(self._folder)
         except OSError:
-            return None  # the write that follows meets the same disk, and says so
+            return 0
+
+    def low_room_bytes(self, free_bytes: int) -> int | None:
+        """What may still be written where so much is free; None: there is plenty."""
         return None if free_bytes >= self.low_free_bytes else max(0, free_bytes - self.min_free_bytes)
 
-    def demand_room(self) -> None:
+    def demand_room(self, new_bytes: int) -> None:
         """Refuse to fill the disk: runs, and whatever else lives on it, need some of it to make room again.
 
         Raises:
-            OSError: less is free than `min_free_bytes`.
+            OSError: less than `min_free_bytes` would be left.
         """
         free_bytes = free_bytes_of(self._folder)
-        if free_bytes < self.min_free_bytes:
-            raise OSError(
-                errno.ENOSPC, f"{free_bytes} bytes are free, {self.min_free_bytes} stay so; make room", str(self._folder)
-            )
+        if free_bytes - new_bytes < self.min_free_bytes:
+            reason = f"{free_bytes} bytes are free, {new_bytes} wait, {self.min_free_bytes} stay free; make room"
+            raise OSError(errno.ENOSPC, reason, str(self._folder))

@@ -34,6 +34,8 @@ _RETRY_MAX_S = 5.0
 # Each large payload that a group touches costs several syncs: more of one device wait for its next question.
 _MAX_OBJECTS_IN_GROUP = 16
 _NAME_CHARS = 80
+# What a row's other columns take, about.
+_ROW_BYTES = 256
 
 
 @dataclass(slots=True)
@@ -71,6 +73,7 @@ class _Sorted:
     parts: dict[tuple[DeviceId, Digest], list[Part]] = field(default_factory=dict)
     objects: Counter[str] = field(default_factory=Counter)
     answers: list[Answer] = field(default_factory=list)
+    row_bytes: int = 0
 
 
 class Drain:
@@ -137,7 +140,7 @@ class Drain:
 
         def write() -> None:
             if self._gate is not None:
-                self._gate.disk.demand_room()
+                self._gate.disk.demand_room(found.row_bytes)
             if found.rows:
                 self._landing.append(found.rows)
             states[:] = [self._answer(device, same) for (device, _), same in found.parts.items()]
@@ -171,7 +174,7 @@ class Drain:
 
     def _sort(self, group: Sequence[Arrived]) -> _Sorted:
         found, now_s = _Sorted(), time.monotonic()
-        room = None if self._gate is None else self._gate.disk.low_room_bytes()
+        free_bytes = 0 if self._gate is None else self._gate.disk.free_bytes()
         for arrived in group:
             message = arrived.message
             sender = self._reader.sender(message)
@@ -183,13 +186,16 @@ class Drain:
                     continue  # a sender, or another bridge, takes back what was kept
                 self._take_back(sender, message, found, now_s)
             if self._gate is not None:
-                shares = self._gate.shares
-                if not shares.admit(sender.device, sender.stream, message.size_bytes, now_s, room):
+                shares, cost_bytes = self._gate.shares, message.size_bytes + _ROW_BYTES
+                room_bytes = self._gate.disk.low_room_bytes(free_bytes)
+                if not shares.admit(sender.device, sender.stream, cost_bytes, now_s, room_bytes):
                     self._speak(sender, shares.notice(sender.device, now_s), found, now_s)
                     continue
+                free_bytes -= cost_bytes
             read = self._reader.read_from(sender, message)
             if isinstance(read, LandingRow):
                 found.rows.append(read)
+                found.row_bytes += message.size_bytes + _ROW_BYTES
             else:
                 self._take_part(read, found)
         return found

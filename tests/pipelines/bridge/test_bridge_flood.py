@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -14,7 +17,7 @@ from pipelines.status.beat import read_beats
 from pipelines.status.exposition import exposition
 from pipelines.status.health import Kind, judge
 from pipelines.status.survey import survey
-from tests.pipelines.bridge.conftest import Device, wait_until
+from tests.pipelines.bridge.conftest import BridgeProcess, Device, wait_until
 
 SHARES = "[shares]\nbytes_per_s = 200000\nburst_bytes = 500000\n"
 
@@ -143,3 +146,46 @@ def test_two_bridges_that_both_own_a_device_do_not_take_back_from_each_other_for
     for one in (first, second):
         assert "litter=1 " in one.log().splitlines()[-1] or "litter=1" in one.log()
         assert [row["stream"] for row in one.rows()].count("kept") == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 48 MiB in memory."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", folder], check=False, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_small_disk_is_never_filled_and_the_others_go_on_beside_a_flood(broker, small_disk, device, flooder):
+    bridge = BridgeProcess(small_disk, broker.host, broker.port, more="seal_ms = 50")
+    bridge.start_connected()
+    try:
+        contents = [os.urandom(30 * 1024 * 1024) for _ in range(6)]
+        for low in range(0, len(contents[0]), 2 * 1024 * 1024):
+            for content in contents:
+                flooder.part(content, low, 2 * 1024 * 1024)
+        flooder.wait_for_state(lambda state: state["settled"])
+        for number in range(150):
+            flooder.publish("catchment/up/flood/telemetry", os.urandom(200_000), span(number))
+        for number in range(50):
+            device.send("catchment/up/dev-a/telemetry", b"%d" % number, span(number))
+        content = os.urandom(200_000)
+        device.part(content, 0, 200_000)
+        device.wait_for_state(lambda state: state["settled"])
+        bridge.wait_landed(device)
+        rows = bridge.rows()
+        assert sum(row["device"] == "dev-a" for row in rows) == 51
+        assert sum(row["device"] == "flood" for row in rows) < 100
+        found = os.statvfs(small_disk)
+        assert found.f_bavail > found.f_blocks // 20
+        assert "disk_refused" not in bridge.log()
+        assert "no room" in {state.get("reason", "").partition(":")[0] for state in flooder.states()}
+        assert {told["limit"] for told in notices(flooder)} == {"disk"}
+    finally:
+        bridge.stop()

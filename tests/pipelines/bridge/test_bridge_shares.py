@@ -116,16 +116,16 @@ def test_a_small_disk_keeps_a_twentieth_free_and_a_large_one_what_is_configured(
     monkeypatch.setattr(os, "statvfs", lambda _path: Found)
     small = Disk(tmp_path, ShareConfig())
     assert (small.min_free_bytes, small.low_free_bytes) == (50 * MB, 100 * MB)
-    assert small.low_room_bytes() == 10 * MB
-    small.demand_room()
-    Found.f_bavail = 49_000
-    with pytest.raises(OSError, match="stay so") as refused:
-        small.demand_room()
+    assert small.low_room_bytes(small.free_bytes()) == 10 * MB
+    assert small.low_room_bytes(40 * MB) == 0
+    small.demand_room(10 * MB)
+    with pytest.raises(OSError, match="stay free") as refused:
+        small.demand_room(10 * MB + 1)
     assert refused.value.errno == errno.ENOSPC
     Found.f_blocks, Found.f_bavail = 1_000_000_000, 900_000_000
     large = Disk(tmp_path, ShareConfig())
     assert (large.min_free_bytes, large.low_free_bytes) == (1024**3, 8 * 1024**3)
-    assert large.low_room_bytes() is None
+    assert large.low_room_bytes(large.free_bytes()) is None
 
 
 @pytest.mark.parametrize("wrong", [{"bytes_per_s": -1}, {"bytes_per_s": 1, "burst_bytes": 0}])
