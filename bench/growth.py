@@ -97,6 +97,21 @@ def _compare(what: str, lakes: dict[int, "Lake"], measure: Callable[["Lake"], fl
         print(f"{what.format(mark):55s} {median:8.1f} ms   {median / first:5.2f} x the first", flush=True)
 
 
+def _age(table: Path, versions: int) -> None:
+    """Give a table of version 1 so many: an entry for each, and a checkpoint with the name of a dead file for each."""
+    log, now_ms = table / "_delta_log", time.time_ns() // 1_000_000
+    dead = [{"path": f"{run:012d}-0.parquet", "deletionTimestamp": now_ms, "dataChange": False} for run in range(2, versions + 1)]
+    mark = {"txn": {"appId": "ingest", "version": versions, "lastUpdated": now_ms}}
+    entry = [{"commitInfo": {"timestamp": now_ms}}, mark, *({"remove": each} for each in dead)]
+    (log / f"{2:020d}.json").write_text("\n".join(map(json.dumps, entry)))
+    DeltaTable(table).create_checkpoint()
+    # Replaying a hundred thousand entries takes minutes, and nobody does: there is a checkpoint every twenty.
+    (log / f"{2:020d}.checkpoint.parquet").rename(log / f"{versions:020d}.checkpoint.parquet")
+    (log / "_last_checkpoint").write_text(json.dumps({"version": versions, "size": len(dead) + 4}))
+    for version in range(3, versions + 1):
+        (log / f"{version:020d}.json").write_text("\n".join(map(json.dumps, entry[:2])))
+
+
 class Nobody:
     """Takes receipts."""
 
@@ -160,17 +175,7 @@ class Lake:
     def grow_old(self, runs: int) -> None:
         """Make the lake look as it does after so many runs and the compaction of their files: log entries and dead names."""
         for table in (stream_table(self.names[0]), COMMITS):
-            log, now_ms = self.root / table / "_delta_log", time.time_ns() // 1_000_000
-            for run in range(2, runs + 1):
-                info = {"commitInfo": {"timestamp": now_ms, "operation": "WRITE", "run": str(run)}}
-                mark = {"txn": {"appId": "ingest", "version": run, "lastUpdated": now_ms}}
-                body = [
-                    info,
-                    mark,
-                    {"remove": {"path": f"{run:012d}-0.parquet", "deletionTimestamp": now_ms, "dataChange": False}},
-                ]
-                (log / f"{run:020d}.json").write_text("\n".join(map(json.dumps, body)))
-            DeltaTable(self.root / table).create_checkpoint()
+            _age(self.root / table, runs)
         plan, ledger = read_plan(self.root, 1), read_ledger(self.root, 1)
         assert plan is not None
         if runs > 1:

@@ -203,6 +203,8 @@ class Agent:
         self._stop_capture.set()
         self._lineup.stop()
         self._stop_uplink.set()
+        if self._models is not None:
+            self._models.close()
         if self._uplink is not None:
             self._uplink.join(_STOP_WITHIN_S)
         if self._health is not None:

@@ -234,8 +234,10 @@ def _check_source(source: SourceConfig, key: bytes) -> bool:
 
 def _check_model(table: dict[str, Any]) -> None:
     from edge_agent.models.config import ModelConfig  # noqa: PLC0415 # loaded only where models run
+    from edge_agent.models.model_process import check_extra  # noqa: PLC0415 # likewise
 
     convert_table("model", table, ModelConfig)
+    check_extra()
 
 
 def _nearest(text: str, steps: tuple[Step, ...], said: str) -> tuple[Step, ...]:

@@ -9,6 +9,8 @@ from typing import Annotated
 import msgspec
 import typer
 
+from catchment.runtime.output import say, say_json
+from catchment.runtime.plain import plain_tracebacks
 from edge_agent.cli_ops import register
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.exits import EXIT_CONFIG, EXIT_RETRY
@@ -60,7 +62,7 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> None:
 
     found = read_status(config)
     if as_json:
-        typer.echo(msgspec.json.encode(found))
+        say_json(msgspec.json.encode(found))
     else:
         show_status(found)
 
@@ -73,7 +75,7 @@ def ledger(config: ConfigOption, as_json: JsonOption = False) -> None:
 
     found = read_ledger(config)
     if as_json:
-        typer.echo(msgspec.json.encode(found))
+        say_json(msgspec.json.encode(found))
     else:
         show_ledger(found)
 
@@ -83,7 +85,7 @@ def version() -> None:
     """The installed version."""
     from importlib import metadata  # noqa: PLC0415
 
-    typer.echo(metadata.version("catchment"))
+    say(metadata.version("catchment"))
 
 
 register(app)
@@ -91,11 +93,12 @@ register(app)
 
 def main() -> None:
     """The console script."""
+    plain_tracebacks()
     try:
         app()
     except ConfigError as error:
-        typer.echo(f"edge-agent: {error}", err=True)
+        say(f"edge-agent: {error}", err=True)
         sys.exit(EXIT_CONFIG)
     except (AgentError, sqlite3.Error, OSError) as error:
-        typer.echo(f"edge-agent: {error}", err=True)
+        say(f"edge-agent: {error}", err=True)
         sys.exit(EXIT_RETRY)

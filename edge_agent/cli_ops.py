@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from catchment.runtime.output import say, say_json
 from edge_agent.exits import EXIT_CONFIG, EXIT_UNHEALTHY
 
 _ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The agent's TOML file.")]
@@ -45,13 +46,11 @@ def enrol(
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: {error.strerror}; run it as who may write there") from error
-    typer.echo(f"key      {key_path} ({'new' if is_new else 'used again'}, mode 0600: it stays here)")
-    typer.echo(f"request  {request_path}")
+    say(f"key      {key_path} ({'new' if is_new else 'used again'}, mode 0600: it stays here)")
+    say(f"request  {request_path}")
     if keys:
-        typer.echo(f"director {folder / KEY_FILE_NAME} ({len(keys)} trusted: [director] file in agent.toml names it)")
-    typer.echo(
-        f"Next: have it signed (docs/operator.md, Who a device is), and put the answer beside it as {folder / 'device.pem'}."
-    )
+        say(f"director {folder / KEY_FILE_NAME} ({len(keys)} trusted: [director] file in agent.toml names it)")
+    say(f"Next: have it signed (docs/operator.md, Who a device is), and put the answer beside it as {folder / 'device.pem'}.")
     sys.stdout.flush()
 
 
@@ -63,9 +62,9 @@ def check(config: _ConfigOption, as_json: _JsonOption = False) -> None:
 
     found = check_file(config)
     if as_json:
-        typer.echo(msgspec.json.encode(found))
+        say_json(msgspec.json.encode(found))
     for line in () if as_json else found.told if not found.faults else [fault.located(config) for fault in found.faults]:
-        typer.echo(line, err=bool(found.faults))
+        say(line, err=bool(found.faults))
     if found.faults:
         raise typer.Exit(EXIT_CONFIG)
 
@@ -88,7 +87,7 @@ def try_(
 
     found = try_sources(config, source, samples, wait_s)
     if as_json:
-        typer.echo(msgspec.json.encode(found))
+        say_json(msgspec.json.encode(found))
     else:
         show_trials(found)
     if code := exit_code(found):
@@ -114,7 +113,7 @@ def doctor(
 
     found = diagnose(config, is_probing=probe)
     if as_json:
-        typer.echo(msgspec.json.encode(found))
+        say_json(msgspec.json.encode(found))
     else:
         show_diagnosis(found)
     if not found.is_healthy:

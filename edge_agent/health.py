@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from edge_agent.errors import AgentError
+from schemas.receipts import RefusedStream
 from schemas.reported import DocumentReport, PolicyReport
 
 HEALTH_NAME = "health.json"
@@ -30,6 +31,7 @@ class Health(msgspec.Struct, frozen=True):
         documents: what was taken of other signed documents.
         over_share: why the core does not take all that is sent; "" when it does.
         refused_topics: topic or filter -> why the broker refuses it.
+        refused: stream -> what the core refuses of it; "" stands for messages that named no stream.
         failing: source -> why it does not run at this moment; it is tried again.
     """
 
@@ -54,6 +56,7 @@ class Health(msgspec.Struct, frozen=True):
     failing: dict[str, str] = {}
     refused_topics: dict[str, str] = {}
     over_share: str = ""
+    refused: dict[str, RefusedStream] = {}
 
 
 def write_health(state_dir: Path, health: Health) -> None:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from catchment.runtime.output import say
+from catchment.runtime.plain import plain_tracebacks
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.ending import code_of, leave
 from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
@@ -165,11 +167,12 @@ def version() -> None:
     """The version of this installation."""
     from importlib.metadata import version as installed  # noqa: PLC0415  # rarely asked
 
-    typer.echo(f"catchment {installed('catchment')}")
+    say(f"catchment {installed('catchment')}")
 
 
 def main() -> NoReturn:
     """Run the command and turn what it raises into a sentence and an exit code."""
+    plain_tracebacks()
     log_to_stderr()
     leave(_run())
 
@@ -187,7 +190,7 @@ def _run() -> int:
 
 
 def _told(error: Exception, code: int) -> int:
-    typer.echo(f"catchment: {error}", err=True)
+    say(f"catchment: {error}", err=True)
     return code
 
 

@@ -78,6 +78,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How segments become rows, and where: `runner`, `workers` and `beam_options` are what `catchment run` takes.
 
     A run is held back where `fault_stop_share` of its messages meet a fault of our own, and `fault_stop_count` in a row with it.
+    Of one device no more than `max_device_ranges` settled ranges are kept apart: beyond them its oldest gaps are closed.
     """
 
     interval_ms: int = 200
@@ -93,6 +94,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fault_stop_share: float = 0.9
     fault_stop_count: int = 10
     worker_test_s: float = 60
+    max_device_ranges: int = 20_000
 
 
 class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,6 +123,7 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From when on `status`, `watch` and the metrics call something an alarm; a `quarantine_share` of 0: never.
 
     A stream's share of quarantined samples is taken over the last 50 runs, and tells nothing below `quarantine_count` of them.
+    `device_ranges`: from so many settled ranges of one device on; 0: never.
     """
 
     silent_s: float = 30
@@ -129,6 +132,7 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quarantine_share: float = 0.05
     quarantine_count: int = 100
     suspended: bool = True
+    device_ranges: int = 10_000
 
 
 class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

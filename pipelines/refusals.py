@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from catchment.runtime.tls import TlsFileError, client_context
 from pipelines.clock import Clock
 from pipelines.config import BrokerConfig
 from pipelines.errors import ConfigError, PipelineError, RetryLaterError
@@ -113,7 +114,7 @@ def refused_filters(filters: Sequence[str], codes: Sequence[int]) -> dict[str, i
     return {text: code for text, code in zip(filters, codes, strict=False) if is_refusal(code)}
 
 
-def broker_tls(broker: BrokerConfig) -> ssl.SSLContext | None:
+def broker_client_context(broker: BrokerConfig) -> ssl.SSLContext | None:
     """Mutual TLS 1.3 as configured; None where there is none.
 
     Raises:
@@ -123,10 +124,6 @@ def broker_tls(broker: BrokerConfig) -> ssl.SSLContext | None:
     if tls is None:
         return None
     try:
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=tls.ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the same authorities on every Python, as devices judge
-        context.load_cert_chain(tls.cert, tls.key)
-    except OSError as error:
-        raise ConfigError(f"broker.tls: {error}; check ca, cert and key: {tls.ca}, {tls.cert}, {tls.key}") from error
-    return context
+        return client_context(tls.ca, tls.cert, tls.key)
+    except TlsFileError as error:
+        raise ConfigError(f"broker.{error}") from error

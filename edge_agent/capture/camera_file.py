@@ -1,7 +1,9 @@
 """A video file at its own frame rate, or as fast as it goes; goes on at the frame where it was left."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -12,6 +14,7 @@ from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.video import JpegEncoder, Video
 from edge_agent.clock import Clock
 from edge_agent.errors import SourceEndedError, SourceError
+from edge_agent.watched import open_named, what_to_do
 from schemas.contract import Contract
 
 _MARGIN_S = 1e-6
@@ -40,10 +43,8 @@ class FileCamera:
         self._rejects = Rejects(f"camera {Path(options.source).name}")
         self._batches = FrameBatches(options, contract)
         self._encoder = JpegEncoder(options.quality, options.max_width)
-        try:
-            self._size = Path(options.source).stat().st_size
-        except OSError as error:
-            raise SourceError(f"{options.source} cannot be read ({error.strerror}); correct `source`") from error
+        with self._opened() as file:
+            self._size = os.fstat(file.fileno()).st_size
         self._number = 0
         self._at_s: float | None = None
         self._start_us = self._first_start_us()
@@ -70,9 +71,16 @@ class FileCamera:
         if (at.source, at.size) == (self._options.source, self._size):
             self._at_s, self._number, self._start_us = at.at_s, at.number + 1, at.start_us
 
+    def _opened(self) -> BinaryIO:
+        source = self._options.source
+        try:
+            return open_named(Path(source))
+        except OSError as error:
+            raise SourceError(f"{source} cannot be read ({error.strerror}); {what_to_do(error, 'correct `source`')}") from error
+
     def _open(self) -> None:
         options = self._options
-        self._video = Video(options, self._rejects)
+        self._video = Video(options, self._rejects, self._opened)
         self._frames = self._thinned(self._video.frames(self._at_s))
         self._next = next(self._frames, None)
         self._began_s = self._clock.monotonic_s() - (self._next[0] if self._next is not None else 0.0)

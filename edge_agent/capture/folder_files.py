@@ -14,6 +14,7 @@ from edge_agent.capture.mapping import ColumnMapper
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.sidecars import AttributeTable, Sidecars
 from edge_agent.capture.tables import objects_chunk
+from edge_agent.watched import CHANGED, WatchedFile, open_watched
 from schemas.contract import Contract
 from schemas.written_values import NumberForm, TimeForm
 
@@ -56,8 +57,10 @@ class FileSamples:
         self._rejects = rejects
         self._known = {name for name in _EXTRA_COLUMNS if contract.column(name) is not None}
         masks = Path(options.masks) if options.masks and contract.column("mask") is not None else None
-        self._sidecars = Sidecars(Path(options.sidecars) if options.sidecars else self._folder, masks, rejects)
-        self._table = AttributeTable(Path(options.attributes), rejects) if options.attributes else None
+        sidecars = Path(options.sidecars) if options.sidecars else self._folder
+        self._has_sidecars_here = sidecars == self._folder
+        self._sidecars = Sidecars(self._folder, sidecars, masks, rejects)
+        self._table = AttributeTable(self._folder, Path(options.attributes), rejects) if options.attributes else None
         self._mapper = ColumnMapper(contract, options.rename, frozenset({""}), rejects, None, options.numbers, options.times)
 
     @property
@@ -75,11 +78,10 @@ class FileSamples:
         if self._table is not None:
             self._table.refresh()
 
-    def paths(self, name: str) -> list[Path]:
+    def names(self, name: str) -> list[str]:
         """The file and the sidecar that stands in the same folder: what is moved away together."""
-        sidecar = self._sidecars.path(name)
-        beside = [sidecar] if sidecar is not None and sidecar.parent == self._folder else []
-        return [self._folder / name, *beside]
+        sidecar = self._sidecars.name(name) if self._has_sidecars_here else None
+        return [name] if sidecar is None else [name, sidecar]
 
     def read(self, files: Sequence[FoundFile]) -> tuple[SampleBatch | None, list[FoundFile]]:
         """One batch of all files that can be read, in order, and which those are; the others are counted and left in place."""
@@ -106,18 +108,18 @@ class FileSamples:
         return SampleBatch(times, columns, payloads, agent_clock=self._options.time == "mtime"), read
 
     def _one(self, file: FoundFile) -> tuple[bytes | Path, dict[str, object]]:
-        path = self._folder / file.name
         row: dict[str, object] = {"file_name": file.shown}
-        with path.open("rb") as opened:
+        with open_watched(self._folder, file.name) as opened:
             header = read_image_header(opened)
             if header is not None:
                 row |= {"media_type": header.media_type, "width": header.width, "height": header.height}
             opened.seek(0)
-            payload = path if file.size > self._options.part_threshold_bytes else opened.read()
+            is_large = file.size > self._options.part_threshold_bytes
+            payload = None if is_large else opened.read()
             now = os.fstat(opened.fileno())
-        if (now.st_mtime_ns, now.st_size) != (file.modified_ns, file.size):
-            # Written again since it settled: its change time is new, so the next look finds it as a new file.
-            raise OSError(errno.EAGAIN, "changed while it was read; it is read again when it settles")
+        if (now.st_mtime_ns, now.st_size, now.st_ino) != (file.modified_ns, file.size, file.inode):
+            # Written again, or exchanged, since it settled: the next look finds it as a new file.
+            raise OSError(errno.EAGAIN, CHANGED)
         mask = self._sidecars.mask(file.name)
         if mask is not None:
             row["mask"] = mask
@@ -125,7 +127,7 @@ class FileSamples:
         row |= self._options.columns
         row |= self._table.row(file.name) if self._table is not None else {}
         row |= self._sidecars.read(file.name)
-        return payload, row
+        return payload if payload is not None else WatchedFile.found(self._folder, file.name, now), row
 
     def _time_us(self, file: FoundFile, row: dict[str, object]) -> int | None:
         """When a file's sample was; None, counted, where a setting is missing to tell, for which the file waits."""

@@ -1,7 +1,10 @@
 """`edge-agent try`: which sources, read how, with what exit code."""
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from edge_agent.capture.refine import read_redaction_key
 from edge_agent.capture.registry import check_source
@@ -36,8 +39,22 @@ def try_sources(path: Path, name: str, samples: int, wait_s: float) -> tuple[Tri
     config = load_agent_config(path)
     chosen = select(config.source, name)
     key = read_redaction_key(config.redaction.key)
-    with quiet_log():
+    with quiet_log(), _ended_by_signals():
         return tuple(_try_one(config, source, key, samples, wait_s) for source in chosen)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM ends a trial as Ctrl-C does: programs that a source started are ended before."""
+
+    def leave(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def select(sources: Sequence[SourceConfig], name: str) -> list[SourceConfig]:

@@ -46,6 +46,7 @@ class TrialReader:
         self._clock = clock or SystemClock()
         self._refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), None)
         self._stop = threading.Event()
+        self._done = threading.Event()
         self._batches: list[SampleBatch] = []
         self._built: Source | None = None
         self._failure = ""
@@ -61,12 +62,13 @@ class TrialReader:
         """
         thread = threading.Thread(target=self._run, args=(samples, time.monotonic() + wait_s), daemon=True)
         thread.start()
+        # Not joined: a join that a signal interrupts takes the thread for ended.
         try:
-            thread.join(wait_s + _GRACE_S)
+            self._done.wait(wait_s + _GRACE_S)
         finally:
             self._stop.set()
-            thread.join(_GRACE_S)  # a program that was started must be ended before this one ends
-        if thread.is_alive():
+            self._done.wait(_GRACE_S)  # a program that was started must be ended before this one ends
+        if not self._done.is_set():
             self._failure = self._failure or f"does not answer within {wait_s:.0f} s"
         return self._trial()
 
@@ -79,9 +81,12 @@ class TrialReader:
         except (AgentError, OSError) as error:
             self._failure = str(error)
         finally:
-            if self._built is not None:
-                self._look(self._built)
-                self._built.close()
+            try:
+                if self._built is not None:
+                    self._look(self._built)
+                    self._built.close()
+            finally:
+                self._done.set()
 
     def _options(self) -> dict[str, Any]:
         return {**self._source.options, **_AT_ONCE.get(self._source.kind, {})}

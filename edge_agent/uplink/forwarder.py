@@ -81,7 +81,7 @@ class Forwarder:
         self._downlink.hand_shares_to(self._outbox.over_share)
         self._reconnect = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
         self.last_wait_s = 0.0
-        self._filters = (topics.down_filter(device), topics.model_data(device))
+        self._filters = (topics.down_filter(device), topics.receipt_page_filter(device), topics.model_data(device))
         self._subscribed_s = float("-inf")
         self._control: dict[int, str] = {}  # messages of our own that are no envelope, by number
         self._news: queue.SimpleQueue[UplinkConfig] = queue.SimpleQueue()

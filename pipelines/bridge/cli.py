@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from catchment.runtime.output import say
 from pipelines.bridge.bridge import run_bridge
 from pipelines.clock import SystemClock
 from pipelines.config import load_core_config
@@ -17,7 +18,7 @@ def bridge(config: Annotated[Path, typer.Option("--config", "-c", help="The core
     try:
         run_bridge(load_core_config(config), stop_on_signals(), SystemClock())
     except ConfigError as error:
-        typer.echo(f"bridge stopped: {error}", err=True)
+        say(f"bridge stopped: {error}", err=True)
         raise typer.Exit(2) from error
 
 

@@ -29,7 +29,7 @@ from pipelines.bridge.intake import Message
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, PipelineError
-from pipelines.refusals import PublishTracker, Refusals, broker_tls, refused_filters
+from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refused_filters
 from schemas.ids import DeviceId
 from schemas.reason_codes import NOT_AUTHORIZED, describe_reason
 from schemas.topics import Topics
@@ -140,7 +140,7 @@ class Subscriber:
         client.on_publish = self._on_publish
         # With this set paho queues packets instead of writing each one from within `ack`; the loop below writes them.
         client.on_socket_register_write = lambda *_: None
-        context = broker_tls(self._config.broker)
+        context = broker_client_context(self._config.broker)
         if context is not None:
             client.tls_set_context(context)
         return client

@@ -52,7 +52,7 @@ class Teller:
             trouble = "not subscribed at the broker"
         elif self._subscriber.refusals.trouble:
             trouble = self._subscriber.refusals.trouble
-        return Health(not trouble, trouble, self._counters(), self._over_share())
+        return Health(not trouble, trouble, self._counters(), over_share=self._over_share())
 
     def _over_share(self) -> dict[str, str]:
         """Devices over their share, each with what of it waits on the device, or was taken back at the broker."""

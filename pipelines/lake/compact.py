@@ -17,11 +17,12 @@ from deltalake import DeltaTable
 
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.compact_plan import MIN_FILES, Small, bins, name_of
-from pipelines.lake.copy import at_hand, folders_of, forget, size_of
+from pipelines.lake.copy import folders_of, forget, size_of
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import ARCHIVE, COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
 from pipelines.lake.payload_drop import drop_unnamed
 from pipelines.lake.quarantined import closed
+from pipelines.lake.reference import checked_name, referred_path, table_path
 from pipelines.lake.rollup import merged_table, rollup_table
 from pipelines.lake.shard_rewrite import SHARD, is_own_shard, named_rows, rewrite_shards, turn_references
 from pipelines.lake.swap import live_sizes, swap_files
@@ -93,26 +94,32 @@ def _live(root: Path, name: str, table: DeltaTable) -> list[Small]:
     columns = (actions.column(column).to_pylist() for column in ("path", "num_records", "size_bytes"))
     has_payload = any(field.name == SHARD for field in table.schema().fields) and name.startswith(f"{STREAMS}/")
     return [
-        Small(path, rows or 0, size, _payload_bytes(root, root / name / path) if has_payload else 0)
+        Small(path, rows or 0, size, _payload_bytes(root, table_path(root, name, path)) if has_payload else 0)
         for path, rows, size in zip(*columns, strict=True)
     ]
 
 
 def _payload_bytes(root: Path, path: Path) -> int:
-    named = pq.read_table(at_hand(root, path), columns=[SHARD], partitioning=None)
-    sizes = {shard: size_of(root, root / shard) for shard in _own_shards(named)}
+    named = pq.read_table(path, columns=[SHARD], partitioning=None)
+    of = f"a row of {path}"
+    sizes = {shard: size_of(root, referred_path(root, shard, of, fetch=False)) for shard in _own_shards(named, of)}
     gone = [shard for shard, size in sizes.items() if size is None]
     if gone:
         raise CorruptLakeError(f"{root / gone[0]}: is gone, and rows of {path} refer to it; restore it")
     return sum(size or 0 for size in sizes.values())
 
 
-def _own_shards(rows: pa.Table) -> list[str]:
-    """The payload shards that rows refer to, without whole objects and chips' pictures, which stay where they are."""
+def _own_shards(rows: pa.Table, of: str) -> list[str]:
+    """The payload shards that rows refer to, without whole objects and chips' pictures, which stay where they are.
+
+    Raises:
+        BadReferenceError: one of them leads out of the lake.
+    """
     if SHARD not in rows.column_names:
         return []
     shards = pc.unique(rows.column(SHARD)).to_pylist()
-    return sorted(shard for shard in shards if shard is not None and is_own_shard(shard, PAYLOAD))
+    named = [checked_name(shard, of) for shard in shards if shard is not None]
+    return sorted(shard for shard in named if is_own_shard(shard, PAYLOAD))
 
 
 def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Small], gone: Collection[str]) -> int:

@@ -15,9 +15,10 @@ import structlog
 from deltalake import DeltaTable
 
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import at_hand, forget, size_of
+from pipelines.lake.copy import forget, size_of
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import STREAMS
+from pipelines.lake.reference import open_referred, table_path
 from pipelines.lake.remote import remote_of
 from pipelines.lake.shard_rewrite import ROW, SHARD, Int64s, Rewritten, named_rows, rewrite_shards, turn_references
 from pipelines.lake.swap import live_sizes, swap_files
@@ -77,7 +78,7 @@ def drop_unnamed(root: Path, name: str) -> Dropped | None:
 
 
 def _named_by(root: Path, name: str, path: str) -> dict[str, Int64s]:
-    file = at_hand(root, root / name / path)
+    file = table_path(root, name, path)
     present = [column for column in (SHARD, ROW) if column in pq.read_schema(file).names]
     found = named_rows(pq.read_table(file, columns=present, partitioning=None), with_chips=True)
     forget(root, [file])
@@ -99,7 +100,8 @@ def _rows_in(root: Path, shard: str) -> int:
     if size is None:
         raise CorruptLakeError(f"{path}: is gone, and rows refer to it; restore it")
     if remote is None:
-        return int(pq.read_metadata(path).num_rows)
+        with open_referred(root, shard, f"a row of {STREAMS}") as file:
+            return int(pq.read_metadata(file).num_rows)
     length = int.from_bytes(remote.part(shard, size - 8, 8)[:4], "little")
     return int(thrift_field(decode_struct(remote.part(shard, size - 8 - length, length)), _FOOTER_ROWS))
 

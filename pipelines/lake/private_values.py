@@ -22,6 +22,7 @@ from pipelines.errors import ConflictError
 from pipelines.lake.copy import forget
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import looked_at_path
+from pipelines.lake.reference import referred_path
 from pipelines.lake.remote import remote_of
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import HOOKS, open_table, private_of, shown_columns, sync_log
@@ -161,7 +162,7 @@ def _footer_shows(root: Path, name: str, private: Collection[str]) -> bool:
 def _footer(root: Path, name: str) -> Any:
     remote = remote_of(root)
     if remote is None or (root / name).exists():
-        return pq.read_metadata(root / name)
+        return pq.read_metadata(referred_path(root, name, "the log of a table", fetch=False))
     size = remote.size(name) or 0
     length = int.from_bytes(remote.part(name, size - 8, 4), "little")
     return pq.read_metadata(pa.BufferReader(b"PAR1" + remote.part(name, size - 8 - length, length + 8)))

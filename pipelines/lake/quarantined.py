@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.lake.layout import QUARANTINE, QUARANTINE_CLOSED
+from pipelines.lake.reference import check_table_files
 from pipelines.lake.table import open_table
 
 Rows = list[dict[str, Any]]
@@ -52,6 +53,7 @@ def heads(root: Path, where: Where) -> pa.Table:
     table = open_table(root, QUARANTINE)
     if table is None:
         return pa.schema([pa.field(name, pa.string()) for name in _HEADS]).empty_table()
+    check_table_files(root, QUARANTINE, table)
     present = {field.name for field in table.schema().fields}
     rows = pa.table(table.to_pyarrow_table(columns=[name for name in _HEADS if name in present]))
     for name in _HEADS:
@@ -105,6 +107,7 @@ def open_rows(root: Path, ids: Collection[str], max_rows: int, max_bytes: int) -
     table = open_table(root, QUARANTINE)
     if table is None or not ids:
         return []
+    check_table_files(root, QUARANTINE, table)
     wanted = pa.array(sorted(ids), pa.string())
     dataset = table.to_pyarrow_dataset()
     light = _open(root, dataset.to_table(columns=["id", "run"], filter=pc.field("id").isin(wanted)))

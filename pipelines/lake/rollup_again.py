@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import structlog
 
 from pipelines.errors import ConflictError, CorruptLakeError
-from pipelines.lake.copy import at_hand, discard, files_of, forget, keep, read_bytes
+from pipelines.lake.copy import discard, files_of, forget, keep, read_bytes
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import STALE, stale_path, stream_table
 from pipelines.lake.private_values import private_of_stream
+from pipelines.lake.reference import table_path
 from pipelines.lake.rollup import MINUTE_US, ROLLUP_APP, ROLLUP_SCHEMA, merged_table, rolled_rows, rollup_table
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import open_table
@@ -110,7 +111,7 @@ def _without(root: Path, name: str, paths: list[str], low: pa.Scalar, high: pa.S
     old: list[str] = []
     parts: list[pa.Table] = []
     for path in paths:
-        rows = pq.read_table(at_hand(root, root / name / path), partitioning=None, page_checksum_verification=True)
+        rows = pq.read_table(table_path(root, name, path), partitioning=None, page_checksum_verification=True)
         forget(root, [root / name / path])
         minute = rows.column("minute")
         is_within = pc.and_(pc.greater_equal(minute, low), pc.less(minute, high))

@@ -11,13 +11,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import at_hand, forget, send
+from pipelines.lake.copy import forget, send
 from pipelines.lake.layout import CHIPS, PAYLOAD
 from pipelines.lake.payload_writer import PayloadShard, PayloadWriter
+from pipelines.lake.reference import checked_name, open_referred
 
 SHARD = "payload_shard"
 ROW = "payload_row"
 OFFSET = "payload_offset"
+_OF = "a row of a table"
+_KEY = ("device", "epoch", "seq")
 
 Int64s = npt.NDArray[np.int64]
 
@@ -38,6 +41,9 @@ def named_rows(rows: pa.Table, *, with_chips: bool = False) -> dict[str, Int64s]
     Args:
         rows: with `payload_shard` and `payload_row`.
         with_chips: also of the shards that chips' pictures are in.
+
+    Raises:
+        BadReferenceError: a row names something outside the lake.
     """
     if SHARD not in rows.column_names:
         return {}
@@ -48,8 +54,16 @@ def named_rows(rows: pa.Table, *, with_chips: bool = False) -> dict[str, Int64s]
     return {
         shard: np.unique(places[codes == code])
         for code, shard in enumerate(shards.dictionary.to_pylist())
-        if is_own_shard(shard, *parents)
+        if is_own_shard(checked_name(shard, _naming(rows, codes, code)), *parents)
     }
+
+
+def _naming(rows: pa.Table, codes: Int64s, code: int) -> str:
+    """The first row that names this shard, by its key where the rows have one."""
+    if not set(_KEY) <= set(rows.column_names):
+        return _OF
+    place = int(np.argmax(codes == code))
+    return "sample " + "/".join(str(rows.column(name)[place].as_py()) for name in _KEY)
 
 
 def is_own_shard(shard: str, *parents: str) -> bool:
@@ -73,8 +87,9 @@ def rewrite_shards(root: Path, named: Mapping[str, Int64s], path: str) -> Rewrit
     """
     starts: dict[str, int] = {}
     count = 0
-    first = at_hand(root, root / next(iter(named)))
-    with PayloadWriter(root / path, pq.read_schema(first).remove_metadata()) as writer:
+    with open_referred(root, next(iter(named)), _OF) as first:
+        schema = pq.read_schema(first).remove_metadata()
+    with PayloadWriter(root / path, schema) as writer:
         for shard, wanted in named.items():
             starts[shard] = count
             _append(root, shard, wanted, writer)
@@ -110,7 +125,7 @@ def turn_references(rows: pa.Table, new: Rewritten) -> pa.Table:
 
 def _append(root: Path, shard: str, wanted: Int64s, writer: PayloadWriter) -> None:
     low = taken = 0
-    with pq.ParquetFile(at_hand(root, root / shard), page_checksum_verification=True) as file:
+    with open_referred(root, shard, _OF) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             high = low + file.metadata.row_group(group).num_rows
             mine = wanted[(wanted >= low) & (wanted < high)] - low

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from pipelines.lake.copy import at_hand
+from pipelines.lake.reference import table_path
 
 
 def read_files(root: Path, name: str, table: DeltaTable, paths: Sequence[str]) -> pa.Table:
@@ -24,7 +24,7 @@ def read_files(root: Path, name: str, table: DeltaTable, paths: Sequence[str]) -
         RetryLaterError: the storage is away.
         OSError: the disk refused.
     """
-    files = [at_hand(root, root / name / path) for path in paths]
+    files = [table_path(root, name, path) for path in paths]
     parts = [pq.read_table(path, partitioning=None, page_checksum_verification=True) for path in files]
     # By the table's own types: other tools that rewrote a file may have left word in it to read text as views.
     there = {column for part in parts for column in part.column_names}

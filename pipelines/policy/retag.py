@@ -21,6 +21,7 @@ from pipelines.lake.alone import held_alone
 from pipelines.lake.copy import at_hand, duplicate, files_of, forget, send, size_of
 from pipelines.lake.delta_log import commit_notes
 from pipelines.lake.layout import retag_lock_path, stream_table
+from pipelines.lake.reference import table_path
 from pipelines.lake.replace import LiveFile, live_files, replace_files
 from pipelines.lake.table import open_table
 from pipelines.lake.workplace import only_upkeep, workplace
@@ -160,7 +161,7 @@ def _made(  # one place calls it
 def _make(root: Path, name: str, old: LiveFile, digest: str, tagger: FileTagger) -> tuple[LiveFile, bool]:
     """The file in the place of `old`, and whether it had to be made."""
     path = f"{_PREFIX}{digest}-{hashlib.sha256(old.path.encode()).hexdigest()[:20]}.parquet"
-    source, target = root / name / old.path, root / name / path
+    source, target = table_path(root, name, old.path, fetch=False), root / name / path
     size = size_of(root, target)
     is_new = size is None
     if is_new and old.path.startswith(f"{_PREFIX}{digest}-"):
@@ -176,7 +177,7 @@ def _make(root: Path, name: str, old: LiveFile, digest: str, tagger: FileTagger)
 def _linked(root: Path, name: str, file: LiveFile) -> LiveFile:
     """A commit cannot remove and add one path: the file gets a second name."""
     path = f"kept-{hashlib.sha256(file.path.encode()).hexdigest()[:20]}.parquet"
-    duplicate(root, root / name / file.path, root / name / path)
+    duplicate(root, table_path(root, name, file.path, fetch=False), root / name / path)
     return msgspec.structs.replace(file, path=path)
 
 

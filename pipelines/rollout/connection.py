@@ -14,7 +14,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from pipelines.clock import Clock, SystemClock
 from pipelines.config import BrokerConfig
 from pipelines.errors import ConfigError, RetryLaterError
-from pipelines.refusals import PublishTracker, Refusals, broker_tls, refusal_error, refused_filters
+from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refusal_error, refused_filters
 from schemas.reason_codes import describe_reason
 from schemas.topics import Topics
 
@@ -66,7 +66,7 @@ class BrokerLink:
         self._client.on_publish = self._on_publish
         self._client.on_message = self._on_message
         self._client.reconnect_delay_set(1, 30)
-        context = broker_tls(config)
+        context = broker_client_context(config)
         if context is not None:
             self._client.tls_set_context(context)
 

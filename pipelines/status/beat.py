@@ -31,7 +31,10 @@ log = structlog.get_logger(__name__)
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """One process: its role, whether it gets on (`is_ready`) and if not why, and its counters since it started."""
+    """One process: its role, whether it gets on (`is_ready`) and if not why, and its counters since it started.
+
+    `warnings` are for a person to look at, though the process gets on.
+    """
 
     role: str
     name: str
@@ -42,6 +45,7 @@ class Beat(msgspec.Struct, frozen=True):
     trouble: str = ""
     counters: dict[str, float] = {}  # msgspec copies it
     host: str = ""
+    warnings: tuple[str, ...] = ()
     over_share: dict[str, str] = {}  # likewise
 
 
@@ -52,6 +56,7 @@ class Health:
     is_ready: bool
     trouble: str = ""
     counters: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     over_share: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -113,7 +118,7 @@ class Heart:
     def _beat(self, health: Health) -> None:
         beat = Beat(
             self._role, self._name, os.getpid(), self._clock.now_ms(), self._started_ms, health.is_ready, health.trouble,
-            dict(health.counters), socket.gethostname(), dict(health.over_share),
+            dict(health.counters), socket.gethostname(), health.warnings, dict(health.over_share),
         )  # fmt: skip
         self._last = msgspec.json.encode(beat)
         _write(self._path, self._last)

@@ -100,6 +100,24 @@ def test_a_program_is_ended_when_enough_was_seen(tmp_path: Path) -> None:
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_trial_that_is_ended_ends_the_program_it_started(tmp_path: Path, number: signal.Signals) -> None:
+    script = tmp_path / "s.py"
+    script.write_text(
+        f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\ntime.sleep(1000)\n"
+    )
+    path = configured(tmp_path, "exec", "vehicle_telemetry", f'command = ["{sys.executable}", "{script}"]')
+    program = str(Path(sys.executable).with_name("edge-agent"))
+    trial = subprocess.Popen([program, "try", "-c", str(path), "--wait-s", "600"], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < until:
+        time.sleep(0.02)
+    trial.send_signal(number)
+    assert trial.wait(60) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
 def test_hostile_text_reaches_no_terminal(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(
         json.dumps({"time": 1714521600, "uid": "\x1b]8;;http://x\x07[red]", "src_ip": "a", "dst_ip": "b", "proto": "[/nope]",

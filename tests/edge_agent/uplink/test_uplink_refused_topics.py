@@ -16,6 +16,7 @@ from tests.fakes.fake_core import FakeCore
 from tests.fakes.refusing_front import RefusingFront
 
 DOWN = "catchment/down/dev-a/+"
+PAGES = "catchment/down/dev-a/receipts/+"
 
 
 @pytest.fixture
@@ -36,8 +37,8 @@ def test_a_refused_subscription_is_shown_until_it_is_granted(front, tmp_path):
     device = Device(tmp_path, front)
     try:
         progress = device.forwarder.progress
-        eventually(lambda: progress.refused_topics == {DOWN: 0x87})
-        assert progress.refused_count == 1
+        eventually(lambda: progress.refused_topics == {DOWN: 0x87, PAGES: 0x87})
+        assert progress.refused_count == 2
         front.subscriptions = {}
         front.hang_up()
         eventually(lambda: progress.refused_topics == {})
@@ -86,7 +87,7 @@ def vitals(**changes: Any) -> Vitals:
 
 
 def test_an_agent_that_may_not_hear_receipts_is_not_ready_and_its_metrics_say_why():
-    found = vitals(refused_topics=((DOWN, 0x87),), refused=3)
+    found = vitals(refused_topics=((DOWN, 0x87),), refused_count=3)
     assert DOWN in judge_ready(found, 30, 300).said
     assert not judge_ready(found, 30, 300).is_good
     assert judge_ready(vitals(refused_topics=(("catchment/models/get/d", 0x87),)), 30, 300).is_good
