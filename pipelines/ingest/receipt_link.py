@@ -179,7 +179,7 @@ class _Connection:
 
         Raises:
             OSError: the broker cannot be reached, or refuses.
-            ValueError: a TLS file is not what it should be.
+            ValueError: an address that cannot be.
         """
         tls = self._broker.tls
         if tls is not None:
