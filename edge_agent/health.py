@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from edge_agent.errors import AgentError
+from schemas.receipts import RefusedStream
 from schemas.reported import DocumentReport, PolicyReport
 
 HEALTH_NAME = "health.json"
@@ -28,6 +29,9 @@ class Health(msgspec.Struct, frozen=True):
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
         policy: the edge rules in force; None where no key is trusted.
         documents: what was taken of other signed documents.
+        over_share: why the core does not take all that is sent; "" when it does.
+        refused_topics: topic or filter -> why the broker refuses it.
+        refused: stream -> what the core refuses of it; "" stands for messages that named no stream.
         failing: source -> why it does not run at this moment; it is tried again.
         sources: source -> runs, fails or ended.
     """
@@ -52,6 +56,9 @@ class Health(msgspec.Struct, frozen=True):
     documents: tuple[DocumentReport, ...] = ()
     failing: dict[str, str] = {}
     sources: dict[str, str] = {}
+    refused_topics: dict[str, str] = {}
+    over_share: str = ""
+    refused: dict[str, RefusedStream] = {}
 
 
 def write_health(state_dir: Path, health: Health) -> None:

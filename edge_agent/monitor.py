@@ -14,6 +14,7 @@ from edge_agent.lineup import Lineup
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.progress import Progress
 from edge_agent.vitals import Vitals, judge_live
+from schemas.reason_codes import describe_reason
 from schemas.reported import DocumentReport, PolicyReport
 
 _MAX_SAID = 500
@@ -60,6 +61,7 @@ class Monitor:
         self.documents: Callable[[], tuple[DocumentReport, ...]] = tuple
         self._started_s = clock.monotonic_s()
         self._main_turned_s = self._started_s
+        self._refused_streams: frozenset[str] = frozenset()
         self.failure = ""
 
     def turned(self) -> None:
@@ -85,6 +87,10 @@ class Monitor:
             resent=progress.resent_count,
             parked=progress.parked_count,
             waiting_streams=progress.waiting_streams,
+            refused_topics=tuple(sorted(progress.refused_topics.items())),
+            refused_count=progress.refused_count,
+            over_share=progress.over_share,
+            share_notices=progress.share_notices,
             used_bytes=self._spool.used_bytes(),
             max_bytes=self._config.spool.max_bytes,
             rss_bytes=rss_bytes(),
@@ -94,6 +100,7 @@ class Monitor:
             rejected=_by_stream((pump.name, pump.rejected()) for pump in self._lineup.pumps),
             left_out=_by_stream((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             failure=self.failure or str(self._spool.failure or ""),
+            refused=tuple(self._spool.refused().items()),
         )
 
     def _waited_s(self, now_s: float) -> float | None:
@@ -120,6 +127,8 @@ class Monitor:
             resent=vitals.resent,
             parked=vitals.parked,
             waiting_streams=vitals.waiting_streams,
+            refused_topics={topic: describe_reason(code) for topic, code in vitals.refused_topics},
+            over_share=vitals.over_share,
             since_ack_s=None if since_ack_s is None else round(since_ack_s, 1),
             used_bytes=vitals.used_bytes,
             max_bytes=vitals.max_bytes,
@@ -129,9 +138,11 @@ class Monitor:
             left_out=_by_source((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             policy=self._policy(),
             sources=self._lineup.states(),
+            refused=dict(vitals.refused),
             documents=self.documents(),
             failing={pump.name: pump.failing[:_MAX_SAID] for pump in self._lineup.pumps if pump.failing},
         )
+        self._log_refusals(vitals)
         try:
             write_health(self._config.state_dir, health)
         except OSError as error:
@@ -141,6 +152,16 @@ class Monitor:
             notify_service_manager("WATCHDOG=1")
         else:
             _log.error("not live", said=verdict.said)
+
+    def _log_refusals(self, vitals: Vitals) -> None:
+        """Log a stream once when the core begins to refuse all of it, and once when that is over."""
+        total = {stream: one for stream, one in vitals.refused if one.is_total}
+        for stream in sorted(total.keys() - self._refused_streams):
+            one = total[stream]
+            _log.error("stream_refused_by_core", stream=stream, quarantined=one.quarantined, in_row=one.in_row, reason=one.reason)
+        for stream in sorted(self._refused_streams - total.keys()):
+            _log.info("stream_accepted_by_core", stream=stream)
+        self._refused_streams = frozenset(total)
 
 
 def _by_source(counts: Iterable[tuple[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

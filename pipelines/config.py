@@ -47,10 +47,38 @@ class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_parts_s: int = 14 * 86_400
 
 
+class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one device may bring, and what stays free on the disk; 0: no limit.
+
+    Over its rates a device is deferred: what it sends is not landed, and it keeps what has no receipt. Below `low_free_bytes`
+    one device may bring an eighth of what is left, below `min_free_bytes` nothing is landed. On a small disk a tenth and a
+    twentieth of it are enough.
+    """
+
+    bytes_per_s: int = 32 * 1024 * 1024
+    burst_bytes: int = 2 * 1024**3
+    messages_per_s: int = 5_000
+    burst_messages: int = 500_000
+    streams: int = 256
+    open_objects: int = 256
+    parts_bytes: int = 64 * 1024**3
+    low_free_bytes: int = 8 * 1024**3
+    min_free_bytes: int = 1024**3
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) < 0:
+                raise ValueError(f"shares.{name} must be 0 or more")
+        for rate, burst in (("bytes_per_s", "burst_bytes"), ("messages_per_s", "burst_messages")):
+            if getattr(self, rate) and not getattr(self, burst):
+                raise ValueError(f"shares.{burst} must be above 0 where {rate} is")
+
+
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How segments become rows, and where: `runner`, `workers` and `beam_options` are what `catchment run` takes.
 
     A run is held back where `fault_stop_share` of its messages meet a fault of our own, and `fault_stop_count` in a row with it.
+    Of one device no more than `max_device_ranges` settled ranges are kept apart: beyond them its oldest gaps are closed.
     """
 
     interval_ms: int = 200
@@ -65,6 +93,8 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_memory_bytes: int = 4 * 1024**3
     fault_stop_share: float = 0.9
     fault_stop_count: int = 10
+    worker_test_s: float = 60
+    max_device_ranges: int = 20_000
 
 
 class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,6 +123,7 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From when on `status`, `watch` and the metrics call something an alarm; a `quarantine_share` of 0: never.
 
     A stream's share of quarantined samples is taken over the last 50 runs, and tells nothing below `quarantine_count` of them.
+    `device_ranges`: from so many settled ranges of one device on; 0: never.
     """
 
     silent_s: float = 30
@@ -101,6 +132,7 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quarantine_share: float = 0.05
     quarantine_count: int = 100
     suspended: bool = True
+    device_ranges: int = 10_000
 
 
 class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,6 +168,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: str = ""
     broker: BrokerConfig = BrokerConfig()
     bridge: BridgeConfig = BridgeConfig()
+    shares: ShareConfig = ShareConfig()
     run: RunConfig = RunConfig()
     remote: RemoteConfig | None = None
     watch: WatchConfig = WatchConfig()

@@ -5,9 +5,11 @@
 <ns>/reported/<device>           the device's books and running model (kept)   device -> core
 <ns>/models/get/<device>         request for a piece of a TUF file             device -> core
 <ns>/down/<device>/receipts      settled ranges (retained)                     core -> device
+<ns>/down/<device>/receipts/<n>  their further pages, n from 1 (retained)      core -> device
 <ns>/down/<device>/desired       desired model (retained)                      core -> device
 <ns>/down/<device>/policy        edge rules (retained)                         core -> device
 <ns>/down/<device>/objects       which parts of a large payload are durable    core -> device
+<ns>/down/<device>/share         the device sends more than its share          core -> device
 <ns>/models/data/<device>        the piece asked for                           core -> device
 <ns>/bridges/<bridge>            which process is this bridge (retained)       core -> core
 """
@@ -72,6 +74,14 @@ class Topics:
         """Where a device hears what is settled."""
         return f"{self.namespace}/down/{device}/receipts"
 
+    def receipt_page(self, device: DeviceId, page: int) -> str:
+        """Where a device hears page `page` of a receipt that is too large for one message; page 0 is the receipt itself."""
+        return f"{self.receipts(device)}/{page}" if page else self.receipts(device)
+
+    def receipt_page_filter(self, device: DeviceId) -> str:
+        """The filter that matches all further pages of a device's receipt."""
+        return f"{self.receipts(device)}/+"
+
     def desired(self, device: DeviceId) -> str:
         """Where a device hears which model it should run."""
         return f"{self.namespace}/down/{device}/desired"
@@ -84,8 +94,12 @@ class Topics:
         """Where a device hears which bytes of its large payloads are durable."""
         return f"{self.namespace}/down/{device}/objects"
 
+    def share(self, device: DeviceId) -> str:
+        """Where a device hears that it sends more than its share."""
+        return f"{self.namespace}/down/{device}/share"
+
     def down_filter(self, device: DeviceId) -> str:
-        """The filter that matches all a device hears, except model pieces."""
+        """The filter that matches all a device hears, except model pieces and further pages of its receipt."""
         return f"{self.namespace}/down/{device}/+"
 
     def model_get(self, device: DeviceId) -> str:
@@ -111,6 +125,22 @@ class Topics:
     def model_get_filter(self) -> str:
         """What the model server subscribes to."""
         return f"{self.namespace}/models/get/+"
+
+    def rule_of(self, topic: str) -> str:
+        """The topic with `+` in place of the device: the access rule that grants it, and a label of few values."""
+        words = topic.removeprefix(f"{self.namespace}/").split("/")
+        place = 2 if words[0] == "models" else 1
+        if words[0] != "bridges" and len(words) > place:
+            words[place] = "+"
+        if words[0] in ("up", "parts"):
+            words[2:] = ["+"]
+        return "/".join((self.namespace, *words))
+
+    def sender_of(self, topic: str) -> str:
+        """The device word of an upward topic, whether or not the rest of it is well formed; empty if it has none."""
+        words = topic.removeprefix(f"{self.namespace}/").split("/", 3)
+        place = 2 if words[0] == "models" else 1
+        return words[place] if len(words) > place else ""
 
     def parse(self, topic: str) -> Address:
         """Take an upward topic apart.

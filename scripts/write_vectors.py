@@ -26,7 +26,7 @@ from schemas.edge_policy import (
 from schemas.envelope import ARROW_STREAM, JSON, ZSTD, EnvelopeHead, Span
 from schemas.ids import DeviceId, Digest, StreamName
 from schemas.parts import PartHead
-from schemas.receipts import ObjectState, Receipt, encode_object_state, encode_receipt
+from schemas.receipts import Floor, ObjectState, Receipt, RefusedStream, encode_object_state, encode_receipt
 from schemas.reported import DroppedRange, EpochReport, ModelReport, PolicyReport, Reported, StreamBooks, encode_reported
 from schemas.rollout import (
     Desired,
@@ -36,6 +36,7 @@ from schemas.rollout import (
     encode_piece_request,
     encode_signed_desired,
 )
+from schemas.shares import ShareNotice, encode_share_notice
 from schemas.signed_document import (
     EVERY_DEVICE,
     Addressees,
@@ -138,6 +139,9 @@ def large_payloads() -> None:
     down = TOPICS.objects(DEVICE)
     state = encode_object_state(ObjectState(str(DIGEST), 16, [(0, 10)]))
     vector("object-state", "the first 10 bytes are", down, state, properties=[], retain=False)
+    state = encode_object_state(ObjectState(str(DIGEST), 16, [(0, 10)], wait_ms=30_000, reason="no room"))
+    about = "the last part was not taken for want of room: send it again in 30 s"
+    vector("object-waits", about, down, state, properties=[], retain=False)
     state = encode_object_state(ObjectState(str(DIGEST), 16, [(0, 16)], settled=True))
     vector("object-settled", "all bytes are there and their hash is true", down, state, properties=[], retain=False)
 
@@ -199,7 +203,10 @@ def document_vector(name: str, about: str, topic: str, signed: SignedMessage, bo
 
 
 def words() -> None:
-    """Receipts, reports, desired state and piece requests."""
+    """Receipts, share notices, reports, desired state and piece requests."""
+    notice = encode_share_notice(ShareNotice("bytes", "more than 33554432 bytes/s", 10_000, 33_554_432, 17))
+    about = "the device is over its share: it sends nothing for 10 s, then no faster than that"
+    vector("share-notice", about, TOPICS.share(DEVICE), notice, properties=[], retain=False)
     receipt = encode_receipt(Receipt(42, {"vehicle_telemetry": {str(EPOCH): [(0, 4100), (4103, 4104)]}}))
     vector(
         "receipt", "all but 4100..4102 of this epoch are settled", TOPICS.receipts(DEVICE), receipt, properties=[], retain=True
@@ -222,11 +229,25 @@ def words() -> None:
     vector("piece-request", "the first piece of a file of the model repository", TOPICS.model_get(DEVICE), request, properties=[])
 
 
+def receipts() -> None:
+    """A receipt with all that it may say, and a further page of one."""
+    refused = RefusedStream(120, in_row=120, reason="speed_mps: above the maximum of N")
+    floored = Receipt(
+        43, {STREAM: {str(EPOCH): [(4103, 4104)]}}, floors={STREAM: Floor(str(EPOCH), 4100)}, refused={STREAM: refused}, pages=2
+    )
+    about = "below 4100 all is settled or closed; the core refuses all that it settles of the stream; one more page follows"
+    vector("receipt-floor", about, TOPICS.receipts(DEVICE), encode_receipt(floored), properties=[], retain=True)
+    page = Receipt(43, {STREAM: {str(EPOCH): [(4106, 4107)]}}, page=1, pages=2)
+    topic = TOPICS.receipt_page(DEVICE, 1)
+    vector("receipt-page", "the second of two pages: more of the same", topic, encode_receipt(page), properties=[], retain=True)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
     envelopes()
     large_payloads()
     words()
+    receipts()
     edge_policy()
     documents()
     print(f"{len(list(FOLDER.glob('*.json')))} vectors in {FOLDER}")

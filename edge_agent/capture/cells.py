@@ -16,7 +16,7 @@ from edge_agent.capture.batch import Scalar
 from edge_agent.capture.rejects import Rejects
 from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, PiiClass
 from schemas.source_names import match_columns
-from schemas.written_values import MAX_DIGITS, NumberForm, TimeForm, WrittenTime, WrittenValueError, read_time
+from schemas.written_values import MAX_DIGITS, NumberForm, TimeForm, WrittenTime, WrittenValueError, quick_micros, read_time
 
 _TRUE = frozenset({"t", "true", "1", "yes"})
 _FALSE = frozenset({"f", "false", "0", "no"})
@@ -135,7 +135,8 @@ def to_binary(value: object) -> bytes:
 
 def to_time_us(value: object, form: TimeForm = PLAIN_TIMES) -> int:
     """A time as microseconds since 1970 UTC: a number, or text that tells its zone or that `form` tells how to read."""
-    return to_time(value, form).micros
+    micros = quick_micros(value) if form.is_quick else None
+    return to_time(value, form).micros if micros is None else micros
 
 
 def to_time(value: object, form: TimeForm, after_us: int | None = None, near_us: int | None = None) -> WrittenTime:

@@ -102,6 +102,8 @@ class MqttLocalSource:
         self._event_times = EventTimes(options.times, self._rejects, is_in_order=False)
         self._stored = self._resume(position)
         self._under_way: deque[tuple[bytes, list[Received]]] = deque()
+        renamed = [name for name, column in options.rename.items() if column == EVENT_TIME]
+        self._time_column = renamed[0] if renamed else options.time_column
         self._held: set[Given] = set()
         self._needs: set[str] = set()
         client_id = options.client_id or f"catchment-{contract.name}"
@@ -190,7 +192,7 @@ class MqttLocalSource:
         timed: list[_Timed] = []
         aside: list[Received] = []
         for message, rows in found:
-            cells = [row.get(self._options.time_column) for row in rows]
+            cells = [row.get(self._time_column) for row in rows]
             at_us = message.at_us or now_us
             told = iter(self._event_times.read([cell for cell in cells if cell is not None], at_us))
             times = [at_us if cell is None else next(told) for cell in cells]
@@ -251,12 +253,12 @@ class MqttLocalSource:
         chunk, good = keep_rows(chunk, times)
         if not good:
             return None
-        columns: dict[str, Sequence[Scalar]] = self._mapper.convert(chunk, frozenset({self._options.time_column}))
+        columns: dict[str, Sequence[Scalar]] = self._mapper.convert(chunk, frozenset({self._time_column}))
         messages = [message for message, _, _ in timed if message.id]
         waiting = [message for _, its in self._under_way for message in its]
         position = msgspec.json.encode([_given(message) for message in (*waiting, *messages)])
         self._under_way.append((position, messages))
-        is_own_clock = not any(row.get(self._options.time_column) is not None for row in rows)
+        is_own_clock = not any(row.get(self._time_column) is not None for row in rows)
         return SampleBatch(good, columns, payloads, position, agent_clock=is_own_clock)
 
     def _settle(self, messages: Sequence[Received]) -> None:

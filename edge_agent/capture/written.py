@@ -17,7 +17,7 @@ from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import ConfigError
 from schemas.envelope import EVENT_TIME
 from schemas.source_names import TIME_NAMES, column_name_of
-from schemas.written_values import NumberForm, TimeForm, WrittenValueError, read_zone
+from schemas.written_values import NumberForm, TimeForm, WrittenValueError, quick_micros, read_zone
 
 ZONE_GUESSED = "cell event_time: a time that tells no zone, taken as UTC; set time_zone"
 
@@ -97,7 +97,12 @@ class EventTimes:
         """The times of n cells, microseconds since 1970 UTC; None, counted, where a cell tells no time."""
         self.needs = {}
         out: list[int | None] = []
+        is_quick = self._form.is_quick
         for cell in cells:
+            if is_quick and (micros := quick_micros(cell)) is not None:
+                self.after_us = micros
+                out.append(micros)
+                continue
             try:
                 found = to_time(cell, self._form, self.after_us if self._is_in_order else None, now_us)
             except CellError as error:

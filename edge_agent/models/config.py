@@ -38,7 +38,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: int = 256 * 1024 * 1024
     max_failures: int = 5
     max_starts: int = 3
-    max_memory_mib: int = 160
+    max_memory_mib: int = 192
     max_ms: int = 2_000
     max_load_s: float = 20.0
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from catchment.runtime.output import say_document
+from catchment.runtime.output import say_document, say_json
 from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
 from pipelines.contracts.diff import diff_contracts
@@ -84,7 +84,8 @@ def show(
     if as_ is Form.TABLE:
         _print(console, contract)
     else:
-        say_document(_WRITERS[as_](contract).rstrip())
+        say = say_json if as_ in (Form.AGENT, Form.JSON_SCHEMA) else say_document
+        say(_WRITERS[as_](contract).rstrip())
 
 
 @contract_app.command()

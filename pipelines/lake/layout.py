@@ -43,6 +43,11 @@ def faults_path(root: Path) -> Path:
     return root / RUNS / "faults.json"
 
 
+def receipt_pages_path(root: Path) -> Path:
+    """Which devices' receipts may have further pages retained on the broker; there only once one had."""
+    return root / RUNS / "receipt_pages.json"
+
+
 def chips_path(root: Path, run: int) -> Path:
     """The chip files that run `run` has cut and not yet committed."""
     return root / RUNS / f"{run:012d}.chips.json"

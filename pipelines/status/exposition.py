@@ -24,7 +24,7 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     page.add("catchment_books_unbalanced", "Streams of devices whose books do not balance", [({}, float(len(found.unbalanced)))])
     page.add("catchment_run", "The last committed run", [({}, float(found.run))])
     _ages(page, found)
-    for name in ("received", "committed", "quarantined", "discarded", "duplicate", "dropped"):
+    for name in ("received", "committed", "quarantined", "discarded", "duplicate", "dropped", "closed"):
         samples = [({"stream": stream.stream}, float(getattr(stream.counts, name))) for stream in found.streams]
         page.add(f"catchment_samples_{name}_total", f"Samples {name} since the lake began", samples, kind="counter")
     rows = [({"stream": stream.stream}, float(stream.rows)) for stream in found.streams if stream.rows is not None]
@@ -38,6 +38,13 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     )
     page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
     page.add("catchment_suspended", "Policies and inspectors in force that may not run", [({}, float(len(found.suspended)))])
+    over = [({"device": device}, 1.0) for beat in found.beats for device in beat.over_share]
+    page.add("catchment_device_over_share", "Devices that send more than their share; at most 20 of each bridge", over)
+    page.add("catchment_refused_streams", "Streams of devices of which the core refuses everything",
+             [({}, float(found.devices.refused_streams))])  # fmt: skip
+    page.add("catchment_ledger_ranges", "Settled ranges of all devices", [({}, float(found.devices.ranges))])
+    page.add("catchment_ledger_device_ranges_max", "Settled ranges of the device with the most",
+             [({}, float(max((one.ranges for one in found.devices.crowded), default=0)))])  # fmt: skip
     for beat in found.beats:
         labels = {"role": beat.role, "name": beat.name}
         page.add("catchment_beat_age_seconds", "Since a process last beat", [(labels, found.at_us / 1e6 - beat.at_ms / 1e3)])

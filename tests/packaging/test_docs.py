@@ -28,6 +28,7 @@ from pipelines.config import (
     DirectorConfig,
     MaintainConfig,
     RunConfig,
+    ShareConfig,
     WatchConfig,
 )
 from schemas import builtin
@@ -107,9 +108,17 @@ def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page):
         *[
             ("data-engineer.md", *pair)
             for pair in _keys(
-                CoreConfig, BrokerConfig, BridgeConfig, RunConfig, WatchConfig, AlarmConfig, MaintainConfig, DirectorConfig
+                CoreConfig,
+                BrokerConfig,
+                BridgeConfig,
+                ShareConfig,
+                RunConfig,
+                WatchConfig,
+                AlarmConfig,
+                MaintainConfig,
+                DirectorConfig,
             )
-            if pair[1] not in ("broker", "bridge", "run", "watch", "alarms", "maintain")
+            if pair[1] not in ("broker", "bridge", "shares", "run", "watch", "alarms", "maintain")
         ],
     ],
 )
@@ -123,6 +132,7 @@ def test_every_configuration_key_is_told(page, form, key):
         ("operator.md", SpoolConfig),
         ("operator.md", UplinkConfig),
         ("data-engineer.md", BridgeConfig),
+        ("data-engineer.md", ShareConfig),
         ("data-engineer.md", RunConfig),
         ("data-engineer.md", WatchConfig),
         ("data-engineer.md", MaintainConfig),

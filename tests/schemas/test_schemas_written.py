@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.source_names import column_name_of, match_columns
-from schemas.written_values import SKIPPED, TWICE, NumberForm, TimeForm, WrittenValueError, read_time, read_zone
+from schemas.written_values import SKIPPED, TWICE, NumberForm, TimeForm, WrittenValueError, quick_micros, read_time, read_zone
 
 BERLIN = ZoneInfo("Europe/Berlin")
 MAY_US = 1_714_521_600_000_000  # 2024-05-01T00:00:00Z
@@ -100,6 +100,19 @@ def test_numbers_since_1970_are_known_by_their_size(moment: datetime, unit: str)
     written = {"s": micros // 1_000_000, "ms": micros // 1_000, "us": micros, "ns": micros * 1_000}[unit]
     for value in (written, str(written)):
         assert read_time(value, TimeForm()).micros == read_time(value, TimeForm(unit)).micros == micros
+
+
+@given(
+    st.floats()
+    | st.text(max_size=30)
+    | st.from_regex(r"\d{1,12}(\.\d{1,8})?", fullmatch=True)
+    | st.datetimes().map(str)
+    | st.datetimes(timezones=st.just(UTC)).map(lambda moment: moment.isoformat())
+)
+def test_the_quick_way_reads_what_the_long_one_reads(value: object) -> None:
+    found = quick_micros(value)
+    if found is not None:
+        assert read_time(value).micros == found
 
 
 @pytest.mark.parametrize(

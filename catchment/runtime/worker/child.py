@@ -63,13 +63,15 @@ class _Pipes:
         self.send(NOTE, body[:MAX_NOTE_BYTES])
 
     def _exactly(self, count: int) -> bytes | None:
-        body = bytearray()
-        while len(body) < count:
-            part = os.read(self._incoming, min(count - len(body), _READ_BYTES))
+        parts: list[bytes] = []
+        missing = count
+        while missing:
+            part = os.read(self._incoming, min(missing, _READ_BYTES))
             if not part:
                 return None
-            body += part
-        return bytes(body)
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def main() -> None:

@@ -89,9 +89,9 @@ def settled(source: Source) -> None:
 
 
 def test_what_devices_publish_becomes_samples_with_their_times(publisher, subscribe):
-    source = subscribe(topic_column="clock_quality", rename={"v": "speed_mps"})
+    source = subscribe(topic_column="clock_quality", rename={"v": "speed_mps", "when": "event_time"})
     settled(source)
-    publisher.publish({"v": 1.5, "event_time": "2024-05-01T00:00:00Z"})
+    publisher.publish({"v": 1.5, "when": "2024-05-01T00:00:00Z"})
     publisher.publish([{"v": 2.5}, {"v": 3.5}], "sensors/b/telemetry")
     publisher.publish({"v": 4.5}, "elsewhere")
     found = batches(source, 3)

@@ -148,6 +148,19 @@ def test_the_draft_is_a_document_with_the_source_that_fills_it_in_comments(tmp_p
     assert [column.source_name for column in decode_contract(shown.stdout.encode()).columns] == ["Time", "Speed (km/h)"]
 
 
+@pytest.mark.parametrize(
+    "name", ["Sp\u00adeed", "Sp\u200beed", "\u202edeepS", "S\u0085peed", "S\x1bp", 'S"p\\e:d #1', "S\U000e0041"]
+)
+def test_names_with_characters_that_nobody_sees_survive_being_printed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"time": 1714521600, name: 1}) + "\n")
+    (tmp_path / "x.odcs.yaml").write_text(CliRunner().invoke(contract_app, ["infer", str(path), "--name", "x"]).stdout)
+    shown = CliRunner().invoke(contract_app, ["show", str(tmp_path / "x.odcs.yaml"), "--as", "agent"])
+    contract = decode_contract(shown.stdout.encode())
+    assert contract.columns[1].source_name == name
+    assert judged(path, contract).column(contract.columns[1].name) == [1]
+
+
 def test_what_the_agent_would_refuse_as_a_whole_is_refused_by_the_draft(tmp_path: Path) -> None:
     for name, body, words in (("a.csv", "a,a\n1,2\n", "twice"), ("b.csv", "", "empty"), ("c.jsonl", "[1, 2]", "no JSON objects")):
         (tmp_path / name).write_text(body)
