@@ -80,6 +80,7 @@ class FollowedLog:
         self._reader: TableReader | None = None
         self._start = TablePosition()
         self._rotated_s: float | None = None
+        self._was_empty = False
         # What outlives a file: the log's inode, how rows are written, the header, a torn line, where the content before ended.
         self._inode = 0
         self._form = ""
@@ -154,6 +155,7 @@ class FollowedLog:
         """
         if self._file is None and not self._open_next():
             return None
+        self._look_behind()
         chunk = None
         if self._reader is not None or self._make_reader():
             try:
@@ -174,6 +176,11 @@ class FollowedLog:
         if self._file is not None:
             self._file.close()
         self._file = self._reader = self._lines = None
+
+    def _look_behind(self) -> None:
+        """The log was empty when it was opened: what was written to it and rotated away meanwhile comes first."""
+        if self._was_empty and self._reader is None and self._file is not None and self._file.begins():
+            self._open_next()
 
     def _read_rows(self, max_rows: int) -> RawChunk | None:
         assert self._reader is not None
@@ -387,6 +394,7 @@ class FollowedLog:
             act = what_to_do(error, "let the agent's user read it")
             raise SourceError(f"{path} cannot be read ({error.strerror}); {act}") from error
         self._start, self._rotated_s = start, None
+        self._was_empty = is_live and not self._file.begins()
         if start.offset == 0 and self._ended_at is not None and self._file.start > self._ended_at:
             # A writer with a place of its own goes on there: that is how long the log was when it was cut.
             self._rejects.count(BETWEEN, f"{self._file.start - self._ended_at} bytes of {path}")

@@ -11,7 +11,7 @@ import zstandard
 
 HEADER = (
     "#separator \\x09\n#set_separator\t,\n#empty_field\t(empty)\n#unset_field\t-\n#path\tconn\n#open\t2024-05-01-00-00-00\n"
-    "#fields\tts\tuid\tid.orig_h\tproto\n#types\ttime\tstring\taddr\tenum\n"
+    "#fields\tts\tuid\tid.orig_h\tid.resp_h\tproto\n#types\ttime\tstring\taddr\taddr\tenum\n"
 )
 _HEADS = {"tsv": HEADER.encode(), "csv": b"ts,uid,proto\n"}
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -47,7 +47,7 @@ class CutWriter:
         for _ in range(count):
             uid = f"C{self.n}" + "x" * pad
             row = {
-                "tsv": f"{self.n}.5\t{uid}\t10.0.0.1\ttcp\n",
+                "tsv": f"{self.n}.5\t{uid}\t10.0.0.1\t10.0.0.2\ttcp\n",
                 "json": f'{{"ts":{self.n},"uid":"{uid}","proto":"tcp"}}\n',
                 "csv": f'{self.n},{uid},"t\ncp"\n',
                 "plain": f"{uid}\n",

@@ -137,14 +137,14 @@ def test_a_log_that_is_cut_without_a_copy_is_counted_and_goes_on(tmp_path):
 
 def test_a_torn_row_whose_other_half_is_lost_is_counted_and_the_next_is_whole(tmp_path):
     log = tmp_path / "conn.log"
-    log.write_text(HEADER + "1.5\tCa\t10.0.0.1\ttcp\n2.5\tC")
+    log.write_text(HEADER + "1.5\tCa\t10.0.0.1\t-\ttcp\n2.5\tC")
     source = follow(log)
     seen, _ = uids(source)
     log.with_name("conn.log.1").write_bytes(log.read_bytes())
     os.utime(log.with_name("conn.log.1"), (1, 1))
     os.truncate(log, 0)
     with log.open("a") as file:
-        file.write("3.5\tCc\t10.0.0.1\ttcp\n")
+        file.write("3.5\tCc\t10.0.0.1\t-\ttcp\n")
     assert seen + uids(source)[0] == ["Ca", "Cc"]
     assert source.rejected == {follow_log.TORN: 1}
 
@@ -179,9 +179,21 @@ def test_a_log_that_is_cut_and_grows_past_its_old_size_between_two_looks_is_noti
         assert source.rejected == {}
 
 
+def test_rows_that_came_and_were_rotated_away_while_the_log_was_open_and_empty_come_first(tmp_path):
+    writer = CutWriter(tmp_path / "conn.log")
+    writer.rows(2)
+    source = follow(writer.log)
+    writer.rotate()
+    seen, _ = uids(source)  # the log is open, and holds nothing
+    writer.rows(2)
+    writer.rotate()
+    writer.rows(2)
+    assert seen + uids(source)[0] == writer.written
+
+
 def test_nul_bytes_that_a_power_cut_left_are_no_rows_and_a_row_torn_by_them_is_counted(tmp_path):
     log = tmp_path / "conn.log"
-    log.write_bytes(HEADER.encode() + b"1.5\tCa\t-\ttcp\n2.5\tCb" + bytes(3000) + b"3.5\tCc\t-\ttcp\n")
+    log.write_bytes(HEADER.encode() + b"1.5\tCa\t-\t-\ttcp\n2.5\tCb" + bytes(3000) + b"3.5\tCc\t-\t-\ttcp\n")
     source = follow(log)
     assert uids(source)[0] == ["Ca", "Cc"]
     with log.open("ab") as file:
@@ -189,7 +201,7 @@ def test_nul_bytes_that_a_power_cut_left_are_no_rows_and_a_row_torn_by_them_is_c
     assert uids(source)[0] == []
     with log.open("r+b") as file:  # space that was allocated before, and is filled in
         file.seek(-700_000, os.SEEK_END)
-        file.write(b"4.5\tCd\t-\ttcp\n")
+        file.write(b"4.5\tCd\t-\t-\ttcp\n")
     assert uids(source)[0] == ["Cd"]
     assert source.rejected == {"row: torn by NUL bytes": 1}
 
@@ -200,7 +212,7 @@ def test_a_wide_header_does_not_make_two_files_one(tmp_path):
     rest = "\t-" * 200
 
     def file(name: str, first: int) -> None:
-        (tmp_path / name).write_text(wide + "".join(f"{n}.5\tC{n}\t-\ttcp{rest}\n" for n in range(first, first + 3)))
+        (tmp_path / name).write_text(wide + "".join(f"{n}.5\tC{n}\t-\t-\ttcp{rest}\n" for n in range(first, first + 3)))
         os.utime(tmp_path / name, (1_700_000_000 + first,) * 2)
 
     file("conn.log", 1)
