@@ -150,7 +150,11 @@ def report(outcomes: Sequence[Outcome]) -> int:
     for change in sorted(known.keys() - unnoticed):
         print(f"\n# explained in tests/mutants/survivors.toml, but there is no such survivor: take it out\n{show(change)}")
     share = 1 - survived / total
-    print(f"\nmutants: {total - survived} of {total} noticed ({share:.1%}); {len(unnoticed & known.keys())} explained survivors")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"\nmutants: {total - survived} of {total} noticed ({share:.1%}); {len(unnoticed & known.keys())} explained survivors;"
+        f" {used.ru_utime + used.ru_stime:.0f} s of CPU"
+    )
     return int(unnoticed != known.keys() or share < LEAST_NOTICED)
 
 

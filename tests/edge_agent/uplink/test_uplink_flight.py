@@ -258,10 +258,10 @@ def test_an_envelope_that_left_the_spool_starts_its_tries_anew() -> None:
 
 def test_what_is_due_and_still_at_the_broker_waits_a_round_more() -> None:
     flight = Flight(1_000, 1_000, 10.0)
-    flight.sent(1, 1, 1, 0.0)
-    flight.sent(2, 2, 1, 0.0)
+    flight.sent(1, 1_001, 1, 0.0)
+    flight.sent(2, 1_002, 1, 0.0)
     flight.acked(2, 0.1)
-    assert flight.overdue(10.0) == [2]
+    assert flight.overdue(10.0) == [1_002]
     assert flight.overdue(19.9) == []
     flight.acked(1, 19.9)
-    assert flight.overdue(20.0) == [1]
+    assert flight.overdue(20.0) == [1_001]
