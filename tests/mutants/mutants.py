@@ -158,20 +158,27 @@ def report(outcomes: Sequence[Outcome]) -> int:
     return int(unnoticed != known.keys() or share < LEAST_NOTICED)
 
 
+def choose(parts: Sequence[str], *, is_smoke: bool) -> list[tuple[str, list[str]]]:
+    """The listed modules with one of these parts in their path, and their tests; no parts: all, or those of the smoke."""
+    listed = tomllib.loads((FOLDER / "modules.toml").read_text())["module"]
+    strays = [part for part in parts if not any(part in one["path"] for one in listed)]
+    if strays:
+        raise MutantsError(f"no module {', '.join(strays)}; there are {', '.join(one['path'] for one in listed)}")
+    chosen = [one for one in listed if not parts or any(part in one["path"] for part in parts)]
+    return [(one["path"], one["tests"]) for one in chosen if not is_smoke or one.get("is_smoke", False)]
+
+
 def main() -> int:
     """Try the modules that are named, or all."""
     parser = argparse.ArgumentParser(description="Small changes to the deciding modules: does a test notice each?")
     parser.add_argument("modules", nargs="*", help="paths or parts of them; none: all of tests/mutants/modules.toml")
+    parser.add_argument("--smoke", action="store_true", help="only those marked for it: does it all still work?")
     parser.add_argument("--jobs", type=int, default=2, help="modules at once (2)")
     options = parser.parse_args()
-    listed = tomllib.loads((FOLDER / "modules.toml").read_text())["module"]
-    chosen = [one for one in listed if not options.modules or any(part in one["path"] for part in options.modules)]
-    if not chosen:
-        parser.error(f"no module of that name; there are {', '.join(one['path'] for one in listed)}")
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     try:
         with ThreadPoolExecutor(options.jobs) as pool:
-            return report(list(pool.map(lambda one: try_module(one["path"], one["tests"]), chosen)))
+            return report(list(pool.map(lambda one: try_module(*one), choose(options.modules, is_smoke=options.smoke))))
     except MutantsError as error:
         print(f"mutants: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.mutants import mutants
-from tests.mutants.mutants import ROOT, Change, Outcome, change_of, explained, plain_properties, report
+from tests.mutants.mutants import ROOT, Change, Outcome, change_of, choose, explained, plain_properties, report
 
 MODULES: list[dict[str, Any]] = tomllib.loads((mutants.FOLDER / "modules.toml").read_text())["module"]
 
@@ -96,3 +96,13 @@ def test_an_explanation_without_a_reason_and_too_many_survivors_are_refused(
         report([Outcome("a.py", 99, 0, (ONE,), 1.0)])
     _folder(tmp_path, mutants.show(ONE).replace('reason = ""', 'reason = "x is never 1"'), monkeypatch)
     assert report([Outcome("a.py", 8, 0, (ONE,), 1.0)]) == 1
+
+
+def test_modules_are_chosen_by_parts_of_their_path_and_a_part_of_none_is_refused() -> None:
+    assert [path for path, _ in choose([], is_smoke=False)] == [module["path"] for module in MODULES]
+    assert [path for path, _ in choose(["ranges", "quota"], is_smoke=False)] == [
+        module["path"] for module in MODULES if "ranges" in module["path"] or "quota" in module["path"]
+    ]
+    assert [path for path, _ in choose([], is_smoke=True)] == [module["path"] for module in MODULES if module.get("is_smoke")]
+    with pytest.raises(mutants.MutantsError, match=r"^no module nowhere; there are pipelines/"):
+        choose(["ranges", "nowhere"], is_smoke=False)

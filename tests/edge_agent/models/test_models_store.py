@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -110,6 +111,33 @@ def test_a_version_larger_than_a_block_is_read_to_its_end(tmp_path: Path) -> Non
         store.whole(one)
 
 
+def test_a_large_version_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    one = msgspec.structs.replace(version_of(1), digest=hashlib.sha256(bytes(8 << 20)).hexdigest())
+    store.path(one).write_bytes(bytes(8 << 20))
+    tracemalloc.start()
+    try:
+        store.whole(one)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_version_on_probation_gives_way_to_the_one_that_was_proven(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    first = install(store, 1)
+    store.confirm()
+    install(store, 2)
+    third = install(store, 3)
+    assert store.state == StoreState(third, first, on_probation=True), "2 never proved itself"
+    store.go_back("too slow")
+    assert store.state == StoreState(first, None, (3,), rolled_back=True, reason="too slow")
+    assert names(tmp_path) == {store.path(first).name}
+    store.go_back("too slow as well")
+    assert store.state == StoreState(None, None, (1, 3), rolled_back=True, reason="too slow as well")
+    assert names(tmp_path) == set()
+
+
 def test_a_version_that_cannot_be_read_is_unfit(tmp_path: Path) -> None:
     with pytest.raises(ModelUnfitError, match=r"^version 1 on disk cannot be read: .*No such file") as caught:
         ModelStore(tmp_path).whole(version_of(1))
@@ -161,7 +189,8 @@ def test_a_state_that_cannot_be_read_is_set_aside_and_said(tmp_path: Path, body:
     assert not (tmp_path / "state.json").exists()
     (line,) = logs
     assert line["log_level"] == "error"
-    assert line["event"]
+    assert line["event"].startswith("model")
+    assert line["event"].islower()
     assert line["aside"] == str(tmp_path / "state.broken")
 
 

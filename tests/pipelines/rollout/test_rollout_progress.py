@@ -128,6 +128,8 @@ def test_a_share_is_drawn_anew_for_each_rollout() -> None:
     }
     assert covered == {name: Cohort(5_000).among(name, "abcdefgh") for name in ("r1", "r2")}
     assert covered["r1"] != covered["r2"]
+    silent: dict[str, list[ModelReport]] = {device: [] for device in "abcdefgh"}
+    assert {name: list(progress(rollout(name, cohort="50%"), silent).waiting) for name in ("r1", "r2")} == covered
 
 
 def test_documents_come_back_oldest_first_and_by_name(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_an_order_is_that_of_the_network_written_out_in_whole_numbers(count: int
 
 def test_an_order_is_of_the_first_epoch_unless_it_is_said() -> None:
     assert Permutation(9, 1) == Permutation(9, 1, 0)
+    assert repr(Permutation(9, 1)) == "Permutation(count=9, seed=1, epoch=0)"
 
 
 @pytest.mark.parametrize("count", [0, 1])
