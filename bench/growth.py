@@ -1,10 +1,12 @@
-"""What grows with the lake: a commit by the commits before it, a run by the devices in the ledger.
+"""What grows with the lake: a run by the commits before it, by streams it does not touch, and by the devices in the ledger.
 
 Run: python bench/growth.py [--smoke]
 """
 
 import argparse
+import dataclasses
 import json
+import logging
 import os
 import shutil
 import statistics
@@ -12,47 +14,186 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
+import structlog
+from deltalake import DeltaTable
 
+from pipelines.bridge.rows import LandingRow, rows_to_batch
+from pipelines.bridge.segment import OpenSegment
+from pipelines.clock import SystemClock
+from pipelines.config import CoreConfig
+from pipelines.contracts.odcs_writer import to_odcs
+from pipelines.ingest.loop import RunLoop
+from pipelines.ingest.plan_files import read_plan, write_plan
 from pipelines.ingest.receipts import receipts_of
 from pipelines.lake.books import Counts, EpochKey
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import write_table_file
-from pipelines.lake.layout import RUNS
+from pipelines.lake.layout import COMMITS, RUNS, landing_folder, stream_table
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger, write_ledger
+from pipelines.runners.engine import Engine
+from pipelines.upkeep.maintain import maintain
+from pipelines.upkeep.vacuum import Keep
+from schemas.contract import Column, ColumnType, Contract
+from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
+from schemas.ids import DeviceId, StreamName
 from schemas.ranges import Ranges
 
+START_US = 1_790_000_000_000_000
 WINDOW = 20
 TOUCHED = 100
 STEPS = 300
 STREAM = "vehicle_telemetry"
 
 
-def commits(root: Path, marks: list[int]) -> None:
-    """Milliseconds of a commit (open, look, commit, sync) when the table has so many; the median of many, in turns."""
-    rows = pa.table({"device": pa.array(["car-1"] * 100), "seq": pa.array(range(100), pa.int64())})
-    took_ms: dict[int, list[float]] = {mark: [] for mark in marks}
-    files = {mark: write_table_file(root, f"streams/after-{mark}", "one.parquet", rows) for mark in marks}
+def commits(marks: list[int]) -> None:
+    """Milliseconds of a run and of its commits when the lake has so many behind it, before and after maintenance; in turns."""
+    lakes = {mark: Lake(1) for mark in marks}
+    try:
+        for mark, lake in lakes.items():
+            lake.run()
+            lake.grow_old(mark)
+        for when in ("before maintenance", "after maintenance"):
+            _compare(f"{{:6d}} commits, {when}", lakes, lambda lake: lake.step_ms(1))
+            _compare(f"{{:6d}} commits, {when}: commit", lakes, lambda lake: lake.commit_ms())
+            for lake in lakes.values():
+                maintain(lake.root, Keep(grace_s=0, versions=100))
+    finally:
+        for lake in lakes.values():
+            shutil.rmtree(lake.folder)
 
-    def commit(mark: int, run: int) -> float:
+
+def streams(marks: list[int]) -> None:
+    """Milliseconds of a run that touches one stream, of one that touches all, and of a start, by streams; in turns."""
+    lakes = {mark: Lake(mark) for mark in marks}
+    try:
+        for lake in lakes.values():
+            lake.run()
+        _compare("{:6d} streams: a run that touches one", lakes, lambda lake: lake.step_ms(1))
+        time.sleep(3)  # what was written to a moment ago is opened at a start
+        for lake in lakes.values():
+            lake.start_ms()
+        _compare("{:6d} streams: a start", lakes, lambda lake: lake.start_ms())
+        _compare("{:6d} streams: a run that touches all", lakes, lambda lake: lake.step_ms(lake.count), turns=4)
+    finally:
+        for lake in lakes.values():
+            shutil.rmtree(lake.folder)
+
+
+def _compare(what: str, lakes: dict[int, "Lake"], measure: Callable[["Lake"], float], turns: int = WINDOW) -> None:
+    """In turns, so that whatever else the machine does is shared alike; over a whole interval of checkpoints."""
+    took_ms: dict[int, list[float]] = {mark: [] for mark in lakes}
+    for _ in range(turns):
+        for mark, lake in lakes.items():
+            took_ms[mark].append(measure(lake))
+    first = statistics.median(next(iter(took_ms.values())))
+    for mark, took in took_ms.items():
+        median = statistics.median(took)
+        print(f"{what.format(mark):55s} {median:8.1f} ms   {median / first:5.2f} x the first", flush=True)
+
+
+def _age(table: Path, versions: int) -> None:
+    """Give a table of version 1 so many: an entry for each, and a checkpoint with the name of a dead file for each."""
+    log, now_ms = table / "_delta_log", time.time_ns() // 1_000_000
+    dead = [{"path": f"{run:012d}-0.parquet", "deletionTimestamp": now_ms, "dataChange": False} for run in range(2, versions + 1)]
+    mark = {"txn": {"appId": "ingest", "version": versions, "lastUpdated": now_ms}}
+    entry = [{"commitInfo": {"timestamp": now_ms}}, mark, *({"remove": each} for each in dead)]
+    (log / f"{2:020d}.json").write_text("\n".join(map(json.dumps, entry)))
+    DeltaTable(table).create_checkpoint()
+    # Replaying a hundred thousand entries takes minutes, and nobody does: there is a checkpoint every twenty.
+    (log / f"{2:020d}.checkpoint.parquet").rename(log / f"{versions:020d}.checkpoint.parquet")
+    (log / "_last_checkpoint").write_text(json.dumps({"version": versions, "size": len(dead) + 4}))
+    for version in range(3, versions + 1):
+        (log / f"{version:020d}.json").write_text("\n".join(map(json.dumps, entry[:2])))
+
+
+class Nobody:
+    """Takes receipts."""
+
+    def publish(self, messages: Mapping[str, bytes]) -> None:
+        """Leave them."""
+
+
+class Lake:
+    """A lake of so many streams, its contracts, and a loop that has it."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.folder = Path(tempfile.mkdtemp(prefix="growth-"))
+        self.root = self.folder / "lake"
+        (self.folder / "contracts").mkdir()
+        self.names = [f"stream_{number}" for number in range(count)]
+        for name in self.names:
+            contract = Contract(name, "1.0.0", (Column("speed_mps", ColumnType.FLOAT64),))
+            (self.folder / "contracts" / f"{name}.odcs.yaml").write_text(to_odcs(contract))
+        self.config = CoreConfig(lake=str(self.root), contracts=str(self.folder / "contracts"))
+        self.segment = self.seq = self.commit = 0
+        self.loop = self.started()
+
+    def started(self) -> RunLoop:
+        """A new loop."""
+        return RunLoop(self.config, Nobody(), SystemClock(), Engine())
+
+    def run(self) -> None:
+        """One run that touches every stream."""
+        self.step_ms(self.count)
+
+    def start_ms(self) -> float:
+        """What a start takes."""
         began = time.perf_counter()
-        commit_once(root, files[mark].table, [files[mark]], rows.schema, run)
+        self.loop = self.started()
         return (time.perf_counter() - began) * 1_000
 
-    for mark in marks:
-        for run in range(1, mark + 1):
-            commit(mark, run)
-    # In turns, so that whatever else the machine does is shared alike; over a whole interval of checkpoints.
-    for turn in range(1, WINDOW + 1):
-        for mark in marks:
-            took_ms[mark].append(commit(mark, mark + turn))
-    first = statistics.median(took_ms[marks[0]])
-    for mark in marks:
-        median = statistics.median(took_ms[mark])
-        print(f"commit after {mark:6d} commits          {median:8.1f} ms   {median / first:5.2f} x the first")
+    def step_ms(self, touched: int) -> float:
+        """What a run takes that touches the first streams."""
+        self.segment += 1
+        folder = landing_folder(self.root, "b0")
+        folder.mkdir(parents=True, exist_ok=True)
+        segment = OpenSegment(folder, self.segment)
+        segment.append(rows_to_batch([self._envelope(name) for name in self.names[:touched]]))
+        segment.sync()
+        segment.seal()
+        self.seq += 10
+        began = time.perf_counter()
+        assert self.loop.step()
+        return (time.perf_counter() - began) * 1_000
+
+    def commit_ms(self) -> float:
+        """What the commit of one more file takes: open, look, commit, sync."""
+        self.commit += 1
+        rows = pa.table({"device": pa.array(["car-1"] * 10), "seq": pa.array(range(10), pa.int64())})
+        file = write_table_file(self.root, stream_table(self.names[0]), f"commit-{self.commit}.parquet", rows)
+        began = time.perf_counter()
+        commit_once(self.root, file.table, [file], rows.schema, self.commit, app="bench")
+        return (time.perf_counter() - began) * 1_000
+
+    def grow_old(self, runs: int) -> None:
+        """Make the lake look as it does after so many runs and the compaction of their files: log entries and dead names."""
+        for table in (stream_table(self.names[0]), COMMITS):
+            _age(self.root / table, runs)
+        plan, ledger = read_plan(self.root, 1), read_ledger(self.root, 1)
+        assert plan is not None
+        if runs > 1:
+            write_plan(self.root, msgspec.structs.replace(plan, run=runs))
+            write_ledger(self.root, dataclasses.replace(ledger, run=runs, bases=(runs,)))
+        self.loop = self.started()
+
+    def _envelope(self, stream: str) -> LandingRow:
+        times = pa.array([START_US + (self.seq + at) * 1_000 for at in range(10)]).cast(pa.timestamp("us", "UTC"))
+        batch = pa.record_batch({"event_time": times, "speed_mps": pa.array([float(at) for at in range(10)])})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        span = Span(7, self.seq, 10)
+        head = EnvelopeHead(DeviceId("car-1"), StreamName(stream), ARROW_STREAM, span, None, "")
+        body = bytes(sink.getvalue().to_pybytes())
+        topic = f"catchment/up/car-1/{stream}"
+        return LandingRow(START_US, "up", topic, body, "car-1", stream, ARROW_STREAM, head.to_properties(), span)
 
 
 def devices(count: int) -> None:
@@ -129,11 +270,9 @@ def main() -> None:
     if options.devices:
         devices(options.devices)
         return
-    root = Path(tempfile.mkdtemp(prefix="growth-"))
-    try:
-        commits(root, [1, 20] if options.smoke else [1, 100, 1_000])
-    finally:
-        shutil.rmtree(root)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    commits([10, 100] if options.smoke else [10, 1_000, 100_000])
+    streams([1, 5] if options.smoke else [1, 10, 100])
     for count in (10, 1_000) if options.smoke else (10, 1_000, 100_000):
         done = subprocess.run([sys.executable, __file__, "--devices", str(count)], capture_output=True, text=True, check=True)
         found = json.loads(done.stdout)

@@ -20,6 +20,7 @@ logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # 3.11 does not k
 
 import structlog  # noqa: E402
 
+from catchment.runtime.plain import plain_event, plain_message, plain_tracebacks  # noqa: E402
 from edge_agent.config import load_agent_config  # noqa: E402
 from edge_agent.errors import AgentError, ConfigError  # noqa: E402
 from edge_agent.exits import EXIT_CONFIG, EXIT_PARKED, EXIT_RETRY  # noqa: E402
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("--until-settled", action="store_true")
     parser.add_argument("--device", default="", help="the certificate's common name, where the caller has read it")
     arguments = parser.parse_args()
+    plain_tracebacks()
     try:
         config = load_agent_config(arguments.config, arguments.device)
         # What this process is stays: a certificate that was renewed names the same device, or comes at a new start.
@@ -41,10 +43,10 @@ def main() -> int:
         _log_to_stderr(config.log_level)
         is_clean = run_agent(config, reread, until_settled=arguments.until_settled)
     except ConfigError as error:
-        PatientStderr().write(f"{error}\n")
+        PatientStderr().write(f"{plain_message(error)}\n")
         return EXIT_CONFIG
     except AgentError as error:
-        PatientStderr().write(f"{error}\n")
+        PatientStderr().write(f"{plain_message(error)}\n")
         return EXIT_RETRY
     return 0 if is_clean else EXIT_PARKED
 
@@ -56,6 +58,7 @@ def _log_to_stderr(level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            plain_event,
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,6 +33,7 @@ from edge_agent.rules.sieve import Sieve
 from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.spool.spool import Spool
+from edge_agent.trial.asking import is_asked
 from edge_agent.unset_clock import ClockHold, system_boot_clock
 from edge_agent.uplink.forwarder import Forwarder
 from edge_agent.uplink.report import Reporter
@@ -44,6 +46,7 @@ from schemas.topics import Topics
 if TYPE_CHECKING:
     from edge_agent.health_server import HealthServer
     from edge_agent.models.updater import ModelUpdater
+    from edge_agent.trial.tap import TapServer
 
 _WATCH_S = 0.2
 _HEALTH_EVERY_S = 5.0
@@ -84,6 +87,7 @@ class Agent:
         self._uplink: threading.Thread | None = None
         self._models: ModelUpdater | None = None
         self._model_streams: frozenset[str] = frozenset()
+        self._taps: TapServer | None = None
         self._boot_clock = system_boot_clock(self._clock)
         self._orders: DocumentInbox[DesiredModels] | None = None
         self._rules = open_rules(config, self._clock)
@@ -156,12 +160,23 @@ class Agent:
                 self._monitor.tell()
             self._clock_hold.step()
             serve_replays(self._config.spool_dir, self._spool.replay)
+            self._serve_trials()
             if until_settled and not self._lineup.running:
                 left = sum(books.spooled for books in self._spool.books())
                 if left == self._spool.parked_samples():
                     return left == 0
         self._failure = self._failure or self._spool.failure
         return True
+
+    def _serve_trials(self) -> None:
+        """Answer `edge-agent try`; what that needs is loaded when somebody asks for the first time."""
+        if self._taps is None:
+            if not is_asked(self._config.state_dir):
+                return
+            from edge_agent.trial.tap import TapServer  # noqa: PLC0415
+
+            self._taps = TapServer(self._config.state_dir, lambda: self._lineup.pumps, self._clock.monotonic_s)
+        self._taps.serve()
 
     def _take_new_config(self) -> None:
         """What may change while it runs does; what may not is told. A wrong file changes nothing."""
@@ -188,6 +203,8 @@ class Agent:
         self._stop_capture.set()
         self._lineup.stop()
         self._stop_uplink.set()
+        if self._models is not None:
+            self._models.close()
         if self._uplink is not None:
             self._uplink.join(_STOP_WITHIN_S)
         if self._health is not None:
@@ -237,9 +254,12 @@ class Agent:
     def _build_pump(self, source: SourceConfig) -> SourcePump:
         contract = load_contract(source)
         limits = Limits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
+        # What is redacted or encrypted in the spool must not lie in clear beside it.
+        is_secret = contract.has_redaction or self._config.spool.key is not None
+        folder = None if is_secret else self._config.state_dir / "parked"
+        build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock, folder)
         put_object = partial(self._spool.put_object, priority=source.priority)
         encoder = Encoder(contract, limits, put_object, compress=source.compress, reference=self._boot_clock.reference)
-        build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock)
         if source.kind == HEARTBEAT:
             build = lambda _: HeartbeatSource(self._monitor.look, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
         else:
@@ -285,5 +305,5 @@ def agent_version() -> str:
     return metadata.version("catchment")
 
 
-def _build(source: SourceConfig, contract: Contract, clock: Clock, position: bytes | None) -> Source:
-    return build_source(source.kind, source.options, contract, clock, position)
+def _build(source: SourceConfig, contract: Contract, clock: Clock, folder: Path | None, position: bytes | None) -> Source:
+    return build_source(source.kind, source.options, contract, clock, position, folder)

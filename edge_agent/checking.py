@@ -27,6 +27,7 @@ from edge_agent.config import (
 from edge_agent.documents.trust import read_key_file
 from edge_agent.errors import ConfigError
 from edge_agent.places import Step, line_of, parse_path
+from edge_agent.trial.examine import examine_source
 
 _MAX_ROUNDS = 100
 _PATH = re.compile(r"`\$\.?([^`]*)`")
@@ -53,7 +54,7 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 def check_file(path: Path) -> Checked:
-    """Check all that can be checked without starting.
+    """Check all that can be checked without starting; the heads of files that are there are read.
 
     Raises:
         ConfigError: the file cannot be read at all.
@@ -111,6 +112,8 @@ class _Survey:
             index = self._sources[at] if at < len(self._sources) else at
             if self._try(("source", index, "kind"), partial(_check_source, source, key)):
                 contract = load_contract(source)
+                for said in examine_source(source, contract, key):
+                    self._tell(_nearest(self._text, ("source", index, "kind"), said), said)
                 self.told.append(
                     f"  source {source.kind} -> {source.stream} (contract {contract.version}, priority {source.priority})"
                 )
@@ -229,8 +232,10 @@ def _check_source(source: SourceConfig, key: bytes) -> bool:
 
 def _check_model(table: dict[str, Any]) -> None:
     from edge_agent.models.config import ModelConfig  # noqa: PLC0415 # loaded only where models run
+    from edge_agent.models.model_process import check_extra  # noqa: PLC0415 # likewise
 
     convert_table("model", table, ModelConfig)
+    check_extra()
 
 
 def _nearest(text: str, steps: tuple[Step, ...], said: str) -> tuple[Step, ...]:

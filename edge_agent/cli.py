@@ -9,6 +9,8 @@ from typing import Annotated
 import msgspec
 import typer
 
+from catchment.runtime.output import say, say_json
+from catchment.runtime.plain import plain_tracebacks
 from edge_agent.cli_ops import register
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.exits import EXIT_CONFIG, EXIT_RETRY
@@ -16,12 +18,13 @@ from edge_agent.spool_cli import park_app, spool_app
 
 _HELP = """Captures samples, keeps them through power cuts, and delivers each exactly once.
 
-Start with `edge-agent check -c agent.toml`, then `edge-agent run -c agent.toml`; look with `status` and `ledger`,
-which work while the agent runs and after. SIGHUP makes a running agent read its configuration again.
+Start with `edge-agent check -c agent.toml`, see with `edge-agent try` what its sources give, then `edge-agent run`; look with
+`status` and `ledger`, which work while the agent runs and after. SIGHUP makes a running agent read its configuration again.
 
-Exit codes: 0 done; 1 `doctor` found something that does not work, or `spool verify` found damage; 2 the command or the
-configuration is wrong (the message names file, line and key); 3 `run --until-settled` ended with parked envelopes left;
-75 try again: the spool broke and is mended at the next start, another agent runs, or there is no spool yet to look at.
+Exit codes: 0 done; 1 `doctor` found something that does not work, `try` something that is refused, or `spool verify` damage;
+2 the command or the configuration is wrong (the message names file, line and key); 3 `run --until-settled` ended with parked
+envelopes left; 75 try again: the spool broke and is mended at the next start, another agent runs, nothing came for `try`, or
+there is no spool yet to look at.
 """
 
 app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -59,7 +62,7 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> None:
 
     found = read_status(config)
     if as_json:
-        typer.echo(msgspec.json.encode(found))
+        say_json(msgspec.json.encode(found))
     else:
         show_status(found)
 
@@ -72,7 +75,7 @@ def ledger(config: ConfigOption, as_json: JsonOption = False) -> None:
 
     found = read_ledger(config)
     if as_json:
-        typer.echo(msgspec.json.encode(found))
+        say_json(msgspec.json.encode(found))
     else:
         show_ledger(found)
 
@@ -82,7 +85,7 @@ def version() -> None:
     """The installed version."""
     from importlib import metadata  # noqa: PLC0415
 
-    typer.echo(metadata.version("catchment"))
+    say(metadata.version("catchment"))
 
 
 register(app)
@@ -90,11 +93,12 @@ register(app)
 
 def main() -> None:
     """The console script."""
+    plain_tracebacks()
     try:
         app()
     except ConfigError as error:
-        typer.echo(f"edge-agent: {error}", err=True)
+        say(f"edge-agent: {error}", err=True)
         sys.exit(EXIT_CONFIG)
     except (AgentError, sqlite3.Error, OSError) as error:
-        typer.echo(f"edge-agent: {error}", err=True)
+        say(f"edge-agent: {error}", err=True)
         sys.exit(EXIT_RETRY)

@@ -1,4 +1,4 @@
-"""`edge-agent enrol`, `doctor`, `completion`: what an operator needs around a running agent."""
+"""`edge-agent enrol`, `check`, `try`, `doctor`: what an operator needs around a running agent."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from catchment.runtime.output import say, say_json
 from edge_agent.exits import EXIT_CONFIG, EXIT_UNHEALTHY
 
 _ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The agent's TOML file.")]
@@ -16,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for command in (enrol, check, doctor):
         app.command()(command)
+    app.command("try")(try_)
 
 
 def enrol(
@@ -43,13 +45,11 @@ def enrol(
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: {error.strerror}; run it as who may write there") from error
-    typer.echo(f"key      {key_path} ({'new' if is_new else 'used again'}, mode 0600: it stays here)")
-    typer.echo(f"request  {request_path}")
+    say(f"key      {key_path} ({'new' if is_new else 'used again'}, mode 0600: it stays here)")
+    say(f"request  {request_path}")
     if keys:
-        typer.echo(f"director {folder / KEY_FILE_NAME} ({len(keys)} trusted: [director] file in agent.toml names it)")
-    typer.echo(
-        f"Next: have it signed (docs/operator.md, Who a device is), and put the answer beside it as {folder / 'device.pem'}."
-    )
+        say(f"director {folder / KEY_FILE_NAME} ({len(keys)} trusted: [director] file in agent.toml names it)")
+    say(f"Next: have it signed (docs/operator.md, Who a device is), and put the answer beside it as {folder / 'device.pem'}.")
     sys.stdout.flush()
 
 
@@ -61,11 +61,36 @@ def check(config: _ConfigOption, as_json: _JsonOption = False) -> None:
 
     found = check_file(config)
     if as_json:
-        typer.echo(msgspec.json.encode(found))
+        say_json(msgspec.json.encode(found))
     for line in () if as_json else found.told if not found.faults else [fault.located(config) for fault in found.faults]:
-        typer.echo(line, err=bool(found.faults))
+        say(line, err=bool(found.faults))
     if found.faults:
         raise typer.Exit(EXIT_CONFIG)
+
+
+def try_(
+    config: _ConfigOption,
+    source: Annotated[str, typer.Option(help="Its stream, kind, kind:stream, or number in the file; all without it.")] = "",
+    samples: Annotated[int, typer.Option("-n", "--samples", help="How many of each source.", min=1, max=10_000)] = 20,
+    wait_s: Annotated[float, typer.Option("--wait-s", help="How long to wait for each source.", min=0.1, max=3_600)] = 10.0,
+    as_json: _JsonOption = False,
+) -> None:
+    """Read the first samples of each source as its contract sees them; stores, sends, moves and acknowledges nothing.
+
+    Exit code 0: samples came and none would be refused; 1: some would be, or a source fails; 75: nothing came in time.
+    """
+    import msgspec  # noqa: PLC0415
+
+    from edge_agent.show_trial import show_trials  # noqa: PLC0415
+    from edge_agent.trial.command import exit_code, try_sources  # noqa: PLC0415
+
+    found = try_sources(config, source, samples, wait_s)
+    if as_json:
+        say_json(msgspec.json.encode(found))
+    else:
+        show_trials(found)
+    if code := exit_code(found):
+        raise typer.Exit(code)
 
 
 def doctor(
@@ -87,7 +112,7 @@ def doctor(
 
     found = diagnose(config, is_probing=probe)
     if as_json:
-        typer.echo(msgspec.json.encode(found))
+        say_json(msgspec.json.encode(found))
     else:
         show_diagnosis(found)
     if not found.is_healthy:

@@ -8,6 +8,7 @@ import msgspec
 import structlog
 
 from edge_agent.errors import AgentError
+from schemas.receipts import RefusedStream
 from schemas.reported import DocumentReport, PolicyReport
 
 HEALTH_NAME = "health.json"
@@ -28,6 +29,7 @@ class Health(msgspec.Struct, frozen=True):
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
         policy: the edge rules in force; None where no key is trusted.
         documents: what was taken of other signed documents.
+        refused: stream -> what the core refuses of it; "" stands for messages that named no stream.
         failing: source -> why it does not run at this moment; it is tried again.
     """
 
@@ -50,6 +52,7 @@ class Health(msgspec.Struct, frozen=True):
     policy: PolicyReport | None = None
     documents: tuple[DocumentReport, ...] = ()
     failing: dict[str, str] = {}
+    refused: dict[str, RefusedStream] = {}
 
 
 def write_health(state_dir: Path, health: Health) -> None:

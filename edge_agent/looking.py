@@ -11,6 +11,7 @@ from edge_agent.config import AgentConfig, load_agent_config
 from edge_agent.errors import AgentError
 from edge_agent.health import Health, read_health
 from edge_agent.spool import database, reading
+from schemas.receipts import RefusedStream
 from schemas.reported import EpochReport, StreamBooks
 
 
@@ -34,6 +35,7 @@ class Status(msgspec.Struct, frozen=True):
     dropped: int
     parked: tuple[ParkedEntry, ...]
     moved_aside: tuple[str, ...]
+    refused: dict[str, RefusedStream] = {}
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -56,6 +58,7 @@ def read_status(path: Path) -> Status:
     health = read_health(config.state_dir)
     with _spool_or_empty(config, health) as db:
         books = reading.books(db)
+        refused = reading.refused(db)
         parked = tuple(ParkedEntry(p.stream, p.epoch, p.first_seq, p.count, p.reason) for p in reading.parked(db))
     aside = sorted(str(found) for found in config.spool_dir.glob("*.corrupt-*") if not found.name.endswith(("-wal", "-shm")))
     return Status(
@@ -66,6 +69,7 @@ def read_status(path: Path) -> Status:
         dropped=sum(sum(entry.dropped.values()) for entry in books),
         parked=parked,
         moved_aside=tuple(aside),
+        refused=refused,
     )
 
 

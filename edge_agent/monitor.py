@@ -60,6 +60,7 @@ class Monitor:
         self.documents: Callable[[], tuple[DocumentReport, ...]] = tuple
         self._started_s = clock.monotonic_s()
         self._main_turned_s = self._started_s
+        self._refused_streams: frozenset[str] = frozenset()
         self.failure = ""
 
     def turned(self) -> None:
@@ -94,6 +95,7 @@ class Monitor:
             rejected=_by_stream((pump.name, pump.rejected()) for pump in self._lineup.pumps),
             left_out=_by_stream((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             failure=self.failure or str(self._spool.failure or ""),
+            refused=tuple(self._spool.refused().items()),
         )
 
     def _waited_s(self, now_s: float) -> float | None:
@@ -128,9 +130,11 @@ class Monitor:
             rejected=_by_source((pump.name, pump.rejected()) for pump in self._lineup.pumps),
             left_out=_by_source((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             policy=self._policy(),
+            refused=dict(vitals.refused),
             documents=self.documents(),
             failing={pump.name: pump.failing[:_MAX_SAID] for pump in self._lineup.pumps if pump.failing},
         )
+        self._log_refusals(vitals)
         try:
             write_health(self._config.state_dir, health)
         except OSError as error:
@@ -140,6 +144,16 @@ class Monitor:
             notify_service_manager("WATCHDOG=1")
         else:
             _log.error("not live", said=verdict.said)
+
+    def _log_refusals(self, vitals: Vitals) -> None:
+        """Log a stream once when the core begins to refuse all of it, and once when that is over."""
+        total = {stream: one for stream, one in vitals.refused if one.is_total}
+        for stream in sorted(total.keys() - self._refused_streams):
+            one = total[stream]
+            _log.error("stream_refused_by_core", stream=stream, quarantined=one.quarantined, in_row=one.in_row, reason=one.reason)
+        for stream in sorted(self._refused_streams - total.keys()):
+            _log.info("stream_accepted_by_core", stream=stream)
+        self._refused_streams = frozenset(total)
 
 
 def _by_source(counts: Iterable[tuple[str, dict[str, int]]]) -> dict[str, dict[str, int]]:

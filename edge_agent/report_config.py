@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from edge_agent.errors import ConfigError
-from schemas.contract import NUMERIC_TYPES, Contract
+from schemas.contract import NESTED_TYPES, NUMERIC_TYPES, Contract
 
 
 class ReportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -44,5 +44,7 @@ class ReportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             if column is None:
                 known = ", ".join(column.name for column in contract.columns)
                 raise ConfigError(f"source.report: {name!r} is no column of contract {contract.name} ({known})")
+            if name in self.key and column.type in NESTED_TYPES:
+                raise ConfigError(f"source.report: key {name!r}: the column is {column.type}; a key is a plain value")
             if name in self.deadband and column.type not in NUMERIC_TYPES:
                 raise ConfigError(f"source.report: deadband {name!r}: the column is {column.type}, not a number")

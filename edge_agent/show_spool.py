@@ -3,18 +3,15 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
+from catchment.runtime.terminal import PlainConsole, PlainTable
 from edge_agent.spool.inspection import Entry
 
 
 def show_entries(entries: Sequence[Entry], in_all: dict[str, int], *, is_cut: bool) -> None:
     """Print envelopes, and how many there are in each state; `is_cut`: as many as the limit allows, there may be more."""
-    console = Console()
+    console = PlainConsole()
     told = ", ".join(f"{count:,} {state}" for state, count in sorted(in_all.items())) or "none"
-    table = Table(title=f"envelopes: {told}")
+    table = PlainTable(title=f"envelopes: {told}")
     for name in ("id", "stream", "epoch", "seqs", "state", "priority", "bytes", "made at (UTC)", "reason"):
         table.add_column(name, justify="right" if name in ("id", "priority", "bytes") else "left", no_wrap=name == "id")
     for entry in entries:
@@ -30,7 +27,7 @@ def show_entries(entries: Sequence[Entry], in_all: dict[str, int], *, is_cut: bo
             str(entry.priority),
             size,
             made,
-            escape(entry.reason),
+            entry.reason,
         )
     console.print(table)
     if is_cut:

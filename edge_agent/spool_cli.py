@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from catchment.runtime.output import say, say_json
+from catchment.runtime.plain import plain
 from edge_agent.config import load_agent_config
 from edge_agent.errors import AgentError
 from edge_agent.exits import EXIT_DAMAGED
@@ -84,10 +86,10 @@ def show_envelope(
         body.write_bytes(b"" if opened is None else opened.body)
     told = {**msgspec.structs.asdict(found), "verdict": verdict}
     if as_json:
-        typer.echo(msgspec.json.encode(told))
+        say_json(msgspec.json.encode(told))
         return
     for name, value in told.items():
-        typer.echo(f"{name:<17} {value}")
+        say(f"{name:<17} {plain(value)}")
 
 
 @spool_app.command("verify")
@@ -101,14 +103,14 @@ def verify_spool(config: ConfigOption, as_json: JsonOption = False) -> None:
     with _reader(config) as (db, folder):
         verdict = inspection.verify(db, folder)
     if as_json:
-        typer.echo(msgspec.json.encode({**msgspec.structs.asdict(verdict), "is_sound": verdict.is_sound}))
+        say_json(msgspec.json.encode({**msgspec.structs.asdict(verdict), "is_sound": verdict.is_sound}))
     else:
-        typer.echo(
+        say(
             f"{verdict.envelopes:,} envelopes of {verdict.samples:,} samples, {verdict.body_bytes:,} bytes,"
             f" {verdict.objects:,} large payloads: {'sound' if verdict.is_sound else f'{len(verdict.findings)} DAMAGED'}"
         )
         for finding in verdict.findings:
-            typer.echo(f"  {finding.what}")
+            say(f"  {finding.what}")
     if not verdict.is_sound:
         sys.exit(EXIT_DAMAGED)
 
@@ -150,9 +152,9 @@ def replay_parked(
         time.sleep(0.05)
     count, is_taken = len(parked if everything else set(ids or ())), not asked.exists()
     if as_json:
-        typer.echo(msgspec.json.encode({"envelopes": count, "is_taken": is_taken}))
+        say_json(msgspec.json.encode({"envelopes": count, "is_taken": is_taken}))
     else:
-        typer.echo(f"{count} parked: {'being sent again' if is_taken else 'sent again when the agent runs'}")
+        say(f"{count} parked: {'being sent again' if is_taken else 'sent again when the agent runs'}")
 
 
 @contextmanager
@@ -171,6 +173,6 @@ def _tell_entries(found: "list[Entry]", in_all: dict[str, int], *, as_json: bool
     from edge_agent.show_spool import show_entries  # noqa: PLC0415
 
     if as_json:
-        typer.echo(msgspec.json.encode({"envelopes": found, "in_all": in_all}))
+        say_json(msgspec.json.encode({"envelopes": found, "in_all": in_all}))
     else:
         show_entries(found, in_all, is_cut=is_cut)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from catchment.runtime.plain import plain_lines
+from schemas.receipts import RefusedStream
 from schemas.reported import StreamBooks
 
 _PREFIX = "catchment_agent"
@@ -19,6 +21,7 @@ class Vitals:
         rejected: (stream, reason, count) of rows, cells and files that became no sample.
         left_out: (stream, reason, count) of samples read and not stored: by configuration, contract or rule.
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
+        refused: (stream, figures) of what the core refuses.
         waits_for: why nothing is captured yet; "" when it is.
         is_clock_awaited: samples were captured while the wall clock was not set, and wait for it.
     """
@@ -47,6 +50,7 @@ class Vitals:
     waits_for: str = ""
     failure: str = ""
     sources_failing: int = 0
+    refused: tuple[tuple[str, RefusedStream], ...] = ()
     is_clock_awaited: bool = False
 
 
@@ -70,7 +74,10 @@ def judge_live(vitals: Vitals, stalled_after_s: float) -> Verdict:
 
 
 def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -> Verdict:
-    """Whether samples get through: nothing waits, or something was settled lately, or the oldest has not waited long."""
+    """Whether samples get through: nothing waits, or something was settled lately, or the oldest has not waited long.
+
+    A stream of which the core refuses everything does not get through, though all of it is settled.
+    """
     live = judge_live(vitals, stalled_after_s)
     if not live.is_good:
         return live
@@ -80,12 +87,26 @@ def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -
     if vitals.is_clock_awaited or not vitals.is_connected:
         lack = "the clock is not set, and samples wait for it" if vitals.is_clock_awaited else "no connection to the broker"
         return Verdict(is_good=False, said=f"{lack}; {_waiting(waited_s)}")
+    refused = "; ".join(refusal_text(stream, one) for stream, one in vitals.refused if one.is_total)
+    if refused:
+        return Verdict(is_good=False, said=refused)
+    return _judge_progress(vitals, waited_s, ready_within_s)
+
+
+def _judge_progress(vitals: Vitals, waited_s: float | None, ready_within_s: float) -> Verdict:
     if waited_s is None or waited_s <= ready_within_s:
         return Verdict(is_good=True, said=f"ready; {_waiting(waited_s)}")
     if vitals.last_receipt_s is not None and vitals.last_receipt_s <= ready_within_s:
         return Verdict(is_good=True, said=f"catching up; {_waiting(waited_s)}")
     since = "never" if vitals.last_receipt_s is None else f"{vitals.last_receipt_s:.0f} s ago"
     return Verdict(is_good=False, said=f"{_waiting(waited_s)}; the last receipt came {since}: do bridge and run work?")
+
+
+def refusal_text(stream: str, one: RefusedStream) -> str:
+    """How much of a stream the core refuses, and why."""
+    named = stream or "messages that name no stream"
+    count = f"{one.in_row:,} in a row" if one.is_total else f"{one.quarantined:,} of {one.quarantined + one.committed:,}"
+    return f"{named}: refused by the core: {one.share * 100:.3g} % ({count}), mostly: {one.reason or 'no reason given'}"
 
 
 # name, kind, what it tells, where it is found.
@@ -109,6 +130,13 @@ _SINGLES: tuple[tuple[str, str, str, Callable[[Vitals], float | None]], ...] = (
 )
 
 
+_REFUSALS: tuple[tuple[str, str, Callable[[RefusedStream], float]], ...] = (
+    ("refused_samples", "Settled by the core's quarantine, as the last receipt tells.", lambda one: one.quarantined),
+    ("refused_share", "Share the core refuses; 1: all that this stream sends.", lambda one: one.share),
+    ("refused_in_row_samples", "Refused since the core last accepted one.", lambda one: one.in_row),
+)
+
+
 def render_metrics(vitals: Vitals) -> str:
     """The figures in Prometheus' text format 0.0.4."""
     lines = _family("info", "gauge", "Always 1.", [({"device": vitals.device, "version": vitals.version}, 1)])
@@ -126,6 +154,8 @@ def render_metrics(vitals: Vitals) -> str:
         ("left_out_samples_total", "Read and not stored, as configuration, contract or rule ask.", vitals.left_out),
     ):
         lines += _family(name, "counter", told, [({"stream": stream, "reason": why}, n) for stream, why, n in counted])
+    for figure, meaning, read in _REFUSALS:
+        lines += _family(figure, "gauge", meaning, [({"stream": stream}, read(one)) for stream, one in vitals.refused])
     waiting = [({"stream": stream}, 1) for stream in vitals.waiting_streams]
     lines += _family("waiting_streams", "gauge", "1 for each stream on all of which the broker hangs up.", waiting)
     turned = [({"thread": name}, age_s) for name, age_s in sorted(vitals.turned_s.items())]
@@ -150,7 +180,7 @@ def _waiting(waited_s: float | None) -> str:
 def _labels(labels: dict[str, str]) -> str:
     if not labels:
         return ""
-    quoted = (value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for value in labels.values())
+    quoted = (plain_lines(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for value in labels.values())
     return "{" + ",".join(f'{name}="{value}"' for name, value in zip(labels, quoted, strict=True)) + "}"
 
 

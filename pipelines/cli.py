@@ -17,6 +17,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from catchment.runtime.output import say
+from catchment.runtime.plain import plain_tracebacks
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.ending import code_of, leave
 from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
@@ -97,10 +99,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 def up(config: Config = Path("core.toml")) -> None:
     """Run bridge, run loop and model server here, restart what falls over, stop in order on Ctrl-C or SIGTERM."""
     from pipelines.clock import SystemClock  # noqa: PLC0415  # likewise
+    from pipelines.contracts.retention import warn_of_retention  # noqa: PLC0415  # likewise
     from pipelines.status.server import serving  # noqa: PLC0415  # likewise
     from pipelines.up import supervise  # noqa: PLC0415  # heavy only here
 
     core = load_core_config(config)
+    warn_of_retention(core.contracts)
     watched = serving(_lake(config), core.watch.host, core.watch.port, SystemClock(), core.alarms)
     with watched if core.watch.port else nullcontext():
         code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
@@ -163,11 +167,12 @@ def version() -> None:
     """The version of this installation."""
     from importlib.metadata import version as installed  # noqa: PLC0415  # rarely asked
 
-    typer.echo(f"catchment {installed('catchment')}")
+    say(f"catchment {installed('catchment')}")
 
 
 def main() -> NoReturn:
     """Run the command and turn what it raises into a sentence and an exit code."""
+    plain_tracebacks()
     log_to_stderr()
     leave(_run())
 
@@ -193,7 +198,7 @@ def stop_on_signals() -> Event:
 
 
 def _told(error: Exception, code: int) -> int:
-    typer.echo(f"catchment: {error}", err=True)
+    say(f"catchment: {error}", err=True)
     return code
 
 

@@ -51,6 +51,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How segments become rows, and where: `runner`, `workers` and `beam_options` are what `catchment run` takes.
 
     A run is held back where `fault_stop_share` of its messages meet a fault of our own, and `fault_stop_count` in a row with it.
+    Of one device no more than `max_device_ranges` settled ranges are kept apart: beyond them its oldest gaps are closed.
     """
 
     interval_ms: int = 200
@@ -65,6 +66,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_memory_bytes: int = 4 * 1024**3
     fault_stop_share: float = 0.9
     fault_stop_count: int = 10
+    max_device_ranges: int = 20_000
 
 
 class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,6 +95,7 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From when on `status`, `watch` and the metrics call something an alarm; a `quarantine_share` of 0: never.
 
     A stream's share of quarantined samples is taken over the last 50 runs, and tells nothing below `quarantine_count` of them.
+    `device_ranges`: from so many settled ranges of one device on; 0: never.
     """
 
     silent_s: float = 30
@@ -101,15 +104,24 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quarantine_share: float = 0.05
     quarantine_count: int = 100
     suspended: bool = True
+    device_ranges: int = 10_000
 
 
 class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never."""
+    """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never.
+
+    `keep_versions`: how many versions of a table can be opened at most, however young the older ones are.
+    """
 
     keep_versions_h: float = 168
+    keep_versions: int = 500
     keep_landing_h: float = 168
     keep_objects_h: float = 720
     every_s: float = 3_600
+
+    def __post_init__(self) -> None:
+        if self.keep_versions < 1 or min(self.keep_versions_h, self.keep_landing_h, self.keep_objects_h, self.every_s) < 0:
+            raise ValueError("maintain: keep_versions is at least 1, and no time is negative")
 
 
 class DirectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,6 +10,8 @@ import sys
 import threading
 from typing import NoReturn
 
+from catchment.runtime.output import say
+
 
 def leave(code: int) -> NoReturn:
     """Do what the interpreter does at its end, but for the libraries: join threads, run exit functions, write output out."""
@@ -31,5 +33,5 @@ def code_of(ended: SystemExit) -> int:
         return 0
     if isinstance(ended.code, int):
         return ended.code
-    sys.stderr.write(f"{ended.code}\n")
+    say(ended.code, err=True)
     return 1

@@ -24,6 +24,10 @@ class CorruptLakeError(PipelineError):
     """Stop: a file of the lake is missing or not what was written. Never guess; restore it or discard it knowingly."""
 
 
+class BadReferenceError(CorruptLakeError):
+    """Stop: a row, a manifest or a log names a file outside the lake, or a link. Find out who wrote that before going on."""
+
+
 class FaultError(PipelineError):
     """Stop and report it: our own code failed on data that it should have judged. Trying again gives the same."""
 

@@ -18,6 +18,7 @@ from schemas.redaction import ImageRedact, Redact
 from schemas.wire_json import encode_json
 
 MAX_CONTRACT_BYTES = 1024 * 1024
+MAX_SOURCE_NAME_CHARS = 1_024
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _VERSION = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}")
 
@@ -52,6 +53,7 @@ class ColumnType(StrEnum):
 
 LIST_TYPES = frozenset(type_ for type_ in ColumnType if type_.startswith("list<"))
 VECTOR_TYPES = frozenset({ColumnType.VECTOR_FLOAT32, ColumnType.VECTOR_FLOAT64})
+NESTED_TYPES = LIST_TYPES | VECTOR_TYPES | {ColumnType.STRUCT}
 NUMERIC_TYPES = frozenset({ColumnType.INT32, ColumnType.INT64, ColumnType.FLOAT32, ColumnType.FLOAT64})
 
 
@@ -72,7 +74,8 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
 
     `minimum` and `maximum` are inclusive; `max_length` counts characters (string), bytes (binary) or items (list).
     `length` is a vector's number of items, `fields` a struct's columns, `zone` the time zone that readers of a timestamp are
-    shown it in: what is kept is always the instant.
+    shown it in: what is kept is always the instant. `source_name` is what the column is called in the files and messages that
+    fill it (ODCS: physicalName); empty where that is `name`.
     """
 
     name: str
@@ -90,9 +93,11 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     fields: tuple["Column", ...] = ()
     zone: str = ""
     unique: bool = False  # counted in each run, and no reason to refuse: a run sees its own rows only
+    source_name: str = ""
 
     def __post_init__(self) -> None:
         _check_shape(self)
+        _check_source_name(self)
         if not _COLUMN.fullmatch(self.name) or self.name in RESERVED_COLUMNS:
             raise ContractError(
                 f"column name {self.name[:80]!r} must be of a-z, 0-9 and '_', and not one of the standard columns"
@@ -121,8 +126,22 @@ def _check_shape(column: Column) -> None:
         raise ContractError(f"column {column.name[:80]}: a struct in a struct is not in the subset; write its fields out")
     if len({field.name for field in column.fields}) != len(column.fields):
         raise ContractError(f"column {column.name[:80]}: a field's name is used twice")
+    if (twice := _repeated_source_name(column.fields)) is not None:
+        raise ContractError(f"column {column.name[:80]}: two fields have the source name {twice[:80]!r}; keep one")
     if column.zone and column.type is not ColumnType.TIMESTAMP:
         raise ContractError(f"column {column.name[:80]}: only a timestamp has a time zone")
+
+
+def _check_source_name(column: Column) -> None:
+    if column.source_name != column.source_name.strip() or len(column.source_name) > MAX_SOURCE_NAME_CHARS:
+        raise ContractError(
+            f"column {column.name[:80]}: a source name has at most {MAX_SOURCE_NAME_CHARS} characters and no blanks around it"
+        )
+
+
+def _repeated_source_name(columns: tuple[Column, ...]) -> str | None:
+    named = [column.source_name for column in columns if column.source_name]
+    return next((name for name in named if named.count(name) > 1), None)
 
 
 class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -185,6 +204,8 @@ class Contract(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
         names = [column.name for column in self.columns]
         if len(set(names)) != len(names):
             raise ContractError(f"contract {self.name}: a column name is used twice")
+        if (twice := _repeated_source_name(self.columns)) is not None:
+            raise ContractError(f"contract {self.name}: two columns have the source name {twice[:80]!r}; keep one")
         if self.chips and self.payload is None:
             raise ContractError(f"contract {self.name}: chips need a payload")
         if self.event_time_step_s is not None and not 0 < self.event_time_step_s <= 366 * 86_400:
@@ -203,7 +224,8 @@ class Contract(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     def has_redaction(self) -> bool:
         """Whether anything of a sample must be changed before it is stored."""
         in_payload = self.payload is not None and self.payload.redact is not None
-        return in_payload or self.event_time_step_s is not None or any(column.redact is not None for column in self.columns)
+        in_column = any(inner.redact is not None for column in self.columns for inner in (column, *column.fields))
+        return in_payload or self.event_time_step_s is not None or in_column
 
     @property
     def digest(self) -> str:

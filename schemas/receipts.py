@@ -2,7 +2,8 @@
 
 A receipt is the whole truth for one device, retained, so that a device that was away for a month needs only the last
 one: ``{"run": 42, "settled": {"camera_frame": {"1797…": [[0, 1200]]}}}``. Epochs are text because JSON readers in
-other languages hold numbers as doubles.
+other languages hold numbers as doubles. One that is larger than the broker takes goes out as pages
+(`schemas.receipt_pages`), each a receipt of its own.
 """
 
 import re
@@ -10,20 +11,86 @@ import re
 import msgspec
 
 from schemas.errors import SchemaError
-from schemas.ids import MAX_EPOCH, Digest, StreamName
+from schemas.ids import MAX_EPOCH, MAX_SEQ, Digest, StreamName
 from schemas.ranges import Ranges
 from schemas.wire_json import encode_json
 
 MAX_RECEIPT_BYTES = 16 * 1024 * 1024
+MAX_REASON_CHARS = 200
+ALL_REFUSED_FROM = 10
+"""So many samples in a row make a stream one that the core refuses entirely."""
 # One way to write each number: `01` beside `1` would be two entries for one epoch, and `²` is a digit to Unicode.
 _EPOCH = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
-class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """What is settled for one device after run `run`: stream -> epoch (as text) -> half-open seq ranges."""
+class Floor(msgspec.Struct, frozen=True):
+    """The floor of one stream: the core no longer tells apart the samples below it, in the order of epoch and seq.
+
+    What was settled below it stays settled. A sample below it that is not settled now is settled by quarantine when it comes,
+    because it may be a copy of a row; one that the device does not hold is accounted for.
+    """
+
+    epoch: str
+    seq: int
+
+    def below(self, epoch: int) -> int:
+        """How many seqs of an epoch, from 0 on, are below the floor."""
+        own = int(self.epoch)
+        return self.seq if epoch == own else MAX_SEQ if epoch < own else 0
+
+
+NO_FLOOR = Floor("0", 0)
+
+
+class RefusedStream(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the core refuses of one stream of the device.
+
+    Attributes:
+        quarantined: samples that are settled and wait in the quarantine.
+        committed: samples that became rows, since the device was first heard of.
+        in_row: samples refused since one was last accepted.
+        reason: the commonest reason; numbers and quoted words are left out of it.
+    """
+
+    quarantined: int
+    committed: int = 0
+    in_row: int = 0
+    reason: str = ""
+
+    @property
+    def share(self) -> float:
+        """The refused share: 1.0 while all samples are refused, else that of all that was settled."""
+        if self.is_total:
+            return 1.0
+        settled = self.quarantined + self.committed
+        return self.quarantined / settled if settled else 0.0
+
+    @property
+    def is_total(self) -> bool:
+        """Whether the core refuses everything: it never accepted a sample, or has not for a while."""
+        return self.quarantined > 0 and (self.in_row >= ALL_REFUSED_FROM or self.committed == 0)
+
+
+class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=False, omit_defaults=True):
+    """What is settled for one device after run `run`: stream -> epoch (as text) -> half-open seq ranges.
+
+    Attributes:
+        floors: of the streams that have one.
+        refused: of the streams with samples in the quarantine; "" stands for messages that named no stream.
+        page: which page this is; 0: the receipt itself.
+        pages: how many there are, the receipt itself included.
+    """
 
     run: int
     settled: dict[str, dict[str, list[tuple[int, int]]]]
+    floors: dict[str, Floor] = {}
+    refused: dict[str, RefusedStream] = {}
+    page: int = 0
+    pages: int = 1
+
+    def floor(self, stream: str) -> Floor:
+        """The floor of a stream."""
+        return self.floors.get(stream, NO_FLOOR)
 
     def ranges(self, stream: StreamName, epoch: int) -> Ranges:
         """The settled seqs of one epoch."""
@@ -63,10 +130,28 @@ def decode_receipt(body: bytes) -> Receipt:
     for stream, epochs in receipt.settled.items():
         StreamName(stream)
         for epoch, spans in epochs.items():
-            if not _EPOCH.fullmatch(epoch) or int(epoch) > MAX_EPOCH:
-                raise SchemaError(f"receipt for {stream}: epoch {epoch[:40]!r} is not a decimal number below 2^63")
-            Ranges.of(spans)
+            _check_epoch(stream, epoch)
+            if any(high > MAX_SEQ for _, high in Ranges.of(spans)):
+                raise SchemaError(f"receipt for {stream}: a range ends above 2^63-1")
+    for stream, floor in receipt.floors.items():
+        _check_epoch(StreamName(stream), floor.epoch)
+        _check_number(stream, floor.seq)
+    for stream, refused in receipt.refused.items():
+        if stream:
+            StreamName(stream)
+        for figure in (refused.quarantined, refused.committed, refused.in_row):
+            _check_number(stream, figure)
     return receipt
+
+
+def _check_number(stream: str, number: int) -> None:
+    if not 0 <= number <= MAX_SEQ:
+        raise SchemaError(f"receipt for {stream}: {number} is not within 0 and 2^63-1")
+
+
+def _check_epoch(stream: str, epoch: str) -> None:
+    if not _EPOCH.fullmatch(epoch) or int(epoch) > MAX_EPOCH:
+        raise SchemaError(f"receipt for {stream}: epoch {epoch[:40]!r} is not a decimal number below 2^63")
 
 
 def encode_object_state(state: ObjectState) -> bytes:

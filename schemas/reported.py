@@ -7,7 +7,7 @@ a closed epoch is known to end at `next_seq`.
 import msgspec
 
 from schemas.errors import SchemaError
-from schemas.ids import StreamName
+from schemas.ids import MAX_EPOCH, MAX_SEQ, StreamName
 from schemas.wire_json import encode_json
 
 MAX_REPORTED_BYTES = 4 * 1024 * 1024
@@ -122,8 +122,8 @@ def decode_reported(body: bytes) -> Reported:
         raise SchemaError(f"not a report: {error}") from error
     for epoch in reported.epochs:
         StreamName(epoch.stream)
-        if epoch.epoch < 0 or epoch.next_seq < 0:
-            raise SchemaError(f"report for {epoch.stream}: epoch and next_seq must not be negative")
+        if not 0 <= epoch.epoch <= MAX_EPOCH or not 0 <= epoch.next_seq <= MAX_SEQ:
+            raise SchemaError(f"report for {epoch.stream}: epoch and next_seq must be within 0 and 2^63-1")
         for gone in epoch.dropped:
             if not 0 <= gone.low < gone.high <= epoch.next_seq:
                 raise SchemaError(f"report for {epoch.stream}: dropped range [{gone.low}, {gone.high}) is not within the epoch")

@@ -5,6 +5,7 @@
 <ns>/reported/<device>           the device's books and running model (kept)   device -> core
 <ns>/models/get/<device>         request for a piece of a TUF file             device -> core
 <ns>/down/<device>/receipts      settled ranges (retained)                     core -> device
+<ns>/down/<device>/receipts/<n>  their further pages, n from 1 (retained)      core -> device
 <ns>/down/<device>/desired       desired model (retained)                      core -> device
 <ns>/down/<device>/policy        edge rules (retained)                         core -> device
 <ns>/down/<device>/objects       which parts of a large payload are durable    core -> device
@@ -72,6 +73,14 @@ class Topics:
         """Where a device hears what is settled."""
         return f"{self.namespace}/down/{device}/receipts"
 
+    def receipt_page(self, device: DeviceId, page: int) -> str:
+        """Where a device hears page `page` of a receipt that is too large for one message; page 0 is the receipt itself."""
+        return f"{self.receipts(device)}/{page}" if page else self.receipts(device)
+
+    def receipt_page_filter(self, device: DeviceId) -> str:
+        """The filter that matches all further pages of a device's receipt."""
+        return f"{self.receipts(device)}/+"
+
     def desired(self, device: DeviceId) -> str:
         """Where a device hears which model it should run."""
         return f"{self.namespace}/down/{device}/desired"
@@ -85,7 +94,7 @@ class Topics:
         return f"{self.namespace}/down/{device}/objects"
 
     def down_filter(self, device: DeviceId) -> str:
-        """The filter that matches all a device hears, except model pieces."""
+        """The filter that matches all a device hears, except model pieces and further pages of its receipt."""
         return f"{self.namespace}/down/{device}/+"
 
     def model_get(self, device: DeviceId) -> str:

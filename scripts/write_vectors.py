@@ -26,7 +26,7 @@ from schemas.edge_policy import (
 from schemas.envelope import ARROW_STREAM, JSON, ZSTD, EnvelopeHead, Span
 from schemas.ids import DeviceId, Digest, StreamName
 from schemas.parts import PartHead
-from schemas.receipts import ObjectState, Receipt, encode_object_state, encode_receipt
+from schemas.receipts import Floor, ObjectState, Receipt, RefusedStream, encode_object_state, encode_receipt
 from schemas.reported import DroppedRange, EpochReport, ModelReport, PolicyReport, Reported, StreamBooks, encode_reported
 from schemas.rollout import (
     Desired,
@@ -222,11 +222,25 @@ def words() -> None:
     vector("piece-request", "the first piece of a file of the model repository", TOPICS.model_get(DEVICE), request, properties=[])
 
 
+def receipts() -> None:
+    """A receipt with all that it may say, and a further page of one."""
+    refused = RefusedStream(120, in_row=120, reason="speed_mps: above the maximum of N")
+    floored = Receipt(
+        43, {STREAM: {str(EPOCH): [(4103, 4104)]}}, floors={STREAM: Floor(str(EPOCH), 4100)}, refused={STREAM: refused}, pages=2
+    )
+    about = "below 4100 all is settled or closed; the core refuses all that it settles of the stream; one more page follows"
+    vector("receipt-floor", about, TOPICS.receipts(DEVICE), encode_receipt(floored), properties=[], retain=True)
+    page = Receipt(43, {STREAM: {str(EPOCH): [(4106, 4107)]}}, page=1, pages=2)
+    topic = TOPICS.receipt_page(DEVICE, 1)
+    vector("receipt-page", "the second of two pages: more of the same", topic, encode_receipt(page), properties=[], retain=True)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
     envelopes()
     large_payloads()
     words()
+    receipts()
     edge_policy()
     documents()
     print(f"{len(list(FOLDER.glob('*.json')))} vectors in {FOLDER}")

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from edge_agent.errors import SourceError
 
-Scalar = str | int | float | bool | bytes | None
+# One cell: a plain value, the items of a list or vector, or the fields of a struct.
+Scalar: TypeAlias = str | int | float | bool | bytes | list[Any] | dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)

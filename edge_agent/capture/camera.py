@@ -21,12 +21,17 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 
 from edge_agent.capture.batch import Source
-from edge_agent.capture.camera_options import CameraOptions
-from edge_agent.capture.cells import CellError, to_time_us
+from edge_agent.capture.camera_options import FRAME_NAMES, CameraOptions
+from edge_agent.capture.cells import CellError, start_time_us
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
+
+
+def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
+    """The names that a frame gives."""
+    return (*FRAME_NAMES, *check(options, contract).columns)
 
 
 def check(options: Mapping[str, object], contract: Contract) -> CameraOptions:
@@ -45,7 +50,7 @@ def check(options: Mapping[str, object], contract: Contract) -> CameraOptions:
         raise ConfigError("source 'camera': rate_hz and max_width are 0 or more, timeout_s and max_waiting above 0")
     if chosen.time_start != "now":
         try:
-            to_time_us(chosen.time_start)
+            start_time_us(chosen.time_start)
         except CellError as error:
             raise ConfigError(f"source 'camera': time_start = {chosen.time_start!r} is {error}") from error
     if find_spec("av") is None:

@@ -1,17 +1,20 @@
 """A video file at its own frame rate, or as fast as it goes; goes on at the frame where it was left."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.camera_options import MAX_BATCH_BYTES, CameraFrame, CameraOptions, FrameBatches
-from edge_agent.capture.cells import to_time_us
+from edge_agent.capture.cells import start_time_us
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.video import JpegEncoder, Video
 from edge_agent.clock import Clock
 from edge_agent.errors import SourceEndedError, SourceError
+from edge_agent.watched import open_named, what_to_do
 from schemas.contract import Contract
 
 _MARGIN_S = 1e-6
@@ -40,10 +43,8 @@ class FileCamera:
         self._rejects = Rejects(f"camera {Path(options.source).name}")
         self._batches = FrameBatches(options, contract)
         self._encoder = JpegEncoder(options.quality, options.max_width)
-        try:
-            self._size = Path(options.source).stat().st_size
-        except OSError as error:
-            raise SourceError(f"{options.source} cannot be read ({error.strerror}); correct `source`") from error
+        with self._opened() as file:
+            self._size = os.fstat(file.fileno()).st_size
         self._number = 0
         self._at_s: float | None = None
         self._start_us = self._first_start_us()
@@ -57,7 +58,7 @@ class FileCamera:
 
     def _first_start_us(self) -> int:
         start = self._options.time_start
-        return self._clock.now_ms() * 1000 if start == "now" else to_time_us(start)
+        return self._clock.now_ms() * 1000 if start == "now" else start_time_us(start)
 
     def _resume(self, position: bytes | None) -> None:
         if position is None:
@@ -70,9 +71,16 @@ class FileCamera:
         if (at.source, at.size) == (self._options.source, self._size):
             self._at_s, self._number, self._start_us = at.at_s, at.number + 1, at.start_us
 
+    def _opened(self) -> BinaryIO:
+        source = self._options.source
+        try:
+            return open_named(Path(source))
+        except OSError as error:
+            raise SourceError(f"{source} cannot be read ({error.strerror}); {what_to_do(error, 'correct `source`')}") from error
+
     def _open(self) -> None:
         options = self._options
-        self._video = Video(options, self._rejects)
+        self._video = Video(options, self._rejects, self._opened)
         self._frames = self._thinned(self._video.frames(self._at_s))
         self._next = next(self._frames, None)
         self._began_s = self._clock.monotonic_s() - (self._next[0] if self._next is not None else 0.0)

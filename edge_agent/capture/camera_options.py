@@ -8,6 +8,7 @@ import msgspec
 
 from edge_agent.capture.batch import SampleBatch, Scalar
 from schemas.contract import Contract
+from schemas.source_names import match_columns
 
 LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "tcp://", "udp://", "srt://", "rtp://")
 _DEVICES = "/dev/video"
@@ -62,6 +63,9 @@ class CameraFrame:
     height: int
 
 
+FRAME_NAMES = ("frame", "media_type", "width", "height")
+
+
 class FrameBatches:
     """Makes batches of frames.
 
@@ -72,7 +76,7 @@ class FrameBatches:
 
     def __init__(self, options: CameraOptions, contract: Contract) -> None:
         self._fixed = options.columns
-        self._known = {column.name for column in contract.columns}
+        self._columns = match_columns((*FRAME_NAMES, *options.columns), contract.columns, {})
 
     def batch(self, frames: Sequence[CameraFrame], position: bytes | None, *, agent_clock: bool) -> SampleBatch:
         """One batch of these frames."""
@@ -83,5 +87,5 @@ class FrameBatches:
             "height": [frame.height for frame in frames],
             **{name: [value] * len(frames) for name, value in self._fixed.items()},
         }
-        known = {name: values for name, values in columns.items() if name in self._known}
+        known = {column.name: columns[name] for name, column in self._columns.items()}
         return SampleBatch([f.time_us for f in frames], known, [f.jpeg for f in frames], position, agent_clock)

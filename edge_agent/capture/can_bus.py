@@ -21,12 +21,13 @@ from typing import Literal
 import msgspec
 
 from edge_agent.capture.batch import Source
-from edge_agent.capture.cells import CellError, to_time_us
+from edge_agent.capture.cells import CellError, start_time_us
 from edge_agent.capture.options import read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
+from schemas.source_names import match_columns
 
 NEEDED = ("can_id", "signal", "value")
 NEEDED_RAW = ("can_id", "data")
@@ -47,6 +48,15 @@ class CanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait_ms: int = 100
 
 
+SIGNAL_NAMES = ("channel", "can_id", "source_address", "message", "signal", "value", "unit", "choice")
+FRAME_NAMES = ("channel", "can_id", "is_extended", "group_number", "source_address", "is_fd", "is_remote", "data")
+
+
+def names_given(_: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
+    """The names that a signal gives, or a frame where the contract takes frames as they are."""
+    return FRAME_NAMES if wants_frames(contract) else SIGNAL_NAMES
+
+
 def check(options: Mapping[str, object], contract: Contract) -> CanOptions:
     """The options of a CAN source; the DBC is read.
 
@@ -55,7 +65,7 @@ def check(options: Mapping[str, object], contract: Contract) -> CanOptions:
     """
     chosen = read_options("can", options, CanOptions)
     is_raw = wants_frames(contract)
-    lacking = [name for name in NEEDED if contract.column(name) is None]
+    lacking = [name for name in NEEDED if name not in match_columns(NEEDED, contract.columns, {})]
     if lacking and not is_raw:
         raise ConfigError(
             f"source 'can': contract {contract.name} has no column {', '.join(lacking)}; use can_signal or can_frame"
@@ -69,7 +79,7 @@ def check(options: Mapping[str, object], contract: Contract) -> CanOptions:
         raise ConfigError("source 'can': dbc and signals must not be empty; without a DBC use stream can_frame")
     if chosen.time_start:
         try:
-            to_time_us(chosen.time_start)
+            start_time_us(chosen.time_start)
         except CellError as error:
             raise ConfigError(f"source 'can': time_start = {chosen.time_start!r} is {error}") from error
     if find_spec("can") is None or find_spec("cantools") is None:
@@ -82,7 +92,8 @@ def check(options: Mapping[str, object], contract: Contract) -> CanOptions:
 
 def wants_frames(contract: Contract) -> bool:
     """Whether a stream takes frames as they are, not signals."""
-    return all(contract.column(name) is not None for name in NEEDED_RAW) and contract.column("signal") is None
+    matched = match_columns((*NEEDED_RAW, "signal"), contract.columns, {})
+    return all(name in matched for name in NEEDED_RAW) and "signal" not in matched
 
 
 def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> Source:

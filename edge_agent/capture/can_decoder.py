@@ -16,6 +16,7 @@ from edge_agent.capture.can_mux import MultiplexedMessage
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
+from schemas.source_names import match_columns
 
 # Left out as asked for, so never a warning.
 UNKNOWN = "report: frame of no message asked for"
@@ -166,7 +167,8 @@ class SignalRows:
             "unit": [signal.unit for signal in self.signals],
             "choice": [signal.choice for signal in self.signals],
         }
-        known = {name: values for name, values in columns.items() if self.contract.column(name) is not None}
+        matched = match_columns(columns, self.contract.columns, {})
+        known = {column.name: columns[name] for name, column in matched.items()}
         return SampleBatch(self.times_us, known, None, position, agent_clock)
 
 

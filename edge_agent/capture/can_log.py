@@ -1,6 +1,7 @@
 """A log of a CAN bus, by python-can; goes on at the frame where it was left."""
 
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -9,13 +10,15 @@ from pathlib import Path
 import can
 import msgspec
 
+from catchment.runtime.beneath import EXCHANGED, RefusedFileError
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.can_bus import CanOptions
 from edge_agent.capture.can_rows import FrameSampler
 from edge_agent.capture.can_view import ViewReader, is_view
-from edge_agent.capture.cells import to_time_us
+from edge_agent.capture.cells import start_time_us
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceEndedError, SourceError
+from edge_agent.watched import open_named, what_to_do
 from schemas.contract import Contract
 
 _HEAD_BYTES = 4_096
@@ -121,7 +124,7 @@ class CanLog:
         if not self._options.time_start:
             return time_us
         if self._shift_us is None:
-            self._shift_us = to_time_us(self._options.time_start) - time_us
+            self._shift_us = start_time_us(self._options.time_start) - time_us
         return time_us + self._shift_us
 
     def stored(self, batch: SampleBatch) -> None:
@@ -132,14 +135,25 @@ class CanLog:
         self._reader.stop()
 
 
+def _check_same(reader: can.io.generic.MessageReader, descriptor: int, log: Path) -> None:
+    """python-can opens by name: what it opened must be the file that was checked."""
+    opened = getattr(getattr(reader, "file", None), "fileno", None)  # a database and MDF 4 have none
+    now = os.fstat(opened()) if opened is not None else log.stat(follow_symlinks=False)
+    if not os.path.samestat(now, os.fstat(descriptor)):
+        reader.stop()
+        raise RefusedFileError(EXCHANGED, log)
+
+
 def _open(log: str) -> tuple[can.io.generic.MessageReader | ViewReader, int]:
     try:
-        with Path(log).open("rb") as file:
+        with open_named(Path(log)) as file:
             head = zlib.crc32(file.read(_HEAD_BYTES))
-        if Path(log).suffix in _TEXT_LOGS and is_view(Path(log)):
-            return ViewReader(Path(log)), head
-        return can.LogReader(log), head
+            if Path(log).suffix in _TEXT_LOGS and is_view(Path(log)):
+                return ViewReader(Path(log)), head
+            reader = can.LogReader(log)
+            _check_same(reader, file.fileno(), Path(log))
+            return reader, head
     except OSError as error:
-        raise SourceError(f"{log} cannot be read ({error.strerror}); correct `log`") from error
+        raise SourceError(f"{log} cannot be read ({error.strerror}); {what_to_do(error, 'correct `log`')}") from error
     except (ValueError, NotImplementedError, struct.error, can.CanError) as error:
         raise SourceError(f"{log} is no log that python-can reads: {error}") from error

@@ -11,6 +11,7 @@ from edge_agent.capture.can_decoder import UNKNOWN, SignalDecoder, SignalRows
 from edge_agent.capture.can_j1939 import group_number, source_address
 from edge_agent.capture.rejects import Rejects
 from schemas.contract import Contract
+from schemas.source_names import match_columns
 
 
 @dataclass(slots=True)
@@ -39,7 +40,8 @@ class FrameRows:
             "is_remote": [frame.is_remote_frame for _, frame in self.frames],
             "data": [bytes(frame.data) for _, frame in self.frames],
         }
-        known = {name: values for name, values in columns.items() if self.contract.column(name) is not None}
+        matched = match_columns(columns, self.contract.columns, {})
+        known = {column.name: columns[name] for name, column in matched.items()}
         return SampleBatch(self.times_us, known, None, position, agent_clock)
 
 

@@ -7,10 +7,12 @@
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
 
 import can
+
+from edge_agent.watched import open_named
 
 _LINE = re.compile(
     r"\s*(?:\((?P<time>[0-9.:\- ]+)\)\s+)?(?P<channel>\S+)\s+(?:[RT]X\s+\S\s+\S\s+)?"
@@ -34,7 +36,7 @@ def is_view(path: Path) -> bool:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open(encoding="ascii", errors="replace") as file:
+    with _opened(path) as file:
         lines = [line for _ in range(_PEEKED_LINES) if (line := file.readline(_MAX_LINE_CHARS)).strip()]
     return any(_LINE.fullmatch(line.strip("\r\n")) is not None for line in lines)
 
@@ -47,7 +49,7 @@ class ViewReader:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open(encoding="ascii", errors="replace")
+        self._file = _opened(path)
 
     def __iter__(self) -> Iterator[can.Message]:
         while line := self._file.readline(_MAX_LINE_CHARS):
@@ -57,6 +59,10 @@ class ViewReader:
     def stop(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _opened(path: Path) -> TextIOWrapper:
+    return TextIOWrapper(open_named(path), "ascii", errors="replace")
 
 
 def read_view_line(line: str) -> can.Message:

@@ -21,20 +21,23 @@ enough. Nothing depends on clocks: `keep` remembers every file that it captured 
 """
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 import msgspec
 
+from catchment.runtime.beneath import folder_beneath
 from edge_agent.capture.batch import SampleBatch
-from edge_agent.capture.cells import CellError, to_time_us
+from edge_agent.capture.cells import CellError, start_time_us
 from edge_agent.capture.folder_files import FileSamples
-from edge_agent.capture.folder_scan import FoundFile, Remembered, Settling, is_unchanged, look
+from edge_agent.capture.folder_scan import FoundFile, Refused, Remembered, Settling, is_unchanged, look
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.written import WrittenOptions, check_written
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from schemas.contract import Contract
@@ -44,9 +47,10 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 # Of a look that takes longer than this, at most a tenth of the time is spent looking.
 _LONG_LOOK_S = 0.25
 _LOOK_SHARE = 10
+DONE = "done"
 
 
-class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DirectoryOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a watched folder; the module's docstring shows each."""
 
     path: str
@@ -55,10 +59,10 @@ class DirectoryOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sidecars: str = ""
     masks: str = ""
     attributes: str = ""
-    rename: dict[str, str] = {}
+    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
     time: str = "mtime"
     time_start: str = ""
-    columns: dict[str, str | int | float | bool] = {}
+    columns: dict[str, str | int | float | bool] = {}  # noqa: RUF012 # msgspec gives each its own
     settle_ms: int = 500
     poll_ms: int = 200
     part_threshold_bytes: int = 1024 * 1024
@@ -90,6 +94,7 @@ class DirectorySource:
         self._clock = clock
         self._folder = Path(options.path)
         self._rejects = Rejects(f"directory {self._folder.name}")
+        self._refused = Refused(self._rejects)
         self._samples = FileSamples(options, contract, self._rejects)
         forms = (options.pattern,) if isinstance(options.pattern, str) else options.pattern
         self._patterns = [pattern.lower() for pattern in forms]
@@ -107,13 +112,23 @@ class DirectorySource:
         """Reason -> how many files or cells were refused since the source was built."""
         return dict(self._rejects.counts)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._samples.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._samples.matched
+
     def _resume(self, position: bytes | None) -> None:
         try:
             at = DirectoryPosition() if position is None else msgspec.json.decode(position, type=DirectoryPosition)
         except msgspec.MsgspecError:
             self._rejects.count("file: the stored position is unreadable; the folder is read from its start")
             at = DirectoryPosition()
-        here = look(self._folder, self._patterns)
+        here = look(self._folder, self._patterns, self._refused)
         if self._options.done == "keep":
             if at.is_whole:
                 captured = self._remembered.resume(at.given, here)
@@ -152,7 +167,7 @@ class DirectorySource:
         now_s = self._clock.monotonic_s()
         if now_s < self._next_look_s:
             return False
-        here = look(self._folder, self._patterns)
+        here = look(self._folder, self._patterns, self._refused)
         # A folder of very many files takes long to look through: that must not become all that the device does.
         took_s = self._clock.monotonic_s() - now_s
         rest_s = took_s * _LOOK_SHARE if took_s > _LONG_LOOK_S else 0.0
@@ -191,25 +206,42 @@ class DirectorySource:
         for file in files:
             self._done.discard(self._key(file))
             if is_unchanged(self._folder, file):  # else it is another file by now, which was not captured
-                for path in self._samples.paths(file.name):
-                    self._put_away_one(path, file)
+                for name in self._samples.names(file.name):
+                    self._put_away_one(name, file)
 
-    def _put_away_one(self, path: Path, file: FoundFile) -> None:
+    def _put_away_one(self, name: str, file: FoundFile) -> None:
         try:
-            if self._options.done == "delete":
-                path.unlink(missing_ok=True)
-                return
-            target = self._folder / "done" / path.name
-            target.parent.mkdir(exist_ok=True)
-            if target.exists():
-                target = target.with_name(f"{path.stem}.{file.changed_ns}{path.suffix}")
-            with contextlib.suppress(FileNotFoundError):  # a sidecar shared by two pictures went with the first
-                path.rename(target)
+            with folder_beneath(self._folder) as folder:
+                if self._options.done == "delete":
+                    os.unlink(name, dir_fd=folder)
+                else:
+                    self._move_away(folder, name, file)
+        except FileNotFoundError:
+            return  # a sidecar shared by two pictures went with the first
         except OSError as error:
-            raise SourceError(f"{path} cannot be moved away ({error.strerror}); let the agent write to {self._folder}") from error
+            raise SourceError(
+                f"{self._folder / name} cannot be moved away ({error.strerror}); let the agent write to {self._folder}"
+            ) from error
+
+    def _move_away(self, folder: int, name: str, file: FoundFile) -> None:
+        """Move a file into `done`, which must be a folder: through a link it would land where somebody else chose."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(DONE, dir_fd=folder)
+        with folder_beneath(self._folder, DONE) as done:
+            path = PurePath(name)
+            target = f"{path.stem}.{file.changed_ns}{path.suffix}" if _is_there(name, done) else name
+            os.rename(name, target, src_dir_fd=folder, dst_dir_fd=done)
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _is_there(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def check(options: Mapping[str, object], contract: Contract) -> DirectoryOptions:
@@ -220,12 +252,13 @@ def check(options: Mapping[str, object], contract: Contract) -> DirectoryOptions
     """
     chosen = read_options("directory", options, DirectoryOptions)
     check_rename("directory", chosen.rename, contract)
+    check_written("directory", chosen)
     check_rename("directory", {name: name for name in chosen.columns}, contract)
     if contract.payload is None:
         raise ConfigError(f"source 'directory': contract {contract.name} has no payload; files need one that has")
     if chosen.time_start:
         try:
-            to_time_us(chosen.time_start)
+            start_time_us(chosen.time_start)
         except CellError as error:
             raise ConfigError(f"source 'directory': time_start = {chosen.time_start!r} is {error}") from error
     return chosen

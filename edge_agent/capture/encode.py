@@ -4,9 +4,10 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 import nanoarrow as na
 
@@ -22,7 +23,6 @@ from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
 _TIME = na.c_schema(na.timestamp("us", "UTC"))
 _STRING = na.c_schema(na.string())
 _BINARY = na.c_schema(na.binary())
-_NULL = na.c_schema(na.null())  # of lists, vectors and structs: no source fills them
 _TYPES = {
     ColumnType.STRING: _STRING,
     ColumnType.BOOL: na.c_schema(na.bool_()),
@@ -42,6 +42,7 @@ _ARRAY_CODES = {
 }
 _BIT_OF_BYTE = bytes.maketrans(b"\x00\x01", b"01")
 _ZSTD_LEVEL = 3
+_NestT = TypeVar("_NestT", list[Any], dict[str, Any])
 _MAX_FORMS = 64
 
 PutObject = Callable[[bytes | Path], ObjectRef]
@@ -86,7 +87,7 @@ class Encoder:
         compress: bool = False,
         reference: Callable[[], ClockReference] | None = None,
     ) -> None:
-        self._contract = contract
+        self.contract = contract
         self._limits = limits
         self._put_object = put_object
         self._reference = reference
@@ -104,7 +105,7 @@ class Encoder:
         """
         unknown = batch.columns.keys() - self._columns.keys()
         if unknown:
-            raise EncodingError(f"column {min(unknown)} is not in contract {self._contract.name} {self._contract.version}")
+            raise EncodingError(f"column {min(unknown)} is not in contract {self.contract.name} {self.contract.version}")
         return tuple(envelope for part, is_unset in split_unset(batch) for envelope in self._encode(part, created_us, is_unset))
 
     def _encode(self, batch: SampleBatch, created_us: int, is_unset: bool) -> list[NewEnvelope]:
@@ -119,7 +120,7 @@ class Encoder:
                 NewEnvelope(
                     count=piece.end - piece.start,
                     body=body,
-                    contract_version=self._contract.version,
+                    contract_version=self.contract.version,
                     encoding=ZSTD if self._compress is not None else "",
                     created_us=created_us,
                     large=piece.large,
@@ -173,7 +174,7 @@ class Encoder:
         """The record's form; sources fill the same columns again and again, so each is made once."""
         key = (names, has_payload)
         if key not in self._forms:
-            fields = {EVENT_TIME: _TIME, **{name: _TYPES.get(self._columns[name].type, _NULL) for name in names}}
+            fields = {EVENT_TIME: _TIME, **{name: _schema(self._columns[name]) for name in names}}
             if has_payload:
                 fields |= {PAYLOAD: _BINARY, PAYLOAD_SHA256: _STRING}
             if len(self._forms) >= _MAX_FORMS:
@@ -189,11 +190,21 @@ def payload_bytes(payload: bytes | Path | None) -> int:
     return len(payload) if isinstance(payload, bytes) else payload.stat().st_size
 
 
+def _schema(column: Column) -> object:
+    """The C schema of a column. Vectors are lists, whose length the contract checks, as in the lake."""
+    if column.type is ColumnType.STRUCT:
+        return na.c_schema(na.struct({field.name: _schema(field) for field in column.fields}))
+    if column.type in _TYPES:
+        return _TYPES[column.type]
+    return na.c_schema(na.list_(_schema(_item_of(column))))
+
+
+def _item_of(column: Column) -> Column:
+    """What a list or vector holds, as a column."""
+    return Column("item", ColumnType(column.type.partition("<")[2].rstrip(">")))
+
+
 def _column(column: Column, values: Sequence[Scalar]) -> Filled:
-    if column.type not in _TYPES:
-        if any(value is not None for value in values):
-            raise EncodingError(f"column {column.name}: no source of the agent fills a {column.type}")
-        return Filled(len(values), ())
     try:
         if column.type is ColumnType.STRING:
             return _variable([None if value is None else value.encode() for value in values])  # type: ignore[union-attr]
@@ -201,9 +212,37 @@ def _column(column: Column, values: Sequence[Scalar]) -> Filled:
             return _variable(values)  # type: ignore[arg-type]
         if column.type is ColumnType.BOOL:
             return _boolean(values)
-        return _primitive(values, _ARRAY_CODES[column.type])
+        if column.type is ColumnType.STRUCT:
+            return _struct(column, values)
+        if column.type in _ARRAY_CODES:
+            return _primitive(values, _ARRAY_CODES[column.type])
+        return _list(column, values)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EncodingError(f"column {column.name}: a value does not fit type {column.type}: {error}") from error
+
+
+def _list(column: Column, values: Sequence[Scalar]) -> Filled:
+    lists = [_of(list, value) for value in values]
+    items = list(chain.from_iterable(lists))
+    nulls, validity = _validity(values)
+    offsets = array("i", accumulate(map(len, lists), initial=0))
+    return Filled(nulls, (validity, offsets), (replace(_column(_item_of(column), items), rows=len(items)),))
+
+
+def _struct(column: Column, values: Sequence[Scalar]) -> Filled:
+    nulls, validity = _validity(values)
+    rows = [_of(dict, value) for value in values]
+    children = tuple(replace(_column(field, [row.get(field.name) for row in rows]), rows=len(rows)) for field in column.fields)
+    return Filled(nulls, (validity,), children)
+
+
+def _of(kind: type[_NestT], value: Scalar) -> _NestT:
+    """The value, an empty one for null."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise TypeError(f"{type(value).__name__} is no {kind.__name__}")
+    return value
 
 
 def _primitive(values: Sequence[Scalar], code: str) -> Filled:

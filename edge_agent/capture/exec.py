@@ -5,8 +5,8 @@
     rename = { v = "speed_mps" }
     restart = true                # false: a program that ends well ends the source
 
-`event_time` is RFC 3339 text or seconds since 1970 (absent: the time of reading), `payload_b64` the payload, binary
-columns are base64.
+`event_time` (or the key that `time_column` names) is RFC 3339 text or a number since 1970 (absent: the time of reading),
+`payload_b64` the payload, binary columns are base64. Times and numbers in other forms: see `edge_agent.capture.written`.
 
 A program that can go on somewhere tells where in each line: `resume_position`, text of at most 4,096 bytes that means "up to
 and with this sample". When it is started again it finds the last one that was stored in CATCHMENT_RESUME_POSITION. A
@@ -28,10 +28,12 @@ from typing import BinaryIO
 import msgspec
 
 from edge_agent.capture.batch import SampleBatch
-from edge_agent.capture.mapping import ColumnMapper, keep_rows, read_times
+from edge_agent.capture.cells import tells_no_zone
+from edge_agent.capture.mapping import ColumnMapper, keep_rows
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.tables import RawChunk, decode_object, objects_chunk
+from edge_agent.capture.written import ZONE_GUESSED, EventTimes, WrittenOptions, check_written
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
 from schemas.contract import Contract
@@ -46,11 +48,12 @@ _TAIL_BYTES = 2_000
 _LOOK_MS = 10
 
 
-class ExecOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ExecOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a program; the module's docstring shows each. `wait_ms`: how long a read waits for a line."""
 
     command: list[str]
-    rename: dict[str, str] = {}
+    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
+    time_column: str = ""
     restart: bool = False
     wait_ms: int = 100
     max_line_bytes: int = 16 * 1024 * 1024
@@ -70,7 +73,11 @@ class ExecSource:
         self._clock = clock
         self._rejects = Rejects(f"exec {options.command[0]}")
         self._has_payload = contract.payload is not None
-        self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects)
+        self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects, None, options.numbers, options.times)
+        # What a program printed cannot be read again: a time that tells no zone is taken as UTC, and counted.
+        self._guesses_zone = options.times.zone is None
+        form = msgspec.structs.replace(options, time_zone="UTC").times if self._guesses_zone else options.times
+        self._event_times = EventTimes(form, self._rejects, is_in_order=False)
         self._lines = LineBuffer(options.max_line_bytes, self._rejects)
         self._stderr: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the program; closed in close()
         self._process = self._start()
@@ -81,6 +88,16 @@ class ExecSource:
     def rejected(self) -> dict[str, int]:
         """Reason -> how many lines or cells were refused since the source was built."""
         return dict(self._rejects.counts)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
 
     def _start(self) -> "subprocess.Popen[bytes]":
         told = {} if self._position is None else {RESUME_ENV: self._position.decode()}
@@ -149,15 +166,24 @@ class ExecSource:
 
     def _batch(self, chunk: RawChunk) -> SampleBatch | None:
         now_us = self._clock.now_ms() * 1000
-        cells = chunk.columns.get(EVENT_TIME, [None] * chunk.rows)
-        known = read_times([cell for cell in cells if cell is not None], "auto", self._rejects)
+        time_column = self._options.time_column or _time_key(chunk, self._options.rename)
+        cells = chunk.columns.get(time_column, [None] * chunk.rows)
+        told = [cell for cell in cells if cell is not None]
+        if self._guesses_zone:
+            self._count_guesses(told)
+        known = self._event_times.read(told, now_us)
         found = iter(known)
         chunk, times = keep_rows(chunk, [now_us if cell is None else next(found) for cell in cells])
         if not times:
             return None
-        columns = self._mapper.convert(chunk, frozenset({EVENT_TIME, PAYLOAD_B64}))
+        columns = self._mapper.convert(chunk, frozenset({time_column, PAYLOAD_B64}))
         payloads = self._payloads(chunk.columns.get(PAYLOAD_B64, [None] * chunk.rows)) if self._has_payload else None
         return SampleBatch(times, columns, payloads, self._position, agent_clock=not known)
+
+    def _count_guesses(self, cells: Sequence[object]) -> None:
+        guesses = sum(1 for cell in cells if tells_no_zone(cell))
+        if guesses:
+            self._rejects.count(ZONE_GUESSED, times=guesses)
 
     def _payloads(self, cells: Sequence[object]) -> list[bytes | None]:
         out: list[bytes | None] = []
@@ -224,6 +250,10 @@ class ExecSource:
         return True
 
 
+def _time_key(chunk: RawChunk, rename: Mapping[str, str]) -> str:
+    return next((name for name in chunk.columns if rename.get(name) == EVENT_TIME), EVENT_TIME)
+
+
 class LineBuffer:
     """Bytes made into lines, none longer than the limit: a longer one is dropped as it comes, and counted."""
 
@@ -284,6 +314,7 @@ def check(options: Mapping[str, object], contract: Contract) -> ExecOptions:
     """
     chosen = read_options("exec", options, ExecOptions)
     check_rename("exec", chosen.rename, contract)
+    check_written("exec", chosen)
     if not chosen.command:
         raise ConfigError("source 'exec': command is empty; give the program and its arguments as a list")
     return chosen

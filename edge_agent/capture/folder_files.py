@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Protocol
 
 from edge_agent.capture.batch import SampleBatch, Scalar
-from edge_agent.capture.cells import CellError, to_time_us
+from edge_agent.capture.cells import CellError, start_time_us, to_time
 from edge_agent.capture.folder_scan import FoundFile
 from edge_agent.capture.image_header import read_image_header
 from edge_agent.capture.mapping import ColumnMapper
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.sidecars import AttributeTable, Sidecars
 from edge_agent.capture.tables import objects_chunk
+from edge_agent.watched import CHANGED, WatchedFile, open_watched
 from schemas.contract import Contract
+from schemas.written_values import NumberForm, TimeForm
 
 _EXTRA_COLUMNS = ("mask", "file_name", "media_type", "width", "height")
 
@@ -39,6 +41,10 @@ class FileOptions(Protocol):
     @property
     def columns(self) -> dict[str, str | int | float | bool]: ...  # noqa: D102
     @property
+    def numbers(self) -> NumberForm: ...  # noqa: D102
+    @property
+    def times(self) -> TimeForm: ...  # noqa: D102
+    @property
     def part_threshold_bytes(self) -> int: ...  # noqa: D102
 
 
@@ -51,20 +57,31 @@ class FileSamples:
         self._rejects = rejects
         self._known = {name for name in _EXTRA_COLUMNS if contract.column(name) is not None}
         masks = Path(options.masks) if options.masks and contract.column("mask") is not None else None
-        self._sidecars = Sidecars(Path(options.sidecars) if options.sidecars else self._folder, masks, rejects)
-        self._table = AttributeTable(Path(options.attributes), rejects) if options.attributes else None
-        self._mapper = ColumnMapper(contract, options.rename, frozenset({""}), rejects)
+        sidecars = Path(options.sidecars) if options.sidecars else self._folder
+        self._has_sidecars_here = sidecars == self._folder
+        self._sidecars = Sidecars(self._folder, sidecars, masks, rejects)
+        self._table = AttributeTable(self._folder, Path(options.attributes), rejects) if options.attributes else None
+        self._mapper = ColumnMapper(contract, options.rename, frozenset({""}), rejects, None, options.numbers, options.times)
+
+    @property
+    def left_out(self) -> set[str]:
+        """Names of sidecars and table that fill no column."""
+        return self._mapper.left_out
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the name it was filled from."""
+        return self._mapper.matched
 
     def refresh(self) -> None:
         """See changes of the table of attributes."""
         if self._table is not None:
             self._table.refresh()
 
-    def paths(self, name: str) -> list[Path]:
+    def names(self, name: str) -> list[str]:
         """The file and the sidecar that stands in the same folder: what is moved away together."""
-        sidecar = self._sidecars.path(name)
-        beside = [sidecar] if sidecar is not None and sidecar.parent == self._folder else []
-        return [self._folder / name, *beside]
+        sidecar = self._sidecars.name(name) if self._has_sidecars_here else None
+        return [name] if sidecar is None else [name, sidecar]
 
     def read(self, files: Sequence[FoundFile]) -> tuple[SampleBatch | None, list[FoundFile]]:
         """One batch of all files that can be read, in order, and which those are; the others are counted and left in place."""
@@ -78,8 +95,11 @@ class FileSamples:
             except OSError as error:
                 self._rejects.count(f"file: cannot be read ({error.strerror})", file.name)
                 continue
+            time_us = self._time_us(file, row)
+            if time_us is None:
+                continue
             read.append(file)
-            times.append(self._time_us(file, row))
+            times.append(time_us)
             rows.append(row)
             payloads.append(payload)
         if not rows:
@@ -88,18 +108,18 @@ class FileSamples:
         return SampleBatch(times, columns, payloads, agent_clock=self._options.time == "mtime"), read
 
     def _one(self, file: FoundFile) -> tuple[bytes | Path, dict[str, object]]:
-        path = self._folder / file.name
         row: dict[str, object] = {"file_name": file.shown}
-        with path.open("rb") as opened:
+        with open_watched(self._folder, file.name) as opened:
             header = read_image_header(opened)
             if header is not None:
                 row |= {"media_type": header.media_type, "width": header.width, "height": header.height}
             opened.seek(0)
-            payload = path if file.size > self._options.part_threshold_bytes else opened.read()
+            is_large = file.size > self._options.part_threshold_bytes
+            payload = None if is_large else opened.read()
             now = os.fstat(opened.fileno())
-        if (now.st_mtime_ns, now.st_size) != (file.modified_ns, file.size):
-            # Written again since it settled: its change time is new, so the next look finds it as a new file.
-            raise OSError(errno.EAGAIN, "changed while it was read; it is read again when it settles")
+        if (now.st_mtime_ns, now.st_size, now.st_ino) != (file.modified_ns, file.size, file.inode):
+            # Written again, or exchanged, since it settled: the next look finds it as a new file.
+            raise OSError(errno.EAGAIN, CHANGED)
         mask = self._sidecars.mask(file.name)
         if mask is not None:
             row["mask"] = mask
@@ -107,15 +127,24 @@ class FileSamples:
         row |= self._options.columns
         row |= self._table.row(file.name) if self._table is not None else {}
         row |= self._sidecars.read(file.name)
-        return payload, row
+        return payload if payload is not None else WatchedFile.found(self._folder, file.name, now), row
 
-    def _time_us(self, file: FoundFile, row: dict[str, object]) -> int:
+    def _time_us(self, file: FoundFile, row: dict[str, object]) -> int | None:
+        """When a file's sample was; None, counted, where a setting is missing to tell, for which the file waits."""
+        own_us = file.modified_ns // 1000
         if self._options.time == "mtime":
-            return file.modified_ns // 1000
-        start_us = to_time_us(self._options.time_start) if self._options.time_start else 0
+            return own_us
+        form = self._options.times
+        start_us = start_time_us(self._options.time_start, form.zone) if self._options.time_start else 0
         try:
-            return start_us + to_time_us(row.get(self._options.time))
+            found = to_time(row.get(self._options.time), form, near_us=own_us)
         except CellError as error:
+            if error.needs == "time_zone":
+                self._rejects.count(f"file: its {self._options.time} is {error}; set time_zone: it waits", file.name)
+                return None
             # The picture is worth more than its exact time: it is captured, and the substitution is counted.
             self._rejects.count(f"cell {self._options.time}: {error}; the file's own time is used", file.name)
-            return file.modified_ns // 1000
+            return own_us
+        if found.doubt:
+            self._rejects.count(f"cell {self._options.time}: {found.doubt}", file.name)
+        return start_us + found.micros

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from catchment.runtime.beneath import IS_FOLDER
+from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceError
+from edge_agent.watched import why_unread
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -84,19 +87,49 @@ class Remembered:
         return captured
 
 
-def look(folder: Path, patterns: Sequence[str]) -> list[FoundFile]:
+class Refused:
+    """Entries of watched folders that are not read, each counted once, however often it is seen.
+
+    Args:
+        rejects: where they are counted.
+    """
+
+    def __init__(self, rejects: Rejects) -> None:
+        self._rejects = rejects
+        self._counted: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str]] = set()
+
+    def begin(self) -> None:
+        """Begin a look; entries that were not seen in the last one are forgotten."""
+        self._counted &= self._seen
+        self._seen = set()
+
+    def add(self, name: str, reason: str) -> None:
+        """Count an entry, unless an earlier look did. A folder is neither data nor an attack, so it is not counted."""
+        if reason == IS_FOLDER:
+            return
+        entry = (name, reason)
+        self._seen.add(entry)
+        if entry not in self._counted:
+            self._counted.add(entry)
+            self._rejects.count(f"file: {reason}", name)
+
+
+def look(folder: Path, patterns: Sequence[str], refused: Refused) -> list[FoundFile]:
     """The plain files of a folder that match one of the patterns and are not hidden, sorted.
 
     Raises:
         SourceError: the folder cannot be read.
     """
     found: list[FoundFile] = []
+    refused.begin()
     try:
+        owner = folder.stat().st_uid
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or not any(fnmatchcase(entry.name.lower(), form) for form in patterns):
                     continue
-                file = _stat(entry)
+                file = _found(entry, owner, refused)
                 if file is not None:
                     found.append(file)
     except OSError as error:
@@ -104,23 +137,25 @@ def look(folder: Path, patterns: Sequence[str]) -> list[FoundFile]:
     return sorted(found)
 
 
-def _stat(entry: os.DirEntry[str]) -> FoundFile | None:
+def _found(entry: os.DirEntry[str], folder_owner: int, refused: Refused) -> FoundFile | None:
     try:
-        if not entry.is_file(follow_symlinks=False):
-            return None
-        stat = entry.stat(follow_symlinks=False)
+        seen = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None  # it was renamed or removed between the two calls: the next look sees what became of it
-    return FoundFile(stat.st_ctime_ns, entry.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    reason = why_unread(seen, folder_owner)
+    if reason:
+        refused.add(entry.name, reason)
+        return None
+    return FoundFile(seen.st_ctime_ns, entry.name, seen.st_mtime_ns, seen.st_size, seen.st_ino)
 
 
 def is_unchanged(folder: Path, file: FoundFile) -> bool:
     """Whether the file is still there with the content that was seen; rights and owner may have changed."""
     try:
-        stat = (folder / file.name).stat(follow_symlinks=False)
+        seen = (folder / file.name).stat(follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return (file.name, stat.st_mtime_ns, stat.st_size, stat.st_ino) == file.identity
+    return (file.name, seen.st_mtime_ns, seen.st_size, seen.st_ino) == file.identity
 
 
 class Settling:

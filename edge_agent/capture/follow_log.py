@@ -8,12 +8,14 @@ from typing import BinaryIO
 
 import msgspec
 
+from edge_agent.capture.folder_scan import Refused
 from edge_agent.capture.follow_lines import GrowingLines
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.rotation import HEAD_BYTES, Head, RotatedFile, head_of, is_settled, open_log, rotated_files
 from edge_agent.capture.tables import JsonlReader, RawChunk, TablePosition, TableReader, ZeekReader
 from edge_agent.clock import Clock
 from edge_agent.errors import SourceError
+from edge_agent.watched import what_to_do
 
 _REMEMBERED = 32
 _GONE = "file: the log that was being read is gone; rows at its end may be missing"
@@ -65,6 +67,7 @@ class FollowedLog:
         self._max_line_bytes = max_line_bytes
         self._clock = clock
         self._rejects = rejects
+        self._refused = Refused(rejects)
         self._done: list[DoneFile] = []
         self._since_ns = 0
         self._file: BinaryIO | None = None
@@ -81,7 +84,7 @@ class FollowedLog:
             known = self._rotated(since_ns=-1)
             self._done = [DoneFile(file.head, file.modified_ns) for file in known[-_REMEMBERED:]]
             self._since_ns = known[-_REMEMBERED - 1].modified_ns if len(known) > _REMEMBERED else 0
-        if start == "end" and self._path.exists():
+        if start == "end" and os.path.lexists(self._path):
             self._open(self._path, TablePosition(), is_live=True)
             while self.read(10_000) is not None:
                 continue
@@ -92,7 +95,7 @@ class FollowedLog:
         start = TablePosition(at.offset, at.header_offset)
         if not at.head[0]:
             return
-        if self._path.exists():
+        if os.path.lexists(self._path):
             self._open(self._path, start, is_live=True)
             begins = self._begins()
             if len(begins) >= at.head[0] and head_of(begins[: at.head[0]]) == at.head and self._size() >= at.offset:
@@ -112,6 +115,11 @@ class FollowedLog:
             return LogPosition(done=done, since_ns=self._since_ns)
         at = self._reader.position
         return LogPosition(head_of(self._begins()[: at.offset]), at.offset, at.header_offset, done, self._since_ns)
+
+    @property
+    def has_header(self) -> bool:
+        """Whether a header names all columns; JSON names in each row those that it has."""
+        return isinstance(self._reader, ZeekReader)
 
     def read(self, max_rows: int) -> RawChunk | None:
         """The next rows; None where there are none now.
@@ -192,7 +200,7 @@ class FollowedLog:
             if file.begins and file.head not in heads:
                 self._open(file.path, TablePosition(), is_live=False)
                 return True
-        if not self._path.exists():
+        if not os.path.lexists(self._path):
             return False
         self._open(self._path, TablePosition(), is_live=True)
         return True
@@ -200,9 +208,10 @@ class FollowedLog:
     def _open(self, path: Path, start: TablePosition, *, is_live: bool) -> None:
         self.close()
         try:
-            self._file = open_log(path)
+            self._file = open_log(self._path, path)
         except OSError as error:
-            raise SourceError(f"{path} cannot be read ({error.strerror}); let the agent's user read it") from error
+            act = what_to_do(error, "let the agent's user read it")
+            raise SourceError(f"{path} cannot be read ({error.strerror}); {act}") from error
         self._start, self._is_live, self._rotated_s, self._begun = start, is_live, None, b""
 
     def _make_reader(self) -> bool:
@@ -238,7 +247,9 @@ class FollowedLog:
         if not self._is_packed():
             return os.pread(self._descriptor(), HEAD_BYTES, 0)
         try:
-            with open_log(Path(self._file.name)) as again:
+            with open_log(self._path, Path(self._file.name)) as again:
+                if not os.path.sameopenfile(again.fileno(), self._descriptor()):
+                    raise SourceError(f"{self._file.name} was exchanged while it was read; it is looked for again")
                 return again.read(HEAD_BYTES)
         except (OSError, EOFError, zlib.error) as error:
             raise SourceError(f"{self._file.name} cannot be unpacked: {error}") from error
@@ -268,11 +279,11 @@ class FollowedLog:
 
     def _is_the_log(self) -> bool:
         try:
-            now = self._path.stat()
+            now = self._path.stat(follow_symlinks=False)
         except FileNotFoundError:
             return False
         mine = os.fstat(self._descriptor())
         return (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino)
 
     def _rotated(self, since_ns: int) -> list[RotatedFile]:
-        return rotated_files(self._path, self._patterns, since_ns, self._clock.now_ms(), self._rejects)
+        return rotated_files(self._path, self._patterns, since_ns, self._clock.now_ms(), self._rejects, self._refused)

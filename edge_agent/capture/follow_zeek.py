@@ -11,7 +11,7 @@ A file is known by how it begins, not by name or inode, so a position holds afte
 Rotated files that were not read, because the agent was down or two rotations came at once, are read in their order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,23 +19,25 @@ import msgspec
 
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.follow_log import FollowedLog, LogPosition
-from edge_agent.capture.mapping import TIME_NAMES, ColumnMapper, keep_rows, read_times
+from edge_agent.capture.mapping import ColumnMapper, keep_rows
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.required import unfilled_columns
 from edge_agent.capture.rotation import default_patterns
+from edge_agent.capture.written import EventTimes, WrittenOptions, check_written, time_column_of, unreadable
 from edge_agent.capture.zeek import CONN_RENAME
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
 
 
-class ZeekOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ZeekOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a followed Zeek log; the module's docstring shows each."""
 
     path: str
     rotated: tuple[str, ...] = ()
     start: Literal["begin", "end", "rotated"] = "begin"
-    rename: dict[str, str] = {}
+    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
     time_column: str = "ts"
     settle_ms: int = 2_000
     max_line_bytes: int = 4 * 1024 * 1024
@@ -46,14 +48,20 @@ class ZeekSource:
 
     Attributes:
         rejected: reason -> rows, cells and files refused.
+        unfilled: required columns that nothing in the log fills.
     """
 
     def __init__(self, options: ZeekOptions, contract: Contract, clock: Clock, position: bytes | None) -> None:
         self._options = options
         path = Path(options.path)
         self._rejects = Rejects(f"zeek {path.name}")
+        self._contract = contract
         # An unset mark is understood by the reader; JSON leaves unset fields out.
-        self._mapper = ColumnMapper(contract, {**CONN_RENAME, **options.rename}, frozenset(), self._rejects)
+        self._mapper = ColumnMapper(
+            contract, options.rename, frozenset(), self._rejects, CONN_RENAME, options.numbers, options.times
+        )
+        self._event_times = EventTimes(options.times, self._rejects)
+        self.unfilled: tuple[str, ...] = ()
         patterns = options.rotated or default_patterns(path)
         self._log = FollowedLog(path, patterns, options.settle_ms / 1000, options.max_line_bytes, clock, self._rejects)
         at = self._decode(position)
@@ -71,6 +79,16 @@ class ZeekSource:
     def rejected(self) -> dict[str, int]:
         """Reason -> how many rows, cells or files were refused since the source was built."""
         return dict(self._rejects.counts)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the log that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
 
     def _decode(self, position: bytes | None) -> LogPosition | None:
         if position is None:
@@ -90,12 +108,21 @@ class ZeekSource:
         chunk = self._log.read(max_samples)
         if chunk is None:
             return None
-        cells = chunk.columns.get(self._options.time_column, [None] * chunk.rows)
-        chunk, times = keep_rows(chunk, read_times(cells, "auto", self._rejects))
+        if self._log.has_header and chunk.rows:
+            self.unfilled = unfilled_columns(self._contract, chunk.columns, self._options.rename, CONN_RENAME)
+        time_column = time_column_of(chunk.columns, self._options.rename, self._options.time_column)
+        chunk, times = keep_rows(chunk, self._times(chunk.columns.get(time_column, [None] * chunk.rows)))
         if not times:
             return None
-        columns = self._mapper.convert(chunk, frozenset({self._options.time_column, *TIME_NAMES}))
+        columns = self._mapper.convert(chunk, frozenset({time_column}), {time_column: times})
         return SampleBatch(times, columns, None, self.position)
+
+    def _times(self, cells: Sequence[object]) -> list[int | None]:
+        """The times of a chunk. Where they tell no zone the log waits for one instead of being used up."""
+        times = self._event_times.read(cells)
+        if "time_zone" in self._event_times.needs:
+            raise ConfigError(f"{unreadable('zeek', self._event_times.needs)}; nothing of {self._options.path} is skipped")
+        return times
 
     def stored(self, batch: SampleBatch) -> None:
         """Nothing to do: the logs are Zeek's."""
@@ -113,6 +140,7 @@ def check(options: Mapping[str, object], contract: Contract) -> ZeekOptions:
     """
     chosen = read_options("zeek", options, ZeekOptions)
     check_rename("zeek", chosen.rename, contract)
+    check_written("zeek", chosen)
     for pattern in chosen.rotated:
         if not pattern or pattern.startswith("/"):
             raise ConfigError(f"source 'zeek': rotated = {pattern!r} must be relative to the log's folder; ../ leads out of it")

@@ -37,6 +37,30 @@ class GuardedSource:
         return found if isinstance(found, bytes) else None
 
     @property
+    def unfilled(self) -> tuple[str, ...]:
+        """Required columns of the contract that the source knows it never fills."""
+        found = getattr(self._source, "unfilled", ())
+        return found if isinstance(found, tuple) else ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in what the source reads that fill no column, where it knows."""
+        found = getattr(self._source, "left_out", ())
+        return found if isinstance(found, tuple) else ()
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it, where the source knows."""
+        found = getattr(self._source, "matched", {})
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong although the source runs: what it holds back, and for which setting; empty where nothing is."""
+        found = getattr(self._source, "complaint", "")
+        return found if isinstance(found, str) else ""
+
+    @property
     def inner(self) -> Source:
         """The source itself."""
         return self._source

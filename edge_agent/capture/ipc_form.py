@@ -9,7 +9,7 @@ nulls, and where each buffer lies.
 import io
 import struct
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import nanoarrow as na
@@ -31,10 +31,19 @@ Buffer = bytes | array  # type: ignore[type-arg]  # of any number type
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A column's values: how many are null, and its buffers in Arrow's order (b"" for a validity that says nothing)."""
+    """A column's values.
+
+    Attributes:
+        null_count: how many are null.
+        buffers: in Arrow's order (b"" for a validity that says nothing).
+        children: a list's items, a struct's fields.
+        rows: how many values there are; None: as many as the batch has rows.
+    """
 
     null_count: int
     buffers: tuple[Buffer, ...]
+    children: tuple["Filled", ...] = ()
+    rows: int | None = None
 
 
 class Form:
@@ -78,8 +87,8 @@ class Form:
         places: list[int] = []
         body: list[Buffer] = []
         at = 0
-        for column in columns:
-            nodes += (rows, column.null_count)
+        for column in _flattened(columns):
+            nodes += (rows if column.rows is None else column.rows, column.null_count)
             for buffer in column.buffers:
                 size_bytes = len(buffer) if isinstance(buffer, bytes) else len(buffer) * buffer.itemsize
                 padding = _PADDINGS[-size_bytes % _ALIGN_BYTES]
@@ -94,10 +103,19 @@ class Form:
         return b"".join((self._schema_message, head, *body, _END_OF_STREAM))
 
 
+def _flattened(columns: Sequence[Filled]) -> Iterator[Filled]:
+    """Each column before its children: the order in which Arrow writes them."""
+    for column in columns:
+        yield column
+        yield from _flattened(column.children)
+
+
 def _one(schema: object) -> object:
     """A column of one row: zero, false or empty; null where the type has no values."""
-    buffers = (None, bytes(8), b"")[: c_schema_view(schema).layout.n_buffers]
-    return na.c_array_from_buffers(schema, 1, buffers, null_count=0 if buffers else 1, validation_level="none")
+    view = c_schema_view(na.c_schema(schema))
+    children = [_one(child) for child in na.c_schema(schema).children]
+    buffers = (None, bytes(8), b"")[: view.layout.n_buffers]
+    return na.c_array_from_buffers(schema, 1, buffers, null_count=0 if buffers else 1, children=children, validation_level="none")
 
 
 def _number(data: bytes, at: int) -> int:

@@ -1,6 +1,7 @@
 """Lines of a file, plain or gzip, with the byte offset after each: what a resume position is made of."""
 
 import gzip
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceError
+from edge_agent.watched import open_named, what_to_do
 
 ResultT = TypeVar("ResultT")
 _HEAD_BYTES = 1024
@@ -20,11 +22,28 @@ def open_lines(path: Path) -> BinaryIO:
         SourceError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        return cast("BinaryIO", gzip.open(path, "rb")) if zipped else path.open("rb")
+        return unpacked(open_named(path))
     except OSError as error:
-        raise SourceError(f"{path} cannot be read ({error.strerror or error}); put the file there or correct `path`") from error
+        act = what_to_do(error, "put the file there or correct `path`")
+        raise SourceError(f"{path} cannot be read ({error.strerror or error}); {act}") from error
+
+
+def unpacked(file: BinaryIO) -> BinaryIO:
+    """The same open file, unpacked where it is gzip; closing it closes the file.
+
+    Raises:
+        OSError: it cannot be read; it is closed.
+    """
+    try:
+        is_packed = os.pread(file.fileno(), 2, 0) == b"\x1f\x8b"
+    except BaseException:
+        file.close()
+        raise
+    if not is_packed:
+        return file
+    packed = gzip.GzipFile(fileobj=file, mode="rb")
+    packed.myfileobj = file  # type: ignore[assignment]  # what GzipFile closes with itself
+    return cast("BinaryIO", packed)
 
 
 def head_mark(path: Path) -> int:

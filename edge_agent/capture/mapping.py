@@ -1,18 +1,20 @@
 """From the columns a file has to the columns a contract asks for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import structlog
 
 from edge_agent.capture.batch import Scalar
-from edge_agent.capture.cells import CellError, convert_column, to_time_us
+from edge_agent.capture.cells import PLAIN_NUMBERS, PLAIN_TIMES, convert_column
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.tables import RawChunk
-from schemas.contract import Contract
+from schemas.contract import Column, ColumnType, Contract
+from schemas.source_names import match_columns
+from schemas.written_values import NumberForm, TimeForm
 
 ATTRIBUTES = "attributes"
-TIME_NAMES = ("event_time", "ts", "timestamp", "time")
+_MAX_LEFT_OUT = 1_000
 
 log = structlog.get_logger(__name__)
 
@@ -20,29 +22,68 @@ log = structlog.get_logger(__name__)
 class ColumnMapper:
     """Renames, converts, and keeps what the contract does not name as JSON in `attributes`, if the contract has that.
 
+    A name fills the column that `rename` says; else the one whose source name in the contract it is; else the one so called.
+
     Args:
         contract: what the columns must become.
-        rename: name in the file -> contract column.
+        rename: name in the source -> contract column, from the configuration.
         unset: text that means "nothing".
         rejects: where refused cells are counted.
+        usual: name in the source -> contract column: a format's own names, which hold where nothing else fits.
+        numbers: how numbers are written.
+        times: how times are written.
+
+    Attributes:
+        left_out: names of the source that fill no column and are kept nowhere.
     """
 
-    def __init__(self, contract: Contract, rename: Mapping[str, str], unset: frozenset[str], rejects: Rejects) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        rename: Mapping[str, str],
+        unset: frozenset[str],
+        rejects: Rejects,
+        usual: Mapping[str, str] | None = None,
+        numbers: NumberForm = PLAIN_NUMBERS,
+        times: TimeForm = PLAIN_TIMES,
+    ) -> None:
         self._contract = contract
-        self._rename = {old: new for old, new in rename.items() if contract.column(new) is not None}
+        self._rename = rename
+        self._usual = usual
+        self._numbers = numbers
+        self._times = times
         self._unset = unset
         self._rejects = rejects
         self._keeps_rest = contract.column(ATTRIBUTES) is not None
-        self._told: set[str] = set()
+        self._matched: tuple[tuple[str, ...], dict[str, Column]] = ((), {})
+        self.left_out: set[str] = set()
 
-    def convert(self, chunk: RawChunk, beside: frozenset[str] = frozenset()) -> dict[str, Sequence[Scalar]]:
-        """The contract's columns of a chunk; names in `beside` are used elsewhere and are not kept as attributes."""
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name that filled it last."""
+        return {column.name: name for name, column in self._matched[1].items()}
+
+    def convert(
+        self, chunk: RawChunk, beside: frozenset[str] = frozenset(), read_times: Mapping[str, Sequence[int]] | None = None
+    ) -> dict[str, Sequence[Scalar]]:
+        """The contract's columns of a chunk.
+
+        Args:
+            chunk: the rows.
+            beside: names that are used elsewhere and are not kept as attributes.
+            read_times: name -> its cells as times, where they were read already.
+        """
+        matched = self._match(tuple(chunk.columns))
         out: dict[str, Sequence[Scalar]] = {}
         rest: dict[str, Sequence[object]] = {}
         for name, cells in chunk.columns.items():
-            column = self._contract.column(self._rename.get(name, name))
-            if column is not None and column.name not in out:
-                out[column.name] = convert_column(cells, column, self._unset, self._rejects)
+            column = matched.get(name)
+            if column is not None and column.type is ColumnType.TIMESTAMP and name in (read_times or {}):
+                out[column.name] = list((read_times or {})[name])
+            elif column is not None:
+                out[column.name] = convert_column(cells, column, self._unset, self._rejects, self._numbers, self._times)
+                if column.fields:
+                    self._tell(_unknown_fields(name, cells, column))
             elif name not in beside:
                 rest[name] = cells
         if rest and self._keeps_rest and ATTRIBUTES not in out:
@@ -50,6 +91,12 @@ class ColumnMapper:
         elif rest:
             self._tell(rest)
         return out
+
+    def _match(self, names: tuple[str, ...]) -> dict[str, Column]:
+        """Chunks of one source have the same names again and again: matched once."""
+        if self._matched[0] != names:
+            self._matched = (names, match_columns(names, self._contract.columns, self._rename, self._usual))
+        return self._matched[1]
 
     def _attributes(self, rest: Mapping[str, Sequence[object]], rows: int) -> list[Scalar]:
         kept: list[Scalar] = []
@@ -61,23 +108,17 @@ class ColumnMapper:
     def _is_unset(self, cell: object) -> bool:
         return cell is None or (isinstance(cell, str) and cell in self._unset)
 
-    def _tell(self, rest: Mapping[str, Sequence[object]]) -> None:
-        fresh = set(rest) - self._told
-        if fresh:
-            self._told |= fresh
+    def _tell(self, names: Iterable[str]) -> None:
+        fresh = set(names) - self.left_out
+        if fresh and len(self.left_out) < _MAX_LEFT_OUT:
+            self.left_out |= fresh
             log.info("columns are not in the contract and are left out", contract=self._contract.name, columns=sorted(fresh))
 
 
-def read_times(cells: Sequence[object], unit: str, rejects: Rejects) -> list[int | None]:
-    """Event times of n cells, microseconds since 1970 UTC; None, counted, where a cell tells no time."""
-    out: list[int | None] = []
-    for cell in cells:
-        try:
-            out.append(to_time_us(cell, unit))
-        except CellError as error:
-            rejects.count(f"row: event time is {error}", cell)
-            out.append(None)
-    return out
+def _unknown_fields(name: str, cells: Sequence[object], column: Column) -> set[str]:
+    """Fields of objects that the struct does not have."""
+    fields = {field for cell in cells if isinstance(cell, Mapping) for field in cell}
+    return {f"{name}.{field}" for field in fields - match_columns(fields, column.fields, {}).keys()}
 
 
 def keep_rows(chunk: RawChunk, times: Sequence[int | None]) -> tuple[RawChunk, list[int]]:

@@ -1,5 +1,6 @@
 """A subscription at a broker beside the agent: messages as they come, acknowledged only when told."""
 
+import re
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -15,11 +16,17 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edge_agent.errors import SourceError
 
 _FAILED = 0x80
+_SHARED = re.compile(r"^\$share/[^/]+/")
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerAccess:
-    """Where the broker is, and who we are to it. `receive_maximum`: messages not acknowledged, at most."""
+    """Where the broker is, and who we are to it.
+
+    Attributes:
+        receive_maximum: messages not acknowledged, at most.
+        is_trial: no session is kept and nothing needs an acknowledgement: who else listens loses nothing.
+    """
 
     host: str
     port: int
@@ -30,16 +37,23 @@ class BrokerAccess:
     keepalive_s: int
     session_expiry_s: int
     receive_maximum: int
+    is_trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One message. `id`: its packet id, 0 for one that needs no acknowledgement."""
+    """One message.
+
+    Attributes:
+        id: its packet id; 0 for one that needs no acknowledgement, below 0 for one that the broker gave earlier.
+        at_us: when it came, where that was not now.
+    """
 
     id: int
     is_again: bool
     topic: str
     body: bytes
+    at_us: int = 0
 
 
 class Subscription:
@@ -55,7 +69,9 @@ class Subscription:
     """
 
     def __init__(self, access: BrokerAccess, topics: tuple[str, ...], max_message_bytes: int) -> None:
-        self._topics = topics
+        self._is_trial = access.is_trial
+        # A share of a group's messages would be missing to the group.
+        self._topics = tuple(_SHARED.sub("", topic) for topic in topics) if access.is_trial else topics
         self._waiting: deque[Received] = deque()
         self._ready = threading.Condition()
         self._failure = ""
@@ -79,7 +95,7 @@ class Subscription:
         try:
             if access.ca:
                 self._client.tls_set(access.ca)
-            self._client.connect(access.host, access.port, access.keepalive_s, clean_start=False, properties=properties)
+            self._client.connect(access.host, access.port, access.keepalive_s, clean_start=access.is_trial, properties=properties)
         except (OSError, ValueError) as error:
             raise SourceError(f"broker {access.host} port {access.port} does not answer: {error}; it is tried again") from error
         self._client.loop_start()
@@ -99,7 +115,7 @@ class Subscription:
 
     def acknowledge(self, message: Received) -> None:
         """The message is stored: the broker may forget it. On a dead connection nothing is sent, and it comes again."""
-        if message.id and not self._failure:
+        if message.id > 0 and not self._failure:
             self._client.ack(message.id, 1)
 
     def close(self) -> None:
@@ -117,7 +133,7 @@ class Subscription:
             self._fail(f"the broker refuses: {reason}; is username and password_file right?")
             return
         # What is retained is a sample once, not again at each connection.
-        options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+        options = SubscribeOptions(qos=0 if self._is_trial else 1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
         try:
             client.subscribe([(topic, options) for topic in self._topics])
         except ValueError as error:

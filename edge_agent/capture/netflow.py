@@ -80,6 +80,16 @@ class NetflowSource:
         """Reason -> how many datagrams, data sets or cells were refused since the source was built."""
         return dict(self._rejects.counts)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
+
     def read(self, max_samples: int) -> SampleBatch | None:
         """The flows that have come, about `max_samples`; None when none comes within `wait_ms`."""
         times: list[int] = []
@@ -190,6 +200,12 @@ def _address(record: Record, v4: int, v6: int) -> str | None:
         return socket.inet_ntop(socket.AF_INET, raw)
     raw = record.get(v6)
     return socket.inet_ntop(socket.AF_INET6, raw) if raw is not None and len(raw) == 16 else None
+
+
+def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
+    """The names that a flow gives, as the contract's columns where they are renamed."""
+    rename = check(options, contract).rename
+    return tuple(rename.get(name, name) for name in _NAMES)
 
 
 def check(options: Mapping[str, object], contract: Contract) -> NetflowOptions:

@@ -76,6 +76,16 @@ class NmeaSource:
         """Reason -> how many sentences or cells were refused since the source was built."""
         return dict(self._rejects.counts)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
+
     def _open(self) -> ByteInput:
         source = self._options.source
         if source.startswith("/"):
@@ -155,6 +165,12 @@ class NmeaSource:
     def close(self) -> None:
         """Let go of the receiver."""
         self._input.close()
+
+
+def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
+    """The names that a fix gives, as the contract's columns where they are renamed."""
+    chosen = check(options, contract)
+    return (*(chosen.rename.get(name, name) for name in _NAMES), *chosen.columns)
 
 
 def check(options: Mapping[str, object], contract: Contract) -> NmeaOptions:

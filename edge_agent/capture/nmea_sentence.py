@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from edge_agent.capture.cells import CellError, to_time_us
+from schemas.written_values import TimeForm
 
+_RFC_3339 = TimeForm("rfc3339", zone=UTC)
 _KNOT_MPS = 1852 / 3600
 _MAX_SENTENCE = 1_024
 OTHER = "report: sentence of another kind"
@@ -106,7 +108,7 @@ def read_tpv(report: dict[str, object]) -> Fix | None:
     if not isinstance(mode, int) or mode < 2 or "time" not in report:
         raise SentenceError("no fix")
     try:
-        time_us = to_time_us(report["time"], "rfc3339")
+        time_us = to_time_us(report["time"], _RFC_3339)
     except CellError as error:
         raise SentenceError("a time that cannot be") from error
     return Fix(

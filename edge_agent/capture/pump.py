@@ -13,6 +13,7 @@ from edge_agent.capture.coalesce import join_batches, last_position, may_join
 from edge_agent.capture.encode import Encoder
 from edge_agent.capture.refine import Refiner
 from edge_agent.capture.relay import Handed, Relay
+from edge_agent.capture.required import FilledColumns, explain_unfilled
 from edge_agent.capture.restarts import Restarts
 from edge_agent.capture.storing import PatientEncoder
 from edge_agent.clock import Clock
@@ -21,6 +22,7 @@ from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, S
 from edge_agent.rules.sieve import Sieve, sift
 from edge_agent.spool.records import Append, Passed
 from edge_agent.spool.spool import Spool
+from schemas.contract import Contract
 from schemas.envelope import Span
 from schemas.ids import StreamName
 
@@ -36,6 +38,39 @@ _PASS_EVERY_S = 1.0
 _log = structlog.get_logger(__name__)
 
 
+class Tap:
+    """Copies of the next samples of a source, for whoever wants to see what it gives.
+
+    Attributes:
+        batches: the copies, in order.
+    """
+
+    def __init__(self, samples: int, rejected: Counter[str], left_out: Counter[str]) -> None:
+        self._left = samples
+        self._before = (rejected, left_out)
+        self.batches: list[SampleBatch] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all that was wanted is there."""
+        return self._left <= 0
+
+    def add(self, batch: SampleBatch) -> None:
+        """Copy of these what is still wanted."""
+        rows = min(self._left, len(batch))
+        if rows > 0:
+            self.batches.append(batch.take(range(rows)))
+            self._left -= rows
+
+    def since(self, rejected: Counter[str], left_out: Counter[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """What was counted since the copying began."""
+        before_rejected, before_left_out = self._before
+        return dict(rejected - before_rejected), dict(left_out - before_left_out)
+
+
+Groups = tuple[tuple[int, SampleBatch], ...]
+
+
 class SourcePump:
     """Runs one source in the calling thread.
 
@@ -49,8 +84,6 @@ class SourcePump:
         sieve: the core's rules: which samples are stored, and what they are worth; None: all, as configured.
         choose: of the sources that have a position, the one that this one goes on from if it has none; None: from nothing.
 
-    Attributes:
-        failing: why the source does not run now, and is tried again; empty while it does. Any thread may look.
     """
 
     def __init__(
@@ -85,7 +118,17 @@ class SourcePump:
         self._rejected_before: dict[str, int] = {}
         self._restarts = Restarts()
         self._gave = False
-        self.failing = ""
+        self._filled = FilledColumns(encoder.contract)
+        self._tap: Tap | None = None
+        self._failing = ""
+
+    @property
+    def failing(self) -> str:
+        """Why the source does not run now and is tried again, or what it gives is of no use; else empty. From any thread."""
+        if self._failing:
+            return self._failing
+        never = self._filled.never_filled
+        return explain_unfilled(self._encoder.contract, never) if never else getattr(self._source, "complaint", "")
 
     @property
     def name(self) -> str:
@@ -97,6 +140,43 @@ class SourcePump:
         now: dict[str, int] = getattr(self._source, "rejected", {})
         total = Counter(self._rejected_before) + Counter(now)
         return dict(total)
+
+    @property
+    def config(self) -> SourceConfig:
+        """The source's own table."""
+        return self._config
+
+    @property
+    def contract(self) -> Contract:
+        """Of its stream."""
+        return self._encoder.contract
+
+    @property
+    def left_out_names(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(getattr(self._source, "left_out", ()))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it, where the source knows."""
+        return dict(getattr(self._source, "matched", {}))
+
+    def tap(self, samples: int) -> None:
+        """Begin to copy samples as they would be stored, at most so many. From any thread, as the other two."""
+        self._tap = Tap(samples, Counter(self.rejected()), Counter(self.left_out()))
+
+    def tapped(self) -> Tap | None:
+        """The copies; None where nobody asked."""
+        return self._tap
+
+    def untap(self) -> None:
+        """Copy no more."""
+        self._tap = None
+
+    def _copy(self, batch: SampleBatch) -> None:
+        tap = self._tap
+        if tap is not None:
+            tap.add(batch)
 
     def left_out(self) -> dict[str, int]:
         """Reason -> how many samples were read and, by configuration or contract, not stored."""
@@ -114,12 +194,13 @@ class SourcePump:
             try:
                 self._pump(stop)
             except SourceEndedError:
+                self._filled.end()
                 _log.info("source ended", source=self._config.kind, stream=self._config.stream)
                 return
             except (SourceError, ConfigError, SpoolFullError, OSError) as error:
                 is_done = isinstance(error, SourceAgainError)
                 wait_s = self._restarts.next_s(self._clock.monotonic_s() - began_s, gave=self._gave, is_done=is_done)
-                self.failing = "" if is_done else str(error)
+                self._failing = "" if is_done else str(error)
                 tell = _log.debug if is_done else _log.warning
                 told = "source begins again" if is_done else "source failed"
                 tell(told, source=self._config.kind, stream=self._config.stream, error=str(error), retry_in_s=wait_s)
@@ -136,7 +217,10 @@ class SourcePump:
                 self._spool.note(Passed(StreamName(self._config.stream), self._config.name, begins, ()))
             while not stop.is_set():
                 batch = source.read(self._config.max_samples)
-                self.failing = ""
+                if unfilled := getattr(source, "unfilled", ()):
+                    # Whatever is read would be refused by the core: it is left where it is.
+                    raise ConfigError(explain_unfilled(self._encoder.contract, unfilled))
+                self._failing = ""
                 if batch is not None and len(batch) > 0:
                     self._take(batch)
                     self._settle_up(source, _MAX_UNDER_WAY)
@@ -184,13 +268,15 @@ class SourcePump:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
         batch = self._refine(join_batches(held))
+        self._copy(batch)
         sifted = sift(self._sieve, batch, self._config.priority)
+        groups = self._useful(sifted.groups)
         left_out = self._left_out + Counter(sifted.left_out)
         created_us = self._clock.now_ms() * 1000
-        highest = max((priority for priority, _ in sifted.groups), default=0)
+        highest = max((priority for priority, _ in groups), default=0)
         envelopes = tuple(
             envelope if priority == highest else replace(envelope, priority=priority)
-            for priority, group in sifted.groups
+            for priority, group in groups
             for envelope in self._encoder.encode(group, created_us, self._stop)
         )
         if not envelopes:
@@ -209,6 +295,23 @@ class SourcePump:
         # What was passed over lies before this batch: its position, and what it left out, cover both.
         passed, self._passed, self._left_out = tuple(self._passed), [], Counter()
         self._under_way.append((self._relay.append(append), (*passed, *held)))
+
+    def _useful(self, groups: Groups) -> Groups:
+        """The groups as they are; none where a required column was never filled in all the source gave.
+
+        Raises:
+            ConfigError: likewise, and the source can give them again when its configuration is corrected.
+        """
+        for _, group in groups:
+            self._filled.see(group.columns, len(group))
+        never = self._filled.never_filled
+        if not never or not groups:
+            return groups
+        if any(group.position is not None for _, group in groups):
+            raise ConfigError(explain_unfilled(self._encoder.contract, never))
+        reason = f"row: required column {', '.join(never)} is never filled; the core would refuse it"
+        self._refine.rejects.count(reason, times=sum(len(group) for _, group in groups))
+        return ()
 
     def _pass_over(self, source: Source) -> None:
         """Nothing of these batches is to be stored: remember only that they were read, now and then."""

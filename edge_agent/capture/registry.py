@@ -6,6 +6,7 @@ add kinds by the entry point `catchment.sources`; a built-in kind cannot be repl
 
 from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import cast
 
 from edge_agent.capture.batch import Source
@@ -33,15 +34,58 @@ KINDS: dict[str, str] = {
 }
 
 
-def build_source(kind: str, options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> Source:
+def build_source(
+    kind: str,
+    options: Mapping[str, object],
+    contract: Contract,
+    clock: Clock,
+    position: bytes | None,
+    folder: Path | None = None,
+) -> Source:
     """Build a source that goes on at `position` (None: from its start).
+
+    Args:
+        kind: of source.
+        options: of its kind.
+        contract: of its stream.
+        clock: handed to it.
+        position: stored last.
+        folder: where it may keep what it cannot read yet; None: nowhere.
 
     Raises:
         ConfigError: there is no such kind, or an option is unknown, missing or wrong; the message names the key.
         SourceError: it cannot be opened now; try again later.
     """
     builder, _ = _load(kind)
+    with_folder = getattr(import_module(KINDS[kind]), "build_with_folder", None) if kind in KINDS and folder else None
+    if with_folder is not None:
+        return GuardedSource(kind, lambda: cast("Source", with_folder(options, contract, clock, position, folder)))
     return GuardedSource(kind, lambda: builder(options, contract, clock, position))
+
+
+def build_trial_source(kind: str, options: Mapping[str, object], contract: Contract, clock: Clock) -> Source:
+    """Build a source for a trial: from its start, in the form that takes nothing from whoever else reads the same.
+
+    Raises:
+        ConfigError: as `build_source`.
+        SourceError: likewise.
+    """
+    builder, _ = _load(kind)
+    trial_builder = getattr(import_module(KINDS[kind]), "build_trial", None) if kind in KINDS else None
+    if trial_builder is not None:
+        return GuardedSource(kind, lambda: cast("Source", trial_builder(options, contract, clock)))
+    return GuardedSource(kind, lambda: builder(options, contract, clock, None))
+
+
+def names_given(kind: str, options: Mapping[str, object], contract: Contract) -> tuple[str, ...] | None:
+    """The names that a source of this kind gives whatever it reads; None where that depends on what it reads.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+    """
+    _load(kind)
+    names = getattr(import_module(KINDS[kind]), "names_given", None) if kind in KINDS else None
+    return None if names is None else cast("tuple[str, ...] | None", names(options, contract))
 
 
 def check_source(kind: str, options: Mapping[str, object], contract: Contract) -> None:

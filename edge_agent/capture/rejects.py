@@ -18,8 +18,9 @@ class Rejects:
             nothing new.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, *, is_quiet: bool = False) -> None:
         self._source = source
+        self._is_quiet = is_quiet  # of a look ahead: the same rows are counted aloud when they are read
         self.counts: dict[str, int] = {}
 
     def count(self, reason: str, example: object = "", times: int = 1) -> None:
@@ -28,5 +29,7 @@ class Rejects:
         before = self.counts.get(known, 0)
         total = before + times
         self.counts[known] = total
+        if self._is_quiet:
+            return
         if len(str(total)) > (len(str(before)) if before else 0) and not reason.startswith(_QUIET):
             log.warning("rejected", source=self._source, reason=reason, total=total, example=repr(example)[:200])

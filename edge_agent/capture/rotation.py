@@ -1,15 +1,18 @@
 """Log files under rotation: each is known by how it begins, whatever it is called and whether it is packed by now."""
 
 import gzip
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
+from catchment.runtime.beneath import RefusedFileError, status_beneath
+from edge_agent.capture.folder_scan import Refused
+from edge_agent.capture.lines import unpacked
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceError
+from edge_agent.watched import open_watched
 
 HEAD_BYTES = 1_024
 _PACKED_WITHIN_MS = 600_000
@@ -40,40 +43,47 @@ def head_of(begins: bytes) -> Head:
     return len(begins[:HEAD_BYTES]), zlib.crc32(begins[:HEAD_BYTES])
 
 
-def open_log(path: Path) -> BinaryIO:
-    """A log for reading, unpacked where it is gzip.
+def place_of(log: Path, path: Path) -> tuple[Path, str]:
+    """The folder below which no link is followed, and the name of a file in it.
+
+    That is the log's folder, or the one above it that a pattern names by leading `..` parts.
+    """
+    parts = path.relative_to(log.parent).parts
+    above = next((index for index, part in enumerate(parts) if part != ".."), len(parts) - 1)
+    return log.parent.joinpath(*parts[:above]), "/".join(parts[above:])
+
+
+def open_log(log: Path, path: Path) -> BinaryIO:
+    """The log, or a file that it was rotated to, for reading; unpacked where it is gzip.
 
     Raises:
+        RefusedFileError: a link, or no plain file.
         OSError: it cannot be opened.
     """
-    raw = path.open("rb")
-    try:
-        zipped = os.pread(raw.fileno(), 2, 0) == b"\x1f\x8b"
-    except BaseException:
-        raw.close()
-        raise
-    if not zipped:
-        return raw
-    raw.close()
-    return cast("BinaryIO", gzip.open(path, "rb"))
+    return unpacked(open_watched(*place_of(log, path)))
 
 
-def rotated_files(log: Path, patterns: Sequence[str], since_ns: int, now_ms: int, rejects: Rejects) -> list[RotatedFile]:
-    """The files that match, are not the log itself and were written since, oldest first.
+def rotated_files(
+    log: Path, patterns: Sequence[str], since_ns: int, now_ms: int, rejects: Rejects, refused: Refused
+) -> list[RotatedFile]:
+    """The files that match, are not the log itself and were written since, oldest first. Links are refused and counted.
 
     Raises:
         SourceError: one cannot be read now.
     """
     found: list[RotatedFile] = []
+    refused.begin()
     try:
         log_inode = log.stat().st_ino if log.exists() else 0
-        for path in {path for pattern in patterns for path in log.parent.glob(pattern)}:
-            stat = path.stat()
-            if stat.st_mtime_ns <= since_ns or stat.st_ino == log_inode or not path.is_file():
-                continue
+        for path in sorted({path for pattern in patterns for path in log.parent.glob(pattern)}):
             try:
-                with open_log(path) as file:
+                stat = status_beneath(*place_of(log, path))
+                if stat.st_mtime_ns <= since_ns or stat.st_ino == log_inode:
+                    continue
+                with open_log(log, path) as file:
                     found.append(RotatedFile(path, stat.st_mtime_ns, file.read(HEAD_BYTES)))
+            except RefusedFileError as error:
+                refused.add(str(path), str(error.strerror))
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 if not is_settled(stat.st_mtime_ns, now_ms):
                     raise SourceError(

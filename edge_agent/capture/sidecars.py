@@ -1,14 +1,17 @@
 """What is known of a picture beside its own bytes: a JSON file of its name, a row of a table, a mask."""
 
 import csv
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from catchment.runtime.beneath import IS_FOLDER, RefusedFileError, rooted, status_beneath
 from edge_agent.capture.json_text import read_json
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import ConfigError
+from edge_agent.watched import is_there, open_watched
 
 MAX_SIDECAR_BYTES = 8 * 1024 * 1024
 _MAX_TABLE_BYTES = 256 * 1024 * 1024
@@ -19,34 +22,35 @@ class Sidecars:
     """Finds `<name>.json` or `<stem>.json`, and `<stem>.png` in the folder of masks.
 
     Args:
+        watched: folder of the pictures; what lies in it is somebody else's, be it named by the configuration or not.
         folder: where the JSON files are.
         masks: where the masks are; None for no masks.
         rejects: where unreadable sidecars are counted; the picture is captured without them.
     """
 
-    def __init__(self, folder: Path, masks: Path | None, rejects: Rejects) -> None:
-        self._folder = folder
-        self._masks = masks
+    def __init__(self, watched: Path, folder: Path, masks: Path | None, rejects: Rejects) -> None:
+        self._folder = rooted(folder, watched)
+        self._masks = None if masks is None else rooted(masks, watched)
         self._rejects = rejects
 
-    def path(self, name: str) -> Path | None:
-        """The JSON file of a picture, if there is one."""
-        whole, stem = self._folder / f"{name}.json", self._folder / f"{Path(name).stem}.json"
-        return whole if whole.is_file() else stem if stem.is_file() else None
+    def name(self, name: str) -> str | None:
+        """The name of a picture's JSON file, if there is one."""
+        names = (f"{name}.json", f"{Path(name).stem}.json")
+        return next((each for each in names if is_there(*_below(self._folder, each))), None)
 
     def read(self, name: str) -> dict[str, Any]:
         """Its content; labelme's documents become one value, `annotation`, without the copy of the picture in them."""
-        path = self.path(name)
-        body = self._bytes(path, MAX_SIDECAR_BYTES)
+        sidecar = self.name(name)
+        body = None if sidecar is None else self._bytes(self._folder, sidecar, "sidecar", MAX_SIDECAR_BYTES)
         if body is None:
             return {}
         try:
             found = read_json(body.decode())
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self._rejects.count("cell: sidecar is no JSON", str(path))
+            self._rejects.count("cell: sidecar is no JSON", name)
             return {}
         if not isinstance(found, dict):
-            self._rejects.count("cell: sidecar is no JSON object", str(path))
+            self._rejects.count("cell: sidecar is no JSON object", name)
             return {}
         if "shapes" not in found:
             return found
@@ -55,22 +59,30 @@ class Sidecars:
 
     def mask(self, name: str) -> bytes | None:
         """The mask of a picture, if there is one."""
-        path = None if self._masks is None else self._masks / f"{Path(name).stem}.png"
-        return self._bytes(path, _MAX_MASK_BYTES) if path is not None and path.is_file() else None
+        return None if self._masks is None else self._bytes(self._masks, f"{Path(name).stem}.png", "mask", _MAX_MASK_BYTES)
 
-    def _bytes(self, path: Path | None, limit: int) -> bytes | None:
-        if path is None:
-            return None
+    def _bytes(self, place: tuple[Path, str], name: str, what: str, limit: int) -> bytes | None:
         try:
-            with path.open("rb") as file:
+            with open_watched(*_below(place, name)) as file:
                 body = file.read(limit + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except RefusedFileError as error:
+            if error.strerror != IS_FOLDER:
+                self._rejects.count(f"cell: {what} is {error.strerror}", name)
+            return None
         except OSError as error:
-            self._rejects.count(f"cell: sidecar cannot be read ({error.strerror})", str(path))
+            self._rejects.count(f"cell: {what} cannot be read ({error.strerror})", name)
             return None
         if len(body) > limit:
-            self._rejects.count(f"cell: sidecar above {limit} bytes", str(path))
+            self._rejects.count(f"cell: {what} above {limit} bytes", name)
             return None
         return body
+
+
+def _below(place: tuple[Path, str], name: str) -> tuple[Path, str]:
+    root, inner = place
+    return root, f"{inner}/{name}" if inner else name
 
 
 class AttributeTable:
@@ -78,8 +90,10 @@ class AttributeTable:
 
     _KEYS = ("file", "file_name", "filename", "name")
 
-    def __init__(self, path: Path, rejects: Rejects) -> None:
+    def __init__(self, watched: Path, path: Path, rejects: Rejects) -> None:
         self._path = path
+        root, inner = rooted(path, watched)
+        self._place = (root, inner) if inner else (path.parent, path.name)
         self._rejects = rejects
         self._seen: tuple[int, int] = (0, 0)
         self._rows: dict[str, dict[str, object]] = {}
@@ -92,14 +106,14 @@ class AttributeTable:
             ConfigError: it is missing, above the size limit or has no header.
         """
         try:
-            stat = self._path.stat()
-            if (stat.st_mtime_ns, stat.st_size) == self._seen:
+            now = status_beneath(*self._place)
+            if (now.st_mtime_ns, now.st_size) == self._seen:
                 return
-            if stat.st_size > _MAX_TABLE_BYTES:
+            if now.st_size > _MAX_TABLE_BYTES:
                 raise ConfigError(f"{self._path}: a table of attributes may have at most {_MAX_TABLE_BYTES} bytes")
-            with self._path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            with TextIOWrapper(open_watched(*self._place), "utf-8-sig", errors="replace", newline="") as file:
                 self._rows = self._read(csv.DictReader(file))
-            self._seen = (stat.st_mtime_ns, stat.st_size)
+            self._seen = (now.st_mtime_ns, now.st_size)
         except OSError as error:
             raise ConfigError(f"{self._path}: cannot be read ({error.strerror}); correct `attributes`") from error
         except csv.Error as error:

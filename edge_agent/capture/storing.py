@@ -9,6 +9,7 @@ from edge_agent.capture.encode import Encoder
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import EncodingError, SpoolFullError
 from edge_agent.spool.records import NewEnvelope
+from schemas.contract import Contract
 
 MAX_TRIES = 3
 _WAIT_CAP_S = 30.0
@@ -29,6 +30,11 @@ class PatientEncoder:
         self._encoder = encoder
         self._rejects = rejects
         self._first_wait_s = first_wait_s
+
+    @property
+    def contract(self) -> Contract:
+        """Of the stream."""
+        return self._encoder.contract
 
     def encode(self, batch: SampleBatch, created_us: int, stop: threading.Event) -> tuple[NewEnvelope, ...]:
         """The envelopes of all rows that can be encoded, in order; none where no row can.

@@ -36,6 +36,7 @@ from edge_agent.key_password import refuse
 from schemas.contract import Contract
 
 SCHEMES = frozenset({"udp", "tcp", "tls"})
+_NAMES = ("message", "facility", "severity", "host", "app", "proc_id", "msg_id", "peer", "structured")
 _MAX_MESSAGE_BYTES = 64 * 1024
 
 
@@ -81,6 +82,16 @@ class SyslogSource:
         """Reason -> how many messages, cells or connections were refused since the source was built."""
         return dict(self._rejects.counts)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
+
     def _frames(self) -> FrameBuffer:
         return FrameBuffer(self._options.max_message_bytes, self._rejects)
 
@@ -112,8 +123,7 @@ class SyslogSource:
     def _batch(self, rows: Sequence[tuple[str, SyslogMessage]], *, has_time: bool) -> SampleBatch:
         now_us = self._clock.now_ms() * 1000
         messages = [message for _, message in rows]
-        names = ("message", "facility", "severity", "host", "app", "proc_id", "msg_id")
-        raw: dict[str, Sequence[object]] = {name: [getattr(message, name) for message in messages] for name in names}
+        raw: dict[str, Sequence[object]] = {name: [getattr(message, name) for message in messages] for name in _NAMES[:7]}
         raw["peer"] = [peer for peer, _ in rows]
         raw["structured"] = [m.structured and msgspec.json.encode(m.structured).decode() for m in messages]
         columns: dict[str, Sequence[Scalar]] = self._mapper.convert(RawChunk(raw, len(rows)))
@@ -143,6 +153,12 @@ def _tls(options: SyslogOptions) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise SourceError(f"source 'syslog': cert, key or client_ca cannot be used ({error}); give PEM files") from error
     return context
+
+
+def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
+    """The names that a message gives, as the contract's columns where they are renamed."""
+    rename = check(options, contract).rename
+    return tuple(rename.get(name, name) for name in _NAMES)
 
 
 def check(options: Mapping[str, object], contract: Contract) -> SyslogOptions:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
 from edge_agent.capture.cells import CellError, to_time_us
+from schemas.written_values import TimeForm
 
 _NIL = "-"
+_RFC_3339 = TimeForm("rfc3339", zone=UTC)
 _PRI = re.compile(r"<(\d{1,3})>")
 _MAX_PRI = 191
 _HEADER = re.compile(r"1 (\S{1,64}) (\S{1,255}) (\S{1,128}) (\S{1,128}) (\S{1,128}) ")
@@ -80,7 +82,7 @@ def _rfc5424(text: str, header: re.Match[str], pri: tuple[int, int], problem: st
     time_us = None
     if told is not None:
         try:
-            time_us = _epoch_us(told) if _EPOCH.fullmatch(told) else to_time_us(told, "rfc3339")
+            time_us = _epoch_us(told) if _EPOCH.fullmatch(told) else to_time_us(told, _RFC_3339)
         except CellError:
             problem = problem or "its time is no RFC 3339 time"
     structured, end = _structured(text, header.end())
@@ -133,7 +135,7 @@ def _rfc3164(text: str, pri: tuple[int, int], now_us: int, zone: tzinfo | None, 
 def _bsd_time(text: str, now_us: int, zone: tzinfo | None) -> tuple[int | None, int]:
     try:
         if found := _ISO_TIME.match(text):
-            return to_time_us(found[1], "rfc3339"), found.end()
+            return to_time_us(found[1], TimeForm("rfc3339", zone=zone or UTC)), found.end()
         found = _BSD_TIME.match(text)
         if found is None or found[1] not in _MONTHS:
             return None, 0

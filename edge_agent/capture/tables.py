@@ -1,7 +1,6 @@
 """Readers of tables: CSV, JSON lines and Zeek's logs, a chunk of columns at a time."""
 
 import csv
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +14,7 @@ from edge_agent.capture.lines import Lines
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.zeek import ZeekHeader
 from edge_agent.errors import ConfigError, SourceError
+from schemas.source_names import read_header, separator_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,6 @@ class TableReader(Protocol):
         ...
 
 
-# Comma first: it wins where a header has as many of another.
-_SEPARATORS = ",;\t|"
-_QUOTED = re.compile(r'"[^"]*"')
-
-
 class CsvReader:
     """Separated values with a header row; quotes and line breaks in quotes as RFC 4180 has them.
 
@@ -66,9 +61,9 @@ class CsvReader:
         csv.field_size_limit(max(csv.field_size_limit(), max_line_bytes))
         first = Lines(path, 0, max_line_bytes, rejects)
         line = first.next_line() or ""
-        separator = _separator(line)
+        separator = separator_of(line)
         try:
-            self._names = [name.strip() for name in next(csv.reader(chain((line,), first), delimiter=separator), [])]
+            self._names = read_header(chain((line,), first), separator)
         except csv.Error as error:
             raise SourceError(f"{path}: its header is no CSV: {error}") from error
         if len(set(self._names)) != len(self._names):
@@ -85,6 +80,11 @@ class CsvReader:
         for line in self._lines:
             self._taken += 1
             yield line
+
+    @property
+    def names(self) -> list[str]:
+        """The names in the header."""
+        return list(self._names)
 
     @property
     def position(self) -> TablePosition:
@@ -235,12 +235,6 @@ class ZeekReader:
     def close(self) -> None:
         """Let go of the file."""
         self._lines.close()
-
-
-def _separator(header: str) -> str:
-    """The one that the header has most of, outside of quotes."""
-    bare = _QUOTED.sub("", header)
-    return max(_SEPARATORS, key=bare.count)
 
 
 def _chunk(names: Sequence[str], rows: list[list[str]]) -> RawChunk:

@@ -1,8 +1,8 @@
 """Video in, JPEG out, by PyAV (the `camera` extra). The only module that knows it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
@@ -16,6 +16,8 @@ from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceError
 
 _MAX_BROKEN = 100
+# No protocol is called so: a file may open none.
+_ALONE = {"protocol_whitelist": "none"}
 _COARSEST, _FINEST = 31, 2
 _ENCODER_TIME = Fraction(1, 1000)
 # Where a seek lands behind the frame that was asked for (transport streams do), it is tried from further back.
@@ -30,32 +32,38 @@ class Video:
     Args:
         options: what is opened, and how.
         rejects: where frames are counted that cannot be decoded.
+        open_file: opens the video where it is a file. FFmpeg then opens nothing by itself: what a file names (a playlist does)
+            is not read.
 
     Raises:
         SourceError: it cannot be opened, or has no picture.
     """
 
-    def __init__(self, options: CameraOptions, rejects: Rejects) -> None:
+    def __init__(self, options: CameraOptions, rejects: Rejects, open_file: Callable[[], BinaryIO] | None = None) -> None:
         self._options = options
+        self._open_file = open_file
+        self._file: BinaryIO | None = None
         self._name = options.shown
         self._rejects = rejects
         self._open()
 
     def _open(self) -> None:
         options = self._options
+        self._file = self._open_file() if self._open_file is not None else None
         try:
             self._container: InputContainer = av.open(
-                options.source,
+                options.source if self._file is None else self._file,
                 format=options.input_format or None,
-                options=options.input_options,
+                options=options.input_options if self._file is None else {**options.input_options, **_ALONE},
                 timeout=(options.timeout_s, options.timeout_s),
                 **_LENIENT,
             )
         except (FFmpegError, OSError, ValueError) as error:
+            self._close_file()
             # The error's own text quotes the address with its password.
             raise SourceError(f"{self._name} cannot be opened: {_reason(error)}; is it there, may the agent read it?") from None
         if not self._container.streams.video:
-            self._container.close()
+            self.close()
             raise SourceError(f"{self._name} has no picture")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
@@ -86,7 +94,7 @@ class Video:
                 return
         if after_s is not None:
             # It cannot be sought in, or has no times: counted from its start once more.
-            self._container.close()
+            self.close()
             self._open()
         yield from _after(self._decoded(), after_s)
 
@@ -127,6 +135,11 @@ class Video:
     def close(self) -> None:
         """Let go of it."""
         self._container.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _after(frames: Iterator[tuple[float, VideoFrame]], after_s: float | None) -> Iterator[tuple[float, VideoFrame]]:

@@ -43,21 +43,23 @@ class ZeekHeader:
                 self._unset = values[0] if values else "-"
 
     def columns(self, rows: list[list[str]]) -> dict[str, Sequence[object]]:
-        """Rows as columns: not set becomes None, empty becomes "", sets become comma separated text."""
+        """Rows as columns: not set becomes None, empty becomes "", sets and vectors become lists of text."""
         columns: dict[str, Sequence[object]] = {}
         by_column = zip(*rows, strict=True) if rows else [()] * len(self.fields)
         for name, cells in zip(self.fields, by_column, strict=True):
             columns[name] = [self._cell(cell, name in self._sets) for cell in cells]
         return columns
 
-    def _cell(self, cell: str, is_set: bool) -> str | None:
+    def _cell(self, cell: str, is_set: bool) -> object:
         if cell == self._unset:
             return None
         if cell == self._empty:
-            return ""
-        if "\\x" in cell:
-            cell = _unescape(cell)
-        return cell.replace(self._set_separator, ",") if is_set and self._set_separator != "," else cell
+            return [] if is_set else ""
+        if not is_set:
+            return _unescape(cell) if "\\x" in cell else cell
+        # Apart first: an item may hold the separator, escaped.
+        items = cell.split(self._set_separator)
+        return [None if item == self._unset else _unescape(item) if "\\x" in item else item for item in items]
 
 
 def _unescape(text: str) -> str:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_agent.capture.batch import SampleBatch, Scalar
-from edge_agent.errors import ConfigError
+from edge_agent.errors import ConfigError, SourceError
 from edge_agent.inspect.errors import UninspectableError
+from edge_agent.pictures.process import HarmfulPictureError, shared_pictures
 from schemas.contract import Column, ColumnType, Contract
 from schemas.edge_policy import EdgeInspect
 from schemas.inspectors import ON_DEVICE, VERSIONS, device_columns
@@ -86,14 +87,17 @@ def _filled(had: Sequence[Scalar] | None, found: Sequence[Scalar]) -> Sequence[S
 
 def _picture_look() -> _Look:
     try:
-        from edge_agent.inspect.picture import picture_facts  # noqa: PLC0415  # numpy and pillow, only where a step asks
-    except ImportError as error:
-        raise ConfigError(f"inspector image needs {error.name}: pip install 'catchment[infer]'") from error
+        pictures = shared_pictures("inspect")
+    except ConfigError as error:
+        raise ConfigError(f"inspector image: {error}: pip install 'catchment[infer]'") from error
 
     def look(value: _Value) -> Sequence[Scalar]:
         if isinstance(value, str):
             raise UninspectableError("a text is no picture")
-        return picture_facts(value)
+        try:
+            return pictures.facts(value)
+        except (HarmfulPictureError, SourceError) as error:
+            raise UninspectableError(str(error)) from error
 
     return look
 

@@ -6,6 +6,10 @@ from edge_agent.errors import ConfigError
 from schemas.ids import StreamName
 from schemas.rollout import MODEL_NAME
 
+MIN_MEMORY_MIB = 96  # what the runtime takes before any model
+MAX_MS = 600_000
+MAX_LOAD_S = 600
+
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model of a device.
@@ -19,7 +23,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         labels: what its answers mean; empty: as the signed metadata say.
         max_bytes: the largest model this device takes.
         max_failures: so many failed inferences in a row during probation bring the old version back.
-        max_starts: so many starts of the agent during one probation do so, too: the model may be what kills it.
+        max_starts: so many abnormal ends of the agent during one probation do so, too: the model may be what kills it.
+        max_memory_mib: private memory of the model's process, runtime and picture included.
+        max_ms: how long one picture may take; the process is ended after that.
+        max_load_s: how long loading may take.
     """
 
     name: str
@@ -31,6 +38,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: int = 256 * 1024 * 1024
     max_failures: int = 5
     max_starts: int = 3
+    max_memory_mib: int = 192
+    max_ms: int = 2_000
+    max_load_s: float = 20.0
 
     def __post_init__(self) -> None:
         if not MODEL_NAME.fullmatch(self.name):
@@ -39,3 +49,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             StreamName(stream)
         if self.probation_s < 0 or min(self.max_bytes, self.max_failures, self.max_starts) < 1:
             raise ConfigError(f"model {self.name}: probation_s, max_bytes, max_failures and max_starts must be positive")
+        if self.max_memory_mib < MIN_MEMORY_MIB:
+            raise ConfigError(f"model {self.name}: max_memory_mib {self.max_memory_mib} must be {MIN_MEMORY_MIB} or more")
+        if not 1 <= self.max_ms <= MAX_MS or not 0 < self.max_load_s <= MAX_LOAD_S:
+            raise ConfigError(f"model {self.name}: max_ms must be within 1 and {MAX_MS}, max_load_s within 0 and {MAX_LOAD_S}")

@@ -1,4 +1,4 @@
-"""Runs an ONNX image classifier on one thread. The only module of the agent that needs the `infer` extra."""
+"""Runs an ONNX image classifier on one thread. Imported in the model's own process only: it needs the `infer` extra."""
 
 import io
 import math
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.errors import ConfigError, ModelError, ModelUnfitError
+from edge_agent.models.errors import UnreadablePictureError
 from schemas.model import ImageInput, ModelSpec, golden_input
+from schemas.picture_format import HEAD_BYTES, PictureFormat, picture_format
 
 try:
     import numpy as np
@@ -17,11 +19,8 @@ except ImportError as error:  # pragma: no cover  # the bare install
 
 MAX_PICTURE_PIXELS = 100_000_000
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory")
 _QUIET = 4  # fatal only: the runtime writes to standard error by itself
-
-
-class UnreadablePictureError(ModelError):
-    """The picture is to blame, not the model: it does not speak against a version on probation."""
 
 
 class Classifier:
@@ -48,6 +47,7 @@ class Classifier:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             # The runtime's exceptions share no base but Exception.
+            _raise_if_out_of_memory(error)
             raise ModelUnfitError(f"{spec.name} version {spec.version} does not load: {error}") from error
         self._input, self._type = self._chosen_input()
         self._output = self._chosen_output()
@@ -80,14 +80,16 @@ class Classifier:
         shape = self.spec.input.shape
         return self._run(np.asarray(golden_input(math.prod(shape)), dtype=self._type).reshape(shape))
 
-    def predict(self, payload: bytes | Path) -> tuple[str, float]:
+    def predict(self, tensor: Any) -> tuple[str, float]:
         """The label of a picture and how sure the model is, 0..1.
 
+        Args:
+            tensor: the picture, as `tensor` gives it.
+
         Raises:
-            UnreadablePictureError: the picture cannot be decoded.
             ModelError: the model fails on it.
         """
-        answers = self._run(self._tensor(payload))
+        answers = self._run(tensor)
         if self.spec.softmax:
             answers = _softmax(answers)
         if not all(map(math.isfinite, answers)):
@@ -96,19 +98,37 @@ class Classifier:
         label = self._labels[best] if best < len(self._labels) else str(best)
         return label, min(1.0, max(0.0, answers[best]))
 
-    def _tensor(self, payload: bytes | Path) -> Any:
-        wanted = self.spec.input
+    def tensor(self, payload: bytes | Path) -> Any:
+        """The picture as the model takes it.
+
+        Raises:
+            UnreadablePictureError: the picture cannot be decoded.
+        """
         try:
-            with Image.open(io.BytesIO(payload) if isinstance(payload, bytes) else payload) as picture:
+            pixels = self._pixels(payload)
+        except UnreadablePictureError:
+            raise
+        except (Exception, MemoryError) as error:
+            # A decoder that meets hostile bytes raises anything, and one that meets a large picture takes what it claims.
+            raise UnreadablePictureError(f"a picture cannot be decoded: {type(error).__name__}: {error}") from error
+        return as_tensor(pixels, self.spec.input).astype(self._type)
+
+    def _pixels(self, payload: bytes | Path) -> Any:
+        wanted = self.spec.input
+        with io.BytesIO(payload) if isinstance(payload, bytes) else payload.open("rb") as file:
+            kind = picture_format(file.read(HEAD_BYTES))
+            if kind is None:
+                raise UnreadablePictureError(f"not a picture; {', '.join(PictureFormat)} are read")
+            file.seek(0)
+            with Image.open(file, formats=(kind.upper(),)) as picture:
                 if picture.width * picture.height > MAX_PICTURE_PIXELS:
                     raise UnreadablePictureError(f"a picture of {picture.width} x {picture.height} px is too large for the model")
                 mode = "L" if wanted.colour == "grey" else "RGB"
                 picture.draft(mode, (wanted.width, wanted.height))
-                small = picture.convert(mode).resize((wanted.width, wanted.height), Image.Resampling.BILINEAR)
-                pixels = np.asarray(small, dtype=np.float32)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise UnreadablePictureError(f"a picture cannot be decoded: {error}") from error
-        return as_tensor(pixels, wanted).astype(self._type)
+                # Converting to the mode it has already would copy the whole picture.
+                plain: Image.Image = picture if picture.mode == mode else picture.convert(mode)
+                small = plain.resize((wanted.width, wanted.height), Image.Resampling.BILINEAR)
+        return np.asarray(small, dtype=np.float32)
 
     def _run(self, tensor: Any) -> list[float]:
         try:
@@ -116,10 +136,17 @@ class Classifier:
             answers = np.asarray(found, dtype=np.float64).reshape(-1)
         except Exception as error:
             # The runtime's exceptions share no base but Exception.
+            _raise_if_out_of_memory(error)
             raise ModelError(f"{self.spec.name} version {self.spec.version} fails: {error}") from error
         if not answers.size:
             raise ModelError(f"{self.spec.name} version {self.spec.version} answers nothing")
         return [float(answer) for answer in answers]
+
+
+def _raise_if_out_of_memory(error: Exception) -> None:
+    """The runtime reports memory that it was refused as one of its own exceptions, told apart by their text."""
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
+        raise MemoryError from error
 
 
 def as_tensor(pixels: Any, wanted: ImageInput) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from edge_agent.errors import ModelError, ModelUnfitError
+from edge_agent.models.errors import ModelDiedError, ModelStoppedError
 from schemas.model import ModelSpec
 
 
@@ -26,10 +27,14 @@ def check_golden(model: Testable) -> None:
 
     Raises:
         ModelUnfitError: it fails, answers with numbers that are not finite, or not what its publisher saw.
+        ModelDiedError: its process did not survive it.
+        ModelStoppedError: the agent stops.
     """
     name = f"{model.spec.name} version {model.spec.version}"
     try:
         answers = model.answers_to_golden()
+    except (ModelDiedError, ModelStoppedError):
+        raise
     except ModelError as error:
         raise ModelUnfitError(f"{name} fails on the golden input: {error}") from error
     if not all(map(math.isfinite, answers)):

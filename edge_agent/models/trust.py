@@ -1,7 +1,9 @@
 """Whether the signing keys vouch for a model: The Update Framework's client, with our transport under it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from tuf.api.exceptions import DownloadError, DownloadLengthMismatchError, RepositoryError
 from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # exported, but not in __all__
@@ -13,6 +15,8 @@ from edge_agent.models.fetcher import BASE_URL, PieceFetcher
 from schemas.errors import SchemaError
 from schemas.model import ModelSpec, model_spec_from_plain
 from schemas.rollout import Desired
+
+Held: TypeAlias = Callable[[int, str], Path | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,13 @@ class TrustAnchor:
         self._fetcher = fetcher
         self._max_bytes = max_bytes
 
-    def fetch(self, desired: Desired, into: Path) -> TrustedModel:
+    def fetch(self, desired: Desired, into: Path, held: Held) -> TrustedModel:
         """Bring the desired model's bytes into a file.
+
+        Args:
+            desired: which model.
+            into: where they go.
+            held: where the bytes of a version with a digest are already, whole; then they are not fetched.
 
         Raises:
             UntrustedModelError: tampered, rolled back, expired, foreign, or signed as another model.
@@ -49,7 +58,7 @@ class TrustAnchor:
             ModelError: the repository cannot be reached, or the disk refuses: try again later.
         """
         try:
-            return self._fetch(desired, into)
+            return self._fetch(desired, into, held)
         except DownloadLengthMismatchError as error:
             raise UntrustedModelError(f"{desired.target}: {error}") from error
         except RepositoryError as error:
@@ -57,7 +66,7 @@ class TrustAnchor:
         except (DownloadError, OSError) as error:
             raise ModelError(f"{desired.target} cannot be fetched: {_causes(error)}") from error
 
-    def _fetch(self, desired: Desired, into: Path) -> TrustedModel:
+    def _fetch(self, desired: Desired, into: Path, held: Held) -> TrustedModel:
         self._folder.mkdir(parents=True, exist_ok=True)
         updater = Updater(
             str(self._folder),
@@ -71,8 +80,11 @@ class TrustAnchor:
         if info is None:
             raise UntrustedModelError(f"{desired.target} is not among the targets that the keys vouch for")
         spec = self._spec(info, desired)
-        updater.download_target(info, str(into))
-        return TrustedModel(into, info.hashes.get("sha256", ""), spec)
+        digest = info.hashes["sha256"]
+        path = held(spec.version, digest)
+        if path is None:
+            updater.download_target(info, str(into))
+        return TrustedModel(path or into, digest, spec)
 
     def _spec(self, info: TargetFile, desired: Desired) -> ModelSpec:
         try:

@@ -1,21 +1,22 @@
 """From "you should run this" to a running model: fetch, verify, test, switch, watch, and go back if need be."""
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.capture.batch import SampleBatch
 from edge_agent.clock import Clock
 from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.errors import ConfigError, ModelError, ModelUnfitError, UntrustedModelError
 from edge_agent.models.config import ModelConfig
+from edge_agent.models.errors import ModelDiedError, RottenModelError
 from edge_agent.models.fetcher import PieceFetcher
-from edge_agent.models.inference import Classifier, UnreadablePictureError
-from edge_agent.models.selftest import check_golden
-from edge_agent.models.state import Installed
+from edge_agent.models.loader import ModelLoader
+from edge_agent.models.model_process import check_extra
+from edge_agent.models.running import Complaint, RunningModel
+from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
 from edge_agent.models.trust import TrustAnchor
 from schemas.envelope import Properties
@@ -26,6 +27,8 @@ from schemas.rollout import Desired, DesiredModels, decode_desired
 _WAIT_S = 1.0
 _FIRST_RETRY_S = 15.0
 _LONGEST_RETRY_S = 3_600.0
+_LONGEST_REVIVE_S = 60.0
+_MANY_ANSWERS = 100  # a process that gave so many was no crash at once
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +57,7 @@ class ModelUpdater:
         piece_timeout_s: float = 5.0,
         orders: DocumentInbox[DesiredModels] | None = None,
     ) -> None:
+        check_extra()
         self._config = config
         self._orders = orders
         self._clock = clock
@@ -65,31 +69,75 @@ class ModelUpdater:
         self._wake = threading.Event()
         self._wanted: Desired | None = None
         self._worker: threading.Thread | None = None
-        self._classifier: Classifier | None = None
+        self._loader = ModelLoader(self._store, config)
+        self._running = RunningModel(self._wake)
+        self._resting = ""
+        self._revive_s = 0.0
+        self._revive_at_s = 0.0
         self._refusal = ""
         self._retry_s = _FIRST_RETRY_S
         self._retry_at_s = 0.0
-        self._failures = 0
-        self.counts = {"inferences": 0, "failures": 0, "unreadable": 0}
         self._proven_at_s = clock.monotonic_s() + config.probation_s
         self._start()
 
     # -- at start ---------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Load the active version; whatever is wrong with it, go back to the one before."""
-        if self._store.state.on_probation:
-            self._store.count_start()
-            if self._store.state.starts > self._config.max_starts:
-                self._store.go_back(f"the agent started {self._store.state.starts} times during probation")
+        """Judge how the last run ended, then load the active version; whatever is wrong with it, go back to the one before."""
+        try:
+            self._judge_last_run()
+            self._load_active()
+        except ModelError as error:
+            # The disk refuses. Capture goes on without a model, and it is tried again.
+            self._rest(_FIRST_RETRY_S, str(error))
+
+    def _judge_last_run(self) -> None:
+        broken_off = self._store.close_open_attempts()
+        self._store.note_start(counts=not broken_off)
+        for tried in broken_off:
+            log.error("agent_ended_while_loading_model", model=self._config.name, version=tried.version, attempts=tried.count)
+            active = self._store.state.active
+            if self._loader.is_exhausted(tried.version) and (active is None or active.version != tried.version):
+                self._store.refuse(tried.version, f"the agent ended {tried.count} times while this version was loaded")
+        starts = self._store.state.starts
+        if self._store.state.on_probation and starts > self._config.max_starts:
+            self._store.go_back(f"the agent ended abnormally {starts} times during probation")
+
+    def _load_active(self) -> None:
+        """Load the active version, or those before it; without one that loads, the next try is later."""
+        self._running.use(None, is_expected=True)
         while (active := self._store.state.active) is not None:
+            if self._loader.is_exhausted(active.version):
+                if self._store.state.on_probation:
+                    self._store.go_back(self._resting or "it did not survive being loaded")
+                    continue
+                self._store.forget_attempts(active)
+                self._rest(_LONGEST_RETRY_S, self._resting or "it did not survive being loaded")
+                return
             try:
-                self._classifier = Classifier(self._store.whole(active), active.spec, self._config.labels)
+                process = self._loader.load(active, is_new=False)
+            except RottenModelError as error:
+                log.exception("model_rotten", model=self._config.name, version=active.version)
+                self._store.drop_rotten(str(error))
             except ModelUnfitError as error:
                 log.exception("model does not start", model=self._config.name, version=active.version)
                 self._store.go_back(str(error))
-            else:
+            except ModelDiedError as error:
+                log.error("model_died_while_loading", model=self._config.name, version=active.version, reason=str(error))  # noqa: TRY400  # the reason says it all
+                self._resting = str(error)
+            except ModelError as error:
+                self._rest(_FIRST_RETRY_S, str(error))
                 return
+            else:
+                self._resting = ""
+                self._running.use(process)
+                return
+        self._running.use(None)
+
+    def _rest(self, seconds: float, reason: str) -> None:
+        log.warning("model_rests", model=self._config.name, version=self._version(), seconds=seconds, reason=reason)
+        self._resting = reason
+        self._revive_at_s = self._clock.monotonic_s() + seconds
 
     # -- what the uplink hands in -----------------------------------------------------------------------------------
 
@@ -123,10 +171,14 @@ class ModelUpdater:
     # -- the updater's own thread -----------------------------------------------------------------------------------
 
     def run_once(self) -> None:
-        """Do what is due, then wait up to a second for more. An install runs beside, so this never blocks longer."""
+        """Do what is due, then wait up to a second for more.
+
+        An install runs on a thread of its own; only a model whose process died is loaded here, within `max_load_s`.
+        """
         self._confirm_when_due()
         if self._orders is not None and (desired := self._orders.take()) is not None:
             self._want(desired.of(self._config.name))
+        self._look_after_running()
         if self._due() is not None and (self._worker is None or not self._worker.is_alive()):
             # A daemon: a download must not keep the agent from stopping, and a kill in the middle of it is harmless.
             self._worker = threading.Thread(target=self._try_install, name=f"model-{self._config.name}", daemon=True)
@@ -135,10 +187,54 @@ class ModelUpdater:
         self._wake.clear()
 
     def close(self) -> None:
-        """End a download that is under way."""
+        """End a download or a load that is under way, and the model's process; the stop is recorded as orderly."""
         self._fetcher.close()
+        self._loader.close()
         if self._worker is not None:
             self._worker.join(_WAIT_S * 5)
+        self._running.use(None)
+        try:
+            self._store.note_stop()
+        except ModelError as error:
+            log.warning("model_stop_not_recorded", model=self._config.name, reason=str(error))
+
+    def _look_after_running(self) -> None:
+        """Judge the running model by what went wrong with it, and load it again where its process is gone."""
+        try:
+            complaint = self._running.take_complaint()
+            if complaint is not None:
+                self._judge(complaint)
+            has_model = self._store.state.active is not None
+            if has_model and self._running.process is None and self._clock.monotonic_s() >= self._revive_at_s:
+                self._load_active()
+        except ModelError as error:
+            # The disk refuses to record it: nothing is loaded without that.
+            self._rest(_FIRST_RETRY_S, str(error))
+
+    def _judge(self, complaint: Complaint) -> None:
+        """Go back to the version before, or have this one started again after a while."""
+        state = self._store.state
+        if complaint.died:
+            log.error("model_process_died", model=self._config.name, version=self._version(), reason=complaint.reason)
+            self._revive_s = 0.0 if complaint.answers >= _MANY_ANSWERS else self._revive_s
+            self._rest(self._revive_s, complaint.reason)
+            self._revive_s = min(2 * max(self._revive_s, 1.0), _LONGEST_REVIVE_S)
+        if not state.on_probation or not complaint.is_of_the_model:
+            return
+        # While another version is tried, memory is short for both, and that one is the likelier cause.
+        is_alone = not any(tried.is_open for tried in state.attempts)
+        deaths = self._store.count_death() if complaint.died and is_alone else state.deaths
+        if complaint.failures < self._config.max_failures and deaths < MAX_ATTEMPTS:
+            return
+        failed = (
+            f"{complaint.failures} inferences failed in a row" if deaths < MAX_ATTEMPTS else f"its process died {deaths} times"
+        )
+        log.error(
+            "model fails on probation; going back", model=self._config.name, version=self._version(), error=complaint.reason
+        )
+        self._store.go_back(f"{failed}: {complaint.reason}")
+        self._resting, self._revive_s, self._revive_at_s = "", 0.0, 0.0
+        self._load_active()
 
     def _due(self) -> Desired | None:
         with self._lock:
@@ -149,7 +245,8 @@ class ModelUpdater:
 
     def _confirm_when_due(self) -> None:
         with self._lock:
-            if self._store.state.on_probation and self._clock.monotonic_s() >= self._proven_at_s:
+            is_due = self._store.state.on_probation and self._clock.monotonic_s() >= self._proven_at_s
+            if is_due and self._running.process is not None:
                 self._store.confirm()
                 log.info("model has proved itself", model=self._config.name, version=self._version())
 
@@ -161,9 +258,7 @@ class ModelUpdater:
             self._install(wanted)
         except ModelUnfitError as error:
             log.warning("model is unfit and refused", model=wanted.name, version=wanted.version, error=str(error))
-            with self._lock:
-                self._store.refuse(wanted.version, str(error))
-                self._refusal = str(error)
+            self._refuse(wanted.version, str(error))
         except UntrustedModelError as error:
             # Not for good: the same version may be vouched for once the repository is put right.
             log.error("model is not vouched for", model=wanted.name, version=wanted.version, error=str(error))  # noqa: TRY400  # the reason says it all
@@ -174,6 +269,15 @@ class ModelUpdater:
         finally:
             self._wake.set()
 
+    def _refuse(self, version: int, reason: str) -> None:
+        try:
+            with self._lock:
+                self._store.refuse(version, reason)
+                self._refusal = reason
+        except ModelError as error:
+            log.warning("model_refusal_not_recorded", model=self._config.name, version=version, reason=str(error))
+            self._later(reason)
+
     def _later(self, refusal: str) -> None:
         with self._lock:
             self._refusal = refusal or self._refusal
@@ -182,16 +286,21 @@ class ModelUpdater:
 
     def _install(self, wanted: Desired) -> None:
         """Fetch, verify, load, test, switch: the model in force is not touched before the last step."""
-        trusted = self._trust.fetch(wanted, self._store.incoming)
+        if self._loader.is_exhausted(wanted.version):
+            raise ModelUnfitError(f"version {wanted.version} did not survive {MAX_ATTEMPTS} attempts to load it")
+        trusted = self._trust.fetch(wanted, self._store.incoming, self._store.held)
         installed = Installed(wanted.version, trusted.digest, trusted.spec)
-        path = self._store.add(installed)
-        fresh = Classifier(path, trusted.spec, self._config.labels)
-        if self._config.self_test:
-            check_golden(fresh)
-        with self._lock:
-            self._store.activate(installed)
-            self._classifier, self._failures, self._refusal = fresh, 0, ""
-            self._proven_at_s = self._clock.monotonic_s() + self._config.probation_s
+        self._store.add(installed)
+        fresh = self._loader.load_new(installed)
+        try:
+            with self._lock:
+                self._store.activate(installed)
+                self._refusal, self._resting, self._revive_s, self._revive_at_s = "", "", 0.0, 0.0
+                self._proven_at_s = self._clock.monotonic_s() + self._config.probation_s
+        except ModelError:
+            fresh.close()
+            raise
+        self._running.use(fresh)
         log.info("model is active", model=wanted.name, version=wanted.version, rollout=wanted.rollout)
 
     # -- what capture and the report ask ----------------------------------------------------------------------------
@@ -208,7 +317,7 @@ class ModelUpdater:
             elif refused:
                 kind = "refused"
             else:
-                kind, reason = ("active" if state.active is not None else "none"), ""
+                kind, reason = ("active" if state.active is not None else "none"), self._resting
             return (ModelReport(self._config.name, self._version(), kind, reason, state.refused),)
 
     def _version(self) -> int:
@@ -220,47 +329,12 @@ class ModelUpdater:
 
         A picture the model fails on keeps its columns null and is counted.
         """
-        classifier = self._classifier
-        if classifier is None or batch.payloads is None:
-            return batch
-        said = [self._predict(classifier, payload) for payload in batch.payloads]
-        spec = classifier.spec
-        columns: dict[str, Sequence[Scalar]] = {
-            "model_name": [None if answer is None else spec.name for answer in said],
-            "model_version": [None if answer is None else spec.version for answer in said],
-            "predicted_label": [None if answer is None else answer[0] for answer in said],
-            "predicted_score": [None if answer is None else answer[1] for answer in said],
-        }
-        return replace(batch, columns={**batch.columns, **columns})
+        return self._running.annotate(batch)
 
-    def _predict(self, classifier: Classifier, payload: bytes | Path | None) -> tuple[str, float] | None:
-        if payload is None:
-            return None
-        try:
-            answer = classifier.predict(payload)
-        except UnreadablePictureError as error:
-            self.counts["unreadable"] += 1
-            log.debug("picture is unreadable for the model", error=str(error))
-            return None
-        except ModelError as error:
-            self._failed(classifier, str(error))
-            return None
-        self.counts["inferences"] += 1
-        self._failures = 0
-        return answer
-
-    def _failed(self, classifier: Classifier, reason: str) -> None:
-        with self._lock:
-            self.counts["failures"] += 1
-            self._failures += 1
-            if classifier is not self._classifier or self._failures < self._config.max_failures:
-                return
-            if not self._store.state.on_probation:
-                return
-            log.error("model fails on probation; going back", model=self._config.name, version=self._version(), error=reason)
-            self._store.go_back(f"{self._failures} inferences failed in a row: {reason}")
-            self._classifier, self._failures = None, 0
-            self._start()
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pictures by what became of them; see `RunningModel.counts`."""
+        return self._running.counts
 
 
 def _root(config: ModelConfig) -> bytes:

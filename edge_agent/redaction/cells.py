@@ -5,6 +5,8 @@ import hmac
 import math
 from collections.abc import Callable
 
+import msgspec
+
 from edge_agent.capture.batch import Scalar
 from schemas.contract import Column, ColumnType
 from schemas.redaction import HASH_CHARS, MASK
@@ -26,7 +28,7 @@ def redactor(column: Column, key: bytes) -> Redactor | None:
     """
     redact = column.redact
     if redact is None:
-        return None
+        return _fields_redactor(column, key)
     if redact.how == "drop":
         return lambda _: None
     if redact.how == "mask":
@@ -35,6 +37,23 @@ def redactor(column: Column, key: bytes) -> Redactor | None:
         # The column's name is part of what is hashed: equal texts in two columns do not give each other away.
         return lambda value: keyed_hash(value, key, column.name)
     return lambda value: coarsen(value, column, redact.step or 1.0)
+
+
+def _fields_redactor(column: Column, key: bytes) -> Redactor | None:
+    """What makes the fields of a struct harmless; None where nothing is asked for any of them."""
+    qualified = {field.name: msgspec.structs.replace(field, name=f"{column.name}_{field.name}"[:63]) for field in column.fields}
+    found = {name: one for name, field in qualified.items() if (one := redactor(field, key)) is not None}
+    if not found:
+        return None
+
+    def redact_fields(value: Scalar) -> Scalar:
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise UnredactableError(f"column {column.name}: no object")
+        return {name: found[name](cell) if name in found else cell for name, cell in value.items()}
+
+    return redact_fields
 
 
 def mask(value: Scalar, keep: int) -> Scalar:

@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import ConfigError
+from edge_agent.pictures.process import HarmfulPictureError, PictureProcess, shared_pictures
 from edge_agent.redaction.cells import Redactor, UnredactableError, cut_time, redactor
 from schemas.contract import Contract
-
-if TYPE_CHECKING:
-    from edge_agent.redaction.picture import PictureRedactor
 
 
 class BatchRedactor:
@@ -30,12 +27,13 @@ class BatchRedactor:
     def __init__(self, contract: Contract, key: bytes, rejects: Rejects) -> None:
         self._contract = contract
         self._rejects = rejects
-        if not key and any(column.redact is not None and column.redact.how == "hash" for column in contract.columns):
+        every = [inner for column in contract.columns for inner in (column, *column.fields)]
+        if not key and any(column.redact is not None and column.redact.how == "hash" for column in every):
             raise ConfigError(f"contract {contract.name} asks for a keyed hash and there is no key: set `key` under [redaction]")
         found = {column.name: redactor(column, key) for column in contract.columns}
         self._cells = {name: one for name, one in found.items() if one is not None}
         self._image = contract.payload.redact if contract.payload is not None else None
-        self._picture = None if self._image is None else _picture_redactor(contract)
+        self._decoder = None if self._image is None else _pictures(contract)
 
     def __call__(self, batch: SampleBatch) -> SampleBatch:
         """The batch without what must not leave the device: fewer rows where some cannot be redacted."""
@@ -45,8 +43,8 @@ class BatchRedactor:
             for name, values in batch.columns.items()
         }
         payloads = batch.payloads
-        if self._picture is not None and payloads is not None:
-            payloads = self._pictures(batch, payloads, refused)
+        if self._decoder is not None and payloads is not None:
+            payloads = self._redacted(batch, payloads, refused)
         times = batch.event_time_us
         if self._contract.event_time_step_s is not None:
             step_s = self._contract.event_time_step_s
@@ -67,17 +65,20 @@ class BatchRedactor:
                 out.append(None)
         return out
 
-    def _pictures(
+    def _redacted(
         self, batch: SampleBatch, payloads: Sequence[bytes | Path | None], refused: set[int]
     ) -> list[bytes | Path | None]:
-        assert self._picture is not None
+        assert self._decoder is not None
         assert self._image is not None
         told = batch.columns.get(self._image.column, [None] * len(batch))
         out: list[bytes | Path | None] = []
         for row, payload in enumerate(payloads):
             try:
-                out.append(None if payload is None or row in refused else self._picture.redact(payload, told[row]))
-            except UnredactableError as error:
+                if payload is None or row in refused:
+                    out.append(None)
+                else:
+                    out.append(self._decoder.redact(self._image, payload, told[row]))
+            except HarmfulPictureError as error:
                 self._refuse(row, str(error), refused)
                 out.append(None)
         return out
@@ -89,14 +90,10 @@ class BatchRedactor:
             self._rejects.count(f"row: cannot be redacted: {reason}")
 
 
-def _picture_redactor(contract: Contract) -> "PictureRedactor":
-    # Loaded only where a contract asks for it: pillow is an extra.
+def _pictures(contract: Contract) -> PictureProcess:
     try:
-        from edge_agent.redaction.picture import PictureRedactor  # noqa: PLC0415
-    except ImportError as error:
+        return shared_pictures("redact")
+    except ConfigError as error:
         raise ConfigError(
-            f"contract {contract.name} asks for regions of pictures to be hidden: install catchment[redact] (pillow)"
+            f"contract {contract.name} asks for regions of pictures to be hidden: install catchment[redact] (pillow); {error}"
         ) from error
-    assert contract.payload is not None
-    assert contract.payload.redact is not None
-    return PictureRedactor(contract.payload.redact)

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.capture.batch import SampleBatch
 from edge_agent.inspect.looked import Looking
 from edge_agent.rules.decide import decide
 from edge_agent.rules.sampling import chances
@@ -162,8 +162,8 @@ class Sieve:
             self._told.add(index)
             self._book.suspend(self._contract.name, self._rules[index].id, evaluator.suspended[index])
 
-    def _columns(self, batch: SampleBatch, wanted: Mapping[str, ColumnType]) -> dict[str, Sequence[Scalar]]:
-        columns: dict[str, Sequence[Scalar]] = {name: batch.columns[name] for name in wanted if name in batch.columns}
+    def _columns(self, batch: SampleBatch, wanted: Mapping[str, ColumnType]) -> dict[str, Sequence[Any]]:
+        columns: dict[str, Sequence[Any]] = {name: batch.columns[name] for name in wanted if name in batch.columns}
         if EVENT_TIME in wanted:
             columns[EVENT_TIME] = batch.event_time_us
         if _DEVICE in wanted:

@@ -8,9 +8,10 @@ from itertools import chain
 from edge_agent.spool import boots, positions
 from edge_agent.spool.quota import Candidate
 from edge_agent.spool.records import Append, BodyPlace, Passed, State, checksum
-from schemas.envelope import Span
+from schemas.envelope import Span as EnvelopeSpan
 from schemas.ids import Digest
-from schemas.receipts import Receipt
+from schemas.ranges import Ranges, Span
+from schemas.receipts import MAX_REASON_CHARS, Receipt
 
 # Rows touched at once: keeps memory flat when a receipt covers a whole backlog.
 _CHUNK_ROWS = 500
@@ -49,7 +50,7 @@ def insert(db: sqlite3.Connection, append: Append, epoch: int, first_seq: int, f
     seq = first_seq
     rows = []
     for id_, envelope in enumerate(append.envelopes, first_id):
-        span = Span(epoch, seq, envelope.count)
+        span = EnvelopeSpan(epoch, seq, envelope.count)
         large, place = envelope.large, envelope.place or _IN_ROW
         rows.append((
             id_, append.stream, epoch, seq, envelope.count, envelope.cost_bytes, append.priority_of(envelope),
@@ -138,17 +139,49 @@ def settle(db: sqlite3.Connection, receipt: Receipt, open_epoch: int) -> Removed
         receipt: the core's word.
         open_epoch: the epoch that still gives out seqs; every other one is forgotten once all of it is settled.
     """
-    removed = Removed()
+    removed: list[Removed] = []
     for stream, epoch, next_seq in db.execute("SELECT stream, epoch, next_seq FROM epoch").fetchall():
-        spans = [tuple(span) for span in receipt.settled.get(stream, {}).get(str(epoch), ())]
-        for low, high in spans:
-            removed += _settle_range(db, stream, epoch, low, high)
+        settled = receipt.ranges(stream, epoch)
+        for low, high in _concerned(db, "envelope", "first_seq", (stream, epoch), settled):
+            removed.append(_settle_range(db, stream, epoch, low, high))
+        # Below the floor the core has accounted for all that is not held here; what is held goes on being sent.
+        below = min(receipt.floor(stream).below(epoch), next_seq)
+        accounted = settled.union([(0, below)])
+        for low, high in _concerned(db, "dropped_range", "low", (stream, epoch), accounted):
             db.execute(
                 "DELETE FROM dropped_range WHERE stream = ? AND epoch = ? AND low >= ? AND high <= ?", (stream, epoch, low, high)
             )
-        if epoch != open_epoch and receipt.ranges(stream, epoch).covers(0, next_seq):
+        if epoch != open_epoch and accounted.covers(0, next_seq) and not _is_held(db, stream, epoch):
             db.execute("DELETE FROM epoch WHERE stream = ? AND epoch = ?", (stream, epoch))
-    return removed
+    _note_refusals(db, receipt)
+    return Removed.all(removed)
+
+
+def _concerned(db: sqlite3.Connection, table: str, column: str, key: tuple[str, int], settled: Ranges) -> Iterable[Span]:
+    """The settled spans that may hold something of the table: a receipt may list many, and nearly all were acted on before."""
+    least, most = (
+        db.execute(f"SELECT {edge}({column}) FROM {table} WHERE stream = ? AND epoch = ?", key).fetchone()[0]  # noqa: S608 # constants
+        for edge in ("min", "max")
+    )
+    return () if least is None else list(settled.overlapping(least, most + 1))
+
+
+def _is_held(db: sqlite3.Connection, stream: str, epoch: int) -> bool:
+    row = db.execute("SELECT 1 FROM envelope WHERE stream = ? AND epoch = ? LIMIT 1", (stream, epoch)).fetchone()
+    return row is not None
+
+
+def _note_refusals(db: sqlite3.Connection, receipt: Receipt) -> None:
+    """Remember what the core refuses; a page of a receipt tells of some streams, a whole one of all."""
+    known = {row[0]: row for row in db.execute("SELECT stream, quarantined, committed, in_row, reason FROM refused")}
+    told = {
+        stream: (stream, one.quarantined, one.committed, one.in_row, one.reason[:MAX_REASON_CHARS])
+        for stream, one in receipt.refused.items()
+    }
+    gone = known.keys() - told.keys() if receipt.pages == 1 else set()
+    db.executemany("DELETE FROM refused WHERE stream = ?", [(stream,) for stream in sorted(gone)])
+    news = [row for stream, row in told.items() if known.get(stream) != row]
+    db.executemany("INSERT OR REPLACE INTO refused VALUES (?,?,?,?,?)", news)
 
 
 def set_state(db: sqlite3.Connection, ids: Iterable[int], state: State, reason: str = "") -> None:

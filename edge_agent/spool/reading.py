@@ -9,6 +9,7 @@ from edge_agent.spool.records import BodyPlace, ClockReference, Envelope, NewEnv
 from schemas.envelope import Span
 from schemas.errors import SchemaError
 from schemas.ids import Digest, StreamName
+from schemas.receipts import RefusedStream
 from schemas.reported import DroppedRange, EpochReport, StreamBooks
 
 COLUMNS = (
@@ -135,6 +136,14 @@ def books(db: sqlite3.Connection) -> tuple[StreamBooks, ...]:
     return tuple(
         StreamBooks(stream, captured, settled, spooled, dropped.get(stream, {})) for stream, captured, settled, spooled in rows
     )
+
+
+def refused(db: sqlite3.Connection) -> dict[str, RefusedStream]:
+    """What the core refuses, by stream, as its last receipt tells; stream "": messages that named none."""
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'refused'").fetchone() is None:
+        return {}  # a spool that only an older agent has opened
+    rows = db.execute("SELECT stream, quarantined, committed, in_row, reason FROM refused ORDER BY stream")
+    return {stream: RefusedStream(*figures) for stream, *figures in rows}
 
 
 def epochs(db: sqlite3.Connection, open_epoch: int) -> tuple[EpochReport, ...]:

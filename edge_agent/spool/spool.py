@@ -24,7 +24,7 @@ from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_
 from edge_agent.spool.writer import SpoolWriter
 from schemas.envelope import Span
 from schemas.ids import Digest
-from schemas.receipts import Receipt
+from schemas.receipts import Receipt, RefusedStream
 from schemas.reported import EpochReport, StreamBooks
 
 MIN_MAX_BYTES = 8 * 1024 * 1024
@@ -262,6 +262,11 @@ class Spool:
         """The books of every stream, over the device's whole life."""
         with self._lock:
             return reading.books(self._reader)
+
+    def refused(self) -> dict[str, RefusedStream]:
+        """What the core refuses, by stream, as its last receipt tells."""
+        with self._lock:
+            return reading.refused(self._reader)
 
     def epochs(self) -> tuple[EpochReport, ...]:
         """Every epoch that is not settled in full."""

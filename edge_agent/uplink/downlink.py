@@ -1,5 +1,6 @@
 """What comes down: receipts, object states, desired models and their pieces. Nothing is trusted before it is decoded."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -13,6 +14,8 @@ from schemas.ids import DeviceId
 from schemas.receipts import decode_object_state, decode_receipt
 from schemas.reported import ModelReport
 from schemas.topics import Topics
+
+_MAX_REMEMBERED = 10_000
 
 _log = structlog.get_logger(__name__)
 
@@ -49,12 +52,14 @@ class Downlink:
         self._parts = parts
         self._models = models
         self._receipts = topics.receipts(device)
+        self._pages = f"{self._receipts}/"
         self._objects = topics.objects(device)
         self._desired = topics.desired(device)
         self._pieces = topics.model_data(device)
         self._policy = topics.policy(device)
         self._on_policy: Callable[[bytes], None] | None = None
-        self._last_receipt = b""
+        # Topic -> digest of the receipt, or page of it, that was last acted on.
+        self._last_receipts: dict[str, bytes] = {}
         self.refused_count = 0
 
     def hand_policies_to(self, taker: Callable[[bytes], None]) -> None:
@@ -68,8 +73,8 @@ class Downlink:
             SpoolError: the spool is broken.
         """
         try:
-            if message.topic == self._receipts:
-                return self._settle(message.body)
+            if message.topic == self._receipts or message.topic.startswith(self._pages):
+                return self._settle(message.topic, message.body)
             if message.topic == self._objects:
                 self._parts.heard(decode_object_state(message.body))
             elif message.topic == self._policy and self._on_policy is not None:
@@ -85,10 +90,14 @@ class Downlink:
             _log.warning("message from the core is malformed and ignored", topic=message.topic, error=str(error))
         return False
 
-    def _settle(self, body: bytes) -> bool:
-        if not body or body == self._last_receipt:
+    def _settle(self, topic: str, body: bytes) -> bool:
+        """Settle by a receipt, or by a page of one: each is true without the others. An empty page is one no longer needed."""
+        digest = hashlib.sha256(body).digest()
+        if not body or digest == self._last_receipts.get(topic):
             return False
         # Only what was decoded and handed over counts as known; the same receipt again then costs nothing.
         self._spool.settle(decode_receipt(body))
-        self._last_receipt = body
+        if len(self._last_receipts) >= _MAX_REMEMBERED:
+            self._last_receipts.clear()
+        self._last_receipts[topic] = digest
         return True

@@ -136,7 +136,8 @@ class Forwarder:
         self._events.put(Woken())
 
     def _serve(self, session: Session, stop: threading.Event) -> None:
-        session.subscribe([self._topics.down_filter(self._device), self._topics.model_data(self._device)])
+        device, topics = self._device, self._topics
+        session.subscribe([topics.down_filter(device), topics.receipt_page_filter(device), topics.model_data(device)])
         self._outbox.connected(session)
         self._reporter.connected()
         self._spool.unpark_all(but_for=HANGS_UP)

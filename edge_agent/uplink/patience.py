@@ -15,20 +15,16 @@ import socket
 import struct
 import termios
 import time
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import paho.mqtt.client as mqtt
 import structlog
 from paho.mqtt.enums import MQTTErrorCode
 
+from catchment.runtime.puback import PubackClient
 from edge_agent.uplink.pacer import Pacer
 
 # Where Linux's `struct tcp_info` (4.2 and later) counts the bytes that the other side acknowledged.
 _BYTES_ACKED = struct.Struct("=120xQ")
-# In a PUBACK: where its reason code stands, which ones MQTT 5 lists, and the one of these that says nothing more.
-_CODE_AT = 2
-_LISTED = frozenset({0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99})
-_UNSPECIFIED = 0x80
 _LOOK_EVERY_S = 0.5
 
 _log = structlog.get_logger(__name__)
@@ -40,13 +36,8 @@ class _HasDescriptor(Protocol):
         ...
 
 
-class PatientClient(mqtt.Client):
-    """Paho's client, judging the keep-alive only when what goes out does not move.
-
-    It also bears a refusal whose code the standard does not list: Mosquitto answers a message above its
-    `message_size_limit` with 0x95, which MQTT 5 gives to other packets alone. Paho would break the connection, and the same
-    message would break the next one, for ever.
-    """
+class PatientClient(PubackClient):
+    """Paho's client, judging the keep-alive only when what goes out does not move; it bears any PUBACK."""
 
     _taken_bytes = 0
     _moved_s = 0.0
@@ -59,21 +50,7 @@ class PatientClient(mqtt.Client):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._unlisted: dict[int, int] = {}
         self.pacer = Pacer()
-
-    def take_code(self, mid: int, listed: int) -> int:
-        """The reason code the broker answered a message with, where paho tells a listed one."""
-        return self._unlisted.pop(mid, listed)
-
-    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
-        body = self._in_packet["packet"]
-        if cmd == "PUBACK" and len(body) > _CODE_AT and body[_CODE_AT] not in _LISTED:
-            self._unlisted[int.from_bytes(body[:_CODE_AT])] = body[_CODE_AT]
-            body = bytearray(body)
-            body[_CODE_AT] = _UNSPECIFIED
-            self._in_packet["packet"] = body
-        return super()._handle_pubackcomp(cmd)
 
     def _sock_recv(self, bufsize: int) -> bytes:
         try:

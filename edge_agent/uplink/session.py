@@ -18,6 +18,7 @@ from paho.mqtt.properties import Properties as PahoProperties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from catchment.runtime.tls import client_context
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.key_password import refuse
@@ -248,15 +249,9 @@ def tls_context(broker: BrokerConfig) -> ssl.SSLContext:
     """Mutual TLS 1.3 as configured.
 
     Raises:
-        OSError: a file cannot be read, or is not what it should be.
+        TlsFileError: a file cannot be read, or is not what it should be; an OSError.
         ValueError: no TLS is configured.
     """
     if broker.tls is None:
         raise ValueError("no TLS files are configured")
-    context = ssl.create_default_context(cafile=str(broker.tls.ca))
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # From Python 3.13 on, an authority that says too little of itself (no key usage) is refused, which 3.11 takes: a new
-    # release of the system must not cut devices off. Chain, name, dates and purpose are judged as ever.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    context.load_cert_chain(str(broker.tls.cert), str(broker.tls.key), refuse)
-    return context
+    return client_context(broker.tls.ca, broker.tls.cert, broker.tls.key, refuse)

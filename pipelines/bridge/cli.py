@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from catchment.runtime.output import say
 from pipelines.bridge.bridge import run_bridge
 from pipelines.clock import SystemClock
 from pipelines.config import load_core_config
@@ -21,7 +22,7 @@ def bridge(config: Annotated[Path, typer.Option("--config", "-c", help="The core
     try:
         run_bridge(load_core_config(config), stop, SystemClock())
     except ConfigError as error:
-        typer.echo(f"bridge stopped: {error}", err=True)
+        say(f"bridge stopped: {error}", err=True)
         raise typer.Exit(2) from error
 
 

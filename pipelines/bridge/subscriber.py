@@ -22,6 +22,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from catchment.runtime.tls import TlsFileError, client_context
 from pipelines.bridge.backoff import Backoff
 from pipelines.bridge.inbox import Arrived, Done, Inbox
 from pipelines.bridge.intake import Message
@@ -137,13 +138,9 @@ class Subscriber:
         tls = self._config.broker.tls
         if tls is not None:
             try:
-                context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=tls.ca)
-                context.minimum_version = ssl.TLSVersion.TLSv1_3
-                context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the same authorities on every Python, as devices judge
-                context.load_cert_chain(tls.cert, tls.key)
-            except OSError as error:
-                raise ConfigError(f"broker.tls: {error}; check ca, cert and key: {tls.ca}, {tls.cert}, {tls.key}") from error
-            client.tls_set_context(context)
+                client.tls_set_context(client_context(tls.ca, tls.cert, tls.key))
+            except TlsFileError as error:
+                raise ConfigError(f"broker.{error}") from error
         return client
 
     def _connect(self) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from catchment.runtime.output import say_document, say_json
+from catchment.runtime.plain import plain
+from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
 from pipelines.contracts.diff import diff_contracts
-from pipelines.contracts.infer import infer_contract
+from pipelines.contracts.infer import draft_contract
 from pipelines.contracts.json_schema import arrow_schema, json_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.quality_cli import quality
@@ -38,29 +39,31 @@ _WRITERS: dict[Form, Callable[[Contract], str]] = {
     Form.ARROW: lambda contract: arrow_schema(contract).to_string(show_field_metadata=True, show_schema_metadata=True),
     Form.AGENT: lambda contract: encode_contract(contract).decode(),
 }
+_REFUSED = styled("refused", "red")
 Folder = Annotated[str, typer.Option("--contracts", help="Folder of *.odcs.yaml contracts beside the built-in ones.")]
 
 
 @contract_app.command()
 def check(files: Annotated[list[Path], typer.Argument(help="ODCS documents (YAML).")]) -> None:
     """Read each document and compile its quality rules."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     bad = 0
     for path in files:
         try:
             contract = load_odcs(path)
-            console.print(f"[green]ok[/] {path}: {contract.name} {contract.version}, {len(contract.columns)} columns")
+            told = f" {path}: {contract.name} {contract.version}, {len(contract.columns)} columns"
+            console.print(joined(styled("ok", "green"), told))
         except PipelineError as error:
             bad += 1
-            console.print("[red]refused[/]", str(error).replace("[", r"\["))
+            console.print(_REFUSED, str(error))
     raise typer.Exit(1 if bad else 0)
 
 
 @contract_app.command("ls")
 def list_contracts(contracts: Folder = "") -> None:
     """List every contract."""
-    console = Console(highlight=False)
-    table = Table("stream", "version", "columns", "payload", "retention", "owner", box=None)
+    console = PlainConsole(highlight=False)
+    table = PlainTable("stream", "version", "columns", "payload", "retention", "owner", box=None)
     for each in _load(console, contracts).all():
         payload = "-" if each.payload is None else ", ".join(each.payload.media_types)
         retention = "-" if each.retention_days is None else f"{each.retention_days} d"
@@ -76,12 +79,13 @@ def show(
     as_: Annotated[Form, typer.Option("--as", help="As a table, as other tools read it, or as an agent does.")] = Form.TABLE,
 ) -> None:
     """Show a contract's columns, or write it as ODCS, JSON Schema, Arrow schema, or compiled for a device's agent."""
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     contract = _find(console, name, version, contracts)
     if as_ is Form.TABLE:
         _print(console, contract)
     else:
-        typer.echo(_WRITERS[as_](contract).rstrip())
+        say = say_json if as_ in (Form.AGENT, Form.JSON_SCHEMA) else say_document
+        say(_WRITERS[as_](contract).rstrip())
 
 
 @contract_app.command()
@@ -91,14 +95,15 @@ def diff(
     contracts: Folder = "",
 ) -> None:
     """Say what changed between two versions, and whether what works today goes on working; exit 1 if not."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     found = diff_contracts(*(_find(console, *_named(each), contracts) for each in (old, new)))
     for change in found.changes:
-        mark, why = ("[red]breaks[/]", f": {change.why}") if change.is_breaking else ("[green]fine[/]  ", "")
-        console.print(mark, f"{change.where}: {change.what}{why}".replace("[", r"\["))
-    verdict = "[green]compatible[/]" if found.is_compatible else "[red]not compatible[/]"
+        mark, why = (styled("breaks", "red"), f": {change.why}") if change.is_breaking else (styled("fine  ", "green"), "")
+        console.print(mark, f"{change.where}: {change.what}{why}")
+    verdict = styled("compatible", "green") if found.is_compatible else styled("not compatible", "red")
     wanted = "" if found.is_version_right else f"; the version must be {found.version_wanted} or higher"
-    console.print(f"{verdict}: {len(found.changes)} changes from {found.old.version} to {found.new.version}{wanted}")
+    told = f": {len(found.changes)} changes from {found.old.version} to {found.new.version}{wanted}"
+    console.print(joined(verdict, told))
     raise typer.Exit(0 if found.is_compatible and found.is_version_right else 1)
 
 
@@ -111,9 +116,12 @@ def infer(
 ) -> None:
     """Draft a contract from a file, as ODCS YAML for you to correct."""
     try:
-        typer.echo(to_odcs(infer_contract(file, name, max_rows=rows, bounds=bounds)).rstrip())
+        draft = draft_contract(file, name, max_rows=rows, bounds=bounds)
+        for line in draft.hints.lines(draft.contract.name, str(file)):
+            say_document(f"# {plain(line)}".rstrip())
+        say_document(to_odcs(draft.contract).rstrip())
     except PipelineError as error:
-        Console(highlight=False, soft_wrap=True, stderr=True).print("[red]refused[/]", str(error).replace("[", r"\["))
+        PlainConsole(highlight=False, soft_wrap=True, stderr=True).print(_REFUSED, str(error))
         raise typer.Exit(1) from error
 
 
@@ -122,28 +130,29 @@ def _named(text: str) -> tuple[str, str | None]:
     return name, version or None
 
 
-def _find(console: Console, name: str, version: str | None, contracts: str) -> Contract:
+def _find(console: PlainConsole, name: str, version: str | None, contracts: str) -> Contract:
     try:
         contract = load_odcs(Path(name)) if name.endswith(".yaml") else _load(console, contracts).get(name, version)
     except PipelineError as error:
-        console.print("[red]refused[/]", str(error).replace("[", r"\["))
+        console.print(_REFUSED, str(error))
         raise typer.Exit(1) from error
     if contract is None:
-        console.print(f"[red]refused[/] no contract {name!r} of that version; see: catchment contract ls")
+        console.print(_REFUSED, f"no contract {name!r} of that version; see: catchment contract ls")
         raise typer.Exit(1)
     return contract
 
 
-def _print(console: Console, contract: Contract) -> None:
-    console.print(f"[bold]{contract.name} {contract.version}[/]  {contract.description}")
-    table = Table("column", "type", "unit", "required", "accepted", "pii", "description", box=None)
+def _print(console: PlainConsole, contract: Contract) -> None:
+    console.print(joined(styled(f"{contract.name} {contract.version}", "bold"), f"  {contract.description}"))
+    table = PlainTable("column", "in the source", "type", "unit", "required", "accepted", "pii", "description", box=None)
     for column in contract.columns:
         required = "yes" if column.required else ""
         pii = "" if column.pii == "none" else str(column.pii)
-        table.add_row(column.name, _typed(column), column.unit, required, _accepted(column), pii, column.description)
+        accepted = _accepted(column)
+        table.add_row(column.name, column.source_name, _typed(column), column.unit, required, accepted, pii, column.description)
     console.print(table)
     for rule in contract.quality:
-        console.print(f"quality [bold]{rule.name}[/]: ", rule.expression.replace("[", r"\["), sep="")
+        console.print(joined("quality ", styled(rule.name, "bold"), f": {rule.expression}"))
     if contract.payload is not None:
         console.print(f"payload: {', '.join(contract.payload.media_types)}, at most {contract.payload.max_bytes:,} bytes")
 
@@ -173,11 +182,11 @@ def _accepted(column: Column) -> str:
     return ", ".join(parts)
 
 
-def _load(console: Console, folder: str) -> ContractSet:
+def _load(console: PlainConsole, folder: str) -> ContractSet:
     try:
         return ContractSet.load(folder)
     except PipelineError as error:
-        console.print("[red]refused[/]", str(error).replace("[", r"\["))
+        console.print(_REFUSED, str(error))
         raise typer.Exit(1) from error
 
 

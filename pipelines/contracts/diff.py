@@ -92,7 +92,12 @@ def _column(where: str, old: Column, new: Column) -> Iterator[Change]:
     yield from _bound(where, "maximum", old.maximum, new.maximum, is_upper=True)
     yield from _bound(where, "maximum length", old.max_length, new.max_length, is_upper=True)
     yield from _allowed(where, old, new)
-    for what, first, second in (("zone", old.zone, new.zone), ("unique", old.unique, new.unique), ("pii", old.pii, new.pii)):
+    for what, first, second in (
+        ("zone", old.zone, new.zone),
+        ("unique", old.unique, new.unique),
+        ("pii", old.pii, new.pii),
+        ("source name", old.source_name, new.source_name),
+    ):
         if first != second:
             yield Change(where, f"{what} {first or 'none'} -> {second or 'none'}")
 

@@ -52,7 +52,13 @@ class JsonRows:
         return len(self.indexes) + len(self.rejected)
 
 
-def rows_from_json(body: bytes, contract: Contract, received_us: int, max_bytes: int = MAX_JSON_BYTES) -> JsonRows:
+def rows_from_json(
+    body: bytes,
+    contract: Contract,
+    received_us: int,
+    max_bytes: int = MAX_JSON_BYTES,
+    max_rows: int = MAX_SAMPLES_PER_ENVELOPE,
+) -> JsonRows:
     """Read one JSON object or a list of objects as rows of the contract.
 
     Args:
@@ -60,15 +66,18 @@ def rows_from_json(body: bytes, contract: Contract, received_us: int, max_bytes:
         contract: what each row must look like; values within bounds are checked later (`pipelines.contracts.check.reasons`).
         received_us: when the body landed, microseconds since 1970; the event_time of rows that carry none.
         max_bytes: the largest body to look at.
+        max_rows: the most rows to read: even an empty one takes room for each column.
 
     Raises:
-        JsonBodyError: too large, not UTF-8, not JSON, or neither an object nor a list.
+        JsonBodyError: too large, too many rows, not UTF-8, not JSON, or neither an object nor a list.
     """
     reader = _RowReader(contract, received_us)
     rows: list[dict[str, Any]] = []
     indexes: list[int] = []
     rejected: list[RejectedRow] = []
     for index, (value, raw) in enumerate(_split(body, max_bytes)):
+        if index >= max_rows:
+            raise JsonBodyError(f"more than {max_rows} rows")
         try:
             rows.append(reader.read(value))
             indexes.append(index)

@@ -65,6 +65,8 @@ def _column(column: Column) -> _Plain:
         plain["maxItems" if column.type in LIST_TYPES else "maxLength"] = column.max_length
     if column.allowed:
         plain["enum"] = list(column.allowed)
+    if column.source_name:
+        plain["x-physicalName"] = column.source_name
     return plain
 
 
@@ -89,6 +91,7 @@ def arrow_schema(contract: Contract) -> pa.Schema:
 
 
 def _told(field: pa.Field, column: Column) -> pa.Field:
-    words = {"unit": column.unit, "pii": "" if column.pii == "none" else str(column.pii), "description": column.description}
+    pii = "" if column.pii == "none" else str(column.pii)
+    words = {"unit": column.unit, "pii": pii, "description": column.description, "source_name": column.source_name}
     metadata = {key: value for key, value in words.items() if value}
     return pa.field(field.name, reader_type(column), nullable=not column.required, metadata=metadata or None)

@@ -13,7 +13,7 @@ _Plain = dict[str, Any]
 _KEYS = frozenset({
     "id", "name", "logicalType", "physicalType", "required", "unique", "logicalTypeOptions", "description", "customProperties",
     "enum", "businessName", "tags", "examples", "classification", "authoritativeDefinitions", "criticalDataElement",
-    "semanticType",
+    "semanticType", "physicalName",
 })  # fmt: skip
 _TIME_KEYS = frozenset({"timezone", "defaultTimezone"})
 _VECTOR_KEYS = frozenset({"dimensions", "elementType"})
@@ -39,6 +39,8 @@ def read_column(source: YamlSource, item: Any, *steps: str | int) -> _Plain:
     for key in ("required", "unique", "description"):
         if given.get(key):
             plain[key] = given[key]
+    if given.get("physicalName") not in (None, given.get("name")):
+        plain["source_name"] = given["physicalName"]
     allowed = given.get("enum") or options.get("enum")
     if allowed:
         plain["allowed"] = [entry.get("value") if isinstance(entry, dict) else entry for entry in allowed]
@@ -99,6 +101,8 @@ def _type(source: YamlSource, given: _Plain, options: _Plain, *steps: str | int)
 def write_column(column: Column) -> _Plain:
     """The ODCS property of a column."""
     plain: _Plain = {"name": column.name, **_written_type(column)}
+    if column.source_name:
+        plain = {"name": column.name, "physicalName": column.source_name, **_written_type(column)}
     if column.description:
         plain["description"] = column.description
     for name, is_set in (("required", column.required), ("unique", column.unique)):

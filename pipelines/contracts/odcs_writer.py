@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from catchment.runtime.plain import plain_lines
 from pipelines.contracts.odcs_columns import write_column
 from schemas.contract import Contract
 
@@ -48,4 +49,10 @@ def to_odcs(contract: Contract) -> str:
     document["schema"] = [table]
     if contract.retention_days is not None:
         document["slaProperties"] = [{"property": "retention", "value": contract.retention_days, "unit": "d"}]
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+    text = _dumped(document, is_readable=True)
+    # A name with an invisible character in it would not survive being printed as it stands: YAML's own escapes do.
+    return text if plain_lines(text) == text else _dumped(document, is_readable=False)
+
+
+def _dumped(document: _Plain, *, is_readable: bool) -> str:
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=is_readable, width=120))

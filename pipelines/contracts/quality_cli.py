@@ -9,9 +9,9 @@ from typing import Annotated
 
 import polars as pl
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from catchment.runtime.output import say_json
+from catchment.runtime.terminal import PlainConsole, PlainTable, styled
 from pipelines.config import load_core_config
 from pipelines.contracts.quality_drift import NULLS, Drift, bounds_of, drift
 from pipelines.contracts.quality_store import keep_quality, read_quality
@@ -49,7 +49,7 @@ def quality(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:
     """Keep what every new run looks like, and tell counts, ranges and drift of the last ones."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     try:
         core = load_core_config(config)
         contract = ContractSet.load(core.contracts).get(stream, None)
@@ -59,11 +59,11 @@ def quality(
         keep_quality(root, contract)
         lines, shown, before = compare(read_quality(root, stream), contract, runs, _window(reference))
     except PipelineError as error:
-        console.print("[red]refused[/]", str(error).replace("[", r"\["))
+        console.print(styled("refused", "red"), str(error))
         raise typer.Exit(2) from error
     if as_json:
         told = {"stream": stream, "runs": shown, "reference": before, "columns": [asdict(line) for line in lines]}
-        typer.echo(json.dumps(told, allow_nan=False))
+        say_json(json.dumps(told, allow_nan=False))
     else:
         _print(console, f"{stream}: runs {_span(shown)} against {_span(before)}", lines)
     is_above = fail_above is not None and any(line.psi is not None and line.psi > fail_above for line in lines)
@@ -123,15 +123,15 @@ def _span(runs: list[int]) -> str:
     return f"{runs[0]}..{runs[-1]}" if runs else "none"
 
 
-def _print(console: Console, title: str, lines: list[Line]) -> None:
-    table = Table(
+def _print(console: PlainConsole, title: str, lines: list[Line]) -> None:
+    table = PlainTable(
         "column", "rows", "nulls", "refused", "errors", "repeated", "range", "PSI", "", "most by", title=title, box=None
     )
     colours = {"stable": "green", "shifted": "yellow", "drifted": "red"}
     for line in lines:
         span = "" if line.minimum is None else f"{line.minimum:g} .. {line.maximum:g}"
         psi = "" if line.psi is None else f"{line.psi:.3f}"
-        reading = f"[{colours[line.reading]}]{line.reading}[/]" if line.reading else ""
+        reading = styled(line.reading, colours[line.reading]) if line.reading else ""
         told = [str(number or "") for number in (line.nulls, line.refused, line.errors, line.repeated)]
         table.add_row(line.column, str(line.rows), *told, span, psi, reading, line.most if line.reading != "stable" else "")
     console.print(table)

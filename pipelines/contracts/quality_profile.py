@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import polars as pl
 import pyarrow as pa
 
+from pipelines.contracts.private import is_private
 from pipelines.policy.expression import compile_expression, contract_columns
-from schemas.contract import NUMERIC_TYPES, Column, ColumnType, Contract, PiiClass
+from schemas.contract import NUMERIC_TYPES, Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME
 
 MAX_CATEGORIES = 20
@@ -40,7 +41,7 @@ def profile_column(rows: pl.DataFrame, column: Column) -> pl.DataFrame:
         rows: `run` and the column, of any number of runs.
         column: its contract.
     """
-    value, is_told = pl.col(column.name), column.pii is PiiClass.NONE
+    value, is_told = pl.col(column.name), not is_private(column)
     found: dict[str, pl.Expr] = {"rows": pl.len(), "nulls": value.null_count()}
     if column.unique:
         found["repeated"] = value.count() - value.drop_nulls().n_unique()

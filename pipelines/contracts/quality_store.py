@@ -22,6 +22,7 @@ from pipelines.contracts.quality_tags import profile_tag_rules
 from pipelines.lake.commit import APP, commit_once
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import QUALITY, QUARANTINE, stream_table
+from pipelines.lake.quarantined import kind_of
 from pipelines.lake.table import open_table
 from schemas.contract import Contract
 
@@ -96,7 +97,7 @@ def _lines(
 
 
 def _refused(root: Path, stream: str, after: int, upper: int) -> dict[int, dict[str, int]]:
-    """Per run, how many samples of the stream went to quarantine, by stage and reason up to its first colon's end."""
+    """Per run, how many samples of the stream went to quarantine, by stage and kind of reason: a reason may quote a value."""
     table = open_table(root, QUARANTINE)
     found: dict[int, Counter[str]] = defaultdict(Counter)
     if table is None:
@@ -104,5 +105,5 @@ def _refused(root: Path, stream: str, after: int, upper: int) -> dict[int, dict[
     window = (ds.field("run") > after) & (ds.field("run") <= upper) & (ds.field("stream") == stream)
     rows: pa.Table = table.to_pyarrow_dataset().to_table(columns=["run", "stage", "reason", "count"], filter=window)
     for row in rows.to_pylist():
-        found[row["run"]][f"{row['stage']}: {row['reason']}"[:120]] += row["count"]
+        found[row["run"]][f"{row['stage']}: {kind_of(row['reason'])}"[:120]] += row["count"]
     return {run: dict(counts) for run, counts in found.items()}

@@ -31,7 +31,7 @@ def is_zeek(body: bytes) -> bool:
 
 
 def read_zeek(path: Path, body: bytes, max_rows: int) -> pl.DataFrame:
-    """The first rows, in the types that the log names: times as UTC, sets and vectors as lists of text.
+    """The first rows, in the types that the log names: times as UTC, sets and vectors as lists.
 
     Args:
         path: where the text is from, for messages.
@@ -72,7 +72,10 @@ def _unescaped(text: str) -> str:
 def _type(type_: str) -> pl.DataType:
     if type_ == "time":
         return pl.Datetime("us", "UTC")
-    return pl.List(pl.String) if type_.startswith(("set[", "vector[")) else _FLAT.get(type_, pl.String())
+    if type_.startswith(("set[", "vector[")):
+        item = _FLAT.get(type_.partition("[")[2].rstrip("]"), pl.String())
+        return pl.List(pl.Float64() if item.is_float() else pl.Int64() if item.is_integer() else item)
+    return _FLAT.get(type_, pl.String())
 
 
 def _cast(name: str, type_: str, head: _Head) -> pl.Expr:
@@ -81,12 +84,10 @@ def _cast(name: str, type_: str, head: _Head) -> pl.Expr:
         return (value.cast(pl.Float64, strict=False) * 1e6).round().cast(pl.Int64, strict=False).cast(_type(type_))
     if type_ == "bool":
         return value == "T"
-    if isinstance(_type(type_), pl.List):
-        is_empty = value == head.empty
-        return (
-            pl.when(is_empty)
-            .then(pl.lit([], dtype=pl.List(pl.String)))
-            .otherwise(value.str.split(head.set_separator))
-            .alias(name)
-        )
+    found = _type(type_)
+    if isinstance(found, pl.List):
+        items = value.str.split(head.set_separator)
+        item = pl.element() == "T" if found.inner == pl.Boolean else pl.element().cast(found.inner, strict=False)
+        typed = items.list.eval(pl.when(pl.element() != head.nothing).then(item)).cast(found)
+        return pl.when(value == head.empty).then(pl.lit([], dtype=found)).otherwise(typed).alias(name)
     return value.cast(_type(type_), strict=False)

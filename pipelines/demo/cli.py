@@ -1,15 +1,14 @@
 """`catchment demo`: the whole loop on this machine, in a minute or two."""
 
 import signal
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from catchment.runtime.output import say_json
+from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.clock import SystemClock
 from pipelines.demo.run import DemoOptions, Outcome, folder_name, outcome_json, run_demo
 from pipelines.demo.view import View
@@ -33,7 +32,7 @@ def demo(
 ) -> None:
     """See all of it work: devices, a dropped network, training sets, a model that goes back, and the books."""
     clock = SystemClock()
-    console = Console(stderr=as_json)
+    console = PlainConsole(stderr=as_json)
     folder = (out or Path(tempfile.gettempdir()) / folder_name(clock)).absolute()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -49,7 +48,7 @@ def demo(
         console.print(f"what was written, and the logs, lie in {folder}")
         raise typer.Exit(EXIT_FAILED) from error
     if as_json:
-        sys.stdout.write(outcome_json(outcome) + "\n")
+        say_json(outcome_json(outcome))
     else:
         _tell(console, outcome)
     if outcome.faults:
@@ -64,15 +63,15 @@ def _run(data: Path | None, options: DemoOptions, view: View) -> Outcome:
     return run_on_own_data(data.absolute(), options, view)
 
 
-def _tell(console: Console, outcome: Outcome) -> None:
-    devices = Table(title="the devices' books: captured = settled + spooled + dropped", title_justify="left")
+def _tell(console: PlainConsole, outcome: Outcome) -> None:
+    devices = PlainTable(title="the devices' books: captured = settled + spooled + dropped", title_justify="left")
     for name in ("device", "stream", "captured", "settled", "spooled", "dropped"):
         devices.add_column(name, justify="left" if name in ("device", "stream") else "right")
     for agent in outcome.agents:
         for book in agent.books:
             figures = (book.captured, book.settled, book.spooled, sum(book.dropped.values()))
             devices.add_row(agent.device, book.stream, *(f"{figure:,}" for figure in figures))
-    core = Table(title="the core's books: received = committed + quarantined + discarded + duplicate", title_justify="left")
+    core = PlainTable(title="the core's books: received = committed + quarantined + discarded + duplicate", title_justify="left")
     for name in ("stream", "received", "committed", "quarantined", "discarded", "duplicate"):
         core.add_column(name, justify="left" if name == "stream" else "right")
     for row in outcome.core:
@@ -88,7 +87,7 @@ def _tell(console: Console, outcome: Outcome) -> None:
     _tell_places(console, outcome)
 
 
-def _tell_places(console: Console, outcome: Outcome) -> None:
+def _tell_places(console: PlainConsole, outcome: Outcome) -> None:
     folder = Path(outcome.folder)
     console.print(f"\nEverything lies in {folder}: core.toml, agents/, policies/, lake/, logs/.", soft_wrap=True)
     for one in outcome.sets:

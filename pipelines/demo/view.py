@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from catchment.runtime.terminal import PlainConsole, PlainTable, styled
 from pipelines.clock import Clock
 
 KEPT_EVENTS = 12
@@ -64,7 +64,7 @@ class Snapshot:
 class View:
     """Shows snapshots and events. `with View(...)` owns the terminal's lower part on a TTY."""
 
-    def __init__(self, console: Console, clock: Clock) -> None:
+    def __init__(self, console: PlainConsole, clock: Clock) -> None:
         self._console = console
         self._clock = clock
         self._began_s = clock.monotonic_s()
@@ -87,7 +87,7 @@ class View:
 
     def event(self, text: str, style: str = "") -> None:
         """Something happened."""
-        line = Text(f"{self._clock.monotonic_s() - self._began_s:6.1f} s  {text}", style=style)
+        line = styled(f"{self._clock.monotonic_s() - self._began_s:6.1f} s  {text}", style)
         self._events.append(line)
         if self._live is None:
             self._console.print(line, soft_wrap=True)
@@ -111,7 +111,7 @@ class View:
 
 
 def _picture(snapshot: Snapshot, events: Sequence[Text]) -> Group:
-    devices = Table(
+    devices = PlainTable(
         title="on the devices" if snapshot.network_is_up else "on the devices (network is DOWN)", title_justify="left"
     )
     for name in ("device", "stream"):
@@ -121,7 +121,7 @@ def _picture(snapshot: Snapshot, events: Sequence[Text]) -> Group:
     for line in snapshot.devices:
         figures = (line.captured, line.settled, line.spooled, line.dropped)
         devices.add_row(line.device, line.stream, *(f"{figure:,}" for figure in figures))
-    streams = Table(title="in the lake", title_justify="left")
+    streams = PlainTable(title="in the lake", title_justify="left")
     streams.add_column("stream")
     streams.add_column("committed rows", justify="right")
     streams.add_column("with a prediction", justify="right")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from catchment.runtime.output import say, say_document
 from pipelines.config import load_core_config
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import add_director_key, require_director, retire_director_key
@@ -22,7 +23,7 @@ def init(config: Core = _CORE) -> None:
     if any(folder.glob("director-*.pem")):
         raise RefusedError(f"{folder} holds a director key already; `catchment director add` makes another one beside it")
     path = add_director_key(folder)
-    typer.echo(f"# The private key is {path}. It stays with the model server.", err=True)
+    say(f"# The private key is {path}. It stays with the model server.", err=True)
     _print_keys(folder)
 
 
@@ -32,7 +33,7 @@ def add(config: Core = _CORE) -> None:
     folder = director_folder(load_core_config(config))
     require_director(folder)
     path = add_director_key(folder)
-    typer.echo(f"# The private key is {path}. Give devices the keys below, then retire the old one.", err=True)
+    say(f"# The private key is {path}. Give devices the keys below, then retire the old one.", err=True)
     _print_keys(folder)
 
 
@@ -43,7 +44,7 @@ def retire(
 ) -> None:
     """Delete a private key: devices that trust no other follow nothing any more."""
     folder = director_folder(load_core_config(config))
-    typer.echo(f"# {retire_director_key(folder, public_key)} is deleted.", err=True)
+    say(f"# {retire_director_key(folder, public_key)} is deleted.", err=True)
     _print_keys(folder)
 
 
@@ -59,7 +60,7 @@ def show(
 def _print_keys(folder: Path, *, bare: bool = False) -> None:
     keys = require_director(folder).public_keys
     if bare:
-        typer.echo("\n".join(keys))
+        say_document("\n".join(keys))
         return
     listed = ", ".join(f'"{key}"' for key in keys)
-    typer.echo(f"# agent.toml of every device\n[director]\npublic_keys = [{listed}]")
+    say_document(f"# agent.toml of every device\n[director]\npublic_keys = [{listed}]")

@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from pipelines.errors import CorruptLakeError
 from pipelines.imaging.errors import UnreadableImageError
 from pipelines.imaging.jpeg_head import jpeg_size
 
@@ -100,23 +98,18 @@ class TiffLevel:
 
 
 @contextmanager
-def open_level(path: Path, offset: int, length: int, level: int, max_pixels: int, threads: int = 0) -> Iterator[TiffLevel]:
-    """Open one level of the TIFF in bytes `offset`..`offset + length` of a file.
+def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels: int, threads: int = 0) -> Iterator[TiffLevel]:
+    """Open one level of the TIFF in bytes `offset`..`offset + length` of an open file, which is closed afterwards.
 
     Raises:
         UnreadableImageError: not a TIFF of a supported kind, no such level, or above a limit.
-        CorruptLakeError: the file is missing.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise CorruptLakeError(f"{path}: cannot be opened ({error.strerror}); a row refers to it, so restore it") from error
     with file:
         source = Source(file.fileno(), offset, length)
         if os.pread(source.descriptor, min(4, length), offset) not in _TIFF_HEADS:
             raise UnreadableImageError("not a TIFF; only tiled or striped TIFF (SVS, COG and their like) is cut")
         with _reasons("header cannot be read"):
-            tiff = tifffile.TiffFile(path, offset=offset, size=length, _multifile=False)
+            tiff = tifffile.TiffFile(file, offset=offset, size=length, _multifile=False)
         with tiff:
             with _reasons("header cannot be read"):
                 page = _page_of(tiff, level)

@@ -18,6 +18,7 @@ from pipelines.imaging.slides import ChipFile, SlideRef, chip_schema
 from pipelines.imaging.store import ChipPlace, create_array, discard, write_pictures, write_pixels
 from pipelines.imaging.tiling import Band, Grid, bands, rows_per_band
 from pipelines.lake.payload import PayloadShard
+from pipelines.lake.reference import open_referred, sample_label
 
 MAX_BAND_BYTES = 64 * 1024 * 1024
 _MAX_SINGLE_ROW_BYTES = 512 * 1024 * 1024
@@ -126,7 +127,9 @@ def _chip_rows_per_band(grid: Grid, row_bytes: int) -> int:
 
 def _opened(task: SlideTask) -> AbstractContextManager[TiffLevel]:
     slide = task.slide
-    return open_level(task.lake_root / slide.shard, slide.offset, slide.length, slide.spec.level, task.max_pixels)
+    of = sample_label(slide.key.stream, slide.key.device, slide.key.epoch, slide.key.seq)
+    file = open_referred(task.lake_root, slide.shard, of)
+    return open_level(file, slide.offset, slide.length, slide.spec.level, task.max_pixels)
 
 
 def _chip_rows(work: BandTask, chips: Chips, shard: PayloadShard, media: str) -> pa.Table:

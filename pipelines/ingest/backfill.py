@@ -25,9 +25,9 @@ from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConflictError, NotFoundError, RefusedError
 from pipelines.ingest.loop import NoReceipts, RunLoop, load_state
-from pipelines.lake.copy import at_hand, forget, size_of
+from pipelines.lake.copy import at_hand, forget, lend_objects_of, size_of
 from pipelines.lake.files import write_table_file
-from pipelines.lake.layout import OBJECTS, STREAMS, backfills_folder, landing_folder, stream_table
+from pipelines.lake.layout import STREAMS, backfills_folder, landing_folder, stream_table
 from pipelines.lake.remote import lend_objects, remote_of
 from pipelines.lake.rollup_again import Stale, leave_word, roll_up_again, span_of
 from pipelines.lake.swap import live_sizes, swap_files
@@ -134,9 +134,10 @@ def _lay_out(root: Path, beside: Path, segments: Segments) -> None:
         for file in remote.listed(FOLDER):
             at_hand(root, root / file.name)
         lend_objects(beside, remote)
-    for name in (OBJECTS, FOLDER)[remote is not None :]:
-        if (root / name).is_dir() and not (beside / name).exists():
-            (beside / name).symlink_to((root / name).resolve())
+    else:
+        lend_objects_of(root, beside)
+    if (root / FOLDER).is_dir() and not (beside / FOLDER).exists():
+        (beside / FOLDER).symlink_to((root / FOLDER).resolve())
 
 
 def _adopt(root: Path, beside: Path, stream: str) -> Backfilled:

@@ -20,6 +20,7 @@ from pipelines.ingest.work import Prepared
 from pipelines.lake.copy import at_hand
 from pipelines.lake.files import NewFile, table_stats, write_table_file
 from pipelines.lake.layout import QUARANTINE, chips_path, stream_table
+from pipelines.lake.reference import referred_path, sample_label
 from pipelines.runners.engine import Engine
 from schemas.contract import ChipSpec
 from schemas.ids import DeviceId, Digest, SampleKey, StreamName
@@ -69,8 +70,9 @@ def _slides(root: Path, file: NewFile, pins: Pins) -> list[SlideRef]:
     times = rows.column("event_time").cast(pa.int64())
     found = rows.set_column(rows.column_names.index("event_time"), "event_time", times).to_pylist()
     with_bytes = [row for row in found if row["payload_shard"] is not None]
-    for shard in {str(row["payload_shard"]) for row in with_bytes}:
-        at_hand(root, root / shard)
+    samples = {row["payload_shard"]: sample_label(stream, row["device"], row["epoch"], row["seq"]) for row in with_bytes}
+    for shard, sample in samples.items():
+        referred_path(root, shard, sample)
     return [_slide(row, stream, spec) for row in with_bytes for spec in contract.chips]
 
 

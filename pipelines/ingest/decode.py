@@ -11,8 +11,9 @@ from typing import TypeAlias
 import pyarrow as pa
 import zstandard
 
+from pipelines.contracts.arrow import row_schema
 from pipelines.contracts.json_rows import JsonBodyError, RejectedRow, rows_from_json
-from pipelines.ingest.row_size import expanded_bytes
+from pipelines.ingest.written_size import UnreadableTypeError, check_types, row_width, written_bytes
 from schemas.contract import Contract
 from schemas.envelope import JSON, MAX_SAMPLES_PER_ENVELOPE, ZSTD
 
@@ -80,38 +81,33 @@ def plain_body(body: Body, encoding: str, max_bytes: int) -> Body:
     return pa.py_buffer(plain)
 
 
-def arrow_rows(body: Body, count: int, max_bytes: int) -> Rows:
+def arrow_rows(body: Body, count: int, max_bytes: int, wanted: pa.Schema | None = None) -> Rows:
     """The one record batch of an Arrow IPC stream body.
+
+    Args:
+        body: the stream.
+        count: samples, as the head says.
+        max_bytes: the most that the rows may take, unpacked, and again once they are cast.
+        wanted: what they will be cast to; None: their own types with every value written out.
 
     Raises:
         DecodeError: not such a stream, not exactly one batch, not valid Arrow, or another row count than the head says.
     """
-    other = next((name for magic, name in _OTHER_FORMS if body[: len(magic)].to_pybytes() == magic), "")
-    if other:
-        raise DecodeError(f"the body is {other}; send an Arrow IPC stream")
-    try:
-        with pa.ipc.open_stream(body) as reader:
-            if len(reader.schema) > MAX_COLUMNS:
-                raise DecodeError(f"{len(reader.schema)} columns are above the limit of {MAX_COLUMNS}")
-            _read_texts(reader.schema)
-            batch = reader.read_next_batch()
-            batch.validate(full=True)
-            more = _has_more(reader)
-    except StopIteration:
-        raise DecodeError("the Arrow stream holds no record batch") from None
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise DecodeError(f"not a valid Arrow IPC stream: {str(error)[:300]}") from error
-    if more:
-        raise DecodeError("the Arrow stream holds more than one record batch")
+    batch = _only_batch(body)
     if batch.num_rows != count:
         raise DecodeError(f"the head says {count} samples, the body holds {batch.num_rows}")
-    size = expanded_bytes(batch)
-    if size > max_bytes:
-        raise DecodeError(f"the body's dictionaries stand for {size} bytes, above the limit of {max_bytes}")
     # Buffers that are compressed one by one make a small body of a large batch: what counts is what lies in memory now.
     plain = batch.get_total_buffer_size()
     if plain > max(max_bytes, body.size):
         raise DecodeError(f"body of {body.size} bytes unpacks to {plain}, above the limit of {max_bytes}")
+    try:
+        size = written_bytes(batch, wanted, max_bytes)
+    except UnreadableTypeError as error:
+        raise DecodeError(str(error)) from error
+    if size > max_bytes:
+        raise DecodeError(
+            f"body of {body.size} bytes stands for {size} with all values written out, above the limit of {max_bytes}"
+        )
     return Rows(batch, bytes=max(body.size, size, plain))
 
 
@@ -121,8 +117,11 @@ def json_rows(body: Body, count: int, contract: Contract, received_us: int, max_
     Raises:
         DecodeError: not JSON of rows, or another row count than the head says.
     """
+    width = row_width(row_schema(contract))
+    if count * width > max_bytes:
+        raise DecodeError(f"{count} rows of contract {contract.name} take {count * width} bytes, above the limit of {max_bytes}")
     try:
-        read = rows_from_json(body.to_pybytes(), contract, received_us, max_bytes)
+        read = rows_from_json(body.to_pybytes(), contract, received_us, max_bytes, max(count, max_bytes // width))
     except JsonBodyError as error:
         raise DecodeError(str(error)) from error
     if read.count != count:
@@ -164,7 +163,32 @@ def decode(  # an envelope is these things, and a carrier for them alone would h
         return replayed_rows(plain, count, first_seq, max_bytes)
     if content_type == JSON:
         return json_rows(plain, count, contract, received_us, max_bytes)
-    return arrow_rows(plain, count, max_bytes)
+    return arrow_rows(plain, count, max_bytes, row_schema(contract))
+
+
+def _only_batch(body: Body) -> pa.RecordBatch:
+    """The record batch of the stream, validated in full."""
+    other = next((name for magic, name in _OTHER_FORMS if body[: len(magic)].to_pybytes() == magic), "")
+    if other:
+        raise DecodeError(f"the body is {other}; send an Arrow IPC stream")
+    try:
+        with pa.ipc.open_stream(body) as reader:
+            if len(reader.schema) > MAX_COLUMNS:
+                raise DecodeError(f"{len(reader.schema)} columns are above the limit of {MAX_COLUMNS}")
+            _read_texts(reader.schema)
+            check_types(reader.schema)
+            batch = reader.read_next_batch()
+            batch.validate(full=True)
+            more = _has_more(reader)
+    except StopIteration:
+        raise DecodeError("the Arrow stream holds no record batch") from None
+    except UnreadableTypeError as error:
+        raise DecodeError(str(error)) from error
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise DecodeError(f"not a valid Arrow IPC stream: {str(error)[:300]}") from error
+    if more:
+        raise DecodeError("the Arrow stream holds more than one record batch")
+    return batch
 
 
 def _has_more(reader: pa.RecordBatchReader) -> bool:

@@ -90,12 +90,17 @@ def fresh_mask(envelopes: Sequence[Envelope], keys: Keys) -> npt.NDArray[np.bool
     mask = np.ones(len(keys.seq), np.bool_)
     for place in partly:
         low, high = np.searchsorted(keys.envelope, [place, place + 1])
-        seqs = keys.seq[low:high]
-        mine = np.zeros(len(seqs), np.bool_)
-        for first, end in envelopes[place].verdict:
-            mine |= (seqs >= first) & (seqs < end)
-        mask[low:high] = mine
+        mask[low:high] = _within(keys.seq[low:high], envelopes[place].verdict)
     return mask
+
+
+def _within(seqs: Int64s, verdict: Verdict) -> npt.NDArray[np.bool_]:
+    """Which seqs are in the spans; by search, because a device may make thousands of spans under a million rows."""
+    if not verdict:
+        return np.zeros(len(seqs), np.bool_)
+    lows, ends = np.array(verdict, np.int64).T
+    at = np.searchsorted(lows, seqs, side="right") - 1
+    return np.asarray((at >= 0) & (seqs < ends[at]), np.bool_)
 
 
 def spans_of(seqs: Int64s) -> tuple[Span, ...]:

@@ -25,7 +25,8 @@ class SegmentHeads:
     """One segment's messages, in order.
 
     `arrivals` holds, per message, what admission judges (a report may give several, a refused message none).
-    `reports` are the readable reports in it, `refused` counts per device the messages that are quarantined unjudged.
+    `reports` has the last readable report of each device: it says all that those before it say and still holds.
+    `refused` counts per device the messages that are quarantined unjudged.
     """
 
     arrivals: tuple[tuple[Head | Dropped, ...], ...]
@@ -45,7 +46,7 @@ def read_heads(root: Path, segment: SegmentRef) -> SegmentHeads:
         CorruptLakeError: its bytes are not what was written.
     """
     arrivals: list[tuple[Head | Dropped, ...]] = []
-    reports: list[Reported] = []
+    reports: dict[str, tuple[int, Reported]] = {}
     refused: dict[str, int] = {}
     for batch in read_segment(at_hand(root, segment_path(root, segment))):
         for row, head in enumerate(zip(*(batch.column(name).to_pylist() for name in _HEAD_COLUMNS), strict=True)):
@@ -54,13 +55,14 @@ def read_heads(root: Path, segment: SegmentRef) -> SegmentHeads:
                 arrivals.append((Head(EpochKey(device, stream, epoch), first_seq, count),))
                 continue
             report = read_report(batch, row) if kind == KIND_REPORTED else None
-            if isinstance(report, Reported):
-                reports.append(report)
-                arrivals.append(_dropped(report))
-                continue
             arrivals.append(())
+            if isinstance(report, Reported):
+                reports[report.device] = (len(arrivals) - 1, report)
+                continue
             refused[device or ""] = refused.get(device or "", 0) + 1
-    return SegmentHeads(tuple(arrivals), tuple(reports), refused)
+    for place, report in reports.values():
+        arrivals[place] = _dropped(report)
+    return SegmentHeads(tuple(arrivals), tuple(report for _, report in reports.values()), refused)
 
 
 def read_report(batch: pa.RecordBatch, row: int) -> Reported | str:

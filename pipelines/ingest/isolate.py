@@ -62,6 +62,7 @@ def settle_around_faults(work: Work) -> ItemResult:
             settler.take(message, verdict)
         if not faulty:
             settler.flush()  # each alone is sound, only together they are not
+    settler.refuse_unadmitted()
     return settler.finish()
 
 

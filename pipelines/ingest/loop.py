@@ -19,7 +19,8 @@ from pipelines.ingest.fault_stop import FaultStop
 from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef, make_plan
 from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
-from pipelines.ingest.receipts import Desk, Publisher
+from pipelines.ingest.receipt_sender import ReceiptSender, sink_of
+from pipelines.ingest.receipts import Publisher
 from pipelines.ingest.release import release_plan
 from pipelines.ingest.requests import forget_request, look_again, oldest_request
 from pipelines.ingest.rules import RuleBook
@@ -33,7 +34,6 @@ from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger
 from pipelines.lake.remote import remote_of
 from pipelines.runners.engine import Engine
-from schemas.topics import Topics
 
 IN_PROCESS = Engine()
 
@@ -88,7 +88,7 @@ class RunLoop:
 
     Args:
         config: the core's configuration.
-        publisher: where receipts go.
+        publisher: where receipts go: a sender with a thread of its own, or whatever publishes while the loop waits.
         clock: for the time of a plan.
         engine: where graphs run.
         crew_size: child processes that settle the items of a run; 0: none, the runner's own workers do.
@@ -98,7 +98,9 @@ class RunLoop:
         ConfigError: a contract or policy cannot be read.
     """
 
-    def __init__(self, config: CoreConfig, publisher: Publisher, clock: Clock, engine: Engine, crew_size: int = 0) -> None:
+    def __init__(
+        self, config: CoreConfig, publisher: Publisher | ReceiptSender, clock: Clock, engine: Engine, crew_size: int = 0
+    ) -> None:
         self._config = config
         self._root = config.lake_root
         self._clock = clock
@@ -108,10 +110,11 @@ class RunLoop:
             config.run.max_image_pixels,
             worker_memory_bytes=config.run.worker_memory_bytes,
         )
-        self._means = Means(engine, limits, crew_size, FaultStop(config.run.fault_stop_share, config.run.fault_stop_count))
+        fault_stop = FaultStop(config.run.fault_stop_share, config.run.fault_stop_count)
+        self._means = Means(engine, limits, crew_size, fault_stop, config.run.max_device_ranges)
         self._state = load_state(self._root)
-        self._desk = Desk(publisher, Topics(config.broker.namespace))
-        self._desk.owe(self._state.ledger.devices())
+        self._receipts = sink_of(publisher, config, clock)
+        self._receipts.owe(self._state.ledger, self._state.ledger.devices_with_receipt())
         self.rules = RuleBook(self._root, config.contracts, config.policies)
         self._heads: dict[SegmentRef, SegmentHeads] = {}
         self.crew_size = crew_size
@@ -126,10 +129,15 @@ class RunLoop:
     @property
     def receipts_owed(self) -> int:
         """How many devices wait for a receipt."""
-        return len(self._desk.owed)
+        return self._receipts.pending
+
+    @property
+    def receipts_failing(self) -> Mapping[str, str]:
+        """Devices whose receipt cannot be published, and why."""
+        return self._receipts.failing
 
     def step(self) -> bool:
-        """Do one run if anything waits, and pay receipts; whether a run was done.
+        """Do one run if anything waits, and let receipts go out; whether a run was done.
 
         Raises:
             CorruptLakeError: stop; the message says what to restore.
@@ -142,7 +150,7 @@ class RunLoop:
         except OSError as error:
             hint = "is there room, and may it be written? Nothing is lost meanwhile"
             raise RetryLaterError(f"{self._root}: the disk refuses ({error}); {hint}") from error
-        self._desk.pay(self._state.ledger)
+        self._receipts.step()
         return plan is not None
 
     def carry_out_requests(self) -> None:
@@ -214,7 +222,7 @@ class RunLoop:
             raise RetryLaterError(f"run {plan.run} is planned anew: {error}") from error
         before, self._state = self._state.ledger, LoopState(after, dict(plan.next_numbers))
         prune_ledgers(self._root, before, after)
-        self._desk.owe(devices)
+        self._receipts.owe(after, devices)
         self.runs += 1
         self.set_aside += sum(bool(segment.set_aside) for segment in plan.segments)
         took_ms = round((self._clock.monotonic_s() - started) * 1_000)

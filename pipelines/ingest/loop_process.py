@@ -1,23 +1,27 @@
 """The run loop as a process: one loop on a lake, its workers, its heart, and what it does when a run fails."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import islice
 from threading import Event
 
 import structlog
 
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
+from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import FaultError, RetryLaterError
 from pipelines.ingest.graph import crew
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
-from pipelines.ingest.receipts import MqttPublisher
+from pipelines.ingest.receipt_sender import ReceiptSender
 from pipelines.ingest.tries import Tries
 from pipelines.lake.remote import bind
 from pipelines.lake.scratch import scratch
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened
 from pipelines.status.beat import Health, Heart
+
+MAX_WARNINGS = 10
 
 log = structlog.get_logger(__name__)
 
@@ -40,25 +44,29 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
     """
     root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
     bind(root, config.remote)
+    warn_of_retention(config.contracts)
     with (
         only_loop(root, stop) as check_ours,
         scratch(root, "run"),
         opened(engine) as ready,
-        MqttPublisher(config.broker, client_id) as publisher,
+        ReceiptSender(config, client_id, clock) as sender,
     ):
         members = crew(config.run.crew) if config.run.crew and ready.kind is RunnerKind.DIRECT else None
         if members:
             members.start(config.run.crew)
-        loop = RunLoop(config, publisher, clock, ready, config.run.crew)
+        loop = RunLoop(config, sender, clock, ready, config.run.crew)
         if members and not once:
             members.wait_ready()
         tries = Tries()
         with Heart(root, "run", "loop", clock, lambda: _health(loop, tries)):
             _turn(loop, tries, config, stop, check_ours, once=once)
+            if once:
+                sender.drain()
 
 
 def _health(loop: RunLoop, tries: Tries) -> Health:
     members = crew.cache_info().currsize
+    failing = loop.receipts_failing
     counters = {
         "run": loop.ledger.run,
         "runs": loop.runs,
@@ -68,9 +76,18 @@ def _health(loop: RunLoop, tries: Tries) -> Health:
         "rules_broken": float(bool(loop.rules.broken)),
         "segments_set_aside": loop.set_aside,
         "receipts_owed": loop.receipts_owed,
+        "receipts_failing": len(failing),
         "worker_deaths": crew(loop.crew_size).deaths if members else 0,
     }
-    return Health(not tries.trouble, tries.trouble or loop.rules.broken, counters)
+    return Health(not tries.trouble, tries.trouble or loop.rules.broken, counters, _warnings(failing))
+
+
+def _warnings(failing: Mapping[str, str]) -> tuple[str, ...]:
+    shown = [
+        f"the receipt of device {device} is not published: {why[:300]}" for device, why in islice(failing.items(), MAX_WARNINGS)
+    ]
+    left = len(failing) - len(shown)
+    return (*shown, f"the receipts of {left} more devices are not published") if left else tuple(shown)
 
 
 def _turn(loop: RunLoop, tries: Tries, config: CoreConfig, stop: Event, check_ours: Callable[[], None], *, once: bool) -> None:

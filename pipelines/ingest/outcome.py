@@ -14,6 +14,7 @@ from pipelines.errors import CorruptLakeError, FaultError, PipelineError, Refuse
 from pipelines.ingest.work import Failure, ItemResult
 from pipelines.lake.copy import fresh, keep
 from pipelines.lake.layout import failed_path
+from pipelines.lake.quarantined import kind_of
 
 AWAY, CORRUPT, REFUSED, FAULT = "away", "corrupt", "refused", "fault"
 _MAX_TRACE_CHARS = 20_000
@@ -22,7 +23,7 @@ _RAISED: dict[str, type[PipelineError]] = {AWAY: RetryLaterError, CORRUPT: Corru
 
 def failure_of(error: Exception) -> Failure:
     """What an exception means to the loop."""
-    trace = "".join(traceback.format_exception(error))[-_MAX_TRACE_CHARS:]
+    trace = _trace(error)[-_MAX_TRACE_CHARS:]
     match error:
         case CorruptLakeError():
             return Failure(CORRUPT, str(error))
@@ -34,7 +35,13 @@ def failure_of(error: Exception) -> Failure:
             # The disk or the machine is short of something: that may pass, and nothing of ours can mend it.
             return Failure(AWAY, f"{type(error).__name__}: {error}", trace)
         case _:
-            return Failure(FAULT, f"{type(error).__name__}: {error}", trace)
+            return Failure(FAULT, f"{type(error).__name__}: {kind_of(str(error))}", trace)
+
+
+def _trace(error: Exception) -> str:
+    """Where it happened. What an exception says may quote a value of a row, and this is kept in a file."""
+    parts = traceback.format_exception(error)
+    return "".join(part if part.startswith("  File") else kind_of(part) for part in parts)
 
 
 def keep_failures(root: Path, run: int, results: Sequence[ItemResult]) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from catchment.runtime.beneath import status_beneath
+from pipelines.errors import BadReferenceError
 from pipelines.ingest.quarantine import STAGE_OBJECT, STAGE_PAYLOAD
-from pipelines.lake.copy import at_hand
 from pipelines.lake.layout import PAYLOAD, object_name
 from pipelines.lake.payload import write_payload_shard
+from pipelines.lake.reference import referred_path
 from schemas.contract import PayloadSpec
 from schemas.envelope import PAYLOAD_SHA256
 
@@ -67,7 +69,7 @@ def store_payloads(root: Path, stream: str, name: str, keyed: pa.Table) -> list[
         digest = digests[row].as_py()
         if digest is not None:
             shards[row] = object_name(digest)
-            lengths[row] = (root / object_name(digest)).stat().st_size
+            lengths[row] = status_beneath(root, object_name(digest)).st_size
             known[row] = True
     return [
         pa.array(shards.tolist(), pa.string()),
@@ -78,10 +80,14 @@ def store_payloads(root: Path, stream: str, name: str, keyed: pa.Table) -> list[
 
 
 def _object_fault(root: Path, digest: str, max_bytes: int) -> str | None:
-    path = at_hand(root, root / object_name(digest))
-    if not path.is_file():
-        return f"payload_sha256: no payload came with the sample, and {object_name(digest)} is not in the lake"
-    size = path.stat().st_size
+    name = object_name(digest)
+    try:
+        path = referred_path(root, name, "a sample")
+        size = path.stat(follow_symlinks=False).st_size
+    except BadReferenceError as error:
+        return f"payload_sha256: {error}"
+    except FileNotFoundError:
+        return f"payload_sha256: no payload came with the sample, and {name} is not in the lake"
     return f"payload: {size} bytes are above the contract's {max_bytes}" if size > max_bytes else None
 
 

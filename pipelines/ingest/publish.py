@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pyarrow as pa
 
 from pipelines.contracts.arrow import table_schema
+from pipelines.contracts.private import private_columns
 from pipelines.errors import ConfigError
 from pipelines.imaging.slides import chip_schema
 from pipelines.ingest.plan import Pins, Plan
@@ -21,13 +23,14 @@ from pipelines.ingest.quarantine import (
     Rejection,
     rejections_table,
 )
-from pipelines.ingest.tabulate import private_columns
 from pipelines.lake.books import BooksKey, Counts, books_by_stream
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import COMMITS, QUARANTINE, QUARANTINE_CLOSED, ledger_path, stream_table
 from pipelines.lake.quarantined import CLOSED_SCHEMA
 
+COMMITS_AT_ONCE = 8
+_LATER = frozenset({QUARANTINE, QUARANTINE_CLOSED})
 COMMITS_SCHEMA = pa.schema(
     [
         pa.field("run", pa.int64()),
@@ -52,11 +55,29 @@ def publish_run(root: Path, plan: Plan, files: Sequence[NewFile], counts: Mappin
     by_table: dict[str, list[NewFile]] = {}
     for file in [*files, *_set_aside(root, plan), *_closed(root, plan)]:
         by_table.setdefault(file.table, []).append(file)
-    for table in sorted(by_table, key=lambda name: (name in (QUARANTINE, QUARANTINE_CLOSED), name)):
-        schema, private = _shape(table, pins)
-        commit_once(root, table, by_table[table], schema, plan.run, private)
+    streams = sorted(name for name in by_table if name not in _LATER)
+    _commit_all(root, plan.run, {name: by_table[name] for name in streams}, pins)
+    for table in sorted(set(by_table) & _LATER):
+        _commit(root, plan.run, table, by_table[table], pins)
     row = _commit_row(root, plan, counts)
     commit_once(root, COMMITS, [row], COMMITS_SCHEMA, plan.run)
+
+
+def _commit_all(root: Path, run: int, by_table: Mapping[str, Sequence[NewFile]], pins: Pins) -> None:
+    """Commit to each table; to many at once, for each waits for the disk. A crash leaves some of them done, in either case."""
+    if len(by_table) <= COMMITS_AT_ONCE:
+        for table, files in by_table.items():
+            _commit(root, run, table, files, pins)
+        return
+    with ThreadPoolExecutor(COMMITS_AT_ONCE) as pool:
+        pending = [pool.submit(_commit, root, run, table, files, pins) for table, files in by_table.items()]
+    for done in pending:
+        done.result()
+
+
+def _commit(root: Path, run: int, table: str, files: Sequence[NewFile], pins: Pins) -> None:
+    schema, private = _shape(table, pins)
+    commit_once(root, table, files, schema, run, private)
 
 
 def stream_shape(stream: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
@@ -70,7 +91,7 @@ def stream_shape(stream: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
         schema = pa.unify_schemas([table_schema(contract) for contract in contracts])
     except pa.ArrowException as error:
         raise ConfigError(f"contract {stream}: {error}; give the changed column a new name") from error
-    return schema, frozenset().union(*(private_columns(contract) for contract in contracts))
+    return schema, private_columns(*contracts)
 
 
 def _shape(table: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:

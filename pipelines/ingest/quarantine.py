@@ -43,6 +43,7 @@ STAGE_PAYLOAD = "payload"
 STAGE_OBJECT = "object"
 STAGE_LANDING = "landing"
 STAGE_FAULT = "fault"
+STAGE_FLOOR = "floor"
 
 BODY_ENVELOPE = "envelope"
 BODY_ARROW = "arrow"

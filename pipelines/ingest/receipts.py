@@ -8,16 +8,15 @@ import paho.mqtt.client as mqtt
 import structlog
 from paho.mqtt.enums import CallbackAPIVersion
 
+from catchment.runtime.tls import client_context
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.lake.ledger import Ledger
-from schemas.ids import DeviceId
-from schemas.receipts import Receipt, encode_receipt
-from schemas.topics import Topics
+from pipelines.lake.ledger_books import floors_of, refused_of
+from schemas.receipts import Floor, Receipt, RefusedStream
 
 PUBACK_TIMEOUT_S = 10.0
 IN_FLIGHT = 500
-AT_ONCE = 5_000
 
 log = structlog.get_logger(__name__)
 
@@ -37,50 +36,17 @@ class Publisher(Protocol):
 def receipts_of(ledger: Ledger, devices: Iterable[str]) -> dict[str, Receipt]:
     """The receipts of some devices after `ledger.run`: every epoch that its device has not forgotten."""
     wanted = set(devices)
+    rows = ledger.of(wanted)
     settled: dict[str, dict[str, dict[str, list[tuple[int, int]]]]] = {device: {} for device in wanted}
-    for key, ranges in ledger.of(wanted).asked().ranges().items():
+    for key, ranges in rows.asked().ranges().items():
         settled[key.device].setdefault(key.stream, {})[str(key.epoch)] = list(ranges.spans)
-    return {device: Receipt(ledger.run, found) for device, found in settled.items()}
-
-
-class Desk:
-    """Remembers which devices are owed a receipt, and pays when the broker is there.
-
-    A broker that is away never holds a commit up: the debt stays, and the next call tries again.
-    """
-
-    def __init__(self, publisher: Publisher, topics: Topics) -> None:
-        self._publisher = publisher
-        self._topics = topics
-        self._owed: set[str] = set()
-
-    @property
-    def owed(self) -> frozenset[str]:
-        """The devices that wait for a receipt."""
-        return frozenset(self._owed)
-
-    def owe(self, devices: Iterable[str]) -> None:
-        """These devices' receipts have changed."""
-        self._owed.update(devices)
-
-    def pay(self, ledger: Ledger) -> bool:
-        """Publish what is owed; whether nothing is owed any more."""
-        if not self._owed:
-            return True
-        owed = sorted(self._owed)
-        try:
-            # At the loop's start all devices are owed one: the receipts of a hundred thousand need not be in memory at once.
-            for start in range(0, len(owed), AT_ONCE):
-                self._pay(ledger, owed[start : start + AT_ONCE])
-        except RetryLaterError as error:
-            log.warning("receipts_wait", devices=len(self._owed), reason=str(error))
-            return False
-        return True
-
-    def _pay(self, ledger: Ledger, devices: list[str]) -> None:
-        receipts = receipts_of(ledger, devices)
-        self._publisher.publish({self._topics.receipts(DeviceId(device)): encode_receipt(receipts[device]) for device in devices})
-        self._owed.difference_update(devices)
+    floors: dict[str, dict[str, Floor]] = {device: {} for device in wanted}
+    for (device, stream), floor in floors_of(rows.books).items():
+        floors[device][stream] = floor
+    refused: dict[str, dict[str, RefusedStream]] = {device: {} for device in wanted}
+    for (device, stream), one in refused_of(rows.books).items():
+        refused[device][stream] = one
+    return {device: Receipt(ledger.run, settled[device], floors[device], refused[device]) for device in wanted}
 
 
 class MqttPublisher:
@@ -121,7 +87,7 @@ class MqttPublisher:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=mqtt.MQTTv5)
         tls = self._broker.tls
         if tls is not None:
-            client.tls_set(ca_certs=tls.ca, certfile=tls.cert, keyfile=tls.key)
+            client.tls_set_context(client_context(tls.ca, tls.cert, tls.key))
         client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
         client.loop_start()
         self._client = client

@@ -17,7 +17,7 @@ from pipelines.bridge.segment import OpenSegment, sealed_path
 from pipelines.ingest.decode import ROWS
 from pipelines.ingest.event_times import CLOCK_BOOT, CLOCK_SET, CLOCK_SHIFT
 from pipelines.ingest.plan import Plan, Release, SegmentRef
-from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON, STAGE_HEAD, STAGE_REPORT
+from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON, STAGE_FLOOR, STAGE_HEAD, STAGE_REPORT
 from pipelines.ingest.requests import REPLAY, Request
 from pipelines.lake.copy import send
 from pipelines.lake.layout import REPLAYS, landing_folder
@@ -51,7 +51,9 @@ def release_plan(root: Path, run: int, now_us: int, pins: str, cursors: dict[str
 
 
 def is_replayable(row: dict[str, Any]) -> bool:
-    """Whether a quarantine row says enough to be read again: whose it is, and which seqs."""
+    """Whether a quarantine row says enough to be read again: whose it is, and which seqs; and is surely no copy of a row."""
+    if row["stage"] == STAGE_FLOOR:
+        return False
     return row["body_format"] in REPLAYABLE and None not in (row["device"], row["stream"], row["epoch"]) and bool(_spans(row))
 
 

@@ -1,6 +1,5 @@
-"""How many bytes each row holds, and what a body would hold once its dictionaries and views are written out. Whole columns."""
+"""How many bytes each row holds. Whole columns at a time."""
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,17 +32,6 @@ def refusals(rows: pa.Table, max_row_bytes: int) -> pa.StringArray | None:
     found: Any = np.full(rows.num_rows, None, object)
     found[large] = [f"row: {size} bytes are above the limit of {max_row_bytes}" for size in sizes[large].tolist()]
     return pa.array(found, pa.string())
-
-
-def expanded_bytes(batch: pa.RecordBatch) -> int:
-    """What a batch's text and bytes come to once every row has its own copy: a small body can stand for terabytes."""
-    return int(sum(int(_value_bytes(batch.column(place)).sum()) for place in _wide_columns(batch.schema)))
-
-
-@lru_cache(maxsize=256)
-def _wide_columns(schema: pa.Schema) -> tuple[int, ...]:
-    """Columns whose values may take more room written out than they do in the body."""
-    return tuple(place for place, field in enumerate(schema) if pt.is_dictionary(field.type) or _is_view(field.type))
 
 
 def _value_bytes(column: Any) -> Int64s:

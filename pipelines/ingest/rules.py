@@ -4,6 +4,7 @@ A file that is broken or does not fit the lake never stops the runs: the rules b
 logged once for each change and counted. At the start there are no rules before it, so there it does stop.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,8 +17,10 @@ from pipelines.ingest.plan_files import write_pins
 from pipelines.ingest.publish import stream_shape
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import inspected
+from pipelines.lake.commit import APP
 from pipelines.lake.layout import stream_table
-from pipelines.lake.table import check_evolution, open_table
+from pipelines.lake.table import check_evolution
+from pipelines.lake.table_states import TableStates
 from pipelines.policy.active import newest_number, policies_in_force
 from pipelines.policy.engine import Tagger
 
@@ -79,8 +82,7 @@ class RuleBook:
         pins = Pins(contracts, policies)
         for contract in contracts:
             Tagger.compile(policies, contract)  # a rule that does not compile must stop here, not the first run
-        for stream in sorted({contract.name for contract in contracts}):
-            _check_fits(self._root, stream, pins)
+        _check_all_fit(self._root, sorted({contract.name for contract in contracts}), pins)
         return write_pins(self._root, pins)
 
     def _fingerprint(self) -> Fingerprint:
@@ -97,13 +99,15 @@ class RuleBook:
         return tuple(found)
 
 
-def _check_fits(root: Path, stream: str, pins: Pins) -> None:
+def _check_all_fit(root: Path, streams: Sequence[str], pins: Pins) -> None:
     """Refuse, with the difference, a contract whose columns the stream's table has with other types."""
-    schema, _private = stream_shape(stream, pins)
-    table = open_table(root, stream_table(stream))
-    if table is None:
-        return
-    differing = check_evolution(table, schema)
-    if differing:
-        shown = "; ".join(differing)
-        raise ConfigError(f"contract {stream} does not fit its table: {shown}; give changed columns new names")
+    states = TableStates(root, APP)
+    states.look_up([stream_table(stream) for stream in streams])
+    for stream in streams:
+        schema, _private = stream_shape(stream, pins)
+        state = states.get(stream_table(stream))
+        differing = [] if state is None else check_evolution(state.fields(), schema)
+        if differing:
+            shown = "; ".join(differing)
+            raise ConfigError(f"contract {stream} does not fit its table: {shown}; give changed columns new names")
+    states.keep()

@@ -6,15 +6,16 @@
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
 
 from pipelines.errors import CorruptLakeError, FaultError
-from pipelines.ingest.admit import Admission, Head, Verdict, admit
+from pipelines.ingest.admit import MAX_DEVICE_STREAMS, Admission, Bounds, Head, Verdict, admit
 from pipelines.ingest.chips import prepare_chips
 from pipelines.ingest.fault_file import keep_faults, read_faults
 from pipelines.ingest.fault_stop import FaultRow, FaultStop, faults_of, held_back, is_everyones, row_after
@@ -23,26 +24,35 @@ from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads, segm
 from pipelines.ingest.plan import Plan, SegmentRef
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.publish import publish_run
+from pipelines.ingest.quarantine import STAGE_FLOOR, STAGE_HEAD
 from pipelines.ingest.requests import DISCARD
-from pipelines.ingest.work import Limits, Prepared, Work
+from pipelines.ingest.work import Limits, Prepared, Unadmitted, Work
 from pipelines.lake.books import BooksKey, Counts
 from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
 from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import Ledger
+from pipelines.lake.ledger_books import floors_of, streams_of
+from pipelines.lake.ledger_bounds import MAX_DEVICE_RANGES
 from pipelines.lake.ledger_files import write_ledger
 from pipelines.lake.remote import remote_of
 from pipelines.runners.engine import Engine
 
+LATE = "below the floor of its stream: gaps this old were closed, so it may be a copy of a row; it is kept here"
+TOO_MANY_STREAMS = f"the device has {MAX_DEVICE_STREAMS} streams already, which is all that one may have"
 NO_HEADS: Mapping[SegmentRef, SegmentHeads] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The heads of a plan and what admission said: verdicts per segment (its index in the plan), message and arrival."""
+    """The heads of a plan and what admission said: verdicts per segment (its index in the plan), message and arrival.
+
+    `places` has, per segment and message, the index of its first arrival in the admission.
+    """
 
     heads: Mapping[int, SegmentHeads]
     admission: Admission
     verdicts: Mapping[int, tuple[tuple[Verdict, ...], ...]]
+    places: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,7 @@ class Means:
     limits: Limits
     crew_size: int = 0
     fault_stop: FaultStop = field(default_factory=FaultStop)
+    max_device_ranges: int = MAX_DEVICE_RANGES
 
 
 def execute(
@@ -81,7 +92,14 @@ def execute(
     chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), means.limits.max_image_pixels, _cutter(root, means))
     counts = count_release(plan, prepared) if plan.releases else count(judged, prepared)
     reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
-    after = before.after(plan.run, judged.admission.touched, counts, listed_epochs(reports))
+    after = before.after(
+        plan.run,
+        judged.admission.touched,
+        counts,
+        listed_epochs(reports),
+        reasons=reasons_of(prepared),
+        max_ranges=means.max_device_ranges,
+    )
     unbalanced = after.unbalanced()
     if unbalanced:
         raise CorruptLakeError(
@@ -110,10 +128,17 @@ def judge(root: Path, plan: Plan, before: Ledger, known: Mapping[SegmentRef, Seg
         if not segment.set_aside
     }
     arrivals = [arrival for index in sorted(heads) for message in heads[index].arrivals for arrival in message]
-    admission = admit(arrivals, before.of({arrival.key.device for arrival in arrivals}).ranges())
-    given = iter(admission.verdicts)
-    verdicts = {index: tuple(tuple(next(given) for _ in message) for message in heads[index].arrivals) for index in sorted(heads)}
-    return Judged(heads, admission, verdicts)
+    known_rows = before.of({arrival.key.device for arrival in arrivals})
+    admission = admit(arrivals, known_rows.ranges(), Bounds(floors_of(known_rows.books), streams_of(known_rows.books)))
+    verdicts: dict[int, tuple[tuple[Verdict, ...], ...]] = {}
+    places: dict[int, tuple[int, ...]] = {}
+    at = 0
+    for index in sorted(heads):
+        sizes = [len(message) for message in heads[index].arrivals]
+        firsts = tuple(accumulate(sizes, initial=at))
+        verdicts[index] = tuple(tuple(admission.verdicts[first:end]) for first, end in pairwise(firsts))
+        places[index], at = firsts[:-1], firsts[-1]
+    return Judged(heads, admission, verdicts, places)
 
 
 def judge_release(root: Path, plan: Plan) -> Judged:
@@ -140,22 +165,33 @@ def count_release(plan: Plan, prepared: Prepared) -> dict[BooksKey, Counts]:
 def count(judged: Judged, prepared: Prepared) -> dict[BooksKey, Counts]:
     """What a run adds to the books: received and duplicate from the heads, committed and quarantined from what was written."""
     found: dict[BooksKey, Counter[str]] = defaultdict(Counter)
+    admission = judged.admission
     for index, heads in judged.heads.items():
-        for message, verdicts in zip(heads.arrivals, judged.verdicts[index], strict=True):
-            for arrival, verdict in zip(message, verdicts, strict=True):
-                new = sum(high - low for low, high in verdict)
-                books = found[arrival.key.device, arrival.key.stream]
+        for message, verdicts, first in zip(heads.arrivals, judged.verdicts[index], judged.places[index], strict=True):
+            for place, (arrival, verdict) in enumerate(zip(message, verdicts, strict=True), first):
+                is_away = place in admission.turned_away
+                new = sum(high - low for low, high in (*verdict, *admission.late.get(place, ())))
                 if isinstance(arrival, Head):
+                    books = found[arrival.key.device, "" if is_away else arrival.key.stream]
                     books["received"] += arrival.samples
-                    books["duplicate"] += arrival.samples - new
-                else:
-                    books["dropped"] += new
+                    books["duplicate"] += 0 if is_away else arrival.samples - new
+                elif not is_away:
+                    found[arrival.key.device, arrival.key.stream]["dropped"] += new
         for device, refused in heads.refused.items():
             found[device, ""]["received"] += refused
     for item in prepared.items:
         for row in item.settled:
             found[row.device, row.stream].update(committed=row.committed, quarantined=row.quarantined)
     return {key: Counts(**books) for key, books in found.items()}
+
+
+def reasons_of(prepared: Prepared) -> dict[BooksKey, Counter[str]]:
+    """How many samples of each stream a run refused for which kind of reason."""
+    found: dict[BooksKey, Counter[str]] = defaultdict(Counter)
+    for item in prepared.items:
+        for row in item.refusals:
+            found[row.device, row.stream][row.reason] += row.count
+    return found
 
 
 def read_prepared(root: Path, run: int) -> Prepared | None:
@@ -206,9 +242,25 @@ def works(root: Path, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
             verdicts=tuple(tuple(verdicts[0] if verdicts else () for verdicts in judged.verdicts[index]) for index in indexes),
             limits=limits,
             remote=None if remote is None else remote.config,
+            unadmitted=tuple(one for segment, index in enumerate(indexes) for one in _unadmitted(judged, index, segment)),
         )
         for item, indexes in enumerate(plan.items())
     ]
+
+
+def _unadmitted(judged: Judged, index: int, segment: int) -> Iterator[Unadmitted]:
+    """The envelopes of segment `index` that are late or of a stream too many; `segment` is its place in the work item."""
+    admission = judged.admission
+    if not admission.late and not admission.turned_away:
+        return
+    for message, place in enumerate(judged.places.get(index, ())):
+        arrivals = judged.heads[index].arrivals[message]
+        if not arrivals or not isinstance(arrivals[0], Head):
+            continue
+        if place in admission.turned_away:
+            yield Unadmitted(segment, message, STAGE_HEAD, TOO_MANY_STREAMS)
+        elif place in admission.late:
+            yield Unadmitted(segment, message, STAGE_FLOOR, LATE, admission.late[place])
 
 
 def _cutter(root: Path, means: Means) -> Engine:

@@ -30,12 +30,15 @@ from pipelines.ingest.quarantine import (
     Rejection,
     rejections_table,
 )
+from pipelines.ingest.refusals import RefusalTally
 from pipelines.ingest.tabulate import Target, write_group
 from pipelines.ingest.work import Faults, ItemResult, Settled, Work
 from pipelines.lake.copy import at_hand
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import QUARANTINE, stream_table
+from pipelines.lake.quarantined import kind_of
 from schemas.contract import Contract
+from schemas.ranges import Ranges
 
 GroupKey = tuple[str, str, pa.Schema]
 
@@ -62,6 +65,7 @@ def settle_item(work: Work, tell: Callable[[int, int], None] | None = None) -> I
         settler.take(message, verdict)
         if tell is not None:
             settler.flush()  # whoever asks for names wants to know which message a death came of
+    settler.refuse_unadmitted()
     return settler.finish()
 
 
@@ -98,6 +102,7 @@ class Settler:
         self._quarantined: Counter[tuple[str, str]] = Counter()
         self._messages = 0
         self._faults = Faults()
+        self._refusals = RefusalTally()
 
     def take(self, message: Message, verdict: Verdict) -> None:
         """Take one message in."""
@@ -127,9 +132,21 @@ class Settler:
             if is_whole:
                 self._messages += 1
                 devices = tuple(sorted({*self._faults.devices, message.device or ""}))
-                self._faults = Faults(self._faults.refused + 1, devices, self._faults.reason or reason)
+                self._faults = Faults(self._faults.refused + 1, devices, self._faults.reason or kind_of(reason))
         elif message.kind != KIND_UP:
             self._reject(message.rejected(STAGE_REPORT, reason, None, 1), stream="")
+
+    def refuse_unadmitted(self) -> None:
+        """Quarantine the envelopes of which admission lets nothing, or not all, become rows."""
+        wanted = {(one.segment, one.message): one for one in self._work.unadmitted}
+        if not wanted:
+            return
+        for place, message, _verdict in _placed(self._work):
+            one = wanted.get(place)
+            if one is not None and one.spans:
+                self._reject_whole(message, one.spans, one.stage, one.reason)
+            elif one is not None:
+                self._reject(message.rejected(one.stage, one.reason, None, message.samples), stream="")
 
     def finish(self) -> ItemResult:
         """Write what is left."""
@@ -137,7 +154,9 @@ class Settler:
         self._write_rejections()
         keys = sorted({*self._committed, *self._quarantined})
         settled = tuple(Settled(*key, self._committed[key], self._quarantined[key]) for key in keys)
-        return ItemResult(self._work.item, tuple(self._files), settled, messages=self._messages, faults=self._faults)
+        return ItemResult(
+            self._work.item, tuple(self._files), settled, None, self._messages, self._faults, self._refusals.counts()
+        )
 
     def _take_envelope(self, message: Message, verdict: Verdict) -> None:
         contract = self._pins.contract(message.stream or "", message.version)
@@ -153,9 +172,10 @@ class Settler:
         except DecodeError as error:
             self._reject_whole(message, verdict, STAGE_DECODE, str(error))
             return
+        fresh = Ranges(verdict)
         for rejected in rows.rejected:
             seq = message.first_seq + rejected.index
-            if any(low <= seq < high for low, high in verdict):
+            if seq in fresh:
                 origin = message.origin()
                 self._reject(
                     Rejection(origin, STAGE_CONTRACT, rejected.reason, seq, 1, rejected.raw, BODY_JSON, ((seq, seq + 1),))
@@ -228,6 +248,7 @@ class Settler:
             self._write_rejections()
         name = rejection.origin.stream or "" if stream is None else stream
         self._quarantined[rejection.origin.device or "", name] += rejection.count
+        self._refusals.add(rejection.origin.device or "", name, rejection.reason, rejection.count)
 
 
 def _at_hand(work: Work, segment: SegmentRef) -> Path:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipelines.contracts.arrow import table_schema
 from pipelines.contracts.check import ContractMismatchError, conform, reasons
+from pipelines.contracts.private import private_columns
 from pipelines.ingest.group import Envelope, Group, Keys, body_table, fresh_mask, in_order, row_keys, spans_of, take_text
 from pipelines.ingest.payloads import REFERENCE_FIELDS, check_payloads, store_payloads
 from pipelines.ingest.plan import Pins
@@ -25,7 +26,7 @@ from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import stream_table
 from pipelines.lake.suspended import SuspensionBook
 from pipelines.policy.guard import GuardedTagger
-from schemas.contract import Contract, PiiClass
+from schemas.contract import Contract
 from schemas.policy import Policy
 
 
@@ -75,20 +76,16 @@ def write_group(groups: Sequence[Group], target: Target) -> Written:
         return written
     rows = pa.concat_tables(parts).unify_dictionaries()
     steps = steps_of(target.pins.policies, contract.name)
+    private = private_columns(*(each for each in target.pins.contracts if each.name == contract.name))
     if steps or contract.payload is not None:
         rows = _with_device_in_words(rows)
-        rows = inspect_rows(target.root, rows, steps, fresh_payloads(target.root, rows))
+        rows = inspect_rows(target.root, rows, steps, fresh_payloads(target.root, rows), private)
     if contract.payload is not None:
         rows = _with_references(rows, contract, target)
     rows = _with_tags(rows, contract, target)
     rows = rows.select(table_schema(contract).names)
-    written.files.append(write_table_file(target.root, stream_table(contract.name), target.name, rows, private_columns(contract)))
+    written.files.append(write_table_file(target.root, stream_table(contract.name), target.name, rows, private))
     return written
-
-
-def private_columns(contract: Contract) -> frozenset[str]:
-    """The columns that could tell about a person, and so stay out of every statistic."""
-    return frozenset(column.name for column in contract.columns if column.pii is not PiiClass.NONE)
 
 
 def _has_rows(checked: _Checked) -> bool:

@@ -20,6 +20,19 @@ class Limits(msgspec.Struct, frozen=True):
     worker_memory_bytes: int = 0
 
 
+class Unadmitted(msgspec.Struct, frozen=True):
+    """A message, by its place in a work item, of which admission lets nothing or not all become rows.
+
+    `spans` are the seqs to quarantine at `stage`; none: the whole message is, under no stream, and none of its seqs is settled.
+    """
+
+    segment: int
+    message: int
+    stage: str
+    reason: str
+    spans: tuple[tuple[int, int], ...] = ()
+
+
 class Work(msgspec.Struct, frozen=True):
     """Some neighbouring segments of a plan, and which seqs of each of their messages are fresh.
 
@@ -38,6 +51,7 @@ class Work(msgspec.Struct, frozen=True):
     careful: bool = False
     poison: tuple[tuple[int, int], ...] = ()
     remote: RemoteConfig | None = None
+    unadmitted: tuple[Unadmitted, ...] = ()
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -47,6 +61,15 @@ class Settled(msgspec.Struct, frozen=True):
     stream: str
     committed: int
     quarantined: int
+
+
+class RefusalCount(msgspec.Struct, frozen=True):
+    """How many samples of one device's stream an item refused for one kind of reason."""
+
+    device: str
+    stream: str
+    reason: str
+    count: int
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -74,6 +97,7 @@ class ItemResult(msgspec.Struct, frozen=True):
     failure: Failure | None = None
     messages: int = 0
     faults: Faults = Faults()
+    refusals: tuple[RefusalCount, ...] = ()
 
 
 class Prepared(msgspec.Struct, frozen=True):

@@ -1,4 +1,7 @@
-"""What inspectors found, by what was asked and the SHA-256 of the payload. A cache: losing it costs time, nothing else."""
+"""What inspectors found, by what was asked and the SHA-256 of the payload. A cache: losing it costs time, nothing else.
+
+Answers that could tell about a person are not put here (`pipelines.inspect.run`). Files of before that was so are emptied.
+"""
 
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -11,6 +14,7 @@ log = structlog.get_logger(__name__)
 MAX_BYTES = 1024 * 1024 * 1024
 _PAGE_BYTES = 4096
 _ASKED = 500
+_VERSION = 1
 _TABLE = """CREATE TABLE IF NOT EXISTS found (step TEXT, sha256 TEXT, body BLOB, PRIMARY KEY (step, sha256)) WITHOUT ROWID"""
 
 
@@ -63,6 +67,17 @@ class _Transaction:
         self._connection.execute(f"PRAGMA max_page_count = {MAX_BYTES // _PAGE_BYTES}")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._empty_if_old()
+
+    def _empty_if_old(self) -> None:
+        if self._connection.execute("PRAGMA user_version").fetchone()[0] >= _VERSION:
+            return
+        self._connection.execute("PRAGMA secure_delete = ON")
+        self._connection.execute("DROP TABLE IF EXISTS found")
+        self._connection.execute(_TABLE)
+        self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+        self._connection.execute("VACUUM")
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def __enter__(self) -> sqlite3.Connection:
         return self._connection

@@ -88,7 +88,8 @@ def inspected(contract: Contract, policies: Iterable[Policy]) -> Contract:
     if not steps:
         return contract
     known = {column.name: column for column in contract.columns}
-    added: dict[str, Column] = {ERRORS: Column(ERRORS, _TEXT, description="what an inspector could not do")}
+    # What a user's inspector says of a failure may be what it has read.
+    added: dict[str, Column] = {ERRORS: Column(ERRORS, _TEXT, pii=PiiClass.TEXT, description="what an inspector could not do")}
     for step in steps:
         for column in step_columns(step):
             if column.name in added:

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pyvips
 
+from pipelines.imaging.errors import UnreadableImageError
+from pipelines.imaging.picture_loader import open_header, shrink
 from pipelines.inspect.errors import UninspectableError
 
 Pixels = npt.NDArray[np.uint8]
@@ -16,7 +18,7 @@ def decoded(body: bytes, width: int, height: int, size: str = "down", bands: int
     """A picture no larger than `width` x `height` px as rows x columns x bands, and the size it has in full.
 
     Args:
-        body: JPEG, PNG, TIFF, WebP or what else libvips reads.
+        body: JPEG, PNG, TIFF, WebP or GIF.
         width: px.
         height: px.
         size: "down" keeps the proportions and never enlarges; "force" gives exactly this size.
@@ -26,18 +28,18 @@ def decoded(body: bytes, width: int, height: int, size: str = "down", bands: int
         UninspectableError: not a picture, or one too large.
     """
     try:
-        head: Any = pyvips.Image.new_from_buffer(body, "", access="sequential")
-        if head.width * head.height > MAX_PIXELS:
-            raise UninspectableError(f"a picture of {head.width} x {head.height} px is too large")
-        small: Any = pyvips.Image.thumbnail_buffer(body, width, height=height, size=size, no_rotate=True)
+        head = open_header(body, MAX_PIXELS)
+        small: Any = shrink(body, width, height, MAX_PIXELS, size=size, no_rotate=True)
         if small.hasalpha():
             small = small.flatten(background=0)
         wanted = "srgb" if bands == 3 else "b-w"
         if small.interpretation != wanted or small.format != "uchar":
             small = small.colourspace(wanted).cast("uchar")
         raw = small.write_to_memory()
+    except UnreadableImageError as error:
+        raise UninspectableError(str(error)) from error
     except pyvips.Error as error:
-        raise UninspectableError(_why(error)) from error
+        raise UninspectableError(f"not a picture: {' '.join(str(error).split())[:120]}") from error
     return np.ndarray(buffer=raw, dtype=np.uint8, shape=(small.height, small.width, small.bands)), head.width, head.height
 
 
@@ -48,12 +50,10 @@ def fields(body: bytes) -> dict[str, str]:
         UninspectableError: not a picture.
     """
     try:
-        head: Any = pyvips.Image.new_from_buffer(body, "", access="sequential")
+        head = open_header(body, MAX_PIXELS)
         names = [name for name in head.get_fields() if name.startswith("exif-ifd")]
         return {name: str(head.get(name)) for name in names}
+    except UnreadableImageError as error:
+        raise UninspectableError(str(error)) from error
     except pyvips.Error as error:
-        raise UninspectableError(_why(error)) from error
-
-
-def _why(error: Exception) -> str:
-    return f"not a picture: {' '.join(str(error).split())[:120]}"
+        raise UninspectableError(f"not a picture: {' '.join(str(error).split())[:120]}") from error

@@ -1,7 +1,7 @@
 """Fills in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own."""
 
 import atexit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -25,6 +25,7 @@ from pipelines.inspect.onnx_model import ModelInspector
 from pipelines.inspect.text import compiled_patterns, count_patterns
 from pipelines.inspect.worker import MAX_KILLS, UserWorker
 from pipelines.lake.suspended import SuspensionBook
+from schemas.contract import PiiClass
 from schemas.policy import InspectStep
 
 ENTRY_POINTS = "catchment.inspectors"
@@ -40,7 +41,9 @@ class Inspected:
     errors: list[str | None]
 
 
-def inspect_rows(root: Path | None, rows: pa.Table, steps: Sequence[InspectStep], payload: Payloads) -> pa.Table:
+def inspect_rows(
+    root: Path | None, rows: pa.Table, steps: Sequence[InspectStep], payload: Payloads, private: Collection[str] = ()
+) -> pa.Table:
     """The rows with the columns of all steps; what a row has already stays.
 
     Args:
@@ -48,6 +51,7 @@ def inspect_rows(root: Path | None, rows: pa.Table, steps: Sequence[InspectStep]
         rows: a stream's rows, with device, epoch, seq and, where there is a payload, payload_sha256.
         steps: what to compute.
         payload: gives the payload of a row by its place; None if there is none.
+        private: columns of the stream that could tell about a person; steps that give one are asked each time.
 
     Raises:
         ConfigError: a step asks for what there is not.
@@ -59,7 +63,7 @@ def inspect_rows(root: Path | None, rows: pa.Table, steps: Sequence[InspectStep]
     cache = InspectCache(root / "cache" / "inspect.sqlite" if root else None)
     told: list[str | None] = [None] * rows.num_rows
     for step in steps:
-        found = _inspect(root, rows, step, payload, cache)
+        found = _inspect(root, rows, step, payload, InspectCache(None) if _is_private(step, private) else cache)
         for name, column in found.columns.items():
             rows = _filled(rows, name, column)
         for place, error in enumerate(found.errors):
@@ -92,6 +96,11 @@ def check_step(step: InspectStep, path: Path | None) -> None:
             _ = worker.wants_row
         finally:
             worker.close()
+
+
+def _is_private(step: InspectStep, private: Collection[str]) -> bool:
+    """Whether what the step gives must not lie in a cache: it would outlive the row, and nothing there is ever erased."""
+    return any(column.pii is not PiiClass.NONE or column.name in private for column in step_columns(step))
 
 
 def _inspect(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
@@ -203,7 +212,7 @@ def _fitting(step: InspectStep, name: str, value: Any) -> Any:
     try:
         return pa.scalar(value, ARROW_TYPES[step.columns[name]]).as_py()
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise UninspectableError(f"{name} is {value!r:.80}, not of type {step.columns[name]}") from error
+        raise UninspectableError(f"{name} is a {type(value).__name__}, not of type {step.columns[name]}") from error
 
 
 def _filled(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:

@@ -1,14 +1,17 @@
 """Where the payloads of rows are: in the table itself while a run writes it, in shards and objects afterwards."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipelines.contracts.private import private_columns
 from pipelines.inspect.columns import step_columns
 from pipelines.inspect.run import Payloads, inspect_rows
 from pipelines.lake.layout import object_name
 from pipelines.lake.payload import read_payload
+from pipelines.lake.reference import open_referred
 from schemas.contract import Contract
 from schemas.envelope import PAYLOAD, PAYLOAD_SHA256
 from schemas.policy import InspectStep
@@ -29,8 +32,8 @@ def fresh_payloads(root: Path, rows: pa.Table) -> Payloads:
         digest = digests[place].as_py()
         if body is not None or digest is None:
             return body
-        path = root / object_name(digest)
-        return path.read_bytes() if path.stat().st_size <= MAX_INSPECTED_BYTES else None
+        with open_referred(root, object_name(digest), f"the row with payload_sha256 {digest}") as file:
+            return file.read() if os.fstat(file.fileno()).st_size <= MAX_INSPECTED_BYTES else None
 
     return payload
 
@@ -44,12 +47,14 @@ def committed_payloads(root: Path, rows: pa.Table) -> Payloads:
     if "payload_shard" not in rows.column_names:
         return lambda _place: None
     references = [rows.column(name) for name in _REFERENCES]
+    keys = [rows.column(name) for name in _KEY if name in rows.column_names]
 
     def payload(place: int) -> bytes | None:
         shard, row, offset, length, _digest = (column[place].as_py() for column in references)
         if shard is None or not length or length > MAX_INSPECTED_BYTES:
             return None
-        return read_payload(root, shard, offset or 0, length, row or 0)
+        sample = "/".join(str(column[place].as_py()) for column in keys)
+        return read_payload(root, shard, offset or 0, length, row or 0, f"sample {sample}")
 
     return payload
 
@@ -78,7 +83,9 @@ class StoredInspector:
     def fill(self, rows: pa.Table) -> pa.Table:
         """The rows with every step's columns."""
         waiting = [step for step in self._steps if not _is_filled(rows, step)]
-        return inspect_rows(self._root, rows, waiting, committed_payloads(self._root, rows)) if waiting else rows
+        if not waiting:
+            return rows
+        return inspect_rows(self._root, rows, waiting, committed_payloads(self._root, rows), private_columns(self._contract))
 
 
 def _is_filled(rows: pa.Table, step: InspectStep) -> bool:

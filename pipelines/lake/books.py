@@ -18,7 +18,10 @@ class EpochKey(NamedTuple):
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """The books of one device's stream, in samples: `quarantined` wait there, `discarded` were let go of by a person."""
+    """The books of one device's stream, in samples: `quarantined` wait there, `discarded` were let go of by a person.
+
+    `closed` are seqs of gaps that were closed unseen, because the device had more ranges than the ledger keeps.
+    """
 
     received: int = 0
     committed: int = 0
@@ -26,6 +29,7 @@ class Counts(msgspec.Struct, frozen=True):
     discarded: int = 0
     duplicate: int = 0
     dropped: int = 0
+    closed: int = 0
 
     @property
     def is_balanced(self) -> bool:
@@ -41,6 +45,7 @@ class Counts(msgspec.Struct, frozen=True):
             self.discarded + other.discarded,
             self.duplicate + other.duplicate,
             self.dropped + other.dropped,
+            self.closed + other.closed,
         )
 
 

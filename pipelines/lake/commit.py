@@ -6,7 +6,7 @@ committers then meet in the log, one wins, the other looks again and finds the w
 """
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +18,8 @@ from pipelines.errors import ConflictError, CorruptLakeError, RetryLaterError
 from pipelines.lake.copy import deliver, forget
 from pipelines.lake.files import NewFile
 from pipelines.lake.layout import COMMITS, RUNS
-from pipelines.lake.table import ensure_table, open_table, sync_log
+from pipelines.lake.table import HOOKS, ensure_table, open_table, sync_log
+from pipelines.lake.table_states import TableStates
 
 APP = "ingest"
 ATTEMPTS = 20
@@ -30,7 +31,7 @@ def committed_run(root: Path, name: str) -> int:
     return (table.transaction_version(APP) or 0) if table is not None else 0
 
 
-def check_of_one_time(root: Path, run: int, names: Iterable[str]) -> None:
+def check_of_one_time(root: Path, run: int, names: Sequence[str]) -> None:
     """A table can be one run ahead of `commits`, by a crash between the two; more, and they are not of the same lake.
 
     Going on would give out run numbers that such tables have seen: their rows would be taken for committed, and dropped.
@@ -43,16 +44,20 @@ def check_of_one_time(root: Path, run: int, names: Iterable[str]) -> None:
     Raises:
         CorruptLakeError: a table has seen later runs.
     """
+    states = TableStates(root, APP)
+    states.look_up(names)
     for name in names:
         try:
-            seen = committed_run(root, name)
+            state = states.get(name)
         except CorruptLakeError:
             continue  # told by the first run that needs this table; the others need not wait for it
+        seen = 0 if state is None else state.transactions[APP]
         if seen > run + 1:
             raise CorruptLakeError(
                 f"{root}: {COMMITS}/ ends at run {run}, and {name}/ holds run {seen} already: one of them was lost or put back "
                 f"from an older copy. Restore {COMMITS}/ and {RUNS}/ of the same time as the tables"
             )
+    states.keep()
 
 
 def commit_once(
@@ -93,6 +98,7 @@ def commit_once(
                 commit_properties=CommitProperties(
                     custom_metadata={"run": str(run)}, app_transactions=[Transaction(app, run, now_ms)]
                 ),
+                post_commithook_properties=HOOKS,
             )
         except CommitFailedError as error:
             if "oncurrent" not in str(error):

@@ -8,9 +8,7 @@ the next compaction writes again, or `vacuum` takes away.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,19 +17,21 @@ from deltalake import DeltaTable
 
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.compact_plan import MIN_FILES, Small, bins, name_of
-from pipelines.lake.copy import at_hand, folders_of, forget, send, size_of
+from pipelines.lake.copy import folders_of, forget, size_of
 from pipelines.lake.files import write_table_file
-from pipelines.lake.layout import COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
-from pipelines.lake.payload_writer import PayloadShard, PayloadWriter
+from pipelines.lake.layout import ARCHIVE, COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
+from pipelines.lake.payload_drop import drop_unnamed
 from pipelines.lake.quarantined import closed
+from pipelines.lake.reference import checked_name, referred_path, table_path
 from pipelines.lake.rollup import merged_table, rollup_table
+from pipelines.lake.shard_rewrite import SHARD, is_own_shard, named_rows, rewrite_shards, turn_references
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import open_table, private_of
+from pipelines.lake.table_rows import read_files
 from pipelines.lake.workplace import workplace
 
 log = structlog.get_logger(__name__)
 _SORT = ("device", "event_time", "epoch", "seq")
-_SHARD = "payload_shard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Compacted:
 
 
 def compact_all(root: Path, min_files: int = MIN_FILES) -> list[Compacted]:
-    """Compact every table of the lake.
+    """Compact every table of the lake, and drop the payloads that no row names.
 
     Raises:
         ConflictError: runs kept committing meanwhile.
@@ -57,6 +57,7 @@ def compact_all(root: Path, min_files: int = MIN_FILES) -> list[Compacted]:
         *(stream_table(stream) for stream in folders_of(root, STREAMS)),
         *(rollup_table(stream) for stream in folders_of(root, ROLLUPS)),
         COMMITS,
+        ARCHIVE,
         QUARANTINE_CLOSED,
         QUARANTINE,
     ]
@@ -64,6 +65,7 @@ def compact_all(root: Path, min_files: int = MIN_FILES) -> list[Compacted]:
     for name in tables:
         with workplace(root, "compact") as there:
             done = compact_table(there, name, min_files)
+            drop_unnamed(there, name)
         found += [] if done is None else [done]
     return found
 
@@ -90,32 +92,38 @@ def compact_table(root: Path, name: str, min_files: int = MIN_FILES) -> Compacte
 def _live(root: Path, name: str, table: DeltaTable) -> list[Small]:
     actions = pa.table(table.get_add_actions(flatten=True))
     columns = (actions.column(column).to_pylist() for column in ("path", "num_records", "size_bytes"))
-    has_payload = any(field.name == _SHARD for field in table.schema().fields) and name.startswith(f"{STREAMS}/")
+    has_payload = any(field.name == SHARD for field in table.schema().fields) and name.startswith(f"{STREAMS}/")
     return [
-        Small(path, rows or 0, size, _payload_bytes(root, root / name / path) if has_payload else 0)
+        Small(path, rows or 0, size, _payload_bytes(root, table_path(root, name, path)) if has_payload else 0)
         for path, rows, size in zip(*columns, strict=True)
     ]
 
 
 def _payload_bytes(root: Path, path: Path) -> int:
-    rows = pq.read_table(at_hand(root, path), columns=[_SHARD], partitioning=None)
-    sizes = {shard: size_of(root, root / shard) for shard in _own_shards(rows)}
+    named = pq.read_table(path, columns=[SHARD], partitioning=None)
+    of = f"a row of {path}"
+    sizes = {shard: size_of(root, referred_path(root, shard, of, fetch=False)) for shard in _own_shards(named, of)}
     gone = [shard for shard, size in sizes.items() if size is None]
     if gone:
         raise CorruptLakeError(f"{root / gone[0]}: is gone, and rows of {path} refer to it; restore it")
     return sum(size or 0 for size in sizes.values())
 
 
-def _own_shards(rows: pa.Table) -> list[str]:
-    """The payload shards that rows refer to, without whole objects and chips' pictures, which stay where they are."""
-    if _SHARD not in rows.column_names:
+def _own_shards(rows: pa.Table, of: str) -> list[str]:
+    """The payload shards that rows refer to, without whole objects and chips' pictures, which stay where they are.
+
+    Raises:
+        BadReferenceError: one of them leads out of the lake.
+    """
+    if SHARD not in rows.column_names:
         return []
-    shards = pc.unique(rows.column(_SHARD)).to_pylist()
-    return sorted(shard for shard in shards if shard is not None and shard.startswith(f"{PAYLOAD}/"))
+    shards = pc.unique(rows.column(SHARD)).to_pylist()
+    named = [checked_name(shard, of) for shard in shards if shard is not None]
+    return sorted(shard for shard in named if is_own_shard(shard, PAYLOAD))
 
 
 def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Small], gone: Collection[str]) -> int:
-    rows = _read(root, name, table, group)
+    rows = read_files(root, name, table, [file.path for file in group])
     if gone:
         rows = rows.filter(pc.invert(pc.is_in(rows.column("id"), pa.array(sorted(gone), pa.string()))))
     if not rows.num_rows:
@@ -135,64 +143,10 @@ def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Sma
     return int(rows.num_rows)
 
 
-def _read(root: Path, name: str, table: DeltaTable, group: Sequence[Small]) -> pa.Table:
-    """The rows of a group, each file with every column the table has today."""
-    paths = [at_hand(root, root / name / file.path) for file in group]
-    parts = [pq.read_table(path, partitioning=None, page_checksum_verification=True) for path in paths]
-    # By the table's own types: other tools that rewrote a file may have left word in it to read text as views.
-    there = {column for part in parts for column in part.column_names}
-    target = pa.schema(
-        [pa.field(field.name, field.type) for field in pa.schema(table.schema().to_arrow()) if field.name in there]
-    )
-    whole = [pa.table([_column(part, field) for field in target], schema=target) for part in parts]
-    return pa.concat_tables(whole).combine_chunks()
-
-
-def _column(part: pa.Table, field: pa.Field) -> Any:
-    if field.name in part.column_names:
-        return part.column(field.name).cast(field.type)
-    return pa.nulls(part.num_rows, field.type)
-
-
 def _with_one_shard(root: Path, name: str, rows: pa.Table, group: Sequence[Small]) -> pa.Table:
-    """The rows' payload shards put together as one, and the rows' references turned to it."""
-    old = _own_shards(rows)
+    """The payloads that these rows name put together as one shard, and the rows' references turned to it."""
+    old = named_rows(rows)
     if len(old) < 2 or not name.startswith(f"{STREAMS}/"):
         return rows
     path = f"{PAYLOAD}/{name.removeprefix(f'{STREAMS}/')}/{name_of(group)}"
-    shard, starts = _concatenated(root, old, root / path)
-    place = pc.index_in(rows.column(_SHARD), pa.array(old, pa.string()))
-    mine = np.asarray(place.is_valid().to_numpy(zero_copy_only=False), np.bool_)
-    base = np.array(starts, np.int64)[place.fill_null(0).to_numpy()]
-    turned = base + rows.column("payload_row").fill_null(0).to_numpy().astype(np.int64)
-    turned[~mine] = 0
-    mask = pa.array(mine)
-    columns = {
-        _SHARD: pa.scalar(path, pa.string()),
-        "payload_row": pa.array(turned.astype(np.int32)),
-        "payload_offset": shard.offsets.take(pa.array(turned)),
-    }
-    for column, value in columns.items():
-        kept = rows.column(column)
-        rows = rows.set_column(rows.schema.get_field_index(column), column, pc.if_else(mask, value, kept).cast(kept.type))
-    return rows
-
-
-def _concatenated(root: Path, old: Sequence[str], path: Path) -> tuple[PayloadShard, list[int]]:
-    """One shard of all the old ones' rows, in order, and the first row of each old one in it. Memory: one row group."""
-    starts: list[int] = []
-    count = 0
-    schema = pq.read_schema(at_hand(root, root / old[0])).remove_metadata()
-    with PayloadWriter(path, schema) as writer:
-        for shard in old:
-            starts.append(count)
-            with pq.ParquetFile(at_hand(root, root / shard), page_checksum_verification=True) as file:
-                for group in range(file.num_row_groups):
-                    rows = file.read_row_group(group)
-                    writer.append(rows.select(schema.names))
-                    count += rows.num_rows
-            forget(root, [root / shard])
-        shard_written = writer.finish()
-    send(root, [path])
-    forget(root, [path])
-    return shard_written, starts
+    return turn_references(rows, rewrite_shards(root, {shard: old[shard] for shard in sorted(old)}, path))

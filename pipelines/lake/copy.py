@@ -4,17 +4,20 @@ For a lake that is a folder every function here does what it always did on that 
 """
 
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import get_ident
 
+from catchment.runtime.beneath import binary_beneath
 from pipelines.atomic import write_atomic
-from pipelines.errors import ConflictError, CorruptLakeError
+from pipelines.errors import BadReferenceError, ConflictError, CorruptLakeError
 from pipelines.lake.files import NewFile
-from pipelines.lake.layout import LANDING, OBJECTS, PAYLOAD, STREAMS, chips_path, prepared_path
+from pipelines.lake.layout import LANDING, OBJECTS, PAYLOAD, STREAMS, backfills_folder, chips_path, prepared_path
 from pipelines.lake.remote import Remote, Stored, lender_of, remote_of
 
+_LENDING_FOLDER = "objects.lake"
 PUTS_AT_ONCE = 8
 LOOKS_TO_A_LISTING = 100
 
@@ -33,9 +36,41 @@ def at_hand(root: Path, path: Path) -> Path:
     remote = remote_of(root)
     if remote is None and path.parent.name == OBJECTS:
         remote = lender_of(root)
+        _borrow(root, path)
     if remote is not None:
         remote.fetch(name_of(root, path), path)
     return path
+
+
+def lend_objects_of(root: Path, small: Path) -> None:
+    """Let a small lake have the objects of another one on this machine, each when it is asked for.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    if (small / OBJECTS).is_symlink():
+        (small / OBJECTS).unlink()  # as an earlier version did it; nothing is read through a link
+    write_atomic(small / _LENDING_FOLDER, os.fsencode(root.resolve()), mode=0o644)
+
+
+def _borrow(root: Path, path: Path) -> None:
+    """Give an object of the lending lake a second name here, or a copy where file systems differ."""
+    try:
+        lender = Path(os.fsdecode((root / _LENDING_FOLDER).read_bytes()))
+        file = binary_beneath(lender, f"{OBJECTS}/{path.name}")
+    except FileNotFoundError:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
+    with file:
+        try:
+            os.link(file.name, beside)
+        except OSError:
+            with beside.open("wb") as out:
+                shutil.copyfileobj(file, out)
+                out.flush()
+                os.fsync(out.fileno())
+    beside.replace(path)
 
 
 def fresh(root: Path, path: Path) -> Path:
@@ -91,6 +126,21 @@ def discard(root: Path, path: Path) -> None:
     if remote is not None:
         remote.delete(name_of(root, path))
     path.unlink(missing_ok=True)
+
+
+def discard_all(root: Path, paths: Sequence[Path]) -> None:
+    """Delete files of the lake in this order; of a remote lake several at once, in any order.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    if remote_of(root) is None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return
+    with ThreadPoolExecutor(PUTS_AT_ONCE) as pool:
+        for _ in pool.map(lambda path: discard(root, path), paths):
+            pass
 
 
 def deliver(root: Path, files: Sequence[NewFile]) -> None:
@@ -264,13 +314,25 @@ def files_of(root: Path, parent: str) -> list[Stored]:
     """Every file below a folder of the lake, by name. Of a remote lake: a listing, likewise.
 
     Raises:
+        BadReferenceError: it is, or holds, a link: what it leads to is not the lake's to list, read or delete.
         RetryLaterError: the storage is away.
     """
     remote = remote_of(root)
     if remote is not None:
         return remote.listed(parent)
-    found = sorted(path for path in (root / parent).rglob("*") if path.is_file())
+    links = [path for path in _with_parents(root, parent) if path.is_symlink()]
+    everything = [] if links else sorted((root / parent).rglob("*"))
+    # Backfills of today and before have some of their own; nobody lists them to read or delete what they lead to.
+    links += [path for path in everything if path.is_symlink() and not path.is_relative_to(backfills_folder(root))]
+    if links:
+        raise BadReferenceError(f"{links[0]}: a link in the lake; put what it leads to in its place, or mount it there")
+    found = [path for path in everything if path.is_file()]
     return [Stored(name_of(root, path), (stat := path.stat()).st_size, stat.st_mtime) for path in found]
+
+
+def _with_parents(root: Path, name: str) -> list[Path]:
+    steps = name.split("/")
+    return [root.joinpath(*steps[:count]) for count in range(1, len(steps) + 1)]
 
 
 def send(root: Path, paths: Sequence[Path]) -> None:

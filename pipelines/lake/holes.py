@@ -2,17 +2,21 @@
 
 A seq counts from 0 without holes, so a hole is a sample on its way, or lost. It closes when the sample comes, late or again, or
 when its device reports that it dropped it. An epoch that its device no longer lists will not be sent again: what is missing
-of it is lost, unless somebody finds the device's disk.
+of it is lost, unless somebody finds the device's disk. Below the floor of its stream a hole is closed and counted as such.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.lake.books import BooksKey
 from pipelines.lake.ledger import Ledger
+from pipelines.lake.ledger_books import floors_of
 from pipelines.lake.ledger_rows import same_epoch
+from schemas.receipts import NO_FLOOR, Floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,8 @@ class Hole:
 
 def holes(ledger: Ledger, device: str = "", stream: str = "") -> list[Hole]:
     """All holes of a device or stream, of all of them by default, by device, stream, epoch and seq."""
-    settled = ledger.whole().settled
+    whole = ledger.whole()
+    settled, floors = whole.settled, floors_of(whole.books)
     for name, wanted in (("device", device), ("stream", stream)):
         if wanted:
             settled = settled.filter(pc.equal(settled[name], wanted))
@@ -45,4 +50,10 @@ def holes(ledger: Ledger, device: str = "", stream: str = "") -> list[Hole]:
     is_after_hole = settled["low"].to_numpy() > before
     found = settled.filter(pa.array(is_after_hole)).append_column("from", pa.array(before[is_after_hole]))
     columns = [found[name].to_pylist() for name in ("device", "stream", "epoch", "from", "low", "asked")]
-    return [Hole(*row) for row in zip(*columns, strict=True)]
+    found_holes = (_above_floor(Hole(*row), floors) for row in zip(*columns, strict=True))
+    return [hole for hole in found_holes if hole is not None]
+
+
+def _above_floor(hole: Hole, floors: Mapping[BooksKey, Floor]) -> Hole | None:
+    below = floors.get((hole.device, hole.stream), NO_FLOOR).below(hole.epoch)
+    return hole if below <= hole.low else replace(hole, low=below) if below < hole.high else None

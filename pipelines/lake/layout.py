@@ -17,6 +17,8 @@ QUARANTINE_CLOSED = "quarantine_closed"
 COMMITS = "commits"
 REQUESTS = "requests"
 ROLLUPS = "rollups"
+ARCHIVE = "archive"
+REMOVED = "removed"
 REPLAYS = ".replay"
 STALE = "runs/stale"
 
@@ -41,6 +43,11 @@ def faults_path(root: Path) -> Path:
     return root / RUNS / "faults.json"
 
 
+def receipt_pages_path(root: Path) -> Path:
+    """Which devices' receipts may have further pages retained on the broker; there only once one had."""
+    return root / RUNS / "receipt_pages.json"
+
+
 def chips_path(root: Path, run: int) -> Path:
     """The chip files that run `run` has cut and not yet committed."""
     return root / RUNS / f"{run:012d}.chips.json"
@@ -59,6 +66,21 @@ def books_path(root: Path, run: int) -> Path:
 def pins_path(root: Path, digest: str) -> Path:
     """The contracts and policies that plans refer to by digest."""
     return root / RUNS / "pins" / f"{digest}.json"
+
+
+def removed_path(root: Path, table: str) -> Path:
+    """The files that were removed from a table and are kept for readers of its older versions."""
+    return root / RUNS / REMOVED / f"{table.replace('/', '.')}.parquet"
+
+
+def looked_at_path(root: Path, table: str) -> Path:
+    """Which files of a table were found to show no private value."""
+    return root / "cache" / "private" / f"{table.replace('/', '.')}.json"
+
+
+def table_states_path(root: Path) -> Path:
+    """What the last start found of every table."""
+    return root / "cache" / "tables.json"
 
 
 def requests_folder(root: Path) -> Path:

@@ -12,7 +12,9 @@ from operator import itemgetter
 import pyarrow as pa
 
 from pipelines.lake.books import BooksKey, Counts, EpochKey
-from pipelines.lake.ledger_rows import BOOKS_SCHEMA, COUNTS, NO_ROWS, LedgerRows
+from pipelines.lake.ledger_books import COUNTS, NO_REASONS, Reasons, counts_of
+from pipelines.lake.ledger_bounds import MAX_DEVICE_RANGES, bounded
+from pipelines.lake.ledger_rows import NO_ROWS, LedgerRows
 from schemas.ranges import Ranges
 
 KEPT_LEDGERS = 20
@@ -44,6 +46,9 @@ class Ledger:
         touched: Mapping[EpochKey, Ranges],
         counts: Mapping[BooksKey, Counts],
         listed: Mapping[str, frozenset[EpochKey]],
+        *,
+        reasons: Reasons = NO_REASONS,
+        max_ranges: int = MAX_DEVICE_RANGES,
     ) -> "Ledger":
         """The ledger after a run.
 
@@ -52,9 +57,12 @@ class Ledger:
             touched: the new ranges of every epoch that changed.
             counts: what to add to the books.
             listed: per device that reported in this run, the epochs it still knows.
+            reasons: how many samples of a stream in `counts` were refused for which reason.
+            max_ranges: how many ranges a device may have; beyond it the oldest gaps are closed.
         """
         devices = {*map(itemgetter(0), touched), *map(itemgetter(0), counts), *listed}
-        return self._next(run, self.delta.updated(self.of(devices).after(touched, counts, listed)))
+        after = self.of(devices).after(touched, counts, listed, reasons)
+        return self._next(run, self.delta.updated(bounded(after, max_ranges)))
 
     def _next(self, run: int, delta: LedgerRows) -> "Ledger":
         if self.bases and delta.count * DELTA_SHARE <= self.base.count:
@@ -73,9 +81,7 @@ class Ledger:
     @property
     def books(self) -> dict[BooksKey, Counts]:
         """The books of every device and stream: for looking, not for what every run does."""
-        books = self.whole().books
-        rows = zip(*(books[name].to_pylist() for name in BOOKS_SCHEMA.names), strict=True)
-        return {(device, stream): Counts(*counts) for device, stream, *counts in rows}
+        return counts_of(self.whole().books)
 
     def books_by_stream(self) -> dict[str, Counts]:
         """The books of each stream over all its devices, by name."""
@@ -98,6 +104,11 @@ class Ledger:
         """Every device with a settled sample."""
         chunks = [*self.base.settled["device"].chunks, *self.delta.settled["device"].chunks]
         return set(pa.chunked_array(chunks, pa.string()).unique().to_pylist())
+
+    def devices_with_receipt(self) -> set[str]:
+        """Every device to which the core has something to say: with a settled sample, or with books."""
+        chunks = [*self.base.books["device"].chunks, *self.delta.books["device"].chunks]
+        return (self.devices() | set(pa.chunked_array(chunks, pa.string()).unique().to_pylist())) - {""}
 
 
 def needed_bases(bases: tuple[int, ...], run: int) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,10 +16,10 @@ from pipelines.errors import CorruptLakeError
 from pipelines.lake.copy import discard, keep, read_bytes
 from pipelines.lake.layout import books_path, ledger_path
 from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
-from pipelines.lake.ledger_rows import BOOKS_SCHEMA, NO_ROWS, SETTLED_SCHEMA, LedgerRows
+from pipelines.lake.ledger_books import BOOKS_SCHEMA, with_later_columns
+from pipelines.lake.ledger_rows import NO_ROWS, SETTLED_SCHEMA, LedgerRows
 
 BASES = b"catchment.bases"
-_DISCARDED = BOOKS_SCHEMA.get_field_index("discarded")
 BASE_FIELD = pa.field("base", pa.int64(), nullable=False)
 
 
@@ -119,10 +118,8 @@ def _read(root: Path, path: Path, run: int, schema: pa.Schema) -> _File:
         bases = msgspec.json.decode(told, type=tuple[int, ...]) or (run,)
     except (OSError, pa.ArrowException, msgspec.MsgspecError) as error:
         raise CorruptLakeError(f"{path}: the ledger cannot be read ({error}); restore it from a copy of runs/") from error
-    if schema is BOOKS_SCHEMA and "discarded" not in table.column_names:
-        # Books of before discarded samples were told apart from quarantined ones.
-        none = pa.array(np.zeros(table.num_rows, np.int64))
-        table = table.add_column(min(_DISCARDED, table.num_columns), BOOKS_SCHEMA.field(_DISCARDED), none)
+    if schema is BOOKS_SCHEMA:
+        table = with_later_columns(table)
     if not table.schema.equals(schema if bases[-1] == run else schema.append(BASE_FIELD)):
         raise CorruptLakeError(f"{path}: not of the ledger's schema; read it with the version that wrote it")
     return _File(table.select(schema.names).replace_schema_metadata(None).combine_chunks(), bases)

@@ -1,13 +1,13 @@
 """The state of many devices as two Arrow tables: a device that a run does not touch is never made a Python object. No IO.
 
 Settled: device, stream, epoch, low, high (half-open), asked (whether the device still asks about this epoch).
-Books: device, stream, received, committed, quarantined, discarded, duplicate, dropped; counts since the lake began.
+Books: see `ledger_books`; counts since the lake began.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.lake.books import BooksKey, Counts, EpochKey
+from pipelines.lake.ledger_books import BOOKS_SCHEMA, COUNTS, NO_REASONS, Reasons, books_after
 from schemas.ranges import Ranges, Span
 
 SETTLED_SCHEMA = pa.schema(
@@ -27,14 +28,8 @@ SETTLED_SCHEMA = pa.schema(
         pa.field("asked", pa.bool_(), nullable=False),
     ]
 )
-COUNTS = ("received", "committed", "quarantined", "discarded", "duplicate", "dropped")
-BOOKS_SCHEMA = pa.schema(
-    [pa.field("device", pa.string(), nullable=False), pa.field("stream", pa.string(), nullable=False)]
-    + [pa.field(name, pa.int64(), nullable=False) for name in COUNTS]
-)
 _SETTLED_ORDER = [(name, "ascending") for name in ("device", "stream", "epoch", "low")]
 _BOUNDED = ("device", "stream", "epoch", "low", "high")
-_SUMS = [(name, "sum") for name in COUNTS]
 _BOOKS_ORDER = [(name, "ascending") for name in ("device", "stream")]
 
 
@@ -74,6 +69,7 @@ class LedgerRows:
         touched: Mapping[EpochKey, Ranges],
         counts: Mapping[BooksKey, Counts],
         listed: Mapping[str, frozenset[EpochKey]],
+        reasons: Reasons = NO_REASONS,
     ) -> "LedgerRows":
         """The states after a run; whoever it touched and is not here has none yet. See `Ledger.after`."""
         settled = pa.concat_tables([_told(self.settled, listed, touched), _settled_table(touched)])
@@ -85,13 +81,7 @@ class LedgerRows:
         settled, is_new = settled.take(order), is_new[order.to_numpy()]
         is_first = ~same_epoch(settled)
         replaced = is_new[is_first][np.cumsum(is_first) - 1] & ~is_new
-        books = (
-            pa.concat_tables([self.books, _books_table(counts)])
-            .group_by(["device", "stream"], use_threads=False)
-            .aggregate(_SUMS)
-        )
-        books = books.rename_columns([name.removesuffix("_sum") for name in books.column_names]).select(BOOKS_SCHEMA.names)
-        return LedgerRows(settled.filter(pa.array(~replaced)), books.cast(BOOKS_SCHEMA))
+        return LedgerRows(settled.filter(pa.array(~replaced)), books_after(self.books, counts, reasons))
 
     def updated(self, newer: "LedgerRows") -> "LedgerRows":
         """These states, those of `newer` in the place of the same devices' states."""
@@ -171,13 +161,6 @@ def _settled_table(touched: Mapping[EpochKey, Ranges]) -> pa.Table:
     asked = pa.array(np.ones(len(owner), np.bool_))
     return pa.table(
         [*(column.take(owner) for column in own), pa.array(bounds[0::2]), pa.array(bounds[1::2]), asked], schema=SETTLED_SCHEMA
-    )
-
-
-def _books_table(books: Mapping[BooksKey, Counts]) -> pa.Table:
-    keys, counts = list(books), list(books.values())
-    return pa.table(
-        [_texts(keys, 0), _texts(keys, 1), *(_whole(counts, attrgetter(name)) for name in COUNTS)], schema=BOOKS_SCHEMA
     )
 
 

@@ -7,7 +7,6 @@ lake.scan("vehicle_telemetry").group_by("device").len().collect()   # Polars, la
 lake.open_set("braking/1")
 """
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +16,12 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from catchment.runtime.plain import html_text, plain
 from pipelines.config import load_core_config
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.lake.copy import folders_of
 from pipelines.lake.layout import STREAMS, stream_table
+from pipelines.lake.reference import check_table_files
 from pipelines.lake.remote import lake_of
 from pipelines.lake.table import dataset_of, open_table
 from schemas.errors import SchemaError
@@ -49,6 +50,7 @@ class Lake:
 
         Raises:
             NotFoundError: the stream has no rows, or there is no such version.
+            BadReferenceError: a file of the table is a link.
         """
         table = open_table(self.root, stream_table(_checked_name(stream)))
         if table is None:
@@ -58,6 +60,7 @@ class Lake:
                 table.load_as_version(version)
             except DeltaError as error:
                 raise NotFoundError(f"stream {stream} has no version {version}: {str(error)[:200]}") from error
+        check_table_files(self.root, stream_table(stream), table)
         return table
 
     def scan(self, stream: str, version: int | None = None) -> pl.LazyFrame:
@@ -112,11 +115,11 @@ class Lake:
         return [f"{manifest.name}/{manifest.version}" for manifest in list_sets(self.root)]
 
     def __repr__(self) -> str:
-        return f"<Lake {self.root}: {', '.join(self.streams()) or 'no streams yet'}>"
+        return plain(f"<Lake {self.root}: {', '.join(self.streams()) or 'no streams yet'}>")
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{html.escape(name)}</td></tr>" for name in self.streams())
-        return f"<b>lake {html.escape(str(self.root))}</b><table><tr><th>stream</th></tr>{rows}</table>"
+        rows = "".join(f"<tr><td>{html_text(name)}</td></tr>" for name in self.streams())
+        return f"<b>lake {html_text(str(self.root))}</b><table><tr><th>stream</th></tr>{rows}</table>"
 
 
 def _checked_name(stream: str) -> str:

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow.parquet as pq
 
-from pipelines.errors import CorruptLakeError
+from pipelines.errors import BadReferenceError, CorruptLakeError
 from pipelines.lake.payload_writer import (
     PAYLOAD_COLUMN,
     PayloadShard,
@@ -14,6 +15,7 @@ from pipelines.lake.payload_writer import (
     value_offsets,
     write_payload_shard,
 )
+from pipelines.lake.reference import checked_name, open_referred
 from pipelines.lake.remote import Remote, remote_of
 
 __all__ = [
@@ -30,7 +32,7 @@ __all__ = [
 _PREFIX_BYTES = 4
 
 
-def read_payload(root: Path, shard: str, offset: int, length: int, row: int) -> bytes:
+def read_payload(root: Path, shard: str, offset: int, length: int, row: int, of: str = "") -> bytes:
     """The payload of one sample.
 
     The 4-byte length before the value is checked first; where it disagrees, the row is read as ordinary Parquet, and only
@@ -42,25 +44,26 @@ def read_payload(root: Path, shard: str, offset: int, length: int, row: int) -> 
         offset: file offset of the value's first byte; 0 means a whole file under `objects/`.
         length: bytes of the value.
         row: row of the value in its shard, for the slow way.
+        of: the sample, for messages.
 
     Raises:
+        BadReferenceError: the reference leads out of the lake or through a link, or its numbers are none of a file.
         CorruptLakeError: the file is missing, cut short, or holds something else there.
     """
-    path = root / shard
-    remote = None if path.exists() else remote_of(root)
-    if remote is not None:
+    of = of or f"row {row} of a table"
+    checked_name(shard, of)
+    if 0 < offset < _PREFIX_BYTES or min(offset, length, row) < 0:
+        raise BadReferenceError(f"{of}: refers to {length} bytes at {offset} of {shard}, row {row}; no file has such; restore it")
+    remote = remote_of(root)
+    if remote is not None and not os.path.lexists(root / shard):
         return _from_afar(remote, shard, offset, length)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise CorruptLakeError(f"{path}: cannot be opened ({error.strerror}); a row refers to it, so restore it") from error
-    try:
+    with open_referred(root, shard, of) as file:
+        descriptor, path = file.fileno(), root / shard
         if offset == 0:
             return _whole(descriptor, path, length)
-        value = pread_exactly(descriptor, offset, length)
-    finally:
-        os.close(descriptor)
-    return value if value is not None else read_row(path, row, length)
+        is_inside = offset + length <= os.fstat(descriptor).st_size  # looked at before memory is taken for it
+        value = pread_exactly(descriptor, offset, length) if is_inside else None
+        return value if value is not None else read_row(file, row, length)
 
 
 def _from_afar(remote: Remote, shard: str, offset: int, length: int) -> bytes:
@@ -83,14 +86,20 @@ def pread_exactly(descriptor: int, offset: int, length: int) -> bytes | None:
     return value if len(value) == length else _rest(descriptor, offset, length, value)
 
 
-def read_row(path: Path, row: int, length: int) -> bytes:
+def read_row(shard: BinaryIO, row: int, length: int) -> bytes:
     """One payload by its row, through pyarrow: what holds when an offset does not.
+
+    Args:
+        shard: the open shard; nobody else reads through it meanwhile.
+        row: number of the row.
+        length: bytes of the value.
 
     Raises:
         CorruptLakeError: not such a Parquet file, no such row, or a value of another length.
     """
+    path = shard.name
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if row < rows:

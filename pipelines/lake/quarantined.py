@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.lake.layout import QUARANTINE, QUARANTINE_CLOSED
+from pipelines.lake.reference import check_table_files
 from pipelines.lake.table import open_table
 
 Rows = list[dict[str, Any]]
@@ -28,7 +29,12 @@ _HEADS = [
     "spans",
 ]  # fmt: skip
 # What differs from one refusal to the next of the same kind: digests, quoted words, numbers.
-_VARIABLE = ((re.compile(r"\b[0-9a-f]{32,}\b"), "#"), (re.compile(r"'[^']*'"), "'…'"), (re.compile(r"\d+(\.\d+)?"), "N"))
+_VARIABLE = (
+    (re.compile(r"\b[0-9a-f]{32,}\b"), "#"),
+    (re.compile(r"'[^']*'"), "'…'"),
+    (re.compile(r'"[^"]*"'), '"…"'),
+    (re.compile(r"\d+(\.\d+)?"), "N"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ def heads(root: Path, where: Where) -> pa.Table:
     table = open_table(root, QUARANTINE)
     if table is None:
         return pa.schema([pa.field(name, pa.string()) for name in _HEADS]).empty_table()
+    check_table_files(root, QUARANTINE, table)
     present = {field.name for field in table.schema().fields}
     rows = pa.table(table.to_pyarrow_table(columns=[name for name in _HEADS if name in present]))
     for name in _HEADS:
@@ -89,7 +96,7 @@ def grouped(rows: pa.Table) -> Rows:
 
 
 def kind_of(reason: str) -> str:
-    """The reason without what differs from sample to sample."""
+    """The reason without what differs from sample to sample, and so without the values that it quotes."""
     for pattern, mark in _VARIABLE:
         reason = pattern.sub(mark, reason)
     return reason
@@ -100,6 +107,7 @@ def open_rows(root: Path, ids: Collection[str], max_rows: int, max_bytes: int) -
     table = open_table(root, QUARANTINE)
     if table is None or not ids:
         return []
+    check_table_files(root, QUARANTINE, table)
     wanted = pa.array(sorted(ids), pa.string())
     dataset = table.to_pyarrow_dataset()
     light = _open(root, dataset.to_table(columns=["id", "run"], filter=pc.field("id").isin(wanted)))

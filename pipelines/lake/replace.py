@@ -18,7 +18,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.errors import ConflictError, RetryLaterError
-from pipelines.lake.table import sync_log
+from pipelines.lake.table import HOOKS, sync_log
 
 
 class LiveFile(msgspec.Struct, frozen=True):
@@ -59,12 +59,14 @@ def replace_files(root: Path, name: str, table: DeltaTable, files: Iterable[Live
     ]
     properties = CommitProperties(custom_metadata=dict(note), max_commit_retries=0)
     try:
-        table.create_write_transaction(actions, "overwrite", table.schema(), commit_properties=properties)
+        table.create_write_transaction(
+            actions, "overwrite", table.schema(), commit_properties=properties, post_commithook_properties=HOOKS
+        )
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody committed after version {table.version()}; look again ({error})") from error
     except (DeltaError, OSError) as error:
         raise RetryLaterError(f"{name}: could not be rewritten: {error}; is the storage there?") from error
-    sync_log(root, name)
+    sync_log(root, name, table.version())
     return table.version() + 1
 
 

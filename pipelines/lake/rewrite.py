@@ -44,7 +44,9 @@ def _write(file: pq.ParquetFile, columns: pa.Table, out: object) -> None:
     for name in columns.column_names:
         schema = schema.set(schema.get_field_index(name), pa.field(name, columns.schema.field(name).type))
     plain = pa.schema([pa.field(each.name, _plain(each.type)) for each in schema])
-    with pq.ParquetWriter(out, plain, compression="zstd", compression_level=1, write_page_checksum=True) as writer:
+    # Nobody says here which columns are private, so no column has bounds.
+    options = {"compression": "zstd", "compression_level": 1, "write_page_checksum": True, "write_statistics": False}
+    with pq.ParquetWriter(out, plain, **options) as writer:
         at = 0
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group)

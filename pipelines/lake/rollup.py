@@ -5,7 +5,7 @@ since the one before, exactly once (application transaction `("rollup", run)`). 
 their minute; `read_rollup` puts such rows together, and so does each compaction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipelines.lake.commit import commit_once, committed_run
 from pipelines.lake.copy import folders_of
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import COMMITS, ROLLUPS, STREAMS, stream_table
+from pipelines.lake.private_values import private_of_stream
 from pipelines.lake.table import dataset_of, open_table
 
 ROLLUP_APP = "rollup"
@@ -42,18 +43,23 @@ def rollup_table(stream: str) -> str:
     return f"{ROLLUPS}/{stream}"
 
 
-def roll_up_all(root: Path) -> dict[str, int]:
+def roll_up_all(root: Path, private: Mapping[str, Collection[str]] | None = None) -> dict[str, int]:
     """Roll up what runs have committed since the last time; the rows read per stream.
+
+    Args:
+        root: the lake root.
+        private: per stream the columns that contracts call private; those that its table was told of are left out, too.
 
     Raises:
         ConflictError: another maintenance is at work.
         CorruptLakeError: a table cannot be read.
     """
     upto = committed_run(root, COMMITS)
-    return {stream: roll_up(root, stream, upto) for stream in folders_of(root, STREAMS)}
+    told = private or {}
+    return {stream: roll_up(root, stream, upto, told.get(stream, ())) for stream in folders_of(root, STREAMS)}
 
 
-def roll_up(root: Path, stream: str, upto: int) -> int:
+def roll_up(root: Path, stream: str, upto: int, private: Collection[str] = ()) -> int:
     """Roll up one stream's rows of the runs up to `upto` that are not rolled up yet; how many rows those were."""
     table = open_table(root, stream_table(stream))
     if table is None or any(field.name == "payload_shard" for field in table.schema().fields):
@@ -62,7 +68,8 @@ def roll_up(root: Path, stream: str, upto: int) -> int:
     after = 0 if done is None else done.transaction_version(ROLLUP_APP) or 0
     if after >= upto:
         return 0
-    frame, count = rolled_rows(table, (pc.field("run") > after) & (pc.field("run") <= upto))
+    private = private_of_stream(root, stream_table(stream), private)
+    frame, count = rolled_rows(table, (pc.field("run") > after) & (pc.field("run") <= upto), private)
     if frame is None:
         return 0
     rows = merged(frame).to_arrow().cast(ROLLUP_SCHEMA)
@@ -71,10 +78,14 @@ def roll_up(root: Path, stream: str, upto: int) -> int:
     return count
 
 
-def rolled_rows(table: DeltaTable, wanted: Any) -> tuple[pl.DataFrame | None, int]:
-    """Some rows of a stream's table rolled up, a minute perhaps in several pieces, and how many rows those were."""
+def rolled_rows(table: DeltaTable, wanted: Any, private: Collection[str]) -> tuple[pl.DataFrame | None, int]:
+    """Some rows of a stream's table rolled up, a minute perhaps in several pieces, and how many rows those were.
+
+    A mean of a place where somebody was is such a place: private columns have no roll-up.
+    """
     dataset = dataset_of(table)
-    columns = [field.name for field in dataset.schema if field.name not in _STANDARD and _is_numeric(field.type)]
+    left_out = _STANDARD | frozenset(private)
+    columns = [field.name for field in dataset.schema if field.name not in left_out and _is_numeric(field.type)]
     parts: list[pl.DataFrame] = []
     count = 0
     named = ["device", "event_time", *columns]

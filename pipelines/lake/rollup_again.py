@@ -5,6 +5,7 @@ once the minutes are rolled up again; if it dies between the two, the next maint
 """
 
 import hashlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,9 +16,11 @@ import pyarrow.parquet as pq
 import structlog
 
 from pipelines.errors import ConflictError, CorruptLakeError
-from pipelines.lake.copy import at_hand, discard, files_of, forget, keep, read_bytes
+from pipelines.lake.copy import discard, files_of, forget, keep, read_bytes
 from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import STALE, stale_path, stream_table
+from pipelines.lake.private_values import private_of_stream
+from pipelines.lake.reference import table_path
 from pipelines.lake.rollup import MINUTE_US, ROLLUP_APP, ROLLUP_SCHEMA, merged_table, rolled_rows, rollup_table
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import open_table
@@ -52,8 +55,12 @@ def leave_word(root: Path, stale: Stale) -> None:
     keep(root, path, body)
 
 
-def roll_up_again(root: Path) -> dict[str, int]:
+def roll_up_again(root: Path, private: Mapping[str, Collection[str]] | None = None) -> dict[str, int]:
     """Roll up all minutes of which there is word; the rows read per stream. For the one that holds the lake's upkeep.
+
+    Args:
+        root: the lake root.
+        private: per stream the columns that contracts call private, as for `roll_up_all`.
 
     Raises:
         ConflictError: another maintenance is at work.
@@ -69,15 +76,16 @@ def roll_up_again(root: Path) -> dict[str, int]:
             stale = msgspec.json.decode(read_bytes(root, path), type=Stale)
         except msgspec.MsgspecError as error:
             raise CorruptLakeError(f"{path}: not what it should be ({error}); delete it and rollups/ of its stream") from error
+        hidden = private_of_stream(root, stream_table(stale.stream), (private or {}).get(stale.stream, ()))
         with workplace(root, "rollup") as there:
-            rows = _again(there, stale)
+            rows = _again(there, stale, hidden)
         discard(root, path)
         done[stale.stream] = done.get(stale.stream, 0) + rows
         log.info("rolled_up_again", stream=stale.stream, rows=rows, minutes=(stale.high_us - stale.low_us) // MINUTE_US + 1)
     return done
 
 
-def _again(root: Path, stale: Stale) -> int:
+def _again(root: Path, stale: Stale, private: Collection[str]) -> int:
     name = rollup_table(stale.stream)
     table, rolled = open_table(root, stream_table(stale.stream)), open_table(root, name)
     if table is None or rolled is None:
@@ -85,7 +93,7 @@ def _again(root: Path, stale: Stale) -> int:
     upto = rolled.transaction_version(ROLLUP_APP) or 0
     low, high = (pa.scalar(at_us, pa.timestamp("us", "UTC")) for at_us in (stale.low_us, stale.high_us + MINUTE_US))
     time = pc.field("event_time")
-    frame, count = rolled_rows(table, (time >= low) & (time < high) & (pc.field("run") <= upto))
+    frame, count = rolled_rows(table, (time >= low) & (time < high) & (pc.field("run") <= upto), private)
     old, parts = _without(root, name, sorted(live_sizes(rolled)), low, high)
     if frame is not None:
         parts.append(frame.to_arrow().cast(ROLLUP_SCHEMA))
@@ -103,7 +111,7 @@ def _without(root: Path, name: str, paths: list[str], low: pa.Scalar, high: pa.S
     old: list[str] = []
     parts: list[pa.Table] = []
     for path in paths:
-        rows = pq.read_table(at_hand(root, root / name / path), partitioning=None, page_checksum_verification=True)
+        rows = pq.read_table(table_path(root, name, path), partitioning=None, page_checksum_verification=True)
         forget(root, [root / name / path])
         minute = rows.column("minute")
         is_within = pc.and_(pc.greater_equal(minute, low), pc.less(minute, high))

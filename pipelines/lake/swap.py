@@ -16,7 +16,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from pipelines.errors import ConflictError, RetryLaterError
 from pipelines.lake.copy import deliver
 from pipelines.lake.files import NewFile
-from pipelines.lake.table import open_table, sync_log
+from pipelines.lake.table import HOOKS, open_table, sync_log
 
 ATTEMPTS = 50
 
@@ -71,12 +71,14 @@ def swap_files(
         marks = None if transaction is None else [Transaction(*transaction, now_ms)]
         properties = CommitProperties(custom_metadata=dict(note), max_commit_retries=0, app_transactions=marks)
         try:
-            table.create_write_transaction(actions, "append", table.schema(), commit_properties=properties)
+            table.create_write_transaction(
+                actions, "append", table.schema(), commit_properties=properties, post_commithook_properties=HOOKS
+            )
         except CommitFailedError:
             time.sleep(0.01 * attempt)
             continue
         except (DeltaError, OSError) as error:
             raise RetryLaterError(f"{name}: could not be rewritten: {error}; is the storage there?") from error
-        sync_log(root, name)
+        sync_log(root, name, table.version())
         return True
     raise ConflictError(f"{name}: runs committed {ATTEMPTS} times meanwhile; try again when less arrives")

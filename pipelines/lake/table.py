@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable, Schema
+from deltalake import DeltaTable, PostCommitHookProperties, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, DeltaProtocolError, TableNotFoundError
 
 from pipelines.atomic import sync_folder
@@ -15,6 +15,10 @@ from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, Refus
 from pipelines.lake.remote import remote_of
 
 CHECKPOINT_INTERVAL = 20
+# Left to itself the library lists the whole log after every commit, to delete entries that are 30 days old. Maintenance deletes
+# log entries here, once what they say has been archived.
+_YOUNG = 2
+HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
 def open_table(root: Path, name: str) -> DeltaTable | None:
@@ -69,12 +73,16 @@ def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[s
     if table is None:
         return _create(root, name, schema, private)
     missing = _missing_columns(name, table, schema)
-    if not missing:
+    if not missing and (shown_columns(table) or frozenset()).isdisjoint(private):
         return table
-    shown = stats_columns(pa.schema([*_arrow_schema(table), *missing]), private)
+    hidden = frozenset(private) | private_of(table, _arrow_schema(table))
+    shown = stats_columns(pa.schema([*_arrow_schema(table), *missing]), hidden)
     try:
-        table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields))
-        _reopened(root, name).alter.set_table_properties({"delta.dataSkippingStatsColumns": ",".join(shown)})
+        if missing:
+            table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields), post_commithook_properties=HOOKS)
+        _reopened(root, name).alter.set_table_properties(
+            {"delta.dataSkippingStatsColumns": ",".join(shown)}, post_commithook_properties=HOOKS
+        )
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody changed the table while columns were added; look again") from error
     except (DeltaError, OSError) as error:
@@ -94,8 +102,14 @@ def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
 
 def private_of(table: DeltaTable, schema: pa.Schema) -> frozenset[str]:
     """Columns that statistics must not show, as the table was told when it was made."""
+    shown = shown_columns(table)
+    return frozenset() if shown is None else frozenset(schema.names) - shown
+
+
+def shown_columns(table: DeltaTable) -> frozenset[str] | None:
+    """The columns whose bounds may stand in the table's log, as it was told; None where it was told nothing."""
     told = table.metadata().configuration.get("delta.dataSkippingStatsColumns")
-    return frozenset() if told is None else frozenset(schema.names) - frozenset(told.split(","))
+    return None if told is None else frozenset(filter(None, told.split(",")))
 
 
 def sync_log(root: Path, name: str, version: int | None = None) -> None:
@@ -114,7 +128,8 @@ def sync_log(root: Path, name: str, version: int | None = None) -> None:
         with entry.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(log)
-    sync_folder(root / name)
+    if version is None or version <= _YOUNG:
+        sync_folder(root / name)  # whoever made the log's folder may have been killed before it did so
 
 
 def _entries_from(log: Path, version: int) -> list[Path]:
@@ -133,6 +148,7 @@ def _create(root: Path, name: str, schema: pa.Schema, private: Collection[str]) 
             mode="ignore",
             configuration={
                 "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
+                "delta.enableExpiredLogCleanup": "false",
                 "delta.dataSkippingStatsColumns": ",".join(stats_columns(schema, private)),
             },
             storage_options=remote.table_options() if remote is not None else None,
@@ -165,9 +181,9 @@ def _arrow_schema(table: DeltaTable) -> pa.Schema:
     return pa.schema(table.schema().to_arrow())
 
 
-def check_evolution(table: DeltaTable, schema: pa.Schema) -> list[str]:
+def check_evolution(there: Schema, schema: pa.Schema) -> list[str]:
     """The columns of `schema` that a table has with another type, each with both types; new and missing columns are fine."""
-    present = {field.name: field.type for field in table.schema().fields}
+    present = {field.name: field.type for field in there.fields}
     return [
         f"column {field.name} is {_type_name(present[field.name])} in the table and {_type_name(field.type)} in the contract"
         for field in Schema.from_arrow(schema).fields
@@ -180,7 +196,7 @@ def _type_name(type_: Any) -> str:
 
 
 def _missing_columns(name: str, table: DeltaTable, schema: pa.Schema) -> list[pa.Field]:
-    differing = check_evolution(table, schema)
+    differing = check_evolution(table.schema(), schema)
     if differing:
         raise ConfigError(f"{name}: {'; '.join(differing)}; give the changed column a new name")
     present = {field.name for field in table.schema().fields}

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from catchment.runtime.terminal import PlainConsole, joined, styled
 from pipelines.contracts.registry import ContractSet
 from pipelines.contracts.yaml_source import read_yaml
 from pipelines.errors import PipelineError
@@ -31,6 +31,7 @@ policy_app.command("preview")(look_cli.preview)
 policy_app.command("explain")(look_cli.explain_sample)
 policy_app.command("retag")(lake_cli.retag)
 
+_REFUSED, _UNTESTED = styled("refused", "red"), styled("untested", "yellow")
 Files = Annotated[list[Path], typer.Argument(help="Policy files (YAML).")]
 Contracts = Annotated[str, typer.Option("--contracts", help="Folder of *.odcs.yaml contracts beside the built-in ones.")]
 
@@ -38,7 +39,7 @@ Contracts = Annotated[str, typer.Option("--contracts", help="Folder of *.odcs.ya
 @policy_app.command()
 def check(files: Files, contracts: Contracts = "") -> None:
     """Compile every rule against the contracts of its streams."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     known = _contracts(console, contracts)
     bad = 0
     for path in files:
@@ -48,17 +49,18 @@ def check(files: Files, contracts: Contracts = "") -> None:
             edge_rules([policy], known)
             for step in policy.inspect:
                 check_step(step, path.parent / step.file if step.file else None)
-            console.print(f"[green]ok[/] {path}: {_title(policy)}, {len(policy.rules)} rules for {', '.join(policy.streams)}")
+            told = f" {path}: {_title(policy)}, {len(policy.rules)} rules for {', '.join(policy.streams)}"
+            console.print(joined(styled("ok", "green"), told))
         except PipelineError as error:
             bad += 1
-            console.print("[red]refused[/]", _plain(path, error))
+            console.print(_REFUSED, _located(path, error))
     raise typer.Exit(1 if bad else 0)
 
 
 @policy_app.command("test")
 def run_examples(files: Files, contracts: Contracts = "") -> None:
     """Run every policy's examples, and name the rules that no example reaches."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     known = _contracts(console, contracts)
     bad = 0
     for path in files:
@@ -66,33 +68,32 @@ def run_examples(files: Files, contracts: Contracts = "") -> None:
             trial = try_policy(load_policy(path), known)
         except PipelineError as error:
             bad += 1
-            console.print("[red]refused[/]", _plain(path, error))
+            console.print(_REFUSED, _located(path, error))
             continue
         bad += not trial.is_passed
         _report(console, path, trial)
     raise typer.Exit(1 if bad else 0)
 
 
-def _report(console: Console, path: Path, trial: Trial) -> None:
+def _report(console: PlainConsole, path: Path, trial: Trial) -> None:
     policy = trial.policy
     for failure in trial.failures:
-        console.print(
-            f"[red]failed[/] {path}: example {failure.example + 1} on {failure.stream}: wanted {_tags(failure.wanted)}, "
-            f"got {_tags(failure.found)}"
-        )
+        wanted, got = _tags(failure.wanted), _tags(failure.found)
+        told = f" {path}: example {failure.example + 1} on {failure.stream}: wanted {wanted}, got {got}"
+        console.print(joined(styled("failed", "red"), told))
     if trial.is_passed:
-        console.print(f"[green]passed[/] {path}: {_title(policy)}, {len(policy.examples)} examples")
+        console.print(joined(styled("passed", "green"), f" {path}: {_title(policy)}, {len(policy.examples)} examples"))
     if trial.unfired:
-        console.print(f"[yellow]untested[/] {path}: no example gets {', '.join(trial.unfired)}")
+        console.print(joined(_UNTESTED, f" {path}: no example gets {', '.join(trial.unfired)}"))
     for text in trial.untrue:
-        console.print(f"[yellow]untested[/] {path}: no example makes this true:", text.replace("[", r"\["))
+        console.print(joined(_UNTESTED, f" {path}: no example makes this true: {text}"))
 
 
-def _contracts(console: Console, folder: str) -> ContractSet:
+def _contracts(console: PlainConsole, folder: str) -> ContractSet:
     try:
         return ContractSet.load(folder)
     except PipelineError as error:
-        console.print("[red]refused[/]", str(error), markup=True)
+        console.print(_REFUSED, str(error))
         raise typer.Exit(1) from error
 
 
@@ -104,9 +105,9 @@ def _tags(tags: tuple[str, ...]) -> str:
     return "(" + (", ".join(tags) or "no tags") + ")"
 
 
-def _plain(path: Path, error: PipelineError) -> str:
-    """The message, with the file before it unless it already begins with it; brackets are text, not markup."""
+def _located(path: Path, error: PipelineError) -> str:
+    """The message, with the file before it unless it already begins with it."""
     message = str(error)
     if isinstance(error, RuleError):
         message = f"{read_yaml(path).where('rules', error.index, 'when')}: {message}"
-    return (message if message.startswith(str(path)) else f"{path}: {message}").replace("[", r"\[")
+    return message if message.startswith(str(path)) else f"{path}: {message}"

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
-from pipelines.lake.copy import at_hand, forget
+from pipelines.lake.copy import forget
 from pipelines.lake.layout import stream_table
+from pipelines.lake.reference import table_path
 from pipelines.lake.replace import LiveFile, live_files
 from pipelines.lake.table import open_table
 from pipelines.lake.workplace import workplace
@@ -51,7 +52,7 @@ def blocks(root: Path, stream: str, columns: Collection[str], limit: int | None,
     with workplace(root, _look()) as there:
         for number, file in enumerate(files):
             share = None if left is None else max(1, left // (len(files) - number))
-            path = at_hand(there, there / stream_table(stream) / file.path)
+            path = table_path(there, stream_table(stream), file.path)
             for block in _read(path, columns, share, seed):
                 yield block
                 left = None if left is None else left - block.num_rows
@@ -74,7 +75,7 @@ def sample_row(root: Path, stream: str, sample: str) -> pa.Table:
     wanted = (pc.field("device") == steps[0]) & (pc.field("epoch") == int(steps[1])) & (pc.field("seq") == int(steps[2]))
     with workplace(root, _look()) as there:
         for file in _files(root, stream):
-            path = at_hand(there, there / stream_table(stream) / file.path)
+            path = table_path(there, stream_table(stream), file.path)
             try:
                 found = pq.read_table(path, filters=wanted, partitioning=None)
             except (pa.ArrowException, OSError) as error:

@@ -1,7 +1,6 @@
 """Example samples as one page: small pictures with the tags they would get, as HTML that needs nothing else, or as a PNG."""
 
 import base64
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import Any
 
 import pyvips
 
+from catchment.runtime.plain import html_text
 from pipelines.atomic import write_atomic
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.payload import read_payload
 from pipelines.policy.preview import ExampleRow
+from pipelines.policy.thumbnail_child import AS_JPEG, AS_TILE, SIDE_PX
+from pipelines.policy.thumbnails import Thumbnails
 
-SIDE_PX = 240
-MAX_PIXELS = 400_000_000
 MAX_BYTES = 256 * 1024 * 1024
 _STYLE = """body{font:14px system-ui,sans-serif;margin:2rem;background:#fff;color:#222}
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(240px,1fr));gap:1rem}
@@ -41,53 +41,46 @@ class Sheet:
         """
         if path.suffix not in (".html", ".png"):
             raise RefusedError(f"{path}: a contact sheet is .html or .png")
-        pictures = [self._picture(example.row) for example in self.examples]
+        with Thumbnails(AS_JPEG if path.suffix == ".html" else AS_TILE) as thumbnails:
+            pictures = [self._picture(example.row, thumbnails) for example in self.examples]
         body = self._html(pictures) if path.suffix == ".html" else self._png(pictures)
         write_atomic(path, body, mode=0o644)
         return sum(picture is not None for picture in pictures)
 
-    def _picture(self, row: dict[str, Any]) -> Any | None:
-        """The payload as a small picture; None if it has none or is no picture."""
+    def _picture(self, row: dict[str, Any], thumbnails: Thumbnails) -> bytes | None:
+        """The payload as a small picture; None if it has none or is no picture: its columns are shown without one."""
         shard, length = row.get("payload_shard"), row.get("payload_length")
         if shard is None or not length or length > MAX_BYTES:
             return None
-        body = read_payload(self.root, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0)
-        try:
-            image = pyvips.Image.new_from_buffer(body, "", access="sequential")
-            if image.width * image.height > MAX_PIXELS:
-                return None
-            small = pyvips.Image.thumbnail_buffer(body, SIDE_PX, height=SIDE_PX, size="down")
-            return small.colourspace("srgb").flatten(background=255) if small.hasalpha() else small.colourspace("srgb")
-        except pyvips.Error:
-            return None  # a log, a table, a broken picture: its columns are shown without one
+        sample = f"sample {row.get('device')}/{row.get('epoch')}/{row.get('seq')}"
+        body = read_payload(self.root, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
+        return thumbnails.make(body)
 
-    def _html(self, pictures: Sequence[Any | None]) -> bytes:
+    def _html(self, pictures: Sequence[bytes | None]) -> bytes:
         figures = []
         for example, picture in zip(self.examples, pictures, strict=True):
             image = ""
             if picture is not None:
-                encoded = base64.b64encode(picture.jpegsave_buffer(Q=80, keep="none")).decode()
+                encoded = base64.b64encode(picture).decode()
                 image = f'<img alt="" src="data:image/jpeg;base64,{encoded}">'
-            tags = "".join(f"<b>{html.escape(tag)}</b>" for tag in example.tags)
+            tags = "".join(f"<b>{html_text(tag)}</b>" for tag in example.tags)
             told = "".join(
-                f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value)[:200])}</dd>"
+                f"<dt>{html_text(name)}</dt><dd>{html_text(str(value)[:200])}</dd>"
                 for name, value in example.row.items()
                 if value is not None and not name.startswith("payload_")
             )
             figures.append(f"<figure>{image}{tags}<dl>{told}</dl></figure>")
-        title = html.escape(self.title)
+        title = html_text(self.title)
         page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         return f"{page}<h1>{title}</h1><main>{''.join(figures)}</main></html>\n".encode()
 
-    def _png(self, pictures: Sequence[Any | None]) -> bytes:
+    def _png(self, pictures: Sequence[bytes | None]) -> bytes:
         shown = [picture for picture in pictures if picture is not None]
         if not shown:
             raise RefusedError("no example has a picture; write an .html sheet instead")
         tiles = [
-            picture.gravity("centre", SIDE_PX, SIDE_PX, extend="white").copy(interpretation="srgb").cast("uchar")
-            for picture in shown
+            pyvips.Image.new_from_memory(picture, SIDE_PX, SIDE_PX, 3, "uchar").copy(interpretation="srgb") for picture in shown
         ]
-        tiles = [tile if tile.bands == 3 else tile[0].bandjoin([tile[0], tile[0]]) for tile in tiles]
         try:
             body: bytes = pyvips.Image.arrayjoin(tiles, across=min(5, len(tiles)), shim=8, background=255).pngsave_buffer()
         except pyvips.Error as error:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from catchment.runtime.output import say, say_document
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import DocumentSigner, parse_key, require_director, write_key
@@ -21,7 +22,7 @@ from schemas.topics import Topics
 def keygen(path: Annotated[Path, typer.Argument(help="Where the private key shall lie.")]) -> None:
     """Make a key that signs device rules and nothing else, and print what devices are configured with."""
     public = write_key(path)
-    typer.echo(f'# agent.toml of every device\n[policy]\npublic_key = "{public}"')
+    say_document(f'# agent.toml of every device\n[policy]\npublic_key = "{public}"')
 
 
 def push(
@@ -70,9 +71,9 @@ def give_out(site: Site, core: CoreConfig, signer: DocumentSigner | None, device
     inspect = edge_inspectors(site.in_force(), streams)
     for stream, rules in streams.items():
         for rule in rules:
-            typer.echo(f"{stream}: {rule.id}: {rule.action}")
+            say(f"{stream}: {rule.id}: {rule.action}")
     for stream, steps in inspect.items():
-        typer.echo(f"{stream}: devices inspect {', '.join(step.use for step in steps)}")
+        say(f"{stream}: devices inspect {', '.join(step.use for step in steps)}")
     if signer is None:
         return
     policy = numbered_policy(site.root, streams, time.time_ns() // 1_000_000, inspect)
@@ -81,4 +82,4 @@ def give_out(site: Site, core: CoreConfig, signer: DocumentSigner | None, device
     topics = Topics(core.broker.namespace)
     with MqttPublisher(core.broker, "catchment-policy-push") as publisher:
         publisher.publish({topics.policy(DeviceId(name)): message for name in devices})
-    typer.echo(f"version {policy.version} of the device rules sent to {len(devices)} devices")
+    say(f"version {policy.version} of the device rules sent to {len(devices)} devices")

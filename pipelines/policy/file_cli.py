@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from catchment.runtime.output import say, say_document
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.policy.json_schema import schema_text
@@ -15,7 +16,7 @@ from pipelines.policy.yaml_text import to_yaml
 
 def schema() -> None:
     """Print the JSON Schema of policy files, for an editor that completes YAML."""
-    typer.echo(schema_text(), nl=False)
+    say_document(schema_text().removesuffix("\n"))
 
 
 def import_json(
@@ -36,13 +37,13 @@ def import_json(
     for policy in found.policies:
         path = out / f"{policy.id}.yaml"
         if path.exists():
-            typer.echo(f"{path} is there already; left as it is", err=True)
+            say(f"{path} is there already; left as it is", err=True)
             continue
         path.write_text(to_yaml(policy), encoding="utf-8")
         try:
             compile_policy(policy, known)
-            typer.echo(f"written {path}: {len(policy.rules)} rules")
+            say(f"written {path}: {len(policy.rules)} rules")
         except PipelineError as error:
-            typer.echo(f"written {path}, which does not compile yet: {error}")
+            say(f"written {path}, which does not compile yet: {error}")
     for note in found.notes:
-        typer.echo(note, err=True)
+        say(note, err=True)

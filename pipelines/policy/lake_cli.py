@@ -9,11 +9,12 @@ from types import TracebackType
 from typing import Annotated, Self
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.syntax import Syntax
-from rich.table import Table
 
+from catchment.runtime.output import say, say_json
+from catchment.runtime.plain import plain, plain_lines
+from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
 from pipelines.config import load_core_config
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
@@ -64,7 +65,7 @@ def apply(
             console.print(f"{policy.label} is in force already, since change {entry.number} or before")
         else:
             was = f" in place of {before.label}" if before else ""
-            console.print(f"[green]in force[/] {policy.label}{was}, change {entry.number}")
+            console.print(joined(styled("in force", "green"), f" {policy.label}{was}, change {entry.number}"))
         if policy.has_edge_part and signer is None:
             console.print(f"{policy.id} has rules for devices: `catchment policy push --key KEY` gives them out")
     if signer is not None:
@@ -104,7 +105,7 @@ def active(config: Config = CORE, lake: Lake = None, as_json: AsJson = False) ->
     ]
     _show(rows, as_json)
     if not as_json and any(row["suspended"] for row in rows):
-        _console().print(f"[red]suspended[/]: {HINT}", markup=True)
+        _console().print(joined(styled("suspended", "red"), f": {HINT}"))
 
 
 def changes(config: Config = CORE, lake: Lake = None, as_json: AsJson = False) -> None:
@@ -137,7 +138,7 @@ def diff(
         first, second = _named(site, first.id), first
     lines = difference(first, second)
     if lines:
-        _console().print(Syntax(lines, "diff", background_color="default"))
+        _console().print(Syntax(plain_lines(lines), "diff", background_color="default"))
         raise typer.Exit(1)
 
 
@@ -168,16 +169,22 @@ def retag(
 
 def _lift(site: Site, policies: list[Policy]) -> None:
     for name in SuspensionBook(site.root).lift(policies):
-        _console().print(f"[green]lifted[/] the suspension of {name}")
+        _console().print(joined(styled("lifted", "green"), f" the suspension of {name}"))
 
 
 class _Bar:
     """A progress bar on standard error."""
 
     def __init__(self, stream: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task(stream, total=None)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rows"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=PlainConsole(stderr=True), transient=True)
+        self._task = self._bar.add_task(plain(stream), total=None)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -195,10 +202,8 @@ def _tell(done: Retagged, verb: str) -> None:
         _console().print(f"{done.stream}: every row carries these rules' tags already, version {done.after}")
         return
     reused = f", {done.reused} of them found ready" if done.reused else ""
-    _console().print(
-        f"[green]{verb}[/] {done.stream}: {done.rows:,} rows in {done.files} files{reused}; "
-        f"version {done.before} -> {done.after}, no payload byte written"
-    )
+    what = f" {done.stream}: {done.rows:,} rows in {done.files} files{reused}; "
+    _console().print(joined(styled(verb, "green"), what, f"version {done.before} -> {done.after}, no payload byte written"))
 
 
 def _named(site: Site, text: str) -> Policy:
@@ -219,12 +224,12 @@ def _named(site: Site, text: str) -> Policy:
 
 def _show(rows: list[dict[str, str | int]] | list[dict[str, object]], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(rows))
+        say_json(json.dumps(rows))
         return
     if not rows:
-        typer.echo("none yet")
+        say("none yet")
         return
-    table = Table()
+    table = PlainTable()
     for name in rows[0]:
         table.add_column(name, overflow="fold")
     for row in rows:
@@ -232,5 +237,5 @@ def _show(rows: list[dict[str, str | int]] | list[dict[str, object]], as_json: b
     _console().print(table)
 
 
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+def _console() -> PlainConsole:
+    return PlainConsole(highlight=False, soft_wrap=True)

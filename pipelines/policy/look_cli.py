@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.tree import Tree
 
+from catchment.runtime.output import say_json
+from catchment.runtime.terminal import PlainConsole, PlainTable, PlainTree, joined, styled
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
@@ -47,7 +46,7 @@ def preview(
     if sheet is not None:
         Sheet(site.root, f"{policy.label} on {name}", found.examples()).write(sheet)
     if as_json:
-        typer.echo(json.dumps(_plain(found), default=str))
+        say_json(json.dumps(_plain(found), default=str))
         return
     _print(found, name, row_count(site.root, name), sheet)
 
@@ -94,30 +93,30 @@ def explain_sample(
     found = explain(Tagger.compile(policies, site.contract(stream, policies)), row)
     stored = [f"{tag} of {rule}" for tag, rule in zip(row["tags"][0].as_py(), row["tag_rules"][0].as_py(), strict=True)]
     if as_json:
-        typer.echo(json.dumps({"sample": sample, "stored": stored, "rules": [_told(each) for each in found]}, default=str))
+        say_json(json.dumps({"sample": sample, "stored": stored, "rules": [_told(each) for each in found]}, default=str))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     console.print(f"{sample} carries {', '.join(stored) or 'no tags'}")
     for each in found:
         console.print(_tree(each))
 
 
-def _tree(each: Explained) -> Tree:
+def _tree(each: Explained) -> PlainTree:
     colour = _COLOURS[each.verdict]
-    tree = Tree(f"[{colour}]{each.verdict}[/] {each.tag} of {each.policy}: {_safe(each.text)}")
+    tree = PlainTree(joined(styled(each.verdict, colour), f" {each.tag} of {each.policy}: {each.text}"))
     if each.missing:
-        tree.add(f"[{colour}]only this is missing:[/] {_safe(each.missing)}")
+        tree.add(joined(styled("only this is missing:", colour), f" {each.missing}"))
     if each.verdict in (Verdict.TRUE, Verdict.NEARLY):
         for part in each.parts:
-            tree.add(f"{_safe(part.text)} = {'NULL' if part.value is None else _safe(str(part.value))}")
+            tree.add(f"{part.text} = {'NULL' if part.value is None else part.value}")
     return tree
 
 
 def _print(found: Preview, stream: str, total: int, sheet: Path | None) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     share = f"{found.tagged / found.rows:.1%}" if found.rows else "none"
     console.print(f"{found.policy.label} on {found.rows:,} of {total:,} rows of {stream}: {found.tagged:,} ({share}) get a tag")
-    table = Table("tag", "rows", "share", "before", "gained", "lost")
+    table = PlainTable("tag", "rows", "share", "before", "gained", "lost")
     for count in found.counts.values():
         part = f"{count.rows / found.rows:.2%}" if found.rows else ""
         numbers = (f"{count.rows:,}", part, f"{count.before:,}", f"{count.gained:,}", f"{count.lost:,}")
@@ -125,19 +124,20 @@ def _print(found: Preview, stream: str, total: int, sheet: Path | None) -> None:
     console.print(table)
     _print_overlap(console, found)
     for conflict in found.conflicts.values():
-        console.print(f"[red]conflict[/] {conflict.first} and {conflict.second} on {conflict.rows:,} rows, such as")
-        console.print(f"  {_safe(_shown(conflict.example))}")
+        both = f" {conflict.first} and {conflict.second} on {conflict.rows:,} rows, such as"
+        console.print(joined(styled("conflict", "red"), both))
+        console.print(joined(f"  {_shown(conflict.example)}"))
     for example in found.examples():
-        console.print(f"[green]{_safe(' '.join(example.tags))}[/] {_safe(_shown(example.row))}")
+        console.print(joined(styled(" ".join(example.tags), "green"), f" {_shown(example.row)}"))
     if sheet is not None:
         console.print(f"contact sheet: {sheet}")
 
 
-def _print_overlap(console: Console, found: Preview) -> None:
+def _print_overlap(console: PlainConsole, found: Preview) -> None:
     tags = found.tags[:_OVERLAP_TAGS]
     if len(tags) < 2:
         return
-    table = Table("rows with both", *tags)
+    table = PlainTable("rows with both", *tags)
     for place, tag in enumerate(tags):
         table.add_row(tag, *(f"{found.overlap[place, other]:,}" for other in range(len(tags))))
     console.print(table)
@@ -181,7 +181,3 @@ def _shown(row: dict[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)[:80]
-
-
-def _safe(text: str) -> str:
-    return text.replace("[", r"\[")

@@ -1,6 +1,5 @@
 """A policy in a notebook: load, check, apply to a frame, look, change, and put it in force when it is right."""
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -8,6 +7,7 @@ from typing import Any, Self
 import msgspec
 import pyarrow as pa
 
+from catchment.runtime.plain import html_text, plain_lines
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError, PipelineError
 from pipelines.inspect.code import bind_code
@@ -34,11 +34,11 @@ class Found:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{html.escape(each.tag)}</td><td>{each.rows:,}</td><td>{each.rows / max(1, self.preview.rows):.2%}</td></tr>"
+            f"<tr><td>{html_text(each.tag)}</td><td>{each.rows:,}</td><td>{each.rows / max(1, self.preview.rows):.2%}</td></tr>"
             for each in self.preview.counts.values()
         )
         clashes = "".join(
-            f"<p><b>conflict</b> {html.escape(each.first)} and {html.escape(each.second)} on {each.rows:,} rows</p>"
+            f"<p><b>conflict</b> {html_text(each.first)} and {html_text(each.second)} on {each.rows:,} rows</p>"
             for each in self.preview.conflicts.values()
         )
         head = f"{self.preview.tagged:,} of {self.preview.rows:,} rows get a tag"
@@ -48,7 +48,7 @@ class Found:
         lines = [f"{self.preview.tagged:,} of {self.preview.rows:,} rows get a tag"]
         lines += [f"  {each.tag:<24} {each.rows:>12,} {each.rows / max(1, self.preview.rows):8.2%}" for each in self.counts]
         lines += [f"  conflict: {each.first} and {each.second} on {each.rows:,} rows" for each in self.preview.conflicts.values()]
-        return "\n".join(lines)
+        return plain_lines("\n".join(lines))
 
     @property
     def counts(self) -> list[Any]:
@@ -194,14 +194,14 @@ class Policy:
 
     def __repr__(self) -> str:
         rules = "\n".join(f"  {rule.tag}: {rule.when}" for rule in self.document.rules)
-        return f"Policy {self.document.label} for {', '.join(self.document.streams)}\n{rules}"
+        return plain_lines(f"Policy {self.document.label} for {', '.join(self.document.streams)}\n{rules}")
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td><b>{html.escape(rule.tag)}</b></td><td><code>{html.escape(rule.when)}</code></td>"
-            f"<td>{html.escape(rule.description)}</td></tr>"
+            f"<tr><td><b>{html_text(rule.tag)}</b></td><td><code>{html_text(rule.when)}</code></td>"
+            f"<td>{html_text(rule.description)}</td></tr>"
             for rule in self.document.rules
         )
-        problems = "".join(f"<p style='color:#b00'>{html.escape(each)}</p>" for each in self.check())
-        head = f"<b>{html.escape(self.document.label)}</b> for {html.escape(', '.join(self.document.streams))}"
+        problems = "".join(f"<p style='color:#b00'>{html_text(each)}</p>" for each in self.check())
+        head = f"<b>{html_text(self.document.label)}</b> for {html_text(', '.join(self.document.streams))}"
         return f"<p>{head}</p>{problems}<table><tr><th>tag</th><th>when</th><th></th></tr>{rows}</table>"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.contracts.private import private_columns
 from pipelines.policy.committed import KEY, REFERENCES
 from pipelines.policy.engine import CompiledRule
 from pipelines.policy.judge import Judge
@@ -18,6 +19,7 @@ from pipelines.policy.tag_file import completed
 from schemas.policy import Policy
 
 EXAMPLES = 20
+HIDDEN = "(private)"
 _Bools = npt.NDArray[np.bool_]
 _Row = dict[str, Any]
 
@@ -138,7 +140,7 @@ class Preview:
     def _note_conflict(self, one: str, other: str, both: npt.NDArray[np.intp], block: pa.Table) -> None:
         known = self.conflicts.get((one, other))
         if known is None:
-            self.conflicts[one, other] = Conflict(one, other, int(both.size), _row(block, int(both[0])))
+            self.conflicts[one, other] = Conflict(one, other, int(both.size), self._row(block, int(both[0])))
         else:
             known.rows += int(both.size)
 
@@ -147,13 +149,14 @@ class Preview:
             kept = self._kept.setdefault(tag, [])
             for index in np.flatnonzero(matrix[place])[: EXAMPLES - len(kept)].tolist():
                 tags = tuple(self.tags[each] for each in np.flatnonzero(matrix[:, index]))
-                kept.append(ExampleRow(_row(block, index), tags))
+                kept.append(ExampleRow(self._row(block, index), tags))
+
+    def _row(self, block: pa.Table, index: int) -> _Row:
+        """A row as an example: a preview is shown to others and kept as a page, so private values are not in it."""
+        row: _Row = block.slice(index, 1).to_pylist()[0]
+        private = private_columns(self.tagger.contract)
+        return {name: HIDDEN if name in private and value is not None else value for name, value in row.items()}
 
 
 def _named(rule: CompiledRule) -> str:
     return f"{rule.tag} of {rule.policy}"
-
-
-def _row(block: pa.Table, index: int) -> _Row:
-    found: _Row = block.slice(index, 1).to_pylist()[0]
-    return found

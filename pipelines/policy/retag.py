@@ -19,7 +19,9 @@ from pipelines.atomic import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, RefusedError
 from pipelines.lake.alone import held_alone
 from pipelines.lake.copy import at_hand, duplicate, files_of, forget, send, size_of
+from pipelines.lake.delta_log import commit_notes
 from pipelines.lake.layout import retag_lock_path, stream_table
+from pipelines.lake.reference import table_path
 from pipelines.lake.replace import LiveFile, live_files, replace_files
 from pipelines.lake.table import open_table
 from pipelines.lake.workplace import only_upkeep, workplace
@@ -102,7 +104,7 @@ def undo_retag(root: Path, stream: str) -> Retagged:
     with _only_one(root, stream) as there:
         for _ in range(ATTEMPTS):
             table = _opened(there, stream)
-            version = _last_retag(table, stream)
+            version = _last_retag(there, stream)
             now, then = live_files(table), _files_at(there, stream, version)
             before = _files_at(there, stream, version - 1)
             if not {file.path for file in then} <= {file.path for file in now}:
@@ -159,7 +161,7 @@ def _made(  # one place calls it
 def _make(root: Path, name: str, old: LiveFile, digest: str, tagger: FileTagger) -> tuple[LiveFile, bool]:
     """The file in the place of `old`, and whether it had to be made."""
     path = f"{_PREFIX}{digest}-{hashlib.sha256(old.path.encode()).hexdigest()[:20]}.parquet"
-    source, target = root / name / old.path, root / name / path
+    source, target = table_path(root, name, old.path, fetch=False), root / name / path
     size = size_of(root, target)
     is_new = size is None
     if is_new and old.path.startswith(f"{_PREFIX}{digest}-"):
@@ -175,7 +177,7 @@ def _make(root: Path, name: str, old: LiveFile, digest: str, tagger: FileTagger)
 def _linked(root: Path, name: str, file: LiveFile) -> LiveFile:
     """A commit cannot remove and add one path: the file gets a second name."""
     path = f"kept-{hashlib.sha256(file.path.encode()).hexdigest()[:20]}.parquet"
-    duplicate(root, root / name / file.path, root / name / path)
+    duplicate(root, table_path(root, name, file.path, fetch=False), root / name / path)
     return msgspec.structs.replace(file, path=path)
 
 
@@ -197,14 +199,14 @@ def _opened(root: Path, stream: str) -> DeltaTable:
     return table
 
 
-def _last_retag(table: DeltaTable, stream: str) -> int:
+def _last_retag(root: Path, stream: str) -> int:
     undone: set[str] = set()
-    for entry in table.history():
-        if NOTE_UNDO in entry:
-            undone.add(str(entry[NOTE_UNDO]))
-        elif NOTE_RULES in entry and str(entry["version"]) not in undone:
-            return int(entry["version"])
-    raise NotFoundError(f"no retag of {stream} to undo")
+    for version, note in commit_notes(root, stream_table(stream)):
+        if NOTE_UNDO in note:
+            undone.add(str(note[NOTE_UNDO]))
+        elif NOTE_RULES in note and str(version) not in undone:
+            return version
+    raise NotFoundError(f"no retag of {stream} to undo; `maintain.keep_versions_h` says for how long there is")
 
 
 def _check_present(root: Path, name: str, files: Sequence[LiveFile]) -> None:

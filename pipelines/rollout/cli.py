@@ -10,9 +10,10 @@ from typing import Annotated, Literal, cast
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from catchment.runtime.output import say, say_json
+from catchment.runtime.plain import plain
+from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.director.counters import director_folder
@@ -37,7 +38,7 @@ EXIT_STOP, EXIT_USAGE, EXIT_REFUSED, EXIT_RETRY = 1, 2, 3, 75  # as the command 
 
 model_app = typer.Typer(help="The models that the signing keys vouch for.", no_args_is_help=True)
 rollout_app = typer.Typer(help="Which devices run which model.", no_args_is_help=True)
-out = Console()
+out = PlainConsole()
 
 Core = Annotated[Path, typer.Option("-c", "--config", help="The core's configuration.")]
 Keys = Annotated[Path | None, typer.Option("--keys", help="Folder of the signing keys; default: as configured.")]
@@ -51,7 +52,7 @@ def _exits() -> Iterator[None]:
     try:
         yield
     except (PipelineError, SchemaError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         raise typer.Exit(_code(error)) from error
 
 
@@ -156,9 +157,9 @@ def model_ls(config: Core = _CORE, as_json: AsJson = False) -> None:
     with _exits():
         models = _repository(load_core_config(config)).models()
         if as_json:
-            typer.echo(json.dumps([_plain(model) for model in models]))
+            say_json(json.dumps([_plain(model) for model in models]))
             return
-        table = Table("model", "version", "bytes", "sha256")
+        table = PlainTable("model", "version", "bytes", "sha256")
         for model in models:
             table.add_row(model.spec.name, str(model.spec.version), str(model.size), model.digest[:16])
         out.print(table)
@@ -168,12 +169,12 @@ def model_ls(config: Core = _CORE, as_json: AsJson = False) -> None:
 def model_show(name: str, version: int | None = None, config: Core = _CORE, as_json: AsJson = False) -> None:
     """Show one version of a model; the newest if none is named."""
     with _exits():
-        plain = _plain(_repository(load_core_config(config)).model(name, version))
+        told = _plain(_repository(load_core_config(config)).model(name, version))
         if as_json:
-            typer.echo(json.dumps(plain))
+            say_json(json.dumps(told))
             return
-        for key, value in plain.items():
-            out.print(f"{key}: {value}")
+        for key, value in told.items():
+            out.print(f"{key}: {plain(value)}")
 
 
 @rollout_app.command("start")
@@ -198,9 +199,7 @@ def rollout_start(
         orders = DesiredOrders.open(core, SystemClock())
         told = publish_desired(core, rollout, orders)
         if not orders.public_keys:
-            typer.echo(
-                "unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True
-            )
+            say("unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True)
         out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(told)} devices told")
 
 
@@ -227,18 +226,18 @@ def rollout_status(config: Core = _CORE, as_json: AsJson = False) -> None:
                          "waiting": list(done.waiting), "reason": rollout.reason})  # fmt: skip
         devices = {device: [msgspec.to_builtins(item) for item in models] for device, models in sorted(reports.items())}
         if as_json:
-            typer.echo(json.dumps({"rollouts": rows, "devices": devices}))
+            say_json(json.dumps({"rollouts": rows, "devices": devices}))
             return
         _print_status(rows, reports)
 
 
 def _print_status(rows: list[dict[str, object]], reports: dict[str, tuple[ModelReport, ...]]) -> None:
-    table = Table("rollout", "model", "cohort", "state", "active", "failed", "waiting")
+    table = PlainTable("rollout", "model", "cohort", "state", "active", "failed", "waiting")
     for row in rows:
         counts = [str(len(cast("list[str]", row[key]))) for key in ("active", "failed", "waiting")]
         table.add_row(str(row["rollout"]), f"{row['model']} {row['version']}", str(row["cohort"]), str(row["state"]), *counts)
     out.print(table)
-    devices = Table("device", "model", "version", "state", "reason")
+    devices = PlainTable("device", "model", "version", "state", "reason")
     for device, models in sorted(reports.items()):
         for item in models:
             devices.add_row(device, item.name, str(item.version), item.state, item.reason)

@@ -1,6 +1,5 @@
 """The rollout room's way to the broker: one paho client, with its subscriptions restored after every break."""
 
-import ssl
 import threading
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from catchment.runtime.tls import TlsFileError, client_context
 from pipelines.config import BrokerConfig
 from pipelines.errors import ConfigError, RetryLaterError
 
@@ -43,10 +43,10 @@ class BrokerLink:
         self._client.on_message = self._on_message
         self._client.reconnect_delay_set(1, 30)
         if config.tls is not None:
-            context = ssl.create_default_context(cafile=config.tls.ca)
-            context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the same authorities on every Python, as devices judge
-            context.load_cert_chain(config.tls.cert, config.tls.key)
-            self._client.tls_set_context(context)
+            try:
+                self._client.tls_set_context(client_context(config.tls.ca, config.tls.cert, config.tls.key))
+            except TlsFileError as error:
+                raise ConfigError(f"broker.{error}") from error
 
     def open(self, timeout_s: float = _CONNECT_S) -> None:
         """Connect and wait until the subscriptions stand.

@@ -29,7 +29,10 @@ log = structlog.get_logger(__name__)
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """One process: its role, whether it gets on (`is_ready`) and if not why, and its counters since it started."""
+    """One process: its role, whether it gets on (`is_ready`) and if not why, and its counters since it started.
+
+    `warnings` are for a person to look at, though the process gets on.
+    """
 
     role: str
     name: str
@@ -40,6 +43,7 @@ class Beat(msgspec.Struct, frozen=True):
     trouble: str = ""
     counters: dict[str, float] = {}  # msgspec copies it
     host: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Health:
     is_ready: bool
     trouble: str = ""
     counters: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Heart:
@@ -109,7 +114,7 @@ class Heart:
     def _beat(self, health: Health) -> None:
         beat = Beat(
             self._role, self._name, os.getpid(), self._clock.now_ms(), self._started_ms, health.is_ready, health.trouble,
-            dict(health.counters), socket.gethostname(),
+            dict(health.counters), socket.gethostname(), health.warnings,
         )  # fmt: skip
         self._last = msgspec.json.encode(beat)
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")

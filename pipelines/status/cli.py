@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from catchment.runtime.output import say, say_json
 from pipelines.clock import SystemClock
 from pipelines.config import load_core_config
 from pipelines.lake.commit import committed_run
@@ -35,11 +36,11 @@ def status(
     verdict = judge(found, core.alarms)
     if as_json:
         plain = {"alive": verdict.is_alive, "ready": verdict.is_ready, "alarms": verdict.alarms, **as_plain(found)}
-        typer.echo(json.dumps(plain, default=str))
+        say_json(json.dumps(plain, default=str))
     else:
         _print(found)
         for alarm in verdict.alarms:
-            typer.echo(f"ALARM: {alarm}")
+            say(f"ALARM: {alarm}")
     if verdict.alarms:
         raise typer.Exit(1)
 
@@ -55,7 +56,7 @@ def watch(
         signal.signal(number, lambda *_: stop.set())
     core = load_core_config(config)
     with serving(lake_of(core), host, port, SystemClock(), core.alarms) as bound:
-        typer.echo(f"http://{host}:{bound}/metrics", err=True)
+        say(f"http://{host}:{bound}/metrics", err=True)
         stop.wait()
 
 
@@ -96,7 +97,7 @@ def _print(found: Survey) -> None:
         rows = [{"suspended": f"{one.kind} {one.name}", "stream": one.stream, "since": _age(found.at_us, one.at_us),
                  "reason": one.reason} for one in found.suspended]  # fmt: skip
         show("Suspended: give no tags, or no columns", rows, as_json=False)
-        typer.echo(HINT)
+        say(HINT)
 
 
 def _age(now_us: int, then_us: int | None) -> str:

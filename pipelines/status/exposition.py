@@ -1,11 +1,14 @@
 """A survey as Prometheus text. No IO."""
 
+import re
 from collections.abc import Iterable
 
+from catchment.runtime.plain import plain, plain_lines
 from pipelines.config import AlarmConfig
 from pipelines.status.health import DEFAULTS, judge, quarantine_share
 from pipelines.status.survey import Survey
 
+_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_:]")
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -21,7 +24,7 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     page.add("catchment_books_unbalanced", "Streams of devices whose books do not balance", [({}, float(len(found.unbalanced)))])
     page.add("catchment_run", "The last committed run", [({}, float(found.run))])
     _ages(page, found)
-    for name in ("received", "committed", "quarantined", "discarded", "duplicate", "dropped"):
+    for name in ("received", "committed", "quarantined", "discarded", "duplicate", "dropped", "closed"):
         samples = [({"stream": stream.stream}, float(getattr(stream.counts, name))) for stream in found.streams]
         page.add(f"catchment_samples_{name}_total", f"Samples {name} since the lake began", samples, kind="counter")
     rows = [({"stream": stream.stream}, float(stream.rows)) for stream in found.streams if stream.rows is not None]
@@ -35,6 +38,11 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     )
     page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
     page.add("catchment_suspended", "Policies and inspectors in force that may not run", [({}, float(len(found.suspended)))])
+    page.add("catchment_refused_streams", "Streams of devices of which the core refuses everything",
+             [({}, float(found.devices.refused_streams))])  # fmt: skip
+    page.add("catchment_ledger_ranges", "Settled ranges of all devices", [({}, float(found.devices.ranges))])
+    page.add("catchment_ledger_device_ranges_max", "Settled ranges of the device with the most",
+             [({}, float(max((one.ranges for one in found.devices.crowded), default=0)))])  # fmt: skip
     for beat in found.beats:
         labels = {"role": beat.role, "name": beat.name}
         page.add("catchment_beat_age_seconds", "Since a process last beat", [(labels, found.at_us / 1e6 - beat.at_ms / 1e3)])
@@ -73,7 +81,9 @@ class _Page:
         self._lines: dict[str, list[str]] = {}
 
     def add(self, name: str, text: str, samples: Iterable[tuple[dict[str, str], float]], kind: str = "gauge") -> None:
-        lines = self._lines.setdefault(name, [f"# HELP {name} {text}", f"# TYPE {name} {kind}"])
+        # Processes name their counters in files of the lake: no name may become a line of its own.
+        name = _NOT_IN_NAMES.sub("_", name)
+        lines = self._lines.setdefault(name, [f"# HELP {name} {plain(text)}", f"# TYPE {name} {kind}"])
         for labels, value in samples:
             told = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
             lines.append(f"{name}{{{told}}} {value:g}" if told else f"{name} {value:g}")
@@ -83,4 +93,4 @@ class _Page:
 
 
 def _escaped(label: str) -> str:
-    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return plain_lines(label).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -29,6 +29,9 @@ class Kind(StrEnum):
     RULES = "rules"
     SUSPENDED = "suspended"
     QUARANTINE = "quarantine"
+    REFUSED = "refused"
+    RECEIPTS = "receipts"
+    RANGES = "ranges"
 
 
 _STANDSTILLS = frozenset({Kind.BOOKS, Kind.SILENT, Kind.FAR, Kind.TROUBLE, Kind.STUCK, Kind.FAULT_STOP})
@@ -75,6 +78,9 @@ def judge(found: Survey, limits: AlarmConfig = DEFAULTS) -> Verdict:
             (Kind.RULES, _rules(found, limits)),
             (Kind.SUSPENDED, _suspended(found, limits)),
             (Kind.QUARANTINE, _quarantine(found, limits)),
+            (Kind.REFUSED, _refused(found)),
+            (Kind.RECEIPTS, _receipts(found, limits)),
+            (Kind.RANGES, _ranges(found, limits)),
         )
         for text in texts
     )
@@ -154,6 +160,30 @@ def _quarantine(found: Survey, limits: AlarmConfig) -> Iterator[str]:
             yield (
                 f"stream {stream.stream}: {share:.0%} of what the last runs settled went to quarantine "
                 f"({stream.recent_quarantined} samples); `catchment quarantine ls` says why"
+            )
+
+
+def _refused(found: Survey) -> Iterator[str]:
+    for one in found.devices.refused:
+        named = f"stream {one.stream} of {one.device or '(no device)'}" if one.stream else f"{one.device or '(no device)'}"
+        others = f", and {one.others} more of its streams" if one.others else ""
+        yield f"{named}: the core refuses all it sends ({one.samples} samples in a row: {one.reason}){others}"
+    left = found.devices.refused_count - len(found.devices.refused)
+    if left:
+        yield f"the core refuses all that streams of {left} more devices send; `catchment quarantine ls` says why"
+
+
+def _receipts(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    for beat in _beating(found, limits):
+        yield from beat.warnings
+
+
+def _ranges(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    for one in found.devices.crowded:
+        if limits.device_ranges and one.ranges >= limits.device_ranges:
+            yield (
+                f"{one.device} has {one.ranges} settled ranges with gaps between them; `catchment holes --device {one.device}` "
+                "lists them, and beyond run.max_device_ranges the oldest are closed"
             )
 
 

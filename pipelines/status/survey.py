@@ -29,6 +29,7 @@ from pipelines.lake.suspended import Suspension, SuspensionBook
 from pipelines.lake.table import open_table
 from pipelines.policy.active import active_policies
 from pipelines.status.beat import Beat, read_beats, read_far_beats
+from pipelines.status.devices import Devices, devices_of
 
 RECENT_RUNS = 50
 MAX_WAITING = 10_000
@@ -81,6 +82,7 @@ class Survey:
     is_remote: bool = False
     faults: FaultRow = field(default=FaultRow())
     far_beats: tuple[Beat, ...] = ()
+    devices: Devices = field(default=Devices())
 
     @property
     def oldest_waiting_us(self) -> int | None:
@@ -118,6 +120,7 @@ def survey(root: Path, now_us: int) -> Survey:
         remote_of(root) is not None,
         read_faults(root),
         tuple(read_far_beats(root, beats)),
+        devices_of(ledger),
     )
 
 

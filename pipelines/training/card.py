@@ -1,8 +1,6 @@
 """The card of a training set: one small page that a person reads before they trust the set."""
 
 import base64
-import html
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,8 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyvips
 
+from catchment.runtime.plain import html_text
+from pipelines.imaging.errors import UnreadableImageError
+from pipelines.imaging.picture_loader import shrink
 from pipelines.lake.payload import pread_exactly
-from pipelines.training.manifest import Manifest
+from pipelines.training.manifest import Manifest, map_set_file, open_set_file
 
 _THUMBNAILS = 6
 _THUMBNAIL_PX = 128
@@ -30,7 +31,7 @@ _STYLE = (
 def render_card(manifest: Manifest, folder: Path) -> str:
     """The page as HTML without scripts; everything that came from outside is escaped."""
     built = datetime.fromtimestamp(manifest.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    title = html.escape(f"{manifest.name} {manifest.version}")
+    title = html_text(f"{manifest.name} {manifest.version}")
     facts = [
         ("built", f"{built} by catchment {manifest.code_version}"),
         ("rows", f"{manifest.rows:,}"),
@@ -58,34 +59,27 @@ def render_card(manifest: Manifest, folder: Path) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    top = "".join(f"<th>{html_text(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{top}</tr>{body}</table>"
 
 
 def _thumbnails(manifest: Manifest, folder: Path) -> Iterable[str]:
     """The first few pictures of the first shard; payloads that are none, or too large, are passed over."""
-    index, shard = folder / manifest.indexes[0].path, manifest.shards[0]
-    with pa.memory_map(str(index)) as source:
-        rows = pa.ipc.open_file(source).read_all().slice(0, min(_THUMBNAILS, shard.rows))
-        places = list(zip(rows.column("payload_offset").to_pylist(), rows.column("payload_length").to_pylist(), strict=True))
-    descriptor = os.open(folder / shard.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    index, shard = manifest.indexes[0].path, manifest.shards[0]
+    rows = pa.ipc.open_file(map_set_file(folder, index)).read_all().slice(0, min(_THUMBNAILS, shard.rows))
+    places = list(zip(rows.column("payload_offset").to_pylist(), rows.column("payload_length").to_pylist(), strict=True))
+    with open_set_file(folder, shard.path) as file:
         for offset, length in places:
-            body = pread_exactly(descriptor, offset, length) if length <= _MAX_SOURCE_BYTES else None
+            body = pread_exactly(file.fileno(), offset, length) if length <= _MAX_SOURCE_BYTES else None
             if body is not None and body.startswith(_IMAGE_HEADS) and (small := _shrunk(body)):
                 yield f'<img alt="sample" src="data:image/jpeg;base64,{base64.b64encode(small).decode()}">'
-    finally:
-        os.close(descriptor)
 
 
 def _shrunk(body: bytes) -> bytes | None:
     """A small JPEG, or None for a picture that cannot be decoded: a card shows what it can, the set is the same without."""
     try:
-        header = pyvips.Image.new_from_buffer(body, "", access="sequential")
-        if header.width * header.height > _MAX_SOURCE_PIXELS:
-            return None
-        small = pyvips.Image.thumbnail_buffer(body, _THUMBNAIL_PX, height=_THUMBNAIL_PX)
+        small = shrink(body, _THUMBNAIL_PX, _THUMBNAIL_PX, _MAX_SOURCE_PIXELS)
         return bytes(small.flatten().jpegsave_buffer(Q=80) if small.hasalpha() else small.jpegsave_buffer(Q=80))
-    except pyvips.Error:
+    except (UnreadableImageError, pyvips.Error):
         return None

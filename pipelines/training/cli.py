@@ -8,11 +8,11 @@ from typing import Annotated, NoReturn, Self
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Table
 
+from catchment.runtime.output import say, say_json
+from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.config import load_core_config
 from pipelines.errors import PipelineError, RefusedError
 from pipelines.lake.remote import lake_of
@@ -71,13 +71,13 @@ def ls(lake: LakeOption = None, config: ConfigOption = None, as_json: JsonOption
         _stop(error)
     if as_json:
         rows = [{"name": m.name, "version": m.version, "rows": m.rows, "bytes": m.bytes, "splits": m.split_rows()} for m in sets]
-        typer.echo(json.dumps(rows))
+        say_json(json.dumps(rows))
         return
-    table = Table("set", "version", "rows", "bytes", "splits", "where")
+    table = PlainTable("set", "version", "rows", "bytes", "splits", "where")
     for found in sets:
         shares = " ".join(f"{split}={rows:,}" for split, rows in found.split_rows().items())
         table.add_row(found.name, str(found.version), f"{found.rows:,}", f"{found.bytes:,}", shares, found.where or "-")
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 @set_app.command("show")
@@ -111,7 +111,7 @@ def verify(
         checked = sum(open_set(folder, split).verify() for split in manifest.split_rows())
     except PipelineError as error:
         _stop(error)
-    typer.echo(f"{manifest.name} {manifest.version}: {checked:,} bytes are what the manifest tells")
+    say(f"{manifest.name} {manifest.version}: {checked:,} bytes are what the manifest tells")
 
 
 def parse_split(text: str) -> dict[str, float]:
@@ -142,9 +142,9 @@ def _lake_root(lake: Path | None, config: Path | None) -> Path:
 
 def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:
     if as_json:
-        typer.echo(msgspec.json.encode(manifest))
+        say_json(msgspec.json.encode(manifest))
         return
-    table = Table(f"{manifest.name} {manifest.version}", str(folder), show_header=True)
+    table = PlainTable(f"{manifest.name} {manifest.version}", str(folder), show_header=True)
     table.add_row("where", manifest.where or "all rows")
     for source in manifest.sources:
         table.add_row("from", f"{source.stream} at Delta version {source.delta_version}: {source.rows:,} rows")
@@ -157,15 +157,15 @@ def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:
     table.add_row("policies", ", ".join(manifest.policies) or "none")
     table.add_row("columns", ", ".join(column.name for column in manifest.columns))
     table.add_row("bytes", f"{manifest.bytes:,}")
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def _note(text: str) -> None:
-    Console(stderr=True).print(text, style="yellow", markup=False)
+    PlainConsole(stderr=True).print(text, style="yellow")
 
 
 def _stop(error: PipelineError) -> NoReturn:
-    Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
+    PlainConsole(stderr=True).print(str(error), style="red", soft_wrap=True)
     raise typer.Exit(1) from error
 
 
@@ -174,7 +174,7 @@ class _Bar(Progress):
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._rich = RichProgress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._rich = RichProgress(*columns, console=PlainConsole(stderr=True), transient=True, disable=not sys.stderr.isatty())
         self._task = self._rich.add_task("samples", total=None)
 
     def __enter__(self) -> Self:

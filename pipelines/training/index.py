@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
-from pipelines.training.manifest import Manifest
+from pipelines.training.manifest import Manifest, map_set_file, open_set_file
 
 _HIDDEN = ("payload_offset", "payload_length")
 
@@ -30,7 +30,7 @@ class SplitIndex:
     def _batches(self) -> list[pa.RecordBatch]:
         try:
             batches = self._mapped() if self._manifest.has_payload else self._loaded()
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError) as error:
             raise CorruptLakeError(
                 f"{self._folder}: the index of {self._split} cannot be read: {error}; run `set verify`"
             ) from error
@@ -70,11 +70,13 @@ class SplitIndex:
 
     def _mapped(self) -> list[pa.RecordBatch]:
         entry = next(entry for entry in self._manifest.indexes if entry.split == self._split)
-        with pa.memory_map(str(self._folder / entry.path)) as source:
-            reader = pa.ipc.open_file(source)
-            return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        reader = pa.ipc.open_file(map_set_file(self._folder, entry.path))
+        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
 
     def _loaded(self) -> list[pa.RecordBatch]:
-        tables = [pq.read_table(self._folder / shard.path) for shard in self._manifest.shards_of(self._split)]
+        tables = []
+        for shard in self._manifest.shards_of(self._split):
+            with open_set_file(self._folder, shard.path) as file:
+                tables.append(pq.read_table(file))
         batches: list[pa.RecordBatch] = pa.concat_tables(tables).combine_chunks().to_batches()
         return batches

@@ -1,11 +1,15 @@
 """A training set's manifest: all that a reader needs, and all that explains where the set came from."""
 
+import mmap
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
+import pyarrow as pa
 
-from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from catchment.runtime.beneath import RefusedFileError, binary_beneath
+from pipelines.errors import BadReferenceError, CorruptLakeError, NotFoundError, RefusedError
 
 FORMAT = "catchment.training-set/1"
 MANIFEST_NAME = "manifest.json"
@@ -133,16 +137,52 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 
 
+def open_set_file(folder: Path, name: str) -> BinaryIO:
+    """Open a file of a set. The set's folder may be a link; a file in it may not, for then it is not the set's.
+
+    Raises:
+        BadReferenceError: it is a link, or not a plain file.
+        CorruptLakeError: it is missing or cannot be read.
+    """
+    try:
+        return binary_beneath(folder, name)
+    except RefusedFileError as error:
+        raise BadReferenceError(f"{folder / name}: {error.strerror}; copy the file itself into the set's folder") from error
+    except OSError as error:
+        raise CorruptLakeError(
+            f"{folder / name}: cannot be opened ({error.strerror}); restore the set or build it anew"
+        ) from error
+
+
+def set_file_path(folder: Path, name: str) -> Path:
+    """The path of a file of a set, for what opens by path only. Raises as `open_set_file`."""
+    with open_set_file(folder, name):
+        return folder / name
+
+
+def map_set_file(folder: Path, name: str) -> pa.Buffer:
+    """A file of a set mapped into memory, for as long as somebody holds the buffer. Raises as `open_set_file`.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    with open_set_file(folder, name) as file:
+        return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 def load_manifest(path: Path) -> Manifest:
     """Read a manifest.
 
     Raises:
         NotFoundError: there is none at that path.
+        BadReferenceError: it is a link.
         CorruptLakeError: it is not a manifest of this format.
     """
     try:
-        with path.open("rb") as file:
+        with binary_beneath(path.parent, path.name) as file:
             body = file.read(MAX_MANIFEST_BYTES + 1)
+    except RefusedFileError as error:
+        raise BadReferenceError(f"{path}: {error.strerror}; copy the file itself into the set's folder") from error
     except OSError as error:
         raise NotFoundError(f"{path}: no training set there ({error.strerror}); `set ls` shows what there is") from error
     if len(body) > MAX_MANIFEST_BYTES:

@@ -1,7 +1,6 @@
 """Read a training set: any sample by index with one pread, any epoch in a seeded order, stop and resume anywhere."""
 
 import hashlib
-import html
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from catchment.runtime.plain import html_text, plain
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.training.index import SplitIndex
-from pipelines.training.manifest import MANIFEST_NAME, FileEntry, Manifest, encode_manifest, load_manifest
+from pipelines.training.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    encode_manifest,
+    load_manifest,
+    open_set_file,
+    set_file_path,
+)
 from pipelines.training.order import EpochOrder, EpochState
 from pipelines.training.payloads import ShardFiles
 from pipelines.training.permutation import Permutation
@@ -98,7 +106,7 @@ class TrainingSet(Sequence[Sample]):
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows as an Arrow table, in the set's own order; payloads only where `payload` is among the columns."""
-        paths = [str(self.folder / shard.path) for shard in self._shards]
+        paths = [str(set_file_path(self.folder, shard.path)) for shard in self._shards]
         wanted = list(columns) if columns is not None else [column.name for column in self.manifest.columns]
         try:
             return ds.dataset(paths, format="parquet").to_table(columns=wanted)
@@ -121,18 +129,20 @@ class TrainingSet(Sequence[Sample]):
         """
         files = [*self._shards, *(index for index in self.manifest.indexes if index.split == self.split)]
         for entry in files:
-            _verify_file(self.folder / entry.path, entry)
+            _verify_file(self.folder, entry)
         return sum(entry.bytes for entry in files)
 
     def __repr__(self) -> str:
         names = ", ".join(column.name for column in self.manifest.columns)
         kind = "payload and columns" if self.manifest.has_payload else "columns"
-        return f"<TrainingSet {self.manifest.name} {self.manifest.version} {self.split}: {self._count:,} samples, {kind} {names}>"
+        return plain(
+            f"<TrainingSet {self.manifest.name} {self.manifest.version} {self.split}: {self._count:,} samples, {kind} {names}>"
+        )
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{html.escape(c.name)}</td><td>{html.escape(c.type)}</td></tr>" for c in self.manifest.columns)
-        title = html.escape(f"{self.manifest.name} {self.manifest.version} · {self.split} · {self._count:,} samples")
-        return f"<b>{title}</b><br>where <code>{html.escape(self.manifest.where or 'all rows')}</code><table>{rows}</table>"
+        rows = "".join(f"<tr><td>{html_text(c.name)}</td><td>{html_text(c.type)}</td></tr>" for c in self.manifest.columns)
+        title = html_text(f"{self.manifest.name} {self.manifest.version} · {self.split} · {self._count:,} samples")
+        return f"<b>{title}</b><br>where <code>{html_text(self.manifest.where or 'all rows')}</code><table>{rows}</table>"
 
 
 class ShuffledSamples:
@@ -194,10 +204,10 @@ def _numpy_of(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     return cast("np.ndarray[Any, Any]", column.to_numpy())
 
 
-def _verify_file(path: Path, entry: FileEntry) -> None:
-    digest = hashlib.sha256()
+def _verify_file(folder: Path, entry: FileEntry) -> None:
+    digest, path = hashlib.sha256(), folder / entry.path
     try:
-        with path.open("rb") as file:
+        with open_set_file(folder, entry.path) as file:
             while block := file.read(_HASH_BLOCK_BYTES):
                 digest.update(block)
             size = os.fstat(file.fileno()).st_size

@@ -9,7 +9,7 @@ from threading import Lock
 
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.payload import pread_exactly, read_row
-from pipelines.training.manifest import FileEntry
+from pipelines.training.manifest import FileEntry, open_set_file
 
 _MAX_OPEN = 256
 
@@ -40,7 +40,8 @@ class ShardFiles:
         held = self._open.get(number) or self._descriptor(number)
         value = pread_exactly(held.number, offset, length)
         if value is None:
-            return read_row(self._folder / self._shards[number].path, index - self._starts[number], length)
+            with open_set_file(self._folder, self._shards[number].path) as shard:
+                return read_row(shard, index - self._starts[number], length)
         return value
 
     def _descriptor(self, number: int) -> "_Descriptor":
@@ -48,7 +49,7 @@ class ShardFiles:
         with self._lock:
             held = self._open.get(number)
             if held is None:
-                held = _Descriptor(self._folder / self._shards[number].path, self._shards[number].bytes)
+                held = _Descriptor(self._folder, self._shards[number])
                 self._open[number] = held
                 if len(self._open) > _MAX_OPEN:
                     self._open.popitem(last=False)
@@ -60,15 +61,15 @@ class _Descriptor:
 
     __slots__ = ("number",)
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, folder: Path, entry: FileEntry) -> None:
         self.number = -1
-        try:
-            self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            found = os.fstat(self.number).st_size
-        except OSError as error:
-            raise CorruptLakeError(f"{path}: cannot be opened ({error.strerror}); restore the set or build it anew") from error
-        if found != size:
-            raise CorruptLakeError(f"{path}: {found} bytes where the manifest tells {size}; restore the set or build it anew")
+        with open_set_file(folder, entry.path) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != entry.bytes:
+                raise CorruptLakeError(
+                    f"{file.name}: {found} bytes where the manifest tells {entry.bytes}; restore the set or build it anew"
+                )
+            self.number = os.dup(file.fileno())
 
     def __del__(self) -> None:
         if self.number >= 0:

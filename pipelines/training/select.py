@@ -11,6 +11,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from pipelines.errors import CorruptLakeError, NotFoundError
+from pipelines.lake.reference import check_table_files
 from pipelines.lake.remote import remote_of
 from pipelines.training.manifest import Source
 from schemas.contract import ColumnType
@@ -86,6 +87,7 @@ def select_rows(
     sources: list[Source] = []
     for stream in streams:
         table = _open_table(lake_root, stream, (versions or {}).get(stream))
+        check_table_files(lake_root, f"streams/{stream}", table)
         rows = _filtered(table, where, compiler)
         parts.append(rows.append_column("stream", pa.array([stream], pa.string()).take(pa.array([0] * len(rows), pa.int8()))))
         sources.append(Source(stream, table.version(), len(rows)))

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.errors import RefusedError
+from pipelines.errors import BadReferenceError, RefusedError
 from pipelines.lake.payload import PAYLOAD_COLUMN, PayloadShard, PayloadWriter, group_bounds, read_payload
+from pipelines.lake.reference import sample_label
 from pipelines.training.manifest import FileEntry
 from pipelines.training.split import shard_bounds
 
@@ -22,6 +23,7 @@ INDEX_BATCH_ROWS = 65_536
 REFERENCE_COLUMNS = ("payload_shard", "payload_row", "payload_offset", "payload_length")
 _TABULAR_GROUP_ROWS = 131_072
 _READ_THREADS = 4
+_NAMED_BY = ("stream", "device", "epoch", "seq")
 _HASH_BLOCK_BYTES = 1024 * 1024
 
 
@@ -65,6 +67,7 @@ def write_payload_split(
         RefusedError: a payload is above the limit.
         CorruptLakeError: a payload is missing from the lake.
     """
+    _check_numbers(rows)
     lengths = pc.cast(rows.column("payload_length"), pa.int64()).to_numpy()
     if len(lengths) and int(lengths.max()) > limits.max_payload_bytes:
         raise RefusedError(
@@ -85,6 +88,16 @@ def write_payload_split(
     return entries, _write_index(folder / f"{split}.index.arrow", split, facts, shards)
 
 
+def _check_numbers(rows: pa.Table) -> None:
+    """Refuse a row whose payload has a place but no size, or one that no file has, before anything is counted by it."""
+    for name in ("payload_offset", "payload_length"):
+        wrong = pc.fill_null(pc.less(rows.column(name), 0), True)  # the library's own
+        if pc.any(wrong).as_py():
+            row = rows.slice(pc.index(wrong, True).as_py(), 1).to_pylist()[0]  # likewise
+            sample = sample_label(*(row[column] for column in _NAMED_BY))
+            raise BadReferenceError(f"{sample}: {name} is {row[name]}; no payload has such; restore the row or leave it out")
+
+
 def file_entry(path: Path, split: str, rows: int) -> FileEntry:
     """Make a file durable and describe it."""
     digest = hashlib.sha256()
@@ -100,8 +113,9 @@ def _with_payload(lake_root: Path, rows: pa.Table, facts: pa.Table, low: int, hi
     part = rows.slice(low, high - low)
     shards, offsets, lengths = (part.column(name).to_pylist() for name in ("payload_shard", "payload_offset", "payload_length"))
     numbers = part.column("payload_row").fill_null(0).to_pylist()
+    samples = [sample_label(*key) for key in zip(*(part.column(name).to_pylist() for name in _NAMED_BY), strict=True)]
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        bodies = list(pool.map(partial(read_payload, lake_root), shards, offsets, lengths, numbers))
+        bodies = list(pool.map(partial(read_payload, lake_root), shards, offsets, lengths, numbers, samples))
     return facts.slice(low, high - low).append_column(PAYLOAD_COLUMN, pa.array(bodies, pa.binary()))
 
 

@@ -11,6 +11,7 @@ import structlog
 import typer
 
 from pipelines.config import CoreConfig, load_core_config
+from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
 from pipelines.lake.remote import lake_of
@@ -58,6 +59,7 @@ def maintain(
 ) -> None:
     """Roll-ups, compaction and vacuum."""
     core = load_core_config(config)
+    warn_of_retention(core.contracts)
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -78,4 +80,4 @@ def maintain(
 def keep_of(core: CoreConfig) -> Keep:
     """How long things are kept, by the configuration."""
     told = core.maintain
-    return Keep(told.keep_versions_h, told.keep_landing_h, told.keep_objects_h)
+    return Keep(told.keep_versions_h, told.keep_landing_h, told.keep_objects_h, versions=told.keep_versions)

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipelines.bridge.segment import OPEN_SUFFIX, SEALED_SUFFIX, segment_number
 from pipelines.lake.copy import files_of
 from pipelines.lake.layout import (
+    ARCHIVE,
     CHIPS,
     COMMITS,
     LANDING,
@@ -39,7 +40,7 @@ _HALF = re.compile(
     r"|_commit_.*\.json\.tmp|.+#\d+"  # of the table library
     r"|.+\.[0-9a-f]{32}\.partial|.+\.[0-9a-f]{16}\.partial"  # of the array library
 )
-_TABLES_AND_PAYLOADS = (STREAMS, ROLLUPS, QUALITY, PAYLOAD, CHIPS, QUARANTINE, QUARANTINE_CLOSED, COMMITS)
+_TABLES_AND_PAYLOADS = (STREAMS, ROLLUPS, QUALITY, PAYLOAD, CHIPS, QUARANTINE, QUARANTINE_CLOSED, COMMITS, ARCHIVE)
 
 
 def is_half_written(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Maintenance of a lake: roll-ups, compaction, vacuum; one at a time, while runs go on."""
+"""Maintenance of a lake: roll-ups, compaction, archive, logs, vacuum; one at a time, while runs go on."""
 
 import fcntl
 import os
@@ -14,6 +14,9 @@ from pipelines.lake.layout import RUNS, maintain_lock_path
 from pipelines.lake.rollup import roll_up_all
 from pipelines.lake.rollup_again import roll_up_again
 from pipelines.lake.workplace import only_upkeep
+from pipelines.upkeep.archive import archive_runs
+from pipelines.upkeep.log_trim import keep_log, trim_logs
+from pipelines.upkeep.private import hide_private, private_today
 from pipelines.upkeep.vacuum import Keep, Vacuum, Vacuumed
 
 log = structlog.get_logger(__name__)
@@ -49,10 +52,14 @@ def maintain(root: Path, keep: Keep) -> tuple[list[Compacted], Vacuumed]:
     """
     with only_maintenance(root):
         try:
-            roll_up_again(root)
-            roll_up_all(root)
+            private = private_today(root)
+            hide_private(root)
+            roll_up_again(root, private)
+            roll_up_all(root, private)
             compacted = compact_all(root)
         except ConflictError as error:
             log.warning("compaction_put_off", reason=str(error))
             compacted = []
+        archive_runs(root)
+        trim_logs(root, keep_log(keep.versions_h, keep.versions, keep.grace_s))
         return compacted, Vacuum(root, keep).sweep()

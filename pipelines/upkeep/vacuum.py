@@ -22,14 +22,14 @@ from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import read_plan
 from pipelines.lake.alone import held_alone
 from pipelines.lake.commit import committed_run
-from pipelines.lake.copy import discard, files_of, folders_of, size_of
+from pipelines.lake.copy import discard, files_of, size_of
 from pipelines.lake.layout import (
+    ARCHIVE,
     CHIPS,
     COMMITS,
     LANDING,
     OBJECTS,
     PAYLOAD,
-    QUALITY,
     QUARANTINE,
     QUARANTINE_CLOSED,
     REPLAYS,
@@ -43,22 +43,26 @@ from pipelines.lake.layout import (
 from pipelines.lake.ledger import KEPT_LEDGERS
 from pipelines.lake.ledger_files import ledger_bases, read_ledger
 from pipelines.lake.remote import Stored, remote_of
+from pipelines.lake.removed import REMOVED_SCHEMA, remember_removed, removed_since
 from pipelines.lake.scratch import abandoned
 from pipelines.lake.table import open_table
 from pipelines.training.manifest import MANIFEST_NAME
+from pipelines.upkeep.archive import archive_runs
 from pipelines.upkeep.leavings import copies, half_written, unfinished
+from pipelines.upkeep.log_trim import all_tables
 from pipelines.upkeep.wanted import chip_places, never_filled, set_versions, wanted_payloads
 
 log = structlog.get_logger(__name__)
 # Only runs and maintenance write here, and neither is at work when their grace is waived.
-_OURS = (STREAMS, ROLLUPS, PAYLOAD, CHIPS, QUARANTINE, QUARANTINE_CLOSED, COMMITS, RUNS)
+_OURS = (STREAMS, ROLLUPS, PAYLOAD, CHIPS, QUARANTINE, QUARANTINE_CLOSED, COMMITS, ARCHIVE, RUNS)
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
     """How long what might still be wanted is kept: table versions to go back to, segments to run again, objects to be named.
 
-    What belongs to nobody is kept `grace_s`, or `others_s` where its writer may be neither a run nor maintenance.
+    What belongs to nobody is kept `grace_s`, or `others_s` where its writer may be neither a run nor maintenance. Of each table
+    the last `versions` versions can be opened while they are younger than `versions_h`.
     """
 
     versions_h: float = 168
@@ -66,6 +70,7 @@ class Keep:
     objects_h: float = 720
     grace_s: float = 3_600
     others_s: float = 3_600
+    versions: int = 500
 
 
 @dataclass(slots=True)
@@ -109,7 +114,7 @@ class Vacuum:
         Raises:
             OSError: the disk refused.
         """
-        for name in self._tables():
+        for name in all_tables(self._root):
             self._table(name)
         wanted = wanted_payloads(self._root, self._gone)
         self._payloads(wanted)
@@ -121,19 +126,15 @@ class Vacuum:
         log.info("vacuumed", dry_run=self._dry_run, bytes=self.done.bytes, **self.done.files)
         return self.done
 
-    def _tables(self) -> list[str]:
-        found = [COMMITS, QUARANTINE, QUARANTINE_CLOSED]
-        for parent in (STREAMS, ROLLUPS, QUALITY):
-            found += [f"{parent}/{name}" for name in folders_of(self._root, parent)]
-        return found
-
     def _table(self, name: str) -> None:
         with self._quiet(name) as is_quiet:
             if not is_quiet:
                 return
             table, files = open_table(self._root, name), self._files(name, "*")
+            oldest_ms = round((self._now_s - self._keep.versions_h * 3_600) * 1_000)
             if table is not None:
                 unwanted = {Path(found).name for found in self._unwanted(table, max(0, round(self._keep.versions_h)))}
+                unwanted -= removed_since(self._root, name, oldest_ms)
             elif self._plan is not None and never_filled(read_ledger(self._root, self._run), name):
                 unwanted = {_base(file) for file in files}  # of a run that was held back before there was a table
             else:
@@ -142,6 +143,8 @@ class Vacuum:
                 is_unwanted = _base(file) in unwanted and not _base(file).startswith(".")
                 if is_unwanted and not self._is_in_hand(_base(file)) and self._is_old(file):
                     self._delete("table_files", file)
+            if not self._dry_run:
+                remember_removed(self._root, name, REMOVED_SCHEMA.empty_table(), oldest_ms)
 
     @contextmanager
     def _quiet(self, name: str) -> Iterator[bool]:
@@ -196,7 +199,12 @@ class Vacuum:
                 self._delete("torn_tails", torn)
 
     def _runs(self) -> None:
-        """Plans whose segments are gone can neither be resumed nor run again. Ledgers that later ones refer to stay."""
+        """Plans whose segments are gone can neither be resumed nor run again. Ledgers that later ones refer to stay.
+
+        What a plan says is archived first.
+        """
+        if not self._dry_run:
+            archive_runs(self._root)
         needed = {f"{base:012d}.{kind}.parquet" for base in ledger_bases(self._root, self._run) for kind in ("ledger", "books")}
         for file in self._files(RUNS, "[0-9]*.*"):
             run = _base(file).split(".", 1)[0]

@@ -25,6 +25,8 @@ def main() -> None:
             desired = Desired("r", model.spec.name, model.spec.version, model.target, 1)
             updater.on_desired(encode_desired(desired))
             updater._try_install()
+            sys.stdout.write("installed\n")
+            sys.stdout.flush()
 
 
 def reply(updater: ModelUpdater, folder: Path, correlation: bytes, body: bytes) -> None:

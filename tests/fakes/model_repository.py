@@ -117,6 +117,10 @@ class Device:
         self.settle()
         return self.updater.report()[0].state
 
+    def close(self) -> None:
+        """Stop in order."""
+        self.updater.close()
+
     def settle(self) -> None:
         """One round, to the end of the install it starts."""
         self.updater._wake.set()

@@ -30,7 +30,7 @@ NEEDS_AN_EXTRA = {
     "edge_agent.enrol_cryptography",
     "edge_agent.models.inference",
     "edge_agent.inspect.picture",
-    "edge_agent.models.updater",
+    "edge_agent.models.inference_child",
     "edge_agent.redaction.picture",
 }
 

@@ -32,6 +32,8 @@ from schemas.topics import Kind, Topics
 VECTORS = Path(__file__).resolve().parent.parent.parent / "docs" / "vectors"
 WORDS = {
     "receipt": (decode_receipt, encode_receipt),
+    "receipt-floor": (decode_receipt, encode_receipt),
+    "receipt-page": (decode_receipt, encode_receipt),
     "object-state": (decode_object_state, encode_object_state),
     "object-settled": (decode_object_state, encode_object_state),
     "reported": (decode_reported, encode_reported),

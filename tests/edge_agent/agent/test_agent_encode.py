@@ -14,6 +14,7 @@ from edge_agent.capture.coalesce import join_batches, may_join
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.errors import EncodingError, SourceError
 from edge_agent.spool.records import NewEnvelope, ObjectRef
+from pipelines.contracts.arrow import row_schema
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
 from schemas.ids import Digest
 
@@ -96,3 +97,42 @@ def test_a_list_that_a_source_fills_is_refused_by_name() -> None:
     batch = SampleBatch([1], {"labels": ["cat"]}, None)
     with pytest.raises(EncodingError, match="labels"):
         Encoder(contract, Limits(400, 200), put_object, compress=False).encode(batch, 0)
+
+
+NESTED = Contract("nested", "1.0.0", (
+    Column("labels", ColumnType.LIST_STRING), Column("counts", ColumnType.LIST_INT64), Column("flags", ColumnType.LIST_BOOL),
+    Column("v", ColumnType.VECTOR_FLOAT32, length=2),
+    Column("place", ColumnType.STRUCT, fields=(
+        Column("lat", ColumnType.FLOAT64), Column("note", ColumnType.STRING), Column("ids", ColumnType.LIST_INT32),
+        Column("at", ColumnType.TIMESTAMP),
+    )),
+))  # fmt: skip
+
+
+def lists(items: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    return st.none() | st.lists(st.none() | items, max_size=4)
+
+
+PLACES = st.fixed_dictionaries({
+    "lat": st.none() | st.floats(allow_nan=False), "note": st.none() | st.text(max_size=5),
+    "ids": lists(st.integers(-(2**31), 2**31 - 1)), "at": st.none() | st.integers(0, 2**50),
+})  # fmt: skip
+ROWS = st.fixed_dictionaries({
+    "labels": lists(st.text(max_size=5)), "counts": lists(st.integers(-(2**63), 2**63 - 1)), "flags": lists(st.booleans()),
+    "v": st.none() | st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=2), "place": st.none() | PLACES,
+})  # fmt: skip
+
+
+@given(st.lists(ROWS, min_size=1, max_size=8))
+def test_lists_vectors_and_structs_come_out_as_they_went_in(rows: list[dict[str, object]]) -> None:
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    (envelope,) = Encoder(NESTED, Limits(1 << 20, 200), put_object, compress=False).encode(
+        SampleBatch([1] * len(rows), columns), 0
+    )
+    table = read(envelope)
+    assert table.schema.field("place").type == row_schema(NESTED).field("place").type
+    found = table.drop_columns(["event_time"]).to_pylist()
+    for row in found:
+        if row["place"] is not None and row["place"]["at"] is not None:
+            row["place"]["at"] = round(row["place"]["at"].timestamp() * 1e6)
+    assert found == rows

@@ -18,6 +18,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_agent.capture.batch import Source
+from edge_agent.capture.parked_messages import ParkedMessages
 from edge_agent.capture.registry import build_source, check_source
 from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
@@ -88,9 +89,9 @@ def settled(source: Source) -> None:
 
 
 def test_what_devices_publish_becomes_samples_with_their_times(publisher, subscribe):
-    source = subscribe(topic_column="clock_quality", rename={"v": "speed_mps"})
+    source = subscribe(topic_column="clock_quality", rename={"v": "speed_mps", "when": "event_time"})
     settled(source)
-    publisher.publish({"v": 1.5, "event_time": "2024-05-01T00:00:00Z"})
+    publisher.publish({"v": 1.5, "when": "2024-05-01T00:00:00Z"})
     publisher.publish([{"v": 2.5}, {"v": 3.5}], "sensors/b/telemetry")
     publisher.publish({"v": 4.5}, "elsewhere")
     found = batches(source, 3)
@@ -213,6 +214,83 @@ def test_wrong_options_are_told_before_anything_starts():
     ):
         with pytest.raises(ConfigError, match="mqtt-local"):
             check_source("mqtt-local", options, TELEMETRY)
+
+
+LOCAL = {"speed_mps": 1.5, "event_time": "2024-07-01 12:00:00"}
+
+
+def test_a_time_without_a_zone_is_parked_and_read_when_the_zone_is_set(publisher, broker, tmp_path):
+    def build(position=None, **options):
+        wanted = {"port": broker.port, "topics": ["sensors/+/telemetry"], **options}
+        return build_source("mqtt-local", wanted, TELEMETRY, SystemClock(), position, tmp_path / "parked")
+
+    source = build()
+    settled(source)
+    publisher.publish(LOCAL)
+    publisher.publish([LOCAL, {"speed_mps": 2.5}])
+    publisher.publish({"speed_mps": 7})
+    found = batches(source, 1)
+    assert speeds(found) == [7]  # what can be read is not held up
+    source.stored(found[-1])
+    assert source.complaint.startswith("2 messages wait on this device: source 'mqtt-local': its times tell no zone")
+    source.close()
+    publisher.wait_for_broker()
+    again = build()  # nothing was set: it waits on, and nothing comes again from the broker
+    settled(again)
+    assert "2 messages wait" in again.complaint
+    again.close()
+    healed = build(time_zone="Europe/Berlin")
+    found = batches(healed, 3)
+    assert speeds(found) == [1.5, 1.5, 2.5]
+    assert found[0].event_time_us[0] == 1_719_828_000_000_000  # 10:00 UTC
+    position = found[-1].position
+    healed.close()  # the power fails: stored, and not removed from the park
+    after = build(position, time_zone="Europe/Berlin")
+    settled(after)
+    assert (after.complaint, list((tmp_path / "parked").rglob("*.json"))) == ("", [])
+    after.close()
+
+
+def test_without_a_place_to_park_the_message_stays_with_the_broker(publisher, subscribe):
+    source = subscribe()
+    settled(source)
+    publisher.publish(LOCAL)
+    settled(source)
+    assert "1 messages wait at the broker" in source.complaint
+    source.close()
+    publisher.wait_for_broker()
+    assert speeds(batches(subscribe(time_zone="UTC"), 1)) == [1.5]
+
+
+@pytest.mark.parametrize(
+    ("told", "before", "after"),
+    [
+        ("01.07.2024 12:00:00", {}, {"time_format": "%d.%m.%Y %H:%M:%S", "time_zone": "UTC"}),
+        (1_719_828_000_000, {"time_unit": "s"}, {"time_unit": "ms"}),
+        ("1719828000,5", {}, {"decimal": ","}),
+    ],
+)
+def test_other_times_that_a_setting_would_make_readable_wait_too(publisher, subscribe, told, before, after):
+    source = subscribe(**before)
+    settled(source)
+    publisher.publish({"speed_mps": 1.5, "event_time": told})
+    settled(source)
+    assert "1 messages wait" in source.complaint
+    source.close()
+    publisher.wait_for_broker()
+    assert speeds(batches(subscribe(**after), 1)) == [1.5]
+
+
+def test_a_full_park_leaves_messages_with_the_broker(tmp_path):
+    park = ParkedMessages(tmp_path / "parked", max_bytes=300)
+    assert park.add([("a", b"x" * 100)], 5)
+    assert not park.add([("a", b"x" * 200)], 6)
+    assert park.add([("b", b"y")], 5)
+    found = ParkedMessages(tmp_path / "parked").messages
+    assert [(message.number, message.topic) for message in found] == [(5, "a"), (6, "b")]
+    park.remove({5})
+    (tmp_path / "parked" / "00.json").write_text("torn")
+    assert [message.number for message in ParkedMessages(tmp_path / "parked").messages] == [6]
 
 
 CHILD = """

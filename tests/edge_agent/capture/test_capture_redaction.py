@@ -194,3 +194,23 @@ def test_a_text_that_cannot_even_be_encoded_is_refused_not_passed_on():
     batch, counts = refine(contract(text("hash")), SampleBatch([1, 2], {"who": ["\ud800", "x"]}))
     assert list(batch.event_time_us) == [2]
     assert sum(counts.values()) == 1
+
+
+def test_fields_of_a_struct_are_hidden_as_columns_are() -> None:
+    fields = [
+        {"name": "who", "type": "string", "redact": {"how": "hash"}},
+        {"name": "lat", "type": "float64", "redact": {"how": "coarsen", "step": 0.5}},
+        {"name": "note", "type": "string", "redact": {"how": "drop"}},
+        {"name": "n", "type": "int64"},
+    ]
+    made = contract({"name": "place", "type": "struct", "fields": fields})
+    assert made.has_redaction
+    found = one(made, {"who": SECRET, "lat": 52.7, "note": SECRET, "n": 1})
+    assert isinstance(found, dict)
+    assert (found["lat"], found["note"], found["n"], len(found["who"])) == (52.5, None, 1, 32)
+    assert SECRET not in str(found)
+    assert one(made, None) is None
+    with pytest.raises(ConfigError, match="keyed hash"):
+        refine(made, SampleBatch([0], {}), key=b"")
+    batch, counts = refine(made, SampleBatch([0], {"place": [{"who": 5, "lat": None, "note": None, "n": 1}]}))
+    assert (len(batch), counts) == (0, {"row: cannot be redacted: no text": 1})

@@ -1,6 +1,7 @@
 """The running agent: its health port, its heartbeat, and a configuration that changes under it."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,10 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as mqtt
 import pyarrow as pa
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
 from schemas.ids import StreamName
+from schemas.receipts import Receipt, RefusedStream, encode_receipt
 from tests.fakes.fake_core import FakeCore
 
 STREAM = StreamName("vehicle_telemetry")
@@ -205,3 +209,36 @@ def test_what_needs_a_new_start_is_named(agent: Running) -> None:
     told = agent.folder / "state" / "health.json"
     eventually(told.exists)
     assert json.loads(told.read_text())["failure"] == ""
+
+
+def test_a_stream_that_the_core_refuses_is_told_wherever_one_looks(broker: Any, agent: Running) -> None:
+    agent.write(agent.table("one", 20))
+    with FakeCore(broker.host, broker.port):
+        agent.start()
+        eventually(lambda: agent.figure("settled_samples_total") == 20)
+        eventually(lambda: agent.ask("/ready")[0] == 200)
+    refused = {STREAM: RefusedStream(20, 0, 20, "speed_mps: above the maximum of N [red]")}
+    publish(broker.port, "catchment/down/dev-a/receipts", encode_receipt(Receipt(9, {}, refused=refused)))
+    eventually(lambda: agent.ask("/ready")[0] == 503)
+    assert "refused by the core: 100 % (20 in a row), mostly: speed_mps" in agent.ask("/ready")[1]
+    assert agent.figure("refused_share") == 1
+    eventually(lambda: "stream_refused_by_core" in agent.log())
+    program = "from edge_agent.cli import main; main()"
+    command = [sys.executable, "-c", program, "status", "-c", str(agent.path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}).stdout
+    assert "refused by the core: 100 % (20 in a row), mostly: speed_mps: above the maximum of N [red]" in shown
+    told = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert told["refused"][STREAM]["quarantined"] == 20
+    assert told["health"]["refused"][STREAM]["in_row"] == 20
+    publish(broker.port, "catchment/down/dev-a/receipts", encode_receipt(Receipt(10, {})))
+    eventually(lambda: agent.ask("/ready")[0] == 200)
+
+
+def publish(port: int, topic: str, body: bytes) -> None:
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    client.publish(topic, body, qos=1, retain=True).wait_for_publish(10)
+    client.disconnect()
+    client.loop_stop()
+    client.reinitialise()

@@ -14,6 +14,7 @@ from edge_agent.config import HealthConfig
 from edge_agent.errors import ConfigError, SpoolError
 from edge_agent.health_server import HealthServer
 from edge_agent.vitals import Vitals, judge_live, judge_ready, render_metrics
+from schemas.receipts import RefusedStream
 from schemas.reported import StreamBooks
 
 GOOD = Vitals(
@@ -53,12 +54,29 @@ def but(**changes: object) -> Vitals:
         (but(oldest_unsettled_s=4_000.0), True, False, "never"),
         (but(turned_s={"main": 0.1, "uplink": 31.0}), False, False, "uplink came round 31 s ago"),
         (but(failure="disk gone"), False, False, "disk gone"),
+        (
+            but(refused=(("alpha", RefusedStream(40, 0, 40, "speed: above N")),)),
+            True,
+            False,
+            "alpha: refused by the core: 100 % (40",
+        ),
+        (but(refused=(("alpha", RefusedStream(40, 900, 12, "x")),)), True, False, "100 % (12 in a row), mostly: x"),
+        (but(refused=(("alpha", RefusedStream(40, 960)),)), True, True, "nothing waits"),
+        (but(refused=(("", RefusedStream(3, 0, 3)),)), True, False, "messages that name no stream: refused by the core: 100 %"),
     ],
 )
 def test_alive_is_not_the_same_as_in_progress(vitals: Vitals, is_live: bool, is_ready: bool, said: str) -> None:
     live, ready = judge_live(vitals, 30.0), judge_ready(vitals, 30.0, 300.0)
     assert (live.is_good, ready.is_good) == (is_live, is_ready)
     assert said in ready.said
+
+
+def test_the_refused_share_is_a_figure_of_each_stream() -> None:
+    text = render_metrics(but(refused=(("alpha", RefusedStream(40, 960)), ("beta", RefusedStream(7, 900, 10)))))
+    assert 'catchment_agent_refused_share{stream="alpha"} 0.040' in text
+    assert 'catchment_agent_refused_share{stream="beta"} 1' in text
+    assert 'catchment_agent_refused_samples{stream="alpha"} 40' in text
+    assert 'catchment_agent_refused_in_row_samples{stream="beta"} 10' in text
 
 
 def test_the_figures_are_in_prometheus_text_format() -> None:

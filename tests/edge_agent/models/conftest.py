@@ -1,5 +1,6 @@
 """A core that publishes models, and a device that takes them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,5 +14,7 @@ def core(tmp_path: Path) -> "fake.Core":
 
 
 @pytest.fixture
-def device(core: "fake.Core", tmp_path: Path) -> "fake.Device":
-    return fake.Device(core, tmp_path / "state")
+def device(core: "fake.Core", tmp_path: Path) -> Iterator["fake.Device"]:
+    device = fake.Device(core, tmp_path / "state")
+    yield device
+    device.close()

@@ -6,6 +6,7 @@ import pytest
 
 from schemas.model import golden_input
 from tests.fakes import model_repository as fake
+from tests.fakes.bad_models import moody_model
 from tests.fakes.model_repository import frames, picture
 
 
@@ -39,9 +40,10 @@ def test_a_model_that_fails_on_probation_is_given_up_for_the_one_before(core: "f
     device.want(core.publish())
     device.clock.sleep(10_000)
     device.settle()
-    device.want(core.publish(fake.tiny_model(0.1)))
-    device.updater._classifier._session = None
-    device.updater.annotate(frames(*[picture(1)] * 5))
+    device.want(core.publish(moody_model("fails"), golden=()))
+    got = device.updater.annotate(frames(picture(250), *[picture(1)] * 5)).columns["model_version"]
+    assert got == [2, None, None, None, None, None]
+    device.settle()
     (report,) = device.updater.report()
     assert (report.state, report.version, report.refused) == ("rolled_back", 1, (2,))
     assert device.updater.annotate(frames(picture(250))).columns["model_version"] == [1]
@@ -54,11 +56,11 @@ def test_bad_pictures_do_not_speak_against_a_model(core: "fake.Core", device: "f
 
 
 def test_a_model_past_probation_is_not_given_up(core: "fake.Core", device: "fake.Device") -> None:
-    device.want(core.publish())
+    device.want(core.publish(moody_model("fails"), golden=()))
     device.clock.sleep(10_000)
     device.settle()
-    device.updater._classifier._session = None
     device.updater.annotate(frames(*[picture(1)] * 50))
+    device.settle()
     assert device.updater.report()[0].state == "active"
     assert device.updater.counts["failures"] == 50
 
@@ -93,15 +95,19 @@ def test_a_rotten_model_on_disk_gives_way_to_the_one_before(core: "fake.Core", d
     assert fake.Device(core, tmp_path / "state").version == 1
 
 
-def test_an_unreadable_state_is_set_aside_and_the_model_fetched_again(
+def test_a_state_of_which_both_copies_are_torn_costs_a_fetch_of_nothing(
     core: "fake.Core", device: "fake.Device", tmp_path: Path
 ) -> None:
     published = core.publish()
     device.want(published)
-    (tmp_path / "state/models/bright/state.json").write_bytes(b"\0\0")
+    folder = tmp_path / "state/models/bright"
+    for name in ("state.json", "state.copy.json"):
+        (folder / name).write_bytes(b"\0\0")
     again = fake.Device(core, tmp_path / "state")
     assert again.updater.report()[0].state == "none"
+    core.requests.clear()
     assert again.want(published) == "active"
+    assert not any('"targets/' in request for request in core.requests)
 
 
 def test_a_model_above_the_device_s_limit_is_refused_before_it_is_fetched(core: "fake.Core", tmp_path: Path) -> None:

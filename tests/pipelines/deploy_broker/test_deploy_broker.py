@@ -46,6 +46,21 @@ def test_a_device_hears_only_what_is_for_it(secured):
     assert {body for _, body in device.heard} == {b"for a"}
 
 
+def test_a_device_hears_the_pages_of_its_own_receipt_alone(secured):
+    device, other, core = secured.peer("dev-a"), secured.peer("dev-b"), secured.peer("core")
+    device.subscribe("catchment/down/dev-a/receipts/+")
+    for topic in ("catchment/down/dev-a/receipts/+", "catchment/down/+/receipts/+"):
+        other.subscribe(topic)
+    other.subscribe("catchment/down/dev-b/receipts/+")
+    assert not core.publish("catchment/down/dev-a/receipts/1", b"page of a").is_failure
+    assert not core.publish("catchment/down/dev-b/receipts/1", b"page of b").is_failure
+    wait_for(device, b"page of a")
+    wait_for(other, b"page of b")
+    assert {body for _, body in device.heard} == {b"page of a"}
+    assert {body for _, body in other.heard} == {b"page of b"}
+    assert other.publish("catchment/down/dev-a/receipts/1", b"forged").value == 0x87
+
+
 def test_a_client_id_of_another_device_does_not_evict_it(secured):
     first = secured.peer("dev-a")
     secured.peer("dev-b", client_id="dev-a").publish("catchment/up/dev-b/telemetry")

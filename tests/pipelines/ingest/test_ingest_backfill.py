@@ -1,5 +1,6 @@
 """Raw landing run once more: the same keys, new values, as a new version of the table; the old version as it was."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -78,8 +79,6 @@ def test_runs_compaction_and_vacuum_go_on_after_a_backfill(lake: Any, envelope: 
 
 
 def test_the_payloads_of_frames_stay_where_they_are(core: Any, envelope: Any, as_ipc: Any) -> None:
-    import hashlib
-
     body = b"frame" * 100
     batch = pa.record_batch(
         {
@@ -95,6 +94,37 @@ def test_the_payloads_of_frames_stay_where_they_are(core: Any, envelope: Any, as
     again(core, "1-1")
     (after,) = core.rows("streams/camera_frame")
     assert after == before
+
+
+@pytest.mark.parametrize("is_linked_before", [False, True], ids=["new", "left by an earlier version"])
+def test_large_payloads_of_a_backfill_are_found_though_no_link_is_followed(
+    core: Any, envelope: Any, as_ipc: Any, is_linked_before: bool
+) -> None:
+    body = b"large picture" * 100
+    digest = hashlib.sha256(body).hexdigest()
+    (core.root / "objects").mkdir()
+    (core.root / "objects" / digest).write_bytes(body)
+    batch = pa.record_batch(
+        {
+            "event_time": pa.array([1_790_000_000_000_000]).cast(pa.timestamp("us", "UTC")),
+            "media_type": ["image/jpeg"],
+            "payload": pa.array([None], pa.binary()),
+            "payload_sha256": [digest],
+        }
+    )
+    core.landing.seal([envelope(0, 1, stream="camera_frame", body=as_ipc(batch))])
+    core.run()
+    (before,) = core.rows("streams/camera_frame")
+    if is_linked_before:
+        small = core.root / "runs/backfill/b0-1-1"
+        small.mkdir(parents=True)
+        (small / "objects").symlink_to(core.root / "objects")
+    (done,) = again(core, "1-1")
+    assert done.rows == 1
+    assert core.rows("streams/camera_frame") == [before]
+    assert before["payload_shard"] == f"objects/{digest}"
+    assert [path.name for path in (core.root / "objects").iterdir()] == [digest]
+    assert core.rows("quarantine") == []
 
 
 def test_a_range_that_is_not_there_or_not_run_is_refused(lake: Any) -> None:

@@ -19,6 +19,7 @@ from pipelines.ingest.loop import RunLoop, load_state, only_loop
 from pipelines.ingest.plan import make_plan
 from pipelines.ingest.plan_files import find_segments, write_plan
 from pipelines.lake.remote import Remote, bind, remote_of
+from pipelines.lake.table import open_table
 from pipelines.runners.engine import Engine
 from tests.fakes.s3_faults import FaultyProxy
 from tests.fakes.s3_server import S3, served
@@ -85,7 +86,7 @@ class RemoteCore:
         return pa.table(DeltaTable(self.remote.where(name), storage_options=options).to_pyarrow_table())
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        if self.remote.size(f"{name}/_delta_log/00000000000000000000.json") is None:
+        if open_table(self.root, name) is None:
             return []
         found: list[dict[str, Any]] = self.table(name).to_pylist()
         return found

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.lake.files import write_table_file
+from pipelines.lake.log_plan import KeepLog
 from pipelines.lake.splice import splice_columns
 from pipelines.lake.thrift_compact import ThriftError, decode_struct, encode_struct
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream, undo_retag
 from pipelines.policy.tag_file import RuleTagger
+from pipelines.upkeep.log_trim import trim_log
 from schemas.builtin import builtin_contract
 from schemas.policy import Policy, Rule
 
@@ -97,6 +100,24 @@ def test_the_old_tags_stay_readable_as_the_version_before_and_undo_brings_them_b
         undo_retag(root, STREAM)
 
 
+def test_a_retag_is_undone_although_the_log_has_been_cut_behind_it(commit_rows: Commit) -> None:
+    for run in (1, 2):
+        root = commit_rows(run, policies=(OLD,))
+    before = rows(root)
+    done = retag_stream(root, STREAM, [NEW], tagger(NEW))
+    for run in range(3, 13):
+        commit_rows(run, policies=(NEW,))
+    now_s = time.time() + 1
+    assert trim_log(root, f"streams/{STREAM}", KeepLog(168 * 3_600, 3, 0), now_s) is not None
+    assert len(list((root / "streams" / STREAM / "_delta_log").glob("*.json"))) == 4
+    assert rows(root, done.before).equals(before)
+    undo_retag(root, STREAM)
+    assert rows(root).slice(0, before.num_rows).equals(before)
+    trim_log(root, f"streams/{STREAM}", KeepLog(0, 3, 0), now_s + 1)
+    with pytest.raises(NotFoundError, match="no retag"):
+        undo_retag(root, STREAM)
+
+
 def test_ingest_goes_on_after_a_retag_as_if_nothing_had_happened(commit_rows: Commit) -> None:
     root = commit_rows(1)
     retag_stream(root, STREAM, [NEW], tagger(NEW))
@@ -152,6 +173,7 @@ from pathlib import Path
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
+from pipelines.upkeep.log_trim import trim_log
 from schemas.builtin import builtin_contract
 from schemas.policy import Policy, Rule
 import pipelines.lake.splice as splice

@@ -1,0 +1,133 @@
+"""A model in a process of its own: memory and time are limited, and a crash costs one prediction."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from catchment.runtime.worker.limits import MIB, WorkerLimits
+from catchment.runtime.worker.outcome import Answered, Closed, Outcome, Refused
+from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
+from edge_agent.errors import ConfigError, ModelError, ModelUnfitError
+from edge_agent.models.config import ModelConfig
+from edge_agent.models.errors import ModelBusyError, ModelDiedError, ModelStoppedError, UnreadablePictureError
+from edge_agent.models.inference_messages import DECODED, GoldenRequest, LoadOptions, PictureRequest, Request
+from schemas.model import ModelSpec
+
+_TARGET = "edge_agent.models.inference_child:open_classifier"
+_NEEDED = ("numpy", "onnxruntime", "PIL")
+_MAX_ANSWER_BYTES = 64 * MIB
+
+log = structlog.get_logger(__name__)
+
+
+def check_extra() -> None:
+    """Make sure that what a model needs is installed, without loading it into this process.
+
+    Raises:
+        ConfigError: something is missing.
+    """
+    for name in _NEEDED:
+        if find_spec(name) is None:
+            raise ConfigError(f"a model is configured, but {name} is missing; install catchment[infer]")
+
+
+class ModelProcess:
+    """One model, loaded in a child process once `start` has returned.
+
+    Args:
+        path: the ONNX file.
+        spec: what the signed metadata say of it.
+        config: limits and labels.
+    """
+
+    def __init__(self, path: Path, spec: ModelSpec, config: ModelConfig) -> None:
+        self.spec = spec
+        self._name = f"{spec.name} version {spec.version}"
+        self._answer_s = config.max_ms / 1_000
+        options = LoadOptions(str(path.absolute()), spec, config.labels)
+        limits = WorkerLimits(
+            memory_bytes=config.max_memory_mib * MIB,
+            cpu_s=max(1, round(self._answer_s)) * 2,
+            start_timeout_s=config.max_load_s,
+            max_answer_bytes=_MAX_ANSWER_BYTES,
+        )
+        self._worker = WorkerProcess(WorkerSpec(target=_TARGET, options=msgspec.msgpack.encode(options), limits=limits))
+
+    @property
+    def pid(self) -> int | None:
+        """Process id; None while it does not run."""
+        return self._worker.pid
+
+    def start(self) -> None:
+        """Load the model.
+
+        Raises:
+            ModelUnfitError: it does not load, or does not take or answer what its metadata say.
+            ModelDiedError: its process did not survive it.
+            ModelStoppedError: `close` was called in the meantime.
+            ModelError: no process can be started at the moment.
+        """
+        try:
+            outcome = self._worker.start()
+        except OSError as error:
+            raise ModelError(f"{self._name}: its process cannot be started: {error}") from error
+        if isinstance(outcome, Refused) and outcome.kind != ModelUnfitError.__name__:
+            raise ModelError(f"{self._name} cannot be loaded: {outcome.kind}: {outcome}")
+        self._body(outcome, "does not load")
+
+    def answers_to_golden(self) -> list[float]:
+        """The answers to the golden input.
+
+        Raises:
+            ModelError: it fails on it; ModelDiedError, ModelStoppedError likewise.
+        """
+        answers: list[float] = self._ask(GoldenRequest(), list[float], "fails on the golden input", None)
+        return answers
+
+    def predict(self, payload: bytes | Path) -> tuple[str, float]:
+        """The label of a picture and how sure the model is, 0..1.
+
+        Raises:
+            UnreadablePictureError: the picture cannot be decoded.
+            ModelBusyError: there is no process now, or it is busy with others' pictures for longer than a picture may take.
+            ModelDiedError: its process did not survive it.
+            ModelError: the model fails on it.
+        """
+        request = PictureRequest(body=payload) if isinstance(payload, bytes) else PictureRequest(path=str(payload.absolute()))
+        answer: tuple[str, float] = self._ask(request, tuple[str, float], "fails", self._answer_s)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._worker.close()
+
+    def _ask(self, request: Request, answer: Any, failure: str, max_wait_s: float | None) -> Any:
+        outcome = self._worker.request(msgspec.msgpack.encode(request), self._answer_s, max_wait_s)
+        if outcome is None:
+            raise ModelBusyError(f"{self._name} does not run, or is busy")
+        is_picture = isinstance(request, PictureRequest)
+        if is_picture and not isinstance(outcome, Answered | Refused | Closed) and outcome.note != DECODED:
+            raise UnreadablePictureError(f"a picture ended the process that decodes it: {outcome}")
+        body = self._body(outcome, failure)
+        try:
+            return msgspec.msgpack.decode(body, type=answer)
+        except msgspec.MsgspecError as error:
+            raise ModelError(f"{self._name} answers nonsense: {error}") from error
+
+    def _body(self, outcome: Outcome, failure: str) -> bytes:
+        if isinstance(outcome, Answered):
+            return outcome.body
+        if isinstance(outcome, Closed):
+            raise ModelStoppedError(f"{self._name} was stopped")
+        if not isinstance(outcome, Refused):
+            raise ModelDiedError(f"{self._name} {failure}: {outcome}")
+        families = {family.__name__: family for family in (ModelUnfitError, UnreadablePictureError)}
+        family = families.get(outcome.kind, ModelError)
+        if family is ModelError and outcome.kind not in (ModelError.__name__, "RequestTooLarge"):
+            raise ModelError(f"{self._name} {failure}: {outcome.kind}: {outcome}")
+        if outcome.kind == "RequestTooLarge":
+            raise UnreadablePictureError(f"a picture is too large for the model: {outcome}")
+        raise family(str(outcome))

@@ -1,0 +1,24 @@
+"""What the agent and the process that decodes pictures say to each other."""
+
+import msgspec
+
+from schemas.redaction import ImageRedact
+
+
+class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
+    """Ask for the statistics of a picture, given as bytes or as the path of a file."""
+
+    body: bytes = b""
+    path: str = ""
+
+
+class RedactRequest(msgspec.Struct, frozen=True, tag="redact"):
+    """Ask for a picture without what must not be seen; `told` is what the contract's column says of its regions."""
+
+    redact: ImageRedact
+    told: str | None
+    body: bytes = b""
+    path: str = ""
+
+
+PictureRequest = InspectRequest | RedactRequest

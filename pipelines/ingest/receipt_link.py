@@ -1,0 +1,247 @@
+"""The ways of a receipt to the broker: a connection that never makes its user wait for an answer, or any publisher."""
+
+import queue
+import ssl
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import structlog
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from catchment.runtime.puback import PubackClient
+from pipelines.clock import Clock
+from pipelines.config import BrokerConfig
+from pipelines.errors import RetryLaterError
+from pipelines.ingest.receipt_messages import Outgoing
+from pipelines.ingest.receipt_outbox import NOT_SENT, Answer, Broken, LinkLimits
+from pipelines.ingest.receipts import Publisher
+
+MQTT_MAX_PACKET_BYTES = 268_435_455
+DEFAULT_RECEIVE_MAXIMUM = 65_535
+CONNECT_WITHIN_S = 5.0
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class DirectLink:
+    """A publisher that waits for the broker, as a link: what is sent goes out, all of it at once, when answers are wanted."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._queued: dict[int, Outgoing] = {}
+        self._numbers = count(1)
+
+    def limits(self) -> LinkLimits:
+        """None but MQTT's own."""
+        return LinkLimits(MQTT_MAX_PACKET_BYTES, DEFAULT_RECEIVE_MAXIMUM)
+
+    def send(self, message: Outgoing) -> int:
+        """Queue it until the next call of `answers`."""
+        number = next(self._numbers)
+        self._queued[number] = message
+        return number
+
+    def answers(self) -> list[Answer | Broken]:
+        """Publish what is queued: success for each message, or none of them was sent."""
+        if not self._queued:
+            return []
+        queued, self._queued = self._queued, {}
+        code = 0
+        try:
+            self._publisher.publish(dict(queued.values()))
+        except RetryLaterError as error:
+            log.warning("receipts_wait", messages=len(queued), reason=str(error))
+            code = NOT_SENT
+        return [Answer(number, code) for number in queued]
+
+    def reset(self, reason: str) -> None:
+        """There is no connection to give up."""
+
+
+class MqttLink:
+    """One paho client per connection, so that nothing of a broken one is sent again behind our back. Used by one thread.
+
+    Args:
+        broker: where it listens.
+        client_id: this role's name at the broker.
+        clock: monotonic time for pauses between attempts.
+        wake: called, from paho's thread, when there is an answer; must not block.
+    """
+
+    def __init__(self, broker: BrokerConfig, client_id: str, clock: Clock, wake: Callable[[], None]) -> None:
+        self._broker = broker
+        self._client_id = client_id
+        self._clock = clock
+        self._wake = wake
+        self._numbers = count(1)
+        self._connection: _Connection | None = None
+        self._answers: queue.SimpleQueue[Answer | Broken] = queue.SimpleQueue()
+        self._failures = 0
+        self._due_s = float("-inf")
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the last attempt to connect failed, or the connection ended since."""
+        return self._connection is None and self._failures > 0
+
+    def limits(self) -> LinkLimits | None:
+        """The broker's limits; connects when it is time to, and waits for that at most `CONNECT_WITHIN_S` twice."""
+        if self._connection is None and self._clock.monotonic_s() >= self._due_s:
+            self._connect()
+        return None if self._connection is None else self._connection.limits
+
+    def send(self, message: Outgoing) -> int:
+        """Hand over a retained message.
+
+        Raises:
+            RetryLaterError: the connection is gone.
+        """
+        if self._connection is None or self._connection.is_over:
+            raise RetryLaterError(f"broker {self._broker.host}:{self._broker.port}: the connection is gone")
+        number = next(self._numbers)
+        self._connection.publish(number, message)
+        return number
+
+    def answers(self) -> list[Answer | Broken]:
+        """What the broker answered, and whether it went."""
+        found: list[Answer | Broken] = []
+        while not self._answers.empty():
+            answer = self._answers.get_nowait()
+            found.append(answer)
+            if isinstance(answer, Broken):
+                self.close()
+                self._pause()
+            else:
+                self._failures = 0
+        return found
+
+    def reset(self, reason: str) -> None:
+        """Give the connection up."""
+        connection = self._connection
+        if connection is not None:
+            connection.end(reason)
+
+    def close(self) -> None:
+        """Disconnect for good."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _connect(self) -> None:
+        connection = _Connection(self._broker, self._client_id, self._answers, self._wake)
+        try:
+            connection.open()
+        except (OSError, ValueError) as error:
+            connection.close()
+            self._pause()
+            log.warning("receipts_wait", broker=f"{self._broker.host}:{self._broker.port}", reason=str(error))
+            return
+        self._connection = connection
+
+    def _pause(self) -> None:
+        """Wait before the next attempt: longer each time, but for a connection over which anything was answered."""
+        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures, 30))
+        self._failures += 1
+        self._due_s = self._clock.monotonic_s() + pause_s
+
+
+class _Connection:
+    """One connection, from CONNECT to its end, which is told once."""
+
+    def __init__(
+        self, broker: BrokerConfig, client_id: str, answers: "queue.SimpleQueue[Answer | Broken]", wake: Callable[[], None]
+    ) -> None:
+        self._broker = broker
+        self._answers = answers
+        self._wake = wake
+        self._numbers: dict[int, int] = {}
+        self._welcome: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.limits = LinkLimits(MQTT_MAX_PACKET_BYTES, DEFAULT_RECEIVE_MAXIMUM)
+        self.is_over = False
+        self._client = PubackClient(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5, reconnect_on_failure=False
+        )
+        self._client.connect_timeout = CONNECT_WITHIN_S
+        self._client.max_inflight_messages_set(DEFAULT_RECEIVE_MAXIMUM)
+        self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = lambda *_: self._welcome.put("the connection broke while it was made")
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_publish = self._on_publish
+
+    def open(self) -> None:
+        """Connect.
+
+        Raises:
+            OSError: the broker cannot be reached, or refuses.
+            ValueError: a TLS file is not what it should be.
+        """
+        tls = self._broker.tls
+        if tls is not None:
+            context = ssl.create_default_context(cafile=tls.ca)
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the same authorities on every Python, as devices judge
+            context.load_cert_chain(tls.cert, tls.key)
+            self._client.tls_set_context(context)
+        self._client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
+        self._client.loop_start()
+        try:
+            refusal = self._welcome.get(timeout=CONNECT_WITHIN_S)
+        except queue.Empty:
+            refusal = f"no answer within {CONNECT_WITHIN_S:.0f} s"
+        if refusal:
+            raise ConnectionError(refusal)
+
+    def publish(self, number: int, message: Outgoing) -> None:
+        """Send; the answer bears `number`.
+
+        Raises:
+            RetryLaterError: the connection is gone.
+        """
+        # Paho's thread may have the answer before `publish` has returned: the number waits for it, or it for the number.
+        info = self._client.publish(message.topic, message.body, qos=1, retain=True)
+        if info.rc != mqtt.MQTT_ERR_SUCCESS:
+            raise RetryLaterError(f"not sent: {mqtt.error_string(info.rc)}")
+        self._settle(info.mid, number)
+
+    def end(self, reason: str) -> None:
+        """Close it, and tell of the end."""
+        if not self.is_over:
+            self.is_over = True
+            self._answers.put(Broken(reason))
+            self._wake()
+
+    def close(self) -> None:
+        """Disconnect and end the network thread; nothing is told."""
+        self.is_over = True
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _settle(self, mid: int, value: int) -> None:
+        """Join a message's number and its answer, whichever comes second; an answer is kept as -1 - code."""
+        first = self._numbers.setdefault(mid, value)
+        if first == value:
+            return
+        del self._numbers[mid]
+        number, code = (first, -1 - value) if value < 0 else (value, -1 - first)
+        self._answers.put(Answer(number, code))
+        self._wake()
+
+    def _on_connect(self, _c: Any, _u: Any, _f: Any, code: ReasonCode, properties: Properties | None) -> None:
+        if properties is not None:
+            self.limits = LinkLimits(
+                getattr(properties, "MaximumPacketSize", MQTT_MAX_PACKET_BYTES),
+                getattr(properties, "ReceiveMaximum", DEFAULT_RECEIVE_MAXIMUM),
+            )
+        self._welcome.put(str(code) if code.is_failure else "")
+
+    def _on_disconnect(self, _c: Any, _u: Any, _f: Any, code: ReasonCode, _p: Any) -> None:
+        self._welcome.put(str(code))
+        self.end(str(code))
+
+    def _on_publish(self, _c: Any, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
+        self._settle(mid, -1 - self._client.take_code(mid, code.value))

@@ -1,0 +1,152 @@
+"""Files that a row, a manifest or a table's log names: found below the lake root only, whatever the name says.
+
+What names them came from outside once: `../`, absolute names, other schemes and links would read any file of whoever builds a
+set. All readers of payloads and of table files come through here. The lake root itself may be a link; below it none is followed.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from catchment.runtime.beneath import (
+    RefusedFileError,
+    binary_beneath,
+    folder_beneath,
+    inner_parts,
+    status_beneath,
+    why_refused,
+)
+from pipelines.errors import BadReferenceError, CorruptLakeError
+from pipelines.lake.copy import at_hand
+from pipelines.lake.remote import remote_of
+
+_SHOWN = 120
+
+
+def sample_label(stream: object, device: object, epoch: object, seq: object) -> str:
+    """How a message names a sample: by the text that `--sample` takes, and its stream."""
+    return f"sample {device}/{epoch}/{seq} of {stream}"
+
+
+def checked_name(name: object, of: str) -> str:
+    """The name itself, if it stays below the lake root.
+
+    Args:
+        name: what a row, a manifest or a log says.
+        of: who says so, for the message.
+
+    Raises:
+        BadReferenceError: it leads elsewhere.
+    """
+    try:
+        if not isinstance(name, str):
+            raise ValueError("not a text")  # noqa: TRY301, TRY004  # one refusal for all that is wrong with a name
+        inner_parts(name)
+    except ValueError as error:
+        raise _refused(name, of, str(error)) from error
+    return name
+
+
+def open_referred(root: Path, name: object, of: str) -> BinaryIO:
+    """Open a file of the lake that a row refers to; of a remote lake it is fetched first.
+
+    Args:
+        root: the lake root.
+        name: path of the file as the row says it.
+        of: the row, such as `sample car-1/7/42`, for the message.
+
+    Raises:
+        BadReferenceError: the name leads out of the lake or through a link, or it is not a plain file.
+        CorruptLakeError: it is missing or cannot be read.
+        RetryLaterError: the storage is unavailable.
+    """
+    checked = checked_name(name, of)
+    try:
+        try:
+            return binary_beneath(root, checked)
+        except FileNotFoundError:
+            at_hand(root, root / checked)
+            return binary_beneath(root, checked)
+    except RefusedFileError as error:
+        raise _refused(name, of, str(error.strerror)) from error
+    except OSError as error:
+        raise CorruptLakeError(
+            f"{root / checked}: cannot be opened ({error.strerror}); {of} refers to it, so restore it"
+        ) from error
+
+
+def referred_path(root: Path, name: object, of: str, *, fetch: bool = True) -> Path:
+    """The path of a file of the lake, for libraries that open by path only. It need not be there.
+
+    Args:
+        root: the lake root.
+        name: path of the file as the row says it.
+        of: the row, for the message.
+        fetch: whether a file of a remote lake is brought here first.
+
+    Raises:
+        BadReferenceError: the name leads out of the lake or through a link, or it is not a plain file.
+        RetryLaterError: the storage is unavailable.
+    """
+    path = root / checked_name(name, of)
+    try:
+        _check_status(root, path)
+        if fetch and not path.exists():
+            at_hand(root, path)
+            _check_status(root, path)
+    except RefusedFileError as error:
+        raise _refused(name, of, str(error.strerror)) from error
+    except OSError as error:
+        raise CorruptLakeError(f"{path}: cannot be read ({error.strerror}); {of} refers to it, so restore it") from error
+    return path
+
+
+def _check_status(root: Path, path: Path) -> None:
+    with suppress(FileNotFoundError):
+        status_beneath(root, str(path.relative_to(root)))
+
+
+def table_path(root: Path, table: str, path: object, *, fetch: bool = True) -> Path:
+    """The path of a data file that a table's log names. Raises as `referred_path`."""
+    of = f"the log of {table}"
+    return referred_path(root, f"{table}/{checked_name(path, of)}", of, fetch=fetch)
+
+
+def check_table_files(root: Path, name: str, table: DeltaTable) -> None:
+    """Refuse a table of which a data file is a link: its library would follow it. What a bucket holds has no links.
+
+    Raises:
+        BadReferenceError: one is.
+        CorruptLakeError: the table's folder cannot be read.
+    """
+    if remote_of(root) is not None:
+        return
+    of = f"the log of {name}"
+    try:
+        with folder_beneath(root, name) as folder:
+            for path in pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist():
+                _check_table_file(folder, checked_name(path, of), of)
+    except RefusedFileError as error:
+        raise _refused(name, of, str(error.strerror)) from error
+    except OSError as error:
+        raise CorruptLakeError(f"{root / name}: cannot be read ({error.strerror}); restore it") from error
+
+
+def _check_table_file(folder: int, path: str, of: str) -> None:
+    try:
+        reason = why_refused(os.stat(path, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return  # its reader says so
+    if reason:
+        raise _refused(path, of, reason)
+
+
+def _refused(name: object, of: str, reason: str) -> BadReferenceError:
+    shown = repr(name)[:_SHOWN]
+    return BadReferenceError(
+        f"{of}: refers to {shown}, which is {reason}; only plain files of the lake are read; restore the row or leave it out"
+    )

@@ -1,0 +1,161 @@
+"""A checkpoint of a table without tombstones, made aside and published in one step.
+
+The library puts the name of every file removed within a week into each checkpoint, so a table whose small files are compacted
+carries a hundred thousand dead names in every checkpoint it writes and every time it is opened. The names are kept elsewhere
+(`removed`), for the vacuum alone needs them.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from pipelines.atomic import write_atomic
+from pipelines.errors import ConflictError, CorruptLakeError, RefusedError
+from pipelines.lake.copy import create, discard, forget, read_bytes
+from pipelines.lake.delta_log import FOLDER, HINT, LogFile, LogKind, checkpoint_name, read_entry
+from pipelines.lake.remote import remote_of
+from pipelines.lake.removed import REMOVED_SCHEMA
+from pipelines.lake.workplace import FOLDER as WORK
+
+_PLACE = "log"
+
+
+@dataclass(frozen=True, slots=True)
+class Slim:
+    """A checkpoint that waits to be published: its bytes, rows and live files, and the tombstones that it leaves out."""
+
+    version: int
+    body: bytes
+    rows: int
+    live: frozenset[str]
+    removed: pa.Table
+
+
+def has_tombstones(root: Path, files: Sequence[LogFile]) -> bool:
+    """Whether the newest state of a table still carries names of removed files.
+
+    Args:
+        root: the lake root.
+        files: the table's log.
+    """
+    base = max((file.version for file in files if file.kind is LogKind.CHECKPOINT), default=-1)
+    for file in files:
+        if file.kind is LogKind.CHECKPOINT and file.version == base:
+            removes = pq.read_table(pa.BufferReader(read_bytes(root, root / file.name)), columns=["remove.path"]).column(0)
+            if removes.null_count < len(removes):
+                return True
+        if file.kind is LogKind.ENTRY and file.version > base and any("remove" in each for each in read_entry(root, file.name)):
+            return True
+    return False
+
+
+def build_slim(root: Path, table: str, version: int, files: Sequence[LogFile]) -> Slim:
+    """Make the checkpoint of a version from the entries there are, in a folder of its own.
+
+    Args:
+        root: the lake root.
+        table: the table's folder, relative to the root.
+        version: the version; an entry of it must be there.
+        files: the table's log.
+
+    Raises:
+        RefusedError: the library cannot make it: another tool has switched on a feature that it does not know.
+        RetryLaterError: the storage is away.
+        OSError: the disk refused.
+    """
+    base = max((file.version for file in files if file.kind is LogKind.CHECKPOINT and file.version <= version), default=-1)
+    folder = root / WORK / _PLACE
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    try:
+        (folder / FOLDER).mkdir(parents=True)
+        for file in files:
+            is_needed = (file.kind is LogKind.CHECKPOINT and file.version == base) or (
+                file.kind is LogKind.ENTRY and base <= file.version <= version
+            )
+            if is_needed:
+                (folder / FOLDER / file.name.rsplit("/", 1)[-1]).write_bytes(read_bytes(root, root / file.name))
+        made = DeltaTable(folder)
+        if made.version() != version:
+            raise CorruptLakeError(f"{root / table}: its log ends at {made.version()}, not {version}; restore _delta_log")
+        path = folder / checkpoint_name("", version).lstrip("/")
+        if not path.exists():
+            made.create_checkpoint()
+        return _slimmed(path, version, _live(made))
+    except DeltaError as error:
+        said = str(error).partition("\n")[0][:300]
+        raise RefusedError(f"{root / table}: no checkpoint can be made of version {version} ({said})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish_slim(root: Path, table: str, slim: Slim) -> bool:
+    """Put a checkpoint into the log, checked, unless there is one of this version. Whether it was put there.
+
+    Raises:
+        CorruptLakeError: the table reads otherwise by it; it is gone again.
+        RetryLaterError: the storage is away.
+        OSError: the disk refused.
+    """
+    path = root / checkpoint_name(table, slim.version)
+    try:
+        create(root, path, slim.body)
+    except ConflictError:
+        return False
+    if _live_at(root, table, slim.version) != slim.live:
+        discard(root, path)
+        raise CorruptLakeError(f"{path}: the table reads otherwise by its new checkpoint, which was taken away again; report it")
+    _write_hint(root, table, slim)
+    return True
+
+
+def _slimmed(path: Path, version: int, live: frozenset[str]) -> Slim:
+    whole = pq.read_table(path)
+    removes = whole.column("remove").combine_chunks()
+    is_dead = pc.is_valid(removes)
+    kept = whole.filter(pc.invert(is_dead))
+    dead = removes.filter(is_dead)
+    paths, times = (pc.struct_field(dead, name) for name in ("path", "deletionTimestamp"))
+    removed = pa.table([paths.cast(pa.string()), pc.fill_null(times, 0).cast(pa.int64())], schema=REMOVED_SCHEMA)
+    sink = pa.BufferOutputStream()
+    pq.write_table(kept, sink, compression="snappy")
+    return Slim(version, bytes(sink.getvalue().to_pybytes()), kept.num_rows, live, removed)
+
+
+def _live(table: DeltaTable) -> frozenset[str]:
+    return frozenset(pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist())
+
+
+def _live_at(root: Path, table: str, version: int) -> frozenset[str]:
+    remote = remote_of(root)
+    where = str(root / table) if remote is None else remote.where(table)
+    try:
+        opened = DeltaTable(where, version=version, storage_options=None if remote is None else remote.table_options())
+        return _live(opened)
+    except DeltaError as error:
+        raise CorruptLakeError(f"{where}: version {version} cannot be opened ({error}); restore _delta_log") from error
+
+
+def _write_hint(root: Path, table: str, slim: Slim) -> None:
+    """Name the newest checkpoint, so that opening the table lists nothing before it. An older hint is right too, only slower."""
+    path = root / table / FOLDER / HINT
+    try:
+        known = msgspec.json.decode(read_bytes(root, path)).get("version", -1)
+    except (FileNotFoundError, msgspec.DecodeError, AttributeError):
+        known = -1
+    if known >= slim.version:
+        return
+    told = {"version": slim.version, "size": slim.rows, "sizeInBytes": len(slim.body), "numOfAddFiles": len(slim.live)}
+    remote = remote_of(root)
+    if remote is None:
+        write_atomic(path, msgspec.json.encode(told), mode=0o644)
+    else:
+        remote.put(str(path.relative_to(root)), msgspec.json.encode(told))
+        forget(root, [path])

@@ -1,0 +1,672 @@
+"""Hostile text through every command and every page. A new command is either driven here, or in a list with its reason."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import click
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+import typer
+from deltalake import write_deltalake
+from typer.testing import CliRunner
+
+import pipelines.cli as core_cli
+from edge_agent import cli as agent_cli
+from edge_agent import looking
+from edge_agent.checking import Fault
+from edge_agent.doctor import examine
+from edge_agent.doctor.findings import Diagnosis
+from edge_agent.spool import inspection
+from pipelines.contracts import quality_cli
+from pipelines.errors import RefusedError
+from pipelines.lake import report
+from pipelines.lake.compact import Compacted
+from pipelines.lake.holes import Hole
+from pipelines.lake.open import Lake
+from pipelines.policy import edge_cli, lake_cli, look_cli, notebook
+from pipelines.policy.contact_sheet import Sheet
+from pipelines.policy.explain import Explained
+from pipelines.policy.preview import Conflict, ExampleRow, TagCount
+from pipelines.policy.retag import Retagged
+from pipelines.rollout import cli as rollout_cli
+from pipelines.rollout.rollouts import Rollout
+from pipelines.status import cli as status_cli
+from pipelines.status.exposition import exposition
+from pipelines.status.health import Verdict
+from pipelines.status.survey import Survey
+from pipelines.training import cli as set_cli
+from pipelines.training.card import render_card
+from pipelines.training.manifest import Manifest
+from pipelines.training.open import TrainingSet
+from pipelines.upkeep import cli as upkeep_cli
+from schemas.reported import ModelReport
+from tests.fakes.hostile import MARK, TEXT, acts, forged, hostile
+
+RUN = CliRunner(env={"COLUMNS": "200"})
+Place = Callable[[Path, pytest.MonkeyPatch], list[str]]
+_SHOWN = TEXT.replace("\0", "")
+
+# Commands that print nothing that came from outside, each with the reason.
+QUIET = {
+    "catchment": {
+        "up": "starts processes; speaks through the log",
+        "run": "speaks through the log; --from-landing prints the table that `streams` does",
+        "version": "prints our version",
+        "bridge": "speaks through the log and the error line",
+        "watch": "prints its own address; its pages are tried below",
+        "vacuum": "prints our own kinds of files and their counts",
+        "maintain": "speaks through the log",
+        "demo": "simulates; its lines go through `styled`, which is tried alone",
+        "quarantine replay": "prints counts and run numbers",
+        "quarantine discard": "prints counts and run numbers",
+        "policy keygen": "prints a public key",
+        "policy schema": "prints our own JSON Schema",
+        "policy withdraw": "prints the id that was typed",
+        "policy apply": "prints ids, which are checked, and change numbers",
+        "model init": "prints the folders that were typed",
+        "model publish": "prints the name that was typed, sizes and hashes",
+        "model serve": "speaks through the log",
+        "rollout start": "prints names that were typed and counts",
+        "rollout halt": "prints the name that was typed",
+        "rollout serve": "speaks through the log",
+        "director init": "prints public keys and the folder of the configuration",
+        "director add": "prints public keys and the folder of the configuration",
+        "director retire": "prints public keys and the name of a key",
+        "director show": "prints public keys",
+    },
+    "edge-agent": {
+        "run": "becomes the agent, which speaks through the log",
+        "version": "prints our version",
+        "enrol": "prints paths that were typed",
+        "park replay": "prints counts",
+    },
+}
+
+
+def commands(app: typer.Typer) -> set[str]:
+    """Every command of an app by its words."""
+
+    def walk(command: Any, words: tuple[str, ...]) -> Iterator[str]:
+        if isinstance(command, click.Group) or hasattr(command, "list_commands"):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                yield from walk(command.get_command(context, name), (*words, name))
+        else:
+            yield " ".join(words)
+
+    with patch("pipelines.cli._lists_commands", return_value=False):
+        return set(walk(typer.main.get_command(app), ()))
+
+
+@pytest.fixture
+def core_toml(tmp_path: Path) -> Path:
+    (tmp_path / "lake").mkdir()
+    path = tmp_path / "core.toml"
+    path.write_text(f'lake = "{tmp_path}/lake"\ncontracts = "{tmp_path}/contracts"\n')
+    (tmp_path / "contracts").mkdir()
+    return path
+
+
+def contract_text(version: str = "1.0.0") -> str:
+    """An ODCS document with hostile text wherever text is free."""
+    quoted = json.dumps(_SHOWN)
+    return f"""apiVersion: v3.1.0
+kind: DataContract
+id: urn:catchment:contract:probe
+name: probe
+version: {version}
+status: active
+description:
+  purpose: {quoted}
+team:
+  name: {quoted}
+schema:
+- name: probe
+  logicalType: object
+  physicalType: stream
+  properties:
+  - name: label
+    logicalType: string
+    description: {quoted}
+    customProperties:
+    - property: unit
+      value: {quoted}
+    - property: allowedValues
+      value: [{quoted}]
+"""
+
+
+POLICY = f"""id: driving
+owner: {json.dumps(_SHOWN)}
+description: {json.dumps(_SHOWN)}
+streams: [vehicle_telemetry]
+rules:
+  - tag: fast
+    when: speed_mps > 5
+    description: {json.dumps(_SHOWN)}
+"""
+
+
+def _manifest() -> Manifest:
+    split = SimpleNamespace(group=(TEXT,), fractions=(("train", 1.0),))
+    return hostile(Manifest, split=split, shards=(), indexes=(), format="catchment.training-set/1", has_payload=False)
+
+
+def _survey() -> Survey:
+    return hostile(Survey)
+
+
+def _preview() -> Any:
+    row = {"device": TEXT, "epoch": 1, "seq": 2, "label": TEXT}
+    return SimpleNamespace(
+        policy=SimpleNamespace(label=TEXT),
+        rows=2,
+        tagged=1,
+        before=True,
+        tags=(TEXT, "b"),
+        overlap=np.ones((2, 2), np.int64),
+        counts={TEXT: TagCount(TEXT, 1, 1, 1, 1)},
+        conflicts={(TEXT, "b"): Conflict(TEXT, TEXT, 1, row)},
+        examples=lambda: [ExampleRow(row, (TEXT,))],
+    )
+
+
+def ledger(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(report, "books", lambda _root: SimpleNamespace(rows=[{"stream": TEXT, "received": 1}], is_balanced=True))
+    return ["ledger"]
+
+
+def streams(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(report, "streams", lambda _root: [{TEXT: TEXT, "columns": [TEXT]}])
+    return ["streams"]
+
+
+def status(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(status_cli, "survey", lambda *_args: _survey())
+    to.setattr(status_cli, "judge", lambda *_args: hostile(Verdict))
+    return ["status"]
+
+
+def holes(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(status_cli, "find_holes", lambda *_args: [hostile(Hole)])
+    return ["holes"]
+
+
+def compact(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(upkeep_cli, "compact_all", lambda _root: [hostile(Compacted)])
+    return ["compact"]
+
+
+def _quarantine(folder: Path) -> None:
+    words = {name: [_SHOWN] for name in ("id", "stage", "reason", "device", "content_type", "body_format")}
+    rows = {**words, "stream": ["probe"], "run": [1], "epoch": [1], "seq": [1], "count": [1], "spans": ["[]"]}
+    write_deltalake(folder / "lake/quarantine", pa.table(rows))
+
+
+def quarantine_ls(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    _quarantine(folder)
+    return ["quarantine", "ls"]
+
+
+def quarantine_show(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    _quarantine(folder)
+    return ["quarantine", "show", "probe"]
+
+
+def _contract(folder: Path, version: str = "1.0.0") -> Path:
+    path = folder / "contracts" / "probe.odcs.yaml"
+    path.write_text(contract_text(version))
+    return path
+
+
+def contract_check(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    bad = folder / "contracts" / f"{MARK}\x1b[2J[red].odcs.yaml"
+    bad.write_text(contract_text().replace("logicalType: string", f"logicalType: {json.dumps(_SHOWN)}"))
+    return ["contract", "check", str(_contract(folder)), str(bad)]
+
+
+def contract_ls(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    _contract(folder)
+    return ["contract", "ls", "--contracts", str(folder / "contracts")]
+
+
+def contract_show(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    return ["contract", "show", str(_contract(folder))]
+
+
+def contract_diff(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    other = folder / "other.odcs.yaml"
+    other.write_text(contract_text("2.0.0").replace(MARK, f"{MARK}2"))
+    return ["contract", "diff", str(_contract(folder)), str(other)]
+
+
+def contract_infer(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"label": _SHOWN, _SHOWN: 1}) + "\n" for _ in range(3)))
+    return ["contract", "infer", str(rows), "--bounds"]
+
+
+def contract_quality(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _contract(folder)
+    to.setattr(quality_cli, "keep_quality", lambda *_args: None)
+    to.setattr(quality_cli, "read_quality", lambda *_args: None)
+    to.setattr(quality_cli, "compare", lambda *_args: ([replace(hostile(quality_cli.Line), reading="drifted")], [1], [1]))
+    return ["contract", "quality", "probe", "-c", str(folder / "core.toml")]
+
+
+def _policy(folder: Path, text: str = POLICY) -> str:
+    path = folder / "driving.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def policy_check(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    return ["policy", "check", _policy(folder, POLICY.replace("tag: fast", f"tag: {json.dumps(_SHOWN)}"))]
+
+
+def policy_test(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    return ["policy", "test", _policy(folder, POLICY.replace("tag: fast", f"tag: {json.dumps(_SHOWN)}"))]
+
+
+def _applied(folder: Path) -> None:
+    words = ["policy", "apply", _policy(folder), "--who", _SHOWN, "-m", _SHOWN, "-c", str(folder / "core.toml")]
+    assert RUN.invoke(core_cli.app, words).exit_code == 0
+
+
+def policy_active(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    _applied(folder)
+    return ["policy", "active"]
+
+
+def policy_history(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    _applied(folder)
+    return ["policy", "history"]
+
+
+def policy_diff(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    _applied(folder)
+    (folder / "new.yaml").write_text(POLICY.replace(MARK, f"{MARK}2"))
+    return ["policy", "diff", str(folder / "new.yaml")]
+
+
+def policy_push(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    rule = SimpleNamespace(id=TEXT, action=TEXT)
+    to.setattr(edge_cli, "edge_rules", lambda *_args: {TEXT: [rule]})
+    to.setattr(edge_cli, "edge_inspectors", lambda *_args: {TEXT: [SimpleNamespace(use=TEXT)]})
+    return ["policy", "push", "--dry-run"]
+
+
+def policy_import(folder: Path, _: pytest.MonkeyPatch) -> list[str]:
+    theirs = {"pol_id": _SHOWN, "pol_filter": f"x = '{_SHOWN}'", "action_id": _SHOWN, "action_params": {_SHOWN: _SHOWN}}
+    (folder / "theirs.json").write_text(json.dumps([theirs]))
+    return ["policy", "import", str(folder / "theirs.json"), "-s", "vehicle_telemetry", "-o", str(folder / "out")]
+
+
+def policy_preview(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(look_cli, "made_preview", lambda *_args: _preview())
+    to.setattr(look_cli, "row_count", lambda *_args: 2)
+    return ["policy", "preview", _policy(folder)]
+
+
+def policy_explain(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    row = pa.table({"tags": [[TEXT.replace("\ud800", "")]], "tag_rules": [[TEXT]]})
+    to.setattr(look_cli, "sample_row", lambda *_args: row)
+    to.setattr(look_cli, "explain", lambda *_args: (hostile(Explained),))
+    to.setattr(look_cli, "StoredInspector", lambda *_args: SimpleNamespace(fill=lambda found: found))
+    return ["policy", "explain", "car-1/1/1", "-s", "vehicle_telemetry"]
+
+
+def policy_retag(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(lake_cli, "undo_retag", lambda *_args: hostile(Retagged, before=1, after=2))
+    return ["policy", "retag", "vehicle_telemetry", "--undo"]
+
+
+def set_build(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(set_cli, "build_set", lambda *_args, **_more: _manifest())
+    return ["set", "build", "views", "--from", "x", "--lake", str(folder / "lake")]
+
+
+def set_ls(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(set_cli, "list_sets", lambda _root: [_manifest()])
+    return ["set", "ls"]
+
+
+def _one_set(to: pytest.MonkeyPatch) -> None:
+    to.setattr(set_cli, "set_folder", lambda *_args: Path(_SHOWN))
+    to.setattr(set_cli, "load_manifest", lambda _path: _manifest())
+
+
+def set_show(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _one_set(to)
+    return ["set", "show", "views"]
+
+
+def set_verify(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _one_set(to)
+    to.setattr(set_cli, "bring_set", lambda *_args: None)
+    to.setattr(set_cli, "open_set", lambda *_args: SimpleNamespace(verify=lambda: 1))
+    return ["set", "verify", "views"]
+
+
+def _models(to: pytest.MonkeyPatch) -> None:
+    model = SimpleNamespace(spec=_spec(), target=TEXT, size=1, digest=TEXT)
+    shelf = SimpleNamespace(models=lambda: [model], model=lambda *_args: model)
+    to.setattr(rollout_cli, "_repository", lambda *_args: shelf)
+
+
+def _spec() -> Any:
+    return SimpleNamespace(name=TEXT, version=1, labels=(TEXT,), input={TEXT: TEXT})
+
+
+def model_ls(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _models(to)
+    return ["model", "ls"]
+
+
+def model_show(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _models(to)
+    return ["model", "show", "views"]
+
+
+def rollout_status(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    one = hostile(Rollout, name="views-1", halt_ratio=0.5, state="running", cohort="all")
+    to.setattr(rollout_cli, "RolloutStore", lambda _folder: SimpleNamespace(all=lambda: [one]))
+    to.setattr(rollout_cli, "reported_models", lambda _core: {TEXT: (hostile(ModelReport),)})
+    return ["rollout", "status"]
+
+
+CORE: dict[str, Place] = {
+    "ledger": ledger,
+    "streams": streams,
+    "status": status,
+    "holes": holes,
+    "compact": compact,
+    "quarantine ls": quarantine_ls,
+    "quarantine show": quarantine_show,
+    "contract check": contract_check,
+    "contract ls": contract_ls,
+    "contract show": contract_show,
+    "contract diff": contract_diff,
+    "contract infer": contract_infer,
+    "contract quality": contract_quality,
+    "policy check": policy_check,
+    "policy test": policy_test,
+    "policy active": policy_active,
+    "policy history": policy_history,
+    "policy diff": policy_diff,
+    "policy push": policy_push,
+    "policy import": policy_import,
+    "policy preview": policy_preview,
+    "policy explain": policy_explain,
+    "policy retag": policy_retag,
+    "set build": set_build,
+    "set ls": set_ls,
+    "set show": set_show,
+    "set verify": set_verify,
+    "model ls": model_ls,
+    "model show": model_show,
+    "rollout status": rollout_status,
+}
+TAKES_CONFIG = {
+    *("ledger", "streams", "status", "holes", "compact", "quarantine ls", "quarantine show", "policy active", "policy history"),
+    *("policy diff", "policy push", "policy preview", "policy explain", "policy retag", "set ls", "set show", "set verify"),
+    *("model ls", "model show", "rollout status"),
+}
+TAKES_JSON = {
+    *("ledger", "streams", "status", "holes", "compact", "quarantine ls", "quarantine show", "contract quality"),
+    *(
+        "policy active",
+        "policy history",
+        "policy preview",
+        "policy explain",
+        "set ls",
+        "model ls",
+        "model show",
+        "rollout status",
+    ),
+}
+# What these print of a hostile document is checked names and counts: that it comes through unharmed is what is tried.
+SAYS_LITTLE = {"contract infer", "policy retag"}
+AGENT: dict[str, Callable[[pytest.MonkeyPatch], list[str]]] = {
+    "status": lambda to: _agent(to, looking, "read_status", hostile(looking.Status), "status"),
+    "ledger": lambda to: _agent(to, looking, "read_ledger", hostile(looking.Ledger), "ledger"),
+    "doctor": lambda to: _agent(to, examine, "diagnose", hostile(Diagnosis), "doctor"),
+    "try": lambda to: _tried(to),  # noqa: PLW0108  # likewise
+    "check": lambda to: _checked(to),  # noqa: PLW0108  # it is defined below
+    "spool ls": lambda to: _spooled(to, "spool", "ls"),
+    "park ls": lambda to: _spooled(to, "park", "ls"),
+    "spool show": lambda to: _spooled(to, "spool", "show", "1"),
+    "spool verify": lambda to: _spooled(to, "spool", "verify"),
+}
+
+
+def _agent(to: pytest.MonkeyPatch, module: Any, name: str, found: Any, *words: str) -> list[str]:
+    to.setattr(module, name, lambda *_args, **_more: found)
+    return list(words)
+
+
+def _checked(to: pytest.MonkeyPatch) -> list[str]:
+    from edge_agent import checking
+
+    found = SimpleNamespace(told=[], faults=[hostile(Fault)])
+    to.setattr(checking, "check_file", lambda _path: found)
+    return ["check"]
+
+
+def _tried(to: pytest.MonkeyPatch) -> list[str]:
+    from edge_agent.trial import command
+    from edge_agent.trial.result import Trial
+
+    to.setattr(command, "try_sources", lambda *_args: (hostile(Trial),))
+    to.setattr(command, "exit_code", lambda _found: 0)
+    return ["try"]
+
+
+def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
+    from edge_agent import spool_cli
+    from edge_agent.spool import reading
+
+    to.setattr(spool_cli, "_reader", lambda _path: nullcontext((None, Path())))
+    to.setattr(inspection, "entries", lambda *_args, **_more: [hostile(inspection.Entry)])
+    to.setattr(inspection, "entry", lambda *_args: hostile(inspection.Entry))
+    to.setattr(inspection, "count", lambda _db: {TEXT: 1})
+    to.setattr(inspection, "verify", lambda *_args: hostile(inspection.Verdict))
+
+    def rotten(*_args: Any) -> None:
+        raise reading.RottenEnvelopeError(TEXT)
+
+    to.setattr(reading, "load", rotten)
+    return list(words)
+
+
+def invoke(app: typer.Typer, words: list[str], *, coloured: bool = False) -> str:
+    env = {"COLUMNS": "200", "FORCE_COLOR": "1"} if coloured else {"COLUMNS": "200", "NO_COLOR": "1"}
+    done = RUN.invoke(app, words, env=env, color=coloured)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def test_every_command_is_driven_here_or_has_its_reason():
+    """Whoever adds a command adds it to one of the two."""
+    assert commands(core_cli.app) == set(CORE) | set(QUIET["catchment"])
+    assert commands(agent_cli.app) == set(AGENT) | set(QUIET["edge-agent"])
+    assert all(len(reason) > 10 for reasons in QUIET.values() for reason in reasons.values())
+
+
+@pytest.mark.parametrize("coloured", [False, True], ids=["kept", "on a terminal"])
+@pytest.mark.parametrize("name", CORE)
+def test_no_command_of_the_core_obeys_what_it_shows(core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool):
+    monkeypatch.setattr(core_cli, "_lists_commands", lambda: False)
+    words = CORE[name](core_toml.parent, monkeypatch)
+    config = ["-c", str(core_toml)] if name in TAKES_CONFIG else []
+    _check(invoke(core_cli.app, [*words, *config], coloured=coloured), name)
+
+
+@pytest.mark.parametrize("name", sorted(TAKES_JSON))
+def test_json_of_the_core_is_faithful_and_holds_no_raw_control(core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.setattr(core_cli, "_lists_commands", lambda: False)
+    words = CORE[name](core_toml.parent, monkeypatch)
+    config = ["-c", str(core_toml)] if name in TAKES_CONFIG else []
+    said = invoke(core_cli.app, [*words, *config, "--json"])
+    assert acts(said) == ""
+    assert any(MARK in text and "\x1b" in text for text in _texts(json.loads(said)))
+
+
+@pytest.mark.parametrize("form", ["table", "odcs", "json-schema", "arrow", "agent"])
+def test_a_contract_is_shown_in_every_form_without_obeying_it(core_toml: Path, form: str):
+    said = invoke(core_cli.app, ["contract", "show", str(_contract(core_toml.parent)), "--as", form])
+    assert acts(said) == ""
+
+
+@pytest.mark.parametrize("coloured", [False, True], ids=["kept", "on a terminal"])
+@pytest.mark.parametrize("name", AGENT)
+def test_no_command_of_the_agent_obeys_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool):
+    words = AGENT[name](monkeypatch)
+    _check(invoke(agent_cli.app, [*words, "-c", str(tmp_path / "agent.toml")], coloured=coloured), name)
+
+
+@pytest.mark.parametrize("name", sorted(set(AGENT) - {"check"}))
+def test_json_of_the_agent_is_faithful_and_holds_no_raw_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    said = invoke(agent_cli.app, [*AGENT[name](monkeypatch), "-c", str(tmp_path / "agent.toml"), "--json"])
+    assert acts(said) == ""
+    assert TEXT in _texts(json.loads(said))
+
+
+def _texts(found: Any) -> set[str]:
+    if isinstance(found, dict):
+        return set().union(*(_texts(each) for each in (*found.keys(), *found.values())), set())
+    if isinstance(found, list):
+        return set().union(*map(_texts, found), set())
+    return {found} if isinstance(found, str) else set()
+
+
+def _check(said: str, name: str) -> None:
+    assert acts(said) == "", name
+    assert not forged(said), name
+    assert name in SAYS_LITTLE or MARK in said, name
+
+
+def test_an_error_is_shown_by_both_commands_and_not_obeyed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def refuse() -> None:
+        raise RefusedError(TEXT)
+
+    monkeypatch.setattr(core_cli, "app", refuse)
+    assert core_cli._run() == 3
+    from edge_agent.errors import AgentError, ConfigError
+
+    for kind in (AgentError, ConfigError, OSError):
+
+        def fail(kind: type[Exception] = kind) -> None:
+            raise kind(TEXT)
+
+        monkeypatch.setattr(agent_cli, "app", fail)
+        with patch.object(agent_cli, "plain_tracebacks"), pytest.raises(SystemExit):
+            agent_cli.main()
+    said = capsys.readouterr().err
+    assert said.count(MARK) == 4
+    assert acts(said) == ""
+    assert not forged(said)
+
+
+def pages(folder: Path) -> dict[str, str]:
+    """Every page that is made for people, of hostile text."""
+    manifest = msgspec.structs.replace(_manifest(), split=SimpleNamespace(group=(TEXT,), fractions=((TEXT, 1.0),)))
+    row = {"device": TEXT, "epoch": 1, "seq": 2, TEXT: TEXT}
+    Sheet(folder, TEXT, [ExampleRow(row, (TEXT,))]).write(folder / "sheet.html")
+    shown = SimpleNamespace(manifest=manifest, split=TEXT, _count=1)
+    return {
+        "card": render_card(manifest, folder),
+        "contact sheet": (folder / "sheet.html").read_text(),
+        "set in a notebook": TrainingSet._repr_html_(shown),  # type: ignore[arg-type]
+        "policy in a notebook": notebook.Policy._repr_html_(_policy_shown()),
+        "lake in a notebook": Lake._repr_html_(SimpleNamespace(root=TEXT, streams=lambda: [TEXT])),  # type: ignore[arg-type]
+        "finding in a notebook": notebook.Found(_preview())._repr_html_(),
+    }
+
+
+def _policy_shown() -> Any:
+    rule = SimpleNamespace(tag=TEXT, when=TEXT, description=TEXT)
+    return SimpleNamespace(
+        document=SimpleNamespace(label=TEXT, streams=(TEXT,), rules=(rule,)), check=lambda: [TEXT], id=TEXT, name=TEXT
+    )
+
+
+def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing():
+    shown = SimpleNamespace(manifest=_manifest(), split=TEXT, _count=1)
+    lake = SimpleNamespace(root=TEXT, streams=lambda: [TEXT])
+    texts = (
+        notebook.Policy.__repr__(_policy_shown()),
+        repr(notebook.Found(_preview())),
+        TrainingSet.__repr__(shown),  # type: ignore[arg-type]
+        Lake.__repr__(lake),  # type: ignore[arg-type]
+    )
+    for text in texts:
+        assert acts(text) == ""
+        assert MARK in text
+
+
+def test_every_module_that_makes_a_page_is_tried(repository_root: Path):
+    making = re.compile(r"<!doctype|<table|<html|_repr_html_")
+    found = {
+        str(path.relative_to(repository_root))
+        for package in ("catchment", "edge_agent", "pipelines", "schemas")
+        for path in (repository_root / package).rglob("*.py")
+        if making.search(path.read_text())
+    }
+    ours = {"pipelines/training/card.py", "pipelines/training/open.py", "pipelines/policy/contact_sheet.py"}
+    ours |= {"pipelines/policy/notebook.py", "pipelines/lake/open.py"}
+    assert found - {"pipelines/lake/files.py"} == ours  # the first only speaks of <table>
+
+
+def test_nobody_prints_but_through_the_runtime(repository_root: Path):
+    """`say`, `say_json`, `PlainConsole`, `PlainTable` make text from outside plain; other ways to print would not."""
+    other = re.compile(
+        r"\btyper\.s?echo|\btyper\.secho|\bclick\.s?echo|(?<![\w.\"'(])print\(|\bsys\.(stdout|stderr)\.write\(|\bhtml\.escape"
+        r"|from rich\.(console|table|tree|markup|panel|pretty)|import rich|from rich import (print|inspect|get_console)"
+    )
+    allowed = {
+        "catchment/runtime/output.py",
+        "catchment/runtime/terminal.py",
+        "catchment/runtime/plain.py",
+        "pipelines/demo/devices.py",  # simulated devices that print samples for the agent's `exec` source
+        "pipelines/demo/cli.py",  # a line of Python that a reader may try
+        "pipelines/demo/view.py",  # rich's Group, which prints nothing by itself
+    }
+    strays = [
+        f"{path.relative_to(repository_root)}:{number}"
+        for package in ("catchment", "edge_agent", "pipelines", "schemas")
+        for path in sorted((repository_root / package).rglob("*.py"))
+        if str(path.relative_to(repository_root)) not in allowed
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if other.search(line)
+    ]
+    assert strays == [], "print by catchment.runtime.output or catchment.runtime.terminal"
+
+
+def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path):
+    for name, page in pages(tmp_path).items():
+        assert acts(page) == "", name
+        assert MARK in page, name
+        assert "<script" not in page, name
+        assert not re.search(r"<[^>]*HOSTILE", page), name
+
+
+def test_metrics_hold_no_acting_character():
+    from edge_agent.vitals import _labels
+    from pipelines.config import AlarmConfig
+
+    assert acts(_labels({"reason": TEXT})) == ""
+
+    page = exposition(_survey(), AlarmConfig())
+    assert acts(page) == ""
+    assert MARK in page
