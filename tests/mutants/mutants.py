@@ -28,7 +28,9 @@ LEAST_NOTICED = 0.9
 # As mutmut counts exit codes of pytest: a failed test, an error within pytest; and its own ways to end what never ends.
 NOTICED, ENDLESS = {1, 3}, {36, 24, -24, 152, 255}
 MAX_MEMORY_BYTES = 4 << 30  # a change that makes a loop endless often fills a list in it
-PROPERTY = re.compile(r"^    @property\n((    def (\w+)\(.*\n(?:(?:     .*)?\n)*?)(?=    \S|\S|\Z))", re.MULTILINE)
+DECORATED = re.compile(
+    r"^    @(?!(?:class|static)method\n)(\w+)\n((    def (\w+)\(.*\n(?:(?:     .*)?\n)*?)(?=    \S|\S|\Z))", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,9 +63,9 @@ class MutantsError(Exception):
     """The tests of a module could not be tried; the message says why."""
 
 
-def plain_properties(source: str) -> str:
-    """Write `@property` as a call after the method: the module means the same, and mutmut leaves decorated functions alone."""
-    return PROPERTY.sub(lambda found: f"{found[1].rstrip()}\n\n    {found[3]} = property({found[3]})\n\n", source)
+def plain_decorators(source: str) -> str:
+    """Write a method's decorator as a call after it: the module means the same, and mutmut leaves decorated methods alone."""
+    return DECORATED.sub(lambda found: f"{found[2].rstrip()}\n\n    {found[4]} = {found[1]}({found[4]})\n\n", source)
 
 
 def prepare(workplace: Path, module: str, tests: Sequence[str]) -> None:
@@ -71,7 +73,7 @@ def prepare(workplace: Path, module: str, tests: Sequence[str]) -> None:
     for name in COPIED:
         shutil.copytree(ROOT / name, workplace / name, ignore=shutil.ignore_patterns("__pycache__"))
     changed = workplace / module
-    changed.write_text(plain_properties(changed.read_text()))
+    changed.write_text(plain_decorators(changed.read_text()))
     settings = {
         "source_paths": [module],
         "also_copy": list(COPIED),

@@ -1,5 +1,6 @@
-"""What `make mutants` rests on: lists that agree with the checkout, and properties written so that they can be changed."""
+"""What `make mutants` rests on: lists that agree with the checkout, and decorators written so that methods can be changed."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.mutants import mutants
-from tests.mutants.mutants import ROOT, Change, Outcome, change_of, choose, explained, plain_properties, report
+from tests.mutants.mutants import ROOT, Change, Outcome, change_of, choose, explained, plain_decorators, report
 
 MODULES: list[dict[str, Any]] = tomllib.loads((mutants.FOLDER / "modules.toml").read_text())["module"]
 
@@ -30,16 +31,16 @@ def test_every_explained_survivor_is_of_lines_that_are_there_and_says_why() -> N
 
 
 @pytest.mark.parametrize("path", [module["path"] for module in MODULES])
-def test_a_module_with_plain_properties_has_no_other_kind_and_all_else(path: str) -> None:
+def test_a_module_with_plain_decorators_has_no_other_kind_and_all_else(path: str) -> None:
     source = (ROOT / path).read_text()
-    plain = plain_properties(source)
+    plain = plain_decorators(source)
     compile(plain, path, "exec")
-    assert "@property" not in plain
-    assert plain.count(" = property(") == source.count("@property")
+    assert re.findall(r"^    @(\w+)$", plain, re.MULTILINE) == ["classmethod"] * source.count("    @classmethod\n")
+    assert plain.count(" = property(") == source.count("    @property\n")
     assert plain.count("def ") == source.count("def ")
 
 
-def test_a_plain_property_is_a_property() -> None:
+def test_a_method_decorated_by_a_call_after_it_is_what_it_was() -> None:
     source = """class A:
     @property
     def b(self) -> int:
@@ -50,7 +51,7 @@ def test_a_plain_property_is_a_property() -> None:
     def c(self): ...
 """
     scope: dict[str, Any] = {}
-    exec(plain_properties(source), scope)
+    exec(plain_decorators(source), scope)
     assert isinstance(scope["A"].b, property)
     assert scope["A"]().b == 3
 

@@ -12,7 +12,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 
 from edge_agent.errors import ModelError, ModelUnfitError, UntrustedModelError
 from edge_agent.models.fetcher import PieceFetcher
-from edge_agent.models.trust import TrustAnchor, TrustedModel
+from edge_agent.models.trust import Held, TrustAnchor, TrustedModel
 from schemas.model import ImageInput, ModelSpec, model_spec_to_plain
 from schemas.rollout import STATUS_MISSING, STATUS_OK, Desired, decode_piece_request
 
@@ -79,7 +79,9 @@ Fetch = Callable[..., TrustedModel]
 def fetch(repository: Repository, tmp_path: Path) -> Fetch:
     """Fetch as a device does, its requests answered at once out of the repository."""
 
-    def fetch(desired: Desired = DESIRED, max_bytes: int = 1_000, into: Path | None = None) -> TrustedModel:
+    def fetch(
+        desired: Desired = DESIRED, max_bytes: int = 1_000, into: Path | None = None, held: Held = lambda _version, _digest: None
+    ) -> TrustedModel:
         def send(correlation: bytes, body: bytes) -> None:
             request = decode_piece_request(body)
             found = repository.files.get(request.path)
@@ -89,7 +91,7 @@ def fetch(repository: Repository, tmp_path: Path) -> Fetch:
 
         fetcher = PieceFetcher(send, tmp_path, timeout_s=0.001, tries=1)
         anchor = TrustAnchor(repository.roots[0], tmp_path / "state" / "metadata", fetcher, max_bytes)
-        return anchor.fetch(desired, into or tmp_path / "incoming.onnx")
+        return anchor.fetch(desired, into or tmp_path / "incoming.onnx", held)
 
     return fetch
 
@@ -102,6 +104,13 @@ def test_a_model_that_the_keys_vouch_for_comes_with_what_they_say_of_it(fetch: F
         file.name for file in (tmp_path / "state" / "metadata").iterdir()
     }
     assert fetch().spec == SPEC, "a second time, with the metadata kept"
+
+
+def test_bytes_that_are_there_already_are_not_fetched(repository: Repository, fetch: Fetch, tmp_path: Path) -> None:
+    del repository.files[f"targets/bright/{digest_of(BODY)}.2.onnx"]
+    there = {(2, digest_of(BODY)): tmp_path / "held.onnx"}
+    model = fetch(held=lambda version, digest: there.get((version, digest)))
+    assert model == TrustedModel(tmp_path / "held.onnx", digest_of(BODY), SPEC)
 
 
 def test_a_target_that_is_not_among_those_signed_is_not_trusted(fetch: Fetch, tmp_path: Path) -> None:
