@@ -79,7 +79,8 @@ def prepare(workplace: Path, module: str, tests: Sequence[str]) -> None:
         "also_copy": list(COPIED),
         "pytest_add_cli_args_test_selection": list(tests),
         "use_git_change_detection": False,
-        "timeout_multiplier": 10.0,
+        "pytest_add_cli_args": ["-p", "tests.mutants.cpu_limit"],
+        "timeout_constant": 600.0,  # by the clock; `cpu_limit` ends what is endless, however busy the machine is
     }
     table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
     project = (ROOT / "pyproject.toml").read_text()

@@ -60,6 +60,11 @@ def test_rows_in_several_chunks_are_split_as_in_one() -> None:
     assert split_of_rows(chunked, rule, 1).tolist() == split_of_rows(chunked.combine_chunks(), rule, 1).tolist()
 
 
+def test_no_rows_have_no_splits() -> None:
+    splits = split_of_rows(pa.table({"g": pa.array([], pa.string())}), SplitRule(("g",), (("all", 1.0),)), 1)
+    assert (splits.tolist(), splits.dtype) == ([], np.int64)
+
+
 def test_a_number_above_all_shares_goes_to_the_last_split(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = SplitRule(("g",), (("train", 0.5), ("test", 0.5 - 1e-10)))
     monkeypatch.setattr("pipelines.training.split.group_unit", lambda _seed, _group: 1 - 1e-12)
