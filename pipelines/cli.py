@@ -6,12 +6,10 @@ Exit codes: 0 done · 1 stop and look (corrupt lake, a process that will not run
 
 import importlib
 import os
-import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Event
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -23,6 +21,7 @@ from pipelines.config import CoreConfig, load_core_config
 from pipelines.ending import code_of, leave
 from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
 from pipelines.logs import log_to_stderr
+from pipelines.stopping import stop_on_signals
 from pipelines.tables import show
 from schemas.errors import SchemaError
 
@@ -101,13 +100,14 @@ def up(config: Config = Path("core.toml")) -> None:
     from pipelines.clock import SystemClock  # noqa: PLC0415  # likewise
     from pipelines.contracts.retention import warn_of_retention  # noqa: PLC0415  # likewise
     from pipelines.status.server import serving  # noqa: PLC0415  # likewise
-    from pipelines.up import supervise  # noqa: PLC0415  # heavy only here
+    from pipelines.up import STOP_WITHIN_S, supervise  # noqa: PLC0415  # heavy only here
 
     core = load_core_config(config)
     warn_of_retention(core.contracts)
     watched = serving(_lake(config), core.watch.host, core.watch.port, SystemClock(), core.alarms)
     with watched if core.watch.port else nullcontext():
-        code = supervise(config, stop_on_signals(), with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
+        stop = stop_on_signals(STOP_WITHIN_S + 0.3)
+        code = supervise(config, stop, with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
     raise typer.Exit(code)
 
 
@@ -187,14 +187,6 @@ def _run() -> int:
     except OSError as error:
         return _told(RetryLaterError(f"{error}; is the disk there, with room, and may this user read and write it?"), EXIT_RETRY)
     return 0
-
-
-def stop_on_signals() -> Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _told(error: Exception, code: int) -> int:

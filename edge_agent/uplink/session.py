@@ -45,6 +45,13 @@ class Acked:
 
 
 @dataclass(frozen=True, slots=True)
+class Subscribed:
+    """The broker answered a subscription: each filter with its MQTT 5 reason code."""
+
+    answers: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Arrived:
     """A message came down."""
 
@@ -72,7 +79,7 @@ class Woken:
     """Something changed in the spool."""
 
 
-Event = Acked | Arrived | Lost | Woken
+Event = Acked | Subscribed | Arrived | Lost | Woken
 Events = queue.SimpleQueue[Event]
 
 
@@ -119,7 +126,7 @@ class Session(Protocol):
         ...
 
     def subscribe(self, filters: Sequence[str]) -> None:
-        """Ask for topics with QoS 1."""
+        """Ask for topics with QoS 1; the broker's answer comes as `Subscribed`."""
         ...
 
     def pace(self, bytes_per_s: int) -> None:
@@ -159,6 +166,9 @@ class PahoSession:
         self._client.on_connect_fail = self._on_connect_fail
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
+        self._client.on_subscribe = self._on_subscribe
+        self._filters: dict[int, tuple[str, ...]] = {}
+        self._subscribing = threading.Lock()
         self._client.on_message = self._on_message
         self._connect(broker)
 
@@ -183,8 +193,11 @@ class PahoSession:
         return sent.mid
 
     def subscribe(self, filters: Sequence[str]) -> None:
-        """Ask for topics with QoS 1."""
-        self._client.subscribe([(text, SubscribeOptions(qos=1)) for text in filters])
+        """Ask for topics with QoS 1; the broker's answer comes as `Subscribed`."""
+        with self._subscribing:
+            _, mid = self._client.subscribe([(text, SubscribeOptions(qos=1)) for text in filters])
+            if mid is not None:
+                self._filters[mid] = tuple(filters)
 
     def pace(self, bytes_per_s: int) -> None:
         """Spread what is sent evenly, also within a long message; 0: as fast as it goes."""
@@ -237,6 +250,11 @@ class PahoSession:
 
     def _on_publish(self, _c: mqtt.Client, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
         self._events.put(Acked(mid, self._client.take_code(mid, code.value)))
+
+    def _on_subscribe(self, _c: mqtt.Client, _u: Any, mid: int, codes: list[ReasonCode], _p: Any) -> None:
+        with self._subscribing:
+            filters = self._filters.pop(mid, ())
+        self._events.put(Subscribed(tuple((text, code.value) for text, code in zip(filters, codes, strict=False))))
 
     def _on_message(self, _c: mqtt.Client, _u: Any, message: mqtt.MQTTMessage) -> None:
         properties = message.properties

@@ -1,7 +1,5 @@
 """`catchment bridge`: run one bridge until it is told to stop."""
 
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +10,13 @@ from pipelines.bridge.bridge import run_bridge
 from pipelines.clock import SystemClock
 from pipelines.config import load_core_config
 from pipelines.errors import ConfigError
+from pipelines.stopping import stop_on_signals
 
 
 def bridge(config: Annotated[Path, typer.Option("--config", "-c", help="The core's configuration (TOML).")]) -> None:
     """Carry messages from the broker to durable landing files until SIGTERM or Ctrl-C."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     try:
-        run_bridge(load_core_config(config), stop, SystemClock())
+        run_bridge(load_core_config(config), stop_on_signals(), SystemClock())
     except ConfigError as error:
         say(f"bridge stopped: {error}", err=True)
         raise typer.Exit(2) from error

@@ -1,8 +1,6 @@
 """`catchment model …` and `catchment rollout …`."""
 
 import json
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +26,7 @@ from pipelines.rollout.paths import keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
 from pipelines.rollout.server import serve
+from pipelines.stopping import stop_on_signals
 from schemas.errors import SchemaError
 from schemas.model import ImageInput
 from schemas.reported import ModelReport
@@ -250,7 +249,4 @@ def rollout_serve(config: Core = _CORE) -> None:
     """Serve models to devices until stopped."""
     with _exits():
         core = load_core_config(config)
-        stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-        serve(core, stop)
+        serve(core, stop_on_signals())
