@@ -148,6 +148,15 @@ class FlightMachine(RuleBasedStateMachine):
             self.flown.pop(id_)
         self.unacked = {}
 
+    @rule(seconds=st.sampled_from([0.0, 3.0, 30.0]))
+    def hasten(self, seconds: float) -> None:
+        due_s = self.now_s + seconds
+        self.flight.hasten(due_s)
+        for id_ in self.flown.keys() - set(self.unacked.values()):
+            if self.flown[id_][2] > due_s:
+                self.flown[id_][2] = due_s
+                self.tries[id_] = 1
+
     @rule()
     def look_for_overdue(self) -> None:
         under_way = set(self.unacked.values())
@@ -265,3 +274,20 @@ def test_what_is_due_and_still_at_the_broker_waits_a_round_more() -> None:
     assert flight.overdue(19.9) == []
     flight.acked(1, 19.9)
     assert flight.overdue(20.0) == [1_001]
+
+
+def test_what_the_core_did_not_take_is_sent_again_sooner_and_starts_its_tries_anew() -> None:
+    flight = Flight(1_000, 1_000, 10.0)
+    for id_, sent_s in ((1_001, 0.0), (1_002, 0.0), (1_003, -8.0)):
+        flight.sent(id_, id_, 1, sent_s)
+    flight.acked(1_001, 0.1)
+    flight.acked(1_003, 0.1)
+    flight.hasten(3.0)
+    assert flight.overdue(2.0) == [1_003], "it was due before"
+    assert flight.overdue(2.9) == []
+    assert flight.overdue(3.0) == [1_001]
+    flight.sent(1, 1_001, 1, 3.0)
+    flight.acked(1, 3.0)
+    assert flight.tries(1_001) == 2
+    assert flight.overdue(22.9) == [], "1002 is still at the broker"
+    assert flight.overdue(23.0) == [1_001]
