@@ -289,5 +289,7 @@ def test_what_the_core_did_not_take_is_sent_again_sooner_and_starts_its_tries_an
     flight.sent(1, 1_001, 1, 3.0)
     flight.acked(1, 3.0)
     assert flight.tries(1_001) == 2
+    flight.hasten(23.0)
+    assert flight.tries(1_001) == 2, "it was due then anyway"
     assert flight.overdue(22.9) == [], "1002 is still at the broker"
     assert flight.overdue(23.0) == [1_001]

@@ -71,6 +71,8 @@ def test_an_envelope_that_starts_at_the_floor_is_not_late_and_one_that_is_known_
     admission = admit([Head(key, 5, 5), Head(key, 5, 5), Head(key, 4, 1)], {}, Bounds({("a", "s"): Floor("1", 5)}))
     assert admission.verdicts == [((5, 10),), (), ()]
     assert admission.late == {2: ((4, 5),)}
+    split = admit([Head(key, 3, 4)], {key: Ranges(((4, 5),))}, Bounds({("a", "s"): Floor("1", 5)}))
+    assert (split.verdicts, split.late) == ([((5, 7),)], {0: ((3, 4),)})
 
 
 def test_a_device_may_have_a_thousand_streams_unless_the_bounds_say_otherwise() -> None:
