@@ -332,8 +332,9 @@ def test_a_rotten_version_goes_out_of_force_and_is_not_refused(store: ModelStore
 
 
 def test_nothing_rotten_is_dropped_where_nothing_runs(store: ModelStore) -> None:
+    add(store, 1)
     store.drop_rotten("nothing there")
-    assert state_of(store) == StoreState(reason="nothing there")
+    assert state_of(store) == StoreState(reason="nothing there", attempts=(tried(1),))
 
 
 def test_a_refused_version_is_no_longer_tried_and_all_else_stays(store: ModelStore, tmp_path: Path) -> None:
