@@ -51,10 +51,10 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         opened(engine) as ready,
         ReceiptSender(config, client_id, clock) as sender,
     ):
-        members = crew(config.run.crew) if config.run.crew and ready.kind is RunnerKind.DIRECT else None
+        members = crew(config.run.worker_processes) if config.run.worker_processes and ready.kind is RunnerKind.DIRECT else None
         if members:
-            members.start(config.run.crew)
-        loop = RunLoop(config, sender, clock, ready, config.run.crew)
+            members.start(config.run.worker_processes)
+        loop = RunLoop(config, sender, clock, ready, config.run.worker_processes)
         if members and not once:
             members.wait_ready()
         tries = Tries()
