@@ -101,11 +101,12 @@ def doctor(
 ) -> None:
     """Look for what keeps this device from delivering: disk, clock, certificate, broker, topic rights; each with the fix.
 
-    Exit code 0: nothing failed (warnings are allowed); 1: something did.
+    Exit code 0: nothing failed (warnings are allowed); 1: something did; 2: the configuration is wrong.
     """
     import msgspec  # noqa: PLC0415
 
-    from edge_agent.doctor.examine import diagnose  # noqa: PLC0415
+    from edge_agent.doctor.examine import CONFIGURATION, diagnose  # noqa: PLC0415
+    from edge_agent.doctor.findings import Verdict  # noqa: PLC0415
     from edge_agent.show import show_diagnosis  # noqa: PLC0415
 
     found = diagnose(config, is_probing=probe)
@@ -114,4 +115,5 @@ def doctor(
     else:
         show_diagnosis(found)
     if not found.is_healthy:
-        raise typer.Exit(EXIT_UNHEALTHY)
+        is_misconfigured = any(each.what == CONFIGURATION and each.verdict is Verdict.FAILED for each in found.findings)
+        raise typer.Exit(EXIT_CONFIG if is_misconfigured else EXIT_UNHEALTHY)

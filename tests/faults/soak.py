@@ -127,7 +127,7 @@ def _programs(folder: Path, warm: WarmStart, samples: int, rate_hz: float) -> di
 def _settled_ledger(folder: Path) -> dict[str, object]:
     """The device's books, once its agent has heard of everything."""
     call = "from edge_agent.cli import main; main()"
-    command = [sys.executable, "-c", call, "ledger", "--json", "-c", str(folder / "agent.toml")]
+    command = [sys.executable, "-c", call, "books", "--json", "-c", str(folder / "agent.toml")]
     deadline = time.monotonic() + _DRAIN_S
     while True:
         said = subprocess.run(command, capture_output=True, check=True, env=_environment()).stdout
