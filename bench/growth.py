@@ -62,7 +62,7 @@ def commits(marks: list[int]) -> None:
             _compare(f"{{:6d}} commits, {when}", lakes, lambda lake: lake.step_ms(1))
             _compare(f"{{:6d}} commits, {when}: commit", lakes, lambda lake: lake.commit_ms())
             for lake in lakes.values():
-                maintain(lake.root, Keep(grace_s=0, versions=100))
+                maintain(lake.root, Keep(grace_s=0, versions=20))
     finally:
         for lake in lakes.values():
             shutil.rmtree(lake.folder)

@@ -26,6 +26,7 @@ from edge_agent.config import (
 )
 from edge_agent.documents.trust import read_key_file
 from edge_agent.errors import ConfigError
+from edge_agent.ownership import refuse_role_name
 from edge_agent.places import Step, line_of, parse_path
 from edge_agent.trial.examine import examine_source
 
@@ -128,6 +129,7 @@ class _Survey:
 
     def _identity(self, config: AgentConfig) -> None:
         config = with_identity(self._path, config, "")
+        refuse_role_name(config.state_dir, config.device)
         head = (
             f"{self._path}: device {config.device}, broker {config.broker.host}:{config.broker.port}, spool in {config.spool_dir}"
         )

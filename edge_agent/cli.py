@@ -10,7 +10,7 @@ import typer
 from catchment.runtime.exits import exit_table
 from catchment.runtime.output import say, say_json
 from catchment.runtime.plain import plain_tracebacks
-from catchment.runtime.renamed import RenamedCommands
+from catchment.runtime.renamed_commands import RenamedCommands
 from edge_agent.cli_ops import register
 from edge_agent.exits import REPORTED, exit_code
 from edge_agent.options import AGENT, AsJson, Config

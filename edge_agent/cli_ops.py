@@ -33,12 +33,13 @@ def enrol(
     from edge_agent.documents.trust import KEY_FILE_NAME, write_key_file  # noqa: PLC0415
     from edge_agent.errors import ConfigError  # noqa: PLC0415
     from schemas.errors import SchemaError  # noqa: PLC0415
-    from schemas.ids import DeviceId  # noqa: PLC0415
+    from schemas.ids import enrolled_id  # noqa: PLC0415
 
     key_path, request_path = key or folder / enrolling.KEY_NAME, request or folder / enrolling.REQUEST_NAME
     try:
+        name = enrolled_id(device)
         keys = write_key_file(folder / KEY_FILE_NAME, director) if director else ()
-        is_new = enrolling.enrol(DeviceId(device), key_path, request_path)
+        is_new = enrolling.enrol(name, key_path, request_path)
     except SchemaError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:

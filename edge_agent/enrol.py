@@ -8,7 +8,7 @@ from typing import Protocol
 
 from edge_agent.atomic import sync_folder, write_atomic
 from edge_agent.errors import ConfigError
-from schemas.ids import DeviceId
+from schemas.ids import DeviceId, enrolled_id
 
 KEY_NAME = "device.key"
 REQUEST_NAME = "device.csr"
@@ -43,8 +43,10 @@ def enrol(device: DeviceId, key_path: Path, request_path: Path, smith: Keysmith 
 
     Raises:
         ConfigError: the key that is there is none, or others can read it; or nothing here can make one.
+        IdError: the id is the name of one of the core's roles.
         OSError: the files cannot be written.
     """
+    device = enrolled_id(device)
     smith = smith or find_keysmith()
     key, is_new = _read_key(key_path), False
     if key is None:

@@ -29,6 +29,8 @@ class Health(msgspec.Struct, frozen=True):
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
         policy: the edge rules in force; None where no key is trusted.
         documents: what was taken of other signed documents.
+        over_share: why the core does not take all that is sent; "" when it does.
+        refused_topics: topic or filter -> why the broker refuses it.
         refused: stream -> what the core refuses of it; "" stands for messages that named no stream.
         failing: source -> why it does not run at this moment; it is tried again.
     """
@@ -52,6 +54,8 @@ class Health(msgspec.Struct, frozen=True):
     policy: PolicyReport | None = None
     documents: tuple[DocumentReport, ...] = ()
     failing: dict[str, str] = {}
+    refused_topics: dict[str, str] = {}
+    over_share: str = ""
     refused: dict[str, RefusedStream] = {}
 
 

@@ -14,6 +14,7 @@ from edge_agent.lineup import Lineup
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.progress import Progress
 from edge_agent.vitals import Vitals, judge_live
+from schemas.reason_codes import describe_reason
 from schemas.reported import DocumentReport, PolicyReport
 
 _MAX_SAID = 500
@@ -86,6 +87,10 @@ class Monitor:
             resent=progress.resent_count,
             parked=progress.parked_count,
             waiting_streams=progress.waiting_streams,
+            refused_topics=tuple(sorted(progress.refused_topics.items())),
+            refused_count=progress.refused_count,
+            over_share=progress.over_share,
+            share_notices=progress.share_notices,
             used_bytes=self._spool.used_bytes(),
             max_bytes=self._config.spool.max_bytes,
             rss_bytes=rss_bytes(),
@@ -122,6 +127,8 @@ class Monitor:
             resent=vitals.resent,
             parked=vitals.parked,
             waiting_streams=vitals.waiting_streams,
+            refused_topics={topic: describe_reason(code) for topic, code in vitals.refused_topics},
+            over_share=vitals.over_share,
             since_ack_s=None if since_ack_s is None else round(since_ack_s, 1),
             used_bytes=vitals.used_bytes,
             max_bytes=vitals.max_bytes,

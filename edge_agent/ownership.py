@@ -9,6 +9,8 @@ import structlog
 
 from edge_agent.atomic import make_folder, write_atomic
 from edge_agent.errors import AgentError, ConfigError
+from schemas.errors import SchemaError
+from schemas.ids import enrolled_id, is_role_name
 
 LOCK_NAME = "agent.lock"
 FILE_NAME = "device"
@@ -26,10 +28,11 @@ def claim(state_dir: Path, device: str, undelivered: int) -> None:
         undelivered: samples in the spool that are not settled.
 
     Raises:
-        ConfigError: the spool holds samples of another device.
+        ConfigError: the spool holds samples of another device, or a new device has the name of one of the core's roles.
     """
     path = state_dir / FILE_NAME
     before = _noted(path)
+    refuse_role_name(state_dir, device, is_known=before == device or (not before and undelivered > 0))
     if before == device:
         return
     if before and undelivered:
@@ -42,6 +45,30 @@ def claim(state_dir: Path, device: str, undelivered: int) -> None:
     except OSError as error:
         # A full disk is no reason not to drain: it is noted at the next start.
         _log.warning("cannot note whose spool this is", error=str(error))
+
+
+def refuse_role_name(state_dir: Path, device: str, *, is_known: bool | None = None) -> None:
+    """Refuse to begin a device under the name of one of the core's roles; one that has begun goes on, with a warning.
+
+    Args:
+        state_dir: the agent's own folder.
+        device: its name.
+        is_known: whether this device has run here before; None: look.
+
+    Raises:
+        ConfigError: the name is a role's, and the device is new.
+    """
+    if not is_role_name(device):
+        return
+    if is_known is None:
+        is_known = _noted(state_dir / FILE_NAME) == device
+    if is_known:
+        _log.warning("device_has_role_name", device=device, hint="its certificate has the core's rights; enrol it anew, renamed")
+        return
+    try:
+        enrolled_id(device)
+    except SchemaError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _noted(path: Path) -> str:

@@ -31,6 +31,7 @@ def show_status(status: Status) -> None:
         table.add_row("sent / not taken / sent again", f"{health.sent} / {health.not_sent} / {health.resent}")
         if health.waiting_streams:
             table.add_row("streams that wait", f"{', '.join(health.waiting_streams)}: the broker hangs up on all of them")
+        _add_refused(table, health.refused_topics, health.over_share)
         table.add_row("spool", f"{health.used_bytes / _MIB:.1f} of {health.max_bytes / _MIB:.0f} MiB")
         table.add_row("memory", f"{health.rss_bytes / _MIB:.1f} MiB")
         if health.policy is not None:
@@ -55,6 +56,14 @@ def _add_refusals(table: PlainTable, status: Status) -> None:
     for stream, one in status.refused.items():
         name = styled("refused by the core", "red") if one.is_total else Text("refused by the core")
         table.add_row(name, refusal_text(stream, one))
+
+
+def _add_refused(table: PlainTable, refused: dict[str, str], over_share: str) -> None:
+    """Add a row for each topic or filter that the broker refuses, and one for what the core does not take."""
+    if over_share:
+        table.add_row(styled("over its share", "yellow"), over_share)
+    for topic, reason in sorted(refused.items()):
+        table.add_row(styled("the broker refuses", "red"), f"{topic}: {reason}")
 
 
 def show_ledger(ledger: Ledger) -> None:

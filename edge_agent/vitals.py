@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from catchment.runtime.plain import plain_lines
+from schemas.reason_codes import describe_reason
 from schemas.receipts import RefusedStream
 from schemas.reported import StreamBooks
 
@@ -21,6 +22,8 @@ class Vitals:
         rejected: (stream, reason, count) of rows, cells and files that became no sample.
         left_out: (stream, reason, count) of samples read and not stored: by configuration, contract or rule.
         waiting_streams: the broker, or a proxy, hangs up on all of their envelopes.
+        over_share: why the core does not take all that is sent; "" when it does.
+        refused_topics: (topic or filter, reason code) that the broker refuses.
         refused: (stream, figures) of what the core refuses.
         waits_for: why nothing is captured yet; "" when it is.
         is_clock_awaited: samples were captured while the wall clock was not set, and wait for it.
@@ -47,6 +50,10 @@ class Vitals:
     waiting_streams: tuple[str, ...] = ()
     rejected: tuple[tuple[str, str, int], ...] = ()
     left_out: tuple[tuple[str, str, int], ...] = ()
+    refused_topics: tuple[tuple[str, int], ...] = ()
+    refused_count: int = 0
+    over_share: str = ""
+    share_notices: int = 0
     waits_for: str = ""
     failure: str = ""
     sources_failing: int = 0
@@ -81,12 +88,9 @@ def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -
     live = judge_live(vitals, stalled_after_s)
     if not live.is_good:
         return live
-    if vitals.waits_for:
-        return Verdict(is_good=False, said=f"nothing is captured yet: {vitals.waits_for}")
+    if obstacle := _obstacle(vitals):
+        return Verdict(is_good=False, said=obstacle)
     waited_s = vitals.oldest_unsettled_s
-    if vitals.is_clock_awaited or not vitals.is_connected:
-        lack = "the clock is not set, and samples wait for it" if vitals.is_clock_awaited else "no connection to the broker"
-        return Verdict(is_good=False, said=f"{lack}; {_waiting(waited_s)}")
     refused = "; ".join(refusal_text(stream, one) for stream, one in vitals.refused if one.is_total)
     if refused:
         return Verdict(is_good=False, said=refused)
@@ -98,8 +102,24 @@ def _judge_progress(vitals: Vitals, waited_s: float | None, ready_within_s: floa
         return Verdict(is_good=True, said=f"ready; {_waiting(waited_s)}")
     if vitals.last_receipt_s is not None and vitals.last_receipt_s <= ready_within_s:
         return Verdict(is_good=True, said=f"catching up; {_waiting(waited_s)}")
+    if vitals.over_share:
+        return Verdict(is_good=False, said=f"{_waiting(waited_s)}; over its share at the core: {vitals.over_share}")
     since = "never" if vitals.last_receipt_s is None else f"{vitals.last_receipt_s:.0f} s ago"
     return Verdict(is_good=False, said=f"{_waiting(waited_s)}; the last receipt came {since}: do bridge and run work?")
+
+
+def _obstacle(vitals: Vitals) -> str:
+    """Why no sample can get through at this moment; empty if nothing says so."""
+    waiting = _waiting(vitals.oldest_unsettled_s)
+    if vitals.waits_for:
+        return f"nothing is captured yet: {vitals.waits_for}"
+    if vitals.is_clock_awaited:
+        return f"the clock is not set, and samples wait for it; {waiting}"
+    if not vitals.is_connected:
+        return f"no connection to the broker; {waiting}"
+    # Without these no receipt comes. A refused report or request for a model keeps no sample from being settled.
+    deaf = [f"{topic}: {describe_reason(code)}" for topic, code in vitals.refused_topics if "/down/" in topic]
+    return f"the broker refuses {deaf[0]}; {waiting}" if deaf else ""
 
 
 def refusal_text(stream: str, one: RefusedStream) -> str:
@@ -115,6 +135,9 @@ _SINGLES: tuple[tuple[str, str, str, Callable[[Vitals], float | None]], ...] = (
     ("sent_bytes_total", "counter", "Bodies and parts published since the start.", lambda v: v.sent_bytes),
     ("not_sent_envelopes_total", "counter", "Nobody listens, not authorised, or over quota.", lambda v: v.not_sent),
     ("resent_envelopes_total", "counter", "Sent again: no receipt came in time.", lambda v: v.resent),
+    ("refused_control_total", "counter", "Reports, requests and subscriptions the broker refused.", lambda v: v.refused_count),
+    ("over_share", "gauge", "1 while the core does not take all that is sent.", lambda v: int(bool(v.over_share))),
+    ("share_notices_total", "counter", "How often the core said so since the start.", lambda v: v.share_notices),
     ("parked_envelopes_total", "counter", "Put aside since the start.", lambda v: v.parked),
     ("connected", "gauge", "1 while connected to the broker.", lambda v: int(v.is_connected)),
     ("oldest_unsettled_seconds", "gauge", "How long the oldest sample has waited.", lambda v: v.oldest_unsettled_s or 0),
@@ -158,6 +181,8 @@ def render_metrics(vitals: Vitals) -> str:
         lines += _family(figure, "gauge", meaning, [({"stream": stream}, read(one)) for stream, one in vitals.refused])
     waiting = [({"stream": stream}, 1) for stream in vitals.waiting_streams]
     lines += _family("waiting_streams", "gauge", "1 for each stream on all of which the broker hangs up.", waiting)
+    refused = [({"topic": topic, "reason": f"0x{code:02x}"}, 1) for topic, code in vitals.refused_topics]
+    lines += _family("refused_topics", "gauge", "1 for each topic or filter that the broker refuses.", refused)
     turned = [({"thread": name}, age_s) for name, age_s in sorted(vitals.turned_s.items())]
     lines += _family("turned_age_seconds", "gauge", "Since the thread last came round.", turned)
     for name, kind, told, find in _SINGLES:

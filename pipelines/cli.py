@@ -2,12 +2,10 @@
 
 import importlib
 import os
-import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Event
 from typing import Annotated, Any, ClassVar, NoReturn
 
 import typer
@@ -15,13 +13,14 @@ import typer
 from catchment.runtime.exits import STOP, exit_table
 from catchment.runtime.output import say
 from catchment.runtime.plain import plain_tracebacks
-from catchment.runtime.renamed import RenamedCommands
+from catchment.runtime.renamed_commands import RenamedCommands
 from pipelines.config import config_path, load_core_config
 from pipelines.ending import code_of, leave
 from pipelines.errors import RefusedError
 from pipelines.exits import REPORTED, report
 from pipelines.logs import log_to_stderr
 from pipelines.options import AsJson, Config
+from pipelines.stopping import stop_on_signals
 from pipelines.tables import show
 
 # Where a shell that completes a command puts the words typed so far.
@@ -92,14 +91,15 @@ def up(config: Config = None) -> None:
     from pipelines.clock import SystemClock  # noqa: PLC0415  # likewise
     from pipelines.contracts.retention import warn_of_retention  # noqa: PLC0415  # likewise
     from pipelines.status.server import serving  # noqa: PLC0415  # likewise
-    from pipelines.up import supervise  # noqa: PLC0415  # heavy only here
+    from pipelines.up import STOP_WITHIN_S, supervise  # noqa: PLC0415  # heavy only here
 
     path = config_path(config)
     core = load_core_config(path)
     warn_of_retention(core.contracts)
     watched = serving(_lake(path), core.watch.host, core.watch.port, SystemClock(), core.alarms)
     with watched if core.watch.port else nullcontext():
-        code = supervise(path, stop_on_signals(), with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
+        stop = stop_on_signals(STOP_WITHIN_S + 0.3)
+        code = supervise(path, stop, with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
     raise typer.Exit(code)
 
 
@@ -181,14 +181,6 @@ def _run() -> int:
     except REPORTED as error:
         return report(error)
     return 0
-
-
-def stop_on_signals() -> Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _lake(path: Path | None) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from catchment.runtime.renamed import rename_keys
+from catchment.runtime.renamed_keys import rename_keys
 from pipelines.errors import ConfigError
 from schemas.topics import DEFAULT_NAMESPACE
 
@@ -52,6 +52,33 @@ class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_parts_s: int = 14 * 86_400
 
 
+class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one device may bring, and what stays free on the disk; 0: no limit.
+
+    Over its rates a device is deferred: what it sends is not landed, and it keeps what has no receipt. Below `low_free_bytes`
+    one device may bring an eighth of what is left, below `min_free_bytes` nothing is landed. On a small disk a tenth and a
+    twentieth of it are enough.
+    """
+
+    bytes_per_s: int = 32 * 1024 * 1024
+    burst_bytes: int = 2 * 1024**3
+    messages_per_s: int = 5_000
+    burst_messages: int = 500_000
+    streams: int = 256
+    open_objects: int = 256
+    parts_bytes: int = 64 * 1024**3
+    low_free_bytes: int = 8 * 1024**3
+    min_free_bytes: int = 1024**3
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if getattr(self, name) < 0:
+                raise ValueError(f"shares.{name} must be 0 or more")
+        for rate, burst in (("bytes_per_s", "burst_bytes"), ("messages_per_s", "burst_messages")):
+            if getattr(self, rate) and not getattr(self, burst):
+                raise ValueError(f"shares.{burst} must be above 0 where {rate} is")
+
+
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How segments become rows, and where: `runner`, `dask_workers` and `beam_options` are what `catchment run` takes.
 
@@ -71,6 +98,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_memory_bytes: int = 4 * 1024**3
     fault_stop_share: float = 0.9
     fault_stop_count: int = 10
+    worker_test_s: float = 60
     max_device_ranges: int = 20_000
 
 
@@ -145,6 +173,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: str = ""
     broker: BrokerConfig = BrokerConfig()
     bridge: BridgeConfig = BridgeConfig()
+    shares: ShareConfig = ShareConfig()
     run: RunConfig = RunConfig()
     remote: RemoteConfig | None = None
     watch: WatchConfig = WatchConfig()

@@ -7,6 +7,8 @@ stopping: first the bridge (nothing new lands), then the run loop (it ends the r
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -14,12 +16,15 @@ from threading import Event
 import structlog
 
 from catchment.runtime.exits import DONE, MEANINGS, USAGE
+from pipelines.stopping import end_descendants
 
 POLL_S = 0.1
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
-STOP_TIMEOUT_S = 30.0
+# One after the other, and all of them within ten seconds: each ends by itself in seven, whatever it is doing (`stopping`).
+NEXT_AFTER_S = 2.0
+STOP_WITHIN_S = 9.5
 
 _MEANINGS = {**MEANINGS, DONE: "it ended unasked"}
 
@@ -66,18 +71,34 @@ class Child:
                   times=self.failures, again_in_s=pause_s)  # fmt: skip
         return code
 
-    def stop(self) -> None:
-        """Ask it to end, and wait; kill it if it does not."""
+    def terminate(self, wait_s: float) -> None:
+        """Ask it to end, and wait for a while."""
+        if self.process is not None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(wait_s)
+
+    def end(self, wait_s: float) -> None:
+        """Wait for its end, and kill it, with all that it has started, if that does not come."""
         if self.process is None:
             return
-        self.process.terminate()
         try:
-            self.process.wait(STOP_TIMEOUT_S)
+            self.process.wait(max(0.0, wait_s))
         except subprocess.TimeoutExpired:
-            log.warning("killed", child=self.name, after_s=STOP_TIMEOUT_S)
+            log.warning("killed", child=self.name, hint="what it had in hand is done again at the next start")
+            end_descendants(self.process.pid)
             self.process.kill()
             self.process.wait()
         self.process = None
+
+
+def stop_all(children: Sequence[Child]) -> None:
+    """Stop processes in order: the next one when the one before has ended, or after a while; what is left is killed."""
+    until_s = time.monotonic() + STOP_WITHIN_S
+    for child in children:
+        child.terminate(NEXT_AFTER_S)
+    for child in children:
+        child.end(until_s - time.monotonic())
 
 
 def supervise(config: Path, stop: Event, *, with_models: bool, maintain_every_s: float = 0) -> int:
@@ -110,6 +131,5 @@ def supervise(config: Path, stop: Event, *, with_models: bool, maintain_every_s:
                 code = USAGE
             stop.wait(POLL_S)
     finally:
-        for child in children:
-            child.stop()
+        stop_all(children)
     return code

@@ -13,6 +13,9 @@ _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _STREAM = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+# Common names of certificates that the broker's access rules give the core's rights to (deploy/broker/acl).
+_ROLE = re.compile(r"core|models|bridge-.*")
+
 EPOCH_ENTROPY_BITS = 20
 MAX_EPOCH = 2**63 - 1
 MAX_SEQ = 2**63 - 1
@@ -32,6 +35,26 @@ class DeviceId(str):
         if not _DEVICE.fullmatch(text):
             raise IdError(f"device id {text[:80]!r} must be 1-63 of a-z, 0-9 and '-', not starting with '-'")
         return super().__new__(cls, text)
+
+
+def is_role_name(text: str) -> bool:
+    """Whether a name is one of the core's roles at the broker: a certificate with it has the core's rights."""
+    return _ROLE.fullmatch(text.strip().lower()) is not None
+
+
+def enrolled_id(text: str) -> DeviceId:
+    """The id of a device that is to be enrolled; data of a device that has another's name already is not judged by this.
+
+    Raises:
+        IdError: the text is not a device id, or is the name of one of the core's roles.
+    """
+    device = DeviceId(text)
+    if is_role_name(device):
+        raise IdError(
+            f"device id {device!r} is a name of the core's own: its certificate would have the core's rights at the broker;"
+            f" give the device another, as in dev-{device}"
+        )
+    return device
 
 
 class StreamName(str):

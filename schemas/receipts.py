@@ -101,6 +101,8 @@ class ObjectState(msgspec.Struct, frozen=True):
     """The core's answer about one large payload: `have` lists the durable byte ranges, `settled` that all is there and true.
 
     `error` says why a whole payload was refused (the hash differs): the device must send it again from its start.
+    `wait_ms`, where there is one, says that the last parts were not taken for want of room, for the `reason` given: the device
+    keeps what `have` says, and goes on after so long.
     """
 
     digest: str
@@ -108,6 +110,8 @@ class ObjectState(msgspec.Struct, frozen=True):
     have: list[tuple[int, int]]
     settled: bool = False
     error: str = ""
+    wait_ms: int | msgspec.UnsetType = msgspec.UNSET  # absent on the wire where the parts were taken
+    reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def encode_receipt(receipt: Receipt) -> bytes:

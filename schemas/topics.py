@@ -9,6 +9,7 @@
 <ns>/down/<device>/desired       desired model (retained)                      core -> device
 <ns>/down/<device>/policy        edge rules (retained)                         core -> device
 <ns>/down/<device>/objects       which parts of a large payload are durable    core -> device
+<ns>/down/<device>/share         the device sends more than its share          core -> device
 <ns>/models/data/<device>        the piece asked for                           core -> device
 <ns>/bridges/<bridge>            which process is this bridge (retained)       core -> core
 """
@@ -93,6 +94,10 @@ class Topics:
         """Where a device hears which bytes of its large payloads are durable."""
         return f"{self.namespace}/down/{device}/objects"
 
+    def share(self, device: DeviceId) -> str:
+        """Where a device hears that it sends more than its share."""
+        return f"{self.namespace}/down/{device}/share"
+
     def down_filter(self, device: DeviceId) -> str:
         """The filter that matches all a device hears, except model pieces and further pages of its receipt."""
         return f"{self.namespace}/down/{device}/+"
@@ -120,6 +125,22 @@ class Topics:
     def model_get_filter(self) -> str:
         """What the model server subscribes to."""
         return f"{self.namespace}/models/get/+"
+
+    def rule_of(self, topic: str) -> str:
+        """The topic with `+` in place of the device: the access rule that grants it, and a label of few values."""
+        words = topic.removeprefix(f"{self.namespace}/").split("/")
+        place = 2 if words[0] == "models" else 1
+        if words[0] != "bridges" and len(words) > place:
+            words[place] = "+"
+        if words[0] in ("up", "parts"):
+            words[2:] = ["+"]
+        return "/".join((self.namespace, *words))
+
+    def sender_of(self, topic: str) -> str:
+        """The device word of an upward topic, whether or not the rest of it is well formed; empty if it has none."""
+        words = topic.removeprefix(f"{self.namespace}/").split("/", 3)
+        place = 2 if words[0] == "models" else 1
+        return words[place] if len(words) > place else ""
 
     def parse(self, topic: str) -> Address:
         """Take an upward topic apart.

@@ -36,6 +36,7 @@ from schemas.rollout import (
     encode_piece_request,
     encode_signed_desired,
 )
+from schemas.shares import ShareNotice, encode_share_notice
 from schemas.signed_document import (
     EVERY_DEVICE,
     Addressees,
@@ -138,6 +139,9 @@ def large_payloads() -> None:
     down = TOPICS.objects(DEVICE)
     state = encode_object_state(ObjectState(str(DIGEST), 16, [(0, 10)]))
     vector("object-state", "the first 10 bytes are", down, state, properties=[], retain=False)
+    state = encode_object_state(ObjectState(str(DIGEST), 16, [(0, 10)], wait_ms=30_000, reason="no room"))
+    about = "the last part was not taken for want of room: send it again in 30 s"
+    vector("object-waits", about, down, state, properties=[], retain=False)
     state = encode_object_state(ObjectState(str(DIGEST), 16, [(0, 16)], settled=True))
     vector("object-settled", "all bytes are there and their hash is true", down, state, properties=[], retain=False)
 
@@ -199,7 +203,10 @@ def document_vector(name: str, about: str, topic: str, signed: SignedMessage, bo
 
 
 def words() -> None:
-    """Receipts, reports, desired state and piece requests."""
+    """Receipts, share notices, reports, desired state and piece requests."""
+    notice = encode_share_notice(ShareNotice("bytes", "more than 33554432 bytes/s", 10_000, 33_554_432, 17))
+    about = "the device is over its share: it sends nothing for 10 s, then no faster than that"
+    vector("share-notice", about, TOPICS.share(DEVICE), notice, properties=[], retain=False)
     receipt = encode_receipt(Receipt(42, {"vehicle_telemetry": {str(EPOCH): [(0, 4100), (4103, 4104)]}}))
     vector(
         "receipt", "all but 4100..4102 of this epoch are settled", TOPICS.receipts(DEVICE), receipt, properties=[], retain=True

@@ -1,6 +1,6 @@
 """The exit codes of both programs: one table, shown by `--help` and in docs/operator.md."""
 
-DONE, STOP, USAGE, REFUSED, RETRY, INTERRUPTED = 0, 1, 2, 3, 75, 130
+DONE, STOP, USAGE, REFUSED, RETRY, INTERRUPTED, FORCED = 0, 1, 2, 3, 75, 130, 143
 
 MEANINGS = {
     DONE: "done",
@@ -9,6 +9,7 @@ MEANINGS = {
     REFUSED: "refused as it stands: there is no such thing, it is not valid, or it is in use",
     RETRY: "try again later: broker, storage, disk or spool is unavailable",
     INTERRUPTED: "interrupted",
+    FORCED: "stopped at once, because it did not end in time after SIGTERM",
 }
 
 

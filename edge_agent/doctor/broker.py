@@ -18,10 +18,11 @@ from edge_agent.doctor.findings import Finding, failed, good, warning
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool import database, reading
 from edge_agent.uplink.reasons import NO_SUBSCRIBERS
-from edge_agent.uplink.session import Acked, Arrived, Event, Events, Message, PahoSession, tls_context
+from edge_agent.uplink.session import Acked, Arrived, Event, Events, Message, PahoSession, Subscribed, tls_context
 from schemas.envelope import JSON
 from schemas.ids import DeviceId, Digest, StreamName
 from schemas.parts import PartHead
+from schemas.reason_codes import describe_reason, is_refusal
 from schemas.reported import StreamBooks
 from schemas.topics import Topics
 
@@ -133,7 +134,8 @@ def _listen(events: Events, clock: Clock, wanted: dict[int, str]) -> list[Event]
         except queue.Empty:
             break
         answered = {event.mid for event in found if isinstance(event, Acked)}
-        if answered >= wanted.keys() and any(isinstance(event, Arrived) for event in found):
+        is_refused = any(isinstance(event, Subscribed) and _refused(event) for event in found)
+        if answered >= wanted.keys() and (is_refused or any(isinstance(event, Arrived) for event in found)):
             break
     return found
 
@@ -152,7 +154,14 @@ def _publishing(asked: dict[int, str], answers: list[Event], up_filter: str) -> 
             yield failed(RIGHTS, f"may not publish to {topic}: reason 0x{code:02x}", fix)
 
 
+def _refused(answer: Subscribed) -> list[str]:
+    return [f"{text}: {describe_reason(code)}" for text, code in answer.answers if is_refusal(code)]
+
+
 def _hearing(answers: list[Event], down_filter: str) -> Finding:
+    refused = [text for event in answers if isinstance(event, Subscribed) for text in _refused(event)]
+    if refused:
+        return failed(RIGHTS, f"may not subscribe to {'; '.join(refused)}", f"let the device read {down_filter}; {_ACL_HINT}")
     heard = [event.topic for event in answers if isinstance(event, Arrived)]
     if heard:
         return good(RIGHTS, f"hears {heard[0]}")

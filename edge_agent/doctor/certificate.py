@@ -14,11 +14,13 @@ from edge_agent.doctor.findings import Finding, failed, good, skipped, warning
 from edge_agent.errors import ConfigError, KeyEncryptedError
 from edge_agent.identity import read_certificate
 from edge_agent.key_password import refuse
+from schemas.ids import is_role_name
 
 WHAT = "certificate"
 _BY_SYSTEMD = "systemd hands it to the agent alone, so run this as root with a file that names /etc/catchment/device.key"
 _SOON = dt.timedelta(days=30)
 _NEW_ONE = "edge-agent enrol makes a new request; have it signed (docs/operator.md, Who a device is)"
+_RENAME = "give the device another name: edge-agent enrol NAME, and have that signed"
 _EXPIRED, _NOT_YET, _PURPOSE = 10, 9, 26  # OpenSSL's own numbers
 
 
@@ -58,6 +60,8 @@ def _dates(tls: TlsConfig, clock: Clock) -> Iterator[Finding]:
         yield failed(WHAT, str(error), _NEW_ONE)
         return
     now = dt.datetime.fromtimestamp(clock.now_ms() / 1000, tz=dt.UTC)
+    if is_role_name(found.device):
+        yield warning(WHAT, f"its name {found.device} is one of the core's own and has the core's rights", _RENAME)
     told = f"{found.device}, signed by {found.issuer}, holds until {found.not_after:%Y-%m-%d}"
     if now > found.not_after:
         yield failed(WHAT, f"{told}: expired", f"samples are kept meanwhile; {_NEW_ONE}")

@@ -13,6 +13,7 @@ from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.receipts import decode_object_state, decode_receipt
 from schemas.reported import ModelReport
+from schemas.shares import ShareNotice, decode_share_notice
 from schemas.topics import Topics
 
 _MAX_REMEMBERED = 10_000
@@ -57,6 +58,8 @@ class Downlink:
         self._desired = topics.desired(device)
         self._pieces = topics.model_data(device)
         self._policy = topics.policy(device)
+        self._share = topics.share(device)
+        self._on_share: Callable[[ShareNotice], None] = lambda _notice: None
         self._on_policy: Callable[[bytes], None] | None = None
         # Topic -> digest of the receipt, or page of it, that was last acted on.
         self._last_receipts: dict[str, bytes] = {}
@@ -65,6 +68,10 @@ class Downlink:
     def hand_policies_to(self, taker: Callable[[bytes], None]) -> None:
         """Give edge policies to the rules' room."""
         self._on_policy = taker
+
+    def hand_shares_to(self, taker: Callable[[ShareNotice], None]) -> None:
+        """Give notices that this device sends more than its share to whoever sends."""
+        self._on_share = taker
 
     def handle(self, message: Arrived) -> bool:
         """Act on a message; a malformed one is told and counted. Returns whether it was a receipt that says something new.
@@ -77,6 +84,8 @@ class Downlink:
                 return self._settle(message.topic, message.body)
             if message.topic == self._objects:
                 self._parts.heard(decode_object_state(message.body))
+            elif message.topic == self._share:
+                self._on_share(decode_share_notice(message.body))
             elif message.topic == self._policy and self._on_policy is not None:
                 self._on_policy(message.body)
             elif message.topic == self._desired and self._models is not None:

@@ -154,5 +154,14 @@ class Flight:
             late.append(id_)
         return late
 
+    def hasten(self, due_s: float) -> None:
+        """Have what is acknowledged and not settled sent again from `due_s` on: the core did not take it, or not all of it."""
+        unacked = set(self._unacked.values())
+        for id_, flown in self._flown.items():
+            if id_ not in unacked and flown.due_s > due_s:
+                flown.due_s = due_s
+                self._tries[id_] = 1
+                heapq.heappush(self._due, (due_s, id_))
+
     def _land(self, id_: int) -> None:
         self._flown_bytes -= self._flown.pop(id_).body_bytes

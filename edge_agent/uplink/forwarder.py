@@ -20,7 +20,7 @@ from edge_agent.uplink.downlink import Downlink, ModelDesk
 from edge_agent.uplink.outbox import Outbox
 from edge_agent.uplink.progress import Progress
 from edge_agent.uplink.report import Reporter
-from edge_agent.uplink.session import Acked, Arrived, Events, Lost, Message, Session, Woken
+from edge_agent.uplink.session import Acked, Arrived, Event, Events, Lost, Message, Session, Subscribed, Woken
 from schemas.ids import DeviceId
 from schemas.topics import Topics
 
@@ -32,6 +32,9 @@ _LAST_WORDS_S = 1.0
 _LAST_BATCHES = 64
 _RECONNECT_FIRST_S = 0.5
 _RECONNECT_CAP_S = 30.0
+
+# A refused subscription is asked for again: the broker's rules may have been corrected without a new connection.
+_SUBSCRIBE_AGAIN_S = 60.0
 
 _JSON = "application/json"
 
@@ -75,8 +78,12 @@ class Forwarder:
         self.progress = Progress()
         self._outbox = Outbox(spool, config, topics, device, self.progress, clock)
         self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
+        self._downlink.hand_shares_to(self._outbox.over_share)
         self._reconnect = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
         self.last_wait_s = 0.0
+        self._filters = (topics.down_filter(device), topics.receipt_page_filter(device), topics.model_data(device))
+        self._subscribed_s = float("-inf")
+        self._control: dict[int, str] = {}  # messages of our own that are no envelope, by number
         self._news: queue.SimpleQueue[UplinkConfig] = queue.SimpleQueue()
 
     def run(self, stop: threading.Event) -> None:
@@ -136,8 +143,8 @@ class Forwarder:
         self._events.put(Woken())
 
     def _serve(self, session: Session, stop: threading.Event) -> None:
-        device, topics = self._device, self._topics
-        session.subscribe([topics.down_filter(device), topics.receipt_page_filter(device), topics.model_data(device)])
+        self._control.clear()
+        self._subscribe(session)
         self._outbox.connected(session)
         self._reporter.connected()
         self._spool.unpark_all(but_for=HANGS_UP)
@@ -151,8 +158,14 @@ class Forwarder:
             while not self._news.empty():
                 self._outbox.retune(self._news.get_nowait())
             now_s = self.progress.turned_s = self._clock.monotonic_s()
+            if now_s - self._subscribed_s >= _SUBSCRIBE_AGAIN_S and self.progress.refused_topics.keys() & set(self._filters):
+                self._subscribe(session)
             self._tell(session)
             wait_s = self._outbox.step(session, now_s, has_news=bool(events))
+
+    def _subscribe(self, session: Session) -> None:
+        self._subscribed_s = self._clock.monotonic_s()
+        session.subscribe(self._filters)
 
     def _last_words(self) -> Lost | None:
         """What the connection still answered before it ended, and how it ended; None when that is not known."""
@@ -165,8 +178,8 @@ class Forwarder:
                 break
         return None
 
-    def _next_events(self, wait_s: float) -> list[Acked | Arrived | Lost | Woken]:
-        found: list[Acked | Arrived | Lost | Woken] = []
+    def _next_events(self, wait_s: float) -> list[Event]:
+        found: list[Event] = []
         try:
             found.append(self._events.get(timeout=wait_s))
             while len(found) < _EVENTS_AT_ONCE:
@@ -175,11 +188,15 @@ class Forwarder:
             return found
         return found
 
-    def _handle(self, event: Acked | Arrived | Lost | Woken) -> None:
+    def _handle(self, event: Event) -> None:
         match event:
             case Acked(mid, code):
                 self._reconnect.succeeded()
+                self._note_control(mid, code)
                 self._outbox.acked(mid, code)
+            case Subscribed(answers):
+                for topic, code in answers:
+                    self.progress.note_answer(topic, code)
             case Arrived():
                 if self._downlink.handle(event):
                     self.progress.last_receipt_s = self._clock.monotonic_s()
@@ -203,6 +220,12 @@ class Forwarder:
             )
             self._publish(session, message)
 
+    def _note_control(self, mid: int, code: int) -> None:
+        """Notice a refused report or request: what is refused is sent again, and shown meanwhile."""
+        topic = self._control.pop(mid, None)
+        if topic is not None and self.progress.note_answer(topic, code) and topic == self._topics.reported(self._device):
+            self._reporter.refused()
+
     def _publish(self, session: Session, message: Message) -> None:
-        session.publish(message)
+        self._control[session.publish(message)] = message.topic
         self._outbox.control_sent(message.packet_bytes)

@@ -87,6 +87,7 @@ class Governor:
     config: UplinkConfig
     terms: Terms = field(init=False)
     _bucket: TokenBucket = field(init=False)
+    _share_bytes_per_s: int = 0
 
     def __post_init__(self) -> None:
         self.terms = Terms(self.config.bytes_per_s, self.config.min_priority)
@@ -96,9 +97,16 @@ class Governor:
         """Other values from now on."""
         self.config = config
 
+    def keep_share(self, bytes_per_s: int) -> None:
+        """Keep within what the core takes of this device from the next look on; 0: as configured."""
+        self._share_bytes_per_s = bytes_per_s
+
     def look(self, minute_of_day: int) -> bool:
         """Take the hour's terms; returns whether they changed."""
         terms = terms_at(self.config, minute_of_day)
+        if self._share_bytes_per_s:
+            rate = min(terms.bytes_per_s or self._share_bytes_per_s, self._share_bytes_per_s)
+            terms = Terms(rate, terms.min_priority)
         if terms == self.terms:
             return False
         self.terms = terms

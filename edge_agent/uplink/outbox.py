@@ -17,10 +17,12 @@ from edge_agent.uplink.flight import Flight
 from edge_agent.uplink.governor import Governor
 from edge_agent.uplink.parts import PartSender
 from edge_agent.uplink.progress import Progress
-from edge_agent.uplink.reasons import Verdict, judge
+from edge_agent.uplink.reasons import NO_SUBSCRIBERS, Verdict, judge
 from edge_agent.uplink.session import Lost, Message, Session
 from schemas.envelope import ARROW_STREAM, EnvelopeHead
 from schemas.ids import DeviceId
+from schemas.reason_codes import describe_reason
+from schemas.shares import ShareNotice
 from schemas.topics import Topics
 
 _REFUSED_FIRST_S = 0.2
@@ -31,8 +33,14 @@ _FRESH_FOR_S = 60.0
 # The core is asked again about a large payload, and what a lost wake-up left behind is found.
 _LOOK_EVERY_S = 5.0
 _CAREFUL_TURN_S = 0.1
+# So long after the core's last word about this device's share it is kept to the rate that was given.
+_SHARE_FOR_S = 600.0
 
 _log = structlog.get_logger(__name__)
+
+
+def _describe(code: int) -> str:
+    return "0x10 no bridge listens; is the core's bridge running?" if code == NO_SUBSCRIBERS else describe_reason(code)
 
 
 class Outbox:
@@ -61,6 +69,7 @@ class Outbox:
         self._caution = Caution(spool, self._park, random.random)
         self._refused = Backoff(_REFUSED_FIRST_S, _REFUSED_CAP_S, random.random)
         self._paused_until_s = float("-inf")
+        self._share_until_s: float | None = None
         self._parted_s = float("-inf")
         self._looked_s = float("-inf")
         # Something may wait that a pause or the rate held back: look again without news.
@@ -88,6 +97,30 @@ class Outbox:
         """The connection is gone: what was not acknowledged is sent again. How it ended; None: by our own hand."""
         self._spool.release(self._caution.ended(self._flight.lost(), self._clock.monotonic_s(), how))
 
+    def over_share(self, notice: ShareNotice) -> None:
+        """Keep to what the core takes of this device: send nothing for a while, then no faster than it says.
+
+        What was acknowledged and has no receipt by then was not landed, and is sent again.
+        """
+        now_s = self._clock.monotonic_s()
+        if notice.reason != self._progress.over_share:
+            _log.warning("share_exceeded", limit=notice.limit, reason=notice.reason, wait_s=notice.wait_ms / 1000)
+        self._progress.over_share = notice.reason
+        self._progress.share_notices += 1
+        self._share_until_s = now_s + _SHARE_FOR_S
+        self._governor.keep_share(notice.bytes_per_s)
+        self._is_held = True
+        if notice.wait_ms:
+            resume_s = now_s + notice.wait_ms / 1000
+            self._paused_until_s = max(self._paused_until_s, resume_s)
+            self._flight.hasten(resume_s)
+
+    def _end_share(self) -> None:
+        self._share_until_s = None
+        self._progress.over_share = ""
+        self._governor.keep_share(0)
+        _log.info("share_kept")
+
     def control_sent(self, size_bytes: int) -> None:
         """Something went that waits for nothing, such as a report; it counts against the rate."""
         self._governor.sent(size_bytes)
@@ -111,6 +144,8 @@ class Outbox:
             self._parted_s = now_s
             self._spool.part_backlog()
             self._caution.look(now_s)
+        if self._share_until_s is not None and now_s >= self._share_until_s:
+            self._end_share()
         local = time.localtime(self._clock.now_ms() / 1000)
         if self._governor.look(local.tm_hour * 60 + local.tm_min):
             self._tune(self._governor.config)
@@ -166,7 +201,7 @@ class Outbox:
             if now_s >= self._paused_until_s:
                 wait_s = self._refused.next_s()
                 self._paused_until_s = now_s + wait_s
-                _log.warning("broker has nobody to give samples to; waiting", reason=f"0x{code:02x}", retry_in_s=round(wait_s, 1))
+                _log.warning("samples_not_taken", reason=_describe(code), retry_in_s=round(wait_s, 1))
 
     def _forget(self, ids: list[int], now_s: float) -> None:
         self._flight.forget(ids)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 
 from edge_agent.spool.records import ObjectRef
@@ -11,6 +12,7 @@ from schemas.ids import DeviceId
 from schemas.parts import PartHead
 from schemas.ranges import Ranges
 from schemas.receipts import ObjectState
+from schemas.shares import MAX_WAIT_MS
 from schemas.topics import Topics
 
 _MAX_REFUSALS = 5
@@ -47,7 +49,9 @@ class Transfer:
     def heard(self, state: ObjectState) -> None:
         """The core's answer: what it has is the truth."""
         self.have = Ranges.of(state.have)
-        if state.error:
+        if state.wait_ms is not msgspec.UNSET and state.wait_ms > 0:
+            self.sent = Ranges()  # not taken, for want of room: it is sent again from what is there
+        elif state.error:
             self.refusals += 1
             self.have, self.sent = Ranges(), Ranges()
 
@@ -121,6 +125,8 @@ class PartSender:
         self._mid: int | None = None
         self._moved_s = 0.0
         self._has_heard = False
+        self._wait_s = 0.0  # as the core's last answer said
+        self._resume_s = float("-inf")
         self._min_priority = 0
         self.parts_sent = 0
 
@@ -167,6 +173,10 @@ class PartSender:
         if self._has_heard:
             self._has_heard = False
             self._moved_s = now_s
+            self._resume_s = now_s + self._wait_s
+            self._wait_s = 0.0
+        if now_s < self._resume_s:
+            return 0
         most_bytes = max(MIN_PART_BYTES, min(self._size.now_bytes, limit_bytes))
         part = transfer.next_part(min(most_bytes, session.max_packet_bytes - _PACKET_OVERHEAD_BYTES))
         if part is not None:
@@ -206,6 +216,10 @@ class PartSender:
             return
         transfer.heard(state)
         self._has_heard = True
+        if state.wait_ms is not msgspec.UNSET and state.wait_ms > 0:
+            self._wait_s = min(state.wait_ms, MAX_WAIT_MS) / 1000
+            reason = state.reason if state.reason is not msgspec.UNSET else state.error
+            _log.warning("parts_wait_for_room", digest=transfer.ref.digest, reason=reason[:500], wait_s=self._wait_s)
         if state.settled:
             self._spool.object_settled(transfer.ref.digest)
             self._transfer = None

@@ -54,6 +54,10 @@ class Reporter:
         self._told = None
         self._looked_s = float("-inf")
 
+    def refused(self) -> None:
+        """Have the report sent again at the next interval: the broker did not take the last one."""
+        self._told = None
+
     def due(self) -> bytes | None:
         """The report to publish, None when it is not time or nothing changed."""
         now_s = self._clock.monotonic_s()

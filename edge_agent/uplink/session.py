@@ -18,6 +18,7 @@ from paho.mqtt.properties import Properties as PahoProperties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from catchment.runtime.tls import client_context
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.key_password import refuse
@@ -41,6 +42,13 @@ class Acked:
 
     mid: int
     code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """The broker answered a subscription: each filter with its MQTT 5 reason code."""
+
+    answers: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ class Woken:
     """Something changed in the spool."""
 
 
-Event = Acked | Arrived | Lost | Woken
+Event = Acked | Subscribed | Arrived | Lost | Woken
 Events = queue.SimpleQueue[Event]
 
 
@@ -118,7 +126,7 @@ class Session(Protocol):
         ...
 
     def subscribe(self, filters: Sequence[str]) -> None:
-        """Ask for topics with QoS 1."""
+        """Ask for topics with QoS 1; the broker's answer comes as `Subscribed`."""
         ...
 
     def pace(self, bytes_per_s: int) -> None:
@@ -158,6 +166,9 @@ class PahoSession:
         self._client.on_connect_fail = self._on_connect_fail
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
+        self._client.on_subscribe = self._on_subscribe
+        self._filters: dict[int, tuple[str, ...]] = {}
+        self._subscribing = threading.Lock()
         self._client.on_message = self._on_message
         self._connect(broker)
 
@@ -182,8 +193,11 @@ class PahoSession:
         return sent.mid
 
     def subscribe(self, filters: Sequence[str]) -> None:
-        """Ask for topics with QoS 1."""
-        self._client.subscribe([(text, SubscribeOptions(qos=1)) for text in filters])
+        """Ask for topics with QoS 1; the broker's answer comes as `Subscribed`."""
+        with self._subscribing:
+            _, mid = self._client.subscribe([(text, SubscribeOptions(qos=1)) for text in filters])
+            if mid is not None:
+                self._filters[mid] = tuple(filters)
 
     def pace(self, bytes_per_s: int) -> None:
         """Spread what is sent evenly, also within a long message; 0: as fast as it goes."""
@@ -237,6 +251,11 @@ class PahoSession:
     def _on_publish(self, _c: mqtt.Client, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
         self._events.put(Acked(mid, self._client.take_code(mid, code.value)))
 
+    def _on_subscribe(self, _c: mqtt.Client, _u: Any, mid: int, codes: list[ReasonCode], _p: Any) -> None:
+        with self._subscribing:
+            filters = self._filters.pop(mid, ())
+        self._events.put(Subscribed(tuple((text, code.value) for text, code in zip(filters, codes, strict=False))))
+
     def _on_message(self, _c: mqtt.Client, _u: Any, message: mqtt.MQTTMessage) -> None:
         properties = message.properties
         named = tuple(getattr(properties, "UserProperty", ()))
@@ -248,15 +267,9 @@ def tls_context(broker: BrokerConfig) -> ssl.SSLContext:
     """Mutual TLS 1.3 as configured.
 
     Raises:
-        OSError: a file cannot be read, or is not what it should be.
+        TlsFileError: a file cannot be read, or is not what it should be; an OSError.
         ValueError: no TLS is configured.
     """
     if broker.tls is None:
         raise ValueError("no TLS files are configured")
-    context = ssl.create_default_context(cafile=str(broker.tls.ca))
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # From Python 3.13 on, an authority that says too little of itself (no key usage) is refused, which 3.11 takes: a new
-    # release of the system must not cut devices off. Chain, name, dates and purpose are judged as ever.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    context.load_cert_chain(str(broker.tls.cert), str(broker.tls.key), refuse)
-    return context
+    return client_context(broker.tls.ca, broker.tls.cert, broker.tls.key, refuse)

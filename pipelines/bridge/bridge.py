@@ -7,16 +7,20 @@ broker ── Subscriber ──> Inbox ──> Drain ──> Landing (segments)
 
 import os
 import threading
+from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
-from pipelines.bridge.drain import Drain
+from pipelines.bridge.disk import Disk
+from pipelines.bridge.drain import Drain, Gate
 from pipelines.bridge.inbox import Inbox
 from pipelines.bridge.intake import Numberer
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Assembler
 from pipelines.bridge.reader import Reader
+from pipelines.bridge.shares import Shares
 from pipelines.bridge.ship import RemoteLanding, RemoteObjects
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
@@ -27,7 +31,7 @@ from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.lake.layout import OBJECTS, landing_folder
 from pipelines.lake.remote import bind, remote_of
-from pipelines.status.beat import Heart
+from pipelines.status.beat import Heart, starting
 from schemas.errors import IdError
 from schemas.ids import DeviceId
 from schemas.topics import Topics
@@ -45,49 +49,80 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         OSError: never; translated.
     """
     _check_id(config.bridge.id)
-    partition = Partition(config.bridge.partition, config.bridge.partitions)
     lake = config.lake_root
-    inbox = Inbox(config.bridge.max_queue_bytes, min(_GROUP_BYTES, config.bridge.max_queue_bytes))
+    with starting(lake, "bridge", config.bridge.id, clock):
+        made = _made(config, clock)
+    _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
+    try:
+        with Heart(lake, "bridge", config.bridge.id, clock, made.teller.health):
+            _run_both(made.subscriber, made.drain, stop)
+    finally:
+        made.teller.tell()
+        made.subscriber.close()
+        made.assembler.close()
+        made.landing.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a bridge consists of."""
+
+    subscriber: Subscriber
+    drain: Drain
+    landing: Landing
+    assembler: Assembler
+    teller: Teller
+
+
+def _made(config: CoreConfig, clock: Clock) -> _Made:
+    """Put a bridge together.
+
+    Raises:
+        ConfigError, RetryLaterError: as `run_bridge`.
+    """
+    lake, bridge = config.lake_root, config.bridge
+    partition = Partition(bridge.partition, bridge.partitions)
+    inbox = Inbox(bridge.max_queue_bytes, min(_GROUP_BYTES, bridge.max_queue_bytes))
     try:
         bind(lake, config.remote)
-        landing, assembler = _places(config, clock)
+        lake.mkdir(parents=True, exist_ok=True)
+        disk = Disk(lake, config.shares)
+        landing, assembler = _places(config, clock, disk)
     except OSError as error:
         raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); mend it, then start again") from error
-    sweeper = Sweeper(lake / "objects", assembler, config.bridge.keep_parts_s)
+    sweeper = Sweeper(lake / "objects", assembler, bridge.keep_parts_s)
+    shares = Shares(config.shares)
     subscriber = Subscriber(config, inbox, clock)
     numberer = Numberer(clock.now_ms(), int.from_bytes(os.urandom(4), "little"))
-    drain = Drain(
-        inbox,
-        landing,
-        assembler,
-        sweeper,
-        Reader(Topics(config.broker.namespace), numberer, config.run.max_envelope_bytes, partition),
-        subscriber.post,
-        config.bridge.linger_ms / 1000,
-    )
-    _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
-    teller = Teller(inbox, subscriber, drain, landing, assembler, sweeper)
-    try:
-        with Heart(lake, "bridge", config.bridge.id, clock, teller.health):
-            _run_both(subscriber, drain, stop)
-    finally:
-        teller.tell()
-        subscriber.close()
-        assembler.close()
-        landing.close()
+    reader = Reader(Topics(config.broker.namespace), numberer, config.run.max_envelope_bytes, partition)
+    linger_s = bridge.linger_ms / 1000
+    drain = Drain(inbox, landing, assembler, sweeper, reader, subscriber.post, linger_s, Gate(shares, disk))
+    return _Made(subscriber, drain, landing, assembler, Teller(inbox, subscriber, drain, landing, assembler, sweeper, shares))
 
 
-def _places(config: CoreConfig, clock: Clock) -> tuple[Landing, Assembler]:
+def _places(config: CoreConfig, clock: Clock, disk: Disk) -> tuple[Landing, Assembler]:
     """Where messages and objects go: this disk, and a remote lake behind it if there is one."""
     lake, bridge = config.lake_root, config.bridge
     folder, objects = landing_folder(lake, bridge.id), lake / OBJECTS
     remote = remote_of(lake)
     if remote is None:
         first = number_waited_for(lake, bridge.id)
-        return Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, first_number=first), Assembler(objects)
+        landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, first_number=first)
+        return landing, _assembler(config, objects, disk, None)
     away = RemoteLanding(remote, lake, bridge.id)
     landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, away)
-    return landing, Assembler(objects, store=RemoteObjects(remote))
+    return landing, _assembler(config, objects, disk, RemoteObjects(remote))
+
+
+def _assembler(config: CoreConfig, objects: Path, disk: Disk, store: RemoteObjects | None) -> Assembler:
+    shares = config.shares
+    return Assembler(
+        objects,
+        reserve_bytes=disk.min_free_bytes,
+        store=store,
+        max_open=shares.open_objects,
+        max_device_bytes=shares.parts_bytes,
+    )
 
 
 def _run_both(subscriber: Subscriber, drain: Drain, stop: threading.Event) -> None:

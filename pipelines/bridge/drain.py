@@ -1,30 +1,50 @@
-"""The disk side: takes groups of messages from the inbox, makes them durable together, and only then says so."""
+"""The disk side: takes groups of messages from the inbox, makes them durable together, and only then says so.
+
+What a device sends over its share is not made durable. It is acknowledged to the broker all the same, for what is not would
+hold the others' messages up behind it; the device keeps what has no receipt, and is told when to go on.
+"""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 
 import structlog
 
+from pipelines.bridge.disk import Disk
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
+from pipelines.bridge.intake import Message
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler, Part
-from pipelines.bridge.reader import Reader
+from pipelines.bridge.reader import Reader, Sender
 from pipelines.bridge.rows import KIND_REFUSED, LandingRow
+from pipelines.bridge.shares import Shares
 from pipelines.bridge.sweep import Sweeper
+from pipelines.log_limit import LogLimit
+from schemas.errors import IdError
 from schemas.ids import DeviceId, Digest
 from schemas.receipts import encode_object_state
+from schemas.shares import ShareNotice, encode_share_notice
 
 _log = structlog.get_logger(__name__)
 _IDLE_S = 0.05
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 5.0
+# Each large payload that a group touches costs several syncs: more of one device wait for its next question.
+_MAX_OBJECTS_IN_GROUP = 16
+_NAME_CHARS = 80
+# What a row's other columns take, about.
+_ROW_BYTES = 256
 
 
 @dataclass(slots=True)
 class Counters:
-    """What has been made durable since the start; `elsewhere` counts messages that are other bridges' affair."""
+    """What has been made durable since the start.
+
+    `elsewhere` counts messages that are other bridges' affair, `litter` those that their sender had the broker keep for nothing,
+    `parts_left` parts of more large payloads at once than one device may have handled.
+    """
 
     messages: int = 0
     elsewhere: int = 0
@@ -33,6 +53,27 @@ class Counters:
     parts: int = 0
     groups: int = 0
     disk_errors: int = 0
+    litter: int = 0
+    parts_left: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What is let through: each device's share, and what the disk has left."""
+
+    shares: Shares
+    disk: Disk
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """A group, sorted: what is landed, parts by device and object, and what is said at once."""
+
+    rows: list[LandingRow] = field(default_factory=list)
+    parts: dict[tuple[DeviceId, Digest], list[Part]] = field(default_factory=dict)
+    objects: Counter[str] = field(default_factory=Counter)
+    answers: list[Answer] = field(default_factory=list)
+    row_bytes: int = 0
 
 
 class Drain:
@@ -46,6 +87,7 @@ class Drain:
         reader: says what a message is, and whose.
         post: told what is durable.
         linger_s: how long a first message waits for company.
+        gate: what is let through; None: all.
     """
 
     def __init__(
@@ -57,6 +99,7 @@ class Drain:
         reader: Reader,
         post: Callable[[Done], None],
         linger_s: float,
+        gate: Gate | None = None,
     ) -> None:
         self.counters = Counters()
         self.is_refused = False
@@ -67,6 +110,8 @@ class Drain:
         self._reader = reader
         self._post = post
         self._linger_s = linger_s
+        self._gate = gate
+        self._logged = LogLimit()
 
     def run(self, stop: Event) -> None:
         """Go on until stopped and empty. A disk that refuses is tried again until it takes the group, or until stopped."""
@@ -90,19 +135,21 @@ class Drain:
         self._sweeper.sweep_if_due(time.monotonic())
 
     def _settle(self, group: Sequence[Arrived], stop: Event) -> None:
-        rows, parts = self._sort(group)
-        answers: list[Answer] = []
+        found = self._sort(group)
+        states: list[Answer] = []
 
         def write() -> None:
-            if rows:
-                self._landing.append(rows)
-            answers[:] = [self._answer(device, same) for (device, _), same in parts.items()]
+            if self._gate is not None:
+                self._gate.disk.demand_room(found.row_bytes)
+            if found.rows:
+                self._landing.append(found.rows)
+            states[:] = [self._answer(device, same) for (device, _), same in found.parts.items()]
 
-        if (rows or parts) and not self._guard(write, stop):
+        if (found.rows or found.parts) and not self._guard(write, stop):
             return  # Stopped while the disk refused: not acknowledged, so the broker keeps the group for the next start.
-        self._count(rows, parts)
+        self._count(found.rows, found.parts)
         # In this order: an empty inbox tells the network side that nothing more will be posted.
-        self._post(Done(group, answers))
+        self._post(Done(group, [*states, *found.answers]))
         self._inbox.release(group)
 
     def _guard(self, write: Callable[[], object], stop: Event) -> bool:
@@ -125,18 +172,62 @@ class Drain:
                 self.is_refused = False
                 return True
 
-    def _sort(self, group: Sequence[Arrived]) -> tuple[list[LandingRow], dict[tuple[DeviceId, Digest], list[Part]]]:
-        rows: list[LandingRow] = []
-        parts: dict[tuple[DeviceId, Digest], list[Part]] = {}
+    def _sort(self, group: Sequence[Arrived]) -> _Sorted:
+        found, now_s = _Sorted(), time.monotonic()
+        free_bytes = 0 if self._gate is None else self._gate.disk.free_bytes()
         for arrived in group:
-            read = self._reader.read(arrived.message)
-            if read is None:
+            message = arrived.message
+            sender = self._reader.sender(message)
+            if sender is None:
                 self.counters.elsewhere += 1
-            elif isinstance(read, Part):
-                parts.setdefault((read.device, read.head.digest), []).append(read)
+                continue
+            if self._reader.is_litter(message, sender):
+                if not message.payload:
+                    continue  # a sender, or another bridge, takes back what was kept
+                self._take_back(sender, message, found, now_s)
+            if self._gate is not None:
+                shares, cost_bytes = self._gate.shares, message.size_bytes + _ROW_BYTES
+                room_bytes = self._gate.disk.low_room_bytes(free_bytes)
+                if not shares.admit(sender.device, sender.stream, cost_bytes, now_s, room_bytes):
+                    self._speak(sender, shares.notice(sender.device, now_s), found, now_s)
+                    continue
+                free_bytes -= cost_bytes
+            read = self._reader.read_from(sender, message)
+            if isinstance(read, LandingRow):
+                found.rows.append(read)
+                found.row_bytes += message.size_bytes + _ROW_BYTES
             else:
-                rows.append(read)
-        return rows, parts
+                self._take_part(read, found)
+        return found
+
+    def _take_part(self, part: Part, found: _Sorted) -> None:
+        key = (part.device, part.head.digest)
+        if key not in found.parts:
+            if found.objects[part.device] >= _MAX_OBJECTS_IN_GROUP:
+                self.counters.parts_left += 1
+                return
+            found.objects[part.device] += 1
+        found.parts.setdefault(key, []).append(part)
+
+    def _take_back(self, sender: Sender, message: Message, found: _Sorted, now_s: float) -> None:
+        """Have the broker forget a message that its sender had it keep for nothing."""
+        self.counters.litter += 1
+        found.answers.append(Answer(message.topic, b"", is_retained=True))
+        if self._gate is not None:
+            self._speak(sender, self._gate.shares.note_retained(sender.device, message.size_bytes, now_s), found, now_s)
+
+    def _speak(self, sender: Sender, notice: ShareNotice | None, found: _Sorted, now_s: float) -> None:
+        """Say to a device, and to the log, what it is over, if it is time to."""
+        if notice is None:
+            return
+        name = sender.device[:_NAME_CHARS]
+        if self._logged.due((name, notice.limit), now_s) is not None:
+            _log.warning("device_over_share", device=name, limit=notice.limit, reason=notice.reason, deferred=notice.deferred)
+        try:
+            topic = self._reader.topics.share(DeviceId(sender.device))
+        except IdError:
+            return  # whoever has no name that could be spoken to hears nothing
+        found.answers.append(Answer(topic, encode_share_notice(notice)))
 
     def _answer(self, device: DeviceId, parts: Sequence[Part]) -> Answer:
         """One answer for all parts of an object in the group: it names everything that is durable."""

@@ -22,10 +22,11 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Something to publish to a device."""
+    """Something to publish: to a device, or an empty body that takes back what the broker keeps under a topic."""
 
     topic: str
     body: bytes
+    is_retained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +97,4 @@ class Inbox:
 
 
 def _size(arrived: Arrived) -> int:
-    return len(arrived.message.payload) + _OVERHEAD_BYTES
+    return arrived.message.size_bytes + _OVERHEAD_BYTES

@@ -29,13 +29,20 @@ _MAX_STREAMS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One MQTT message as it came. `received_us` is microseconds since 1970."""
+    """One MQTT message as it came. `received_us` is microseconds since 1970; `is_retained`: its sender had the broker keep it."""
 
     topic: str
     payload: Body
     content_type: str | None
     properties: tuple[tuple[str, str], ...]
     received_us: int
+    is_retained: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """What it brings: the body and the words beside it, which are landed as well."""
+        words = sum(len(name) + len(value) for name, value in self.properties)
+        return len(self.payload) + words + len(self.topic) + len(self.content_type or "")
 
     def refused(self, reason: str, address: Address | None = None) -> LandingRow:
         """The row of a message that is refused as it lands, to be quarantined by the next run."""

@@ -7,7 +7,7 @@ synced before the claim is written, and the claim before anyone is told. Paths a
 
 import hashlib
 import os
-import shutil
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +17,10 @@ import structlog
 
 from pipelines.atomic import sync_folder
 from pipelines.bridge.claim import Claim, discard_claim, read_claim, write_claim
+from pipelines.bridge.parts_room import MAX_PIECES, NoRoom, PartsRoom, blocks_of, free_bytes_of
 from pipelines.bridge.rows import Body
 from pipelines.bridge.ship import FolderOfObjects, ObjectStore
+from pipelines.log_limit import LogLimit
 from schemas.ids import DeviceId, Digest
 from schemas.parts import PartHead
 from schemas.ranges import Ranges
@@ -30,7 +32,8 @@ PARTS_FOLDER = ".parts"
 _READ_BYTES = 4 * 1024 * 1024
 _RESERVE_BYTES = 1024 * 1024 * 1024
 _MAX_UNFINISHED_PER_DEVICE = 256
-_MAX_HASHES = 256
+_MAX_HASHES = 1_024
+_MAX_HASHES_PER_DEVICE = 16
 _INLINE_BYTES = 32 * 1024 * 1024
 
 
@@ -51,9 +54,11 @@ class Assembler:
 
     Args:
         objects: `<lake>/objects`.
-        reserve_bytes: an object is refused if it would leave the disk with less than this.
+        reserve_bytes: parts are not taken if they would leave the disk with less than this.
         store: where whole objects go; `objects` itself if not given.
         inline_bytes: up to so many bytes are hashed at once.
+        max_open: unfinished objects of one device.
+        max_device_bytes: what those may take on disk; 0: no limit.
 
     Raises:
         OSError: the disk refused.
@@ -65,18 +70,21 @@ class Assembler:
         reserve_bytes: int = _RESERVE_BYTES,
         inline_bytes: int = _INLINE_BYTES,
         store: ObjectStore | None = None,
+        max_open: int = _MAX_UNFINISHED_PER_DEVICE,
+        max_device_bytes: int = 0,
     ) -> None:
         self.settled = 0
         self.refused = 0
         self._objects = objects
         self._store = store or FolderOfObjects(objects)
-        self._reserve_bytes = reserve_bytes
         # Running hashes of what came in order, so that the last part does not wait for the whole file to be read again.
         self._hashes: dict[Path, tuple[int, hashlib._Hash]] = {}
         self._inline_bytes = inline_bytes
+        self._logged = LogLimit()
         self._hashing: dict[tuple[DeviceId, Digest], Future[str]] = {}
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="object-hash")
         (objects / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        self.room = PartsRoom(objects / PARTS_FOLDER, lambda: free_bytes_of(objects) - reserve_bytes, max_open, max_device_bytes)
 
     def apply(self, device: DeviceId, parts: Sequence[Part]) -> ObjectState:
         """Make parts of one object durable and say what is there now.
@@ -95,18 +103,18 @@ class Assembler:
             return ObjectState(str(head.digest), size, [(0, size)], settled=True)
         path = self._objects / PARTS_FOLDER / device / head.digest
         claim = self._claim(path, head)
-        refusal = self._refusal(path, claim)
-        if refusal:
-            self.refused += 1
-            _log.warning("object_refused", device=device, digest=head.digest, total=head.total, reason=refusal)
-            return ObjectState(str(head.digest), head.total, [], error=refusal)
-        claim = self._write(path, claim, [part for part in parts if not part.head.is_query and part.head.total == claim.total])
+        bring = [part for part in parts if not part.head.is_query and part.head.total == claim.total]
+        refusal = self._refusal(device, claim, bring, head)
+        if refusal is not None:
+            return self._wait(device, head, claim, refusal)
+        claim = self._write(path, claim, bring)
         if not claim.have.covers(0, claim.total):
             return ObjectState(str(head.digest), claim.total, list(claim.have))
         hashed, _running = self._hashes.get(path, (0, None))
         if claim.total - hashed <= self._inline_bytes:
             return self._settle(path, whole, head.digest, claim, self._hash(path))
-        if (device, head.digest) not in self._hashing:
+        # One at a time for a device: the others' objects wait for the same thread.
+        if not any(busy == device for busy, _ in self._hashing):
             self._hashing[device, head.digest] = self._beside.submit(self._hash, path)
         return ObjectState(str(head.digest), claim.total, list(claim.have))
 
@@ -152,19 +160,34 @@ class Assembler:
             return Claim(head.total, Ranges())
         if claim.total == head.total:
             return claim
-        _log.warning("object_restarted", path=str(path), total_before=claim.total, total=head.total)
+        if self._logged.due((path.parent.name, "restart"), time.monotonic()) is not None:
+            _log.warning("object_restarted", path=str(path), total_before=claim.total, total=head.total)
         self._discard(path)
         return Claim(head.total, Ranges())
 
-    def _refusal(self, path: Path, claim: Claim) -> str:
-        if claim.have:
-            return ""
-        free = shutil.disk_usage(self._objects).free - self._reserve_bytes
-        if claim.total > free:
-            return f"no room: {claim.total} bytes asked for, {max(free, 0)} to give; try again later"
-        if path.parent.exists() and not path.exists() and sum(1 for _ in path.parent.iterdir()) >= 2 * _MAX_UNFINISHED_PER_DEVICE:
-            return f"{_MAX_UNFINISHED_PER_DEVICE} objects of this device are unfinished; finish those first"
-        return ""
+    def _refusal(self, device: DeviceId, claim: Claim, bring: Sequence[Part], head: PartHead) -> NoRoom | None:
+        """Why parts must wait; the room is looked at for each of them, and for a query that would begin an object."""
+        if not bring and claim.have:
+            return None
+        new = Ranges.of([(part.head.offset, part.head.offset + part.head.length) for part in bring])
+        pieces = len(claim.have.union(new).spans)
+        if pieces > max(MAX_PIECES, len(claim.have.spans)):
+            return NoRoom(f"the object is here in {MAX_PIECES} pieces; send what lies between them first")
+        new_bytes = sum(blocks_of(low, high) for low, high in new.minus(claim.have))
+        if not new_bytes and claim.have:
+            return None
+        return self.room.refusal(device, head.digest, claim.total, new_bytes)
+
+    def _wait(self, device: DeviceId, head: PartHead, claim: Claim, refusal: NoRoom) -> ObjectState:
+        """Parts are not taken for now. What is here stays; an object of which nothing is here is refused with an error, too."""
+        self.refused += 1
+        left_out = self._logged.due((device, "wait"), time.monotonic())
+        if left_out is not None:
+            _log.warning("parts_wait", device=device, digest=head.digest, total=claim.total, reason=refusal.reason, more=left_out)
+        error = "" if claim.have else refusal.reason
+        return ObjectState(
+            str(head.digest), claim.total, list(claim.have), error=error, wait_ms=refusal.wait_ms, reason=refusal.reason
+        )
 
     def _write(self, path: Path, claim: Claim, parts: Sequence[Part]) -> Claim:
         """Bytes that are durable already are never written again: the first to come stay, and the hash decides."""
@@ -191,6 +214,7 @@ class Assembler:
         if written != claim:
             write_claim(path, written)
             self._hash_on(path, parts)
+        self.room.note(path.parent.name, path.name, path, written.total, have.count)
         return written
 
     def _hash_on(self, path: Path, parts: Sequence[Part]) -> None:
@@ -199,16 +223,26 @@ class Assembler:
             if part.head.offset == hashed:
                 digest.update(part.payload)
                 hashed += part.head.length
-        if hashed and (path in self._hashes or len(self._hashes) < _MAX_HASHES):
+        if hashed and (path in self._hashes or self._may_hash_on(path)):
             self._hashes[path] = (hashed, digest)
+
+    def _may_hash_on(self, path: Path) -> bool:
+        """Whether one more running hash may be kept; without one the object is read again at its end."""
+        same = sum(other.parent == path.parent for other in self._hashes)
+        return len(self._hashes) < _MAX_HASHES and same < _MAX_HASHES_PER_DEVICE
 
     def _settle(self, path: Path, whole: Path, digest: Digest, claim: Claim, found: str) -> ObjectState:
         if found != digest:
             self._discard(path)
             self.refused += 1
-            _log.warning("object_refused", digest=digest, total=claim.total, reason="hash differs", found=found)
+            device = path.parent.name
+            left_out = self._logged.due((device, "hash"), time.monotonic())
+            if left_out is not None:
+                reason = "hash differs"
+                _log.warning("object_refused", device=device, digest=digest, total=claim.total, reason=reason, more=left_out)
             return ObjectState(str(digest), claim.total, [], error=f"the bytes hash to {found}; send them again from the start")
         self._store.settle(path, whole)
+        self.room.forget(path.parent.name, path.name)
         discard_claim(path)
         self._hashes.pop(path, None)
         self.settled += 1
@@ -225,6 +259,7 @@ class Assembler:
 
     def _discard(self, path: Path) -> None:
         """The claim goes first: bytes without a claim are nothing, a claim without bytes would be a lie."""
+        self.room.forget(path.parent.name, path.name)
         discard_claim(path)
         path.unlink(missing_ok=True)
         self._hashes.pop(path, None)

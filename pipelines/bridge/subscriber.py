@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 from collections import deque
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -23,12 +24,14 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from pipelines.bridge.backoff import Backoff
-from pipelines.bridge.inbox import Arrived, Done, Inbox
+from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.intake import Message
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, PipelineError
+from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refused_filters
 from schemas.ids import DeviceId
+from schemas.reason_codes import NOT_AUTHORIZED, describe_reason
 from schemas.topics import Topics
 
 _log = structlog.get_logger(__name__)
@@ -37,8 +40,8 @@ SESSION_TAKEN_OVER = 0x8E
 # Not: server unavailable (0x88), server busy (0x89) and the like, which pass.
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}
 _CONNACK_TIMEOUT_S = 10.0
-_LAST_ACKS_S = 10.0
-_GOODBYE_S = 2.0
+_LAST_ACKS_S = 4.0
+_GOODBYE_S = 1.0
 _DISCONNECT = b"\xe0\x00"
 _POLL_S = 0.2
 _READS_PER_POLL = 64
@@ -65,6 +68,8 @@ class Subscriber:
         self._inbox = inbox
         self._clock = clock
         topics = Topics(config.broker.namespace)
+        self.refusals = Refusals(topics, clock)
+        self._tracker = PublishTracker()
         self._filters = topics.bridge_filters()
         self._instance_topic = topics.bridge_instance(DeviceId(config.bridge.id))
         # The time first, so that of two words one is the later.
@@ -132,17 +137,11 @@ class Subscriber:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
         # With this set paho queues packets instead of writing each one from within `ack`; the loop below writes them.
         client.on_socket_register_write = lambda *_: None
-        tls = self._config.broker.tls
-        if tls is not None:
-            try:
-                context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=tls.ca)
-                context.minimum_version = ssl.TLSVersion.TLSv1_3
-                context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the same authorities on every Python, as devices judge
-                context.load_cert_chain(tls.cert, tls.key)
-            except OSError as error:
-                raise ConfigError(f"broker.tls: {error}; check ca, cert and key: {tls.ca}, {tls.cert}, {tls.key}") from error
+        context = broker_client_context(self._config.broker)
+        if context is not None:
             client.tls_set_context(context)
         return client
 
@@ -225,7 +224,7 @@ class Subscriber:
                 else:
                     self.stale_acks += 1
             for answer in done.answers:
-                self._client.publish(answer.topic, answer.body, qos=1)
+                self._publish(answer)
         if self._client.want_write():
             self._client.loop_write()
 
@@ -241,18 +240,22 @@ class Subscriber:
         self._is_up = True
         if self.connections > 1 and not flags.session_present:
             _log.warning("session_lost", hint="the broker forgot its queue; agents send again what has no receipt")
-        # Retained reports come once with a new subscription, not at every reconnect.
-        once = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+        # Retained reports come once with a new subscription, not at every reconnect. What a device has the broker keep is
+        # marked as such, so that it can be taken back, and that is not heard as a message again.
+        once = SubscribeOptions(
+            qos=1, noLocal=True, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
+        )
         # Not every broker says who took a session over, and two bridges with one id would throw each other out for ever:
         # each process says once that it is the one, and one that comes back and reads another's word stops.
         if self.connections == 1:
-            client.publish(self._instance_topic, self._instance, qos=1, retain=True)
+            self._publish_instance()
         client.subscribe([*((topic, once) for topic in self._filters), (self._instance_topic, SubscribeOptions(qos=0))])
 
     def _on_subscribe(self, _client: mqtt.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _more: Any) -> None:
-        refused = [f"{topic}: {reason}" for topic, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
+        refused = refused_filters([*self._filters, self._instance_topic], [reason.value for reason in reasons])
         if refused:
-            self._fatal = ConfigError(f"the broker refuses subscriptions ({', '.join(refused)}); check its ACL for this bridge")
+            told = ", ".join(f"{topic}: {describe_reason(code)}" for topic, code in refused.items())
+            self._fatal = ConfigError(f"the broker refuses subscriptions ({told}); check its ACL for this bridge")
             return
         # Only from here on does the broker keep for us what comes.
         self.is_subscribed = True
@@ -273,7 +276,33 @@ class Subscriber:
         if _INSTANCE.fullmatch(word) and word > self._instance:
             self._fatal = self._taken_over()
         else:
-            self._client.publish(self._instance_topic, self._instance, qos=1, retain=True)
+            self._publish_instance()
+
+    def _publish(self, answer: Answer) -> None:
+        """Answer a device; a refusal is counted, logged and shown in the heartbeat.
+
+        A refused taking back of what the broker keeps is logged alone: a device must not be able to make a bridge look broken.
+        """
+        info = self._client.publish(answer.topic, answer.body, qos=1, retain=answer.is_retained)
+        self._tracker.sent(info.mid, partial(self._note, answer))
+
+    def _note(self, answer: Answer, code: int) -> None:
+        self.refusals.judge(answer.topic, code, is_standing=not answer.is_retained)
+
+    def _publish_instance(self) -> None:
+        """Say that this process is the bridge. Who may not say so holds another role's certificate, and would hear nothing."""
+        info = self._client.publish(self._instance_topic, self._instance, qos=1, retain=True)
+        self._tracker.sent(info.mid, self._note_instance)
+
+    def _note_instance(self, code: int) -> None:
+        if self.refusals.judge(self._instance_topic, code) and code == NOT_AUTHORIZED:
+            self._fatal = ConfigError(
+                f"the broker refuses {self._instance_topic}: {describe_reason(code)}; the certificate's name must be the"
+                f" bridge.id, {self._config.bridge.id!r}, and have an entry there"
+            )
+
+    def _on_publish(self, _client: mqtt.Client, _data: Any, mid: int, reason: ReasonCode, _more: Any) -> None:
+        self._tracker.answered(mid, reason.value)
 
     def _taken_over(self) -> ConfigError:
         return ConfigError(
@@ -292,5 +321,6 @@ class Subscriber:
             content_type=getattr(properties, "ContentType", None),
             properties=tuple(getattr(properties, "UserProperty", ())),
             received_us=self._clock.now_ms() * 1000,
+            is_retained=message.retain,
         )
         self._inbox.put(Arrived(arrived, message.mid, message.qos, self.connections))

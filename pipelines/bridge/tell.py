@@ -9,19 +9,28 @@ from pipelines.bridge.drain import Drain
 from pipelines.bridge.inbox import Inbox
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler
+from pipelines.bridge.shares import RETAINED, Shares
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
 from pipelines.status.beat import Health
 
 _log = structlog.get_logger(__name__)
 _TELL_EVERY_S = 60.0
+_NAME_CHARS = 80
 
 
 class Teller:
     """Reads the counters of the bridge's parts; each is written by one thread and only read here."""
 
     def __init__(  # it tells of all of them
-        self, inbox: Inbox, subscriber: Subscriber, drain: Drain, landing: Landing, assembler: Assembler, sweeper: Sweeper
+        self,
+        inbox: Inbox,
+        subscriber: Subscriber,
+        drain: Drain,
+        landing: Landing,
+        assembler: Assembler,
+        sweeper: Sweeper,
+        shares: Shares,
     ) -> None:
         self._inbox = inbox
         self._subscriber = subscriber
@@ -29,6 +38,7 @@ class Teller:
         self._landing = landing
         self._assembler = assembler
         self._sweeper = sweeper
+        self._shares = shares
         self._told_s = time.monotonic()
 
     def health(self) -> Health:
@@ -40,7 +50,19 @@ class Teller:
             trouble = "the disk refuses"
         elif not self._subscriber.is_subscribed:
             trouble = "not subscribed at the broker"
-        return Health(not trouble, trouble, self._counters())
+        elif self._subscriber.refusals.trouble:
+            trouble = self._subscriber.refusals.trouble
+        return Health(not trouble, trouble, self._counters(), over_share=self._over_share())
+
+    def _over_share(self) -> dict[str, str]:
+        """Devices over their share, each with what of it waits on the device, or was taken back at the broker."""
+        found: dict[str, str] = {}
+        for one in self._shares.over(time.monotonic()):
+            what = "taken back at the broker" if one.limit == RETAINED else "left to the device"
+            text = f"{one.limit} for {one.for_s:.0f} s, {one.messages} messages of {one.bytes} bytes {what}"
+            name = one.device[:_NAME_CHARS]
+            found[name] = f"{found[name]}; {text}" if name in found else text
+        return found
 
     def tell(self) -> None:
         """Into the log."""
@@ -57,5 +79,12 @@ class Teller:
             "objects_refused": self._assembler.refused,
             "parts_swept": self._sweeper.swept,
             "connections": self._subscriber.connections,
+            "deferred_messages": self._shares.deferred_messages,
+            "deferred_bytes": self._shares.deferred_bytes,
+            "devices_over_share": self._shares.count_over(time.monotonic()),
+            "parts_open": self._assembler.room.open_objects,
+            "parts_disk_bytes": self._assembler.room.disk_bytes,
+            "parts_deferred": self._assembler.room.deferred,
             "stale_acks": self._subscriber.stale_acks,
+            "refused_messages": self._subscriber.refusals.count,
         }

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from itertools import islice
 from threading import Event
 
@@ -17,9 +18,10 @@ from pipelines.ingest.receipt_sender import ReceiptSender
 from pipelines.ingest.tries import Tries
 from pipelines.lake.remote import bind
 from pipelines.lake.scratch import scratch
+from pipelines.refusals import broker_client_context
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened
-from pipelines.status.beat import Health, Heart
+from pipelines.status.beat import Health, Heart, starting
 
 MAX_WARNINGS = 10
 
@@ -45,18 +47,21 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
     root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
     bind(root, config.remote)
     warn_of_retention(config.contracts)
-    with (
-        only_loop(root, stop) as check_ours,
-        scratch(root, "run"),
-        opened(engine) as ready,
-        ReceiptSender(config, client_id, clock) as sender,
-    ):
-        members = crew(config.run.worker_processes) if config.run.worker_processes and ready.kind is RunnerKind.DIRECT else None
-        if members:
-            members.start(config.run.worker_processes)
-        loop = RunLoop(config, sender, clock, ready, config.run.worker_processes)
-        if members and not once:
-            members.wait_ready()
+    with ExitStack() as stack:
+        check_ours = stack.enter_context(only_loop(root, stop))
+        with starting(root, "run", "loop", clock):
+            stack.enter_context(scratch(root, "run"))
+            broker_client_context(config.broker)  # what is wrong with its files must stop the start, not the first receipt
+            ready = stack.enter_context(opened(engine, config.run.worker_test_s))
+            sender = stack.enter_context(ReceiptSender(config, client_id, clock))
+            members = (
+                crew(config.run.worker_processes) if config.run.worker_processes and ready.kind is RunnerKind.DIRECT else None
+            )
+            if members:
+                members.start(config.run.worker_processes)
+            loop = RunLoop(config, sender, clock, ready, config.run.worker_processes)
+            if members and not once:
+                members.wait_ready()
         tries = Tries()
         with Heart(root, "run", "loop", clock, lambda: _health(loop, tries)):
             _turn(loop, tries, config, stop, check_ours, once=once)

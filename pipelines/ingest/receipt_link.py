@@ -1,7 +1,6 @@
 """The ways of a receipt to the broker: a connection that never makes its user wait for an answer, or any publisher."""
 
 import queue
-import ssl
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -13,6 +12,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from catchment.runtime.puback import PubackClient
+from catchment.runtime.tls import client_context
 from pipelines.clock import Clock
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
@@ -179,14 +179,11 @@ class _Connection:
 
         Raises:
             OSError: the broker cannot be reached, or refuses.
-            ValueError: a TLS file is not what it should be.
+            ValueError: an address that cannot be.
         """
         tls = self._broker.tls
         if tls is not None:
-            context = ssl.create_default_context(cafile=tls.ca)
-            context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the same authorities on every Python, as devices judge
-            context.load_cert_chain(tls.cert, tls.key)
-            self._client.tls_set_context(context)
+            self._client.tls_set_context(client_context(tls.ca, tls.cert, tls.key))
         self._client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
         self._client.loop_start()
         try:

@@ -1,6 +1,7 @@
 """Receipts: after a commit, each device that it touched is told what is settled. Retained, so the last one is enough."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -8,11 +9,15 @@ import paho.mqtt.client as mqtt
 import structlog
 from paho.mqtt.enums import CallbackAPIVersion
 
+from pipelines.clock import Clock, SystemClock
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_books import floors_of, refused_of
+from pipelines.refusals import PublishTracker, Refusals, broker_client_context
+from schemas.reason_codes import describe_reason
 from schemas.receipts import Floor, Receipt, RefusedStream
+from schemas.topics import Topics
 
 PUBACK_TIMEOUT_S = 10.0
 IN_FLIGHT = 500
@@ -49,12 +54,24 @@ def receipts_of(ledger: Ledger, devices: Iterable[str]) -> dict[str, Receipt]:
 
 
 class MqttPublisher:
-    """A connection to the broker that is opened when first needed and again after it broke."""
+    """A connection to the broker that is opened when first needed and again after it broke.
 
-    def __init__(self, broker: BrokerConfig, client_id: str) -> None:
+    Args:
+        broker: where it is.
+        client_id: this role's name there.
+        clock: for how often refusals are logged.
+
+    Raises:
+        ConfigError: a TLS file is missing or not what it should be.
+    """
+
+    def __init__(self, broker: BrokerConfig, client_id: str, clock: Clock | None = None) -> None:
+        self.refusals = Refusals(Topics(broker.namespace), clock or SystemClock())
         self._broker = broker
         self._client_id = client_id
         self._client: mqtt.Client | None = None
+        self._tracker = PublishTracker()
+        broker_client_context(broker)  # what is wrong with its files must stop the start, not the first receipt
 
     def __enter__(self) -> Self:
         return self
@@ -72,21 +89,36 @@ class MqttPublisher:
             client = self._connected()
             items = list(messages.items())
             for start in range(0, len(items), IN_FLIGHT):
-                pending = [client.publish(topic, body, qos=1, retain=True) for topic, body in items[start : start + IN_FLIGHT]]
-                for info in pending:
-                    _wait(info)
+                self._publish(client, items[start : start + IN_FLIGHT])
         except (OSError, ValueError, RuntimeError) as error:
             self._close()
             raise RetryLaterError(f"broker {self._broker.host}:{self._broker.port}: {error}") from error
+
+    def _publish(self, client: mqtt.Client, items: Sequence[tuple[str, bytes]]) -> None:
+        codes: dict[str, int] = {}
+        pending = []
+        for topic, body in items:
+            info = client.publish(topic, body, qos=1, retain=True)
+            self._tracker.sent(info.mid, partial(codes.__setitem__, topic))
+            pending.append(info)
+        for info in pending:
+            _wait(info)
+        refused = [topic for topic in codes if self.refusals.judge(topic, codes[topic])]
+        if refused:
+            reason = describe_reason(codes[refused[0]])
+            raise RetryLaterError(f"the broker refuses {len(refused)} of {len(items)} messages, as {refused[0]}: {reason}")
 
     def _connected(self) -> mqtt.Client:
         if self._client is not None and self._client.is_connected():
             return self._client
         self._close()
         client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=mqtt.MQTTv5)
-        tls = self._broker.tls
-        if tls is not None:
-            client.tls_set(ca_certs=tls.ca, certfile=tls.cert, keyfile=tls.key)
+        # Handlers of a connection that is gone are never called: message numbers begin again.
+        self._tracker = tracker = PublishTracker()
+        client.on_publish = lambda _c, _d, mid, reason, _p: tracker.answered(mid, reason.value)
+        context = broker_client_context(self._broker)
+        if context is not None:
+            client.tls_set_context(context)
         client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
         client.loop_start()
         self._client = client

@@ -1,8 +1,6 @@
 """`catchment model …` and `catchment rollout …`."""
 
 import json
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -27,6 +25,7 @@ from pipelines.rollout.paths import keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
 from pipelines.rollout.server import serve
+from pipelines.stopping import stop_on_signals
 from schemas.model import ImageInput
 from schemas.reported import ModelReport
 
@@ -217,8 +216,4 @@ def _print_status(rows: list[dict[str, object]], reports: dict[str, tuple[ModelR
 @rollout_app.command("serve")
 def rollout_serve(config: Config = None) -> None:
     """Serve models to devices until stopped."""
-    core = load_core_config(config)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    serve(core, stop)
+    serve(load_core_config(config), stop_on_signals())

@@ -1,6 +1,5 @@
 """The rollout room's way to the broker: one paho client, with its subscriptions restored after every break."""
 
-import ssl
 import threading
 from collections.abc import Callable
 
@@ -12,65 +11,126 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from pipelines.clock import Clock, SystemClock
 from pipelines.config import BrokerConfig
 from pipelines.errors import ConfigError, RetryLaterError
+from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refusal_error, refused_filters
+from schemas.reason_codes import describe_reason
+from schemas.topics import Topics
 
 _CONNECT_S = 10.0
 
 log = structlog.get_logger(__name__)
 Handler = Callable[[MQTTMessage], None]
+AnswerHandler = Callable[[int], None]
 
 
 class BrokerLink:
-    """A connection that comes back by itself.
+    """A connection that comes back by itself, and on which no refusal of the broker goes unnoticed.
 
     Args:
         config: where the broker is.
         client_id: this role's name at the broker.
         filters: what to subscribe to, each time anew.
+        unkept: those of them of which retained messages are not wanted; they come marked when they are retained by then.
         handler: called with each message, on the link's own thread; must not raise.
+        clock: for how often refusals are logged.
+
+    Raises:
+        ConfigError: a TLS file is missing or not what it should be.
     """
 
-    def __init__(self, config: BrokerConfig, client_id: str, filters: tuple[str, ...], handler: Handler) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        client_id: str,
+        filters: tuple[str, ...],
+        handler: Handler,
+        clock: Clock | None = None,
+        unkept: tuple[str, ...] = (),
+    ) -> None:
+        self.refusals = Refusals(Topics(config.namespace), clock or SystemClock())
         self._config = config
         self._filters = filters
+        self._unkept = unkept
         self._handler = handler
+        self._tracker = PublishTracker()
+        self._refused_filters: dict[str, int] = {}
+        self._connack = ""
+        self.connections = 0
         self._ready = threading.Event()
         self._client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_subscribe = self._on_subscribe
+        self._client.on_publish = self._on_publish
         self._client.on_message = self._on_message
         self._client.reconnect_delay_set(1, 30)
-        if config.tls is not None:
-            context = ssl.create_default_context(cafile=config.tls.ca)
-            context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the same authorities on every Python, as devices judge
-            context.load_cert_chain(config.tls.cert, config.tls.key)
+        context = broker_client_context(config)
+        if context is not None:
             self._client.tls_set_context(context)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is connected and its subscriptions stand."""
+        return self._ready.is_set()
 
     def open(self, timeout_s: float = _CONNECT_S) -> None:
         """Connect and wait until the subscriptions stand.
 
         Raises:
             RetryLaterError: the broker cannot be reached within the time-out.
+            ConfigError: it refuses a subscription.
         """
+        place = f"broker {self._config.host}:{self._config.port}"
         try:
             self._client.connect_async(self._config.host, self._config.port, self._config.keepalive_s)
             self._client.loop_start()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"broker {self._config.host}:{self._config.port}: {error}") from error
+            raise ConfigError(f"{place}: {error}") from error
         if not self._ready.wait(timeout_s):
             self.close()
-            raise RetryLaterError(
-                f"broker {self._config.host}:{self._config.port} does not answer within {timeout_s:g} s; is it running?"
-            )
+            reason = f"refuses the connection ({self._connack})" if self._connack else f"does not answer within {timeout_s:g} s"
+            raise RetryLaterError(f"{place} {reason}; is it running, and does it know this role's certificate?")
+        if self._refused_filters:
+            self.close()
+            raise refusal_error(*next(iter(self._refused_filters.items())))
 
-    def publish(self, topic: str, body: bytes, *, retain: bool = False, properties: Properties | None = None) -> MQTTMessageInfo:
-        """Hand a message to the broker, at least once."""
-        return self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
+    def publish(
+        self,
+        topic: str,
+        body: bytes,
+        *,
+        retain: bool = False,
+        properties: Properties | None = None,
+        on_answer: AnswerHandler | None = None,
+    ) -> MQTTMessageInfo:
+        """Hand a message to the broker, at least once; a refusal is counted and logged.
+
+        Args:
+            topic: where to.
+            body: the message.
+            retain: whether the broker keeps it.
+            properties: of MQTT 5.
+            on_answer: called with the reason code of the broker's answer, on the link's or the caller's thread.
+        """
+        info = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
+
+        def note(code: int) -> None:
+            self.refusals.judge(topic, code)
+            if on_answer is not None:
+                on_answer(code)
+
+        self._tracker.sent(info.mid, note)
+        return info
+
+    def probe(self, topic: str, body: bytes, properties: Properties, *, retain: bool = False) -> None:
+        """Publish a message whose refusal means nothing."""
+        info = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
+        self._tracker.sent(info.mid, lambda _code: None)
 
     def wait_published(self, infos: list[MQTTMessageInfo], timeout_s: float) -> None:
-        """Wait until the broker has acknowledged them all.
+        """Wait until the broker has answered them all; the handlers have been called by then.
 
         Raises:
             RetryLaterError: it has not in time.
@@ -90,10 +150,16 @@ class BrokerLink:
     ) -> None:
         del userdata, flags, properties
         if reason.is_failure:
-            log.warning("broker refuses the connection", reason=str(reason))
+            self._connack = str(reason)
+            log.warning("broker_refused_connection", reason=str(reason))
             return
+        self.connections += 1
         if self._filters:
-            client.subscribe([(text, SubscribeOptions(qos=1)) for text in self._filters])
+            plain = SubscribeOptions(qos=1)
+            never = SubscribeOptions(
+                qos=1, noLocal=False, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND
+            )
+            client.subscribe([(text, never if text in self._unkept else plain) for text in self._filters])
         else:
             self._ready.set()
 
@@ -101,10 +167,17 @@ class BrokerLink:
         self, client: Client, userdata: object, mid: int, reasons: list[ReasonCode], properties: Properties | None
     ) -> None:
         del client, userdata, mid, properties
-        refused = [text for text, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
-        if refused:
-            log.error("broker refuses subscriptions; correct its access rules", filters=refused)
+        codes = [reason.value for reason in reasons]
+        for text, code in zip(self._filters, codes, strict=False):
+            self.refusals.judge(text, code)
+        self._refused_filters = refused_filters(self._filters, codes)
+        for text, code in self._refused_filters.items():
+            log.error("broker_refused_subscription", filter=text, reason=describe_reason(code))
         self._ready.set()
+
+    def _on_publish(self, client: Client, userdata: object, mid: int, reason: ReasonCode, properties: Properties | None) -> None:
+        del client, userdata, properties
+        self._tracker.answered(mid, reason.value)
 
     def _on_disconnect(self, client: Client, userdata: object, flags: object, reason: ReasonCode, properties: object) -> None:
         del client, userdata, flags, properties

@@ -1,16 +1,19 @@
 """The devices as the broker knows them: what they last reported, and what they are told."""
 
 import time
+from functools import partial
 
 import structlog
 from paho.mqtt.client import MQTTMessage
 
 from pipelines.config import CoreConfig
 from pipelines.director.orders import DesiredOrders
+from pipelines.refusals import refusal_error
 from pipelines.rollout.connection import BrokerLink
 from pipelines.rollout.rollouts import Rollout
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
+from schemas.reason_codes import is_refusal
 from schemas.reported import ModelReport, decode_reported
 from schemas.topics import Topics
 
@@ -24,6 +27,7 @@ def reported_models(config: CoreConfig, quiet_s: float = _QUIET_S) -> dict[str, 
 
     Raises:
         RetryLaterError: the broker cannot be reached.
+        ConfigError: it refuses the subscription.
     """
     topics = Topics(config.broker.namespace)
     reports: dict[str, tuple[ModelReport, ...]] = {}
@@ -58,16 +62,24 @@ def publish_desired(config: CoreConfig, rollout: Rollout, orders: DesiredOrders)
 
     Raises:
         RetryLaterError: the broker cannot be reached or does not acknowledge; the rollout's document stands, the server goes on.
+        ConfigError: the broker refuses the messages.
     """
     cohort = rollout.devices
     devices = sorted({*cohort.among(rollout.name, reported_models(config)), *cohort.named_devices})
     topics = Topics(config.broker.namespace)
+    codes: dict[str, int] = {}
     link = BrokerLink(config.broker, "", (), lambda _message: None)
     link.open()
     try:
-        messages = {device: orders.message(device, rollout.desired) for device in devices}
-        infos = [link.publish(topics.desired(DeviceId(device)), body, retain=True) for device, body in messages.items()]
+        messages = {topics.desired(DeviceId(device)): orders.message(device, rollout.desired) for device in devices}
+        infos = [
+            link.publish(topic, body, retain=True, on_answer=partial(codes.__setitem__, topic))
+            for topic, body in messages.items()
+        ]
         link.wait_published(infos, _LONGEST_S)
     finally:
         link.close()
+    for topic, code in codes.items():
+        if is_refusal(code):
+            raise refusal_error(topic, code)
     return devices

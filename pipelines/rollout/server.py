@@ -3,29 +3,44 @@
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import msgspec
 import structlog
 from paho.mqtt.client import MQTTMessage
 
+from pipelines.bridge.shares import Shares
 from pipelines.clock import Clock, SystemClock
-from pipelines.config import CoreConfig
+from pipelines.config import CoreConfig, ShareConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
+from pipelines.lake.remote import lake_of
+from pipelines.log_limit import LogLimit
 from pipelines.rollout.connection import BrokerLink, reply_properties
 from pipelines.rollout.keys import KeyFolder
 from pipelines.rollout.paths import keys_folder, models_folder
 from pipelines.rollout.pieces import answer
 from pipelines.rollout.repository import ModelRepository
+from pipelines.rollout.rights import RightsProbe
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress, wanted_by
+from pipelines.status.beat import Health, Heart, starting
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
-from schemas.reported import DocumentReport, ModelReport, decode_reported
+from schemas.reason_codes import is_refusal
+from schemas.reported import MAX_REPORTED_BYTES, DocumentReport, ModelReport, decode_reported
+from schemas.rollout import MAX_PIECE_BYTES
 from schemas.topics import Kind, Topics
 
 RENEW_WITHIN = timedelta(days=7)
 TICK_S = 0.5
 _RENEW_EVERY_S = 600.0
+# One device's part of the pieces: an answer is counted as the largest there is.
+_PIECE_BYTES = MAX_PIECE_BYTES
+_PIECE_SHARE = ShareConfig(
+    bytes_per_s=16 * 1024 * 1024, burst_bytes=64 * 1024 * 1024, messages_per_s=0, burst_messages=0, streams=0
+)
+# What the broker refused is sent again after so long: its access rules may have been corrected.
+_REFUSED_AGAIN_S = 15.0
 
 log = structlog.get_logger(__name__)
 
@@ -55,8 +70,15 @@ class ModelServer:
         self._keys: tuple[str, ...] | None = None
         self._refusing: dict[str, str] = {}
         self._renew_at_s = clock.monotonic_s()
+        self._refused_at_s: dict[str, float] = {}
+        self._pieces = self._reports_heard = self._deferred = self._litter = 0
+        self._budget = Shares(_PIECE_SHARE)
+        self._unread: dict[str, bytes] = {}  # each device's newest report that came too soon after another
+        self._read_s: dict[str, float] = {}
+        self._logged = LogLimit()
         filters = (self._topics.model_get_filter(), self._topics.reported_filter())
-        self._link = BrokerLink(config.broker, "catchment-models", filters, self._on_message)
+        self._link = BrokerLink(config.broker, "catchment-models", filters, self._on_message, clock, filters[:1])
+        self._probe = RightsProbe(config.broker, self._topics, self._link, clock)
 
     def open(self) -> None:
         """Connect.
@@ -70,35 +92,106 @@ class ModelServer:
         """Leave the broker."""
         self._link.close()
 
+    def health(self) -> Health:
+        """Say what keeps it from serving, for the heartbeat. From any thread."""
+        trouble = self._link.refusals.trouble or self._probe.trouble
+        if not self._link.is_ready:
+            trouble = "no connection to the broker"
+        counters = {
+            "pieces": self._pieces,
+            "reports_heard": self._reports_heard,
+            "deferred_requests": self._deferred,
+            "litter": self._litter,
+            "refused_messages": self._link.refusals.count,
+            "devices": len(self._reports),
+        }
+        return Health(not trouble, trouble, counters)
+
+    def _note_answer(self, device: str, code: int) -> None:
+        """Remember a refused order: the device does not know what it should run, so it is sent again."""
+        if is_refusal(code):
+            with self._lock:
+                self._refused_at_s[device] = self._clock.monotonic_s()
+
     def _on_message(self, message: MQTTMessage) -> None:
         try:
             address = self._topics.parse(message.topic)
             if address.kind is Kind.MODEL_GET:
-                self._answer(address.device, message)
+                self._take_request(address.device, message)
             elif address.kind is Kind.REPORTED:
                 self._remember(address.device, bytes(message.payload))
         except SchemaError as error:
-            log.warning("message is refused", topic=message.topic[:200], error=str(error))
+            self._warn(self._topics.sender_of(message.topic), "message_refused", str(error))
+
+    def _warn(self, device: str, event: str, reason: str) -> None:
+        """Log what a device can cause, once a minute for each."""
+        left_out = self._logged.due((device[:80], event), self._clock.monotonic_s())
+        if left_out is not None:
+            log.warning(event, device=device[:80], reason=reason, more=left_out)
+
+    def _take_request(self, device: DeviceId, message: MQTTMessage) -> None:
+        """Answer within the device's share; what it retained is taken back at the broker."""
+        if message.retain and message.payload:
+            self._litter += 1
+            self._link.probe(message.topic, b"", reply_properties(b"", []), retain=True)
+        if not message.payload:
+            return
+        if not self._budget.admit(device, "", _PIECE_BYTES, self._clock.monotonic_s()):
+            self._deferred += 1
+            self._warn(device, "piece_requests_over_share", "it is answered no faster; it asks again")
+            return
+        self._answer(device, message)
 
     def _answer(self, device: DeviceId, message: MQTTMessage) -> None:
         correlation = getattr(message.properties, "CorrelationData", None)
         if not isinstance(correlation, bytes) or len(correlation) > 256:
-            log.warning("piece request without correlation data", device=device)
+            self._warn(device, "piece_request_refused", "it has no correlation data, or too much")
             return
+        if self._probe.is_ours(device, correlation):
+            return
+        self._pieces += 1
         found = answer(self._root, bytes(message.payload))
         self._link.publish(
             self._topics.model_data(device), found.body, properties=reply_properties(correlation, found.user_properties)
         )
 
     def _remember(self, device: DeviceId, body: bytes) -> None:
+        """Read a report, or keep it for the next tick: of one device the newest alone, however many it sends."""
         if not body:
             return
-        report = decode_reported(body)
+        if len(body) > MAX_REPORTED_BYTES:
+            self._warn(device, "message_refused", f"report of {len(body)} bytes is above the limit of {MAX_REPORTED_BYTES}")
+            return
+        self._reports_heard += 1
+        now_s = self._clock.monotonic_s()
+        with self._lock:
+            if now_s - self._read_s.get(device, float("-inf")) < TICK_S:
+                self._unread[device] = body
+                return
+        self._read(device, body, now_s)
+
+    def _read_kept(self) -> None:
+        """Read the reports that came too soon after another of their device."""
+        now_s = self._clock.monotonic_s()
+        with self._lock:
+            unread, self._unread = self._unread, {}
+        for device, body in unread.items():
+            self._read(device, body, now_s)
+
+    def _read(self, device: str, body: bytes, now_s: float) -> None:
+        try:
+            report = decode_reported(body)
+        except SchemaError as error:
+            self._warn(device, "message_refused", str(error))
+            return
+        finally:
+            with self._lock:
+                self._read_s[device] = now_s
         with self._lock:
             self._reports[device] = report.models
         self._note_refusals(device, report.documents or ())
 
-    def _note_refusals(self, device: DeviceId, documents: tuple[DocumentReport, ...]) -> None:
+    def _note_refusals(self, device: str, documents: tuple[DocumentReport, ...]) -> None:
         """Log what a device refuses, once for each reason: nobody else hears of it."""
         reason = "; ".join(f"{each.kind}: {each.reason}" for each in documents if each.reason)
         if reason and self._refusing.get(device) != reason:
@@ -108,6 +201,9 @@ class ModelServer:
     def tick(self) -> None:
         """What is due: fresh signatures, failing rollouts stopped, devices told."""
         self._renew()
+        self._forget_refused()
+        self._probe.step()
+        self._read_kept()
         with self._lock:
             reports = dict(self._reports)
         rollouts = [self._halted_if_failing(item, reports) for item in self._rollouts.all()]
@@ -126,6 +222,15 @@ class ModelServer:
             else:
                 log.warning("desired_state_unsigned", action="make a key with: catchment director init")
         return orders
+
+    def _forget_refused(self) -> None:
+        """Have orders that the broker refused a while ago sent again."""
+        before_s = self._clock.monotonic_s() - _REFUSED_AGAIN_S
+        with self._lock:
+            due = [device for device, at_s in self._refused_at_s.items() if at_s <= before_s]
+            for device in due:
+                del self._refused_at_s[device]
+                self._told.pop(device, None)
 
     def _renew(self) -> None:
         if self._clock.monotonic_s() < self._renew_at_s:
@@ -160,7 +265,9 @@ class ModelServer:
             self._told[device] = Told(wanted)
             return
         body = orders.message(device, None if wanted is None else wanted.desired)
-        self._link.publish(self._topics.desired(DeviceId(device)), body, retain=True)
+        self._link.publish(
+            self._topics.desired(DeviceId(device)), body, retain=True, on_answer=partial(self._note_answer, device)
+        )
         self._told[device] = Told(wanted, orders.public_keys, self._clock.now_ms())
         log.info("device is told", device=device, rollout=None if wanted is None else wanted.name)
 
@@ -185,15 +292,21 @@ def serve(config: CoreConfig, stop: threading.Event, clock: Clock | None = None)
 
     Raises:
         RetryLaterError: the broker cannot be reached at the start.
+        ConfigError: it refuses a subscription, or a TLS file is not what it should be.
     """
-    server = ModelServer(config, clock or SystemClock())
-    server.open()
+    clock = clock or SystemClock()
+    root = lake_of(config)
+    with starting(root, "models", "server", clock):
+        server = ModelServer(config, clock)
+        server.open()
+    log.info("model_server_ready", broker=f"{config.broker.host}:{config.broker.port}")
     try:
-        while not stop.is_set():
-            try:
-                server.tick()
-            except (PipelineError, OSError) as error:
-                log.exception("model server goes on after an error", error=str(error))
-            stop.wait(TICK_S)
+        with Heart(root, "models", "server", clock, server.health):
+            while not stop.is_set():
+                try:
+                    server.tick()
+                except (PipelineError, OSError) as error:
+                    log.exception("model server goes on after an error", error=str(error))
+                stop.wait(TICK_S)
     finally:
         server.close()

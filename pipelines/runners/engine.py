@@ -30,7 +30,7 @@ _KINDS = {**{kind.value: kind for kind in RunnerKind}, **{name.rsplit(".", 1)[-1
 
 ADDRESS_OPTIONS = ("--dask_client_address", "--dask_scheduler_file")
 _PARTITION_OPTIONS = ("--dask_npartitions", "--dask_partition_size")
-_JOB_ENDPOINT = "--job_endpoint"
+JOB_ENDPOINT = "--job_endpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,14 @@ class Engine:
         """Whether one of these options is given, as `--name value` or `--name=value`."""
         return any(option.split("=", 1)[0] in names for option in self.options)
 
+    def option(self, name: str) -> str:
+        """The value of an option; empty if it is not given."""
+        for place, option in enumerate(self.options):
+            given, is_joined, value = option.partition("=")
+            if given == name:
+                return value if is_joined else "".join(self.options[place + 1 : place + 2])
+        return ""
+
     def beam_options(self) -> list[str]:
         """All options for Beam, with what this project's graphs need added.
 
@@ -90,6 +98,6 @@ class Engine:
             # An element is a work item of some 64 MB: Dask's guess of 128 elements to a task would make one task of a run.
             more = [] if self.has_option(*_PARTITION_OPTIONS) else ["--dask_partition_size=1"]
             return [*self.options, *more]
-        if self.kind is RunnerKind.PORTABLE and not self.has_option(_JOB_ENDPOINT):
+        if self.kind is RunnerKind.PORTABLE and not self.has_option(JOB_ENDPOINT):
             raise ConfigError("runner portable: give the job server, as in -- --job_endpoint=localhost:8099")
         return list(self.options)

@@ -6,25 +6,34 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from pipelines.errors import PipelineError, RetryLaterError
+from pipelines.errors import ConfigError, PipelineError, RetryLaterError
 from pipelines.runners.beam import PipelineOptions, beam
 from pipelines.runners.check import check_graph
 from pipelines.runners.dask_cluster import local_cluster
-from pipelines.runners.engine import ADDRESS_OPTIONS, Engine
+from pipelines.runners.engine import ADDRESS_OPTIONS, Engine, RunnerKind
+from pipelines.runners.failure import last_line, remedy
+from pipelines.runners.trial import WITHIN_S, demand_workers
 
 
 @contextmanager
-def opened(engine: Engine) -> Iterator[Engine]:
+def opened(engine: Engine, worker_test_s: float = WITHIN_S) -> Iterator[Engine]:
     """An engine with its local cluster started, if it wants one; stopped at the end.
 
+    Args:
+        engine: where graphs are to run.
+        worker_test_s: how long workers elsewhere may take for a tiny test before the first run; 0: no test.
+
     Raises:
-        ConfigError: both workers and an address are given, the runner lacks an address, or Dask is not installed.
+        ConfigError: both workers and an address are given, the runner lacks an address, Dask is not installed, or the workers
+            cannot work as they are configured.
+        RetryLaterError: the job server does not answer.
     """
     if engine.workers and not engine.has_option(*ADDRESS_OPTIONS):
         with local_cluster(engine.workers) as address:
             yield replace(engine, options=(*engine.options, f"--dask_client_address={address}"))
         return
     engine.beam_options()  # what it lacks must stop the start, not the first run
+    demand_workers(engine, worker_test_s)
     yield engine
 
 
@@ -39,6 +48,7 @@ def run_pipeline(engine: Engine, name: str, build: Callable[[Any], Any]) -> None
     Raises:
         RefusedError: the runner would get this graph wrong without a word.
         RetryLaterError: the runner or a worker failed.
+        ConfigError: it would fail each time; the message says what to do.
         PipelineError: a worker said what must be done first.
     """
     try:
@@ -55,6 +65,9 @@ def run_pipeline(engine: Engine, name: str, build: Callable[[Any], Any]) -> None
         raise
     except Exception as error:
         # What a worker raises comes back in as many classes as there are runners. The plan stays: to run it again is always safe.
+        hint = "" if engine.kind in (RunnerKind.DIRECT, RunnerKind.DASK) else remedy(error)
+        if hint:
+            raise ConfigError(f"{name}: {hint}. {engine.kind.value} said: {last_line(str(error))}") from error
         raise RetryLaterError(f"{name}: the graph failed on {engine.kind.value}: {error}") from error
 
 

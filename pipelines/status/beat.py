@@ -8,7 +8,8 @@ on a thread of its own, so that a storage that is away holds nothing up.
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,8 @@ from pipelines.lake.remote import remote_of
 FOLDER = "status"
 EVERY_S = 2.0
 FAR_EVERY_S = 20.0
-LAST_WORD_S = 5.0
+LAST_WORD_S = 2.0
+_AT_WORK_MS = 10_000
 log = structlog.get_logger(__name__)
 
 
@@ -44,16 +46,18 @@ class Beat(msgspec.Struct, frozen=True):
     counters: dict[str, float] = {}  # msgspec copies it
     host: str = ""
     warnings: tuple[str, ...] = ()
+    over_share: dict[str, str] = {}  # likewise
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a process says of itself when asked."""
+    """What a process says of itself when asked; `over_share`: devices that send more than they may, and what of it waits."""
 
     is_ready: bool
     trouble: str = ""
     counters: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    over_share: Mapping[str, str] = field(default_factory=dict)
 
 
 class Heart:
@@ -114,17 +118,48 @@ class Heart:
     def _beat(self, health: Health) -> None:
         beat = Beat(
             self._role, self._name, os.getpid(), self._clock.now_ms(), self._started_ms, health.is_ready, health.trouble,
-            dict(health.counters), socket.gethostname(), health.warnings,
+            dict(health.counters), socket.gethostname(), health.warnings, dict(health.over_share),
         )  # fmt: skip
         self._last = msgspec.json.encode(beat)
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        try:
-            self._path.parent.mkdir(exist_ok=True)
-            beside.write_bytes(self._last)
-            beside.replace(self._path)
-        except OSError as error:
-            # The work itself meets the same disk and says so; a beat that is missing says it too.
-            log.warning("beat_missed", path=str(self._path), error=str(error))
+        _write(self._path, self._last)
+
+
+@contextmanager
+def starting(root: Path, role: str, name: str, clock: Clock) -> Iterator[None]:
+    """Leave a beat that says why a process does not start, where it fails before its heart beats.
+
+    A beat of another process of this role that is at work is left alone.
+    """
+    try:
+        yield
+    except Exception as error:
+        path, started_ms = root / FOLDER / f"{role}-{name}.json", clock.now_ms()
+        if not _is_at_work(path, started_ms):
+            words = f"does not start: {error}"
+            beat = Beat(role, name, os.getpid(), clock.now_ms(), started_ms, False, words, {}, socket.gethostname())
+            _write(path, msgspec.json.encode(beat))
+        raise
+
+
+def _is_at_work(path: Path, now_ms: int) -> bool:
+    try:
+        beat = msgspec.json.decode(path.read_bytes(), type=Beat)
+    except (OSError, msgspec.MsgspecError):
+        return False
+    if beat.host != socket.gethostname():
+        return now_ms - beat.at_ms < _AT_WORK_MS
+    return beat.pid != os.getpid() and Path(f"/proc/{beat.pid}").exists() and now_ms - beat.at_ms < _AT_WORK_MS
+
+
+def _write(path: Path, body: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(body)
+        beside.replace(path)
+    except OSError as error:
+        # The work itself meets the same disk and says so; a beat that is missing says it too.
+        log.warning("beat_missed", path=str(path), error=str(error))
 
 
 def read_beats(root: Path) -> list[Beat]:

@@ -1,9 +1,7 @@
 """`catchment status` and `catchment watch`."""
 
 import json
-import signal
 from dataclasses import asdict
-from threading import Event
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +20,7 @@ from pipelines.options import AsJson, Config
 from pipelines.status.health import judge
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, as_plain, survey
+from pipelines.stopping import stop_on_signals
 from pipelines.tables import show
 
 
@@ -50,9 +49,7 @@ def watch(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0: any free one.")] = 9109,
 ) -> None:
     """Serve /metrics (Prometheus), /live and /ready for this lake, until stopped."""
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     core = load_core_config(config)
     with serving(lake_of(core), host, port, SystemClock(), core.alarms) as bound:
         say(f"http://{host}:{bound}/metrics", err=True)

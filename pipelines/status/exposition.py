@@ -38,6 +38,8 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     )
     page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
     page.add("catchment_suspended", "Policies and inspectors in force that may not run", [({}, float(len(found.suspended)))])
+    over = [({"device": device}, 1.0) for beat in found.beats for device in beat.over_share]
+    page.add("catchment_device_over_share", "Devices that send more than their share; at most 20 of each bridge", over)
     page.add("catchment_refused_streams", "Streams of devices of which the core refuses everything",
              [({}, float(found.devices.refused_streams))])  # fmt: skip
     page.add("catchment_ledger_ranges", "Settled ranges of all devices", [({}, float(found.devices.ranges))])

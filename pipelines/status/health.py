@@ -29,6 +29,7 @@ class Kind(StrEnum):
     RULES = "rules"
     SUSPENDED = "suspended"
     QUARANTINE = "quarantine"
+    SHARE = "share"
     REFUSED = "refused"
     RECEIPTS = "receipts"
     RANGES = "ranges"
@@ -78,6 +79,7 @@ def judge(found: Survey, limits: AlarmConfig = DEFAULTS) -> Verdict:
             (Kind.RULES, _rules(found, limits)),
             (Kind.SUSPENDED, _suspended(found, limits)),
             (Kind.QUARANTINE, _quarantine(found, limits)),
+            (Kind.SHARE, _over_share(found, limits)),
             (Kind.REFUSED, _refused(found)),
             (Kind.RECEIPTS, _receipts(found, limits)),
             (Kind.RANGES, _ranges(found, limits)),
@@ -102,18 +104,23 @@ def _age_ms(found: Survey, at_ms: int) -> int:
 def _silent(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     for beat in found.beats:
         if _age_ms(found, beat.at_ms) > limits.silent_s * 1_000:
-            yield f"{beat.role} {beat.name} is silent for {_age_ms(found, beat.at_ms) // 1000} s"
+            yield f"{beat.role} {beat.name} is silent for {_age_ms(found, beat.at_ms) // 1000} s{_last_word(beat)}"
     roles = {beat.role for beat in found.beats}
     # Of a remote lake each role may be on a machine of its own, and is asked there.
     wanted = () if found.is_remote else ("bridge", "run")
     yield from (f"no {role} has ever been at work here" for role in wanted if role not in roles)
 
 
+def _last_word(beat: Beat) -> str:
+    """What a process that is silent said last, if it was trouble."""
+    return f"; its last word: {beat.trouble}" if beat.trouble else ""
+
+
 def _far(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     """Whoever is asked whether this machine lives must not be told of another one's death."""
     for beat in found.far_beats:
         if _age_ms(found, beat.at_ms) > limits.far_silent_s * 1_000:
-            yield f"{beat.role} {beat.name} on {beat.host} is silent for {_age_ms(found, beat.at_ms) // 1000} s"
+            yield f"{beat.role} {beat.name} on {beat.host} is silent for {_age_ms(found, beat.at_ms) // 1000} s{_last_word(beat)}"
 
 
 def _beating(found: Survey, limits: AlarmConfig) -> Iterator[Beat]:
@@ -151,6 +158,11 @@ def _rules(found: Survey, limits: AlarmConfig) -> Iterator[str]:
 def _suspended(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     if limits.suspended:
         yield from (f"{one.kind} {one.name} is suspended: {one.reason}" for one in found.suspended)
+
+
+def _over_share(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+    for beat in _beating(found, limits):
+        yield from (f"device {device} is over its share: {what}" for device, what in sorted(beat.over_share.items()))
 
 
 def _quarantine(found: Survey, limits: AlarmConfig) -> Iterator[str]:

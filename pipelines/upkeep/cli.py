@@ -1,9 +1,7 @@
 """`catchment compact`, `catchment vacuum` and `catchment maintain`."""
 
-import signal
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from threading import Event
 from typing import Annotated
 
 import structlog
@@ -15,6 +13,7 @@ from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
 from pipelines.lake.remote import lake_of
 from pipelines.options import AsJson, Config
+from pipelines.stopping import stop_on_signals
 from pipelines.tables import show
 from pipelines.upkeep.maintain import maintain as maintain_once
 from pipelines.upkeep.maintain import only_maintenance
@@ -58,9 +57,7 @@ def maintain(
     """Roll-ups, compaction and vacuum."""
     core = load_core_config(config)
     warn_of_retention(core.contracts)
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     while not stop.is_set():
         try:
             maintain_once(lake_of(core), keep_of(core))

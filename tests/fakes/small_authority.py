@@ -4,6 +4,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from schemas.ids import is_role_name
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -30,6 +32,9 @@ class SmallAuthority:
 
     def issue(self, name: str) -> None:
         """Key and certificate of a role or device, made here: `<name>.key` and `<name>.pem` in the authority's folder."""
+        if is_role_name(name):
+            self._run("role", self.folder, ROLE=name)
+            return
         request = self.folder / f"{name}.request"
         curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
         told = ["-subj", f"/CN={name}", "-keyout", str(self.folder / f"{name}.key"), "-out", str(request)]

@@ -27,6 +27,7 @@ from pipelines.config import (
     DirectorConfig,
     MaintainConfig,
     RunConfig,
+    ShareConfig,
     WatchConfig,
 )
 
@@ -96,9 +97,17 @@ def test_every_make_target_named_in_a_page_exists(name):
         *[
             ("data-engineer.md", *pair)
             for pair in _keys(
-                CoreConfig, BrokerConfig, BridgeConfig, RunConfig, WatchConfig, AlarmConfig, MaintainConfig, DirectorConfig
+                CoreConfig,
+                BrokerConfig,
+                BridgeConfig,
+                ShareConfig,
+                RunConfig,
+                WatchConfig,
+                AlarmConfig,
+                MaintainConfig,
+                DirectorConfig,
             )
-            if pair[1] not in ("broker", "bridge", "run", "watch", "alarms", "maintain")
+            if pair[1] not in ("broker", "bridge", "shares", "run", "watch", "alarms", "maintain")
         ],
     ],
 )
@@ -112,6 +121,7 @@ def test_every_configuration_key_is_told(page, form, key):
         ("operator.md", SpoolConfig),
         ("operator.md", UplinkConfig),
         ("data-engineer.md", BridgeConfig),
+        ("data-engineer.md", ShareConfig),
         ("data-engineer.md", RunConfig),
         ("data-engineer.md", WatchConfig),
         ("data-engineer.md", MaintainConfig),

@@ -25,6 +25,7 @@ from schemas.parts import read_part_head
 from schemas.receipts import decode_object_state, decode_receipt, encode_object_state, encode_receipt
 from schemas.reported import decode_reported, encode_reported
 from schemas.rollout import DesiredModels, decode_desired, decode_piece_request, encode_desired, encode_piece_request
+from schemas.shares import decode_share_notice, encode_share_notice
 from schemas.signed_document import DocumentKind, decode_body, decode_document, decode_message
 from schemas.signed_document import signing_bytes as document_bytes
 from schemas.topics import Kind, Topics
@@ -35,6 +36,8 @@ WORDS = {
     "receipt-floor": (decode_receipt, encode_receipt),
     "receipt-page": (decode_receipt, encode_receipt),
     "object-state": (decode_object_state, encode_object_state),
+    "object-waits": (decode_object_state, encode_object_state),
+    "share-notice": (decode_share_notice, encode_share_notice),
     "object-settled": (decode_object_state, encode_object_state),
     "reported": (decode_reported, encode_reported),
     "desired": (decode_desired, encode_desired),

@@ -18,6 +18,7 @@ from edge_agent.uplink.reasons import MAX_TRIES
 from edge_agent.uplink.session import Message
 from schemas.ids import DeviceId, StreamName
 from schemas.receipts import ObjectState
+from schemas.shares import ShareNotice
 from schemas.topics import Topics
 
 ALPHA = StreamName("alpha")
@@ -181,3 +182,45 @@ def test_a_large_payload_that_is_worth_little_waits_on_a_metered_link(bench: Cal
     assert one.turn(20.0) == []
     one.outbox.retune(UplinkConfig(resend_after_s=10_000.0))
     assert [message.topic.split("/")[1] for message in one.turn()] == ["parts"]
+
+
+def test_a_device_over_its_share_pauses_then_sends_again_what_was_not_landed_at_the_rate_it_was_given(bench):
+    one = bench()
+    one.put(10, 10_000)
+    assert len(one.turn()) == 10
+    one.outbox.over_share(ShareNotice("bytes", "more than 20000 bytes/s", 5_000, 20_000, 3))
+    one.put(5, 10_000)
+    assert one.turn(1.0) == []
+    assert one.progress.over_share == "more than 20000 bytes/s"
+    sent = [message for _ in range(40) for message in one.turn(0.5)]
+    assert len(sent) == 15  # what had no receipt, and what waited
+    assert one.session.paced == 20_000
+    one.turn(700.0)
+    assert one.progress.over_share == ""
+    assert one.session.paced == 0
+
+
+def test_a_notice_without_a_wait_stops_nothing(bench):
+    one = bench()
+    one.outbox.over_share(ShareNotice("streams", "more than 3 streams"))
+    one.put(3, 100)
+    assert len(one.turn()) == 3
+    assert one.progress.share_notices == 1
+
+
+def test_parts_that_are_not_taken_for_want_of_room_wait_and_are_never_parked(bench):
+    one = bench(part_bytes=100_000)
+    digest = one.put_large(250_000)
+    one.turn()
+    for _ in range(20):
+        one.outbox.parts.heard(ObjectState(digest, 250_000, [], error="no room", wait_ms=30_000, reason="no room"))
+        assert one.turn(1.0) == []
+        assert one.turn(10.0) == []
+        sent = [message for _ in range(5) for message in one.turn(10.0)]
+        assert any(message.body for message in sent)
+    one.turn(11.0)  # it asks again what is there
+    one.outbox.parts.heard(ObjectState(digest, 250_000, [(0, 100_000)]))
+    sent = [message for _ in range(3) for message in one.turn(1.0)]
+    assert {dict(message.properties)["offset"] for message in sent if message.body} >= {"100000", "200000"}
+    one.outbox.parts.heard(ObjectState(digest, 250_000, [(0, 250_000)], settled=True))
+    assert not one.outbox.parts.is_busy

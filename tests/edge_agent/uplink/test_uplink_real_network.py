@@ -62,20 +62,7 @@ def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
 def authority(tmp_path: Path) -> SmallAuthority:
     made = SmallAuthority(tmp_path, host="broker.example")
     for name in ("car-1", "core"):
-        words = [
-            "openssl",
-            "req",
-            "-new",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-subj",
-            f"/CN={name}",
-        ]
-        subprocess.run([*words, "-keyout", made.folder / f"{name}.key", "-out", tmp_path / name], check=True, capture_output=True)
-        made.sign(name, tmp_path / name)
+        made.issue(name)
     return made
 
 

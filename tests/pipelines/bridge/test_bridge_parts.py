@@ -182,3 +182,112 @@ def test_parts_that_nobody_continues_are_taken_away_after_their_time(tmp_path):
     assert (sweeper.swept, sweeper.swept_bytes) == (1, 500)
     assert {path.name for path in old.parent.iterdir()} == {digest_of(fresh), digest_of(fresh) + ".have"}
     assert apply(assembler, part(content, 0, 0)).have == []
+
+
+class Small:
+    """A disk with so many bytes free, less what lies in the folder."""
+
+    def __init__(self, folder, size_bytes: int) -> None:
+        self._folder, self._size_bytes = folder, size_bytes
+
+    def __call__(self) -> int:
+        used = sum(path.stat().st_blocks * 512 for path in self._folder.rglob("*") if path.is_file())
+        return self._size_bytes - used
+
+
+def on_small_disk(folder, size_bytes: int, **more) -> Assembler:
+    assembler = Assembler(folder, **more)
+    assembler.room._free_bytes = Small(folder, size_bytes)
+    return assembler
+
+
+def test_room_is_looked_at_for_every_part_and_what_does_not_fit_waits(tmp_path):
+    contents = [os.urandom(4_000_000) for _ in range(6)]
+    assembler = on_small_disk(tmp_path, 6_400_000)
+    states = [apply(assembler, part(content, 0, 1_000_000)) for content in contents]
+    assert [bool(state.have) for state in states] == [True] + [False] * 5
+    assert all(state.wait_ms > 0 and "no room" in state.error for state in states[1:])
+    for low in range(1_000_000, 4_000_000, 1_000_000):
+        last = apply(assembler, part(contents[0], low, low + 1_000_000))
+    assert last.settled
+    assert assembler.room.deferred == 5
+
+
+def test_a_disk_that_filled_up_meanwhile_lets_parts_wait_without_an_error_and_keeps_what_is_there(tmp_path):
+    content = os.urandom(4_000_000)
+    assembler = on_small_disk(tmp_path, 6_400_000)
+    apply(assembler, part(content, 0, 1_000_000))
+    (tmp_path / "something else").write_bytes(bytes(5_000_000))
+    state = apply(assembler, part(content, 1_000_000, 2_000_000))
+    assert (state.have, state.error) == ([(0, 1_000_000)], "")
+    assert state.wait_ms > 0
+    assert "no room" in state.reason
+    assert apply(assembler, part(content, 0, 0)).have == [(0, 1_000_000)]  # a query is answered
+    (tmp_path / "something else").unlink()
+    assert apply(assembler, part(content, 1_000_000, 2_000_000)).have == [(0, 2_000_000)]
+
+
+def test_what_is_declared_and_never_brought_keeps_nobody_out(tmp_path):
+    assembler = on_small_disk(tmp_path, 500 * 1024 * 1024)
+    for number in range(200):
+        head = PartHead(Digest(f"{number:064x}"), 0, 1, 400 * 1024 * 1024)
+        assembler.apply(DeviceId("flood"), [Part(DeviceId("flood"), head, b"x")])
+    content = os.urandom(300_000)
+    assert apply(assembler, part(content, 0, 300_000)).settled
+
+
+def test_tiny_parts_of_huge_objects_are_counted_in_blocks_and_their_pieces_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.bridge.parts.MAX_PIECES", 100)
+    assembler = Assembler(tmp_path, max_device_bytes=2_200_000)
+    head = lambda offset: PartHead(Digest("0" * 64), offset, 1, 2_000_000)  # noqa: E731
+    parts = [Part(DEVICE, head(offset), b"x") for offset in range(0, 2_000_000, 1_000)]
+    state = assembler.apply(DEVICE, parts)
+    assert "pieces" in state.reason
+    for offset in range(0, 1_200_000, 10_000):
+        state = assembler.apply(DEVICE, [Part(DEVICE, head(offset), b"x")])
+    assert len(state.have) == 100
+    stored = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*") if path.is_file())
+    assert assembler.room.disk_bytes >= stored - 16_384
+    wide = Assembler(tmp_path, max_device_bytes=2_200_000)
+    assert wide.room.disk_bytes == assembler.room.disk_bytes  # counted again at a start
+    other = PartHead(Digest("1" * 64), 0, 1, 2_000_000)
+    refused = wide.apply(DEVICE, [Part(DEVICE, other, b"x")])
+    assert "may take 2200000" in refused.error
+    assert wide.apply(DeviceId("dev-b"), [Part(DeviceId("dev-b"), other, b"x")]).have == [(0, 1)]
+
+
+def test_an_object_in_many_pieces_from_before_is_still_filled(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.bridge.parts.MAX_PIECES", 10_000)
+    content, assembler = os.urandom(8_000), Assembler(tmp_path)
+    for low in range(0, 400, 4):
+        apply(assembler, part(content, low, low + 2))
+    monkeypatch.setattr("pipelines.bridge.parts.MAX_PIECES", 10)
+    assert len(apply(assembler, part(content, 2, 6)).have) == 99
+    assert "pieces" in apply(assembler, part(content, 500, 501)).reason
+    assert apply(assembler, part(content, 0, 8_000)).settled
+
+
+def test_a_device_that_has_objects_enough_under_way_begins_no_other(tmp_path):
+    assembler = Assembler(tmp_path, max_open=2)
+    contents = [os.urandom(100) for _ in range(3)]
+    states = [apply(assembler, part(content, 0, 50)) for content in contents]
+    assert [state.error for state in states[:2]] == ["", ""]
+    assert "2 objects of this device are unfinished" in states[2].error
+    assert apply(assembler, part(contents[0], 50, 100)).settled
+    assert apply(assembler, part(contents[2], 0, 100)).settled
+
+
+def test_one_device_s_large_hashes_do_not_queue_before_another_s(tmp_path):
+    assembler = Assembler(tmp_path, inline_bytes=0)
+    contents = [os.urandom(200_000) for _ in range(5)]
+    for content in contents:
+        apply(assembler, part(content, 100_000, 200_000))
+        apply(assembler, part(content, 0, 100_000))
+    assert len(assembler._hashing) == 1
+    told: list = []
+    while len(told) < 5:
+        told += assembler.finished()
+        for content in contents:
+            apply(assembler, part(content, 0, 0))
+    assert all(state.settled for _, state in told)
+    assembler.close()

@@ -171,7 +171,9 @@ def test_through_a_real_broker_only_the_directors_orders_are_followed(
         publish.single(TOPIC, b"", 1, retain=True, hostname=broker.host, port=broker.port, protocol=MQTTv5)
         device.updater.run_once()
         report = device.orders.report()
-        assert (report.refused, report.counter, device.updater.report()[0].version) == (3, counter_of(new), 2)
+        assert (report.refused, device.updater.report()[0].version) == (3, 2)
+        # The server repeats what the command ordered; that message may not have been looked at before the forged ones.
+        assert counter_of(old) < report.counter <= counter_of(new)
     finally:
         device.close()
 

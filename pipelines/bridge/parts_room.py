@@ -1,0 +1,163 @@
+"""Room for unfinished large payloads: on the disk, and for each device its share of it. Checked at every part.
+
+What a payload takes is counted in blocks of the disk, not in bytes sent: one byte in every block fills it just as well.
+A device that begins a payload has room set aside for its rest, though never more than it has brought already (and a little to
+begin with): whoever declares much and brings nothing keeps nobody out.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.bridge.claim import CLAIM_SUFFIX, read_claim
+
+FIRST_PROMISE_BYTES = 64 * 1024 * 1024
+# A payload in more pieces than this is not how anyone sends; each piece costs at every part.
+MAX_PIECES = 1_024
+WAIT_MS = 30_000
+# What a directory entry, an inode and the claim take.
+_LEAST_BYTES = 8_192
+_BLOCK_BYTES = 4_096
+
+
+@dataclass(slots=True)
+class _Open:
+    """One unfinished payload: what it takes on disk, what it will take when whole, how much of it is there."""
+
+    disk_bytes: int
+    total_bytes: int
+    have_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """Why parts are not taken now; another try after `wait_ms` may be."""
+
+    reason: str
+    wait_ms: int = WAIT_MS
+
+
+class PartsRoom:
+    """Counts unfinished payloads by device. One thread uses it.
+
+    Args:
+        folder: `<lake>/objects/.parts`, read once.
+        free_bytes: what the disk has left, the reserve taken off.
+        max_open: payloads of one device at a time; 0: no limit.
+        max_bytes: what they may take on disk together, set aside or written; 0: no limit.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+
+    def __init__(self, folder: Path, free_bytes: Callable[[], int], max_open: int, max_bytes: int) -> None:
+        self.deferred = 0
+        self._free_bytes = free_bytes
+        self._max_open = max_open
+        self._max_bytes = max_bytes
+        self._devices: dict[str, dict[str, _Open]] = {}
+        for device in folder.iterdir() if folder.is_dir() else ():
+            for path in device.iterdir() if device.is_dir() else ():
+                if path.suffix != CLAIM_SUFFIX:
+                    claim = read_claim(path)
+                    total = path.stat().st_size if claim is None else claim.total
+                    have = 0 if claim is None else claim.have.count
+                    self._devices.setdefault(device.name, {})[path.name] = _Open(disk_bytes_of(path), total, have)
+
+    @property
+    def open_objects(self) -> int:
+        """Unfinished payloads of all devices."""
+        return sum(len(objects) for objects in self._devices.values())
+
+    @property
+    def disk_bytes(self) -> int:
+        """What they take on disk."""
+        return sum(one.disk_bytes for objects in self._devices.values() for one in objects.values())
+
+    def refusal(self, device: str, digest: str, total_bytes: int, new_bytes: int) -> NoRoom | None:
+        """Whether parts must wait.
+
+        Args:
+            device: who sends them.
+            digest: of which payload.
+            total_bytes: of the whole payload.
+            new_bytes: what the parts take on disk at most.
+        """
+        objects = self._devices.get(device, {})
+        known = objects.get(digest)
+        refusal = self._over_share(objects, known, total_bytes, new_bytes) or self._lack(known, total_bytes, new_bytes)
+        if refusal is not None:
+            self.deferred += 1
+        return refusal
+
+    def note(self, device: str, digest: str, path: Path, total_bytes: int, have_bytes: int) -> None:
+        """Note what a payload takes after its parts were written."""
+        self._devices.setdefault(device, {})[digest] = _Open(disk_bytes_of(path), total_bytes, have_bytes)
+
+    def forget(self, device: str, digest: str) -> None:
+        """Forget a payload that is whole or was taken away."""
+        objects = self._devices.get(device, {})
+        objects.pop(digest, None)
+        if not objects:
+            self._devices.pop(device, None)
+
+    def _over_share(self, objects: dict[str, _Open], known: _Open | None, total_bytes: int, new_bytes: int) -> NoRoom | None:
+        if known is None and self._max_open and len(objects) >= self._max_open:
+            return NoRoom(f"{self._max_open} objects of this device are unfinished; finish those first")
+        taken = sum(one.disk_bytes for one in objects.values())
+        wanted = total_bytes if known is None else new_bytes
+        if self._max_bytes and taken + wanted > self._max_bytes:
+            return NoRoom(
+                f"unfinished objects of this device take {taken} bytes, and may take {self._max_bytes}; finish those first"
+            )
+        return None
+
+    def _lack(self, known: _Open | None, total_bytes: int, new_bytes: int) -> NoRoom | None:
+        free = self._free_bytes()
+        if known is not None:
+            wanted, kept = new_bytes + _LEAST_BYTES, 0
+        else:
+            wanted, kept = total_bytes + _LEAST_BYTES, sum(_promise(objects) for objects in self._devices.values())
+        if wanted <= free - kept:
+            return None
+        return NoRoom(f"no room: {wanted} bytes asked for, {max(free - kept, 0)} to give; try again later")
+
+
+def _promise(objects: dict[str, _Open]) -> int:
+    """What is set aside for the rest of a device's payloads."""
+    rest = sum(one.total_bytes - one.have_bytes for one in objects.values())
+    return min(rest, FIRST_PROMISE_BYTES + sum(one.disk_bytes for one in objects.values()))
+
+
+def blocks_of(low: int, high: int) -> int:
+    """What bytes `[low, high)` of a file take on disk at most."""
+    return (-(-high // _BLOCK_BYTES) - low // _BLOCK_BYTES) * _BLOCK_BYTES
+
+
+def disk_bytes_of(path: Path) -> int:
+    """What a file takes on disk, with its claim: whole blocks, holes not counted."""
+    try:
+        return path.stat().st_blocks * 512 + _LEAST_BYTES
+    except FileNotFoundError:
+        return 0
+
+
+def free_bytes_of(folder: Path) -> int:
+    """What an ordinary user may still write to the disk of a folder.
+
+    Raises:
+        OSError: the disk does not answer.
+    """
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def size_bytes_of(folder: Path) -> int:
+    """How large the disk of a folder is.
+
+    Raises:
+        OSError: the disk does not answer.
+    """
+    found = os.statvfs(folder)
+    return found.f_blocks * found.f_frsize
