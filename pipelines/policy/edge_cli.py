@@ -10,9 +10,9 @@ from catchment.runtime.output import say, say_document
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import DocumentSigner, parse_key, require_director, write_key
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, NotFoundError
 from pipelines.ingest.receipts import MqttPublisher
-from pipelines.options import Config, require_files
+from pipelines.options import Config
 from pipelines.policy.edge import edge_inspectors, edge_rules, numbered_policy, signed_message
 from pipelines.policy.site import Site
 from pipelines.rollout.fleet import reported_models
@@ -53,9 +53,10 @@ def policy_signer(core: CoreConfig, path: Path | None) -> DocumentSigner:
     """
     if path is None:
         return require_director(director_folder(core))
-    require_files([path])
     try:
         body = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file; make one with `catchment policy keygen`") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); make one with `catchment policy keygen`") from error
     return DocumentSigner([parse_key(body, str(path))])
