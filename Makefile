@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow core-kills bucket-kills power-cuts soak gate fuzz check format bench lock wheel wheels deb systemd-units clean
+.PHONY: help setup demo test test-slow core-kills bucket-kills power-cuts soak gate fuzz mutants check format bench lock wheel wheels deb systemd-units clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ soak: setup ## a million samples into a lake while agent, broker, bridge and run
 
 fuzz: setup ## 100,000 mutated inputs per format through whole runs (three minutes of CPU, in all)
 	@CATCHMENT_FUZZ=100000 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m slow -k mutated tests/pipelines/ingest/test_ingest_fuzz.py
+
+mutants: setup ## small changes to the modules that decide: does a test of each notice? (ten minutes; MODULES="ranges quota": those)
+	@$(BIN)/python tests/mutants/mutants.py --jobs 2 $(MODULES)
 
 check: setup ## lint, format, types, import arrows
 	@$(BIN)/ruff check .

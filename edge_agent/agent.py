@@ -30,6 +30,7 @@ from edge_agent.open_spool import open_spool
 from edge_agent.ownership import claim
 from edge_agent.rules.desk import RuleDesk, open_rules
 from edge_agent.rules.sieve import Sieve
+from edge_agent.source_labels import source_labels
 from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.spool.spool import Spool
@@ -195,6 +196,7 @@ class Agent:
 
     def _apply(self, config: AgentConfig) -> None:
         self._configured = frozenset(source.name for source in config.source)
+        self._labels = source_labels(config.source)
         self._lineup.apply((*config.source, *heartbeat_source(self._config.health)))
 
     def _shut_down(self) -> None:
@@ -263,7 +265,7 @@ class Agent:
         if source.kind == HEARTBEAT:
             build = lambda _: HeartbeatSource(self._monitor.look, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
         else:
-            check_source(source.kind, source.options, contract)
+            check_source(source.kind, source.resolved, contract)
         has_model = self._models is not None and source.stream in self._model_streams
         annotate = self._models.annotate if has_model and self._models is not None else None
         key = read_redaction_key(self._config.redaction.key)
@@ -271,7 +273,9 @@ class Agent:
         asked = asked_for(source.inspect, contract)
         sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled, asked)
         choose = lambda known: predecessor(source.name, known, self._configured)  # noqa: E731 # asked later, when others run
-        return SourcePump(source, build, encoder, self._spool, refine, self._clock, sieve, choose)
+        pump = SourcePump(source, build, encoder, self._spool, refine, self._clock, sieve, choose)
+        pump.label = self._labels.get(source.name, "")
+        return pump
 
     def _build_models(self, table: dict[str, object]) -> "ModelUpdater":
         # Loaded only where models run: it brings signatures and an inference runtime along.
@@ -306,4 +310,4 @@ def agent_version() -> str:
 
 
 def _build(source: SourceConfig, contract: Contract, clock: Clock, folder: Path | None, position: bytes | None) -> Source:
-    return build_source(source.kind, source.options, contract, clock, position, folder)
+    return build_source(source.kind, source.resolved, contract, clock, position, folder)

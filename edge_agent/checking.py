@@ -227,7 +227,7 @@ def _table(document: dict[str, Any], steps: tuple[Step, ...]) -> Any:
 
 def _check_source(source: SourceConfig, key: bytes) -> bool:
     contract = load_contract(source)
-    check_source(source.kind, source.options, contract)
+    check_source(source.kind, source.resolved, contract)
     build_refiner(contract, source.report, key, ClockWatch(SystemClock()), None)
     return True
 

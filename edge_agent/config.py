@@ -1,5 +1,6 @@
 """The agent's configuration: one TOML file, checked whole before anything starts."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -9,6 +10,7 @@ import msgspec
 from edge_agent.complaints import explain_toml, explain_value
 from edge_agent.errors import ConfigError
 from edge_agent.inspect.config import InspectConfig
+from edge_agent.option_paths import resolve_paths
 from edge_agent.report_config import ReportConfig
 from edge_agent.sections import (
     MAX_PRIORITY,
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 MAX_CONFIG_BYTES = MIB
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _T = TypeVar("_T")
 
 
@@ -61,10 +64,11 @@ class SpoolConfig(Section, frozen=True):
         within("part_threshold_bytes", self.part_threshold_bytes, 4096, 128 * MIB)
 
 
-class SourceConfig(Section, frozen=True):
+class SourceConfig(Section, frozen=True, rename={"label": "name"}):
     """One source: what kind, into which stream, under which contract, how valuable.
 
     Attributes:
+        label: `name` in the file: what it is called in status and health.
         kind: what builds it (directory, replay, exec).
         stream: the stream's name, equal to its contract's.
         contract: a compiled contract's path; without it the one that ships under the stream's name.
@@ -79,6 +83,7 @@ class SourceConfig(Section, frozen=True):
 
     kind: str
     stream: str
+    label: str = ""
     contract: Path | None = None
     priority: int = 100
     when_full: Literal["evict", "block"] = "evict"
@@ -90,6 +95,8 @@ class SourceConfig(Section, frozen=True):
 
     def __post_init__(self) -> None:
         StreamName(self.stream)
+        if self.label and not _LABEL.fullmatch(self.label):
+            raise ValueError(f"name {self.label[:80]!r} must be letters, digits, dot, dash and underscore, at most 64")
         within("priority", self.priority, 0, MAX_PRIORITY)
         within("max_samples", self.max_samples, 1, MAX_SAMPLES_PER_ENVELOPE)
 
@@ -97,6 +104,22 @@ class SourceConfig(Section, frozen=True):
     def name(self) -> str:
         """What the spool files its position under: stable while kind, stream and options stay the same."""
         return f"{self.kind}:{self.stream}:{msgspec.json.encode(self.options, order='sorted').decode()}"
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The options with absolute paths: what the source is built from."""
+        return dict(self.options)
+
+
+class PlacedSource(SourceConfig, frozen=True):
+    """A source out of a file. `options` stay as they are written, because the position is filed under them."""
+
+    folder: Path = Path("/")
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The options with absolute paths; relative ones start at the file's folder."""
+        return resolve_paths(self.kind, self.options, self.folder)
 
 
 class RedactionConfig(Section, frozen=True):
@@ -132,6 +155,9 @@ class AgentConfig(Section, frozen=True):
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ValueError(f"log_level {self.log_level!r} must be debug, info, warning or error")
         names = [source.name for source in self.source]
+        labels = [source.label for source in self.source if source.label]
+        if len(set(labels)) != len(labels):
+            raise ValueError("two [[source]] tables have the same name: give each its own")
         if len(set(names)) != len(names):
             raise ValueError("two [[source]] tables are the same: each sample would be captured twice")
 
@@ -257,7 +283,11 @@ def _with_absolute_paths(config: AgentConfig, folder: Path) -> AgentConfig:
     if (tls := broker.tls) is not None:
         broker = msgspec.structs.replace(broker, tls=TlsConfig(ca=folder / tls.ca, cert=folder / tls.cert, key=folder / tls.key))
     sources = tuple(
-        msgspec.structs.replace(source, contract=None if source.contract is None else folder / source.contract)
+        PlacedSource(
+            **{name: getattr(source, name) for name in SourceConfig.__struct_fields__ if name != "contract"},
+            contract=None if source.contract is None else folder / source.contract,
+            folder=folder,
+        )
         for source in config.source
     )
     model = config.model

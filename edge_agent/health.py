@@ -33,6 +33,7 @@ class Health(msgspec.Struct, frozen=True):
         refused_topics: topic or filter -> why the broker refuses it.
         refused: stream -> what the core refuses of it; "" stands for messages that named no stream.
         failing: source -> why it does not run at this moment; it is tried again.
+        sources: source -> runs, fails or ended.
     """
 
     at_ms: int
@@ -54,6 +55,7 @@ class Health(msgspec.Struct, frozen=True):
     policy: PolicyReport | None = None
     documents: tuple[DocumentReport, ...] = ()
     failing: dict[str, str] = {}
+    sources: dict[str, str] = {}
     refused_topics: dict[str, str] = {}
     over_share: str = ""
     refused: dict[str, RefusedStream] = {}

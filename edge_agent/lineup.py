@@ -63,6 +63,14 @@ class Lineup:
         """The sources' pumps."""
         return tuple(entry.pump for entry in self._entries)
 
+    def states(self) -> dict[str, str]:
+        """Source -> what it does now: runs, fails or has ended."""
+        return {
+            entry.pump.name: ("fails" if entry.pump.failing else "runs") if entry.thread.is_alive() else "ended"
+            for entry in self._entries
+            if entry.config.kind != HEARTBEAT
+        }
+
     def apply(self, sources: Sequence[SourceConfig]) -> None:
         """Run exactly these. One that is unchanged is not touched; a changed one goes on where it was.
 

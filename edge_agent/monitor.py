@@ -137,6 +137,7 @@ class Monitor:
             rejected=_by_source((pump.name, pump.rejected()) for pump in self._lineup.pumps),
             left_out=_by_source((pump.name, pump.left_out()) for pump in self._lineup.pumps),
             policy=self._policy(),
+            sources=self._lineup.states(),
             refused=dict(vitals.refused),
             documents=self.documents(),
             failing={pump.name: pump.failing[:_MAX_SAID] for pump in self._lineup.pumps if pump.failing},

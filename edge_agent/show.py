@@ -7,6 +7,7 @@ from rich.text import Text
 
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, stacked, styled
 from edge_agent.doctor.findings import Diagnosis, Verdict
+from edge_agent.health import Health
 from edge_agent.looking import Ledger, Status
 from edge_agent.vitals import refusal_text
 from schemas.reported import DocumentReport, PolicyReport
@@ -23,8 +24,8 @@ def show_status(status: Status) -> None:
     if health is not None:
         table.add_row("last look", f"{max(0.0, time.time() - health.at_ms / 1000):,.0f} s ago")
         table.add_row("sources running", str(health.sources_running if status.is_running else 0))
-        for name, said in sorted(health.failing.items()) if status.is_running else ():
-            table.add_row(styled("source fails", "red"), f"{name}: {said}")
+        for name, said in _sources(health) if status.is_running else ():
+            table.add_row(name, said)
         table.add_row("connected", "yes" if status.is_running and health.is_connected else "no")
         since = "never" if health.since_ack_s is None else f"{health.since_ack_s:.0f} s before the last look"
         table.add_row("broker took a message", since)
@@ -50,6 +51,16 @@ def show_status(status: Status) -> None:
     console.print(table)
     if status.parked:
         console.print(_parked(status))
+
+
+def _sources(health: Health) -> Iterator[tuple[str | Text, str]]:
+    """A row for each source, and why those fail that do."""
+    for name, state in sorted(health.sources.items()):
+        if name in health.failing:
+            continue
+        yield f"source {state}", name
+    for name, reason in sorted(health.failing.items()):
+        yield styled("source fails", "red"), f"{name}: {reason}"
 
 
 def _add_refusals(table: PlainTable, status: Status) -> None:

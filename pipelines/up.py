@@ -1,9 +1,11 @@
 """`catchment up`: the core's processes as children of one, restarted with growing pauses, stopped in order.
 
-Children are whole processes of the same command, so that each can be killed, limited and watched alone. Order of
+Children are whole processes of the same command, so that each can be killed, limited and watched alone. They end with their
+parent, also when that is killed: an orphan would hold the lake, and the next start would be refused. Order of
 stopping: first the bridge (nothing new lands), then the run loop (it ends the run in hand), then the model server.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -30,7 +32,23 @@ _MEANINGS = {**MEANINGS, DONE: "it ended unasked"}
 
 BRIDGE, RUN, MODELS, MAINTAIN = ("bridge",), ("run",), ("model", "serve"), "maintain"
 
+# Run by a child before it becomes what it is to be: the kernel kills it when its parent ends, however that ends.
+_TIE = """
+import ctypes, os, signal, sys
+parent, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG; it outlives exec
+if os.getppid() != int(parent):
+    raise SystemExit(75)  # the parent ended before this was in force
+os.execv(command[0], command)
+"""
+
 log = structlog.get_logger(__name__)
+
+
+def tied_to_us(command: list[str]) -> list[str]:
+    """The command as a child that ends with this process. The thread that starts it must live as long as the process."""
+    return [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *command]
 
 
 def next_pause(failures: int) -> float:
@@ -54,7 +72,7 @@ class Child:
         """Start it when due, note when it fell; the exit code of a fall just seen."""
         if self.process is None:
             if now_s >= self.due_s:
-                self.process = subprocess.Popen(self.command)
+                self.process = subprocess.Popen(tied_to_us(self.command))
                 self.started_s = now_s
                 self.is_misconfigured = False
                 log.info("started", child=self.name, pid=self.process.pid)

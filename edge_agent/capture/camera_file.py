@@ -14,6 +14,7 @@ from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.video import JpegEncoder, Video
 from edge_agent.clock import Clock
 from edge_agent.errors import SourceEndedError, SourceError
+from edge_agent.option_paths import is_same_path
 from edge_agent.watched import open_named, what_to_do
 from schemas.contract import Contract
 
@@ -68,7 +69,7 @@ class FileCamera:
         except msgspec.MsgspecError:
             self._rejects.count("file: the stored position is unreadable; played from the start")
             return
-        if (at.source, at.size) == (self._options.source, self._size):
+        if is_same_path(at.source, self._options.source) and at.size == self._size:
             self._at_s, self._number, self._start_us = at.at_s, at.number + 1, at.start_us
 
     def _opened(self) -> BinaryIO:

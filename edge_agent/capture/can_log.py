@@ -1,5 +1,6 @@
 """A log of a CAN bus, by python-can; goes on at the frame where it was left."""
 
+import io
 import math
 import os
 import struct
@@ -17,7 +18,9 @@ from edge_agent.capture.can_rows import FrameSampler
 from edge_agent.capture.can_view import ViewReader, is_view
 from edge_agent.capture.cells import start_time_us
 from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.unpacking import UnpackedFile, packing_of
 from edge_agent.errors import SourceEndedError, SourceError
+from edge_agent.option_paths import is_same_path
 from edge_agent.watched import open_named, what_to_do
 from schemas.contract import Contract
 
@@ -46,7 +49,7 @@ class CanLog:
         self._options = options
         self._rejects = Rejects(f"can {Path(options.log).name}")
         self._sampler = FrameSampler(options, contract, self._rejects)
-        self._reader, self._head = _open(options.log)
+        self._reader, self._head, self._packed = _open(options.log)
         self._frames: Iterator[can.Message] = iter(self._reader)
         self._read_frames = 0
         self._resumed_at = 0
@@ -66,7 +69,7 @@ class CanLog:
         except msgspec.MsgspecError:
             self._rejects.count("file: the stored position is unreadable; read from the start")
             return
-        if (at.log, at.head) == (self._options.log, self._head):
+        if is_same_path(at.log, self._options.log) and at.head == self._head:
             self._shift_us = at.shift_us
             for _ in range(at.frames):
                 self._next()
@@ -77,6 +80,7 @@ class CanLog:
 
         Raises:
             SourceEndedError: the log is read to its end.
+            SourceError: it is packed and cut short or damaged; all frames before that were given.
         """
         self._sampler.begin()
         rows = self._sampler.rows
@@ -102,6 +106,11 @@ class CanLog:
     def _end(self) -> None:
         if self._read_frames and not self._sampler.matched and self._resumed_at < self._read_frames:
             self._rejects.count("file: no frame matched: correct dbc, signals or j1939", f"{self._read_frames} frames")
+        if self._packed is not None and self._packed.broken:
+            raise SourceError(
+                f"{self._options.log}: {self._packed.broken}; the {self._read_frames} whole frames before that were read;"
+                " put the whole file in its place"
+            )
 
     def _next(self) -> can.Message | None:
         while True:
@@ -144,16 +153,49 @@ def _check_same(reader: can.io.generic.MessageReader, descriptor: int, log: Path
         raise RefusedFileError(EXCHANGED, log)
 
 
-def _open(log: str) -> tuple[can.io.generic.MessageReader | ViewReader, int]:
+def _open(log: str) -> tuple[can.io.generic.MessageReader | ViewReader, int, UnpackedFile | None]:
+    """A reader of the log, the mark of its beginning, and the file that is unpacked for it, where it is packed."""
+    path = Path(log)
     try:
-        with open_named(Path(log)) as file:
-            head = zlib.crc32(file.read(_HEAD_BYTES))
-            if Path(log).suffix in _TEXT_LOGS and is_view(Path(log)):
-                return ViewReader(Path(log)), head
-            reader = can.LogReader(log)
-            _check_same(reader, file.fileno(), Path(log))
-            return reader, head
+        with open_named(path) as file:
+            head = file.read(_HEAD_BYTES)
+            reader, packed = _reader(path, file.fileno(), is_packed=bool(packing_of(head)))
+            return reader, zlib.crc32(head), packed
     except OSError as error:
         raise SourceError(f"{log} cannot be read ({error.strerror}); {what_to_do(error, 'correct `log`')}") from error
     except (ValueError, NotImplementedError, struct.error, can.CanError) as error:
         raise SourceError(f"{log} is no log that python-can reads: {error}") from error
+
+
+def _reader(
+    log: Path, descriptor: int, *, is_packed: bool
+) -> tuple[can.io.generic.MessageReader | ViewReader, UnpackedFile | None]:
+    """Packed logs are unpacked here and not by python-can, whose reader loses the frames before a break.
+
+    Raises:
+        ValueError: python-can has no reader for what is packed.
+    """
+    suffixes = [suffix.lower() for suffix in log.suffixes]
+    if any(suffix in _TEXT_LOGS for suffix in suffixes[-2 if is_packed else -1 :]):
+        with _text(descriptor, "ascii") as beginning:
+            shows_view = is_view(beginning)
+        if shows_view:
+            text = _text(descriptor, "ascii")
+            return ViewReader(text), text.buffer
+    if not is_packed:
+        reader = can.LogReader(log)
+        _check_same(reader, descriptor, log)
+        return reader, None
+    known = can.io.player.MESSAGE_READERS
+    kind = next((known[suffix] for suffix in reversed(suffixes) if suffix in known), None)
+    if kind is not None and issubclass(kind, can.io.generic.TextIOMessageReader):
+        text = _text(descriptor, "utf-8")
+        return kind(text), text.buffer
+    if kind is not None and issubclass(kind, can.io.generic.BinaryIOMessageReader):
+        packed = UnpackedFile(os.dup(descriptor))
+        return kind(packed), packed
+    raise ValueError(f"no packed log of the kind {''.join(suffixes)!r} can be read")
+
+
+def _text(descriptor: int, encoding: str) -> "io.TextIOWrapper[UnpackedFile]":
+    return io.TextIOWrapper(UnpackedFile(os.dup(descriptor), whole_lines=True), encoding=encoding, errors="replace")

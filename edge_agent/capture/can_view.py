@@ -7,12 +7,9 @@
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from io import TextIOWrapper
-from pathlib import Path
+from typing import TextIO
 
 import can
-
-from edge_agent.watched import open_named
 
 _LINE = re.compile(
     r"\s*(?:\((?P<time>[0-9.:\- ]+)\)\s+)?(?P<channel>\S+)\s+(?:[RT]X\s+\S\s+\S\s+)?"
@@ -30,14 +27,13 @@ class ViewLineError(ValueError):
     """A line that is none of `candump`; those after it are read on."""
 
 
-def is_view(path: Path) -> bool:
-    """Whether a text file holds what `candump` prints for people.
+def is_view(text: TextIO) -> bool:
+    """Whether a text begins as what `candump` prints for people.
 
     Raises:
         OSError: it cannot be read.
     """
-    with _opened(path) as file:
-        lines = [line for _ in range(_PEEKED_LINES) if (line := file.readline(_MAX_LINE_CHARS)).strip()]
+    lines = [line for _ in range(_PEEKED_LINES) if (line := text.readline(_MAX_LINE_CHARS)).strip()]
     return any(_LINE.fullmatch(line.strip("\r\n")) is not None for line in lines)
 
 
@@ -45,11 +41,11 @@ class ViewReader:
     """Iterates over the frames of such a file, like python-can's readers; a line that cannot be read raises and is left behind.
 
     Args:
-        path: the file.
+        text: of the file; it is closed with the reader.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = _opened(path)
+    def __init__(self, text: TextIO) -> None:
+        self._file = text
 
     def __iter__(self) -> Iterator[can.Message]:
         while line := self._file.readline(_MAX_LINE_CHARS):
@@ -59,10 +55,6 @@ class ViewReader:
     def stop(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _opened(path: Path) -> TextIOWrapper:
-    return TextIOWrapper(open_named(path), "ascii", errors="replace")
 
 
 def read_view_line(line: str) -> can.Message:

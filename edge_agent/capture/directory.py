@@ -2,7 +2,7 @@
 
     kind = "directory"
     path = "/var/spool/camera"
-    pattern = ["*.jpg", "*.png"]     # default: pictures
+    pattern = ["*.jpg", "*.png"]     # default: files of the media types that the contract takes
     done = "delete"                  # keep | delete | move (into <path>/done)
     sidecars = "labels"              # <name>.json or <stem>.json here; default: beside the picture
     masks = "masks"                  # <stem>.png becomes the column mask
@@ -12,12 +12,16 @@
     time_start = "2024-05-01T00:00:00Z"  # with a `time` that counts from 0
     columns = { camera = "line-3" }  # the same for every sample
     settle_ms = 500                  # a file must stay unchanged for so long
+    max_settle_s = 30.0              # a picture without its end must stay unchanged for so long
     part_threshold_bytes = 1048576   # above: handed on as a path, never read into memory
     end_when_idle = false
 
 A file is the same as long as name, inode, size and modification time are: chmod, chown and links do not make it new, a
 rewrite does. With `keep` another name does not make it new either, and across a restart name, size and modification time are
 enough. Nothing depends on clocks: `keep` remembers every file that it captured and that is still there, in 19 bytes each.
+
+A picture whose format says that its end is missing waits by itself; one that stays so for `max_settle_s` is captured with
+`payload_complete` false.
 """
 
 import contextlib
@@ -25,7 +29,7 @@ import os
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -33,8 +37,9 @@ import msgspec
 from catchment.runtime.beneath import folder_beneath
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.cells import CellError, start_time_us
+from edge_agent.capture.folder_ends import PictureEnds
 from edge_agent.capture.folder_files import FileSamples
-from edge_agent.capture.folder_scan import FoundFile, Refused, Remembered, Settling, is_unchanged, look
+from edge_agent.capture.folder_scan import FoundFile, Refused, Remembered, Settling, is_unchanged, look, second_name
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.written import WrittenOptions, check_written
@@ -42,7 +47,16 @@ from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from schemas.contract import Contract
 
-PICTURES = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.svs")
+# Media type -> the names of such files.
+_NAMES = {
+    "image/jpeg": ("*.jpg", "*.jpeg"),
+    "image/png": ("*.png",),
+    "image/tiff": ("*.tif", "*.tiff", "*.svs"),
+    "image/gif": ("*.gif",),
+    "image/bmp": ("*.bmp",),
+    "image/webp": ("*.webp",),
+    "video/mp4": ("*.mp4",),
+}
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 # Of a look that takes longer than this, at most a tenth of the time is spent looking.
 _LONG_LOOK_S = 0.25
@@ -54,7 +68,7 @@ class DirectoryOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a watched folder; the module's docstring shows each."""
 
     path: str
-    pattern: str | tuple[str, ...] = PICTURES
+    pattern: str | tuple[str, ...] = ()
     done: Literal["keep", "delete", "move"] = "keep"
     sidecars: str = ""
     masks: str = ""
@@ -64,6 +78,7 @@ class DirectoryOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     time_start: str = ""
     columns: dict[str, str | int | float | bool] = {}  # noqa: RUF012 # msgspec gives each its own
     settle_ms: int = 500
+    max_settle_s: float = 30.0
     poll_ms: int = 200
     part_threshold_bytes: int = 1024 * 1024
     end_when_idle: bool = False
@@ -96,9 +111,10 @@ class DirectorySource:
         self._rejects = Rejects(f"directory {self._folder.name}")
         self._refused = Refused(self._rejects)
         self._samples = FileSamples(options, contract, self._rejects)
-        forms = (options.pattern,) if isinstance(options.pattern, str) else options.pattern
+        forms = (options.pattern,) if isinstance(options.pattern, str) else options.pattern or patterns_of(contract)
         self._patterns = [pattern.lower() for pattern in forms]
         self._settling = Settling(options.settle_ms / 1000)
+        self._ends = PictureEnds(self._folder, options.max_settle_s)
         self._ready: deque[FoundFile] = deque()
         self._waiting = True  # whether files were seen that have not settled
         self._next_look_s = clock.monotonic_s()
@@ -158,7 +174,7 @@ class DirectorySource:
             file = self._ready.popleft()
             taken.append(file)
             size += file.size if file.size <= self._options.part_threshold_bytes else 0
-        batch, captured = self._samples.read(taken)
+        batch, captured = self._samples.read(taken, [self._ends.take(file) for file in taken])
         self._done.update(self._key(file) for file in taken)
         self._remembered.add(captured)
         return None if batch is None else self._give(captured, batch)
@@ -174,7 +190,7 @@ class DirectorySource:
         self._next_look_s = now_s + max(self._options.poll_ms / 1000, rest_s)
         self._done.intersection_update([self._key(file) for file in here])
         files = [file for file in here if self._key(file) not in self._done]
-        settled = self._settling.settled(files, now_s)
+        settled = self._ends.complete(self._settling.settled(files, now_s), files, now_s)
         self._waiting = len(settled) < len(files)
         self._ready.extend(settled)
         self._samples.refresh()
@@ -228,8 +244,7 @@ class DirectorySource:
         with contextlib.suppress(FileExistsError):
             os.mkdir(DONE, dir_fd=folder)
         with folder_beneath(self._folder, DONE) as done:
-            path = PurePath(name)
-            target = f"{path.stem}.{file.changed_ns}{path.suffix}" if _is_there(name, done) else name
+            target = second_name(name, file.changed_ns) if _is_there(name, done) else name
             os.rename(name, target, src_dir_fd=folder, dst_dir_fd=done)
 
     def close(self) -> None:
@@ -244,6 +259,13 @@ def _is_there(name: str, folder: int) -> bool:
     return True
 
 
+def patterns_of(contract: Contract) -> tuple[str, ...]:
+    """Names of the files that a contract takes; of pictures of all kinds, where it names no media type."""
+    types = contract.payload.media_types if contract.payload is not None else ()
+    wanted = [type_ for type_ in types or _NAMES if type_ in _NAMES]
+    return tuple(pattern for type_ in wanted for pattern in _NAMES[type_])
+
+
 def check(options: Mapping[str, object], contract: Contract) -> DirectoryOptions:
     """The options of a watched folder.
 
@@ -256,6 +278,11 @@ def check(options: Mapping[str, object], contract: Contract) -> DirectoryOptions
     check_rename("directory", {name: name for name in chosen.columns}, contract)
     if contract.payload is None:
         raise ConfigError(f"source 'directory': contract {contract.name} has no payload; files need one that has")
+    if not chosen.pattern and not patterns_of(contract):
+        types = ", ".join(contract.payload.media_types)
+        raise ConfigError(
+            f"source 'directory': pattern is missing: no file names are known for {types} of contract {contract.name}"
+        )
     if chosen.time_start:
         try:
             start_time_us(chosen.time_start)

@@ -18,7 +18,8 @@ from edge_agent.watched import CHANGED, WatchedFile, open_watched
 from schemas.contract import Contract
 from schemas.written_values import NumberForm, TimeForm
 
-_EXTRA_COLUMNS = ("mask", "file_name", "media_type", "width", "height")
+COMPLETE = "payload_complete"
+_EXTRA_COLUMNS = ("mask", "file_name", "media_type", "width", "height", COMPLETE)
 
 
 class FileOptions(Protocol):
@@ -26,6 +27,8 @@ class FileOptions(Protocol):
 
     @property
     def path(self) -> str: ...  # noqa: D102  # told in edge_agent.capture.directory
+    @property
+    def pattern(self) -> str | tuple[str, ...]: ...  # noqa: D102
     @property
     def sidecars(self) -> str: ...  # noqa: D102
     @property
@@ -55,6 +58,7 @@ class FileSamples:
         self._options = options
         self._folder = Path(options.path)
         self._rejects = rejects
+        self._media_types = contract.payload.media_types if contract.payload is not None and contract.column("media_type") else ()
         self._known = {name for name in _EXTRA_COLUMNS if contract.column(name) is not None}
         masks = Path(options.masks) if options.masks and contract.column("mask") is not None else None
         sidecars = Path(options.sidecars) if options.sidecars else self._folder
@@ -83,29 +87,47 @@ class FileSamples:
         sidecar = self._sidecars.name(name) if self._has_sidecars_here else None
         return [name] if sidecar is None else [name, sidecar]
 
-    def read(self, files: Sequence[FoundFile]) -> tuple[SampleBatch | None, list[FoundFile]]:
-        """One batch of all files that can be read, in order, and which those are; the others are counted and left in place."""
+    def read(self, files: Sequence[FoundFile], ends: Sequence[bool | None]) -> tuple[SampleBatch | None, list[FoundFile]]:
+        """One batch of all files that can be read, in order, and which those are; the others are counted and left in place.
+
+        Args:
+            files: to be read.
+            ends: whether each has its end, as its format tells.
+        """
         read: list[FoundFile] = []
         rows: list[dict[str, object]] = []
         times: list[int] = []
         payloads: list[bytes | Path | None] = []
-        for file in files:
+        for file, is_complete in zip(files, ends, strict=True):
             try:
                 payload, row = self._one(file)
             except OSError as error:
                 self._rejects.count(f"file: cannot be read ({error.strerror})", file.name)
+                continue
+            if not self._is_taken(row):
+                self._rejects.count(f"file: {row.get('media_type') or 'no picture'} is nothing for this contract", file.name)
                 continue
             time_us = self._time_us(file, row)
             if time_us is None:
                 continue
             read.append(file)
             times.append(time_us)
+            if COMPLETE in self._known and False in ends:
+                # In no other batch, so that a core that does not know the column yet takes those.
+                row.setdefault(COMPLETE, is_complete)
+            elif is_complete is False:
+                self._rejects.count(f"cell payload: the picture has no end, and the contract no {COMPLETE} to say so", file.name)
             rows.append(row)
             payloads.append(payload)
         if not rows:
             return None, []
         columns: dict[str, Sequence[Scalar]] = self._mapper.convert(objects_chunk(rows), frozenset({self._options.time}))
         return SampleBatch(times, columns, payloads, agent_clock=self._options.time == "mtime"), read
+
+    def _is_taken(self, row: dict[str, object]) -> bool:
+        """Whether the contract takes a file; looked at where no pattern was chosen: who chose one gets what it matches."""
+        types = self._media_types
+        return not types or bool(self._options.pattern) or row.get("media_type") in types
 
     def _one(self, file: FoundFile) -> tuple[bytes | Path, dict[str, object]]:
         row: dict[str, object] = {"file_name": file.shown}

@@ -17,6 +17,8 @@ from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import SourceError
 from edge_agent.watched import why_unread
 
+_MAX_NAME_BYTES = 255
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class FoundFile:
@@ -147,6 +149,16 @@ def _found(entry: os.DirEntry[str], folder_owner: int, refused: Refused) -> Foun
         refused.add(entry.name, reason)
         return None
     return FoundFile(seen.st_ctime_ns, entry.name, seen.st_mtime_ns, seen.st_size, seen.st_ino)
+
+
+def second_name(name: str, number: int) -> str:
+    """Another name for a file whose own is taken: with a number before its suffix, and no longer than a file's name may be."""
+    stem, dot, suffix = name.rpartition(".")
+    if not stem:
+        stem, dot, suffix = name, "", ""
+    end = os.fsencode(f".{number}{dot}{suffix}")[-_MAX_NAME_BYTES // 2 :]
+    kept = os.fsencode(stem)[: _MAX_NAME_BYTES - len(end)]
+    return os.fsdecode(kept + end)
 
 
 def is_unchanged(folder: Path, file: FoundFile) -> bool:

@@ -7,7 +7,7 @@
     rename = { "local_orig" = "attributes" }
     settle_ms = 2000                   # so long after a rotation the old file may still grow
 
-A file is known by how it begins, not by name or inode, so a position holds after the file was renamed, copied or packed.
+A file is known by what it contains, not by name or inode, so a position holds after the file was renamed, copied, cut or packed.
 Rotated files that were not read, because the agent was down or two rotations came at once, are read in their order.
 """
 
@@ -18,7 +18,9 @@ from typing import Literal
 import msgspec
 
 from edge_agent.capture.batch import SampleBatch
-from edge_agent.capture.follow_log import FollowedLog, LogPosition
+from edge_agent.capture.follow_forms import JSONL, ZEEK
+from edge_agent.capture.follow_log import FollowedLog
+from edge_agent.capture.log_marks import LogPosition
 from edge_agent.capture.mapping import ColumnMapper, keep_rows
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
@@ -63,7 +65,9 @@ class ZeekSource:
         self._event_times = EventTimes(options.times, self._rejects)
         self.unfilled: tuple[str, ...] = ()
         patterns = options.rotated or default_patterns(path)
-        self._log = FollowedLog(path, patterns, options.settle_ms / 1000, options.max_line_bytes, clock, self._rejects)
+        self._log = FollowedLog(
+            path, patterns, (ZEEK, JSONL), options.settle_ms / 1000, options.max_line_bytes, clock, self._rejects
+        )
         at = self._decode(position)
         if at is None:
             self._log.begin(options.start)

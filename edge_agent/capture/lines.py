@@ -1,49 +1,30 @@
-"""Lines of a file, plain or gzip, with the byte offset after each: what a resume position is made of."""
+"""Lines of a file, plain or packed, with the byte offset after each: what a resume position is made of."""
 
-import gzip
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import TypeVar
 
 from edge_agent.capture.rejects import Rejects
+from edge_agent.capture.unpacking import UnpackedFile, open_unpacked
 from edge_agent.errors import SourceError
-from edge_agent.watched import open_named, what_to_do
+from edge_agent.watched import what_to_do
 
 ResultT = TypeVar("ResultT")
 _HEAD_BYTES = 1024
 
 
-def open_lines(path: Path) -> BinaryIO:
-    """Open a file for reading; gzip is recognised by its first bytes, whatever the name.
+def open_lines(path: Path) -> UnpackedFile:
+    """Open a file for reading; how it is packed is recognised by its first bytes, whatever the name.
 
     Raises:
         SourceError: it cannot be read.
     """
     try:
-        return unpacked(open_named(path))
+        return open_unpacked(path)
     except OSError as error:
         act = what_to_do(error, "put the file there or correct `path`")
         raise SourceError(f"{path} cannot be read ({error.strerror or error}); {act}") from error
-
-
-def unpacked(file: BinaryIO) -> BinaryIO:
-    """The same open file, unpacked where it is gzip; closing it closes the file.
-
-    Raises:
-        OSError: it cannot be read; it is closed.
-    """
-    try:
-        is_packed = os.pread(file.fileno(), 2, 0) == b"\x1f\x8b"
-    except BaseException:
-        file.close()
-        raise
-    if not is_packed:
-        return file
-    packed = gzip.GzipFile(fileobj=file, mode="rb")
-    packed.myfileobj = file  # type: ignore[assignment]  # what GzipFile closes with itself
-    return cast("BinaryIO", packed)
 
 
 def head_mark(path: Path) -> int:
@@ -54,9 +35,12 @@ def head_mark(path: Path) -> int:
     """
     with open_lines(path) as file:
         try:
-            return zlib.crc32(file.readline(_HEAD_BYTES))
-        except (OSError, EOFError, zlib.error) as error:
-            raise SourceError(f"{path} cannot be unpacked: {error}") from error
+            line = file.readline(_HEAD_BYTES)
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read ({error.strerror or error}); it is tried again") from error
+        if file.broken and not line:
+            raise SourceError(f"{path}: {file.broken}, and nothing of it can be unpacked; it is tried again")
+        return zlib.crc32(line)
 
 
 class Lines:
@@ -75,8 +59,11 @@ class Lines:
         self._max = max_line_bytes
         self._rejects = rejects
         self.offset = offset
-        if offset and self._guarded(lambda: self._file.seek(offset)) != offset:
-            raise SourceError(f"{path} ends before byte {offset}, where it was left; it was cut since")
+        if offset and not self._seek(offset):
+            self._file.close()
+            raise SourceError(
+                f"{path} ends before byte {offset}, where it was left; it was cut since: follow a growing log by kind tail"
+            )
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -89,9 +76,18 @@ class Lines:
         return line
 
     def next_line(self) -> str | None:
-        """The next line with its end, or None at the end of the file. A line above the limit is skipped and counted."""
+        """The next line with its end, or None at the end of the file. A line above the limit is skipped and counted.
+
+        Raises:
+            SourceError: the file cannot be read or unpacked any further; `offset` is after the last whole line.
+        """
         while True:
             raw = self._guarded(lambda: self._file.readline(self._max + 1))
+            if not raw.endswith(b"\n") and self._file.broken:
+                raise SourceError(
+                    f"{self._path}: {self._file.broken}; every whole row before unpacked byte {self.offset + len(raw)} was read;"
+                    " put the whole file in its place"
+                )
             self.offset += len(raw)
             if not raw:
                 return None
@@ -118,8 +114,13 @@ class Lines:
             self._rejects.count("cell: not UTF-8, replaced by U+FFFD", raw[:80])
             return raw.decode("utf-8", errors="replace")
 
+    def _seek(self, offset: int) -> bool:
+        """Whether the file reaches so far: a plain file can be sought in beyond its end."""
+        reached = self._guarded(lambda: self._file.seek(offset - 1))
+        return reached == offset - 1 and len(self._guarded(lambda: self._file.read(1))) == 1
+
     def _guarded(self, action: Callable[[], ResultT]) -> ResultT:
         try:
             return action()
-        except (OSError, EOFError, zlib.error) as error:
+        except OSError as error:
             raise SourceError(f"{self._path}: cannot be read at byte {self.offset}: {error}") from error

@@ -11,6 +11,7 @@ One sample per fix: latitude_deg, longitude_deg, altitude_m, speed_mps, course_d
 has them. Event time is the satellites' own, with the clock quality `gnss`;
 a receiver whose week counter wrapped (it tells 2007) is put right, counted and marked `corrected`.
 A sentence with a wrong checksum is refused.
+Tag blocks (NMEA 4.10) may stand before a sentence, binary messages (UBX, RTCM 3) between two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from edge_agent.capture.exec import LineBuffer
 from edge_agent.capture.gps_week import ROLLOVER_US, rollovers
 from edge_agent.capture.mapping import ColumnMapper
 from edge_agent.capture.nmea_sentence import Fix, FixBuilder, SentenceError, read_fields, read_tpv
+from edge_agent.capture.nmea_stream import SentenceStream
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.tables import RawChunk, decode_object
@@ -67,7 +69,8 @@ class NmeaSource:
         self._corrected = ClockQuality.CORRECTED if can_say else ClockQuality.GNSS
         self._is_gpsd = options.source.startswith("gpsd:")
         self._builder = FixBuilder()
-        self._lines = LineBuffer(_MAX_LINE_BYTES, self._rejects)
+        self._reports = LineBuffer(_MAX_LINE_BYTES, self._rejects)
+        self._sentences = SentenceStream(self._rejects)
         self._input = self._open()
         self._heard_s = clock.monotonic_s()
 
@@ -100,7 +103,8 @@ class NmeaSource:
             SourceError: the receiver is gone, or silent for too long.
         """
         last: list[Fix] = []
-        if not self._lines.has_line:
+        lines = self._take(max_samples)
+        if not lines:
             try:
                 self._receive()
             except SourceError:
@@ -109,16 +113,20 @@ class NmeaSource:
                 if fix is None:
                     raise
                 last = [fix]
-        fixes = [fix for line in self._lines.take(max_samples, ended=False) if (fix := self._fix(line)) is not None]
+            lines = self._take(max_samples)
+        fixes = [fix for line in lines if (fix := self._fix(line)) is not None]
         fixes += last
         return self._batch(fixes) if fixes else None
+
+    def _take(self, most: int) -> list[str]:
+        return self._reports.take(most, ended=False) if self._is_gpsd else self._sentences.take(most)
 
     def _receive(self) -> None:
         piece = self._input.read(self._options.wait_ms / 1000)
         now_s = self._clock.monotonic_s()
         if piece:
             self._heard_s = now_s
-            self._lines.add(piece)
+            (self._reports if self._is_gpsd else self._sentences).add(piece)
         elif now_s - self._heard_s > self._options.timeout_s:
             raise SourceError(f"{self._options.source} says nothing for {self._options.timeout_s:.0f} s; it is opened again")
 

@@ -38,13 +38,15 @@ class Fix:
 
 
 def read_fields(sentence: str) -> list[str]:
-    """The fields of a sentence whose checksum is right.
+    """The fields of a sentence whose checksum is right. Tag blocks before it (NMEA 4.10) are no part of it.
 
     Raises:
         SentenceError: it is none, or damaged on its way.
     """
     text = sentence.strip()
-    if not text.startswith("$") or len(text) > _MAX_SENTENCE:
+    while text.startswith("\\") and (end := text.find("\\", 1)) > 0:
+        text = text[end + 1 :]
+    if not text.startswith(("$", "!")) or len(text) > _MAX_SENTENCE:
         raise SentenceError("no NMEA sentence")
     body, star, told = text[1:].rpartition("*")
     if not star:

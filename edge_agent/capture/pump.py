@@ -84,6 +84,8 @@ class SourcePump:
         sieve: the core's rules: which samples are stored, and what they are worth; None: all, as configured.
         choose: of the sources that have a position, the one that this one goes on from if it has none; None: from nothing.
 
+    Attributes:
+        label: what the source is called in status and health; empty: its kind and stream.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class SourcePump:
         self._refine = refine
         self._sieve = sieve
         self._choose = choose
+        self.label = ""
         self._clock = clock
         self._relay = Relay(spool, config.name)
         self._under_way: deque[tuple[Future[Span] | Handed, tuple[SampleBatch, ...]]] = deque()
@@ -132,8 +135,8 @@ class SourcePump:
 
     @property
     def name(self) -> str:
-        """Kind and stream."""
-        return f"{self._config.kind}:{self._config.stream}"
+        """Kind and stream, and where another source shares them, or it has a name of its own, what tells it apart."""
+        return self.label or f"{self._config.kind}:{self._config.stream}"
 
     def rejected(self) -> dict[str, int]:
         """Reason -> how many rows, cells or files became no sample since the agent started; any thread may ask."""

@@ -30,6 +30,7 @@ KINDS: dict[str, str] = {
     "nmea": "edge_agent.capture.nmea",
     "replay": "edge_agent.capture.replay",
     "syslog": "edge_agent.capture.syslog",
+    "tail": "edge_agent.capture.tail",
     "zeek": "edge_agent.capture.follow_zeek",
 }
 

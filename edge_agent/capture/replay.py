@@ -29,6 +29,7 @@ from edge_agent.capture.written import EventTimes, WrittenOptions, check_written
 from edge_agent.capture.zeek import CONN_RENAME
 from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceEndedError
+from edge_agent.option_paths import is_same_path
 from schemas.contract import Contract
 
 NO_COLUMN = "row: none of its columns is one of the contract's; are path, format and rename right?"
@@ -132,7 +133,8 @@ class ReplaySource:
             self._rejects.count("file: its stored position is unreadable; replayed from the start")
             return start
         # Another file, or another content under the same name: its rows were never read.
-        return found if (found.path, found.head) == (start.path, start.head) else start
+        is_same = is_same_path(found.path, start.path) and found.head == start.head
+        return found if is_same else start
 
     def read(self, max_samples: int) -> SampleBatch | None:
         """The next rows; None while the rate says to wait.

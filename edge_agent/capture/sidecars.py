@@ -1,6 +1,7 @@
 """What is known of a picture beside its own bytes: a JSON file of its name, a row of a table, a mask."""
 
 import csv
+import errno
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class Sidecars:
                 self._rejects.count(f"cell: {what} is {error.strerror}", name)
             return None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None  # a picture's name may be so long that no other can be made of it
             self._rejects.count(f"cell: {what} cannot be read ({error.strerror})", name)
             return None
         if len(body) > limit:

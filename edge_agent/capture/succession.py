@@ -17,6 +17,7 @@ WHAT_IS_READ: dict[str, tuple[str, ...]] = {
     "mqtt-local": ("host", "port", "client_id"),
     "netflow": ("listen",),
     "replay": ("path",),
+    "tail": ("path",),
     "zeek": ("path",),
 }
 

@@ -33,8 +33,17 @@ class TablePosition:
     header_offset: int = 0
 
 
+# The `header_offset` of a file whose header stands in an earlier file.
+INHERITED = -1
+
+
 class TableReader(Protocol):
     """One file's rows, chunk by chunk."""
+
+    @property
+    def header(self) -> str:
+        """The text of the header in force; empty where there is none."""
+        ...
 
     @property
     def position(self) -> TablePosition:
@@ -74,7 +83,11 @@ class CsvReader:
             first.close()
             self._lines = Lines(path, start.offset, max_line_bytes, rejects)
         self._taken = 0
+        self._failure: SourceError | None = None
+        # After the last whole row: a row may be several lines, and the file may end within it.
+        self._row_end = self._lines.offset
         self._rows = csv.reader(self._counted_lines(), delimiter=separator)
+        self.header = line
 
     def _counted_lines(self) -> Iterator[str]:
         for line in self._lines:
@@ -89,7 +102,7 @@ class CsvReader:
     @property
     def position(self) -> TablePosition:
         """Where to go on after the chunks given out so far."""
-        return TablePosition(self._lines.offset)
+        return TablePosition(self._row_end)
 
     def read(self, max_rows: int) -> RawChunk | None:
         """At most so many rows; None at the end."""
@@ -98,20 +111,39 @@ class CsvReader:
         ended = False
         while len(rows) < max_rows:
             before = self._taken
-            try:
-                row = next(self._rows)
-            except StopIteration:
+            row = self._next_row()
+            if row is None:
                 ended = True
                 break
-            except csv.Error as error:
+            if isinstance(row, csv.Error):
                 # A quote that is never closed takes the lines behind it along.
-                self._rejects.count(f"row: no CSV ({error})", times=self._taken - before)
+                self._rejects.count(f"row: no CSV ({row})", times=self._taken - before)
                 continue
             if len(row) == width:
                 rows.append(row)
             elif row:
                 self._rejects.count(f"row: {len(row)} cells under {width} names", row)
+        if self._failure is not None and not rows:
+            raise self._failure
         return None if ended and not rows else _chunk(self._names, rows)
+
+    def _next_row(self) -> list[str] | csv.Error | None:
+        """The next row; None at the end, or where the file breaks: what was read before comes first."""
+        if self._failure is not None:
+            return None
+        try:
+            row = next(self._rows)
+        except StopIteration:
+            self._row_end = self._lines.offset
+            return None
+        except SourceError as error:
+            self._failure = error
+            return None
+        except csv.Error as error:
+            self._row_end = self._lines.offset
+            return error
+        self._row_end = self._lines.offset
+        return row
 
     def close(self) -> None:
         """Let go of the file."""
@@ -145,6 +177,11 @@ class JsonlReader:
         self._rejects = rejects
 
     @property
+    def header(self) -> str:
+        """None: each row names its columns."""
+        return ""
+
+    @property
     def position(self) -> TablePosition:
         """Where to go on after the chunks given out so far."""
         return TablePosition(self._lines.offset)
@@ -153,7 +190,7 @@ class JsonlReader:
         """At most so many rows; None at the end."""
         objects: list[dict[str, object]] = []
         while len(objects) < max_rows:
-            line = self._lines.next_line()
+            line = _line_or_rest(self._lines, has_rows=bool(objects))
             if line is None:
                 return objects_chunk(objects) if objects else None
             found = decode_object(line, self._rejects)
@@ -167,20 +204,34 @@ class JsonlReader:
 
 
 class ZeekReader:
-    """Zeek's tab separated logs: `#fields` and `#types` say what follows, and may come again within a file."""
+    """Zeek's tab separated logs: `#fields` and `#types` say what follows, and may come again within a file.
+
+    `header`: the text of a header that holds although it stands in an earlier file, as after a log was cut.
+    """
 
     def __init__(
-        self, path: Path, start: TablePosition, max_line_bytes: int, rejects: Rejects, open_lines: OpenLines = Lines
+        self,
+        path: Path,
+        start: TablePosition,
+        max_line_bytes: int,
+        rejects: Rejects,
+        open_lines: OpenLines = Lines,
+        header: str = "",
     ) -> None:
         self._path = path
         self._rejects = rejects
         self._open_lines = open_lines
         self._header = ZeekHeader()
         self._header_offset = start.header_offset
-        self._in_rows = start.offset > 0
-        self._lines = open_lines(path, start.header_offset, max_line_bytes, rejects)
-        if start.offset:
+        self._in_rows = start.offset > 0 or bool(header)
+        is_here = start.offset > 0 and start.header_offset >= 0
+        self._lines = open_lines(path, start.header_offset if is_here else start.offset, max_line_bytes, rejects)
+        if is_here:
             self._rewind(start, max_line_bytes)
+        if not self._header.fields and header:
+            self._header_offset = INHERITED
+            for line in header.splitlines():
+                self._header.take(line)
 
     def _rewind(self, start: TablePosition, max_line_bytes: int) -> None:
         while self._lines.offset < start.offset:
@@ -192,6 +243,11 @@ class ZeekReader:
         self._lines = self._open_lines(self._path, start.offset, max_line_bytes, self._rejects)
 
     @property
+    def header(self) -> str:
+        """The text of the header in force."""
+        return self._header.text
+
+    @property
     def position(self) -> TablePosition:
         """Where to go on after the chunks given out so far."""
         return TablePosition(self._lines.offset, self._header_offset)
@@ -201,7 +257,7 @@ class ZeekReader:
         rows: list[list[str]] = []
         while len(rows) < max_rows:
             before = self._lines.offset
-            line = self._lines.next_line()
+            line = _line_or_rest(self._lines, has_rows=bool(rows))
             if line is None:
                 return self._chunk(rows) if rows else None
             if line.startswith("#"):
@@ -235,6 +291,16 @@ class ZeekReader:
     def close(self) -> None:
         """Let go of the file."""
         self._lines.close()
+
+
+def _line_or_rest(lines: LineSource, *, has_rows: bool) -> str | None:
+    """The next line; None where there is none, or where the file breaks behind rows: these come first, the next call fails."""
+    try:
+        return lines.next_line()
+    except SourceError:
+        if has_rows:
+            return None
+        raise
 
 
 def _chunk(names: Sequence[str], rows: list[list[str]]) -> RawChunk:

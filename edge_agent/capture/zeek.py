@@ -8,6 +8,7 @@ CONN_RENAME = {
     "id_orig_h": "src_ip", "id_orig_p": "src_port", "id_resp_h": "dst_ip", "id_resp_p": "dst_port",
     "duration": "duration_s", "detailedlabel": "detailed_label", "detailed-label": "detailed_label",
 }  # fmt: skip
+_ABOUT_ROWS = ("#separator", "#set_separator", "#empty_field", "#unset_field", "#fields", "#types")
 
 
 class ZeekHeader:
@@ -20,10 +21,18 @@ class ZeekHeader:
         self._empty = "(empty)"
         self._unset = "-"
         self._sets: frozenset[str] = frozenset()
+        self._lines: dict[str, str] = {}
+
+    @property
+    def text(self) -> str:
+        """The lines that say something about rows."""
+        return "".join(f"{line}\n" for line in self._lines.values())
 
     def take(self, line: str) -> None:
         """One `#` line. Directives that say nothing about rows (#path, #open, #close) are passed over."""
         line = line.rstrip("\r\n")
+        if line.startswith(_ABOUT_ROWS):
+            self._lines[next(name for name in _ABOUT_ROWS if line.startswith(name))] = line
         if line.startswith("#separator"):
             self.separator = _unescape(line.split(" ", 1)[-1].strip()) or "\t"
             return

@@ -19,7 +19,7 @@ from edge_agent.trial.result import Trial
 from edge_agent.trial.tap import NotRunningError, TapRequest, ask_tap
 
 # Kinds that any number of programs may read at once.
-_SHARED = frozenset({"replay", "zeek", "directory", "mqtt-local"})
+_SHARED = frozenset({"replay", "tail", "zeek", "directory", "mqtt-local"})
 # Options with which a kind reads a file, which likewise takes nothing from the agent.
 _FILE_OPTIONS = {"can": "log"}
 
@@ -29,7 +29,7 @@ def try_sources(path: Path, name: str, samples: int, wait_s: float) -> tuple[Tri
 
     Args:
         path: the agent's TOML file.
-        name: a stream, a kind, `kind:stream`, or a source's number in the file from 1; "": all.
+        name: a source's `name`, a stream, a kind, `kind:stream`, or a source's number in the file from 1; "": all.
         samples: of each, at most.
         wait_s: for each.
 
@@ -66,7 +66,16 @@ def select(sources: Sequence[SourceConfig], name: str) -> list[SourceConfig]:
     found = [
         source
         for number, source in enumerate(sources, 1)
-        if name in ("", str(number), source.stream, source.kind, f"{source.kind}:{source.stream}", source.name)
+        if name
+        in (
+            "",
+            str(number),
+            source.stream,
+            source.kind,
+            f"{source.kind}:{source.stream}",
+            source.name,
+            source.label or source.name,
+        )
     ]
     if not found:
         known = ", ".join(f"{number} {source.kind}:{source.stream}" for number, source in enumerate(sources, 1)) or "none"
@@ -83,7 +92,7 @@ def exit_code(trials: Sequence[Trial]) -> int:
 
 def _try_one(config: AgentConfig, source: SourceConfig, key: bytes, samples: int, wait_s: float) -> Trial:
     contract = load_contract(source)
-    check_source(source.kind, source.options, contract)
+    check_source(source.kind, source.resolved, contract)
     if not is_shared(source) and _is_running(config):
         try:
             return ask_tap(config.state_dir, TapRequest(source.name, samples, wait_s))

@@ -19,21 +19,21 @@ from schemas.contract import Contract
 _SAMPLES = 200
 _WAIT_S = 5.0
 # Kinds that read a file from its start, and the option that names it.
-_FILES = {"replay": "path", "zeek": "path"}
+_FILES = {"replay": "path", "tail": "path", "zeek": "path"}
 
 
 def examine_source(source: SourceConfig, contract: Contract, key: bytes) -> Iterator[str]:
     """What is wrong with a source whose options are right in themselves."""
-    start = source.options.get("time_start", "")
-    if isinstance(start, str) and tells_no_zone(start) and not source.options.get("time_zone"):
+    start = source.resolved.get("time_start", "")
+    if isinstance(start, str) and tells_no_zone(start) and not source.resolved.get("time_zone"):
         yield f"source {source.kind!r}: time_start = {start!r} tells no zone; write 2024-05-01T00:00:00Z or +02:00 at its end"
-    names = names_given(source.kind, source.options, contract)
+    names = names_given(source.kind, source.resolved, contract)
     if names is not None:
         unfilled = unfilled_columns(contract, names)
         if unfilled:
             yield f"source {source.kind!r}: {explain_unfilled(contract, unfilled, names)}"
         return
-    path = source.options.get(_FILES.get(source.kind, ""), "")
+    path = source.resolved.get(_FILES.get(source.kind, ""), "")
     if isinstance(path, str) and path and Path(path).is_file():
         with quiet_log():
             trial = TrialReader(source, contract, key).read(_SAMPLES, _WAIT_S)

@@ -23,8 +23,9 @@ _GRACE_S = 20.0
 # Options that only pace a source, or begin it where there may be nothing yet.
 _AT_ONCE: Mapping[str, Mapping[str, Any]] = {
     "replay": {"rate_hz": 0.0},
+    "tail": {"start": "begin"},
     "zeek": {"start": "begin"},
-    "directory": {"end_when_idle": True},
+    "directory": {"end_when_idle": True, "max_settle_s": 0.0},
     "exec": {"restart": False},
     "camera": {"as_fast_as_it_goes": True, "loop": False},
 }
@@ -89,7 +90,7 @@ class TrialReader:
                 self._done.set()
 
     def _options(self) -> dict[str, Any]:
-        return {**self._source.options, **_AT_ONCE.get(self._source.kind, {})}
+        return {**self._source.resolved, **_AT_ONCE.get(self._source.kind, {})}
 
     def _take(self, source: Source, samples: int, until_s: float) -> None:
         taken = 0

@@ -102,23 +102,27 @@ def _live(root: Path, name: str, table: DeltaTable) -> list[Small]:
 def _payload_bytes(root: Path, path: Path) -> int:
     named = pq.read_table(path, columns=[SHARD], partitioning=None)
     of = f"a row of {path}"
-    sizes = {shard: size_of(root, referred_path(root, shard, of, fetch=False)) for shard in _own_shards(named, of)}
+    sizes = {shard: size_of(root, root / shard) for shard in _own_shards(root, named, of)}
     gone = [shard for shard, size in sizes.items() if size is None]
     if gone:
         raise CorruptLakeError(f"{root / gone[0]}: is gone, and rows of {path} refer to it; restore it")
     return sum(size or 0 for size in sizes.values())
 
 
-def _own_shards(rows: pa.Table, of: str) -> list[str]:
+def _own_shards(root: Path, rows: pa.Table, of: str) -> list[str]:
     """The payload shards that rows refer to, without whole objects and chips' pictures, which stay where they are.
 
     Raises:
-        BadReferenceError: one of them leads out of the lake.
+        BadReferenceError: a reference leads out of the lake, or what it names below `payload/` is a link or no plain file,
+            be it called like a shard or not.
     """
     if SHARD not in rows.column_names:
         return []
     shards = pc.unique(rows.column(SHARD)).to_pylist()
     named = [checked_name(shard, of) for shard in shards if shard is not None]
+    for shard in named:
+        if shard.startswith(f"{PAYLOAD}/"):
+            referred_path(root, shard, of, fetch=False)
     return sorted(shard for shard in named if is_own_shard(shard, PAYLOAD))
 
 

@@ -14,6 +14,7 @@ from edge_agent.capture.follow_zeek import ZeekOptions
 from edge_agent.capture.nmea import NmeaOptions
 from edge_agent.capture.replay import ReplayOptions
 from edge_agent.capture.syslog import SyslogOptions
+from edge_agent.capture.tail import TailOptions
 from edge_agent.config import AgentConfig, PolicyConfig, SourceConfig, SpoolConfig, UplinkConfig
 from edge_agent.config import BrokerConfig as AgentBroker
 from edge_agent.config import DirectorConfig as AgentDirector
@@ -30,6 +31,7 @@ from pipelines.config import (
     ShareConfig,
     WatchConfig,
 )
+from schemas import builtin
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCE_OPTIONS = (
@@ -40,6 +42,7 @@ SOURCE_OPTIONS = (
     NmeaOptions,
     ReplayOptions,
     SyslogOptions,
+    TailOptions,
     ZeekOptions,
 )
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -81,6 +84,14 @@ def test_every_make_target_named_in_a_page_exists(name):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     code = re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / name).read_text(), re.MULTILINE)
     assert sorted(set(code) - targets) == []
+
+
+@pytest.mark.parametrize("page", ["contracts.md", "data-engineer.md"])
+def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page):
+    text = " ".join((ROOT / "docs" / page).read_text().split())
+    [(count, names)] = re.findall(r"(\w+) ship with Catchment[^:]*: ((?:`\w+`(?:, | and )?)+)\.", text)
+    assert sorted(re.findall(r"`(\w+)`", names)) == sorted(builtin.NAMES)
+    assert count == ("Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")[len(builtin.NAMES) - 6]
 
 
 @pytest.mark.parametrize(

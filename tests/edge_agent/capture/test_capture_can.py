@@ -1,5 +1,6 @@
 """CAN: a real car's bus, decoded by a DBC, must say what the car's own decoding said; every frame once."""
 
+import gzip
 import random
 import time
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from pathlib import Path
 import can
 import numpy as np
 import pytest
+import zstandard
 
 from edge_agent.capture.batch import Source
 from edge_agent.capture.can_decoder import UNKNOWN
 from edge_agent.capture.registry import build_source, check_source
+from edge_agent.capture.unpacking import open_unpacked
 from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from schemas.builtin import builtin_contract
@@ -184,6 +187,37 @@ def test_a_broken_log_gives_what_is_before_the_break_and_then_ends(dbc, tmp_path
     made = source(dbc, log=str(path))
     assert len(drain(made)) == 3
     assert sum(count for reason, count in made.rejected.items() if reason.startswith("file: broken")) == 1
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+@pytest.mark.parametrize("form", ["log", "asc", "csv"])
+def test_a_packed_log_that_is_cut_short_gives_every_whole_frame_then_its_reason(dbc, tmp_path, form, packing):
+    dice = random.Random(11)
+    frames = [frame(180, dice.randbytes(5) + n.to_bytes(2, "big") + b"\0", 1_700_000_000 + n) for n in range(5_000)]
+    plain = Path(write(tmp_path / f"x.{form}", frames)).read_bytes()
+    pack = gzip.compress if packing == "gz" else zstandard.ZstdCompressor().compress
+    body = pack(plain[: len(plain) // 2]) + pack(plain[len(plain) // 2 :])
+    path = tmp_path / f"x.{form}.{packing}"
+    path.write_bytes(body[: len(body) * 4 // 5])
+    with open_unpacked(path) as unpacked:
+        whole = unpacked.read().rpartition(b"\n")[0]
+    rows = len(drain(source(dbc, log=_write(tmp_path / f"whole.{form}", whole + b"\n"))))
+    assert 2_000 < rows < 5_000
+    for max_samples in (1, 5_000):
+        made, found = source(dbc, log=str(path)), []
+        while len(found) < rows:
+            batch = made.read(max_samples)
+            found += batch.columns["value"]
+        with pytest.raises(SourceError, match="cut short"):
+            made.read(max_samples)
+        assert found == [pytest.approx(n * 0.01) for n in range(rows)]
+    path.write_bytes(body)
+    assert len(drain(source(dbc, batch.position, log=str(path)))) == 5_000 - rows
+
+
+def _write(path: Path, body: bytes) -> str:
+    path.write_bytes(body)
+    return str(path)
 
 
 def test_a_torn_line_of_candump_costs_itself_alone_also_over_a_restart(dbc, tmp_path):

@@ -89,3 +89,41 @@ def test_options_are_checked_without_opening_anything(tmp_path):
     ):
         with pytest.raises(ConfigError, match=word):
             check_source(kind, options, FRAMES)
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "ü" * 125 + "a.jpg", os.fsdecode(b"\xe9" * 251 + b".jpg")])
+@pytest.mark.parametrize("done", ["keep", "delete", "move"])
+def test_a_name_as_long_as_names_may_be_is_captured_and_put_away_twice(tmp_path, name, done):
+    for content in (b"one", b"second"):
+        (tmp_path / name).write_bytes(content)
+        source = watch(tmp_path, done=done)
+        batch = source.read(10)
+        assert batch is not None
+        assert batch.payloads == [content]
+        assert len(batch.columns["file_name"][0]) <= FRAMES.column("file_name").max_length
+        source.stored(batch)
+        source.close()
+        assert source.rejected == {}
+    assert len(list(tmp_path.glob("done/*"))) == (2 if done == "move" else 0)
+
+
+def test_without_a_pattern_only_files_that_the_contract_takes_are_captured(tmp_path):
+    png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(17) + b"\0\0\0\0IEND\xaeB`\x82"
+    for name, content in (
+        ("a.jpg", b"\xff\xd8\xff\xd9"),
+        ("b.PNG", png),
+        ("c.tif", b"II*\0 and so on and so on"),
+        ("d.jpg", b"II*\0\x08\0\0\0\x01\0\0\x01\x03\0\x01\0\0\0\x01\0\0\0\0\0\0\0"),  # a TIFF by content
+        ("e.jpg", b"a text that is no picture"),
+        ("f.txt", b"text"),
+    ):
+        (tmp_path / name).write_bytes(content)
+    options = {"path": str(tmp_path), "settle_ms": 0, "poll_ms": 0}
+    source = build_source("directory", options, FRAMES, SystemClock(), None)
+    assert names(source)[0] == ["a.jpg", "b.PNG"]
+    assert source.rejected == {
+        "file: image/tiff is nothing for this contract": 1,
+        "file: no picture is nothing for this contract": 1,
+    }
+    slides = build_source("directory", options, builtin_contract("slide"), SystemClock(), None)
+    assert "c.tif" not in names(slides)[0]  # it has no end yet

@@ -105,7 +105,7 @@ def test_a_file_whose_name_is_no_utf8_is_a_sample_and_its_place_is_kept(tmp_path
     folder = tmp_path / "in"
     folder.mkdir()
     path = os.fsencode(folder) + b"/caf\xe9.jpg"
-    Path(os.fsdecode(path)).write_bytes(b"\xff\xd8\xff")
+    Path(os.fsdecode(path)).write_bytes(b"\xff\xd8\xff\xd9")
     for done, position in (("keep", None), ("delete", None)):
         source = build("directory", "camera_frame", position, path=str(folder), done=done, settle_ms=0, poll_ms=0)
         batch = source.read(10)

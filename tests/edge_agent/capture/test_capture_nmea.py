@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from edge_agent.capture.batch import Source
 from edge_agent.capture.gps_week import ROLLOVER_US, rollovers
 from edge_agent.capture.nmea_sentence import OTHER, FixBuilder, SentenceError, read_fields, read_tpv
+from edge_agent.capture.nmea_stream import RTCM, UBX, SentenceStream
 from edge_agent.capture.registry import build_source, check_source
+from edge_agent.capture.rejects import Rejects
 from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
 from schemas.builtin import builtin_contract
@@ -204,6 +206,70 @@ def test_damaged_sentences_and_moments_without_a_fix_are_counted_and_the_next_is
         "row: no fix": 1,
         "row: a place that cannot be": 1,
     }
+
+
+def ubx(payload: bytes) -> bytes:
+    body = b"\x01\x07" + len(payload).to_bytes(2, "little") + payload
+    first = second = 0
+    for byte in body:
+        first = (first + byte) & 0xFF
+        second = (second + first) & 0xFF
+    return b"\xb5b" + body + bytes((first, second))
+
+
+RTCM_1005 = bytes.fromhex("d300133ed7d30202980edeef34b4bd62ac0941986f33360b98")
+
+
+def stream(*pieces: bytes, cuts: int = 1 << 30) -> tuple[list[str], dict[str, int]]:
+    rejects = Rejects("nmea")
+    made, found, body = SentenceStream(rejects), [], b"".join(pieces)
+    for at in range(0, len(body), cuts):
+        made.add(body[at : at + cuts])
+        while more := made.take(1):
+            found += more
+    return found, rejects.counts
+
+
+@pytest.mark.parametrize("cuts", [1, 3, 1 << 30])
+def test_tag_blocks_and_binary_messages_between_sentences_cost_none(cuts):
+    fix = sentence("GPRMC,120000.00,A,4807.038,N,01131.000,E,022.4,084.4,230394,,").encode()
+    tag = b"\\s:rooftop,c:764424000*53\\"
+    inner = ubx(b"noise\n$GPRMC,1" + fix + b"\xb5b" + b"\n" * 20)
+    pieces = (fix, tag + fix, inner, fix, RTCM_1005, tag + tag + fix, ubx(b""), b"\0\0", fix)
+    found, counts = stream(*pieces, cuts=cuts)
+    assert [read_fields(line)[0] for line in found] == ["GPRMC"] * 5
+    assert counts == {UBX: 2, RTCM: 1}
+
+
+def test_a_sentence_behind_noise_or_a_broken_binary_message_is_read_and_the_noise_is_counted():
+    fix = sentence("GPRMC,120000.00,A,4807.038,N,01131.000,E,022.4,084.4,230394,,").encode()
+    found, counts = stream(
+        b"\xb5b\x01\x07\x10\x00 torn" + fix, b"$GPGGA,12" + fix, b"\xb5 \xd3\x00" + fix, b"hello\r\n", fix * 30
+    )
+    good = [line for line in found if line.startswith("$GPRMC")]
+    assert len(good) == 33
+    assert counts["row: no NMEA sentence"] >= 4
+    assert stream(b"$" + b"x" * 5_000 + b"\r\n" + fix)[0] == [fix.decode().strip()]
+
+
+@given(st.lists(st.one_of(st.binary(max_size=30), st.just(b"$GPRMC,\r\n"), st.binary(max_size=9).map(ubx))), st.integers(1, 9))
+def test_no_bytes_break_the_stream_and_the_cuts_between_them_do_not_matter(pieces, cuts):
+    end = b"\r\n" * 5_000  # what waited for the rest of a message is judged
+    assert stream(*pieces, end, cuts=cuts)[0] == stream(*pieces, end)[0]
+
+
+def test_a_receiver_that_mixes_binary_and_sentences_loses_no_fix(track, receiver):
+    master, slave = pty.openpty()
+    source = receiver(os.ttyname(slave), baud=4800)
+    for row in track[:20]:
+        rmc, gga = (line.encode() for line in moment(row)[1])
+        os.write(master, ubx(bytes(range(60))) + b"\\g:1-2-3,s:r1*00\\" + rmc + RTCM_1005 + gga)
+    found = rows(source, 19)
+    assert len(found) == 19
+    matches(found, track)
+    assert set(source.rejected) == {UBX, RTCM}
+    os.close(slave)
+    os.close(master)
 
 
 def test_a_silent_receiver_is_opened_again(serve, receiver):

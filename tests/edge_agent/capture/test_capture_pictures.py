@@ -18,7 +18,8 @@ def _close_all() -> Iterator[None]:
     close_all()
 
 
-PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (640).to_bytes(4, "big") + (480).to_bytes(4, "big") + b"\x08\x02\0\0\0"
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (640).to_bytes(4, "big") + (480).to_bytes(4, "big") + b"\x08\x02\0\0\0" + bytes(4)
+PNG += b"\0\0\0\0IEND\xaeB`\x82"  # what follows the end is no part of the picture
 
 
 def watch(folder: Path, position: bytes | None = None, clock: HandClock | None = None, **options: object) -> Source:

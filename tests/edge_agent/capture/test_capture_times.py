@@ -95,7 +95,7 @@ def test_milliseconds_in_zeeks_json_are_known_by_their_size(tmp_path: Path) -> N
 
 
 def test_a_picture_whose_time_tells_no_zone_waits_in_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8")
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff\xd9")
     (tmp_path / "a.json").write_text('{"taken": "2024-05-01 02:00:00"}')
     options = {"path": str(tmp_path), "time": "taken", "settle_ms": 0, "end_when_idle": True, "done": "delete"}
     clock = HandClock()

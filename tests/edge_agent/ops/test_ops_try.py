@@ -75,13 +75,13 @@ def test_no_file_of_a_watched_folder_is_deleted_or_moved(tmp_path: Path) -> None
         folder = tmp_path / done
         folder.mkdir()
         for number in range(3):
-            (folder / f"{number}.jpg").write_bytes(b"\xff\xd8")
+            (folder / f"{number}.jpg").write_bytes(b"\xff\xd8\xff\xd9")
             (folder / f"{number}.json").write_text('{"label": "x"}')
         before = sorted(found.name for found in folder.iterdir())
         (tmp_path / "agent.toml").unlink(missing_ok=True)
         path = configured(tmp_path, "directory", "camera_frame", f'path = "{folder}"\ndone = "{done}"\nsettle_ms = 10')
         _, (trial,) = tried(path, "-n", "2")
-        assert [sample["payload_bytes"] for sample in trial["samples"]] == [2, 2]
+        assert [sample["payload_bytes"] for sample in trial["samples"]] == [4, 4]
         assert [sample["columns"]["label"] for sample in trial["samples"]] == ["x", "x"]
         assert sorted(found.name for found in folder.iterdir()) == before
 

@@ -61,6 +61,26 @@ def test_below_a_floor_nothing_becomes_a_row_and_each_sample_is_late_once(
         model |= new
     after = {**settled, **admission.touched}
     assert {(key, seq) for key, ranges in after.items() for low, high in ranges for seq in range(low, high)} == model
+    assert all(admission.late.values()), "an envelope is late only if something of it is"
+    spans_of_all = [span for verdict in (*admission.verdicts, *admission.late.values()) for span in verdict]
+    assert all(low < high for low, high in spans_of_all), "no span is empty"
+
+
+def test_an_envelope_that_starts_at_the_floor_is_not_late_and_one_that_is_known_neither() -> None:
+    key = EpochKey("a", "s", 1)
+    admission = admit([Head(key, 5, 5), Head(key, 5, 5), Head(key, 4, 1)], {}, Bounds({("a", "s"): Floor("1", 5)}))
+    assert admission.verdicts == [((5, 10),), (), ()]
+    assert admission.late == {2: ((4, 5),)}
+    split = admit([Head(key, 3, 4)], {key: Ranges(((4, 5),))}, Bounds({("a", "s"): Floor("1", 5)}))
+    assert (split.verdicts, split.late) == ([((5, 7),)], {0: ((3, 4),)})
+
+
+def test_a_device_may_have_a_thousand_streams_unless_the_bounds_say_otherwise() -> None:
+    heads = [Head(EpochKey(device, f"s{number}", 1), 0, 5) for device in ("a", "b") for number in range(1_001)]
+    admission = admit(heads, {})
+    assert admission.turned_away == {1_000, 2_001}
+    assert admission.verdicts[1_000] == ()
+    assert len(admission.touched) == 2_000
 
 
 def test_streams_beyond_the_bound_are_turned_away_and_those_known_are_not() -> None:

@@ -3,13 +3,17 @@
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
+import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -81,3 +85,55 @@ def test_up_turns_published_samples_into_rows_and_receipts_and_stops_in_order(br
     assert told.returncode == 0
     assert books[0]["committed"] == 50
     assert books[0]["balanced"] is True
+
+
+def _children(pid: int) -> set[int]:
+    try:
+        return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    except FileNotFoundError:
+        return set()
+
+
+def _runs(pid: int) -> bool:
+    """Whether it lives; one that has ended and whose parent has not looked yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _until(is_so: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < until, what
+        time.sleep(0.05)
+
+
+def _started(config: Path, log: Path) -> subprocess.Popen[bytes]:
+    """An `up` whose bridge and run loop are at work: both have told of themselves."""
+    with log.open("wb") as out:
+        core = catchment("up", "-c", str(config), stdout=out, stderr=out)
+    names = ("bridge", "run")
+    _until(lambda: all(any((config.parent / "lake/status").glob(f"{name}-*")) for name in names), "bridge and run tell nothing")
+    return core
+
+
+def _ends(pids: set[int]) -> None:
+    _until(lambda: not any(map(_runs, pids)), "an orphan is left")
+
+
+@pytest.mark.slow
+def test_no_process_of_a_killed_up_is_left_and_the_next_start_is_not_refused(broker: Any, tmp_path: Path) -> None:
+    config, log = tmp_path / "core.toml", tmp_path / "up.log"
+    config.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')
+    core = _started(config, log)
+    family = {*_children(core.pid), *(pid for child in _children(core.pid) for pid in _children(child))}
+    core.kill()
+    core.wait(WAIT_S)
+    assert len(family) >= 2
+    _ends(family)
+    shutil.rmtree(tmp_path / "lake/status")
+    core = _started(config, log)
+    core.send_signal(signal.SIGTERM)
+    assert core.wait(WAIT_S) == 0
+    assert "fell" not in log.read_text()

@@ -44,6 +44,7 @@ NAMES = {
     "scheme": "file://{outside}/secret",
     "bucket": "s3://other/secret",
     "link": "payload/camera_frame/link",
+    "link called as a shard": "payload/camera_frame/link.parquet",
     "link in a folder": "payload/away/secret",
     "pipe": "payload/camera_frame/pipe",
     "folder": "payload/camera_frame",
@@ -62,6 +63,7 @@ def lake(tmp_path: Path) -> Path:
     write_payload_shard(root / SHARD, pa.table({**keys, "payload": pa.array([b"one", b"two", b"three"], pa.binary())}))
     folder = (root / SHARD).parent
     (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "link.parquet").symlink_to(tmp_path / "secret")
     (root / "payload" / "away").symlink_to(tmp_path)
     os.mkfifo(folder / "pipe")
     return root
@@ -105,7 +107,7 @@ def test_a_length_beyond_the_file_takes_no_memory(lake: Path) -> None:
         read_payload(lake, SHARD, 8, 1 << 60, 0)
 
 
-@pytest.mark.parametrize("kind", ["up", "absolute", "scheme", "link", "link in a folder", "pipe"])
+@pytest.mark.parametrize("kind", ["up", "absolute", "scheme", "link", "link called as a shard", "link in a folder", "pipe"])
 @pytest.mark.parametrize("where", ["set", "sheet", "inspector", "compaction"])
 def test_every_reader_of_a_hostile_row_refuses_it(lake: Path, tmp_path: Path, kind: str, where: str) -> None:
     rows = rows_of(hostile(lake, kind))
