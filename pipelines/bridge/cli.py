@@ -1,6 +1,6 @@
 """`catchment bridge`: run one bridge until it is told to stop."""
 
-import typer
+import sys
 
 from pipelines.bridge.bridge import run_bridge
 from pipelines.clock import SystemClock
@@ -15,4 +15,7 @@ def bridge(config: Config = None) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(bridge)
+    from pipelines.cli import main
+
+    sys.argv.insert(1, "bridge")
+    main()

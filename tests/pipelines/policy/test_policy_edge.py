@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pipelines.contracts.registry import ContractSet
 from pipelines.director.keys import parse_key, write_key
-from pipelines.errors import ExpressionError, RefusedError
+from pipelines.errors import ExpressionError, NotFoundError, RefusedError
 from pipelines.policy.active import active_policies, apply_policy
 from pipelines.policy.cli import policy_app
 from pipelines.policy.documents import parse_policy
