@@ -197,7 +197,7 @@ def test_what_the_rules_forbid_waits_in_the_spool_until_they_allow_it(secured: S
         assert right in rules
         secured.write_rules(rules.replace(right, ""))
         running = agent(tls_table(secured), 300)
-        eventually(lambda: "reason=0x87" in running.log())
+        eventually(lambda: "samples_not_taken" in running.log() and "0x87" in running.log())
         assert not core.landed
         assert "parked" not in running.log()
         secured.write_rules(rules)
