@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="small, only to see that it runs")
     parser.add_argument("--rules", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1, help="worker threads of the in-process runner")
-    parser.add_argument("--crew", type=int, default=2, help="child processes that settle the items, as `run.crew`")
+    parser.add_argument("--crew", type=int, default=2, help="child processes that settle the items, as `run.worker_processes`")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     envelopes, per_segment = (40, 20) if options.smoke else (4_000, 400)

@@ -22,8 +22,8 @@ import structlog  # noqa: E402
 
 from catchment.runtime.plain import plain_event, plain_message, plain_tracebacks  # noqa: E402
 from edge_agent.config import load_agent_config  # noqa: E402
-from edge_agent.errors import AgentError, ConfigError  # noqa: E402
-from edge_agent.exits import EXIT_CONFIG, EXIT_PARKED, EXIT_RETRY  # noqa: E402
+from edge_agent.errors import AgentError  # noqa: E402
+from edge_agent.exits import EXIT_PARKED, exit_code  # noqa: E402
 from edge_agent.process import run_agent  # noqa: E402
 from edge_agent.stderr import PatientStderr  # noqa: E402
 
@@ -42,12 +42,9 @@ def main() -> int:
         reread = partial(load_agent_config, arguments.config, config.device)
         _log_to_stderr(config.log_level)
         is_clean = run_agent(config, reread, until_settled=arguments.until_settled)
-    except ConfigError as error:
-        PatientStderr().write(f"{plain_message(error)}\n")
-        return EXIT_CONFIG
     except AgentError as error:
         PatientStderr().write(f"{plain_message(error)}\n")
-        return EXIT_RETRY
+        return exit_code(error)
     return 0 if is_clean else EXIT_PARKED
 
 

@@ -1,42 +1,46 @@
 """`edge-agent`: run it, look into it, check its configuration."""
 
 import os
-import sqlite3
 import sys
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 import typer
 
+from catchment.runtime.exits import exit_table
 from catchment.runtime.output import say, say_json
 from catchment.runtime.plain import plain_tracebacks
+from catchment.runtime.renamed_commands import RenamedCommands
 from edge_agent.cli_ops import register
-from edge_agent.errors import AgentError, ConfigError
-from edge_agent.exits import EXIT_CONFIG, EXIT_RETRY
+from edge_agent.exits import REPORTED, exit_code
+from edge_agent.options import AGENT, AsJson, Config
 from edge_agent.spool_cli import park_app, spool_app
 
 _HELP = """Captures samples, keeps them through power cuts, and delivers each exactly once.
 
 Start with `edge-agent check -c agent.toml`, see with `edge-agent try` what its sources give, then `edge-agent run`; look with
-`status` and `ledger`, which work while the agent runs and after. SIGHUP makes a running agent read its configuration again.
+`status` and `books`, which work while the agent runs and after. SIGHUP makes a running agent read its configuration again.
 
-Exit codes: 0 done; 1 `doctor` found something that does not work, `try` something that is refused, or `spool verify` damage;
-2 the command or the configuration is wrong (the message names file, line and key); 3 `run --until-settled` ended with parked
-envelopes left; 75 try again: the spool broke and is mended at the next start, another agent runs, nothing came for `try`, or
-there is no spool yet to look at.
+Code 1: `doctor` found something that does not work, `try` something that is refused, or `spool verify` damage; 3: also where
+`run --until-settled` ended with parked envelopes left; 75: also where another agent runs, where nothing came for `try`, and
+where there is no spool yet.
 """
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+
+class Commands(RenamedCommands):
+    """The agent's commands."""
+
+    renamed: ClassVar[dict[str, str]] = {"ledger": "books"}
+
+
+app = typer.Typer(cls=Commands, help=_HELP, epilog=exit_table(), no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(spool_app, name="spool")
 app.add_typer(park_app, name="park")
-ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The agent's TOML file.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 
 
 @app.command()
 def run(
-    config: ConfigOption,
+    config: Config = AGENT,
     until_settled: Annotated[
         bool, typer.Option("--until-settled", help="End when all sources ended and everything is settled.")
     ] = False,
@@ -55,7 +59,7 @@ def run(
 
 
 @app.command()
-def status(config: ConfigOption, as_json: JsonOption = False) -> None:
+def status(config: Config = AGENT, as_json: AsJson = False) -> None:
     """Is it connected, does it make progress, how full is the spool, what was refused, what is parked?"""
     from edge_agent.looking import read_status  # noqa: PLC0415
     from edge_agent.show import show_status  # noqa: PLC0415
@@ -68,7 +72,7 @@ def status(config: ConfigOption, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def ledger(config: ConfigOption, as_json: JsonOption = False) -> None:
+def books(config: Config = AGENT, as_json: AsJson = False) -> None:
     """The books of every stream: captured = settled + spooled + dropped, with reasons and open epochs."""
     from edge_agent.looking import read_ledger  # noqa: PLC0415
     from edge_agent.show import show_ledger  # noqa: PLC0415
@@ -96,9 +100,6 @@ def main() -> None:
     plain_tracebacks()
     try:
         app()
-    except ConfigError as error:
+    except REPORTED as error:
         say(f"edge-agent: {error}", err=True)
-        sys.exit(EXIT_CONFIG)
-    except (AgentError, sqlite3.Error, OSError) as error:
-        say(f"edge-agent: {error}", err=True)
-        sys.exit(EXIT_RETRY)
+        sys.exit(exit_code(error))

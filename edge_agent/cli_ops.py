@@ -8,9 +8,7 @@ import typer
 
 from catchment.runtime.output import say, say_json
 from edge_agent.exits import EXIT_CONFIG, EXIT_UNHEALTHY
-
-_ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The agent's TOML file.")]
-_JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
+from edge_agent.options import AGENT, AsJson, Config
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +52,7 @@ def enrol(
     sys.stdout.flush()
 
 
-def check(config: _ConfigOption, as_json: _JsonOption = False) -> None:
+def check(config: Config = AGENT, as_json: AsJson = False) -> None:
     """Check a configuration, its contracts and its sources' options, and tell every fault at once; starts nothing."""
     import msgspec  # noqa: PLC0415
 
@@ -70,11 +68,11 @@ def check(config: _ConfigOption, as_json: _JsonOption = False) -> None:
 
 
 def try_(
-    config: _ConfigOption,
+    config: Config = AGENT,
     source: Annotated[str, typer.Option(help="Its stream, kind, kind:stream, or number in the file; all without it.")] = "",
     samples: Annotated[int, typer.Option("-n", "--samples", help="How many of each source.", min=1, max=10_000)] = 20,
     wait_s: Annotated[float, typer.Option("--wait-s", help="How long to wait for each source.", min=0.1, max=3_600)] = 10.0,
-    as_json: _JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read the first samples of each source as its contract sees them; stores, sends, moves and acknowledges nothing.
 
@@ -95,8 +93,8 @@ def try_(
 
 
 def doctor(
-    config: _ConfigOption,
-    as_json: _JsonOption = False,
+    config: Config = AGENT,
+    as_json: AsJson = False,
     probe: Annotated[
         bool,
         typer.Option("--probe", help="Connect as the device even while its agent is connected; interrupts that for a moment."),
@@ -104,11 +102,12 @@ def doctor(
 ) -> None:
     """Look for what keeps this device from delivering: disk, clock, certificate, broker, topic rights; each with the fix.
 
-    Exit code 0: nothing failed (warnings are allowed); 1: something did.
+    Exit code 0: nothing failed (warnings are allowed); 1: something did; 2: the configuration is wrong.
     """
     import msgspec  # noqa: PLC0415
 
-    from edge_agent.doctor.examine import diagnose  # noqa: PLC0415
+    from edge_agent.doctor.examine import CONFIGURATION, diagnose  # noqa: PLC0415
+    from edge_agent.doctor.findings import Verdict  # noqa: PLC0415
     from edge_agent.show import show_diagnosis  # noqa: PLC0415
 
     found = diagnose(config, is_probing=probe)
@@ -117,4 +116,5 @@ def doctor(
     else:
         show_diagnosis(found)
     if not found.is_healthy:
-        raise typer.Exit(EXIT_UNHEALTHY)
+        is_misconfigured = any(each.what == CONFIGURATION and each.verdict is Verdict.FAILED for each in found.findings)
+        raise typer.Exit(EXIT_CONFIG if is_misconfigured else EXIT_UNHEALTHY)

@@ -9,6 +9,10 @@ class ConfigError(AgentError):
     """Stop and correct the configuration; the message names the file, the line where known, and the key."""
 
 
+class NotFoundError(AgentError):
+    """There is no such thing (envelope, spool)."""
+
+
 class SourceError(AgentError):
     """A source failed: it is closed and built anew after a while; other sources go on."""
 

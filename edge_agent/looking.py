@@ -39,7 +39,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Ledger(msgspec.Struct, frozen=True):
-    """What `edge-agent ledger` tells."""
+    """What `edge-agent books` tells."""
 
     device: str
     books: tuple[StreamBooks, ...]

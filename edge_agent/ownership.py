@@ -38,7 +38,7 @@ def claim(state_dir: Path, device: str, undelivered: int) -> None:
     if before and undelivered:
         raise ConfigError(
             f"the spool in {state_dir} holds {undelivered:,} samples of device {before}, which would be sent as {device}'s:"
-            f" run as {before} until `edge-agent ledger` says spooled 0, or give {device} a state_dir of its own"
+            f" run as {before} until `edge-agent books` says spooled 0, or give {device} a state_dir of its own"
         )
     try:
         write_atomic(path, device.encode())

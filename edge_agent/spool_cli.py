@@ -15,8 +15,9 @@ import typer
 from catchment.runtime.output import say, say_json
 from catchment.runtime.plain import plain
 from edge_agent.config import load_agent_config
-from edge_agent.errors import AgentError
+from edge_agent.errors import AgentError, NotFoundError
 from edge_agent.exits import EXIT_DAMAGED
+from edge_agent.options import AGENT, AsJson, Config
 
 if TYPE_CHECKING:
     from edge_agent.spool.inspection import Entry
@@ -34,18 +35,16 @@ They are kept until they are sent, or evicted first when the spool is full. Exam
 
 spool_app = typer.Typer(help=_SPOOL_HELP, no_args_is_help=True)
 park_app = typer.Typer(help=_PARK_HELP, no_args_is_help=True)
-ConfigOption = Annotated[Path, typer.Option("-c", "--config", help="The agent's TOML file.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document for programs.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=1, max=1_000_000, help="At most so many, oldest first.")]
 
 
 @spool_app.command("ls")
 def list_spool(
-    config: ConfigOption,
+    config: Config = AGENT,
     stream: Annotated[str | None, typer.Option("--stream", help="Only this stream.")] = None,
     state: Annotated[str | None, typer.Option("--state", help="Only ready, waiting (for its large payload) or parked.")] = None,
     limit: LimitOption = 100,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """List envelopes, oldest first."""
     from edge_agent.spool import inspection  # noqa: PLC0415 # each command loads only what it needs
@@ -61,10 +60,10 @@ def list_spool(
 
 @spool_app.command("show")
 def show_envelope(
-    config: ConfigOption,
     id_: Annotated[int, typer.Argument(metavar="ID", help="As `spool ls` tells it.")],
+    config: Config = AGENT,
     body: Annotated[Path | None, typer.Option("--body", help="Write its body (an Arrow IPC stream) to this file.")] = None,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show one envelope, and whether it is what was stored."""
     from edge_agent.spool import bodies, inspection, reading  # noqa: PLC0415
@@ -73,7 +72,7 @@ def show_envelope(
     with _reader(config) as (db, folder):
         found = inspection.entry(db, id_)
         if found is None:
-            raise AgentError(f"there is no envelope {id_}; it is settled, or never was: see `edge-agent spool ls`")
+            raise NotFoundError(f"there is no envelope {id_}; it is settled, or never was: see `edge-agent spool ls`")
         try:
             envelope = reading.load(db, id_, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
             verdict = "as it was stored"
@@ -93,7 +92,7 @@ def show_envelope(
 
 
 @spool_app.command("verify")
-def verify_spool(config: ConfigOption, as_json: JsonOption = False) -> None:
+def verify_spool(config: Config = AGENT, as_json: AsJson = False) -> None:
     """Read everything and compare it with its checksums. Exit code 1 when something is damaged.
 
     The agent gives damaged envelopes up by itself, counted as `corrupt`, when it comes to send them.
@@ -116,7 +115,7 @@ def verify_spool(config: ConfigOption, as_json: JsonOption = False) -> None:
 
 
 @park_app.command("ls")
-def list_parked(config: ConfigOption, limit: LimitOption = 100, as_json: JsonOption = False) -> None:
+def list_parked(config: Config = AGENT, limit: LimitOption = 100, as_json: AsJson = False) -> None:
     """List parked envelopes and why each was put aside."""
     from edge_agent.spool import inspection  # noqa: PLC0415
     from edge_agent.spool.records import State  # noqa: PLC0415
@@ -129,10 +128,10 @@ def list_parked(config: ConfigOption, limit: LimitOption = 100, as_json: JsonOpt
 
 @park_app.command("replay")
 def replay_parked(
-    config: ConfigOption,
+    config: Config = AGENT,
     ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="As `park ls` tells them.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that is parked.")] = False,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Have parked envelopes sent again. A running agent does it at once, a stopped one when it starts."""
     from edge_agent.spool import inspection  # noqa: PLC0415
@@ -145,7 +144,7 @@ def replay_parked(
         parked = {entry.id for entry in inspection.entries(db, stream=None, state=State.PARKED, limit=1_000_000)}
     unknown = sorted(set(ids or ()) - parked)
     if unknown:
-        raise AgentError(f"not parked: {', '.join(map(str, unknown))}; see `edge-agent park ls`")
+        raise NotFoundError(f"not parked: {', '.join(map(str, unknown))}; see `edge-agent park ls`")
     asked = ask_replay(folder, None if everything else tuple(ids or ()))
     deadline_s = time.monotonic() + _TAKEN_WITHIN_S
     while asked.exists() and time.monotonic() < deadline_s:

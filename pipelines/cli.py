@@ -1,8 +1,4 @@
-"""The command `catchment`: the core's processes, and what the lake says of itself.
-
-Exit codes: 0 done · 1 stop and look (corrupt lake, a process that will not run) · 2 wrong command or configuration ·
-3 refused as it stands (not found, another loop at work) · 75 try again later (broker or storage away).
-"""
+"""The command `catchment`: the core's processes, and what the lake says of itself. What commands raise becomes a line here."""
 
 import importlib
 import os
@@ -10,30 +6,25 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
+from catchment.runtime.exits import STOP, exit_table
 from catchment.runtime.output import say
 from catchment.runtime.plain import plain_tracebacks
-from pipelines.config import CoreConfig, load_core_config
+from catchment.runtime.renamed_commands import RenamedCommands
+from pipelines.config import config_path, load_core_config
 from pipelines.ending import code_of, leave
-from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
+from pipelines.errors import RefusedError
+from pipelines.exits import REPORTED, report
 from pipelines.logs import log_to_stderr
+from pipelines.options import AsJson, Config
 from pipelines.stopping import stop_on_signals
 from pipelines.tables import show
-from schemas.errors import SchemaError
 
 # Where a shell that completes a command puts the words typed so far.
 _TYPED = "COMP_WORDS"
-EXIT_STOP, EXIT_USAGE, EXIT_REFUSED, EXIT_RETRY = 1, 2, 3, 75
-EXIT_CODES = (
-    (RetryLaterError, EXIT_RETRY),
-    (ConfigError, EXIT_USAGE),
-    ((RefusedError, SchemaError), EXIT_REFUSED),
-    (PipelineError, EXIT_STOP),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +40,7 @@ ROOMS = {
     "bridge": Room("pipelines.bridge.cli", "bridge", "Take messages from the broker and land them durably."),
     "status": Room("pipelines.status.cli", "status", "What waits, since when, how fast, and is all well."),
     "watch": Room("pipelines.status.cli", "watch", "Serve /metrics, /live and /ready."),
-    "holes": Room("pipelines.status.cli", "holes", "Samples that must exist and have not come."),
+    "gaps": Room("pipelines.status.cli", "gaps", "Samples that must exist and have not come."),
     "compact": Room("pipelines.upkeep.cli", "compact", "Put small files together."),
     "vacuum": Room("pipelines.upkeep.cli", "vacuum", "Delete what nothing refers to any more."),
     "maintain": Room("pipelines.upkeep.cli", "maintain", "Roll-ups, compaction and vacuum."),
@@ -64,8 +55,10 @@ ROOMS = {
 }
 
 
-class LazyRooms(TyperGroup):
+class LazyRooms(RenamedCommands):
     """Lists every room's commands without importing a room."""
+
+    renamed: ClassVar[dict[str, str]] = {"ledger": "books", "holes": "gaps"}
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names: the core's own, then the rooms'."""
@@ -87,39 +80,42 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Carry what devices see into training sets, and models back. Start everything: [b]catchment up -c core.toml[/b]",
+    epilog=exit_table(),
     rich_markup_mode="rich",
 )
 
-Config = Annotated[Path, typer.Option("-c", "--config", help="The core's TOML file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
-
 
 @app.command()
-def up(config: Config = Path("core.toml")) -> None:
+def up(config: Config = None) -> None:
     """Run bridge, run loop and model server here, restart what falls over, stop in order on Ctrl-C or SIGTERM."""
     from pipelines.clock import SystemClock  # noqa: PLC0415  # likewise
     from pipelines.contracts.retention import warn_of_retention  # noqa: PLC0415  # likewise
     from pipelines.status.server import serving  # noqa: PLC0415  # likewise
     from pipelines.up import STOP_WITHIN_S, supervise  # noqa: PLC0415  # heavy only here
 
-    core = load_core_config(config)
+    path = config_path(config)
+    core = load_core_config(path)
     warn_of_retention(core.contracts)
-    watched = serving(_lake(config), core.watch.host, core.watch.port, SystemClock(), core.alarms)
+    watched = serving(_lake(path), core.watch.host, core.watch.port, SystemClock(), core.alarms)
     with watched if core.watch.port else nullcontext():
         stop = stop_on_signals(STOP_WITHIN_S + 0.3)
-        code = supervise(config, stop, with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
+        code = supervise(path, stop, with_models=bool(core.models), maintain_every_s=core.maintain.every_s)
     raise typer.Exit(code)
 
 
 @app.command()
 def run(
-    config: Config = Path("core.toml"),
+    config: Config = None,
     once: Annotated[bool, typer.Option(help="End when nothing waits.")] = False,
     runner: Annotated[str, typer.Option(help="direct | dask | flink | portable | spark | dataflow; else as configured.")] = "",
-    workers: Annotated[int, typer.Option(min=0, help="With dask: processes of a local cluster kept open over runs.")] = 0,
+    workers: Annotated[
+        int,
+        typer.Option("--dask-workers", "--workers", min=0, help="With dask: processes of a local cluster kept open over runs."),
+    ] = 0,
     from_landing: Annotated[
         str, typer.Option(help="Run these landed segments once more ([BRIDGE:]FIRST-LAST), as a new version of their tables.")
     ] = "",
+    as_json: AsJson = False,
     beam_options: Annotated[list[str] | None, typer.Argument(help="After --: Beam's own options, as Beam takes them.")] = None,
 ) -> None:
     """Turn landed segments into rows, again and again: plan, run, commit, receipts. Kill it at any time."""
@@ -129,7 +125,7 @@ def run(
 
     core = load_core_config(config)
     options = tuple(beam_options or ()) or core.run.beam_options
-    engine = Engine(runner or core.run.runner, options, workers or core.run.workers)
+    engine = Engine(runner or core.run.runner, options, workers or core.run.dask_workers)
     if from_landing:
         from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
         from pipelines.lake.remote import lake_of  # noqa: PLC0415  # only here
@@ -138,24 +134,24 @@ def run(
 
         with only_maintenance(lake_of(core)), scratch(core.lake_root, "backfill"):
             done = backfill(core, segments_of(from_landing), engine, SystemClock())
-        show("Made anew", [asdict(one) for one in done], as_json=False)
+        show("Made anew", [asdict(one) for one in done], as_json=as_json)
         return
     run_loop(core, stop_on_signals(), SystemClock(), once=once, engine=engine)
 
 
 @app.command()
-def ledger(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
+def books(config: Config = None, as_json: AsJson = False) -> None:
     """The books per stream: received = committed + quarantined + discarded + duplicate. Exit code 1 if they do not balance."""
     from pipelines.lake import report  # noqa: PLC0415  # heavy only here
 
     found = report.books(_lake(config))
     show("Books", found.rows, as_json=as_json)
     if not found.is_balanced:
-        raise typer.Exit(EXIT_STOP)
+        raise typer.Exit(STOP)
 
 
 @app.command()
-def streams(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
+def streams(config: Config = None, as_json: AsJson = False) -> None:
     """The stream tables: rows, files, bytes, columns, Delta version."""
     from pipelines.lake import report  # noqa: PLC0415  # heavy only here
 
@@ -182,30 +178,22 @@ def _run() -> int:
         app()
     except SystemExit as ended:
         return code_of(ended)
-    except (PipelineError, SchemaError) as error:
-        return _told(error, next(code for kinds, code in EXIT_CODES if isinstance(error, kinds)))
-    except OSError as error:
-        return _told(RetryLaterError(f"{error}; is the disk there, with room, and may this user read and write it?"), EXIT_RETRY)
+    except REPORTED as error:
+        return report(error)
     return 0
 
 
-def _told(error: Exception, code: int) -> int:
-    say(f"catchment: {error}", err=True)
-    return code
-
-
-def _lake(path: Path) -> Path:
+def _lake(path: Path | None) -> Path:
     from pipelines.lake.remote import lake_of  # noqa: PLC0415  # only here
 
-    config: CoreConfig = load_core_config(path)
-    return lake_of(config)
+    return lake_of(load_core_config(path))
 
 
 def _lists_commands() -> bool:
     """Whether only the list of commands is asked for, so that no room need be imported to say what it does."""
     typed = os.environ[_TYPED].split() if _TYPED in os.environ else sys.argv
     words = [word for word in typed[1:] if not word.startswith("-")]
-    return not any(word in ROOMS for word in words)
+    return not any(word in ROOMS or word in LazyRooms.renamed for word in words)
 
 
 def _stand_in(name: str, room: Room) -> typer.Typer:

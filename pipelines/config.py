@@ -1,14 +1,19 @@
 """The core's configuration: one TOML file, read once, into one frozen object."""
 
+import os
 import tomllib
 from pathlib import Path
 
 import msgspec
 
+from catchment.runtime.renamed_keys import rename_keys
 from pipelines.errors import ConfigError
 from schemas.topics import DEFAULT_NAMESPACE
 
 MAX_LIFETIME_H = 87_600
+CONFIG_VARIABLE = "CATCHMENT_CONFIG"
+CONFIG_PLACES = (Path("core.toml"), Path("/etc/catchment/core.toml"))
+RENAMED_KEYS = {"run.crew": "run.worker_processes", "run.workers": "run.dask_workers"}
 
 
 class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +80,7 @@ class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How segments become rows, and where: `runner`, `workers` and `beam_options` are what `catchment run` takes.
+    """How segments become rows, and where: `runner`, `dask_workers` and `beam_options` are what `catchment run` takes.
 
     A run is held back where `fault_stop_share` of its messages meet a fault of our own, and `fault_stop_count` in a row with it.
     Of one device no more than `max_device_ranges` settled ranges are kept apart: beyond them its oldest gaps are closed.
@@ -87,9 +92,9 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_row_bytes: int = 64 * 1024 * 1024
     max_image_pixels: int = 20_000_000_000
     runner: str = "direct"
-    workers: int = 0
+    dask_workers: int = 0
     beam_options: tuple[str, ...] = ()
-    crew: int = 2
+    worker_processes: int = 2
     worker_memory_bytes: int = 4 * 1024**3
     fault_stop_share: float = 0.9
     fault_stop_count: int = 10
@@ -182,14 +187,38 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Path(self.lake)
 
 
-def load_core_config(path: Path) -> CoreConfig:
+def found_config() -> Path | None:
+    """The configuration that a command takes without `-c`; None if there is none."""
+    if os.environ.get(CONFIG_VARIABLE):
+        return Path(os.environ[CONFIG_VARIABLE])
+    return next((path for path in CONFIG_PLACES if path.exists()), None)
+
+
+def config_path(path: Path | None) -> Path:
+    """The configuration file that `-c` names, or the one that is found without it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = path or found_config()
+    if found is None:
+        places = ", ".join(map(str, CONFIG_PLACES))
+        raise ConfigError(f"no configuration: neither ${CONFIG_VARIABLE} nor {places}; give the core's TOML file with -c")
+    return found
+
+
+def load_core_config(path: Path | None = None) -> CoreConfig:
     """Read a configuration file; relative paths in it are taken from its own folder.
+
+    Args:
+        path: the file; None: `$CATCHMENT_CONFIG`, else `./core.toml`, else `/etc/catchment/core.toml`.
 
     Raises:
         ConfigError: no such file, not TOML, or an unknown key or wrong type; the message names it.
     """
+    path = config_path(path)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = rename_keys(tomllib.loads(path.read_text(encoding="utf-8")), RENAMED_KEYS, str(path))
         config = msgspec.convert(document, type=CoreConfig)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing file with -c") from error
@@ -197,11 +226,26 @@ def load_core_config(path: Path) -> CoreConfig:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {error}; see docs/data-engineer.md for every key") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if config.broker.tls is None and config.broker.host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(f"{path}: broker.host {config.broker.host!r} is not loopback; give [broker.tls] ca, cert and key")
     if not 1 <= config.director.lifetime_h <= MAX_LIFETIME_H:
         raise ConfigError(f"{path}: director.lifetime_h {config.director.lifetime_h:g} must be within 1 and {MAX_LIFETIME_H}")
-    return _anchored(config, path.parent)
+    anchored = _anchored(config, path.parent)
+    require_folder(anchored.lake_root)
+    return anchored
+
+
+def require_folder(root: Path) -> None:
+    """Refuse a lake root that cannot be a folder; one that is not there yet can.
+
+    Raises:
+        ConfigError: it, or what it would lie in, is a file.
+    """
+    nearest = next((path for path in (root, *root.parents) if path.exists()), root)
+    if nearest.exists() and not nearest.is_dir():
+        raise ConfigError(f"{root}: {'the lake root' if nearest == root else nearest} is a file; give `lake` a folder")
 
 
 def _anchored(config: CoreConfig, folder: Path) -> CoreConfig:

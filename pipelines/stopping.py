@@ -15,9 +15,10 @@ from threading import Event
 
 import structlog
 
+from catchment.runtime.exits import FORCED
+
 # `catchment up` stops its processes one after the other, and is to end within ten seconds itself.
 WITHIN_S = 7.0
-EXIT_FORCED = 143  # as a shell tells the end by SIGTERM
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +46,7 @@ def _watch(reading: int, stop: Event, within_s: float) -> None:
     select.select([], [], [], within_s)
     log.warning("stop_forced", after_s=within_s, hint="what was in hand is done again at the next start")
     end_descendants(os.getpid())
-    os._exit(EXIT_FORCED)
+    os._exit(FORCED)
 
 
 def end_descendants(pid: int) -> None:

@@ -17,6 +17,7 @@ from threading import Event
 
 import structlog
 
+from catchment.runtime.exits import DONE, MEANINGS, USAGE
 from pipelines.stopping import end_descendants
 
 POLL_S = 0.1
@@ -26,15 +27,8 @@ STEADY_S = 60.0
 # One after the other, and all of them within ten seconds: each ends by itself in seven, whatever it is doing (`stopping`).
 NEXT_AFTER_S = 2.0
 STOP_WITHIN_S = 9.5
-EXIT_CONFIG = 2
 
-_MEANINGS = {
-    0: "it ended unasked",
-    1: "stop and look: the lake needs a hand, or a fault of our own; its last line says which",
-    EXIT_CONFIG: "its configuration is wrong; correct it",
-    3: "refused: another one is at work here",
-    75: "something outside stayed away",
-}
+_MEANINGS = {**MEANINGS, DONE: "it ended unasked"}
 
 BRIDGE, RUN, MODELS, MAINTAIN = ("bridge",), ("run",), ("model", "serve"), "maintain"
 
@@ -88,7 +82,7 @@ class Child:
             return None
         self.process = None
         self.failures = 1 if now_s - self.started_s > STEADY_S else self.failures + 1
-        self.is_misconfigured = code == EXIT_CONFIG
+        self.is_misconfigured = code == USAGE
         pause_s = LONGEST_PAUSE_S if self.is_misconfigured else next_pause(self.failures)
         self.due_s = now_s + pause_s
         log.error("fell", child=self.name, code=code, means=_MEANINGS.get(code, "killed" if code < 0 else "it fell over"),
@@ -152,7 +146,7 @@ def supervise(config: Path, stop: Event, *, with_models: bool, maintain_every_s:
                 child.tend(time.monotonic())
             if all(child.is_misconfigured for child in children if child.name != MAINTAIN):
                 log.error("nothing_runs", reason="every child says that its configuration is wrong", config=str(config))
-                code = EXIT_CONFIG
+                code = USAGE
             stop.wait(POLL_S)
     finally:
         stop_all(children)

@@ -82,5 +82,5 @@ for role in bridge run; do
     run_locked --detach --name "try-$role" "${mounts[@]}" -v "$loop/lake:/var/lib/catchment" catchment-core $role -c /etc/catchment/core.toml
 done
 run_locked --memory 256m "${mounts[@]}" -v "$loop/state:/var/lib/catchment" catchment-agent run -c /etc/catchment/agent.toml --until-settled
-run_locked "${mounts[@]}" -v "$loop/lake:/var/lib/catchment" catchment-core ledger -c /etc/catchment/core.toml
+run_locked "${mounts[@]}" -v "$loop/lake:/var/lib/catchment" catchment-core books -c /etc/catchment/core.toml
 podman "${store[@]}" stop -t 60 try-bridge try-run

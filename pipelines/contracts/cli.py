@@ -8,16 +8,18 @@ from typing import Annotated
 
 import typer
 
+from catchment.runtime.exits import DONE, STOP
 from catchment.runtime.output import say_document, say_json
 from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
-from pipelines.contracts.diff import diff_contracts
+from pipelines.contracts.diff import Difference, diff_contracts
 from pipelines.contracts.infer import draft_contract
 from pipelines.contracts.json_schema import arrow_schema, json_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.quality_cli import quality
 from pipelines.contracts.registry import ContractSet
-from pipelines.errors import PipelineError
+from pipelines.errors import NotFoundError, PipelineError
+from pipelines.options import AsJson, Config, Contracts, contract_folder, require_files
 from schemas.contract import Column, Contract, encode_contract
 
 contract_app = typer.Typer(help="Check, show, compare and draft data contracts.", no_args_is_help=True)
@@ -40,31 +42,40 @@ _WRITERS: dict[Form, Callable[[Contract], str]] = {
     Form.AGENT: lambda contract: encode_contract(contract).decode(),
 }
 _REFUSED = styled("refused", "red")
-Folder = Annotated[str, typer.Option("--contracts", help="Folder of *.odcs.yaml contracts beside the built-in ones.")]
 
 
 @contract_app.command()
-def check(files: Annotated[list[Path], typer.Argument(help="ODCS documents (YAML).")]) -> None:
-    """Read each document and compile its quality rules."""
+def check(files: Annotated[list[Path], typer.Argument(help="ODCS documents (YAML).")], as_json: AsJson = False) -> None:
+    """Read each document and compile its quality rules; exit code 1 if one is not valid."""
+    require_files(files)
     console = PlainConsole(highlight=False, soft_wrap=True)
-    bad = 0
+    rows: list[dict[str, object]] = []
     for path in files:
         try:
             contract = load_odcs(path)
-            told = f" {path}: {contract.name} {contract.version}, {len(contract.columns)} columns"
-            console.print(joined(styled("ok", "green"), told))
+            found = f"{contract.name} {contract.version}, {len(contract.columns)} columns"
+            rows.append({"file": str(path), "is_valid": True, "contract": f"{contract.name}@{contract.version}", "fault": ""})
+            if not as_json:
+                console.print(joined(styled("ok", "green"), f" {path}: {found}"))
         except PipelineError as error:
-            bad += 1
-            console.print(_REFUSED, str(error))
-    raise typer.Exit(1 if bad else 0)
+            rows.append({"file": str(path), "is_valid": False, "contract": "", "fault": str(error)})
+            if not as_json:
+                console.print(_REFUSED, str(error))
+    if as_json:
+        say_json(json.dumps(rows))
+    raise typer.Exit(DONE if all(row["is_valid"] for row in rows) else STOP)
 
 
 @contract_app.command("ls")
-def list_contracts(contracts: Folder = "") -> None:
+def list_contracts(contracts: Contracts = "", config: Config = None, as_json: AsJson = False) -> None:
     """List every contract."""
+    known = _load(contracts, config).all()
+    if as_json:
+        say_json(json.dumps([_summary(each) for each in known]))
+        return
     console = PlainConsole(highlight=False)
     table = PlainTable("stream", "version", "columns", "payload", "retention", "owner", box=None)
-    for each in _load(console, contracts).all():
+    for each in known:
         payload = "-" if each.payload is None else ", ".join(each.payload.media_types)
         retention = "-" if each.retention_days is None else f"{each.retention_days} d"
         table.add_row(each.name, each.version, str(len(each.columns)), payload, retention, each.owner or "-")
@@ -75,28 +86,41 @@ def list_contracts(contracts: Folder = "") -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A stream's name, or the path of an ODCS document.")],
     version: Annotated[str | None, typer.Option(help="A version; the newest without it.")] = None,
-    contracts: Folder = "",
+    contracts: Contracts = "",
+    config: Config = None,
     as_: Annotated[Form, typer.Option("--as", help="As a table, as other tools read it, or as an agent does.")] = Form.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document, as an agent reads it: --as agent.")] = False,
 ) -> None:
     """Show a contract's columns, or write it as ODCS, JSON Schema, Arrow schema, or compiled for a device's agent."""
-    console = PlainConsole(highlight=False)
-    contract = _find(console, name, version, contracts)
-    if as_ is Form.TABLE:
-        _print(console, contract)
+    contract = _find(name, version, _load(contracts, config))
+    form = Form.AGENT if as_json and as_ is Form.TABLE else as_
+    if form is Form.TABLE:
+        _print(PlainConsole(highlight=False), contract)
     else:
-        say = say_json if as_ in (Form.AGENT, Form.JSON_SCHEMA) else say_document
-        say(_WRITERS[as_](contract).rstrip())
+        say = say_json if form in (Form.AGENT, Form.JSON_SCHEMA) else say_document
+        say(_WRITERS[form](contract).rstrip())
 
 
 @contract_app.command()
 def diff(
     old: Annotated[str, typer.Argument(help="The version that devices send now: a file, a stream, or stream@version.")],
     new: Annotated[str, typer.Argument(help="The version to come, likewise.")],
-    contracts: Folder = "",
+    contracts: Contracts = "",
+    config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what changed between two versions, and whether what works today goes on working; exit 1 if not."""
+    known = _load(contracts, config)
+    found = diff_contracts(*(_find(*_named(each), known) for each in (old, new)))
+    if as_json:
+        say_json(json.dumps(_compared(found)))
+    else:
+        _print_changes(found)
+    raise typer.Exit(DONE if found.is_compatible and found.is_version_right else STOP)
+
+
+def _print_changes(found: Difference) -> None:
     console = PlainConsole(highlight=False, soft_wrap=True)
-    found = diff_contracts(*(_find(console, *_named(each), contracts) for each in (old, new)))
     for change in found.changes:
         mark, why = (styled("breaks", "red"), f": {change.why}") if change.is_breaking else (styled("fine  ", "green"), "")
         console.print(mark, f"{change.where}: {change.what}{why}")
@@ -104,7 +128,19 @@ def diff(
     wanted = "" if found.is_version_right else f"; the version must be {found.version_wanted} or higher"
     told = f": {len(found.changes)} changes from {found.old.version} to {found.new.version}{wanted}"
     console.print(joined(verdict, told))
-    raise typer.Exit(0 if found.is_compatible and found.is_version_right else 1)
+
+
+def _compared(found: Difference) -> dict[str, object]:
+    return {
+        "old": found.old.version,
+        "new": found.new.version,
+        "is_compatible": found.is_compatible,
+        "is_version_right": found.is_version_right,
+        "version_wanted": found.version_wanted,
+        "changes": [
+            {"where": each.where, "what": each.what, "is_breaking": each.is_breaking, "why": each.why} for each in found.changes
+        ],
+    }
 
 
 @contract_app.command()
@@ -115,14 +151,11 @@ def infer(
     bounds: Annotated[bool, typer.Option("--bounds", help="Write ranges and values seen as bounds.")] = False,
 ) -> None:
     """Draft a contract from a file, as ODCS YAML for you to correct."""
-    try:
-        draft = draft_contract(file, name, max_rows=rows, bounds=bounds)
-        for line in draft.hints.lines(draft.contract.name, str(file)):
-            say_document(f"# {plain(line)}".rstrip())
-        say_document(to_odcs(draft.contract).rstrip())
-    except PipelineError as error:
-        PlainConsole(highlight=False, soft_wrap=True, stderr=True).print(_REFUSED, str(error))
-        raise typer.Exit(1) from error
+    require_files([file])
+    draft = draft_contract(file, name, max_rows=rows, bounds=bounds)
+    for line in draft.hints.lines(draft.contract.name, str(file)):
+        say_document(f"# {plain(line)}".rstrip())
+    say_document(to_odcs(draft.contract).rstrip())
 
 
 def _named(text: str) -> tuple[str, str | None]:
@@ -130,16 +163,22 @@ def _named(text: str) -> tuple[str, str | None]:
     return name, version or None
 
 
-def _find(console: PlainConsole, name: str, version: str | None, contracts: str) -> Contract:
-    try:
-        contract = load_odcs(Path(name)) if name.endswith(".yaml") else _load(console, contracts).get(name, version)
-    except PipelineError as error:
-        console.print(_REFUSED, str(error))
-        raise typer.Exit(1) from error
+def _find(name: str, version: str | None, known: ContractSet) -> Contract:
+    contract = load_odcs(Path(name)) if name.endswith(".yaml") else known.get(name, version)
     if contract is None:
-        console.print(_REFUSED, f"no contract {name!r} of that version; see: catchment contract ls")
-        raise typer.Exit(1)
+        raise NotFoundError(f"no contract {name!r} of that version; see: catchment contract ls")
     return contract
+
+
+def _summary(contract: Contract) -> dict[str, object]:
+    return {
+        "stream": contract.name,
+        "version": contract.version,
+        "columns": len(contract.columns),
+        "media_types": None if contract.payload is None else list(contract.payload.media_types),
+        "retention_days": contract.retention_days,
+        "owner": contract.owner,
+    }
 
 
 def _print(console: PlainConsole, contract: Contract) -> None:
@@ -182,12 +221,8 @@ def _accepted(column: Column) -> str:
     return ", ".join(parts)
 
 
-def _load(console: PlainConsole, folder: str) -> ContractSet:
-    try:
-        return ContractSet.load(folder)
-    except PipelineError as error:
-        console.print(_REFUSED, str(error))
-        raise typer.Exit(1) from error
+def _load(folder: str, config: Path | None) -> ContractSet:
+    return ContractSet.load(contract_folder(config, folder))
 
 
 contract_app.command("quality")(quality)

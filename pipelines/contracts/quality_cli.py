@@ -4,20 +4,21 @@ import json
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated
 
 import polars as pl
 import typer
 
+from catchment.runtime.exits import DONE, STOP
 from catchment.runtime.output import say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable, styled
 from pipelines.config import load_core_config
 from pipelines.contracts.quality_drift import NULLS, Drift, bounds_of, drift
 from pipelines.contracts.quality_store import keep_quality, read_quality
 from pipelines.contracts.registry import ContractSet
-from pipelines.errors import ConfigError, PipelineError
+from pipelines.errors import ConfigError, NotFoundError
 from pipelines.lake.remote import lake_of
+from pipelines.options import AsJson, Config
 from schemas.contract import NUMERIC_TYPES, Contract, PiiClass
 
 _WINDOW = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
@@ -42,32 +43,29 @@ class Line:
 
 def quality(
     stream: Annotated[str, typer.Argument(help="The stream.")],
-    config: Annotated[Path, typer.Option("--config", "-c", help="The core's configuration.")] = Path("core.toml"),
+    config: Config = None,
     runs: Annotated[int, typer.Option(help="How many of the last runs to show as one.", min=1)] = 20,
     reference: Annotated[str, typer.Option(help="Runs to compare with, as 1..100; without it the 100 before.")] = "",
     fail_above: Annotated[float | None, typer.Option(help="Exit 1 if an index is above, for use in a pipeline.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Keep what every new run looks like, and tell counts, ranges and drift of the last ones."""
     console = PlainConsole(highlight=False, soft_wrap=True)
-    try:
-        core = load_core_config(config)
-        contract = ContractSet.load(core.contracts).get(stream, None)
-        if contract is None:
-            raise ConfigError(f"there is no contract for stream {stream!r}; see: catchment contract ls")
-        root = lake_of(core)
-        keep_quality(root, contract)
-        lines, shown, before = compare(read_quality(root, stream), contract, runs, _window(reference))
-    except PipelineError as error:
-        console.print(styled("refused", "red"), str(error))
-        raise typer.Exit(2) from error
+    core = load_core_config(config)
+    window = _window(reference)
+    contract = ContractSet.load(core.contracts).get(stream, None)
+    if contract is None:
+        raise NotFoundError(f"there is no contract for stream {stream!r}; see: catchment contract ls")
+    root = lake_of(core)
+    keep_quality(root, contract)
+    lines, shown, before = compare(read_quality(root, stream), contract, runs, window)
     if as_json:
         told = {"stream": stream, "runs": shown, "reference": before, "columns": [asdict(line) for line in lines]}
         say_json(json.dumps(told, allow_nan=False))
     else:
         _print(console, f"{stream}: runs {_span(shown)} against {_span(before)}", lines)
     is_above = fail_above is not None and any(line.psi is not None and line.psi > fail_above for line in lines)
-    raise typer.Exit(1 if is_above else 0)
+    raise typer.Exit(STOP if is_above else DONE)
 
 
 def compare(

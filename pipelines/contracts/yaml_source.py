@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, NotFoundError
 
 MAX_YAML_BYTES = 4 * 1024 * 1024
 _MAX_DEPTH = 32
@@ -46,11 +46,14 @@ def read_yaml(path: Path) -> YamlSource:
     """Read one YAML document: no aliases, no duplicate keys, no tags, bounded size and depth.
 
     Raises:
+        NotFoundError: there is no such file.
         ConfigError: it cannot be read, or is not such a document; the message names file and line.
     """
     try:
         with path.open("rb") as file:
             body = file.read(MAX_YAML_BYTES + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file; give an existing one") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     return parse_yaml(path, body)

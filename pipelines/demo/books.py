@@ -9,14 +9,14 @@ from schemas.reported import StreamBooks
 
 
 class AgentLedger(msgspec.Struct, frozen=True):
-    """What `edge-agent ledger --json` tells."""
+    """What `edge-agent books --json` tells."""
 
     device: str
     books: tuple[StreamBooks, ...]
 
 
 class CoreStreamBooks(msgspec.Struct, frozen=True):
-    """The core's books of one stream: one of the rows that `catchment ledger --json` tells."""
+    """The core's books of one stream: one of the rows that `catchment books --json` tells."""
 
     stream: str
     received: int

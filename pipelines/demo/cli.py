@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-from catchment.runtime.output import say_json
+from catchment.runtime.exits import INTERRUPTED, STOP
+from catchment.runtime.output import say, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.clock import SystemClock
 from pipelines.demo.run import DemoOptions, Outcome, folder_name, outcome_json, run_demo
 from pipelines.demo.view import View
 from pipelines.errors import PipelineError
-
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 
 def demo(
@@ -42,17 +41,16 @@ def demo(
             outcome = _run(data, DemoOptions(folder, seconds, seed), view)
     except KeyboardInterrupt:
         console.print(f"stopped; everything that was started has ended. What was written lies in {folder}")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except PipelineError as error:
-        console.print(f"the demo failed: {error}", style="bold red", soft_wrap=True)
-        console.print(f"what was written, and the logs, lie in {folder}")
-        raise typer.Exit(EXIT_FAILED) from error
+        raise typer.Exit(INTERRUPTED) from None
+    except PipelineError:
+        say(f"the demo failed; what was written, and the logs, are in {folder}", err=True)
+        raise
     if as_json:
         say_json(outcome_json(outcome))
     else:
         _tell(console, outcome)
     if outcome.faults:
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(STOP)
 
 
 def _run(data: Path | None, options: DemoOptions, view: View) -> Outcome:

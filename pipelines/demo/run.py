@@ -193,13 +193,13 @@ def account(
     """Ask both sides for their books, and compare them with each other, the lake and what the devices made."""
     ledgers = tuple(
         msgspec.json.decode(
-            stage.commands.run("edge-agent", "ledger", "-c", str(stage.site.agent_config(agent.device)), "--json"),
+            stage.commands.run("edge-agent", "books", "-c", str(stage.site.agent_config(agent.device)), "--json"),
             type=AgentLedger,
         )
         for agent in agents
     )
     core = msgspec.json.decode(
-        stage.commands.run("catchment", "ledger", "-c", str(stage.site.core_config), "--json"), type=tuple[CoreStreamBooks, ...]
+        stage.commands.run("catchment", "books", "-c", str(stage.site.core_config), "--json"), type=tuple[CoreStreamBooks, ...]
     )
     rows = {line.stream: line.committed for line in stage.snapshot().streams}
     found = faults(ledgers, core, _made(stage.site), rows)

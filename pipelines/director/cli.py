@@ -10,14 +10,13 @@ from pipelines.config import load_core_config
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import add_director_key, require_director, retire_director_key
 from pipelines.errors import RefusedError
+from pipelines.options import Config
 
 director_app = typer.Typer(help="The key that signs what devices are ordered to do.", no_args_is_help=True)
-Core = Annotated[Path, typer.Option("-c", "--config", help="The core's configuration.")]
-_CORE = Path("core.toml")
 
 
 @director_app.command()
-def init(config: Core = _CORE) -> None:
+def init(config: Config = None) -> None:
     """Make the first key, and print what devices are configured with."""
     folder = director_folder(load_core_config(config))
     if any(folder.glob("director-*.pem")):
@@ -28,7 +27,7 @@ def init(config: Core = _CORE) -> None:
 
 
 @director_app.command()
-def add(config: Core = _CORE) -> None:
+def add(config: Config = None) -> None:
     """Make another key beside those that are there: from now on all of them sign."""
     folder = director_folder(load_core_config(config))
     require_director(folder)
@@ -40,7 +39,7 @@ def add(config: Core = _CORE) -> None:
 @director_app.command()
 def retire(
     public_key: Annotated[str, typer.Argument(help="The public key, or its first digits.")],
-    config: Core = _CORE,
+    config: Config = None,
 ) -> None:
     """Delete a private key: devices that trust no other follow nothing any more."""
     folder = director_folder(load_core_config(config))
@@ -50,7 +49,7 @@ def retire(
 
 @director_app.command()
 def show(
-    config: Core = _CORE,
+    config: Config = None,
     bare: Annotated[bool, typer.Option("--bare", help="One key a line, for `edge-agent enrol --director`.")] = False,
 ) -> None:
     """Print the public keys."""

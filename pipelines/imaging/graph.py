@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import apache_beam
 import msgspec
 
 from pipelines.atomic import write_atomic
@@ -16,10 +15,10 @@ from pipelines.errors import CorruptLakeError
 from pipelines.imaging.slides import ChipFile, SlideRef
 from pipelines.imaging.store import ChipPlace
 from pipelines.imaging.work import BandRows, Refusal, SlideTask, cut, finish_slide, plan_bands
+from pipelines.runners.beam import beam
 from pipelines.runners.engine import Engine
 from pipelines.runners.run import run_pipeline
 
-beam: Any = apache_beam  # it ships no types
 IN_PROCESS = Engine()
 
 

@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import apache_beam
 import msgspec
 
 from pipelines.ingest.afield import folder_here
@@ -22,11 +21,11 @@ from pipelines.ingest.work import ItemResult, Prepared, Work
 from pipelines.lake.copy import discard, keep
 from pipelines.lake.layout import failed_path, prepared_path
 from pipelines.lake.remote import remote_of
+from pipelines.runners.beam import apache_beam, beam
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import run_pipeline
 
 # Beam ships annotations for some of its calls and none for others: to the type checker it is one untyped library.
-beam: Any = apache_beam
 
 
 class Settle(apache_beam.DoFn):

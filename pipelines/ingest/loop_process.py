@@ -54,10 +54,12 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
             broker_client_context(config.broker)  # what is wrong with its files must stop the start, not the first receipt
             ready = stack.enter_context(opened(engine, config.run.worker_test_s))
             sender = stack.enter_context(ReceiptSender(config, client_id, clock))
-            members = crew(config.run.crew) if config.run.crew and ready.kind is RunnerKind.DIRECT else None
+            members = (
+                crew(config.run.worker_processes) if config.run.worker_processes and ready.kind is RunnerKind.DIRECT else None
+            )
             if members:
-                members.start(config.run.crew)
-            loop = RunLoop(config, sender, clock, ready, config.run.crew)
+                members.start(config.run.worker_processes)
+            loop = RunLoop(config, sender, clock, ready, config.run.worker_processes)
             if members and not once:
                 members.wait_ready()
         tries = Tries()

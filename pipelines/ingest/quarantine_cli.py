@@ -18,6 +18,7 @@ from pipelines.lake.copy import size_of
 from pipelines.lake.quarantined import Where, closed, grouped, heads
 from pipelines.lake.remote import lake_of
 from pipelines.lake.scratch import scratch
+from pipelines.options import AsJson, Config
 from pipelines.tables import show
 from schemas.envelope import parse_time
 from schemas.errors import EnvelopeError
@@ -26,8 +27,6 @@ quarantine_app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Refused samples: see why, replay them once mended, or discard them."
 )
 
-Config = Annotated[Path, typer.Option("-c", "--config", help="The core's TOML file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 Ids = Annotated[list[str] | None, typer.Option("--id", help="This row; may be given again.")]
 Stream = Annotated[str | None, typer.Option(help="Of this stream; '' for messages that told none.")]
 Stage = Annotated[str | None, typer.Option(help="Refused at this stage.")]
@@ -45,7 +44,7 @@ _POLL_S = 0.2
 
 
 @quarantine_app.command("ls")
-def ls(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
+def ls(config: Config = None, as_json: AsJson = False) -> None:
     """Refused samples by stream, stage and kind of reason, the most first."""
     show("Quarantine", grouped(heads(_lake(config), Where())), as_json=as_json)
 
@@ -53,7 +52,7 @@ def ls(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
 @quarantine_app.command("show")
 def show_rows(
     stream: Annotated[str, typer.Argument(help="A stream's name; '' for messages that told none.")],
-    config: Config = Path("core.toml"),
+    config: Config = None,
     stage: Stage = None,
     reason: Reason = None,
     device: Device = None,
@@ -70,7 +69,7 @@ def show_rows(
 
 @quarantine_app.command("replay")
 def replay(  # noqa: PLR0913, PLR0917  # each is an option of the command line
-    config: Config = Path("core.toml"),
+    config: Config = None,
     ids: Ids = None,
     stream: Stream = None,
     stage: Stage = None,
@@ -90,7 +89,7 @@ def replay(  # noqa: PLR0913, PLR0917  # each is an option of the command line
 
 @quarantine_app.command("discard")
 def discard(  # noqa: PLR0913, PLR0917  # likewise
-    config: Config = Path("core.toml"),
+    config: Config = None,
     ids: Ids = None,
     stream: Stream = None,
     stage: Stage = None,
@@ -176,5 +175,5 @@ def _outcome(root: Path, ids: tuple[str, ...]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lake(path: Path) -> Path:
+def _lake(path: Path | None) -> Path:
     return lake_of(load_core_config(path))

@@ -5,10 +5,12 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from deltalake import DeltaTable, PostCommitHookProperties, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, DeltaProtocolError, TableNotFoundError
+from pyarrow import fs
 
 from pipelines.atomic import sync_folder
 from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, RefusedError, RetryLaterError
@@ -42,6 +44,16 @@ def open_table(root: Path, name: str) -> DeltaTable | None:
         raise CorruptLakeError(f"{root / name}: its Delta log cannot be read ({said}); restore _delta_log") from error
 
 
+def files_of(table: DeltaTable) -> fs.FileSystem | None:
+    """Arrow's own access to the files of a table in a folder; None for one in a bucket.
+
+    The table library's access is written in Python. A thread of Arrow that still holds it when the interpreter ends aborts the
+    process (apache/arrow#39862).
+    """
+    address = urlsplit(table.table_uri)
+    return fs.SubTreeFileSystem(unquote(address.path), fs.LocalFileSystem()) if address.scheme in ("", "file") else None
+
+
 def dataset_of(table: DeltaTable) -> Any:
     """A table's rows, to be filtered and read in batches.
 
@@ -49,7 +61,7 @@ def dataset_of(table: DeltaTable) -> Any:
         RefusedError: another tool has switched on what the reader here does not know, such as deletion vectors.
     """
     try:
-        return table.to_pyarrow_dataset()
+        return table.to_pyarrow_dataset(filesystem=files_of(table))
     except DeltaProtocolError as error:
         raise RefusedError(
             f"{table.table_uri}: {error} Rewrite the table without that feature with the tool that set it"

@@ -1,15 +1,19 @@
 """`catchment policy`: check and test policies before they are merged."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from catchment.runtime.exits import DONE, STOP
+from catchment.runtime.output import say_json
 from catchment.runtime.terminal import PlainConsole, joined, styled
 from pipelines.contracts.registry import ContractSet
 from pipelines.contracts.yaml_source import read_yaml
 from pipelines.errors import PipelineError
 from pipelines.inspect.run import check_step
+from pipelines.options import AsJson, Config, Contracts, contract_folder, require_files
 from pipelines.policy import edge_cli, file_cli, lake_cli, look_cli
 from pipelines.policy.documents import load_policy
 from pipelines.policy.edge import edge_rules
@@ -33,15 +37,15 @@ policy_app.command("retag")(lake_cli.retag)
 
 _REFUSED, _UNTESTED = styled("refused", "red"), styled("untested", "yellow")
 Files = Annotated[list[Path], typer.Argument(help="Policy files (YAML).")]
-Contracts = Annotated[str, typer.Option("--contracts", help="Folder of *.odcs.yaml contracts beside the built-in ones.")]
 
 
 @policy_app.command()
-def check(files: Files, contracts: Contracts = "") -> None:
-    """Compile every rule against the contracts of its streams."""
+def check(files: Files, contracts: Contracts = "", config: Config = None, as_json: AsJson = False) -> None:
+    """Compile every rule against the contracts of its streams; exit code 1 if one is not valid."""
     console = PlainConsole(highlight=False, soft_wrap=True)
-    known = _contracts(console, contracts)
-    bad = 0
+    known = ContractSet.load(contract_folder(config, contracts))
+    require_files(files)
+    rows: list[dict[str, object]] = []
     for path in files:
         try:
             policy = load_policy(path)
@@ -49,30 +53,49 @@ def check(files: Files, contracts: Contracts = "") -> None:
             edge_rules([policy], known)
             for step in policy.inspect:
                 check_step(step, path.parent / step.file if step.file else None)
-            told = f" {path}: {_title(policy)}, {len(policy.rules)} rules for {', '.join(policy.streams)}"
-            console.print(joined(styled("ok", "green"), told))
+            rows.append({"file": str(path), "is_valid": True, "policy": _title(policy), "fault": ""})
+            if not as_json:
+                found = f" {path}: {_title(policy)}, {len(policy.rules)} rules for {', '.join(policy.streams)}"
+                console.print(joined(styled("ok", "green"), found))
         except PipelineError as error:
-            bad += 1
-            console.print(_REFUSED, _located(path, error))
-    raise typer.Exit(1 if bad else 0)
+            rows.append({"file": str(path), "is_valid": False, "policy": "", "fault": _located(path, error)})
+            if not as_json:
+                console.print(_REFUSED, _located(path, error))
+    if as_json:
+        say_json(json.dumps(rows))
+    raise typer.Exit(DONE if all(row["is_valid"] for row in rows) else STOP)
 
 
 @policy_app.command("test")
-def run_examples(files: Files, contracts: Contracts = "") -> None:
-    """Run every policy's examples, and name the rules that no example reaches."""
+def run_examples(files: Files, contracts: Contracts = "", config: Config = None, as_json: AsJson = False) -> None:
+    """Run every policy's examples, and name the rules that no example reaches; exit code 1 if one fails."""
     console = PlainConsole(highlight=False, soft_wrap=True)
-    known = _contracts(console, contracts)
-    bad = 0
+    known = ContractSet.load(contract_folder(config, contracts))
+    require_files(files)
+    rows: list[dict[str, object]] = []
     for path in files:
         try:
             trial = try_policy(load_policy(path), known)
         except PipelineError as error:
-            bad += 1
-            console.print(_REFUSED, _located(path, error))
+            rows.append({"file": str(path), "is_passed": False, "fault": _located(path, error)})
+            if not as_json:
+                console.print(_REFUSED, _located(path, error))
             continue
-        bad += not trial.is_passed
-        _report(console, path, trial)
-    raise typer.Exit(1 if bad else 0)
+        rows.append(_tried(path, trial))
+        if not as_json:
+            _report(console, path, trial)
+    if as_json:
+        say_json(json.dumps(rows))
+    raise typer.Exit(DONE if all(row["is_passed"] for row in rows) else STOP)
+
+
+def _tried(path: Path, trial: Trial) -> dict[str, object]:
+    failures = [
+        {"example": each.example + 1, "stream": each.stream, "wanted": each.wanted, "got": each.found} for each in trial.failures
+    ]
+    return {"file": str(path), "is_passed": trial.is_passed, "fault": "", "policy": _title(trial.policy),
+            "examples": len(trial.policy.examples), "failures": failures, "unfired": list(trial.unfired),
+            "untrue": list(trial.untrue)}  # fmt: skip
 
 
 def _report(console: PlainConsole, path: Path, trial: Trial) -> None:
@@ -87,14 +110,6 @@ def _report(console: PlainConsole, path: Path, trial: Trial) -> None:
         console.print(joined(_UNTESTED, f" {path}: no example gets {', '.join(trial.unfired)}"))
     for text in trial.untrue:
         console.print(joined(_UNTESTED, f" {path}: no example makes this true: {text}"))
-
-
-def _contracts(console: PlainConsole, folder: str) -> ContractSet:
-    try:
-        return ContractSet.load(folder)
-    except PipelineError as error:
-        console.print(_REFUSED, str(error))
-        raise typer.Exit(1) from error
 
 
 def _title(policy: Policy) -> str:

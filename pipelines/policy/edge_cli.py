@@ -10,10 +10,11 @@ from catchment.runtime.output import say, say_document
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import DocumentSigner, parse_key, require_director, write_key
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, NotFoundError
 from pipelines.ingest.receipts import MqttPublisher
+from pipelines.options import Config
 from pipelines.policy.edge import edge_inspectors, edge_rules, numbered_policy, signed_message
-from pipelines.policy.site import CORE, Config, Site
+from pipelines.policy.site import Site
 from pipelines.rollout.fleet import reported_models
 from schemas.ids import DeviceId
 from schemas.topics import Topics
@@ -29,7 +30,7 @@ def push(
     key: Annotated[
         Path | None, typer.Option("--key", help="The private key that `keygen` made; default: the director's keys.")
     ] = None,
-    config: Config = CORE,
+    config: Config = None,
     device: Annotated[list[str] | None, typer.Option("--device", help="Which; default: all that have reported.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compile and show; sign and send nothing.")] = False,
 ) -> None:
@@ -46,6 +47,7 @@ def policy_signer(core: CoreConfig, path: Path | None) -> DocumentSigner:
         path: the file of another key; None: the director's.
 
     Raises:
+        NotFoundError: there is no such file.
         ConfigError: the file cannot be read.
         RefusedError: there is no such key, or it is not an Ed25519 private key.
     """
@@ -53,6 +55,8 @@ def policy_signer(core: CoreConfig, path: Path | None) -> DocumentSigner:
         return require_director(director_folder(core))
     try:
         body = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file; make one with `catchment policy keygen`") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); make one with `catchment policy keygen`") from error
     return DocumentSigner([parse_key(body, str(path))])

@@ -8,6 +8,7 @@ import typer
 from catchment.runtime.output import say, say_document
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, PipelineError
+from pipelines.options import Config, Contracts, contract_folder, require_files
 from pipelines.policy.json_schema import schema_text
 from pipelines.policy.pol_filter import import_policies
 from pipelines.policy.trial import compile_policy
@@ -24,15 +25,17 @@ def import_json(
     stream: Annotated[str, typer.Option("--stream", "-s", help="The stream that they shall be for.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the YAML files.")] = Path(),
     renamed: Annotated[list[str] | None, typer.Option("--map", help="theirs=ours, for a column; may be given again.")] = None,
-    contracts: Annotated[str, typer.Option(help="Folder of *.odcs.yaml contracts.")] = "",
+    contracts: Contracts = "",
+    config: Config = None,
 ) -> None:
     """Turn policies of IBM Spectrum Discover into ours; what does not fit is told."""
+    known = ContractSet.load(contract_folder(config, contracts))
     names = dict(each.split("=", 1) for each in renamed or () if "=" in each)
+    require_files([file])
     try:
         found = import_policies(file.read_bytes(), stream, names)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-    known = ContractSet.load(contracts)
     out.mkdir(parents=True, exist_ok=True)
     for policy in found.policies:
         path = out / f"{policy.id}.yaml"

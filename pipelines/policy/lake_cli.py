@@ -12,34 +12,36 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.syntax import Syntax
 
+from catchment.runtime.exits import STOP
 from catchment.runtime.output import say, say_json
 from catchment.runtime.plain import plain, plain_lines
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
 from pipelines.config import load_core_config
+from pipelines.errors import NotFoundError
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.lake.suspended import HINT, SuspensionBook
+from pipelines.options import AsJson, Config, Lake
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import load_policy
 from pipelines.policy.edge import edge_rules
 from pipelines.policy.edge_cli import give_out, policy_signer
 from pipelines.policy.guard import GuardedTagger
 from pipelines.policy.retag import Retagged, retag_stream, undo_retag
-from pipelines.policy.site import CORE, Config, Lake, Site
+from pipelines.policy.site import Site
 from pipelines.policy.tag_file import RuleTagger
 from pipelines.policy.trial import require_sound
 from pipelines.policy.yaml_text import difference
 from schemas.policy import Policy
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 Note = Annotated[str, typer.Option("-m", "--note", help="Why; kept in the history.")]
 Who = Annotated[str, typer.Option("--who", help="By whom; default: the user of this process.")]
 
 
 def apply(
     files: Annotated[list[Path], typer.Argument(help="Policy files (YAML).")],
-    config: Config = CORE,
+    config: Config = None,
     lake: Lake = None,
     note: Note = "",
     who: Who = "",
@@ -74,7 +76,7 @@ def apply(
 
 def withdraw(
     policy_id: Annotated[str, typer.Argument(help="The policy's id.")],
-    config: Config = CORE,
+    config: Config = None,
     lake: Lake = None,
     note: Note = "",
     who: Who = "",
@@ -87,7 +89,7 @@ def withdraw(
     _lift(site, before)
 
 
-def active(config: Config = CORE, lake: Lake = None, as_json: AsJson = False) -> None:
+def active(config: Config = None, lake: Lake = None, as_json: AsJson = False) -> None:
     """The policies that the next run tags by."""
     site = Site.open(config, lake)
     applied = {policy.id for policy in active_policies(site.root)}
@@ -108,7 +110,7 @@ def active(config: Config = CORE, lake: Lake = None, as_json: AsJson = False) ->
         _console().print(joined(styled("suspended", "red"), f": {HINT}"))
 
 
-def changes(config: Config = CORE, lake: Lake = None, as_json: AsJson = False) -> None:
+def changes(config: Config = None, lake: Lake = None, as_json: AsJson = False) -> None:
     """Who put which version in force or took it out, when and why."""
     site = Site.open(config, lake)
     rows = [
@@ -128,7 +130,7 @@ def changes(config: Config = CORE, lake: Lake = None, as_json: AsJson = False) -
 def diff(
     old: Annotated[str, typer.Argument(help="A file, an id (its version in force) or id@version.")],
     new: Annotated[str, typer.Argument(help="The other one; default: with a file, the version in force.")] = "",
-    config: Config = CORE,
+    config: Config = None,
     lake: Lake = None,
 ) -> None:
     """How two versions of a policy differ, line by line; exit code 1 if they do."""
@@ -139,12 +141,12 @@ def diff(
     lines = difference(first, second)
     if lines:
         _console().print(Syntax(plain_lines(lines), "diff", background_color="default"))
-        raise typer.Exit(1)
+        raise typer.Exit(STOP)
 
 
 def retag(
     streams: Annotated[list[str], typer.Argument(help="Streams whose committed rows are tagged anew.")],
-    config: Config = CORE,
+    config: Config = None,
     lake: Lake = None,
     undo: Annotated[bool, typer.Option("--undo", help="Go back to the tags before the last retag.")] = False,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Files at a time.")] = 2,
@@ -213,12 +215,12 @@ def _named(site: Site, text: str) -> Policy:
     if not at:
         found = {policy.id: policy for policy in site.in_force()}
         if policy_id not in found:
-            raise typer.BadParameter(f"policy {policy_id!r} is not in force; there are {', '.join(found) or 'none'}")
+            raise NotFoundError(f"policy {policy_id!r} is not in force; there are {', '.join(found) or 'none'}")
         return found[policy_id]
     known = known_versions(site.root, policy_id)
     fitting = [label for label in known if label.startswith(f"{policy_id}@{version}")]
     if len(fitting) != 1:
-        raise typer.BadParameter(f"no such version was applied; there are {', '.join(known) or 'none'}")
+        raise NotFoundError(f"no such version was applied; there are {', '.join(known) or 'none'}")
     return read_document(site.root, fitting[0])
 
 

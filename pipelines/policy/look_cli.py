@@ -12,6 +12,7 @@ from catchment.runtime.terminal import PlainConsole, PlainTable, PlainTree, join
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
+from pipelines.options import AsJson, Config, Lake
 from pipelines.policy.committed import REFERENCES, blocks, row_count, sample_row
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.documents import load_policy
@@ -19,10 +20,9 @@ from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Explained, Verdict, explain
 from pipelines.policy.guard import GuardedTagger
 from pipelines.policy.preview import Preview
-from pipelines.policy.site import CORE, Config, Lake, Site
+from pipelines.policy.site import Site
 from schemas.policy import Policy
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")]
 SAMPLE_ROWS = 100_000
 _OVERLAP_TAGS = 12
 _COLOURS = {Verdict.TRUE: "green", Verdict.NEARLY: "yellow", Verdict.FALSE: "dim", Verdict.NULL: "dim"}
@@ -30,7 +30,7 @@ _COLOURS = {Verdict.TRUE: "green", Verdict.NEARLY: "yellow", Verdict.FALSE: "dim
 
 def preview(
     file: Annotated[Path, typer.Argument(help="A policy file (YAML).")],
-    config: Config = CORE,
+    config: Config = None,
     lake: Lake = None,
     stream: Annotated[str, typer.Option(help="Of the policy's streams, which; default: its first.")] = "",
     rows: Annotated[int, typer.Option(min=1, help="About how many committed rows to try.")] = SAMPLE_ROWS,
@@ -78,7 +78,7 @@ def made_preview(site: Site, policy: Policy, stream: str, limit: int | None) -> 
 def explain_sample(
     sample: Annotated[str, typer.Argument(help="device/epoch/seq, such as car-1/7/42.")],
     stream: Annotated[str, typer.Option("--stream", "-s", help="Its stream.")],
-    config: Config = CORE,
+    config: Config = None,
     lake: Lake = None,
     file: Annotated[Path | None, typer.Option(help="A policy file to explain instead of the policies in force.")] = None,
     as_json: AsJson = False,

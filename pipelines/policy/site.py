@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
-import typer
-
-from pipelines.config import CoreConfig, load_core_config
+from pipelines.config import CoreConfig, load_core_config, require_folder
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError
 from pipelines.inspect.columns import inspected
@@ -14,12 +12,6 @@ from pipelines.lake.remote import lake_of
 from pipelines.policy.active import policies_in_force
 from schemas.contract import Contract
 from schemas.policy import Policy
-
-Config = Annotated[Path, typer.Option("-c", "--config", help="The core's TOML file: lake, contracts and policies.")]
-Lake = Annotated[
-    Path | None, typer.Option("--lake", help="The lake root itself, with the built-in contracts; no TOML file needed.")
-]
-CORE = Path("core.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +23,16 @@ class Site:
     folder: str
 
     @classmethod
-    def open(cls, config: Path, lake: Path | None) -> Self:
+    def open(cls, config: Path | None, lake: Path | None) -> Self:
         """The site that the options `-c` and `--lake` name.
 
         Raises:
             ConfigError: the configuration or a contract cannot be read.
             NotFoundError: there is no such lake.
         """
-        core = load_core_config(config) if lake is None or config != CORE else CoreConfig()
+        core = load_core_config(config) if lake is None or config is not None else CoreConfig()
         root = lake_of(core) if lake is None else lake
+        require_folder(root)
         if not root.is_dir():
             raise NotFoundError(f"{root}: no such lake; give its folder with --lake, or the core's TOML file with -c")
         return cls(root, ContractSet.load(core.contracts), core.policies)

@@ -1,8 +1,6 @@
 """`catchment model …` and `catchment rollout …`."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -17,7 +15,8 @@ from pipelines.config import CoreConfig, load_core_config
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import first_director
 from pipelines.director.orders import DesiredOrders
-from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
+from pipelines.errors import ConfigError
+from pipelines.options import AsJson, Config, require_files
 from pipelines.rollout.cohorts import parse_cohort
 from pipelines.rollout.fleet import publish_desired, reported_models
 from pipelines.rollout.golden import try_model
@@ -27,40 +26,16 @@ from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
 from pipelines.rollout.server import serve
 from pipelines.stopping import stop_on_signals
-from schemas.errors import SchemaError
 from schemas.model import ImageInput
 from schemas.reported import ModelReport
 
 __all__ = ["model_app", "rollout_app", "serve"]
 
-EXIT_STOP, EXIT_USAGE, EXIT_REFUSED, EXIT_RETRY = 1, 2, 3, 75  # as the command `catchment` has them
-
 model_app = typer.Typer(help="The models that the signing keys vouch for.", no_args_is_help=True)
 rollout_app = typer.Typer(help="Which devices run which model.", no_args_is_help=True)
 out = PlainConsole()
 
-Core = Annotated[Path, typer.Option("-c", "--config", help="The core's configuration.")]
 Keys = Annotated[Path | None, typer.Option("--keys", help="Folder of the signing keys; default: as configured.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_CORE = Path("core.toml")
-
-
-@contextmanager
-def _exits() -> Iterator[None]:
-    """Turn what went wrong into a line on standard error and an exit code that says what to do next."""
-    try:
-        yield
-    except (PipelineError, SchemaError, OSError) as error:
-        say(f"error: {error}", err=True)
-        raise typer.Exit(_code(error)) from error
-
-
-def _code(error: Exception) -> int:
-    if isinstance(error, ConfigError):
-        return EXIT_USAGE
-    if isinstance(error, (RefusedError, SchemaError)):
-        return EXIT_REFUSED
-    return EXIT_RETRY if isinstance(error, RetryLaterError) else EXIT_STOP
 
 
 def _repository(config: CoreConfig, keys: Path | None = None) -> ModelRepository:
@@ -82,28 +57,27 @@ def _plain(model: PublishedModel) -> dict[str, object]:
 
 @model_app.command("init")
 def model_init(
-    config: Core = _CORE,
+    config: Config = None,
     keys: Keys = None,
     root_keys: Annotated[int, typer.Option(help="How many root keys.")] = 3,
     root_threshold: Annotated[int, typer.Option(help="How many of them must sign.")] = 2,
 ) -> None:
     """Make the signing keys and an empty repository."""
-    with _exits():
-        core = load_core_config(config)
-        root = _repository(core, keys).init(KeyPlan(root=(root_keys, root_threshold)))
-        folder = keys or keys_folder(core)
-        out.print(f"Keys are in {folder}. Take root-*.pem and targets-*.pem offline; the model server needs the others.")
-        out.print(f"Devices need {root}: it is what they trust.")
-        signer = first_director(director_folder(core))
-        out.print("Devices need the director's key, too: catchment director show prints it for agent.toml.")
-        out.print(f"director key: {signer.public_keys[0]}")
+    core = load_core_config(config)
+    root = _repository(core, keys).init(KeyPlan(root=(root_keys, root_threshold)))
+    folder = keys or keys_folder(core)
+    out.print(f"Keys are in {folder}. Take root-*.pem and targets-*.pem offline; the model server needs the others.")
+    out.print(f"Devices need {root}: it is what they trust.")
+    signer = first_director(director_folder(core))
+    out.print("Devices need the director's key, too: catchment director show prints it for agent.toml.")
+    out.print(f"director key: {signer.public_keys[0]}")
 
 
 @model_app.command("publish")
 def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of the command
     name: str,
     file: Annotated[Path, typer.Argument(help="The ONNX file.")],
-    config: Core = _CORE,
+    config: Config = None,
     keys: Keys = None,
     labels: Annotated[str, typer.Option(help="What the answers mean: a,b,c or @file with one a line.")] = "",
     width: Annotated[int, typer.Option(help="Input width, px; 0: as the model says.")] = 0,
@@ -114,15 +88,13 @@ def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of th
     softmax: Annotated[bool, typer.Option(help="The answers are logits.")] = False,
 ) -> None:
     """Try a model here, then sign it as its next version."""
-    with _exits():
-        core = load_core_config(config)
-        onnx = file.read_bytes()
-        image = _image(onnx, width, height, colour, layout, scale)
-        trial = try_model(onnx, image)
-        published = _repository(core, keys).publish(
-            name, onnx, image, labels=_labels(labels), softmax=softmax, golden=trial.golden
-        )
-        out.print(f"{name} version {published.spec.version}: {published.size} bytes, sha256 {published.digest}")
+    core = load_core_config(config)
+    require_files([file])
+    onnx = file.read_bytes()
+    image = _image(onnx, width, height, colour, layout, scale)
+    trial = try_model(onnx, image)
+    published = _repository(core, keys).publish(name, onnx, image, labels=_labels(labels), softmax=softmax, golden=trial.golden)
+    out.print(f"{name} version {published.spec.version}: {published.size} bytes, sha256 {published.digest}")
 
 
 def _image(onnx: bytes, width: int, height: int, colour: str, layout: str, scale: float) -> ImageInput:
@@ -146,88 +118,85 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> str:
 
 def _labels(text: str) -> tuple[str, ...]:
     if text.startswith("@"):
-        return tuple(line.strip() for line in Path(text[1:]).read_text(encoding="utf-8").splitlines() if line.strip())
+        path = Path(text[1:])
+        require_files([path])
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     return tuple(label.strip() for label in text.split(",")) if text else ()
 
 
 @model_app.command("ls")
-def model_ls(config: Core = _CORE, as_json: AsJson = False) -> None:
+def model_ls(config: Config = None, as_json: AsJson = False) -> None:
     """List the published models."""
-    with _exits():
-        models = _repository(load_core_config(config)).models()
-        if as_json:
-            say_json(json.dumps([_plain(model) for model in models]))
-            return
-        table = PlainTable("model", "version", "bytes", "sha256")
-        for model in models:
-            table.add_row(model.spec.name, str(model.spec.version), str(model.size), model.digest[:16])
-        out.print(table)
+    models = _repository(load_core_config(config)).models()
+    if as_json:
+        say_json(json.dumps([_plain(model) for model in models]))
+        return
+    table = PlainTable("model", "version", "bytes", "sha256")
+    for model in models:
+        table.add_row(model.spec.name, str(model.spec.version), str(model.size), model.digest[:16])
+    out.print(table)
 
 
 @model_app.command("show")
-def model_show(name: str, version: int | None = None, config: Core = _CORE, as_json: AsJson = False) -> None:
+def model_show(name: str, version: int | None = None, config: Config = None, as_json: AsJson = False) -> None:
     """Show one version of a model; the newest if none is named."""
-    with _exits():
-        told = _plain(_repository(load_core_config(config)).model(name, version))
-        if as_json:
-            say_json(json.dumps(told))
-            return
-        for key, value in told.items():
-            out.print(f"{key}: {plain(value)}")
+    told = _plain(_repository(load_core_config(config)).model(name, version))
+    if as_json:
+        say_json(json.dumps(told))
+        return
+    for key, value in told.items():
+        out.print(f"{key}: {plain(value)}")
 
 
 @rollout_app.command("start")
 def rollout_start(
     model: Annotated[str, typer.Argument(help="The model's name.")],
-    config: Core = _CORE,
+    config: Config = None,
     cohort: Annotated[str, typer.Option(help="all, 10%, device names, patterns like line-*; several with commas.")] = "all",
     version: Annotated[int | None, typer.Option(help="The model's version; default: the newest.")] = None,
     name: Annotated[str, typer.Option(help="The rollout's name; default: <model>-<version>.")] = "",
     halt_ratio: Annotated[float, typer.Option(help="Stop when more than this share of answers are failures.")] = 0.2,
 ) -> None:
     """Start a rollout, or widen it: the same name with a larger cohort."""
-    with _exits():
-        core = load_core_config(config)
-        found = _repository(core).model(model, version)
-        text = str(parse_cohort(cohort))
-        rollout = Rollout(
-            name or f"{model}-{found.spec.version}", model, found.spec.version, found.target, text,
-            SystemClock().now_ms(), halt_ratio=halt_ratio,
-        )  # fmt: skip
-        RolloutStore(models_folder(core) / "rollouts").save(rollout)
-        orders = DesiredOrders.open(core, SystemClock())
-        told = publish_desired(core, rollout, orders)
-        if not orders.public_keys:
-            say("unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True)
-        out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(told)} devices told")
+    core = load_core_config(config)
+    found = _repository(core).model(model, version)
+    text = str(parse_cohort(cohort))
+    rollout = Rollout(
+        name or f"{model}-{found.spec.version}", model, found.spec.version, found.target, text,
+        SystemClock().now_ms(), halt_ratio=halt_ratio,
+    )  # fmt: skip
+    RolloutStore(models_folder(core) / "rollouts").save(rollout)
+    orders = DesiredOrders.open(core, SystemClock())
+    told = publish_desired(core, rollout, orders)
+    if not orders.public_keys:
+        say("unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True)
+    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(told)} devices told")
 
 
 @rollout_app.command("halt")
-def rollout_halt(name: str, config: Core = _CORE) -> None:
+def rollout_halt(name: str, config: Config = None) -> None:
     """Stop a rollout: devices that run its version well keep it, others are told what came before."""
-    with _exits():
-        store = RolloutStore(models_folder(load_core_config(config)) / "rollouts")
-        store.save(msgspec.structs.replace(store.get(name), state="halted", reason="halted by hand"))
-        out.print(f"rollout {name} is halted; the model server tells the devices")
+    store = RolloutStore(models_folder(load_core_config(config)) / "rollouts")
+    store.save(msgspec.structs.replace(store.get(name), state="halted", reason="halted by hand"))
+    out.print(f"rollout {name} is halted; the model server tells the devices")
 
 
 @rollout_app.command("status")
-def rollout_status(config: Core = _CORE, as_json: AsJson = False) -> None:
+def rollout_status(config: Config = None, as_json: AsJson = False) -> None:
     """Show every rollout and how far its devices are, as they report it."""
-    with _exits():
-        core = load_core_config(config)
-        reports = reported_models(core)
-        rows: list[dict[str, object]] = []
-        for rollout in RolloutStore(models_folder(core) / "rollouts").all():
-            done = progress(rollout, reports)
-            rows.append({"rollout": rollout.name, "model": rollout.model, "version": rollout.version, "cohort": rollout.cohort,
-                         "state": rollout.state, "active": list(done.active), "failed": list(done.failed),
-                         "waiting": list(done.waiting), "reason": rollout.reason})  # fmt: skip
-        devices = {device: [msgspec.to_builtins(item) for item in models] for device, models in sorted(reports.items())}
-        if as_json:
-            say_json(json.dumps({"rollouts": rows, "devices": devices}))
-            return
-        _print_status(rows, reports)
+    core = load_core_config(config)
+    reports = reported_models(core)
+    rows: list[dict[str, object]] = []
+    for rollout in RolloutStore(models_folder(core) / "rollouts").all():
+        done = progress(rollout, reports)
+        rows.append({"rollout": rollout.name, "model": rollout.model, "version": rollout.version, "cohort": rollout.cohort,
+                     "state": rollout.state, "active": list(done.active), "failed": list(done.failed),
+                     "waiting": list(done.waiting), "reason": rollout.reason})  # fmt: skip
+    devices = {device: [msgspec.to_builtins(item) for item in models] for device, models in sorted(reports.items())}
+    if as_json:
+        say_json(json.dumps({"rollouts": rows, "devices": devices}))
+        return
+    _print_status(rows, reports)
 
 
 def _print_status(rows: list[dict[str, object]], reports: dict[str, tuple[ModelReport, ...]]) -> None:
@@ -245,8 +214,6 @@ def _print_status(rows: list[dict[str, object]], reports: dict[str, tuple[ModelR
 
 @model_app.command("serve")
 @rollout_app.command("serve")
-def rollout_serve(config: Core = _CORE) -> None:
+def rollout_serve(config: Config = None) -> None:
     """Serve models to devices until stopped."""
-    with _exits():
-        core = load_core_config(config)
-        serve(core, stop_on_signals())
+    serve(load_core_config(config), stop_on_signals())

@@ -8,14 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import apache_beam
-from apache_beam.io.iobase import Read
-from apache_beam.runners.common import DoFnSignature
-
 from pipelines.errors import RefusedError
+from pipelines.runners.beam import DoFnSignature, Read, beam
 from pipelines.runners.engine import RunnerKind
-
-beam: Any = apache_beam  # it ships types for some calls and none for others
 
 # Steps that the Dask runner carries out as a whole; what Beam makes of them inside is not run there.
 _WHOLE = (beam.Create, beam.Reshuffle, beam.GroupByKey, Read)

@@ -6,17 +6,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import apache_beam
-from apache_beam.options.pipeline_options import PipelineOptions
-
 from pipelines.errors import ConfigError, PipelineError, RetryLaterError
+from pipelines.runners.beam import PipelineOptions, beam
 from pipelines.runners.check import check_graph
 from pipelines.runners.dask_cluster import local_cluster
 from pipelines.runners.engine import ADDRESS_OPTIONS, Engine, RunnerKind
 from pipelines.runners.failure import last_line, remedy
 from pipelines.runners.trial import WITHIN_S, demand_workers
-
-beam: Any = apache_beam  # it ships types for some calls and none for others
 
 
 @contextmanager

@@ -4,14 +4,9 @@ import json
 import os
 import sys
 import traceback
-from typing import Any
 
-import apache_beam
-from apache_beam.options.pipeline_options import PipelineOptions
-
+from pipelines.runners.beam import PipelineOptions, beam
 from pipelines.runners.engine import Engine
-
-beam: Any = apache_beam  # it ships types for some calls and none for others
 
 
 def answer(element: bytes) -> bytes:

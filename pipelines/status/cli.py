@@ -2,32 +2,31 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from catchment.runtime.exits import STOP
 from catchment.runtime.output import say, say_json
 from pipelines.clock import SystemClock
 from pipelines.config import load_core_config
 from pipelines.lake.commit import committed_run
-from pipelines.lake.holes import holes as find_holes
+from pipelines.lake.holes import holes as find_gaps
 from pipelines.lake.layout import COMMITS
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.remote import lake_of
 from pipelines.lake.suspended import HINT
+from pipelines.options import AsJson, Config
 from pipelines.status.health import judge
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, as_plain, survey
 from pipelines.stopping import stop_on_signals
 from pipelines.tables import show
 
-Config = Annotated[Path, typer.Option("-c", "--config", help="The core's TOML file.")]
-
 
 def status(
-    config: Config = Path("core.toml"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
+    config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
     """What waits, since when, what was committed last, how fast, and is all well. Exit code 1 if something is not."""
     core = load_core_config(config)
@@ -41,11 +40,11 @@ def status(
         for alarm in verdict.alarms:
             say(f"ALARM: {alarm}")
     if verdict.alarms:
-        raise typer.Exit(1)
+        raise typer.Exit(STOP)
 
 
 def watch(
-    config: Config = Path("core.toml"),
+    config: Config = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0: any free one.")] = 9109,
 ) -> None:
@@ -101,14 +100,14 @@ def _age(now_us: int, then_us: int | None) -> str:
     return "-" if then_us is None else f"{max(0, now_us - then_us) / 1e6:,.1f} s"
 
 
-def holes(
-    config: Config = Path("core.toml"),
+def gaps(
+    config: Config = None,
     device: Annotated[str, typer.Option(help="Of this device.")] = "",
     stream: Annotated[str, typer.Option(help="Of this stream.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Missing seqs: later ones of the same epoch are here. Filled when they come, closed when the device says it dropped them."""
     root = lake_of(load_core_config(config))
-    found = find_holes(read_ledger(root, committed_run(root, COMMITS)), device, stream)
-    rows = [{**asdict(hole), "samples": hole.samples} for hole in found]
-    show("Holes", rows, as_json=as_json)
+    found = find_gaps(read_ledger(root, committed_run(root, COMMITS)), device, stream)
+    rows = [{**asdict(gap), "samples": gap.samples} for gap in found]
+    show("Gaps", rows, as_json=as_json)

@@ -194,7 +194,7 @@ def _ranges(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     for one in found.devices.crowded:
         if limits.device_ranges and one.ranges >= limits.device_ranges:
             yield (
-                f"{one.device} has {one.ranges} settled ranges with gaps between them; `catchment holes --device {one.device}` "
+                f"{one.device} has {one.ranges} settled ranges with gaps between them; `catchment gaps --device {one.device}` "
                 "lists them, and beyond run.max_device_ranges the oldest are closed"
             )
 

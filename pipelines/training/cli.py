@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, NoReturn, Self
+from typing import Annotated, Self
 
 import msgspec
 import typer
@@ -13,9 +13,10 @@ from rich.progress import Progress as RichProgress
 
 from catchment.runtime.output import say, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
-from pipelines.config import load_core_config
-from pipelines.errors import PipelineError, RefusedError
+from pipelines.config import load_core_config, require_folder
+from pipelines.errors import RefusedError
 from pipelines.lake.remote import lake_of
+from pipelines.options import AsJson, Config, Lake
 from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, build_set
 from pipelines.training.catalogue import list_sets, set_folder
@@ -24,10 +25,6 @@ from pipelines.training.open import open_set
 from pipelines.training.shards import Progress
 
 set_app = typer.Typer(help="Training sets: build one, list them, look at one, check one.", no_args_is_help=True)
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The core's TOML file, for the lake root.")]
-LakeOption = Annotated[Path | None, typer.Option("--lake", help="The lake root itself.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @set_app.command("build")
@@ -40,35 +37,29 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     columns: Annotated[str, typer.Option(help="Columns to keep, by comma; all if empty.")] = "",
     with_payload: Annotated[bool | None, typer.Option("--with-payload/--tabular", help="Default: where there is one.")] = None,
     seed: Annotated[int, typer.Option(help="Of split and shuffle.")] = 0,
-    lake: LakeOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
     """Build the next version of a training set."""
-    try:
-        options = BuildOptions(
-            split=parse_split(split),
-            group=tuple(group.split(",")),
-            columns=tuple(columns.split(",")) if columns else None,
-            with_payload=with_payload,
-        )
-        root = _lake_root(lake, config)
-        with _Bar() as bar:
-            manifest = build_set(root, name, tuple(stream), where, seed=seed, options=options, progress=bar)
-    except PipelineError as error:
-        _stop(error)
+    options = BuildOptions(
+        split=parse_split(split),
+        group=tuple(group.split(",")),
+        columns=tuple(columns.split(",")) if columns else None,
+        with_payload=with_payload,
+    )
+    root = _lake_root(lake, config)
+    with _Bar() as bar:
+        manifest = build_set(root, name, tuple(stream), where, seed=seed, options=options, progress=bar)
     _print_manifest(manifest, root / "sets" / name / str(manifest.version), as_json)
     for empty in (part for part, rows in manifest.split_rows().items() if not rows):
         _note(f"split {empty} is empty: there are too few groups of {group} for its share; try --group with finer columns")
 
 
 @set_app.command("ls")
-def ls(lake: LakeOption = None, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def ls(lake: Lake = None, config: Config = None, as_json: AsJson = False) -> None:
     """List the sets of the lake."""
-    try:
-        sets = list_sets(_lake_root(lake, config))
-    except PipelineError as error:
-        _stop(error)
+    sets = list_sets(_lake_root(lake, config))
     if as_json:
         rows = [{"name": m.name, "version": m.version, "rows": m.rows, "bytes": m.bytes, "splits": m.split_rows()} for m in sets]
         say_json(json.dumps(rows))
@@ -83,34 +74,32 @@ def ls(lake: LakeOption = None, config: ConfigOption = None, as_json: JsonOption
 @set_app.command("show")
 def show(
     reference: Annotated[str, typer.Argument(help="name, or name/version.")],
-    lake: LakeOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show one set: where it came from and what it holds."""
-    try:
-        folder = set_folder(_lake_root(lake, config), reference)
-        manifest = load_manifest(folder / MANIFEST_NAME)
-    except PipelineError as error:
-        _stop(error)
+    folder = set_folder(_lake_root(lake, config), reference)
+    manifest = load_manifest(folder / MANIFEST_NAME)
     _print_manifest(manifest, folder, as_json)
 
 
 @set_app.command("verify")
 def verify(
     reference: Annotated[str, typer.Argument(help="name, or name/version.")],
-    lake: LakeOption = None,
-    config: ConfigOption = None,
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
 ) -> None:
     """Hash every file of a set against its manifest; from a lake in a bucket, bring them here first."""
-    try:
-        root = _lake_root(lake, config)
-        folder = set_folder(root, reference)
-        manifest = load_manifest(folder / MANIFEST_NAME)
-        bring_set(root, folder, manifest)
-        checked = sum(open_set(folder, split).verify() for split in manifest.split_rows())
-    except PipelineError as error:
-        _stop(error)
+    root = _lake_root(lake, config)
+    folder = set_folder(root, reference)
+    manifest = load_manifest(folder / MANIFEST_NAME)
+    bring_set(root, folder, manifest)
+    checked = sum(open_set(folder, split).verify() for split in manifest.split_rows())
+    if as_json:
+        say_json(json.dumps({"name": manifest.name, "version": manifest.version, "bytes": checked}))
+        return
     say(f"{manifest.name} {manifest.version}: {checked:,} bytes are what the manifest tells")
 
 
@@ -133,11 +122,10 @@ def parse_split(text: str) -> dict[str, float]:
 
 
 def _lake_root(lake: Path | None, config: Path | None) -> Path:
-    if lake is not None:
-        return lake
-    if config is not None:
+    if lake is None:
         return lake_of(load_core_config(config))
-    raise RefusedError("give the lake root with --lake, or the core's configuration with -c")
+    require_folder(lake)
+    return lake
 
 
 def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:
@@ -162,11 +150,6 @@ def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:
 
 def _note(text: str) -> None:
     PlainConsole(stderr=True).print(text, style="yellow")
-
-
-def _stop(error: PipelineError) -> NoReturn:
-    PlainConsole(stderr=True).print(str(error), style="red", soft_wrap=True)
-    raise typer.Exit(1) from error
 
 
 class _Bar(Progress):

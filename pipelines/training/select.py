@@ -13,6 +13,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from pipelines.errors import CorruptLakeError, NotFoundError
 from pipelines.lake.reference import check_table_files
 from pipelines.lake.remote import remote_of
+from pipelines.lake.table import files_of
 from pipelines.training.manifest import Source
 from schemas.contract import ColumnType
 
@@ -118,7 +119,7 @@ def _open_table(lake_root: Path, stream: str, version: int | None) -> DeltaTable
 
 def _filtered(table: DeltaTable, where: str, compiler: Compiler) -> pa.Table:
     try:
-        dataset: Any = table.to_pyarrow_dataset()
+        dataset: Any = table.to_pyarrow_dataset(filesystem=files_of(table))
         schema: pa.Schema = dataset.schema
         verdict = compiler(where, expression_columns(schema)).to_polars() if where.strip() else None
         kept = [_keep(batch, verdict) for batch in dataset.to_batches()]

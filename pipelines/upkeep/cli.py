@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Annotated
 
 import structlog
@@ -13,6 +12,7 @@ from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
 from pipelines.lake.remote import lake_of
+from pipelines.options import AsJson, Config
 from pipelines.stopping import stop_on_signals
 from pipelines.tables import show
 from pipelines.upkeep.maintain import maintain as maintain_once
@@ -20,11 +20,9 @@ from pipelines.upkeep.maintain import only_maintenance
 from pipelines.upkeep.vacuum import Keep, Vacuum
 
 log = structlog.get_logger(__name__)
-Config = Annotated[Path, typer.Option("-c", "--config", help="The core's TOML file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 
 
-def compact(config: Config = Path("core.toml"), as_json: AsJson = False) -> None:
+def compact(config: Config = None, as_json: AsJson = False) -> None:
     """Put the small files that frequent runs write together. Runs and readers go on meanwhile."""
     root = lake_of(load_core_config(config))
     with only_maintenance(root):
@@ -32,7 +30,7 @@ def compact(config: Config = Path("core.toml"), as_json: AsJson = False) -> None
 
 
 def vacuum(
-    config: Config = Path("core.toml"),
+    config: Config = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
     now: Annotated[bool, typer.Option("--now", help="Without grace; the run loop must not be at work.")] = False,
     as_json: AsJson = False,
@@ -53,7 +51,7 @@ def vacuum(
 
 
 def maintain(
-    config: Config = Path("core.toml"),
+    config: Config = None,
     every_s: Annotated[float, typer.Option("--every-s", help="Again and again, so many seconds apart; 0: once.")] = 0,
 ) -> None:
     """Roll-ups, compaction and vacuum."""

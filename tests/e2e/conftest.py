@@ -115,12 +115,12 @@ class Plant:
         return done.stdout
 
     def agent_books(self, device: str) -> Any:
-        """`edge-agent ledger --json`."""
-        return json.loads(self.run([*EDGE, "ledger", "-c", str(self.folder / f"{device}.toml"), "--json"]))
+        """`edge-agent books --json`."""
+        return json.loads(self.run([*EDGE, "books", "-c", str(self.folder / f"{device}.toml"), "--json"]))
 
     def core_books(self) -> Any:
-        """`catchment ledger --json`."""
-        return json.loads(self.run([*CORE, "ledger", "-c", str(self.core_config), "--json"]))
+        """`catchment books --json`."""
+        return json.loads(self.run([*CORE, "books", "-c", str(self.core_config), "--json"]))
 
     def core(self, *arguments: str) -> str:
         """Run a command of the core on this plant's configuration."""

@@ -111,7 +111,7 @@ def _programs(folder: Path, warm: WarmStart, samples: int, rate_hz: float) -> di
     for crew in range(2):
         (folder / f"core-{crew}.toml").write_text(
             f'lake = "lake"\n[broker]\nport = {port}\n[bridge]\nid = "bridge-0"\nseal_ms = 200\n'
-            f"[run]\ninterval_ms = 100\ncrew = {crew}\n"
+            f"[run]\ninterval_ms = 100\nworker_processes = {crew}\n"
         )
     cores = itertools.cycle(str(folder / f"core-{crew}.toml") for crew in range(2))
     (folder / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")  # the rest as it comes
@@ -127,7 +127,7 @@ def _programs(folder: Path, warm: WarmStart, samples: int, rate_hz: float) -> di
 def _settled_ledger(folder: Path) -> dict[str, object]:
     """The device's books, once its agent has heard of everything."""
     call = "from edge_agent.cli import main; main()"
-    command = [sys.executable, "-c", call, "ledger", "--json", "-c", str(folder / "agent.toml")]
+    command = [sys.executable, "-c", call, "books", "--json", "-c", str(folder / "agent.toml")]
     deadline = time.monotonic() + _DRAIN_S
     while True:
         said = subprocess.run(command, capture_output=True, check=True, env=_environment()).stdout

@@ -133,7 +133,7 @@ def roles(request: pytest.FixtureRequest, make_broker: Callable[..., object], tm
         made[config.stem] = Role(warm, lambda path=str(config): ("bridge", "-c", path), config.with_suffix(".log"))
     # Half of the loops settle their items themselves, half by a child, which they start with their configuration.
     for crew in range(2):
-        (tmp_path / f"run-{crew}.toml").write_text(lake + f"[run]\ninterval_ms = 50\ncrew = {crew}\n")
+        (tmp_path / f"run-{crew}.toml").write_text(lake + f"[run]\ninterval_ms = 50\nworker_processes = {crew}\n")
     made["run"] = Role(warm, lambda: ("run", "-c", str(tmp_path / f"run-{chance.randrange(2)}.toml")), tmp_path / "run.log")
     for role in made.values():
         if isinstance(role, Role):

@@ -79,7 +79,7 @@ def test_it_is_installed_used_and_removed_and_keeps_what_nobody_confirmed(packag
     with FakeCore(broker.host, broker.port) as core:
         agent(root, "run", "-c", str(work / "agent.toml"), "--until-settled", timeout=120)
         assert sum(ranges.count for ranges in core.landed_seqs(StreamName("vehicle_telemetry")).values()) == 200
-    assert json.loads(agent(root, "ledger", "-c", str(work / "agent.toml"), "--json"))["is_balanced"]
+    assert json.loads(agent(root, "books", "-c", str(work / "agent.toml"), "--json"))["is_balanced"]
 
     dpkg(root, "--install", str(package))
     assert "is kept" in dpkg(root, "--purge", "catchment-agent")

@@ -83,7 +83,7 @@ def test_the_job_server_is_of_the_version_that_is_locked():
 
 def test_the_configuration_for_dataflow_is_one_that_the_core_takes():
     config = load_core_config(FOLDER / "dataflow" / "run.toml")
-    engine = Engine(config.run.runner, config.run.beam_options, config.run.workers)
+    engine = Engine(config.run.runner, config.run.beam_options, config.run.dask_workers)
     assert engine.kind is RunnerKind.DATAFLOW
     assert config.remote is not None
 

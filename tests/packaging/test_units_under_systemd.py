@@ -149,7 +149,7 @@ def catchment(machine: BootedMachine, *words: str) -> str:
 
 def rows(machine: BootedMachine, stream: str = "vehicle_telemetry") -> int:
     """What is committed, by the core's own books, which must balance."""
-    lines = json.loads(catchment(machine, "ledger", "--json"))
+    lines = json.loads(catchment(machine, "books", "--json"))
     assert all(line["balanced"] and line["quarantined"] == 0 for line in lines), lines
     return sum(line["committed"] for line in lines if line["stream"] == stream)
 
@@ -161,7 +161,7 @@ def more_rows_arrive(machine: BootedMachine, stream: str = "vehicle_telemetry") 
 
 def test_what_the_agent_captures_becomes_rows_and_its_books_balance(machine):
     more_rows_arrive(machine)
-    assert json.loads(machine.run("edge-agent", "ledger", "-c", "/etc/catchment/agent.toml", "--json"))["is_balanced"]
+    assert json.loads(machine.run("edge-agent", "books", "-c", "/etc/catchment/agent.toml", "--json"))["is_balanced"]
     for unit in (AGENT, BRIDGE, RUN, "catchment-watch", "mosquitto"):
         assert machine.shows(unit, "SubState") == "running", machine.journal("-u", unit)
         assert machine.shows(unit, "NRestarts") == "0", machine.journal("-u", unit)

@@ -22,6 +22,7 @@ from pipelines.ingest.run import Engine
 from schemas.contract import Contract
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName
+from tests.fakes.run_core import RunCore, runner
 from tests.faults.deaths import Deaths
 
 START_US = 1_790_000_000_000_000
@@ -184,3 +185,9 @@ def deaths(one_deaths: Deaths, kills: Callable[[int], None]) -> Iterator[Deaths]
     before = one_deaths.kills
     yield one_deaths
     kills(one_deaths.kills - before)
+
+
+@pytest.fixture
+def run_core(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCore:
+    """Run a command of the core to its exit code."""
+    return runner(monkeypatch, capsys)

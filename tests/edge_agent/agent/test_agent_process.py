@@ -46,12 +46,12 @@ def test_it_delivers_a_file_and_ends_when_all_is_settled(broker: Any, tmp_path: 
         done = cli("run", "-c", str(config), "--until-settled")
         assert done.returncode == 0, done.stderr
         assert [ranges.spans for ranges in core.landed_seqs(STREAM).values()] == [((0, 3_000),)]
-    ledger = json.loads(cli("ledger", "-c", str(config), "--json").stdout)
+    ledger = json.loads(cli("books", "-c", str(config), "--json").stdout)
     assert ledger["is_balanced"]
     assert ledger["books"][0]["settled"] == 3_000
     status = json.loads(cli("status", "-c", str(config), "--json").stdout)
     assert (status["is_running"], status["spooled"], status["health"]["failure"]) == (False, 0, "")
-    assert "balanced" in cli("ledger", "-c", str(config)).stdout
+    assert "balanced" in cli("books", "-c", str(config)).stdout
     assert "connected" in cli("status", "-c", str(config)).stdout
 
 
@@ -65,7 +65,7 @@ def test_kills_at_any_time_neither_lose_nor_repeat_a_row(broker: Any, tmp_path: 
             process.wait()
         assert subprocess.run(agent("-c", str(config), "--until-settled"), timeout=25, check=False).returncode == 0
         assert sum(ranges.count for ranges in core.landed_seqs(STREAM).values()) == 4_000
-    ledger = json.loads(cli("ledger", "-c", str(config), "--json").stdout)
+    ledger = json.loads(cli("books", "-c", str(config), "--json").stdout)
     assert ledger["books"][0] == {"stream": STREAM, "captured": 4_000, "settled": 4_000, "spooled": 0, "dropped": {}}
 
 
@@ -82,7 +82,7 @@ def test_it_stops_in_order_on_sigterm_and_only_one_runs_per_folder(broker: Any, 
     assert json.loads(cli("status", "-c", str(config), "--json").stdout)["is_running"]
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
-    assert json.loads(cli("ledger", "-c", str(config), "--json").stdout)["is_balanced"]
+    assert json.loads(cli("books", "-c", str(config), "--json").stdout)["is_balanced"]
 
 
 @pytest.mark.parametrize(

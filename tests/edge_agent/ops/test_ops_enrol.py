@@ -125,7 +125,7 @@ def test_a_revoked_device_is_shut_out_and_keeps_its_samples(site: Any, tmp_path:
                 time.sleep(0.05)
             process.terminate()
         assert core.landed == []
-    done = CliRunner().invoke(app, ["ledger", "-c", str(config), "--json"])
+    done = CliRunner().invoke(app, ["books", "-c", str(config), "--json"])
     assert json.loads(done.output)["books"][0]["spooled"] == 1
 
 

@@ -93,7 +93,7 @@ def test_a_policy_is_taken_applied_offline_and_an_older_one_refused(broker: Any,
     assert process.returncode == 0
     rows = pa.concat_tables(landed).sort_by(EVENT_TIME).to_pylist()
     stands, cruises = expected()
-    ledger = json.loads(cli("ledger", "-c", str(config), "--json"))
+    ledger = json.loads(cli("books", "-c", str(config), "--json"))
     (books,) = ledger["books"]
     assert ledger["is_balanced"]
     assert books["captured"] == ROWS
@@ -124,6 +124,6 @@ def test_a_refused_policy_is_reported_to_the_core(broker: Any, tmp_path: Path) -
 
 def _captured(config: Path) -> int:
     try:
-        return sum(books["captured"] for books in json.loads(cli("ledger", "-c", str(config), "--json"))["books"])
+        return sum(books["captured"] for books in json.loads(cli("books", "-c", str(config), "--json"))["books"])
     except subprocess.CalledProcessError:
         return 0  # the spool is not there yet

@@ -88,7 +88,7 @@ def test_show_tells_one_envelope_and_writes_its_body(run: Run, tmp_path: Path) -
     assert told(run, "spool", "show", "2", "--body", str(tmp_path / "out"))["verdict"] == "as it was stored"
     assert (tmp_path / "out").read_bytes() == BODIES[1]
     code, text = run("spool", "show", "99")
-    assert code == 75
+    assert code == 3
     assert "there is no envelope 99" in text
 
 
@@ -107,7 +107,7 @@ def test_verify_finds_what_a_disk_changed(run: Run, agent: Path) -> None:
 def test_what_is_parked_is_listed_with_its_reason_and_replayed_by_the_agent(run: Run, agent: Path) -> None:
     assert [e["reason"] for e in told(run, "park", "ls")["envelopes"]] == ["above the broker's packet limit"]
     assert run("park", "replay")[0] == 2
-    assert run("park", "replay", "1")[0] == 75
+    assert run("park", "replay", "1")[0] == 3
     assert told(run, "park", "replay", "3") == {"envelopes": 1, "is_taken": False}
     folder = agent.parent / "state" / "spool"
     (folder / "replay-0-broken.json").write_text("{")

@@ -134,5 +134,5 @@ def test_everything_arrives_once_though_packets_are_lost_the_wire_is_cut_and_the
         assert [ranges.spans for ranges in core.landed_seqs(STREAM).values()] == [((0, ROWS),)]
         assert connections() <= MOST_CONNECTIONS, log.read_text()
         assert wire.lost > 0
-        ledger = [*program, "ledger", "-c", str(config), "--json"]
+        ledger = [*program, "books", "-c", str(config), "--json"]
         assert json.loads(subprocess.run(ledger, capture_output=True, text=True, check=True).stdout)["is_balanced"]

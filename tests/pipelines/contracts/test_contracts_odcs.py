@@ -14,6 +14,7 @@ from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError
 from schemas.builtin import NAMES, builtin_contract
 from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract, QualityRule
+from tests.fakes.run_core import RunCore
 
 ROOT = Path(__file__).parents[3]
 AUTHORED = ROOT / "schemas" / "contracts"
@@ -132,7 +133,7 @@ def test_a_lake_row_is_narrow_and_in_order() -> None:
     assert table_schema(builtin_contract("network_flow")).names[-1] == "tag_rules"
 
 
-def test_the_commands_check_show_and_list(tmp_path: Path) -> None:
+def test_the_commands_check_show_and_list(tmp_path: Path, run_core: RunCore) -> None:
     run = CliRunner()
     assert run.invoke(contract_app, ["check", str(EXAMPLE)]).exit_code == 0
     bad = tmp_path / "x.odcs.yaml"
@@ -140,5 +141,5 @@ def test_the_commands_check_show_and_list(tmp_path: Path) -> None:
     refused = run.invoke(contract_app, ["check", str(bad)])
     assert (refused.exit_code, "kind: DataContract" in refused.output) == (1, True)
     assert "speed_mps" in run.invoke(contract_app, ["show", "vehicle_telemetry"]).output
-    assert run.invoke(contract_app, ["show", "nothing"]).exit_code == 1
+    assert run_core("contract", "show", "nothing").code == 3
     assert "network_flow" in run.invoke(contract_app, ["ls"]).output

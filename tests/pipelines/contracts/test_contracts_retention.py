@@ -38,7 +38,7 @@ def warned(logs: Any) -> list[dict[str, int]]:
 
 
 def test_the_run_loop_says_at_its_start_which_retention_nothing_enforces(folder: Path, tmp_path: Path) -> None:
-    config = CoreConfig(lake=str(tmp_path / "lake"), contracts=str(folder), run=RunConfig(crew=0))
+    config = CoreConfig(lake=str(tmp_path / "lake"), contracts=str(folder), run=RunConfig(worker_processes=0))
     with capture_logs() as logs:
         run_loop(config, Event(), SystemClock(), once=True)
     (days,) = warned(logs)

@@ -74,7 +74,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, repository_root: Path) -> Ite
     with secured_broker(folder, repository_root) as broker:
         found = Site(folder, broker)
         found.write("bridge", "bridge-0", "[bridge]\nseal_ms = 50\n")
-        found.write("run", "core", "[run]\ncrew = 0\ninterval_ms = 50\n")
+        found.write("run", "core", "[run]\nworker_processes = 0\ninterval_ms = 50\n")
         found.write("models", "models")
         repository = ModelRepository(folder / "lake/models", KeyFolder(folder / "keys"), fake.Clock())
         repository.init(KeyPlan())

@@ -17,7 +17,7 @@ from pipelines.policy.active import apply_policy
 from pipelines.policy.documents import load_policy
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
-from pipelines.policy.site import CORE, Site
+from pipelines.policy.site import Site
 from pipelines.policy.tag_file import RuleTagger
 
 POLICY = """
@@ -92,7 +92,7 @@ def test_rows_from_before_there_was_a_step_are_inspected_by_a_retag(
     core.landing.seal([envelope(0, 5, device="cam-1", stream=STREAM, body=frames(as_ipc, BODIES))])
     core.run()
     policy = load_policy(policy_path)
-    site = Site.open(CORE, core.root)
+    site = Site.open(None, core.root)
     from pipelines.inspect.code import store_code
 
     store_code(core.root, [policy], policy_path.parent)

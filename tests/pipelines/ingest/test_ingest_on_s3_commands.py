@@ -145,9 +145,9 @@ def build_and_bring(core: RemoteCore, config: str, elsewhere: Path, tmp_path: Pa
 
 def check_told(config: str) -> None:
     """Books, holes, streams and status, with one segment waiting."""
-    books = {row["stream"]: row for row in asked("ledger", "-c", config, "--json")}
+    books = {row["stream"]: row for row in asked("books", "-c", config, "--json")}
     assert (books["vehicle_telemetry"]["committed"], books["vehicle_telemetry"]["balanced"]) == (30, True)
-    assert [(row["low"], row["high"]) for row in asked("holes", "-c", config, "--json")] == [(20, 30)]
+    assert [(row["low"], row["high"]) for row in asked("gaps", "-c", config, "--json")] == [(20, 30)]
     told = {row["stream"]: row["rows"] for row in asked("streams", "-c", config, "--json")}
     assert told == {"camera_frame": 6, "vehicle_telemetry": 30}
     assert asked("contract", "quality", "vehicle_telemetry", "-c", config, "--json")

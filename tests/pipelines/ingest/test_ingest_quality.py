@@ -12,6 +12,7 @@ from pipelines.contracts.cli import contract_app
 from pipelines.contracts.quality_drift import NULLS, bounds_of, drift
 from pipelines.contracts.quality_store import keep_quality, read_quality
 from pipelines.contracts.registry import ContractSet
+from tests.fakes.run_core import RunCore
 
 DOCUMENT = """
 apiVersion: v3.2.0
@@ -105,15 +106,15 @@ def test_a_run_tells_for_how_many_rows_each_of_its_tagging_rules_failed(drive: A
     assert lines["tag rule steep: steep"]["errors"] == 4
 
 
-def test_the_command_fails_above_a_bound_and_shows_a_table(drive: Any, tmp_path: Path) -> None:
+def test_the_command_fails_above_a_bound_and_shows_a_table(drive: Any, tmp_path: Path, run_core: RunCore) -> None:
     drive.drive(0, 20.0)
     drive.drive(1, 40.0)
     command = ["quality", "drive", "-c", str(tmp_path / "core.toml"), "--runs", "1"]
     assert CliRunner().invoke(contract_app, [*command, "--fail-above", "0.25"]).exit_code == 1
     shown = CliRunner().invoke(contract_app, [*command, "--reference", "1..1"])
     assert (shown.exit_code, "drifted" in shown.output) == (0, True)
-    assert CliRunner().invoke(contract_app, [*command, "--reference", "one"]).exit_code == 2
-    assert CliRunner().invoke(contract_app, ["quality", "nothing", "-c", str(tmp_path / "core.toml")]).exit_code == 2
+    assert run_core("contract", *command, "--reference", "one").code == 2
+    assert run_core("contract", "quality", "nothing", "-c", str(tmp_path / "core.toml")).code == 3
 
 
 def test_the_index_is_nought_for_equal_spreads_and_grows_with_the_distance() -> None:

@@ -55,7 +55,7 @@ def left(folder: Path) -> list[str]:
 @pytest.fixture
 def place(core: Any, broker: Any, tmp_path: Path) -> tuple[Path, Path]:
     config, temporary = tmp_path / "core.toml", tmp_path / "temporary"
-    config.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n[run]\ncrew = 1\ninterval_ms = 20\n')
+    config.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n[run]\nworker_processes = 1\ninterval_ms = 20\n')
     temporary.mkdir()
     return config, temporary
 

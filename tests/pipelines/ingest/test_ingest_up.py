@@ -80,7 +80,7 @@ def test_up_turns_published_samples_into_rows_and_receipts_and_stops_in_order(br
         assert core.wait(WAIT_S) == 0
         device.disconnect()
         device.loop_stop()
-    told = catchment("ledger", "--json", "-c", str(config), stdout=subprocess.PIPE)
+    told = catchment("books", "--json", "-c", str(config), stdout=subprocess.PIPE)
     books = json.loads(told.communicate()[0])
     assert told.returncode == 0
     assert books[0]["committed"] == 50

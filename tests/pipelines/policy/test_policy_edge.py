@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pipelines.contracts.registry import ContractSet
 from pipelines.director.keys import parse_key, write_key
-from pipelines.errors import ConfigError, ExpressionError, RefusedError
+from pipelines.errors import ExpressionError, NotFoundError, RefusedError
 from pipelines.policy.active import active_policies, apply_policy
 from pipelines.policy.cli import policy_app
 from pipelines.policy.documents import parse_policy
@@ -93,7 +93,7 @@ def test_a_real_agent_takes_what_the_core_pushes(broker: Any, tmp_path: Path) ->
     agent = tmp_path / "agent.toml"
     agent.write_text(f'device = "car-1"\nstate_dir = "state"\n[broker]\nport = {broker.port}\n' + told)
     apply_policy(lake, parse_policy(TEXT), "ada", 1)
-    with pytest.raises(ConfigError, match="keygen"):
+    with pytest.raises(NotFoundError, match="keygen"):
         run("push", "-c", str(core), "--key", str(tmp_path / "none"), "--device", "car-1")
     assert "thin-keep-1: keep" in run("push", "-c", str(core), "--key", str(key), "--dry-run")
     with subprocess.Popen([sys.executable, "-m", "edge_agent", "-c", str(agent)], stderr=subprocess.DEVNULL) as process:
@@ -115,7 +115,7 @@ def test_apply_with_a_key_reaches_core_and_devices_at_once_or_nobody(broker: Any
     core.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')
     rules.write_text(TEXT)
     run("keygen", str(key))
-    with pytest.raises(ConfigError, match="keygen"):
+    with pytest.raises(NotFoundError, match="keygen"):
         run("apply", str(rules), "-c", str(core), "--key", str(tmp_path / "none"))
     assert not active_policies(lake)
     report = encode_reported(Reported("car-1", 1, "0.1.0"))

@@ -25,7 +25,7 @@ from pipelines.policy.expression import compile_expression, rule_columns
 from pipelines.policy.look_cli import made_preview
 from pipelines.policy.preview import Preview
 from pipelines.policy.render import render
-from pipelines.policy.site import CORE, Site
+from pipelines.policy.site import Site
 from pipelines.policy.trial import try_policy
 from pipelines.policy.yaml_text import to_yaml
 from schemas.builtin import builtin_contract
@@ -54,7 +54,7 @@ def test_every_count_is_what_the_rows_say(commit_rows: Commit) -> None:
     for run_number in (1, 2):
         root = commit_rows(run_number)
     apply_policy(root, OLD, "ada", 1)
-    found = made_preview(Site.open(CORE, root), NEW, STREAM, None)
+    found = made_preview(Site.open(None, root), NEW, STREAM, None)
     speed = np.array(
         DeltaTable(root / "streams" / STREAM).to_pyarrow_table(columns=["speed_mps"])["speed_mps"].to_pylist(), float
     )
@@ -73,7 +73,7 @@ def test_every_count_is_what_the_rows_say(commit_rows: Commit) -> None:
 def test_two_policies_that_set_one_value_tag_differently_are_found_too(commit_rows: Commit) -> None:
     root = commit_rows(1)
     apply_policy(root, Policy("other", (STREAM,), (Rule("speed:unknown", "speed_mps > 35"),)), "ada", 1)
-    found = made_preview(Site.open(CORE, root), NEW, STREAM, None)
+    found = made_preview(Site.open(None, root), NEW, STREAM, None)
     assert any("speed:unknown of other@" in first + second for first, second in found.conflicts)
 
 
@@ -210,4 +210,4 @@ def test_a_preview_refuses_a_policy_that_takes_more_than_its_budget(commit_rows:
     monkeypatch.setattr(guard, "_Worker", late)
     slow = Policy("slow", (STREAM,), (Rule("car", "matches(device, 'car')"),))
     with pytest.raises(RefusedError, match=r"policy slow@.*took more than its budget; mend or withdraw it"):
-        made_preview(Site.open(CORE, commit_rows(1, 10)), slow, STREAM, None)
+        made_preview(Site.open(None, commit_rows(1, 10)), slow, STREAM, None)

@@ -31,6 +31,7 @@ from schemas.ids import DeviceId
 from schemas.reported import ModelReport, Reported, encode_reported
 from schemas.topics import Topics
 from tests.fakes import model_repository as fake
+from tests.fakes.run_core import RunCore
 
 DEVICES = [f"line-{number}" for number in range(2000)]
 
@@ -231,12 +232,11 @@ def test_a_real_model_is_published_and_answers_on_the_device_as_it_did_here(shar
     assert device.want(published) == "active"
 
 
-def test_exit_codes_say_what_to_do_next(tmp_path: Path) -> None:
+def test_exit_codes_say_what_to_do_next(tmp_path: Path, run_core: RunCore) -> None:
     config = tmp_path / "core.toml"
     config.write_text('lake = "lake"\n[broker]\nport = 1\n')
-    run = CliRunner()
-    assert run.invoke(model_app, ["ls", "-c", str(tmp_path / "absent.toml")]).exit_code == 2
-    assert run.invoke(model_app, ["ls", "-c", str(config)]).exit_code == 3
-    assert run.invoke(model_app, ["init", "-c", str(config)]).exit_code == 0
-    assert run.invoke(model_app, ["init", "-c", str(config)]).exit_code == 3
-    assert run.invoke(model_app, ["show", "nobody", "-c", str(config)]).exit_code == 3
+    assert run_core("model", "ls", "-c", str(tmp_path / "absent.toml")).code == 2
+    assert run_core("model", "ls", "-c", str(config)).code == 3
+    assert run_core("model", "init", "-c", str(config)).code == 0
+    assert run_core("model", "init", "-c", str(config)).code == 3
+    assert run_core("model", "show", "nobody", "-c", str(config)).code == 3

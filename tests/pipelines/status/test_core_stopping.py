@@ -103,7 +103,7 @@ def test_a_core_whose_own_contract_is_broken_at_its_first_start_says_so_in_its_s
     contracts.mkdir()
     (contracts / "room.odcs.yaml").write_text("apiVersion: v3.0.2\nkind: DataContract\nname: [broken\n")
     config = tmp_path / "core.toml"
-    config.write_text('lake = "lake"\ncontracts = "contracts"\n[run]\ncrew = 0\n')
+    config.write_text('lake = "lake"\ncontracts = "contracts"\n[run]\nworker_processes = 0\n')
     done = catchment("run", "-c", str(config))
     assert done.returncode == 2
     assert "room.odcs.yaml" in done.stderr

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from pipelines.errors import RefusedError
 from pipelines.training.cli import parse_split, set_app
+from tests.fakes.run_core import RunCore
 
 RUN = CliRunner()
 
@@ -37,12 +38,15 @@ def test_a_set_is_built_listed_shown_and_verified(lake: Path) -> None:
     assert "are what the manifest tells" in RUN.invoke(set_app, ["verify", "frames", *where]).stdout
 
 
-def test_a_refusal_is_one_line_and_exit_code_1(lake: Path) -> None:
+def test_a_refusal_is_one_line_and_exit_code_3(
+    lake: Path, tmp_path: Path, run_core: RunCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for arguments in (["show", "absent"], ["show", "Bad!"], ["show", "frames/x"], ["build", "x", "--from", "nothing"]):
-        result = RUN.invoke(set_app, [*arguments, "--lake", str(lake)])
-        assert result.exit_code == 1
-        assert "Traceback" not in result.output
-    assert "--lake" in RUN.invoke(set_app, ["ls"]).output
+        done = run_core("set", *arguments, "--lake", str(lake))
+        assert (done.code, done.out) == (3, "")
+        assert done.err.startswith("catchment: ")
+    monkeypatch.chdir(tmp_path)
+    assert "$CATCHMENT_CONFIG" in run_core("set", "ls").err
 
 
 def test_an_empty_split_is_told(lake: Path) -> None:

@@ -1,0 +1,53 @@
+"""The options that commands of the core share."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.config import found_config, load_core_config
+from pipelines.errors import NotFoundError
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "-c",
+        "--config",
+        help="The core's TOML file; default: $CATCHMENT_CONFIG, ./core.toml, /etc/catchment/core.toml.",
+        show_default=False,
+    ),
+]
+Lake = Annotated[
+    Path | None, typer.Option("--lake", help="The lake root itself, with the built-in contracts; no TOML file needed.")
+]
+Contracts = Annotated[
+    str, typer.Option("--contracts", help="Folder of *.odcs.yaml contracts beside the built-in ones; default: as configured.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
+
+
+def contract_folder(config: Path | None, given: str) -> str:
+    """The folder of contracts that a command uses beside the built-in ones; "" for none.
+
+    Args:
+        config: what `-c` names; without it the configuration that is found, if there is one.
+        given: what `--contracts` names; it comes first.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    path = config or (None if given else found_config())
+    configured = "" if path is None else load_core_config(path).contracts
+    return given or configured
+
+
+def require_files(paths: Iterable[Path]) -> None:
+    """Refuse files that are not there.
+
+    Raises:
+        NotFoundError: one is not.
+    """
+    for path in paths:
+        if not path.exists():
+            raise NotFoundError(f"{path}: no such file; give an existing one")

@@ -1,0 +1,30 @@
+"""Keys of core.toml under their old names."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import load_core_config
+from pipelines.errors import ConfigError
+
+
+@pytest.mark.parametrize(("old", "new", "value"), [("crew", "worker_processes", 5), ("workers", "dask_workers", 3)])
+def test_an_old_key_means_what_the_new_one_does_and_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, value: int
+) -> None:
+    path = tmp_path / "core.toml"
+    path.write_text(f"[run]\n{new} = {value}\n")
+    plain = load_core_config(path)
+    assert capsys.readouterr().err == ""
+    path.write_text(f"[run]\n{old} = {value}\n")
+    assert load_core_config(path) == plain
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"run.{old} is now run.{new}" in err
+
+
+def test_an_old_key_beside_its_new_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "core.toml"
+    path.write_text("[run]\ncrew = 1\nworker_processes = 2\n")
+    with pytest.raises(ConfigError, match="both are given"):
+        load_core_config(path)
