@@ -24,6 +24,7 @@ _NUMBER = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _LEAST_DIGITS = 4
 _ZONE_AT_END = re.compile(r"(?<=\d) ?(Z|z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$")
+_LEAP_SECOND = re.compile(r"([T ]\d\d:\d\d:)60(?!\d)")
 _YEAR_FIRST = re.compile(r"(\d{4})/(\d\d)/(\d\d)(?=$|[T ])")
 _SECONDS_BELOW = 1e11
 _ISO_CHARS = 19  # 2024-05-01T00:00:00
@@ -272,9 +273,11 @@ def _by_rfc3339(text: str) -> datetime:
     zone = _ZONE_AT_END.search(plain)
     if zone is not None and ":" in plain[: zone.start()]:  # else the end of a date would be taken for one
         plain = plain[: zone.start()] + ("+00:00" if zone[1] in ("Z", "z", "UTC", "GMT") else zone[1])
+    # A leap second is 60, which Python does not read; in POSIX time it is the second after 59, as the core has it.
+    plain, leaps = _LEAP_SECOND.subn(r"\g<1>59", plain, count=1)
     try:
-        return datetime.fromisoformat(plain)
-    except ValueError as error:
+        return datetime.fromisoformat(plain) + timedelta(seconds=leaps)
+    except (ValueError, OverflowError) as error:
         raise WrittenValueError("not an RFC 3339 time", _need_of(text)) from error
 
 

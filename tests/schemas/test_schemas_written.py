@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.envelope import parse_time
 from schemas.source_names import column_name_of, match_columns
 from schemas.written_values import SKIPPED, TWICE, NumberForm, TimeForm, WrittenValueError, quick_micros, read_time, read_zone
 
@@ -169,3 +170,17 @@ def test_a_name_written_in_two_ways_of_unicode_is_one_name() -> None:
 
     column = Column("grosse", ColumnType.STRING, source_name="Gr\u00f6\u00dfe")
     assert match_columns(["Gro\u0308\u00dfe"], [column], {}) == {"Gro\u0308\u00dfe": column}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2016-12-31T23:59:60Z",
+        "2016-12-31T23:59:60.25+00:00",
+        "2026-01-01t00:00:00z",
+        "2026-01-01T00:00:00Z",
+        "2016-12-31T20:59:60-03:00",
+    ],
+)
+def test_a_time_means_the_same_on_the_device_and_in_the_core(text: str) -> None:
+    assert read_time(text).micros == parse_time(text)
