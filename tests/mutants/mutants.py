@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ def try_module(module: str, tests: Sequence[str]) -> Outcome:
     return outcome
 
 
-def explained(modules: Iterable[str]) -> dict[Change, str]:
+def explained(modules: Collection[str]) -> dict[Change, str]:
     """The survivors of these modules that the kept file explains."""
     entries = tomllib.loads((FOLDER / "survivors.toml").read_text()).get("survivor", [])
     known = {Change(one["module"], one["function"], one["old"], one["new"]): one["reason"] for one in entries}
@@ -144,7 +144,7 @@ def show(change: Change) -> str:
 
 def report(outcomes: Sequence[Outcome]) -> int:
     """Print the sum and what is not in order; the exit code."""
-    known = explained(outcome.module for outcome in outcomes)
+    known = explained([outcome.module for outcome in outcomes])
     unnoticed = {change for outcome in outcomes for change in outcome.unnoticed}
     total = sum(outcome.total for outcome in outcomes)
     survived = sum(len(outcome.unnoticed) for outcome in outcomes)
