@@ -26,10 +26,6 @@ from pipelines.upkeep.vacuum import Keep
 from tests.faults.forks import fork
 from tests.faults.steps import Steps
 
-# What a start remembers of tables it writes once their folders have rested for two seconds: steps that come by the clock
-# could not be counted. The states have tests of their own.
-table_states.SETTLED_NS = 1 << 62
-
 
 class Request(msgspec.Struct, frozen=True):
     """One death: what the child does, where, and at which of its steps it ends."""
@@ -115,6 +111,9 @@ def serve(request: Request) -> Answer:
 
 def main() -> None:
     """Serve until stdin ends."""
+    # What a start remembers of tables it writes once their folders have rested for two seconds: steps that come by the clock
+    # could not be counted. In this process alone: the states have tests of their own.
+    table_states.SETTLED_NS = 1 << 62
     for line in sys.stdin:
         answer = serve(msgspec.json.decode(line, type=Request))
         sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")

@@ -25,7 +25,8 @@ ENVIRONMENT = {**os.environ, "PATH": f"{BESIDE}:{os.environ['PATH']}"}
 @cache
 def printed(program: str) -> str:
     """The script that a command prints."""
-    command = [program, "--show-completion", "bash"]
+    # From a bash that stays: the command looks at the shell that called it.
+    command = ["bash", "-c", f"{program} --show-completion bash; exit $?"]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
