@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 import structlog
 
+from catchment.rules.evaluator import EdgeEvaluator
+from catchment.rules.rule import EdgeRule as CompiledRule
+from catchment.rules.rule import columns_read
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.inspect.looked import Looking
 from edge_agent.rules.decide import decide
@@ -14,9 +17,6 @@ from schemas.contract import ColumnType, Contract
 from schemas.edge_policy import EdgeInspect, EdgePolicy, EdgeRule
 from schemas.envelope import EVENT_TIME
 from schemas.errors import EdgeRuleError
-from schemas.expressions.evaluator import EdgeEvaluator
-from schemas.expressions.rule import EdgeRule as CompiledRule
-from schemas.expressions.rule import columns_read
 
 _DEVICE = "device"
 

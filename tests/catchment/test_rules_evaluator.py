@@ -5,10 +5,10 @@ import math
 import msgspec
 import pytest
 
+from catchment.rules.evaluator import EdgeEvaluator, EdgeLimits, evaluate
+from catchment.rules.rule import EdgeRule, decode_edge_rule
 from schemas.contract import ColumnType
 from schemas.errors import EdgeRuleError
-from schemas.expressions.evaluator import EdgeEvaluator, EdgeLimits, evaluate
-from schemas.expressions.rule import EdgeRule, decode_edge_rule
 
 SPEED = {"speed": ColumnType.FLOAT64}
 FAST = EdgeRule('(CAST("speed" AS REAL) > ?)', (25.0,), SPEED)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TypeAlias
 
+from catchment.rules.functions import FUNCTION_NAMES, register_functions
+from catchment.rules.rule import EdgeRule
 from schemas.contract import ColumnType
 from schemas.errors import EdgeRuleError
-from schemas.expressions.functions import FUNCTION_NAMES, register_functions
-from schemas.expressions.rule import EdgeRule
 
 Value: TypeAlias = str | int | float | bool | bytes | list[str | None] | list[int | float | None] | None
 Verdicts: TypeAlias = list[bool | None]

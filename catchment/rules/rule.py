@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 import msgspec
 
+from catchment.rules.functions import FUNCTION_NAMES
 from schemas.contract import ColumnType
 from schemas.errors import EdgeRuleError
-from schemas.expressions.functions import FUNCTION_NAMES
 
 Parameter: TypeAlias = float | int | str | None
 MAX_SQL_CHARS = 65_536

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
-from schemas.expressions import calendar, geo
+from catchment.rules import calendar, geo
 
 Value: TypeAlias = str | int | float | None
 BLANKS = " \t\r\n"
