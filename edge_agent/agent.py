@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.capture.batch import Source
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner, read_redaction_key
 from edge_agent.capture.registry import build_source, check_source
 from edge_agent.capture.succession import predecessor
-from edge_agent.clock import Clock, SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
 from edge_agent.documents.inbox import DocumentInbox

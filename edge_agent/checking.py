@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.refine import build_refiner, read_redaction_key
 from edge_agent.capture.registry import check_source
-from edge_agent.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.complaints import explain_toml, explain_value
 from edge_agent.config import (

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.atomic import sync_folder, write_atomic
+from catchment.runtime.atomic_files import sync_folder, write_atomic
 from edge_agent.errors import ConfigError
 from schemas.ids import DeviceId, enrolled_id
 

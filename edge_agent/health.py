@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from catchment.runtime.atomic_files import write_unsynced
 from edge_agent.errors import AgentError
 from schemas.receipts import RefusedStream
 from schemas.reported import DocumentReport, PolicyReport
@@ -67,9 +68,7 @@ def write_health(state_dir: Path, health: Health) -> None:
     Raises:
         OSError: the disk refused.
     """
-    beside = state_dir / f".{HEALTH_NAME}.tmp"
-    beside.write_bytes(msgspec.json.encode(health))
-    beside.replace(state_dir / HEALTH_NAME)
+    write_unsynced(state_dir / HEALTH_NAME, msgspec.json.encode(health))
 
 
 def read_health(state_dir: Path) -> Health | None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import SampleBatch, Scalar
-from edge_agent.clock import Clock
 from edge_agent.config import HealthConfig, SourceConfig
 from edge_agent.vitals import Vitals
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.config import AgentConfig
 from edge_agent.health import Health, notify_service_manager, rss_bytes, write_health

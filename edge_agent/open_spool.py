@@ -1,6 +1,6 @@
 """The spool as the configuration asks for it."""
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.config import AgentConfig, load_contract
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
 from edge_agent.spool.sealing import read_seal

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.atomic import make_folder, write_atomic
+from catchment.runtime.atomic_files import make_folder, write_atomic
 from edge_agent.errors import AgentError, ConfigError
 from schemas.errors import SchemaError
 from schemas.ids import enrolled_id, is_role_name

@@ -4,8 +4,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.agent import Agent, agent_version
-from edge_agent.clock import SystemClock
 from edge_agent.config import AgentConfig
 from edge_agent.open_spool import open_spool
 from edge_agent.ownership import held

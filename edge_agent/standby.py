@@ -10,7 +10,7 @@ import threading
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.config import AgentConfig
 from edge_agent.errors import SpoolError
 from edge_agent.health import Health, notify_service_manager, rss_bytes, write_health

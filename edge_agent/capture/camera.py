@@ -20,11 +20,11 @@ Needs the `camera` extra (PyAV, which brings FFmpeg along). A file resumes at th
 from collections.abc import Mapping
 from importlib.util import find_spec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import Source
 from edge_agent.capture.camera_options import FRAME_NAMES, CameraOptions
 from edge_agent.capture.cells import CellError, start_time_us
 from edge_agent.capture.options import check_rename, read_options
-from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
 

@@ -7,12 +7,12 @@ from typing import BinaryIO
 
 import msgspec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.camera_options import MAX_BATCH_BYTES, CameraFrame, CameraOptions, FrameBatches
 from edge_agent.capture.cells import start_time_us
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.video import JpegEncoder, Video
-from edge_agent.clock import Clock
 from edge_agent.errors import SourceEndedError, SourceError
 from edge_agent.option_paths import is_same_path
 from edge_agent.watched import open_named, what_to_do

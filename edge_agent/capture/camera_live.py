@@ -3,11 +3,11 @@
 import threading
 from collections import deque
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.camera_options import MAX_BATCH_BYTES, CameraFrame, CameraOptions, FrameBatches
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.video import JpegEncoder, Video
-from edge_agent.clock import Clock
 from edge_agent.errors import SourceError
 from schemas.contract import Contract
 

@@ -20,11 +20,11 @@ from typing import Literal
 
 import msgspec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import Source
 from edge_agent.capture.cells import CellError, start_time_us
 from edge_agent.capture.options import read_options
 from edge_agent.capture.rejects import Rejects
-from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
 from schemas.source_names import match_columns

@@ -35,6 +35,7 @@ from typing import Literal
 import msgspec
 
 from catchment.runtime.beneath import folder_beneath
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.cells import CellError, start_time_us
 from edge_agent.capture.folder_ends import PictureEnds
@@ -43,7 +44,6 @@ from edge_agent.capture.folder_scan import FoundFile, Refused, Remembered, Settl
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.written import WrittenOptions, check_written
-from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from schemas.contract import Contract
 

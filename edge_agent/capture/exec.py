@@ -27,6 +27,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.cells import tells_no_zone
 from edge_agent.capture.mapping import ColumnMapper, keep_rows
@@ -34,7 +35,6 @@ from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.tables import RawChunk, decode_object, objects_chunk
 from edge_agent.capture.written import ZONE_GUESSED, EventTimes, WrittenOptions, check_written
-from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.follow_forms import (
     CSV,
     JSONL,
@@ -28,7 +29,6 @@ from edge_agent.capture.log_marks import MARKED_BYTES, DoneFile, LogPosition, Ma
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.rotation import RotatedFile, RotatedFiles, is_settled
 from edge_agent.capture.tables import RawChunk, TablePosition, TableReader
-from edge_agent.clock import Clock
 from edge_agent.errors import SourceError
 from edge_agent.watched import what_to_do
 

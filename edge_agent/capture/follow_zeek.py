@@ -17,6 +17,7 @@ from typing import Literal
 
 import msgspec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.follow_forms import JSONL, ZEEK
 from edge_agent.capture.follow_log import FollowedLog
@@ -28,7 +29,6 @@ from edge_agent.capture.required import unfilled_columns
 from edge_agent.capture.rotation import default_patterns
 from edge_agent.capture.written import EventTimes, WrittenOptions, check_written, time_column_of, unreadable
 from edge_agent.capture.zeek import CONN_RENAME
-from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
 

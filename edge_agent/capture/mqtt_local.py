@@ -29,6 +29,7 @@ from typing import Literal
 
 import msgspec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.capture.json_text import read_json
 from edge_agent.capture.mapping import ColumnMapper, keep_rows
@@ -38,7 +39,6 @@ from edge_agent.capture.parked_messages import ParkedMessage, ParkedMessages
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.tables import objects_chunk
 from edge_agent.capture.written import EventTimes, WrittenOptions, check_written, unreadable
-from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceError
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.addresses import read_address
 from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.capture.connections import Inbox
@@ -30,7 +31,6 @@ from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.syslog_frames import FrameBuffer
 from edge_agent.capture.tables import RawChunk
-from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.addresses import read_address
 from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.capture.byte_inputs import ByteInput, SerialInput, TcpInput, speeds
@@ -29,7 +30,6 @@ from edge_agent.capture.nmea_stream import SentenceStream
 from edge_agent.capture.options import check_rename, read_options
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.tables import RawChunk, decode_object
-from edge_agent.clock import Clock
 from edge_agent.clock_quality import COLUMN, ClockQuality
 from edge_agent.errors import ConfigError, SourceError
 from schemas.contract import Contract

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from edge_agent.atomic import make_folder, sync_folder, write_atomic
+from catchment.runtime.atomic_files import make_folder, sync_folder, write_atomic
 
 MAX_PARKED_BYTES = 64 * 1024 * 1024
 

@@ -9,9 +9,9 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import cast
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import Source
 from edge_agent.capture.guarded import GuardedSource
-from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError
 from schemas.contract import Contract
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 import msgspec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.cells import CellError, start_time_us
 from edge_agent.capture.lines import head_mark, open_lines
@@ -27,7 +28,6 @@ from edge_agent.capture.required import unfilled_columns
 from edge_agent.capture.tables import CsvReader, JsonlReader, RawChunk, TablePosition, TableReader, ZeekReader
 from edge_agent.capture.written import EventTimes, WrittenOptions, check_written, time_column_of, unreadable
 from edge_agent.capture.zeek import CONN_RENAME
-from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceEndedError
 from edge_agent.option_paths import is_same_path
 from schemas.contract import Contract

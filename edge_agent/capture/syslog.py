@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.addresses import Address, read_address
 from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.capture.connections import Inbox
@@ -30,7 +31,6 @@ from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.syslog_frames import FrameBuffer
 from edge_agent.capture.syslog_message import SyslogMessage, read_message
 from edge_agent.capture.tables import RawChunk
-from edge_agent.clock import Clock
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.key_password import refuse
 from schemas.contract import Contract

@@ -12,7 +12,7 @@ from importlib import metadata
 
 import msgspec
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.doctor.findings import Finding, failed, good, warning
 from edge_agent.errors import BrokerUnavailableError

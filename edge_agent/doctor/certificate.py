@@ -8,7 +8,7 @@ import ssl
 import stat
 from collections.abc import Iterator
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.config import BrokerConfig, TlsConfig
 from edge_agent.doctor.findings import Finding, failed, good, skipped, warning
 from edge_agent.errors import ConfigError, KeyEncryptedError

@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import kernel_says_synchronised
 from edge_agent.doctor.findings import Finding, failed, good, warning
 

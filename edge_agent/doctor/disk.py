@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from edge_agent.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from edge_agent.config import AgentConfig
 from edge_agent.doctor.findings import Finding, failed, good, skipped, warning
 

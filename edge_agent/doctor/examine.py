@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.checking import check_file
-from edge_agent.clock import Clock, SystemClock
 from edge_agent.config import AgentConfig, load_agent_config
 from edge_agent.doctor.broker import RIGHTS, examine_reach, examine_rights
 from edge_agent.doctor.certificate import examine_certificate

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import structlog
 
+from catchment.runtime.clock import Clock
 from edge_agent.capture.batch import SampleBatch
-from edge_agent.clock import Clock
 from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.errors import ConfigError, ModelError, ModelUnfitError, UntrustedModelError
 from edge_agent.models.config import ModelConfig

@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
 from edge_agent.errors import SourceEndedError
 from pipelines.contracts.check import reasons
 from pipelines.contracts.conform import conform

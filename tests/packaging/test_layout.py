@@ -61,12 +61,12 @@ def test_no_error_is_passed_over_without_a_word(repository_root):
     assert silent == []
 
 
-def test_files_take_their_place_only_through_the_atomic_modules(repository_root):
+def test_files_take_their_place_only_through_the_atomic_module(repository_root):
     """A rename without the fsyncs around it can lose the file in a power cut."""
     strays = [
         f"{path.relative_to(repository_root)}:{number}"
         for path in _modules(repository_root)
-        if path.name != "atomic.py" and str(path.relative_to(repository_root)) not in RENAMES_ITSELF
+        if path.name != "atomic_files.py" and str(path.relative_to(repository_root)) not in RENAMES_ITSELF
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if re.search(r"\bos\.(replace|rename)\(|\bshutil\.move\(|[a-z_]path\.(rename|replace)\(", line)
     ]

@@ -15,10 +15,10 @@ import av
 import pytest
 from PIL import Image, ImageDraw
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.batch import SampleBatch, Source
 from edge_agent.capture.camera_live import DROPPED
 from edge_agent.capture.registry import build_source, check_source
-from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from schemas.builtin import builtin_contract
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import can
 import pytest
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.batch import Source
 from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
 from edge_agent.errors import SourceEndedError
 from schemas.builtin import builtin_contract
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
 from edge_agent.errors import SourceEndedError, SourceError
 from schemas.builtin import builtin_contract
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.registry import build_source, check_source
-from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError
 from schemas.builtin import builtin_contract
 

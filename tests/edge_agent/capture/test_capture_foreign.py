@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.batch import SampleBatch, Source
 from edge_agent.capture.image_header import ImageHeader, read_image_header
 from edge_agent.capture.registry import build_source, check_source
 from edge_agent.capture.replay import NO_COLUMN
-from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.strict_warnings import as_errors
 from schemas.builtin import builtin_contract

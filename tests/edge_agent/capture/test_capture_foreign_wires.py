@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.batch import Source
 from edge_agent.capture.connections import Inbox
 from edge_agent.capture.flow_export import LOST, Exporter
@@ -21,7 +22,6 @@ from edge_agent.capture.registry import build_source, check_source
 from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.syslog_frames import FrameBuffer
 from edge_agent.capture.syslog_message import read_message
-from edge_agent.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
 from schemas.builtin import builtin_contract
 from tests.fakes.drained import rows

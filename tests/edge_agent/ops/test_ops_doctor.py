@@ -14,8 +14,8 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.cli import app
-from edge_agent.clock import SystemClock
 from edge_agent.config import AgentConfig, PolicyConfig
 from edge_agent.doctor import broker as broker_check
 from edge_agent.doctor import clock as clock_check

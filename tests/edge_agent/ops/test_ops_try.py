@@ -15,9 +15,9 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from typer.testing import CliRunner
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.registry import build_source
 from edge_agent.cli import app
-from edge_agent.clock import SystemClock
 from edge_agent.exits import EXIT_CONFIG, EXIT_RETRY, EXIT_UNHEALTHY
 from schemas.builtin import builtin_contract
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.cli import main
-from edge_agent.clock import SystemClock
 from edge_agent.health import Health, write_health
 from edge_agent.monitor import _by_source
 from edge_agent.spool import bodies

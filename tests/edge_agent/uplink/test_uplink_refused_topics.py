@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.doctor.broker import examine_rights
 from edge_agent.uplink.progress import Progress
