@@ -2,8 +2,8 @@
 
 import sys
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.bridge import run_bridge
-from pipelines.clock import SystemClock
 from pipelines.config import load_core_config
 from pipelines.options import Config
 from pipelines.stopping import stop_on_signals

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.demo.processes import ProcessGroup, Program, ProgramFailedError
 from pipelines.errors import RefusedError
 

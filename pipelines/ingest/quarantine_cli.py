@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
 from pipelines.ingest.event_times import RECEIVED

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from catchment.runtime.clock import SystemClock
 from catchment.runtime.exits import STOP
 from catchment.runtime.output import say, say_json
-from pipelines.clock import SystemClock
 from pipelines.config import load_core_config
 from pipelines.lake.commit import committed_run
 from pipelines.lake.holes import holes as find_gaps

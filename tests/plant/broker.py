@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.demo.broker import (
     HOST,
     MAX_PACKET_BYTES,

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.loop import RunLoop

@@ -72,7 +72,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CATCHMENT_CONFIG", "CATCHMENT_AGENT_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pipelines.config.CONFIG_PLACES", (Path("core.toml"), tmp_path / "etc" / "core.toml"))
-    monkeypatch.setattr("edge_agent.options.CONFIG_PLACES", (Path("agent.toml"), tmp_path / "etc" / "agent.toml"))
+    monkeypatch.setattr("edge_agent.commands.options.CONFIG_PLACES", (Path("agent.toml"), tmp_path / "etc" / "agent.toml"))
     return tmp_path
 
 
@@ -223,7 +223,7 @@ def test_help_and_the_operator_s_page_show_the_table(
     monkeypatch.setenv("COLUMNS", "200")
     assert end(program, ["--help"], monkeypatch) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    page = (repository_root / "docs" / "operator.md").read_text()
+    page = (repository_root / "docs" / "operator" / "reference.md").read_text()
     for code, meaning in MEANINGS.items():
         assert f"{code} {meaning}" in shown
         assert f"| {code} | {meaning}" in page

@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from catchment.runtime.clock import SystemClock
 from pipelines.cli import app
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.contracts.registry import ContractSet

@@ -14,9 +14,9 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.ship import RemoteLanding
 from pipelines.cli import app
-from pipelines.clock import SystemClock
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.ingest.loop import load_state

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import AlarmConfig
 from pipelines.ingest.fault_file import keep_faults
 from pipelines.ingest.fault_stop import FaultRow

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.errors import ConfigError
 from pipelines.status.beat import Health, Heart, read_beats, starting
 from pipelines.up import Child, stop_all
