@@ -9,10 +9,10 @@ import structlog
 from catchment.rules.evaluator import EdgeEvaluator
 from catchment.rules.rule import EdgeRule as CompiledRule
 from catchment.rules.rule import columns_read
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.inspect.looked import Looking
 from edge_agent.rules.decide import decide
 from edge_agent.rules.sampling import chances
+from edge_agent.sources.api import SampleBatch
 from schemas.contract import ColumnType, Contract
 from schemas.edge_policy import EdgeInspect, EdgePolicy, EdgeRule
 from schemas.envelope import EVENT_TIME

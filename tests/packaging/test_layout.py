@@ -14,7 +14,7 @@ MAX_MODULE_LINES = 500
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "misc", "base", "core", "lib", "shared"}
 
 # Files that grow in place and are synced before they are renamed; each syncs the folder after.
-RENAMES_ITSELF = {"pipelines/bridge/segment.py", "edge_agent/capture/directory.py"}  # the second moves what others wrote
+RENAMES_ITSELF = {"pipelines/bridge/segment.py", "edge_agent/sources/directory/source.py"}  # the second moves what others wrote
 
 
 def _modules(root: Path) -> list[Path]:

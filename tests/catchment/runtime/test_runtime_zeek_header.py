@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from catchment.runtime.zeek_header import ZeekHeader
-from edge_agent.capture.rejects import Rejects
-from edge_agent.capture.tables import TablePosition, ZeekReader
+from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.rows.tables import TablePosition, ZeekReader
 from pipelines.contracts.zeek import read_zeek
 
 HEAD = "#separator \\x09\n#set_separator\t,\n#empty_field\t(empty)\n#unset_field\t-\n#path\tconn\n"
