@@ -21,7 +21,7 @@ from pipelines.errors import NotFoundError
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
-from pipelines.lake.suspended import HINT, SuspensionBook
+from pipelines.inspect.suspended import HINT, SuspensionBook
 from pipelines.options import AsJson, Config, Lake
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import load_policy

@@ -10,12 +10,12 @@ from catchment.runtime.exits import STOP
 from catchment.runtime.output import say, say_json
 from pipelines.clock import SystemClock
 from pipelines.config import load_core_config
+from pipelines.inspect.suspended import HINT
 from pipelines.lake.commit import committed_run
 from pipelines.lake.holes import holes as find_gaps
 from pipelines.lake.layout import COMMITS
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.remote import lake_of
-from pipelines.lake.suspended import HINT
 from pipelines.options import AsJson, Config
 from pipelines.status.health import judge
 from pipelines.status.server import serving

@@ -31,7 +31,7 @@ from pipelines.errors import RefusedError
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.holes import Hole
-from pipelines.lake.open import Lake
+from pipelines.open_lake import Lake
 from pipelines.policy import edge_cli, lake_cli, look_cli, notebook
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.explain import Explained
@@ -659,7 +659,7 @@ def test_every_module_that_makes_a_page_is_tried(repository_root: Path):
         if making.search(path.read_text())
     }
     ours = {"pipelines/training/card.py", "pipelines/training/open.py", "pipelines/policy/contact_sheet.py"}
-    ours |= {"pipelines/policy/notebook.py", "pipelines/lake/open.py"}
+    ours |= {"pipelines/policy/notebook.py", "pipelines/open_lake.py"}
     assert found - {"pipelines/lake/files.py"} == ours  # the first only speaks of <table>
 
 

@@ -14,13 +14,13 @@ from pipelines.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError, RetryLaterError
+from pipelines.heartbeat import read_beats
 from pipelines.ingest.receipts import MqttPublisher
 from pipelines.refusals import PublishTracker, Refusals
 from pipelines.rollout.connection import BrokerLink
 from pipelines.rollout.fleet import publish_desired, reported_models
 from pipelines.rollout.rollouts import Rollout, RolloutStore
 from pipelines.rollout.server import ModelServer
-from pipelines.status.beat import read_beats
 from schemas.reason_codes import describe_reason
 from schemas.reported import Reported, encode_reported
 from schemas.rollout import PieceRequest, encode_piece_request

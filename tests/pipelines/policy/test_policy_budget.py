@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.errors import RefusedError
-from pipelines.lake.suspended import SuspensionBook
+from pipelines.inspect.suspended import SuspensionBook
 from pipelines.policy import guard
 from pipelines.policy.cli import policy_app
 from pipelines.policy.documents import parse_policy

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import Expression, compile_expression
+from pipelines.expressions.expression import Expression, compile_expression
 from schemas.expressions.evaluator import EdgeEvaluator
 from schemas.expressions.functions import like
 

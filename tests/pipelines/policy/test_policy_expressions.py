@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.errors import ExpressionError
+from pipelines.expressions.expression import compile_expression
 from pipelines.policy.cli import policy_app
-from pipelines.policy.expression import compile_expression
 from schemas.contract import ColumnType
 
 COLUMNS = {

@@ -4,8 +4,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from pipelines.expressions.expression import compile_expression
 from pipelines.policy.engine import Tagger
-from pipelines.policy.expression import compile_expression
 from schemas.contract import Column, ColumnType, Contract
 from schemas.expressions.evaluator import evaluate
 from schemas.policy import Policy, Rule

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import compile_expression
-from pipelines.policy.functions import FUNCTIONS
+from pipelines.expressions.expression import compile_expression
+from pipelines.expressions.functions import FUNCTIONS
 from schemas.contract import ColumnType
 from schemas.expressions.evaluator import evaluate
 

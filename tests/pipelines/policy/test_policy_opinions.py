@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import compile_expression
+from pipelines.expressions.expression import compile_expression
 from schemas.contract import ColumnType
 from schemas.expressions.evaluator import evaluate
 

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from pipelines.contracts.arrow import table_schema
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError, RefusedError
+from pipelines.expressions.expression import compile_expression, rule_columns
+from pipelines.expressions.render import render
 from pipelines.lake.payload import write_payload_shard
 from pipelines.policy import guard
 from pipelines.policy.active import apply_policy
@@ -21,10 +23,8 @@ from pipelines.policy.cli import policy_app
 from pipelines.policy.committed import blocks, sample_row
 from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Verdict, explain
-from pipelines.policy.expression import compile_expression, rule_columns
 from pipelines.policy.look_cli import made_preview
 from pipelines.policy.preview import Preview
-from pipelines.policy.render import render
 from pipelines.policy.site import Site
 from pipelines.policy.trial import try_policy
 from pipelines.policy.yaml_text import to_yaml

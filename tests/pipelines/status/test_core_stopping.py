@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.clock import SystemClock
 from pipelines.errors import ConfigError
-from pipelines.status.beat import Health, Heart, read_beats, starting
+from pipelines.heartbeat import Health, Heart, read_beats, starting
 from pipelines.up import Child, stop_all
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -209,7 +209,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function of the language; `name` is a key of `pipelines.policy.functions.FUNCTIONS`."""
+    """A function of the language; `name` is a key of `pipelines.expressions.functions.FUNCTIONS`."""
 
     name: str
     args: tuple["Node", ...]

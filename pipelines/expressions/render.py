@@ -4,8 +4,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipelines.policy import ir
-from pipelines.policy.ir import Node, children
+from pipelines.expressions import ir
+from pipelines.expressions.ir import Node, children
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_CHARS = 160

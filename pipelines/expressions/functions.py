@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.policy import expand
-from pipelines.policy.ir import Kind, Node
+from pipelines.expressions import expand
+from pipelines.expressions.ir import Kind, Node
 
 
 @dataclass(frozen=True, slots=True)

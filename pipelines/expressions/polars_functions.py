@@ -8,7 +8,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from pipelines.policy import ir
+from pipelines.expressions import ir
 from schemas.expressions import geo
 from schemas.expressions.calendar import EARLIEST_US, LATEST_US, read_zone
 from schemas.expressions.functions import BLANKS, NUMBER_TEXT

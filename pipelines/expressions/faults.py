@@ -3,8 +3,8 @@
 The answer is itself an expression of the language, so every engine can count it.
 """
 
-from pipelines.policy import ir
-from pipelines.policy.ir import Kind, Node
+from pipelines.expressions import ir
+from pipelines.expressions.ir import Kind, Node
 
 # NULL out of values, and each of them only by an error.
 _CALLS = frozenset({"sqrt", "to_number", "local", "geo_distance_m", "geo_inside"})

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.errors import ExpressionError
-from pipelines.policy import ir
-from pipelines.policy.ir import Kind, Node, refs
+from pipelines.expressions import ir
+from pipelines.expressions.ir import Kind, Node, refs
 from schemas.errors import EdgeRuleError
 from schemas.expressions.rule import EdgeRule, Parameter
 

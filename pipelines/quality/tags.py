@@ -14,12 +14,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipelines.contracts.quality_profile import complete_lines
 from pipelines.ingest.plan import Pins, version_order
 from pipelines.ingest.plan_files import read_pins, read_plan
-from pipelines.lake.suspended import SuspensionBook
+from pipelines.inspect.suspended import SuspensionBook
 from pipelines.policy.engine import Tagger
 from pipelines.policy.tag_file import completed
+from pipelines.quality.profile import complete_lines
 from schemas.policy import Policy
 
 TAG_RULE = "tag rule "

@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from pipelines.policy import ir
-from pipelines.policy.ir import Kind, Node
-from pipelines.policy.to_polars import to_polars
+from pipelines.expressions import ir
+from pipelines.expressions.ir import Kind, Node
+from pipelines.expressions.to_polars import to_polars
 
 _LITERALS = (ir.Number, ir.Text, ir.Truth, ir.Moment, ir.Nothing)
 

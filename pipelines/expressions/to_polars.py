@@ -14,9 +14,9 @@ from operator import and_, or_
 
 import polars as pl
 
-from pipelines.policy import ir
-from pipelines.policy.ir import Kind, Node, Ref
-from pipelines.policy.polars_functions import CALLS
+from pipelines.expressions import ir
+from pipelines.expressions.ir import Kind, Node, Ref
+from pipelines.expressions.polars_functions import CALLS
 from schemas.contract import ColumnType
 
 ColumnReader = Callable[[Ref], pl.Expr]

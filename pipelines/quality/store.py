@@ -11,19 +11,19 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipelines.contracts.quality_profile import (
+from pipelines.lake.commit import APP, commit_once
+from pipelines.lake.files import write_table_file
+from pipelines.lake.layout import QUALITY, QUARANTINE, stream_table
+from pipelines.lake.quarantined import kind_of
+from pipelines.lake.table import open_table
+from pipelines.quality.profile import (
     PROFILE_SCHEMA,
     profile_column,
     profile_rows,
     profile_rules,
     profile_tags,
 )
-from pipelines.contracts.quality_tags import profile_tag_rules
-from pipelines.lake.commit import APP, commit_once
-from pipelines.lake.files import write_table_file
-from pipelines.lake.layout import QUALITY, QUARANTINE, stream_table
-from pipelines.lake.quarantined import kind_of
-from pipelines.lake.table import open_table
+from pipelines.quality.tags import profile_tag_rules
 from schemas.contract import Contract
 
 MAX_RUNS = 1_000  # of one file: the rows of so many runs are held, one column at a time

@@ -9,11 +9,11 @@ from typing import ClassVar
 from sqlglot import exp
 
 from pipelines.errors import ExpressionError
-from pipelines.policy import ir
-from pipelines.policy.expand import ArgumentError
-from pipelines.policy.functions import FUNCTIONS, Function
-from pipelines.policy.ir import Kind, Node
-from pipelines.policy.limits import MAX_LIKE_PERCENTS, position
+from pipelines.expressions import ir
+from pipelines.expressions.expand import ArgumentError
+from pipelines.expressions.functions import FUNCTIONS, Function
+from pipelines.expressions.ir import Kind, Node
+from pipelines.expressions.parse import MAX_LIKE_PERCENTS, position
 from schemas.contract import ColumnType
 from schemas.envelope import parse_time
 from schemas.errors import EnvelopeError

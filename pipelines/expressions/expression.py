@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipelines.errors import ExpressionError
-from pipelines.policy.faults import faults
-from pipelines.policy.fold import fold
-from pipelines.policy.ir import Kind, Node, cost, refs
-from pipelines.policy.limits import parse_bounded
-from pipelines.policy.lower import Lowering
-from pipelines.policy.to_polars import as_column, to_polars
-from pipelines.policy.to_sqlite import to_sqlite
+from pipelines.expressions.faults import faults
+from pipelines.expressions.fold import fold
+from pipelines.expressions.ir import Kind, Node, cost, refs
+from pipelines.expressions.lower import Lowering
+from pipelines.expressions.parse import parse_bounded
+from pipelines.expressions.to_polars import as_column, to_polars
+from pipelines.expressions.to_sqlite import to_sqlite
 from schemas.contract import ColumnType, Contract
 from schemas.envelope import EVENT_TIME
 from schemas.expressions.rule import EdgeRule

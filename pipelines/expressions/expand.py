@@ -10,9 +10,9 @@ from functools import reduce
 import polars as pl
 from polars.exceptions import PolarsError
 
-from pipelines.policy import ir
-from pipelines.policy.ir import Kind, Node
-from pipelines.policy.zones import zone_text
+from pipelines.expressions import ir
+from pipelines.expressions.ir import Kind, Node
+from pipelines.expressions.zones import zone_text
 from schemas.expressions.geo import PolygonError, read_polygon
 
 MAX_COUNT = 1_000_000
