@@ -75,7 +75,7 @@ def start_bridge(folder: Path, port: int) -> subprocess.Popen[bytes]:
     config = folder / "core.toml"
     config.write_text(f'lake = "lake"\n[broker]\nport = {port}\n')
     with (folder / "bridge.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "pipelines.bridge.cli", "-c", str(config)], stdout=log, stderr=log)
+        return subprocess.Popen([sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log)
 
 
 def beat(lake: Path, role: str) -> Any:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from pipelines import heartbeat as beat
 from pipelines.bridge.ship import RemoteLanding
-from pipelines.cli import app
 from pipelines.clock import SystemClock
+from pipelines.commands.root import app
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.heartbeat import Health, Heart

@@ -13,10 +13,10 @@ from rich.progress import Progress as RichProgress
 
 from catchment.runtime.output import say, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
+from pipelines.commands.options import AsJson, Config, Lake
 from pipelines.config import load_core_config, require_folder
 from pipelines.errors import RefusedError
 from pipelines.lake.remote import lake_of
-from pipelines.options import AsJson, Config, Lake
 from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, build_set
 from pipelines.training.catalogue import list_sets, set_folder

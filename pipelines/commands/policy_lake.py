@@ -16,20 +16,20 @@ from catchment.runtime.exits import STOP
 from catchment.runtime.output import say, say_json
 from catchment.runtime.plain import plain, plain_lines
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
+from pipelines.commands.options import AsJson, Config, Lake
+from pipelines.commands.policy_edge import give_out, policy_signer
+from pipelines.commands.site import Site
 from pipelines.config import load_core_config
 from pipelines.errors import NotFoundError
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.inspect.suspended import HINT, SuspensionBook
-from pipelines.options import AsJson, Config, Lake
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import load_policy
 from pipelines.policy.edge import edge_rules
-from pipelines.policy.edge_cli import give_out, policy_signer
 from pipelines.policy.guard import GuardedTagger
 from pipelines.policy.retag import Retagged, retag_stream, undo_retag
-from pipelines.policy.site import Site
 from pipelines.policy.tag_file import RuleTagger
 from pipelines.policy.trial import require_sound
 from pipelines.policy.yaml_text import difference

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.clock import SystemClock
+from pipelines.commands.options import AsJson, Config
+from pipelines.commands.tables import show
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
 from pipelines.ingest.event_times import RECEIVED
@@ -18,8 +20,6 @@ from pipelines.lake.copy import size_of
 from pipelines.lake.quarantined import Where, closed, grouped, heads
 from pipelines.lake.remote import lake_of
 from pipelines.lake.scratch import scratch
-from pipelines.options import AsJson, Config
-from pipelines.tables import show
 from schemas.envelope import parse_time
 from schemas.errors import EnvelopeError
 

@@ -7,14 +7,14 @@ from typing import Annotated
 import structlog
 import typer
 
+from pipelines.commands.options import AsJson, Config
+from pipelines.commands.tables import show
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
 from pipelines.lake.remote import lake_of
-from pipelines.options import AsJson, Config
 from pipelines.stopping import stop_on_signals
-from pipelines.tables import show
 from pipelines.upkeep.maintain import maintain as maintain_once
 from pipelines.upkeep.maintain import only_maintenance
 from pipelines.upkeep.vacuum import Keep, Vacuum

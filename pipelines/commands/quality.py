@@ -12,11 +12,11 @@ import typer
 from catchment.runtime.exits import DONE, STOP
 from catchment.runtime.output import say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable, styled
+from pipelines.commands.options import AsJson, Config
 from pipelines.config import load_core_config
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError
 from pipelines.lake.remote import lake_of
-from pipelines.options import AsJson, Config
 from pipelines.quality.drift import NULLS, Drift, bounds_of, drift
 from pipelines.quality.store import keep_quality, read_quality
 from schemas.contract import NUMERIC_TYPES, Contract, PiiClass

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from catchment.runtime.output import say, say_document
+from pipelines.commands.options import Config
+from pipelines.commands.site import Site
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import DocumentSigner, parse_key, require_director, write_key
 from pipelines.errors import ConfigError, NotFoundError
 from pipelines.ingest.receipts import MqttPublisher
-from pipelines.options import Config
 from pipelines.policy.edge import edge_inspectors, edge_rules, numbered_policy, signed_message
-from pipelines.policy.site import Site
 from pipelines.rollout.fleet import reported_models
 from schemas.ids import DeviceId
 from schemas.topics import Topics

@@ -9,6 +9,8 @@ import typer
 from catchment.runtime.exits import STOP
 from catchment.runtime.output import say, say_json
 from pipelines.clock import SystemClock
+from pipelines.commands.options import AsJson, Config
+from pipelines.commands.tables import show
 from pipelines.config import load_core_config
 from pipelines.inspect.suspended import HINT
 from pipelines.lake.commit import committed_run
@@ -16,12 +18,10 @@ from pipelines.lake.holes import holes as find_gaps
 from pipelines.lake.layout import COMMITS
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.remote import lake_of
-from pipelines.options import AsJson, Config
 from pipelines.status.health import judge
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, as_plain, survey
 from pipelines.stopping import stop_on_signals
-from pipelines.tables import show
 
 
 def status(

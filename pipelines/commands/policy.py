@@ -9,12 +9,15 @@ import typer
 from catchment.runtime.exits import DONE, STOP
 from catchment.runtime.output import say_json
 from catchment.runtime.terminal import PlainConsole, joined, styled
+from pipelines.commands import policy_edge as edge_cli
+from pipelines.commands import policy_files as file_cli
+from pipelines.commands import policy_lake as lake_cli
+from pipelines.commands import policy_look as look_cli
+from pipelines.commands.options import AsJson, Config, Contracts, contract_folder, require_files
 from pipelines.contracts.registry import ContractSet
 from pipelines.contracts.yaml_source import read_yaml
 from pipelines.errors import PipelineError
 from pipelines.inspect.run import check_step
-from pipelines.options import AsJson, Config, Contracts, contract_folder, require_files
-from pipelines.policy import edge_cli, file_cli, lake_cli, look_cli
 from pipelines.policy.documents import load_policy
 from pipelines.policy.edge import edge_rules
 from pipelines.policy.engine import RuleError

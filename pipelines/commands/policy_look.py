@@ -9,10 +9,11 @@ import typer
 
 from catchment.runtime.output import say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable, PlainTree, joined, styled
+from pipelines.commands.options import AsJson, Config, Lake
+from pipelines.commands.site import Site
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
-from pipelines.options import AsJson, Config, Lake
 from pipelines.policy.committed import REFERENCES, blocks, row_count, sample_row
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.documents import load_policy
@@ -20,7 +21,6 @@ from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Explained, Verdict, explain
 from pipelines.policy.guard import GuardedTagger
 from pipelines.policy.preview import Preview
-from pipelines.policy.site import Site
 from schemas.policy import Policy
 
 SAMPLE_ROWS = 100_000

@@ -12,14 +12,14 @@ from catchment.runtime.exits import DONE, STOP
 from catchment.runtime.output import say_document, say_json
 from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
+from pipelines.commands.options import AsJson, Config, Contracts, contract_folder, require_files
+from pipelines.commands.quality import quality
 from pipelines.contracts.diff import Difference, diff_contracts
 from pipelines.contracts.infer import draft_contract
 from pipelines.contracts.json_schema import arrow_schema, json_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
-from pipelines.contracts.quality_cli import quality
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError, PipelineError
-from pipelines.options import AsJson, Config, Contracts, contract_folder, require_files
 from schemas.contract import Column, Contract, encode_contract
 
 contract_app = typer.Typer(help="Check, show, compare and draft data contracts.", no_args_is_help=True)

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from catchment.runtime.output import say, say_document
+from pipelines.commands.options import Config, Contracts, contract_folder, require_files
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, PipelineError
-from pipelines.options import Config, Contracts, contract_folder, require_files
 from pipelines.policy.json_schema import schema_text
 from pipelines.policy.pol_filter import import_policies
 from pipelines.policy.trial import compile_policy
