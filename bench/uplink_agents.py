@@ -23,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import structlog
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.config import BrokerConfig, UplinkConfig
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool

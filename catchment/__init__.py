@@ -14,8 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_agent.capture.batch import SampleBatch, Source
     from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
+    from edge_agent.sources.api import SampleBatch, Source
     from pipelines.errors import PipelineError
     from pipelines.open_lake import Lake, open_lake
     from pipelines.policy.notebook import Policy
@@ -53,8 +53,8 @@ _HOMES = {
     "Policy": "pipelines.policy.notebook",
     "PipelineError": "pipelines.errors",
     "Contract": "schemas.contract",
-    "Source": "edge_agent.capture.batch",
-    "SampleBatch": "edge_agent.capture.batch",
+    "Source": "edge_agent.sources.api",
+    "SampleBatch": "edge_agent.sources.api",
     "SourceError": "edge_agent.errors",
     "SourceEndedError": "edge_agent.errors",
     "SourceAgainError": "edge_agent.errors",

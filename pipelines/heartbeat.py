@@ -18,7 +18,8 @@ from typing import Self
 import msgspec
 import structlog
 
-from pipelines.clock import Clock
+from catchment.runtime.atomic_files import write_unsynced
+from catchment.runtime.clock import Clock
 from pipelines.errors import RetryLaterError
 from pipelines.lake.remote import remote_of
 
@@ -152,11 +153,9 @@ def _is_at_work(path: Path, now_ms: int) -> bool:
 
 
 def _write(path: Path, body: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(body)
-        beside.replace(path)
+        write_unsynced(path, body)
     except OSError as error:
         # The work itself meets the same disk and says so; a beat that is missing says it too.
         log.warning("beat_missed", path=str(path), error=str(error))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from catchment.runtime.clock import Clock
 from pipelines.bridge.disk import Disk
 from pipelines.bridge.drain import Drain, Gate
 from pipelines.bridge.inbox import Inbox
@@ -26,7 +27,6 @@ from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
 from pipelines.bridge.tell import Teller
 from pipelines.bridge.waited_for import number_waited_for
-from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.heartbeat import Heart, starting

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import structlog
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
 from pipelines.bridge.segment import segment_number
 from pipelines.bridge.waited_for import number_not_run
 from pipelines.errors import ConflictError, PipelineError, RetryLaterError

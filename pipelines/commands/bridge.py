@@ -1,7 +1,7 @@
 """`catchment bridge`: run one bridge until it is told to stop."""
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.bridge import run_bridge
-from pipelines.clock import SystemClock
 from pipelines.commands.options import Config
 from pipelines.config import load_core_config
 from pipelines.stopping import stop_on_signals

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from catchment.runtime.clock import SystemClock
 from catchment.runtime.exits import INTERRUPTED, STOP
 from catchment.runtime.output import say, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
-from pipelines.clock import SystemClock
 from pipelines.demo.run import DemoOptions, Outcome, folder_name, outcome_json, run_demo
 from pipelines.demo.view import View
 from pipelines.errors import PipelineError

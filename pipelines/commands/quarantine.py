@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.commands.options import AsJson, Config
 from pipelines.commands.tables import show
 from pipelines.config import CoreConfig, load_core_config

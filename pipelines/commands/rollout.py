@@ -7,10 +7,10 @@ from typing import Annotated, Literal, cast
 import msgspec
 import typer
 
+from catchment.runtime.clock import SystemClock
 from catchment.runtime.output import say, say_json
 from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable
-from pipelines.clock import SystemClock
 from pipelines.commands.options import AsJson, Config, require_files
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.director.counters import director_folder

@@ -81,7 +81,7 @@ app = typer.Typer(
 @app.command()
 def up(config: Config = None) -> None:
     """Run bridge, run loop and model server here, restart what falls over, stop in order on Ctrl-C or SIGTERM."""
-    from pipelines.clock import SystemClock  # noqa: PLC0415  # likewise
+    from catchment.runtime.clock import SystemClock  # noqa: PLC0415  # likewise
     from pipelines.commands.supervisor import STOP_WITHIN_S, supervise  # noqa: PLC0415  # heavy only here
     from pipelines.contracts.retention import warn_of_retention  # noqa: PLC0415  # likewise
     from pipelines.status.server import serving  # noqa: PLC0415  # likewise
@@ -112,7 +112,7 @@ def run(
     beam_options: Annotated[list[str] | None, typer.Argument(help="After --: Beam's own options, as Beam takes them.")] = None,
 ) -> None:
     """Turn landed segments into rows, again and again: plan, run, commit, receipts. Kill it at any time."""
-    from pipelines.clock import SystemClock  # noqa: PLC0415  # heavy only here
+    from catchment.runtime.clock import SystemClock  # noqa: PLC0415  # heavy only here
     from pipelines.ingest.loop_process import run_loop  # noqa: PLC0415  # heavy only here
     from pipelines.runners.engine import Engine  # noqa: PLC0415  # only here
 

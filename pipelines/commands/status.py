@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from catchment.runtime.clock import SystemClock
 from catchment.runtime.exits import STOP
 from catchment.runtime.output import say, say_json
-from pipelines.clock import SystemClock
 from pipelines.commands.options import AsJson, Config
 from pipelines.commands.tables import show
 from pipelines.config import load_core_config

@@ -5,7 +5,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.demo.processes import ProcessGroup, Program, ProgramFailedError
 from pipelines.errors import RefusedError
 

@@ -10,10 +10,10 @@ from functools import reduce
 import polars as pl
 from polars.exceptions import PolarsError
 
+from catchment.rules.geo import PolygonError, read_polygon
 from pipelines.expressions import ir
 from pipelines.expressions.ir import Kind, Node
 from pipelines.expressions.zones import zone_text
-from schemas.expressions.geo import PolygonError, read_polygon
 
 MAX_COUNT = 1_000_000
 MAX_REGEX_CHARS = 200

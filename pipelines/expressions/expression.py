@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from catchment.rules.rule import EdgeRule
 from pipelines.errors import ExpressionError
 from pipelines.expressions.faults import faults
 from pipelines.expressions.fold import fold
@@ -15,7 +16,6 @@ from pipelines.expressions.to_polars import as_column, to_polars
 from pipelines.expressions.to_sqlite import to_sqlite
 from schemas.contract import ColumnType, Contract
 from schemas.envelope import EVENT_TIME
-from schemas.expressions.rule import EdgeRule
 
 MAX_COST = 2_000
 
@@ -62,7 +62,7 @@ class Expression:
         return None if failed is None else Expression(self.text, failed)
 
     def to_edge(self) -> EdgeRule:
-        """The same meaning for a device, which evaluates it with `schemas.expressions.evaluator`.
+        """The same meaning for a device, which evaluates it with `catchment.rules.evaluator`.
 
         Raises:
             ExpressionError: it uses what a device does not have; the message says what.

@@ -8,10 +8,10 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from catchment.rules import geo
+from catchment.rules.calendar import EARLIEST_US, LATEST_US, read_zone
+from catchment.rules.functions import BLANKS, NUMBER_TEXT
 from pipelines.expressions import ir
-from schemas.expressions import geo
-from schemas.expressions.calendar import EARLIEST_US, LATEST_US, read_zone
-from schemas.expressions.functions import BLANKS, NUMBER_TEXT
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
 Generate: TypeAlias = Callable[[list[pl.Expr], Sequence[ir.Node]], pl.Expr]

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from catchment.rules.rule import EdgeRule, Parameter
 from pipelines.errors import ExpressionError
 from pipelines.expressions import ir
 from pipelines.expressions.ir import Kind, Node, refs
 from schemas.errors import EdgeRuleError
-from schemas.expressions.rule import EdgeRule, Parameter
 
-# What SQLite itself has with the language's meaning; all others are those of `schemas.expressions.functions`.
+# What SQLite itself has with the language's meaning; all others are those of `catchment.rules.functions`.
 _OWN = {"abs": "abs", "coalesce": "coalesce", "least": "min", "greatest": "max"}
 
 

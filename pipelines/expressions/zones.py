@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from polars.exceptions import PolarsError
 
-from schemas.expressions.calendar import SECOND_US, Zone, write_zone
+from catchment.rules.calendar import SECOND_US, Zone, write_zone
 
 # Before and after, a zone keeps the offset of that day.
 FIRST, LAST = "1990-01-01", "2050-01-01"

@@ -8,7 +8,7 @@ from threading import Event
 
 import structlog
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import FaultError, RetryLaterError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
 from pipelines.bridge.segment import sealed_path
 from pipelines.errors import ConflictError, CorruptLakeError
 from pipelines.ingest.plan import Pins, Plan, SegmentRef, encode_pins, pins_digest

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.atomic import sync_folder, write_atomic
-from pipelines.clock import Clock, SystemClock
+from catchment.runtime.atomic_files import sync_folder, write_atomic
+from catchment.runtime.clock import Clock, SystemClock
 from pipelines.inspect.columns import step_digest
 from schemas.policy import InspectStep, Policy
 

@@ -9,8 +9,8 @@ import msgspec
 import structlog
 from paho.mqtt.client import MQTTMessage
 
+from catchment.runtime.clock import Clock, SystemClock
 from pipelines.bridge.shares import Shares
-from pipelines.clock import Clock, SystemClock
 from pipelines.config import CoreConfig, ShareConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.config import BrokerConfig, UplinkConfig
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool

@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 import pipelines.cli as core_program
 import pipelines.commands.root as core_cli
 from edge_agent import cli as agent_cli
-from edge_agent import looking
 from edge_agent.checking import Fault
-from edge_agent.doctor import examine
-from edge_agent.doctor.findings import Diagnosis
+from edge_agent.commands import status_reader
+from edge_agent.commands.doctor import examine
+from edge_agent.commands.doctor.findings import Diagnosis
 from edge_agent.spool import inspection
 from pipelines.commands import maintenance as upkeep_cli
 from pipelines.commands import policy_edge as edge_cli
@@ -459,8 +459,8 @@ WITHOUT_JSON = {
 # What these print of a hostile document is checked names and counts: that it comes through unharmed is what is tried.
 SAYS_LITTLE = {"contract infer", "policy retag"}
 AGENT: dict[str, Callable[[pytest.MonkeyPatch], list[str]]] = {
-    "status": lambda to: _agent(to, looking, "read_status", hostile(looking.Status), "status"),
-    "books": lambda to: _agent(to, looking, "read_ledger", hostile(looking.Ledger), "books"),
+    "status": lambda to: _agent(to, status_reader, "read_status", hostile(status_reader.Status), "status"),
+    "books": lambda to: _agent(to, status_reader, "read_ledger", hostile(status_reader.Ledger), "books"),
     "doctor": lambda to: _agent(to, examine, "diagnose", hostile(Diagnosis), "doctor"),
     "try": lambda to: _tried(to),  # noqa: PLW0108  # likewise
     "check": lambda to: _checked(to),  # noqa: PLW0108  # it is defined below
@@ -485,16 +485,16 @@ def _checked(to: pytest.MonkeyPatch) -> list[str]:
 
 
 def _tried(to: pytest.MonkeyPatch) -> list[str]:
-    from edge_agent.trial import command
+    from edge_agent.commands import try_sources
     from edge_agent.trial.result import Trial
 
-    to.setattr(command, "try_sources", lambda *_args: (hostile(Trial),))
-    to.setattr(command, "exit_code", lambda _found: 0)
+    to.setattr(try_sources, "try_sources", lambda *_args: (hostile(Trial),))
+    to.setattr(try_sources, "exit_code", lambda _found: 0)
     return ["try"]
 
 
 def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
-    from edge_agent import spool_cli
+    from edge_agent.commands import spool as spool_cli
     from edge_agent.spool import reading
 
     to.setattr(spool_cli, "_reader", lambda _path: nullcontext((None, Path())))
@@ -697,7 +697,7 @@ def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path):
 
 
 def test_metrics_hold_no_acting_character():
-    from edge_agent.vitals import _labels
+    from edge_agent.health.vitals import _labels
     from pipelines.config import AlarmConfig
 
     assert acts(_labels({"reason": TEXT})) == ""

@@ -71,7 +71,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CATCHMENT_CONFIG", "CATCHMENT_AGENT_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pipelines.config.CONFIG_PLACES", (Path("core.toml"), tmp_path / "etc" / "core.toml"))
-    monkeypatch.setattr("edge_agent.options.CONFIG_PLACES", (Path("agent.toml"), tmp_path / "etc" / "agent.toml"))
+    monkeypatch.setattr("edge_agent.commands.options.CONFIG_PLACES", (Path("agent.toml"), tmp_path / "etc" / "agent.toml"))
     return tmp_path
 
 

@@ -9,10 +9,10 @@ import nanoarrow as na
 import nanoarrow.ipc
 import pytest
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.refine import build_refiner
 from edge_agent.clock_quality import ClockWatch
+from edge_agent.sources.api import SampleBatch
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.sealing import Seal
 from edge_agent.spool.spool import Spool

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from edge_agent.process.stderr import PatientStderr
 from edge_agent.spool.recovery import SUSPECT_NAME, mark_suspect
-from edge_agent.stderr import PatientStderr
 from schemas.ids import StreamName
 from tests.fakes.fake_core import FakeCore
 

@@ -14,18 +14,18 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.cli import app
-from edge_agent.clock import SystemClock
+from edge_agent.commands.doctor import broker as broker_check
+from edge_agent.commands.doctor import clock as clock_check
+from edge_agent.commands.doctor import disk as disk_check
+from edge_agent.commands.doctor.disk import filesystem_of
+from edge_agent.commands.doctor.examine import diagnose
+from edge_agent.commands.doctor.findings import Diagnosis, Verdict
+from edge_agent.commands.doctor.rules import examine_rules
+from edge_agent.commands.exits import EXIT_UNHEALTHY
 from edge_agent.config import AgentConfig, PolicyConfig
-from edge_agent.doctor import broker as broker_check
-from edge_agent.doctor import clock as clock_check
-from edge_agent.doctor import disk as disk_check
-from edge_agent.doctor.disk import filesystem_of
-from edge_agent.doctor.examine import diagnose
-from edge_agent.doctor.findings import Diagnosis, Verdict
-from edge_agent.doctor.rules import examine_rules
-from edge_agent.exits import EXIT_UNHEALTHY
-from edge_agent.health import Health, write_health
+from edge_agent.health.file import Health, write_health
 from pipelines.contracts.json_rows import rows_from_json
 from schemas.builtin import builtin_contract
 from schemas.reported import PolicyReport

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent import enrol as enrolling
 from edge_agent.cli import app
-from edge_agent.der import DerError, read_pem
-from edge_agent.enrol import CommandKeysmith, enrol
-from edge_agent.enrol_cryptography import LibraryKeysmith
 from edge_agent.errors import ConfigError
-from edge_agent.identity import read_certificate
+from edge_agent.identity import enrol as enrolling
+from edge_agent.identity.certificate import read_certificate
+from edge_agent.identity.der import DerError, read_pem
+from edge_agent.identity.enrol import CommandKeysmith, enrol
+from edge_agent.identity.enrol_cryptography import LibraryKeysmith
 from schemas.ids import DeviceId, StreamName
 from tests.fakes.fake_core import FakeCore
 
@@ -77,7 +77,7 @@ def test_a_key_that_others_can_read_is_refused_with_the_remedy(tmp_path):
 
 
 def test_without_library_and_command_it_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "edge_agent.enrol_cryptography", None)
+    monkeypatch.setitem(sys.modules, "edge_agent.identity.enrol_cryptography", None)
     assert isinstance(enrolling.find_keysmith(), CommandKeysmith)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="openssl command"):

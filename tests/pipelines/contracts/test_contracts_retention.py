@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.commands.maintenance import maintain
 from pipelines.commands.root import app
 from pipelines.config import CoreConfig, RunConfig

@@ -10,7 +10,7 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError, RetryLaterError

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.ingest import backfill as module

@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.ingest import backfill as module
 from pipelines.ingest.backfill import backfill, segments_of

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 import zstandard
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.intake import Message, Numberer
 from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Part
 from pipelines.bridge.reader import Reader
 from pipelines.bridge.rows import KIND_REFUSED, LandingRow
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.graph import crew
 from pipelines.ingest.loop import RunLoop

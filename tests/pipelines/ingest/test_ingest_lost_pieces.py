@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable, TableFeatures, write_deltalake
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.waited_for import number_waited_for
-from pipelines.clock import SystemClock
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.compact import compact_table
 from pipelines.lake.rollup import roll_up_all

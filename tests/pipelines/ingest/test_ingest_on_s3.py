@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.rows import LandingRow
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig, RemoteConfig
 from pipelines.errors import ConfigError, ConflictError, RefusedError, RetryLaterError
 from pipelines.ingest.loop import RunLoop, load_state, only_loop

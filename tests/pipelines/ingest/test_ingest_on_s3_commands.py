@@ -14,9 +14,9 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from catchment.runtime.clock import SystemClock
 from pipelines import heartbeat as beat
 from pipelines.bridge.ship import RemoteLanding
-from pipelines.clock import SystemClock
 from pipelines.commands.root import app
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError

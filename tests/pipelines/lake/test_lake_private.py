@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.contracts.private import private_columns
 from pipelines.ingest.backfill import backfill, segments_of

@@ -17,7 +17,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from typer.testing import CliRunner
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from pipelines.commands.rollout import model_app, rollout_app, serve

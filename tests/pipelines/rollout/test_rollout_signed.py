@@ -11,7 +11,7 @@ from paho.mqtt import publish, subscribe
 from paho.mqtt.client import MQTTv5
 from typer.testing import CliRunner
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.documents.counter import CounterFile
 from edge_agent.documents.gate import DocumentGate
 from edge_agent.documents.inbox import DocumentInbox

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.commands.status import status
 from pipelines.config import AlarmConfig
 from pipelines.heartbeat import FOLDER, Beat, Health, Heart, read_beats

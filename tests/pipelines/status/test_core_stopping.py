@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.commands.supervisor import Child, stop_all
 from pipelines.errors import ConfigError
 from pipelines.heartbeat import Health, Heart, read_beats, starting
