@@ -14,13 +14,14 @@ from edge_agent.uplink.progress import Progress
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
 from tests.fakes.refusing_front import RefusingFront
+from tests.plant.broker import RunningBroker
 
 DOWN = "catchment/down/dev-a/+"
 PAGES = "catchment/down/dev-a/receipts/+"
 
 
 @pytest.fixture
-def front(broker: Any) -> Iterator[RefusingFront]:
+def front(broker: RunningBroker) -> Iterator[RefusingFront]:
     with RefusingFront(broker.port) as one:
         yield one
 

@@ -27,6 +27,7 @@ from schemas.rollout import PieceRequest, encode_piece_request
 from schemas.topics import Topics
 from tests.fakes.refusing_front import RefusingFront
 from tests.fakes.secured_broker import until
+from tests.plant.broker import RunningBroker
 
 NOT_AUTHORIZED, QUOTA_EXCEEDED = 0x87, 0x97
 
@@ -50,13 +51,13 @@ class StillClock(SystemClock):
 
 
 @pytest.fixture
-def front(broker: Any) -> Iterator[RefusingFront]:
+def front(broker: RunningBroker) -> Iterator[RefusingFront]:
     with RefusingFront(broker.port) as one:
         yield one
 
 
 @pytest.fixture
-def client(broker: Any) -> Iterator[mqtt.Client]:
+def client(broker: RunningBroker) -> Iterator[mqtt.Client]:
     """A client of the broker itself that hears all that comes down."""
     one = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="hears", protocol=mqtt.MQTTv5)
     one.heard = []

@@ -1,26 +1,29 @@
-"""The header of a Zeek log, and what its marks mean."""
+"""The header of a tab-separated Zeek log, and what its marks mean."""
 
 from collections.abc import Sequence
 
-# Zeek's names of a connection's four corners, and how the built-in network_flow contract calls them.
-CONN_RENAME = {
-    "id.orig_h": "src_ip", "id.orig_p": "src_port", "id.resp_h": "dst_ip", "id.resp_p": "dst_port",
-    "id_orig_h": "src_ip", "id_orig_p": "src_port", "id_resp_h": "dst_ip", "id_resp_p": "dst_port",
-    "duration": "duration_s", "detailedlabel": "detailed_label", "detailed-label": "detailed_label",
-}  # fmt: skip
 _ABOUT_ROWS = ("#separator", "#set_separator", "#empty_field", "#unset_field", "#fields", "#types")
 
 
 class ZeekHeader:
-    """The directives in force: separator, field names, and the marks for "not set" and "empty"."""
+    r"""The directives in force: separator, field names and types, and the marks for "not set" and "empty".
+
+    Labelled logs of the Stratosphere laboratory separate their last columns by blanks, in `#fields`, `#types` and each row.
+
+    Attributes:
+        separator: what is between two cells; written in the log as `\x09`.
+        fields: the names of the columns.
+        types: their types, as Zeek calls them; empty where the log does not name any.
+    """
 
     def __init__(self) -> None:
         self.separator = "\t"
         self.fields: list[str] = []
+        self.types: list[str] = []
+        self._blank_separated = 1
         self._set_separator = ","
         self._empty = "(empty)"
         self._unset = "-"
-        self._sets: frozenset[str] = frozenset()
         self._lines: dict[str, str] = {}
 
     @property
@@ -29,7 +32,7 @@ class ZeekHeader:
         return "".join(f"{line}\n" for line in self._lines.values())
 
     def take(self, line: str) -> None:
-        """One `#` line. Directives that say nothing about rows (#path, #open, #close) are passed over."""
+        """Read one `#` line. Directives that say nothing about rows (#path, #open, #close) are skipped."""
         line = line.rstrip("\r\n")
         if line.startswith(_ABOUT_ROWS):
             self._lines[next(name for name in _ABOUT_ROWS if line.startswith(name))] = line
@@ -39,11 +42,10 @@ class ZeekHeader:
         name, *values = line.split(self.separator)
         match name:
             case "#fields":
-                self.fields = values
+                self.fields = _apart(values)
+                self._blank_separated = 1 + len(self.fields) - len(values)
             case "#types":
-                self._sets = frozenset(
-                    field for field, kind in zip(self.fields, values, strict=False) if kind.startswith(("set[", "vector["))
-                )
+                self.types = _apart(values)
             case "#set_separator":
                 self._set_separator = values[0] if values else ","
             case "#empty_field":
@@ -51,24 +53,41 @@ class ZeekHeader:
             case "#unset_field":
                 self._unset = values[0] if values else "-"
 
-    def columns(self, rows: list[list[str]]) -> dict[str, Sequence[object]]:
+    def cells(self, line: str) -> list[str]:
+        """The cells of a row, as they are written."""
+        cells = line.rstrip("\r\n").split(self.separator)
+        if self._blank_separated > 1:
+            cells[-1:] = cells[-1].split(None, self._blank_separated - 1)
+        return cells
+
+    def columns(self, rows: Sequence[Sequence[str]]) -> dict[str, Sequence[object]]:
         """Rows as columns: not set becomes None, empty becomes "", sets and vectors become lists of text."""
         columns: dict[str, Sequence[object]] = {}
         by_column = zip(*rows, strict=True) if rows else [()] * len(self.fields)
+        sets = frozenset(name for name, kind in zip(self.fields, self.types, strict=False) if is_list(kind))
         for name, cells in zip(self.fields, by_column, strict=True):
-            columns[name] = [self._cell(cell, name in self._sets) for cell in cells]
+            columns[name] = [self._value(cell, name in sets) for cell in cells]
         return columns
 
-    def _cell(self, cell: str, is_set: bool) -> object:
+    def _value(self, cell: str, is_set: bool) -> object:
         if cell == self._unset:
             return None
         if cell == self._empty:
             return [] if is_set else ""
         if not is_set:
             return _unescape(cell) if "\\x" in cell else cell
-        # Apart first: an item may hold the separator, escaped.
+        # Split first: an item may hold the separator, escaped.
         items = cell.split(self._set_separator)
         return [None if item == self._unset else _unescape(item) if "\\x" in item else item for item in items]
+
+
+def is_list(kind: str) -> bool:
+    """Whether a Zeek type is a set or a vector."""
+    return kind.startswith(("set[", "vector["))
+
+
+def _apart(values: Sequence[str]) -> list[str]:
+    return [name for value in values for name in (value.split() if " " in value else (value,))]
 
 
 def _unescape(text: str) -> str:
