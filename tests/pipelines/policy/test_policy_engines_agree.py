@@ -12,7 +12,7 @@ import pytest
 from catchment.rules.evaluator import EdgeEvaluator
 from catchment.rules.functions import like
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import Expression, compile_expression
+from pipelines.expressions.expression import Expression, compile_expression
 
 _spec = importlib.util.spec_from_file_location("expression_corpus", Path(__file__).with_name("expression_corpus.py"))
 assert _spec is not None
