@@ -147,7 +147,7 @@ class Workers:
 def start_bridge(folder: Path, port: int) -> "subprocess.Popen[bytes]":
     (folder / "core.toml").write_text(f'lake = "lake"\n[broker]\nport = {port}\n')
     with (folder / "bridge.log").open("wb") as log:
-        command = [sys.executable, "-m", "pipelines.bridge.cli", "-c", str(folder / "core.toml")]
+        command = [sys.executable, "-m", "pipelines", "bridge", "-c", str(folder / "core.toml")]
         return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 

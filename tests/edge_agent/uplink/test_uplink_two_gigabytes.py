@@ -30,7 +30,7 @@ def test_a_very_large_payload_reaches_the_real_bridge_over_a_breaking_link(broke
             file.write(piece)
     (tmp_path / "core.toml").write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')
     with (tmp_path / "bridge.log").open("wb") as log:
-        command = [sys.executable, "-m", "pipelines.bridge.cli", "-c", str(tmp_path / "core.toml")]
+        command = [sys.executable, "-m", "pipelines", "bridge", "-c", str(tmp_path / "core.toml")]
         bridge = subprocess.Popen(command, stdout=log, stderr=log)
     arrived = tmp_path / "lake" / "objects" / digest.hexdigest()
     try:

@@ -14,13 +14,13 @@ from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError, RetryLaterError
+from pipelines.heartbeat import read_beats
 from pipelines.ingest.receipts import MqttPublisher
 from pipelines.refusals import PublishTracker, Refusals
 from pipelines.rollout.connection import BrokerLink
 from pipelines.rollout.fleet import publish_desired, reported_models
 from pipelines.rollout.rollouts import Rollout, RolloutStore
 from pipelines.rollout.server import ModelServer
-from pipelines.status.beat import read_beats
 from schemas.reason_codes import describe_reason
 from schemas.reported import Reported, encode_reported
 from schemas.rollout import PieceRequest, encode_piece_request
@@ -76,7 +76,7 @@ def start_bridge(folder: Path, port: int) -> subprocess.Popen[bytes]:
     config = folder / "core.toml"
     config.write_text(f'lake = "lake"\n[broker]\nport = {port}\n')
     with (folder / "bridge.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "pipelines.bridge.cli", "-c", str(config)], stdout=log, stderr=log)
+        return subprocess.Popen([sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log)
 
 
 def beat(lake: Path, role: str) -> Any:

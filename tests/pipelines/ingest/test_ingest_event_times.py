@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pipelines.commands.quarantine import quarantine_app
 from pipelines.ingest.decode import DecodeError, Rows
 from pipelines.ingest.event_times import NEVER_SET, ClockNote, correct_times
-from pipelines.ingest.quarantine_cli import quarantine_app
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.quarantined import Where, heads
 from schemas.builtin import builtin_contract

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipelines.commands.site import Site
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.policy.active import apply_policy
 from pipelines.policy.documents import load_policy
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
-from pipelines.policy.site import Site
 from pipelines.policy.tag_file import RuleTagger
 from tests.plant.core import Core
 

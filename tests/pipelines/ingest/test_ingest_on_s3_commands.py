@@ -15,10 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
+from pipelines import heartbeat as beat
 from pipelines.bridge.ship import RemoteLanding
-from pipelines.cli import app
+from pipelines.commands.root import app
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
+from pipelines.heartbeat import Health, Heart
 from pipelines.ingest.loop import load_state
 from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
 from pipelines.lake.books import EpochKey
@@ -29,8 +31,6 @@ from pipelines.lake.remote import bind
 from pipelines.lake.rollup import roll_up_all
 from pipelines.policy.active import active_policies, newest_number
 from pipelines.policy.edge import numbered_policy
-from pipelines.status import beat
-from pipelines.status.beat import Health, Heart
 from pipelines.status.health import judge
 from pipelines.status.survey import survey
 from pipelines.training.open import open_set

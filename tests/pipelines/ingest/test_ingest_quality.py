@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.contracts.cli import contract_app
-from pipelines.contracts.quality_drift import NULLS, bounds_of, drift
-from pipelines.contracts.quality_store import keep_quality, read_quality
+from pipelines.commands.contract import contract_app
 from pipelines.contracts.registry import ContractSet
+from pipelines.quality.drift import NULLS, bounds_of, drift
+from pipelines.quality.store import keep_quality, read_quality
 from tests.fakes.run_core import RunCore
 from tests.plant.core import Core, MakeEnvelope
 

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.commands.quarantine import quarantine_app
 from pipelines.config import CoreConfig
 from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.ingest.loop import load_state, only_loop
-from pipelines.ingest.quarantine_cli import quarantine_app
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.books import Counts
 from pipelines.lake.layout import books_path

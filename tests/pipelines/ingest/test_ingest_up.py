@@ -40,7 +40,7 @@ def catchment(*words: str, **options: Any) -> subprocess.Popen[bytes]:
 
 
 def test_a_child_with_a_wrong_configuration_waits_long_and_leaves_the_others_alone() -> None:
-    from pipelines.up import LONGEST_PAUSE_S, Child
+    from pipelines.commands.supervisor import LONGEST_PAUSE_S, Child
 
     falls = {}
     for name, code in (("models", 2), ("run", 1)):

@@ -19,7 +19,6 @@ from PIL.TiffImagePlugin import IFDRational
 from catchment.runtime.clock import SystemClock
 from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.contracts.private import private_columns
-from pipelines.contracts.quality_store import keep_quality, read_quality
 from pipelines.ingest.backfill import backfill, segments_of
 from pipelines.ingest.loop import IN_PROCESS
 from pipelines.lake.compact import compact_all
@@ -30,6 +29,7 @@ from pipelines.policy.engine import Tagger
 from pipelines.policy.preview import Preview
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
+from pipelines.quality.store import keep_quality, read_quality
 from pipelines.upkeep.maintain import maintain
 from pipelines.upkeep.vacuum import Keep
 from schemas.contract import Column, ColumnType, Contract, PiiClass

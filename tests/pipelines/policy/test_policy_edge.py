@@ -13,11 +13,11 @@ from paho.mqtt import publish, subscribe
 from paho.mqtt.client import MQTTv5
 from typer.testing import CliRunner
 
+from pipelines.commands.policy import policy_app
 from pipelines.contracts.registry import ContractSet
 from pipelines.director.keys import parse_key, write_key
 from pipelines.errors import ExpressionError, NotFoundError, RefusedError
 from pipelines.policy.active import active_policies, apply_policy
-from pipelines.policy.cli import policy_app
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.edge import edge_rules, numbered_policy
 from schemas.edge_policy import EdgeAction, decode_edge_policy, decode_signed_edge_policy

@@ -10,7 +10,7 @@ import pytest
 from catchment.rules.evaluator import EdgeEvaluator
 from catchment.rules.functions import like
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import Expression, compile_expression
+from pipelines.expressions.expression import Expression, compile_expression
 from tests.pipelines.policy import expression_corpus as corpus
 
 # How many random expressions the slow test compares; `make gate` asks for a hundred thousand.

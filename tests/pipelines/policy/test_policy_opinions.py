@@ -13,7 +13,7 @@ import pytest
 
 from catchment.rules.evaluator import evaluate
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import compile_expression
+from pipelines.expressions.expression import compile_expression
 from schemas.contract import ColumnType
 from tests.pipelines.policy import expression_corpus as corpus
 

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from catchment.runtime.clock import SystemClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
+from pipelines.commands.rollout import model_app, rollout_app, serve
 from pipelines.config import load_core_config
 from pipelines.errors import RefusedError
-from pipelines.rollout.cli import model_app, rollout_app, serve
 from pipelines.rollout.cohorts import BUCKETS, Cohort, parse_cohort
 from pipelines.rollout.keys import KeyFolder, KeyPlan
 from pipelines.rollout.pieces import answer

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
+from pipelines.commands.status import status
 from pipelines.config import AlarmConfig
+from pipelines.heartbeat import FOLDER, Beat, Health, Heart, read_beats
 from pipelines.ingest.fault_file import keep_faults
 from pipelines.ingest.fault_stop import FaultRow
-from pipelines.lake.suspended import SuspensionBook
+from pipelines.inspect.suspended import SuspensionBook
 from pipelines.policy.active import apply_policy, withdraw_policy
-from pipelines.status.beat import FOLDER, Beat, Health, Heart, read_beats
-from pipelines.status.cli import status
 from pipelines.status.exposition import exposition
 from pipelines.status.health import judge
 from pipelines.status.server import serving
