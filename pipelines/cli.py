@@ -41,9 +41,9 @@ ROOMS = {
     "status": Room("pipelines.status.cli", "status", "What waits, since when, how fast, and is all well."),
     "watch": Room("pipelines.status.cli", "watch", "Serve /metrics, /live and /ready."),
     "gaps": Room("pipelines.status.cli", "gaps", "Samples that must exist and have not come."),
-    "compact": Room("pipelines.upkeep.cli", "compact", "Put small files together."),
-    "vacuum": Room("pipelines.upkeep.cli", "vacuum", "Delete what nothing refers to any more."),
-    "maintain": Room("pipelines.upkeep.cli", "maintain", "Roll-ups, compaction and vacuum."),
+    "compact": Room("pipelines.maintenance.cli", "compact", "Put small files together."),
+    "vacuum": Room("pipelines.maintenance.cli", "vacuum", "Delete what nothing refers to any more."),
+    "maintain": Room("pipelines.maintenance.cli", "maintain", "Roll-ups, compaction and vacuum."),
     "quarantine": Room("pipelines.ingest.quarantine_cli", "quarantine_app", "Refused samples: see why, replay, discard."),
     "contract": Room("pipelines.contracts.cli", "contract_app", "Check, compile and show contracts."),
     "policy": Room("pipelines.policy.cli", "policy_app", "Check, try and apply tagging policies."),
@@ -130,7 +130,7 @@ def run(
         from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
         from pipelines.lake.remote import lake_of  # noqa: PLC0415  # only here
         from pipelines.lake.scratch import scratch  # noqa: PLC0415  # only here
-        from pipelines.upkeep.maintain import only_maintenance  # noqa: PLC0415  # only here
+        from pipelines.maintenance.maintain import only_maintenance  # noqa: PLC0415  # only here
 
         with only_maintenance(lake_of(core)), scratch(core.lake_root, "backfill"):
             done = backfill(core, segments_of(from_landing), engine, SystemClock())

@@ -24,8 +24,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from pipelines.bridge.backoff import Backoff
+from pipelines.bridge.envelope_rows import Message
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
-from pipelines.bridge.intake import Message
 from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, PipelineError

@@ -23,7 +23,7 @@ from pipelines.rollout.pieces import answer
 from pipelines.rollout.repository import ModelRepository
 from pipelines.rollout.rights import RightsProbe
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress, wanted_by
-from pipelines.status.beat import Health, Heart, starting
+from pipelines.status.heartbeat import Health, Heartbeats, starting
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reason_codes import is_refusal
@@ -301,7 +301,7 @@ def serve(config: CoreConfig, stop: threading.Event, clock: Clock | None = None)
         server.open()
     log.info("model_server_ready", broker=f"{config.broker.host}:{config.broker.port}")
     try:
-        with Heart(root, "models", "server", clock, server.health):
+        with Heartbeats(root, "models", "server", clock, server.health):
             while not stop.is_set():
                 try:
                     server.tick()

@@ -11,7 +11,7 @@ from pipelines.clock import Clock
 from pipelines.config import AlarmConfig
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.status.exposition import TEXT, exposition
-from pipelines.status.health import DEFAULTS, judge
+from pipelines.status.health import DEFAULTS, assess
 from pipelines.status.survey import survey
 
 TIMEOUT_S = 10.0
@@ -65,9 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._send(200, TEXT, exposition(found, self.limits))
             return
-        verdict = judge(found, self.limits)
-        good = verdict.is_alive if path == "/live" else verdict.is_ready
-        self._send(200 if good else 503, "application/json", json.dumps({"ok": good, "alarms": verdict.alarms}))
+        result = assess(found, self.limits)
+        good = result.is_alive if path == "/live" else result.is_ready
+        self._send(200 if good else 503, "application/json", json.dumps({"ok": good, "alarms": result.alarms}))
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it so
         """Say nothing: a probe every second is no event."""

@@ -30,8 +30,9 @@ from pipelines.contracts import quality_cli
 from pipelines.errors import RefusedError
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
-from pipelines.lake.holes import Hole
+from pipelines.lake.gaps import Hole
 from pipelines.lake.open import Lake
+from pipelines.maintenance import cli as upkeep_cli
 from pipelines.policy import edge_cli, lake_cli, look_cli, notebook
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.explain import Explained
@@ -47,7 +48,6 @@ from pipelines.training import cli as set_cli
 from pipelines.training.card import render_card
 from pipelines.training.manifest import Manifest
 from pipelines.training.open import TrainingSet
-from pipelines.upkeep import cli as upkeep_cli
 from schemas.reported import ModelReport
 from tests.fakes.hostile import MARK, TEXT, acts, forged, hostile
 

@@ -16,7 +16,7 @@ from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.contracts.retention import asked_retention, warn_of_retention
 from pipelines.ingest.loop_process import run_loop
-from pipelines.upkeep.cli import maintain
+from pipelines.maintenance.cli import maintain
 from schemas.contract import Column, ColumnType, Contract
 
 TRIP = Contract("trip", "1.0.0", (Column("speed", ColumnType.FLOAT64),), retention_days=7)

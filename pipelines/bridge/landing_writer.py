@@ -13,8 +13,8 @@ from threading import Event
 import structlog
 
 from pipelines.bridge.disk import Disk
+from pipelines.bridge.envelope_rows import Message
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
-from pipelines.bridge.intake import Message
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler, Part
 from pipelines.bridge.reader import Reader, Sender
@@ -76,7 +76,7 @@ class _Sorted:
     row_bytes: int = 0
 
 
-class Drain:
+class LandingWriter:
     """Everything that touches the disk, on one thread.
 
     Args:
