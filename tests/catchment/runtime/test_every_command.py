@@ -30,9 +30,9 @@ from pipelines.contracts import quality_cli
 from pipelines.errors import RefusedError
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
-from pipelines.lake.gaps import Hole
+from pipelines.lake.gaps import Gap
 from pipelines.lake.open import Lake
-from pipelines.maintenance import cli as upkeep_cli
+from pipelines.maintenance import cli as maintenance_cli
 from pipelines.policy import edge_cli, lake_cli, look_cli, notebook
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.explain import Explained
@@ -196,13 +196,13 @@ def status(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     return ["status"]
 
 
-def holes(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(status_cli, "find_gaps", lambda *_args: [hostile(Hole)])
+def gaps(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(status_cli, "find_gaps", lambda *_args: [hostile(Gap)])
     return ["gaps"]
 
 
 def compact(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(upkeep_cli, "compact_all", lambda _root: [hostile(Compacted)])
+    to.setattr(maintenance_cli, "compact_all", lambda _root: [hostile(Compacted)])
     return ["compact"]
 
 
@@ -388,7 +388,7 @@ CORE: dict[str, Place] = {
     "books": ledger,
     "streams": streams,
     "status": status,
-    "gaps": holes,
+    "gaps": gaps,
     "compact": compact,
     "quarantine ls": quarantine_ls,
     "quarantine show": quarantine_show,
