@@ -88,7 +88,7 @@ class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How segments become rows, and where: `runner`, `dask_workers` and `beam_options` are what `catchment run` takes.
 
-    A run is paused where `fault_breaker_share` of its messages, and `fault_breaker_count` consecutive ones, meet an internal error.
+    A run is paused where `fault_breaker_share` of its messages, and `fault_breaker_count` in sequence, meet an internal error.
     Of one device no more than `max_device_ranges` settled ranges are kept apart: beyond them its oldest gaps are closed.
     """
 

@@ -1,8 +1,8 @@
 """What a survey means: alive, ready, alarms. No IO.
 
 Alive: the processes send heartbeats. Ready: they get on. That a pipeline stands still while all its processes live is the
-failure that nobody sees, so waiting work that no run takes is not ready. An alarm that is no standstill (rules refused, a policy suspended,
-much in quarantine) is for a person to look at: the core gets on, and stays ready.
+failure that nobody sees, so waiting work that no run takes is not ready. An alarm that is no standstill (rules refused, a
+policy suspended, much in quarantine) is for a person to look at: the core gets on, and stays ready.
 """
 
 from collections import Counter

@@ -7,7 +7,6 @@ import pytest
 from pipelines.config import load_core_config
 from pipelines.errors import ConfigError
 
-
 RENAMED = [
     ("run", "crew", "worker_processes", 5),
     ("run", "workers", "dask_workers", 3),
