@@ -32,7 +32,7 @@ ARCHIVE_SCHEMA = pa.schema(
         pa.field("releases", pa.int64()),
     ]
 )
-"""One row for each segment of a run; `releases` counts the quarantined rows that it replayed or discarded."""
+"""One row for each segment of a run; `replay_items` counts the quarantined rows that it replayed or discarded."""
 
 log = structlog.get_logger(__name__)
 
