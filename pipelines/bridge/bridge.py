@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from catchment.runtime.clock import Clock
 from pipelines.bridge.disk import Disk
 from pipelines.bridge.envelope_rows import Numberer
 from pipelines.bridge.inbox import Inbox
@@ -26,12 +27,11 @@ from pipelines.bridge.ship import RemoteLanding, RemoteObjects
 from pipelines.bridge.stats import BridgeStats
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
-from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
+from pipelines.heartbeat import Heartbeats, starting
 from pipelines.lake.layout import OBJECTS, landing_folder
 from pipelines.lake.remote import bind, remote_of
-from pipelines.status.heartbeat import Heartbeats, starting
 from schemas.errors import IdError
 from schemas.ids import DeviceId
 from schemas.topics import Topics
