@@ -92,14 +92,16 @@ class Heartbeats:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        self._beat(Health(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters))
+        self._write_heartbeat(
+            Health(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters)
+        )
         self._is_over.set()
         if self._remote is not None:
             self._remote_thread.join(LAST_WORD_S)
 
     def _run(self) -> None:
         while True:
-            self._beat(self._ask())
+            self._write_heartbeat(self._ask())
             if self._stop.wait(EVERY_S):
                 return
 
@@ -116,7 +118,7 @@ class Heartbeats:
             except RetryLaterError as error:
                 log.warning("heartbeat_missed", path=self._remote.where(f"{FOLDER}/{self._path.name}"), error=str(error))
 
-    def _beat(self, health: Health) -> None:
+    def _write_heartbeat(self, health: Health) -> None:
         heartbeat = Heartbeat(
             self._role, self._name, os.getpid(), self._clock.now_ms(), self._started_ms, health.is_ready, health.trouble,
             dict(health.counters), socket.gethostname(), health.warnings, dict(health.over_share),
