@@ -19,7 +19,7 @@ FREE = -1
 # Passes of improvement, and exchange partners tried for each group. Where groups are many, moves alone come near enough.
 _PASSES = 4
 _SWAP_GROUPS = 300
-_SWAP_PARTNERS = 16
+_SWAP_PARTNERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,11 @@ class _Ledger:
     def cost_of(self, group: int) -> Float64s:
         """How much the squared distance from the aims grows if the group joins each split; (splits,)."""
         part = self.counts.entries(group)
-        kinds, amounts, rows = self.counts.class_of[part], self.counts.amount[part].astype(np.float64), float(self.counts.rows[group])
+        kinds, amounts, rows = (
+            self.counts.class_of[part],
+            self.counts.amount[part].astype(np.float64),
+            float(self.counts.rows[group]),
+        )
         of_rows = self._rows_weight * (2.0 * (self.rows - self._rows_aim) * rows + rows**2)
         apart = self.of_class[:, kinds] - self._class_aim[:, kinds]
         grown: Float64s = of_rows + ((2.0 * apart * amounts + amounts**2) * self._class_weight[kinds]).sum(axis=1)
@@ -197,9 +201,7 @@ def _exchange(ledger: _Ledger, split_of: Int64s, group: int, order: Int64s) -> b
     return False
 
 
-def _pair_cost(
-    ledger: _Ledger, group: int, here: int, other: int, there: int
-) -> tuple[tuple[int, float], tuple[int, float]]:
+def _pair_cost(ledger: _Ledger, group: int, here: int, other: int, there: int) -> tuple[tuple[int, float], tuple[int, float]]:
     """What two groups cost as they stand and exchanged, as (classes lacking, distance); both are out of the ledger after."""
     ledger.add(group, here, -1)
     ledger.add(other, there, -1)

@@ -105,7 +105,7 @@ def neighbours_elsewhere(rows: pa.Table, splits: Int64s, gap_s: float) -> npt.ND
     device, time_us, split = device[order], time_us[order], splits[inside][order]
     step = round(gap_s * _US)
     is_near = np.zeros(len(order), bool)
-    # The nearest row of another split is found from runs of equal split: compare with the end of the run before and the start of the one after.
+    # In runs of equal split, the nearest row of another split is the end of the run before or the start of the one after.
     change = np.flatnonzero((device[1:] != device[:-1]) | (split[1:] != split[:-1])) + 1
     starts = np.concatenate(([0], change))
     run = np.searchsorted(starts, np.arange(len(order)), side="right") - 1

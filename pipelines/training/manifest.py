@@ -133,9 +133,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return sum(shard.rows for shard in self.shards)
 
     @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file that the manifest names."""
+        return (*self.shards, *self.indexes, *((self.groups,) if self.groups else ()))
+
+    @property
     def bytes(self) -> int:
         """Bytes of all files that the manifest names."""
-        return sum(file.bytes for file in (*self.shards, *self.indexes, *([self.groups] if self.groups else [])))
+        return sum(file.bytes for file in self.files)
 
     def split_rows(self) -> dict[str, int]:
         """Rows of each split, in the order of the split rule."""
