@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import nanoarrow as na
 import structlog
 
+from catchment.runtime.backoff import doubled_s
 from edge_agent.capture.ipc_form import Filled, Form
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.errors import EncodingError, SpoolFullError
@@ -379,7 +380,7 @@ class PatientEncoder:
                 if isinstance(error, OSError) and tries >= MAX_TRIES:
                     # Not the disk of the spool: that one tells SpoolFullError. A payload's file is gone or rotten.
                     return self._rows_apart(batch, created_us, (EncodingError, OSError))
-                wait_s = min(_WAIT_CAP_S, self._first_wait_s * 2 ** (tries - 1))
+                wait_s = doubled_s(self._first_wait_s, _WAIT_CAP_S, tries - 1)
                 _log.warning("cannot be stored yet", error=str(error), retry_in_s=wait_s)
                 if stop.wait(wait_s):
                     if batch.position is None:

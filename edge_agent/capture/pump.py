@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
 from edge_agent.capture.encode import Encoder, PatientEncoder, join_batches, last_position, may_join
 from edge_agent.capture.refine import Refiner
@@ -47,7 +48,7 @@ class Restarts:
         """
         if gave and (is_done or ran_s >= _WELL_FACTOR * self.rest_s):
             self.failures = 0
-        self.rest_s = min(RESTART_CAP_S, RESTART_FIRST_S * 2 ** min(self.failures, 10))
+        self.rest_s = doubled_s(RESTART_FIRST_S, RESTART_CAP_S, self.failures)
         self.failures += 1
         return self.rest_s
 

@@ -29,9 +29,9 @@ from pipelines.bridge.tell import Teller
 from pipelines.bridge.waited_for import number_waited_for
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
+from pipelines.heartbeat import Heart, starting
 from pipelines.lake.layout import OBJECTS, landing_folder
 from pipelines.lake.remote import bind, remote_of
-from pipelines.status.beat import Heart, starting
 from schemas.errors import IdError
 from schemas.ids import DeviceId
 from schemas.topics import Topics

@@ -15,6 +15,7 @@ from edge_agent.uplink.forwarder import Forwarder, Reporter
 from edge_agent.uplink.session import PahoSession
 from schemas.ids import DeviceId, StreamName
 from schemas.topics import Topics
+from tests.plant.broker import Address
 
 ALPHA = StreamName("alpha")
 DEVICE = DeviceId("dev-a")
@@ -26,7 +27,7 @@ class Device:
     def __init__(
         self,
         folder: Path,
-        broker: Any,
+        broker: Address,
         *,
         connection: BrokerConfig | None = None,
         name: DeviceId = DEVICE,

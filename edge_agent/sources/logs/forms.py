@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from catchment.runtime.zeek_header import ZeekHeader
 from edge_agent.errors import ConfigError
 from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.json_text import read_json
@@ -19,7 +20,6 @@ from edge_agent.sources.rows.tables import (
     TableReader,
     ZeekReader,
 )
-from edge_agent.sources.rows.zeek_header import ZeekHeader
 from schemas.source_names import separator_of
 
 ZEEK, JSONL, CSV, PLAIN = "zeek", "jsonl", "csv", "plain"
@@ -66,7 +66,7 @@ def is_whole(form: str, header: str, line: bytes) -> bool:
     text = _text(line).rstrip("\r\n")
     if form == ZEEK:
         zeek = _zeek(header)
-        return not text.startswith("#") and len(text.split(zeek.separator)) == len(zeek.fields)
+        return not text.startswith("#") and len(zeek.cells(text)) == len(zeek.fields)
     if form == CSV:
         return text.count('"') % 2 == 0 and len(_cells(text, header)) == len(_cells(header, header))
     if form == JSONL:

@@ -29,7 +29,7 @@ from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
 from edge_agent.sources.rows.required import unfilled_columns
 from edge_agent.sources.rows.tables import CsvReader, JsonlReader, RawChunk, TablePosition, TableReader, ZeekReader
 from edge_agent.sources.rows.written import EventTimes, WrittenOptions, check_written, time_column_of, unreadable
-from edge_agent.sources.rows.zeek_header import CONN_RENAME
+from edge_agent.sources.rows.zeek_names import CONN_RENAME
 from schemas.contract import Contract
 
 NO_COLUMN = "row: none of its columns is one of the contract's; are path, format and rename right?"

@@ -9,11 +9,11 @@ from typing import Protocol
 
 import msgspec
 
+from catchment.runtime.zeek_header import ZeekHeader
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.sources.files.lines import Lines
 from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.json_text import read_json
-from edge_agent.sources.rows.zeek_header import ZeekHeader
 from schemas.source_names import read_header, separator_of
 
 
@@ -266,7 +266,7 @@ class ZeekReader:
                     return so_far
                 continue
             self._in_rows = True
-            row = line.rstrip("\r\n").split(self._header.separator)
+            row = self._header.cells(line)
             if not self._header.fields:
                 raise SourceError(f"{self._path}: rows come before #fields; this is no Zeek log")
             if len(row) == len(self._header.fields):

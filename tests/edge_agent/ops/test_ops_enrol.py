@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -20,6 +19,7 @@ from edge_agent.identity.der import DerError, read_pem
 from edge_agent.identity.enrol import CommandKeysmith, enrol
 from edge_agent.identity.enrol_cryptography import LibraryKeysmith
 from schemas.ids import DeviceId, StreamName
+from tests.edge_agent.ops.conftest import Site
 from tests.fakes.fake_core import FakeCore
 
 SMITHS = (LibraryKeysmith(), CommandKeysmith())
@@ -94,7 +94,7 @@ def test_the_command_line_tells_where_things_are_and_what_comes_next(tmp_path):
     assert isinstance(wrong.exception, ConfigError)
 
 
-def test_a_device_enrolled_as_documented_delivers_under_the_name_in_its_certificate(site: Any, tmp_path: Path) -> None:
+def test_a_device_enrolled_as_documented_delivers_under_the_name_in_its_certificate(site: Site, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("event_time,speed_mps\n" + "".join(f"2024-05-01T00:00:{n % 60:02}Z,{n}\n" for n in range(500)))
     config = site.write_config(
@@ -108,7 +108,7 @@ def test_a_device_enrolled_as_documented_delivers_under_the_name_in_its_certific
         assert {head.device for head, _ in core.landed} == {DEVICE}
 
 
-def test_a_revoked_device_is_shut_out_and_keeps_its_samples(site: Any, tmp_path: Path) -> None:
+def test_a_revoked_device_is_shut_out_and_keeps_its_samples(site: Site, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("event_time,speed_mps\n2024-05-01T00:00:00Z,1\n")
     config = site.write_config(
@@ -129,7 +129,7 @@ def test_a_revoked_device_is_shut_out_and_keeps_its_samples(site: Any, tmp_path:
     assert json.loads(done.output)["books"][0]["spooled"] == 1
 
 
-def test_the_name_in_a_certificate_is_read_without_a_library(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_in_a_certificate_is_read_without_a_library(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     files = site.device_files(DEVICE)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     found = read_certificate(files["cert"])

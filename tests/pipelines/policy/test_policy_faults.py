@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from catchment.rules.evaluator import evaluate
+from pipelines.expressions.expression import compile_expression
 from pipelines.policy.engine import Tagger
-from pipelines.policy.expression import compile_expression
 from schemas.contract import Column, ColumnType, Contract
 from schemas.policy import Policy, Rule
 

@@ -9,8 +9,8 @@ import pytest
 
 from catchment.rules.evaluator import evaluate
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import compile_expression
-from pipelines.policy.functions import FUNCTIONS
+from pipelines.expressions.expression import compile_expression
+from pipelines.expressions.functions import FUNCTIONS
 from schemas.contract import ColumnType
 
 PAGE = (Path(__file__).parents[3] / "docs" / "expressions.md").read_text()
