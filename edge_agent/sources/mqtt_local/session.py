@@ -98,7 +98,7 @@ class Subscription:
                 properties=properties,
             )
         except RefusedByBrokerError as error:
-            raise SourceError(f"the broker refuses: {error}; is username and password_file right?") from error
+            self._fail(f"the broker refuses: {error}; is username and password_file right?")
         except OSError as error:
             raise SourceError(f"broker {access.host} port {access.port} does not answer: {error}; it is tried again") from error
 
@@ -132,7 +132,8 @@ class Subscription:
 
     def _on_connect(self, client: Client, _: Any, __: ConnectFlags, reason: ReasonCode, ___: Properties | None) -> None:
         if reason.is_failure:
-            return  # raised where the connection is opened
+            self._fail(f"the broker refuses: {reason}; is username and password_file right?")
+            return
         # What is retained is a sample once, not again at each connection.
         options = SubscribeOptions(qos=0 if self._is_trial else 1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
         try:
