@@ -25,7 +25,7 @@ _REST_S = 0.5
 _log = structlog.get_logger(__name__)
 
 
-class RuleDesk:
+class PolicyStore:
     """Holds the policy in force. Methods may be called from any thread.
 
     Args:
@@ -166,7 +166,7 @@ class RuleDesk:
             return
         except UntrustedDocumentError as error:
             self._refuse(body, f"the policy kept on disk: {error}; set aside")
-            self._set_aside(body)
+            self._move_refused(body)
         except DocumentLaterError as error:
             _log.warning("edge policy kept on disk is not in force yet", error=str(error))
             self.on_message(body)
@@ -176,7 +176,7 @@ class RuleDesk:
             else:
                 _log.warning("the highest edge policy version cannot be noted", error=str(error))
 
-    def _set_aside(self, body: bytes) -> None:
+    def _move_refused(self, body: bytes) -> None:
         try:
             write_atomic(self._path.with_name(f"{FILE_NAME}.refused-{self._clock.now_ms()}"), body)
             self._path.unlink()
@@ -184,7 +184,7 @@ class RuleDesk:
             _log.warning("edge policy kept on disk cannot be set aside", error=str(error))
 
 
-class NoRules:
+class NoPolicy:
     """What stands in where neither `[director]` nor `[policy]` names a key: nothing is believed, everything is kept."""
 
     def current(self) -> EdgePolicy | None:
@@ -207,10 +207,10 @@ class NoRules:
         _log.info("edge policy is ignored: no key is configured in [director] or [policy]", size_bytes=len(body))
 
 
-def open_rules(config: AgentConfig, clock: Clock) -> RuleDesk | NoRules:
+def open_rules(config: AgentConfig, clock: Clock) -> PolicyStore | NoPolicy:
     """The rules' room, as configured."""
     trust = rules_trust(config)
     if trust is None:
-        return NoRules()
+        return NoPolicy()
     older_keys = () if config.policy is None else config.policy.keys
-    return RuleDesk(trust, older_keys, config.state_dir, clock)
+    return PolicyStore(trust, older_keys, config.state_dir, clock)
