@@ -322,7 +322,7 @@ class SourcePump:
             waits_for_room=self._config.when_full == "block",
             left_out=tuple(left_out.items()),
         )
-        # What was passed over lies before this batch: its position, and what it left out, cover both.
+        # What was skipped lies before this batch: its position, and what it left out, cover both.
         passed, self._passed, self._left_out = tuple(self._passed), [], Counter()
         self._under_way.append((self._relay.append(append), (*passed, *held)))
 

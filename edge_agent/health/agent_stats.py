@@ -138,7 +138,7 @@ _SINGLES: tuple[tuple[str, str, str, Callable[[AgentStats], float | None]], ...]
     ("refused_control_total", "counter", "Reports, requests and subscriptions the broker refused.", lambda v: v.refused_count),
     ("over_share", "gauge", "1 while the core does not take all that is sent.", lambda v: int(bool(v.over_share))),
     ("share_notices_total", "counter", "How often the core said so since the start.", lambda v: v.share_notices),
-    ("parked_envelopes_total", "counter", "Put aside since the start.", lambda v: v.parked),
+    ("parked_envelopes_total", "counter", "Parked since the start.", lambda v: v.parked),
     ("connected", "gauge", "1 while connected to the broker.", lambda v: int(v.is_connected)),
     ("oldest_unsettled_seconds", "gauge", "How long the oldest sample has waited.", lambda v: v.oldest_unsettled_s or 0),
     ("last_receipt_age_seconds", "gauge", "Since the core last settled something.", lambda v: v.last_receipt_s),

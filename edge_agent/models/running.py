@@ -38,7 +38,7 @@ class RunningModel:
     """The model in use, if any. Any thread may call.
 
     Args:
-        on_problem: called without arguments when there is a complaint to take.
+        on_problem: called without arguments when there is a problem to take.
 
     Attributes:
         counts: pictures by what became of them: `inferences`, `failures` of the model, `unreadable` pictures, `skipped` while

@@ -143,7 +143,7 @@ class ModelUpdater:
     # -- what the uplink hands in -----------------------------------------------------------------------------------
 
     def on_desired(self, body: bytes) -> None:
-        """The core says which model to run. Another model's, and what cannot be read, is passed over with a log line."""
+        """The core says which model to run. Another model's, and what cannot be read, is skipped with a log line."""
         if self._orders is not None:
             # Decided about within a second on the models' own thread: one signature check at a time, however many come.
             self._orders.hand_in(body)

@@ -33,7 +33,7 @@ class PolicyStore:
         older_keys: whose policies of the form of the release before are believed.
         folder: the agent's state folder; the signed policy is kept there as `policy.json`, what was the newest ever
             taken in `documents/` and, for the release before, as `policy.version`.
-        clock: wall clock, for a policy's times and for the name of a file that is set aside.
+        clock: wall clock, for a policy's times and for the name of a refused file that is moved away.
     """
 
     def __init__(self, trust: DocumentTrust, older_keys: Sequence[str], folder: Path, clock: Clock) -> None:
@@ -155,7 +155,7 @@ class PolicyStore:
         _log.error("edge policy refused", reason=reason)
 
     def _load(self) -> None:
-        """Go on with the policy of the last run. A file that is no longer what was signed is set aside."""
+        """Go on with the policy of the last run. A file that is no longer what was signed is moved to `*.refused-<ms>`."""
         try:
             body = self._path.read_bytes()
             # Its own file may be older than the note: the agent was killed between the two.
@@ -165,7 +165,7 @@ class PolicyStore:
         except FileNotFoundError:
             return
         except UntrustedDocumentError as error:
-            self._refuse(body, f"the policy kept on disk: {error}; set aside")
+            self._refuse(body, f"the policy kept on disk: {error}; moved away")
             self._move_refused(body)
         except DocumentLaterError as error:
             _log.warning("edge policy kept on disk is not in force yet", error=str(error))
@@ -181,7 +181,7 @@ class PolicyStore:
             write_atomic(self._path.with_name(f"{FILE_NAME}.refused-{self._clock.now_ms()}"), body)
             self._path.unlink()
         except OSError as error:
-            _log.warning("edge policy kept on disk cannot be set aside", error=str(error))
+            _log.warning("edge policy kept on disk cannot be moved away", error=str(error))
 
 
 class NoPolicy:
@@ -208,7 +208,7 @@ class NoPolicy:
 
 
 def open_rules(config: AgentConfig, clock: Clock) -> PolicyStore | NoPolicy:
-    """The rules' room, as configured."""
+    """Open the policy store, as configured."""
     trust = rules_trust(config)
     if trust is None:
         return NoPolicy()

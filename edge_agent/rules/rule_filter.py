@@ -117,12 +117,12 @@ def whole(batch: SampleBatch, priority: int) -> Filtered:
 
 
 def apply_filter(rule_filter: "RuleFilter | None", batch: SampleBatch, priority: int) -> Filtered:
-    """What the sieve leaves; all of it, where there is none."""
+    """Apply the filter to a batch; without one, keep all of it."""
     return whole(batch, priority) if rule_filter is None else rule_filter(batch)
 
 
 class RuleBook(Protocol):
-    """Where a sieve finds the rules in force."""
+    """Where a rule filter finds the rules in force."""
 
     def current(self) -> EdgePolicy | None:
         """The policy in force; the same object as long as it is."""
@@ -172,7 +172,7 @@ class RuleFilter:
         self._told: set[int] = set()
 
     def __call__(self, batch: SampleBatch) -> Filtered:
-        """Sift a batch. What cannot be evaluated is kept: a rule's fault must not cost a sample."""
+        """Filter a batch. Samples that cannot be evaluated are kept: a faulty rule must not cost a sample."""
         policy = self._book.current()
         if policy is not self._policy:
             self._compile(policy)

@@ -158,7 +158,7 @@ class BodyFiles:
         return read_body(self._folder, place)
 
     def close(self) -> None:
-        """Let go of the open files."""
+        """Close the open files."""
         with self._lock:
             for number in self._open.values():
                 os.close(self._files[number].descriptor)

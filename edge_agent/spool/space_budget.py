@@ -12,7 +12,7 @@ from edge_agent.spool.bodies import MIN_BODY_BYTES, BodyFiles
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.records import Append
 
-# A file that holds some disk back. A database on a full disk cannot even delete: letting go of this makes room for that.
+# A file that reserves disk space. A database on a full disk cannot even delete: deleting this file makes room for that.
 FILE_NAME = "ballast"
 RESERVE_FILE_BYTES = 1024 * 1024
 # Taken again only when the disk has so many times its size to spare.
@@ -31,7 +31,7 @@ def free_if_full(folder: Path) -> bool:
     except OSError:
         # There is none, or the disk refuses more than room: whoever asked tells of that.
         return False
-    _log.warning("disk full: what was held back is let go", bytes=RESERVE_FILE_BYTES)
+    _log.warning("disk full: the reserve file is deleted", bytes=RESERVE_FILE_BYTES)
     return True
 
 
@@ -44,7 +44,7 @@ class ReserveFile:
         self.take()
 
     def take(self) -> None:
-        """Hold disk back, where it is not held yet and there is some to spare."""
+        """Reserve disk space, if it is not reserved yet and there is enough."""
         if self._is_held:
             return
         disk = os.statvfs(self._path.parent)
@@ -57,16 +57,16 @@ class ReserveFile:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            _log.warning("no disk can be held back", error=str(error))
+            _log.warning("no disk space can be reserved", error=str(error))
             return
         self._is_held = True
 
     def drop(self) -> bool:
-        """Let go of it. Returns whether that freed anything."""
+        """Delete the file. Returns whether that freed anything."""
         was_held, self._is_held = self._is_held, False
         if was_held:
             self._path.unlink(missing_ok=True)
-            _log.warning("disk full: what was held back is let go", bytes=RESERVE_FILE_BYTES)
+            _log.warning("disk full: the reserve file is deleted", bytes=RESERVE_FILE_BYTES)
         return was_held
 
 

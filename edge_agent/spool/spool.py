@@ -197,7 +197,7 @@ class Spool:
             self._leases.release(ids)
 
     def park(self, id_: int, reason: str) -> None:
-        """Put aside an envelope that can never be sent as things are. Raises SpoolError."""
+        """Park an envelope that can never be sent as things are. Raises SpoolError."""
         self._change_state([id_], State.PARKED, reason)
 
     def unpark_all(self, but_for: str) -> None:

@@ -54,7 +54,7 @@ class Transactions:
         budget: how much there is.
         objects: the large payloads.
         bodies: the bodies in files; synced before the rows that name them are committed.
-        reserve_file: let go when the disk is full.
+        reserve_file: deleted when the disk is full.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Transactions:
         return Committed(tuple(spans), tuple(outcomes), removed)
 
     def free_disk(self) -> None:
-        """The disk is full: let go of what is held back, and write the log again from its beginning."""
+        """Delete the reserve file and write the log again from its beginning: the disk is full."""
         self._reserve_file.drop()
         self._begin_log_anew()
 

@@ -3,7 +3,7 @@
 Paho gives up when nothing was heard for two keep-alive times. One long message on a slow link takes longer: it would be
 sent from its beginning again and again, for ever. So while the kernel's buffer empties, the connection lives.
 
-And how fast may it go within one message? The governor gives out whole messages; here they go to the socket as the pacer says,
+And how fast may it go within one message? The rate limiter releases whole messages; here they go to the socket as the pacer says,
 whatever lies below: TCP, TLS or WebSockets.
 
 (`TCP_USER_TIMEOUT` would seem to say the same, but ends a connection whose receive window stays smaller than a segment,
@@ -25,7 +25,7 @@ from catchment.runtime.puback import PubackClient
 from edge_agent.uplink.rate_limiter import NO_LIMIT_BYTES, TokenBucket
 
 # A rate within a message: how many bytes of what waits may go to the socket now. No IO; time is given. Thread-safe.
-# The governor decides which message is next, and gives it out whole; a body of 200 kB is two seconds of a rate of 100 kB/s.
+# The rate limiter decides which message is next, and releases it whole; a body of 200 kB is two seconds of a rate of 100 kB/s.
 # Each turn copies what is left of the message, and wakes a thread: ten of them a second are even enough.
 _PACE_S = 0.1
 

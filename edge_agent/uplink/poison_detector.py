@@ -1,14 +1,14 @@
 """Which envelope makes the broker end the connection, where the link itself is sound? A pure decision: no IO, no clock.
 
 Some brokers and proxies answer a message they do not want by hanging up. Sent again first on every connection, it would
-hold up all others for ever. But a link that merely breaks often must put no good envelope aside. So:
+hold up all others for ever. But a link that merely breaks often must not park a good envelope. So:
 
 * What was unanswered at the end of several connections in a row makes us *careful*: one envelope under way at a time.
-* One that was alone under way when the connection ended is *accused*: it is held back, others go, and once a connection has
-  stood for a while it goes alone again. That is a *probe*; one that ends the connection is a *strike*.
-* It is *convicted* when others passed meanwhile and it is most unlikely that a link that breaks as often as this one broke
-  by itself just then, each time. A slow link and a large envelope need more strikes for that; a steady link, three.
-* A stream none of whose envelopes passes between two accused is *barred* as a whole: it waits, and is tried again later.
+* One that was alone under way when the connection ended is a *suspect*: it is paused, others go, and once a connection has
+  stood for a while it goes alone again. That is a *probe*; one that ends the connection has *failed*.
+* It is *parked* when others passed meanwhile and it is most unlikely that a link that breaks as often as this one broke
+  by itself just then, each time. A slow link and a large envelope need more failed probes for that; a steady link, three.
+* A stream none of whose envelopes passes between two suspects is *paused* as a whole: it waits, and is tried again later.
 """
 
 import math
@@ -20,12 +20,12 @@ from schemas.ids import StreamName
 CAREFUL_AFTER = 3
 MIN_FAILED_PROBES = 3
 _CHANCE = 1e-4
-# The shortest a flight counts for: what is sent just as a link breaks is in flight for no time at all.
+# The shortest time in flight that counts: what is sent just as a link breaks is in flight for no time at all.
 _MIN_IN_FLIGHT_S = 0.02
 # A connection has stood so long, times a random 0.5 to 1.5, before a probe: links also break right after they are made.
 _STEADY_S = 1.0
 _CONTROLS = 8
-# So many connections in a row that end before any probe: the link breaks by itself, and nobody is to blame.
+# So many connections in a row that end before any probe: the link breaks by itself, and no envelope is the cause.
 _CLEAR_AFTER = 4
 _MAX_SUSPECTS = 16
 _FIRST_PAUSE_S = 60.0
@@ -68,7 +68,7 @@ class PoisonDetector:
         self._watched: set[int] = set()
         self._passes_left = 0
         self._suspects: dict[int, _Suspect] = {}
-        self._failed: dict[StreamName, int] = {}  # accused of a stream since one of it passed
+        self._failed: dict[StreamName, int] = {}  # suspects of a stream since one of it passed
         self._pauses: dict[StreamName, _Pause] = {}
         self._breaks = 0
         self._steady_s = 0.0
@@ -112,7 +112,7 @@ class PoisonDetector:
         self._probe = None
 
     def add_suspect(self, id_: int, stream: StreamName) -> None:
-        """This one was convicted before, and is given another chance."""
+        """Suspect an envelope that was parked before, so that it gets another probe."""
         self._suspects[id_] = _Suspect(stream)
 
     def retry_paused(self, now_s: float) -> None:
@@ -122,7 +122,7 @@ class PoisonDetector:
                 self.add_suspect(pause.probe_id, stream)
 
     def probe(self, now_s: float) -> int | None:
-        """The accused that may go now, where nothing else is under way."""
+        """The suspect that may go now, where nothing else is under way."""
         if not self._suspects or not self._is_answered or now_s < self._asked_s:
             return None
         return min(self._suspects, key=lambda id_: (len(self._suspects[id_].in_flight_times_s), id_))

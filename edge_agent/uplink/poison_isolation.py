@@ -20,11 +20,11 @@ Park = Callable[[int, str], None]
 
 
 class PoisonIsolation:
-    """Tells the suspicion what happens, and does to the spool what it decides.
+    """Reports events to the poison detector and applies its decisions to the spool.
 
     Args:
         spool: what is sent.
-        park: puts an envelope aside, for a reason.
+        park: parks an envelope, for a reason.
         draw: a random number in [0, 1).
     """
 
@@ -117,7 +117,7 @@ class PoisonIsolation:
         return [id_ for id_ in ids if id_ not in self._held]
 
     def look(self, now_s: float) -> None:
-        """Give what was put aside another chance, when it is time."""
+        """Retry parked envelopes and paused streams when it is time."""
         self._detector.retry_paused(now_s)
         if self._retry_s is None:
             self._retry_s = now_s + _RETRY_EVERY_S

@@ -1,4 +1,4 @@
-"""What is under way: sent and not acknowledged, or acknowledged and not settled. Pure bookkeeping, no IO, no clock of its own."""
+"""The send window: envelopes sent and not acknowledged, or acknowledged and not settled. Pure bookkeeping, no IO, no clock."""
 
 import heapq
 from collections.abc import Iterable

@@ -33,7 +33,7 @@ class PubackAction(Enum):
 
     TAKEN = auto()  # the broker has it; now a receipt is awaited
     NOT_SENT = auto()  # nobody will get it: send it again after a while, and nothing else meanwhile
-    NEVER = auto()  # this very message will be refused again: put it aside
+    NEVER = auto()  # this very message will be refused again: park it
 
 
 NO_SUBSCRIBERS = 0x10

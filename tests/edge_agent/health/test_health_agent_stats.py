@@ -44,7 +44,7 @@ def but(**changes: object) -> AgentStats:
 
 
 @pytest.mark.parametrize(
-    ("vitals", "is_live", "is_ready", "said"),
+    ("stats", "is_live", "is_ready", "said"),
     [
         (GOOD, True, True, "nothing waits"),
         (but(is_connected=False), True, False, "no connection"),

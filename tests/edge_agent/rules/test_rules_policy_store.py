@@ -47,7 +47,7 @@ def open_store_for(public_key: str, folder: Path) -> PolicyStore:
 
 
 def hand_in(store: PolicyStore, *bodies: bytes) -> None:
-    """Run the desk's thread until it has looked at each body."""
+    """Run the store's thread until it has looked at each body."""
     for body in bodies:
         store.on_message(body)
         with store._lock:

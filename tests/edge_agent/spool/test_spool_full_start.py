@@ -1,4 +1,4 @@
-"""A start on a disk without a byte left: what was held back is let go for it, and where that is too little nothing is lost."""
+"""A start on a disk without a byte left: the reserve file is deleted for it, and where that is too little nothing is lost."""
 
 import sqlite3
 from contextlib import suppress
