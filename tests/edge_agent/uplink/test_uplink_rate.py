@@ -54,7 +54,7 @@ def test_without_a_rate_nothing_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "terms"),
+    ("at", "limits"),
     [
         ("12:00", SendLimits(1_000, 50)),
         ("22:29", SendLimits(1_000, 50)),

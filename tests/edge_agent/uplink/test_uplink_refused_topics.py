@@ -80,9 +80,9 @@ def test_the_doctor_names_the_subscription_that_is_refused(broker, front, tmp_pa
 def stats(**changes: Any) -> AgentStats:
     return AgentStats(
         **{
-            "device": "d", "version": "0", "last_loop_age_s": {}, "is_connected": True, "uptime_s": 1.0, "oldest_unsettled_s": None,
-            "last_receipt_s": None, "last_ack_s": None, "sent": 0, "not_sent": 0, "resent": 0, "parked": 0, "used_bytes": 0,
-            "max_bytes": 1, "rss_bytes": 1, "sources_running": 0, "books": (), **changes,
+            "device": "d", "version": "0", "last_loop_age_s": {}, "is_connected": True, "uptime_s": 1.0,
+            "oldest_unsettled_s": None, "last_receipt_s": None, "last_ack_s": None, "sent": 0, "not_sent": 0, "resent": 0, "parked": 0, "used_bytes": 0, "max_bytes": 1,
+            "rss_bytes": 1, "sources_running": 0, "books": (), **changes,
         }
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ def test_what_is_not_settled_is_due_each_time_after_twice_as_long() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "tries", "verdict"),
+    ("code", "tries", "action"),
     [
         (0x00, 1, PubackAction.TAKEN),
         (0x10, 99, PubackAction.NOT_SENT),
