@@ -28,12 +28,12 @@ _EXPECTED = {
 
 def explain_toml(text: str, error: tomllib.TOMLDecodeError) -> tuple[int | None, str]:
     """The line of a syntax error and what to say about it."""
-    said = str(error)
-    found = _PLACE.search(said)
+    message = str(error)
+    found = _PLACE.search(message)
     lines = text.splitlines()
     number = int(found.group(1)) if found else (len(lines) or None)
     line = lines[number - 1] if number and number <= len(lines) else ""
-    plain = _PLACE.sub("", said).removesuffix(" (at end of document)")
+    plain = _PLACE.sub("", message).removesuffix(" (at end of document)")
     column = f", column {found.group(2)}" if found else ""
     hint = _syntax_hint(plain, line)
     return number, f"not TOML{column}: {plain}" + (f"; {hint}" if hint else "")
@@ -50,12 +50,12 @@ def explain_value(text: str, error: msgspec.ValidationError, known: type) -> tup
     return line, f"{key or 'top level'}: {plain}" + (f"; {hint}" if hint else "")
 
 
-def _syntax_hint(said: str, line: str) -> str:
+def _syntax_hint(message: str, line: str) -> str:
     if _PYTHON_WORDS.search(line):
         return "truth is written true or false, in lower case; a key without a value is left out"
-    if "Invalid value" in said and _WORD_VALUE.match(line):
+    if "Invalid value" in message and _WORD_VALUE.match(line):
         return "text stands in quotes"
-    return next((hint for pattern, hint in _SYNTAX_HINTS if pattern.search(said)), "")
+    return next((hint for pattern, hint in _SYNTAX_HINTS if pattern.search(message)), "")
 
 
 def _value_hint(message: str, key: str, known: type) -> str:

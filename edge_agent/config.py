@@ -190,13 +190,13 @@ def load_agent_config(path: Path, device: str = "") -> AgentConfig:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}; save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        line, said = explain_toml(text, error)
-        raise ConfigError(f"{path}:{line}: {said}" if line else f"{path}: {said}") from error
+        line, message = explain_toml(text, error)
+        raise ConfigError(f"{path}:{line}: {message}" if line else f"{path}: {message}") from error
     try:
         config = convert_document(document, path.absolute().parent)
     except msgspec.ValidationError as error:
-        line, said = explain_value(text, error, AgentConfig)
-        raise ConfigError(f"{path}:{line}: {said}" if line else f"{path}: {said}") from error
+        line, message = explain_value(text, error, AgentConfig)
+        raise ConfigError(f"{path}:{line}: {message}" if line else f"{path}: {message}") from error
     return with_identity(path, config, device)
 
 

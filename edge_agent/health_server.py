@@ -80,18 +80,18 @@ class _Handler(BaseHTTPRequestHandler):
         config = self.config
         match self.path.partition("?")[0]:
             case "/live":
-                return _told(judge_live(self.look(), config.stalled_after_s))
+                return _response(judge_live(self.look(), config.stalled_after_s))
             case "/ready":
-                return _told(judge_ready(self.look(), config.stalled_after_s, config.ready_within_s))
+                return _response(judge_ready(self.look(), config.stalled_after_s, config.ready_within_s))
             case "/metrics":
                 return HTTPStatus.OK, _METRICS_TYPE, render_metrics(self.look())
         return HTTPStatus.NOT_FOUND, "text/plain", "/live, /ready or /metrics\n"
 
     def log_message(self, template: str, *values: object) -> None:
         """Say it where the agent says everything."""
-        _log.debug("health asked", said=template % values)
+        _log.debug("health asked", request=template % values)
 
 
-def _told(verdict: Verdict) -> tuple[HTTPStatus, str, str]:
+def _response(verdict: Verdict) -> tuple[HTTPStatus, str, str]:
     status = HTTPStatus.OK if verdict.is_good else HTTPStatus.SERVICE_UNAVAILABLE
-    return status, "text/plain", verdict.said + "\n"
+    return status, "text/plain", verdict.message + "\n"

@@ -10,8 +10,8 @@ from edge_agent.spool.inspection import Entry
 def show_entries(entries: Sequence[Entry], in_all: dict[str, int], *, is_cut: bool) -> None:
     """Print envelopes, and how many there are in each state; `is_cut`: as many as the limit allows, there may be more."""
     console = PlainConsole()
-    told = ", ".join(f"{count:,} {state}" for state, count in sorted(in_all.items())) or "none"
-    table = PlainTable(title=f"envelopes: {told}")
+    totals = ", ".join(f"{count:,} {state}" for state, count in sorted(in_all.items())) or "none"
+    table = PlainTable(title=f"envelopes: {totals}")
     for name in ("id", "stream", "epoch", "seqs", "state", "priority", "bytes", "made at (UTC)", "reason"):
         table.add_column(name, justify="right" if name in ("id", "priority", "bytes") else "left", no_wrap=name == "id")
     for entry in entries:

@@ -66,18 +66,18 @@ class Verdict:
     """Yes, or no and why."""
 
     is_good: bool
-    said: str
+    message: str
 
 
 def judge_live(vitals: Vitals, stalled_after_s: float) -> Verdict:
     """Whether every thread came round lately. A broken link is no reason to be restarted; a stuck thread is."""
     if vitals.failure:
-        return Verdict(is_good=False, said=f"broken: {vitals.failure}")
+        return Verdict(is_good=False, message=f"broken: {vitals.failure}")
     stuck = sorted(name for name, age_s in vitals.turned_s.items() if age_s > stalled_after_s)
     if stuck:
         ages = ", ".join(f"{name} came round {vitals.turned_s[name]:.0f} s ago" for name in stuck)
-        return Verdict(is_good=False, said=f"stuck: {ages}")
-    return Verdict(is_good=True, said=f"live, and waits: {vitals.waits_for}" if vitals.waits_for else "live")
+        return Verdict(is_good=False, message=f"stuck: {ages}")
+    return Verdict(is_good=True, message=f"live, and waits: {vitals.waits_for}" if vitals.waits_for else "live")
 
 
 def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -> Verdict:
@@ -89,23 +89,23 @@ def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -
     if not live.is_good:
         return live
     if obstacle := _obstacle(vitals):
-        return Verdict(is_good=False, said=obstacle)
+        return Verdict(is_good=False, message=obstacle)
     waited_s = vitals.oldest_unsettled_s
     refused = "; ".join(refusal_text(stream, one) for stream, one in vitals.refused if one.is_total)
     if refused:
-        return Verdict(is_good=False, said=refused)
+        return Verdict(is_good=False, message=refused)
     return _judge_progress(vitals, waited_s, ready_within_s)
 
 
 def _judge_progress(vitals: Vitals, waited_s: float | None, ready_within_s: float) -> Verdict:
     if waited_s is None or waited_s <= ready_within_s:
-        return Verdict(is_good=True, said=f"ready; {_waiting(waited_s)}")
+        return Verdict(is_good=True, message=f"ready; {_waiting(waited_s)}")
     if vitals.last_receipt_s is not None and vitals.last_receipt_s <= ready_within_s:
-        return Verdict(is_good=True, said=f"catching up; {_waiting(waited_s)}")
+        return Verdict(is_good=True, message=f"catching up; {_waiting(waited_s)}")
     if vitals.over_share:
-        return Verdict(is_good=False, said=f"{_waiting(waited_s)}; over its share at the core: {vitals.over_share}")
+        return Verdict(is_good=False, message=f"{_waiting(waited_s)}; over its share at the core: {vitals.over_share}")
     since = "never" if vitals.last_receipt_s is None else f"{vitals.last_receipt_s:.0f} s ago"
-    return Verdict(is_good=False, said=f"{_waiting(waited_s)}; the last receipt came {since}: do bridge and run work?")
+    return Verdict(is_good=False, message=f"{_waiting(waited_s)}; the last receipt came {since}: do bridge and run work?")
 
 
 def _obstacle(vitals: Vitals) -> str:
@@ -172,11 +172,11 @@ def render_metrics(vitals: Vitals) -> str:
     lines += _family("settled_samples_total", "counter", "Covered by a receipt.", settled)
     lines += _family("spooled_samples", "gauge", "Stored and not settled.", spooled)
     lines += _family("dropped_samples_total", "counter", "Given up, by reason.", dropped)
-    for name, told, counted in (
+    for name, help_text, counted in (
         ("rejected_total", "Rows, cells and files that became no sample, since the start.", vitals.rejected),
         ("left_out_samples_total", "Read and not stored, as configuration, contract or rule ask.", vitals.left_out),
     ):
-        lines += _family(name, "counter", told, [({"stream": stream, "reason": why}, n) for stream, why, n in counted])
+        lines += _family(name, "counter", help_text, [({"stream": stream, "reason": why}, n) for stream, why, n in counted])
     for figure, meaning, read in _REFUSALS:
         lines += _family(figure, "gauge", meaning, [({"stream": stream}, read(one)) for stream, one in vitals.refused])
     waiting = [({"stream": stream}, 1) for stream in vitals.waiting_streams]
@@ -185,16 +185,16 @@ def render_metrics(vitals: Vitals) -> str:
     lines += _family("refused_topics", "gauge", "1 for each topic or filter that the broker refuses.", refused)
     turned = [({"thread": name}, age_s) for name, age_s in sorted(vitals.turned_s.items())]
     lines += _family("turned_age_seconds", "gauge", "Since the thread last came round.", turned)
-    for name, kind, told, find in _SINGLES:
+    for name, kind, help_text, find in _SINGLES:
         value = find(vitals)
-        lines += _family(name, kind, told, [] if value is None else [({}, value)])
+        lines += _family(name, kind, help_text, [] if value is None else [({}, value)])
     return "\n".join(lines) + "\n"
 
 
-def _family(name: str, kind: str, told: str, values: Sequence[tuple[dict[str, str], float]]) -> list[str]:
+def _family(name: str, kind: str, help_text: str, values: Sequence[tuple[dict[str, str], float]]) -> list[str]:
     if not values:
         return []
-    head = [f"# HELP {_PREFIX}_{name} {told}", f"# TYPE {_PREFIX}_{name} {kind}"]
+    head = [f"# HELP {_PREFIX}_{name} {help_text}", f"# TYPE {_PREFIX}_{name} {kind}"]
     return head + [f"{_PREFIX}_{name}{_labels(labels)} {_number(value)}" for labels, value in values]
 
 

@@ -137,9 +137,9 @@ class Broker:
             else:
                 return
         self.kill()
-        said = (self.folder / "mosquitto.out").read_text(errors="replace")
+        output = (self.folder / "mosquitto.out").read_text(errors="replace")
         logged = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
-        raise RuntimeError(f"mosquitto did not start on port {self.port}:\n{said}\n{logged}")
+        raise RuntimeError(f"mosquitto did not start on port {self.port}:\n{output}\n{logged}")
 
     def stop(self) -> None:
         """End it as an operator would: it saves sessions and queues."""

@@ -140,9 +140,9 @@ def _listen(events: Events, clock: Clock, wanted: dict[int, str]) -> list[Event]
     return found
 
 
-def _publishing(asked: dict[int, str], answers: list[Event], up_filter: str) -> Iterator[Finding]:
+def _publishing(published: dict[int, str], answers: list[Event], up_filter: str) -> Iterator[Finding]:
     codes = {event.mid: event.code for event in answers if isinstance(event, Acked)}
-    for mid, topic in asked.items():
+    for mid, topic in published.items():
         code = codes.get(mid)
         if code in (0, NO_SUBSCRIBERS):
             yield good(RIGHTS, f"may publish to {topic}")
@@ -169,9 +169,9 @@ def _hearing(answers: list[Event], down_filter: str) -> Finding:
     return warning(RIGHTS, f"nothing came down on {down_filter} within {_ANSWER_WITHIN_S:.0f} s", fix)
 
 
-def _refusal_fix(said: str) -> str:
-    if "authori" in said.lower() or "bad user" in said.lower():
+def _refusal_fix(reason: str) -> str:
+    if "authori" in reason.lower() or "bad user" in reason.lower():
         return "the broker does not know this device: is its certificate signed by the authority the broker trusts?"
-    if "certificate" in said.lower() or "alert" in said.lower():
+    if "certificate" in reason.lower() or "alert" in reason.lower():
         return "the broker refuses the certificate: revoked, expired, or of another authority; its log says which"
     return "the broker's log says why; does it speak MQTT 5?"

@@ -15,9 +15,9 @@ _SET_IT = "start a time service (systemd-timesyncd, chrony), and see that the ne
 def examine_clock(clock: Clock) -> Finding:
     """Look at the wall clock."""
     now_ms = clock.now_ms()
-    told = dt.datetime.fromtimestamp(now_ms / 1000, tz=dt.UTC).isoformat(timespec="seconds")
+    now_text = dt.datetime.fromtimestamp(now_ms / 1000, tz=dt.UTC).isoformat(timespec="seconds")
     if now_ms < _WRITTEN_MS:
-        return failed(WHAT, f"{told}: the clock was never set, and certificates seem not valid yet", _SET_IT)
+        return failed(WHAT, f"{now_text}: the clock was never set, and certificates seem not valid yet", _SET_IT)
     if not kernel_says_synchronised():
-        return warning(WHAT, f"{told}, running free: nothing keeps it right", _SET_IT)
-    return good(WHAT, f"{told}, kept right by a time service")
+        return warning(WHAT, f"{now_text}, running free: nothing keeps it right", _SET_IT)
+    return good(WHAT, f"{now_text}, kept right by a time service")

@@ -40,17 +40,17 @@ def _room(config: AgentConfig, folder: Path) -> Finding:
     about = os.statvfs(folder)
     free, whole = about.f_bavail * about.f_frsize, about.f_blocks * about.f_frsize
     used = sum(path.stat().st_size for path in config.spool_dir.rglob("*") if path.is_file())
-    told = f"{free // _MIB} MiB free; the spool holds {used // _MIB} of {config.spool.max_bytes // _MIB} MiB"
+    summary = f"{free // _MIB} MiB free; the spool holds {used // _MIB} of {config.spool.max_bytes // _MIB} MiB"
     if about.f_files and not about.f_favail:
         return failed(WHAT, "no inode is free", f"delete small files on the file system of {folder}")
     if used + free >= config.spool.max_bytes:
-        return good(WHAT, told)
+        return good(WHAT, summary)
     if config.spool.max_bytes > whole:
         return failed(
-            WHAT, f"{told}; the whole disk has {whole // _MIB} MiB", f"lower [spool] max_bytes to {(used + free) * 9 // 10}"
+            WHAT, f"{summary}; the whole disk has {whole // _MIB} MiB", f"lower [spool] max_bytes to {(used + free) * 9 // 10}"
         )
     fix = f"free some disk, or lower [spool] max_bytes to {(used + free) * 9 // 10}"
-    return warning(WHAT, f"{told}: the disk is full before the quota is, and then others lack room, too", fix)
+    return warning(WHAT, f"{summary}: the disk is full before the quota is, and then others lack room, too", fix)
 
 
 def filesystem_of(folder: Path, mounts: str) -> str:

@@ -61,19 +61,22 @@ def _rights(config: AgentConfig, clock: Clock, *, is_probing: bool) -> list[Find
     if not health.is_connected:
         return list(examine_rights(config, clock))
     since = "never" if health.since_ack_s is None else f"{health.since_ack_s:.0f} s ago"
-    told = f"the agent is connected; the broker last took a message {since}; {health.not_sent} were not taken"
+    summary = f"the agent is connected; the broker last took a message {since}; {health.not_sent} were not taken"
     if health.not_sent and health.since_ack_s is None:
         return [
-            failed(RIGHTS, told, "the broker lets it connect and takes nothing: --probe tells which topics; is the core running?")
+            failed(
+                RIGHTS, summary, "the broker lets it connect and takes nothing: --probe tells which topics; is the core running?"
+            )
         ]
-    return [good(RIGHTS, f"{told} (--probe looks closer and interrupts it for a moment)")]
+    return [good(RIGHTS, f"{summary} (--probe looks closer and interrupts it for a moment)")]
 
 
 def _sources(health: Health | None) -> list[Finding]:
     """Sources that fail at this moment; only a running agent knows."""
-    told = {} if health is None else health.failing
+    failing = {} if health is None else health.failing
     return [
-        failed(SOURCES, f"{name}: {said}", "correct what it says; the agent tries again by itself") for name, said in told.items()
+        failed(SOURCES, f"{name}: {reason}", "correct what it says; the agent tries again by itself")
+        for name, reason in failing.items()
     ]
 
 

@@ -15,18 +15,18 @@ def examine_rules(config: AgentConfig, health: Health | None) -> Finding:
     if health is None or health.policy is None:
         return skipped(WHAT, "the agent does not run")
     policy = health.policy
-    told = f"version {policy.version} is in force" if policy.version else "none came yet"
+    summary = f"version {policy.version} is in force" if policy.version else "none came yet"
     if policy.refused:
         fix = "is it signed by a key in [director] or [policy], and is this device among those it is for?"
-        return warning(WHAT, f"{told}; {policy.refused} refused, the last: {policy.reason}", fix)
+        return warning(WHAT, f"{summary}; {policy.refused} refused, the last: {policy.reason}", fix)
     if policy.suspended:
         names = "; ".join(f"{name}: {reason}" for name, reason in sorted(policy.suspended.items()))
         fix = "tell who wrote the policy; has this device the contract it was written for?"
-        return warning(WHAT, f"{told}; not applied: {names}", fix)
+        return warning(WHAT, f"{summary}; not applied: {names}", fix)
     if policy.uninspected:
         names = "; ".join(f"{name}: {samples:,} samples" for name, samples in sorted(policy.uninspected.items()))
-        return good(WHAT, f"{told}; could not inspect {names}")
-    return good(WHAT, told)
+        return good(WHAT, f"{summary}; could not inspect {names}")
+    return good(WHAT, summary)
 
 
 def examine_orders(config: AgentConfig, health: Health | None) -> Finding:

@@ -17,7 +17,7 @@ def fixed_boxes(shares: Sequence[tuple[float, float, float, float]], width: int,
     return [_outward((x * width, y * height, (x + w) * width, (y + h) * height), width, height) for x, y, w, h in shares]
 
 
-def told_boxes(text: object, width: int, height: int) -> list[Box]:
+def parse_boxes(text: object, width: int, height: int) -> list[Box]:
     """Boxes that a column tells: a JSON list of [x, y, width, height] in pixels, or labelme's object with shapes.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFilter
 
-from edge_agent.redaction.boxes import Box, fixed_boxes, told_boxes
+from edge_agent.redaction.boxes import Box, fixed_boxes, parse_boxes
 from edge_agent.redaction.cells import UnredactableError
 from edge_agent.strict_warnings import as_errors
 from schemas.redaction import ImageRedact
@@ -32,25 +32,25 @@ class PictureRedactor:
     def __init__(self, redact: ImageRedact) -> None:
         self._redact = redact
 
-    def redact(self, payload: bytes | Path, told: object) -> bytes:
+    def redact(self, payload: bytes | Path, regions: object) -> bytes:
         """The picture, encoded anew, without what must not be seen.
 
         Args:
             payload: JPEG or PNG.
-            told: what the contract's column says of this picture's regions.
+            regions: text of the contract's column that names this picture's regions.
 
         Raises:
             UnredactableError: it is no such picture, too large, or nothing understandable is told about its regions.
         """
         try:
             with as_errors():
-                return self._redacted(payload, told)
+                return self._redacted(payload, regions)
         except UnredactableError:
             raise
         except Exception as error:
             raise UnredactableError(f"the picture cannot be decoded ({type(error).__name__})") from error
 
-    def _redacted(self, payload: bytes | Path, told: object) -> bytes:
+    def _redacted(self, payload: bytes | Path, regions: object) -> bytes:
         with Image.open(io.BytesIO(_content(payload)), formats=_FORMATS) as opened:
             kind = str(opened.format)
             if opened.width * opened.height > MAX_PIXELS:
@@ -59,7 +59,7 @@ class PictureRedactor:
                 raise UnredactableError("the picture has more than one frame")
             upright = Image.Exif()
             upright[_ORIENTATION] = opened.getexif().get(_ORIENTATION, 1)
-            boxes = self._boxes(told, opened.width, opened.height)
+            boxes = self._boxes(regions, opened.width, opened.height)
             picture: Image.Image = opened.convert("RGB" if opened.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") else opened.mode)
         for box in boxes:
             _hide(picture, box, self._redact.how)
@@ -70,9 +70,9 @@ class PictureRedactor:
         bare.save(out, kind, **({"quality": _QUALITY, "subsampling": 0, "exif": upright} if kind == "JPEG" else {}))
         return out.getvalue()
 
-    def _boxes(self, told: object, width: int, height: int) -> Sequence[Box]:
+    def _boxes(self, regions: object, width: int, height: int) -> Sequence[Box]:
         boxes = fixed_boxes(self._redact.boxes, width, height)
-        return [*boxes, *told_boxes(told, width, height)] if self._redact.column else boxes
+        return [*boxes, *parse_boxes(regions, width, height)] if self._redact.column else boxes
 
 
 def _content(payload: bytes | Path) -> bytes:

@@ -35,9 +35,9 @@ def decide(
         filled: how full the spool is, 0 to 1.
         chance: a fixed number from 0 to below 1 for a row.
     """
-    active = [(rule, said) for rule, said in zip(rules, verdicts, strict=True) if rule.pressure <= filled]
-    choosing = [(rule, said) for rule, said in active if rule.action is not EdgeAction.PRIORITY]
-    ranking = [(rule, said) for rule, said in active if rule.action is EdgeAction.PRIORITY]
+    active = [(rule, matches) for rule, matches in zip(rules, verdicts, strict=True) if rule.pressure <= filled]
+    choosing = [(rule, matches) for rule, matches in active if rule.action is not EdgeAction.PRIORITY]
+    ranking = [(rule, matches) for rule, matches in active if rule.action is EdgeAction.PRIORITY]
     fates = Fates()
     for row in range(rows):
         out = _left_out_by(choosing, row, chance)
@@ -45,14 +45,14 @@ def decide(
             reason = REASON_PREFIX + out.id
             fates.left_out[reason] = fates.left_out.get(reason, 0) + 1
             continue
-        worth = next((rule.priority for rule, said in ranking if said[row]), priority)
+        worth = next((rule.priority for rule, matches in ranking if matches[row]), priority)
         fates.kept.setdefault(worth, []).append(row)
     return fates
 
 
 def _left_out_by(rules: Sequence[tuple[EdgeRule, Verdicts]], row: int, chance: Callable[[int], float]) -> EdgeRule | None:
-    for rule, said in rules:
-        if not said[row]:
+    for rule, matches in rules:
+        if not matches[row]:
             continue
         if rule.action is EdgeAction.KEEP:
             return None

@@ -66,7 +66,7 @@ class Sieve:
         device: this device.
         priority: of samples no rule speaks of.
         filled: how full the spool is, 0 to 1.
-        asked: inspectors that the configuration asks for, beside those of the policy.
+        requested: inspectors that the configuration names, next to those of the policy.
     """
 
     def __init__(
@@ -76,20 +76,20 @@ class Sieve:
         device: str,
         priority: int,
         filled: Callable[[], float],
-        asked: Sequence[EdgeInspect] = (),
+        requested: Sequence[EdgeInspect] = (),
     ) -> None:
         self._book = book
         self._contract = contract
         self._device = device
         self._priority = priority
         self._filled = filled
-        self._asked = tuple(asked)
-        self._looking = Looking.opened(contract, self._asked)
+        self._requested = tuple(requested)
+        self._looking = Looking.opened(contract, self._requested)
         self._types = self._known_types()
         self._policy: EdgePolicy | None = None
         self._rules: tuple[EdgeRule, ...] = ()
         self._evaluator: EdgeEvaluator | None = None
-        self._told: set[int] = set()
+        self._logged: set[int] = set()
 
     def __call__(self, batch: SampleBatch) -> Sifted:
         """Sift a batch. What cannot be evaluated is kept: a rule's fault must not cost a sample."""
@@ -119,17 +119,17 @@ class Sieve:
         return Sifted(groups, fates.left_out)
 
     def _compile(self, policy: EdgePolicy | None) -> None:
-        self._policy, self._evaluator, self._rules, self._told = policy, None, (), set()
-        asked = () if policy is None else policy.streams.get(self._contract.name, ())
+        self._policy, self._evaluator, self._rules, self._logged = policy, None, (), set()
+        stream_rules = () if policy is None else policy.streams.get(self._contract.name, ())
         steps = () if policy is None else policy.inspect.get(self._contract.name, ())
-        self._looking = Looking.opened(self._contract, (*self._asked, *steps))
+        self._looking = Looking.opened(self._contract, (*self._requested, *steps))
         self._types = self._known_types()
-        sound = [(rule, compiled) for rule in asked if (compiled := self._compiled(rule)) is not None]
+        sound = [(rule, compiled) for rule in stream_rules if (compiled := self._compiled(rule)) is not None]
         if sound:
             self._rules = tuple(rule for rule, _ in sound)
             self._evaluator = EdgeEvaluator([compiled for _, compiled in sound])
             self._tell_suspended(self._evaluator)
-        if asked:
+        if stream_rules:
             _log.info("edge rules in force", stream=self._contract.name, rules=len(self._rules))
 
     def _compiled(self, rule: EdgeRule) -> CompiledRule | None:
@@ -158,8 +158,8 @@ class Sieve:
         return {**types, EVENT_TIME: ColumnType.TIMESTAMP, _DEVICE: ColumnType.STRING}
 
     def _tell_suspended(self, evaluator: EdgeEvaluator) -> None:
-        for index in evaluator.suspended.keys() - self._told:
-            self._told.add(index)
+        for index in evaluator.suspended.keys() - self._logged:
+            self._logged.add(index)
             self._book.suspend(self._contract.name, self._rules[index].id, evaluator.suspended[index])
 
     def _columns(self, batch: SampleBatch, wanted: Mapping[str, ColumnType]) -> dict[str, Sequence[Any]]:

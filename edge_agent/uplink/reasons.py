@@ -38,14 +38,14 @@ _UNSPECIFIED = 0x80
 _OWN_SIDE = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EBADF, errno.ENOTCONN})
 
 
-def is_hung_up(code: int, broke_errno: int, *, is_told: bool) -> bool:
+def is_hung_up(code: int, broke_errno: int, *, has_reason: bool) -> bool:
     """Whether the other side ended the connection, perhaps for a message it was sent.
 
     Args:
         code: of the DISCONNECT; what paho puts in its place where there was none.
         broke_errno: how the socket failed; 0: it was closed.
-        is_told: there was a DISCONNECT from the broker.
+        has_reason: there was a DISCONNECT from the broker.
     """
-    if is_told:
+    if has_reason:
         return code not in _OTHERWISE
     return code == _UNSPECIFIED and broke_errno not in _OWN_SIDE

@@ -243,10 +243,10 @@ class PahoSession:
         self._is_gone.set()
         if not self._is_over.is_set():
             self._is_over.set()
-            is_told = flags.is_disconnect_packet_from_server
-            is_hung = is_hung_up(code.value, self._client.broke_errno, is_told=is_told)
+            has_reason = flags.is_disconnect_packet_from_server
+            is_hung = is_hung_up(code.value, self._client.broke_errno, has_reason=has_reason)
             silent = "closed without a reason" if is_hung else str(code)
-            self._events.put(Lost(f"DISCONNECT 0x{code.value:02x}, {code}" if is_told else silent, is_hung))
+            self._events.put(Lost(f"DISCONNECT 0x{code.value:02x}, {code}" if has_reason else silent, is_hung))
 
     def _on_publish(self, _c: mqtt.Client, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
         self._events.put(Acked(mid, self._client.take_code(mid, code.value)))

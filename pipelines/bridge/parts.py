@@ -124,7 +124,7 @@ class Assembler:
         Raises:
             OSError: the disk refused; the device's next query starts over.
         """
-        told: list[tuple[DeviceId, ObjectState]] = []
+        settled: list[tuple[DeviceId, ObjectState]] = []
         for key in [key for key, future in self._hashing.items() if future.done()]:
             device, digest = key
             path = self._objects / PARTS_FOLDER / device / digest
@@ -134,8 +134,8 @@ class Assembler:
                 continue  # it was begun anew meanwhile
             claim = read_claim(path)
             if claim is not None:
-                told.append((device, self._settle(path, self._objects / digest, digest, claim, found)))
-        return told
+                settled.append((device, self._settle(path, self._objects / digest, digest, claim, found)))
+        return settled
 
     def close(self) -> None:
         """Let hashes that are being computed go; a query after the next start asks for them again."""

@@ -97,13 +97,13 @@ def _limit_memory(wanted: int) -> None:
 def main() -> None:
     """Serve until the pipe closes."""
     incoming, outgoing = int(sys.argv[1]), int(sys.argv[2])
-    asked = receive(incoming)
+    request = receive(incoming)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    _limit_memory(asked["max_memory"])
+    _limit_memory(request["max_memory"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it has nothing to write
     try:
-        function, wants_row = _load(asked["source"], asked["function"], asked["options"])
+        function, wants_row = _load(request["source"], request["function"], request["options"])
     except BaseException as error:  # noqa: BLE001  # whatever a user's module raises is told, not died of
         send(outgoing, {"error": f"{type(error).__name__}: {error}"[:500]})
         return

@@ -122,9 +122,9 @@ class UserWorker:
         )  # fmt: skip
         os.close(read_child)
         os.close(write_child)
-        asked = {"source": self.source, "function": self.function, "options": self.options}
+        request = {"source": self.source, "function": self.function, "options": self.options}
         try:
-            send(self._to, {**asked, "max_memory": self.max_memory_mib * 1024 * 1024})
+            send(self._to, {**request, "max_memory": self.max_memory_mib * 1024 * 1024})
             answer = self._answer(START_S)
         except (OSError, EOFError, TimeoutError) as error:
             self.close()

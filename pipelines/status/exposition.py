@@ -87,8 +87,8 @@ class _Page:
         name = _NOT_IN_NAMES.sub("_", name)
         lines = self._lines.setdefault(name, [f"# HELP {name} {plain(text)}", f"# TYPE {name} {kind}"])
         for labels, value in samples:
-            told = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
-            lines.append(f"{name}{{{told}}} {value:g}" if told else f"{name} {value:g}")
+            label_text = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
+            lines.append(f"{name}{{{label_text}}} {value:g}" if label_text else f"{name} {value:g}")
 
     def text(self) -> str:
         return "\n".join(line for lines in self._lines.values() if len(lines) > 2 for line in lines) + "\n"

@@ -57,19 +57,19 @@ class RefusingFront:
                 far = socket.create_connection(("127.0.0.1", self._target_port), timeout=5)
                 far.settimeout(None)
                 self._sockets += [near, far]
-                lock, asked = threading.Lock(), dict[bytes, list[str]]()
+                lock, pending = threading.Lock(), dict[bytes, list[str]]()
                 for carry in (self._carry_up, self._carry_down):
-                    thread = threading.Thread(target=carry, args=(near, far, lock, asked), daemon=True)
+                    thread = threading.Thread(target=carry, args=(near, far, lock, pending), daemon=True)
                     thread.start()
                     self._threads.append(thread)
 
-    def _carry_up(self, near: socket.socket, far: socket.socket, lock: threading.Lock, asked: dict[bytes, list[str]]) -> None:
+    def _carry_up(self, near: socket.socket, far: socket.socket, lock: threading.Lock, pending: dict[bytes, list[str]]) -> None:
         with contextlib.suppress(OSError), near.makefile("rb") as coming:
             while head := coming.read(1):
                 length, raw = _length(coming)
                 body = coming.read(length)
                 if head[0] >> 4 == _SUBSCRIBE:
-                    asked[body[:2]] = _filters(body)
+                    pending[body[:2]] = _filters(body)
                 answer = self._answer(head[0], body)
                 if answer is None:
                     far.sendall(head + raw + body)
@@ -78,13 +78,13 @@ class RefusingFront:
                         near.sendall(answer)
         _end(near, far)
 
-    def _carry_down(self, near: socket.socket, far: socket.socket, lock: threading.Lock, asked: dict[bytes, list[str]]) -> None:
+    def _carry_down(self, near: socket.socket, far: socket.socket, lock: threading.Lock, pending: dict[bytes, list[str]]) -> None:
         with contextlib.suppress(OSError), far.makefile("rb") as coming:
             while head := coming.read(1):
                 length, raw = _length(coming)
                 body = coming.read(length)
                 if head[0] >> 4 == _SUBACK:
-                    body = self._rewritten(body, asked.pop(body[:2], []))
+                    body = self._rewritten(body, pending.pop(body[:2], []))
                 with lock:
                     near.sendall(head + raw + body)
         _end(near, far)
