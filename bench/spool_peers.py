@@ -86,7 +86,7 @@ def _plain(folder: Path, size: int, messages: int) -> dict[str, Any]:
 
 
 def _spool(folder: Path, size: int, messages: int) -> dict[str, Any]:
-    from edge_agent.clock import SystemClock  # noqa: PLC0415 # each process carries only what it measures
+    from catchment.runtime.clock import SystemClock  # noqa: PLC0415 # each process carries only what it measures
     from edge_agent.spool.database import SMALL_PAGE_BYTES  # noqa: PLC0415 # each process carries only what it measures
     from edge_agent.spool.records import Append, NewEnvelope  # noqa: PLC0415 # each process carries only what it measures
     from edge_agent.spool.spool import Spool  # noqa: PLC0415 # each process carries only what it measures

@@ -23,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import structlog
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.config import BrokerConfig, UplinkConfig
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
@@ -167,7 +167,7 @@ def start_broker(folder: Path, port: int) -> "subprocess.Popen[bytes]":
 def start_bridge(folder: Path, port: int) -> "subprocess.Popen[bytes]":
     (folder / "core.toml").write_text(f'lake = "lake"\n[broker]\nport = {port}\n')
     with (folder / "bridge.log").open("wb") as log:
-        command = [sys.executable, "-m", "pipelines.bridge.cli", "-c", str(folder / "core.toml")]
+        command = [sys.executable, "-m", "pipelines", "bridge", "-c", str(folder / "core.toml")]
         return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 

@@ -159,7 +159,7 @@ def measure_bridge(port: int, load: Load, index: int, folder: Path) -> float:
     config = folder / "core.toml"
     config.write_text(f'lake = "lake"\n[broker]\nport = {port}\n')
     log = (folder / "bridge.log").open("ab")
-    bridge = subprocess.Popen([sys.executable, "-m", "pipelines.bridge.cli", "-c", str(config)], stdout=log, stderr=log)
+    bridge = subprocess.Popen([sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log)
     landing = folder / "lake" / "landing" / "bridge-0"
     while b"connected " not in (folder / "bridge.log").read_bytes():
         time.sleep(0.02)

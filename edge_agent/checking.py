@@ -10,9 +10,8 @@ from typing import Any
 
 import msgspec
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.refine import build_refiner, read_redaction_key
-from edge_agent.capture.registry import check_source
-from edge_agent.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.complaints import explain_toml, explain_value
 from edge_agent.config import (
@@ -26,8 +25,9 @@ from edge_agent.config import (
 )
 from edge_agent.documents.trust import read_key_file
 from edge_agent.errors import ConfigError
-from edge_agent.ownership import refuse_role_name
 from edge_agent.places import Step, line_of, parse_path
+from edge_agent.process.ownership import refuse_role_name
+from edge_agent.sources.registry import check_source
 from edge_agent.trial.examine import examine_source
 
 _MAX_ROUNDS = 100
@@ -140,7 +140,7 @@ class _Survey:
             return
         absent = {name: file for name in ("ca", "cert", "key") if not (file := getattr(config.broker.tls, name)).exists()}
         for name, file in absent.items() if not config.device else ():
-            message = f"broker.tls.{name}: {file} is not there; edge-agent enrol and docs/operator.md make it"
+            message = f"broker.tls.{name}: {file} is not there; edge-agent enrol and docs/operator/install.md make it"
             self._tell(("broker", "tls", name), message)
         if absent:
             self.report_lines.append(f"  not there yet: {', '.join(map(str, absent.values()))}; without them nothing is sent")

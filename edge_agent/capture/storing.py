@@ -4,10 +4,10 @@ import threading
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.encode import Encoder
-from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import EncodingError, SpoolFullError
+from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.rejects import Rejects
 from edge_agent.spool.records import NewEnvelope
 from schemas.contract import Contract
 

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 import msgspec
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.documents.counter import CounterFile
 from edge_agent.documents.gate import DocumentGate
 from edge_agent.errors import DocumentLaterError, ExpiredDocumentError, UntrustedDocumentError

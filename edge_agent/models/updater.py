@@ -6,8 +6,7 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.errors import ConfigError, ModelError, ModelUnfitError, UntrustedModelError
 from edge_agent.models.config import ModelConfig
@@ -19,6 +18,7 @@ from edge_agent.models.running import Complaint, RunningModel
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
 from edge_agent.models.trust import TrustAnchor
+from edge_agent.sources.api import SampleBatch
 from schemas.envelope import Properties
 from schemas.errors import SchemaError
 from schemas.reported import ModelReport

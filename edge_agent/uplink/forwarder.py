@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool

@@ -5,7 +5,7 @@ import time
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError

@@ -23,10 +23,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from catchment.runtime.clock import Clock
 from pipelines.bridge.backoff import Backoff
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.intake import Message
-from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refused_filters

@@ -11,9 +11,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from catchment.runtime.clock import Clock
 from catchment.runtime.puback import PubackClient
 from catchment.runtime.tls import client_context
-from pipelines.clock import Clock
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_messages import Outgoing

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.errors import PipelineError, RetryLaterError
 from pipelines.ingest.receipt_messages import Outgoing, outgoing
 from pipelines.ingest.receipt_page_book import PageBook

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.config import AlarmConfig
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.status.exposition import TEXT, exposition

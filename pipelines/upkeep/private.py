@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from pipelines.contracts.private import private_by_stream
-from pipelines.contracts.quality_store import quality_table
 from pipelines.errors import CorruptLakeError
 from pipelines.ingest.plan_files import read_pins, read_plan
 from pipelines.lake.commit import committed_run
@@ -11,6 +10,7 @@ from pipelines.lake.copy import discard, files_of, folders_of
 from pipelines.lake.layout import COMMITS, RUNS, STREAMS, stream_table
 from pipelines.lake.private_values import forget_values, hide_statistics, private_of_stream
 from pipelines.lake.rollup import rollup_table
+from pipelines.quality.store import quality_table
 
 
 def private_today(root: Path) -> dict[str, frozenset[str]]:

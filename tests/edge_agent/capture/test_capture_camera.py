@@ -15,11 +15,11 @@ import av
 import pytest
 from PIL import Image, ImageDraw
 
-from edge_agent.capture.batch import SampleBatch, Source
-from edge_agent.capture.camera_live import DROPPED
-from edge_agent.capture.registry import build_source, check_source
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
+from edge_agent.sources.api import SampleBatch, Source
+from edge_agent.sources.camera.live import DROPPED
+from edge_agent.sources.registry import build_source, check_source
 from schemas.builtin import builtin_contract
 
 FRAMES = builtin_contract("camera_frame")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.enrol import enrol
+from edge_agent.identity.enrol import enrol
 from schemas.ids import DeviceId
 from tests.fakes.small_authority import ROOT, SmallAuthority
 

@@ -13,6 +13,7 @@ from schemas.ranges import Ranges
 from tests.fakes.device import ALPHA, Device, eventually
 from tests.fakes.fake_core import FakeCore
 from tests.fakes.quota_front import QuotaFront
+from tests.plant.broker import RunningBroker
 
 pytestmark = pytest.mark.broker
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.broker
 def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     made: list[Device] = []
 
-    def make(broker: Any, **uplink: Any) -> Device:
+    def make(broker: RunningBroker, **uplink: Any) -> Device:
         made.append(Device(tmp_path, broker, **uplink))
         return made[-1]
 
@@ -60,7 +61,7 @@ def test_parts_above_the_limit_become_smaller_and_a_payload_that_no_part_can_car
 
 
 def test_what_is_over_the_quota_waits_and_is_never_parked_and_goes_when_there_is_quota_again(
-    broker: Any, device: Callable[..., Device]
+    broker: RunningBroker, device: Callable[..., Device]
 ) -> None:
     with FakeCore(broker.host, broker.port) as core, QuotaFront(broker.port, "catchment/up/", allowed=5) as front:
         agent = device(SimpleNamespace(host="127.0.0.1", port=front.port))

@@ -13,7 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from pipelines.config import AlarmConfig
-from pipelines.status.beat import read_beats
+from pipelines.heartbeat import read_beats
 from pipelines.status.exposition import exposition
 from pipelines.status.health import Kind, judge
 from pipelines.status.survey import survey

@@ -106,7 +106,7 @@ def test_a_contract_is_compiled_for_an_agent_by_the_command_that_the_pages_name(
     from typer.testing import CliRunner
 
     from edge_agent.config import SourceConfig, load_contract
-    from pipelines.contracts.cli import contract_app
+    from pipelines.commands.contract import contract_app
 
     document = ROOT / "deploy" / "contracts" / "cold_room.odcs.yaml"
     done = CliRunner().invoke(contract_app, ["show", str(document), "--as", "agent"])

@@ -100,7 +100,7 @@ def test_a_bridge_with_its_certificate_lands_what_a_device_publishes(secured, tm
     )
     log_path = tmp_path / "bridge.log"
     with log_path.open("wb") as log:
-        bridge = subprocess.Popen([sys.executable, "-m", "pipelines.bridge.cli", "-c", str(config)], stdout=log, stderr=log)
+        bridge = subprocess.Popen([sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log)
     try:
         until(lambda: "connected " in log_path.read_text())
         device = secured.peer("dev-a")

@@ -9,10 +9,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from catchment.rules.evaluator import EdgeEvaluator
+from catchment.rules.functions import like
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import Expression, compile_expression
-from schemas.expressions.evaluator import EdgeEvaluator
-from schemas.expressions.functions import like
+from pipelines.expressions.expression import Expression, compile_expression
 
 _spec = importlib.util.spec_from_file_location("expression_corpus", Path(__file__).with_name("expression_corpus.py"))
 assert _spec is not None

@@ -13,10 +13,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from catchment.rules.evaluator import evaluate
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import compile_expression
+from pipelines.expressions.expression import compile_expression
 from schemas.contract import ColumnType
-from schemas.expressions.evaluator import evaluate
 
 _spec = importlib.util.spec_from_file_location("expression_corpus", Path(__file__).with_name("expression_corpus.py"))
 assert _spec is not None
