@@ -61,7 +61,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def message_of(diagnosis: Diagnosis, what: str, *verdicts: Verdict) -> str:
     return " | ".join(
-        f"{f.message_of} -> {f.fix}" for f in diagnosis.findings if f.what == what and f.verdict in (verdicts or tuple(Verdict))
+        f"{f.message} -> {f.fix}" for f in diagnosis.findings if f.what == what and f.verdict in (verdicts or tuple(Verdict))
     )
 
 
