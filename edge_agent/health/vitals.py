@@ -1,9 +1,9 @@
 """Is the agent alive, does it make progress, what are its figures? Pure decisions over one look at the running agent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from catchment.runtime.plain import plain_lines
+from catchment.runtime.metrics_text import MetricsPage
 from schemas.reason_codes import describe_reason
 from schemas.receipts import RefusedStream
 from schemas.reported import StreamBooks
@@ -162,52 +162,39 @@ _REFUSALS: tuple[tuple[str, str, Callable[[RefusedStream], float]], ...] = (
 
 def render_metrics(vitals: Vitals) -> str:
     """The figures in Prometheus' text format 0.0.4."""
-    lines = _family("info", "gauge", "Always 1.", [({"device": vitals.device, "version": vitals.version}, 1)])
+    page = MetricsPage()
+
+    def add(name: str, kind: str, meaning: str, samples: Iterable[tuple[dict[str, str], float]]) -> None:
+        page.add(f"{_PREFIX}_{name}", meaning, samples, kind)
+
+    add("info", "gauge", "Always 1.", [({"device": vitals.device, "version": vitals.version}, 1)])
     books = vitals.books
-    captured = [({"stream": entry.stream}, entry.captured) for entry in books]
-    settled = [({"stream": entry.stream}, entry.settled) for entry in books]
-    spooled = [({"stream": entry.stream}, entry.spooled) for entry in books]
-    dropped = [({"stream": entry.stream, "reason": why}, n) for entry in books for why, n in sorted(entry.dropped.items())]
-    lines += _family("captured_samples_total", "counter", "Given a seq, over the device's life.", captured)
-    lines += _family("settled_samples_total", "counter", "Covered by a receipt.", settled)
-    lines += _family("spooled_samples", "gauge", "Stored and not settled.", spooled)
-    lines += _family("dropped_samples_total", "counter", "Given up, by reason.", dropped)
-    for name, help_text, counted in (
+    add("captured_samples_total", "counter", "Given a seq, over the device's life.", ((_of(one), one.captured) for one in books))
+    add("settled_samples_total", "counter", "Covered by a receipt.", ((_of(one), one.settled) for one in books))
+    add("spooled_samples", "gauge", "Stored and not settled.", ((_of(one), one.spooled) for one in books))
+    dropped = (({**_of(one), "reason": why}, n) for one in books for why, n in sorted(one.dropped.items()))
+    add("dropped_samples_total", "counter", "Given up, by reason.", dropped)
+    for name, meaning, counted in (
         ("rejected_total", "Rows, cells and files that became no sample, since the start.", vitals.rejected),
         ("left_out_samples_total", "Read and not stored, as configuration, contract or rule ask.", vitals.left_out),
     ):
-        lines += _family(name, "counter", help_text, [({"stream": stream, "reason": why}, n) for stream, why, n in counted])
+        add(name, "counter", meaning, (({"stream": stream, "reason": why}, n) for stream, why, n in counted))
     for figure, meaning, read in _REFUSALS:
-        lines += _family(figure, "gauge", meaning, [({"stream": stream}, read(one)) for stream, one in vitals.refused])
-    waiting = [({"stream": stream}, 1) for stream in vitals.waiting_streams]
-    lines += _family("waiting_streams", "gauge", "1 for each stream on all of which the broker hangs up.", waiting)
-    refused = [({"topic": topic, "reason": f"0x{code:02x}"}, 1) for topic, code in vitals.refused_topics]
-    lines += _family("refused_topics", "gauge", "1 for each topic or filter that the broker refuses.", refused)
-    turned = [({"thread": name}, age_s) for name, age_s in sorted(vitals.turned_s.items())]
-    lines += _family("turned_age_seconds", "gauge", "Since the thread last came round.", turned)
-    for name, kind, help_text, find in _SINGLES:
-        value = find(vitals)
-        lines += _family(name, kind, help_text, [] if value is None else [({}, value)])
-    return "\n".join(lines) + "\n"
+        add(figure, "gauge", meaning, [({"stream": stream}, read(one)) for stream, one in vitals.refused])
+    waiting = (({"stream": stream}, 1) for stream in vitals.waiting_streams)
+    add("waiting_streams", "gauge", "1 for each stream on all of which the broker hangs up.", waiting)
+    refused = (({"topic": topic, "reason": f"0x{code:02x}"}, 1) for topic, code in vitals.refused_topics)
+    add("refused_topics", "gauge", "1 for each topic or filter that the broker refuses.", refused)
+    turned = (({"thread": name}, age_s) for name, age_s in sorted(vitals.turned_s.items()))
+    add("turned_age_seconds", "gauge", "Since the thread last came round.", turned)
+    for name, kind, meaning, find in _SINGLES:
+        page.add_one(f"{_PREFIX}_{name}", meaning, find(vitals), kind)
+    return page.text()
 
 
-def _family(name: str, kind: str, help_text: str, values: Sequence[tuple[dict[str, str], float]]) -> list[str]:
-    if not values:
-        return []
-    head = [f"# HELP {_PREFIX}_{name} {help_text}", f"# TYPE {_PREFIX}_{name} {kind}"]
-    return head + [f"{_PREFIX}_{name}{_labels(labels)} {_number(value)}" for labels, value in values]
+def _of(books: StreamBooks) -> dict[str, str]:
+    return {"stream": books.stream}
 
 
 def _waiting(waited_s: float | None) -> str:
     return "nothing waits" if waited_s is None else f"the oldest sample has waited {waited_s:.0f} s"
-
-
-def _labels(labels: dict[str, str]) -> str:
-    if not labels:
-        return ""
-    quoted = (plain_lines(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for value in labels.values())
-    return "{" + ",".join(f'{name}="{value}"' for name, value in zip(labels, quoted, strict=True)) + "}"
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.3f}"

@@ -10,6 +10,7 @@ import threading
 
 import structlog
 
+from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
 from edge_agent.config import AgentConfig
 from edge_agent.errors import SpoolError
@@ -17,7 +18,6 @@ from edge_agent.health.file import Health, notify_service_manager, rss_bytes, wr
 from edge_agent.health.vitals import Vitals
 from edge_agent.process.open_spool import open_spool
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.backoff import Backoff
 
 _FIRST_S = 1.0
 _CAP_S = 60.0

@@ -17,6 +17,7 @@ from threading import Event
 
 import structlog
 
+from catchment.runtime.backoff import doubled_s
 from catchment.runtime.exits import DONE, MEANINGS, USAGE
 from pipelines.stopping import end_descendants
 
@@ -51,11 +52,6 @@ def tied_to_us(command: list[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *command]
 
 
-def next_pause(failures: int) -> float:
-    """Seconds to wait before the start after `failures` falls in a row."""
-    return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** max(0, failures - 1)))
-
-
 @dataclass(slots=True)
 class Child:
     """One process that is kept running."""
@@ -83,7 +79,7 @@ class Child:
         self.process = None
         self.failures = 1 if now_s - self.started_s > STEADY_S else self.failures + 1
         self.is_misconfigured = code == USAGE
-        pause_s = LONGEST_PAUSE_S if self.is_misconfigured else next_pause(self.failures)
+        pause_s = LONGEST_PAUSE_S if self.is_misconfigured else doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, self.failures - 1)
         self.due_s = now_s + pause_s
         log.error("fell", child=self.name, code=code, means=_MEANINGS.get(code, "killed" if code < 0 else "it fell over"),
                   times=self.failures, again_in_s=pause_s)  # fmt: skip

@@ -16,7 +16,7 @@ from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import PahoSession
 from schemas.ids import DeviceId, StreamName
 from schemas.topics import Topics
-from tests.plant.broker import RunningBroker
+from tests.plant.broker import Address
 
 ALPHA = StreamName("alpha")
 DEVICE = DeviceId("dev-a")
@@ -28,7 +28,7 @@ class Device:
     def __init__(
         self,
         folder: Path,
-        broker: RunningBroker,
+        broker: Address,
         *,
         connection: BrokerConfig | None = None,
         name: DeviceId = DEVICE,

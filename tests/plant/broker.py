@@ -19,16 +19,32 @@ from pipelines.demo.broker import (
     write_config,
 )
 
-__all__ = ["HOST", "MAX_PACKET_BYTES", "Broker", "MakeBroker", "RunningBroker", "deployed_config", "find_mosquitto", "free_port"]
+__all__ = [
+    "HOST",
+    "MAX_PACKET_BYTES",
+    "Address",
+    "Broker",
+    "MakeBroker",
+    "RunningBroker",
+    "deployed_config",
+    "find_mosquitto",
+    "free_port",
+    "loopback_broker",
+    "secured_broker",
+]
 
 DEPLOYED = Path(__file__).resolve().parents[2] / "deploy" / "broker"
 
 
-class RunningBroker(Protocol):
-    """What a test needs of the broker that it was given: Mosquitto's here, or one that a variable names."""
+class Address(Protocol):
+    """Where something listens."""
 
     host: str
     port: int
+
+
+class RunningBroker(Address, Protocol):
+    """The broker that a test was given: Mosquitto's here, or one that a variable names."""
 
     def start(self) -> None: ...
 
@@ -103,11 +119,11 @@ class Broker:
 
     def stop(self) -> None:
         """End it as an operator would: it saves sessions and queues."""
-        self._end(signal.SIGTERM)
+        self.end(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it as a power cut would."""
-        self._end(signal.SIGKILL)
+        self.end(signal.SIGKILL)
 
     def restart(self) -> None:
         """Stop and start, on the same port with the same sessions."""
@@ -118,7 +134,8 @@ class Broker:
         """Let it read its rules and certificates again."""
         os.kill(self.pid, signal.SIGHUP)
 
-    def _end(self, number: signal.Signals) -> None:
+    def end(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal it and wait until it is gone."""
         process, self.process = self.process, None
         if process is None:
             return
@@ -137,3 +154,22 @@ def deployed_config(name: str, *changes: tuple[str, str]) -> str:
         assert old in text, old
         text = text.replace(old, new)
     return text
+
+
+def secured_broker(folder: Path, certificates: Path, acl: Path, *, extra: str = "") -> Broker:
+    """A broker with the settings of deploy/broker/mosquitto.conf: it believes certificates alone."""
+    port = free_port()
+    moved = (
+        ("listener 8883", f"listener {port}"),
+        ("/etc/mosquitto/certs", str(certificates)),
+        ("/etc/mosquitto/acl", str(acl)),
+        ("/var/lib/mosquitto", str(folder / "data")),
+    )
+    return Broker(folder, extra=extra, config=deployed_config("mosquitto.conf", *moved), host="localhost", port=port)
+
+
+def loopback_broker(folder: Path) -> Broker:
+    """A broker with the settings of deploy/broker/loopback.conf."""
+    port = free_port()
+    moved = (("listener 1883", f"listener {port}"), ("/var/lib/mosquitto", str(folder / "data")))
+    return Broker(folder, config=deployed_config("loopback.conf", *moved), port=port)

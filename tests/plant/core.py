@@ -16,7 +16,7 @@ from pipelines.bridge.segment import OpenSegment
 from pipelines.config import CoreConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.loop import RunLoop
-from pipelines.ingest.run import Engine
+from pipelines.runners.engine import Engine
 from schemas.contract import Contract
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName

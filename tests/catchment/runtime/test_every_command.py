@@ -697,10 +697,12 @@ def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path):
 
 
 def test_metrics_hold_no_acting_character():
-    from edge_agent.health.vitals import _labels
+    from catchment.runtime.metrics_text import MetricsPage
     from pipelines.config import AlarmConfig
 
-    assert acts(_labels({"reason": TEXT})) == ""
+    figures = MetricsPage()
+    figures.add("refused", TEXT, [({"reason": TEXT}, 1)])
+    assert acts(figures.text()) == ""
 
     page = exposition(_survey(), AlarmConfig())
     assert acts(page) == ""

@@ -21,15 +21,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from schemas.ids import StreamName
 from schemas.receipts import Receipt, RefusedStream, encode_receipt
 from tests.fakes.fake_core import FakeCore
-from tests.plant.broker import RunningBroker
+from tests.plant.broker import RunningBroker, free_port
 
 STREAM = StreamName("vehicle_telemetry")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(condition: Callable[[], Any], within_s: float = 20.0) -> None:

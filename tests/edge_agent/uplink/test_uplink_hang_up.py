@@ -11,9 +11,9 @@ from edge_agent.spool.records import Append, NewEnvelope, State
 from edge_agent.uplink.caution import HANGS_UP
 from edge_agent.uplink.session import PahoSession
 from schemas.ids import StreamName
+from tests.fakes.broker_fronts import HangUpFront
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
-from tests.fakes.hang_up_front import HangUpFront
 from tests.plant.broker import RunningBroker
 
 pytestmark = pytest.mark.broker

@@ -11,9 +11,9 @@ from edge_agent.commands.doctor.broker import examine_rights
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.health.vitals import Vitals, judge_ready, render_metrics
 from edge_agent.uplink.progress import Progress
+from tests.fakes.broker_fronts import RefusingFront
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
-from tests.fakes.refusing_front import RefusingFront
 from tests.plant.broker import RunningBroker
 
 DOWN = "catchment/down/dev-a/+"

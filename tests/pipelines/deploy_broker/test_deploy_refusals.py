@@ -25,7 +25,7 @@ from schemas.reason_codes import describe_reason
 from schemas.reported import Reported, encode_reported
 from schemas.rollout import PieceRequest, encode_piece_request
 from schemas.topics import Topics
-from tests.fakes.refusing_front import RefusingFront
+from tests.fakes.broker_fronts import RefusingFront
 from tests.fakes.secured_broker import until
 from tests.plant.broker import RunningBroker
 

@@ -25,7 +25,7 @@ from pipelines.lake.ledger import Ledger
 from schemas.ranges import Ranges
 from schemas.receipts import decode_receipt
 from schemas.topics import Topics
-from tests.fakes.hang_up_front import HangUpFront
+from tests.fakes.broker_fronts import HangUpFront
 from tests.plant.broker import MakeBroker
 from tests.plant.core import Core, MakeEnvelope
 
