@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_read_is_told_as_such(tmp_path):
         check_file(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'\ndevice = "\xff"')
     (fault,) = check_file(tmp_path / "latin.toml").faults
-    assert (fault.line, "save it as UTF-8" in fault.fragment) == (2, True)
+    assert (fault.line, "save it as UTF-8" in fault.message) == (2, True)
 
 
 @given(st.text(max_size=60), st.lists(st.integers(0, 30), max_size=3), st.lists(st.integers(0, 30), max_size=3))
