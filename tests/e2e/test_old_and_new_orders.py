@@ -26,7 +26,7 @@ RULE = EdgeRule("stands", '"speed_mps" < ?', EdgeAction.DROP, (1.0,))
 OLD_RULES = """
 import json, sys
 from pathlib import Path
-from catchment.runtime.clock import SystemClock
+from edge_agent.clock import SystemClock
 from edge_agent.rules.desk import RuleDesk
 desk = RuleDesk(sys.argv[1], "car-1", Path(sys.argv[2]), SystemClock())
 for name in sys.argv[3:]:
@@ -94,7 +94,8 @@ class Releases:
         trust = DocumentTrust((self.public_key,), "car-1")
         desk = RuleDesk(trust, (self.public_key,), self.state, HandClock())
         for path in messages:
-            assert desk._take(path.read_bytes())
+            desk.on_message(path.read_bytes())
+            assert desk.take_pending()
         return desk
 
 

@@ -108,8 +108,7 @@ def test_a_failing_source_says_why_until_it_runs_again(tmp_path: Path):
     spool.close()
 
 
-def test_the_successor_of_a_source_that_does_not_stop_is_not_started(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("edge_agent.capture.lineup._STOP_WITHIN_S", 0.01)
+def test_the_successor_of_a_source_that_does_not_stop_is_not_started():
     begun: list[str] = []
 
     class Stuck:
@@ -125,7 +124,7 @@ def test_the_successor_of_a_source_that_does_not_stop_is_not_started(monkeypatch
         begun.append(name)
         return Stuck()
 
-    lineup = Lineup(lambda _: _Runs(), spawn, lambda _, **__: None)  # type: ignore[arg-type,return-value]  # parts that stand still
+    lineup = Lineup(lambda _: _Runs(), spawn, lambda _, **__: None, 0.01)  # type: ignore[arg-type,return-value]  # parts that stand still
     lineup.apply([source(path="a", rate_hz=1.0)])
     lineup.apply([source(path="a", rate_hz=2.0)])
     assert len(begun) == 1

@@ -42,9 +42,7 @@ class Device:
     def take(self, body: bytes) -> bool:
         """Whether it is decided."""
         self.desk.on_message(body)
-        with self.desk._lock:
-            waiting, self.desk._pending = self.desk._pending, None
-        return waiting is None or self.desk._take(waiting)
+        return self.desk.take_pending()
 
     @property
     def version(self) -> int:
