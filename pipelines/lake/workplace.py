@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
-from pipelines.lake.lease import UPKEEP_NAME, Lease
+from pipelines.lake.lease import MAINTENANCE_NAME, Lease
 from pipelines.lake.remote import bind, remote_of
 
 FOLDER = ".work"
@@ -38,7 +38,7 @@ def workplace(root: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def only_upkeep(root: Path, what: str) -> Iterator[None]:
+def only_maintainer(root: Path, what: str) -> Iterator[None]:
     """Be the only one, on any machine, that rewrites or deletes files of a remote lake; of a folder, a file lock says so.
 
     Raises:
@@ -50,5 +50,5 @@ def only_upkeep(root: Path, what: str) -> Iterator[None]:
         yield
         return
     owner = f"{socket.gethostname()}:{root.resolve()}:{what}"
-    with Lease(remote, owner, remote.config.claim_s, Event(), UPKEEP_NAME, "maintenance or retag"):
+    with Lease(remote, owner, remote.config.claim_s, Event(), MAINTENANCE_NAME, "maintenance or retag"):
         yield

@@ -42,7 +42,7 @@ def open_small(folder: Path) -> Spool:
     return Spool(folder, max_bytes=MAX_BYTES, linger_ms=0, clock=SystemClock())
 
 
-def teller(folder: Path) -> Tell:
+def stats(folder: Path) -> Tell:
     """Tells into a file that the shim watches too, so that what was promised stands in the log between the writes."""
     descriptor = os.open(folder / TELL_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -134,7 +134,7 @@ class Life:
 
 
 def live(folder: Path, seed: int, steps: int) -> None:
-    tell = teller(folder)
+    tell = stats(folder)
     life = Life(folder, seed, tell)
     for _ in range(steps):
         with suppress(SpoolFullError):  # as a source does: it goes on, and comes back with the payload

@@ -46,11 +46,11 @@ from pipelines.lake.remote import Stored, remote_of
 from pipelines.lake.removed import REMOVED_SCHEMA, remember_removed, removed_since
 from pipelines.lake.scratch import abandoned
 from pipelines.lake.table import open_table
+from pipelines.maintenance.archive import archive_runs
+from pipelines.maintenance.log_trim import all_tables
+from pipelines.maintenance.orphans import copies, half_written, unfinished
+from pipelines.maintenance.references import chip_places, never_filled, referenced_payloads, set_versions
 from pipelines.training.manifest import MANIFEST_NAME
-from pipelines.upkeep.archive import archive_runs
-from pipelines.upkeep.leavings import copies, half_written, unfinished
-from pipelines.upkeep.log_trim import all_tables
-from pipelines.upkeep.wanted import chip_places, never_filled, set_versions, wanted_payloads
 
 log = structlog.get_logger(__name__)
 # Only runs and maintenance write here, and neither is at work when their grace is waived.
@@ -116,13 +116,13 @@ class Vacuum:
         """
         for name in all_tables(self._root):
             self._table(name)
-        wanted = wanted_payloads(self._root, self._gone)
-        self._payloads(wanted)
-        self._objects(wanted)
+        referenced = referenced_payloads(self._root, self._gone)
+        self._payloads(referenced)
+        self._objects(referenced)
         self._landing()
         self._runs()
         self._sets()
-        self._leavings()
+        self._orphans()
         log.info("vacuumed", dry_run=self._dry_run, bytes=self.done.bytes, **self.done.files)
         return self.done
 
@@ -133,15 +133,15 @@ class Vacuum:
             table, files = open_table(self._root, name), self._files(name, "*")
             oldest_ms = round((self._now_s - self._keep.versions_h * 3_600) * 1_000)
             if table is not None:
-                unwanted = {Path(found).name for found in self._unwanted(table, max(0, round(self._keep.versions_h)))}
-                unwanted -= removed_since(self._root, name, oldest_ms)
+                unreferenced = {Path(found).name for found in self._unreferenced(table, max(0, round(self._keep.versions_h)))}
+                unreferenced -= removed_since(self._root, name, oldest_ms)
             elif self._plan is not None and never_filled(read_ledger(self._root, self._run), name):
-                unwanted = {_base(file) for file in files}  # of a run that was held back before there was a table
+                unreferenced = {_base(file) for file in files}  # of a run that was held back before there was a table
             else:
                 return
             for file in files:
-                is_unwanted = _base(file) in unwanted and not _base(file).startswith(".")
-                if is_unwanted and not self._is_in_hand(_base(file)) and self._is_old(file):
+                is_unreferenced = _base(file) in unreferenced and not _base(file).startswith(".")
+                if is_unreferenced and not self._is_in_hand(_base(file)) and self._is_old(file):
                     self._delete("table_files", file)
             if not self._dry_run:
                 remember_removed(self._root, name, REMOVED_SCHEMA.empty_table(), oldest_ms)
@@ -156,7 +156,7 @@ class Vacuum:
         with held_alone(retag_lock_path(self._root, stream), is_made=not self._dry_run) as is_held:
             yield is_held
 
-    def _unwanted(self, table: DeltaTable, hours: int) -> list[str]:
+    def _unreferenced(self, table: DeltaTable, hours: int) -> list[str]:
         try:
             return table.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)
         except (DeltaError, OSError) as error:
@@ -170,17 +170,17 @@ class Vacuum:
         """Whether a file may belong to the run after the last commit."""
         return base.startswith(f"{self._run + 1:012d}")
 
-    def _payloads(self, wanted: set[str]) -> None:
+    def _payloads(self, referenced: set[str]) -> None:
         for file in self._files(PAYLOAD, "*", "*.parquet"):
-            if file.name not in wanted and not self._is_in_hand(_base(file)) and self._is_old(file):
+            if file.name not in referenced and not self._is_in_hand(_base(file)) and self._is_old(file):
                 self._delete("payload_shards", file)
         for place, files in sorted(chip_places(files_of(self._root, CHIPS)).items()):
-            if place not in wanted and not self._is_in_hand(place.rsplit("/", 1)[-1]) and all(map(self._is_old, files)):
+            if place not in referenced and not self._is_in_hand(place.rsplit("/", 1)[-1]) and all(map(self._is_old, files)):
                 self._delete_all("chips", files, place)
 
-    def _objects(self, wanted: set[str]) -> None:
+    def _objects(self, referenced: set[str]) -> None:
         for file in self._files(OBJECTS, "[0-9a-f]*"):
-            if file.name not in wanted and self._age_s(file) > self._keep.objects_h * 3_600:
+            if file.name not in referenced and self._age_s(file) > self._keep.objects_h * 3_600:
                 self._delete("objects", file)
 
     def _landing(self) -> None:
@@ -230,7 +230,7 @@ class Vacuum:
             if not any(_base(file) == MANIFEST_NAME for file in files) and all(map(self._is_old, files)):
                 self._delete_all("half_sets", files, version)
 
-    def _leavings(self) -> None:
+    def _orphans(self) -> None:
         """What killed processes left on this disk; of a remote lake also copies that are no longer needed here."""
         for path in half_written(self._root):
             with self._quiet("/".join(path.relative_to(self._root).parts[:2])) as is_quiet:

@@ -11,11 +11,11 @@ from schemas.errors import SchemaError
 from schemas.ranges import Ranges
 
 _log = structlog.get_logger(__name__)
-CLAIM_SUFFIX = ".have"
+RECEIVED_SUFFIX = ".have"
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ReceivedRanges:
     """`have` of `total` bytes are durable."""
 
     total: int
@@ -27,7 +27,7 @@ class _Document(msgspec.Struct, frozen=True):
     have: list[tuple[int, int]]
 
 
-def read_claim(path: Path) -> Claim | None:
+def read_received(path: Path) -> ReceivedRanges | None:
     """The claim for the bytes at `path`; None where there is none, or none to be trusted.
 
     Raises:
@@ -35,29 +35,29 @@ def read_claim(path: Path) -> Claim | None:
     """
     try:
         document = msgspec.json.decode(_beside(path).read_bytes(), type=_Document)
-        claim = Claim(document.total, Ranges.of(document.have))
+        received = ReceivedRanges(document.total, Ranges.of(document.have))
         size = path.stat().st_size
     except FileNotFoundError:
         return None
     except (msgspec.MsgspecError, SchemaError) as error:
         _log.warning("claim_unreadable", path=str(path), error=str(error))
         return None
-    if claim.have and claim.have.spans[-1][1] > size:
-        _log.warning("claim_beyond_file", path=str(path), claimed=claim.have.spans[-1][1], size=size)
+    if received.have and received.have.spans[-1][1] > size:
+        _log.warning("claim_beyond_file", path=str(path), claimed=received.have.spans[-1][1], size=size)
         return None
-    return claim
+    return received
 
 
-def write_claim(path: Path, claim: Claim) -> None:
+def write_received(path: Path, received: ReceivedRanges) -> None:
     """Claim; the bytes must be durable already.
 
     Raises:
         OSError: the disk refused.
     """
-    write_atomic(_beside(path), msgspec.json.encode(_Document(claim.total, list(claim.have))))
+    write_atomic(_beside(path), msgspec.json.encode(_Document(received.total, list(received.have))))
 
 
-def discard_claim(path: Path) -> None:
+def discard_received(path: Path) -> None:
     """Take the claim back, durably.
 
     Raises:
@@ -70,4 +70,4 @@ def discard_claim(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(path.name + CLAIM_SUFFIX)
+    return path.with_name(path.name + RECEIVED_SUFFIX)

@@ -12,7 +12,7 @@ LONGEST_PAUSE_S = 30.0
 
 
 @dataclass(slots=True)
-class Tries:
+class RetryBudget:
     """Failures in a row. A fault of our own gives the same again, so few; what was away may come back, so more."""
 
     count: int = 0

@@ -32,7 +32,7 @@ ARCHIVE_SCHEMA = pa.schema(
         pa.field("releases", pa.int64()),
     ]
 )
-"""One row for each segment of a run; `releases` counts the rows of the quarantine that the run put through again or discarded."""
+"""One row for each segment of a run; `replay_items` counts the rows of the quarantine that the run put through again or discarded."""
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +89,16 @@ def _plans(root: Path, runs: Sequence[int]) -> Iterator[Plan]:
 
 def _commit(root: Path, plans: Sequence[Plan], first: int, upper: int) -> None:
     rows = [
-        (plan.run, plan.planned_at_us, plan.pins, one.bridge, one.number, one.bytes, bool(one.set_aside), len(plan.releases))
+        (
+            plan.run,
+            plan.planned_at_us,
+            plan.pins,
+            one.bridge,
+            one.number,
+            one.bytes,
+            bool(one.skip_reason),
+            len(plan.replay_items),
+        )
         for plan in plans
         for one in plan.segments
     ]

@@ -13,7 +13,7 @@ class _Cursors(msgspec.Struct):
     next_numbers: dict[str, int]
 
 
-def number_waited_for(lake: Path, bridge: str) -> int:
+def resume_number(lake: Path, bridge: str) -> int:
     """The number of this bridge's next segment that a run will ask for; what lands below it would never be read.
 
     Raises:

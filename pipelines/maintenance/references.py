@@ -18,7 +18,7 @@ from pipelines.lake.workplace import workplace
 _NAMING = ("payload_shard", "zarr_path")
 
 
-def wanted_payloads(root: Path, gone: Collection[str]) -> set[str]:
+def referenced_payloads(root: Path, gone: Collection[str]) -> set[str]:
     """The names, be the file that tells of them live or kept for readers of older versions.
 
     Args:
@@ -28,14 +28,14 @@ def wanted_payloads(root: Path, gone: Collection[str]) -> set[str]:
     Raises:
         CorruptLakeError: a file cannot be read; nothing may be deleted on a guess.
     """
-    wanted: set[str] = set()
+    referenced: set[str] = set()
     with workplace(root, "vacuum") as there:
         for file in files_of(root, STREAMS):
             is_data = file.name.count("/") == STREAMS.count("/") + 2 and file.name.endswith(".parquet")
             if is_data and file.name not in gone:
-                wanted |= _named(at_hand(there, there / file.name))
+                referenced |= _named(at_hand(there, there / file.name))
                 forget(there, [there / file.name])
-    return wanted
+    return referenced
 
 
 def never_filled(ledger: Ledger, table: str) -> bool:

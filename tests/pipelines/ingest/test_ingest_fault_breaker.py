@@ -6,9 +6,9 @@ import pytest
 
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.errors import FaultError
+from pipelines.ingest.fault_breaker import FaultBreaker, FaultsOfRun, FaultStreak, is_systemic, streak_after
 from pipelines.ingest.fault_file import read_faults
-from pipelines.ingest.fault_stop import FaultRow, FaultsOfRun, FaultStop, is_everyones, row_after
-from pipelines.upkeep.vacuum import Keep, Vacuum
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.inventory import every_file, referenced
 from tests.plant.core import Core, MakeEnvelope
 
@@ -43,14 +43,14 @@ def test_a_fault_with_every_message_holds_the_run_back_until_it_is_mended(
     assert every_file(core.root) - referenced(core.root)
     Vacuum(core.root, Keep(0, 0, 0, 0, 0)).sweep()
     assert every_file(core.root) == referenced(core.root)
-    assert read_faults(core.root) == FaultRow()
+    assert read_faults(core.root) == FaultStreak()
     assert not loop.ledger.unbalanced()
 
 
 def test_faults_in_a_row_are_counted_over_runs_and_over_starts(
     core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core.config = CoreConfig(lake=str(core.root), run=RunConfig(fault_stop_count=3))
+    core.config = CoreConfig(lake=str(core.root), run=RunConfig(fault_breaker_count=3))
     monkeypatch.setattr("pipelines.ingest.settle.write_group", broken)
     for at in range(2):
         core.landing.seal([envelope(10 * at, 10, device=f"car-{at}")])
@@ -65,7 +65,7 @@ def test_faults_in_a_row_are_counted_over_runs_and_over_starts(
 def test_with_a_share_of_none_whatever_meets_a_fault_is_quarantined_and_the_loop_goes_on(
     core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core.config = CoreConfig(lake=str(core.root), run=RunConfig(fault_stop_share=0))
+    core.config = CoreConfig(lake=str(core.root), run=RunConfig(fault_breaker_share=0))
     core.landing.seal([envelope(at * 10, 10) for at in range(12)])
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.ingest.settle.write_group", broken)
@@ -95,7 +95,7 @@ def test_a_run_is_held_back_where_nearly_all_fail_and_not_where_some_do(
     messages: int, refused: int, devices: int, before: int, known: int, stops: bool
 ) -> None:
     found = FaultsOfRun(messages, refused, frozenset(f"car-{at}" for at in range(devices)), "ours")
-    row = FaultRow(before, ("car-0",) if before else ())
-    assert is_everyones(found, row, [f"car-{at}" for at in range(known)], FaultStop(0.9, 10)) is stops
-    after = row_after(found, row, FaultStop(0.9, 10))
+    row = FaultStreak(before, ("car-0",) if before else ())
+    assert is_systemic(found, row, [f"car-{at}" for at in range(known)], FaultBreaker(0.9, 10)) is stops
+    after = streak_after(found, row, FaultBreaker(0.9, 10))
     assert after.refused == (before if not messages else 0 if refused < 0.9 * messages else before + refused)

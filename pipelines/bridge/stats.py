@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import structlog
 
-from pipelines.bridge.drain import Drain
 from pipelines.bridge.inbox import Inbox
 from pipelines.bridge.landing import Landing
+from pipelines.bridge.landing_writer import LandingWriter
 from pipelines.bridge.parts import Assembler
 from pipelines.bridge.shares import RETAINED, Shares
 from pipelines.bridge.subscriber import Subscriber
@@ -19,14 +19,14 @@ _TELL_EVERY_S = 60.0
 _NAME_CHARS = 80
 
 
-class Teller:
+class BridgeStats:
     """Reads the counters of the bridge's parts; each is written by one thread and only read here."""
 
     def __init__(  # it tells of all of them
         self,
         inbox: Inbox,
         subscriber: Subscriber,
-        drain: Drain,
+        writer: LandingWriter,
         landing: Landing,
         assembler: Assembler,
         sweeper: Sweeper,
@@ -34,7 +34,7 @@ class Teller:
     ) -> None:
         self._inbox = inbox
         self._subscriber = subscriber
-        self._drain = drain
+        self._writer = writer
         self._landing = landing
         self._assembler = assembler
         self._sweeper = sweeper
@@ -46,7 +46,7 @@ class Teller:
         if time.monotonic() - self._told_s >= _TELL_EVERY_S:
             self.tell()
         trouble = ""
-        if self._drain.is_refused:
+        if self._writer.is_refused:
             trouble = "the disk refuses"
         elif not self._subscriber.is_subscribed:
             trouble = "not subscribed at the broker"
@@ -71,7 +71,7 @@ class Teller:
 
     def _counters(self) -> dict[str, float]:
         return {
-            **asdict(self._drain.counters),
+            **asdict(self._writer.counters),
             "held_bytes": self._inbox.held_bytes,
             "fsyncs": self._landing.syncs,
             "sealed": self._landing.sealed,

@@ -17,16 +17,16 @@ from pipelines.lake.remote import bind, remote_of
 FOLDER_VARIABLE = "CATCHMENT_WORK_FOLDER"
 
 
-def here(work: Work) -> Work:
+def localize(work: Work) -> Work:
     """The same work item, with the folder that this machine works in.
 
     Raises:
         ConfigError: the folder belongs to another lake.
     """
-    return msgspec.structs.replace(work, root=str(folder_here(work.root, work.remote)))
+    return msgspec.structs.replace(work, root=str(local_folder(work.root, work.remote)))
 
 
-def folder_here(root: str, remote: RemoteConfig | None) -> Path:
+def local_folder(root: str, remote: RemoteConfig | None) -> Path:
     """The folder that this machine works in, for a lake whose loop works in `root`.
 
     Raises:
@@ -41,7 +41,7 @@ def folder_here(root: str, remote: RemoteConfig | None) -> Path:
     return folder
 
 
-def bring_home(work: Work, result: ItemResult) -> ItemResult:
+def upload(work: Work, result: ItemResult) -> ItemResult:
     """The same result, once its files are in the remote lake; those here are deleted.
 
     Raises:

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
-from pipelines.ingest.afield import bring_home, here
-from pipelines.ingest.crew import HEAD, PLACE, READY, RESULT
 from pipelines.ingest.isolate import settle_around_faults
 from pipelines.ingest.outcome import FAULT, failure_of
+from pipelines.ingest.remote_worker import localize, upload
 from pipelines.ingest.settle import settle_item
 from pipelines.ingest.work import ItemResult, Work
+from pipelines.ingest.workers import HEAD, PLACE, READY, RESULT
 from pipelines.logs import log_to_stderr
 
 _PR_SET_PDEATHSIG = 1
@@ -41,8 +41,8 @@ def settle_or_fail(work: Work, answer: int | None = None) -> ItemResult:
         _send(answer, PLACE, msgspec.json.encode((segment, message)))
 
     try:
-        work = here(work)
-        return bring_home(work, settle_item(work, tell if work.careful and answer is not None else None))
+        work = localize(work)
+        return upload(work, settle_item(work, tell if work.careful and answer is not None else None))
     except Exception as error:  # noqa: BLE001  # the family is told in the result, whatever it is
         failure = failure_of(error)
         is_of_the_item = failure.kind == FAULT or (isinstance(error, MemoryError) and work.limits.worker_memory_bytes > 0)
@@ -50,7 +50,7 @@ def settle_or_fail(work: Work, answer: int | None = None) -> ItemResult:
         return ItemResult(work.item, (), (), failure)
     log.error("fault_met", run=work.run, item=work.item, trace=failure.trace)
     try:
-        return bring_home(work, settle_around_faults(work))
+        return upload(work, settle_around_faults(work))
     except Exception as error:  # noqa: BLE001  # likewise
         return ItemResult(work.item, (), (), failure_of(error))
 

@@ -13,11 +13,11 @@ from pipelines.lake.compact import Compacted, compact_all
 from pipelines.lake.layout import RUNS, maintain_lock_path
 from pipelines.lake.rollup import roll_up_all
 from pipelines.lake.rollup_again import roll_up_again
-from pipelines.lake.workplace import only_upkeep
-from pipelines.upkeep.archive import archive_runs
-from pipelines.upkeep.log_trim import keep_log, trim_logs
-from pipelines.upkeep.private import hide_private, private_today
-from pipelines.upkeep.vacuum import Keep, Vacuum, Vacuumed
+from pipelines.lake.workplace import only_maintainer
+from pipelines.maintenance.archive import archive_runs
+from pipelines.maintenance.log_trim import keep_log, trim_logs
+from pipelines.maintenance.private import hide_private, private_today
+from pipelines.maintenance.vacuum import Keep, Vacuum, Vacuumed
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,7 @@ def only_maintenance(root: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RefusedError(f"{root}: maintenance is at work already; leave it to that one") from error
-        with only_upkeep(root, "maintenance"):
+        with only_maintainer(root, "maintenance"):
             yield
     finally:
         os.close(descriptor)

@@ -83,11 +83,11 @@ def trim_log(root: Path, table: str, keep: KeepLog, now_s: float) -> Trimmed | N
         return None
     first = first_kept(files, keep, now_s)
     pinned = [] if first is None else _pinned(root, table, files, first, now_s - keep.age_s)
-    wanted = {version - 1 for version in pinned} | (set() if first is None else {first})
+    referenced = {version - 1 for version in pinned} | (set() if first is None else {first})
     there = {file.version for file in files if file.kind is LogKind.CHECKPOINT}
     if newest not in there and has_tombstones(root, files):
-        wanted.add(newest)
-    for version in sorted(wanted - there):
+        referenced.add(newest)
+    for version in sorted(referenced - there):
         _slim(root, table, version, files, oldest_ms=_oldest_ms(keep, now_s))
     gone = [] if first is None else superfluous(files, first, pinned)
     discard_all(root, [root / file.name for file in gone])

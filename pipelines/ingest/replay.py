@@ -16,7 +16,7 @@ from pipelines.bridge.rows import KIND_UP, LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment, sealed_path
 from pipelines.ingest.decode import ROWS
 from pipelines.ingest.event_times import CLOCK_BOOT, CLOCK_SET, CLOCK_SHIFT
-from pipelines.ingest.plan import Plan, Release, SegmentRef
+from pipelines.ingest.plan import Plan, ReplayItem, SegmentRef
 from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON, STAGE_FLOOR, STAGE_HEAD, STAGE_REPORT
 from pipelines.ingest.requests import REPLAY, Request
 from pipelines.lake.copy import send
@@ -29,7 +29,7 @@ MAX_BYTES = 256 * 1024 * 1024
 REPLAYABLE = frozenset({BODY_ENVELOPE, BODY_ARROW, BODY_JSON})
 
 
-def release_plan(root: Path, run: int, now_us: int, pins: str, cursors: dict[str, int], request: Request) -> Plan | None:
+def replay_plan(root: Path, run: int, now_us: int, pins: str, cursors: dict[str, int], request: Request) -> Plan | None:
     """The next piece of a request as a plan, its segment written; None if all of it is done.
 
     Raises:
@@ -41,13 +41,13 @@ def release_plan(root: Path, run: int, now_us: int, pins: str, cursors: dict[str
         rows = [row for row in rows if is_replayable(row)]
     if not rows:
         return None
-    releases = tuple(
-        Release(row["id"], request.kind, row["device"] or "", _books_of(row), row["epoch"] or 0, _spans(row), row["count"])
+    replay_items = tuple(
+        ReplayItem(row["id"], request.kind, row["device"] or "", _books_of(row), row["epoch"] or 0, _spans(row), row["count"])
         for row in rows
     )
     if request.kind != REPLAY:
-        return Plan(run, now_us, pins, (), cursors, releases)
-    return Plan(run, now_us, pins, (_write_segment(root, run, rows, request),), cursors, releases)
+        return Plan(run, now_us, pins, (), cursors, replay_items)
+    return Plan(run, now_us, pins, (_write_segment(root, run, rows, request),), cursors, replay_items)
 
 
 def is_replayable(row: dict[str, Any]) -> bool:

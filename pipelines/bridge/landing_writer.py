@@ -14,8 +14,8 @@ import structlog
 
 from catchment.runtime.backoff import Backoff
 from pipelines.bridge.disk import Disk
+from pipelines.bridge.envelope_rows import Message
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
-from pipelines.bridge.intake import Message
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler, Part
 from pipelines.bridge.reader import Reader, Sender
@@ -77,7 +77,7 @@ class _Sorted:
     row_bytes: int = 0
 
 
-class Drain:
+class LandingWriter:
     """Everything that touches the disk, on one thread.
 
     Args:

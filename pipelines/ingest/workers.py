@@ -1,6 +1,6 @@
 """The crew: warm child processes that settle work items, one per core, and a body that kills its reader kills a child.
 
-Each member is one process of `pipelines.ingest.member`, spoken to over its own pipes. A member that dies (a fault of the
+Each member is one process of `pipelines.ingest.worker_main`, spoken to over its own pipes. A member that dies (a fault of the
 processor, too much memory, no end of it) is replaced, and the item done again carefully: the member then names each message
 before it opens it, and the one it dies of is refused (`Work.poison`) instead of opened.
 """
@@ -38,7 +38,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 log = structlog.get_logger(__name__)
 
 
-class MemberDiedError(Exception):
+class WorkerDiedError(Exception):
     """A member ended in the middle of an item; `place` is the message it had named last. Never leaves this module."""
 
     def __init__(self, code: int, place: tuple[int, int] | None, text: str = "") -> None:
@@ -53,12 +53,12 @@ class MemberDiedError(Exception):
         return self.took_too_long or -self.code in _DEADLY
 
 
-class Member:
+class Worker:
     """One child process. One thread uses it, the one that started it: the kernel ends the child with that thread."""
 
     def __init__(self) -> None:
         environment = {**_ONE_THREAD, **os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
-        command = [sys.executable, "-m", "pipelines.ingest.member"]
+        command = [sys.executable, "-m", "pipelines.ingest.worker_main"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         self._is_ready = False
 
@@ -71,7 +71,7 @@ class Member:
         """Wait until it has imported all it needs, which takes longer than many an item.
 
         Raises:
-            MemberDiedError: it ended, or was not heard of in time.
+            WorkerDiedError: it ended, or was not heard of in time.
         """
         if self._is_ready:
             return
@@ -79,14 +79,14 @@ class Member:
             self._read(HEAD.size, START_TIMEOUT_S)
         except (OSError, EOFError, TimeoutError) as error:
             self.end()
-            raise MemberDiedError(self._process.returncode, None) from error
+            raise WorkerDiedError(self._process.returncode, None) from error
         self._is_ready = True
 
     def settle(self, work: Work) -> ItemResult:
         """Hand an item over and wait for its result.
 
         Raises:
-            MemberDiedError: it ended, or was not heard of in time.
+            WorkerDiedError: it ended, or was not heard of in time.
         """
         place: tuple[int, int] | None = None
         body = msgspec.json.encode(work)
@@ -104,10 +104,10 @@ class Member:
                 place = msgspec.json.decode(frame, type=tuple[int, int])
         except TimeoutError as error:
             self.end()
-            raise MemberDiedError(self._process.returncode, place, str(error)) from error
+            raise WorkerDiedError(self._process.returncode, place, str(error)) from error
         except (OSError, EOFError) as error:
             self.end()
-            raise MemberDiedError(self._process.returncode, place) from error
+            raise WorkerDiedError(self._process.returncode, place) from error
 
     def end(self) -> None:
         """Kill it if it lives, and collect it."""
@@ -116,7 +116,7 @@ class Member:
                 if pipe is not None:
                     pipe.close()
             except OSError:
-                log.debug("member_pipe_broken", pid=self.pid)  # it died with bytes unread; it is collected below
+                log.debug("worker_pipe_broken", pid=self.pid)  # it died with bytes unread; it is collected below
         if self._process.poll() is None and not _ends_by_itself(self._process):
             self._process.kill()
         self._process.wait()
@@ -138,7 +138,7 @@ class Member:
         return b"".join(parts)
 
 
-class Crew:
+class WorkerPool:
     """Some members, each started when first needed and replaced when it dies.
 
     Args:
@@ -149,7 +149,7 @@ class Crew:
         self.deaths = 0
         self._threads = ThreadPoolExecutor(size, thread_name_prefix="crew")
         self._mine = threading.local()
-        self._members: set[Member] = set()
+        self._workers: set[Worker] = set()
         self._starting: list[Future[None]] = []
         self._lock = threading.Lock()
 
@@ -173,7 +173,7 @@ class Crew:
     def pids(self) -> list[int]:
         """The members that live."""
         with self._lock:
-            return [member.pid for member in self._members]
+            return [worker.pid for worker in self._workers]
 
     def settle_all(self, works: Sequence[Work]) -> Iterator[ItemResult]:
         """The results of all items, in their order."""
@@ -182,19 +182,19 @@ class Crew:
     def close(self) -> None:
         """End all members."""
         with self._lock:
-            members, self._members = self._members, set()
-        for member in members:
-            member.end()
+            workers, self._workers = self._workers, set()
+        for worker in workers:
+            worker.end()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _settle(self, work: Work) -> ItemResult:
         search = _Search()
         while True:
             try:
-                return self._member().settle(msgspec.structs.replace(work, careful=search.careful, poison=tuple(search.poison)))
-            except MemberDiedError as error:
+                return self._worker().settle(msgspec.structs.replace(work, careful=search.careful, poison=tuple(search.poison)))
+            except WorkerDiedError as error:
                 self._forget()
-                log.error("member_died", run=work.run, item=work.item, code=error.code, at=error.place)  # noqa: TRY400  # not a fault of this process
+                log.error("worker_died", run=work.run, item=work.item, code=error.code, at=error.place)  # noqa: TRY400  # not a fault of this process
                 failure = search.died(error)
                 if failure is not None:
                     return ItemResult(work.item, (), (), failure)
@@ -202,24 +202,24 @@ class Crew:
     def _start(self, gate: threading.Barrier) -> None:
         gate.wait()  # one thread, one member: none may take the start of two
         try:
-            self._member().wait_ready()
-        except MemberDiedError as error:
+            self._worker().wait_ready()
+        except WorkerDiedError as error:
             self._forget()
-            log.error("member_died", code=error.code)  # noqa: TRY400  # not a fault of this process
+            log.error("worker_died", code=error.code)  # noqa: TRY400  # not a fault of this process
 
-    def _member(self) -> Member:
-        member: Member | None = getattr(self._mine, "member", None)
-        if member is None:
-            member = self._mine.member = Member()
+    def _worker(self) -> Worker:
+        worker: Worker | None = getattr(self._mine, "worker", None)
+        if worker is None:
+            worker = self._mine.worker = Worker()
             with self._lock:
-                self._members.add(member)
-        return member
+                self._workers.add(worker)
+        return worker
 
     def _forget(self) -> None:
         self.deaths += 1
-        member, self._mine.member = self._mine.member, None
+        worker, self._mine.worker = self._mine.worker, None
         with self._lock:
-            self._members.discard(member)
+            self._workers.discard(worker)
 
 
 @dataclass(slots=True)
@@ -231,7 +231,7 @@ class _Search:
     careful: bool = False
     unexplained: int = 0
 
-    def died(self, error: MemberDiedError) -> Failure | None:
+    def died(self, error: WorkerDiedError) -> Failure | None:
         """Take a death in: what to answer, or None to try the item again."""
         if not self.careful or error.place is None:
             self.unexplained += not error.is_of_the_item or (self.careful and error.place is None)

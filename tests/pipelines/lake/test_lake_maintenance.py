@@ -13,8 +13,8 @@ from pipelines.ingest.loop import load_state
 from pipelines.lake.compact import compact_all
 from pipelines.lake.payload import read_payload
 from pipelines.lake.rollup import read_rollup, roll_up_all
-from pipelines.upkeep.maintain import maintain, only_maintenance
-from pipelines.upkeep.vacuum import Keep, Vacuum
+from pipelines.maintenance.maintain import maintain, only_maintenance
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import files, orphans
 from tests.faults.deaths import Deaths
 from tests.plant.core import Core, MakeEnvelope, MakeFrames

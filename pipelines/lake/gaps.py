@@ -20,7 +20,7 @@ from schemas.receipts import NO_FLOOR, Floor
 
 
 @dataclass(frozen=True, slots=True)
-class Hole:
+class Gap:
     """Seqs `[low, high)` of an epoch are missing. `is_awaited`: the device still knows the epoch and may send them."""
 
     device: str
@@ -36,7 +36,7 @@ class Hole:
         return self.high - self.low
 
 
-def holes(ledger: Ledger, device: str = "", stream: str = "") -> list[Hole]:
+def gaps(ledger: Ledger, device: str = "", stream: str = "") -> list[Gap]:
     """All holes of a device or stream, of all of them by default, by device, stream, epoch and seq."""
     whole = ledger.whole()
     settled, floors = whole.settled, floors_of(whole.books)
@@ -47,13 +47,13 @@ def holes(ledger: Ledger, device: str = "", stream: str = "") -> list[Hole]:
     before = np.zeros(settled.num_rows, np.int64)
     before[1:] = settled["high"].to_numpy()[:-1]
     before[~same_epoch(settled)] = 0
-    is_after_hole = settled["low"].to_numpy() > before
-    found = settled.filter(pa.array(is_after_hole)).append_column("from", pa.array(before[is_after_hole]))
+    is_after_gap = settled["low"].to_numpy() > before
+    found = settled.filter(pa.array(is_after_gap)).append_column("from", pa.array(before[is_after_gap]))
     columns = [found[name].to_pylist() for name in ("device", "stream", "epoch", "from", "low", "asked")]
-    found_holes = (_above_floor(Hole(*row), floors) for row in zip(*columns, strict=True))
-    return [hole for hole in found_holes if hole is not None]
+    found_gaps = (_above_floor(Gap(*row), floors) for row in zip(*columns, strict=True))
+    return [gap for gap in found_gaps if gap is not None]
 
 
-def _above_floor(hole: Hole, floors: Mapping[BooksKey, Floor]) -> Hole | None:
-    below = floors.get((hole.device, hole.stream), NO_FLOOR).below(hole.epoch)
-    return hole if below <= hole.low else replace(hole, low=below) if below < hole.high else None
+def _above_floor(gap: Gap, floors: Mapping[BooksKey, Floor]) -> Gap | None:
+    below = floors.get((gap.device, gap.stream), NO_FLOOR).below(gap.epoch)
+    return gap if below <= gap.low else replace(gap, low=below) if below < gap.high else None

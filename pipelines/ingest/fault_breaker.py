@@ -13,10 +13,10 @@ import msgspec
 
 from pipelines.ingest.work import Prepared
 
-_TELLING_DEVICES = 2
+_ENOUGH_DEVICES = 2
 
 
-class FaultRow(msgspec.Struct, frozen=True):
+class FaultStreak(msgspec.Struct, frozen=True):
     """Faults of our own in a row: messages refused that none settled soundly has come after.
 
     Attributes:
@@ -35,7 +35,7 @@ class FaultRow(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class FaultStop:
+class FaultBreaker:
     """The thresholds: a run is held back where `share` of its messages meet a fault, and `count` in a row have with it.
 
     A share of 0 never holds a run back: whatever meets a fault goes to quarantine.
@@ -66,7 +66,7 @@ def faults_of(prepared: Prepared) -> FaultsOfRun:
     )
 
 
-def is_everyones(found: FaultsOfRun, before: FaultRow, known: Collection[str], limit: FaultStop) -> bool:
+def is_systemic(found: FaultsOfRun, before: FaultStreak, known: Collection[str], limit: FaultBreaker) -> bool:
     """Whether the run must be held back: the fault is no message's doing.
 
     Args:
@@ -75,27 +75,27 @@ def is_everyones(found: FaultsOfRun, before: FaultRow, known: Collection[str], l
         known: every device that was ever heard of.
         limit: the thresholds.
     """
-    if not _is_struck(found, limit) or before.refused + found.refused < limit.count:
+    if not _exceeds(found, limit) or before.refused + found.refused < limit.count:
         return False
     met = found.devices | set(before.devices)
-    return len(met) >= min(_TELLING_DEVICES, len(met | set(known)))
+    return len(met) >= min(_ENOUGH_DEVICES, len(met | set(known)))
 
 
-def row_after(found: FaultsOfRun, before: FaultRow, limit: FaultStop) -> FaultRow:
+def streak_after(found: FaultsOfRun, before: FaultStreak, limit: FaultBreaker) -> FaultStreak:
     """The faults in a row once the run is committed. A run without a message says nothing."""
     if not found.messages:
         return before
-    if not _is_struck(found, limit):
-        return FaultRow()
-    devices = tuple(sorted(found.devices | set(before.devices))[:_TELLING_DEVICES])
-    return FaultRow(before.refused + found.refused, devices, reason=found.reason)
+    if not _exceeds(found, limit):
+        return FaultStreak()
+    devices = tuple(sorted(found.devices | set(before.devices))[:_ENOUGH_DEVICES])
+    return FaultStreak(before.refused + found.refused, devices, reason=found.reason)
 
 
-def held_back(run: int, now_us: int, found: FaultsOfRun, before: FaultRow) -> FaultRow:
+def paused(run: int, now_us: int, found: FaultsOfRun, before: FaultStreak) -> FaultStreak:
     """What to keep of a run that is held back; since when is kept from try to try."""
     at_us = before.at_us if before.stopped_run == run else now_us
     return msgspec.structs.replace(before, stopped_run=run, at_us=at_us, reason=found.reason)
 
 
-def _is_struck(found: FaultsOfRun, limit: FaultStop) -> bool:
+def _exceeds(found: FaultsOfRun, limit: FaultBreaker) -> bool:
     return bool(limit.share and found.refused and found.refused >= limit.share * found.messages)
