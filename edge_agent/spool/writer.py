@@ -13,8 +13,8 @@ import structlog
 from catchment.runtime.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool.changes import Removed
-from edge_agent.spool.commits import Change, Ledgerhand
 from edge_agent.spool.records import Append
+from edge_agent.spool.transactions import Change, Ledgerhand
 from schemas.envelope import Span
 
 _COMMIT_BYTES = 2 * 1024 * 1024

@@ -12,13 +12,12 @@ from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.caution import Caution
-from edge_agent.uplink.flight import Flight
-from edge_agent.uplink.governor import Governor
 from edge_agent.uplink.parts import PartSender
+from edge_agent.uplink.poison_isolation import Caution
 from edge_agent.uplink.progress import Progress
-from edge_agent.uplink.reasons import NO_SUBSCRIBERS, Verdict, judge
-from edge_agent.uplink.session import Lost, Message, Session
+from edge_agent.uplink.rate_limiter import Governor
+from edge_agent.uplink.send_window import Flight
+from edge_agent.uplink.session import NO_SUBSCRIBERS, Lost, Message, Session, Verdict, judge
 from edge_agent.uplink.times import UplinkTimes
 from schemas.envelope import ARROW_STREAM, EnvelopeHead
 from schemas.ids import DeviceId

@@ -1,7 +1,7 @@
 """Puts large payloads together from their parts, so that only durable bytes are ever claimed.
 
 `objects/.parts/<device>/<sha256>` holds the bytes, `<sha256>.have` beside it which of them are durable. The bytes are
-synced before the claim is written, and the claim before anyone is told. Paths are built from a `DeviceId` and a
+synced before the ranges are written, and the ranges before the device gets an answer. Paths are built from a `DeviceId` and a
 `Digest` alone, both validated at birth.
 """
 
@@ -145,7 +145,7 @@ class Assembler:
         self._beside.shutdown(wait=True, cancel_futures=True)
 
     def forget(self, path: Path) -> None:
-        """Take an unfinished object's bytes and claim away.
+        """Delete an unfinished object's bytes and received ranges.
 
         Raises:
             OSError: the disk refused.
@@ -265,7 +265,7 @@ class Assembler:
         return digest.hexdigest()
 
     def _discard(self, path: Path) -> None:
-        """The claim goes first: bytes without a claim are nothing, a claim without bytes would be a lie."""
+        """Delete the ranges first: bytes without ranges are ignored, ranges without bytes would be wrong."""
         self.room.forget(path.parent.name, path.name)
         discard_received(path)
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The one file that tells of faults of our own in a row: there only while there are any."""
+"""The file of consecutive internal errors: there only while there are any."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pipelines.lake.layout import faults_path
 
 
 def read_faults(root: Path) -> FaultStreak:
-    """The faults in a row; none where there is no file.
+    """Read the consecutive faults; none where there is no file.
 
     Raises:
         CorruptLakeError: it is not what was written.
@@ -27,7 +27,7 @@ def read_faults(root: Path) -> FaultStreak:
 
 
 def keep_faults(root: Path, before: FaultStreak, after: FaultStreak) -> None:
-    """Keep the faults in a row, durable, if they have changed.
+    """Keep the consecutive faults, durable, if they have changed.
 
     Raises:
         RetryLaterError: the storage is away.

@@ -13,8 +13,7 @@ from edge_agent.config import BrokerConfig, UplinkConfig
 from edge_agent.spool import database
 from edge_agent.spool.records import Append, NewEnvelope, State
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.forwarder import Forwarder
-from edge_agent.uplink.report import Reporter
+from edge_agent.uplink.forwarder import Forwarder, Reporter
 from edge_agent.uplink.session import PahoSession
 from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import DeviceId, StreamName

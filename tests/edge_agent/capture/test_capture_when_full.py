@@ -10,18 +10,18 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.lineup import Lineup
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.refine import build_refiner
+from edge_agent.capture.source_supervisor import Lineup
+from edge_agent.capture.transforms import build_refiner
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError
 from edge_agent.sources.api import SampleBatch
 from edge_agent.sources.guarded import GuardedSource
 from edge_agent.spool.changes import Removed
-from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
+from edge_agent.spool.transactions import Ledgerhand
 from schemas.builtin import builtin_contract
 from schemas.ids import StreamName
 

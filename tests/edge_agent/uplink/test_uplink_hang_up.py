@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge_agent.spool.records import Append, NewEnvelope
-from edge_agent.uplink.caution import HANGS_UP
+from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.session import PahoSession
 from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName

@@ -6,8 +6,8 @@ import structlog
 
 from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
+from edge_agent.uplink.poison_detector import Suspicion
 from edge_agent.uplink.session import Lost
-from edge_agent.uplink.suspicion import Suspicion
 from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import structlog
 
+from edge_agent.capture.position_handover import reads_the_same
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.succession import reads_the_same
 from edge_agent.config import SourceConfig
 from edge_agent.health.heartbeat import HEARTBEAT
 
