@@ -23,8 +23,10 @@ from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.manifest import SplitRule, load_manifest
 from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.order import state_from_bytes
+from pipelines.training.select import select_rows
 from pipelines.training.shards import ShardLimits
 from pipelines.training.split import plan_splits
+from tests.pipelines.training.conftest import key_columns, tag_columns
 
 HALVES = {"train": 0.5, "test": 0.5}
 
@@ -315,3 +317,23 @@ def test_the_groups_stand_beside_the_shards_and_are_checked(lake: Path) -> None:
     (folder / "groups.parquet").write_bytes(b"x")
     with pytest.raises(CorruptLakeError, match=r"groups\.parquet"):
         open_set(folder).verify()
+
+
+@pytest.mark.parametrize(("where", "chosen"), [
+    ("list_contains(labels, 'car')", [0, 2]),
+    ("place.lat > 48.2", [1, 2]),
+    ("list_contains(tags, 'dark')", [0]),
+    ("has('dark')", [0]),
+    ("list_length(scores) = 2 AND list_get(scores, 1) > 0.5", [1]),
+])  # fmt: skip
+def test_a_selection_takes_whatever_columns_policies_take(tmp_path: Path, where: str, chosen: list[int]) -> None:
+    place = pa.struct([("lat", pa.float64()), ("lon", pa.float64())])
+    rows = pa.table({
+        **key_columns([("cam", at) for at in range(3)]),
+        "labels": pa.array([["car", "dog"], ["dog"], ["car"]], pa.list_(pa.string())),
+        "place": pa.array([(48.1, 11.0), (48.3, 11.0), (48.4, 11.0)], place),
+        "scores": pa.array([[0.1, 0.2], [0.3, 0.9], [0.9]], pa.list_(pa.float32())),
+        **tag_columns([["dark"], [], []]),
+    })  # fmt: skip
+    write_deltalake(tmp_path / "streams/odd", rows)
+    assert select_rows(tmp_path, ("odd",), where).rows["seq"].to_pylist() == chosen
