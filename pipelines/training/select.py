@@ -98,7 +98,7 @@ def select_rows(
 
 
 def expression_columns(schema: pa.Schema) -> dict[str, ColumnType]:
-    """The columns an expression may name, with their types: plain ones, lists, vectors, and fields of structs as `column.field`."""
+    """The columns an expression may name, with types: plain ones, lists, vectors, fields of structs as `column.field`."""
     fields = [field for outer in schema for field in (outer, *_struct_fields(outer))]
     known = {field.name: _kind_of(field.type) for field in fields}
     return {name: kind for name, kind in known.items() if kind is not None}

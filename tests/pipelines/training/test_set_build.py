@@ -324,7 +324,7 @@ def test_the_groups_stand_beside_the_shards_and_are_checked(lake: Path) -> None:
     ("place.lat > 48.2", [1, 2]),
     ("list_contains(tags, 'dark')", [0]),
     ("has('dark')", [0]),
-    ("list_length(scores) = 2 AND list_get(scores, 1) > 0.5", [1]),
+    ("list_length(scores) = 2 AND list_get(scores, 2) > 0.5", [1]),
 ])  # fmt: skip
 def test_a_selection_takes_whatever_columns_policies_take(tmp_path: Path, where: str, chosen: list[int]) -> None:
     place = pa.struct([("lat", pa.float64()), ("lon", pa.float64())])
