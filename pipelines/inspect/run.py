@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipelines.contracts.arrow import ARROW_TYPES
 from pipelines.errors import ConfigError
-from pipelines.inspect.bursts import NEAR_BITS, bursts
+from pipelines.inspect.bursts import NEAR_BITS, NEAR_S, bursts
 from pipelines.inspect.cache import InspectCache
 from pipelines.inspect.code import checked_code
 from pipelines.inspect.columns import ERRORS, step_columns, step_digest
@@ -161,7 +161,11 @@ def _columns(step: InspectStep, names: list[str], answers: list[tuple[Values | N
 def _with_bursts(rows: pa.Table, step: InspectStep, found: Inspected) -> Inspected:
     devices, epochs, seqs = (rows.column(name).to_pylist() for name in ("device", "epoch", "seq"))
     hashes = found.columns["image_phash"].to_pylist()
-    names, places = bursts(devices, epochs, seqs, hashes, int(step.options.get("near_bits", NEAR_BITS)))
+    times_us = None
+    if "event_time" in rows.column_names and pa.types.is_timestamp(rows.schema.field("event_time").type):
+        times_us = rows.column("event_time").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_pylist()
+    near_bits, near_s = int(step.options.get("near_bits", NEAR_BITS)), float(step.options.get("near_s", NEAR_S))
+    names, places = bursts(devices, epochs, seqs, hashes, times_us, near_bits, near_s)
     added = {"image_burst": pa.array(names, pa.string()), "image_burst_index": pa.array(places, pa.int32())}
     return Inspected({**found.columns, **added}, found.errors)
 
