@@ -44,9 +44,11 @@ class SourceSupervisor:
         build: makes the pump of a source.
         spawn: starts a thread.
         on_stopping: tells the spool, by the source's name, that a source is to stop, and that it has.
+        stop_within_s: how long to wait for a source that is to stop.
     """
 
-    def __init__(self, build: Build, spawn: Spawn, on_stopping: OnStopping) -> None:
+    def __init__(self, build: Build, spawn: Spawn, on_stopping: OnStopping, stop_within_s: float = _STOP_WITHIN_S) -> None:
+        self._stop_within_s = stop_within_s
         self._build = build
         self._spawn = spawn
         self._on_stopping = on_stopping
@@ -100,7 +102,7 @@ class SourceSupervisor:
             entry.stop.set()
             self._on_stopping(entry.config.name)
         for entry in entries:
-            entry.thread.join(_STOP_WITHIN_S)
+            entry.thread.join(self._stop_within_s)
         stuck = [entry for entry in entries if entry.thread.is_alive()]
         for entry in entries:
             if entry not in stuck:

@@ -66,18 +66,18 @@ class ProbeResult:
     """Yes, or no and why."""
 
     is_good: bool
-    said: str
+    message: str
 
 
 def check_live(stats: AgentStats, stalled_after_s: float) -> ProbeResult:
     """Whether every thread came round lately. A broken link is no reason to be restarted; a stuck thread is."""
     if stats.failure:
-        return ProbeResult(is_good=False, said=f"broken: {stats.failure}")
+        return ProbeResult(is_good=False, message=f"broken: {stats.failure}")
     stuck = sorted(name for name, age_s in stats.last_loop_age_s.items() if age_s > stalled_after_s)
     if stuck:
         ages = ", ".join(f"{name} came round {stats.last_loop_age_s[name]:.0f} s ago" for name in stuck)
-        return ProbeResult(is_good=False, said=f"stuck: {ages}")
-    return ProbeResult(is_good=True, said=f"live, and waits: {stats.waits_for}" if stats.waits_for else "live")
+        return ProbeResult(is_good=False, message=f"stuck: {ages}")
+    return ProbeResult(is_good=True, message=f"live, and waits: {stats.waits_for}" if stats.waits_for else "live")
 
 
 def check_ready(stats: AgentStats, stalled_after_s: float, ready_within_s: float) -> ProbeResult:
@@ -89,23 +89,23 @@ def check_ready(stats: AgentStats, stalled_after_s: float, ready_within_s: float
     if not live.is_good:
         return live
     if obstacle := _obstacle(stats):
-        return ProbeResult(is_good=False, said=obstacle)
+        return ProbeResult(is_good=False, message=obstacle)
     waited_s = stats.oldest_unsettled_s
     refused = "; ".join(refusal_text(stream, one) for stream, one in stats.refused if one.is_total)
     if refused:
-        return ProbeResult(is_good=False, said=refused)
+        return ProbeResult(is_good=False, message=refused)
     return _check_progress(stats, waited_s, ready_within_s)
 
 
 def _check_progress(stats: AgentStats, waited_s: float | None, ready_within_s: float) -> ProbeResult:
     if waited_s is None or waited_s <= ready_within_s:
-        return ProbeResult(is_good=True, said=f"ready; {_waiting(waited_s)}")
+        return ProbeResult(is_good=True, message=f"ready; {_waiting(waited_s)}")
     if stats.last_receipt_s is not None and stats.last_receipt_s <= ready_within_s:
-        return ProbeResult(is_good=True, said=f"catching up; {_waiting(waited_s)}")
+        return ProbeResult(is_good=True, message=f"catching up; {_waiting(waited_s)}")
     if stats.over_share:
-        return ProbeResult(is_good=False, said=f"{_waiting(waited_s)}; over its share at the core: {stats.over_share}")
+        return ProbeResult(is_good=False, message=f"{_waiting(waited_s)}; over its share at the core: {stats.over_share}")
     since = "never" if stats.last_receipt_s is None else f"{stats.last_receipt_s:.0f} s ago"
-    return ProbeResult(is_good=False, said=f"{_waiting(waited_s)}; the last receipt came {since}: do bridge and run work?")
+    return ProbeResult(is_good=False, message=f"{_waiting(waited_s)}; the last receipt came {since}: do bridge and run work?")
 
 
 def _obstacle(stats: AgentStats) -> str:

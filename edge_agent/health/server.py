@@ -44,4 +44,4 @@ class HealthServer(HealthHttpServer):
 
 
 def _probe(result: ProbeResult) -> Page:
-    return health_page(f"{result.said}\n", is_good=result.is_good)
+    return health_page(f"{result.message}\n", is_good=result.is_good)

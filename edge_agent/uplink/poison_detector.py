@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
 
 CAREFUL_AFTER = 3
@@ -22,13 +23,10 @@ MIN_FAILED_PROBES = 3
 _CHANCE = 1e-4
 # The shortest time in flight that counts: what is sent just as a link breaks is in flight for no time at all.
 _MIN_IN_FLIGHT_S = 0.02
-# A connection has stood so long, times a random 0.5 to 1.5, before a probe: links also break right after they are made.
-_STEADY_S = 1.0
 _CONTROLS = 8
 # So many connections in a row that end before any probe: the link breaks by itself, and no envelope is the cause.
 _CLEAR_AFTER = 4
 _MAX_SUSPECTS = 16
-_FIRST_PAUSE_S = 60.0
 _MAX_PAUSE_S = 3_600.0
 
 
@@ -60,10 +58,12 @@ class PoisonDetector:
 
     Args:
         draw: a random number in [0, 1).
+        times: how long to wait before a probe, and how long a barred stream waits.
     """
 
-    def __init__(self, draw: Callable[[], float]) -> None:
+    def __init__(self, draw: Callable[[], float], times: UplinkTimes | None = None) -> None:
         self._draw = draw
+        self._times = times or UplinkTimes()
         self._unanswered: dict[int, int] = {}  # id -> connections in a row that ended with it under way
         self._watched: set[int] = set()
         self._passes_left = 0
@@ -74,7 +74,7 @@ class PoisonDetector:
         self._steady_s = 0.0
         self._idle_ends = 0
         self._began_s = 0.0
-        self._asked_s = 0.0
+        self._next_probe_s = 0.0
         self._is_answered = False
         self._controls = 0
         self._probe: tuple[int, float] | None = None
@@ -106,7 +106,7 @@ class PoisonDetector:
             (in_flight_s for suspect in self._suspects.values() for in_flight_s in suspect.in_flight_times_s), default=0.0
         )
         self._began_s = now_s
-        self._asked_s = now_s + (0.5 + self._draw()) * max(_STEADY_S, longest_s)
+        self._next_probe_s = now_s + (0.5 + self._draw()) * max(self._times.steady_s, longest_s)
         self._is_answered = False
         self._controls = 0
         self._probe = None
@@ -123,7 +123,7 @@ class PoisonDetector:
 
     def probe(self, now_s: float) -> int | None:
         """The suspect that may go now, where nothing else is under way."""
-        if not self._suspects or not self._is_answered or now_s < self._asked_s:
+        if not self._suspects or not self._is_answered or now_s < self._next_probe_s:
             return None
         return min(self._suspects, key=lambda id_: (len(self._suspects[id_].in_flight_times_s), id_))
 
@@ -242,7 +242,7 @@ class PoisonDetector:
 
     def _pause_stream(self, stream: StreamName, probe_id: int, now_s: float) -> Actions:
         before = self._pauses.get(stream)
-        wait_s = _FIRST_PAUSE_S if before is None else min(_MAX_PAUSE_S, 2 * before.wait_s)
+        wait_s = self._times.first_pause_s if before is None else min(_MAX_PAUSE_S, 2 * before.wait_s)
         self._pauses[stream] = _Pause(probe_id, wait_s, now_s + wait_s)
         self._suspects = {id_: suspect for id_, suspect in self._suspects.items() if suspect.stream != stream}
         # What else was watched may be of the same stream, and nothing of that comes to clear it.

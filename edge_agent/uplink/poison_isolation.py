@@ -8,6 +8,7 @@ from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.poison_detector import PoisonDetector
 from edge_agent.uplink.session import Lost
+from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
 
 # How a parked envelope's reason begins: a new connection alone is no reason to try it again.
@@ -26,12 +27,13 @@ class PoisonIsolation:
         spool: what is sent.
         park: parks an envelope, for a reason.
         draw: a random number in [0, 1).
+        times: passed to the suspicion.
     """
 
-    def __init__(self, spool: Spool, park: Park, draw: Callable[[], float]) -> None:
+    def __init__(self, spool: Spool, park: Park, draw: Callable[[], float], times: UplinkTimes) -> None:
         self._spool = spool
         self._park = park
-        self._detector = PoisonDetector(draw)
+        self._detector = PoisonDetector(draw, times)
         self._streams: dict[int, StreamName] = {}  # of what is under way
         self._held: frozenset[int] = frozenset()
         self._left_out: frozenset[StreamName] = frozenset()

@@ -42,9 +42,7 @@ class Device:
     def take(self, body: bytes) -> bool:
         """Whether it is decided."""
         self.store.on_message(body)
-        with self.store._lock:
-            waiting, self.store._pending = self.store._pending, None
-        return waiting is None or self.store._take(waiting)
+        return self.store.take_pending()
 
     @property
     def version(self) -> int:
