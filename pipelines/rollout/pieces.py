@@ -38,12 +38,12 @@ def answer(root: Path, request_body: bytes) -> PieceAnswer:
     try:
         request = decode_piece_request(request_body)
     except SchemaError as error:
-        log.warning("piece request is refused", error=str(error))
+        log.warning("piece_request_refused", error=str(error))
         return PieceAnswer(STATUS_REFUSED)
     path = (root / request.path).resolve()
     if not path.is_relative_to(root.resolve()):
         # The grammar of names lets none out; a link inside the repository could.
-        log.warning("piece request leaves the repository", path=request.path)
+        log.warning("piece_request_outside_repository", path=request.path)
         return PieceAnswer(STATUS_REFUSED)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -53,7 +53,7 @@ def answer(root: Path, request_body: bytes) -> PieceAnswer:
         total = os.fstat(descriptor).st_size
         return PieceAnswer(STATUS_OK, total, os.pread(descriptor, request.length, request.offset))
     except OSError as error:
-        log.exception("repository file cannot be read", path=request.path, error=str(error))
+        log.exception("repository_file_unreadable", path=request.path, error=str(error))
         return PieceAnswer(STATUS_MISSING)
     finally:
         os.close(descriptor)
