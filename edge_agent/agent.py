@@ -15,7 +15,7 @@ from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.lineup import Lineup
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner, read_redaction_key
-from edge_agent.capture.succession import predecessor
+from edge_agent.capture.succession import predecessor, source_labels
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
 from edge_agent.documents.inbox import DocumentInbox
@@ -28,7 +28,6 @@ from edge_agent.process.open_spool import open_spool
 from edge_agent.process.ownership import claim
 from edge_agent.rules.desk import RuleDesk, open_rules
 from edge_agent.rules.sieve import Sieve
-from edge_agent.source_labels import source_labels
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source, check_source
 from edge_agent.spool.requests import serve_replays

@@ -28,6 +28,9 @@ from edge_agent.sources.options import check_rename, read_options
 from edge_agent.sources.rows.cells import CellError, start_time_us
 from schemas.contract import Contract
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("source", "format")
+
 
 def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
     """The names that a frame gives."""

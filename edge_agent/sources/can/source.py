@@ -29,6 +29,9 @@ from edge_agent.sources.rows.cells import CellError, start_time_us
 from schemas.contract import Contract
 from schemas.source_names import match_columns
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("channel", "interface", "log")
+
 NEEDED = ("can_id", "signal", "value")
 NEEDED_RAW = ("can_id", "data")
 

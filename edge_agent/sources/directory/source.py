@@ -48,6 +48,9 @@ from edge_agent.sources.rows.cells import CellError, start_time_us
 from edge_agent.sources.rows.written import WrittenOptions, check_written
 from schemas.contract import Contract
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("path", "pattern")
+
 # Which settled pictures have their end: one without it waits, alone, until it is whole or was left alone for long.
 _Key = tuple[str, int, int, int]
 

@@ -39,6 +39,9 @@ from edge_agent.sources.rows.written import ZONE_GUESSED, EventTimes, WrittenOpt
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("command",)
+
 PAYLOAD_B64 = "payload_b64"
 RESUME_POSITION = "resume_position"
 RESUME_ENV = "CATCHMENT_RESUME_POSITION"

@@ -43,6 +43,9 @@ from edge_agent.sources.rows.written import EventTimes, WrittenOptions, check_wr
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("host", "port", "client_id")
+
 _MAX_PASSWORD_BYTES = 4_096
 _MAX_TOPIC_BYTES = 65_535
 

@@ -33,6 +33,9 @@ from edge_agent.sources.rows.mapping import ColumnMapper
 from edge_agent.sources.rows.tables import RawChunk
 from schemas.contract import Contract
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("listen",)
+
 # What a flow record counts, each way: packets, bytes of IP, bytes of payload. Pure.
 # Exporters tell what came back in three ways: by reverse elements (RFC 5103), by the responder's elements (Cisco NSEL and
 # others), and, in NetFlow 9, by OUT_BYTES and OUT_PKTS beside IN_BYTES and IN_PKTS (Meraki). OUT_BYTES alone, as an egress

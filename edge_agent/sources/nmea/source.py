@@ -33,6 +33,9 @@ from edge_agent.sources.rows.mapping import ColumnMapper
 from edge_agent.sources.rows.tables import RawChunk, decode_object
 from schemas.contract import Contract
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("source",)
+
 # GPS week rollover: receivers count weeks modulo 1024, and old firmware tells a time 1024 weeks in the past. Pure.
 # Source: IS-GPS-200, 20.3.3.3.1.1 (ten-bit week number); a receiver's firmware fixes which span of 1024 weeks it means.
 ROLLOVER_US = 1_024 * 7 * 86_400 * 1_000_000

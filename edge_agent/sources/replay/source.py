@@ -32,6 +32,9 @@ from edge_agent.sources.rows.written import EventTimes, WrittenOptions, check_wr
 from edge_agent.sources.rows.zeek_names import CONN_RENAME
 from schemas.contract import Contract
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("path",)
+
 NO_COLUMN = "row: none of its columns is one of the contract's; are path, format and rename right?"
 _HEAD_ROWS = 1_000
 _READERS: dict[str, Callable[[Path, TablePosition, int, Rejects], TableReader]] = {

@@ -35,6 +35,9 @@ from edge_agent.sources.rows.tables import RawChunk
 from edge_agent.sources.syslog.message import SyslogMessage, read_message
 from schemas.contract import Contract
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("listen",)
+
 SCHEMES = frozenset({"udp", "tcp", "tls"})
 _NAMES = ("message", "facility", "severity", "host", "app", "proc_id", "msg_id", "peer", "structured")
 _MAX_MESSAGE_BYTES = 64 * 1024

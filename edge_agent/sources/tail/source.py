@@ -35,6 +35,9 @@ from edge_agent.sources.rows.written import EventTimes, WrittenOptions, check_wr
 from edge_agent.sources.rows.zeek_names import CONN_RENAME
 from schemas.contract import Contract
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("path",)
+
 
 class TailOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a followed log; the module's docstring shows each."""
