@@ -35,6 +35,7 @@ from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.spool.spool import Spool
 from edge_agent.trial.asking import is_asked
 from edge_agent.unset_clock import ClockHold, system_boot_clock
+from edge_agent.uplink.downlink import ModelRequest
 from edge_agent.uplink.forwarder import Forwarder, Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
 from schemas.contract import Contract
@@ -292,8 +293,8 @@ class Agent:
 
         return HealthServer(self._config.health, self._monitor.look)
 
-    def _request_piece(self, correlation: bytes, body: bytes) -> None:
-        self._forwarder.request_model_piece(body, correlation)
+    def _request_piece(self, request: ModelRequest) -> None:
+        self._forwarder.request_model_piece(request)  # the updater is built before the forwarder
 
     def _model_reports(self) -> tuple[ModelReport, ...]:
         return () if self._models is None else self._models.report()
