@@ -9,8 +9,8 @@ from typing import Protocol
 import structlog
 
 from catchment.runtime.atomic_files import sync_folder
+from pipelines.bridge.resume_number import number_not_run
 from pipelines.bridge.segment import segment_number
-from pipelines.bridge.waited_for import number_not_run
 from pipelines.errors import ConflictError, PipelineError, RetryLaterError
 from pipelines.lake.copy import name_of
 from pipelines.lake.layout import LANDING, OBJECTS

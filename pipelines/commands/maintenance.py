@@ -14,10 +14,10 @@ from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
 from pipelines.lake.remote import lake_of
+from pipelines.maintenance.maintain import maintain as maintain_once
+from pipelines.maintenance.maintain import only_maintenance
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.stopping import stop_on_signals
-from pipelines.upkeep.maintain import maintain as maintain_once
-from pipelines.upkeep.maintain import only_maintenance
-from pipelines.upkeep.vacuum import Keep, Vacuum
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ def vacuum(
     now: Annotated[bool, typer.Option("--now", help="Without grace; the run loop must not be at work.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete what nothing refers to any more: replaced files past their time, leavings of crashes, segments long since rows."""
+    """Delete what nothing refers to any more: replaced files past their time, orphans of crashes, segments long since rows."""
     core = load_core_config(config)
     root, keep = lake_of(core), keep_of(core)
     with ExitStack() as held:

@@ -66,7 +66,7 @@ def check(options: Mapping[str, object], contract: Contract) -> CanOptions:
     Raises:
         ConfigError: an option is unknown, missing or wrong, the contract has no signals, or a library is not installed.
     """
-    chosen = read_options("can", options, CanOptions)
+    chosen = read_options("can", options, CanOptions, contract)
     is_raw = wants_frames(contract)
     lacking = [name for name in NEEDED if name not in match_columns(NEEDED, contract.columns, {})]
     if lacking and not is_raw:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent.capture.succession import source_labels
+from edge_agent.capture.position_handover import source_labels
 from edge_agent.cli import app
 from edge_agent.config import load_agent_config
 from edge_agent.errors import ConfigError

@@ -11,8 +11,8 @@ from deltalake import DeltaTable
 from pipelines.lake.compact import compact_all
 from pipelines.lake.payload import read_payload
 from pipelines.lake.payload_drop import drop_unnamed
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep, Vacuum
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import orphans
 from tests.faults.deaths import Deaths
 from tests.plant.core import AsIpc, Core, MakeEnvelope
@@ -173,5 +173,5 @@ def test_maintenance_that_is_killed_while_payloads_are_dropped_loses_none(sixty:
         assert whereabouts(core.root, list(range(0, 60, 2))) == set()
         assert orphans(core.root) == set()
 
-    names = deaths.at_each("upkeep", core.root, slice(0, None, 25), look)
+    names = deaths.at_each("maintenance", core.root, slice(0, None, 25), look)
     assert any("payload/camera_frame/drop-" in name for name in names)

@@ -21,10 +21,10 @@ from pipelines.lake.files import write_table_file
 from pipelines.lake.log_plan import KeepLog, first_kept, superfluous
 from pipelines.lake.removed import read_removed
 from pipelines.lake.swap import live_sizes
-from pipelines.upkeep.archive import archive_runs, archived_run
-from pipelines.upkeep.log_trim import trim_log, trim_logs
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep, Vacuum
+from pipelines.maintenance.archive import archive_runs, archived_run
+from pipelines.maintenance.log_trim import trim_log, trim_logs
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import files, orphans
 from tests.faults.deaths import Deaths
 from tests.plant.core import Core, MakeEnvelope, MakeFrames
@@ -213,10 +213,10 @@ def test_maintenance_that_is_killed_archives_each_run_once_and_leaves_every_tabl
         assert [row["run"] for row in archive(lake.root)] == [1, 2, 3, 4, 5, 6]
         assert orphans(lake.root) == set()
 
-    steps = deaths.steps("upkeep", _copy(lake.root))
+    steps = deaths.steps("maintenance", _copy(lake.root))
     about = [place for place, name in enumerate(steps) if "archive" in name or "_delta_log" in name or "runs/removed" in name]
     assert len(about) > 60
-    deaths.at_each("upkeep", lake.root, slice(about[0], about[-1] + 1, max(1, len(about) // 6)), check)
+    deaths.at_each("maintenance", lake.root, slice(about[0], about[-1] + 1, max(1, len(about) // 6)), check)
     assert names
 
 
