@@ -22,9 +22,9 @@ import pyarrow as pa
 import structlog
 from deltalake import DeltaTable
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.ingest.loop import RunLoop
@@ -36,9 +36,9 @@ from pipelines.lake.files import write_table_file
 from pipelines.lake.layout import COMMITS, RUNS, landing_folder, stream_table
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger, write_ledger
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep
 from pipelines.runners.engine import Engine
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep
 from schemas.contract import Column, ColumnType, Contract
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName

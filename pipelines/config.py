@@ -1,19 +1,25 @@
 """The core's configuration: one TOML file, read once, into one frozen object."""
 
 import os
-import tomllib
 from pathlib import Path
 
 import msgspec
 
 from catchment.runtime.renamed_keys import rename_keys
+from catchment.runtime.toml_config import TomlSyntaxError, convert_toml, read_toml
 from pipelines.errors import ConfigError
 from schemas.topics import DEFAULT_NAMESPACE
 
 MAX_LIFETIME_H = 87_600
 CONFIG_VARIABLE = "CATCHMENT_CONFIG"
 CONFIG_PLACES = (Path("core.toml"), Path("/etc/catchment/core.toml"))
-RENAMED_KEYS = {"run.crew": "run.worker_processes", "run.workers": "run.dask_workers"}
+RENAMED_KEYS = {
+    "run.crew": "run.worker_processes",
+    "run.workers": "run.dask_workers",
+    "run.fault_stop_share": "run.fault_breaker_share",
+    "run.fault_stop_count": "run.fault_breaker_count",
+    "alarms.far_silent_s": "alarms.remote_silent_s",
+}
 
 
 class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,7 +88,7 @@ class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How segments become rows, and where: `runner`, `dask_workers` and `beam_options` are what `catchment run` takes.
 
-    A run is held back where `fault_stop_share` of its messages meet a fault of our own, and `fault_stop_count` in a row with it.
+    A run is paused where `fault_breaker_share` of its messages, and `fault_breaker_count` in sequence, meet an internal error.
     Of one device no more than `max_device_ranges` settled ranges are kept apart: beyond them its oldest gaps are closed.
     """
 
@@ -96,8 +102,8 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beam_options: tuple[str, ...] = ()
     worker_processes: int = 2
     worker_memory_bytes: int = 4 * 1024**3
-    fault_stop_share: float = 0.9
-    fault_stop_count: int = 10
+    fault_breaker_share: float = 0.9
+    fault_breaker_count: int = 10
     worker_test_s: float = 60
     max_device_ranges: int = 20_000
 
@@ -132,7 +138,7 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     silent_s: float = 30
-    far_silent_s: float = 90
+    remote_silent_s: float = 90
     stuck_s: float = 120
     quarantine_share: float = 0.05
     quarantine_count: int = 100
@@ -218,16 +224,18 @@ def load_core_config(path: Path | None = None) -> CoreConfig:
     """
     path = config_path(path)
     try:
-        document = rename_keys(tomllib.loads(path.read_text(encoding="utf-8")), RENAMED_KEYS, str(path))
-        config = msgspec.convert(document, type=CoreConfig)
+        text, document = read_toml(path)
+        document = rename_keys(document, RENAMED_KEYS, str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing file with -c") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}; see docs/data-engineer.md for every key") from error
+    except TomlSyntaxError as error:
+        raise ConfigError(error.fault.located(path)) from error
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
+    found = convert_toml(text, document, CoreConfig)
+    if found.faults or found.value is None:
+        raise ConfigError("\n".join(fault.located(path) for fault in found.faults) + "\nsee docs/data-engineer.md for every key")
+    config = found.value
     if config.broker.tls is None and config.broker.host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(f"{path}: broker.host {config.broker.host!r} is not loopback; give [broker.tls] ca, cert and key")
     if not 1 <= config.director.lifetime_h <= MAX_LIFETIME_H:

@@ -1,4 +1,4 @@
-"""The landing folder of one bridge: always one open segment, sealed by size or age, numbered without holes."""
+"""The landing folder of one bridge: always one open segment, sealed by size or age, numbered without gaps."""
 
 import fcntl
 import os
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import structlog
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
+from catchment.runtime.clock import Clock
 from pipelines.bridge.recovery import Recovered, recover_folder
 from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import SEALED_SUFFIX, OpenSegment
 from pipelines.bridge.ship import Away
-from pipelines.clock import Clock
 from pipelines.errors import ConfigError
 
 _log = structlog.get_logger(__name__)
@@ -136,7 +136,7 @@ class Landing:
             _tell(one)
         if self._away is None:
             return max(number, self._first_number)
-        # In order and without holes: what an earlier process sealed and did not bring away goes first.
+        # In order and without gaps: what an earlier process sealed and did not bring away goes first.
         for left in sorted(self._folder.glob(f"*{SEALED_SUFFIX}")):
             self._away.ship(left)
         return max(number, self._away.next_number())

@@ -1,7 +1,7 @@
 """Room for unfinished large payloads: on the disk, and for each device its share of it. Checked at every part.
 
 What a payload takes is counted in blocks of the disk, not in bytes sent: one byte in every block fills it just as well.
-A device that begins a payload has room set aside for its rest, though never more than it has brought already (and a little to
+A device that begins a payload has room reserved for its rest, though never more than it has brought already (and a little to
 begin with): whoever declares much and brings nothing keeps nobody out.
 """
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.bridge.claim import CLAIM_SUFFIX, read_claim
+from pipelines.bridge.received_ranges import RECEIVED_SUFFIX, read_received
 
 FIRST_PROMISE_BYTES = 64 * 1024 * 1024
 # A payload in more pieces than this is not how anyone sends; each piece costs at every part.
 MAX_PIECES = 1_024
 WAIT_MS = 30_000
-# What a directory entry, an inode and the claim take.
+# What a directory entry, an inode and the received ranges take.
 _LEAST_BYTES = 8_192
 _BLOCK_BYTES = 4_096
 
@@ -45,7 +45,7 @@ class PartsRoom:
         folder: `<lake>/objects/.parts`, read once.
         free_bytes: what the disk has left, the reserve taken off.
         max_open: payloads of one device at a time; 0: no limit.
-        max_bytes: what they may take on disk together, set aside or written; 0: no limit.
+        max_bytes: what they may take on disk together, reserved or written; 0: no limit.
 
     Raises:
         OSError: the folder cannot be read.
@@ -59,10 +59,10 @@ class PartsRoom:
         self._devices: dict[str, dict[str, _Open]] = {}
         for device in folder.iterdir() if folder.is_dir() else ():
             for path in device.iterdir() if device.is_dir() else ():
-                if path.suffix != CLAIM_SUFFIX:
-                    claim = read_claim(path)
-                    total = path.stat().st_size if claim is None else claim.total
-                    have = 0 if claim is None else claim.have.count
+                if path.suffix != RECEIVED_SUFFIX:
+                    received = read_received(path)
+                    total = path.stat().st_size if received is None else received.total
+                    have = 0 if received is None else received.have.count
                     self._devices.setdefault(device.name, {})[path.name] = _Open(disk_bytes_of(path), total, have)
 
     @property
@@ -125,7 +125,7 @@ class PartsRoom:
 
 
 def _promise(objects: dict[str, _Open]) -> int:
-    """What is set aside for the rest of a device's payloads."""
+    """The bytes reserved for the rest of a device's payloads."""
     rest = sum(one.total_bytes - one.have_bytes for one in objects.values())
     return min(rest, FIRST_PROMISE_BYTES + sum(one.disk_bytes for one in objects.values()))
 
@@ -136,7 +136,7 @@ def blocks_of(low: int, high: int) -> int:
 
 
 def disk_bytes_of(path: Path) -> int:
-    """What a file takes on disk, with its claim: whole blocks, holes not counted."""
+    """What a file takes on disk, with its received ranges: whole blocks, holes not counted."""
     try:
         return path.stat().st_blocks * 512 + _LEAST_BYTES
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipelines.atomic import sync_folder, write_atomic
+from catchment.runtime.atomic_files import sync_folder, write_atomic
 from pipelines.bridge.rows import SEGMENT_SCHEMA
 from pipelines.bridge.segment import END_OF_STREAM, OPEN_SUFFIX, map_file, sealed_path, segment_number, walk
 
@@ -73,21 +73,21 @@ def _recover(folder: Path, path: Path, *, is_last: bool) -> Recovered:
     number = segment_number(path)
     assert number is not None, "the caller lists only segments"
     good_bytes, messages, reason = whole_prefix(path)
-    torn_bytes = _set_aside(folder, path, number, good_bytes) if messages or reason else 0
+    torn_bytes = _move_to_corrupt(folder, path, number, good_bytes) if messages or reason else 0
     if messages:
         _end_at(path, good_bytes)
     elif is_last:
         path.unlink()
         return Recovered(number, None, 0, torn_bytes, reason)
     else:
-        # Its number is given out and a hole would stop the reader: seal it empty.
+        # Its number is given out and a gap would stop the reader: seal it empty.
         write_atomic(path, _empty_segment())
     sealed = sealed_path(folder, number)
     path.rename(sealed)
     return Recovered(number, sealed, messages, torn_bytes, reason)
 
 
-def _set_aside(folder: Path, path: Path, number: int, good_bytes: int) -> int:
+def _move_to_corrupt(folder: Path, path: Path, number: int, good_bytes: int) -> int:
     """Keep what follows the whole batches as `torn/<number>-<offset>`, unless it is but the end-of-stream mark."""
     with path.open("rb") as file:
         file.seek(good_bytes)

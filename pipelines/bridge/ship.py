@@ -8,7 +8,8 @@ from typing import Protocol
 
 import structlog
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
+from pipelines.bridge.resume_number import number_not_run
 from pipelines.bridge.segment import segment_number
 from pipelines.errors import ConflictError, PipelineError, RetryLaterError
 from pipelines.lake.copy import name_of
@@ -132,11 +133,9 @@ class RemoteLanding:
         Raises:
             OSError: the storage is away.
         """
-        from pipelines.ingest.plan_files import next_to_run  # noqa: PLC0415  # the table library, for a remote lake only
-
         try:
             last = self._remote.last_name(self._folder)
-            cursor = next_to_run(self._lake, self._folder.rsplit("/", 1)[-1])
+            cursor = number_not_run(self._lake, self._folder.rsplit("/", 1)[-1])
         except PipelineError as error:
             raise OSError(str(error)) from error
         return max(cursor, 1 if last is None else (segment_number(Path(last)) or 0) + 1)

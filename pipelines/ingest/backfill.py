@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
+from catchment.runtime.clock import Clock
 from pipelines.bridge.segment import sealed_path
-from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConflictError, NotFoundError, RefusedError
 from pipelines.ingest.loop import NoReceipts, RunLoop, load_state
@@ -76,7 +76,7 @@ def segments_of(text: str) -> Segments:
 
 
 def backfill(core: CoreConfig, segments: Segments, engine: Engine, clock: Clock) -> list[Backfilled]:
-    """Run a range of landed segments once more and put the rows in the place of those they made. For who holds the upkeep.
+    """Run a range of landed segments again and replace the rows they made. For the holder of the maintenance lease.
 
     Of a remote lake segments and the files whose rows change are fetched to this machine, and all of it is done in this process.
 

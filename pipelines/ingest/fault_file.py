@@ -1,17 +1,17 @@
-"""The one file that tells of faults of our own in a row: there only while there are any."""
+"""The file of consecutive internal errors: there only while there are any."""
 
 from pathlib import Path
 
 import msgspec
 
 from pipelines.errors import CorruptLakeError
-from pipelines.ingest.fault_stop import FaultRow
+from pipelines.ingest.fault_breaker import FaultStreak
 from pipelines.lake.copy import discard, keep, read_bytes
 from pipelines.lake.layout import faults_path
 
 
-def read_faults(root: Path) -> FaultRow:
-    """The faults in a row; none where there is no file.
+def read_faults(root: Path) -> FaultStreak:
+    """Read the consecutive faults; none where there is no file.
 
     Raises:
         CorruptLakeError: it is not what was written.
@@ -19,15 +19,15 @@ def read_faults(root: Path) -> FaultRow:
     """
     path = faults_path(root)
     try:
-        return msgspec.json.decode(read_bytes(root, path), type=FaultRow)
+        return msgspec.json.decode(read_bytes(root, path), type=FaultStreak)
     except FileNotFoundError:
-        return FaultRow()
+        return FaultStreak()
     except msgspec.MsgspecError as error:
         raise CorruptLakeError(f"{path}: not what the run loop writes ({error}); delete it") from error
 
 
-def keep_faults(root: Path, before: FaultRow, after: FaultRow) -> None:
-    """Keep the faults in a row, durable, if they have changed.
+def keep_faults(root: Path, before: FaultStreak, after: FaultStreak) -> None:
+    """Keep the consecutive faults, durable, if they have changed.
 
     Raises:
         RetryLaterError: the storage is away.
@@ -35,7 +35,7 @@ def keep_faults(root: Path, before: FaultRow, after: FaultRow) -> None:
     """
     if after == before:
         return
-    if after == FaultRow():
+    if after == FaultStreak():
         discard(root, faults_path(root))
     else:
         keep(root, faults_path(root), msgspec.json.encode(after))

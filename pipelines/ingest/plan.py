@@ -16,12 +16,12 @@ ITEM_BYTES = 64 * 1024 * 1024
 
 
 class SegmentRef(msgspec.Struct, frozen=True):
-    """One sealed segment. `set_aside` says why its bytes cannot be trusted; such a segment is passed over, not read."""
+    """One sealed segment. `skip_reason` says why its bytes cannot be trusted; such a segment is skipped, not read."""
 
     bridge: str
     number: int
     bytes: int
-    set_aside: str = ""
+    skip_reason: str = msgspec.field(name="set_aside", default="")
 
 
 class Pins(msgspec.Struct, frozen=True):
@@ -38,8 +38,8 @@ class Pins(msgspec.Struct, frozen=True):
         return max(named, key=version_order, default=None)
 
 
-class Release(msgspec.Struct, frozen=True):
-    """A row of the quarantine that a run lets go of: `outcome` is replay or discard, `spans` its seqs, `count` its samples."""
+class ReplayItem(msgspec.Struct, frozen=True):
+    """A quarantined row that a run replays or discards (`outcome`); `spans` are its seqs, `count` its samples."""
 
     id: str
     outcome: str
@@ -53,7 +53,7 @@ class Release(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """What run `run` does: read `segments` in this order by the rules `pins`, then leave the cursors at `next_numbers`.
 
-    With `releases` it carries out a request instead: message k of its one segment holds the seqs of release k.
+    With `replay_items` it carries out a request instead: message k of its one segment holds the seqs of release k.
     """
 
     run: int
@@ -61,7 +61,7 @@ class Plan(msgspec.Struct, frozen=True):
     pins: str
     segments: tuple[SegmentRef, ...]
     next_numbers: dict[str, int]
-    releases: tuple[Release, ...] = ()
+    replay_items: tuple[ReplayItem, ...] = msgspec.field(name="releases", default=())
 
     def items(self) -> list[tuple[int, ...]]:
         """The work items: indexes of neighbouring segments, together about `ITEM_BYTES`, so that files are not tiny."""
@@ -69,7 +69,7 @@ class Plan(msgspec.Struct, frozen=True):
         current: list[int] = []
         size = 0
         for index, segment in enumerate(self.segments):
-            if segment.set_aside:
+            if segment.skip_reason:
                 continue
             if current and size + segment.bytes > ITEM_BYTES:
                 packed.append(tuple(current))
@@ -92,14 +92,14 @@ def make_plan(run: int, now_us: int, pins: str, cursors: Mapping[str, int], foun
         now_us: microseconds since 1970; becomes `quarantined_at` and so must be pinned too.
         pins: the digest of the rules.
         cursors: per bridge, the next number to read before this plan.
-        found: sealed segments, per bridge in order and without holes.
+        found: sealed segments, per bridge in order and without gaps.
     """
     if not found:
         return None
     ordered = tuple(sorted(found, key=lambda segment: (segment.bridge, segment.number)))
     after = dict(cursors)
     for segment in ordered:
-        assert segment.number == after.get(segment.bridge, 1), "segments are read in order, without holes"
+        assert segment.number == after.get(segment.bridge, 1), "segments are read in order, without gaps"
         after[segment.bridge] = segment.number + 1
     return Plan(run, now_us, pins, ordered, after)
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
 from pipelines.bridge.segment import sealed_path
 from pipelines.errors import ConflictError, CorruptLakeError
 from pipelines.ingest.plan import Pins, Plan, SegmentRef, encode_pins, pins_digest
-from pipelines.lake.commit import committed_run
 from pipelines.lake.copy import at_hand, bridges_of, create, keep, read_bytes, size_of
-from pipelines.lake.layout import COMMITS, landing_folder, pins_path, plan_path
+from pipelines.lake.layout import landing_folder, pins_path, plan_path
 from pipelines.lake.remote import remote_of
 
 LOOKS_BEYOND_A_HOLE = 8
@@ -42,29 +41,13 @@ def find_segments(root: Path, cursors: Mapping[str, int], limit: int) -> list[Se
 
 
 def _is_lost(root: Path, folder: Path, number: int) -> bool:
-    """Whether a segment was taken away: a bridge leaves no hole, so nothing would ever come to fill it.
+    """Whether a segment was taken away: a bridge leaves no gap, so nothing would ever come to fill it.
 
-    Of a remote lake nobody asks: each look would cost more requests, and there a bridge closes the hole itself.
+    Of a remote lake nobody asks: each look would cost more requests, and there a bridge closes the gap itself.
     """
     if remote_of(root) is not None:
         return False
     return any(sealed_path(folder, later).exists() for later in range(number + 1, number + 1 + LOOKS_BEYOND_A_HOLE))
-
-
-def next_to_run(root: Path, bridge: str) -> int:
-    """The number of the bridge's next segment that a run will ask for; all below are rows, or may be deleted.
-
-    Raises:
-        CorruptLakeError: the plan of the last committed run is gone.
-        RetryLaterError: the storage is away.
-    """
-    run = committed_run(root, COMMITS)
-    if run == 0:
-        return 1
-    plan = read_plan(root, run)
-    if plan is None:
-        raise CorruptLakeError(f"{root}: run {run} is committed, its plan in runs/ is gone; restore it from a copy")
-    return plan.next_numbers.get(bridge, 1)
 
 
 def write_pins(root: Path, pins: Pins) -> str:

@@ -53,7 +53,7 @@ def publish_run(root: Path, plan: Plan, files: Sequence[NewFile], counts: Mappin
     """
     pins = read_pins(root, plan.pins)
     by_table: dict[str, list[NewFile]] = {}
-    for file in [*files, *_set_aside(root, plan), *_closed(root, plan)]:
+    for file in [*files, *_skipped_rows(root, plan), *_closed(root, plan)]:
         by_table.setdefault(file.table, []).append(file)
     streams = sorted(name for name in by_table if name not in _LATER)
     _commit_all(root, plan.run, {name: by_table[name] for name in streams}, pins)
@@ -105,20 +105,20 @@ def _shape(table: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
     return stream_shape(stream, pins)
 
 
-def _set_aside(root: Path, plan: Plan) -> list[NewFile]:
+def _skipped_rows(root: Path, plan: Plan) -> list[NewFile]:
     """A row for each segment whose bytes could not be trusted. It stands for no samples: devices send them again."""
     rejections = [
         Rejection(
             Origin(None, None, None, f"landing/{segment.bridge}/{segment.number}", None, ()),
             STAGE_LANDING,
-            segment.set_aside,
+            segment.skip_reason,
             None,
             0,
             b"",
             BODY_NONE,
         )
         for segment in plan.segments
-        if segment.set_aside
+        if segment.skip_reason
     ]
     if not rejections:
         return []
@@ -127,16 +127,16 @@ def _set_aside(root: Path, plan: Plan) -> list[NewFile]:
 
 
 def _closed(root: Path, plan: Plan) -> list[NewFile]:
-    """A row for each row of the quarantine that this run lets go of."""
-    if not plan.releases:
+    """A row for each row of the quarantine that this run replays or discards."""
+    if not plan.replay_items:
         return []
-    count = len(plan.releases)
+    count = len(plan.replay_items)
     columns = [
-        [release.id for release in plan.releases],
+        [replay_item.id for replay_item in plan.replay_items],
         [plan.run] * count,
-        [release.outcome for release in plan.releases],
+        [replay_item.outcome for replay_item in plan.replay_items],
         [plan.planned_at_us] * count,
-        [release.count for release in plan.releases],
+        [replay_item.count for replay_item in plan.replay_items],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, CLOSED_SCHEMA, strict=True)]
     return [write_table_file(root, QUARANTINE_CLOSED, f"{plan.run:012d}.parquet", pa.table(arrays, schema=CLOSED_SCHEMA))]

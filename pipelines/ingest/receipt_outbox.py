@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from pipelines.clock import Clock
+from catchment.runtime.backoff import doubled_s
+from catchment.runtime.clock import Clock
 from pipelines.errors import PipelineError, RetryLaterError
 from pipelines.ingest.receipt_messages import Outgoing, outgoing
 from pipelines.ingest.receipt_page_book import PageBook
@@ -108,7 +109,7 @@ class _Inbox:
 
 
 class ReceiptOutbox:
-    """The receipts to be published. `owe`, `pending` and `failing` may be used from any thread, `step` from one.
+    """The receipts to be published. `mark_pending`, `pending` and `failing` may be used from any thread, `step` from one.
 
     Args:
         link: the connection.
@@ -149,7 +150,7 @@ class ReceiptOutbox:
         """Devices whose receipt cannot be published, and why; each is tried again."""
         return {device: one.reason for device, one in sorted(self._histories.copy().items()) if one.failures}
 
-    def owe(self, ledger: Ledger, devices: Iterable[str]) -> None:
+    def mark_pending(self, ledger: Ledger, devices: Iterable[str]) -> None:
         """Publish the receipts of these devices as `ledger`, or one after it, has them."""
         with self._inbox.lock:
             self._inbox.ledger = ledger
@@ -327,7 +328,7 @@ class ReceiptOutbox:
 
     def _failed(self, device: str, reason: str) -> None:
         history = self._histories.setdefault(device, _History())
-        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(history.failures, 30))
+        pause_s = doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, history.failures)
         history.failures += 1
         history.reason = reason
         self._waiting.pop(device, None)

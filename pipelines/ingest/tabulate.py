@@ -22,9 +22,9 @@ from pipelines.ingest.work import Limits
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.stored import fresh_payloads
+from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.layout import stream_table
-from pipelines.lake.suspended import SuspensionBook
 from pipelines.policy.guard import GuardedTagger
 from schemas.contract import Contract
 from schemas.policy import Policy
@@ -100,13 +100,13 @@ def _checked(group: Group, target: Target, written: Written) -> list[_Checked]:
             # One value that does not fit refuses the whole cast: judge each envelope alone, so that only its own is refused.
             alone = [Group(group.contract, [envelope]) for envelope in group.envelopes]
             return [checked for single in alone for checked in _checked(single, target, written)]
-        message, _rows, verdict = group.envelopes[0]
+        message, _rows, fresh_spans = group.envelopes[0]
         keys = row_keys(group.envelopes)
         fresh = fresh_mask(group.envelopes, keys)
         count = len(keys.seq) if fresh is None else int(fresh.sum())
         if count:
             spans = spans_of(keys.seq if fresh is None else keys.seq[fresh])
-            written.rejections.append(message.rejected(STAGE_CONTRACT, str(error), verdict[0][0], count, spans))
+            written.rejections.append(message.rejected(STAGE_CONTRACT, str(error), fresh_spans[0][0], count, spans))
         return []
 
 

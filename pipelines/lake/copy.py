@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import get_ident
 
+from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.beneath import binary_beneath
-from pipelines.atomic import write_atomic
 from pipelines.errors import BadReferenceError, ConflictError, CorruptLakeError
 from pipelines.lake.files import NewFile
 from pipelines.lake.layout import LANDING, OBJECTS, PAYLOAD, STREAMS, backfills_folder, chips_path, prepared_path

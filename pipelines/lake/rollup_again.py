@@ -56,7 +56,7 @@ def leave_word(root: Path, stale: Stale) -> None:
 
 
 def roll_up_again(root: Path, private: Mapping[str, Collection[str]] | None = None) -> dict[str, int]:
-    """Roll up all minutes of which there is word; the rows read per stream. For the one that holds the lake's upkeep.
+    """Roll up all minutes of which there is word; the rows read per stream. For the holder of the maintenance lease.
 
     Args:
         root: the lake root.

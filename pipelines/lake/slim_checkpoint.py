@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import ConflictError, CorruptLakeError, RefusedError
 from pipelines.lake.copy import create, discard, forget, read_bytes
 from pipelines.lake.delta_log import FOLDER, HINT, LogFile, LogKind, checkpoint_name, read_entry

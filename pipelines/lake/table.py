@@ -1,7 +1,6 @@
 """Delta tables of the lake: created with their schema, widened when a contract grows, opened fresh each time."""
 
 import itertools
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from deltalake import DeltaTable, PostCommitHookProperties, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, DeltaProtocolError, TableNotFoundError
 from pyarrow import fs
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_file, sync_folder
 from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, RefusedError, RetryLaterError
 from pipelines.lake.remote import remote_of
 
@@ -137,8 +136,7 @@ def sync_log(root: Path, name: str, version: int | None = None) -> None:
     log = root / name / "_delta_log"
     newest = sorted(log.glob("*.json"))[-2:] if version is None else _entries_from(log, version)
     for entry in newest:
-        with entry.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(entry)
     sync_folder(log)
     if version is None or version <= _YOUNG:
         sync_folder(root / name)  # whoever made the log's folder may have been killed before it did so

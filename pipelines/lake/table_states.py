@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from deltalake import Schema
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.delta_log import FOLDER
 from pipelines.lake.layout import table_states_path

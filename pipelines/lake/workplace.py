@@ -1,4 +1,4 @@
-"""Where upkeep works: in the lake itself if that is a folder, else in a small working copy of its own that goes with the work.
+"""Where maintenance works: in the lake itself if that is a folder, else in a small temporary working copy.
 
 Of a remote lake the files that are rewritten are fetched there and the new ones brought to the bucket before their commit. A
 folder of its own, so that a run loop that shares the working copy never finds a file gone that it was about to read.
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
-from pipelines.lake.lease import UPKEEP_NAME, Lease
+from pipelines.lake.lease import MAINTENANCE_NAME, Lease
 from pipelines.lake.remote import bind, remote_of
 
 FOLDER = ".work"
@@ -38,7 +38,7 @@ def workplace(root: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def only_upkeep(root: Path, what: str) -> Iterator[None]:
+def only_maintainer(root: Path, what: str) -> Iterator[None]:
     """Be the only one, on any machine, that rewrites or deletes files of a remote lake; of a folder, a file lock says so.
 
     Raises:
@@ -50,5 +50,5 @@ def only_upkeep(root: Path, what: str) -> Iterator[None]:
         yield
         return
     owner = f"{socket.gethostname()}:{root.resolve()}:{what}"
-    with Lease(remote, owner, remote.config.claim_s, Event(), UPKEEP_NAME, "maintenance or retag"):
+    with Lease(remote, owner, remote.config.claim_s, Event(), MAINTENANCE_NAME, "maintenance or retag"):
         yield

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from deltalake import DeltaTable
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, RefusedError
 from pipelines.lake.alone import held_alone
 from pipelines.lake.copy import at_hand, duplicate, files_of, forget, send, size_of
@@ -24,7 +24,7 @@ from pipelines.lake.layout import retag_lock_path, stream_table
 from pipelines.lake.reference import table_path
 from pipelines.lake.replace import LiveFile, live_files, replace_files
 from pipelines.lake.table import open_table
-from pipelines.lake.workplace import only_upkeep, workplace
+from pipelines.lake.workplace import only_maintainer, workplace
 from pipelines.policy.tag_file import FileTagger, retag_file
 from schemas.policy import Policy
 
@@ -62,7 +62,7 @@ def retag_stream(
     Args:
         root: the lake root.
         stream: the stream.
-        policies: the rules; those of other streams are passed over.
+        policies: the rules; those of other streams are skipped.
         tagger: judges the rows of one file.
         progress: told of the rows done.
         workers: files at a time.
@@ -224,7 +224,7 @@ def _only_one(root: Path, stream: str) -> Iterator[Path]:
     with held_alone(retag_lock_path(root, stream)) as is_ours:
         if not is_ours:
             raise RefusedError(f"another retag of {stream} is at work; wait for it")
-        with only_upkeep(root, f"retag {stream}"), workplace(root, f"retag-{stream}") as there:
+        with only_maintainer(root, f"retag {stream}"), workplace(root, f"retag-{stream}") as there:
             yield there
 
 

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.bridge.segment import SEALED_SUFFIX, sealed_path
+from pipelines.heartbeat import Heartbeat, read_heartbeats, read_remote_heartbeats
+from pipelines.ingest.fault_breaker import FaultStreak
 from pipelines.ingest.fault_file import read_faults
-from pipelines.ingest.fault_stop import FaultRow
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
 from pipelines.ingest.requests import open_requests
+from pipelines.inspect.suspended import Suspension, SuspensionBook
 from pipelines.lake.books import Counts
 from pipelines.lake.commit import APP, committed_run
 from pipelines.lake.copy import bridges_of, name_of, read_bytes
@@ -25,10 +27,8 @@ from pipelines.lake.layout import COMMITS, landing_folder, stream_table
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.remote import Stored, remote_of
-from pipelines.lake.suspended import Suspension, SuspensionBook
 from pipelines.lake.table import open_table
 from pipelines.policy.active import active_policies
-from pipelines.status.beat import Beat, read_beats, read_far_beats
 from pipelines.status.devices import Devices, devices_of
 
 RECENT_RUNS = 50
@@ -65,7 +65,7 @@ class Waiting:
 class Survey:
     """The core at one moment; times are microseconds since 1970.
 
-    Of a lake that `is_remote`, `beats` are those of this working copy, and `far_beats` those of the others.
+    Of a lake that `is_remote`, `heartbeats` are those of this working copy, and `remote_heartbeats` those of the others.
     """
 
     at_us: int
@@ -77,11 +77,11 @@ class Survey:
     unbalanced: tuple[str, ...]
     quarantined_open: dict[str, int]
     open_requests: int
-    beats: tuple[Beat, ...] = field(default=())
+    heartbeats: tuple[Heartbeat, ...] = field(default=())
     suspended: tuple[Suspension, ...] = field(default=())
     is_remote: bool = False
-    faults: FaultRow = field(default=FaultRow())
-    far_beats: tuple[Beat, ...] = ()
+    faults: FaultStreak = field(default=FaultStreak())
+    remote_heartbeats: tuple[Heartbeat, ...] = ()
     devices: Devices = field(default=Devices())
 
     @property
@@ -104,7 +104,7 @@ def survey(root: Path, now_us: int) -> Survey:
     }
     last_us, span_us = _recent(root, run, streams)
     waiting = _waiting(root, plan, streams)
-    beats = tuple(read_beats(root))
+    heartbeats = tuple(read_heartbeats(root))
     return Survey(
         now_us,
         run,
@@ -115,11 +115,11 @@ def survey(root: Path, now_us: int) -> Survey:
         tuple(f"{device}/{stream}" for device, stream in ledger.unbalanced()),
         _quarantined(root),
         len(open_requests(root)),
-        beats,
+        heartbeats,
         _suspended(root, plan),
         remote_of(root) is not None,
         read_faults(root),
-        tuple(read_far_beats(root, beats)),
+        tuple(read_remote_heartbeats(root, heartbeats)),
         devices_of(ledger),
     )
 
@@ -190,7 +190,7 @@ def _landed(root: Path, cursors: Mapping[str, int]) -> list[Stored]:
         paths = [
             sealed_path(landing_folder(root, segment.bridge), segment.number)
             for segment in find_segments(root, cursors, MAX_WAITING)
-            if not segment.set_aside
+            if not segment.skip_reason
         ]
         return [Stored(name_of(root, path), (stat := path.stat()).st_size, stat.st_mtime) for path in paths]
     found: list[Stored] = []

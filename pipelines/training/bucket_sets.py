@@ -45,7 +45,7 @@ def bring_set(lake_root: Path, folder: Path, manifest: Manifest) -> None:
         RetryLaterError: the storage is away.
         OSError: the disk refused.
     """
-    for name in ("card.html", *(entry.path for entry in (*manifest.shards, *manifest.indexes))):
+    for name in ("card.html", *(entry.path for entry in manifest.files)):
         at_hand(lake_root, folder / name)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent.documents.trust import DocumentTrust
 from edge_agent.rules.desk import RuleDesk
-from edge_agent.rules.seen import read_seen
+from edge_agent.rules.trust import read_seen
 from pipelines.director.keys import DocumentSigner, parse_key, write_key
 from pipelines.policy.edge import signed_message
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule
@@ -26,7 +26,7 @@ RULE = EdgeRule("stands", '"speed_mps" < ?', EdgeAction.DROP, (1.0,))
 OLD_RULES = """
 import json, sys
 from pathlib import Path
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.rules.desk import RuleDesk
 desk = RuleDesk(sys.argv[1], "car-1", Path(sys.argv[2]), SystemClock())
 for name in sys.argv[3:]:

@@ -2,7 +2,7 @@
 
     python -W ignore -m tests.faults.mortal     one request a line on stdin, one answer a line on stdout, both JSON
 
-A request names a work (`run`, `upkeep`), the lake, and the durable step at which the child is to die. There it is SIGKILLed
+A request names a work (`run`, `maintenance`), the lake, and the durable step at which the child is to die. There it is SIGKILLed
 from here, with all its threads, as the kernel or an operator would do it; step 0 is never, and such a child does its work to
 its end. The answer has the name of each step it came to.
 """
@@ -16,13 +16,13 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.loop import RunLoop
 from pipelines.lake import table_states
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep
 from pipelines.runners.engine import Engine
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep
 from tests.faults.forks import fork
 from tests.faults.steps import Steps
 
@@ -64,12 +64,12 @@ def run(request: Request, steps: Steps) -> None:
         pass
 
 
-def upkeep(request: Request, _steps: Steps) -> None:
+def maintenance(request: Request, _steps: Steps) -> None:
     """Roll-ups, compaction and vacuum."""
     maintain(Path(request.lake), Keep(0, 0, 0, 0, 0))
 
 
-WORKS = {"run": run, "upkeep": upkeep}
+WORKS = {"run": run, "maintenance": maintenance}
 
 
 def live(request: Request, told: int) -> int:

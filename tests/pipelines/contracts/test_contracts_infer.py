@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pipelines.contracts.cli import contract_app
+from pipelines.commands.contract import contract_app
 from pipelines.contracts.infer import draft_contract
 from pipelines.contracts.json_schema import json_schema
 from pipelines.errors import ConfigError
 from schemas.contract import Column, ColumnType, Contract, decode_contract, encode_contract
 from schemas.errors import ContractError
 from schemas.source_names import header_names
-from tests.fakes.draft_loop import Judged, drafted, judged
+from tests.fakes.draft_loop import Admitted, drafted, judged
 
 LOGS = [
     ("network/ctu_zeek/008-zeek-mixed/conn.log.labeled.gz", 5_663),
@@ -28,7 +28,7 @@ LOGS = [
 ]  # fmt: skip
 
 
-def through(path: Path, **options: object) -> Judged:
+def through(path: Path, **options: object) -> Admitted:
     return judged(path, drafted(path, path.parent), **options)
 
 

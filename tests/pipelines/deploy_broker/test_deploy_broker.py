@@ -1,5 +1,4 @@
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +11,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from pipelines.bridge.segment import read_segment
-from tests.fakes.secured_broker import DEADLINE_S, Secured, secured_broker, until, wait_for
+from tests.fakes.secured_broker import DEADLINE_S, Secured, running_secured, until, wait_for
 
 pytestmark = pytest.mark.broker
 QOS_NOT_SUPPORTED = 0x9B
@@ -20,7 +19,7 @@ QOS_NOT_SUPPORTED = 0x9B
 
 @pytest.fixture
 def secured(tmp_path, repository_root) -> Iterator[Secured]:
-    with secured_broker(tmp_path, repository_root) as broker:
+    with running_secured(tmp_path) as broker:
         yield broker
 
 
@@ -86,7 +85,7 @@ def test_a_common_name_with_a_wildcard_opens_nothing(secured):
 def test_a_client_without_a_certificate_or_with_a_revoked_one_is_refused(secured, tmp_path):
     revoked = secured.authority.issue("dev-gone")
     secured.authority.revoke(revoked[0])
-    secured.restart(shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin"), tmp_path)
+    secured.restart()
     assert not can_connect(secured, None)
     assert not can_connect(secured, revoked)
     assert can_connect(secured, secured.authority.issue("dev-here"))
@@ -101,7 +100,7 @@ def test_a_bridge_with_its_certificate_lands_what_a_device_publishes(secured, tm
     )
     log_path = tmp_path / "bridge.log"
     with log_path.open("wb") as log:
-        bridge = subprocess.Popen([sys.executable, "-m", "pipelines.bridge.cli", "-c", str(config)], stdout=log, stderr=log)
+        bridge = subprocess.Popen([sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log)
     try:
         until(lambda: "connected " in log_path.read_text())
         device = secured.peer("dev-a")
@@ -129,21 +128,21 @@ def test_a_device_that_sends_at_qos_2_and_never_releases_it_is_hung_up_on(secure
     assert [body for _, body in hears.heard] == [b"own"]
 
 
-def test_names_of_topics_that_a_device_made_up_end_with_the_brokers_restart(secured, tmp_path):
-    if secured.process is None:
+def test_names_of_topics_that_a_device_made_up_end_with_the_brokers_restart(secured):
+    if secured.started is None:
         pytest.skip("the memory of a broker that is not ours is not seen")
-    device, before = secured.peer("dev-a"), resident_bytes(secured.process)
+    device, before = secured.peer("dev-a"), resident_bytes(secured.started.pid)
     for number in range(1_000):
         device.client.publish(f"catchment/up/dev-a/{number}{'x' * 30_000}", b"", qos=1, retain=True)
     device.publish("catchment/up/dev-a/telemetry")
-    assert resident_bytes(secured.process) - before > 20_000_000
+    assert resident_bytes(secured.started.pid) - before > 20_000_000
     device.close()
-    secured.restart(shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin"), tmp_path)
-    assert resident_bytes(secured.process) - before < 5_000_000
+    secured.restart()
+    assert resident_bytes(secured.started.pid) - before < 5_000_000
 
 
-def resident_bytes(process: subprocess.Popen[bytes]) -> int:
-    return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def landed(folder: Path) -> list[bytes]:

@@ -10,23 +10,24 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError, RetryLaterError
+from pipelines.heartbeat import read_heartbeats
 from pipelines.ingest.receipts import MqttPublisher
 from pipelines.refusals import PublishTracker, Refusals
 from pipelines.rollout.connection import BrokerLink
 from pipelines.rollout.fleet import publish_desired, reported_models
 from pipelines.rollout.rollouts import Rollout, RolloutStore
 from pipelines.rollout.server import ModelServer
-from pipelines.status.beat import read_beats
 from schemas.reason_codes import describe_reason
 from schemas.reported import Reported, encode_reported
 from schemas.rollout import PieceRequest, encode_piece_request
 from schemas.topics import Topics
-from tests.fakes.refusing_front import RefusingFront
+from tests.fakes.broker_fronts import RefusingFront
 from tests.fakes.secured_broker import until
+from tests.plant.broker import RunningBroker
 
 NOT_AUTHORIZED, QUOTA_EXCEEDED = 0x87, 0x97
 
@@ -50,13 +51,13 @@ class StillClock(SystemClock):
 
 
 @pytest.fixture
-def front(broker: Any) -> Iterator[RefusingFront]:
+def front(broker: RunningBroker) -> Iterator[RefusingFront]:
     with RefusingFront(broker.port) as one:
         yield one
 
 
 @pytest.fixture
-def client(broker: Any) -> Iterator[mqtt.Client]:
+def client(broker: RunningBroker) -> Iterator[mqtt.Client]:
     """A client of the broker itself that hears all that comes down."""
     one = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="hears", protocol=mqtt.MQTTv5)
     one.heard = []
@@ -75,11 +76,11 @@ def start_bridge(folder: Path, port: int) -> subprocess.Popen[bytes]:
     config = folder / "core.toml"
     config.write_text(f'lake = "lake"\n[broker]\nport = {port}\n')
     with (folder / "bridge.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "pipelines.bridge.cli", "-c", str(config)], stdout=log, stderr=log)
+        return subprocess.Popen([sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log)
 
 
-def beat(lake: Path, role: str) -> Any:
-    return next((one for one in read_beats(lake) if one.role == role), None) if lake.is_dir() else None
+def heartbeat(lake: Path, role: str) -> Any:
+    return next((one for one in read_heartbeats(lake) if one.role == role), None) if lake.is_dir() else None
 
 
 @pytest.mark.parametrize(
@@ -106,8 +107,8 @@ def test_a_bridge_whose_answers_are_refused_says_so_in_its_heartbeat(front, clie
         properties = mqtt.Properties(mqtt.PacketTypes.PUBLISH)
         properties.UserProperty = [("offset", "0"), ("total", "5")]
         client.publish("catchment/parts/dev-a/" + "0" * 64, b"", qos=1, properties=properties).wait_for_publish(20)
-        until(lambda: (found := beat(tmp_path / "lake", "bridge")) is not None and "down/+/objects" in found.trouble)
-        found = beat(tmp_path / "lake", "bridge")
+        until(lambda: (found := heartbeat(tmp_path / "lake", "bridge")) is not None and "down/+/objects" in found.trouble)
+        found = heartbeat(tmp_path / "lake", "bridge")
         assert not found.is_ready
         assert found.counters["refused_messages"] == 1
         assert "broker_refused_message" in (tmp_path / "bridge.log").read_text()

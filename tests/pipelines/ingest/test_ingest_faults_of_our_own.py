@@ -11,20 +11,23 @@ import pytest
 
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.errors import ConfigError, FaultError, RetryLaterError
-from pipelines.ingest.crew import Crew
 from pipelines.ingest.loop import RunLoop
+from pipelines.ingest.retry_budget import MAX_FAULTS, MAX_TRIES, RetryBudget
 from pipelines.ingest.rules import RuleBook
-from pipelines.ingest.run import judge, works
-from pipelines.ingest.tries import MAX_FAULTS, MAX_TRIES, Tries
+from pipelines.ingest.run import admit_plan, works
 from pipelines.ingest.work import Limits
+from pipelines.ingest.workers import WorkerPool
 from pipelines.lake.ledger import Ledger
 from pipelines.runners.engine import Engine
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"
 POLICY = "id: {id}\nstreams: [vehicle_telemetry]\nrules:\n  - tag: fast\n    when: speed_mps > {bound}\n"
 
 
-def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipelines.ingest import settle
 
     before = settle.write_group
@@ -32,7 +35,7 @@ def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(core: Any, env
     def broken(groups: Any, target: Any) -> Any:
         for group in groups:
             for one in group.envelopes:
-                if one.message.device == "car-2" and any(low <= 13 < high for low, high in one.verdict):
+                if one.message.device == "car-2" and any(low <= 13 < high for low, high in one.fresh_spans):
                     raise TypeError("a fault of ours")
         return before(groups, target)
 
@@ -51,7 +54,9 @@ def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(core: Any, env
     assert not loop.ledger.unbalanced()
 
 
-def test_a_fault_that_only_two_envelopes_together_cause_refuses_neither(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_fault_that_only_two_envelopes_together_cause_refuses_neither(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipelines.ingest import settle
 
     before = settle.write_group
@@ -68,7 +73,9 @@ def test_a_fault_that_only_two_envelopes_together_cause_refuses_neither(core: An
     assert core.rows("quarantine") == []
 
 
-def test_a_fault_outside_all_samples_says_so_and_commits_nothing(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_fault_outside_all_samples_says_so_and_commits_nothing(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core.landing.seal([envelope(0, 10)])
 
     def broken(*_arguments: Any) -> None:
@@ -91,7 +98,7 @@ def _full(*_arguments: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_full_disk_in_a_worker_is_waited_out(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_full_disk_in_a_worker_is_waited_out(core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch) -> None:
     core.landing.seal([envelope(0, 10)])
 
     monkeypatch.setattr("pipelines.ingest.settle.write_group", _full)
@@ -99,7 +106,9 @@ def test_a_full_disk_in_a_worker_is_waited_out(core: Any, envelope: Any, monkeyp
         core.loop().step()
 
 
-def test_a_full_disk_under_the_loop_itself_is_waited_out_too(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_full_disk_under_the_loop_itself_is_waited_out_too(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core.landing.seal([envelope(0, 10)])
     loop = core.loop()
     with monkeypatch.context() as patch:
@@ -111,59 +120,63 @@ def test_a_full_disk_under_the_loop_itself_is_waited_out_too(core: Any, envelope
 
 
 def test_tries_are_few_for_faults_and_bounded_for_all() -> None:
-    tries, fault, away = Tries(), FaultError("ours"), RetryLaterError("away")
-    pauses = [tries.failed(fault) for _ in range(MAX_FAULTS - 1)]
+    budget, fault, away = RetryBudget(), FaultError("ours"), RetryLaterError("away")
+    pauses = [budget.failed(fault) for _ in range(MAX_FAULTS - 1)]
     assert pauses == sorted(pauses)
     with pytest.raises(FaultError):
-        tries.failed(fault)
-    tries.succeeded()
+        budget.failed(fault)
+    budget.succeeded()
     for _ in range(MAX_TRIES - 1):
-        tries.failed(away)
+        budget.failed(away)
     with pytest.raises(RetryLaterError):
-        tries.failed(away)
+        budget.failed(away)
 
 
 @pytest.fixture
-def crew() -> Any:
-    found = Crew(1)
+def worker_pool() -> Any:
+    found = WorkerPool(1)
     yield found
     found.close()
 
 
-def items(core: Any, **limits: int) -> Any:
+def items(core: Core, **limits: int) -> Any:
     loop = core.loop()
     plan = loop._next_plan()
-    return works(core.root, plan, judge(core.root, plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
+    return works(core.root, plan, admit_plan(core.root, plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
 
 
-def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(core: Any, envelope: Any, crew: Any) -> None:
+def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(
+    core: Core, envelope: MakeEnvelope, worker_pool: WorkerPool
+) -> None:
     core.landing.seal([envelope(0, 10)])
     item = items(core)
-    assert next(crew.settle_all(item)).settled[0].committed == 10
-    (member,) = crew._members
-    os.kill(member.pid, signal.SIGKILL)
-    assert next(crew.settle_all(item)).settled[0].committed == 10
-    assert crew.deaths == 1
+    assert next(worker_pool.settle_all(item)).settled[0].committed == 10
+    (worker,) = worker_pool._workers
+    os.kill(worker.pid, signal.SIGKILL)
+    assert next(worker_pool.settle_all(item)).settled[0].committed == 10
+    assert worker_pool.deaths == 1
 
 
-def test_a_worker_that_dies_before_it_is_ready_is_replaced_with_its_first_item(core: Any, envelope: Any, crew: Any) -> None:
-    crew.start(1)
-    while not crew.pids:
+def test_a_worker_that_dies_before_it_is_ready_is_replaced_with_its_first_item(
+    core: Core, envelope: MakeEnvelope, worker_pool: WorkerPool
+) -> None:
+    worker_pool.start(1)
+    while not worker_pool.pids:
         time.sleep(0.001)
-    os.kill(crew.pids[0], signal.SIGKILL)
-    crew.wait_ready()
+    os.kill(worker_pool.pids[0], signal.SIGKILL)
+    worker_pool.wait_ready()
     core.landing.seal([envelope(0, 10)])
-    assert next(crew.settle_all(items(core))).settled[0].committed == 10
-    assert crew.deaths == 1
+    assert next(worker_pool.settle_all(items(core))).settled[0].committed == 10
+    assert worker_pool.deaths == 1
 
 
 def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(
-    core: Any, envelope: Any, crew: Any, tmp_path: Path, monkeypatch: Any
+    core: Core, envelope: MakeEnvelope, worker_pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No body is known to do that, since all are validated; so the worker is given a reader that dies of one.
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, signal\n"
-        "if 'pipelines.ingest.member' in ' '.join(sys.orig_argv):\n"
+        "if 'pipelines.ingest.worker_main' in ' '.join(sys.orig_argv):\n"
         "    import pipelines.ingest.decode as decode\n"
         "    before = decode.plain_body\n"
         "    def deadly(body, *rest):\n"
@@ -174,18 +187,18 @@ def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     core.landing.seal([envelope(0, 10), envelope(10, 5, body=b"deadly"), envelope(15, 10), envelope(25, 1, body=b"deadly 2")])
-    result = next(crew.settle_all(items(core)))
+    result = next(worker_pool.settle_all(items(core)))
     assert result.failure is None
     assert [(row.committed, row.quarantined) for row in result.settled] == [(20, 6)]
-    assert crew.deaths == 4
+    assert worker_pool.deaths == 4
 
 
 def test_a_body_that_takes_all_memory_is_refused_and_the_others_are_rows(
-    core: Any, envelope: Any, crew: Any, tmp_path: Path, monkeypatch: Any
+    core: Core, envelope: MakeEnvelope, worker_pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
-        "if 'pipelines.ingest.member' in ' '.join(sys.orig_argv):\n"
+        "if 'pipelines.ingest.worker_main' in ' '.join(sys.orig_argv):\n"
         "    import pipelines.ingest.settle as settle\n"
         "    before = settle.decode\n"
         "    def greedy(body, **named):\n"
@@ -197,12 +210,12 @@ def test_a_body_that_takes_all_memory_is_refused_and_the_others_are_rows(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     core.landing.seal([envelope(0, 10), envelope(10, 5, body=b"greedy"), envelope(15, 10)])
     (item,) = items(core, worker_memory_bytes=4 << 30)
-    result = next(crew.settle_all([item]))
+    result = next(worker_pool.settle_all([item]))
     assert result.failure is None
     assert [(row.committed, row.quarantined) for row in result.settled] == [(20, 5)]
 
 
-def test_a_row_above_the_limit_is_refused_alone(core: Any, envelope: Any) -> None:
+def test_a_row_above_the_limit_is_refused_alone(core: Core, envelope: MakeEnvelope) -> None:
     core.config = CoreConfig(lake=str(core.root), run=RunConfig(max_row_bytes=10_000))
     text = pa.array(["x", "y" * 20_000, "z"])
     batch = pa.record_batch({"event_time": pa.array([1_790_000_000_000_000] * 3).cast(pa.timestamp("us", "UTC")), "road": text})
@@ -219,7 +232,7 @@ def test_a_row_above_the_limit_is_refused_alone(core: Any, envelope: Any) -> Non
     assert refusals(rows, 30_000) is None
 
 
-def test_rows_with_a_large_payload_go_to_quarantine_with_their_bytes(core: Any, envelope: Any, as_ipc: Any) -> None:
+def test_rows_with_a_large_payload_go_to_quarantine_with_their_bytes(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
     import hashlib
 
     payloads = [b"small", b"L" * 5_000]
@@ -239,7 +252,7 @@ def test_rows_with_a_large_payload_go_to_quarantine_with_their_bytes(core: Any, 
     assert not loop.ledger.unbalanced()
 
 
-def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Any, envelope: Any, tmp_path: Path) -> None:
+def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Core, envelope: MakeEnvelope, tmp_path: Path) -> None:
     policies = tmp_path / "policies"
     policies.mkdir()
     file = policies / "driving.yaml"
@@ -264,7 +277,9 @@ def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Any, e
     assert loop.rules.broken == ""
 
 
-def test_a_contract_that_changes_a_type_is_refused_with_the_difference(core: Any, envelope: Any, tmp_path: Path) -> None:
+def test_a_contract_that_changes_a_type_is_refused_with_the_difference(
+    core: Core, envelope: MakeEnvelope, tmp_path: Path
+) -> None:
     from pipelines.contracts.odcs_writer import to_odcs
     from schemas.builtin import builtin_contract
     from schemas.contract import Column, ColumnType

@@ -1,5 +1,5 @@
 # ruff: noqa: F401, F811  # fixtures of a neighbour
-"""The commands on a lake in a bucket: upkeep, policies, quarantine, books. The server is real."""
+"""The commands on a lake in a bucket: maintenance, policies, quarantine, books. The server is real."""
 
 import json
 import shutil
@@ -14,11 +14,13 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from catchment.runtime.clock import SystemClock
+from pipelines import heartbeat
 from pipelines.bridge.ship import RemoteLanding
-from pipelines.cli import app
-from pipelines.clock import SystemClock
+from pipelines.commands.root import app
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
+from pipelines.heartbeat import Health, Heartbeats
 from pipelines.ingest.loop import load_state
 from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
 from pipelines.lake.books import EpochKey
@@ -27,18 +29,17 @@ from pipelines.lake.payload import read_payload
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.remote import bind
 from pipelines.lake.rollup import roll_up_all
+from pipelines.maintenance.maintain import only_maintenance
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.policy.active import active_policies, newest_number
 from pipelines.policy.edge import numbered_policy
-from pipelines.status import beat
-from pipelines.status.beat import Health, Heart
-from pipelines.status.health import judge
+from pipelines.status.health import assess
 from pipelines.status.survey import survey
 from pipelines.training.open import open_set
-from pipelines.upkeep.maintain import only_maintenance
-from pipelines.upkeep.vacuum import Keep, Vacuum
 from schemas.edge_policy import EdgeAction, EdgeRule
 from schemas.ranges import Ranges
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
+from tests.plant.core import MakeEnvelope, MakeFrames
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
 POLICY = """
@@ -81,7 +82,7 @@ def check(core: RemoteCore) -> None:
 
 
 @pytest.fixture
-def filled(core: RemoteCore, envelope: Any, frames: Any) -> RemoteCore:
+def filled(core: RemoteCore, envelope: MakeEnvelope, frames: MakeFrames) -> RemoteCore:
     """Two runs with rows of two streams."""
     core.pull = lambda: None  # type: ignore[method-assign]  # payloads stay in the bucket
     core.config = msgspec.structs.replace(core.config, run=RunConfig(max_segments=1))
@@ -92,7 +93,7 @@ def filled(core: RemoteCore, envelope: Any, frames: Any) -> RemoteCore:
 
 
 def test_a_bucket_is_compacted_vacuumed_and_run_on_and_every_row_and_payload_is_there(
-    filled: RemoteCore, envelope: Any, tmp_path: Path
+    filled: RemoteCore, envelope: MakeEnvelope, tmp_path: Path
 ) -> None:
     config = configured(filled, tmp_path, "[maintain]\nkeep_versions_h = 0\nkeep_landing_h = 0\nkeep_objects_h = 0")
     elsewhere = tmp_path / "elsewhere"
@@ -144,7 +145,7 @@ def build_and_bring(core: RemoteCore, config: str, elsewhere: Path, tmp_path: Pa
 
 
 def check_told(config: str) -> None:
-    """Books, holes, streams and status, with one segment waiting."""
+    """Books, gaps, streams and status, with one segment waiting."""
     books = {row["stream"]: row for row in asked("books", "-c", config, "--json")}
     assert (books["vehicle_telemetry"]["committed"], books["vehicle_telemetry"]["balanced"]) == (30, True)
     assert [(row["low"], row["high"]) for row in asked("gaps", "-c", config, "--json")] == [(20, 30)]
@@ -170,7 +171,7 @@ def test_maintenance_of_a_bucket_is_one_at_a_time_on_whatever_machine(make_core:
 
 
 def test_a_policy_applied_on_one_machine_is_in_force_on_another_and_retags_history_there_and_back(
-    core: RemoteCore, envelope: Any, tmp_path: Path
+    core: RemoteCore, envelope: MakeEnvelope, tmp_path: Path
 ) -> None:
     config = configured(core, tmp_path)
     core.landing.seal([envelope(0, 40)])
@@ -212,7 +213,7 @@ def test_two_machines_number_the_rules_of_devices_one_after_the_other(make_core:
 
 def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_machine(
     core: RemoteCore,
-    envelope: Any,
+    envelope: MakeEnvelope,
     tmp_path: Path,
 ) -> None:
     config = configured(core, tmp_path)
@@ -242,29 +243,35 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
 @pytest.mark.slow
 def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_path: Path) -> None:
     config = configured(core, tmp_path)
-    here = Heart(core.root, "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
-    with patch.object(beat.socket, "gethostname", return_value="far"), here:
+    here = Heartbeats(core.root, "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
+    with patch.object(heartbeat.socket, "gethostname", return_value="far"), here:
         while core.remote.size("status/bridge-b0.json") is None:
             time.sleep(0.05)
         assert here_and_there(core.root) == ([("bridge", "b0")], [])
         plain = asked("status", "--json", "-c", config)
-        (told,) = plain["far_beats"]
-        assert (told["role"], told["name"], told["host"], told["is_ready"], plain["beats"]) == ("bridge", "b0", "far", True, [])
+        (told,) = plain["remote_heartbeats"]
+        assert (told["role"], told["name"], told["host"], told["is_ready"], plain["heartbeats"]) == (
+            "bridge",
+            "b0",
+            "far",
+            True,
+            [],
+        )
         assert "far" in asked("status", "-c", config)
     found = survey(tmp_path / "elsewhere", SystemClock().now_ms() * 1_000 + 3_600_000_000)
-    assert "bridge b0 on far is silent" in " ".join(judge(found).alarms)
-    assert judge(found).is_alive
-    assert [one.trouble for one in found.far_beats] == ["stopped in order"]
+    assert "bridge b0 on far is silent" in " ".join(assess(found).alarms)
+    assert assess(found).is_alive
+    assert [one.trouble for one in found.remote_heartbeats] == ["stopped in order"]
 
 
 def here_and_there(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     found = survey(root, SystemClock().now_ms() * 1_000)
-    return [(one.role, one.name) for one in found.beats], [(one.role, one.name) for one in found.far_beats]
+    return [(one.role, one.name) for one in found.heartbeats], [(one.role, one.name) for one in found.remote_heartbeats]
 
 
 @pytest.mark.slow
 def test_a_ledger_of_what_has_changed_is_read_elsewhere_with_its_base_which_nobody_deletes(
-    core: RemoteCore, make_core: Callable[..., RemoteCore], envelope: Any, tmp_path: Path
+    core: RemoteCore, make_core: Callable[..., RemoteCore], envelope: MakeEnvelope, tmp_path: Path
 ) -> None:
     core.landing.seal([envelope(0, 10, device=f"car-{number}") for number in range(20)])
     core.run()

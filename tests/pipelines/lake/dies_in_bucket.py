@@ -1,6 +1,6 @@
-"""Upkeep or a retag of a lake in a bucket that is killed (SIGKILL, by itself) at its k-th durable step.
+"""Maintenance or a retag of a lake in a bucket that is killed (SIGKILL, by itself) at its k-th durable step.
 
-python dies_in_bucket.py <working copy> <k> <upkeep|retag>      k = 0: never; prints how many steps there were
+python dies_in_bucket.py <working copy> <k> <maintenance|retag>      k = 0: never; prints how many steps there were
 
 Every put, copy and delete, and every commit of a table, is a step before it and a step after it.
 """
@@ -18,11 +18,11 @@ import obstore
 
 from pipelines.lake.compact import compact_all
 from pipelines.lake.rollup import roll_up_all
+from pipelines.maintenance.maintain import only_maintenance
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
-from pipelines.upkeep.maintain import only_maintenance
-from pipelines.upkeep.vacuum import Keep, Vacuum
 from schemas.builtin import builtin_contract
 from schemas.policy import Policy, Rule
 
@@ -30,7 +30,7 @@ STREAM = "vehicle_telemetry"
 RULES = Policy("drive", (STREAM,), (Rule("fast", "speed_mps > 5"),))
 
 
-def upkeep(root: Path) -> None:
+def maintenance(root: Path) -> None:
     """All of it, also where little is to be gained."""
     with only_maintenance(root):
         roll_up_all(root)
@@ -72,5 +72,5 @@ if __name__ == "__main__":
     steps = Steps(int(sys.argv[2]))
     steps.watch(deltalake.DeltaTable, "create_write_transaction")
     steps.watch(obstore, "put", "copy", "delete")
-    {"upkeep": upkeep, "retag": retag}[sys.argv[3]](Path(sys.argv[1]))
+    {"maintenance": maintenance, "retag": retag}[sys.argv[3]](Path(sys.argv[1]))
     sys.stdout.write(f"{steps.taken}\n")

@@ -1,6 +1,7 @@
 """Deleted means gone: the payload of a deleted row leaves the lake with the next maintenance, and every other one stays."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from deltalake import DeltaTable
 from pipelines.lake.compact import compact_all
 from pipelines.lake.payload import read_payload
 from pipelines.lake.payload_drop import drop_unnamed
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep, Vacuum
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import orphans
 from tests.faults.deaths import Deaths
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 FRAMES = "streams/camera_frame"
 NOTHING = Keep(0, 0, 0, 0, 0)
@@ -25,7 +27,7 @@ def body_of(seq: int) -> bytes:
 
 
 @pytest.fixture
-def sixty(core: Any, envelope: Any, as_ipc: Any) -> Any:
+def sixty(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> Any:
     """A lake of sixty frames of 3,200 bytes, in so many runs."""
     import pyarrow as pa
 
@@ -50,7 +52,7 @@ def payload_bytes(root: Path) -> int:
     return sum(path.stat().st_size for path in (root / "payload").rglob("*") if path.is_file())
 
 
-def check(core: Any, seqs: list[int]) -> None:
+def check(core: Core, seqs: list[int]) -> None:
     rows = sorted(core.rows(FRAMES), key=lambda row: row["seq"])
     assert [row["seq"] for row in rows] == seqs
     for row in rows:
@@ -70,7 +72,7 @@ def whereabouts(root: Path, seqs: list[int]) -> set[str]:
 @pytest.mark.parametrize("runs", [1, 6])
 @pytest.mark.parametrize("deleted", DELETIONS)
 def test_payloads_of_deleted_rows_are_gone_after_maintenance_and_the_others_are_there(
-    sixty: Any, runs: int, deleted: str
+    sixty: Callable[[int], Core], runs: int, deleted: str
 ) -> None:
     core = sixty(runs)
     before = payload_bytes(core.root)
@@ -83,7 +85,7 @@ def test_payloads_of_deleted_rows_are_gone_after_maintenance_and_the_others_are_
     assert orphans(core.root) == set()
 
 
-def test_payloads_of_rows_deleted_after_a_compaction_are_gone_too(sixty: Any) -> None:
+def test_payloads_of_rows_deleted_after_a_compaction_are_gone_too(sixty: Callable[[int], Core]) -> None:
     core = sixty(6)
     compact_all(core.root)
     before = payload_bytes(core.root)
@@ -94,7 +96,7 @@ def test_payloads_of_rows_deleted_after_a_compaction_are_gone_too(sixty: Any) ->
     check(core, list(range(1, 60, 2)))
 
 
-def test_one_deleted_row_is_reason_enough(sixty: Any) -> None:
+def test_one_deleted_row_is_reason_enough(sixty: Callable[[int], Core]) -> None:
     core = sixty(1)
     DeltaTable(core.root / FRAMES).delete("seq = 17")
     maintain(core.root, NOTHING)
@@ -102,7 +104,7 @@ def test_one_deleted_row_is_reason_enough(sixty: Any) -> None:
     check(core, [seq for seq in range(60) if seq != 17])
 
 
-def test_rows_that_another_tool_spread_over_other_files_keep_their_payloads(sixty: Any) -> None:
+def test_rows_that_another_tool_spread_over_other_files_keep_their_payloads(sixty: Callable[[int], Core]) -> None:
     core = sixty(3)
     DeltaTable(core.root / FRAMES).optimize.compact()
     DeltaTable(core.root / FRAMES).delete("seq % 3 = 0")
@@ -113,7 +115,7 @@ def test_rows_that_another_tool_spread_over_other_files_keep_their_payloads(sixt
     check(core, [seq for seq in range(60) if seq % 3])
 
 
-def test_a_stream_all_of_whose_rows_are_deleted_keeps_no_payload(sixty: Any) -> None:
+def test_a_stream_all_of_whose_rows_are_deleted_keeps_no_payload(sixty: Callable[[int], Core]) -> None:
     core = sixty(2)
     DeltaTable(core.root / FRAMES).delete()
     maintain(core.root, NOTHING)
@@ -121,7 +123,7 @@ def test_a_stream_all_of_whose_rows_are_deleted_keeps_no_payload(sixty: Any) -> 
     check(core, [])
 
 
-def test_where_nothing_was_deleted_nothing_is_written_again(sixty: Any) -> None:
+def test_where_nothing_was_deleted_nothing_is_written_again(sixty: Callable[[int], Core]) -> None:
     core = sixty(2)
     shards = {path: path.stat().st_mtime_ns for path in (core.root / "payload").rglob("*.parquet")}
     assert drop_unnamed(core.root, FRAMES) is None
@@ -129,7 +131,7 @@ def test_where_nothing_was_deleted_nothing_is_written_again(sixty: Any) -> None:
     assert {path: path.stat().st_mtime_ns for path in (core.root / "payload").rglob("*.parquet")} == shards
 
 
-def test_a_reader_of_the_version_before_still_finds_what_was_deleted_for_its_time(sixty: Any) -> None:
+def test_a_reader_of_the_version_before_still_finds_what_was_deleted_for_its_time(sixty: Callable[[int], Core]) -> None:
     core = sixty(1)
     pinned = DeltaTable(core.root / FRAMES).version()
     DeltaTable(core.root / FRAMES).delete("seq < 30")
@@ -144,7 +146,9 @@ def test_a_reader_of_the_version_before_still_finds_what_was_deleted_for_its_tim
     check(core, list(range(30, 60)))
 
 
-def test_a_rewrite_that_was_overtaken_changes_nothing_and_the_next_does_it(sixty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rewrite_that_was_overtaken_changes_nothing_and_the_next_does_it(
+    sixty: Callable[[int], Core], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipelines.lake import payload_drop
 
     core = sixty(1)
@@ -158,7 +162,7 @@ def test_a_rewrite_that_was_overtaken_changes_nothing_and_the_next_does_it(sixty
     assert orphans(core.root) == set()
 
 
-def test_maintenance_that_is_killed_while_payloads_are_dropped_loses_none(sixty: Any, deaths: Deaths) -> None:
+def test_maintenance_that_is_killed_while_payloads_are_dropped_loses_none(sixty: Callable[[int], Core], deaths: Deaths) -> None:
     core = sixty(1)
     DeltaTable(core.root / FRAMES).delete("seq % 2 = 0")
 
@@ -169,5 +173,5 @@ def test_maintenance_that_is_killed_while_payloads_are_dropped_loses_none(sixty:
         assert whereabouts(core.root, list(range(0, 60, 2))) == set()
         assert orphans(core.root) == set()
 
-    names = deaths.at_each("upkeep", core.root, slice(0, None, 25), look)
+    names = deaths.at_each("maintenance", core.root, slice(0, None, 25), look)
     assert any("payload/camera_frame/drop-" in name for name in names)

@@ -21,10 +21,10 @@ from pipelines.lake.files import write_table_file
 from pipelines.lake.log_plan import KeepLog
 from pipelines.lake.splice import splice_columns
 from pipelines.lake.thrift_compact import ThriftError, decode_struct, encode_struct
+from pipelines.maintenance.log_trim import trim_log
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream, undo_retag
 from pipelines.policy.tag_file import RuleTagger
-from pipelines.upkeep.log_trim import trim_log
 from schemas.builtin import builtin_contract
 from schemas.policy import Policy, Rule
 
@@ -173,7 +173,7 @@ from pathlib import Path
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
-from pipelines.upkeep.log_trim import trim_log
+from pipelines.maintenance.log_trim import trim_log
 from schemas.builtin import builtin_contract
 from schemas.policy import Policy, Rule
 import pipelines.lake.splice as splice

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
+from pipelines.commands.supervisor import Child, stop_all
 from pipelines.errors import ConfigError
-from pipelines.status.beat import Health, Heart, read_beats, starting
-from pipelines.up import Child, stop_all
+from pipelines.heartbeat import Health, Heartbeats, read_heartbeats, starting
 
 ROOT = Path(__file__).resolve().parents[3]
 WAIT_S = 60.0
@@ -74,8 +74,8 @@ def test_a_process_that_ends_in_order_is_not_forced():
 
 
 def test_children_that_do_not_end_are_killed_in_time_and_the_others_end_in_order(monkeypatch):
-    monkeypatch.setattr("pipelines.up.NEXT_AFTER_S", 0.2)
-    monkeypatch.setattr("pipelines.up.STOP_WITHIN_S", 1.0)
+    monkeypatch.setattr("pipelines.commands.supervisor.NEXT_AFTER_S", 0.2)
+    monkeypatch.setattr("pipelines.commands.supervisor.STOP_WITHIN_S", 1.0)
     ready = "import signal, sys, time; signal.signal(15, {}); print(1, flush=True); time.sleep(1000)"
     deaf, good = ready.format("signal.SIG_IGN"), ready.format("lambda *_: sys.exit(0)")
     children = [Child(name, [sys.executable, "-c", program]) for name, program in (("a", good), ("b", deaf), ("c", good))]
@@ -118,25 +118,25 @@ def test_other_roles_that_do_not_start_say_so_too(role: str, tmp_path: Path) -> 
     config = tmp_path / "core.toml"
     config.write_text('lake = "lake"\n[broker.tls]\nca = "no"\ncert = "no"\nkey = "no"\n')
     assert catchment(*({"bridge": ("bridge",), "models": ("model", "serve")}[role]), "-c", str(config)).returncode == 2
-    (beat,) = [one for one in read_beats(tmp_path / "lake") if one.role == role]
-    assert not beat.is_ready
-    assert "does not start: broker.tls" in beat.trouble
+    (heartbeat,) = [one for one in read_heartbeats(tmp_path / "lake") if one.role == role]
+    assert not heartbeat.is_ready
+    assert "does not start: broker.tls" in heartbeat.trouble
 
 
 def test_a_second_process_that_may_not_start_leaves_the_word_of_the_one_at_work(tmp_path: Path) -> None:
     clock = SystemClock()
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
-            with Heart(tmp_path, "run", "loop", clock, lambda: Health(is_ready=True)):
+            with Heartbeats(tmp_path, "run", "loop", clock, lambda: Health(is_ready=True)):
                 pass
             path = tmp_path / "status/run-loop.json"
-            beat: dict[str, Any] = json.loads(path.read_text())
-            path.write_text(json.dumps({**beat, "pid": other.pid, "trouble": "", "is_ready": True}))
+            heartbeat: dict[str, Any] = json.loads(path.read_text())
+            path.write_text(json.dumps({**heartbeat, "pid": other.pid, "trouble": "", "is_ready": True}))
             with pytest.raises(ConfigError), starting(tmp_path, "run", "loop", clock):
                 raise ConfigError("no")
-            assert read_beats(tmp_path)[0].is_ready
+            assert read_heartbeats(tmp_path)[0].is_ready
         finally:
             other.kill()
     with pytest.raises(ConfigError), starting(tmp_path, "run", "loop", clock):
         raise ConfigError("no")
-    assert read_beats(tmp_path)[0].trouble == "does not start: no"
+    assert read_heartbeats(tmp_path)[0].trouble == "does not start: no"

@@ -1,0 +1,288 @@
+"""`catchment set`: build, list, show and verify training sets."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Self
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from catchment.runtime.output import say, say_json
+from catchment.runtime.terminal import PlainConsole, PlainTable
+from pipelines.commands.options import AsJson, Config, Lake
+from pipelines.config import load_core_config, require_folder
+from pipelines.errors import RefusedError
+from pipelines.lake.remote import lake_of
+from pipelines.training.bucket_sets import bring_set
+from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, write_set
+from pipelines.training.catalogue import list_sets, set_folder
+from pipelines.training.manifest import MANIFEST_NAME, ClassCount, LeftOut, Manifest, load_manifest
+from pipelines.training.open import open_set
+from pipelines.training.shards import Progress
+
+_UNIT_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0}
+_MAX_CLASSES_SHOWN = 60
+set_app = typer.Typer(help="Training sets: build one, list them, look at one, check one.", no_args_is_help=True)
+
+
+SetName = Annotated[str, typer.Argument(help="Name of the set.")]
+Streams = Annotated[list[str], typer.Option("--from", help="Stream to select from; may be given again.")]
+Where = Annotated[str, typer.Option(help="Expression over columns and tags, e.g. \"has('dark') AND speed > 30\".")]
+Shares = Annotated[str, typer.Option("--split", help="Shares, e.g. train=0.8,test=0.2.")]
+Group = Annotated[str, typer.Option(help="Columns whose equal values stay in one split.")]
+Stratify = Annotated[str, typer.Option(help="Columns of classes, by comma: each must be in every split. Default: balance tags.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Build although a split lacks a class.")]
+Block = Annotated[str, typer.Option(help="Split by blocks of event time within each group, e.g. 30s, 5min, 1h.")]
+Gap = Annotated[str, typer.Option(help="Leave out rows nearer than this to a row of another split.")]
+Reassign = Annotated[bool, typer.Option("--reassign", help="Place all groups again; else a group keeps its split for ever.")]
+Columns = Annotated[str, typer.Option(help="Columns to keep, by comma; all if empty.")]
+WithPayload = Annotated[bool | None, typer.Option("--with-payload/--tabular", help="Default: where there is one.")]
+Seed = Annotated[int, typer.Option(help="Of split and shuffle.")]
+
+
+@set_app.command("plan")
+def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
+    name: SetName,
+    stream: Streams,
+    where: Where = "",
+    split: Shares = "",
+    group: Group = "device",
+    stratify: Stratify = "",
+    block: Block = "",
+    gap: Gap = "",
+    reassign: Reassign = False,
+    with_payload: WithPayload = None,
+    seed: Seed = 0,
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a build would give: rows and classes of each split. Writes nothing."""
+    options = BuildOptions(
+        split=parse_split(split),
+        group=tuple(group.split(",")),
+        stratify=_listed(stratify),
+        block_s=parse_duration_s(block),
+        gap_s=parse_duration_s(gap),
+        reassign=reassign,
+        with_payload=with_payload,
+    )
+    draft = draft_set(_lake_root(lake, config), name, tuple(stream), where, seed=seed, options=options)
+    if as_json:
+        say_json(msgspec.json.encode(_plan_facts(draft)))
+        return
+    PlainConsole().print(_coverage_table(draft))
+    for note in draft.notes:
+        _note(note)
+
+
+@set_app.command("build")
+def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
+    name: SetName,
+    stream: Streams,
+    where: Where = "",
+    split: Shares = "",
+    group: Group = "device",
+    stratify: Stratify = "",
+    allow_missing: AllowMissing = False,
+    block: Block = "",
+    gap: Gap = "",
+    reassign: Reassign = False,
+    columns: Columns = "",
+    with_payload: WithPayload = None,
+    seed: Seed = 0,
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build the next version of a training set."""
+    options = BuildOptions(
+        split=parse_split(split),
+        group=tuple(group.split(",")),
+        stratify=_listed(stratify),
+        allow_missing=allow_missing,
+        block_s=parse_duration_s(block),
+        gap_s=parse_duration_s(gap),
+        reassign=reassign,
+        columns=_listed(columns) or None,
+        with_payload=with_payload,
+    )
+    root = _lake_root(lake, config)
+    with _Bar() as bar:
+        draft = draft_set(root, name, tuple(stream), where, seed=seed, options=options)
+        PlainConsole(stderr=True).print(_coverage_table(draft))
+        manifest = write_set(root, draft, options, progress=bar)
+    _print_manifest(manifest, root / "sets" / name / str(manifest.version), as_json)
+    for note in manifest.notes:
+        _note(note)
+
+
+@set_app.command("ls")
+def ls(lake: Lake = None, config: Config = None, as_json: AsJson = False) -> None:
+    """List the sets of the lake."""
+    sets = list_sets(_lake_root(lake, config))
+    if as_json:
+        rows = [{"name": m.name, "version": m.version, "rows": m.rows, "bytes": m.bytes, "splits": m.split_rows()} for m in sets]
+        say_json(json.dumps(rows))
+        return
+    table = PlainTable("set", "version", "rows", "bytes", "splits", "where")
+    for found in sets:
+        shares = " ".join(f"{split}={rows:,}" for split, rows in found.split_rows().items())
+        table.add_row(found.name, str(found.version), f"{found.rows:,}", f"{found.bytes:,}", shares, found.where or "-")
+    PlainConsole().print(table)
+
+
+@set_app.command("show")
+def show(
+    reference: Annotated[str, typer.Argument(help="name, or name/version.")],
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one set: where it came from and what it holds."""
+    folder = set_folder(_lake_root(lake, config), reference)
+    manifest = load_manifest(folder / MANIFEST_NAME)
+    _print_manifest(manifest, folder, as_json)
+
+
+@set_app.command("verify")
+def verify(
+    reference: Annotated[str, typer.Argument(help="name, or name/version.")],
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hash every file of a set against its manifest; from a lake in a bucket, bring them here first."""
+    root = _lake_root(lake, config)
+    folder = set_folder(root, reference)
+    manifest = load_manifest(folder / MANIFEST_NAME)
+    bring_set(root, folder, manifest)
+    checked = sum(open_set(folder, split).verify() for split in manifest.split_rows())
+    if as_json:
+        say_json(json.dumps({"name": manifest.name, "version": manifest.version, "bytes": checked}))
+        return
+    say(f"{manifest.name} {manifest.version}: {checked:,} bytes are what the manifest tells")
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """Read `train=0.8,test=0.2`.
+
+    Raises:
+        RefusedError: not of that form.
+    """
+    if not text:
+        return dict(DEFAULT_SPLIT)
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = part.partition("=")
+        try:
+            shares[name.strip()] = float(share)
+        except ValueError as error:
+            raise RefusedError(f"--split {text!r}: give shares like train=0.8,test=0.2") from error
+    return shares
+
+
+def parse_duration_s(text: str) -> float:
+    """Read `30s`, `5 min` or `1h` as seconds; empty text is 0.
+
+    Raises:
+        RefusedError: not of that form.
+    """
+    if not text.strip():
+        return 0.0
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)", text.strip())
+    if matched is None:
+        raise RefusedError(f"{text[:40]!r} is no duration; write a number and ms, s, min, h or d, like 30s or 5min")
+    return float(matched[1]) * _UNIT_S[matched[2]]
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _coverage_table(draft: SetDraft) -> PlainTable:
+    """Classes by splits, with the rows of each; a class that a split lacks stands as 0."""
+    names = [split for split, _ in draft.rule.fractions]
+    table = PlainTable("class", *names, title="rows by class and split")
+    table.add_row("rows", *(f"{rows:,}" for rows in draft.split_rows().values()))
+    by_class: dict[str, list[str]] = {}
+    for count in draft.plan.coverage:
+        by_class.setdefault(count.name, []).append(f"{count.rows:,}")
+    for name, cells in list(by_class.items())[:_MAX_CLASSES_SHOWN]:
+        table.add_row(name, *cells)
+    if len(by_class) > _MAX_CLASSES_SHOWN:
+        table.add_row(f"... {len(by_class) - _MAX_CLASSES_SHOWN:,} more (--json shows all)", *("" for _ in names))
+    return table
+
+
+class PlanFacts(msgspec.Struct, frozen=True):
+    """What `set plan --json` prints."""
+
+    splits: dict[str, int]
+    coverage: tuple[ClassCount, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+
+def _plan_facts(draft: SetDraft) -> PlanFacts:
+    return PlanFacts(draft.split_rows(), draft.plan.coverage, draft.left_out, draft.notes)
+
+
+def _lake_root(lake: Path | None, config: Path | None) -> Path:
+    if lake is None:
+        return lake_of(load_core_config(config))
+    require_folder(lake)
+    return lake
+
+
+def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:
+    if as_json:
+        say_json(msgspec.json.encode(manifest))
+        return
+    table = PlainTable(f"{manifest.name} {manifest.version}", str(folder), show_header=True)
+    table.add_row("where", manifest.where or "all rows")
+    for source in manifest.sources:
+        table.add_row("from", f"{source.stream} at Delta version {source.delta_version}: {source.rows:,} rows")
+    for split, rows in manifest.split_rows().items():
+        table.add_row(split, f"{rows:,} rows")
+    for count in manifest.tags:
+        table.add_row(f"tag {count.tag}", f"{count.split}: {count.rows:,} rows")
+    for part in manifest.left_out:
+        table.add_row("left out", f"{part.rows:,} rows: {part.reason}")
+    table.add_row("policies", ", ".join(manifest.policies) or "none")
+    table.add_row("columns", ", ".join(column.name for column in manifest.columns))
+    table.add_row("bytes", f"{manifest.bytes:,}")
+    PlainConsole().print(table)
+
+
+def _note(text: str) -> None:
+    PlainConsole(stderr=True).print(text, style="yellow")
+
+
+class _Bar(Progress):
+    """A bar on a terminal; nothing where the output is kept."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._rich = RichProgress(*columns, console=PlainConsole(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._task = self._rich.add_task("samples", total=None)
+
+    def __enter__(self) -> Self:
+        self._rich.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._rich.stop()
+
+    def total(self, rows: int) -> None:
+        """The bar's end."""
+        self._rich.update(self._task, total=rows)
+
+    def wrote(self, rows: int) -> None:
+        """Move the bar."""
+        self._rich.advance(self._task, rows)

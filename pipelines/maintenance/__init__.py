@@ -1,0 +1,1 @@
+"""Maintenance of a lake while runs go on: compaction, vacuum, roll-ups, by command or again and again."""

@@ -1,0 +1,114 @@
+"""Finds orphans of killed processes: half-written files, folders of work never finished, copies of what the bucket has.
+
+Each is found by its name or place, for nothing refers to it. Whether it is old enough to be nobody's is asked by the vacuum.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipelines.bridge.segment import OPEN_SUFFIX, SEALED_SUFFIX, segment_number
+from pipelines.lake.copy import files_of
+from pipelines.lake.layout import (
+    ARCHIVE,
+    CHIPS,
+    COMMITS,
+    LANDING,
+    OBJECTS,
+    PAYLOAD,
+    QUALITY,
+    QUARANTINE,
+    QUARANTINE_CLOSED,
+    REPLAYS,
+    REQUESTS,
+    ROLLUPS,
+    RUNS,
+    SET_DRAFT,
+    SETS,
+    STREAMS,
+    backfills_folder,
+    landing_folder,
+)
+from pipelines.lake.ledger import KEPT_LEDGERS
+from pipelines.lake.remote import Remote
+from pipelines.lake.workplace import FOLDER as WORK
+from pipelines.training.manifest import MANIFEST_NAME
+
+_HALF = re.compile(
+    r"\..*\.(tmp|new)"  # our own, written beside
+    r"|_commit_.*\.json\.tmp|.+#\d+"  # of the table library
+    r"|.+\.[0-9a-f]{32}\.partial|.+\.[0-9a-f]{16}\.partial"  # of the array library
+)
+_TABLES_AND_PAYLOADS = (STREAMS, ROLLUPS, QUALITY, PAYLOAD, CHIPS, QUARANTINE, QUARANTINE_CLOSED, COMMITS, ARCHIVE)
+
+
+def is_half_written(name: str) -> bool:
+    """Whether a file's name, without its folders, is that of a file which is not yet what it is to become."""
+    return _HALF.fullmatch(name) is not None
+
+
+def half_written(root: Path) -> Iterator[Path]:
+    """Files being written when their writer died, anywhere below the lake root."""
+    for folder, folders, names in os.walk(root):
+        here = Path(folder)
+        if here == root:
+            folders[:] = [name for name in folders if name != WORK]
+        folders[:] = sorted(name for name in folders if not _is_draft(root, here / name))
+        yield from (here / name for name in sorted(names) if is_half_written(name))
+
+
+def unfinished(root: Path, run: int) -> Iterator[Path]:
+    """Files and folders of work that did not come to its end: drafts of sets, backfills, lists of chips cut, replays unsealed.
+
+    Args:
+        root: the lake root.
+        run: the last committed run.
+    """
+    yield from sorted((root / SETS).glob(f"*/{SET_DRAFT}*"))
+    yield from sorted(backfills_folder(root).glob("*"))
+    yield from sorted((root / WORK).glob("*"))
+    yield from (path for path in sorted((root / CHIPS / ".done").glob("*")) if path.name.isdecimal() and int(path.name) <= run)
+    replays = sorted(landing_folder(root, REPLAYS).glob(f"*{OPEN_SUFFIX}"))
+    yield from (path for path in replays if (segment_number(path) or 0) <= run)
+
+
+def copies(root: Path, remote: Remote, run: int, cursors: Mapping[str, int]) -> Iterator[Path]:
+    """What lies in the working copy of a remote lake and is not needed there: the bucket has it, or nobody has.
+
+    Files of the run in hand stay, and sets that the bucket has whole: they were brought to be read.
+    """
+    in_hand = f"{run + 1:012d}"
+    for parent in _TABLES_AND_PAYLOADS:
+        found = (path for path in sorted((root / parent).rglob("*")) if path.is_file() and not is_half_written(path.name))
+        yield from (path for path in found if not any(part.startswith(in_hand) for part in path.relative_to(root).parts))
+    for path in sorted((root / LANDING).glob(f"*/*{SEALED_SUFFIX}")):
+        number = segment_number(path)
+        if number is not None and number < cursors.get(path.parent.name, run + 1 if path.parent.name == REPLAYS else 1):
+            yield path
+    yield from _not_here_for_long(root, remote, run)
+    for manifest in sorted((root / SETS).glob(f"*/[0-9]*/{MANIFEST_NAME}")):
+        if remote.size(str(manifest.relative_to(root))) is None:
+            yield manifest.parent
+
+
+def _not_here_for_long(root: Path, remote: Remote, run: int) -> Iterator[Path]:
+    whole = {file.name: file.bytes for file in remote.listed(OBJECTS)} if any((root / OBJECTS).glob("[0-9a-f]*")) else {}
+    for path in sorted((root / OBJECTS).glob("[0-9a-f]*")):
+        if whole.get(f"{OBJECTS}/{path.name}") == path.stat().st_size:
+            yield path
+    kept = {file.name for file in files_of(root, RUNS)}
+    old = (path for path in sorted((root / RUNS).glob("[0-9]*.*")) if _run_of(path) <= run - KEPT_LEDGERS)
+    for path in (*old, *sorted((root / RUNS / REQUESTS).glob("[0-9]*.json"))):
+        if str(path.relative_to(root)) not in kept:
+            yield path
+
+
+def _run_of(path: Path) -> int:
+    number = path.name.split(".", 1)[0]
+    return int(number) if number.isdecimal() else 0
+
+
+def _is_draft(root: Path, folder: Path) -> bool:
+    """Drafts and backfills go, or stay, as wholes."""
+    return (folder.name.startswith(SET_DRAFT) and folder.parent.parent == root / SETS) or folder == backfills_folder(root)

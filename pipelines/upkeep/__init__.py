@@ -1,1 +1,0 @@
-"""Upkeep of a lake while runs go on: compaction, vacuum, roll-ups, by command or again and again."""
