@@ -11,11 +11,11 @@ import structlog
 from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
 from edge_agent.capture.encode import Encoder, PatientEncoder, join_batches, last_position, may_join
-from edge_agent.capture.refine import Refiner
 from edge_agent.capture.relay import Handed, Relay
+from edge_agent.capture.transforms import Refiner
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
-from edge_agent.rules.sieve import Sieve, sift
+from edge_agent.rules.rule_filter import Sieve, sift
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.rows.required import FilledColumns, explain_unfilled
 from edge_agent.spool.records import Append, Passed
@@ -232,8 +232,8 @@ class SourcePump:
                 wait_s = self._restarts.next_s(self._clock.monotonic_s() - began_s, gave=self._gave, is_done=is_done)
                 self._failing = "" if is_done else str(error)
                 tell = _log.debug if is_done else _log.warning
-                told = "source begins again" if is_done else "source failed"
-                tell(told, source=self._config.kind, stream=self._config.stream, error=str(error), retry_in_s=wait_s)
+                event = "source begins again" if is_done else "source failed"
+                tell(event, source=self._config.kind, stream=self._config.stream, error=str(error), retry_in_s=wait_s)
                 stop.wait(wait_s)
 
     def _pump(self, stop: threading.Event) -> None:

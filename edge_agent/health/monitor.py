@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from catchment.runtime.clock import Clock
-from edge_agent.capture.lineup import Lineup
+from edge_agent.capture.source_supervisor import Lineup
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.config import AgentConfig
+from edge_agent.health.agent_stats import Vitals, judge_live
 from edge_agent.health.file import Health, notify_service_manager, rss_bytes, write_health
-from edge_agent.health.vitals import Vitals, judge_live
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.progress import Progress
 from schemas.reason_codes import describe_reason
 from schemas.reported import DocumentReport, PolicyReport
 
-_MAX_SAID = 500
+_MAX_REASON_CHARS = 500
 
 _log = structlog.get_logger(__name__)
 
@@ -140,7 +140,7 @@ class Monitor:
             sources=self._lineup.states(),
             refused=dict(vitals.refused),
             documents=self.documents(),
-            failing={pump.name: pump.failing[:_MAX_SAID] for pump in self._lineup.pumps if pump.failing},
+            failing={pump.name: pump.failing[:_MAX_REASON_CHARS] for pump in self._lineup.pumps if pump.failing},
         )
         self._log_refusals(vitals)
         try:
@@ -151,7 +151,7 @@ class Monitor:
         if verdict.is_good:
             notify_service_manager("WATCHDOG=1")
         else:
-            _log.error("not live", said=verdict.said)
+            _log.error("not live", message=verdict.message)
 
     def _log_refusals(self, vitals: Vitals) -> None:
         """Log a stream once when the core begins to refuse all of it, and once when that is over."""

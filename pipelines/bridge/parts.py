@@ -59,6 +59,7 @@ class Assembler:
         inline_bytes: up to so many bytes are hashed at once.
         max_open: unfinished objects of one device.
         max_device_bytes: what those may take on disk; 0: no limit.
+        max_pieces: pieces of one object with gaps between them; one that was here in more keeps them.
 
     Raises:
         OSError: the disk refused.
@@ -72,7 +73,9 @@ class Assembler:
         store: ObjectStore | None = None,
         max_open: int = _MAX_UNFINISHED_PER_DEVICE,
         max_device_bytes: int = 0,
+        max_pieces: int = MAX_PIECES,
     ) -> None:
+        self._max_pieces = max_pieces
         self.settled = 0
         self.refused = 0
         self._objects = objects
@@ -124,7 +127,7 @@ class Assembler:
         Raises:
             OSError: the disk refused; the device's next query starts over.
         """
-        told: list[tuple[DeviceId, ObjectState]] = []
+        settled: list[tuple[DeviceId, ObjectState]] = []
         for key in [key for key, future in self._hashing.items() if future.done()]:
             device, digest = key
             path = self._objects / PARTS_FOLDER / device / digest
@@ -134,8 +137,8 @@ class Assembler:
                 continue  # it was begun anew meanwhile
             received = read_received(path)
             if received is not None:
-                told.append((device, self._settle(path, self._objects / digest, digest, received, found)))
-        return told
+                settled.append((device, self._settle(path, self._objects / digest, digest, received, found)))
+        return settled
 
     def close(self) -> None:
         """Let hashes that are being computed go; a query after the next start asks for them again."""
@@ -171,8 +174,8 @@ class Assembler:
             return None
         new = Ranges.of([(part.head.offset, part.head.offset + part.head.length) for part in bring])
         pieces = len(received.have.union(new).spans)
-        if pieces > max(MAX_PIECES, len(received.have.spans)):
-            return NoRoom(f"the object is here in {MAX_PIECES} pieces; send what lies between them first")
+        if pieces > max(self._max_pieces, len(received.have.spans)):
+            return NoRoom(f"the object is here in {self._max_pieces} pieces; send what lies between them first")
         new_bytes = sum(blocks_of(low, high) for low, high in new.minus(received.have))
         if not new_bytes and received.have:
             return None

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipelines.contracts.arrow import ARROW_TYPES
 from pipelines.errors import ConfigError
-from pipelines.inspect.bursts import NEAR_BITS, bursts
+from pipelines.inspect.bursts import NEAR_BITS, NEAR_S, bursts
 from pipelines.inspect.cache import InspectCache
 from pipelines.inspect.code import checked_code
 from pipelines.inspect.columns import ERRORS, step_columns, step_digest
@@ -61,15 +61,15 @@ def inspect_rows(
     if not steps or not rows.num_rows:
         return rows
     cache = InspectCache(root / "cache" / "inspect.sqlite" if root else None)
-    told: list[str | None] = [None] * rows.num_rows
+    failures: list[str | None] = [None] * rows.num_rows
     for step in steps:
         found = _inspect(root, rows, step, payload, InspectCache(None) if _is_private(step, private) else cache)
         for name, column in found.columns.items():
             rows = _filled(rows, name, column)
         for place, error in enumerate(found.errors):
             if error is not None:
-                told[place] = f"{told[place]}; {step.use}: {error}" if told[place] else f"{step.use}: {error}"
-    return _filled(rows, ERRORS, pa.array(told, pa.string()))
+                failures[place] = f"{failures[place]}; {step.use}: {error}" if failures[place] else f"{step.use}: {error}"
+    return _filled(rows, ERRORS, pa.array(failures, pa.string()))
 
 
 def check_step(step: InspectStep, path: Path | None) -> None:
@@ -129,7 +129,7 @@ def _each(
     for place, digest in enumerate(digests):
         answer = known.get(digest)
         if answer is None:
-            answer = _asked(look, payload(place))
+            answer = _inspected(look, payload(place))
             if digest is not None and answer[2]:
                 known[digest] = answer
                 new[digest] = msgspec.msgpack.encode(answer)
@@ -139,7 +139,7 @@ def _each(
     return _columns(step, names, answers)
 
 
-def _asked(look: Callable[[bytes], Values], body: bytes | None) -> tuple[Values | None, str | None, bool]:
+def _inspected(look: Callable[[bytes], Values], body: bytes | None) -> tuple[Values | None, str | None, bool]:
     """The values or the reason why not, and whether the same bytes would give the same again."""
     if body is None:
         return None, None, False
@@ -161,7 +161,11 @@ def _columns(step: InspectStep, names: list[str], answers: list[tuple[Values | N
 def _with_bursts(rows: pa.Table, step: InspectStep, found: Inspected) -> Inspected:
     devices, epochs, seqs = (rows.column(name).to_pylist() for name in ("device", "epoch", "seq"))
     hashes = found.columns["image_phash"].to_pylist()
-    names, places = bursts(devices, epochs, seqs, hashes, int(step.options.get("near_bits", NEAR_BITS)))
+    times_us = None
+    if "event_time" in rows.column_names and pa.types.is_timestamp(rows.schema.field("event_time").type):
+        times_us = rows.column("event_time").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_pylist()
+    near_bits, near_s = int(step.options.get("near_bits", NEAR_BITS)), float(step.options.get("near_s", NEAR_S))
+    names, places = bursts(devices, epochs, seqs, hashes, times_us, near_bits, near_s)
     added = {"image_burst": pa.array(names, pa.string()), "image_burst_index": pa.array(places, pa.int32())}
     return Inspected({**found.columns, **added}, found.errors)
 
@@ -183,13 +187,13 @@ def _inspect_by_user(root: Path | None, rows: pa.Table, step: InspectStep, paylo
     book = SuspensionBook(root) if root else None
     if book is not None:  # another process may have suspended it, or a new version of its policy lifted it
         worker.heed(is_suspended=book.inspector(step) is not None)
-    found = _asked_of_user(worker, rows, step, payload, cache)
+    found = _answers_of_user(worker, rows, step, payload, cache)
     if book is not None and worker.is_suspended:
         book.suspend_inspector(step, f"killed {MAX_KILLS} times in a row, being late or out of memory")
     return found
 
 
-def _asked_of_user(worker: UserWorker, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
+def _answers_of_user(worker: UserWorker, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
     names = list(step.columns)
 
     def chosen(answer: dict[str, Any]) -> Values:
@@ -225,14 +229,14 @@ def _filled(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 @lru_cache(maxsize=16)
 def _model(root: str, step: bytes) -> ModelInspector:
-    told = msgspec.json.decode(step, type=InspectStep)
-    return ModelInspector(checked_code(Path(root), told), told)
+    parsed = msgspec.json.decode(step, type=InspectStep)
+    return ModelInspector(checked_code(Path(root), parsed), parsed)
 
 
 @lru_cache(maxsize=16)
 def _kept_worker(root: str, step: bytes) -> UserWorker:
-    told = msgspec.json.decode(step, type=InspectStep)
-    worker = _worker(told, checked_code(Path(root), told) if told.code else None)
+    parsed = msgspec.json.decode(step, type=InspectStep)
+    worker = _worker(parsed, checked_code(Path(root), parsed) if parsed.code else None)
     atexit.register(worker.close)
     return worker
 

@@ -22,7 +22,7 @@ import structlog
 from paho.mqtt.enums import MQTTErrorCode
 
 from catchment.runtime.puback import PubackClient
-from edge_agent.uplink.governor import NO_LIMIT_BYTES, TokenBucket
+from edge_agent.uplink.rate_limiter import NO_LIMIT_BYTES, TokenBucket
 
 # A rate within a message: how many bytes of what waits may go to the socket now. No IO; time is given. Thread-safe.
 # The governor decides which message is next, and gives it out whole; a body of 200 kB is two seconds of a rate of 100 kB/s.
@@ -167,11 +167,11 @@ def taken_bytes(opened: _HasDescriptor) -> int:
         return 0
     borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, opened.fileno())
     try:
-        said = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
     finally:
         # The descriptor stays paho's.
         borrowed.detach()
-    return int(_BYTES_ACKED.unpack(said)[0])
+    return int(_BYTES_ACKED.unpack(info)[0])
 
 
 def unsent_bytes(opened: _HasDescriptor) -> int:
