@@ -9,10 +9,10 @@ from catchment.runtime.output import say, say_document
 from pipelines.commands.options import Config, Contracts, contract_folder, require_files
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, PipelineError
+from pipelines.policy.documents import to_yaml
 from pipelines.policy.json_schema import schema_text
 from pipelines.policy.pol_filter import import_policies
 from pipelines.policy.trial import compile_policy
-from pipelines.policy.yaml_text import to_yaml
 
 
 def schema() -> None:

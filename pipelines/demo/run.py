@@ -25,8 +25,7 @@ from pipelines.demo.view import Snapshot, View
 from pipelines.demo.watch import Watch
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import first_director
-from pipelines.rollout.keys import KeyFolder, KeyPlan
-from pipelines.rollout.paths import keys_folder, models_folder
+from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository
 
 FIRST_ROWS_S = 60.0

@@ -7,8 +7,8 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.errors import ConfigError
-from pipelines.inspect.patterns import PATTERNS, own_patterns
-from schemas.inspectors import MAX_TEXT_CHARS
+from pipelines.inspect.columns import own_patterns
+from schemas.inspectors import MAX_TEXT_CHARS, PATTERNS
 
 
 def compiled_patterns(options: Mapping[str, object]) -> dict[str, str]:

@@ -13,8 +13,7 @@ from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.expressions.expression import ROW_COLUMNS
 from pipelines.lake.rewrite import rewrite_columns
 from pipelines.lake.splice import splice_columns
-from pipelines.policy.engine import lists_of
-from pipelines.policy.judge import Judge
+from pipelines.policy.engine import Judge, lists_of
 from schemas.contract import Contract
 
 BLOCK_ROWS = 1024 * 1024

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 
 from catchment.runtime.plain import html_text, plain
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
-from pipelines.training.index import SplitIndex
+from pipelines.training.index import ShardFiles, SplitIndex
 from pipelines.training.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -26,7 +26,6 @@ from pipelines.training.manifest import (
     set_file_path,
 )
 from pipelines.training.order import EpochOrder, EpochState
-from pipelines.training.payloads import ShardFiles
 from pipelines.training.permutation import Permutation
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
