@@ -15,6 +15,7 @@ from schemas.parts import read_part_head
 from schemas.reported import MAX_REPORTED_BYTES
 from schemas.topics import Address, Kind, Topics
 
+
 @dataclass(frozen=True, slots=True)
 class Partition:
     """One bridge's share of the devices.

@@ -1,4 +1,7 @@
-"""Counts patterns in text, whole columns at a time, with an engine whose time is linear in the text."""
+"""Counts patterns in text, whole columns at a time, with an engine whose time is linear in the text.
+
+Stands alone because each inspector is one module.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,6 +1,8 @@
 """A process that judges rows by the rules of one policy after another, and may be killed at any moment.
 
 Spoken to over its own pipes: the contract and the policies first, then tables. Run as `python -m pipelines.policy.worker`.
+
+Stands alone because it is the program of a process of its own.
 """
 
 import struct
