@@ -24,7 +24,7 @@ from rich.table import Table
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.refine import Refiner
+from edge_agent.capture.transforms import Refiner
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError
 from edge_agent.sources.api import SampleBatch

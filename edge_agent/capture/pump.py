@@ -11,11 +11,11 @@ import structlog
 from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
 from edge_agent.capture.encode import Encoder, PatientEncoder, join_batches, last_position, may_join
-from edge_agent.capture.refine import Refiner
 from edge_agent.capture.relay import Handed, Relay
+from edge_agent.capture.transforms import Refiner
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
-from edge_agent.rules.sieve import Sieve, sift
+from edge_agent.rules.rule_filter import Sieve, sift
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.rows.required import FilledColumns, explain_unfilled
 from edge_agent.spool.records import Append, Passed

@@ -11,8 +11,8 @@ from rich.text import Text
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, stacked, styled
 from edge_agent.commands.doctor.findings import Diagnosis, Verdict
 from edge_agent.commands.status_reader import Ledger, Status
+from edge_agent.health.agent_stats import refusal_text
 from edge_agent.health.file import Health
-from edge_agent.health.vitals import refusal_text
 from edge_agent.spool.inspection import Entry
 from edge_agent.trial.result import Trial, TriedColumn
 from schemas.reported import DocumentReport, PolicyReport

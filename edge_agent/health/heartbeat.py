@@ -6,7 +6,7 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.config import HealthConfig, SourceConfig
-from edge_agent.health.vitals import Vitals
+from edge_agent.health.agent_stats import Vitals
 from edge_agent.sources.api import SampleBatch, Scalar
 
 HEARTBEAT = "heartbeat"

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from catchment.runtime.clock import Clock
-from edge_agent.capture.lineup import Lineup
+from edge_agent.capture.source_supervisor import Lineup
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.config import AgentConfig
+from edge_agent.health.agent_stats import Vitals, judge_live
 from edge_agent.health.file import Health, notify_service_manager, rss_bytes, write_health
-from edge_agent.health.vitals import Vitals, judge_live
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.progress import Progress
 from schemas.reason_codes import describe_reason

@@ -6,7 +6,7 @@ from catchment.runtime.health_http import HealthHttpServer, Page, health_page
 from catchment.runtime.metrics_text import METRICS_TYPE
 from edge_agent.config import HealthConfig
 from edge_agent.errors import AgentError, ConfigError
-from edge_agent.health.vitals import Verdict, Vitals, judge_live, judge_ready, render_metrics
+from edge_agent.health.agent_stats import Verdict, Vitals, judge_live, judge_ready, render_metrics
 
 _HOST = "127.0.0.1"
 

@@ -14,8 +14,8 @@ from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
 from edge_agent.config import AgentConfig
 from edge_agent.errors import SpoolError
+from edge_agent.health.agent_stats import Vitals
 from edge_agent.health.file import Health, notify_service_manager, rss_bytes, write_health
-from edge_agent.health.vitals import Vitals
 from edge_agent.process.open_spool import open_spool
 from edge_agent.spool.spool import Spool
 

@@ -12,15 +12,15 @@ from catchment.runtime.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool import changes, database, reading
 from edge_agent.spool.changes import Removed
-from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.leases import Leases
 from edge_agent.spool.opening import open_files
 from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
 from edge_agent.spool.recovery import mark_suspect
-from edge_agent.spool.room import Ballast, Room
 from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
-from edge_agent.spool.writer import SpoolWriter
+from edge_agent.spool.space_budget import Ballast, Room
+from edge_agent.spool.transactions import Ledgerhand
+from edge_agent.spool.writer import DISK_FULL_PAUSE_S, SpoolWriter
 from schemas.envelope import Span
 from schemas.ids import Digest
 from schemas.receipts import Receipt, RefusedStream
@@ -58,6 +58,7 @@ class Spool:
         page_bytes: int = database.SMALL_PAGE_BYTES,
         min_free_bytes: int = 0,
         seal: Seal | None = None,
+        disk_full_pause_s: float = DISK_FULL_PAUSE_S,
     ) -> None:
         self._folder = folder
         self._seal = seal
@@ -71,12 +72,17 @@ class Spool:
         self._bodies, self._objects = opened.bodies, opened.objects
         self._room = Room(folder, max_bytes, min_free_bytes, self._objects, self._bodies)
         self._hand = Ledgerhand(self._db, self.epoch, self._room, self._objects, self._bodies, Ballast(folder))
-        self._writer = SpoolWriter(self._hand, linger_ms, self._in_flight, self._after_commit, clock)
+        self._writer = SpoolWriter(self._hand, linger_ms, self._in_flight, self._after_commit, clock, disk_full_pause_s)
 
     @property
     def failure(self) -> SpoolError | None:
         """Why nothing can be written any more; the process should end and start again, which mends the spool."""
         return self._writer.failure
+
+    @property
+    def held_count(self) -> int:
+        """Appends that wait for room, because their streams are never given up."""
+        return self._writer.held_count
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener`, from the writer's thread, after each commit. It must not block."""

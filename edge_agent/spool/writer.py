@@ -13,15 +13,15 @@ import structlog
 from catchment.runtime.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool.changes import Removed
-from edge_agent.spool.commits import Change, Ledgerhand
 from edge_agent.spool.records import Append
+from edge_agent.spool.transactions import Change, Ledgerhand
 from schemas.envelope import Span
 
 _COMMIT_BYTES = 2 * 1024 * 1024
 _COMMIT_SAMPLES = 10_000
 # Callers wait when this much is not durable yet: memory stays bounded whatever the sources do.
 _MAX_PENDING_BYTES = 2 * _COMMIT_BYTES
-_DISK_FULL_PAUSE_S = 0.5
+DISK_FULL_PAUSE_S = 0.5
 # A body that lies in a file holds no memory while it waits; what is not durable yet must stay bounded all the same.
 _FILE_SHARE = 4
 
@@ -56,6 +56,7 @@ class SpoolWriter:
         in_flight: which envelopes the uplink holds.
         on_removed: told, after each commit, what left the spool.
         clock: monotonic time for lingering.
+        disk_full_pause_s: pause before what found no room is tried again, unless something changes.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class SpoolWriter:
         in_flight: Callable[[], frozenset[int]],
         on_removed: Callable[[Removed], None],
         clock: Clock,
+        disk_full_pause_s: float = DISK_FULL_PAUSE_S,
     ) -> None:
         self._hand = hand
+        self._disk_full_pause_s = disk_full_pause_s
         self._linger_s = linger_ms / 1000
         self._in_flight = in_flight
         self._on_removed = on_removed
@@ -79,6 +82,12 @@ class SpoolWriter:
         self.failure: SpoolError | None = None
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def held_count(self) -> int:
+        """Appends that wait for room."""
+        with self._changed:
+            return len(self._waiting.held)
 
     def append(self, append: Append) -> "Future[Span]":
         """Hand in a batch; the future is done when it is durable. Waits while too much is pending.
@@ -150,7 +159,7 @@ class SpoolWriter:
     def _take(self) -> _Waiting | None:
         with self._changed:
             while not (self._waiting.appends or self._waiting.others or self._is_closing or self._is_held_one_leaving()):
-                if not self._changed.wait(_DISK_FULL_PAUSE_S if self._waiting.held else None) and self._waiting.held:
+                if not self._changed.wait(self._disk_full_pause_s if self._waiting.held else None) and self._waiting.held:
                     break
             deadline_s = self._clock.monotonic_s() + self._linger_s
             while self._may_linger() and (left_s := deadline_s - self._clock.monotonic_s()) > 0:
@@ -244,7 +253,7 @@ class SpoolWriter:
         _log.warning("disk full and nothing may be evicted; capture waits", hint="free some disk")
         with self._changed:
             if not (self._is_closing or any(append.source in self._leaving for append, _ in taken.appends)):
-                self._changed.wait(_DISK_FULL_PAUSE_S)
+                self._changed.wait(self._disk_full_pause_s)
             taken.others.extend(self._waiting.others)
             self._waiting.others.clear()
 

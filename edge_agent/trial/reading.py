@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catchment.runtime.clock import Clock, SystemClock
-from edge_agent.capture.refine import build_refiner
+from edge_agent.capture.transforms import build_refiner
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import AgentError, SourceAgainError, SourceEndedError

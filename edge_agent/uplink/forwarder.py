@@ -16,11 +16,12 @@ from catchment.runtime.clock import Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.caution import HANGS_UP
 from edge_agent.uplink.downlink import Downlink, ModelDesk
 from edge_agent.uplink.outbox import Outbox
+from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.progress import Progress
 from edge_agent.uplink.session import Acked, Arrived, Event, Events, Lost, Message, Session, Subscribed, Woken
+from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import DeviceId
 from schemas.reported import DocumentReport, ModelReport, PolicyReport, Reported, encode_reported
 from schemas.topics import Topics
@@ -107,7 +108,6 @@ _EVENTS_AT_ONCE = 256
 # So long after a message could not be sent, paho has told why.
 _LAST_WORDS_S = 1.0
 _LAST_BATCHES = 64
-_RECONNECT_FIRST_S = 0.5
 _RECONNECT_CAP_S = 30.0
 
 # A refused subscription is asked for again: the broker's rules may have been corrected without a new connection.
@@ -131,9 +131,10 @@ class Forwarder:
         reporter: the device's books.
         models: the models' room, None without `[model]`.
         clock: monotonic time.
+        times: waiting times that no operator sets.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 # the last has a default that only tests change
         self,
         spool: Spool,
         connect: _Connect,
@@ -143,7 +144,9 @@ class Forwarder:
         reporter: Reporter,
         models: ModelDesk | None,
         clock: Clock,
+        times: UplinkTimes | None = None,
     ) -> None:
+        times = times or UplinkTimes()
         self._spool = spool
         self._connect = connect
         self._topics = topics
@@ -153,10 +156,10 @@ class Forwarder:
         self._events: Events = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
         self.progress = Progress()
-        self._outbox = Outbox(spool, config, topics, device, self.progress, clock)
+        self._outbox = Outbox(spool, config, topics, device, self.progress, clock, times)
         self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
         self._downlink.hand_shares_to(self._outbox.over_share)
-        self._reconnect = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
+        self._reconnect = Backoff(times.first_reconnect_s, _RECONNECT_CAP_S, random.random)
         self.last_wait_s = 0.0
         self._filters = (topics.down_filter(device), topics.receipt_page_filter(device), topics.model_data(device))
         self._subscribed_s = float("-inf")

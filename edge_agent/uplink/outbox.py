@@ -12,12 +12,13 @@ from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.caution import Caution
-from edge_agent.uplink.flight import Flight
-from edge_agent.uplink.governor import Governor
 from edge_agent.uplink.parts import PartSender
+from edge_agent.uplink.poison_isolation import Caution
 from edge_agent.uplink.progress import Progress
+from edge_agent.uplink.rate_limiter import Governor
+from edge_agent.uplink.send_window import Flight
 from edge_agent.uplink.session import NO_SUBSCRIBERS, Lost, Message, Session, Verdict, judge
+from edge_agent.uplink.times import UplinkTimes
 from schemas.envelope import ARROW_STREAM, EnvelopeHead
 from schemas.ids import DeviceId
 from schemas.reason_codes import describe_reason
@@ -27,11 +28,8 @@ from schemas.topics import Topics
 _REFUSED_FIRST_S = 0.2
 _REFUSED_CAP_S = 15.0
 _OBJECT_ANSWER_S = 10.0
-# What was not sent by then is old, and shares the link with what is newer.
-_FRESH_FOR_S = 60.0
 # The core is asked again about a large payload, and what a lost wake-up left behind is found.
 _LOOK_EVERY_S = 5.0
-_CAREFUL_TURN_S = 0.1
 # So long after the core's last word about this device's share it is kept to the rate that was given.
 _SHARE_FOR_S = 600.0
 
@@ -52,11 +50,20 @@ class Outbox:
         device: this device.
         progress: what is counted.
         clock: monotonic time; wall clock for the schedule.
+        times: waiting times that no operator sets.
     """
 
     def __init__(
-        self, spool: Spool, config: UplinkConfig, topics: Topics, device: DeviceId, progress: Progress, clock: Clock
+        self,
+        spool: Spool,
+        config: UplinkConfig,
+        topics: Topics,
+        device: DeviceId,
+        progress: Progress,
+        clock: Clock,
+        times: UplinkTimes | None = None,
     ) -> None:
+        self._times = times or UplinkTimes()
         self._spool = spool
         self._topics = topics
         self._device = device
@@ -65,7 +72,7 @@ class Outbox:
         self._flight = Flight(config.window_bytes, config.unsettled_bytes, config.resend_after_s)
         self.parts = PartSender(spool, topics, device, config.part_bytes, min(_OBJECT_ANSWER_S, config.resend_after_s))
         self._governor = Governor(config)
-        self._caution = Caution(spool, self._park, random.random)
+        self._caution = Caution(spool, self._park, random.random, self._times)
         self._refused = Backoff(_REFUSED_FIRST_S, _REFUSED_CAP_S, random.random)
         self._paused_until_s = float("-inf")
         self._share_until_s: float | None = None
@@ -139,7 +146,7 @@ class Outbox:
         late = self._flight.overdue(now_s)
         self._progress.resent_count += len(late)
         self._spool.release(late)
-        if now_s - self._parted_s >= _FRESH_FOR_S:
+        if now_s - self._parted_s >= self._times.fresh_for_s:
             self._parted_s = now_s
             self._spool.part_backlog()
             self._caution.look(now_s)
@@ -158,7 +165,7 @@ class Outbox:
         if has_news or late or self._is_held or now_s - self._looked_s >= _LOOK_EVERY_S:
             self._looked_s = now_s
             self._send(session, now_s)
-        wait_s = self._governor.wait_s(now_s) or (_CAREFUL_TURN_S if self._caution.is_on else 0.0)
+        wait_s = self._governor.wait_s(now_s) or (self._times.careful_turn_s if self._caution.is_on else 0.0)
         self._is_held = wait_s > 0
         return wait_s or float("inf")
 

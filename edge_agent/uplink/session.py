@@ -24,7 +24,7 @@ from catchment.runtime.tls import client_context
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.identity.key_password import refuse
-from edge_agent.uplink.patience import PatientClient
+from edge_agent.uplink.keepalive import PatientClient
 
 
 # What the broker's answer to a message means for it, and what the end of a connection may mean: over MQTT 5 reason codes.

@@ -59,6 +59,7 @@ class Assembler:
         inline_bytes: up to so many bytes are hashed at once.
         max_open: unfinished objects of one device.
         max_device_bytes: what those may take on disk; 0: no limit.
+        max_pieces: pieces of one object with gaps between them; one that was here in more keeps them.
 
     Raises:
         OSError: the disk refused.
@@ -72,7 +73,9 @@ class Assembler:
         store: ObjectStore | None = None,
         max_open: int = _MAX_UNFINISHED_PER_DEVICE,
         max_device_bytes: int = 0,
+        max_pieces: int = MAX_PIECES,
     ) -> None:
+        self._max_pieces = max_pieces
         self.settled = 0
         self.refused = 0
         self._objects = objects
@@ -171,8 +174,8 @@ class Assembler:
             return None
         new = Ranges.of([(part.head.offset, part.head.offset + part.head.length) for part in bring])
         pieces = len(received.have.union(new).spans)
-        if pieces > max(MAX_PIECES, len(received.have.spans)):
-            return NoRoom(f"the object is here in {MAX_PIECES} pieces; send what lies between them first")
+        if pieces > max(self._max_pieces, len(received.have.spans)):
+            return NoRoom(f"the object is here in {self._max_pieces} pieces; send what lies between them first")
         new_bytes = sum(blocks_of(low, high) for low, high in new.minus(received.have))
         if not new_bytes and received.have:
             return None

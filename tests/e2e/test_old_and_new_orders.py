@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.documents.trust import DocumentTrust
-from edge_agent.rules.desk import RuleDesk
+from edge_agent.rules.policy_store import RuleDesk
 from edge_agent.rules.trust import read_seen
 from pipelines.director.keys import DocumentSigner, parse_key, write_key
 from pipelines.policy.edge import signed_message
@@ -22,35 +22,11 @@ from tests.fakes.director import FakeDirector, HandClock, wanted
 pytestmark = pytest.mark.slow
 
 RULE = EdgeRule("stands", '"speed_mps" < ?', EdgeAction.DROP, (1.0,))
-# What the agent of the release before does with a message, by its own code.
-OLD_RULES = """
-import json, sys
-from pathlib import Path
-from catchment.runtime.clock import SystemClock
-from edge_agent.rules.desk import RuleDesk
-desk = RuleDesk(sys.argv[1], "car-1", Path(sys.argv[2]), SystemClock())
-for name in sys.argv[3:]:
-    desk._take(Path(name).read_bytes())
-report = desk.report()
-print(json.dumps([report.version, report.refused, report.reason]))
-"""
-OLD_DESIRED = """
-import sys
-from pathlib import Path
-from schemas.rollout import decode_desired
-print(decode_desired(Path(sys.argv[1]).read_bytes()).version)
-"""
-OLD_CORE = """
-import sys
-from pathlib import Path
-from pipelines.policy.edge import signed_message
-from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule
-from schemas.rollout import Desired, encode_desired
-rule = EdgeRule("stands", '"speed_mps" < ?', EdgeAction.DROP, (1.0,))
-policy = EdgePolicy(int(sys.argv[3]), 0, {"vehicle_telemetry": (rule,)})
-Path(sys.argv[2], "policy").write_bytes(signed_message(policy, Path(sys.argv[1]).read_bytes()))
-Path(sys.argv[2], "desired").write_bytes(encode_desired(Desired("defects-2", "defects", 2, "defects/2.onnx", 1)))
-"""
+# What the release before does, by its own code: no Python file, so that a rename of ours never reaches it.
+PROGRAMS = Path(__file__).with_name("release_before")
+OLD_RULES = (PROGRAMS / "rules.old").read_text()
+OLD_DESIRED = (PROGRAMS / "desired.old").read_text()
+OLD_CORE = (PROGRAMS / "core.old").read_text()
 
 
 class Releases:
@@ -94,7 +70,8 @@ class Releases:
         trust = DocumentTrust((self.public_key,), "car-1")
         desk = RuleDesk(trust, (self.public_key,), self.state, HandClock())
         for path in messages:
-            assert desk._take(path.read_bytes())
+            desk.on_message(path.read_bytes())
+            assert desk.take_pending()
         return desk
 
 

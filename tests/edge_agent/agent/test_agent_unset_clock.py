@@ -10,7 +10,7 @@ import nanoarrow.ipc
 import pytest
 
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.refine import build_refiner
+from edge_agent.capture.transforms import build_refiner
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.sources.api import SampleBatch
 from edge_agent.spool.records import Append, NewEnvelope

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.refine import build_refiner, read_redaction_key
+from edge_agent.capture.transforms import build_refiner, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.errors import ConfigError
 from edge_agent.sources.api import SampleBatch

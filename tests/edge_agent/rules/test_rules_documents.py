@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from edge_agent.documents.trust import DocumentTrust
-from edge_agent.rules.desk import FILE_NAME, RuleDesk
+from edge_agent.rules.policy_store import FILE_NAME, RuleDesk
 from edge_agent.rules.trust import read_seen, write_seen
 from pipelines.director.keys import DocumentSigner
 from pipelines.policy.edge import signed_message
@@ -42,9 +42,7 @@ class Device:
     def take(self, body: bytes) -> bool:
         """Whether it is decided."""
         self.desk.on_message(body)
-        with self.desk._lock:
-            waiting, self.desk._pending = self.desk._pending, None
-        return waiting is None or self.desk._take(waiting)
+        return self.desk.take_pending()
 
     @property
     def version(self) -> int:

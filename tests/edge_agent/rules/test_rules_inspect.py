@@ -15,10 +15,10 @@ from PIL import Image
 from edge_agent.errors import ConfigError
 from edge_agent.inspect.config import InspectConfig
 from edge_agent.inspect.errors import UninspectableError
-from edge_agent.inspect.looked import asked_for
+from edge_agent.inspect.inspected import asked_for
 from edge_agent.inspect.picture import picture_facts
 from edge_agent.inspect.text import text_counts
-from edge_agent.rules.sieve import Sieve
+from edge_agent.rules.rule_filter import Sieve
 from edge_agent.sources.api import SampleBatch
 from pipelines.contracts.registry import ContractSet
 from pipelines.inspect.columns import inspected, step_columns
@@ -184,5 +184,5 @@ def test_transparent_pictures_and_broken_bytes_are_left_to_the_core() -> None:
 
 
 def test_no_library_is_loaded_before_a_step_asks() -> None:
-    code = "import sys, edge_agent.agent, edge_agent.inspect.looked; print({'numpy', 'PIL'} & {*sys.modules})"
+    code = "import sys, edge_agent.agent, edge_agent.inspect.inspected; print({'numpy', 'PIL'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

@@ -3,10 +3,10 @@
 import pytest
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.rules.sieve import Sieve
+from edge_agent.rules.rule_filter import Sieve
 from edge_agent.sources.api import SampleBatch
 from edge_agent.spool.records import Append, NewEnvelope, Passed
-from edge_agent.spool.room import soft_limit_bytes
+from edge_agent.spool.space_budget import soft_limit_bytes
 from edge_agent.spool.spool import Spool
 from schemas.builtin import builtin_contract
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule

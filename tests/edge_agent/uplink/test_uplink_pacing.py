@@ -13,9 +13,9 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_agent.config import BrokerConfig, UplinkConfig
-from edge_agent.uplink import patience
-from edge_agent.uplink.governor import Governor
-from edge_agent.uplink.patience import PatientClient
+from edge_agent.uplink import keepalive
+from edge_agent.uplink.keepalive import PatientClient
+from edge_agent.uplink.rate_limiter import Governor
 from tests.fakes.bad_link import BadLink
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
@@ -40,7 +40,7 @@ class Line:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = Clock()
-        monkeypatch.setattr(patience, "time", self.clock)
+        monkeypatch.setattr(keepalive, "time", self.clock)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.near = socket.create_connection(listener.getsockname())
             self.far, _ = listener.accept()
@@ -71,7 +71,7 @@ class Line:
         acknowledged, last_change_s = -1, time.monotonic()
         while time.monotonic() - last_change_s < 1.0:
             self.client.loop_write()
-            if (taken := patience.taken_bytes(self.near)) != acknowledged:
+            if (taken := keepalive.taken_bytes(self.near)) != acknowledged:
                 acknowledged, last_change_s = taken, time.monotonic()
             time.sleep(0.01)
 

@@ -9,7 +9,7 @@ import pytest
 from catchment.runtime.clock import SystemClock
 from edge_agent.commands.doctor.broker import examine_rights
 from edge_agent.config import AgentConfig, BrokerConfig
-from edge_agent.health.vitals import Vitals, judge_ready, render_metrics
+from edge_agent.health.agent_stats import Vitals, judge_ready, render_metrics
 from edge_agent.uplink.progress import Progress
 from tests.fakes.broker_fronts import RefusingFront
 from tests.fakes.device import Device, eventually

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
 
 CAREFUL_AFTER = 3
@@ -22,13 +23,10 @@ STRIKES = 3
 _CHANCE = 1e-4
 # The shortest a flight counts for: what is sent just as a link breaks is in flight for no time at all.
 _SHORTEST_FLIGHT_S = 0.02
-# A connection has stood so long, times a random 0.5 to 1.5, before a probe: links also break right after they are made.
-_STEADY_S = 1.0
 _CONTROLS = 8
 # So many connections in a row that end before any probe: the link breaks by itself, and nobody is to blame.
 _ACQUIT_AFTER = 4
 _MAX_ACCUSED = 16
-_BAR_FIRST_S = 60.0
 _BAR_CAP_S = 3_600.0
 
 
@@ -60,10 +58,12 @@ class Suspicion:
 
     Args:
         draw: a random number in [0, 1).
+        times: how long to wait before a probe, and how long a barred stream waits.
     """
 
-    def __init__(self, draw: Callable[[], float]) -> None:
+    def __init__(self, draw: Callable[[], float], times: UplinkTimes | None = None) -> None:
         self._draw = draw
+        self._times = times or UplinkTimes()
         self._unanswered: dict[int, int] = {}  # id -> connections in a row that ended with it under way
         self._watched: set[int] = set()
         self._passes_left = 0
@@ -104,7 +104,7 @@ class Suspicion:
         """A new connection."""
         longest_s = max((flight_s for charge in self._charges.values() for flight_s in charge.flights_s), default=0.0)
         self._began_s = now_s
-        self._asked_s = now_s + (0.5 + self._draw()) * max(_STEADY_S, longest_s)
+        self._asked_s = now_s + (0.5 + self._draw()) * max(self._times.steady_s, longest_s)
         self._is_answered = False
         self._controls = 0
         self._probe = None
@@ -240,7 +240,7 @@ class Suspicion:
 
     def _bar(self, stream: StreamName, probe_id: int, now_s: float) -> Sentence:
         before = self._bars.get(stream)
-        wait_s = _BAR_FIRST_S if before is None else min(_BAR_CAP_S, 2 * before.wait_s)
+        wait_s = self._times.first_bar_s if before is None else min(_BAR_CAP_S, 2 * before.wait_s)
         self._bars[stream] = _Bar(probe_id, wait_s, now_s + wait_s)
         self._charges = {id_: charge for id_, charge in self._charges.items() if charge.stream != stream}
         # What else was watched may be of the same stream, and nothing of that comes to clear it.

@@ -12,8 +12,8 @@ import pytest
 
 from edge_agent.config import HealthConfig
 from edge_agent.errors import ConfigError, SpoolError
+from edge_agent.health.agent_stats import Vitals, judge_live, judge_ready, render_metrics
 from edge_agent.health.server import HealthServer
-from edge_agent.health.vitals import Vitals, judge_live, judge_ready, render_metrics
 from schemas.receipts import RefusedStream
 from schemas.reported import StreamBooks
 

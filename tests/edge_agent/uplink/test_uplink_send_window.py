@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_agent.spool.records import ObjectRef
-from edge_agent.uplink.flight import Flight, Window
 from edge_agent.uplink.parts import Transfer
+from edge_agent.uplink.send_window import Flight, Window
 from edge_agent.uplink.session import MAX_TRIES, Verdict, judge
 from schemas.ids import Digest
 from schemas.receipts import ObjectState

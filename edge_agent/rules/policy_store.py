@@ -96,13 +96,19 @@ class RuleDesk:
             if not self._wake.wait(_LOOK_S):
                 continue
             self._wake.clear()
-            with self._lock:
-                body, self._pending = self._pending, None
-            if body is not None and not self._take(body):
-                self._put_back(body)
+            if not self.take_pending():
                 stop.wait(_RETRY_S)
                 self._wake.set()
             stop.wait(_REST_S)
+
+    def take_pending(self) -> bool:
+        """Decide on what came down, if anything did; False when that cannot be decided now, and the body waits on."""
+        with self._lock:
+            body, self._pending = self._pending, None
+        if body is None or self._take(body):
+            return True
+        self._put_back(body)
+        return False
 
     def _take(self, body: bytes) -> bool:
         """Put a policy in force or refuse it; False when that cannot be decided now."""

@@ -22,7 +22,7 @@ import structlog
 from paho.mqtt.enums import MQTTErrorCode
 
 from catchment.runtime.puback import PubackClient
-from edge_agent.uplink.governor import NO_LIMIT_BYTES, TokenBucket
+from edge_agent.uplink.rate_limiter import NO_LIMIT_BYTES, TokenBucket
 
 # A rate within a message: how many bytes of what waits may go to the socket now. No IO; time is given. Thread-safe.
 # The governor decides which message is next, and gives it out whole; a body of 200 kB is two seconds of a rate of 100 kB/s.

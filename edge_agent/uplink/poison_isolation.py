@@ -6,8 +6,9 @@ import structlog
 
 from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
+from edge_agent.uplink.poison_detector import Suspicion
 from edge_agent.uplink.session import Lost
-from edge_agent.uplink.suspicion import Suspicion
+from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
 
 # How a parked envelope's reason begins: a new connection alone is no reason to try it again.
@@ -26,12 +27,13 @@ class Caution:
         spool: what is sent.
         park: puts an envelope aside, for a reason.
         draw: a random number in [0, 1).
+        times: passed to the suspicion.
     """
 
-    def __init__(self, spool: Spool, park: Park, draw: Callable[[], float]) -> None:
+    def __init__(self, spool: Spool, park: Park, draw: Callable[[], float], times: UplinkTimes) -> None:
         self._spool = spool
         self._park = park
-        self._suspicion = Suspicion(draw)
+        self._suspicion = Suspicion(draw, times)
         self._streams: dict[int, StreamName] = {}  # of what is under way
         self._held: frozenset[int] = frozenset()
         self._left_out: frozenset[StreamName] = frozenset()

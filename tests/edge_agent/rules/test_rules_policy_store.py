@@ -11,8 +11,8 @@ from edge_agent.documents import signature
 from edge_agent.documents.trust import DocumentTrust
 from edge_agent.documents.verify import is_signed
 from edge_agent.errors import DocumentLaterError, UntrustedDocumentError
-from edge_agent.rules import desk as desk_module
-from edge_agent.rules.desk import FILE_NAME, NoRules, RuleDesk
+from edge_agent.rules import policy_store as desk_module
+from edge_agent.rules.policy_store import FILE_NAME, NoRules, RuleDesk
 from edge_agent.rules.trust import FILE_NAME as SEEN_NAME
 from edge_agent.rules.trust import read_seen
 from schemas.edge_policy import (
@@ -23,6 +23,7 @@ from schemas.edge_policy import (
     decode_signed_edge_policy,
     signing_bytes,
 )
+from tests.fakes.device import eventually
 from tests.fakes.policy_signer import PolicySigner
 
 STREAM = "vehicle_telemetry"
@@ -49,11 +50,13 @@ def open_desk_for(public_key: str, folder: Path) -> RuleDesk:
 def hand_in(desk: RuleDesk, *bodies: bytes) -> None:
     """Run the desk's thread until it has looked at each body."""
     for body in bodies:
-        desk.on_message(body)
-        with desk._lock:
-            waiting, desk._pending = desk._pending, None
-        if waiting is not None:
-            assert desk._take(waiting)
+        assert decides(desk, body)
+
+
+def decides(desk: RuleDesk, body: bytes) -> bool:
+    """Whether the desk can decide on a body now."""
+    desk.on_message(body)
+    return desk.take_pending()
 
 
 def test_a_signed_policy_is_in_force_and_still_is_after_a_start_without_a_network(signer, tmp_path):
@@ -174,7 +177,7 @@ def test_a_kill_between_note_and_policy_keeps_the_rules_until_the_new_ones_come_
     hand_in(desk, signer.sign(policy(3)))
     with monkeypatch.context() as patch:
         patch.setattr(desk_module, "write_atomic", lambda *_: _refuse())
-        assert not desk._take(signer.sign(policy(4)))
+        assert not decides(desk, signer.sign(policy(4)))
     desk = open_desk(signer, tmp_path)
     assert desk.current() == policy(3)
     hand_in(desk, signer.sign(policy(4)))
@@ -200,12 +203,10 @@ def test_a_check_that_cannot_be_made_is_made_later(signer, tmp_path, monkeypatch
     assert desk.current() is None
     assert desk.report().refused == 0
     monkeypatch.undo()
-    monkeypatch.setattr(desk_module, "_LOOK_S", 0.01)
-    stop, taken = threading.Event(), threading.Event()
-    monkeypatch.setattr(desk, "_take", lambda body: RuleDesk._take(desk, body) and (taken.set() or True))
+    stop = threading.Event()
     thread = threading.Thread(target=desk.run, args=(stop,))
     thread.start()
-    assert taken.wait(30)
+    eventually(lambda: desk.current() is not None, 30)
     stop.set()
     thread.join(10)
     assert desk.current() == policy(1)
@@ -216,7 +217,7 @@ def test_a_disk_that_refuses_keeps_the_old_rules_until_it_does_not(signer, tmp_p
     hand_in(desk, signer.sign(policy(1)))
 
     monkeypatch.setattr(desk_module, "write_atomic", lambda *_: _refuse())
-    assert desk._take(signer.sign(policy(2))) is False
+    assert not decides(desk, signer.sign(policy(2)))
     assert desk.current() == policy(1)
 
 

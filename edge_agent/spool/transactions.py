@@ -14,7 +14,7 @@ from edge_agent.spool.database import LARGE_PAGE_BYTES
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.quota import choose_victims
 from edge_agent.spool.records import Append, DropReason
-from edge_agent.spool.room import Ballast, Room
+from edge_agent.spool.space_budget import Ballast, Room
 from schemas.envelope import Span
 
 # Freed beyond what is needed, so that a full spool does not evict at every append.

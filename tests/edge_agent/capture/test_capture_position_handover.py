@@ -7,10 +7,10 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.lineup import Lineup
+from edge_agent.capture.position_handover import WHAT_IS_READ, predecessor
 from edge_agent.capture.pump import Restarts, SourcePump
-from edge_agent.capture.refine import build_refiner
-from edge_agent.capture.succession import WHAT_IS_READ, predecessor
+from edge_agent.capture.source_supervisor import Lineup
+from edge_agent.capture.transforms import build_refiner
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.sources.registry import KINDS, build_source
@@ -107,8 +107,7 @@ def test_a_failing_source_says_why_until_it_runs_again(tmp_path: Path):
     spool.close()
 
 
-def test_the_successor_of_a_source_that_does_not_stop_is_not_started(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("edge_agent.capture.lineup._STOP_WITHIN_S", 0.01)
+def test_the_successor_of_a_source_that_does_not_stop_is_not_started():
     begun: list[str] = []
 
     class Stuck:
@@ -124,7 +123,7 @@ def test_the_successor_of_a_source_that_does_not_stop_is_not_started(monkeypatch
         begun.append(name)
         return Stuck()
 
-    lineup = Lineup(lambda _: _Runs(), spawn, lambda _, **__: None)  # type: ignore[arg-type,return-value]  # parts that stand still
+    lineup = Lineup(lambda _: _Runs(), spawn, lambda _, **__: None, 0.01)  # type: ignore[arg-type,return-value]  # parts that stand still
     lineup.apply([source(path="a", rate_hz=1.0)])
     lineup.apply([source(path="a", rate_hz=2.0)])
     assert len(begun) == 1

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import structlog
 
+from edge_agent.capture.position_handover import reads_the_same
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.succession import reads_the_same
 from edge_agent.config import SourceConfig
 from edge_agent.health.heartbeat import HEARTBEAT
 
@@ -44,9 +44,11 @@ class Lineup:
         build: makes the pump of a source.
         spawn: starts a thread.
         leave: tells the spool, by the source's name, that a source is to stop, and that it has.
+        stop_within_s: how long to wait for a source that is to stop.
     """
 
-    def __init__(self, build: Build, spawn: Spawn, leave: Leave) -> None:
+    def __init__(self, build: Build, spawn: Spawn, leave: Leave, stop_within_s: float = _STOP_WITHIN_S) -> None:
+        self._stop_within_s = stop_within_s
         self._build = build
         self._spawn = spawn
         self._leave = leave
@@ -100,7 +102,7 @@ class Lineup:
             entry.stop.set()
             self._leave(entry.config.name)
         for entry in entries:
-            entry.thread.join(_STOP_WITHIN_S)
+            entry.thread.join(self._stop_within_s)
         stuck = [entry for entry in entries if entry.thread.is_alive()]
         for entry in entries:
             if entry not in stuck:
