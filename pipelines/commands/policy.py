@@ -146,8 +146,8 @@ def _report(console: PlainConsole, path: Path, trial: Trial) -> None:
     policy = trial.policy
     for failure in trial.failures:
         wanted, got = _tags(failure.wanted), _tags(failure.found)
-        told = f" {path}: example {failure.example + 1} on {failure.stream}: wanted {wanted}, got {got}"
-        console.print(joined(styled("failed", "red"), told))
+        summary = f" {path}: example {failure.example + 1} on {failure.stream}: wanted {wanted}, got {got}"
+        console.print(joined(styled("failed", "red"), summary))
     if trial.is_passed:
         console.print(joined(styled("passed", "green"), f" {path}: {_title(policy)}, {len(policy.examples)} examples"))
     if trial.unfired:

@@ -20,7 +20,7 @@ _KEYS = frozenset({
 _TIME_KEYS = frozenset({"timezone", "defaultTimezone"})
 _VECTOR_KEYS = frozenset({"dimensions", "elementType"})
 # What only describes a vector, and is let through unread.
-_TOLD_OF_VECTORS = frozenset({"distanceMetric", "embeddingModel", "embeddingModelVersion", "normalized"})
+_VECTOR_NOTES = frozenset({"distanceMetric", "embeddingModel", "embeddingModelVersion", "normalized"})
 _CUSTOM = frozenset({"unit", "pii", "redact"})
 _OPTIONS = {"minimum": "minimum", "maximum": "maximum", "maxLength": "max_length"}
 
@@ -109,7 +109,7 @@ def _array(source: YamlSource, given: _Plain, options: _Plain, steps: tuple[str 
 
 
 def _vector(source: YamlSource, _given: _Plain, options: _Plain, steps: tuple[str | int, ...]) -> _Plain:
-    known(source, options, _VECTOR_KEYS | _TOLD_OF_VECTORS, *steps, "logicalTypeOptions")
+    known(source, options, _VECTOR_KEYS | _VECTOR_NOTES, *steps, "logicalTypeOptions")
     found = f"vector<{options.get('elementType') or 'float32'}>"
     if found not in VECTOR_TYPES:
         raise ConfigError(f"{source.where(*steps)}: a vector of {options.get('elementType')!r} is not in the subset")

@@ -119,9 +119,9 @@ class Settler:
                 self._messages += 1
                 self._take_envelope(message, fresh_spans)
         elif message.kind == KIND_REPORTED:
-            said = read_report(message.batch, message.row)
-            if isinstance(said, str):
-                self._reject(message.rejected(STAGE_REPORT, said, None, 1), stream="")
+            report = read_report(message.batch, message.row)
+            if isinstance(report, str):
+                self._reject(message.rejected(STAGE_REPORT, report, None, 1), stream="")
         else:
             self._reject(message.rejected(STAGE_HEAD, message.refusal or "refused", None, 1), stream="")
 

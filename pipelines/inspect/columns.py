@@ -66,7 +66,7 @@ def step_columns(step: InspectStep) -> tuple[Column, ...]:
 
 def step_digest(step: InspectStep) -> str:
     """Names what a step computes: the same digest gives the same columns for the same bytes."""
-    told = (
+    identity = (
         VERSIONS.get(step.use, 0),
         step.use,
         step.code,
@@ -74,7 +74,7 @@ def step_digest(step: InspectStep) -> str:
         sorted(step.columns.items()),
         sorted(step.options.items()),
     )
-    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:16]
+    return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:16]
 
 
 def steps_of(policies: Iterable[Policy], stream: str) -> tuple[InspectStep, ...]:

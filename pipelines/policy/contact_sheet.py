@@ -116,12 +116,12 @@ class Sheet:
                 encoded = base64.b64encode(picture).decode()
                 image = f'<img alt="" src="data:image/jpeg;base64,{encoded}">'
             tags = "".join(f"<b>{html_text(tag)}</b>" for tag in example.tags)
-            told = "".join(
+            facts = "".join(
                 f"<dt>{html_text(name)}</dt><dd>{html_text(str(value)[:200])}</dd>"
                 for name, value in example.row.items()
                 if value is not None and not name.startswith("payload_")
             )
-            figures.append(f"<figure>{image}{tags}<dl>{told}</dl></figure>")
+            figures.append(f"<figure>{image}{tags}<dl>{facts}</dl></figure>")
         title = html_text(self.title)
         page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         return f"{page}<h1>{title}</h1><main>{''.join(figures)}</main></html>\n".encode()

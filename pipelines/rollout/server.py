@@ -57,7 +57,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Announced:
     """What a device was last ordered: by which rollout, signed by which keys, when."""
 
     rollout: Rollout | None
@@ -76,7 +76,7 @@ class ModelServer:
         self._clock = clock
         self._lock = threading.Lock()
         self._reports: dict[str, tuple[ModelReport, ...]] = {}
-        self._told: dict[str, Told] = {}
+        self._announced: dict[str, Announced] = {}
         self._config = config
         self._keys: tuple[str, ...] | None = None
         self._refusing: dict[str, str] = {}
@@ -220,7 +220,7 @@ class ModelServer:
         rollouts = [self._halted_if_failing(item, reports) for item in self._rollouts.all()]
         named = {device for item in rollouts if item.state == "running" for device in item.devices.named_devices}
         orders = self._open_orders()
-        for device in sorted({*reports, *named, *self._told}):
+        for device in sorted({*reports, *named, *self._announced}):
             self._tell(device, rollouts, reports.get(device, ()), orders)
 
     def _open_orders(self) -> DesiredOrders:
@@ -241,7 +241,7 @@ class ModelServer:
             due = [device for device, at_s in self._refused_at_s.items() if at_s <= before_s]
             for device in due:
                 del self._refused_at_s[device]
-                self._told.pop(device, None)
+                self._announced.pop(device, None)
 
     def _renew(self) -> None:
         if self._clock.monotonic_s() < self._renew_at_s:
@@ -268,25 +268,25 @@ class ModelServer:
         return halted
 
     def _tell(self, device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...], orders: DesiredOrders) -> None:
-        wanted, told = wanted_by(device, rollouts), self._told.get(device, Told(None))
-        if wanted == told.rollout and (wanted is None or not self._is_stale(told, orders)):
+        wanted, announced = wanted_by(device, rollouts), self._announced.get(device, Announced(None))
+        if wanted == announced.rollout and (wanted is None or not self._is_stale(announced, orders)):
             return
         if runs_halted(device, rollouts, models):
             # It works there: a halted rollout takes nothing away, it only goes no further.
-            self._told[device] = Told(wanted)
+            self._announced[device] = Announced(wanted)
             return
         body = orders.message(device, None if wanted is None else wanted.desired)
         self._link.publish(
             self._topics.desired(DeviceId(device)), body, retain=True, on_answer=partial(self._note_answer, device)
         )
-        self._told[device] = Told(wanted, orders.public_keys, self._clock.now_ms())
+        self._announced[device] = Announced(wanted, orders.public_keys, self._clock.now_ms())
         log.info("device is told", device=device, rollout=None if wanted is None else wanted.name)
 
-    def _is_stale(self, told: Told, orders: DesiredOrders) -> bool:
+    def _is_stale(self, announced: Announced, orders: DesiredOrders) -> bool:
         """Whether what a device was told must be signed again: by other keys, or before it expires."""
-        if told.keys != orders.public_keys:
+        if announced.keys != orders.public_keys:
             return True
-        return bool(told.keys) and self._clock.now_ms() - told.at_ms >= orders.renew_after_ms
+        return bool(announced.keys) and self._clock.now_ms() - announced.at_ms >= orders.renew_after_ms
 
 
 def runs_halted(device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...]) -> bool:

@@ -50,9 +50,9 @@ def test_a_flood_waits_on_its_device_and_every_message_of_another_is_landed(make
     assert {row["first_seq"] for row in rows if row["device"] == "dev-a" and row["stream"] == "telemetry"} == set(range(200))
     assert 25 <= len(landed) < 400
     wait_until(lambda: bool(notices(flooder)))
-    told = notices(flooder)[0]
-    assert (told["limit"], told["bytes_per_s"]) == ("bytes", 200_000)
-    assert 0 < told["wait_ms"] <= 5_000
+    notice = notices(flooder)[0]
+    assert (notice["limit"], notice["bytes_per_s"]) == ("bytes", 200_000)
+    assert 0 < notice["wait_ms"] <= 5_000
     assert notices(device) == []
 
     # What was not landed is sent again, once it may be.
@@ -125,7 +125,7 @@ def test_what_a_device_has_the_broker_keep_is_taken_back_but_for_its_report(brok
     client.publish("catchment/reported/dev-a", b"{}", qos=1, retain=True).wait_for_publish(30)
     bridge.wait_landed(device)
     wait_until(lambda: retained(broker, "catchment/#") == ["catchment/bridges/bridge-0", "catchment/reported/dev-a"])
-    wait_until(lambda: any(told["limit"] == "retained" for told in notices(flooder)))
+    wait_until(lambda: any(notice["limit"] == "retained" for notice in notices(flooder)))
     wait_until(
         lambda: any(
             "taken back at the broker" in heartbeat.over_share.get("flood", "") for heartbeat in read_heartbeats(bridge.lake)
@@ -190,6 +190,6 @@ def test_a_small_disk_is_never_filled_and_the_others_go_on_beside_a_flood(broker
         assert found.f_bavail > found.f_blocks // 20
         assert "disk_refused" not in bridge.log()
         assert "no room" in {state.get("reason", "").partition(":")[0] for state in flooder.states()}
-        assert {told["limit"] for told in notices(flooder)} == {"disk"}
+        assert {notice["limit"] for notice in notices(flooder)} == {"disk"}
     finally:
         bridge.stop()

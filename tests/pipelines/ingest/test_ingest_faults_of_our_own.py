@@ -226,9 +226,9 @@ def test_a_row_above_the_limit_is_refused_alone(core: Core, envelope: MakeEnvelo
     from pipelines.ingest.tabulate import refusals
 
     rows = conform(pa.Table.from_batches([batch]), contract)
-    said = refusals(rows, 10_000)
-    assert said is not None
-    assert [reason.as_py() is None for reason in said] == [True, False, True]
+    reasons = refusals(rows, 10_000)
+    assert reasons is not None
+    assert [reason.as_py() is None for reason in reasons] == [True, False, True]
     assert refusals(rows, 30_000) is None
 
 

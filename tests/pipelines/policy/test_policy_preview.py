@@ -152,9 +152,9 @@ def test_the_commands_show_a_preview_and_explain_a_sample(commit_rows: Commit, t
     shown = run("preview", str(path), "--lake", str(root))
     assert "conflict" in shown
     assert "rows with both" in shown
-    told = json.loads(run("preview", str(path), "--lake", str(root), "--json"))
-    assert told["rows"] == 1_000
-    row = next(each["row"] for each in told["examples"] if "fast" in each["tags"])
+    document = json.loads(run("preview", str(path), "--lake", str(root), "--json"))
+    assert document["rows"] == 1_000
+    row = next(each["row"] for each in document["examples"] if "fast" in each["tags"])
     sample = f"{row['device']}/{row['epoch']}/{row['seq']}"
     assert f"carries fast of {OLD.label}" in run("explain", sample, "--stream", STREAM, "--lake", str(root))
     why = json.loads(run("explain", sample, "--stream", STREAM, "--lake", str(root), "--file", str(path), "--json"))

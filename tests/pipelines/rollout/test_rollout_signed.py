@@ -40,7 +40,7 @@ def core_file(broker: RunningBroker, tmp_path: Path) -> Path:
     return path
 
 
-class Told:
+class ServedDevice:
     """A server without a broker: what it would have published."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,8 +62,8 @@ class Told:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Told:
-    found = Told(tmp_path)
+def served(tmp_path: Path) -> ServedDevice:
+    found = ServedDevice(tmp_path)
     found.store.save(Rollout("defects-1", "defects", 1, "defects/1.onnx", "line-3", 10))
     return found
 
@@ -72,58 +72,60 @@ def counter_of(body: bytes) -> int:
     return decode_document(decode_message(body).document, DocumentKind.DESIRED, DesiredModels).counter
 
 
-def test_an_order_is_signed_again_before_it_expires_and_not_sooner(told: Told, tmp_path: Path) -> None:
-    (key,) = first_director(told.keys).public_keys
-    assert [told.tick() for _ in range(3)] == [1, 0, 0]
-    told.clock.wall_ms += 14 * DAY_MS
-    assert told.tick() == 0
-    told.clock.wall_ms += 2 * DAY_MS
-    assert [told.tick() for _ in range(2)] == [1, 0]
+def test_an_order_is_signed_again_before_it_expires_and_not_sooner(served: ServedDevice, tmp_path: Path) -> None:
+    (key,) = first_director(served.keys).public_keys
+    assert [served.tick() for _ in range(3)] == [1, 0, 0]
+    served.clock.wall_ms += 14 * DAY_MS
+    assert served.tick() == 0
+    served.clock.wall_ms += 2 * DAY_MS
+    assert [served.tick() for _ in range(2)] == [1, 0]
     device = OrderTaker(tmp_path / "state", key, clock=HandClock(NOW_MS + 40 * DAY_MS))
-    assert device.take(told.messages[0]) is None
-    assert device.take(told.messages[1]) == (1,)
+    assert device.take(served.messages[0]) is None
+    assert device.take(served.messages[1]) == (1,)
 
 
-def test_an_order_is_signed_again_when_a_key_comes_or_goes(told: Told) -> None:
-    assert told.tick() == 1  # unsigned: there is no key yet
-    assert decode_desired(told.messages[0]).version == 1
-    first_director(told.keys)
-    assert [told.tick() for _ in range(2)] == [1, 0]
-    add_director_key(told.keys)
-    assert [told.tick() for _ in range(2)] == [1, 0]
-    assert len(decode_message(told.messages[-1]).signatures) == 2
-    (told.keys / "director-1.pem").unlink()
-    assert told.tick() == 1
-    assert [each.key for each in decode_message(told.messages[-1]).signatures] == list(require_director(told.keys).public_keys)
-    assert counter_of(told.messages[1]) < counter_of(told.messages[2]) < counter_of(told.messages[3])
+def test_an_order_is_signed_again_when_a_key_comes_or_goes(served: ServedDevice) -> None:
+    assert served.tick() == 1  # unsigned: there is no key yet
+    assert decode_desired(served.messages[0]).version == 1
+    first_director(served.keys)
+    assert [served.tick() for _ in range(2)] == [1, 0]
+    add_director_key(served.keys)
+    assert [served.tick() for _ in range(2)] == [1, 0]
+    assert len(decode_message(served.messages[-1]).signatures) == 2
+    (served.keys / "director-1.pem").unlink()
+    assert served.tick() == 1
+    assert [each.key for each in decode_message(served.messages[-1]).signatures] == list(
+        require_director(served.keys).public_keys
+    )
+    assert counter_of(served.messages[1]) < counter_of(served.messages[2]) < counter_of(served.messages[3])
 
 
-def test_a_restarted_server_counts_on_from_what_devices_have_seen(told: Told, tmp_path: Path) -> None:
-    first_director(told.keys)
-    told.tick()
-    told.clock.wall_ms -= 100 * DAY_MS  # its clock is wrong, too
-    again = Told(tmp_path)
-    again.clock = told.clock
+def test_a_restarted_server_counts_on_from_what_devices_have_seen(served: ServedDevice, tmp_path: Path) -> None:
+    first_director(served.keys)
+    served.tick()
+    served.clock.wall_ms -= 100 * DAY_MS  # its clock is wrong, too
+    again = ServedDevice(tmp_path)
+    again.clock = served.clock
     again.tick()
-    assert counter_of(again.messages[0]) > counter_of(told.messages[0])
+    assert counter_of(again.messages[0]) > counter_of(served.messages[0])
 
 
-def test_a_halted_rollout_is_an_order_of_no_model(told: Told, tmp_path: Path) -> None:
-    (key,) = first_director(told.keys).public_keys
-    told.tick()
-    told.store.save(Rollout("defects-1", "defects", 1, "defects/1.onnx", "line-3", 10, state="halted"))
-    assert [told.tick() for _ in range(2)] == [1, 0]
+def test_a_halted_rollout_is_an_order_of_no_model(served: ServedDevice, tmp_path: Path) -> None:
+    (key,) = first_director(served.keys).public_keys
+    served.tick()
+    served.store.save(Rollout("defects-1", "defects", 1, "defects/1.onnx", "line-3", 10, state="halted"))
+    assert [served.tick() for _ in range(2)] == [1, 0]
     device = OrderTaker(tmp_path / "state", key)
-    assert device.take(told.messages[0]) == (1,)
-    assert device.take(told.messages[1]) == ()
-    assert device.take(told.messages[0]) is None
+    assert device.take(served.messages[0]) == (1,)
+    assert device.take(served.messages[1]) == ()
+    assert device.take(served.messages[0]) is None
 
 
-def test_the_server_tells_once_that_a_device_does_not_follow(told: Told) -> None:
+def test_the_server_tells_once_that_a_device_does_not_follow(served: ServedDevice) -> None:
     report = Reported("line-3", 1, "0", documents=(DocumentReport("desired", 5, 1, "signed by no key that this device trusts"),))
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):
-            told.server._remember("line-3", encode_reported(report))
+            served.server._remember("line-3", encode_reported(report))
     assert [entry["reason"] for entry in logs] == ["desired: signed by no key that this device trusts"]
 
 
