@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.rollout.pieces import answer
 from pipelines.rollout.repository import PublishedModel
+from pipelines.rollout.server import answer
 from tests.fakes import bad_models
 from tests.fakes import model_repository as fake
 

@@ -15,8 +15,8 @@ from paho.mqtt.properties import Properties
 
 from pipelines.config import AlarmConfig
 from pipelines.heartbeat import read_heartbeats
-from pipelines.status.exposition import exposition
 from pipelines.status.health import Kind, assess
+from pipelines.status.server import exposition
 from pipelines.status.survey import survey
 from tests.pipelines.bridge.conftest import BridgeProcess, Device, wait_until
 
