@@ -16,7 +16,7 @@ from pipelines.lake.copy import name_of
 from pipelines.lake.layout import LANDING, OBJECTS
 from pipelines.lake.remote import Remote
 
-_MAX_ASKED = 10_000
+_MAX_ABSENT = 10_000
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +83,7 @@ class RemoteObjects:
 
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
-        self._asked: set[str] = set()
+        self._absent: set[str] = set()
 
     def size(self, digest: str) -> int | None:
         """The bytes of an object; None if it is not there.
@@ -91,16 +91,16 @@ class RemoteObjects:
         Raises:
             OSError: the storage is away.
         """
-        if digest in self._asked:
+        if digest in self._absent:
             return None  # the usual case: the next part of what was not there a moment ago
         try:
             found = self._remote.size(f"{OBJECTS}/{digest}")
         except RetryLaterError as error:
             raise OSError(str(error)) from error
         if found is None:
-            if len(self._asked) >= _MAX_ASKED:
-                self._asked.clear()
-            self._asked.add(digest)
+            if len(self._absent) >= _MAX_ABSENT:
+                self._absent.clear()
+            self._absent.add(digest)
         return found
 
     def settle(self, path: Path, whole: Path) -> None:
@@ -113,7 +113,7 @@ class RemoteObjects:
             self._remote.put(f"{OBJECTS}/{whole.name}", path)
         except RetryLaterError as error:
             raise OSError(str(error)) from error
-        self._asked.discard(whole.name)
+        self._absent.discard(whole.name)
         path.unlink()
 
 

@@ -21,7 +21,7 @@ _looks: dict[Path, int] = {}
 _waiting_afar: dict[Path, list[Path]] = {}
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, rename={"requested_at_us": "asked_at_us"}):  # the name on disk
     """Replay or discard these rows.
 
     Attributes:
@@ -31,7 +31,7 @@ class Request(msgspec.Struct, frozen=True):
 
     kind: Literal["replay", "discard"]
     ids: tuple[str, ...]
-    asked_at_us: int
+    requested_at_us: int
     version: str = ""
     event_time: str = ""
 
@@ -46,7 +46,7 @@ def write_request(root: Path, request: Request) -> Path:
     folder = requests_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(root)
-    path = folder / f"{request.asked_at_us:020d}-{hashlib.sha256(body).hexdigest()[:12]}.json"
+    path = folder / f"{request.requested_at_us:020d}-{hashlib.sha256(body).hexdigest()[:12]}.json"
     keep(root, path, body)
     return path
 

@@ -55,8 +55,8 @@ def roll_up_all(root: Path, private: Mapping[str, Collection[str]] | None = None
         CorruptLakeError: a table cannot be read.
     """
     upto = committed_run(root, COMMITS)
-    told = private or {}
-    return {stream: roll_up(root, stream, upto, told.get(stream, ())) for stream in folders_of(root, STREAMS)}
+    private_columns = private or {}
+    return {stream: roll_up(root, stream, upto, private_columns.get(stream, ())) for stream in folders_of(root, STREAMS)}
 
 
 def roll_up(root: Path, stream: str, upto: int, private: Collection[str] = ()) -> int:

@@ -90,8 +90,8 @@ def build_slim(root: Path, table: str, version: int, files: Sequence[LogFile]) -
             made.create_checkpoint()
         return _slimmed(path, version, _live(made))
     except DeltaError as error:
-        said = str(error).partition("\n")[0][:300]
-        raise RefusedError(f"{root / table}: no checkpoint can be made of version {version} ({said})") from error
+        message = str(error).partition("\n")[0][:300]
+        raise RefusedError(f"{root / table}: no checkpoint can be made of version {version} ({message})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -152,10 +152,10 @@ def _write_hint(root: Path, table: str, slim: Slim) -> None:
         known = -1
     if known >= slim.version:
         return
-    told = {"version": slim.version, "size": slim.rows, "sizeInBytes": len(slim.body), "numOfAddFiles": len(slim.live)}
+    hint = {"version": slim.version, "size": slim.rows, "sizeInBytes": len(slim.body), "numOfAddFiles": len(slim.live)}
     remote = remote_of(root)
     if remote is None:
-        write_atomic(path, msgspec.json.encode(told), mode=0o644)
+        write_atomic(path, msgspec.json.encode(hint), mode=0o644)
     else:
-        remote.put(str(path.relative_to(root)), msgspec.json.encode(told))
+        remote.put(str(path.relative_to(root)), msgspec.json.encode(hint))
         forget(root, [path])

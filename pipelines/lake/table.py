@@ -39,8 +39,8 @@ def open_table(root: Path, name: str) -> DeltaTable | None:
         if remote is not None:
             raise RetryLaterError(f"{remote.where(name)}: cannot be read ({error}); is the storage there?") from error
         # The library's words end in a stack of its own.
-        said = str(error).partition("\n")[0][:300]
-        raise CorruptLakeError(f"{root / name}: its Delta log cannot be read ({said}); restore _delta_log") from error
+        message = str(error).partition("\n")[0][:300]
+        raise CorruptLakeError(f"{root / name}: its Delta log cannot be read ({message}); restore _delta_log") from error
 
 
 def files_of(table: DeltaTable) -> fs.FileSystem | None:
@@ -119,8 +119,8 @@ def private_of(table: DeltaTable, schema: pa.Schema) -> frozenset[str]:
 
 def shown_columns(table: DeltaTable) -> frozenset[str] | None:
     """The columns whose bounds may stand in the table's log, as it was told; None where it was told nothing."""
-    told = table.metadata().configuration.get("delta.dataSkippingStatsColumns")
-    return None if told is None else frozenset(filter(None, told.split(",")))
+    setting = table.metadata().configuration.get("delta.dataSkippingStatsColumns")
+    return None if setting is None else frozenset(filter(None, setting.split(",")))
 
 
 def sync_log(root: Path, name: str, version: int | None = None) -> None:

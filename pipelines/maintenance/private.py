@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.contracts.private import private_by_stream
+from pipelines.contracts.arrow import private_by_stream
 from pipelines.errors import CorruptLakeError
 from pipelines.ingest.plan_files import read_pins, read_plan
 from pipelines.lake.commit import committed_run
@@ -38,9 +38,9 @@ def hide_private(root: Path) -> int:
         RetryLaterError: the storage is away.
         OSError: the disk refused.
     """
-    told, count = private_today(root), 0
+    declared, count = private_today(root), 0
     for stream in folders_of(root, STREAMS):
-        private = private_of_stream(root, stream_table(stream), told.get(stream, ()))
+        private = private_of_stream(root, stream_table(stream), declared.get(stream, ()))
         count += hide_statistics(root, stream_table(stream), private)
         count += forget_values(root, rollup_table(stream), private)
         count += forget_values(root, quality_table(stream), private)
