@@ -20,8 +20,7 @@ from pipelines.errors import ConfigError
 from pipelines.rollout.cohorts import parse_cohort
 from pipelines.rollout.fleet import publish_desired, reported_models
 from pipelines.rollout.golden import check_scores, try_model
-from pipelines.rollout.keys import KeyFolder, KeyPlan
-from pipelines.rollout.paths import keys_folder, models_folder
+from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
 from pipelines.rollout.server import serve
