@@ -1,4 +1,7 @@
-"""Fills in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own."""
+"""Fills in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own.
+
+Runs of near-duplicates: of a camera that stands still, the pictures after the first tell nothing new.
+"""
 
 import atexit
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +17,6 @@ import pyarrow.compute as pc
 
 from pipelines.contracts.arrow import ARROW_TYPES
 from pipelines.errors import ConfigError
-from pipelines.inspect.bursts import NEAR_BITS, NEAR_S, bursts
 from pipelines.inspect.cache import InspectCache
 from pipelines.inspect.code import checked_code
 from pipelines.inspect.columns import ERRORS, step_columns, step_digest
@@ -31,6 +33,12 @@ from schemas.policy import InspectStep
 ENTRY_POINTS = "catchment.inspectors"
 Payloads = Callable[[int], bytes | None]
 Values = Sequence[Any]
+
+
+NEAR_BITS = 6
+# A part that comes by a minute later is another part, however alike the pictures are.
+NEAR_S = 10.0
+_US = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,3 +259,40 @@ def _worker(step: InspectStep, path: Path | None) -> UserWorker:
             raise ConfigError(f"inspector {step.use!r}: no entry point of {ENTRY_POINTS} has this name; there are {known}")
         source, function = found[step.use].module, found[step.use].attr
     return UserWorker(step.use, source, function, dict(step.options), step.max_ms, step.max_memory_mib)
+
+
+def bursts(
+    devices: Sequence[str | None],
+    epochs: Sequence[int],
+    seqs: Sequence[int],
+    hashes: Sequence[str | None],
+    times_us: Sequence[int | None] | None = None,
+    near_bits: int = NEAR_BITS,
+    near_s: float = NEAR_S,
+) -> tuple[list[str | None], list[int | None]]:
+    """For each row the burst it is of, `epoch-seq` of its first, and its place in it from 0; None without a hash.
+
+    A row belongs to the burst before it in its device's order if its hash differs from that of the burst's first in at most
+    `near_bits` of 64 bits: compared with the first and not with its neighbour, so that a slow change ends a burst. It must also
+    have been captured within `near_s` of the burst's last, where both times are known.
+    """
+    times = times_us or [None] * len(hashes)
+    order = sorted(range(len(hashes)), key=lambda row: (devices[row] or "", epochs[row], seqs[row]))
+    names: list[str | None] = [None] * len(hashes)
+    places: list[int | None] = [None] * len(hashes)
+    device, first, name, place = "", 0, "", 0
+    last_us: int | None = None
+    for row in order:
+        digest = hashes[row]
+        if digest is None:
+            continue
+        bits = int(digest, 16)
+        time_us = times[row]
+        is_near = last_us is None or time_us is None or abs(time_us - last_us) <= near_s * _US
+        if name and is_near and devices[row] == device and (bits ^ first).bit_count() <= near_bits:
+            place += 1
+        else:
+            device, first, name, place = devices[row] or "", bits, f"{epochs[row]}-{seqs[row]}", 0
+        last_us = time_us
+        names[row], places[row] = name, place
+    return names, places

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.contracts.private import private_by_stream
+from pipelines.contracts.arrow import private_by_stream
 from pipelines.errors import CorruptLakeError
 from pipelines.ingest.plan_files import read_pins, read_plan
 from pipelines.lake.commit import committed_run

@@ -1,9 +1,14 @@
-"""The model server: hands out pieces of the repository, tells devices what they should run, and stops a rollout that fails."""
+"""The model server: hands out pieces of the repository, tells devices what they should run, and stops a rollout that fails.
 
+Answers to requests for pieces of repository files. Nothing outside the repository can be asked for.
+"""
+
+import os
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -18,9 +23,7 @@ from pipelines.heartbeat import Health, Heartbeats, starting
 from pipelines.lake.remote import lake_of
 from pipelines.log_limit import LogLimit
 from pipelines.rollout.connection import BrokerLink, reply_properties
-from pipelines.rollout.keys import KeyFolder
-from pipelines.rollout.paths import keys_folder, models_folder
-from pipelines.rollout.pieces import answer
+from pipelines.rollout.keys import KeyFolder, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository
 from pipelines.rollout.rights import RightsProbe
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress, wanted_by
@@ -28,7 +31,15 @@ from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reason_codes import is_refusal
 from schemas.reported import MAX_REPORTED_BYTES, DocumentReport, ModelReport, decode_reported
-from schemas.rollout import MAX_PIECE_BYTES
+from schemas.rollout import (
+    MAX_PIECE_BYTES,
+    STATUS_MISSING,
+    STATUS_OK,
+    STATUS_PROPERTY,
+    STATUS_REFUSED,
+    TOTAL_PROPERTY,
+    decode_piece_request,
+)
 from schemas.topics import Kind, Topics
 
 RENEW_WITHIN = timedelta(days=7)
@@ -310,3 +321,43 @@ def serve(config: CoreConfig, stop: threading.Event, clock: Clock | None = None)
                 stop.wait(TICK_S)
     finally:
         server.close()
+
+
+@dataclass(frozen=True, slots=True)
+class PieceAnswer:
+    """A piece's bytes, the whole file's size, and how it went."""
+
+    status: str
+    total: int = 0
+    body: bytes = b""
+
+    @property
+    def user_properties(self) -> list[tuple[str, str]]:
+        """What travels beside the bytes."""
+        return [(STATUS_PROPERTY, self.status), (TOTAL_PROPERTY, str(self.total))]
+
+
+def answer(root: Path, request_body: bytes) -> PieceAnswer:
+    """The piece asked for, out of the repository below `root`."""
+    try:
+        request = decode_piece_request(request_body)
+    except SchemaError as error:
+        log.warning("piece_request_refused", error=str(error))
+        return PieceAnswer(STATUS_REFUSED)
+    path = (root / request.path).resolve()
+    if not path.is_relative_to(root.resolve()):
+        # The grammar of names lets none out; a link inside the repository could.
+        log.warning("piece_request_outside_repository", path=request.path)
+        return PieceAnswer(STATUS_REFUSED)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return PieceAnswer(STATUS_MISSING)  # TUF asks for the next root until there is none: no news
+    try:
+        total = os.fstat(descriptor).st_size
+        return PieceAnswer(STATUS_OK, total, os.pread(descriptor, request.length, request.offset))
+    except OSError as error:
+        log.exception("repository_file_unreadable", path=request.path, error=str(error))
+        return PieceAnswer(STATUS_MISSING)
+    finally:
+        os.close(descriptor)

@@ -46,8 +46,8 @@ from pipelines.policy.explain import Explained
 from pipelines.policy.preview import Conflict, ExampleRow, TagCount
 from pipelines.policy.retag import Retagged
 from pipelines.rollout.rollouts import Rollout
-from pipelines.status.exposition import exposition
 from pipelines.status.health import Verdict
+from pipelines.status.server import exposition
 from pipelines.status.survey import Survey
 from pipelines.training.card import render_card
 from pipelines.training.manifest import Manifest

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pipelines.commands.quarantine import quarantine_app
 from pipelines.config import CoreConfig
-from pipelines.contracts.odcs_writer import to_odcs
+from pipelines.contracts.odcs import to_odcs
 from pipelines.ingest.loop import load_state, only_loop
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.books import Counts

@@ -14,7 +14,7 @@ from deltalake import write_deltalake
 
 from pipelines.errors import BadReferenceError, CorruptLakeError, NotFoundError
 from pipelines.imaging.graph import cut_chips
-from pipelines.imaging.slides import SlideRef
+from pipelines.imaging.store import SlideRef
 from pipelines.ingest.payloads import check_payloads
 from pipelines.inspect.stored import committed_payloads, fresh_payloads
 from pipelines.lake.compact import compact_table

@@ -19,8 +19,7 @@ from pipelines.policy.active import (
     read_document,
     withdraw_policy,
 )
-from pipelines.policy.documents import load_policy
-from pipelines.policy.yaml_text import difference, to_yaml
+from pipelines.policy.documents import difference, load_policy, to_yaml
 from schemas.policy import Policy, Rule
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "policies"

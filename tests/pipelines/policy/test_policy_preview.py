@@ -23,11 +23,11 @@ from pipelines.lake.payload import write_payload_shard
 from pipelines.policy import guard
 from pipelines.policy.active import apply_policy
 from pipelines.policy.committed import blocks, sample_row
+from pipelines.policy.documents import to_yaml
 from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Verdict, explain
 from pipelines.policy.preview import Preview
 from pipelines.policy.trial import try_policy
-from pipelines.policy.yaml_text import to_yaml
 from schemas.builtin import builtin_contract
 from schemas.policy import Example, Policy, Rule
 

@@ -19,9 +19,8 @@ from pipelines.ingest.fault_breaker import FaultStreak
 from pipelines.ingest.fault_file import keep_faults
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.policy.active import apply_policy, withdraw_policy
-from pipelines.status.exposition import exposition
 from pipelines.status.health import assess
-from pipelines.status.server import serving
+from pipelines.status.server import exposition, serving
 from pipelines.status.survey import Survey, survey
 from schemas.policy import Policy, Rule
 from tests.plant.core import Core, MakeEnvelope
