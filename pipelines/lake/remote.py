@@ -18,18 +18,10 @@ from pipelines.atomic import write_atomic
 from pipelines.config import CoreConfig, RemoteConfig
 from pipelines.errors import ConfigError, ConflictError
 from pipelines.lake.storage import CONNECT_S, store, told
+from pipelines.lake.store import Stored
 
 MARKER = "remote.json"
 LENDER = "objects.remote.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A file of the lake: its name below the lake root, its size, and when it was stored, in seconds since 1970."""
-
-    name: str
-    bytes: int
-    modified_s: float
 
 
 @dataclass(frozen=True, slots=True)
