@@ -140,7 +140,7 @@ class _Survey:
             return
         absent = {name: file for name in ("ca", "cert", "key") if not (file := getattr(config.broker.tls, name)).exists()}
         for name, file in absent.items() if not config.device else ():
-            said = f"broker.tls.{name}: {file} is not there; edge-agent enrol and docs/operator.md make it"
+            said = f"broker.tls.{name}: {file} is not there; edge-agent enrol and docs/operator/install.md make it"
             self._tell(("broker", "tls", name), said)
         if absent:
             self.told.append(f"  not there yet: {', '.join(map(str, absent.values()))}; without them nothing is sent")

@@ -48,7 +48,9 @@ def enrol(
     say(f"request  {request_path}")
     if keys:
         say(f"director {folder / KEY_FILE_NAME} ({len(keys)} trusted: [director] file in agent.toml names it)")
-    say(f"Next: have it signed (docs/operator.md, Who a device is), and put the answer beside it as {folder / 'device.pem'}.")
+    say(
+        f"Next: have it signed (docs/operator/install.md, Who a device is); put the answer next to it as {folder / 'device.pem'}."
+    )
     sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""The exit codes of both programs: one table, shown by `--help` and in docs/operator.md."""
+"""The exit codes of both programs: one table, shown by `--help` and in docs/operator/reference.md."""
 
 DONE, STOP, USAGE, REFUSED, RETRY, INTERRUPTED, FORCED = 0, 1, 2, 3, 75, 130, 143
 

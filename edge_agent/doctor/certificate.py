@@ -19,7 +19,7 @@ from schemas.ids import is_role_name
 WHAT = "certificate"
 _BY_SYSTEMD = "systemd hands it to the agent alone, so run this as root with a file that names /etc/catchment/device.key"
 _SOON = dt.timedelta(days=30)
-_NEW_ONE = "edge-agent enrol makes a new request; have it signed (docs/operator.md, Who a device is)"
+_NEW_ONE = "edge-agent enrol makes a new request; have it signed (docs/operator/install.md, Who a device is)"
 _RENAME = "give the device another name: edge-agent enrol NAME, and have that signed"
 _EXPIRED, _NOT_YET, _PURPOSE = 10, 9, 26  # OpenSSL's own numbers
 

@@ -1,4 +1,4 @@
-"""A certificate authority made by the commands that docs/operator.md shows, and by nothing else."""
+"""A certificate authority made by the commands that docs/operator/install.md shows, and by nothing else."""
 
 import re
 import subprocess
@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def documented_commands(step: str) -> str:
-    """The shell block of docs/operator.md that begins with `# ca: <step>`."""
-    (block,) = re.findall(rf"```sh\n# ca: {step}\n(.*?)```", (ROOT / "docs/operator.md").read_text(), re.DOTALL)
+    """The shell block of docs/operator/install.md that begins with `# ca: <step>`."""
+    (block,) = re.findall(rf"```sh\n# ca: {step}\n(.*?)```", (ROOT / "docs/operator/install.md").read_text(), re.DOTALL)
     return str(block)
 
 

@@ -98,7 +98,7 @@ def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page):
     ("page", "form", "key"),
     [
         *[
-            ("operator.md", *pair)
+            ("operator/reference.md", *pair)
             for pair in _keys(
                 AgentConfig, AgentBroker, AgentDirector, PolicyConfig, SpoolConfig, UplinkConfig, SourceConfig, ModelConfig
             )
@@ -129,8 +129,8 @@ def test_every_configuration_key_is_told(page, form, key):
 @pytest.mark.parametrize(
     ("page", "form"),
     [
-        ("operator.md", SpoolConfig),
-        ("operator.md", UplinkConfig),
+        ("operator/reference.md", SpoolConfig),
+        ("operator/reference.md", UplinkConfig),
         ("data-engineer.md", BridgeConfig),
         ("data-engineer.md", ShareConfig),
         ("data-engineer.md", RunConfig),

@@ -96,7 +96,7 @@ def prepare_identities(folder: Path) -> None:
 
 
 def install_broker(machine: BootedMachine) -> None:
-    machine.run("bash", "-euc", "cd /mnt/ca; DEPLOY=/mnt/deploy/broker\n" + documented("operator.md", "broker: install"))
+    machine.run("bash", "-euc", "cd /mnt/ca; DEPLOY=/mnt/deploy/broker\n" + documented("operator/install.md", "broker: install"))
 
 
 def install_core(machine: BootedMachine) -> None:

@@ -223,7 +223,7 @@ def test_help_and_the_operator_s_page_show_the_table(
     monkeypatch.setenv("COLUMNS", "200")
     assert end(program, ["--help"], monkeypatch) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    page = (repository_root / "docs" / "operator.md").read_text()
+    page = (repository_root / "docs" / "operator" / "reference.md").read_text()
     for code, meaning in MEANINGS.items():
         assert f"{code} {meaning}" in shown
         assert f"| {code} | {meaning}" in page
