@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge_agent.capture.batch import SampleBatch, Source
     from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
     from pipelines.errors import PipelineError
-    from pipelines.lake.open import Lake, open_lake
+    from pipelines.lake.open import LakeView, open_lake
     from pipelines.policy.notebook import Policy
     from pipelines.training.open import Sample, ShuffledSamples, TrainingSet, open_set
     from pipelines.training.order import EpochState
@@ -27,7 +27,7 @@ __all__ = [
     "ConfigError",
     "Contract",
     "EpochState",
-    "Lake",
+    "LakeView",
     "PipelineError",
     "Policy",
     "Sample",
@@ -49,7 +49,7 @@ _HOMES = {
     "ShuffledSamples": "pipelines.training.open",
     "EpochState": "pipelines.training.order",
     "open_lake": "pipelines.lake.open",
-    "Lake": "pipelines.lake.open",
+    "LakeView": "pipelines.lake.open",
     "Policy": "pipelines.policy.notebook",
     "PipelineError": "pipelines.errors",
     "Contract": "schemas.contract",

@@ -6,7 +6,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
 
 import typer
 
@@ -22,6 +22,9 @@ from pipelines.logs import log_to_stderr
 from pipelines.options import AsJson, Config
 from pipelines.stopping import stop_on_signals
 from pipelines.tables import show
+
+if TYPE_CHECKING:
+    from pipelines.lake.lake import Lake
 
 # Where a shell that completes a command puts the words typed so far.
 _TYPED = "COMP_WORDS"
@@ -128,7 +131,7 @@ def run(
     engine = Engine(runner or core.run.runner, options, workers or core.run.dask_workers)
     if from_landing:
         from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
-        from pipelines.lake.remote import lake_of  # noqa: PLC0415  # only here
+        from pipelines.lake.lake import lake_of  # noqa: PLC0415  # only here
         from pipelines.lake.scratch import scratch  # noqa: PLC0415  # only here
         from pipelines.upkeep.maintain import only_maintenance  # noqa: PLC0415  # only here
 
@@ -183,8 +186,8 @@ def _run() -> int:
     return 0
 
 
-def _lake(path: Path | None) -> Path:
-    from pipelines.lake.remote import lake_of  # noqa: PLC0415  # only here
+def _lake(path: Path | None) -> "Lake":
+    from pipelines.lake.lake import lake_of  # noqa: PLC0415  # only here
 
     return lake_of(load_core_config(path))
 

@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
@@ -28,13 +27,13 @@ from pipelines.ingest.quarantine import STAGE_FLOOR, STAGE_HEAD
 from pipelines.ingest.requests import DISCARD
 from pipelines.ingest.work import Limits, Prepared, Unadmitted, Work
 from pipelines.lake.books import BooksKey, Counts
-from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_books import floors_of, streams_of
 from pipelines.lake.ledger_bounds import MAX_DEVICE_RANGES
 from pipelines.lake.ledger_files import write_ledger
-from pipelines.lake.remote import remote_of
+from pipelines.lake.upload import payload_paths, upload_run
 from pipelines.runners.engine import Engine
 
 LATE = "below the floor of its stream: gaps this old were closed, so it may be a copy of a row; it is kept here"
@@ -67,12 +66,12 @@ class Means:
 
 
 def execute(
-    root: Path, plan: Plan, before: Ledger, means: Means, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
+    lake: Lake, plan: Plan, before: Ledger, means: Means, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
 ) -> tuple[Ledger, frozenset[str]]:
     """Carry out a plan, or what a crash left of it.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         plan: the plan; it is on disk.
         before: the ledger after the run before.
         means: what it is carried out with.
@@ -86,10 +85,10 @@ def execute(
         ConflictError: another committer is at work.
         FaultError: our own code fails on whatever comes; nothing was committed.
     """
-    judged = judge_release(root, plan) if plan.releases else judge(root, plan, before, known)
-    prepared = read_prepared(root, plan.run) or _prepare(root, plan, judged, means)
-    faults = demand_sound(root, plan, prepared, before, means.fault_stop)
-    chips = prepare_chips(root, plan, prepared, read_pins(root, plan.pins), means.limits.max_image_pixels, _cutter(root, means))
+    judged = judge_release(lake, plan) if plan.releases else judge(lake, plan, before, known)
+    prepared = read_prepared(lake, plan.run) or _prepare(lake, plan, judged, means)
+    faults = demand_sound(lake, plan, prepared, before, means.fault_stop)
+    chips = prepare_chips(lake, plan, prepared, read_pins(lake, plan.pins), means.limits.max_image_pixels, _cutter(lake, means))
     counts = count_release(plan, prepared) if plan.releases else count(judged, prepared)
     reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
     after = before.after(
@@ -104,26 +103,26 @@ def execute(
     if unbalanced:
         raise CorruptLakeError(
             f"run {plan.run}: received is not committed + quarantined + discarded + duplicate for {unbalanced[:3]}; nothing was "
-            f"committed. Delete {prepared_path(root, plan.run)} to prepare the run anew"
+            f"committed. Delete {prepared_path(lake.root, plan.run)} to prepare the run anew"
         )
     files = [*prepared.files(), *chips]
-    deliver_run(root, plan.run, files)
-    write_ledger(root, after)
-    publish_run(root, plan, files, counts)
-    keep_faults(root, *faults)
-    forget(root, [*payload_paths(root, plan.run, files), *(segment_path(root, segment) for segment in plan.segments)])
+    upload_run(lake, plan.run, files)
+    write_ledger(lake, after)
+    publish_run(lake, plan, files, counts)
+    keep_faults(lake, *faults)
+    lake.evict([*payload_paths(lake, plan.run, files), *(segment_path(lake, segment) for segment in plan.segments)])
     devices = {key.device for key in judged.admission.touched} | {device for device, _ in counts if device}
     return after, frozenset(devices | {report.device for report in reports})
 
 
-def judge(root: Path, plan: Plan, before: Ledger, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS) -> Judged:
+def judge(lake: Lake, plan: Plan, before: Ledger, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS) -> Judged:
     """Read the heads of a plan and judge them against the ledger before it.
 
     Raises:
         CorruptLakeError: a segment is not what was written.
     """
     heads = {
-        index: known.get(segment) or read_heads(root, segment)
+        index: known.get(segment) or read_heads(lake, segment)
         for index, segment in enumerate(plan.segments)
         if not segment.set_aside
     }
@@ -141,9 +140,9 @@ def judge(root: Path, plan: Plan, before: Ledger, known: Mapping[SegmentRef, Seg
     return Judged(heads, admission, verdicts, places)
 
 
-def judge_release(root: Path, plan: Plan) -> Judged:
+def judge_release(lake: Lake, plan: Plan) -> Judged:
     """A replay settles the seqs that its plan names, whatever the ledger says: they were settled as quarantined."""
-    heads = {index: read_heads(root, segment) for index, segment in enumerate(plan.segments)}
+    heads = {index: read_heads(lake, segment) for index, segment in enumerate(plan.segments)}
     verdicts = {index: tuple((release.spans,) for release in plan.releases) for index in heads}
     return Judged(heads, Admission([], {}), verdicts)
 
@@ -194,9 +193,9 @@ def reasons_of(prepared: Prepared) -> dict[BooksKey, Counter[str]]:
     return found
 
 
-def read_prepared(root: Path, run: int) -> Prepared | None:
+def read_prepared(lake: Lake, run: int) -> Prepared | None:
     """What the graph of a run wrote; None if it has not come to its end."""
-    path = at_hand(root, prepared_path(root, run))
+    path = lake.local(prepared_path(lake.root, run))
     try:
         return msgspec.json.decode(path.read_bytes(), type=Prepared)
     except FileNotFoundError:
@@ -205,7 +204,7 @@ def read_prepared(root: Path, run: int) -> Prepared | None:
         raise CorruptLakeError(f"{path}: not what a run writes ({error}); delete it, and the run prepares anew") from error
 
 
-def demand_sound(root: Path, plan: Plan, prepared: Prepared, ledger: Ledger, limit: FaultStop) -> tuple[FaultRow, FaultRow]:
+def demand_sound(lake: Lake, plan: Plan, prepared: Prepared, ledger: Ledger, limit: FaultStop) -> tuple[FaultRow, FaultRow]:
     """Hold a run back of which (nearly) all messages meet a fault of our own; it is prepared anew at the next try.
 
     Returns:
@@ -214,13 +213,13 @@ def demand_sound(root: Path, plan: Plan, prepared: Prepared, ledger: Ledger, lim
     Raises:
         FaultError: it is held back.
     """
-    before, found = read_faults(root), faults_of(prepared)
+    before, found = read_faults(lake), faults_of(prepared)
     if plan.releases:
         return before, before  # a replay may well meet its fault again, and then goes back to where it was
     if not found.refused or not is_everyones(found, before, ledger.devices(), limit):
         return before, row_after(found, before, limit)
-    keep_faults(root, before, held_back(plan.run, plan.planned_at_us, found, before))
-    discard(root, prepared_path(root, plan.run))
+    keep_faults(lake, before, held_back(plan.run, plan.planned_at_us, found, before))
+    lake.delete(prepared_path(lake.root, plan.run))
     raise FaultError(
         f"run {plan.run} is held back: {found.refused} of its {found.messages} messages meet a fault of the core's own "
         f"({found.reason[:300]}). Nothing was committed and nothing is lost: once it is mended, the run goes on by itself. "
@@ -228,12 +227,11 @@ def demand_sound(root: Path, plan: Plan, prepared: Prepared, ledger: Ledger, lim
     )
 
 
-def works(root: Path, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
+def works(lake: Lake, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
     """The plan's work items with their verdicts."""
-    remote = remote_of(root)
     return [
         Work(
-            root=str(root),
+            root=str(lake.root),
             run=plan.run,
             at_us=plan.planned_at_us,
             pins=plan.pins,
@@ -241,7 +239,7 @@ def works(root: Path, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
             segments=tuple(plan.segments[index] for index in indexes),
             verdicts=tuple(tuple(verdicts[0] if verdicts else () for verdicts in judged.verdicts[index]) for index in indexes),
             limits=limits,
-            remote=None if remote is None else remote.config,
+            remote=lake.store.remote_config,
             unadmitted=tuple(one for segment, index in enumerate(indexes) for one in _unadmitted(judged, index, segment)),
         )
         for item, indexes in enumerate(plan.items())
@@ -263,19 +261,19 @@ def _unadmitted(judged: Judged, index: int, segment: int) -> Iterator[Unadmitted
             yield Unadmitted(segment, message, STAGE_FLOOR, LATE, admission.late[place])
 
 
-def _cutter(root: Path, means: Means) -> Engine:
+def _cutter(lake: Lake, means: Means) -> Engine:
     """Where images are cut: of a remote lake in this process, for their bands lie in this folder."""
-    return means.engine if remote_of(root) is None else Engine()
+    return means.engine if lake.store.is_on_disk else Engine()
 
 
-def _prepare(root: Path, plan: Plan, judged: Judged, means: Means) -> Prepared:
-    items = works(root, plan, judged, means.limits)
+def _prepare(lake: Lake, plan: Plan, judged: Judged, means: Means) -> Prepared:
+    items = works(lake, plan, judged, means.limits)
     if not items:
         return Prepared(plan.run, ())
-    run_graph(items, str(root), plan.run, means.engine, means.crew_size)
-    prepared = read_prepared(root, plan.run)
+    run_graph(items, str(lake.root), plan.run, means.engine, means.crew_size)
+    prepared = read_prepared(lake, plan.run)
     if prepared is None or len(prepared.items) != len(items):
         done = 0 if prepared is None else len(prepared.items)
-        discard(root, prepared_path(root, plan.run))
+        lake.delete(prepared_path(lake.root, plan.run))
         raise CorruptLakeError(f"run {plan.run}: {means.engine.kind.value} finished {done} of {len(items)} items; use another")
     return prepared

@@ -1,20 +1,22 @@
 """A lake in a bucket, with a folder of this machine as its working copy."""
 
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from pipelines.atomic import write_atomic
+from pipelines.config import RemoteConfig
 from pipelines.errors import PipelineError, RetryLaterError
-from pipelines.lake.remote import Remote
-from pipelines.lake.store import NEW, Stored
+from pipelines.lake.lease import Lease
+from pipelines.lake.remote import Remote, bind
+from pipelines.lake.store import NEW, Store, Stored
 
 REQUESTS_AT_ONCE = 8
-CALLS_PER_LISTING = 100
-
-# Kept for the process: the folders that were listed last and how often they were asked for, by working copy and folder.
-_known: dict[tuple[Path, str], tuple[int, list[str]]] = {}
+LOOKS_PER_LISTING = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,16 @@ class BucketStore:
     def is_on_disk(self) -> bool:
         """False: the folder has copies."""
         return False
+
+    @property
+    def looks_per_listing(self) -> int:
+        """A hundred: a listing costs requests."""
+        return LOOKS_PER_LISTING
+
+    @property
+    def remote_config(self) -> RemoteConfig | None:
+        """The bucket's configuration."""
+        return self.bucket.config
 
     def local(self, name: str) -> Path:
         """Path of a file that never changes, fetched unless it is here."""
@@ -67,6 +79,11 @@ class BucketStore:
         write_atomic(path, body, mode=0o644)
         self.bucket.put(name, body)
 
+    def move_in(self, path: Path, name: str) -> None:
+        """Store an object; the file is deleted once it is stored."""
+        self.bucket.put(name, path)
+        path.unlink()
+
     def create(self, name: str, body: bytes | Path) -> None:
         """Store an object by a put that the service refuses if the name is taken. The same bytes again are no conflict."""
         self.bucket.create(name, body)
@@ -91,14 +108,6 @@ class BucketStore:
         """The names one level below a folder."""
         return self.bucket.folders(name)
 
-    def known_folders(self, name: str) -> list[str]:
-        """As `folders`, listed at every hundredth call in this process."""
-        calls, found = _known.get((self.folder, name), (0, []))
-        if calls % CALLS_PER_LISTING == 0:
-            found = self.bucket.folders(name)
-        _known[self.folder, name] = (calls + 1, found)
-        return found
-
     def size(self, name: str) -> int | None:
         """The bytes of an object."""
         return self.bucket.size(name)
@@ -108,14 +117,26 @@ class BucketStore:
         if self.bucket.size(new_name) is None:
             self.bucket.copy(name, new_name)
 
-    def upload(self, names: Sequence[str]) -> None:
+    def upload(self, names: Iterable[str]) -> None:
         """Store files of the working copy, several at once."""
-        self._at_once(lambda name: self.bucket.put(name, self.folder / name), names)
+        self._at_once(lambda name: self.bucket.put(name, self.folder / name), [*names])
 
-    def evict(self, names: Sequence[str]) -> None:
+    def evict(self, names: Iterable[str]) -> None:
         """Delete copies here."""
-        for name in names:
+        for name in [*names]:  # they may be found by looking at the folders they are deleted from
             (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self, name: str, what: str, *, owner: str = "", stop: Event | None = None) -> Iterator[Callable[[], None]]:
+        """Hold an object that says who holds it, and replace it again and again."""
+        holder = ":".join(filter(None, (socket.gethostname(), str(self.folder.resolve()), owner)))
+        with Lease(self, holder, self.bucket.config.claim_s, stop or Event(), name, what) as lease:
+            yield lease.check
+
+    def working_in(self, folder: Path) -> Store:
+        """A second working copy, which says what it is."""
+        bind(folder, self.bucket.config)
+        return BucketStore(folder, self.bucket)
 
     def table_uri(self, name: str) -> str:
         """The table's address in the bucket."""

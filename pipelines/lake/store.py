@@ -9,15 +9,16 @@ import hashlib
 import itertools
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import get_ident
+from threading import Event, get_ident
 from typing import Protocol
 
 from catchment.runtime.beneath import binary_beneath
 from pipelines.atomic import sync_folder, write_atomic
+from pipelines.config import RemoteConfig
 from pipelines.errors import BadReferenceError, ConflictError, CorruptLakeError, PipelineError
 from pipelines.lake.layout import OBJECTS, backfills_folder
 
@@ -49,6 +50,16 @@ class Store(Protocol):
     @property
     def is_on_disk(self) -> bool:
         """Whether `folder` is the store itself, so that its files can be mapped, linked and locked."""
+        ...
+
+    @property
+    def looks_per_listing(self) -> int:
+        """How many looks for something new one listing is worth."""
+        ...
+
+    @property
+    def remote_config(self) -> RemoteConfig | None:
+        """How another machine reaches the files; None where it must see the folder itself."""
         ...
 
     def local(self, name: str) -> Path:
@@ -83,6 +94,10 @@ class Store(Protocol):
         """Write a file, durable, whatever was there."""
         ...
 
+    def move_in(self, path: Path, name: str) -> None:
+        """Make a finished file of this disk a file of the store, durable, whatever was there; `path` is gone then."""
+        ...
+
     def create(self, name: str, body: bytes | Path) -> None:
         """Write a file, durable, under a name that nobody has taken.
 
@@ -115,10 +130,6 @@ class Store(Protocol):
         """The names of the folders in a folder. In a bucket a listing: not for frequent use."""
         ...
 
-    def known_folders(self, name: str) -> list[str]:
-        """As `folders`, for frequent use: in a bucket listed at every hundredth call only."""
-        ...
-
     def size(self, name: str) -> int | None:
         """The bytes of a file; None if there is none."""
         ...
@@ -131,12 +142,32 @@ class Store(Protocol):
         """
         ...
 
-    def upload(self, names: Sequence[str]) -> None:
+    def upload(self, names: Iterable[str]) -> None:
         """Bring files that were written in `folder` to the store. Nothing to do where that is the store."""
         ...
 
-    def evict(self, names: Sequence[str]) -> None:
+    def evict(self, names: Iterable[str]) -> None:
         """Delete the local copies of files that the store has. Nothing happens where `folder` is the store."""
+        ...
+
+    def claimed(
+        self, name: str, what: str, *, owner: str = "", stop: Event | None = None
+    ) -> AbstractContextManager[Callable[[], None]]:
+        """Hold a claim against other machines; gives a check that raises RefusedError once it is lost.
+
+        Args:
+            name: the claim's name.
+            what: the work that needs it, in a word.
+            owner: told apart from other owners of this working copy; the same owner takes its own claim up at once.
+            stop: ends the waiting for a silent holder.
+
+        Raises:
+            RefusedError: another one holds it.
+        """
+        ...
+
+    def working_in(self, folder: Path) -> "Store":
+        """The same files, written and read in another folder of this machine if they are in a bucket."""
         ...
 
     def table_uri(self, name: str) -> str:
@@ -182,6 +213,16 @@ class LocalStore:
     def is_on_disk(self) -> bool:
         """True: the folder is the store."""
         return True
+
+    @property
+    def looks_per_listing(self) -> int:
+        """One: listing a folder costs little."""
+        return 1
+
+    @property
+    def remote_config(self) -> RemoteConfig | None:
+        """None: other machines must see the folder."""
+        return None
 
     def local(self, name: str) -> Path:
         """Path of a file; an object of the other lake gets a second name here first."""
@@ -230,6 +271,12 @@ class LocalStore:
         """Write a file, durable."""
         write_atomic(self._in_its_folder(name), body, mode=0o644)
 
+    def move_in(self, path: Path, name: str) -> None:
+        """Rename a file."""
+        whole = self._in_its_folder(name)
+        path.rename(whole)
+        sync_folder(whole.parent)
+
     def create(self, name: str, body: bytes | Path) -> None:
         """Write a file under a new name. A link, unlike a rename, refuses to replace: of two writers only one succeeds."""
         path = self._in_its_folder(name)
@@ -275,10 +322,6 @@ class LocalStore:
         folder = self.folder / name
         return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
-    def known_folders(self, name: str) -> list[str]:
-        """As `folders`."""
-        return self.folders(name)
-
     def size(self, name: str) -> int | None:
         """The bytes of a file."""
         try:
@@ -291,11 +334,27 @@ class LocalStore:
         with suppress(FileExistsError):
             self._in_its_folder(new_name).hardlink_to(self.folder / name)
 
-    def upload(self, names: Sequence[str]) -> None:
+    def upload(self, names: Iterable[str]) -> None:
         """Do nothing: the files are there."""
 
-    def evict(self, names: Sequence[str]) -> None:
+    def evict(self, names: Iterable[str]) -> None:
         """Do nothing: these are no copies."""
+
+    @contextmanager
+    def claimed(
+        self,
+        name: str,  # noqa: ARG002  # locks are files with names of their own
+        what: str,  # noqa: ARG002  # likewise
+        *,
+        owner: str = "",  # noqa: ARG002  # likewise
+        stop: Event | None = None,  # noqa: ARG002  # nobody is waited for
+    ) -> Iterator[Callable[[], None]]:
+        """Hold nothing: locks in the folder keep others away."""
+        yield lambda: None
+
+    def working_in(self, folder: Path) -> Store:  # noqa: ARG002  # only copies need a folder
+        """This store: work in it is done in place."""
+        return self
 
     def table_uri(self, name: str) -> str:
         """The table's folder."""

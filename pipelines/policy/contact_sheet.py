@@ -11,6 +11,7 @@ import pyvips
 from catchment.runtime.plain import html_text
 from pipelines.atomic import write_atomic
 from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.lake.lake import Lake
 from pipelines.lake.payload import read_payload
 from pipelines.policy.preview import ExampleRow
 from pipelines.policy.thumbnail_child import AS_JPEG, AS_TILE, SIDE_PX
@@ -28,7 +29,7 @@ margin:.4rem 0 0;font-size:12px}dt{color:#666}dd{margin:0;overflow-wrap:anywhere
 class Sheet:
     """A title and the examples; pictures are read from `root`."""
 
-    root: Path
+    lake: Lake
     title: str
     examples: Sequence[ExampleRow]
 
@@ -53,7 +54,7 @@ class Sheet:
         if shard is None or not length or length > MAX_BYTES:
             return None
         sample = f"sample {row.get('device')}/{row.get('epoch')}/{row.get('seq')}"
-        body = read_payload(self.root, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
+        body = read_payload(self.lake, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
         return thumbnails.make(body)
 
     def _html(self, pictures: Sequence[bytes | None]) -> bytes:

@@ -20,7 +20,7 @@ import structlog
 
 from pipelines.clock import Clock
 from pipelines.errors import RetryLaterError
-from pipelines.lake.remote import remote_of
+from pipelines.lake.lake import Lake
 
 FOLDER = "status"
 EVERY_S = 2.0
@@ -64,27 +64,27 @@ class Heart:
     """Beats on a thread of its own until the block is left; the last beat then says why it stopped.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         role: bridge or run.
         name: which of its role.
         clock: for the beat's time.
         ask: what to say; called on the heart's thread.
     """
 
-    def __init__(self, root: Path, role: str, name: str, clock: Clock, ask: Callable[[], Health]) -> None:
-        self._path = root / FOLDER / f"{role}-{name}.json"
+    def __init__(self, lake: Lake, role: str, name: str, clock: Clock, ask: Callable[[], Health]) -> None:
+        self._path = lake.root / FOLDER / f"{role}-{name}.json"
         self._role, self._name, self._clock, self._ask = role, name, clock, ask
         self._started_ms = clock.now_ms()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{role}-heart", daemon=True)
-        self._remote = remote_of(root)
+        self._store = lake.store
         self._last = b""
         self._far = threading.Thread(target=self._run_far, name=f"{role}-far-heart", daemon=True)
         self._is_over = threading.Event()
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if self._remote is not None:
+        if not self._store.is_on_disk:
             self._far.start()
         return self
 
@@ -93,7 +93,7 @@ class Heart:
         self._thread.join()
         self._beat(Health(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters))
         self._is_over.set()
-        if self._remote is not None:
+        if not self._store.is_on_disk:
             self._far.join(LAST_WORD_S)
 
     def _run(self) -> None:
@@ -103,7 +103,6 @@ class Heart:
                 return
 
     def _run_far(self) -> None:
-        assert self._remote is not None
         told, is_over = b"", False
         while not is_over:
             is_over = self._is_over.wait(FAR_EVERY_S if told else EVERY_S)
@@ -111,9 +110,9 @@ class Heart:
                 continue
             told = self._last
             try:
-                self._remote.put(f"{FOLDER}/{self._path.name}", told)
+                self._store.put(f"{FOLDER}/{self._path.name}", told)
             except RetryLaterError as error:
-                log.warning("beat_missed", path=self._remote.where(f"{FOLDER}/{self._path.name}"), error=str(error))
+                log.warning("beat_missed", path=self._store.table_uri(f"{FOLDER}/{self._path.name}"), error=str(error))
 
     def _beat(self, health: Health) -> None:
         beat = Beat(
@@ -162,9 +161,9 @@ def _write(path: Path, body: bytes) -> None:
         log.warning("beat_missed", path=str(path), error=str(error))
 
 
-def read_beats(root: Path) -> list[Beat]:
+def read_beats(lake: Lake) -> list[Beat]:
     """The last beat of every process, by role and name."""
-    folder = root / FOLDER
+    folder = lake.root / FOLDER
     found: list[Beat] = []
     for path in sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []:
         try:
@@ -174,17 +173,18 @@ def read_beats(root: Path) -> list[Beat]:
     return found
 
 
-def read_far_beats(root: Path, here: Sequence[Beat]) -> list[Beat]:
+def read_far_beats(lake: Lake, here: Sequence[Beat]) -> list[Beat]:
     """Of a remote lake, the last beat of every process that is not among those of this working copy; a listing, so for people.
 
     Raises:
         RetryLaterError: the storage is away.
     """
-    remote = remote_of(root)
+    if lake.store.is_on_disk:
+        return []  # `here` are all of them
     known = {(beat.host, beat.pid, beat.started_ms) for beat in here}
     found: list[Beat] = []
-    for file in remote.listed(FOLDER) if remote is not None else ():
-        stored = remote.get(file.name) if remote is not None else None
+    for file in lake.files(FOLDER):
+        stored = lake.store.read_tagged(file.name)
         try:
             beat = msgspec.json.decode(stored[0], type=Beat) if stored is not None else None
         except msgspec.MsgspecError as error:

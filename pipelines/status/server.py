@@ -5,11 +5,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 from pipelines.clock import Clock
 from pipelines.config import AlarmConfig
 from pipelines.errors import ConfigError, PipelineError
+from pipelines.lake.lake import Lake
 from pipelines.status.exposition import TEXT, exposition
 from pipelines.status.health import DEFAULTS, judge
 from pipelines.status.survey import survey
@@ -18,7 +18,7 @@ TIMEOUT_S = 10.0
 
 
 @contextmanager
-def serving(root: Path, host: str, port: int, clock: Clock, alarms: AlarmConfig = DEFAULTS) -> Iterator[int]:
+def serving(served: Lake, host: str, port: int, clock: Clock, alarms: AlarmConfig = DEFAULTS) -> Iterator[int]:
     """Serve until the block is left; the port, which is one the system chose if 0 was asked for.
 
     Raises:
@@ -26,7 +26,7 @@ def serving(root: Path, host: str, port: int, clock: Clock, alarms: AlarmConfig 
     """
 
     class Handler(_Handler):
-        lake = root
+        lake = served
         watch = clock
         limits = alarms
 
@@ -46,7 +46,7 @@ def serving(root: Path, host: str, port: int, clock: Clock, alarms: AlarmConfig 
 
 
 class _Handler(BaseHTTPRequestHandler):
-    lake: Path
+    lake: Lake
     watch: Clock
     limits: AlarmConfig
     timeout = TIMEOUT_S

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pipelines.atomic import sync_folder, write_atomic
 from pipelines.clock import Clock, SystemClock
 from pipelines.errors import ConflictError, RefusedError
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SET_DRAFT
 from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
 from pipelines.training.card import render_card
@@ -57,7 +58,7 @@ class BuildOptions:
 
 
 def build_set(
-    lake_root: Path,
+    lake: Lake,
     name: str,
     streams: tuple[str, ...],
     where: str = "",
@@ -70,7 +71,7 @@ def build_set(
     """Build the next version of the set `name`.
 
     Args:
-        lake_root: the lake root.
+        lake: the lake.
         name: of the set.
         streams: the stream tables to select from.
         where: an expression over columns and tags; empty keeps all rows.
@@ -88,17 +89,17 @@ def build_set(
     if not streams:
         raise RefusedError("give at least one stream to build a set from")
     rule = SplitRule(options.group, tuple(options.split.items()))
-    selection = select_rows(lake_root, streams, where, options.versions, options.compiler)
+    selection = select_rows(lake, streams, where, options.versions, options.compiler)
     rows, has_payload, left_out = _usable(selection.rows, options.with_payload)
     if not len(rows):
         raise RefusedError(f"no row of {', '.join(streams)} fulfils {where!r}; nothing to build")
     splits = split_of_rows(rows, rule, seed)
     rows = _project(rows, options.columns, has_payload)
-    home = lake_root / "sets" / name
+    home = lake.root / "sets" / name
     folder = _fresh_folder(home)
     try:
         parts = [(split, shuffled_rows(rows, splits, number, seed)) for number, (split, _) in enumerate(rule.fractions)]
-        shards, indexes = _write_splits(lake_root, folder, parts, has_payload, options.limits, progress or Progress())
+        shards, indexes = _write_splits(lake, folder, parts, has_payload, options.limits, progress or Progress())
         manifest = Manifest(
             name=name,
             version=0,
@@ -116,7 +117,7 @@ def build_set(
             policies=_policies(rows),
             left_out=left_out,
         )
-        return _publish(lake_root, home, folder, manifest)
+        return _publish(lake, home, folder, manifest)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -127,14 +128,14 @@ def _columns(rows: pa.Table) -> tuple[ColumnEntry, ...]:
 
 
 def _write_splits(
-    lake_root: Path, folder: Path, parts: list[tuple[str, pa.Table]], has_payload: bool, limits: ShardLimits, progress: Progress
+    lake: Lake, folder: Path, parts: list[tuple[str, pa.Table]], has_payload: bool, limits: ShardLimits, progress: Progress
 ) -> tuple[tuple[FileEntry, ...], tuple[FileEntry, ...]]:
     shards: list[FileEntry] = []
     indexes: list[FileEntry] = []
     progress.total(sum(len(rows) for _, rows in parts))
     for split, rows in parts:
         if has_payload:
-            written, index = write_payload_split(lake_root, folder, split, rows, limits, progress)
+            written, index = write_payload_split(lake, folder, split, rows, limits, progress)
             indexes.append(index)
         else:
             written = write_tabular_split(folder, split, rows, limits, progress)
@@ -196,7 +197,7 @@ def _fresh_folder(home: Path) -> Path:
     return folder
 
 
-def _publish(lake_root: Path, home: Path, folder: Path, manifest: Manifest) -> Manifest:
+def _publish(lake: Lake, home: Path, folder: Path, manifest: Manifest) -> Manifest:
     """Give the folder the next free version number; a number that somebody else took meanwhile is passed over.
 
     Raises:
@@ -204,7 +205,7 @@ def _publish(lake_root: Path, home: Path, folder: Path, manifest: Manifest) -> M
     """
     for _ in range(_PUBLISH_ATTEMPTS):
         taken = [int(path.name) for path in home.iterdir() if path.name.isdecimal()]
-        taken += taken_numbers(lake_root, home.name)
+        taken += taken_numbers(lake, home.name)
         numbered = msgspec.structs.replace(manifest, version=max(taken, default=0) + 1)
         write_atomic(folder / MANIFEST_NAME, encode_manifest(numbered), mode=0o644)
         write_atomic(folder / "card.html", render_card(numbered, folder).encode(), mode=0o644)
@@ -213,13 +214,13 @@ def _publish(lake_root: Path, home: Path, folder: Path, manifest: Manifest) -> M
         sync_folder(folder)
         final = home / str(numbered.version)
         try:
-            take_number(lake_root, home.name, numbered.version)
+            take_number(lake, home.name, numbered.version)
             folder.rename(final)
         except (OSError, ConflictError) as error:
             if isinstance(error, OSError) and not final.exists():
                 raise
             continue
         sync_folder(home)
-        share_set(lake_root, final)
+        share_set(lake, final)
         return numbered
     raise ConflictError(f"{home}: {_PUBLISH_ATTEMPTS} times another build took the version number first; try again")

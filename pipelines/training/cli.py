@@ -15,7 +15,8 @@ from catchment.runtime.output import say, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.config import load_core_config, require_folder
 from pipelines.errors import RefusedError
-from pipelines.lake.remote import lake_of
+from pipelines.lake import lake as lakes
+from pipelines.lake.lake import lake_at, lake_of
 from pipelines.options import AsJson, Config, Lake
 from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, build_set
@@ -48,10 +49,10 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
         columns=tuple(columns.split(",")) if columns else None,
         with_payload=with_payload,
     )
-    root = _lake_root(lake, config)
+    found = _lake_of(lake, config)
     with _Bar() as bar:
-        manifest = build_set(root, name, tuple(stream), where, seed=seed, options=options, progress=bar)
-    _print_manifest(manifest, root / "sets" / name / str(manifest.version), as_json)
+        manifest = build_set(found, name, tuple(stream), where, seed=seed, options=options, progress=bar)
+    _print_manifest(manifest, found.root / "sets" / name / str(manifest.version), as_json)
     for empty in (part for part, rows in manifest.split_rows().items() if not rows):
         _note(f"split {empty} is empty: there are too few groups of {group} for its share; try --group with finer columns")
 
@@ -59,7 +60,7 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
 @set_app.command("ls")
 def ls(lake: Lake = None, config: Config = None, as_json: AsJson = False) -> None:
     """List the sets of the lake."""
-    sets = list_sets(_lake_root(lake, config))
+    sets = list_sets(_lake_of(lake, config))
     if as_json:
         rows = [{"name": m.name, "version": m.version, "rows": m.rows, "bytes": m.bytes, "splits": m.split_rows()} for m in sets]
         say_json(json.dumps(rows))
@@ -79,7 +80,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one set: where it came from and what it holds."""
-    folder = set_folder(_lake_root(lake, config), reference)
+    folder = set_folder(_lake_of(lake, config), reference)
     manifest = load_manifest(folder / MANIFEST_NAME)
     _print_manifest(manifest, folder, as_json)
 
@@ -92,10 +93,10 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Hash every file of a set against its manifest; from a lake in a bucket, bring them here first."""
-    root = _lake_root(lake, config)
-    folder = set_folder(root, reference)
+    found = _lake_of(lake, config)
+    folder = set_folder(found, reference)
     manifest = load_manifest(folder / MANIFEST_NAME)
-    bring_set(root, folder, manifest)
+    bring_set(found, folder, manifest)
     checked = sum(open_set(folder, split).verify() for split in manifest.split_rows())
     if as_json:
         say_json(json.dumps({"name": manifest.name, "version": manifest.version, "bytes": checked}))
@@ -121,11 +122,11 @@ def parse_split(text: str) -> dict[str, float]:
     return shares
 
 
-def _lake_root(lake: Path | None, config: Path | None) -> Path:
+def _lake_of(lake: Path | None, config: Path | None) -> lakes.Lake:
     if lake is None:
         return lake_of(load_core_config(config))
     require_folder(lake)
-    return lake
+    return lake_at(lake)
 
 
 def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:

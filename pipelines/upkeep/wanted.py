@@ -9,32 +9,32 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import at_hand, files_of, forget
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import QUARANTINE, STREAMS
 from pipelines.lake.ledger import Ledger
-from pipelines.lake.remote import Stored
+from pipelines.lake.store import Stored
 from pipelines.lake.workplace import workplace
 
 _NAMING = ("payload_shard", "zarr_path")
 
 
-def wanted_payloads(root: Path, gone: Collection[str]) -> set[str]:
+def wanted_payloads(lake: Lake, gone: Collection[str]) -> set[str]:
     """The names, be the file that tells of them live or kept for readers of older versions.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         gone: files that count as deleted, though a dry run has left them there.
 
     Raises:
         CorruptLakeError: a file cannot be read; nothing may be deleted on a guess.
     """
     wanted: set[str] = set()
-    with workplace(root, "vacuum") as there:
-        for file in files_of(root, STREAMS):
+    with workplace(lake, "vacuum") as there:
+        for file in lake.files(STREAMS):
             is_data = file.name.count("/") == STREAMS.count("/") + 2 and file.name.endswith(".parquet")
             if is_data and file.name not in gone:
-                wanted |= _named(at_hand(there, there / file.name))
-                forget(there, [there / file.name])
+                wanted |= _named(there.local(there.root / file.name))
+                there.evict([there.root / file.name])
     return wanted
 
 

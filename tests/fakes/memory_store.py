@@ -1,10 +1,11 @@
 """A lake's store in memory, for tests: like a bucket it has a working copy, and like a folder it needs no server."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 from pipelines.errors import ConflictError, CorruptLakeError, PipelineError
 from pipelines.lake.store import NEW, Stored
@@ -18,6 +19,8 @@ class MemoryStore:
     bodies: dict[str, bytes] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
     is_on_disk = False
+    looks_per_listing = 1
+    remote_config = None
 
     def local(self, name: str) -> Path:
         path = self.folder / name
@@ -48,6 +51,10 @@ class MemoryStore:
     def put(self, name: str, body: bytes) -> None:
         self.bodies[name] = body
 
+    def move_in(self, path: Path, name: str) -> None:
+        self.bodies[name] = path.read_bytes()
+        path.unlink()
+
     def create(self, name: str, body: bytes | Path) -> None:
         new = body if isinstance(body, bytes) else body.read_bytes()
         with self.lock:
@@ -75,9 +82,6 @@ class MemoryStore:
         rests = [file.name.removeprefix(f"{name}/") for file in self.files(name)]
         return sorted({rest.split("/")[0] for rest in rests if "/" in rest})
 
-    def known_folders(self, name: str) -> list[str]:
-        return self.folders(name)
-
     def size(self, name: str) -> int | None:
         body = self.bodies.get(name)
         return None if body is None else len(body)
@@ -85,13 +89,20 @@ class MemoryStore:
     def copy(self, name: str, new_name: str) -> None:
         self.bodies.setdefault(new_name, self.read(name))
 
-    def upload(self, names: Sequence[str]) -> None:
+    def upload(self, names: Iterable[str]) -> None:
         for name in names:
             self.bodies[name] = (self.folder / name).read_bytes()
 
-    def evict(self, names: Sequence[str]) -> None:
+    def evict(self, names: Iterable[str]) -> None:
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self, name: str, what: str, *, owner: str = "", stop: Event | None = None) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+    def working_in(self, folder: Path) -> "MemoryStore":
+        return MemoryStore(folder, self.bodies, self.lock)
 
     def table_uri(self, name: str) -> str:
         return str(self.folder / name)

@@ -20,6 +20,7 @@ from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.loop import RunLoop
 from pipelines.lake import table_states
+from pipelines.lake.lake import lake_at
 from pipelines.runners.engine import Engine
 from pipelines.upkeep.maintain import maintain
 from pipelines.upkeep.vacuum import Keep
@@ -66,7 +67,7 @@ def run(request: Request, steps: Steps) -> None:
 
 def upkeep(request: Request, _steps: Steps) -> None:
     """Roll-ups, compaction and vacuum."""
-    maintain(Path(request.lake), Keep(0, 0, 0, 0, 0))
+    maintain(lake_at(Path(request.lake)), Keep(0, 0, 0, 0, 0))
 
 
 WORKS = {"run": run, "upkeep": upkeep}

@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from pipelines.lake.lake import lake_at
+
 JSON = "application/json"
 
 
@@ -142,7 +144,7 @@ def test_a_bridge_beats_with_its_counters_and_says_when_it_stopped(bridge, devic
 
     bridge.start_connected()
     device.send("catchment/up/dev-a/things", b"{}")
-    device.wait_until(lambda: any(beat.is_ready and beat.counters["messages"] >= 1 for beat in read_beats(bridge.lake)))
+    device.wait_until(lambda: any(beat.is_ready and beat.counters["messages"] >= 1 for beat in read_beats(lake_at(bridge.lake))))
     assert bridge.stop() == 0
-    (beat,) = read_beats(bridge.lake)
+    (beat,) = read_beats(lake_at(bridge.lake))
     assert (beat.role, beat.trouble) == ("bridge", "stopped in order")

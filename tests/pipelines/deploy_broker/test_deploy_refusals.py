@@ -15,6 +15,7 @@ from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.ingest.receipts import MqttPublisher
+from pipelines.lake.lake import lake_at
 from pipelines.refusals import PublishTracker, Refusals
 from pipelines.rollout.connection import BrokerLink
 from pipelines.rollout.fleet import publish_desired, reported_models
@@ -79,7 +80,7 @@ def start_bridge(folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 def beat(lake: Path, role: str) -> Any:
-    return next((one for one in read_beats(lake) if one.role == role), None) if lake.is_dir() else None
+    return next((one for one in read_beats(lake_at(lake)) if one.role == role), None) if lake.is_dir() else None
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import judge, works
 from pipelines.ingest.tries import MAX_FAULTS, MAX_TRIES, Tries
 from pipelines.ingest.work import Limits
+from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from pipelines.runners.engine import Engine
 
@@ -133,7 +134,7 @@ def crew() -> Any:
 def items(core: Any, **limits: int) -> Any:
     loop = core.loop()
     plan = loop._next_plan()
-    return works(core.root, plan, judge(core.root, plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
+    return works(lake_at(core.root), plan, judge(lake_at(core.root), plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(core: Any, envelope: Any, crew: Any) -> None:
@@ -282,4 +283,4 @@ def test_a_contract_that_changes_a_type_is_refused_with_the_difference(core: Any
     other = msgspec.structs.replace(contract, columns=changed)
     (folder / "other.odcs.yaml").write_text(to_odcs(other))
     with pytest.raises(ConfigError, match=r"speed_mps.* double .*string"):
-        RuleBook(core.root, str(folder), "")
+        RuleBook(lake_at(core.root), str(folder), "")

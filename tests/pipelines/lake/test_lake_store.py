@@ -4,15 +4,16 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import BadReferenceError, ConflictError
-from pipelines.lake.bucket_store import CALLS_PER_LISTING, BucketStore
+from pipelines.lake.bucket_store import LOOKS_PER_LISTING, BucketStore
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import OBJECTS
+from pipelines.lake.polling import poll_again, polled
 from pipelines.lake.remote import Remote
 from pipelines.lake.store import NEW, LocalStore, Store
 from tests.fakes.memory_store import MemoryStore
@@ -160,8 +161,8 @@ def test_a_listing_names_every_file_below_a_folder_in_order_and_those_after_a_na
 def test_folders_are_named_without_files_beside_them(store: Store) -> None:
     for name in ("streams/b/1", "streams/a/1", "streams/a/2", "streams/c"):
         store.put(name, b"")
-    assert store.folders("streams") == store.known_folders("streams") == ["a", "b"]
-    assert store.folders("nothing") == store.known_folders("nothing") == []
+    assert store.folders("streams") == ["a", "b"]
+    assert store.folders("nothing") == []
 
 
 def test_a_second_name_has_the_bytes_and_takes_nobodys_place(store: Store) -> None:
@@ -248,10 +249,17 @@ def test_objects_of_another_lake_are_read_through_and_nothing_else(store: Store,
     assert not small.local("runs/1.json").exists()
 
 
-def test_a_bucket_lists_known_folders_at_every_hundredth_call_only(s3: S3, tmp_path: Path) -> None:
-    store: Any = BucketStore(tmp_path, Remote(s3.config("known")))
-    store.put("landing/one/1", b"")
-    assert store.known_folders("landing") == ["one"]
-    store.put("landing/two/1", b"")
-    assert {tuple(store.known_folders("landing")) for _ in range(CALLS_PER_LISTING - 1)} == {("one",)}
-    assert store.known_folders("landing") == ["one", "two"]
+def test_a_bucket_is_listed_at_every_hundredth_look_only_and_whenever_that_is_wanted(s3: S3, tmp_path: Path) -> None:
+    lake = Lake(BucketStore(tmp_path, Remote(s3.config("known"))))
+
+    def look() -> list[str]:
+        return polled(lake, "landing", lambda: lake.folders("landing"))
+
+    lake.store.put("landing/one/1", b"")
+    assert look() == ["one"]
+    lake.store.put("landing/two/1", b"")
+    assert {tuple(look()) for _ in range(LOOKS_PER_LISTING - 1)} == {("one",)}
+    assert look() == ["one", "two"]
+    lake.store.put("landing/three/1", b"")
+    poll_again(lake, "landing")
+    assert look() == ["one", "three", "two"]

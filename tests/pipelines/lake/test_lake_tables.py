@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.errors import RetryLaterError
 from pipelines.lake import table
+from pipelines.lake.lake import lake_at
 
 SCHEMA = pa.schema([("x", pa.int64())])
 
@@ -32,7 +33,7 @@ def test_a_table_whose_storage_goes_away_just_after_it_was_made_is_tried_again(
         raise OSError("503 Service Unavailable")
 
     monkeypatch.setattr(table, "remote_of", lambda _root: Away(tmp_path))
-    table.ensure_table(tmp_path, "first", SCHEMA)
+    table.ensure_table(lake_at(tmp_path), "first", SCHEMA)
     monkeypatch.setattr(table, "_open", refuse)
     with pytest.raises(RetryLaterError, match="503"):
-        table._create(tmp_path, "second", SCHEMA, ())
+        table._create(lake_at(tmp_path), "second", SCHEMA, ())

@@ -15,6 +15,7 @@ from pipelines.clock import SystemClock
 from pipelines.config import AlarmConfig
 from pipelines.ingest.fault_file import keep_faults
 from pipelines.ingest.fault_stop import FaultRow
+from pipelines.lake.lake import lake_at
 from pipelines.lake.suspended import SuspensionBook
 from pipelines.policy.active import apply_policy, withdraw_policy
 from pipelines.status.beat import FOLDER, Beat, Health, Heart, read_beats
@@ -45,7 +46,7 @@ def lake(core: Any, envelope: Any) -> Any:
 
 def test_a_survey_tells_what_waits_per_stream_and_what_was_committed(lake: Any, envelope: Any) -> None:
     lake.landing.seal([envelope(20, 7), envelope(0, 3, stream="network_flow", body=b"x")])
-    found = survey(lake.root, NOW_US)
+    found = survey(lake_at(lake.root), NOW_US)
     streams = {stream.stream: stream for stream in found.streams}
     telemetry = streams["vehicle_telemetry"]
     assert (telemetry.counts.committed, telemetry.rows, telemetry.waiting, telemetry.recent_samples) == (10, 10, 7, 10)
@@ -57,20 +58,20 @@ def test_a_survey_tells_what_waits_per_stream_and_what_was_committed(lake: Any, 
 
 def test_a_survey_tells_what_is_suspended(lake: Any) -> None:
     rules = Policy("words", ("vehicle_telemetry",), (Rule("car", "matches(device, 'c')"),))
-    apply_policy(lake.root, rules, "ada", 1)
-    SuspensionBook(lake.root).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
-    found = survey(lake.root, NOW_US)
+    apply_policy(lake_at(lake.root), rules, "ada", 1)
+    SuspensionBook(lake_at(lake.root)).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
+    found = survey(lake_at(lake.root), NOW_US)
     assert [(one.name, one.reason) for one in found.suspended] == [(rules.label, "it was late")]
     assert "catchment_suspended 1" in exposition(found)
     verdict = judge(found)
     assert (verdict.alarms, verdict.is_ready) == ((f"policy {rules.label} is suspended: it was late",), True)
     assert judge(found, AlarmConfig(suspended=False)).alarms == ()
-    withdraw_policy(lake.root, "words", "ada", 2)
-    assert survey(lake.root, NOW_US).suspended == ()
+    withdraw_policy(lake_at(lake.root), "words", "ada", 2)
+    assert survey(lake_at(lake.root), NOW_US).suspended == ()
 
 
 def test_a_core_that_gets_on_is_ready(lake: Any) -> None:
-    assert judge(survey(lake.root, NOW_US)).alarms == ()
+    assert judge(survey(lake_at(lake.root), NOW_US)).alarms == ()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_core_that_gets_on_is_ready(lake: Any) -> None:
 )
 def test_a_process_that_is_silent_or_stuck_is_an_alarm(lake: Any, changes: Any, alarm: str, alive: bool) -> None:
     beat(lake.root, "run", **changes)
-    verdict = judge(survey(lake.root, NOW_US))
+    verdict = judge(survey(lake_at(lake.root), NOW_US))
     assert (verdict.alarms, verdict.is_alive, verdict.is_ready) == ((alarm,), alive, False)
 
 
@@ -91,11 +92,11 @@ def test_waiting_work_that_no_run_takes_is_an_alarm(lake: Any, envelope: Any) ->
 
     path = lake.landing.seal([envelope(20, 7)])
     os.utime(path, ns=((NOW_US - 200_000_000) * 1_000,) * 2)
-    assert judge(survey(lake.root, NOW_US)).alarms == ("a sealed segment waits for 200 s and no run takes it",)
+    assert judge(survey(lake_at(lake.root), NOW_US)).alarms == ("a sealed segment waits for 200 s and no run takes it",)
 
 
 def test_books_that_do_not_balance_or_rows_too_many_are_alarms(lake: Any) -> None:
-    found = survey(lake.root, NOW_US)
+    found = survey(lake_at(lake.root), NOW_US)
     (stream,) = found.streams
     more: Survey = replace(found, unbalanced=("car-1/vehicle_telemetry",), streams=(replace(stream, rows=11),))
     assert len(judge(more).alarms) == 2
@@ -104,13 +105,13 @@ def test_books_that_do_not_balance_or_rows_too_many_are_alarms(lake: Any) -> Non
 
 def test_rules_that_cannot_be_read_are_an_alarm_and_no_standstill(lake: Any) -> None:
     beat(lake.root, "run", trouble="drive.yaml: no such column", counters={"rules_broken": 1.0})
-    verdict = judge(survey(lake.root, NOW_US))
+    verdict = judge(survey(lake_at(lake.root), NOW_US))
     assert verdict.alarms == ("the rules cannot be read, those before them stay in force: drive.yaml: no such column",)
     assert verdict.is_ready
 
 
 def test_a_large_share_of_quarantined_samples_is_an_alarm_from_a_count_on(lake: Any) -> None:
-    found = survey(lake.root, NOW_US)
+    found = survey(lake_at(lake.root), NOW_US)
     (stream,) = found.streams
     assert (stream.recent_samples, stream.recent_quarantined) == (10, 5)
     assert judge(found).alarms == ()
@@ -122,8 +123,8 @@ def test_a_large_share_of_quarantined_samples_is_an_alarm_from_a_count_on(lake: 
 
 
 def test_a_run_that_is_held_back_is_an_alarm_that_outlives_its_process(lake: Any) -> None:
-    keep_faults(lake.root, FaultRow(), FaultRow(stopped_run=2, at_us=NOW_US - 9_000_000, reason="TypeError: ours"))
-    found = survey(lake.root, NOW_US)
+    keep_faults(lake_at(lake.root), FaultRow(), FaultRow(stopped_run=2, at_us=NOW_US - 9_000_000, reason="TypeError: ours"))
+    found = survey(lake_at(lake.root), NOW_US)
     verdict = judge(found)
     assert "run 2 is held back for 9 s" in verdict.alarms[0]
     assert not verdict.is_ready
@@ -133,7 +134,7 @@ def test_a_run_that_is_held_back_is_an_alarm_that_outlives_its_process(lake: Any
 
 
 def test_metrics_are_prometheus_text(lake: Any) -> None:
-    text = exposition(survey(lake.root, NOW_US))
+    text = exposition(survey(lake_at(lake.root), NOW_US))
     assert 'catchment_samples_committed_total{stream="vehicle_telemetry"} 10' in text
     assert 'catchment_bridge_messages{name="one"} 3' in text
     assert "catchment_ready 1" in text
@@ -164,9 +165,9 @@ def test_live_ready_and_metrics_are_served(lake: Any) -> None:
 
 
 def test_a_heart_beats_and_says_why_it_stopped(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no more"), Heart(tmp_path, "run", "one", SystemClock(), lambda: Health(True)):
+    with pytest.raises(ValueError, match="no more"), Heart(lake_at(tmp_path), "run", "one", SystemClock(), lambda: Health(True)):
         raise ValueError("no more")
-    (last,) = read_beats(tmp_path)
+    (last,) = read_beats(lake_at(tmp_path))
     assert (last.is_ready, last.trouble) == (False, "stopped: no more")
 
 
@@ -182,8 +183,8 @@ def test_the_command_ends_with_one_where_something_is_wrong(lake: Any, tmp_path:
     assert "ALARM: bridge one is silent" in said.stdout
     assert "Suspended" not in said.stdout
     rules = Policy("words", ("vehicle_telemetry",), (Rule("car", "matches(device, 'c')"),))
-    apply_policy(lake.root, rules, "ada", 1)
-    SuspensionBook(lake.root).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
+    apply_policy(lake_at(lake.root), rules, "ada", 1)
+    SuspensionBook(lake_at(lake.root)).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
     said = CliRunner().invoke(app, ["-c", str(config)])
     assert "it was late" in said.stdout
     assert "`catchment policy apply` of a new version lifts it" in said.stdout

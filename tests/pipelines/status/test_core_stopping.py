@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.clock import SystemClock
 from pipelines.errors import ConfigError
+from pipelines.lake.lake import lake_at
 from pipelines.status.beat import Health, Heart, read_beats, starting
 from pipelines.up import Child, stop_all
 
@@ -118,7 +119,7 @@ def test_other_roles_that_do_not_start_say_so_too(role: str, tmp_path: Path) -> 
     config = tmp_path / "core.toml"
     config.write_text('lake = "lake"\n[broker.tls]\nca = "no"\ncert = "no"\nkey = "no"\n')
     assert catchment(*({"bridge": ("bridge",), "models": ("model", "serve")}[role]), "-c", str(config)).returncode == 2
-    (beat,) = [one for one in read_beats(tmp_path / "lake") if one.role == role]
+    (beat,) = [one for one in read_beats(lake_at(tmp_path / "lake")) if one.role == role]
     assert not beat.is_ready
     assert "does not start: broker.tls" in beat.trouble
 
@@ -127,16 +128,16 @@ def test_a_second_process_that_may_not_start_leaves_the_word_of_the_one_at_work(
     clock = SystemClock()
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
-            with Heart(tmp_path, "run", "loop", clock, lambda: Health(is_ready=True)):
+            with Heart(lake_at(tmp_path), "run", "loop", clock, lambda: Health(is_ready=True)):
                 pass
             path = tmp_path / "status/run-loop.json"
             beat: dict[str, Any] = json.loads(path.read_text())
             path.write_text(json.dumps({**beat, "pid": other.pid, "trouble": "", "is_ready": True}))
             with pytest.raises(ConfigError), starting(tmp_path, "run", "loop", clock):
                 raise ConfigError("no")
-            assert read_beats(tmp_path)[0].is_ready
+            assert read_beats(lake_at(tmp_path))[0].is_ready
         finally:
             other.kill()
     with pytest.raises(ConfigError), starting(tmp_path, "run", "loop", clock):
         raise ConfigError("no")
-    assert read_beats(tmp_path)[0].trouble == "does not start: no"
+    assert read_beats(lake_at(tmp_path))[0].trouble == "does not start: no"

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.lake import lake_at
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.manifest import SplitRule, load_manifest
 from pipelines.training.open import TrainingSet, open_set
@@ -42,7 +43,7 @@ class FixedClock:
 
 def built(lake: Path, where: str = "", streams: tuple[str, ...] = ("camera_frame",), **options: object) -> Path:
     options = {"split": HALVES, **options}
-    manifest = build_set(lake, "frames", streams, where, seed=4, options=BuildOptions(**options), clock=FixedClock())
+    manifest = build_set(lake_at(lake), "frames", streams, where, seed=4, options=BuildOptions(**options), clock=FixedClock())
     return lake / "sets/frames" / str(manifest.version)
 
 
@@ -233,7 +234,7 @@ def test_what_cannot_be_built_or_opened_is_refused_with_the_way_out(lake: Path) 
     with pytest.raises(NotFoundError, match="no such stream"):
         built(lake, "", ("absent",))
     with pytest.raises(RefusedError, match="set name"):
-        build_set(lake, "../up", ("camera_frame",))
+        build_set(lake_at(lake), "../up", ("camera_frame",))
     with pytest.raises(NotFoundError, match="no training set"):
         open_set(lake / "sets/none/1")
     with pytest.raises(NotFoundError, match="no split"):
