@@ -639,7 +639,7 @@ def _policy_shown() -> Any:
 
 def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing():
     shown = SimpleNamespace(manifest=_manifest(), split=TEXT, _count=1)
-    lake = SimpleNamespace(root=TEXT, streams=lambda: [TEXT])
+    lake = SimpleNamespace(_lake=SimpleNamespace(root=TEXT), streams=lambda: [TEXT])
     texts = (
         notebook.Policy.__repr__(_policy_shown()),
         repr(notebook.Found(_preview())),

@@ -124,9 +124,9 @@ def test_a_compaction_that_another_rewrite_overtook_changes_nothing(lake: Any, m
     before = keyed(lake.rows(TELEMETRY))
     swap = compact.swap_files
 
-    def late(root: Path, name: str, old: Any, new: Any, note: Any) -> bool:
+    def late(root: Any, name: str, old: Any, new: Any, note: Any) -> bool:
         monkeypatch.setattr(compact, "swap_files", swap)
-        compact_table(lake_at(root), name, 2)  # somebody else is first
+        compact_table(root, name, 2)  # somebody else is first
         return swap(root, name, old, new, note)
 
     monkeypatch.setattr(compact, "swap_files", late)

@@ -171,6 +171,7 @@ def test_progress_counts_every_row_once(commit_rows: Commit) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from pipelines.lake.lake import lake_at
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
@@ -189,7 +190,7 @@ def dies(*arguments):
     check(*arguments)
 splice._check = dies
 tagger = RuleTagger(Tagger.compile([new], builtin_contract("vehicle_telemetry")))
-retag_stream(Path(sys.argv[1]), "vehicle_telemetry", [new], tagger, workers=1)
+retag_stream(lake_at(Path(sys.argv[1])), "vehicle_telemetry", [new], tagger, workers=1)
 """
 
 

@@ -155,7 +155,7 @@ def test_live_ready_and_metrics_are_served(lake: Any) -> None:
     clock = SystemClock()
     beat(lake.root, "bridge", at_ms=clock.now_ms())
     beat(lake.root, "run", at_ms=clock.now_ms(), is_ready=False, trouble="away")
-    with serving(lake.root, "127.0.0.1", 0, clock) as port:
+    with serving(lake_at(lake.root), "127.0.0.1", 0, clock) as port:
         base = f"http://127.0.0.1:{port}"
         assert get(f"{base}/live")[0] == 200
         code, body = get(f"{base}/ready")
