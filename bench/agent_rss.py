@@ -5,9 +5,7 @@ python bench/agent_rss.py [--samples 200000] [--picture-mb 400]
 
 import argparse
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.plant.broker import Broker, free_port
 
 TARGET_MB = 40
 TARGET_GROWTH_MB = 10
@@ -54,27 +54,8 @@ def agent(folder: Path, name: str, port: int, sources: str) -> Iterator[subproce
         print((folder / f"{name}.log").read_text(errors="replace")[-2_000:])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def broker(folder: Path, port: int) -> Iterator[None]:
-    binary = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
-    if binary is None:
-        raise SystemExit("no mosquitto; install it")
-    config = folder / "mosquitto.conf"
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_bytes 0\n")
-    with (folder / "mosquitto.log").open("ab") as log:
-        process = subprocess.Popen([binary, "-c", str(config)], stdout=log, stderr=log)
-    try:
-        time.sleep(0.5)
-        yield
-    finally:
-        process.kill()
-        process.wait()
+def broker(folder: Path, port: int) -> Broker:
+    return Broker(folder, config=f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_bytes 0", port=port)
 
 
 def until_quiet(size: Callable[[], int], seconds: float = 300.0) -> None:

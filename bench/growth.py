@@ -22,9 +22,9 @@ import pyarrow as pa
 import structlog
 from deltalake import DeltaTable
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.ingest.loop import RunLoop

@@ -4,9 +4,7 @@ Run: python bench/latency.py [--smoke] [--rate 20] [--seconds 30]
 """
 
 import argparse
-import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,8 +24,8 @@ from paho.mqtt.properties import Properties
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName
 from schemas.receipts import decode_receipt
+from tests.plant.broker import loopback_broker
 
-BROKER_CONF = Path(__file__).resolve().parent.parent / "deploy" / "broker" / "loopback.conf"
 DEVICE, STREAM, EPOCH = DeviceId("car-1"), StreamName("vehicle_telemetry"), 7
 SAMPLES = 100
 START_US = 1_790_000_000_000_000
@@ -47,44 +45,21 @@ def body(first: int) -> bytes:
 @contextmanager
 def core(folder: Path) -> Iterator[int]:
     """Start all three; the broker's port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = folder / "broker"
-    data.mkdir()
-    conf = BROKER_CONF.read_text().replace("listener 1883", f"listener {port}").replace("/var/lib/mosquitto", str(data))
-    (folder / "mosquitto.conf").write_text(conf + ("user root\n" if os.geteuid() == 0 else ""))
+    broker = loopback_broker(folder / "broker")
     (folder / "core.toml").write_text(
-        f'lake = "lake"\n[broker]\nport = {port}\n[bridge]\nseal_ms = 50\nlinger_ms = 5\n[run]\ninterval_ms = 20\n'
+        f'lake = "lake"\n[broker]\nport = {broker.port}\n[bridge]\nseal_ms = 50\nlinger_ms = 5\n[run]\ninterval_ms = 20\n'
     )
-    mosquitto = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
-    if mosquitto is None:
-        sys.exit("no mosquitto; install it: apt-get install -y --no-install-recommends mosquitto")
     role = [sys.executable, "-m", "pipelines"]
     config = ["-c", str(folder / "core.toml")]
     processes: list[subprocess.Popen[bytes]] = []
-    with (folder / "log").open("wb") as log:
+    with broker, (folder / "log").open("wb") as log:
         try:
-            processes.append(subprocess.Popen([mosquitto, "-c", str(folder / "mosquitto.conf")], stdout=log, stderr=log))
-            wait_for(port)
             processes += [subprocess.Popen([*role, name, *config], stdout=log, stderr=log) for name in ("bridge", "run")]
-            yield port
+            yield broker.port
         finally:
             for process in reversed(processes):
                 process.terminate()
                 process.wait()
-
-
-def wait_for(port: int) -> None:
-    until = time.monotonic() + DEADLINE_S
-    while time.monotonic() < until:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    sys.exit("the broker did not start")
 
 
 def measure(port: int, rate_hz: float, count: int) -> list[float]:

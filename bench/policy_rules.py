@@ -17,9 +17,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from catchment.rules.evaluator import EdgeEvaluator
 from pipelines.policy.engine import Tagger
 from schemas.builtin import builtin_contract
-from schemas.expressions.evaluator import EdgeEvaluator
 from schemas.policy import Policy, Rule
 
 CONTRACT = builtin_contract("vehicle_telemetry")

@@ -18,8 +18,8 @@ import polars as pl
 import pyarrow as pa
 from run_rows import Nobody, land
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.segment import read_segment
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.loop import RunLoop
 from pipelines.runners.engine import Engine

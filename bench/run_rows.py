@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment, read_segment
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.graph import crew
 from pipelines.ingest.loop import RunLoop

@@ -21,14 +21,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from edge_agent.capture.batch import SampleBatch
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import Refiner
-from edge_agent.capture.rejects import Rejects
-from edge_agent.clock import SystemClock
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError
+from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.rejects import Rejects
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool

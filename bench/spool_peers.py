@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -55,8 +54,6 @@ def _compare(table: "Table", folder: Path, load: str, shape: tuple[int, int, int
     size, samples, messages = shape
     plain_s = 0.0
     for into in ("plain write + fdatasync", "spool", "mosquitto bridge"):
-        if into == "mosquitto bridge" and _mosquitto() is None:
-            continue
         place = folder / f"{load}-{into}".replace(" ", "")
         place.mkdir()
         command = [sys.executable, __file__, "--child", into, str(size), str(messages), str(place)]
@@ -86,7 +83,7 @@ def _plain(folder: Path, size: int, messages: int) -> dict[str, Any]:
 
 
 def _spool(folder: Path, size: int, messages: int) -> dict[str, Any]:
-    from edge_agent.clock import SystemClock  # noqa: PLC0415 # each process carries only what it measures
+    from catchment.runtime.clock import SystemClock  # noqa: PLC0415 # each process carries only what it measures
     from edge_agent.spool.database import SMALL_PAGE_BYTES  # noqa: PLC0415 # each process carries only what it measures
     from edge_agent.spool.records import Append, NewEnvelope  # noqa: PLC0415 # each process carries only what it measures
     from edge_agent.spool.spool import Spool  # noqa: PLC0415 # each process carries only what it measures
@@ -113,17 +110,20 @@ def _bridge(folder: Path, size: int, messages: int) -> dict[str, Any]:
     import paho.mqtt.client as mqtt  # noqa: PLC0415 # each process carries only what it measures
     from paho.mqtt.enums import CallbackAPIVersion  # noqa: PLC0415 # each process carries only what it measures
 
-    port, nobody, bodies = _free_port(), _free_port(), [os.urandom(size) for _ in range(16)]
-    (folder / "mosquitto.conf").write_text(
-        f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\npersistence true\npersistence_location {folder}/\n"
+    from tests.plant.broker import Broker, free_port  # noqa: PLC0415 # each process carries only what it measures
+
+    port, nobody, bodies = free_port(), free_port(), [os.urandom(size) for _ in range(16)]
+    config = (
+        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {folder}/\n"
         "autosave_interval 1\nmax_queued_messages 0\nmax_queued_bytes 0\nmax_inflight_messages 100\n"
         f"connection core\naddress 127.0.0.1:{nobody}\ntopic # out 1\ncleansession false\nnotifications false\n"
     )
-    broker = subprocess.Popen([str(_mosquitto()), "-c", str(folder / "mosquitto.conf")], stderr=subprocess.DEVNULL)
+    broker = Broker(folder, config=config, port=port)
+    broker.start()
     client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
     client.max_inflight_messages_set(_WINDOW)
     try:
-        _connect(client, port)
+        client.connect("127.0.0.1", port)
         client.loop_start()
         empty_mb, before, began = _rss_mb(broker.pid), _written(broker.pid), time.perf_counter()
         infos = []
@@ -140,24 +140,10 @@ def _bridge(folder: Path, size: int, messages: int) -> dict[str, Any]:
         client.loop_stop()
     finally:
         broker.kill()
-        broker.wait()
     return {"seconds": seconds, "written_bytes": written, "empty_mb": empty_mb, "full_mb": full_mb}
 
 
 CHILDREN = {"plain write + fdatasync": _plain, "spool": _spool, "mosquitto bridge": _bridge}
-
-
-def _connect(client: Any, port: int) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            client.connect("127.0.0.1", port)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
 
 
 def _written(pid: int) -> int:
@@ -167,16 +153,6 @@ def _written(pid: int) -> int:
 
 def _rss_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _mosquitto() -> str | None:
-    return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ python bench/uplink_agents.py [--agents 1000] [--seconds 20] [--down 5] [--every
 import argparse
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import structlog
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.config import BrokerConfig, UplinkConfig
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
@@ -32,17 +30,12 @@ from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import PahoSession
 from schemas.ids import DeviceId, StreamName
 from schemas.topics import Topics
+from tests.plant.broker import loopback_broker
 
 ROOT = Path(__file__).resolve().parent.parent
 PER_PROCESS = 50
 CORE_LIMIT_S = 60.0
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def cpu_s(pid: int) -> float:
@@ -151,23 +144,10 @@ class Workers:
                 process.wait()
 
 
-def start_broker(folder: Path, port: int) -> "subprocess.Popen[bytes]":
-    binary = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
-    if binary is None:
-        raise SystemExit("no mosquitto; install it")
-    (folder / "broker").mkdir(exist_ok=True)
-    text = (ROOT / "deploy" / "broker" / "loopback.conf").read_text()
-    text = text.replace("listener 1883 127.0.0.1", f"listener {port} 127.0.0.1")
-    text = text.replace("persistence_location /var/lib/mosquitto/", f"persistence_location {folder}/broker/")
-    (folder / "mosquitto.conf").write_text(text + ("user root\n" if os.geteuid() == 0 else ""))
-    command = [binary, "-c", str(folder / "mosquitto.conf")]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def start_bridge(folder: Path, port: int) -> "subprocess.Popen[bytes]":
     (folder / "core.toml").write_text(f'lake = "lake"\n[broker]\nport = {port}\n')
     with (folder / "bridge.log").open("wb") as log:
-        command = [sys.executable, "-m", "pipelines.bridge.cli", "-c", str(folder / "core.toml")]
+        command = [sys.executable, "-m", "pipelines", "bridge", "-c", str(folder / "core.toml")]
         return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
@@ -207,21 +187,21 @@ def main() -> None:
     if given.smoke:
         given.agents, given.seconds, given.down, given.every = 20, 3.0, 1.0, 1.0
     with tempfile.TemporaryDirectory(prefix="uplink-agents-", dir=os.environ.get("CATCHMENT_BENCH_DIR")) as name:
-        measure(Path(name), free_port(), given)
+        measure(Path(name), given)
 
 
-def measure(folder: Path, port: int, given: argparse.Namespace) -> None:
-    broker = start_broker(folder, port)
-    time.sleep(0.5)
+def measure(folder: Path, given: argparse.Namespace) -> None:
+    broker = loopback_broker(folder / "broker")
+    port = broker.port
+    broker.start()
     bridge = start_bridge(folder, port)
     workers = Workers(folder, port, given)
     try:
         print(f"{given.agents} agents, connected for the first time: {workers.wait_connected(given.agents, 300):.1f} s")
-        broker.send_signal(signal.SIGTERM)
-        broker.wait()
+        broker.stop()
         time.sleep(given.down)
         workers_down = workers.total("connected")
-        broker = start_broker(folder, port)
+        broker.start()
         back_s = workers.wait_connected(given.agents, 300)
         print(f"broker away for {given.down:.0f} s (connected then: {workers_down}); all back after {back_s:.1f} s")
         time.sleep(2)
@@ -245,8 +225,7 @@ def measure(folder: Path, port: int, given: argparse.Namespace) -> None:
         workers.end()
         bridge.send_signal(signal.SIGTERM)
         bridge.wait(CORE_LIMIT_S)
-        broker.terminate()
-        broker.wait()
+        broker.stop()
     total, twice = landed_samples(folder)
     print(f"landed: {total:,} samples, {twice:,} of them twice")
 

@@ -10,9 +10,7 @@ python bench/uplink_cpu.py [--rate 1000] [--seconds 20] [--smoke]
 import argparse
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.fakes.bad_link import BadLink  # noqa: E402 # what the tests break links with, here only to count
 from tests.fakes.fake_core import FakeCore  # noqa: E402
+from tests.plant.broker import Broker, free_port  # noqa: E402
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 LIMIT_S = 120.0
@@ -50,12 +49,6 @@ class Cost:
         memory = ", ".join(f"{name} {size:.0f}" for name, size in self.rss_mb.items())
         total = 1e6 * sum(self.cpu_s.values()) / self.samples
         print(f"{self.name:<34}{total:>9.0f} ms{self.link_bytes / self.samples:>9.0f} B   ({parts} ms; RSS {memory} MB)")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def cpu_s(pid: int) -> float:
@@ -95,17 +88,8 @@ def publish(port: int, rate: float, seconds: float) -> None:
     time.sleep(LIMIT_S)
 
 
-def start_mosquitto(folder: Path, name: str, port: int, extra: str) -> "subprocess.Popen[bytes]":
-    binary = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
-    if binary is None:
-        raise SystemExit("no mosquitto; install it")
-    (folder / name).mkdir()
-    user = "user root\n" if os.geteuid() == 0 else ""
-    text = f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n{user}{extra}"
-    (folder / f"{name}.conf").write_text(text.format(data=folder / name))
-    process = subprocess.Popen([binary, "-c", str(folder / f"{name}.conf")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(0.5)
-    return process
+def broker(folder: Path, port: int, extra: str = "") -> Broker:
+    return Broker(folder, config=f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n{extra}", port=port)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -160,14 +144,15 @@ def measure_bridge(folder: Path, far_port: int, given: argparse.Namespace, name:
     counting.loop_start()
     is_subscribed.wait(10)
     near_port = free_port()
+    data = folder / "near" / "data"
     with BadLink(far_port) as link:
-        local = start_mosquitto(
-            folder,
-            "near",
+        local = broker(
+            folder / "near",
             near_port,
-            f"persistence true\npersistence_location {{data}}/\n{saving}connection up\naddress 127.0.0.1:{link.port}\n"
+            f"persistence true\npersistence_location {data}/\n{saving}connection up\naddress 127.0.0.1:{link.port}\n"
             "topic catchment/up/# out 1\nbridge_protocol_version mqttv50\ncleansession false\n",
         )
+        local.start()
         program = subprocess.Popen(me("--role", "publish", "--port", near_port, "--rate", given.rate, "--seconds", given.seconds))
         watched = {"mosquitto": local.pid, "program": program.pid}
         try:
@@ -177,9 +162,9 @@ def measure_bridge(folder: Path, far_port: int, given: argparse.Namespace, name:
             used = {what: cpu_s(pid) - before[what] for what, pid in watched.items()}
             sizes, carried = {what: rss_mb(pid) for what, pid in watched.items()}, link.bytes_up - before_bytes
         finally:
-            for process in (program, local):
-                process.kill()
-                process.wait()
+            local.kill()
+            program.kill()
+            program.wait()
             counting.disconnect()
             counting.loop_stop()
     return Cost(name, count - first, used, sizes, carried)
@@ -231,12 +216,8 @@ def main() -> None:
     for way in ways:
         with tempfile.TemporaryDirectory(prefix="uplink-cpu-", dir=os.environ.get("CATCHMENT_BENCH_DIR")) as name:
             folder, far_port = Path(name), free_port()
-            far = start_mosquitto(folder, "far", far_port, "")
-            try:
+            with broker(folder / "far", far_port):
                 way(folder, far_port).show()
-            finally:
-                far.kill()
-                far.wait()
     print(
         f"{'the program alone, printing':<34}{measure_program(given):>9.0f} ms   (not in the agent's figure; the peer's holds it)"
     )

@@ -7,9 +7,6 @@ python bench/uplink_rate.py [--seconds 25] [--rate 500000 ...] [--smoke]
 
 import argparse
 import os
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,25 +20,9 @@ from edge_agent.spool.records import Append, NewEnvelope  # noqa: E402 # the scr
 from tests.fakes.bad_link import BadLink  # noqa: E402 # what the tests break links with, here only to count
 from tests.fakes.device import ALPHA, Device  # noqa: E402
 from tests.fakes.fake_core import FakeCore  # noqa: E402
+from tests.plant.broker import Broker, free_port  # noqa: E402
 
 WINDOW_S = 10.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start_broker(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    binary = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
-    if binary is None:
-        raise SystemExit("no mosquitto; install it")
-    config = folder / "mosquitto.conf"
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_bytes 0\nmax_queued_messages 0\n")
-    process = subprocess.Popen([binary, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(0.5)
-    return process
 
 
 def measure(folder: Path, port: int, body_bytes: int | None, rate: int, seconds: float) -> list[tuple[float, int]]:
@@ -100,12 +81,9 @@ def main() -> None:
         for body_bytes in sizes:
             with tempfile.TemporaryDirectory(prefix="uplink-rate-") as name:
                 folder, port = Path(name), free_port()
-                broker = start_broker(folder, port)
-                try:
+                config = f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_bytes 0\nmax_queued_messages 0"
+                with Broker(folder, config=config, port=port):
                     found = windows(measure(folder, port, body_bytes, rate, seconds), window_s)
-                finally:
-                    broker.terminate()
-                    broker.wait()
             low, high = min(found) / rate, max(found) / rate
             what = "one payload in parts" if body_bytes is None else f"bodies of {body_bytes:>9,} B"
             print(f"{what:<22} {low:6.1%} to {high:6.1%} of the rate: off by at most {max(1 - low, high - 1):.1%}", flush=True)

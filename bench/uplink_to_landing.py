@@ -8,7 +8,6 @@ import argparse
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName
+from tests.plant.broker import loopback_broker
 
 BROKER_CONF = Path(__file__).resolve().parent.parent / "deploy" / "broker" / "loopback.conf"
 DEADLINE_S = 300.0
@@ -105,33 +105,6 @@ def subscribe_bare(port: int, load: Load) -> None:
     one.loop_forever()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start_broker(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    conf = folder / "mosquitto.conf"
-    text = BROKER_CONF.read_text()
-    text = text.replace("listener 1883 127.0.0.1", f"listener {port} 127.0.0.1")
-    text = text.replace("persistence_location /var/lib/mosquitto/", f"persistence_location {folder}/")
-    user = "user root\n" if os.geteuid() == 0 else ""
-    conf.write_text(text + user)
-    binary = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
-    if binary is None:
-        raise SystemExit("mosquitto is not installed")
-    process = subprocess.Popen([binary, "-c", str(conf)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return process
-    raise SystemExit("mosquitto did not start")
-
-
 def me(*arguments: object) -> list[str]:
     return [sys.executable, __file__, *(str(argument) for argument in arguments)]
 
@@ -159,7 +132,7 @@ def measure_bridge(port: int, load: Load, index: int, folder: Path) -> float:
     config = folder / "core.toml"
     config.write_text(f'lake = "lake"\n[broker]\nport = {port}\n')
     log = (folder / "bridge.log").open("ab")
-    bridge = subprocess.Popen([sys.executable, "-m", "pipelines.bridge.cli", "-c", str(config)], stdout=log, stderr=log)
+    bridge = subprocess.Popen([sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log)
     landing = folder / "lake" / "landing" / "bridge-0"
     while b"connected " not in (folder / "bridge.log").read_bytes():
         time.sleep(0.02)
@@ -183,13 +156,8 @@ def measure_bridge(port: int, load: Load, index: int, folder: Path) -> float:
 def run_pair(load: Load, index: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("CATCHMENT_BENCH_DIR")) as name:
         folder = Path(name)
-        port = free_port()
-        broker = start_broker(folder, port)
-        try:
-            return measure_bare(port, load, index), measure_bridge(port, load, index, folder)
-        finally:
-            broker.terminate()
-            broker.wait(DEADLINE_S)
+        with loopback_broker(folder / "broker") as broker:
+            return measure_bare(broker.port, load, index), measure_bridge(broker.port, load, index, folder)
 
 
 def report(repeat: int, *, is_smoke: bool) -> None:

@@ -14,10 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_agent.capture.batch import SampleBatch, Source
     from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
+    from edge_agent.sources.api import SampleBatch, Source
     from pipelines.errors import PipelineError
-    from pipelines.lake.open import LakeView, open_lake
+    from pipelines.open_lake import LakeView, open_lake
     from pipelines.policy.notebook import Policy
     from pipelines.training.open import Sample, ShuffledSamples, TrainingSet, open_set
     from pipelines.training.order import EpochState
@@ -48,13 +48,13 @@ _HOMES = {
     "Sample": "pipelines.training.open",
     "ShuffledSamples": "pipelines.training.open",
     "EpochState": "pipelines.training.order",
-    "open_lake": "pipelines.lake.open",
-    "LakeView": "pipelines.lake.open",
+    "open_lake": "pipelines.open_lake",
+    "LakeView": "pipelines.open_lake",
     "Policy": "pipelines.policy.notebook",
     "PipelineError": "pipelines.errors",
     "Contract": "schemas.contract",
-    "Source": "edge_agent.capture.batch",
-    "SampleBatch": "edge_agent.capture.batch",
+    "Source": "edge_agent.sources.api",
+    "SampleBatch": "edge_agent.sources.api",
     "SourceError": "edge_agent.errors",
     "SourceEndedError": "edge_agent.errors",
     "SourceAgainError": "edge_agent.errors",

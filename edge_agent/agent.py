@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from edge_agent.capture.batch import Source
+from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.lineup import Lineup
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner, read_redaction_key
-from edge_agent.capture.registry import build_source, check_source
 from edge_agent.capture.succession import predecessor
-from edge_agent.clock import Clock, SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
 from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.errors import AgentError, ConfigError
-from edge_agent.health import notify_service_manager
-from edge_agent.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
+from edge_agent.health.file import notify_service_manager
+from edge_agent.health.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
+from edge_agent.health.monitor import Monitor
 from edge_agent.inspect.looked import asked_for
-from edge_agent.lineup import Lineup
-from edge_agent.monitor import Monitor
-from edge_agent.open_spool import open_spool
-from edge_agent.ownership import claim
+from edge_agent.process.open_spool import open_spool
+from edge_agent.process.ownership import claim
 from edge_agent.rules.desk import RuleDesk, open_rules
 from edge_agent.rules.sieve import Sieve
 from edge_agent.source_labels import source_labels
+from edge_agent.sources.api import Source
+from edge_agent.sources.registry import build_source, check_source
 from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.spool.spool import Spool
@@ -45,7 +45,7 @@ from schemas.rollout import DesiredModels
 from schemas.topics import Topics
 
 if TYPE_CHECKING:
-    from edge_agent.health_server import HealthServer
+    from edge_agent.health.server import HealthServer
     from edge_agent.models.updater import ModelUpdater
     from edge_agent.trial.tap import TapServer
 
@@ -290,7 +290,7 @@ class Agent:
 
     def _build_health_server(self) -> "HealthServer":
         # Loaded only where somebody asks: an HTTP server brings 2 MB along.
-        from edge_agent.health_server import HealthServer  # noqa: PLC0415
+        from edge_agent.health.server import HealthServer  # noqa: PLC0415
 
         return HealthServer(self._config.health, self._monitor.look)
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import msgspec
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.refine import build_refiner, read_redaction_key
-from edge_agent.capture.registry import check_source
-from edge_agent.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.complaints import explain_toml, explain_value
 from edge_agent.config import (
@@ -26,8 +25,9 @@ from edge_agent.config import (
 )
 from edge_agent.documents.trust import read_key_file
 from edge_agent.errors import ConfigError
-from edge_agent.ownership import refuse_role_name
 from edge_agent.places import Step, line_of, parse_path
+from edge_agent.process.ownership import refuse_role_name
+from edge_agent.sources.registry import check_source
 from edge_agent.trial.examine import examine_source
 
 _MAX_ROUNDS = 100

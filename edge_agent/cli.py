@@ -11,10 +11,10 @@ from catchment.runtime.exits import exit_table
 from catchment.runtime.output import say, say_json
 from catchment.runtime.plain import plain_tracebacks
 from catchment.runtime.renamed_commands import RenamedCommands
-from edge_agent.cli_ops import register
-from edge_agent.exits import REPORTED, exit_code
-from edge_agent.options import AGENT, AsJson, Config
-from edge_agent.spool_cli import park_app, spool_app
+from edge_agent.commands.device import register
+from edge_agent.commands.exits import REPORTED, exit_code
+from edge_agent.commands.options import AGENT, AsJson, Config
+from edge_agent.commands.spool import park_app, spool_app
 
 _HELP = """Captures samples, keeps them through power cuts, and delivers each exactly once.
 
@@ -61,8 +61,8 @@ def run(
 @app.command()
 def status(config: Config = AGENT, as_json: AsJson = False) -> None:
     """Is it connected, does it make progress, how full is the spool, what was refused, what is parked?"""
-    from edge_agent.looking import read_status  # noqa: PLC0415
-    from edge_agent.show import show_status  # noqa: PLC0415
+    from edge_agent.commands.status_reader import read_status  # noqa: PLC0415
+    from edge_agent.commands.tables import show_status  # noqa: PLC0415
 
     found = read_status(config)
     if as_json:
@@ -74,8 +74,8 @@ def status(config: Config = AGENT, as_json: AsJson = False) -> None:
 @app.command()
 def books(config: Config = AGENT, as_json: AsJson = False) -> None:
     """The books of every stream: captured = settled + spooled + dropped, with reasons and open epochs."""
-    from edge_agent.looking import read_ledger  # noqa: PLC0415
-    from edge_agent.show import show_ledger  # noqa: PLC0415
+    from edge_agent.commands.status_reader import read_ledger  # noqa: PLC0415
+    from edge_agent.commands.tables import show_ledger  # noqa: PLC0415
 
     found = read_ledger(config)
     if as_json:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from enum import StrEnum
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 
 COLUMN = "clock_quality"
 # No device ran this software before then, so a clock that stands earlier was never set.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.spool.records import ClockReference
 from edge_agent.spool.spool import Spool

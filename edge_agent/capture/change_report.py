@@ -8,9 +8,9 @@ the first of its key. The others are counted, not sent.
 import math
 from collections.abc import Sequence
 
-from edge_agent.capture.batch import SampleBatch, Scalar
-from edge_agent.capture.rejects import Rejects
 from edge_agent.report_config import ReportConfig
+from edge_agent.sources.api import SampleBatch, Scalar
+from edge_agent.sources.rejects import Rejects
 
 _MAX_KEYS = 65_536
 UNCHANGED = "report: unchanged"

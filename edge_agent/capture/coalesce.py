@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from itertools import chain
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.clock_quality import EARLIEST_MS
+from edge_agent.sources.api import SampleBatch
 
 
 def may_join(first: SampleBatch, second: SampleBatch) -> bool:

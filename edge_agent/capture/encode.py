@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import nanoarrow as na
 
-from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.capture.coalesce import split_unset
 from edge_agent.capture.ipc_form import Filled, Form
 from edge_agent.errors import EncodingError
+from edge_agent.sources.api import SampleBatch, Scalar
 from edge_agent.spool.records import ClockReference, NewEnvelope, ObjectRef
 from schemas.contract import Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD

@@ -8,18 +8,18 @@ from dataclasses import replace
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch, Source
+from catchment.runtime.clock import Clock
 from edge_agent.capture.coalesce import join_batches, last_position, may_join
 from edge_agent.capture.encode import Encoder
 from edge_agent.capture.refine import Refiner
 from edge_agent.capture.relay import Handed, Relay
-from edge_agent.capture.required import FilledColumns, explain_unfilled
 from edge_agent.capture.restarts import Restarts
 from edge_agent.capture.storing import PatientEncoder
-from edge_agent.clock import Clock
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
 from edge_agent.rules.sieve import Sieve, sift
+from edge_agent.sources.api import SampleBatch, Source
+from edge_agent.sources.rows.required import FilledColumns, explain_unfilled
 from edge_agent.spool.records import Append, Passed
 from edge_agent.spool.spool import Spool
 from schemas.contract import Contract

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.change_report import ChangeReport
-from edge_agent.capture.rejects import Rejects
 from edge_agent.clock_quality import COLUMN, EARLIEST_MS, ClockQuality, ClockWatch
 from edge_agent.errors import ConfigError
 from edge_agent.report_config import ReportConfig
+from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.rejects import Rejects
 from schemas.contract import Contract
 
 MIN_KEY_BYTES = 16

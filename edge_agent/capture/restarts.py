@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from catchment.runtime.backoff import doubled_s
+
 FIRST_S = 0.5
 CAP_S = 60.0
 # A source that gave samples for so many times its last rest is well again; one that gives a few and fails each time is not.
@@ -25,6 +27,6 @@ class Restarts:
         """
         if gave and (is_done or ran_s >= _WELL * self.rest_s):
             self.failures = 0
-        self.rest_s = min(CAP_S, FIRST_S * 2 ** min(self.failures, 10))
+        self.rest_s = doubled_s(FIRST_S, CAP_S, self.failures)
         self.failures += 1
         return self.rest_s

@@ -4,10 +4,11 @@ import threading
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch
+from catchment.runtime.backoff import doubled_s
 from edge_agent.capture.encode import Encoder
-from edge_agent.capture.rejects import Rejects
 from edge_agent.errors import EncodingError, SpoolFullError
+from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.rejects import Rejects
 from edge_agent.spool.records import NewEnvelope
 from schemas.contract import Contract
 
@@ -54,7 +55,7 @@ class PatientEncoder:
                 if isinstance(error, OSError) and tries >= MAX_TRIES:
                     # Not the disk of the spool: that one tells SpoolFullError. A payload's file is gone or rotten.
                     return self._rows_apart(batch, created_us, (EncodingError, OSError))
-                wait_s = min(_WAIT_CAP_S, self._first_wait_s * 2 ** (tries - 1))
+                wait_s = doubled_s(self._first_wait_s, _WAIT_CAP_S, tries - 1)
                 _log.warning("cannot be stored yet", error=str(error), retry_in_s=wait_s)
                 if stop.wait(wait_s):
                     if batch.position is None:

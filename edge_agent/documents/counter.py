@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.atomic import make_folder, write_atomic
+from catchment.runtime.atomic_files import make_folder, write_atomic
 
 FOLDER = "documents"
 _MAX_BYTES = 2_000

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.documents.counter import CounterFile, Seen
 from edge_agent.documents.signature import check_signatures

@@ -6,7 +6,8 @@ from typing import Generic, TypeVar
 import msgspec
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.backoff import Backoff
+from catchment.runtime.clock import Clock
 from edge_agent.documents.counter import CounterFile
 from edge_agent.documents.gate import DocumentGate
 from edge_agent.errors import DocumentLaterError, ExpiredDocumentError, UntrustedDocumentError
@@ -40,7 +41,7 @@ class DocumentInbox(Generic[_Body]):
         self._lock = threading.Lock()
         self._pending: bytes | None = None
         self._decided = b""
-        self._retry_s = _FIRST_RETRY_S
+        self._retry = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
         self._due_s = float("-inf")
         self._refused = 0
         self._reason = ""
@@ -51,7 +52,8 @@ class DocumentInbox(Generic[_Body]):
             if not body or body in (self._decided, self._pending):
                 return
             self._pending = body[: self._max_bytes + 1]
-            self._retry_s, self._due_s = _FIRST_RETRY_S, float("-inf")
+            self._retry.succeeded()
+            self._due_s = float("-inf")
 
     def take(self) -> _Body | None:
         """Decide about the newest message, if it is time to.
@@ -99,7 +101,6 @@ class DocumentInbox(Generic[_Body]):
             self._refused += isinstance(error, ExpiredDocumentError) and self._decided != body
             if isinstance(error, ExpiredDocumentError):
                 self._decided = body
-            self._due_s = self._clock.monotonic_s() + self._retry_s
-            self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+            self._due_s = self._clock.monotonic_s() + self._retry.next_s()
         if is_news:
             log.warning("document_waits", kind=self._kind.value, reason=str(error))

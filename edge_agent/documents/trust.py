@@ -5,7 +5,7 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from edge_agent.config import AgentConfig
 from edge_agent.errors import ConfigError
 from edge_agent.sections import MAX_KEYS

@@ -6,10 +6,10 @@ from typing import Self
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.errors import ConfigError
 from edge_agent.inspect.config import InspectConfig
 from edge_agent.inspect.steps import Inspector, open_inspector
+from edge_agent.sources.api import SampleBatch
 from schemas.contract import Column, Contract
 from schemas.edge_policy import EdgeInspect
 from schemas.inspectors import VERSIONS

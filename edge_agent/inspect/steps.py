@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.inspect.errors import UninspectableError
 from edge_agent.pictures.process import HarmfulPictureError, shared_pictures
+from edge_agent.sources.api import SampleBatch, Scalar
 from schemas.contract import Column, ColumnType, Contract
 from schemas.edge_policy import EdgeInspect
 from schemas.inspectors import ON_DEVICE, VERSIONS, device_columns

@@ -2,7 +2,7 @@
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.config import AgentConfig
 from edge_agent.documents.counter import CounterFile
 from edge_agent.documents.gate import DocumentGate

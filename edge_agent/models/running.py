@@ -7,10 +7,10 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch, Scalar
 from edge_agent.errors import ModelError
 from edge_agent.models.errors import ModelBusyError, ModelDiedError, ModelStoppedError, UnreadablePictureError
 from edge_agent.models.model_process import ModelProcess
+from edge_agent.sources.api import SampleBatch, Scalar
 
 log = structlog.get_logger(__name__)
 

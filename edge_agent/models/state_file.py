@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from edge_agent.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from edge_agent.models.state import StoreState
 
 NAMES = ("state.json", "state.copy.json")

@@ -5,7 +5,6 @@ instruction the power fails at, it names files that are whole. Files are deleted
 """
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable
 from functools import wraps
@@ -15,7 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import structlog
 from msgspec.structs import replace
 
-from edge_agent.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_file, sync_folder
 from edge_agent.errors import ModelError
 from edge_agent.models.errors import RottenModelError
 from edge_agent.models.state import Attempt, Installed, StoreState, version_file
@@ -108,11 +107,7 @@ class ModelStore:
         self._write(self._with_attempt(installed, 0, is_open=False))
         try:
             if self.held(installed.version, installed.digest) is None:
-                descriptor = os.open(self.incoming, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                sync_file(self.incoming)
                 self.incoming.replace(self.path(installed))
                 sync_folder(self._versions)
         except OSError as error:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch
-from edge_agent.clock import Clock
+from catchment.runtime.backoff import Backoff
+from catchment.runtime.clock import Clock
 from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.errors import ConfigError, ModelError, ModelUnfitError, UntrustedModelError
 from edge_agent.models.config import ModelConfig
@@ -19,6 +19,7 @@ from edge_agent.models.running import Complaint, RunningModel
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
 from edge_agent.models.trust import TrustAnchor
+from edge_agent.sources.api import SampleBatch
 from schemas.envelope import Properties
 from schemas.errors import SchemaError
 from schemas.reported import ModelReport
@@ -75,7 +76,7 @@ class ModelUpdater:
         self._revive_s = 0.0
         self._revive_at_s = 0.0
         self._refusal = ""
-        self._retry_s = _FIRST_RETRY_S
+        self._retry = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
         self._retry_at_s = 0.0
         self._proven_at_s = clock.monotonic_s() + config.probation_s
         self._start()
@@ -162,7 +163,8 @@ class ModelUpdater:
         with self._lock:
             if desired != self._wanted:
                 self._wanted, self._refusal = desired, ""
-                self._retry_s, self._retry_at_s = _FIRST_RETRY_S, 0.0
+                self._retry.succeeded()
+                self._retry_at_s = 0.0
 
     def on_piece(self, correlation: bytes, properties: Properties, body: bytes) -> None:
         """A piece of a file came."""
@@ -281,8 +283,7 @@ class ModelUpdater:
     def _later(self, refusal: str) -> None:
         with self._lock:
             self._refusal = refusal or self._refusal
-            self._retry_at_s = self._clock.monotonic_s() + self._retry_s
-            self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+            self._retry_at_s = self._clock.monotonic_s() + self._retry.next_s()
 
     def _install(self, wanted: Desired) -> None:
         """Fetch, verify, load, test, switch: the model in force is not touched before the last step."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from edge_agent.capture.batch import Scalar
+from edge_agent.sources.api import Scalar
 from schemas.contract import Column, ColumnType
 from schemas.redaction import HASH_CHARS, MASK
 

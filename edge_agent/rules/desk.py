@@ -7,8 +7,8 @@ from pathlib import Path
 import structlog
 from msgspec import UNSET
 
-from edge_agent.atomic import write_atomic
-from edge_agent.clock import Clock
+from catchment.runtime.atomic_files import write_atomic
+from catchment.runtime.clock import Clock
 from edge_agent.config import AgentConfig
 from edge_agent.documents.trust import DocumentTrust, rules_trust
 from edge_agent.errors import DocumentLaterError, ExpiredDocumentError, UntrustedDocumentError

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
-from edge_agent.capture.batch import SampleBatch
+from edge_agent.sources.api import SampleBatch
 
 _SPAN = 2**64
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 
 FILE_NAME = "policy.version"
 _MAX_BYTES = 400

@@ -6,17 +6,17 @@ from typing import Any, Protocol
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch
+from catchment.rules.evaluator import EdgeEvaluator
+from catchment.rules.rule import EdgeRule as CompiledRule
+from catchment.rules.rule import columns_read
 from edge_agent.inspect.looked import Looking
 from edge_agent.rules.decide import decide
 from edge_agent.rules.sampling import chances
+from edge_agent.sources.api import SampleBatch
 from schemas.contract import ColumnType, Contract
 from schemas.edge_policy import EdgeInspect, EdgePolicy, EdgeRule
 from schemas.envelope import EVENT_TIME
 from schemas.errors import EdgeRuleError
-from schemas.expressions.evaluator import EdgeEvaluator
-from schemas.expressions.rule import EdgeRule as CompiledRule
-from schemas.expressions.rule import columns_read
 
 _DEVICE = "device"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.documents.counter import CounterFile, Seen
 from edge_agent.documents.gate import Admitted, DocumentGate
 from edge_agent.documents.signature import check_signatures

@@ -7,8 +7,8 @@ it a start that failed half-way would leave an empty spool behind, and sources w
 from contextlib import suppress
 from pathlib import Path
 
-from edge_agent.atomic import sync_folder, write_atomic
-from edge_agent.clock import Clock
+from catchment.runtime.atomic_files import sync_folder, write_atomic
+from catchment.runtime.clock import Clock
 
 MARKER_NAME = "spool.mending"
 # The database last: as long as it lies in its old place, the move is not over.

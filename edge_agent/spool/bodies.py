@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.atomic import make_folder, sync_folder
+from catchment.runtime.atomic_files import make_folder, sync_folder
 from edge_agent.spool.records import Append, BodyPlace
 
 FOLDER_NAME = "bodies"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from edge_agent.atomic import make_folder, sync_folder
+from catchment.runtime.atomic_files import make_folder, sync_folder
 from edge_agent.errors import SpoolFullError
 from edge_agent.spool.records import ObjectRef
 from edge_agent.spool.sealing import Seal, SealBrokenError, sealed_bytes

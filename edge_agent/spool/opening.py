@@ -7,8 +7,8 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.atomic import make_folder
-from edge_agent.clock import Clock
+from catchment.runtime.atomic_files import make_folder
+from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SpoolError
 from edge_agent.spool import ballast, changes, database
 from edge_agent.spool.bodies import FOLDER_NAME as BODIES_FOLDER

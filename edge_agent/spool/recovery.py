@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.spool import aside, changes, database
 from edge_agent.spool.reading import ReadBody, RottenEnvelopeError, verify_row
 from edge_agent.spool.records import DropReason

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from edge_agent.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 
 _PREFIX = "replay-"
 _log = structlog.get_logger(__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool import boots, changes, database, positions, reading
 from edge_agent.spool.ballast import Ballast

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Change, Ledgerhand

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_agent.capture.batch import SampleBatch
+from edge_agent.sources.api import SampleBatch
 from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_agent.capture.batch import SampleBatch, Source
+from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.capture.refine import build_refiner
-from edge_agent.capture.registry import build_trial_source
-from edge_agent.capture.required import explain_unfilled
-from edge_agent.clock import Clock, SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import AgentError, SourceAgainError, SourceEndedError
+from edge_agent.sources.api import SampleBatch, Source
+from edge_agent.sources.registry import build_trial_source
+from edge_agent.sources.rows.required import explain_unfilled
 from edge_agent.trial.result import Trial, tried_columns, tried_samples
 from schemas.contract import Contract
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edge_agent.capture.batch import SampleBatch, Scalar
+from edge_agent.sources.api import SampleBatch, Scalar
 from edge_agent.trial.judge import refusals
 from schemas.contract import Column, ColumnType, Contract
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.pump import SourcePump, Tap
 from edge_agent.errors import AgentError
+from edge_agent.sources.api import SampleBatch
 from edge_agent.trial.asking import TAP_PREFIX, TAP_SUFFIX
 from edge_agent.trial.reading import Seen, make_trial
 from edge_agent.trial.result import Trial

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.backoff import Backoff
+from catchment.runtime.clock import Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.backoff import Backoff
 from edge_agent.uplink.caution import HANGS_UP
 from edge_agent.uplink.downlink import Downlink, ModelDesk
 from edge_agent.uplink.outbox import Outbox

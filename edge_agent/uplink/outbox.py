@@ -5,13 +5,13 @@ import time
 
 import structlog
 
-from edge_agent.clock import Clock
+from catchment.runtime.backoff import Backoff
+from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.backoff import Backoff
 from edge_agent.uplink.caution import Caution
 from edge_agent.uplink.flight import Flight
 from edge_agent.uplink.governor import Governor

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from edge_agent.clock import Clock
+from catchment.runtime.clock import Clock
 from edge_agent.spool.spool import Spool
 from schemas.ids import DeviceId
 from schemas.reported import DocumentReport, ModelReport, PolicyReport, Reported, encode_reported

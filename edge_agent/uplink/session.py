@@ -21,7 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from catchment.runtime.tls import client_context
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
-from edge_agent.key_password import refuse
+from edge_agent.identity.key_password import refuse
 from edge_agent.uplink.patience import PatientClient
 from edge_agent.uplink.reasons import is_hung_up
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from catchment.runtime.clock import Clock
 from pipelines.bridge.disk import Disk
 from pipelines.bridge.drain import Drain, Gate
 from pipelines.bridge.inbox import Inbox
@@ -25,13 +26,12 @@ from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
 from pipelines.bridge.tell import Teller
 from pipelines.bridge.waited_for import number_waited_for
-from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
+from pipelines.heartbeat import Heart, starting
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import OBJECTS, landing_folder
 from pipelines.lake.remote import bind
-from pipelines.status.beat import Heart, starting
 from schemas.errors import IdError
 from schemas.ids import DeviceId
 from schemas.topics import Topics

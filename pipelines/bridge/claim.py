@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from pipelines.atomic import sync_folder, write_atomic
+from catchment.runtime.atomic_files import sync_folder, write_atomic
 from schemas.errors import SchemaError
 from schemas.ranges import Ranges
 

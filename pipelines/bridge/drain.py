@@ -12,6 +12,7 @@ from threading import Event
 
 import structlog
 
+from catchment.runtime.backoff import Backoff
 from pipelines.bridge.disk import Disk
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.intake import Message
@@ -154,7 +155,7 @@ class Drain:
 
     def _guard(self, write: Callable[[], object], stop: Event) -> bool:
         """Write, again and again while the disk refuses: the messages wait here, and the broker behind them."""
-        wait_s = _RETRY_FIRST_S
+        backoff = Backoff(_RETRY_FIRST_S, _RETRY_MAX_S)
         has_failed = False
         while True:
             try:
@@ -164,10 +165,10 @@ class Drain:
             except OSError as error:
                 self.counters.disk_errors += 1
                 has_failed = self.is_refused = True
+                wait_s = backoff.next_s()
                 _log.error("disk_refused", error=str(error), retry_in_s=wait_s)
                 if stop.wait(wait_s):
                     return False
-                wait_s = min(wait_s * 2, _RETRY_MAX_S)
             else:
                 self.is_refused = False
                 return True

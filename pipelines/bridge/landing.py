@@ -7,12 +7,12 @@ from pathlib import Path
 
 import structlog
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
+from catchment.runtime.clock import Clock
 from pipelines.bridge.recovery import Recovered, recover_folder
 from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import SEALED_SUFFIX, OpenSegment
 from pipelines.bridge.ship import Away
-from pipelines.clock import Clock
 from pipelines.errors import ConfigError
 
 _log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
 from pipelines.bridge.claim import Claim, discard_claim, read_claim, write_claim
 from pipelines.bridge.parts_room import MAX_PIECES, NoRoom, PartsRoom, blocks_of, free_bytes_of
 from pipelines.bridge.rows import Body

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipelines.atomic import sync_folder, write_atomic
+from catchment.runtime.atomic_files import sync_folder, write_atomic
 from pipelines.bridge.rows import SEGMENT_SCHEMA
 from pipelines.bridge.segment import END_OF_STREAM, OPEN_SUFFIX, map_file, sealed_path, segment_number, walk
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import structlog
 
 from pipelines.bridge.segment import segment_number
+from pipelines.bridge.waited_for import number_not_run
 from pipelines.errors import ConflictError, PipelineError, RetryLaterError
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import LANDING, OBJECTS
@@ -92,11 +93,9 @@ class RemoteLanding:
         Raises:
             OSError: the storage is away.
         """
-        from pipelines.ingest.plan_files import next_to_run  # noqa: PLC0415  # the table library, for a remote lake only
-
         try:
             landed = self._lake.files(self._folder)
-            cursor = next_to_run(self._lake, self._folder.rsplit("/", 1)[-1])
+            cursor = number_not_run(self._lake, self._folder.rsplit("/", 1)[-1])
         except PipelineError as error:
             raise OSError(str(error)) from error
         return max(cursor, (segment_number(Path(landed[-1].name)) or 0) + 1 if landed else 1)

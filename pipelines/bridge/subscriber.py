@@ -6,6 +6,7 @@ storm. Every paho call happens on this one thread, so an ack can never meet a co
 """
 
 import os
+import random
 import re
 import select
 import socket
@@ -23,10 +24,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from pipelines.bridge.backoff import Backoff
+from catchment.runtime.backoff import Backoff
+from catchment.runtime.clock import Clock
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.intake import Message
-from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refused_filters
@@ -40,6 +41,10 @@ SESSION_TAKEN_OVER = 0x8E
 # Not: server unavailable (0x88), server busy (0x89) and the like, which pass.
 _REFUSED_FOR_GOOD = {0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C}
 _CONNACK_TIMEOUT_S = 10.0
+_RECONNECT_FIRST_S = 0.1
+_RECONNECT_CAP_S = 10.0
+# A connection that held so long counts as a good one: the next failure is a first one.
+_STEADY_S = 10.0
 _LAST_ACKS_S = 4.0
 _GOODBYE_S = 1.0
 _DISCONNECT = b"\xe0\x00"
@@ -99,7 +104,7 @@ class Subscriber:
         Raises:
             ConfigError: the broker refuses this client for good, or another one runs with the same id.
         """
-        backoff = Backoff()
+        backoff = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
         while not stop.is_set():
             try:
                 self._connect()
@@ -108,7 +113,8 @@ class Subscriber:
             else:
                 began_s = self._clock.monotonic_s()
                 self._serve(stop)
-                backoff.tell_lasted(self._clock.monotonic_s() - began_s)
+                if self._clock.monotonic_s() - began_s >= _STEADY_S:
+                    backoff.succeeded()
             if self._fatal is not None:
                 raise self._fatal
             if not stop.is_set():

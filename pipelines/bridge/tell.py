@@ -12,7 +12,7 @@ from pipelines.bridge.parts import Assembler
 from pipelines.bridge.shares import RETAINED, Shares
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
-from pipelines.status.beat import Health
+from pipelines.heartbeat import Health
 
 _log = structlog.get_logger(__name__)
 _TELL_EVERY_S = 60.0

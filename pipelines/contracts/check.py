@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.contracts.conform import ContractMismatchError, conform
-from pipelines.policy.expression import compile_expression, contract_columns
+from pipelines.expressions.expression import compile_expression, contract_columns
 from schemas.contract import NUMERIC_TYPES, Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
 

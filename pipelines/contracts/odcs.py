@@ -105,7 +105,7 @@ def _purpose(description: Any) -> str:
 def _check_quality(source: YamlSource, contract: Contract) -> None:
     # Imported here: checks pull in the engine, which reading a document does not need.
     from pipelines.contracts.check import quality_columns  # noqa: PLC0415
-    from pipelines.policy.expression import compile_expression  # noqa: PLC0415
+    from pipelines.expressions.expression import compile_expression  # noqa: PLC0415
 
     for index, rule in enumerate(contract.quality):
         try:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from catchment.runtime.atomic_files import write_unsynced
 from pipelines.demo import scenes
 from pipelines.demo.signals import Value, drive, flows
 
@@ -112,9 +113,7 @@ def _print(sample: dict[str, Value]) -> None:
 
 def _drop(path: Path, content: bytes) -> None:
     """The file appears whole or not at all: a watched folder never shows half a picture."""
-    hidden = path.with_name(f".{path.name}.tmp")
-    hidden.write_bytes(content)
-    hidden.rename(path)
+    write_unsynced(path, content)
 
 
 def _now_us() -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipelines.clock import Clock, SystemClock
+from catchment.runtime.clock import Clock, SystemClock
 from pipelines.demo.learn import build_and_read, train_on
 from pipelines.demo.run import FIRST_ROWS_S, DemoOptions, Outcome, SetRead, account, open_stage, wind_down
 from pipelines.demo.site import AgentPlan, Site, SourceTable

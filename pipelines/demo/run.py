@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.clock import Clock, SystemClock
+from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import load_core_config
 from pipelines.demo.books import AgentLedger, CoreStreamBooks, faults
 from pipelines.demo.broker import HOST, start_broker

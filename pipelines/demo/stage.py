@@ -6,7 +6,7 @@ from pathlib import Path
 
 import structlog
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.demo.commands import Commands, command_line
 from pipelines.demo.processes import ProcessGroup, Program
 from pipelines.demo.proxy import Proxy

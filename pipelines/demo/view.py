@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from catchment.runtime.clock import Clock
 from catchment.runtime.terminal import PlainConsole, PlainTable, styled
-from pipelines.clock import Clock
 
 KEPT_EVENTS = 12
 PLAIN_EVERY_S = 5.0

@@ -8,7 +8,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.config import CoreConfig
 from pipelines.errors import CorruptLakeError
 from schemas.signed_document import MAX_NUMBER, DocumentKind

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.atomic import sync_folder, write_atomic
+from catchment.runtime.atomic_files import sync_folder, write_atomic
 from pipelines.errors import NotFoundError, RefusedError
 from schemas.signed_document import (
     MAX_SIGNATURES,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Self
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.director.counters import counters_folder, director_folder, next_counter
 from pipelines.director.keys import DocumentSigner, load_director

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.slides import ChipFile, SlideRef
 from pipelines.imaging.store import ChipPlace

@@ -1,7 +1,6 @@
 """Put the chips of a band in the lake: one Zarr shard of pixels, one payload shard of pictures."""
 
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import pyarrow as pa
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_file, sync_folder
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.cutter import Chips
 from pipelines.imaging.slides import SlideRef
@@ -122,11 +121,7 @@ def _fits(path: Path, shape: tuple[int, int, int, int], shard_chips: int) -> boo
 
 def _sync_file(path: Path) -> None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
+        sync_file(path)
+    except FileNotFoundError as error:
         raise CorruptLakeError(f"{path}: was written and is gone ({error.strerror})") from error
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     sync_folder(path.parent)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.imaging.cutter import Chips, cut_band, media_type
 from pipelines.imaging.errors import UnreadableImageError
 from pipelines.imaging.reader import TiffLevel, open_level

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
+from catchment.runtime.clock import Clock
 from pipelines.bridge.segment import sealed_path
-from pipelines.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import ConflictError, NotFoundError, RefusedError
 from pipelines.ingest.loop import NoReceipts, RunLoop, load_state

@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.graph import cut_chips
 from pipelines.imaging.slides import ChipFile, SlideRef

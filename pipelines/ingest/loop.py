@@ -10,7 +10,7 @@ from threading import Event
 import msgspec
 import structlog
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
 from pipelines.ingest.fault_stop import FaultStop

@@ -8,10 +8,11 @@ from threading import Event
 
 import structlog
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import FaultError, RetryLaterError
+from pipelines.heartbeat import Health, Heart, starting
 from pipelines.ingest.graph import crew
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
 from pipelines.ingest.receipt_sender import ReceiptSender
@@ -21,7 +22,6 @@ from pipelines.lake.scratch import scratch
 from pipelines.refusals import broker_client_context
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened
-from pipelines.status.beat import Health, Heart, starting
 
 MAX_WARNINGS = 10
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
 from pipelines.bridge.segment import sealed_path
 from pipelines.errors import ConflictError, CorruptLakeError
 from pipelines.ingest.plan import Pins, Plan, SegmentRef, encode_pins, pins_digest
-from pipelines.lake.commit import committed_run
 from pipelines.lake.lake import Lake
-from pipelines.lake.layout import COMMITS, landing_folder, pins_path, plan_path
+from pipelines.lake.layout import landing_folder, pins_path, plan_path
 from pipelines.lake.upload import bridges_of
 
 LOOKS_BEYOND_A_HOLE = 8
@@ -49,22 +48,6 @@ def _is_lost(lake: Lake, folder: Path, number: int) -> bool:
     if not lake.store.is_on_disk:
         return False
     return any(sealed_path(folder, later).exists() for later in range(number + 1, number + 1 + LOOKS_BEYOND_A_HOLE))
-
-
-def next_to_run(lake: Lake, bridge: str) -> int:
-    """The number of the bridge's next segment that a run will ask for; all below are rows, or may be deleted.
-
-    Raises:
-        CorruptLakeError: the plan of the last committed run is gone.
-        RetryLaterError: the storage is away.
-    """
-    run = committed_run(lake, COMMITS)
-    if run == 0:
-        return 1
-    plan = read_plan(lake, run)
-    if plan is None:
-        raise CorruptLakeError(f"{lake.root}: run {run} is committed, its plan in runs/ is gone; restore it from a copy")
-    return plan.next_numbers.get(bridge, 1)
 
 
 def write_pins(lake: Lake, pins: Pins) -> str:

@@ -11,9 +11,10 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from catchment.runtime.backoff import Backoff
+from catchment.runtime.clock import Clock
 from catchment.runtime.puback import PubackClient
 from catchment.runtime.tls import client_context
-from pipelines.clock import Clock
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_messages import Outgoing
@@ -82,13 +83,13 @@ class MqttLink:
         self._numbers = count(1)
         self._connection: _Connection | None = None
         self._answers: queue.SimpleQueue[Answer | Broken] = queue.SimpleQueue()
-        self._failures = 0
+        self._backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._due_s = float("-inf")
 
     @property
     def is_away(self) -> bool:
         """Whether the last attempt to connect failed, or the connection ended since."""
-        return self._connection is None and self._failures > 0
+        return self._connection is None and self._backoff.failures > 0
 
     def limits(self) -> LinkLimits | None:
         """The broker's limits; connects when it is time to, and waits for that at most `CONNECT_WITHIN_S` twice."""
@@ -118,7 +119,7 @@ class MqttLink:
                 self.close()
                 self._pause()
             else:
-                self._failures = 0
+                self._backoff.succeeded()
         return found
 
     def reset(self, reason: str) -> None:
@@ -146,9 +147,7 @@ class MqttLink:
 
     def _pause(self) -> None:
         """Wait before the next attempt: longer each time, but for a connection over which anything was answered."""
-        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures, 30))
-        self._failures += 1
-        self._due_s = self._clock.monotonic_s() + pause_s
+        self._due_s = self._clock.monotonic_s() + self._backoff.next_s()
 
 
 class _Connection:

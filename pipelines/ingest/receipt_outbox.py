@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from pipelines.clock import Clock
+from catchment.runtime.backoff import doubled_s
+from catchment.runtime.clock import Clock
 from pipelines.errors import PipelineError, RetryLaterError
 from pipelines.ingest.receipt_messages import Outgoing, outgoing
 from pipelines.ingest.receipt_page_book import PageBook
@@ -327,7 +328,7 @@ class ReceiptOutbox:
 
     def _failed(self, device: str, reason: str) -> None:
         history = self._histories.setdefault(device, _History())
-        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(history.failures, 30))
+        pause_s = doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, history.failures)
         history.failures += 1
         history.reason = reason
         self._waiting.pop(device, None)

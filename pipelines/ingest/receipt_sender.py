@@ -7,7 +7,7 @@ from typing import Self
 
 import structlog
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.ingest.receipt_link import DirectLink, MqttLink
 from pipelines.ingest.receipt_messages import ReceiptSink

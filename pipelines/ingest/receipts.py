@@ -9,7 +9,7 @@ import paho.mqtt.client as mqtt
 import structlog
 from paho.mqtt.enums import CallbackAPIVersion
 
-from pipelines.clock import Clock, SystemClock
+from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.lake.ledger import Ledger

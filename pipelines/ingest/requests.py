@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import REQUESTS, RUNS, requests_folder

@@ -21,10 +21,10 @@ from pipelines.ingest.work import Limits
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.stored import fresh_payloads
+from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
-from pipelines.lake.suspended import SuspensionBook
 from pipelines.policy.guard import GuardedTagger
 from schemas.contract import Contract
 from schemas.policy import Policy

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from catchment.runtime.backoff import doubled_s
 from pipelines.errors import FaultError, PipelineError
 
 MAX_FAULTS = 3
@@ -31,7 +32,7 @@ class Tries:
         self.faults += isinstance(error, FaultError)
         if self.faults >= MAX_FAULTS or self.count >= MAX_TRIES:
             raise error
-        return float(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.count - 1)))
+        return doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, self.count - 1)
 
     def succeeded(self) -> None:
         """A step came to its end."""

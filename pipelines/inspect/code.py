@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
 from pipelines.errors import ConfigError, CorruptLakeError
 from pipelines.lake.lake import Lake
 from schemas.policy import InspectStep, Policy

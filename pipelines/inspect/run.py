@@ -22,10 +22,10 @@ from pipelines.inspect.errors import InterruptedInspectionError, UninspectableEr
 from pipelines.inspect.exif import exif_facts
 from pipelines.inspect.image import image_facts
 from pipelines.inspect.onnx_model import ModelInspector
+from pipelines.inspect.suspended import SuspensionBook
 from pipelines.inspect.text import compiled_patterns, count_patterns
 from pipelines.inspect.worker import MAX_KILLS, UserWorker
 from pipelines.lake.lake import Lake, lake_at
-from pipelines.lake.suspended import SuspensionBook
 from schemas.contract import PiiClass
 from schemas.policy import InspectStep
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.config import RemoteConfig
 from pipelines.errors import PipelineError, RetryLaterError
 from pipelines.lake.lease import Lease

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import atomic_file, sync_folder
 from pipelines.lake.lake import Lake
 
 ROW_GROUP_ROWS = 256 * 1024
@@ -51,31 +50,21 @@ def write_table_file(
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
-    final = folder / name
-    beside = folder / f".{name}.{os.getpid()}.tmp"
     shown = [field.name for field in rows.schema if field.name not in private and not pa.types.is_nested(field.type)]
-    try:
-        with beside.open("wb") as file:
-            pq.write_table(
-                rows,
-                file,
-                compression="zstd",
-                compression_level=3 if lasting else 1,
-                column_encoding=_encodings(rows.schema, lasting=lasting),
-                row_group_size=ROW_GROUP_ROWS,
-                use_dictionary=_dictionary_columns(rows.schema),
-                write_statistics=shown,
-                write_page_checksum=True,
-                store_schema=False,  # Arrow's own schema would tell how text was coded here; Parquet's says all that readers need
-            )
-            file.flush()
-            os.fsync(file.fileno())
-            size = os.fstat(file.fileno()).st_size
-        beside.replace(final)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(folder)
+    with atomic_file(folder / name, mode=0o666) as file:
+        pq.write_table(
+            rows,
+            file,
+            compression="zstd",
+            compression_level=3 if lasting else 1,
+            column_encoding=_encodings(rows.schema, lasting=lasting),
+            row_group_size=ROW_GROUP_ROWS,
+            use_dictionary=_dictionary_columns(rows.schema),
+            write_statistics=shown,
+            write_page_checksum=True,
+            store_schema=False,  # Arrow's own schema would tell how text was coded here; Parquet's says all that readers need
+        )
+        size = file.tell()
     return NewFile(table, f"{table}/{name}", rows.num_rows, size, table_stats(rows, private))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.config import CoreConfig
 from pipelines.errors import ConflictError
 from pipelines.lake.bucket_store import BucketStore

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import beside_path, sync_folder
 from pipelines.errors import CorruptLakeError, RefusedError
 
 PAYLOAD_COLUMN = "payload"
@@ -75,7 +75,7 @@ class PayloadWriter:
             raise RefusedError(f"{path.name}: a payload shard needs a column {PAYLOAD_COLUMN!r}")
         self._schema = schema.set(where, pa.field(PAYLOAD_COLUMN, pa.binary(), nullable=False))
         self._path = path
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._beside = beside_path(path)
         self._lengths: list[Int64s] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer: Any = pq.ParquetWriter(self._beside, self._schema, **_writer_options(self._schema))

@@ -16,7 +16,7 @@ import structlog
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import ConflictError
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.lake import Lake

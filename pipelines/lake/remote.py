@@ -14,7 +14,7 @@ from threading import get_ident
 
 import msgspec
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.config import RemoteConfig
 from pipelines.errors import ConfigError, ConflictError
 from pipelines.lake.storage import CONNECT_S, store, told

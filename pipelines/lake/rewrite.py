@@ -3,13 +3,12 @@
 For files whose bytes `splice_columns` cannot take over: those that another tool wrote, with other names inside a list.
 """
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import atomic_file
 from pipelines.errors import CorruptLakeError
 
 
@@ -23,20 +22,12 @@ def rewrite_columns(source: Path, target: Path, columns: pa.Table) -> int:
         CorruptLakeError: the source cannot be read.
         OSError: the disk refused.
     """
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with pq.ParquetFile(source) as file, beside.open("wb") as out:
+        with pq.ParquetFile(source) as file, atomic_file(target, mode=0o666) as out:
             _write(file, columns, out)
-            out.flush()
-            os.fsync(out.fileno())
-            size = out.tell()
-        beside.replace(target)
+            return out.tell()
     except pa.ArrowException as error:
         raise CorruptLakeError(f"{source}: cannot be read ({error}); restore it") from error
-    finally:
-        beside.unlink(missing_ok=True)
-    sync_folder(target.parent)
-    return size
 
 
 def _write(file: pq.ParquetFile, columns: pa.Table, out: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import atomic_file
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.thrift_compact import Struct, ThriftError, decode_struct, encode_struct, field, put, without
 
@@ -52,25 +52,19 @@ def splice_columns(source: Path, target: Path, columns: pa.Table) -> int:
         CorruptLakeError: the source is not a Parquet file, or the result would not be one.
         OSError: the disk refused.
     """
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with source.open("rb") as old:
             footer = _read_footer(source, old.fileno(), source.stat().st_size)
             rows = [field(group, 3) for group in field(footer, _ROW_GROUPS).items]
             fresh = _encoded(columns, rows)
             replacement = _read_tail(source, fresh)
-            with beside.open("wb") as out:
+            with atomic_file(target, mode=0o666) as out:
                 _write(old.fileno(), fresh, out, (footer, replacement), set(columns.column_names))
-                os.fsync(out.fileno())
-                size = out.tell()
-        _check(beside, sum(rows), len(rows))
-        beside.replace(target)
+                out.flush()
+                _check(Path(out.name), sum(rows), len(rows))
+                return out.tell()
     except ThriftError as error:
         raise CorruptLakeError(f"{source}: its footer cannot be read ({error}); restore the file") from error
-    finally:
-        beside.unlink(missing_ok=True)
-    sync_folder(target.parent)
-    return size
 
 
 def _read_footer(path: Path, descriptor: int, size: int) -> Struct:

@@ -16,8 +16,8 @@ from pathlib import Path
 from threading import Event, get_ident
 from typing import Protocol
 
+from catchment.runtime.atomic_files import sync_folder, write_atomic
 from catchment.runtime.beneath import binary_beneath
-from pipelines.atomic import sync_folder, write_atomic
 from pipelines.config import RemoteConfig
 from pipelines.errors import BadReferenceError, ConflictError, CorruptLakeError, PipelineError
 from pipelines.lake.layout import OBJECTS, backfills_folder

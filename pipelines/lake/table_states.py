@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 from deltalake import Schema
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.delta_log import FOLDER
 from pipelines.lake.lake import Lake

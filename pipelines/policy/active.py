@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError
 from pipelines.lake.lake import Lake
 from pipelines.policy.documents import load_policies

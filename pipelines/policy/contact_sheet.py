@@ -8,8 +8,8 @@ from typing import Any
 
 import pyvips
 
+from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.plain import html_text
-from pipelines.atomic import write_atomic
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import Lake
 from pipelines.lake.payload import read_payload

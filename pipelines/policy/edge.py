@@ -13,10 +13,10 @@ import msgspec
 from pipelines.contracts.registry import ContractSet
 from pipelines.director.keys import DocumentSigner
 from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, RefusedError
+from pipelines.expressions.expression import compile_expression, rule_columns
 from pipelines.inspect.columns import steps_of
 from pipelines.lake.lake import Lake
 from pipelines.policy.active import FOLDER
-from pipelines.policy.expression import compile_expression, rule_columns
 from schemas.contract import Column, ColumnType
 from schemas.edge_policy import (
     EdgeAction,

@@ -12,10 +12,10 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.errors import ExpressionError, RefusedError
-from pipelines.policy import ir
-from pipelines.policy.expression import Expression, compile_expression, rule_columns
-from pipelines.policy.ir import Node, Ref, refs
-from pipelines.policy.to_polars import as_column, normalised, to_polars
+from pipelines.expressions import ir
+from pipelines.expressions.expression import Expression, compile_expression, rule_columns
+from pipelines.expressions.ir import Node, Ref, refs
+from pipelines.expressions.to_polars import as_column, normalised, to_polars
 from schemas.contract import ColumnType, Contract
 from schemas.policy import Policy
 

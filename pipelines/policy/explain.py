@@ -7,14 +7,14 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from pipelines.policy import ir
+from pipelines.expressions import ir
+from pipelines.expressions.expression import Expression
+from pipelines.expressions.fold import fold
+from pipelines.expressions.ir import Kind, Node
+from pipelines.expressions.render import parts, render
+from pipelines.expressions.to_polars import to_polars
 from pipelines.policy.engine import Tagger
-from pipelines.policy.expression import Expression
-from pipelines.policy.fold import fold
-from pipelines.policy.ir import Kind, Node
-from pipelines.policy.render import parts, render
 from pipelines.policy.tag_file import completed
-from pipelines.policy.to_polars import to_polars
 
 NEAR_SHARE = 0.1  # a number within a tenth of its limit was near
 

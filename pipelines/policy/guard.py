@@ -20,8 +20,8 @@ import pyarrow as pa
 import structlog
 
 from pipelines.errors import RefusedError
-from pipelines.lake.suspended import HINT, Suspension
-from pipelines.policy import ir
+from pipelines.expressions import ir
+from pipelines.inspect.suspended import HINT, Suspension
 from pipelines.policy.engine import CompiledRule, Tagger, TagLists, in_words, lists_of
 from pipelines.policy.worker import READY, REFUSED, VERDICTS, read_frame, write_frame
 from schemas.contract import Contract, encode_contract

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from deltalake import DeltaTable
 
-from pipelines.atomic import sync_folder
+from catchment.runtime.atomic_files import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, RefusedError
 from pipelines.lake.alone import held_alone
 from pipelines.lake.delta_log import commit_notes

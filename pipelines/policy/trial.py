@@ -11,11 +11,11 @@ from pipelines.contracts.arrow import ARROW_TYPES
 from pipelines.contracts.json_cells import CellError, cell_reader
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError, RefusedError
+from pipelines.expressions.expression import Expression, rule_columns
+from pipelines.expressions.render import branches, render
 from pipelines.inspect.columns import inspected
 from pipelines.inspect.run import check_step
 from pipelines.policy.engine import Tagger
-from pipelines.policy.expression import Expression, rule_columns
-from pipelines.policy.render import branches, render
 from schemas.contract import ColumnType, Contract
 from schemas.policy import Example, Policy
 

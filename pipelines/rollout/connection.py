@@ -11,7 +11,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from pipelines.clock import Clock, SystemClock
+from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import BrokerConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refusal_error, refused_filters

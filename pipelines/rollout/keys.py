@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from securesystemslib.signer import CryptoSigner, Signer  # type: ignore[attr-defined]  # exported, but not in __all__
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import RefusedError
 from schemas.errors import SchemaError
 

@@ -27,8 +27,8 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported, but no
 )
 from tuf.api.serialization import DeserializationError
 
-from pipelines.atomic import write_atomic
-from pipelines.clock import Clock
+from catchment.runtime.atomic_files import write_atomic
+from catchment.runtime.clock import Clock
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.rollout.keys import ROLES, KeyFolder, KeyPlan
 from schemas.errors import SchemaError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from pipelines.clock import Clock
+from catchment.runtime.clock import Clock
 from pipelines.config import BrokerConfig
 from pipelines.rollout.connection import BrokerLink, reply_properties
 from schemas.errors import IdError

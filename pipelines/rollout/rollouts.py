@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from pipelines.atomic import write_atomic
+from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.rollout.cohorts import Cohort, parse_cohort
 from schemas.reported import ModelReport

@@ -9,11 +9,12 @@ import msgspec
 import structlog
 from paho.mqtt.client import MQTTMessage
 
+from catchment.runtime.clock import Clock, SystemClock
 from pipelines.bridge.shares import Shares
-from pipelines.clock import Clock, SystemClock
 from pipelines.config import CoreConfig, ShareConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
+from pipelines.heartbeat import Health, Heart, starting
 from pipelines.lake.lake import lake_of
 from pipelines.log_limit import LogLimit
 from pipelines.rollout.connection import BrokerLink, reply_properties
@@ -23,7 +24,6 @@ from pipelines.rollout.pieces import answer
 from pipelines.rollout.repository import ModelRepository
 from pipelines.rollout.rights import RightsProbe
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress, wanted_by
-from pipelines.status.beat import Health, Heart, starting
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reason_codes import is_refusal

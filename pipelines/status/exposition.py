@@ -1,28 +1,22 @@
 """A survey as Prometheus text. No IO."""
 
-import re
-from collections.abc import Iterable
-
-from catchment.runtime.plain import plain, plain_lines
+from catchment.runtime.metrics_text import MetricsPage
 from pipelines.config import AlarmConfig
 from pipelines.status.health import DEFAULTS, judge, quarantine_share
 from pipelines.status.survey import Survey
 
-_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_:]")
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
-
 
 def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     """All metrics of the core."""
-    page = _Page()
+    page = MetricsPage()
     verdict = judge(found, limits)
-    page.add("catchment_live", "All processes of the core beat", [({}, float(verdict.is_alive))])
-    page.add("catchment_ready", "The core gets on", [({}, float(verdict.is_ready))])
-    page.add("catchment_alarms", "What a person should look at", [({}, float(len(verdict.alarms)))])
+    page.add_one("catchment_live", "All processes of the core beat", float(verdict.is_alive))
+    page.add_one("catchment_ready", "The core gets on", float(verdict.is_ready))
+    page.add_one("catchment_alarms", "What a person should look at", float(len(verdict.alarms)))
     kinds = [({"kind": kind}, float(count)) for kind, count in verdict.counts().items()]
     page.add("catchment_alarms_of_kind", "Alarms by what they are about", kinds)
-    page.add("catchment_books_unbalanced", "Streams of devices whose books do not balance", [({}, float(len(found.unbalanced)))])
-    page.add("catchment_run", "The last committed run", [({}, float(found.run))])
+    page.add_one("catchment_books_unbalanced", "Streams of devices whose books do not balance", float(len(found.unbalanced)))
+    page.add_one("catchment_run", "The last committed run", float(found.run))
     _ages(page, found)
     for name in ("received", "committed", "quarantined", "discarded", "duplicate", "dropped", "closed"):
         samples = [({"stream": stream.stream}, float(getattr(stream.counts, name))) for stream in found.streams]
@@ -36,13 +30,13 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     page.add(
         "catchment_run_held_back", "The run held back by a fault of our own; 0: none", [({}, float(found.faults.stopped_run))]
     )
-    page.add("catchment_requests_open", "Replays and discards asked for and not done", [({}, float(found.open_requests))])
-    page.add("catchment_suspended", "Policies and inspectors in force that may not run", [({}, float(len(found.suspended)))])
+    page.add_one("catchment_requests_open", "Replays and discards asked for and not done", float(found.open_requests))
+    page.add_one("catchment_suspended", "Policies and inspectors in force that may not run", float(len(found.suspended)))
     over = [({"device": device}, 1.0) for beat in found.beats for device in beat.over_share]
     page.add("catchment_device_over_share", "Devices that send more than their share; at most 20 of each bridge", over)
     page.add("catchment_refused_streams", "Streams of devices of which the core refuses everything",
              [({}, float(found.devices.refused_streams))])  # fmt: skip
-    page.add("catchment_ledger_ranges", "Settled ranges of all devices", [({}, float(found.devices.ranges))])
+    page.add_one("catchment_ledger_ranges", "Settled ranges of all devices", float(found.devices.ranges))
     page.add("catchment_ledger_device_ranges_max", "Settled ranges of the device with the most",
              [({}, float(max((one.ranges for one in found.devices.crowded), default=0)))])  # fmt: skip
     for beat in found.beats:
@@ -56,7 +50,7 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     return page.text()
 
 
-def _ages(page: "_Page", found: Survey) -> None:
+def _ages(page: MetricsPage, found: Survey) -> None:
     waiting = [({"bridge": one.bridge}, one) for one in found.waiting]
     page.add(
         "catchment_landing_waiting_segments", "Sealed segments no run has taken", [(k, float(o.segments)) for k, o in waiting]
@@ -73,26 +67,4 @@ def _ages(page: "_Page", found: Survey) -> None:
              [({"stream": stream.stream}, (found.at_us - stream.last_commit_us) / 1e6)
               for stream in found.streams if stream.last_commit_us is not None])  # fmt: skip
     if found.last_commit_us is not None:
-        page.add("catchment_commit_age_seconds", "Since the last commit", [({}, (found.at_us - found.last_commit_us) / 1e6)])
-
-
-class _Page:
-    """Metrics in the order of their first mention, each with its help once."""
-
-    def __init__(self) -> None:
-        self._lines: dict[str, list[str]] = {}
-
-    def add(self, name: str, text: str, samples: Iterable[tuple[dict[str, str], float]], kind: str = "gauge") -> None:
-        # Processes name their counters in files of the lake: no name may become a line of its own.
-        name = _NOT_IN_NAMES.sub("_", name)
-        lines = self._lines.setdefault(name, [f"# HELP {name} {plain(text)}", f"# TYPE {name} {kind}"])
-        for labels, value in samples:
-            told = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
-            lines.append(f"{name}{{{told}}} {value:g}" if told else f"{name} {value:g}")
-
-    def text(self) -> str:
-        return "\n".join(line for lines in self._lines.values() if len(lines) > 2 for line in lines) + "\n"
-
-
-def _escaped(label: str) -> str:
-    return plain_lines(label).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        page.add_one("catchment_commit_age_seconds", "Since the last commit", (found.at_us - found.last_commit_us) / 1e6)

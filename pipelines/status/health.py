@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipelines.config import AlarmConfig
-from pipelines.status.beat import Beat
+from pipelines.heartbeat import Beat
 from pipelines.status.survey import StreamStatus, Survey
 
 DEFAULTS = AlarmConfig()

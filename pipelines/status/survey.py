@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.bridge.segment import SEALED_SUFFIX, sealed_path
+from pipelines.heartbeat import Beat, read_beats, read_far_beats
 from pipelines.ingest.fault_file import read_faults
 from pipelines.ingest.fault_stop import FaultRow
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
 from pipelines.ingest.requests import open_requests
+from pipelines.inspect.suspended import Suspension, SuspensionBook
 from pipelines.lake.books import Counts
 from pipelines.lake.commit import APP, committed_run
 from pipelines.lake.lake import Lake
@@ -24,11 +26,9 @@ from pipelines.lake.layout import COMMITS, landing_folder, stream_table
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.store import Stored
-from pipelines.lake.suspended import Suspension, SuspensionBook
 from pipelines.lake.table import open_table
 from pipelines.lake.upload import bridges_of
 from pipelines.policy.active import active_policies
-from pipelines.status.beat import Beat, read_beats, read_far_beats
 from pipelines.status.devices import Devices, devices_of
 
 RECENT_RUNS = 50

@@ -11,8 +11,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.atomic import sync_folder, write_atomic
-from pipelines.clock import Clock, SystemClock
+from catchment.runtime.atomic_files import sync_folder, write_atomic
+from catchment.runtime.clock import Clock, SystemClock
 from pipelines.errors import ConflictError, RefusedError
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SET_DRAFT

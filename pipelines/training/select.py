@@ -31,7 +31,7 @@ _TYPES: tuple[tuple[pa.DataType, ColumnType], ...] = (
 
 
 class Expression(Protocol):
-    """A compiled rule, as `pipelines.policy.expression` gives it."""
+    """A compiled rule, as `pipelines.expressions.expression` gives it."""
 
     def to_polars(self) -> pl.Expr:
         """A boolean column expression."""
@@ -48,7 +48,7 @@ class Compiler(Protocol):
 
 def policy_compiler(text: str, columns: Mapping[str, ColumnType]) -> Expression:
     """The expression language of the policies, tags included."""
-    from pipelines.policy.expression import compile_expression  # noqa: PLC0415 - sqlglot only where there is an expression
+    from pipelines.expressions.expression import compile_expression  # noqa: PLC0415 - sqlglot only where there is an expression
 
     compiled: Expression = compile_expression(text, columns, allow_tags=True)
     return compiled

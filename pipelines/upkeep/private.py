@@ -1,7 +1,6 @@
 """Takes values of private columns out of statistics, roll-ups and profiles, by what contracts say today."""
 
 from pipelines.contracts.private import private_by_stream
-from pipelines.contracts.quality_store import quality_table
 from pipelines.errors import CorruptLakeError
 from pipelines.ingest.plan_files import read_pins, read_plan
 from pipelines.lake.commit import committed_run
@@ -9,6 +8,7 @@ from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, RUNS, STREAMS, stream_table
 from pipelines.lake.private_values import forget_values, hide_statistics, private_of_stream
 from pipelines.lake.rollup import rollup_table
+from pipelines.quality.store import quality_table
 
 
 def private_today(lake: Lake) -> dict[str, frozenset[str]]:

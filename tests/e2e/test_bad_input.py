@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import paho.mqtt.client as mqtt
 import polars as pl
@@ -15,6 +14,8 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+
+from tests.plant.programs import Plant
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.timeout(300)]
 
@@ -58,7 +59,7 @@ class Publisher:
         self.client.loop_stop()
 
 
-def rows_of(plant: Any, device: str, count: int) -> pl.DataFrame:
+def rows_of(plant: Plant, device: str, count: int) -> pl.DataFrame:
     """The device's rows, once there are so many."""
 
     def found() -> pl.DataFrame:
@@ -69,7 +70,7 @@ def rows_of(plant: Any, device: str, count: int) -> pl.DataFrame:
 
 
 @pytest.fixture
-def stranger(plant: Any) -> Iterator[Publisher]:
+def stranger(plant: Plant) -> Iterator[Publisher]:
     plant.start_core()
     # A bridge that has never connected holds no session, and the broker would drop what comes before it subscribes.
     made = Publisher(plant.broker.host, plant.broker.port)
@@ -114,7 +115,7 @@ BAD = [
 ]  # fmt: skip
 
 
-def test_each_bad_envelope_is_kept_with_its_reason_and_a_good_device_loses_nothing(plant: Any, stranger: Publisher) -> None:
+def test_each_bad_envelope_is_kept_with_its_reason_and_a_good_device_loses_nothing(plant: Plant, stranger: Publisher) -> None:
     lines = "".join(json.dumps({"speed_mps": index / 10, "frame": index}) + "\n" for index in range(1_000))
     (plant.folder / "drive.jsonl").write_text(lines)
     plant.write_agent("good-1", [{"kind": "replay", "stream": "vehicle_telemetry", "options": {
@@ -145,7 +146,7 @@ def test_each_bad_envelope_is_kept_with_its_reason_and_a_good_device_loses_nothi
     assert sum(line["samples"] for line in told) == kept["count"].sum()
 
 
-def test_one_bad_row_does_not_take_the_others_of_its_envelope_along(plant: Any, stranger: Publisher) -> None:
+def test_one_bad_row_does_not_take_the_others_of_its_envelope_along(plant: Plant, stranger: Publisher) -> None:
     stranger.publish("catchment/up/mixed/vehicle_telemetry", telemetry(1.0, 900.0, 3.0), ARROW, numbered(0, 3))
     plant.eventually(lambda: plant.count("quarantine"), "the bad row", 30)
     rows = plant.rows("streams/vehicle_telemetry").filter(pl.col("device") == "mixed").sort("seq")
@@ -154,7 +155,7 @@ def test_one_bad_row_does_not_take_the_others_of_its_envelope_along(plant: Any, 
     assert (kept["device"], kept["epoch"], kept["seq"], kept["count"]) == ("mixed", 5, 1, 1)
 
 
-def test_the_same_envelope_sent_again_gives_no_second_row(plant: Any, stranger: Publisher) -> None:
+def test_the_same_envelope_sent_again_gives_no_second_row(plant: Plant, stranger: Publisher) -> None:
     for _ in range(3):
         stranger.publish("catchment/up/again/vehicle_telemetry", telemetry(1.0, 2.0), ARROW, numbered(10, 2))
     stranger.publish("catchment/up/again/vehicle_telemetry", telemetry(2.0, 3.0), ARROW, numbered(11, 2))
@@ -162,7 +163,7 @@ def test_the_same_envelope_sent_again_gives_no_second_row(plant: Any, stranger: 
     assert sorted(rows["seq"].to_list()) == [10, 11, 12]
 
 
-def test_plain_json_by_mosquitto_pub_becomes_rows(plant: Any, stranger: Publisher) -> None:
+def test_plain_json_by_mosquitto_pub_becomes_rows(plant: Plant, stranger: Publisher) -> None:
     if shutil.which("mosquitto_pub") is None:
         pytest.skip("no mosquitto_pub on PATH; install mosquitto-clients")
     base = ["mosquitto_pub", "-V", "5", "-q", "1", "-h", plant.broker.host, "-p", str(plant.broker.port)]

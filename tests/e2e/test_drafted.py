@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import CORE, EDGE
+from tests.plant.programs import Plant
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.timeout(300)]
 
@@ -17,7 +17,7 @@ NESTED = "".join(
 )
 
 
-def test_files_of_loggers_reach_the_lake_under_the_contracts_drafted_from_them(plant: Any, shared_data: Path) -> None:
+def test_files_of_loggers_reach_the_lake_under_the_contracts_drafted_from_them(plant: Plant, shared_data: Path) -> None:
     contracts = plant.folder / "contracts"
     contracts.mkdir()
     (plant.folder / "drive.csv").write_text(DRIVE)

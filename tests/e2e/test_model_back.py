@@ -3,9 +3,10 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.plant.programs import Plant
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.timeout(300)]
 
@@ -13,7 +14,7 @@ DIGITS = "0,1,2,3,4,5,6,7,8,9"
 
 
 @pytest.fixture
-def device(plant: Any, shared_data: Path) -> Path:
+def device(plant: Plant, shared_data: Path) -> Path:
     """A core with a signed repository, and a device with a watched folder; the folder."""
     plant.core("model", "init")
     watched = plant.folder / "watched"
@@ -28,7 +29,7 @@ def device(plant: Any, shared_data: Path) -> Path:
     return watched
 
 
-def rollout_state(plant: Any, name: str) -> str:
+def rollout_state(plant: Plant, name: str) -> str:
     """What `catchment rollout status` says of one rollout, as text."""
     listed = json.loads(plant.core("rollout", "status", "--json"))
     return json.dumps([item for item in listed["rollouts"] if item["rollout"] == name])
@@ -39,7 +40,7 @@ def feed(shared_data: Path, watched: Path, start: int, count: int) -> None:
         shutil.copy(picture, watched / f"{start}-{picture.name}")
 
 
-def predicted(plant: Any, prefix: str) -> list[tuple[str, int, str, float]]:
+def predicted(plant: Plant, prefix: str) -> list[tuple[str, int, str, float]]:
     rows = plant.rows("streams/camera_frame")
     if rows.is_empty():
         return []
@@ -47,7 +48,7 @@ def predicted(plant: Any, prefix: str) -> list[tuple[str, int, str, float]]:
     return list(rows.select("model_name", "model_version", "predicted_label", "predicted_score").iter_rows())
 
 
-def test_a_signed_model_runs_on_the_device_and_a_forged_one_does_not(plant: Any, device: Path, shared_data: Path) -> None:
+def test_a_signed_model_runs_on_the_device_and_a_forged_one_does_not(plant: Plant, device: Path, shared_data: Path) -> None:
     plant.core("rollout", "start", "digits", "--cohort", "edge-a")
     plant.eventually(lambda: '"active": ["edge-a"]' in rollout_state(plant, "digits-1"), "version 1 active")
     feed(shared_data, device, 0, 6)

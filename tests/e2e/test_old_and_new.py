@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.plant.programs import Plant
+
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.timeout(300)]
 
 # The release before: what devices and cores in the field run.
@@ -39,7 +41,7 @@ def release_before(repository_root: Path, tmp_path_factory: pytest.TempPathFacto
 class Fleet:
     """Starts agent and core of either release on one plant."""
 
-    def __init__(self, plant: Any, before: Path) -> None:
+    def __init__(self, plant: Plant, before: Path) -> None:
         self.plant = plant
         self._before = before
 
@@ -103,7 +105,7 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(plant: Any, release_before: Path) -> Iterator[Fleet]:
+def fleet(plant: Plant, release_before: Path) -> Iterator[Fleet]:
     return Fleet(plant, release_before)
 
 

@@ -26,7 +26,7 @@ RULE = EdgeRule("stands", '"speed_mps" < ?', EdgeAction.DROP, (1.0,))
 OLD_RULES = """
 import json, sys
 from pathlib import Path
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.rules.desk import RuleDesk
 desk = RuleDesk(sys.argv[1], "car-1", Path(sys.argv[2]), SystemClock())
 for name in sys.argv[3:]:

@@ -13,6 +13,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from tests.plant.programs import Plant
+
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.timeout(400)]
 
 DEVICES = ("edge-a", "edge-b")
@@ -97,7 +99,7 @@ def sources(real: dict[str, Any], half: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def test_every_real_sample_is_in_the_lake_exactly_once_whatever_is_killed(plant: Any, real: dict[str, Any]) -> None:
+def test_every_real_sample_is_in_the_lake_exactly_once_whatever_is_killed(plant: Plant, real: dict[str, Any]) -> None:
     for half, device in enumerate(DEVICES):
         plant.write_agent(device, sources(real, half))
     plant.start_core()
@@ -134,7 +136,7 @@ def test_every_real_sample_is_in_the_lake_exactly_once_whatever_is_killed(plant:
     check_books(plant, real)
 
 
-def check_books(plant: Any, real: dict[str, Any]) -> None:
+def check_books(plant: Plant, real: dict[str, Any]) -> None:
     captured = Counter()
     for device in DEVICES:
         for book in plant.agent_books(device)["books"]:
@@ -152,7 +154,7 @@ def check_books(plant: Any, real: dict[str, Any]) -> None:
         assert book["committed"] + book["quarantined"] == wanted[book["stream"]], book
 
 
-def test_a_set_built_from_real_pictures_reads_with_plain_tools(plant: Any, real: dict[str, Any]) -> None:
+def test_a_set_built_from_real_pictures_reads_with_plain_tools(plant: Plant, real: dict[str, Any]) -> None:
     plant.write_agent("edge-a", sources(real, 0))
     plant.start_core()
     plant.start_agent("edge-a")

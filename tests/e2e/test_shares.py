@@ -1,9 +1,12 @@
 """A device over its share loses nothing: it is told, waits, and everything becomes a row; another one never waits for it."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.plant.programs import Plant
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.timeout(300)]
 
@@ -16,7 +19,7 @@ def table(path: Any, rows: int) -> None:
     path.write_text("event_time,frame,t_s,speed_mps,acceleration_mps2\n" + "\n".join(lines) + "\n")
 
 
-def test_an_agent_over_its_share_settles_all_of_it_later_and_another_at_once(plant: Any, tmp_path: Any) -> None:
+def test_an_agent_over_its_share_settles_all_of_it_later_and_another_at_once(plant: Plant, tmp_path: Path) -> None:
     plant.write_core("[shares]\nbytes_per_s = 40000\nburst_bytes = 100000\n")
     heavy, light = tmp_path / "heavy.csv", tmp_path / "light.csv"
     table(heavy, 8_000)

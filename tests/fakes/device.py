@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.config import BrokerConfig, UplinkConfig
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
@@ -16,6 +16,7 @@ from edge_agent.uplink.report import Reporter
 from edge_agent.uplink.session import PahoSession
 from schemas.ids import DeviceId, StreamName
 from schemas.topics import Topics
+from tests.plant.broker import Address
 
 ALPHA = StreamName("alpha")
 DEVICE = DeviceId("dev-a")
@@ -27,7 +28,7 @@ class Device:
     def __init__(
         self,
         folder: Path,
-        broker: Any,
+        broker: Address,
         *,
         connection: BrokerConfig | None = None,
         name: DeviceId = DEVICE,

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
 from edge_agent.errors import SourceEndedError
+from edge_agent.sources.registry import build_source
 from pipelines.contracts.check import reasons
 from pipelines.contracts.conform import conform
 from pipelines.contracts.infer import draft_contract

@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
+from catchment.runtime.clock import SystemClock as CoreClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
-from pipelines.clock import SystemClock as CoreClock
 from pipelines.rollout.keys import KeyFolder
 from pipelines.rollout.pieces import answer
 from pipelines.rollout.repository import ModelRepository

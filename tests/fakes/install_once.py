@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from edge_agent.capture.batch import SampleBatch
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
+from edge_agent.sources.api import SampleBatch
 from schemas.rollout import Desired, encode_desired
 
 HEAVY = ("numpy", "onnxruntime", "PIL")

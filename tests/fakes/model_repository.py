@@ -11,10 +11,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
+from edge_agent.sources.api import SampleBatch
 from pipelines.rollout.golden import try_model
 from pipelines.rollout.keys import KeyFolder, KeyPlan
 from pipelines.rollout.pieces import PieceAnswer, answer

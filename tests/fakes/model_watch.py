@@ -14,10 +14,10 @@ from pathlib import Path
 
 import structlog
 
-from edge_agent.capture.batch import SampleBatch
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
+from edge_agent.sources.api import SampleBatch
 from schemas.rollout import Desired, encode_desired
 
 _OUT = threading.Lock()

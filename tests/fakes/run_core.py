@@ -27,7 +27,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def run(*words: str) -> Ended:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["catchment", *words])
-        code = pipelines.cli._run()
+        code = pipelines.cli.run_command()
         return Ended(code, *capsys.readouterr())
 
     return run

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +16,9 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
+from pipelines.errors import RefusedError
 from tests.fakes.authority import Authority
+from tests.plant.broker import DEPLOYED, Broker, find_mosquitto, secured_broker
 
 DEADLINE_S = 20.0
 
@@ -30,7 +30,7 @@ class Secured:
     authority: Authority
     host: str
     port: int
-    process: subprocess.Popen[bytes] | None = None
+    started: Broker | None = None
     clients: list["Peer"] = field(default_factory=list)
 
     def peer(self, name: str, client_id: str | None = None, **more: Any) -> "Peer":
@@ -38,15 +38,11 @@ class Secured:
         self.clients.append(one)
         return one
 
-    def restart(self, binary: str, folder: Path) -> None:
+    def restart(self) -> None:
         """Of a broker that is not ours nothing is restarted: the test is skipped."""
-        if self.process is None:
+        if self.started is None:
             pytest.skip("this test restarts the broker, and the one that is named is not ours")
-        self.process.terminate()
-        self.process.wait(DEADLINE_S)
-        with (folder / "broker.log").open("ab") as log:
-            self.process = subprocess.Popen([binary, "-c", str(folder / "mosquitto.conf")], stdout=log, stderr=log)
-        wait_for_port(self.port, self.process, folder / "broker.log")
+        self.started.restart()
 
 
 class Peer:
@@ -105,61 +101,29 @@ class Peer:
 
 
 @contextmanager
-def secured_broker(folder: Path, repository_root: Path) -> Iterator[Secured]:
+def running_secured(folder: Path) -> Iterator[Secured]:
     """The broker to test: `CATCHMENT_SECURED_BROKER=host:port:<folder of the authority>`, else deploy/broker on Mosquitto."""
     named = os.environ.get("CATCHMENT_SECURED_BROKER")
     if named:
-        host, port, authority = named.split(":", 2)
-        broker = Secured(Authority(Path(authority)), host, int(port))
-        yield from _closing(broker)
+        host, port, authority_folder = named.split(":", 2)
+        yield from _closing(Secured(Authority(Path(authority_folder)), host, int(port)))
         return
-    binary = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
-    if binary is None or shutil.which("openssl") is None:
-        pytest.skip("needs mosquitto and openssl")
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    try:
+        find_mosquitto()
+    except RefusedError as error:
+        pytest.skip(str(error))
     authority = Authority(folder / "ca")
     authority.issue("server", "subjectAltName = DNS:localhost")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    rules = repository_root / "deploy" / "broker"
-    (folder / "data").mkdir()
-    conf = (rules / "mosquitto.conf").read_text()
-    for old, new in (
-        ("listener 8883", f"listener {port}"),
-        ("/etc/mosquitto/certs", str(authority.folder)),
-        ("/etc/mosquitto/acl", str(rules / "acl")),
-        ("/var/lib/mosquitto", str(folder / "data")),
-    ):
-        assert old in conf
-        conf = conf.replace(old, new)
-    (folder / "mosquitto.conf").write_text(conf + ("user root\n" if os.geteuid() == 0 else ""))
-    with (folder / "broker.log").open("wb") as log:
-        process = subprocess.Popen([binary, "-c", str(folder / "mosquitto.conf")], stdout=log, stderr=log)
-    broker = Secured(authority, "localhost", port, process)
-    wait_for_port(port, process, folder / "broker.log")
-    yield from _closing(broker)
-    assert broker.process is not None
-    broker.process.terminate()
-    broker.process.wait(DEADLINE_S)
+    with secured_broker(folder, authority.folder, DEPLOYED / "acl") as broker:
+        yield from _closing(Secured(authority, broker.host, broker.port, broker))
 
 
 def _closing(broker: Secured) -> Iterator[Secured]:
     yield broker
     for one in broker.clients:
         one.close()
-
-
-def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            socket.create_connection(("localhost", port), 1).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
-    pytest.fail("the broker did not listen")
 
 
 def wait_for(peer: Peer, body: bytes) -> None:

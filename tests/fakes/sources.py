@@ -1,8 +1,8 @@
 """Building a source as the agent does, with a clock moved by hand, and reading all of it."""
 
-from edge_agent.capture.batch import SampleBatch, Source
-from edge_agent.capture.registry import build_source
 from edge_agent.errors import SourceEndedError
+from edge_agent.sources.api import SampleBatch, Source
+from edge_agent.sources.registry import build_source
 from schemas.builtin import builtin_contract
 
 

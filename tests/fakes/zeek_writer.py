@@ -6,8 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
-from edge_agent.capture.follow_zeek import ZeekSource
-from edge_agent.capture.registry import build_source
+from edge_agent.sources.registry import build_source
+from edge_agent.sources.zeek.source import ZeekSource
 from schemas.builtin import builtin_contract
 
 FLOWS = builtin_contract("network_flow")

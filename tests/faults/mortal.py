@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.loop import RunLoop
 from pipelines.lake import table_states

@@ -13,9 +13,7 @@ import itertools
 import json
 import os
 import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from pathlib import Path
 
 from tests.faults.soak_lake import DEVICE, STREAM, commits, look, rows_committed, table_text
 from tests.faults.warm_roles import Role, WarmStart
+from tests.plant.broker import Broker, free_port
 
 VICTIMS = ("agent", "agent", "broker", "broker", "bridge", "run", "run")
 _DRAIN_S = 300.0
@@ -98,8 +97,8 @@ def is_true(figures: dict[str, object]) -> bool:
     return is_whole and figures["edge"] == edge and all(figures[name] == 0 for name in nothing)
 
 
-def _programs(folder: Path, warm: WarmStart, samples: int, rate_hz: float) -> dict[str, Program | Role]:
-    port, table = _free_port(), folder / "telemetry.csv"
+def _programs(folder: Path, warm: WarmStart, samples: int, rate_hz: float) -> dict[str, Broker | Program | Role]:
+    port, table = free_port(), folder / "telemetry.csv"
     table.write_text(table_text(samples))
     (folder / "agent.toml").write_text(
         f'device = "{DEVICE}"\nstate_dir = "state"\n[broker]\nport = {port}\n'
@@ -114,10 +113,9 @@ def _programs(folder: Path, warm: WarmStart, samples: int, rate_hz: float) -> di
             f"[run]\ninterval_ms = 100\nworker_processes = {crew}\n"
         )
     cores = itertools.cycle(str(folder / f"core-{crew}.toml") for crew in range(2))
-    (folder / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")  # the rest as it comes
     agent = [sys.executable, "-m", "edge_agent", "-c", str(folder / "agent.toml")]
     return {
-        "broker": Program([_mosquitto(), "-c", str(folder / "mosquitto.conf")], folder / "broker.log"),
+        "broker": Broker(folder, config=f"listener {port} 127.0.0.1\nallow_anonymous true", port=port),  # the rest as it comes,
         "bridge": Role(warm, lambda: ("bridge", "-c", str(folder / "core-0.toml")), folder / "bridge.log"),
         "run": Role(warm, lambda: ("run", "-c", next(cores)), folder / "run.log"),
         "agent": Program(agent, folder / "agent.log"),
@@ -145,19 +143,6 @@ def _wait(is_true: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not is_true() and time.monotonic() < deadline:
         time.sleep(0.1)
-
-
-def _mosquitto() -> str:
-    found = shutil.which("mosquitto", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
-    if found is None:
-        raise RuntimeError("no mosquitto; install it: apt-get install -y --no-install-recommends mosquitto")
-    return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

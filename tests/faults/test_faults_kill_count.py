@@ -16,7 +16,9 @@ def report(when: str, *counts: int) -> Any:
 @pytest.mark.parametrize(
     ("least", "ends"), [(0, pytest.ExitCode.OK), (12, pytest.ExitCode.OK), (13, pytest.ExitCode.TESTS_FAILED)]
 )
-def test_kills_are_summed_over_all_tests_and_too_few_fail_the_session(monkeypatch: Any, least: int, ends: int) -> None:
+def test_kills_are_summed_over_all_tests_and_too_few_fail_the_session(
+    monkeypatch: pytest.MonkeyPatch, least: int, ends: int
+) -> None:
     monkeypatch.setattr(kill_count, "LEAST_KILLS", least)
     count = KillCount()
     for one in (report("call", 5), report("teardown", 5), report("teardown", 3, 4), report("teardown")):

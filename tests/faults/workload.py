@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolFullError
 from edge_agent.spool import ballast, bodies, commits, database, room
 from edge_agent.spool.records import Append, NewEnvelope

@@ -13,6 +13,7 @@ import pytest
 from schemas.ids import StreamName
 from tests.fakes.built_deb import build_deb, why_no_deb
 from tests.fakes.fake_core import FakeCore
+from tests.plant.broker import RunningBroker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -53,7 +54,9 @@ def agent(root: Path, *arguments: str, **more: Any) -> str:
     return run(str(root / "opt/catchment/bin/edge-agent"), *arguments, env=environment, **more).stdout
 
 
-def test_it_is_installed_used_and_removed_and_keeps_what_nobody_confirmed(package: Path, root: Path, broker: Any) -> None:
+def test_it_is_installed_used_and_removed_and_keeps_what_nobody_confirmed(
+    package: Path, root: Path, broker: RunningBroker
+) -> None:
     fields = run("dpkg-deb", "--field", str(package)).stdout
     assert "Depends: python3 (>= 3." in fields
     said = dpkg(root, "--install", str(package))

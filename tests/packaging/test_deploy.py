@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from edge_agent.capture.registry import KINDS
 from edge_agent.checking import check_file
 from edge_agent.config import load_agent_config, load_contract
+from edge_agent.sources.registry import KINDS
 from pipelines.config import load_core_config
 
 AGENTS = ("line-camera", "vehicle", "switch")

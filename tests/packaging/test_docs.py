@@ -6,20 +6,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.capture.camera_options import CameraOptions
-from edge_agent.capture.can_bus import CanOptions
-from edge_agent.capture.directory import DirectoryOptions
-from edge_agent.capture.exec import ExecOptions
-from edge_agent.capture.follow_zeek import ZeekOptions
-from edge_agent.capture.nmea import NmeaOptions
-from edge_agent.capture.replay import ReplayOptions
-from edge_agent.capture.syslog import SyslogOptions
-from edge_agent.capture.tail import TailOptions
 from edge_agent.config import AgentConfig, PolicyConfig, SourceConfig, SpoolConfig, UplinkConfig
 from edge_agent.config import BrokerConfig as AgentBroker
 from edge_agent.config import DirectorConfig as AgentDirector
 from edge_agent.models.config import ModelConfig
 from edge_agent.report_config import ReportConfig
+from edge_agent.sources.camera.options import CameraOptions
+from edge_agent.sources.can.source import CanOptions
+from edge_agent.sources.directory.source import DirectoryOptions
+from edge_agent.sources.exec.source import ExecOptions
+from edge_agent.sources.nmea.source import NmeaOptions
+from edge_agent.sources.replay.source import ReplayOptions
+from edge_agent.sources.syslog.source import SyslogOptions
+from edge_agent.sources.tail.source import TailOptions
+from edge_agent.sources.zeek.source import ZeekOptions
 from pipelines.config import (
     AlarmConfig,
     BridgeConfig,

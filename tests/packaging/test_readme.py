@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import catchment
-from edge_agent.capture.registry import check_source
+from edge_agent.sources.registry import check_source
 from schemas.builtin import builtin_contract
 
 

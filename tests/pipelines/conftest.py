@@ -1,90 +1,19 @@
 """A landing of any content, a lake that takes it in, and deaths for the asking."""
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
 
-from pipelines.bridge.rows import LandingRow, rows_to_batch
-from pipelines.bridge.segment import OpenSegment
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
-from pipelines.errors import RetryLaterError
-from pipelines.ingest.loop import RunLoop
-from pipelines.ingest.run import Engine
 from schemas.contract import Contract
-from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
-from schemas.ids import DeviceId, StreamName
 from tests.fakes.run_core import RunCore, runner
 from tests.faults.deaths import Deaths
-
-START_US = 1_790_000_000_000_000
-
-
-@dataclass
-class Landing:
-    """Writes sealed segments as a bridge does."""
-
-    root: Path
-    bridge: str = "b0"
-    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-
-    def seal(self, rows: Sequence[LandingRow]) -> Path:
-        folder = self.root / "landing" / self.bridge
-        folder.mkdir(parents=True, exist_ok=True)
-        segment = OpenSegment(folder, next(self.numbers))
-        if rows:
-            segment.append(rows_to_batch(rows))
-        segment.sync()
-        return segment.seal()
-
-
-@dataclass
-class Mailbox:
-    """Keeps what was published, or is away."""
-
-    messages: dict[str, bytes] = field(default_factory=dict)
-    is_away: bool = False
-
-    def publish(self, messages: Mapping[str, bytes]) -> None:
-        if self.is_away:
-            raise RetryLaterError("away")
-        self.messages.update(messages)
-
-
-@dataclass
-class Core:
-    """A lake and its loop, in this process."""
-
-    root: Path
-    landing: Landing
-    mailbox: Mailbox
-    config: CoreConfig
-
-    def loop(self) -> RunLoop:
-        return RunLoop(self.config, self.mailbox, SystemClock(), Engine("FnApiRunner"))
-
-    def run(self) -> RunLoop:
-        loop = self.loop()
-        while loop.step():
-            pass
-        return loop
-
-    def table(self, name: str) -> pa.Table:
-        return pa.table(DeltaTable(self.root / name).to_pyarrow_table())
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        if not (self.root / name / "_delta_log").is_dir():
-            return []
-        found: list[dict[str, Any]] = self.table(name).to_pylist()
-        return found
+from tests.plant.core import AsIpc, Core, Landing, Mailbox, MakeContract, MakeEnvelope, MakeFrames, ipc
+from tests.plant.core import envelope as make_envelope
 
 
 @pytest.fixture
@@ -99,51 +28,18 @@ def core_on_disk(tmp_path: Path) -> Core:
     return Core(root, Landing(root), Mailbox(), CoreConfig(lake=str(root)))
 
 
-def ipc(batch: pa.RecordBatch) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def telemetry(first: int, count: int, **columns: pa.Array) -> pa.RecordBatch:
-    times = pa.array(START_US + np.arange(first, first + count) * 1_000).cast(pa.timestamp("us", "UTC"))
-    speed = pa.array(np.arange(first, first + count) % 40, pa.float64())
-    return pa.record_batch({"event_time": times, "speed_mps": speed, **columns})
+@pytest.fixture
+def envelope() -> MakeEnvelope:
+    return make_envelope
 
 
 @pytest.fixture
-def envelope() -> Callable[..., LandingRow]:
-    def make(
-        first: int = 0,
-        count: int = 10,
-        *,
-        device: str = "car-1",
-        stream: str = "vehicle_telemetry",
-        epoch: int = 7,
-        body: bytes | None = None,
-        version: str | None = None,
-        encoding: str = "",
-        content_type: str = ARROW_STREAM,
-        **columns: pa.Array,
-    ) -> LandingRow:
-        span = Span(epoch, first, count)
-        head = EnvelopeHead(DeviceId(device), StreamName(stream), content_type, span, version, encoding)
-        payload = body if body is not None else ipc(telemetry(first, count, **columns))
-        return LandingRow(
-            START_US, "up", f"catchment/up/{device}/{stream}", payload, device, stream, content_type, head.to_properties(), span
-        )
-
-    return make
-
-
-@pytest.fixture
-def as_ipc() -> Callable[[pa.RecordBatch], bytes]:
+def as_ipc() -> AsIpc:
     return ipc
 
 
 @pytest.fixture
-def contract_with() -> Callable[..., Contract]:
+def contract_with() -> MakeContract:
     def make(**changes: Any) -> Contract:
         return Contract(**{"name": "probe", "version": "1.0.0", "columns": (), **changes})
 
@@ -151,7 +47,7 @@ def contract_with() -> Callable[..., Contract]:
 
 
 @pytest.fixture
-def frames(as_ipc: Callable[[pa.RecordBatch], bytes]) -> Callable[[int, int], bytes]:
+def frames(as_ipc: AsIpc) -> MakeFrames:
     """The body of some frames, each with a payload of its own."""
 
     def make(first: int, count: int) -> bytes:

@@ -39,8 +39,9 @@ def test_every_role_of_the_core_uses_it(module: type, repository_root: Path) -> 
     """By the source: no other context is made in the packages, but for peers that speak no 1.3."""
     text = Path(__import__(module.__module__, fromlist=["x"]).__file__ or "").read_text()
     assert "client_context(" in text
-    older = {"edge_agent/capture/syslog.py", "edge_agent/capture/mqtt_session.py"}  # switches, and brokers of small devices
-    older.add("edge_agent/doctor/certificate.py")  # connects to nobody: it judges a certificate
+    # Switches, and brokers of small devices.
+    older = {"edge_agent/sources/syslog/source.py", "edge_agent/sources/mqtt_local/session.py"}
+    older.add("edge_agent/commands/doctor/certificate.py")  # connects to nobody: it judges a certificate
     others = [
         str(path.relative_to(repository_root))
         for package in ("edge_agent", "pipelines")

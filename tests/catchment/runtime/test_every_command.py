@@ -19,36 +19,40 @@ import typer
 from deltalake import write_deltalake
 from typer.testing import CliRunner
 
-import pipelines.cli as core_cli
+import pipelines.cli as core_program
+import pipelines.commands.root as core_cli
 from edge_agent import cli as agent_cli
-from edge_agent import looking
 from edge_agent.checking import Fault
-from edge_agent.doctor import examine
-from edge_agent.doctor.findings import Diagnosis
+from edge_agent.commands import status_reader
+from edge_agent.commands.doctor import examine
+from edge_agent.commands.doctor.findings import Diagnosis
 from edge_agent.spool import inspection
-from pipelines.contracts import quality_cli
+from pipelines.commands import maintenance as upkeep_cli
+from pipelines.commands import policy_edge as edge_cli
+from pipelines.commands import policy_lake as lake_cli
+from pipelines.commands import policy_look as look_cli
+from pipelines.commands import quality as quality_cli
+from pipelines.commands import rollout as rollout_cli
+from pipelines.commands import status as status_cli
+from pipelines.commands import training_set as set_cli
 from pipelines.errors import RefusedError
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.holes import Hole
 from pipelines.lake.lake import lake_at
-from pipelines.lake.open import LakeView
-from pipelines.policy import edge_cli, lake_cli, look_cli, notebook
+from pipelines.open_lake import LakeView
+from pipelines.policy import notebook
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.explain import Explained
 from pipelines.policy.preview import Conflict, ExampleRow, TagCount
 from pipelines.policy.retag import Retagged
-from pipelines.rollout import cli as rollout_cli
 from pipelines.rollout.rollouts import Rollout
-from pipelines.status import cli as status_cli
 from pipelines.status.exposition import exposition
 from pipelines.status.health import Verdict
 from pipelines.status.survey import Survey
-from pipelines.training import cli as set_cli
 from pipelines.training.card import render_card
 from pipelines.training.manifest import Manifest
 from pipelines.training.open import TrainingSet
-from pipelines.upkeep import cli as upkeep_cli
 from schemas.reported import ModelReport
 from tests.fakes.hostile import MARK, TEXT, acts, forged, hostile
 
@@ -100,12 +104,11 @@ def commands(app: typer.Typer) -> set[str]:
         if isinstance(command, click.Group) or hasattr(command, "list_commands"):
             context = click.Context(command)
             for name in command.list_commands(context):
-                yield from walk(command.get_command(context, name), (*words, name))
+                yield from walk(command.resolve_command(context, [name])[1], (*words, name))
         else:
             yield " ".join(words)
 
-    with patch("pipelines.cli._lists_commands", return_value=False):
-        return set(walk(typer.main.get_command(app), ()))
+    return set(walk(typer.main.get_command(app), ()))
 
 
 @pytest.fixture
@@ -457,8 +460,8 @@ WITHOUT_JSON = {
 # What these print of a hostile document is checked names and counts: that it comes through unharmed is what is tried.
 SAYS_LITTLE = {"contract infer", "policy retag"}
 AGENT: dict[str, Callable[[pytest.MonkeyPatch], list[str]]] = {
-    "status": lambda to: _agent(to, looking, "read_status", hostile(looking.Status), "status"),
-    "books": lambda to: _agent(to, looking, "read_ledger", hostile(looking.Ledger), "books"),
+    "status": lambda to: _agent(to, status_reader, "read_status", hostile(status_reader.Status), "status"),
+    "books": lambda to: _agent(to, status_reader, "read_ledger", hostile(status_reader.Ledger), "books"),
     "doctor": lambda to: _agent(to, examine, "diagnose", hostile(Diagnosis), "doctor"),
     "try": lambda to: _tried(to),  # noqa: PLW0108  # likewise
     "check": lambda to: _checked(to),  # noqa: PLW0108  # it is defined below
@@ -483,16 +486,16 @@ def _checked(to: pytest.MonkeyPatch) -> list[str]:
 
 
 def _tried(to: pytest.MonkeyPatch) -> list[str]:
-    from edge_agent.trial import command
+    from edge_agent.commands import try_sources
     from edge_agent.trial.result import Trial
 
-    to.setattr(command, "try_sources", lambda *_args: (hostile(Trial),))
-    to.setattr(command, "exit_code", lambda _found: 0)
+    to.setattr(try_sources, "try_sources", lambda *_args: (hostile(Trial),))
+    to.setattr(try_sources, "exit_code", lambda _found: 0)
     return ["try"]
 
 
 def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
-    from edge_agent import spool_cli
+    from edge_agent.commands import spool as spool_cli
     from edge_agent.spool import reading
 
     to.setattr(spool_cli, "_reader", lambda _path: nullcontext((None, Path())))
@@ -526,7 +529,6 @@ def test_every_command_is_driven_here_or_has_its_reason():
 @pytest.mark.parametrize("coloured", [False, True], ids=["kept", "on a terminal"])
 @pytest.mark.parametrize("name", CORE)
 def test_no_command_of_the_core_obeys_what_it_shows(core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool):
-    monkeypatch.setattr(core_cli, "_lists_commands", lambda: False)
     words = CORE[name](core_toml.parent, monkeypatch)
     config = ["-c", str(core_toml)] if name in TAKES_CONFIG else []
     _check(invoke(core_cli.app, [*words, *config], coloured=coloured), name)
@@ -541,16 +543,14 @@ def test_every_command_that_prints_a_table_takes_json() -> None:
 def _with_json(app: typer.Typer) -> Iterator[str]:
     for name in commands(app):
         command: Any = typer.main.get_command(app)
-        with patch("pipelines.cli._lists_commands", return_value=False):
-            for word in name.split():
-                command = command.get_command(click.Context(command), word)
+        for word in name.split():
+            command = command.resolve_command(click.Context(command), [word])[1]
         if any("--json" in parameter.opts for parameter in command.params):
             yield name
 
 
 @pytest.mark.parametrize("name", sorted(TAKES_JSON))
 def test_json_of_the_core_is_faithful_and_holds_no_raw_control(core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    monkeypatch.setattr(core_cli, "_lists_commands", lambda: False)
     words = CORE[name](core_toml.parent, monkeypatch)
     config = ["-c", str(core_toml)] if name in TAKES_CONFIG else []
     said = invoke(core_cli.app, [*words, *config, "--json"])
@@ -596,8 +596,8 @@ def test_an_error_is_shown_by_both_commands_and_not_obeyed(capsys: pytest.Captur
     def refuse() -> None:
         raise RefusedError(TEXT)
 
-    monkeypatch.setattr(core_cli, "app", refuse)
-    assert core_cli._run() == 3
+    monkeypatch.setattr(core_program, "app", refuse)
+    assert core_program.run_command() == 3
     from edge_agent.errors import AgentError, ConfigError
 
     for kind in (AgentError, ConfigError, OSError):
@@ -660,7 +660,7 @@ def test_every_module_that_makes_a_page_is_tried(repository_root: Path):
         if making.search(path.read_text())
     }
     ours = {"pipelines/training/card.py", "pipelines/training/open.py", "pipelines/policy/contact_sheet.py"}
-    ours |= {"pipelines/policy/notebook.py", "pipelines/lake/open.py"}
+    ours |= {"pipelines/policy/notebook.py", "pipelines/open_lake.py"}
     assert found - {"pipelines/lake/files.py"} == ours  # the first only speaks of <table>
 
 
@@ -675,7 +675,7 @@ def test_nobody_prints_but_through_the_runtime(repository_root: Path):
         "catchment/runtime/terminal.py",
         "catchment/runtime/plain.py",
         "pipelines/demo/devices.py",  # simulated devices that print samples for the agent's `exec` source
-        "pipelines/demo/cli.py",  # a line of Python that a reader may try
+        "pipelines/commands/demo.py",  # a line of Python that a reader may try
         "pipelines/demo/view.py",  # rich's Group, which prints nothing by itself
     }
     strays = [
@@ -698,10 +698,12 @@ def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path):
 
 
 def test_metrics_hold_no_acting_character():
-    from edge_agent.vitals import _labels
+    from catchment.runtime.metrics_text import MetricsPage
     from pipelines.config import AlarmConfig
 
-    assert acts(_labels({"reason": TEXT})) == ""
+    figures = MetricsPage()
+    figures.add("refused", TEXT, [({"reason": TEXT}, 1)])
+    assert acts(figures.text()) == ""
 
     page = exposition(_survey(), AlarmConfig())
     assert acts(page) == ""

@@ -7,15 +7,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import typer
 
-import pipelines.cli as core_cli
+import pipelines.cli as core_program
+import pipelines.commands.root as core_cli
 from catchment.runtime.exits import MEANINGS
 from edge_agent import cli as agent_cli
-from pipelines.ending import code_of
+from pipelines.commands.exits import code_of
 
 CORE_TOML = 'lake = "lake"\n[broker]\nport = 1\n'
 # Arguments that a command must be given to come as far as its configuration.
@@ -57,10 +57,9 @@ def words_of(app: typer.Typer) -> list[str]:
             return
         context = typer.Context(command)
         for name in command.list_commands(context):
-            yield from walk(command.get_command(context, name), (*words, name))
+            yield from walk(command.resolve_command(context, [name])[1], (*words, name))
 
-    with patch("pipelines.cli._lists_commands", return_value=False):
-        return sorted(walk(typer.main.get_command(app), ()))
+    return sorted(walk(typer.main.get_command(app), ()))
 
 
 CORE, AGENT = words_of(core_cli.app), words_of(agent_cli.app)
@@ -72,7 +71,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("CATCHMENT_CONFIG", "CATCHMENT_AGENT_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pipelines.config.CONFIG_PLACES", (Path("core.toml"), tmp_path / "etc" / "core.toml"))
-    monkeypatch.setattr("edge_agent.options.CONFIG_PLACES", (Path("agent.toml"), tmp_path / "etc" / "agent.toml"))
+    monkeypatch.setattr("edge_agent.commands.options.CONFIG_PLACES", (Path("agent.toml"), tmp_path / "etc" / "agent.toml"))
     return tmp_path
 
 
@@ -80,7 +79,7 @@ def end(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Run a command in this process as its program does, to its exit code."""
     monkeypatch.setattr(sys, "argv", [program, *words])
     if program == "catchment":
-        return core_cli._run()
+        return core_program.run_command()
     try:
         agent_cli.main()
     except SystemExit as ended:

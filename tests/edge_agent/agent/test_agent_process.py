@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from edge_agent.config import load_agent_config
 from edge_agent.errors import ConfigError
 from schemas.ids import StreamName
 from tests.fakes.fake_core import FakeCore
+from tests.plant.broker import RunningBroker
 
 STREAM = StreamName("vehicle_telemetry")
 
@@ -40,7 +40,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_it_delivers_a_file_and_ends_when_all_is_settled(broker: Any, tmp_path: Path) -> None:
+def test_it_delivers_a_file_and_ends_when_all_is_settled(broker: RunningBroker, tmp_path: Path) -> None:
     config = write_config(tmp_path, broker.port, 3_000)
     with FakeCore(broker.host, broker.port) as core:
         done = cli("run", "-c", str(config), "--until-settled")
@@ -55,7 +55,7 @@ def test_it_delivers_a_file_and_ends_when_all_is_settled(broker: Any, tmp_path: 
     assert "connected" in cli("status", "-c", str(config)).stdout
 
 
-def test_kills_at_any_time_neither_lose_nor_repeat_a_row(broker: Any, tmp_path: Path) -> None:
+def test_kills_at_any_time_neither_lose_nor_repeat_a_row(broker: RunningBroker, tmp_path: Path) -> None:
     config = write_config(tmp_path, broker.port, 4_000, rate_hz=2_000)
     with FakeCore(broker.host, broker.port) as core:
         for pause_s in (0.5, 0.8, 1.1):
@@ -69,7 +69,7 @@ def test_kills_at_any_time_neither_lose_nor_repeat_a_row(broker: Any, tmp_path: 
     assert ledger["books"][0] == {"stream": STREAM, "captured": 4_000, "settled": 4_000, "spooled": 0, "dropped": {}}
 
 
-def test_it_stops_in_order_on_sigterm_and_only_one_runs_per_folder(broker: Any, tmp_path: Path) -> None:
+def test_it_stops_in_order_on_sigterm_and_only_one_runs_per_folder(broker: RunningBroker, tmp_path: Path) -> None:
     config = write_config(tmp_path, broker.port, 100_000, rate_hz=1_000)
     process = subprocess.Popen(agent("-c", str(config)), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 20

@@ -9,10 +9,10 @@ import nanoarrow as na
 import nanoarrow.ipc
 import pytest
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.refine import build_refiner
 from edge_agent.clock_quality import ClockWatch
+from edge_agent.sources.api import SampleBatch
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.sealing import Seal
 from edge_agent.spool.spool import Spool
@@ -21,6 +21,7 @@ from schemas.builtin import builtin_contract
 from schemas.ids import StreamName
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
+from tests.plant.broker import RunningBroker
 
 TELEMETRY = builtin_contract("vehicle_telemetry")
 STREAM = StreamName("vehicle_telemetry")
@@ -217,7 +218,7 @@ def test_a_spool_of_the_version_before_opens_and_keeps_its_envelopes(tmp_path: P
     again.spool.close()
 
 
-def test_over_a_real_broker_the_shift_travels_as_a_property(broker: Any, tmp_path: Path) -> None:
+def test_over_a_real_broker_the_shift_travels_as_a_property(broker: RunningBroker, tmp_path: Path) -> None:
     with FakeCore(broker.host, broker.port) as core:
         room = Room(tmp_path / "captured", DeviceClock(up_s=40.0))
         times = room.capture()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from edge_agent.capture.batch import Source
 from edge_agent.errors import SourceEndedError, SourceError
+from edge_agent.sources.api import Source
 from tests.fakes.sources import build, close_all
 
 PACK: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}

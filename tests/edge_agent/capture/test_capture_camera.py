@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import socket
 import subprocess
 import sys
 import time
@@ -15,12 +14,13 @@ import av
 import pytest
 from PIL import Image, ImageDraw
 
-from edge_agent.capture.batch import SampleBatch, Source
-from edge_agent.capture.camera_live import DROPPED
-from edge_agent.capture.registry import build_source, check_source
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
+from edge_agent.sources.api import SampleBatch, Source
+from edge_agent.sources.camera.live import DROPPED
+from edge_agent.sources.registry import build_source, check_source
 from schemas.builtin import builtin_contract
+from tests.plant.broker import free_port
 
 FRAMES = builtin_contract("camera_frame")
 _BUILT: list[Source] = []
@@ -253,12 +253,6 @@ def test_wrong_options_are_told_before_anything_starts():
         check_source("camera", {"source": "x"}, builtin_contract("vehicle_telemetry"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def until_it_fails(source: Source) -> tuple[list[tuple[int, int, bytes]], str]:
     found: list[tuple[int, int, bytes]] = []
     while True:
@@ -271,13 +265,11 @@ def until_it_fails(source: Source) -> tuple[list[tuple[int, int, bytes]], str]:
 
 # In a process of its own: an FFmpeg that waits to be answered must not hold up the one that answers.
 PUSH = """
-import importlib.util, sys, time
-spec = importlib.util.spec_from_file_location("clips", sys.argv[1])
-clips = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(clips)
+import sys, time
+from tests.edge_agent.capture.test_capture_camera import write_clip
 for _ in range(200):
     try:
-        clips.write_clip(sys.argv[2], 75, form="rtsp", pace_s=0.01)
+        write_clip(sys.argv[1], 75, form="rtsp", pace_s=0.01)
         break
     except OSError:
         time.sleep(0.05)
@@ -287,7 +279,7 @@ for _ in range(200):
 def test_an_rtsp_stream_is_read_frame_by_frame_and_its_end_fails_the_source():
     url = f"rtsp://127.0.0.1:{free_port()}/live"
     listen = {"rtsp_flags": "listen", "listen_timeout": "20"}
-    with subprocess.Popen([sys.executable, "-c", PUSH, __file__, url]):
+    with subprocess.Popen([sys.executable, "-c", PUSH, url]):
         source = camera(url, clock=SystemClock(), ffmpeg=listen, timeout_s=20.0)
         found, failure = until_it_fails(source)
     assert "ended" in failure

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import zstandard
 
-from edge_agent.capture.batch import Source
-from edge_agent.capture.can_decoder import UNKNOWN
-from edge_agent.capture.registry import build_source, check_source
-from edge_agent.capture.unpacking import open_unpacked
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
+from edge_agent.sources.api import Source
+from edge_agent.sources.can.decoder import UNKNOWN
+from edge_agent.sources.files.unpacking import open_unpacked
+from edge_agent.sources.registry import build_source, check_source
 from schemas.builtin import builtin_contract
 
 SIGNALS = builtin_contract("can_signal")

@@ -6,10 +6,10 @@ from pathlib import Path
 import can
 import pytest
 
-from edge_agent.capture.batch import Source
-from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SourceEndedError
+from edge_agent.sources.api import Source
+from edge_agent.sources.registry import build_source
 from schemas.builtin import builtin_contract
 
 pytest.importorskip("asammdf", reason="pip install 'catchment[mf4]'")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.capture import follow_log
+from edge_agent.sources.logs import follow as follow_log
 from tests.fakes.log_writer import HEADER, CutWriter
 from tests.fakes.zeek_writer import close_all, follow, uids
 

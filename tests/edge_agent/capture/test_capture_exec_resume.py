@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SourceEndedError, SourceError
+from edge_agent.sources.registry import build_source
 from schemas.builtin import builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")

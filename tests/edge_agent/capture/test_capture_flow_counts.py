@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.flow_export import Exporter
-from edge_agent.capture.flow_memory import recall, remember
-from edge_agent.capture.flow_sampling import Sampling
-from edge_agent.capture.netflow import NetflowSource, build
-from edge_agent.capture.registry import check_source
-from edge_agent.capture.rejects import Rejects
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError
+from edge_agent.sources.netflow.export import Exporter
+from edge_agent.sources.netflow.memory import recall, remember
+from edge_agent.sources.netflow.sampling import Sampling
+from edge_agent.sources.netflow.source import NetflowSource, build
+from edge_agent.sources.registry import check_source
+from edge_agent.sources.rejects import Rejects
 from schemas.builtin import builtin_contract
 from tests.fakes.drained import rows
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.capture.registry import build_source, check_source
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError
+from edge_agent.sources.registry import build_source, check_source
 from schemas.builtin import builtin_contract
 
 FRAMES = builtin_contract("camera_frame")

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
+from edge_agent.sources.registry import build_source
 from edge_agent.spool import database, positions
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edge_agent.capture.batch import SampleBatch, Source
-from edge_agent.capture.image_header import ImageHeader, read_image_header
-from edge_agent.capture.registry import build_source, check_source
-from edge_agent.capture.replay import NO_COLUMN
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
+from edge_agent.sources.api import SampleBatch, Source
+from edge_agent.sources.directory.image_header import ImageHeader, read_image_header
+from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.replay.source import NO_COLUMN
 from edge_agent.strict_warnings import as_errors
 from schemas.builtin import builtin_contract
 
@@ -139,7 +139,7 @@ def test_a_folder_that_takes_long_to_look_through_is_looked_at_seldom(tmp_path, 
 
     options = {"path": str(tmp_path), "poll_ms": 200}
     source = build_source("directory", options, builtin_contract("camera_frame"), clock, None)
-    monkeypatch.setattr("edge_agent.capture.directory.look", slow_look)
+    monkeypatch.setattr("edge_agent.sources.directory.source.look", slow_look)
     while clock.at_s < 60:
         source.read(1)
         clock.sleep(0.1)

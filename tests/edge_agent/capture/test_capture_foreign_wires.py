@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.capture.batch import Source
-from edge_agent.capture.connections import Inbox
-from edge_agent.capture.flow_export import LOST, Exporter
-from edge_agent.capture.mqtt_session import BrokerAccess, Subscription
-from edge_agent.capture.netflow import NetflowSource, build, flow_times
-from edge_agent.capture.nmea_sentence import SentenceError, _rmc
-from edge_agent.capture.registry import build_source, check_source
-from edge_agent.capture.rejects import Rejects
-from edge_agent.capture.syslog_frames import FrameBuffer
-from edge_agent.capture.syslog_message import read_message
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.api import Source
+from edge_agent.sources.mqtt_local.session import BrokerAccess, Subscription
+from edge_agent.sources.netflow.export import LOST, Exporter
+from edge_agent.sources.netflow.source import NetflowSource, build, flow_times
+from edge_agent.sources.network.connections import Inbox
+from edge_agent.sources.network.frames import FrameBuffer
+from edge_agent.sources.nmea.sentence import SentenceError, _rmc
+from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.syslog.message import read_message
 from schemas.builtin import builtin_contract
 from tests.fakes.drained import rows
 

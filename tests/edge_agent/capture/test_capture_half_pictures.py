@@ -11,9 +11,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from edge_agent.capture.batch import Source
-from edge_agent.capture.picture_end import has_end
-from edge_agent.capture.registry import build_source
+from edge_agent.sources.api import Source
+from edge_agent.sources.directory.picture_end import has_end
+from edge_agent.sources.registry import build_source
 from schemas.builtin import builtin_contract
 from schemas.contract import Contract
 from tests.fakes.sources import HandClock, build, close_all

@@ -8,11 +8,11 @@ import av
 import pytest
 from PIL import Image
 
-from edge_agent.capture.batch import Source
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
 from edge_agent.errors import AgentError, ConfigError, SourceError
+from edge_agent.sources.api import Source
+from edge_agent.sources.registry import build_source
 from edge_agent.spool.objects import ObjectStore
 from schemas.builtin import builtin_contract
 from tests.fakes.zeek_writer import HEADER, close_all, follow, uids

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_agent.capture.batch import Source
-from edge_agent.capture.parked_messages import ParkedMessages
-from edge_agent.capture.registry import build_source, check_source
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.api import Source
+from edge_agent.sources.mqtt_local.parked import ParkedMessages
+from edge_agent.sources.registry import build_source, check_source
 from edge_agent.spool.spool import Spool
 from schemas.builtin import builtin_contract
 
@@ -299,8 +299,8 @@ from pathlib import Path
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner
-from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
+from edge_agent.sources.registry import build_source
+from catchment.runtime.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.spool.spool import Spool

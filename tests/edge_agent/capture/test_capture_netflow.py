@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.flow_export import LOST, MALFORMED, NO_TEMPLATE, Export, Exporter, Template
-from edge_agent.capture.flow_memory import UNREADABLE, recall, remember
-from edge_agent.capture.netflow import NetflowSource, build, flow_times
-from edge_agent.capture.registry import check_source
-from edge_agent.capture.rejects import Rejects
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError
+from edge_agent.sources.netflow.export import LOST, MALFORMED, NO_TEMPLATE, Export, Exporter, Template
+from edge_agent.sources.netflow.memory import UNREADABLE, recall, remember
+from edge_agent.sources.netflow.source import NetflowSource, build, flow_times
+from edge_agent.sources.registry import check_source
+from edge_agent.sources.rejects import Rejects
 from schemas.builtin import builtin_contract
 from tests.fakes.drained import rows
 

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.batch import Source
-from edge_agent.capture.gps_week import ROLLOVER_US, rollovers
-from edge_agent.capture.nmea_sentence import OTHER, FixBuilder, SentenceError, read_fields, read_tpv
-from edge_agent.capture.nmea_stream import RTCM, UBX, SentenceStream
-from edge_agent.capture.registry import build_source, check_source
-from edge_agent.capture.rejects import Rejects
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.api import Source
+from edge_agent.sources.nmea.gps_week import ROLLOVER_US, rollovers
+from edge_agent.sources.nmea.sentence import OTHER, FixBuilder, SentenceError, read_fields, read_tpv
+from edge_agent.sources.nmea.stream import RTCM, UBX, SentenceStream
+from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.rejects import Rejects
 from schemas.builtin import builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.capture.batch import Source
+from edge_agent.sources.api import Source
 from tests.fakes.sources import HandClock, build, close_all, column, count, drain
 
 

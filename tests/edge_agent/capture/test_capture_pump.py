@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.capture.batch import SampleBatch
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.guarded import GuardedSource
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner
-from edge_agent.capture.rejects import Rejects
 from edge_agent.capture.storing import PatientEncoder
-from edge_agent.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError
 from edge_agent.report_config import ReportConfig
+from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.guarded import GuardedSource
+from edge_agent.sources.rejects import Rejects
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.spool import Spool
 from schemas.builtin import builtin_contract

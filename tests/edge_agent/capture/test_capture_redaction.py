@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_agent.capture.batch import SampleBatch
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.refine import build_refiner, read_redaction_key
-from edge_agent.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.errors import ConfigError
+from edge_agent.sources.api import SampleBatch
 from schemas.contract import Contract, decode_contract
 from schemas.errors import ContractError
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nanoarrow.ipc import StreamWriter
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.ipc_form import Filled, Form
 from edge_agent.capture.relay import MIN_BODY_BYTES, Relay
-from edge_agent.clock import SystemClock
 from edge_agent.errors import SpoolError
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.capture.batch import SampleBatch
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner
-from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError
+from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.registry import build_source
 from edge_agent.spool.spool import Spool
 from schemas.contract import Column, ColumnType, Contract
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.capture.batch import SampleBatch, Source
 from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.api import SampleBatch, Source
 from tests.fakes.sources import build, close_all, column, drain
 
 

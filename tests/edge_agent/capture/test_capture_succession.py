@@ -5,16 +5,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.lineup import Lineup
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner
-from edge_agent.capture.registry import KINDS, build_source
 from edge_agent.capture.restarts import Restarts
 from edge_agent.capture.succession import WHAT_IS_READ, predecessor
-from edge_agent.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
-from edge_agent.lineup import Lineup
+from edge_agent.sources.registry import KINDS, build_source
 from edge_agent.spool.spool import Spool
 from schemas.builtin import builtin_contract
 
@@ -109,7 +109,7 @@ def test_a_failing_source_says_why_until_it_runs_again(tmp_path: Path):
 
 
 def test_the_successor_of_a_source_that_does_not_stop_is_not_started(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("edge_agent.lineup._STOP_WITHIN_S", 0.01)
+    monkeypatch.setattr("edge_agent.capture.lineup._STOP_WITHIN_S", 0.01)
     begun: list[str] = []
 
     class Stuck:

@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.datagrams import KERNEL_DROPPED
-from edge_agent.capture.registry import check_source
-from edge_agent.capture.rejects import Rejects
-from edge_agent.capture.syslog import SyslogSource, build
-from edge_agent.capture.syslog_frames import FrameBuffer
-from edge_agent.capture.syslog_message import read_message
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.network.datagrams import KERNEL_DROPPED
+from edge_agent.sources.network.frames import FrameBuffer
+from edge_agent.sources.registry import check_source
+from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.syslog.message import read_message
+from edge_agent.sources.syslog.source import SyslogSource, build
 from schemas.builtin import builtin_contract
 from tests.fakes.drained import rows
 

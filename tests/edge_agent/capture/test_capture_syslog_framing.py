@@ -8,11 +8,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edge_agent.capture.rejects import Rejects
-from edge_agent.capture.syslog import build
-from edge_agent.capture.syslog_frames import FrameBuffer
-from edge_agent.capture.syslog_message import read_message
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
+from edge_agent.sources.network.frames import FrameBuffer
+from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.syslog.message import read_message
+from edge_agent.sources.syslog.source import build
 from schemas.builtin import builtin_contract
 from tests.fakes.drained import rows
 

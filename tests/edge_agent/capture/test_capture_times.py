@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.capture.registry import check_source
-from edge_agent.capture.written import ZONE_GUESSED
 from edge_agent.checking import check_file
 from edge_agent.errors import ConfigError
+from edge_agent.sources.registry import check_source
+from edge_agent.sources.rows.written import ZONE_GUESSED
 from schemas.builtin import builtin_contract
 from tests.fakes.sources import HandClock, build, close_all, column, count, drain
 

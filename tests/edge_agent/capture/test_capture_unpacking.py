@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from edge_agent.capture.unpacking import open_unpacked
+from edge_agent.sources.files.unpacking import open_unpacked
 
 TEXT = b"".join(b"%d,%d,row\n" % (n, n * 7919 % 10_007) for n in range(40_000))
 PACK: dict[str, Callable[[bytes], bytes]] = {

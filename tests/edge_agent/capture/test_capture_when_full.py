@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.capture.batch import SampleBatch
+from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.guarded import GuardedSource
+from edge_agent.capture.lineup import Lineup
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner
-from edge_agent.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError
-from edge_agent.lineup import Lineup
+from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.guarded import GuardedSource
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.records import Append, NewEnvelope
@@ -158,7 +158,7 @@ def test_what_cannot_be_read_again_and_found_no_room_is_counted(camera):
 def test_a_source_that_waits_for_room_is_woken_when_it_is_to_stop(camera, monkeypatch, full):
     """The waits are an hour long here: only being woken ends them."""
     monkeypatch.setattr("edge_agent.spool.writer._DISK_FULL_PAUSE_S", 3_600.0)
-    monkeypatch.setattr("edge_agent.lineup._STOP_WITHIN_S", 3_600.0)
+    monkeypatch.setattr("edge_agent.capture.lineup._STOP_WITHIN_S", 3_600.0)
     if full == "the disk":
         refused = threading.Event()
         commit = Ledgerhand.commit

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.capture.registry import check_source
 from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.registry import check_source
 from tests.fakes.zeek_writer import FLOWS, HEADER, Writer, close_all, follow, uids
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.spool.spool import Spool
 
 CHILD = """
@@ -23,8 +23,8 @@ from pathlib import Path
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner
-from edge_agent.capture.registry import build_source
-from edge_agent.clock import SystemClock
+from edge_agent.sources.registry import build_source
+from catchment.runtime.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.spool.spool import Spool

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from edge_agent.checking import check_file
 from edge_agent.cli import app
+from edge_agent.commands.doctor.findings import Verdict
+from edge_agent.commands.doctor.rules import examine_orders
 from edge_agent.config import load_agent_config
-from edge_agent.doctor.findings import Verdict
-from edge_agent.doctor.rules import examine_orders
 from edge_agent.documents.trust import director_trust, rules_trust
 from edge_agent.errors import ConfigError
-from edge_agent.health import Health
+from edge_agent.health.file import Health
 from schemas.reported import DocumentReport
 
 ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64

@@ -5,14 +5,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from edge_agent.process.stderr import PatientStderr
 from edge_agent.spool.recovery import SUSPECT_NAME, mark_suspect
-from edge_agent.stderr import PatientStderr
 from schemas.ids import StreamName
 from tests.fakes.fake_core import FakeCore
+from tests.plant.broker import RunningBroker
 
 STREAM = StreamName("vehicle_telemetry")
 
@@ -34,7 +34,7 @@ def test_lines_that_nobody_takes_are_counted_and_told_later():
 
 
 @pytest.mark.broker
-def test_an_agent_whose_log_lies_on_a_full_disk_delivers(broker: Any, tmp_path: Path):
+def test_an_agent_whose_log_lies_on_a_full_disk_delivers(broker: RunningBroker, tmp_path: Path):
     table = tmp_path / "x.csv"
     table.write_text("ts,speed_mps\n" + "".join(f"{n},{n}\n" for n in range(500)))
     config = tmp_path / "agent.toml"

@@ -21,14 +21,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from schemas.ids import StreamName
 from schemas.receipts import Receipt, RefusedStream, encode_receipt
 from tests.fakes.fake_core import FakeCore
+from tests.plant.broker import RunningBroker, free_port
 
 STREAM = StreamName("vehicle_telemetry")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(condition: Callable[[], Any], within_s: float = 20.0) -> None:
@@ -97,7 +92,7 @@ class Running:
 
 
 @pytest.fixture
-def agent(broker: Any, tmp_path: Path) -> Iterator[Running]:
+def agent(broker: RunningBroker, tmp_path: Path) -> Iterator[Running]:
     running = Running(tmp_path, broker.port)
     yield running
     if running.process is not None:
@@ -106,7 +101,7 @@ def agent(broker: Any, tmp_path: Path) -> Iterator[Running]:
 
 
 @pytest.mark.slow
-def test_ready_follows_the_link_and_the_receipts_and_live_does_not(broker: Any, agent: Running) -> None:
+def test_ready_follows_the_link_and_the_receipts_and_live_does_not(broker: RunningBroker, agent: Running) -> None:
     agent.write(agent.table("one", 100_000))
     with FakeCore(broker.host, broker.port):
         agent.start()
@@ -124,7 +119,7 @@ def test_ready_follows_the_link_and_the_receipts_and_live_does_not(broker: Any, 
     assert agent.figure("connected") == 1
 
 
-def test_a_new_configuration_changes_what_it_names_and_nothing_else(broker: Any, agent: Running) -> None:
+def test_a_new_configuration_changes_what_it_names_and_nothing_else(broker: RunningBroker, agent: Running) -> None:
     one, two, three = (agent.table(name, 100_000) for name in ("one", "two", "three"))
     agent.write(one, two)
     with FakeCore(broker.host, broker.port) as core:
@@ -141,7 +136,7 @@ def test_a_new_configuration_changes_what_it_names_and_nothing_else(broker: Any,
         assert len(core.landed_seqs(STREAM)) == 1, "the epoch goes on: nothing was started again but the source that changed"
 
 
-def test_a_wrong_new_configuration_keeps_the_old_one_and_says_so(broker: Any, agent: Running) -> None:
+def test_a_wrong_new_configuration_keeps_the_old_one_and_says_so(broker: RunningBroker, agent: Running) -> None:
     good = agent.table("one", 100_000)
     agent.write(good)
     with FakeCore(broker.host, broker.port):
@@ -165,7 +160,7 @@ def test_a_wrong_new_configuration_keeps_the_old_one_and_says_so(broker: Any, ag
         assert agent.figure("sources_running") == 1
 
 
-def test_a_heartbeat_with_the_books_is_a_sample_like_any_other(broker: Any, agent: Running) -> None:
+def test_a_heartbeat_with_the_books_is_a_sample_like_any_other(broker: RunningBroker, agent: Running) -> None:
     agent.write(agent.table("one", 100), uplink="heartbeat_s = 1\n")
     with FakeCore(broker.host, broker.port) as core:
         agent.start()
@@ -211,7 +206,7 @@ def test_what_needs_a_new_start_is_named(agent: Running) -> None:
     assert json.loads(told.read_text())["failure"] == ""
 
 
-def test_a_stream_that_the_core_refuses_is_told_wherever_one_looks(broker: Any, agent: Running) -> None:
+def test_a_stream_that_the_core_refuses_is_told_wherever_one_looks(broker: RunningBroker, agent: Running) -> None:
     agent.write(agent.table("one", 20))
     with FakeCore(broker.host, broker.port):
         agent.start()

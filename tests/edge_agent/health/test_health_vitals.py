@@ -12,8 +12,8 @@ import pytest
 
 from edge_agent.config import HealthConfig
 from edge_agent.errors import ConfigError, SpoolError
-from edge_agent.health_server import HealthServer
-from edge_agent.vitals import Vitals, judge_live, judge_ready, render_metrics
+from edge_agent.health.server import HealthServer
+from edge_agent.health.vitals import Vitals, judge_live, judge_ready, render_metrics
 from schemas.receipts import RefusedStream
 from schemas.reported import StreamBooks
 
@@ -73,7 +73,7 @@ def test_alive_is_not_the_same_as_in_progress(vitals: Vitals, is_live: bool, is_
 
 def test_the_refused_share_is_a_figure_of_each_stream() -> None:
     text = render_metrics(but(refused=(("alpha", RefusedStream(40, 960)), ("beta", RefusedStream(7, 900, 10)))))
-    assert 'catchment_agent_refused_share{stream="alpha"} 0.040' in text
+    assert 'catchment_agent_refused_share{stream="alpha"} 0.04\n' in text
     assert 'catchment_agent_refused_share{stream="beta"} 1' in text
     assert 'catchment_agent_refused_samples{stream="alpha"} 40' in text
     assert 'catchment_agent_refused_in_row_samples{stream="beta"} 10' in text

@@ -88,7 +88,7 @@ def test_without_a_directors_key_unsigned_orders_are_followed_for_this_release(c
 
 
 def test_a_device_is_configured_to_follow_signed_orders_by_the_directors_table(tmp_path):
-    from edge_agent.clock import SystemClock
+    from catchment.runtime.clock import SystemClock
     from edge_agent.config import load_agent_config
 
     path = tmp_path / "agent.toml"

@@ -1,7 +1,6 @@
 """A broker that believes certificates alone, and a device enrolled as the operator's page says."""
 
 import shutil
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from edge_agent.enrol import enrol
+from edge_agent.identity.enrol import enrol
 from schemas.ids import DeviceId
 from tests.fakes.small_authority import ROOT, SmallAuthority
+from tests.plant.broker import free_port
 
 
 @dataclass
@@ -62,9 +62,3 @@ def site(make_broker: Callable[..., Any], tmp_path: Path) -> Site:
         "use_identity_as_username true\nuse_username_as_clientid true"
     )
     return Site(authority, make_broker(extra=extra), tmp_path, port)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

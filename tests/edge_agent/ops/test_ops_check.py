@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from edge_agent.checking import check_file
 from edge_agent.cli import app
+from edge_agent.commands.exits import EXIT_CONFIG
 from edge_agent.errors import ConfigError
-from edge_agent.exits import EXIT_CONFIG
 from edge_agent.places import line_of, parse_path
 
 GOOD = """\

@@ -14,22 +14,24 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.cli import app
-from edge_agent.clock import SystemClock
+from edge_agent.commands.doctor import broker as broker_check
+from edge_agent.commands.doctor import clock as clock_check
+from edge_agent.commands.doctor import disk as disk_check
+from edge_agent.commands.doctor.disk import filesystem_of
+from edge_agent.commands.doctor.examine import diagnose
+from edge_agent.commands.doctor.findings import Diagnosis, Verdict
+from edge_agent.commands.doctor.rules import examine_rules
+from edge_agent.commands.exits import EXIT_UNHEALTHY
 from edge_agent.config import AgentConfig, PolicyConfig
-from edge_agent.doctor import broker as broker_check
-from edge_agent.doctor import clock as clock_check
-from edge_agent.doctor import disk as disk_check
-from edge_agent.doctor.disk import filesystem_of
-from edge_agent.doctor.examine import diagnose
-from edge_agent.doctor.findings import Diagnosis, Verdict
-from edge_agent.doctor.rules import examine_rules
-from edge_agent.exits import EXIT_UNHEALTHY
-from edge_agent.health import Health, write_health
+from edge_agent.health.file import Health, write_health
 from pipelines.contracts.json_rows import rows_from_json
 from schemas.builtin import builtin_contract
 from schemas.reported import PolicyReport
+from tests.edge_agent.ops.conftest import Site
 from tests.fakes.fake_core import FakeCore
+from tests.plant.broker import MakeBroker, RunningBroker
 
 DEVICE = "line-3"
 PLAIN = 'device = "line-3"\nstate_dir = "state"\n[spool]\nmax_bytes = 16777216\n[broker]\nport = {port}\n'
@@ -71,7 +73,7 @@ def bad(diagnosis: Diagnosis) -> list[str]:
 
 
 @pytest.mark.usefixtures("_patient")
-def test_a_healthy_device_is_told_so_and_one_heartbeat_is_all_that_was_sent(site: Any) -> None:
+def test_a_healthy_device_is_told_so_and_one_heartbeat_is_all_that_was_sent(site: Site) -> None:
     config = site.write_config(DEVICE)
     (config.parent / "state").mkdir()
     with FakeCore(site.broker.host, site.broker.port) as core:
@@ -89,7 +91,7 @@ def test_a_healthy_device_is_told_so_and_one_heartbeat_is_all_that_was_sent(site
 
 
 @pytest.mark.usefixtures("_patient")
-def test_the_command_answers_with_json_and_an_exit_code(site: Any) -> None:
+def test_the_command_answers_with_json_and_an_exit_code(site: Site) -> None:
     config = site.write_config(DEVICE)
     runner = CliRunner()
     with FakeCore(site.broker.host, site.broker.port):
@@ -104,7 +106,7 @@ def test_the_command_answers_with_json_and_an_exit_code(site: Any) -> None:
 
 
 @pytest.mark.usefixtures("_patient")
-def test_a_running_agent_is_not_thrown_off_unless_asked_for(site: Any) -> None:
+def test_a_running_agent_is_not_thrown_off_unless_asked_for(site: Site) -> None:
     config = site.write_config(DEVICE)
     state = config.parent / "state/health.json"
     with FakeCore(site.broker.host, site.broker.port) as core:
@@ -122,7 +124,7 @@ def test_a_running_agent_is_not_thrown_off_unless_asked_for(site: Any) -> None:
 
 
 @pytest.mark.usefixtures("_patient")
-def test_rights_that_are_missing_are_named_with_their_topic(site: Any) -> None:
+def test_rights_that_are_missing_are_named_with_their_topic(site: Site) -> None:
     config = site.write_config(DEVICE)
     acl = site.folder / "acl"
     rules = acl.read_text()
@@ -137,7 +139,7 @@ def test_rights_that_are_missing_are_named_with_their_topic(site: Any) -> None:
     assert not found.is_healthy
 
 
-def test_a_revoked_certificate_is_told_by_the_broker_alone(site: Any) -> None:
+def test_a_revoked_certificate_is_told_by_the_broker_alone(site: Site) -> None:
     config = site.write_config(DEVICE)
     site.authority.revoke(DEVICE)
     site.broker.restart()
@@ -157,13 +159,13 @@ def test_a_revoked_certificate_is_told_by_the_broker_alone(site: Any) -> None:
         (-10, Verdict.FAILED, "only from"),
     ],
 )
-def test_dates_are_judged_by_the_devices_clock(site: Any, days: int, verdict: Verdict, words: str) -> None:
+def test_dates_are_judged_by_the_devices_clock(site: Site, days: int, verdict: Verdict, words: str) -> None:
     config = site.write_config(DEVICE)
     moment = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
     assert words in said(diagnose(config, clock=FixedClock(moment)), "certificate", verdict)
 
 
-def test_a_key_of_another_certificate_and_a_foreign_authority_are_told_apart(site: Any) -> None:
+def test_a_key_of_another_certificate_and_a_foreign_authority_are_told_apart(site: Site) -> None:
     config = site.write_config(DEVICE)
     other = site.device_files("car-1")
     mine = {name: config.parent / f"device.{end}" for name, end in (("key", "key"), ("cert", "pem"))}
@@ -181,13 +183,13 @@ def test_a_key_of_another_certificate_and_a_foreign_authority_are_told_apart(sit
     assert "broker's certificate is not believed" in said(found, "broker", Verdict.FAILED)
 
 
-def test_a_key_that_others_can_read_is_a_warning(site: Any) -> None:
+def test_a_key_that_others_can_read_is_a_warning(site: Site) -> None:
     config = site.write_config(DEVICE)
     (config.parent / "device.key").chmod(0o644)
     assert "chmod 600" in said(diagnose(config), "certificate", Verdict.WARNING)
 
 
-def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(site: Any) -> None:
+def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(site: Site) -> None:
     config = site.write_config(DEVICE)
     key = config.parent / "device.key"
     command = ["openssl", "ec", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(key)]
@@ -197,7 +199,7 @@ def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(site: Any
     assert "encrypted" in said(found, "broker", Verdict.FAILED)
 
 
-def test_sources_that_fail_at_this_moment_are_told(broker: Any, tmp_path: Path) -> None:
+def test_sources_that_fail_at_this_moment_are_told(broker: RunningBroker, tmp_path: Path) -> None:
     config = tmp_path / "agent.toml"
     config.write_text(PLAIN.format(port=broker.port))
     health = Health(0, 1 << 30, True, 1, 0, 0, 0, 0, None, 0, 0, 0, failing={"nmea:position:{}": "it is gone"})
@@ -213,13 +215,13 @@ def test_sources_that_fail_at_this_moment_are_told(broker: Any, tmp_path: Path) 
         child.wait()
 
 
-def test_files_that_are_not_there_are_named(site: Any) -> None:
+def test_files_that_are_not_there_are_named(site: Site) -> None:
     config = site.write_config(DEVICE)
     (config.parent / "device.key").unlink()
     assert "device.key: No such file" in said(diagnose(config), "certificate", Verdict.FAILED)
 
 
-def test_a_name_that_nobody_knows_and_a_port_that_speaks_no_tls_are_told_apart(site: Any) -> None:
+def test_a_name_that_nobody_knows_and_a_port_that_speaks_no_tls_are_told_apart(site: Site) -> None:
     config = site.write_config(DEVICE)
     right = config.read_text()
     config.write_text(right.replace('"localhost"', '"broker.invalid"'))
@@ -228,7 +230,7 @@ def test_a_name_that_nobody_knows_and_a_port_that_speaks_no_tls_are_told_apart(s
     assert "no TLS 1.3" in said(diagnose(config), "broker", Verdict.FAILED)
 
 
-def test_a_broker_that_knows_nobody_is_told(make_broker: Any, tmp_path: Path) -> None:
+def test_a_broker_that_knows_nobody_is_told(make_broker: MakeBroker, tmp_path: Path) -> None:
     (tmp_path / "passwords").write_text("")
     broker = make_broker(extra=f"allow_anonymous false\npassword_file {tmp_path}/passwords")
     config = tmp_path / "agent.toml"
@@ -236,7 +238,7 @@ def test_a_broker_that_knows_nobody_is_told(make_broker: Any, tmp_path: Path) ->
     assert "does not know this device" in said(diagnose(config), "broker", Verdict.FAILED)
 
 
-def test_without_a_core_the_silence_is_a_warning_and_not_a_failure(broker: Any, tmp_path: Path) -> None:
+def test_without_a_core_the_silence_is_a_warning_and_not_a_failure(broker: RunningBroker, tmp_path: Path) -> None:
     config = tmp_path / "agent.toml"
     config.write_text(PLAIN.format(port=broker.port))
     found = diagnose(config)
@@ -244,7 +246,7 @@ def test_without_a_core_the_silence_is_a_warning_and_not_a_failure(broker: Any, 
     assert found.is_healthy
 
 
-def test_the_disk_is_looked_at_as_it_is(broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_is_looked_at_as_it_is(broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "agent.toml"
     config.write_text(PLAIN.format(port=broker.port))
     assert "not there yet" in said(diagnose(config), "disk", Verdict.SKIPPED)
@@ -273,7 +275,9 @@ def test_a_file_system_in_memory_is_told():
     assert filesystem_of(Path("/runner/x"), mounts) == "btrfs"
 
 
-def test_a_clock_that_runs_free_or_was_never_set_is_told(broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_runs_free_or_was_never_set_is_told(
+    broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "agent.toml"
     config.write_text(PLAIN.format(port=broker.port))
     assert "never set" in said(

@@ -7,19 +7,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent import enrol as enrolling
 from edge_agent.cli import app
-from edge_agent.der import DerError, read_pem
-from edge_agent.enrol import CommandKeysmith, enrol
-from edge_agent.enrol_cryptography import LibraryKeysmith
 from edge_agent.errors import ConfigError
-from edge_agent.identity import read_certificate
+from edge_agent.identity import enrol as enrolling
+from edge_agent.identity.certificate import read_certificate
+from edge_agent.identity.der import DerError, read_pem
+from edge_agent.identity.enrol import CommandKeysmith, enrol
+from edge_agent.identity.enrol_cryptography import LibraryKeysmith
 from schemas.ids import DeviceId, StreamName
+from tests.edge_agent.ops.conftest import Site
 from tests.fakes.fake_core import FakeCore
 
 SMITHS = (LibraryKeysmith(), CommandKeysmith())
@@ -77,7 +77,7 @@ def test_a_key_that_others_can_read_is_refused_with_the_remedy(tmp_path):
 
 
 def test_without_library_and_command_it_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "edge_agent.enrol_cryptography", None)
+    monkeypatch.setitem(sys.modules, "edge_agent.identity.enrol_cryptography", None)
     assert isinstance(enrolling.find_keysmith(), CommandKeysmith)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="openssl command"):
@@ -94,7 +94,7 @@ def test_the_command_line_tells_where_things_are_and_what_comes_next(tmp_path):
     assert isinstance(wrong.exception, ConfigError)
 
 
-def test_a_device_enrolled_as_documented_delivers_under_the_name_in_its_certificate(site: Any, tmp_path: Path) -> None:
+def test_a_device_enrolled_as_documented_delivers_under_the_name_in_its_certificate(site: Site, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("event_time,speed_mps\n" + "".join(f"2024-05-01T00:00:{n % 60:02}Z,{n}\n" for n in range(500)))
     config = site.write_config(
@@ -108,7 +108,7 @@ def test_a_device_enrolled_as_documented_delivers_under_the_name_in_its_certific
         assert {head.device for head, _ in core.landed} == {DEVICE}
 
 
-def test_a_revoked_device_is_shut_out_and_keeps_its_samples(site: Any, tmp_path: Path) -> None:
+def test_a_revoked_device_is_shut_out_and_keeps_its_samples(site: Site, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("event_time,speed_mps\n2024-05-01T00:00:00Z,1\n")
     config = site.write_config(
@@ -129,7 +129,7 @@ def test_a_revoked_device_is_shut_out_and_keeps_its_samples(site: Any, tmp_path:
     assert json.loads(done.output)["books"][0]["spooled"] == 1
 
 
-def test_the_name_in_a_certificate_is_read_without_a_library(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_in_a_certificate_is_read_without_a_library(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     files = site.device_files(DEVICE)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     found = read_certificate(files["cert"])

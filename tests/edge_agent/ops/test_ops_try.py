@@ -15,10 +15,10 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 from typer.testing import CliRunner
 
-from edge_agent.capture.registry import build_source
+from catchment.runtime.clock import SystemClock
 from edge_agent.cli import app
-from edge_agent.clock import SystemClock
-from edge_agent.exits import EXIT_CONFIG, EXIT_RETRY, EXIT_UNHEALTHY
+from edge_agent.commands.exits import EXIT_CONFIG, EXIT_RETRY, EXIT_UNHEALTHY
+from edge_agent.sources.registry import build_source
 from schemas.builtin import builtin_contract
 
 HEAD = 'device = "d1"\nstate_dir = "state"\n'

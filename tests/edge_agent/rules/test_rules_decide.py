@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.rules.decide import decide
 from edge_agent.rules.sampling import chances
 from edge_agent.rules.sieve import Sieve
+from edge_agent.sources.api import SampleBatch
 from schemas.builtin import builtin_contract
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule
 from schemas.ids import StreamName

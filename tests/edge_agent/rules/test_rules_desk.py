@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.documents import signature
 from edge_agent.documents.trust import DocumentTrust
 from edge_agent.documents.verify import is_signed

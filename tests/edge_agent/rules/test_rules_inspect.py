@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.errors import ConfigError
 from edge_agent.inspect.config import InspectConfig
 from edge_agent.inspect.errors import UninspectableError
@@ -20,6 +19,7 @@ from edge_agent.inspect.looked import asked_for
 from edge_agent.inspect.picture import picture_facts
 from edge_agent.inspect.text import text_counts
 from edge_agent.rules.sieve import Sieve
+from edge_agent.sources.api import SampleBatch
 from pipelines.contracts.registry import ContractSet
 from pipelines.inspect.columns import inspected, step_columns
 from pipelines.inspect.image import image_facts

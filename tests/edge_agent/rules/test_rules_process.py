@@ -18,6 +18,7 @@ from schemas.ids import DeviceId, StreamName
 from schemas.topics import Topics
 from tests.fakes.fake_core import FakeCore
 from tests.fakes.policy_signer import PolicySigner, rule
+from tests.plant.broker import RunningBroker
 
 STREAM = StreamName("vehicle_telemetry")
 DEVICE = DeviceId("car-1")
@@ -31,7 +32,7 @@ RULES = (
 )
 
 
-def publish_policy(broker: Any, body: bytes) -> None:
+def publish_policy(broker: RunningBroker, body: bytes) -> None:
     topic = Topics().policy(DEVICE)
     publish.single(topic, body, qos=1, retain=True, hostname=broker.host, port=broker.port, protocol=MQTTv5)
 
@@ -73,7 +74,7 @@ def expected() -> tuple[int, int]:
     return sum(speed < 1 for speed in speeds), sum(1 <= speed <= 20 for speed in speeds)
 
 
-def test_a_policy_is_taken_applied_offline_and_an_older_one_refused(broker: Any, tmp_path: Path) -> None:
+def test_a_policy_is_taken_applied_offline_and_an_older_one_refused(broker: RunningBroker, tmp_path: Path) -> None:
     signer = PolicySigner()
     config = write_config(tmp_path, broker.port, signer.public_key, source="")
     publish_policy(broker, signer.sign(EdgePolicy(7, 0, {STREAM: RULES})))
@@ -105,7 +106,7 @@ def test_a_policy_is_taken_applied_offline_and_an_older_one_refused(broker: Any,
     assert all(row["speed_mps"] >= 1 or row["acceleration_mps2"] < -5 for row in rows)
 
 
-def test_a_refused_policy_is_reported_to_the_core(broker: Any, tmp_path: Path) -> None:
+def test_a_refused_policy_is_reported_to_the_core(broker: RunningBroker, tmp_path: Path) -> None:
     signer = PolicySigner()
     config = write_config(tmp_path, broker.port, signer.public_key, source="")
     with FakeCore(broker.host, broker.port) as core, subprocess.Popen(agent(config), stderr=subprocess.DEVNULL) as process:

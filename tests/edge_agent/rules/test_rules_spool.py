@@ -2,9 +2,9 @@
 
 import pytest
 
-from edge_agent.capture.batch import SampleBatch
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.rules.sieve import Sieve
+from edge_agent.sources.api import SampleBatch
 from edge_agent.spool.records import Append, NewEnvelope, Passed
 from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.spool.spool import Spool

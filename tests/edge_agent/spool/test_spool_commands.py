@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from catchment.runtime.clock import SystemClock
 from edge_agent.cli import main
-from edge_agent.clock import SystemClock
-from edge_agent.health import Health, write_health
-from edge_agent.monitor import _by_source
+from edge_agent.health.file import Health, write_health
+from edge_agent.health.monitor import _by_source
 from edge_agent.spool import bodies
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.requests import serve_replays

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolError
 from edge_agent.spool import database
 from edge_agent.spool.opening import OBJECTS_FOLDER
@@ -43,7 +43,7 @@ def drain(spool: Spool) -> list[tuple[int, int, bytes]]:
 _WRITER = """
 import sys
 from pathlib import Path
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName

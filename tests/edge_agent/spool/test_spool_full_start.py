@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolError
 from edge_agent.spool import ballast, database
 from edge_agent.spool.records import Append, NewEnvelope

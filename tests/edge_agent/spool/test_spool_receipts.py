@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.spool import changes, database, reading
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool

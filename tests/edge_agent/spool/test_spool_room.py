@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool import bodies
 from edge_agent.spool.records import Append, NewEnvelope

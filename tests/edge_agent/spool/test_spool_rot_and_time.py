@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolError
 from edge_agent.spool import bodies, database, recovery
 from edge_agent.spool import spool as spool_module
@@ -172,7 +172,7 @@ def test_a_backlog_a_hundred_times_as_long_takes_no_more_steps_to_its_first_send
 _DRAIN = """
 import resource, sys
 from pathlib import Path
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
 from schemas.receipts import Receipt

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SpoolError
 from edge_agent.spool.objects import SEALED_SUFFIX
 from edge_agent.spool.opening import OBJECTS_FOLDER
@@ -154,7 +154,7 @@ def test_without_the_extra_the_agent_runs_and_a_key_is_refused_with_the_way_out(
 import sys
 sys.modules["cryptography"] = None
 from pathlib import Path
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError
 from edge_agent.spool.sealing import read_seal
 from edge_agent.spool.spool import Spool

@@ -11,6 +11,7 @@ from edge_agent.config import BrokerConfig
 from tests.fakes.bad_link import BadLink
 from tests.fakes.device import ALPHA, Device, eventually
 from tests.fakes.fake_core import FakeCore
+from tests.plant.broker import RunningBroker
 
 MIB = 1024 * 1024
 
@@ -36,7 +37,7 @@ def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     ],
 )
 def test_a_large_payload_crosses_a_link_that_breaks_again_and_again(
-    broker: Any, device: Callable[..., Device], cut: dict[str, Any], size_bytes: int
+    broker: RunningBroker, device: Callable[..., Device], cut: dict[str, Any], size_bytes: int
 ) -> None:
     content = os.urandom(size_bytes)
     with FakeCore(broker.host, broker.port) as core, BadLink(broker.port, **cut) as link:
@@ -53,7 +54,7 @@ def test_a_large_payload_crosses_a_link_that_breaks_again_and_again(
 
 @pytest.mark.slow
 def test_a_link_too_slow_for_a_whole_part_between_two_breaks_still_gets_the_payload_through(
-    broker: Any, device: Callable[..., Device]
+    broker: RunningBroker, device: Callable[..., Device]
 ) -> None:
     content = os.urandom(MIB)
     with FakeCore(broker.host, broker.port) as core, BadLink(broker.port, cut_after_bytes=300_000) as link:
@@ -70,7 +71,7 @@ def test_a_link_too_slow_for_a_whole_part_between_two_breaks_still_gets_the_payl
     [pytest.param(60_000, 0, 700_000, id="slow link"), pytest.param(None, 60_000, 540_000, id="slow by our own rate")],
 )
 def test_one_long_message_on_a_slow_link_is_no_dead_connection(
-    broker: Any, device: Callable[..., Device], link_bytes_per_s: int | None, own_bytes_per_s: int, size_bytes: int
+    broker: RunningBroker, device: Callable[..., Device], link_bytes_per_s: int | None, own_bytes_per_s: int, size_bytes: int
 ) -> None:
     """It takes longer than a keep-alive time bears; a client that counts only answers would start over for ever."""
     with FakeCore(broker.host, broker.port), BadLink(broker.port, bytes_per_s=link_bytes_per_s) as link:
@@ -82,7 +83,7 @@ def test_one_long_message_on_a_slow_link_is_no_dead_connection(
         assert agent.forwarder.progress.sent_count == 1
 
 
-def test_samples_cross_a_breaking_link_once_each(broker: Any, device: Callable[..., Device]) -> None:
+def test_samples_cross_a_breaking_link_once_each(broker: RunningBroker, device: Callable[..., Device]) -> None:
     with FakeCore(broker.host, broker.port) as core, BadLink(broker.port, cut_after_s=0.4) as link:
         agent = device(link)
         for n in range(300):

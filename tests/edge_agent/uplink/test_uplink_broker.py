@@ -6,20 +6,21 @@ from typing import Any
 
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import DeviceId
 from schemas.ranges import Ranges
 from tests.fakes.device import ALPHA, DEVICE, Device, eventually
 from tests.fakes.fake_core import FakeCore
+from tests.plant.broker import RunningBroker
 
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     made: list[Device] = []
 
-    def make(broker: Any, **uplink: Any) -> Device:
+    def make(broker: RunningBroker, **uplink: Any) -> Device:
         made.append(Device(tmp_path, broker, **uplink))
         return made[-1]
 
@@ -28,7 +29,7 @@ def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
         one.close()
 
 
-def test_samples_leave_the_spool_when_a_receipt_covers_them(broker: Any, device: Callable[..., Device]) -> None:
+def test_samples_leave_the_spool_when_a_receipt_covers_them(broker: RunningBroker, device: Callable[..., Device]) -> None:
     with FakeCore(broker.host, broker.port) as core:
         agent = device(broker)
         for n in range(50):
@@ -39,7 +40,7 @@ def test_samples_leave_the_spool_when_a_receipt_covers_them(broker: Any, device:
         assert all(books.is_balanced for report in core.reports for books in report.books)
 
 
-def test_an_acknowledgement_of_the_broker_deletes_nothing(broker: Any, device: Callable[..., Device]) -> None:
+def test_an_acknowledgement_of_the_broker_deletes_nothing(broker: RunningBroker, device: Callable[..., Device]) -> None:
     with FakeCore(broker.host, broker.port, is_settling=False) as core:
         agent = device(broker)
         agent.put(b"x", count=7)
@@ -51,7 +52,7 @@ def test_an_acknowledgement_of_the_broker_deletes_nothing(broker: Any, device: C
         assert agent.spool.books()[0].settled == 7
 
 
-def test_without_a_subscriber_nothing_counts_as_sent(broker: Any, device: Callable[..., Device]) -> None:
+def test_without_a_subscriber_nothing_counts_as_sent(broker: RunningBroker, device: Callable[..., Device]) -> None:
     agent = device(broker)
     agent.put(b"x")
     eventually(lambda: agent.forwarder.progress.not_sent_count >= 2)
@@ -60,7 +61,7 @@ def test_without_a_subscriber_nothing_counts_as_sent(broker: Any, device: Callab
         eventually(lambda: agent.spooled() == 0)
 
 
-def test_a_broker_restart_loses_nothing(broker: Any, device: Callable[..., Device]) -> None:
+def test_a_broker_restart_loses_nothing(broker: RunningBroker, device: Callable[..., Device]) -> None:
     with FakeCore(broker.host, broker.port) as core:
         agent = device(broker)
         for n in range(30):
@@ -87,7 +88,9 @@ def test_what_can_never_fit_the_brokers_packets_is_parked_and_the_rest_goes_on(
         assert agent.spool.books()[0].is_balanced
 
 
-def test_a_large_payload_goes_in_parts_and_a_broken_link_repeats_at_most_one(broker: Any, device: Callable[..., Device]) -> None:
+def test_a_large_payload_goes_in_parts_and_a_broken_link_repeats_at_most_one(
+    broker: RunningBroker, device: Callable[..., Device]
+) -> None:
     content = bytes(range(256)) * 4096
     part_bytes = 64 * 1024
     with FakeCore(broker.host, broker.port, is_settling=True) as core:
@@ -103,7 +106,7 @@ def test_a_large_payload_goes_in_parts_and_a_broken_link_repeats_at_most_one(bro
         assert [body for _, body in core.landed] == [b"row"]
 
 
-def test_an_evicted_range_is_told_and_settled(broker: Any, device: Callable[..., Device], tmp_path: Path) -> None:
+def test_an_evicted_range_is_told_and_settled(broker: RunningBroker, device: Callable[..., Device], tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", max_bytes=8 << 20, linger_ms=0, clock=SystemClock())
     for _ in range(60):
         spool.append(Append(ALPHA, (NewEnvelope(1, b"x" * 100_000, "1.0.0"),))).result()
@@ -119,7 +122,7 @@ def test_an_evicted_range_is_told_and_settled(broker: Any, device: Callable[...,
 
 
 @pytest.mark.slow
-def test_many_agents_come_back_after_a_broker_restart_and_not_all_at_once(broker: Any, tmp_path: Path) -> None:
+def test_many_agents_come_back_after_a_broker_restart_and_not_all_at_once(broker: RunningBroker, tmp_path: Path) -> None:
     agents = [Device(tmp_path / f"{n}", broker, name=DeviceId(f"dev-{n}")) for n in range(15)]
     try:
         with FakeCore(broker.host, broker.port) as core:

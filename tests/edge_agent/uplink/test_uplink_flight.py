@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_agent.spool.records import ObjectRef
-from edge_agent.uplink.backoff import Backoff
 from edge_agent.uplink.flight import Flight, Window
 from edge_agent.uplink.parts import Transfer
 from edge_agent.uplink.reasons import MAX_TRIES, Verdict, judge
@@ -66,13 +65,6 @@ def test_what_is_not_settled_is_due_each_time_after_twice_as_long() -> None:
 )
 def test_reasons(code: int, tries: int, verdict: Verdict) -> None:
     assert judge(code, tries) is verdict
-
-
-def test_backoff_doubles_up_to_its_cap_and_starts_anew() -> None:
-    backoff = Backoff(1.0, 8.0, lambda: 1.0)
-    assert [backoff.next_s() for _ in range(5)] == [1, 2, 4, 8, 8]
-    backoff.succeeded()
-    assert backoff.next_s() == 1
 
 
 def test_a_transfer_sends_only_what_the_core_does_not_have() -> None:

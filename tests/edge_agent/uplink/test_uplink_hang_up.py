@@ -11,9 +11,10 @@ from edge_agent.spool.records import Append, NewEnvelope, State
 from edge_agent.uplink.caution import HANGS_UP
 from edge_agent.uplink.session import PahoSession
 from schemas.ids import StreamName
+from tests.fakes.broker_fronts import HangUpFront
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
-from tests.fakes.hang_up_front import HangUpFront
+from tests.plant.broker import RunningBroker
 
 pytestmark = pytest.mark.broker
 BETA = StreamName("beta")
@@ -30,7 +31,7 @@ def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     made: list[Device] = []
 
-    def make(broker: Any, **uplink: Any) -> Device:
+    def make(broker: RunningBroker, **uplink: Any) -> Device:
         made.append(Device(tmp_path, broker, **uplink))
         return made[-1]
 
@@ -65,7 +66,7 @@ def test_a_real_mosquitto_that_hangs_up_on_a_packet_above_a_limit_it_did_not_tel
 
 
 def test_two_unwanted_messages_among_many_are_parked_and_can_be_replayed_when_the_reason_is_gone(
-    broker: Any, device: Callable[..., Device]
+    broker: RunningBroker, device: Callable[..., Device]
 ) -> None:
     with FakeCore(broker.host, broker.port), HangUpFront(broker.port, lambda _, body: b"unwanted" in body) as front:
         agent = device(front)
@@ -82,7 +83,7 @@ def test_two_unwanted_messages_among_many_are_parked_and_can_be_replayed_when_th
 
 
 def test_a_stream_without_a_right_waits_as_a_whole_and_goes_when_it_has_one_while_others_flow(
-    broker: Any, device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
+    broker: RunningBroker, device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge_agent.uplink.suspicion._BAR_FIRST_S", 2.0)
     monkeypatch.setattr("edge_agent.uplink.outbox._FRESH_FOR_S", 0.2)
@@ -100,7 +101,7 @@ def test_a_stream_without_a_right_waits_as_a_whole_and_goes_when_it_has_one_whil
 
 
 @pytest.mark.slow
-def test_a_device_all_of_whose_messages_are_unwanted_parks_none(broker: Any, device: Callable[..., Device]) -> None:
+def test_a_device_all_of_whose_messages_are_unwanted_parks_none(broker: RunningBroker, device: Callable[..., Device]) -> None:
     with FakeCore(broker.host, broker.port), HangUpFront(broker.port, lambda topic, _: "/up/" in topic) as front:
         agent = device(front)
         for n in range(5):

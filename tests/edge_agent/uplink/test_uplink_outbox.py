@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.config import UplinkConfig
 from edge_agent.sections import ScheduleConfig
 from edge_agent.spool.records import Append, NewEnvelope

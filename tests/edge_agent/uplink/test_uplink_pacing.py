@@ -19,6 +19,7 @@ from edge_agent.uplink.patience import PatientClient
 from tests.fakes.bad_link import BadLink
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
+from tests.plant.broker import RunningBroker
 
 KEEPALIVE_S = 30
 STEP_S = 0.02
@@ -176,7 +177,7 @@ def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
         one.close()
 
 
-def test_to_stop_in_the_middle_of_a_paced_message_cuts_it_off_and_keeps_it(broker: Any, tmp_path: Path) -> None:
+def test_to_stop_in_the_middle_of_a_paced_message_cuts_it_off_and_keeps_it(broker: RunningBroker, tmp_path: Path) -> None:
     with FakeCore(broker.host, broker.port) as core, BadLink(broker.port) as link:
         agent = Device(tmp_path, link, bytes_per_s=5_000)
         agent.put(b"x" * 2_000_000)

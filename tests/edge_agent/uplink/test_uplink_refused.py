@@ -3,16 +3,16 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from edge_agent.spool.records import State
 from schemas.ranges import Ranges
+from tests.fakes.broker_fronts import QUOTA_EXCEEDED, RefusingFront
 from tests.fakes.device import ALPHA, Device, eventually
 from tests.fakes.fake_core import FakeCore
-from tests.fakes.quota_front import QuotaFront
+from tests.plant.broker import RunningBroker
 
 pytestmark = pytest.mark.broker
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.broker
 def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     made: list[Device] = []
 
-    def make(broker: Any, **uplink: Any) -> Device:
+    def make(broker: RunningBroker, **uplink: Any) -> Device:
         made.append(Device(tmp_path, broker, **uplink))
         return made[-1]
 
@@ -60,16 +60,17 @@ def test_parts_above_the_limit_become_smaller_and_a_payload_that_no_part_can_car
 
 
 def test_what_is_over_the_quota_waits_and_is_never_parked_and_goes_when_there_is_quota_again(
-    broker: Any, device: Callable[..., Device]
+    broker: RunningBroker, device: Callable[..., Device]
 ) -> None:
-    with FakeCore(broker.host, broker.port) as core, QuotaFront(broker.port, "catchment/up/", allowed=5) as front:
-        agent = device(SimpleNamespace(host="127.0.0.1", port=front.port))
+    with FakeCore(broker.host, broker.port) as core, RefusingFront(broker.port) as front:
+        front.publishes, front.passed_first = {"catchment/up/": QUOTA_EXCEEDED}, {"catchment/up/": 5}
+        agent = device(front)
         for n in range(20):
             agent.put(b"%d" % n)
         eventually(lambda: agent.forwarder.progress.not_sent_count >= 3 and agent.spooled() == 15)
         assert agent.spool.parked_samples() == 0
         assert agent.forwarder.progress.is_connected
-        front.allowed = None
+        front.publishes = {}
         eventually(lambda: agent.spooled() == 0)
         assert core.landed_seqs(ALPHA) == {agent.spool.epoch: Ranges(((0, 20),))}
         assert agent.spool.books()[0].settled == 20

@@ -6,21 +6,22 @@ from typing import Any
 
 import pytest
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
+from edge_agent.commands.doctor.broker import examine_rights
 from edge_agent.config import AgentConfig, BrokerConfig
-from edge_agent.doctor.broker import examine_rights
+from edge_agent.health.vitals import Vitals, judge_ready, render_metrics
 from edge_agent.uplink.progress import Progress
-from edge_agent.vitals import Vitals, judge_ready, render_metrics
+from tests.fakes.broker_fronts import RefusingFront
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
-from tests.fakes.refusing_front import RefusingFront
+from tests.plant.broker import RunningBroker
 
 DOWN = "catchment/down/dev-a/+"
 PAGES = "catchment/down/dev-a/receipts/+"
 
 
 @pytest.fixture
-def front(broker: Any) -> Iterator[RefusingFront]:
+def front(broker: RunningBroker) -> Iterator[RefusingFront]:
     with RefusingFront(broker.port) as one:
         yield one
 

@@ -1,12 +1,8 @@
 """The agent as a process over mutual TLS 1.3 and over WebSockets, against the broker and the rules that we deploy."""
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +14,7 @@ from schemas.ids import StreamName
 from tests.fakes.authority import Authority
 from tests.fakes.device import eventually
 from tests.fakes.fake_core import FakeCore
+from tests.plant.broker import DEPLOYED, Broker, free_port, secured_broker
 
 pytestmark = pytest.mark.broker
 STREAM = StreamName("vehicle_telemetry")
@@ -38,19 +35,13 @@ use_identity_as_username true
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
 class Secured:
     folder: Path
     authority: Authority
     port: int
     web_port: int
-    process: subprocess.Popen[bytes]
+    broker: Broker
 
     def core(self) -> FakeCore:
         certificate, key = self.authority.issue("fake-core")
@@ -60,45 +51,20 @@ class Secured:
 
     def write_rules(self, text: str) -> None:
         (self.folder / "acl").write_text(text + CORE_RULES)
-        self.process.send_signal(signal.SIGHUP)
+        self.broker.reload()
 
 
 @pytest.fixture
-def secured(tmp_path: Path, repository_root: Path) -> Iterator[Secured]:
-    binary = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
-    if binary is None or shutil.which("openssl") is None:
-        pytest.skip("needs mosquitto and openssl")
+def secured(tmp_path: Path) -> Iterator[Secured]:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
     authority = Authority(tmp_path / "ca")
     authority.issue("server", "subjectAltName = DNS:localhost")
-    port, web_port = free_port(), free_port()
-    deployed = repository_root / "deploy" / "broker"
-    (tmp_path / "acl").write_text((deployed / "acl").read_text() + CORE_RULES)
-    (tmp_path / "data").mkdir()
-    conf = (deployed / "mosquitto.conf").read_text()
-    for old, new in (
-        ("listener 8883", f"listener {port}"),
-        ("/etc/mosquitto/certs", str(authority.folder)),
-        ("/etc/mosquitto/acl", str(tmp_path / "acl")),
-        ("/var/lib/mosquitto", str(tmp_path / "data")),
-    ):
-        assert old in conf
-        conf = conf.replace(old, new)
-    conf += WEB_LISTENER.format(port=web_port, certs=authority.folder)
-    (tmp_path / "mosquitto.conf").write_text(conf + ("user root\n" if os.geteuid() == 0 else ""))
-    with (tmp_path / "broker.log").open("wb") as log:
-        process = subprocess.Popen([binary, "-c", str(tmp_path / "mosquitto.conf")], stdout=log, stderr=log)
-    deadline = time.monotonic() + 20
-    while True:
-        assert process.poll() is None, (tmp_path / "broker.log").read_text()
-        assert time.monotonic() < deadline
-        try:
-            socket.create_connection(("localhost", port), 1).close()
-            break
-        except OSError:
-            time.sleep(0.02)
-    yield Secured(tmp_path, authority, port, web_port, process)
-    process.terminate()
-    process.wait(20)
+    web_port = free_port()
+    (tmp_path / "acl").write_text((DEPLOYED / "acl").read_text() + CORE_RULES)
+    web = WEB_LISTENER.format(port=web_port, certs=authority.folder)
+    with secured_broker(tmp_path, authority.folder, tmp_path / "acl", extra=web) as broker:
+        yield Secured(tmp_path, authority, broker.port, web_port, broker)
 
 
 class Agent:

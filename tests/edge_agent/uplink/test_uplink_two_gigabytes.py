@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.fakes.bad_link import BadLink
 from tests.fakes.device import Device, eventually
+from tests.plant.broker import RunningBroker
 
 MIB = 1024 * 1024
 IS_THOROUGH = os.environ.get("CATCHMENT_THOROUGH") == "1"
@@ -19,7 +19,7 @@ IS_THOROUGH = os.environ.get("CATCHMENT_THOROUGH") == "1"
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
-def test_a_very_large_payload_reaches_the_real_bridge_over_a_breaking_link(broker: Any, tmp_path: Path) -> None:
+def test_a_very_large_payload_reaches_the_real_bridge_over_a_breaking_link(broker: RunningBroker, tmp_path: Path) -> None:
     size_bytes, cut_s = (2_048 * MIB, 3.0) if IS_THOROUGH else (24 * MIB, 0.3)
     source = tmp_path / "large.bin"
     digest = hashlib.sha256()
@@ -30,7 +30,7 @@ def test_a_very_large_payload_reaches_the_real_bridge_over_a_breaking_link(broke
             file.write(piece)
     (tmp_path / "core.toml").write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')
     with (tmp_path / "bridge.log").open("wb") as log:
-        command = [sys.executable, "-m", "pipelines.bridge.cli", "-c", str(tmp_path / "core.toml")]
+        command = [sys.executable, "-m", "pipelines", "bridge", "-c", str(tmp_path / "core.toml")]
         bridge = subprocess.Popen(command, stdout=log, stderr=log)
     arrived = tmp_path / "lake" / "objects" / digest.hexdigest()
     try:

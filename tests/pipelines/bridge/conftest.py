@@ -111,7 +111,7 @@ class BridgeProcess:
         )
         log = (self.folder / f"{self.id}.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.bridge.cli", "-c", str(config)], stdout=log, stderr=log, env={**os.environ}
+            [sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log, env={**os.environ}
         )
         log.close()
 

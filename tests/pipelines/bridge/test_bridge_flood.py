@@ -13,8 +13,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from pipelines.config import AlarmConfig
+from pipelines.heartbeat import read_beats
 from pipelines.lake.lake import lake_at
-from pipelines.status.beat import read_beats
 from pipelines.status.exposition import exposition
 from pipelines.status.health import Kind, judge
 from pipelines.status.survey import survey

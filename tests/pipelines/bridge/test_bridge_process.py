@@ -140,7 +140,7 @@ def test_stopping_acknowledges_what_is_durable_so_that_nothing_comes_twice(bridg
 
 
 def test_a_bridge_beats_with_its_counters_and_says_when_it_stopped(bridge, device):
-    from pipelines.status.beat import read_beats
+    from pipelines.heartbeat import read_beats
 
     bridge.start_connected()
     device.send("catchment/up/dev-a/things", b"{}")

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.contracts.cli import contract_app
+from pipelines.commands.contract import contract_app
 from pipelines.contracts.diff import diff_contracts
 from pipelines.contracts.infer import infer_contract
 from pipelines.contracts.odcs import load_odcs, to_odcs

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pipelines.contracts.cli import contract_app
+from pipelines.commands.contract import contract_app
 from pipelines.contracts.infer import draft_contract
 from pipelines.contracts.json_schema import json_schema
 from pipelines.errors import ConfigError

@@ -7,8 +7,8 @@ import pytest
 from open_data_contract_standard.model import OpenDataContractStandard
 from typer.testing import CliRunner
 
+from pipelines.commands.contract import contract_app
 from pipelines.contracts.arrow import row_schema, table_schema
-from pipelines.contracts.cli import contract_app
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError

@@ -1,6 +1,5 @@
 """Contracts in languages that others read: ODCS by the standard's own schema, JSON Schema, Arrow."""
 
-import importlib.util
 import json
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -19,6 +18,7 @@ from pipelines.contracts.json_schema import json_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from schemas.builtin import NAMES, builtin_contract
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec, QualityRule
+from scripts import contract_schemas
 
 ROOT = Path(__file__).parents[3]
 STANDARD = Draft201909Validator(json.loads(files("open_data_contract_standard").joinpath("schema.json").read_text()))
@@ -57,13 +57,8 @@ def test_every_written_document_is_valid_by_the_standards_json_schema_and_reads_
 
 
 def test_the_generated_schemas_in_docs_are_those_of_the_contracts() -> None:
-    spec = importlib.util.spec_from_file_location("contract_schemas", ROOT / "scripts" / "contract_schemas.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     found = {path.name: path.read_text() for path in (ROOT / "docs" / "contracts").iterdir()}
-    assert found == module.written(), "run: python scripts/contract_schemas.py"
+    assert found == contract_schemas.written(), "run: python scripts/contract_schemas.py"
 
 
 @pytest.mark.parametrize("contract", [*map(builtin_contract, NAMES), RICH], ids=lambda contract: contract.name)
@@ -106,7 +101,7 @@ def test_a_contract_is_compiled_for_an_agent_by_the_command_that_the_pages_name(
     from typer.testing import CliRunner
 
     from edge_agent.config import SourceConfig, load_contract
-    from pipelines.contracts.cli import contract_app
+    from pipelines.commands.contract import contract_app
 
     document = ROOT / "deploy" / "contracts" / "cold_room.odcs.yaml"
     done = CliRunner().invoke(contract_app, ["show", str(document), "--as", "agent"])

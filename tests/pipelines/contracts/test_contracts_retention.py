@@ -9,14 +9,14 @@ import pytest
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
+from pipelines.commands.maintenance import maintain
+from pipelines.commands.root import app
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.contracts.retention import asked_retention, warn_of_retention
 from pipelines.ingest.loop_process import run_loop
-from pipelines.upkeep.cli import maintain
 from schemas.contract import Column, ColumnType, Contract
 
 TRIP = Contract("trip", "1.0.0", (Column("speed", ColumnType.FLOAT64),), retention_days=7)
@@ -54,7 +54,7 @@ def test_maintenance_says_so_too(folder: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_up_says_so_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.up.supervise", lambda *_arguments, **_named: 0)
+    monkeypatch.setattr("pipelines.commands.supervisor.supervise", lambda *_arguments, **_named: 0)
     with capture_logs() as logs:
         done = CliRunner().invoke(app, ["up", "-c", str(tmp_path / "core.toml")])
     assert done.exit_code == 0, done.output

@@ -6,8 +6,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.batch import SampleBatch
 from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.sources.api import SampleBatch
 from edge_agent.trial.judge import refusals
 from pipelines.contracts.check import reasons
 from pipelines.contracts.conform import conform

@@ -15,7 +15,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from tests.fakes.secured_broker import Peer, Secured, secured_broker, until
+from tests.fakes.secured_broker import Peer, Secured, running_secured, until
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 NS = "catchment"
@@ -81,7 +81,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory, repository_root) -> Iterator[Secured]:
-    with secured_broker(tmp_path_factory.mktemp("attacked"), repository_root) as one:
+    with running_secured(tmp_path_factory.mktemp("attacked")) as one:
         yield one
 
 

@@ -1,5 +1,4 @@
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -12,14 +11,14 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from pipelines.bridge.segment import read_segment
-from tests.fakes.secured_broker import DEADLINE_S, Secured, secured_broker, until, wait_for
+from tests.fakes.secured_broker import DEADLINE_S, Secured, running_secured, until, wait_for
 
 pytestmark = pytest.mark.broker
 
 
 @pytest.fixture
 def secured(tmp_path, repository_root) -> Iterator[Secured]:
-    with secured_broker(tmp_path, repository_root) as broker:
+    with running_secured(tmp_path) as broker:
         yield broker
 
 
@@ -85,7 +84,7 @@ def test_a_common_name_with_a_wildcard_opens_nothing(secured):
 def test_a_client_without_a_certificate_or_with_a_revoked_one_is_refused(secured, tmp_path):
     revoked = secured.authority.issue("dev-gone")
     secured.authority.revoke(revoked[0])
-    secured.restart(shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin"), tmp_path)
+    secured.restart()
     assert not can_connect(secured, None)
     assert not can_connect(secured, revoked)
     assert can_connect(secured, secured.authority.issue("dev-here"))
@@ -100,7 +99,7 @@ def test_a_bridge_with_its_certificate_lands_what_a_device_publishes(secured, tm
     )
     log_path = tmp_path / "bridge.log"
     with log_path.open("wb") as log:
-        bridge = subprocess.Popen([sys.executable, "-m", "pipelines.bridge.cli", "-c", str(config)], stdout=log, stderr=log)
+        bridge = subprocess.Popen([sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log)
     try:
         until(lambda: "connected " in log_path.read_text())
         device = secured.peer("dev-a")

@@ -10,10 +10,11 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError, RetryLaterError
+from pipelines.heartbeat import read_beats
 from pipelines.ingest.receipts import MqttPublisher
 from pipelines.lake.lake import lake_at
 from pipelines.refusals import PublishTracker, Refusals
@@ -21,13 +22,13 @@ from pipelines.rollout.connection import BrokerLink
 from pipelines.rollout.fleet import publish_desired, reported_models
 from pipelines.rollout.rollouts import Rollout, RolloutStore
 from pipelines.rollout.server import ModelServer
-from pipelines.status.beat import read_beats
 from schemas.reason_codes import describe_reason
 from schemas.reported import Reported, encode_reported
 from schemas.rollout import PieceRequest, encode_piece_request
 from schemas.topics import Topics
-from tests.fakes.refusing_front import RefusingFront
+from tests.fakes.broker_fronts import RefusingFront
 from tests.fakes.secured_broker import until
+from tests.plant.broker import RunningBroker
 
 NOT_AUTHORIZED, QUOTA_EXCEEDED = 0x87, 0x97
 
@@ -51,13 +52,13 @@ class StillClock(SystemClock):
 
 
 @pytest.fixture
-def front(broker: Any) -> Iterator[RefusingFront]:
+def front(broker: RunningBroker) -> Iterator[RefusingFront]:
     with RefusingFront(broker.port) as one:
         yield one
 
 
 @pytest.fixture
-def client(broker: Any) -> Iterator[mqtt.Client]:
+def client(broker: RunningBroker) -> Iterator[mqtt.Client]:
     """A client of the broker itself that hears all that comes down."""
     one = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="hears", protocol=mqtt.MQTTv5)
     one.heard = []
@@ -76,7 +77,7 @@ def start_bridge(folder: Path, port: int) -> subprocess.Popen[bytes]:
     config = folder / "core.toml"
     config.write_text(f'lake = "lake"\n[broker]\nport = {port}\n')
     with (folder / "bridge.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "pipelines.bridge.cli", "-c", str(config)], stdout=log, stderr=log)
+        return subprocess.Popen([sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log)
 
 
 def beat(lake: Path, role: str) -> Any:

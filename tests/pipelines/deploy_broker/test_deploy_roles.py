@@ -23,7 +23,7 @@ from schemas.receipts import decode_receipt
 from schemas.reported import ModelReport, Reported, encode_reported
 from schemas.rollout import PieceRequest, decode_desired, encode_piece_request
 from tests.fakes import model_repository as fake
-from tests.fakes.secured_broker import DEADLINE_S, Peer, Secured, secured_broker, until
+from tests.fakes.secured_broker import DEADLINE_S, Peer, Secured, running_secured, until
 
 pytestmark = pytest.mark.broker
 CORE = [sys.executable, "-m", "pipelines"]
@@ -71,7 +71,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, repository_root: Path) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("roles")
-    with secured_broker(folder, repository_root) as broker:
+    with running_secured(folder) as broker:
         found = Site(folder, broker)
         found.write("bridge", "bridge-0", "[bridge]\nseal_ms = 50\n")
         found.write("run", "core", "[run]\nworker_processes = 0\ninterval_ms = 50\n")

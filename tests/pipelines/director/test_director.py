@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.commands.director import director_app
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.director.cli import director_app
 from pipelines.director.counters import counters_folder, director_folder, next_counter
 from pipelines.director.keys import add_director_key, load_director, require_director
 from pipelines.director.orders import DesiredOrders

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.ingest import backfill as module
@@ -25,6 +25,7 @@ from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.runners.engine import Engine
 from pipelines.upkeep.maintain import maintain
 from pipelines.upkeep.vacuum import Keep, Vacuum
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"
 START_US = 1_790_000_000_000_000
@@ -32,7 +33,7 @@ HOUR_US = 3_600_000_000
 POLICY = "id: driving\nstreams: [vehicle_telemetry]\nrules:\n  - tag: fast\n    when: speed_mps > 5\n"
 
 
-def again(core: Any, text: str) -> Any:
+def again(core: Core, text: str) -> Any:
     return backfill(core.config, segments_of(text), Engine(), SystemClock())
 
 
@@ -41,7 +42,7 @@ def tagged(rows: list[dict[str, Any]]) -> set[int]:
 
 
 @pytest.fixture
-def lake(core: Any, envelope: Any, tmp_path: Path) -> Any:
+def lake(core: Core, envelope: MakeEnvelope, tmp_path: Path) -> Any:
     """Three runs before there was a policy."""
     for run in range(3):
         core.landing.seal([envelope(run * 10, 10), envelope(run * 10 + 5, 10)])
@@ -52,7 +53,7 @@ def lake(core: Any, envelope: Any, tmp_path: Path) -> Any:
     return core
 
 
-def test_a_range_of_landing_becomes_a_new_version_of_the_table_with_the_same_keys(lake: Any) -> None:
+def test_a_range_of_landing_becomes_a_new_version_of_the_table_with_the_same_keys(lake: Core) -> None:
     before, version = lake.rows(STREAM), DeltaTable(lake.root / STREAM).version()
     (done,) = again(lake, "b0:2-3")
     after = lake.rows(STREAM)
@@ -67,7 +68,7 @@ def test_a_range_of_landing_becomes_a_new_version_of_the_table_with_the_same_key
     assert not (lake.root / "runs" / "backfill" / "b0-2-3").exists()
 
 
-def test_runs_compaction_and_vacuum_go_on_after_a_backfill(lake: Any, envelope: Any) -> None:
+def test_runs_compaction_and_vacuum_go_on_after_a_backfill(lake: Core, envelope: MakeEnvelope) -> None:
     again(lake, "1-3")
     lake.landing.seal([envelope(30, 10)])
     loop = lake.run()
@@ -79,7 +80,7 @@ def test_runs_compaction_and_vacuum_go_on_after_a_backfill(lake: Any, envelope: 
     assert not loop.ledger.unbalanced()
 
 
-def test_the_payloads_of_frames_stay_where_they_are(core: Any, envelope: Any, as_ipc: Any) -> None:
+def test_the_payloads_of_frames_stay_where_they_are(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
     body = b"frame" * 100
     batch = pa.record_batch(
         {
@@ -99,7 +100,7 @@ def test_the_payloads_of_frames_stay_where_they_are(core: Any, envelope: Any, as
 
 @pytest.mark.parametrize("is_linked_before", [False, True], ids=["new", "left by an earlier version"])
 def test_large_payloads_of_a_backfill_are_found_though_no_link_is_followed(
-    core: Any, envelope: Any, as_ipc: Any, is_linked_before: bool
+    core: Core, envelope: MakeEnvelope, as_ipc: AsIpc, is_linked_before: bool
 ) -> None:
     body = b"large picture" * 100
     digest = hashlib.sha256(body).hexdigest()
@@ -128,7 +129,7 @@ def test_large_payloads_of_a_backfill_are_found_though_no_link_is_followed(
     assert core.rows("quarantine") == []
 
 
-def test_a_range_that_is_not_there_or_not_run_is_refused(lake: Any) -> None:
+def test_a_range_that_is_not_there_or_not_run_is_refused(lake: Core) -> None:
     with pytest.raises(RefusedError, match="has not been run yet"):
         again(lake, "b0:2-9")
     with pytest.raises(RefusedError, match="counted from 1"):
@@ -139,7 +140,7 @@ def test_a_range_that_is_not_there_or_not_run_is_refused(lake: Any) -> None:
 
 
 @pytest.fixture
-def wrong(core: Any, envelope: Any) -> Any:
+def wrong(core: Core, envelope: MakeEnvelope) -> Any:
     """Two runs an hour apart whose speeds came out a hundred times too high and are rolled up, and one that is not yet."""
     for first in (0, 10):
         times = pa.array(START_US + np.arange(10) * 1_000 + first // 10 * HOUR_US).cast(pa.timestamp("us", "UTC"))
@@ -158,12 +159,12 @@ def wrong(core: Any, envelope: Any) -> Any:
     return core
 
 
-def curve(core: Any) -> list[tuple[int, float, float]]:
+def curve(core: Core) -> list[tuple[int, float, float]]:
     rows = read_rollup(lake_at(core.root), "vehicle_telemetry", columns=["speed_mps"]).to_pylist()
     return [(row["count"], row["min"], row["max"]) for row in rows]
 
 
-def test_roll_ups_of_the_minutes_of_a_backfill_are_made_anew_and_no_others(wrong: Any) -> None:
+def test_roll_ups_of_the_minutes_of_a_backfill_are_made_anew_and_no_others(wrong: Core) -> None:
     again(wrong, "1-1")
     assert curve(wrong) == [(10, 0.0, 9.0), (10, 1_000.0, 1_900.0)]
     roll_up_all(lake_at(wrong.root))
@@ -173,7 +174,7 @@ def test_roll_ups_of_the_minutes_of_a_backfill_are_made_anew_and_no_others(wrong
     assert list((wrong.root / "runs" / "stale").iterdir()) == []
 
 
-def test_a_backfill_that_dies_after_its_commit_has_its_roll_ups_made_anew_by_the_next_maintenance(wrong: Any) -> None:
+def test_a_backfill_that_dies_after_its_commit_has_its_roll_ups_made_anew_by_the_next_maintenance(wrong: Core) -> None:
     with patch.object(module, "roll_up_again", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         again(wrong, "1-2")
     assert curve(wrong) == [(10, 0.0, 900.0), (10, 1_000.0, 1_900.0)]

@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.ingest import backfill as module
 from pipelines.ingest.backfill import backfill, segments_of
@@ -19,13 +19,14 @@ from pipelines.lake.rollup import roll_up_all
 from pipelines.runners.engine import Engine
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
 from tests.pipelines.ingest.test_ingest_on_s3_commands import asked, configured, names
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 TELEMETRY, FRAMES, ROLLUP = "streams/vehicle_telemetry", "streams/camera_frame", "rollups/vehicle_telemetry"
 POLICY = "id: driving\nstreams: [vehicle_telemetry]\nrules:\n  - tag: fast\n    when: speed_mps > 5\n"
 PICTURE = b"large" * 1_000
 
 
-def land(core: Any, envelope: Any, as_ipc: Any) -> None:
+def land(core: Core | RemoteCore, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
     """Two segments, a run each: telemetry, and a picture that travelled as parts."""
     frame = pa.record_batch(
         {
@@ -53,7 +54,7 @@ def policies(tmp_path: Path) -> str:
 
 
 def test_a_backfill_in_a_bucket_gives_the_rows_that_it_gives_in_a_folder(
-    core: RemoteCore, core_on_disk: Any, envelope: Any, as_ipc: Any, policies: str, tmp_path: Path
+    core: RemoteCore, core_on_disk: Core, envelope: MakeEnvelope, as_ipc: AsIpc, policies: str, tmp_path: Path
 ) -> None:
     digest = hashlib.sha256(PICTURE).hexdigest()
     folder = tmp_path / "folder"
@@ -88,7 +89,7 @@ def test_a_backfill_in_a_bucket_gives_the_rows_that_it_gives_in_a_folder(
 
 @pytest.mark.slow
 def test_a_backfill_that_dies_before_its_commit_leaves_the_bucket_as_it_was_and_is_done_again(
-    core: RemoteCore, envelope: Any, as_ipc: Any, policies: str
+    core: RemoteCore, envelope: MakeEnvelope, as_ipc: AsIpc, policies: str
 ) -> None:
     core.remote.put(f"objects/{hashlib.sha256(PICTURE).hexdigest()}", PICTURE)
     land(core, envelope, as_ipc)

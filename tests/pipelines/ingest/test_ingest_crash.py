@@ -14,6 +14,7 @@ from pipelines.lake.payload import read_payload
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import orphans
 from tests.faults.deaths import Deaths, chosen
+from tests.plant.core import Core, MakeEnvelope, MakeFrames
 
 PARTS = 3  # the test's workers share the steps
 NAMED = (
@@ -38,7 +39,7 @@ NAMED = (
 
 
 @pytest.fixture
-def landed(core: Any, envelope: Any, frames: Any) -> Any:
+def landed(core: Core, envelope: MakeEnvelope, frames: MakeFrames) -> Any:
     """What a run takes in: new and repeated samples of two devices, garbage, and payloads."""
     pictures = envelope(0, 3, stream="camera_frame", body=frames(0, 3))
     core.landing.seal([envelope(0, 10), envelope(5, 10), envelope(15, 5, body=b"garbage"), pictures])
@@ -46,7 +47,7 @@ def landed(core: Any, envelope: Any, frames: Any) -> Any:
     return core
 
 
-def check(core: Any) -> None:
+def check(core: Core) -> None:
     loop = core.run()
     check_rows(core)
     assert sum(row["count"] for row in core.rows("quarantine")) == 5
@@ -60,7 +61,7 @@ def check(core: Any) -> None:
     check_rows(core)
 
 
-def check_rows(core: Any) -> None:
+def check_rows(core: Core) -> None:
     rows = sorted((row["device"], row["seq"]) for row in core.rows("streams/vehicle_telemetry"))
     assert rows == [("car-1", seq) for seq in range(15)] + [("car-2", seq) for seq in range(10)]
     pictures = sorted(core.rows("streams/camera_frame"), key=lambda row: row["seq"])
@@ -72,7 +73,7 @@ def check_rows(core: Any) -> None:
         assert body == hashlib.sha256(str(row["seq"]).encode()).digest() * (20 + row["seq"])
 
 
-def checked(core: Any) -> Callable[[str], None]:
+def checked(core: Core) -> Callable[[str], None]:
     def look(_name: str) -> None:
         core.mailbox.messages.clear()
         check(core)
@@ -80,7 +81,7 @@ def checked(core: Any) -> Callable[[str], None]:
     return look
 
 
-def test_a_run_that_is_killed_early_or_late_ends_with_every_sample_once(landed: Any, deaths: Deaths) -> None:
+def test_a_run_that_is_killed_early_or_late_ends_with_every_sample_once(landed: Core, deaths: Deaths) -> None:
     names = deaths.at_each("run", landed.root, slice(2, None, 32), checked(landed))
     for step in NAMED:
         assert any(re.fullmatch(f"before {step}", name) for name in names), (step, names)
@@ -89,14 +90,14 @@ def test_a_run_that_is_killed_early_or_late_ends_with_every_sample_once(landed: 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(PARTS))
-def test_a_run_that_is_killed_at_any_durable_step_ends_with_every_sample_once(landed: Any, deaths: Deaths, first: int) -> None:
+def test_a_run_that_is_killed_at_any_durable_step_ends_with_every_sample_once(landed: Core, deaths: Deaths, first: int) -> None:
     assert len(deaths.at_each("run", landed.root, slice(first, None, PARTS), checked(landed))) > 150
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_that_is_killed_about_a_ledger_of_what_has_changed_ends_with_every_sample_once(
-    core: Any, envelope: Any, deaths: Deaths
+    core: Core, envelope: MakeEnvelope, deaths: Deaths
 ) -> None:
     core.landing.seal([envelope(0, 10, device=f"car-{number}") for number in range(20)])
     whole = core.run().ledger

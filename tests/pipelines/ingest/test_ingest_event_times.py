@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pipelines.commands.quarantine import quarantine_app
 from pipelines.ingest.decode import DecodeError, Rows
 from pipelines.ingest.event_times import NEVER_SET, ClockNote, correct_times
-from pipelines.ingest.quarantine_cli import quarantine_app
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.lake import lake_at
 from pipelines.lake.quarantined import Where, heads
 from schemas.builtin import builtin_contract
+from tests.plant.core import AsIpc, Core, MakeContract, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"
 SHIFT_US = 1_780_000_000_000_000
@@ -23,7 +24,7 @@ US = pa.timestamp("us", "UTC")
 TELEMETRY = builtin_contract("vehicle_telemetry")
 
 
-def unset(as_ipc: Any, count: int = 3, **columns: Any) -> bytes:
+def unset(as_ipc: AsIpc, count: int = 3, **columns: Any) -> bytes:
     """A body as a device makes it whose clock counts from 1970."""
     times = pa.array([40_000_000 + n for n in range(count)]).cast(US)
     return as_ipc(
@@ -36,11 +37,11 @@ def with_clock(row: Any, **words: str) -> Any:
     return row
 
 
-def times_us(core: Any) -> list[int]:
+def times_us(core: Core) -> list[int]:
     return sorted(round(row["event_time"].timestamp() * 1e6) for row in core.rows(STREAM))
 
 
-def test_a_shift_corrects_and_marks_the_rows_and_commits_them(core: Any, envelope: Any, as_ipc: Any) -> None:
+def test_a_shift_corrects_and_marks_the_rows_and_commits_them(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
     row = with_clock(envelope(0, 3, body=unset(as_ipc)), clockboot="b-1", clockshift=str(SHIFT_US))
     core.landing.seal([row])
     books = core.run().ledger.books["car-1", "vehicle_telemetry"]
@@ -49,14 +50,14 @@ def test_a_shift_corrects_and_marks_the_rows_and_commits_them(core: Any, envelop
     assert {row["clock_quality"] for row in core.rows(STREAM)} == {"corrected"}
 
 
-def test_an_unset_clock_without_a_shift_is_quarantined_with_what_to_do(core: Any, envelope: Any, as_ipc: Any) -> None:
+def test_an_unset_clock_without_a_shift_is_quarantined_with_what_to_do(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
     core.landing.seal([with_clock(envelope(0, 3, body=unset(as_ipc)), clockboot="b-1"), envelope(3, 2)])
     books = core.run().ledger.books["car-1", "vehicle_telemetry"]
     assert (books.committed, books.quarantined) == (2, 3)
     assert heads(lake_at(core.root), Where()).column("reason").to_pylist() == [NEVER_SET]
 
 
-def test_other_envelopes_of_the_segment_keep_their_times(core: Any, envelope: Any, as_ipc: Any) -> None:
+def test_other_envelopes_of_the_segment_keep_their_times(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
     core.landing.seal(
         [
             envelope(0, 2),
@@ -70,7 +71,9 @@ def test_other_envelopes_of_the_segment_keep_their_times(core: Any, envelope: An
 
 
 @pytest.mark.parametrize("shift", ["", "x", "1.5", "9" * 19, "9223372036854775807"])
-def test_a_shift_that_is_no_number_or_leads_nowhere_is_refused(core: Any, envelope: Any, as_ipc: Any, shift: str) -> None:
+def test_a_shift_that_is_no_number_or_leads_nowhere_is_refused(
+    core: Core, envelope: MakeEnvelope, as_ipc: AsIpc, shift: str
+) -> None:
     core.landing.seal([with_clock(envelope(0, 3, body=unset(as_ipc)), clockboot="b", clockshift=shift)])
     books = core.run().ledger.books["car-1", "vehicle_telemetry"]
     assert (books.committed, books.quarantined) == (0, 3)
@@ -81,7 +84,7 @@ def test_a_shift_that_is_no_number_or_leads_nowhere_is_refused(core: Any, envelo
     [("received", None), ("1780000000000000", 1_780_000_000_000_000)],
 )
 def test_a_replay_gives_the_times_that_nobody_knew(
-    core: Any, envelope: Any, as_ipc: Any, event_time: str, first_us: int | None
+    core: Core, envelope: MakeEnvelope, as_ipc: AsIpc, event_time: str, first_us: int | None
 ) -> None:
     row = with_clock(envelope(0, 3, body=unset(as_ipc)), clockboot="b-1")
     received_us = row.received_us
@@ -95,7 +98,7 @@ def test_a_replay_gives_the_times_that_nobody_knew(
     assert {row["clock_quality"] for row in core.rows(STREAM)} == {"corrected"}
 
 
-def test_a_replay_dates_rows_that_the_contract_refused_one_by_one(core: Any, envelope: Any, as_ipc: Any) -> None:
+def test_a_replay_dates_rows_that_the_contract_refused_one_by_one(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
     """A device that knows nothing of clock properties, at 1970: its rows are refused by their time alone."""
     times = pa.array([5_000_000, SHIFT_US, 5_000_007]).cast(US)
     core.landing.seal([envelope(0, 3, body=as_ipc(pa.record_batch({"event_time": times, "speed_mps": [1.0, 2.0, 3.0]})))])
@@ -107,7 +110,9 @@ def test_a_replay_dates_rows_that_the_contract_refused_one_by_one(core: Any, env
     assert times_us(core) == [SHIFT_US, SHIFT_US + 1_000, SHIFT_US + 1_007]
 
 
-def test_the_command_takes_a_time_and_refuses_what_is_none(core: Any, envelope: Any, as_ipc: Any, tmp_path: Path) -> None:
+def test_the_command_takes_a_time_and_refuses_what_is_none(
+    core: Core, envelope: MakeEnvelope, as_ipc: AsIpc, tmp_path: Path
+) -> None:
     core.landing.seal([with_clock(envelope(0, 2, body=unset(as_ipc, 2)), clockboot="b-1")])
     core.run()
     config = tmp_path / "core.toml"
@@ -136,7 +141,7 @@ def test_a_shift_moves_every_time_by_the_same_and_keeps_nulls(times: list[int | 
     assert moved.batch.column("event_time").cast(pa.int64()).to_pylist() == [None if t is None else t + shift for t in times]
 
 
-def test_a_contract_without_the_column_or_the_word_is_not_marked_with_it(contract_with: Any) -> None:
+def test_a_contract_without_the_column_or_the_word_is_not_marked_with_it(contract_with: MakeContract) -> None:
     from schemas.contract import Column, ColumnType
 
     rows = Rows(pa.record_batch({"event_time": pa.array([1]).cast(US)}))

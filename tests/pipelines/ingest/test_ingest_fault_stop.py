@@ -11,6 +11,7 @@ from pipelines.ingest.fault_stop import FaultRow, FaultsOfRun, FaultStop, is_eve
 from pipelines.lake.lake import lake_at
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.inventory import every_file, referenced
+from tests.plant.core import Core, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"
 
@@ -19,7 +20,9 @@ def broken(*_arguments: Any) -> None:
     raise TypeError("a fault of ours")
 
 
-def test_a_fault_with_every_message_holds_the_run_back_until_it_is_mended(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_fault_with_every_message_holds_the_run_back_until_it_is_mended(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core.landing.seal([envelope(0, 10)])
     core.run()
     core.landing.seal([envelope(10 * at, 10, device=f"car-{at % 3}") for at in range(1, 13)])
@@ -45,7 +48,9 @@ def test_a_fault_with_every_message_holds_the_run_back_until_it_is_mended(core: 
     assert not loop.ledger.unbalanced()
 
 
-def test_faults_in_a_row_are_counted_over_runs_and_over_starts(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_faults_in_a_row_are_counted_over_runs_and_over_starts(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core.config = CoreConfig(lake=str(core.root), run=RunConfig(fault_stop_count=3))
     monkeypatch.setattr("pipelines.ingest.settle.write_group", broken)
     for at in range(2):
@@ -59,7 +64,7 @@ def test_faults_in_a_row_are_counted_over_runs_and_over_starts(core: Any, envelo
 
 
 def test_with_a_share_of_none_whatever_meets_a_fault_is_quarantined_and_the_loop_goes_on(
-    core: Any, envelope: Any, monkeypatch: Any
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core.config = CoreConfig(lake=str(core.root), run=RunConfig(fault_stop_share=0))
     core.landing.seal([envelope(at * 10, 10) for at in range(12)])

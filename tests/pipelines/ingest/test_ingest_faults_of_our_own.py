@@ -20,12 +20,15 @@ from pipelines.ingest.work import Limits
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from pipelines.runners.engine import Engine
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"
 POLICY = "id: {id}\nstreams: [vehicle_telemetry]\nrules:\n  - tag: fast\n    when: speed_mps > {bound}\n"
 
 
-def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipelines.ingest import settle
 
     before = settle.write_group
@@ -52,7 +55,9 @@ def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(core: Any, env
     assert not loop.ledger.unbalanced()
 
 
-def test_a_fault_that_only_two_envelopes_together_cause_refuses_neither(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_fault_that_only_two_envelopes_together_cause_refuses_neither(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipelines.ingest import settle
 
     before = settle.write_group
@@ -69,7 +74,9 @@ def test_a_fault_that_only_two_envelopes_together_cause_refuses_neither(core: An
     assert core.rows("quarantine") == []
 
 
-def test_a_fault_outside_all_samples_says_so_and_commits_nothing(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_fault_outside_all_samples_says_so_and_commits_nothing(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core.landing.seal([envelope(0, 10)])
 
     def broken(*_arguments: Any) -> None:
@@ -92,7 +99,7 @@ def _full(*_arguments: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_full_disk_in_a_worker_is_waited_out(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_full_disk_in_a_worker_is_waited_out(core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch) -> None:
     core.landing.seal([envelope(0, 10)])
 
     monkeypatch.setattr("pipelines.ingest.settle.write_group", _full)
@@ -100,7 +107,9 @@ def test_a_full_disk_in_a_worker_is_waited_out(core: Any, envelope: Any, monkeyp
         core.loop().step()
 
 
-def test_a_full_disk_under_the_loop_itself_is_waited_out_too(core: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_a_full_disk_under_the_loop_itself_is_waited_out_too(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core.landing.seal([envelope(0, 10)])
     loop = core.loop()
     with monkeypatch.context() as patch:
@@ -131,13 +140,13 @@ def crew() -> Any:
     found.close()
 
 
-def items(core: Any, **limits: int) -> Any:
+def items(core: Core, **limits: int) -> Any:
     loop = core.loop()
     plan = loop._next_plan()
     return works(lake_at(core.root), plan, judge(lake_at(core.root), plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
 
 
-def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(core: Any, envelope: Any, crew: Any) -> None:
+def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(core: Core, envelope: MakeEnvelope, crew: Crew) -> None:
     core.landing.seal([envelope(0, 10)])
     item = items(core)
     assert next(crew.settle_all(item)).settled[0].committed == 10
@@ -147,7 +156,9 @@ def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(core: A
     assert crew.deaths == 1
 
 
-def test_a_worker_that_dies_before_it_is_ready_is_replaced_with_its_first_item(core: Any, envelope: Any, crew: Any) -> None:
+def test_a_worker_that_dies_before_it_is_ready_is_replaced_with_its_first_item(
+    core: Core, envelope: MakeEnvelope, crew: Crew
+) -> None:
     crew.start(1)
     while not crew.pids:
         time.sleep(0.001)
@@ -159,7 +170,7 @@ def test_a_worker_that_dies_before_it_is_ready_is_replaced_with_its_first_item(c
 
 
 def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(
-    core: Any, envelope: Any, crew: Any, tmp_path: Path, monkeypatch: Any
+    core: Core, envelope: MakeEnvelope, crew: Crew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No body is known to do that, since all are validated; so the worker is given a reader that dies of one.
     (tmp_path / "sitecustomize.py").write_text(
@@ -182,7 +193,7 @@ def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(
 
 
 def test_a_body_that_takes_all_memory_is_refused_and_the_others_are_rows(
-    core: Any, envelope: Any, crew: Any, tmp_path: Path, monkeypatch: Any
+    core: Core, envelope: MakeEnvelope, crew: Crew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
@@ -203,7 +214,7 @@ def test_a_body_that_takes_all_memory_is_refused_and_the_others_are_rows(
     assert [(row.committed, row.quarantined) for row in result.settled] == [(20, 5)]
 
 
-def test_a_row_above_the_limit_is_refused_alone(core: Any, envelope: Any) -> None:
+def test_a_row_above_the_limit_is_refused_alone(core: Core, envelope: MakeEnvelope) -> None:
     core.config = CoreConfig(lake=str(core.root), run=RunConfig(max_row_bytes=10_000))
     text = pa.array(["x", "y" * 20_000, "z"])
     batch = pa.record_batch({"event_time": pa.array([1_790_000_000_000_000] * 3).cast(pa.timestamp("us", "UTC")), "road": text})
@@ -220,7 +231,7 @@ def test_a_row_above_the_limit_is_refused_alone(core: Any, envelope: Any) -> Non
     assert refusals(rows, 30_000) is None
 
 
-def test_rows_with_a_large_payload_go_to_quarantine_with_their_bytes(core: Any, envelope: Any, as_ipc: Any) -> None:
+def test_rows_with_a_large_payload_go_to_quarantine_with_their_bytes(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
     import hashlib
 
     payloads = [b"small", b"L" * 5_000]
@@ -240,7 +251,7 @@ def test_rows_with_a_large_payload_go_to_quarantine_with_their_bytes(core: Any, 
     assert not loop.ledger.unbalanced()
 
 
-def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Any, envelope: Any, tmp_path: Path) -> None:
+def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Core, envelope: MakeEnvelope, tmp_path: Path) -> None:
     policies = tmp_path / "policies"
     policies.mkdir()
     file = policies / "driving.yaml"
@@ -265,7 +276,9 @@ def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Any, e
     assert loop.rules.broken == ""
 
 
-def test_a_contract_that_changes_a_type_is_refused_with_the_difference(core: Any, envelope: Any, tmp_path: Path) -> None:
+def test_a_contract_that_changes_a_type_is_refused_with_the_difference(
+    core: Core, envelope: MakeEnvelope, tmp_path: Path
+) -> None:
     from pipelines.contracts.odcs_writer import to_odcs
     from schemas.builtin import builtin_contract
     from schemas.contract import Column, ColumnType

@@ -21,21 +21,22 @@ from pipelines.status.survey import survey
 from schemas.ranges import Ranges
 from schemas.receipts import Floor, decode_receipt
 from schemas.reported import DroppedRange, EpochReport, Reported, encode_reported
+from tests.plant.core import Core, MakeEnvelope
 
 STREAM = "vehicle_telemetry"
 TABLE = f"streams/{STREAM}"
 
 
-def bounded(core: Any, max_ranges: int) -> Any:
+def bounded(core: Core, max_ranges: int) -> Any:
     core.config = msgspec.structs.replace(core.config, run=msgspec.structs.replace(core.config.run, max_device_ranges=max_ranges))
     return core
 
 
-def seqs(core: Any, epoch: int = 7) -> list[int]:
+def seqs(core: Core, epoch: int = 7) -> list[int]:
     return sorted(row["seq"] for row in core.rows(TABLE) if row["epoch"] == epoch)
 
 
-def receipt_of(core: Any, device: str = "car-1") -> Any:
+def receipt_of(core: Core, device: str = "car-1") -> Any:
     return decode_receipt(core.mailbox.messages[f"catchment/down/{device}/receipts"])
 
 
@@ -44,7 +45,7 @@ def report(*epochs: EpochReport, device: str = "car-1") -> LandingRow:
     return LandingRow(1, "reported", f"catchment/reported/{device}", body, device)
 
 
-def test_beyond_the_bound_the_oldest_gaps_are_closed_and_counted(core: Any, envelope: Any) -> None:
+def test_beyond_the_bound_the_oldest_gaps_are_closed_and_counted(core: Core, envelope: MakeEnvelope) -> None:
     bounded(core, 10).landing.seal([envelope(10 * n, 1) for n in range(20)])
     core.landing.seal([envelope(0, 5, device="car-2"), envelope(9, 1, device="car-2")])
     loop = core.run()
@@ -65,7 +66,7 @@ def test_beyond_the_bound_the_oldest_gaps_are_closed_and_counted(core: Any, enve
     assert core.loop().ledger == loop.ledger
 
 
-def test_a_later_envelope_below_the_floor_is_kept_once_and_makes_no_second_row(core: Any, envelope: Any) -> None:
+def test_a_later_envelope_below_the_floor_is_kept_once_and_makes_no_second_row(core: Core, envelope: MakeEnvelope) -> None:
     bounded(core, 10).landing.seal([envelope(10 * n, 1) for n in range(20)])
     core.run()
     # A copy of a row, a sample that never came, and an envelope that reaches over the floor.
@@ -86,7 +87,7 @@ def test_a_later_envelope_below_the_floor_is_kept_once_and_makes_no_second_row(c
     assert all(ranges.covers(row.span.first_seq, row.span.end_seq) for row in late)
 
 
-def test_what_is_below_the_floor_cannot_be_replayed_into_a_second_row(core: Any, envelope: Any) -> None:
+def test_what_is_below_the_floor_cannot_be_replayed_into_a_second_row(core: Core, envelope: MakeEnvelope) -> None:
     bounded(core, 10).landing.seal([envelope(10 * n, 1) for n in range(20)])
     core.run()
     core.landing.seal([envelope(0, 1)])
@@ -102,7 +103,7 @@ def test_what_is_below_the_floor_cannot_be_replayed_into_a_second_row(core: Any,
     assert not loop.ledger.unbalanced()
 
 
-def test_an_old_epoch_is_below_the_floor_altogether(core: Any, envelope: Any) -> None:
+def test_an_old_epoch_is_below_the_floor_altogether(core: Core, envelope: MakeEnvelope) -> None:
     bounded(core, 6).landing.seal([envelope(2 * n, 1, epoch=epoch) for epoch in (1, 2, 3) for n in range(4)])
     loop = core.run()
     assert receipt_of(core).floors == {STREAM: Floor("3", 1)}
@@ -114,7 +115,7 @@ def test_an_old_epoch_is_below_the_floor_altogether(core: Any, envelope: Any) ->
     assert not loop.ledger.unbalanced()
 
 
-def test_the_stream_with_the_most_ranges_pays_first(core: Any, envelope: Any) -> None:
+def test_the_stream_with_the_most_ranges_pays_first(core: Core, envelope: MakeEnvelope) -> None:
     many = [envelope(2 * n, 1, stream="network_flow", body=b"x") for n in range(30)]
     bounded(core, 20).landing.seal([*many, *(envelope(2 * n, 1) for n in range(4))])
     core.run()
@@ -124,7 +125,9 @@ def test_the_stream_with_the_most_ranges_pays_first(core: Any, envelope: Any) ->
     assert len(receipt.settled["network_flow"]["7"]) == 6
 
 
-def test_a_run_done_again_after_a_crash_closes_the_same_gaps(core: Any, envelope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_done_again_after_a_crash_closes_the_same_gaps(
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bounded(core, 10).landing.seal([envelope(10 * n, 1) for n in range(20)])
 
     def dies(*_: object) -> None:
@@ -138,7 +141,7 @@ def test_a_run_done_again_after_a_crash_closes_the_same_gaps(core: Any, envelope
     assert core.run().ledger == first
 
 
-def test_a_hundred_hostile_reports_leave_a_bounded_receipt_and_the_others_theirs(core: Any, envelope: Any) -> None:
+def test_a_hundred_hostile_reports_leave_a_bounded_receipt_and_the_others_theirs(core: Core, envelope: MakeEnvelope) -> None:
     bounded(core, 1_000)
     for number in range(20):
         low = number * 4_000
@@ -154,7 +157,7 @@ def test_a_hundred_hostile_reports_leave_a_bounded_receipt_and_the_others_theirs
 
 
 def test_a_device_has_no_more_streams_than_it_may_and_what_is_beyond_is_kept(
-    core: Any, envelope: Any, monkeypatch: pytest.MonkeyPatch
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited = run.Bounds
     monkeypatch.setattr(run, "Bounds", lambda floors, streams: limited(floors, streams, max_streams=3))
@@ -179,14 +182,14 @@ def test_a_device_has_no_more_streams_than_it_may_and_what_is_beyond_is_kept(
     ],
     ids=["seq", "epoch"],
 )
-def test_a_report_with_numbers_beyond_the_wire_is_refused_alone(core: Any, envelope: Any, epoch: EpochReport) -> None:
+def test_a_report_with_numbers_beyond_the_wire_is_refused_alone(core: Core, envelope: MakeEnvelope, epoch: EpochReport) -> None:
     core.landing.seal([report(epoch), envelope(0, 5, device="car-2")])
     core.run()
     assert [row["stage"] for row in core.rows("quarantine")] == ["report"]
     assert seqs(core) == list(range(5))
 
 
-def test_a_device_that_claims_to_have_dropped_more_than_a_count_holds_stops_no_run(core: Any, envelope: Any) -> None:
+def test_a_device_that_claims_to_have_dropped_more_than_a_count_holds_stops_no_run(core: Core, envelope: MakeEnvelope) -> None:
     for _ in range(2):
         whole = (DroppedRange(0, 2**63 - 1, "x"),)
         epochs = [EpochReport(STREAM, epoch, 2**63 - 1, closed=True, dropped=whole) for epoch in range(5)]
@@ -196,7 +199,7 @@ def test_a_device_that_claims_to_have_dropped_more_than_a_count_holds_stops_no_r
     assert seqs(core) == list(range(5))
 
 
-def test_many_ranges_of_one_device_are_an_alarm_that_names_it(core: Any, envelope: Any) -> None:
+def test_many_ranges_of_one_device_are_an_alarm_that_names_it(core: Core, envelope: MakeEnvelope) -> None:
     core.config = msgspec.structs.replace(core.config, alarms=msgspec.structs.replace(core.config.alarms, device_ranges=15))
     core.landing.seal([*(envelope(2 * n, 1) for n in range(20)), *(envelope(2 * n, 1, device="car-2") for n in range(10))])
     core.run()
@@ -234,7 +237,7 @@ def test_closing_never_forgets_a_settled_sample_nor_counts_a_gap_twice(runs: lis
     assert ledger.books["a", "s"].closed <= sum(min(floor.below(epoch), high) for epoch, high in highest.items())
 
 
-def test_a_ledger_with_floors_and_refusals_is_read_as_it_was_written(core: Any) -> None:
+def test_a_ledger_with_floors_and_refusals_is_read_as_it_was_written(core: Core) -> None:
     (core.root / "runs").mkdir()
     key = EpochKey("a", "s", 2**63 - 1)
     counts = {("a", "s"): Counts(received=9, quarantined=9)}

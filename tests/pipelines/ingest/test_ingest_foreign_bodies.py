@@ -20,6 +20,7 @@ from schemas.contract import Column, ColumnType
 from schemas.envelope import ARROW_STREAM, JSON, parse_time, read_head
 from schemas.errors import EnvelopeError
 from schemas.ids import DeviceId, StreamName
+from tests.plant.core import Core, MakeEnvelope
 
 LIMIT = 2**20
 HEAD = (DeviceId("car-1"), StreamName("probe"))
@@ -125,7 +126,7 @@ def test_properties_that_are_not_ours_may_be_long_and_stand_twice() -> None:
 
 
 def test_what_is_refused_is_written_before_it_fills_the_memory_and_is_replayed_from_every_file(
-    core: Any, envelope: Any, monkeypatch: pytest.MonkeyPatch
+    core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.ingest.loop.Limits", partial(Limits, flush_bytes=20_000))
     monkeypatch.setattr("pipelines.ingest.release.MAX_BYTES", 50_000)

@@ -13,17 +13,18 @@ import pyarrow as pa
 import pytest
 import zstandard
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.intake import Message, Numberer
 from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Part
 from pipelines.bridge.reader import Reader
 from pipelines.bridge.rows import KIND_REFUSED, LandingRow
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.graph import crew
 from pipelines.ingest.loop import RunLoop
 from pipelines.runners.engine import Engine
 from schemas.topics import Topics
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 COUNT = int(os.environ.get("CATCHMENT_FUZZ", "5000"))
 PIECE = 2_500
@@ -100,18 +101,18 @@ FORMATS: dict[str, tuple[Callable[[], list[bytes]], str, str]] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_mutated_body_costs_a_run_or_a_sample(core: Any, envelope: Any, name: str) -> None:
+def test_no_mutated_body_costs_a_run_or_a_sample(core: Core, envelope: MakeEnvelope, name: str) -> None:
     run_mutated(core, envelope, name, 400)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7_200)
 @pytest.mark.parametrize("name", FORMATS)
-def test_none_of_thousands_of_mutated_bodies_costs_a_run_or_a_sample(core: Any, envelope: Any, name: str) -> None:
+def test_none_of_thousands_of_mutated_bodies_costs_a_run_or_a_sample(core: Core, envelope: MakeEnvelope, name: str) -> None:
     run_mutated(core, envelope, name, COUNT)
 
 
-def run_mutated(core: Any, envelope: Any, name: str, count: int) -> None:
+def run_mutated(core: Core, envelope: MakeEnvelope, name: str, count: int) -> None:
     make, content_type, encoding = FORMATS[name]
     rng, seeds = random.Random(name), make()
     core.config = CoreConfig(lake=str(core.root))
@@ -130,7 +131,7 @@ def run_mutated(core: Any, envelope: Any, name: str, count: int) -> None:
 
 @pytest.mark.parametrize("zone", ["UTC", "roadway"])
 def test_a_name_or_zone_of_a_column_that_is_no_text_is_refused_and_is_no_fault_of_ours(
-    core: Any, envelope: Any, as_ipc: Any, zone: str
+    core: Core, envelope: MakeEnvelope, as_ipc: AsIpc, zone: str
 ) -> None:
     times = pa.array([1_790_000_000_000_000])
     columns = {"event_time": times.cast(US), "speed_mps": [1.0], "found": times.cast(pa.timestamp("us", zone)), "highway": ["a"]}

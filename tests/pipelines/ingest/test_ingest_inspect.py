@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipelines.commands.site import Site
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.lake.lake import lake_at
@@ -18,8 +19,8 @@ from pipelines.policy.active import apply_policy
 from pipelines.policy.documents import load_policy
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
-from pipelines.policy.site import Site
 from pipelines.policy.tag_file import RuleTagger
+from tests.plant.core import Core
 
 POLICY = """
 id: look
@@ -74,7 +75,7 @@ TAGS = [["long"], ["near_duplicate", "long"], ["dark", "long"], ["broken", "long
 
 
 def test_a_run_inspects_tags_and_commits_every_sample(
-    core: Any, envelope: Callable[..., Any], as_ipc: Callable[..., bytes], policy_path: Path
+    core: Core, envelope: Callable[..., Any], as_ipc: Callable[..., bytes], policy_path: Path
 ) -> None:
     core.config = msgspec.structs.replace(core.config, policies=str(policy_path.parent))
     core.landing.seal([envelope(0, 5, device="cam-1", stream=STREAM, body=frames(as_ipc, BODIES))])
@@ -88,7 +89,7 @@ def test_a_run_inspects_tags_and_commits_every_sample(
 
 
 def test_rows_from_before_there_was_a_step_are_inspected_by_a_retag(
-    core: Any, envelope: Callable[..., Any], as_ipc: Callable[..., bytes], policy_path: Path
+    core: Core, envelope: Callable[..., Any], as_ipc: Callable[..., bytes], policy_path: Path
 ) -> None:
     core.landing.seal([envelope(0, 5, device="cam-1", stream=STREAM, body=frames(as_ipc, BODIES))])
     core.run()

@@ -6,24 +6,25 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable, TableFeatures, write_deltalake
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.waited_for import number_waited_for
-from pipelines.clock import SystemClock
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.compact import compact_table
 from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import roll_up_all
+from tests.plant.core import Core, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"
 
 
-def run_each(core: Any, *envelopes: Any) -> None:
+def run_each(core: Core, *envelopes: Any) -> None:
     for each in envelopes:
         core.landing.seal([each])
         core.run()
 
 
-def test_a_lake_without_its_commits_does_not_begin_anew_over_its_tables(core: Any, envelope: Any) -> None:
+def test_a_lake_without_its_commits_does_not_begin_anew_over_its_tables(core: Core, envelope: MakeEnvelope) -> None:
     run_each(core, *(envelope(10 * n) for n in range(3)))
     shutil.rmtree(core.root / "commits")
     core.landing.seal([envelope(30)])
@@ -31,7 +32,7 @@ def test_a_lake_without_its_commits_does_not_begin_anew_over_its_tables(core: An
         core.run()
 
 
-def test_commits_put_back_from_an_older_copy_are_noticed(core: Any, envelope: Any) -> None:
+def test_commits_put_back_from_an_older_copy_are_noticed(core: Core, envelope: MakeEnvelope) -> None:
     run_each(core, envelope(0))
     shutil.copytree(core.root / "commits", core.root.parent / "copy")
     run_each(core, envelope(10), envelope(20))
@@ -41,7 +42,7 @@ def test_commits_put_back_from_an_older_copy_are_noticed(core: Any, envelope: An
         core.run()
 
 
-def test_a_segment_that_was_taken_away_is_passed_over_with_a_word_and_not_waited_for(core: Any, envelope: Any) -> None:
+def test_a_segment_that_was_taken_away_is_passed_over_with_a_word_and_not_waited_for(core: Core, envelope: MakeEnvelope) -> None:
     lost = [core.landing.seal([envelope(10 * n)]) for n in range(3)]
     core.landing.seal([envelope(30)])
     for path in lost[1:]:
@@ -53,7 +54,7 @@ def test_a_segment_that_was_taken_away_is_passed_over_with_a_word_and_not_waited
     assert sorted(row["seq"] for row in core.rows(STREAM)) == list(range(40))
 
 
-def test_a_bridge_whose_landing_folder_is_gone_goes_on_where_the_runs_wait(core: Any, envelope: Any) -> None:
+def test_a_bridge_whose_landing_folder_is_gone_goes_on_where_the_runs_wait(core: Core, envelope: MakeEnvelope) -> None:
     run_each(core, *(envelope(10 * n) for n in range(2)))
     shutil.rmtree(core.root / "landing")
     folder = core.root / "landing" / core.landing.bridge
@@ -65,7 +66,7 @@ def test_a_bridge_whose_landing_folder_is_gone_goes_on_where_the_runs_wait(core:
     assert number_waited_for(core.root, "another") == 1
 
 
-def test_files_that_another_tool_rewrote_are_compacted_with_ours(core: Any, envelope: Any) -> None:
+def test_files_that_another_tool_rewrote_are_compacted_with_ours(core: Core, envelope: MakeEnvelope) -> None:
     run_each(core, envelope(0))
     write_deltalake(core.root / STREAM, DeltaTable(core.root / STREAM).to_pyarrow_table(), mode="overwrite")
     run_each(core, envelope(10))
@@ -75,7 +76,7 @@ def test_files_that_another_tool_rewrote_are_compacted_with_ours(core: Any, enve
     assert core.table(STREAM).sort_by("seq").equals(before)
 
 
-def test_a_feature_that_another_tool_switched_on_is_named_by_the_upkeep(core: Any, envelope: Any) -> None:
+def test_a_feature_that_another_tool_switched_on_is_named_by_the_upkeep(core: Core, envelope: MakeEnvelope) -> None:
     run_each(core, envelope(0))
     DeltaTable(core.root / STREAM).alter.add_feature(TableFeatures.DeletionVectors, allow_protocol_versions_increase=True)
     run_each(core, envelope(10))

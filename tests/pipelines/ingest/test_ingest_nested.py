@@ -15,6 +15,7 @@ from pipelines.ingest import tabulate
 from pipelines.policy.guard import Budget, GuardedTagger, name_of
 from schemas.contract import Contract
 from schemas.policy import Policy
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 DOCUMENT = """
 apiVersion: v3.2.0
@@ -57,7 +58,7 @@ ROWS = [
 
 
 @pytest.fixture
-def nested(core: Any, tmp_path: Path) -> Any:
+def nested(core: Core, tmp_path: Path) -> Any:
     for name, file, text in (("contracts", "detections.odcs.yaml", DOCUMENT), ("policies", "persons.yaml", POLICY)):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text(text)
@@ -65,7 +66,7 @@ def nested(core: Any, tmp_path: Path) -> Any:
     return core
 
 
-def test_json_rows_with_nested_values_are_checked_tagged_and_kept(nested: Any, envelope: Any) -> None:
+def test_json_rows_with_nested_values_are_checked_tagged_and_kept(nested: Core, envelope: MakeEnvelope) -> None:
     body = json.dumps([{"event_time": "2026-09-01T00:00:00Z", **row} for row in ROWS]).encode()
     nested.landing.seal([envelope(0, len(ROWS), stream="detections", body=body, content_type="application/json")])
     loop = nested.run()
@@ -78,7 +79,7 @@ def test_json_rows_with_nested_values_are_checked_tagged_and_kept(nested: Any, e
     assert not loop.ledger.unbalanced()
 
 
-def test_arrow_batches_with_wider_nested_types_become_the_contracts(nested: Any, envelope: Any, as_ipc: Any) -> None:
+def test_arrow_batches_with_wider_nested_types_become_the_contracts(nested: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
     times = pa.array([1_790_000_000_000_000] * 2).cast(pa.timestamp("us", "UTC"))
     batch = pa.record_batch({
         "event_time": times,
@@ -100,7 +101,7 @@ def test_arrow_batches_with_wider_nested_types_become_the_contracts(nested: Any,
 
 @pytest.mark.slow
 def test_a_policy_over_its_budget_is_suspended_and_the_run_commits_every_row(
-    nested: Any, envelope: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nested: Core, envelope: MakeEnvelope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "policies" / "slow.yaml").write_text(
         "id: slow\nstreams: [detections]\nrules:\n"

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.rows import LandingRow
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig, RemoteConfig
 from pipelines.errors import ConfigError, ConflictError, RefusedError, RetryLaterError
 from pipelines.ingest.loop import RunLoop, load_state, only_loop
@@ -25,6 +25,7 @@ from pipelines.runners.engine import Engine
 from tests.fakes.s3_faults import FaultyProxy
 from tests.fakes.s3_server import S3, served
 from tests.pipelines.ingest import test_ingest_run as same
+from tests.plant.core import Core, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"
 DEADLINE_S = 60.0
@@ -94,7 +95,7 @@ class RemoteCore:
 
 
 @pytest.fixture
-def make_core(s3: S3, core_on_disk: Any, tmp_path: Path) -> Callable[..., RemoteCore]:
+def make_core(s3: S3, core_on_disk: Core, tmp_path: Path) -> Callable[..., RemoteCore]:
     def make(folder: str = "lake", port: int | None = None, **more: Any) -> RemoteCore:
         root = tmp_path / folder
         root.mkdir(exist_ok=True)
@@ -121,7 +122,9 @@ def keys(core: RemoteCore) -> list[tuple[str, int]]:
     return sorted((row["device"], row["seq"]) for row in core.rows(STREAM))
 
 
-def test_a_run_on_s3_ends_in_one_row_per_sample_and_leaves_nothing_here_that_grows(core: RemoteCore, envelope: Any) -> None:
+def test_a_run_on_s3_ends_in_one_row_per_sample_and_leaves_nothing_here_that_grows(
+    core: RemoteCore, envelope: MakeEnvelope
+) -> None:
     core.landing.seal([envelope(0, 10), envelope(5, 10)])
     core.run()
     core.landing.seal([envelope(0, 20), envelope(0, 5, device="car-2")])
@@ -133,7 +136,7 @@ def test_a_run_on_s3_ends_in_one_row_per_sample_and_leaves_nothing_here_that_gro
     assert not list(core.root.rglob("*.arrows"))
 
 
-def test_an_idle_look_asks_for_one_name_per_bridge_and_lists_nothing(core: RemoteCore, envelope: Any, s3: S3) -> None:
+def test_an_idle_look_asks_for_one_name_per_bridge_and_lists_nothing(core: RemoteCore, envelope: MakeEnvelope, s3: S3) -> None:
     core.landing.seal([envelope(0, 10)])
     loop = core.run()
     loop.step()
@@ -146,7 +149,7 @@ def test_an_idle_look_asks_for_one_name_per_bridge_and_lists_nothing(core: Remot
     assert not [path for _, path, *_ in asked if "list-type" in path]
 
 
-def test_a_run_lists_nothing_but_the_tail_of_a_tables_log(core: RemoteCore, envelope: Any, s3: S3) -> None:
+def test_a_run_lists_nothing_but_the_tail_of_a_tables_log(core: RemoteCore, envelope: MakeEnvelope, s3: S3) -> None:
     core.landing.seal([envelope(0, 10)])
     loop = core.run()
     core.landing.seal([envelope(10, 10)])
@@ -157,7 +160,7 @@ def test_a_run_lists_nothing_but_the_tail_of_a_tables_log(core: RemoteCore, enve
     assert [path for path in listings if "_delta_log" not in path] == []
 
 
-def test_of_two_plans_for_one_run_only_the_first_is_taken(make_core: Callable[..., RemoteCore], envelope: Any) -> None:
+def test_of_two_plans_for_one_run_only_the_first_is_taken(make_core: Callable[..., RemoteCore], envelope: MakeEnvelope) -> None:
     one, other = make_core("one"), make_core("other")
     one.landing.seal([envelope(0, 10)])
     loop = one.loop()
@@ -185,7 +188,7 @@ def test_two_loops_on_two_machines_one_wins_and_the_other_says_so(make_core: Cal
 
 
 def test_a_loop_that_died_is_followed_by_another_and_finds_out_if_it_was_only_slow(
-    make_core: Callable[..., RemoteCore], envelope: Any
+    make_core: Callable[..., RemoteCore], envelope: MakeEnvelope
 ) -> None:
     slow, other = make_core("slow", claim_s=3600), make_core("other", claim_s=1)
     slow.landing.seal([envelope(0, 10)])
@@ -221,7 +224,9 @@ def until_refused(check: Callable[[], None]) -> None:
 
 
 @pytest.mark.slow
-def test_two_loops_that_race_on_one_lake_give_one_row_per_sample(make_core: Callable[..., RemoteCore], envelope: Any) -> None:
+def test_two_loops_that_race_on_one_lake_give_one_row_per_sample(
+    make_core: Callable[..., RemoteCore], envelope: MakeEnvelope
+) -> None:
     one, other = make_core("one"), make_core("other")
     for number in range(6):
         one.landing.seal([envelope(number * 10, 15), envelope(number * 10, 10, device="car-2")])
@@ -254,7 +259,7 @@ def test_two_loops_that_race_on_one_lake_give_one_row_per_sample(make_core: Call
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_storage_that_refuses_cuts_and_hangs_costs_time_and_nothing_else(
-    make_core: Callable[..., RemoteCore], s3: S3, envelope: Any, seed: int
+    make_core: Callable[..., RemoteCore], s3: S3, envelope: MakeEnvelope, seed: int
 ) -> None:
     proxy = FaultyProxy(s3.port, seed, 0.15)
     sound = make_core("sound")
@@ -289,7 +294,7 @@ def test_a_working_copy_belongs_to_one_lake(core: RemoteCore, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_workers_that_share_nothing_with_the_loop_but_the_bucket_settle_its_items(
-    core: RemoteCore, envelope: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    core: RemoteCore, envelope: MakeEnvelope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from distributed import LocalCluster
 

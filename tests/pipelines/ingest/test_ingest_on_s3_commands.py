@@ -14,11 +14,13 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from catchment.runtime.clock import SystemClock
+from pipelines import heartbeat as beat
 from pipelines.bridge.ship import RemoteLanding
-from pipelines.cli import app
-from pipelines.clock import SystemClock
+from pipelines.commands.root import app
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
+from pipelines.heartbeat import Health, Heart
 from pipelines.ingest.loop import load_state
 from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
 from pipelines.lake.books import EpochKey
@@ -30,8 +32,6 @@ from pipelines.lake.remote import bind
 from pipelines.lake.rollup import roll_up_all
 from pipelines.policy.active import active_policies, newest_number
 from pipelines.policy.edge import numbered_policy
-from pipelines.status import beat
-from pipelines.status.beat import Health, Heart
 from pipelines.status.health import judge
 from pipelines.status.survey import survey
 from pipelines.training.open import open_set
@@ -40,6 +40,7 @@ from pipelines.upkeep.vacuum import Keep, Vacuum
 from schemas.edge_policy import EdgeAction, EdgeRule
 from schemas.ranges import Ranges
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
+from tests.plant.core import MakeEnvelope, MakeFrames
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
 POLICY = """
@@ -82,7 +83,7 @@ def check(core: RemoteCore) -> None:
 
 
 @pytest.fixture
-def filled(core: RemoteCore, envelope: Any, frames: Any) -> RemoteCore:
+def filled(core: RemoteCore, envelope: MakeEnvelope, frames: MakeFrames) -> RemoteCore:
     """Two runs with rows of two streams."""
     core.pull = lambda: None  # type: ignore[method-assign]  # payloads stay in the bucket
     core.config = msgspec.structs.replace(core.config, run=RunConfig(max_segments=1))
@@ -93,7 +94,7 @@ def filled(core: RemoteCore, envelope: Any, frames: Any) -> RemoteCore:
 
 
 def test_a_bucket_is_compacted_vacuumed_and_run_on_and_every_row_and_payload_is_there(
-    filled: RemoteCore, envelope: Any, tmp_path: Path
+    filled: RemoteCore, envelope: MakeEnvelope, tmp_path: Path
 ) -> None:
     config = configured(filled, tmp_path, "[maintain]\nkeep_versions_h = 0\nkeep_landing_h = 0\nkeep_objects_h = 0")
     elsewhere = tmp_path / "elsewhere"
@@ -171,7 +172,7 @@ def test_maintenance_of_a_bucket_is_one_at_a_time_on_whatever_machine(make_core:
 
 
 def test_a_policy_applied_on_one_machine_is_in_force_on_another_and_retags_history_there_and_back(
-    core: RemoteCore, envelope: Any, tmp_path: Path
+    core: RemoteCore, envelope: MakeEnvelope, tmp_path: Path
 ) -> None:
     config = configured(core, tmp_path)
     core.landing.seal([envelope(0, 40)])
@@ -213,7 +214,7 @@ def test_two_machines_number_the_rules_of_devices_one_after_the_other(make_core:
 
 def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_machine(
     core: RemoteCore,
-    envelope: Any,
+    envelope: MakeEnvelope,
     tmp_path: Path,
 ) -> None:
     config = configured(core, tmp_path)
@@ -265,7 +266,7 @@ def here_and_there(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, s
 
 @pytest.mark.slow
 def test_a_ledger_of_what_has_changed_is_read_elsewhere_with_its_base_which_nobody_deletes(
-    core: RemoteCore, make_core: Callable[..., RemoteCore], envelope: Any, tmp_path: Path
+    core: RemoteCore, make_core: Callable[..., RemoteCore], envelope: MakeEnvelope, tmp_path: Path
 ) -> None:
     core.landing.seal([envelope(0, 10, device=f"car-{number}") for number in range(20)])
     core.run()

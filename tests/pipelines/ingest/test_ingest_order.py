@@ -15,6 +15,7 @@ from pipelines.lake.holes import holes
 from pipelines.lake.ledger import Ledger
 from schemas.ranges import Ranges
 from schemas.reported import DroppedRange, EpochReport, Reported, encode_reported
+from tests.plant.core import Core, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"
 KEY = EpochKey("car-1", "vehicle_telemetry", 7)
@@ -29,7 +30,7 @@ def spans(loop: Any) -> list[tuple[int, int, bool]]:
     return [(hole.low, hole.high, hole.is_awaited) for hole in holes(loop.ledger)]
 
 
-def test_a_gap_is_a_hole_until_it_is_filled_late(core: Any, envelope: Any) -> None:
+def test_a_gap_is_a_hole_until_it_is_filled_late(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 10), envelope(20, 10), envelope(35, 5)])
     assert spans(core.run()) == [(10, 20, True), (30, 35, True)]
     core.landing.seal([envelope(30, 5)])
@@ -39,7 +40,7 @@ def test_a_gap_is_a_hole_until_it_is_filled_late(core: Any, envelope: Any) -> No
     assert sorted(row["seq"] for row in core.rows(STREAM)) == list(range(40))
 
 
-def test_rows_of_a_file_lie_by_device_and_seq_however_they_arrived(core: Any, envelope: Any) -> None:
+def test_rows_of_a_file_lie_by_device_and_seq_however_they_arrived(core: Core, envelope: MakeEnvelope) -> None:
     sent = [("car-2", 10), ("car-1", 20), ("car-2", 0), ("car-1", 0), ("car-1", 10)]
     core.landing.seal([envelope(first, 10, device=device) for device, first in sent])
     core.run()
@@ -49,7 +50,7 @@ def test_rows_of_a_file_lie_by_device_and_seq_however_they_arrived(core: Any, en
     assert found == [("car-1", seq) for seq in range(30)] + [("car-2", seq) for seq in range(20)]
 
 
-def test_a_hole_closes_when_the_device_says_that_it_dropped_the_samples(core: Any, envelope: Any) -> None:
+def test_a_hole_closes_when_the_device_says_that_it_dropped_the_samples(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 10), envelope(20, 10)])
     core.run()
     core.landing.seal([report(EpochReport("vehicle_telemetry", 7, 30, False, dropped=(DroppedRange(10, 15, "full"),)))])
@@ -58,7 +59,7 @@ def test_a_hole_closes_when_the_device_says_that_it_dropped_the_samples(core: An
     assert loop.ledger.books["car-1", "vehicle_telemetry"].dropped == 5
 
 
-def test_a_hole_in_an_epoch_its_device_forgot_is_awaited_no_more(core: Any, envelope: Any) -> None:
+def test_a_hole_in_an_epoch_its_device_forgot_is_awaited_no_more(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(3, 7), envelope(0, 5, epoch=9)])
     core.run()
     core.landing.seal([report(EpochReport("vehicle_telemetry", 9, 5, False))])
@@ -66,7 +67,9 @@ def test_a_hole_in_an_epoch_its_device_forgot_is_awaited_no_more(core: Any, enve
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_order_and_any_repetition_over_several_runs_gives_each_sample_once(core: Any, envelope: Any, seed: int) -> None:
+def test_any_order_and_any_repetition_over_several_runs_gives_each_sample_once(
+    core: Core, envelope: MakeEnvelope, seed: int
+) -> None:
     rng = random.Random(seed)
     sent = [(device, epoch, first) for device in ("car-1", "car-2") for epoch in (7, 9) for first in range(0, 60, 6)]
     copies = sent + rng.sample(sent, 15)

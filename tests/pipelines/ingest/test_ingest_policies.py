@@ -7,6 +7,7 @@ from pipelines.ingest.plan_files import read_pins, read_plan
 from pipelines.lake.lake import lake_at
 from pipelines.policy.active import apply_policy, withdraw_policy
 from schemas.policy import Policy, Rule
+from tests.plant.core import Core
 
 STREAM = "streams/vehicle_telemetry"
 
@@ -15,7 +16,7 @@ def policy(when: str) -> Policy:
     return Policy("drive", ("vehicle_telemetry",), (Rule("fast", when),))
 
 
-def test_the_run_after_an_apply_tags_by_it_without_a_restart(core: Any, envelope: Callable[..., Any]) -> None:
+def test_the_run_after_an_apply_tags_by_it_without_a_restart(core: Core, envelope: Callable[..., Any]) -> None:
     first, second = policy("speed_mps >= 0"), policy("speed_mps > 1000")
     loop = core.loop()
     for start, change in ((0, None), (10, first), (20, second), (30, "withdraw")):

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.contracts.cli import contract_app
-from pipelines.contracts.quality_drift import NULLS, bounds_of, drift
-from pipelines.contracts.quality_store import keep_quality, read_quality
+from pipelines.commands.contract import contract_app
 from pipelines.contracts.registry import ContractSet
 from pipelines.lake.lake import lake_at
+from pipelines.quality.drift import NULLS, bounds_of, drift
+from pipelines.quality.store import keep_quality, read_quality
 from tests.fakes.run_core import RunCore
+from tests.plant.core import Core, MakeEnvelope
 
 DOCUMENT = """
 apiVersion: v3.2.0
@@ -36,7 +37,7 @@ FAST = "id: fast\nstreams: [drive]\nrules:\n  - {tag: fast, when: speed > 30}\n"
 
 
 @pytest.fixture
-def drive(core: Any, envelope: Any, tmp_path: Path) -> Any:
+def drive(core: Core, envelope: MakeEnvelope, tmp_path: Path) -> Any:
     (tmp_path / "contracts").mkdir()
     (tmp_path / "contracts" / "drive.odcs.yaml").write_text(DOCUMENT)
     (tmp_path / "policies").mkdir()
@@ -61,7 +62,7 @@ def drive(core: Any, envelope: Any, tmp_path: Path) -> Any:
     return core
 
 
-def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Any, tmp_path: Path) -> None:
+def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Core, tmp_path: Path) -> None:
     for number in range(3):
         drive.drive(number, 20.0)
     contract = ContractSet.load(str(tmp_path / "contracts")).get("drive", None)
@@ -88,7 +89,7 @@ def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Any, tmp_path
     assert all("speed: below the minimum" in bins[0]["bin"] for bins in reasons)
 
 
-def test_a_run_tells_for_how_many_rows_each_of_its_tagging_rules_failed(drive: Any, tmp_path: Path) -> None:
+def test_a_run_tells_for_how_many_rows_each_of_its_tagging_rules_failed(drive: Core, tmp_path: Path) -> None:
     policy = tmp_path / "policies" / "steep.yaml"
     policy.write_text("id: steep\nstreams: [drive]\nrules:\n  - {tag: steep, when: speed / (trip - 3) > 5}\n")
     drive.drive(0, 20.0)
@@ -107,7 +108,7 @@ def test_a_run_tells_for_how_many_rows_each_of_its_tagging_rules_failed(drive: A
     assert lines["tag rule steep: steep"]["errors"] == 4
 
 
-def test_the_command_fails_above_a_bound_and_shows_a_table(drive: Any, tmp_path: Path, run_core: RunCore) -> None:
+def test_the_command_fails_above_a_bound_and_shows_a_table(drive: Core, tmp_path: Path, run_core: RunCore) -> None:
     drive.drive(0, 20.0)
     drive.drive(1, 40.0)
     command = ["quality", "drive", "-c", str(tmp_path / "core.toml"), "--runs", "1"]

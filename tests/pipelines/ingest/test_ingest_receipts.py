@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_messages import Outgoing
@@ -26,7 +26,9 @@ from pipelines.lake.ledger import Ledger
 from schemas.ranges import Ranges
 from schemas.receipts import decode_receipt
 from schemas.topics import Topics
-from tests.fakes.hang_up_front import HangUpFront
+from tests.fakes.broker_fronts import HangUpFront
+from tests.plant.broker import MakeBroker
+from tests.plant.core import Core, MakeEnvelope
 
 STREAM = "vehicle_telemetry"
 OTHERS = [f"car-{number:02d}" for number in range(20)]
@@ -102,7 +104,9 @@ def sender(lake: Path) -> Iterator[Callable[[int], ReceiptSender]]:
 
 
 @pytest.mark.broker
-def test_a_receipt_above_the_packet_limit_goes_out_as_pages_and_delays_nobody(make_broker: Any, sender: Any) -> None:
+def test_a_receipt_above_the_packet_limit_goes_out_as_pages_and_delays_nobody(
+    make_broker: MakeBroker, sender: Callable[[int], ReceiptSender]
+) -> None:
     broker = make_broker(max_packet_bytes=4_096)
     ledger = ledger_with({"car-0": 5_000, **dict.fromkeys(OTHERS, 2)})
     one = sender(broker.port)
@@ -117,7 +121,9 @@ def test_a_receipt_above_the_packet_limit_goes_out_as_pages_and_delays_nobody(ma
 
 
 @pytest.mark.broker
-def test_pages_that_are_no_longer_needed_are_emptied_also_by_the_next_process(make_broker: Any, sender: Any, lake: Path) -> None:
+def test_pages_that_are_no_longer_needed_are_emptied_also_by_the_next_process(
+    make_broker: MakeBroker, sender: Callable[[int], ReceiptSender], lake: Path
+) -> None:
     broker = make_broker(max_packet_bytes=4_096)
     first = sender(broker.port)
     first.owe(ledger_with({"car-0": 2_000}), ["car-0"])
@@ -136,7 +142,9 @@ def test_pages_that_are_no_longer_needed_are_emptied_also_by_the_next_process(ma
 
 
 @pytest.mark.broker
-def test_a_broker_that_announces_no_limit_and_refuses_the_size_gets_smaller_pages(make_broker: Any, sender: Any) -> None:
+def test_a_broker_that_announces_no_limit_and_refuses_the_size_gets_smaller_pages(
+    make_broker: MakeBroker, sender: Callable[[int], ReceiptSender]
+) -> None:
     broker = make_broker(extra="message_size_limit 3000")
     ledger = ledger_with({"car-0": 3_000, **dict.fromkeys(OTHERS, 2)})
     one = sender(broker.port)
@@ -149,7 +157,7 @@ def test_a_broker_that_announces_no_limit_and_refuses_the_size_gets_smaller_page
 
 @pytest.mark.broker
 def test_a_device_that_the_broker_refuses_is_an_alarm_of_its_own_and_is_tried_again(
-    make_broker: Any, sender: Any, tmp_path: Path
+    make_broker: MakeBroker, sender: Callable[[int], ReceiptSender], tmp_path: Path
 ) -> None:
     rules = tmp_path / "acl"
     rules.write_text("".join(f"topic readwrite catchment/down/{device}/#\n" for device in OTHERS))
@@ -168,7 +176,9 @@ def test_a_device_that_the_broker_refuses_is_an_alarm_of_its_own_and_is_tried_ag
 
 
 @pytest.mark.broker
-def test_a_receipt_for_which_the_connection_is_cut_off_blocks_no_other(make_broker: Any, sender: Any) -> None:
+def test_a_receipt_for_which_the_connection_is_cut_off_blocks_no_other(
+    make_broker: MakeBroker, sender: Callable[[int], ReceiptSender]
+) -> None:
     broker = make_broker()
     poison = ["car-00", "car-07"]
     with HangUpFront(broker.port, lambda topic, _: topic.split("/")[2] in poison) as front:
@@ -189,7 +199,7 @@ def test_a_receipt_for_which_the_connection_is_cut_off_blocks_no_other(make_brok
 
 
 @pytest.mark.broker
-def test_what_was_not_published_survives_a_restart(make_broker: Any, core: Any, envelope: Any) -> None:
+def test_what_was_not_published_survives_a_restart(make_broker: MakeBroker, core: Core, envelope: MakeEnvelope) -> None:
     core.mailbox.is_away = True
     core.landing.seal([envelope(0, 10), envelope(0, 5, device="car-2")])
     assert core.run().receipts_owed == 2
@@ -202,7 +212,7 @@ def test_what_was_not_published_survives_a_restart(make_broker: Any, core: Any, 
         until(lambda: ear.devices() == {"car-1", "car-2"})
 
 
-def test_a_broker_that_is_unreachable_holds_no_run_up(core: Any, envelope: Any) -> None:
+def test_a_broker_that_is_unreachable_holds_no_run_up(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 10)])
     with ReceiptSender(config_of(core.root, 1), "catchment-run", SystemClock()) as sender:
         core.mailbox = sender

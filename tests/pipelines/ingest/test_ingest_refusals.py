@@ -1,7 +1,5 @@
 """The core tells a device what it refuses of its streams, and alarms where it refuses everything."""
 
-from typing import Any
-
 import pyarrow as pa
 import pytest
 
@@ -15,15 +13,16 @@ from pipelines.status.exposition import exposition
 from pipelines.status.health import judge
 from pipelines.status.survey import survey
 from schemas.receipts import ALL_REFUSED_FROM, RefusedStream, decode_receipt
+from tests.plant.core import Core, MakeEnvelope
 
 STREAM = "vehicle_telemetry"
 
 
-def refused(core: Any, device: str = "car-1") -> dict[str, RefusedStream]:
+def refused(core: Core, device: str = "car-1") -> dict[str, RefusedStream]:
     return decode_receipt(core.mailbox.messages[f"catchment/down/{device}/receipts"]).refused
 
 
-def alarms(core: Any) -> list[str]:
+def alarms(core: Core) -> list[str]:
     return [alarm.text for alarm in judge(survey(lake_at(core.root), 0)).found if alarm.kind == "refused"]
 
 
@@ -31,7 +30,7 @@ def too_fast(count: int) -> dict[str, pa.Array]:
     return {"steering_deg": pa.array([float("nan")] * count)}
 
 
-def test_a_receipt_tells_what_is_refused_and_the_commonest_reason(core: Any, envelope: Any) -> None:
+def test_a_receipt_tells_what_is_refused_and_the_commonest_reason(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 6, **too_fast(6)), envelope(6, 3, body=b"garbage"), envelope(9, 20)])
     core.run()
     assert refused(core) == {STREAM: RefusedStream(9, 20, 0, "steering_deg: NaN or infinite")}
@@ -39,7 +38,7 @@ def test_a_receipt_tells_what_is_refused_and_the_commonest_reason(core: Any, env
     assert alarms(core) == []
 
 
-def test_a_stream_that_is_all_refused_is_an_alarm_until_one_is_accepted(core: Any, envelope: Any) -> None:
+def test_a_stream_that_is_all_refused_is_an_alarm_until_one_is_accepted(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 2, **too_fast(2)), envelope(0, 5, device="car-2")])
     core.run()
     assert refused(core)[STREAM].is_total
@@ -54,7 +53,7 @@ def test_a_stream_that_is_all_refused_is_an_alarm_until_one_is_accepted(core: An
     assert (alarms(core), refused(core)[STREAM].is_total) == ([], False)
 
 
-def test_a_stream_that_was_good_for_long_alarms_once_it_is_refused_for_a_while(core: Any, envelope: Any) -> None:
+def test_a_stream_that_was_good_for_long_alarms_once_it_is_refused_for_a_while(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 500)])
     core.run()
     few = ALL_REFUSED_FROM - 1
@@ -67,7 +66,7 @@ def test_a_stream_that_was_good_for_long_alarms_once_it_is_refused_for_a_while(c
     assert refused(core)[STREAM].share == 1.0
 
 
-def test_a_replay_or_a_discard_ends_the_alarm(core: Any, envelope: Any) -> None:
+def test_a_replay_or_a_discard_ends_the_alarm(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 2, version="9.9.9"), envelope(0, 3, device="car-2", body=b"garbage")])
     core.run()
     assert len(alarms(core)) == 2
@@ -79,14 +78,14 @@ def test_a_replay_or_a_discard_ends_the_alarm(core: Any, envelope: Any) -> None:
     assert not loop.ledger.unbalanced()
 
 
-def test_messages_without_a_stream_are_told_to_their_device(core: Any) -> None:
+def test_messages_without_a_stream_are_told_to_their_device(core: Core) -> None:
     core.landing.seal([LandingRow(1, "refused", "catchment/up/car-1/x", b"?", "car-1", refusal="epoch 'x' must be a number")])
     core.run()
     assert refused(core) == {"": RefusedStream(1, 0, 1, "epoch '…' must be a number")}
     assert alarms(core) == ["car-1: the core refuses all it sends (1 samples in a row: epoch '…' must be a number)"]
 
 
-def test_values_of_samples_are_in_no_reason_that_leaves_the_quarantine(core: Any, envelope: Any) -> None:
+def test_values_of_samples_are_in_no_reason_that_leaves_the_quarantine(core: Core, envelope: MakeEnvelope) -> None:
     canary = "canary4711"
     body = f'[{{"event_time": "2026-01-01T00:00:00Z", "speed_mps": "{canary}", "{canary}": 4711.25}}]'.encode()
     core.landing.seal([envelope(0, 1, body=body, content_type="application/json")])

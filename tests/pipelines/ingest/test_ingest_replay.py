@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.commands.quarantine import quarantine_app
 from pipelines.config import CoreConfig
 from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.ingest.loop import load_state, only_loop
-from pipelines.ingest.quarantine_cli import quarantine_app
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.books import Counts
 from pipelines.lake.lake import lake_at
@@ -23,6 +23,7 @@ from pipelines.upkeep.vacuum import Keep, Vacuum
 from schemas.contract import Column, ColumnType, Contract
 from tests.fakes.lake_files import orphans
 from tests.faults.deaths import Deaths
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 STREAM = "streams/room"
 PARTS = 2  # the test's workers share the steps
@@ -37,7 +38,7 @@ def contract(folder: Path, version: str = "1.0.0", **bounds: Any) -> None:
 
 
 @pytest.fixture
-def room(core: Any, envelope: Any, as_ipc: Any, tmp_path: Path) -> Any:
+def room(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc, tmp_path: Path) -> Any:
     """A lake with rows of a room that a bound refuses, an envelope of a version nobody knows, garbage, and a JSON row."""
     contract(tmp_path / "contracts", minimum=0.0)
     core.config = CoreConfig(lake=str(core.root), contracts=str(tmp_path / "contracts"))
@@ -59,21 +60,21 @@ def room(core: Any, envelope: Any, as_ipc: Any, tmp_path: Path) -> Any:
     return core
 
 
-def seqs(core: Any) -> list[int]:
+def seqs(core: Core) -> list[int]:
     return sorted(row["seq"] for row in core.rows(STREAM))
 
 
-def ask(core: Any, kind: str = "replay", **where: Any) -> None:
+def ask(core: Core, kind: str = "replay", **where: Any) -> None:
     ids = tuple(row_id for row_id in heads(lake_at(core.root), Where(**where)).column("id").to_pylist() if row_id)
     write_request(lake_at(core.root), Request(kind, ids, 1_790_000_000_000_000))  # type: ignore[arg-type]
 
 
-def test_refusals_are_listed_by_stream_stage_and_kind_of_reason(room: Any) -> None:
+def test_refusals_are_listed_by_stream_stage_and_kind_of_reason(room: Core) -> None:
     found = [(group["stage"], group["samples"], group["rows"]) for group in grouped(heads(lake_at(room.root), Where()))]
     assert sorted(found) == [("contract", 1, 1), ("contract", 3, 1), ("contract", 3, 1), ("decode", 2, 1)]
 
 
-def test_a_replay_after_the_contract_was_mended_commits_each_sample_once(room: Any, tmp_path: Path) -> None:
+def test_a_replay_after_the_contract_was_mended_commits_each_sample_once(room: Core, tmp_path: Path) -> None:
     assert seqs(room) == [0, 2, 10]
     contract(tmp_path / "contracts", minimum=-4.5)
     contract(tmp_path / "contracts", "2.0.0", minimum=-4.5)
@@ -87,7 +88,7 @@ def test_a_replay_after_the_contract_was_mended_commits_each_sample_once(room: A
     assert not any((room.root / "runs" / "requests").iterdir())
 
 
-def test_the_same_request_carried_out_twice_does_nothing_the_second_time(room: Any, tmp_path: Path) -> None:
+def test_the_same_request_carried_out_twice_does_nothing_the_second_time(room: Core, tmp_path: Path) -> None:
     contract(tmp_path / "contracts", minimum=-9.0)
     ask(room)
     request = next((room.root / "runs" / "requests").iterdir())
@@ -99,7 +100,7 @@ def test_the_same_request_carried_out_twice_does_nothing_the_second_time(room: A
     assert seqs(room) == [0, 1, 2, 3, 4, 10]
 
 
-def test_rows_are_read_by_another_contract_version_if_so_asked(room: Any, tmp_path: Path) -> None:
+def test_rows_are_read_by_another_contract_version_if_so_asked(room: Core, tmp_path: Path) -> None:
     contract(tmp_path / "contracts", "3.0.0", minimum=-100.0)
     ids = tuple(heads(lake_at(room.root), Where(stage="contract")).column("id").to_pylist())
     write_request(lake_at(room.root), Request("replay", ids, 1, "3.0.0"))
@@ -108,7 +109,7 @@ def test_rows_are_read_by_another_contract_version_if_so_asked(room: Any, tmp_pa
     assert {row["contract_version"] for row in room.rows(STREAM)} == {"1.0.0", "3.0.0"}
 
 
-def test_a_replay_tags_by_the_policies_of_the_day(room: Any, tmp_path: Path) -> None:
+def test_a_replay_tags_by_the_policies_of_the_day(room: Core, tmp_path: Path) -> None:
     policies = tmp_path / "policies"
     policies.mkdir()
     (policies / "cold.yaml").write_text("id: cold\nstreams: [room]\nrules:\n  - tag: cold\n    when: celsius < 0\n")
@@ -119,7 +120,7 @@ def test_a_replay_tags_by_the_policies_of_the_day(room: Any, tmp_path: Path) -> 
     assert {row["seq"] for row in room.rows(STREAM) if row["tags"]} == {1, 3}
 
 
-def test_a_discarded_row_leaves_the_list_and_the_books_say_so(room: Any, envelope: Any) -> None:
+def test_a_discarded_row_leaves_the_list_and_the_books_say_so(room: Core, envelope: MakeEnvelope) -> None:
     head = replace(envelope(50, 3, stream="room"), kind="refused", refusal="no such head")
     room.landing.seal([head])
     before = room.run().ledger.books
@@ -135,7 +136,7 @@ def test_a_discarded_row_leaves_the_list_and_the_books_say_so(room: Any, envelop
     assert sorted(row["count"] for row in room.rows("quarantine_closed") if row["outcome"] == "discard") == [1, 2]
 
 
-def test_books_of_before_there_was_a_column_of_discarded_samples_are_read(room: Any) -> None:
+def test_books_of_before_there_was_a_column_of_discarded_samples_are_read(room: Core) -> None:
     ledger = room.loop().ledger
     path = books_path(room.root, ledger.run)
     now = pq.read_table(path)
@@ -143,7 +144,7 @@ def test_books_of_before_there_was_a_column_of_discarded_samples_are_read(room: 
     assert load_state(lake_at(room.root)).ledger.books == ledger.books
 
 
-def test_rows_go_on_being_settled_while_a_replay_waits(room: Any, envelope: Any) -> None:
+def test_rows_go_on_being_settled_while_a_replay_waits(room: Core, envelope: MakeEnvelope) -> None:
     ask(room)
     room.landing.seal([envelope(0, 10)])
     loop = room.run()
@@ -151,7 +152,7 @@ def test_rows_go_on_being_settled_while_a_replay_waits(room: Any, envelope: Any)
     assert not loop.ledger.unbalanced()
 
 
-def test_the_command_replays_here_if_no_loop_is_at_work(room: Any, tmp_path: Path) -> None:
+def test_the_command_replays_here_if_no_loop_is_at_work(room: Core, tmp_path: Path) -> None:
     config = tmp_path / "core.toml"
     config.write_text('lake = "lake"\ncontracts = "contracts"\n')
     contract(tmp_path / "contracts", minimum=-4.5)
@@ -170,7 +171,7 @@ def test_the_command_replays_here_if_no_loop_is_at_work(room: Any, tmp_path: Pat
     assert shown.exit_code == 0
 
 
-def check_replayed(room: Any) -> None:
+def check_replayed(room: Core) -> None:
     loop = room.run()
     assert seqs(room) == [0, 1, 2, 3, 10]
     books = loop.ledger.books["car-1", "room"]
@@ -183,22 +184,22 @@ def check_replayed(room: Any) -> None:
 
 
 @pytest.fixture
-def asked(room: Any, tmp_path: Path) -> Any:
+def asked(room: Core, tmp_path: Path) -> Any:
     contract(tmp_path / "contracts", minimum=-4.5)
     ask(room)
     return room
 
 
-def kill_at_each(room: Any, deaths: Deaths, part: slice) -> list[str]:
+def kill_at_each(room: Core, deaths: Deaths, part: slice) -> list[str]:
     return deaths.at_each("run", room.root, part, lambda _name: check_replayed(room), room.root.parent / "contracts")
 
 
-def test_a_replay_that_is_killed_commits_each_sample_once(asked: Any, deaths: Deaths) -> None:
+def test_a_replay_that_is_killed_commits_each_sample_once(asked: Core, deaths: Deaths) -> None:
     kill_at_each(asked, deaths, slice(9, None, 50))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(PARTS))
-def test_a_replay_that_is_killed_at_any_durable_step_commits_each_sample_once(asked: Any, deaths: Deaths, first: int) -> None:
+def test_a_replay_that_is_killed_at_any_durable_step_commits_each_sample_once(asked: Core, deaths: Deaths, first: int) -> None:
     assert len(kill_at_each(asked, deaths, slice(first, None, PARTS))) > 100

@@ -1,7 +1,6 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,15 +13,16 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from schemas.receipts import decode_receipt
 from schemas.reported import DroppedRange, EpochReport, Reported, encode_reported
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"
 
 
-def keys(core: Any) -> list[tuple[str, int, int]]:
+def keys(core: Core) -> list[tuple[str, int, int]]:
     return sorted((row["device"], row["epoch"], row["seq"]) for row in core.rows(STREAM))
 
 
-def test_every_sample_becomes_one_row_and_the_device_hears_of_it(core: Any, envelope: Any) -> None:
+def test_every_sample_becomes_one_row_and_the_device_hears_of_it(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 10), envelope(10, 10), envelope(0, 5, device="car-2")])
     loop = core.run()
     assert keys(core) == [("car-1", 7, seq) for seq in range(20)] + [("car-2", 7, seq) for seq in range(5)]
@@ -32,7 +32,7 @@ def test_every_sample_becomes_one_row_and_the_device_hears_of_it(core: Any, enve
     assert not loop.ledger.unbalanced()
 
 
-def test_duplicates_within_and_across_runs_are_counted_and_make_no_row(core: Any, envelope: Any) -> None:
+def test_duplicates_within_and_across_runs_are_counted_and_make_no_row(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 10), envelope(5, 10)])
     core.run()
     core.landing.seal([envelope(0, 30), envelope(12, 3)])
@@ -42,7 +42,9 @@ def test_duplicates_within_and_across_runs_are_counted_and_make_no_row(core: Any
     assert (books.received, books.committed, books.duplicate) == (53, 30, 23)
 
 
-def test_a_malformed_envelope_goes_to_quarantine_whole_and_leaves_the_others_alone(core: Any, envelope: Any, as_ipc: Any) -> None:
+def test_a_malformed_envelope_goes_to_quarantine_whole_and_leaves_the_others_alone(
+    core: Core, envelope: MakeEnvelope, as_ipc: AsIpc
+) -> None:
     good = envelope(0, 10)
     two = pa.BufferOutputStream()
     batch = pa.record_batch({"event_time": pa.array([0], pa.timestamp("us", "UTC")), "speed_mps": [1.0]})
@@ -69,7 +71,7 @@ def test_a_malformed_envelope_goes_to_quarantine_whole_and_leaves_the_others_alo
     assert {row["body"] for row in core.rows("quarantine")} == {row.payload for row in bad.values()}
 
 
-def test_a_value_the_contract_refuses_costs_only_its_row_and_can_be_read_back(core: Any, envelope: Any) -> None:
+def test_a_value_the_contract_refuses_costs_only_its_row_and_can_be_read_back(core: Core, envelope: MakeEnvelope) -> None:
     bad = pa.array([1.0, float("nan"), 3.0, float("inf"), 5.0])
     core.landing.seal([envelope(100, 5, steering_deg=bad), envelope(105, 5)])
     core.run()
@@ -79,7 +81,7 @@ def test_a_value_the_contract_refuses_costs_only_its_row_and_can_be_read_back(co
     assert pa.ipc.open_stream(row["body"]).read_all().column("seq").to_pylist() == [101, 103]
 
 
-def test_json_bodies_go_through_the_same_contract(core: Any, envelope: Any) -> None:
+def test_json_bodies_go_through_the_same_contract(core: Core, envelope: MakeEnvelope) -> None:
     rows = [{"event_time": "2026-01-01T00:00:00Z", "speed_mps": 1.5}, {"event_time": "nonsense", "speed_mps": 2}]
     twice = b'{"event_time": "2026-01-01T00:00:00Z", "speed_mps": 1, "speed_mps": 2}'
     core.landing.seal(
@@ -95,7 +97,7 @@ def test_json_bodies_go_through_the_same_contract(core: Any, envelope: Any) -> N
     assert not loop.ledger.unbalanced()
 
 
-def test_refused_messages_and_reports_that_are_none_are_kept(core: Any, envelope: Any) -> None:
+def test_refused_messages_and_reports_that_are_none_are_kept(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal(
         [
             LandingRow(1, "refused", "catchment/up/Bad Device/x", b"?", refusal="device id malformed"),
@@ -107,7 +109,7 @@ def test_refused_messages_and_reports_that_are_none_are_kept(core: Any, envelope
     assert not loop.ledger.unbalanced()
 
 
-def test_what_a_device_dropped_is_settled_unless_it_arrived(core: Any, envelope: Any) -> None:
+def test_what_a_device_dropped_is_settled_unless_it_arrived(core: Core, envelope: MakeEnvelope) -> None:
     epoch = EpochReport("vehicle_telemetry", 7, 30, closed=True, dropped=(DroppedRange(5, 15, "quota"),))
     report = Reported("car-1", 0, "1", epochs=(epoch,))
     core.landing.seal([envelope(0, 10), LandingRow(1, "reported", "catchment/reported/car-1", encode_reported(report), "car-1")])
@@ -118,7 +120,9 @@ def test_what_a_device_dropped_is_settled_unless_it_arrived(core: Any, envelope:
     assert receipt.settled == {"vehicle_telemetry": {"7": [(0, 15)]}}
 
 
-def test_an_epoch_its_device_forgot_leaves_the_receipt_and_still_guards_against_copies(core: Any, envelope: Any) -> None:
+def test_an_epoch_its_device_forgot_leaves_the_receipt_and_still_guards_against_copies(
+    core: Core, envelope: MakeEnvelope
+) -> None:
     core.landing.seal([envelope(0, 10, epoch=1), envelope(0, 10, epoch=2)])
     report = Reported("car-1", 0, "1", epochs=(EpochReport("vehicle_telemetry", 2, 10, closed=False),))
     core.run()
@@ -131,7 +135,7 @@ def test_an_epoch_its_device_forgot_leaves_the_receipt_and_still_guards_against_
     assert len(keys(core)) == 20
 
 
-def test_payloads_lie_in_a_shard_and_a_false_hash_is_refused(core: Any, envelope: Any, as_ipc: Any) -> None:
+def test_payloads_lie_in_a_shard_and_a_false_hash_is_refused(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
     payloads = [b"one", b"two!", b"three"]
     digests = [hashlib.sha256(body).hexdigest() for body in payloads]
     digests[1] = digests[0]
@@ -160,12 +164,12 @@ def test_payloads_lie_in_a_shard_and_a_false_hash_is_refused(core: Any, envelope
     assert sorted((row["stage"], row["seq"]) for row in core.rows("quarantine")) == [("object", 4), ("payload", 1)]
 
 
-def test_a_second_loop_on_the_same_lake_is_refused(core: Any) -> None:
+def test_a_second_loop_on_the_same_lake_is_refused(core: Core) -> None:
     with only_loop(lake_at(core.root)), pytest.raises(RefusedError, match="another run loop"), only_loop(lake_at(core.root)):
         pass
 
 
-def test_a_rotten_segment_is_set_aside_and_the_others_go_on(core: Any, envelope: Any) -> None:
+def test_a_rotten_segment_is_set_aside_and_the_others_go_on(core: Core, envelope: MakeEnvelope) -> None:
     rotten = core.landing.seal([envelope(0, 10)])
     body = bytearray(rotten.read_bytes())
     body[len(body) // 2] ^= 1
@@ -178,7 +182,7 @@ def test_a_rotten_segment_is_set_aside_and_the_others_go_on(core: Any, envelope:
     assert receipt.settled == {"vehicle_telemetry": {"7": [(10, 20)]}}
 
 
-def test_receipts_wait_for_the_broker_without_holding_commits_up(core: Any, envelope: Any) -> None:
+def test_receipts_wait_for_the_broker_without_holding_commits_up(core: Core, envelope: MakeEnvelope) -> None:
     core.mailbox.is_away = True
     core.landing.seal([envelope(0, 10)])
     loop = core.run()
@@ -189,7 +193,7 @@ def test_receipts_wait_for_the_broker_without_holding_commits_up(core: Any, enve
     assert core.mailbox.messages
 
 
-def test_a_lost_ledger_stops_the_loop_with_a_word(core: Any, envelope: Any) -> None:
+def test_a_lost_ledger_stops_the_loop_with_a_word(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 10)])
     core.run()
     next(Path(core.root / "runs").glob("*.ledger.parquet")).unlink()
@@ -197,7 +201,7 @@ def test_a_lost_ledger_stops_the_loop_with_a_word(core: Any, envelope: Any) -> N
         core.loop()
 
 
-def test_a_newer_contract_version_adds_its_columns(core: Any, envelope: Any, tmp_path: Path) -> None:
+def test_a_newer_contract_version_adds_its_columns(core: Core, envelope: MakeEnvelope, tmp_path: Path) -> None:
     core.landing.seal([envelope(0, 10)])
     core.run()
     import msgspec
@@ -220,7 +224,7 @@ def test_a_newer_contract_version_adds_its_columns(core: Any, envelope: Any, tmp
     assert len(core.rows(STREAM)) == 10
 
 
-def test_a_segment_that_rots_after_it_was_planned_is_planned_anew(core: Any, envelope: Any) -> None:
+def test_a_segment_that_rots_after_it_was_planned_is_planned_anew(core: Core, envelope: MakeEnvelope) -> None:
     rotten = core.landing.seal([envelope(0, 10)])
     core.landing.seal([envelope(10, 10)])
     loop = core.loop()
@@ -235,7 +239,7 @@ def test_a_segment_that_rots_after_it_was_planned_is_planned_anew(core: Any, env
 
 
 def test_an_image_of_a_contract_with_chips_is_cut_and_one_that_cannot_be_stays_a_row(
-    core: Any, envelope: Any, as_ipc: Any
+    core: Core, envelope: MakeEnvelope, as_ipc: AsIpc
 ) -> None:
     import numpy as np
     import tifffile

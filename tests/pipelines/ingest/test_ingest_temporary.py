@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,12 +18,14 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.scratch import FOLDER, abandoned, scratch
 from pipelines.runners.engine import Engine
 from pipelines.runners.run import run_pipeline
+from tests.plant.broker import RunningBroker
+from tests.plant.core import Core, MakeEnvelope
 
 DEADLINE_S = 170.0
 
 
 @contextmanager
-def looping(core: Any, config: Path, temporary: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+def looping(core: Core, config: Path, temporary: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-W", "ignore", "-m", "pipelines", "run", "-c", str(config), *more]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     with (core.root.parent / "log").open("ab") as log:
@@ -36,7 +37,7 @@ def looping(core: Any, config: Path, temporary: Path, *more: str) -> Iterator[su
         process.wait()
 
 
-def wait_for(core: Any, run: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for(core: Core, run: int, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + DEADLINE_S
     while committed_run(lake_at(core.root), "commits") < run:
         assert process.poll() is None, (core.root.parent / "log").read_text()[-3_000:]
@@ -54,14 +55,14 @@ def left(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def place(core: Any, broker: Any, tmp_path: Path) -> tuple[Path, Path]:
+def place(core: Core, broker: RunningBroker, tmp_path: Path) -> tuple[Path, Path]:
     config, temporary = tmp_path / "core.toml", tmp_path / "temporary"
     config.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n[run]\nworker_processes = 1\ninterval_ms = 20\n')
     temporary.mkdir()
     return config, temporary
 
 
-def live_and_die(core: Any, envelope: Any, place: tuple[Path, Path], *engine: str) -> None:
+def live_and_die(core: Core, envelope: MakeEnvelope, place: tuple[Path, Path], *engine: str) -> None:
     """Killed, started again, five runs, stopped."""
     config, temporary = place
     with looping(core, config, temporary, *engine) as process:
@@ -81,7 +82,9 @@ def live_and_die(core: Any, envelope: Any, place: tuple[Path, Path], *engine: st
 
 @pytest.mark.broker
 @pytest.mark.slow
-def test_loops_that_are_killed_and_stopped_leave_no_temporary_file(core: Any, envelope: Any, place: tuple[Path, Path]) -> None:
+def test_loops_that_are_killed_and_stopped_leave_no_temporary_file(
+    core: Core, envelope: MakeEnvelope, place: tuple[Path, Path]
+) -> None:
     live_and_die(core, envelope, place)
 
 
@@ -89,7 +92,9 @@ def test_loops_that_are_killed_and_stopped_leave_no_temporary_file(core: Any, en
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not os.environ.get("CATCHMENT_THOROUGH"), reason="starts two Dask clusters; CATCHMENT_THOROUGH=1 does")
-def test_loops_with_dask_workers_leave_no_temporary_file_either(core: Any, envelope: Any, place: tuple[Path, Path]) -> None:
+def test_loops_with_dask_workers_leave_no_temporary_file_either(
+    core: Core, envelope: MakeEnvelope, place: tuple[Path, Path]
+) -> None:
     live_and_die(core, envelope, place, "--runner", "dask", "--workers", "1")
 
 
@@ -112,7 +117,9 @@ def test_what_a_killed_process_left_goes_with_the_next_start_and_what_a_live_one
 
 
 @pytest.mark.parametrize("fault", [RefusedError("not this graph"), ValueError("no graph")])
-def test_a_pipeline_that_is_never_run_leaves_no_folder_behind(tmp_path: Path, monkeypatch: Any, fault: Exception) -> None:
+def test_a_pipeline_that_is_never_run_leaves_no_folder_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def build(_pipeline: object) -> None:

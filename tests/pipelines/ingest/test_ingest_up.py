@@ -20,6 +20,8 @@ from paho.mqtt.properties import Properties
 
 from schemas.envelope import ARROW_STREAM
 from schemas.receipts import decode_receipt
+from tests.plant.broker import RunningBroker
+from tests.plant.core import MakeEnvelope
 
 ROOT = Path(__file__).resolve().parents[3]
 WAIT_S = 60
@@ -38,7 +40,7 @@ def catchment(*words: str, **options: Any) -> subprocess.Popen[bytes]:
 
 
 def test_a_child_with_a_wrong_configuration_waits_long_and_leaves_the_others_alone() -> None:
-    from pipelines.up import LONGEST_PAUSE_S, Child
+    from pipelines.commands.supervisor import LONGEST_PAUSE_S, Child
 
     falls = {}
     for name, code in (("models", 2), ("run", 1)):
@@ -53,7 +55,9 @@ def test_a_child_with_a_wrong_configuration_waits_long_and_leaves_the_others_alo
     assert falls["run"][1] < LONGEST_PAUSE_S
 
 
-def test_up_turns_published_samples_into_rows_and_receipts_and_stops_in_order(broker: Any, envelope: Any, tmp_path: Path) -> None:
+def test_up_turns_published_samples_into_rows_and_receipts_and_stops_in_order(
+    broker: RunningBroker, envelope: MakeEnvelope, tmp_path: Path
+) -> None:
     config = tmp_path / "core.toml"
     config.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')
     heard: queue.Queue[bytes] = queue.Queue()
@@ -123,7 +127,7 @@ def _ends(pids: set[int]) -> None:
 
 
 @pytest.mark.slow
-def test_no_process_of_a_killed_up_is_left_and_the_next_start_is_not_refused(broker: Any, tmp_path: Path) -> None:
+def test_no_process_of_a_killed_up_is_left_and_the_next_start_is_not_refused(broker: RunningBroker, tmp_path: Path) -> None:
     config, log = tmp_path / "core.toml", tmp_path / "up.log"
     config.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')
     core = _started(config, log)

@@ -16,8 +16,8 @@ from pipelines.inspect import run as inspect_run
 from pipelines.inspect.code import bind_code, code_path, store_code
 from pipelines.inspect.columns import inspected, step_columns, step_digest
 from pipelines.inspect.run import check_step, inspect_rows
+from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.lake import lake_at
-from pipelines.lake.suspended import SuspensionBook
 from schemas.builtin import builtin_contract
 from schemas.contract import ColumnType
 from schemas.policy import InspectStep, Policy, Rule

@@ -17,18 +17,19 @@ from pipelines.lake.compact_plan import Small, bins, name_of
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.lake.quarantined import Where, heads
+from tests.plant.core import Core, MakeEnvelope, MakeFrames
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: Any) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the lake is kept once a test has made it."""
     return Path(tmp_path_factory.mktemp("built")) / "lake"
 
 
 @pytest.fixture
-def lake(core: Any, envelope: Any, frames: Any, built: Path) -> Any:
+def lake(core: Core, envelope: MakeEnvelope, frames: MakeFrames, built: Path) -> Any:
     """Six runs, each with rows of two streams."""
     if built.exists():
         shutil.rmtree(core.root)
@@ -58,7 +59,7 @@ def payload(root: Path, row: dict[str, Any]) -> bytes:
     return body
 
 
-def test_compaction_keeps_every_row_and_sorts_by_device_and_time(lake: Any) -> None:
+def test_compaction_keeps_every_row_and_sorts_by_device_and_time(lake: Core) -> None:
     before = keyed(lake.rows(TELEMETRY))
     done = {one.table: one for one in compact_all(lake_at(lake.root))}
     assert (done[TELEMETRY].files_before, done[TELEMETRY].files_after) == (6, 1)
@@ -68,7 +69,7 @@ def test_compaction_keeps_every_row_and_sorts_by_device_and_time(lake: Any) -> N
     assert compact_all(lake_at(lake.root)) == []
 
 
-def test_payload_shards_become_one_and_every_payload_is_still_read_by_one_pread(lake: Any) -> None:
+def test_payload_shards_become_one_and_every_payload_is_still_read_by_one_pread(lake: Core) -> None:
     before = keyed(lake.rows(FRAMES))
     bodies = {key: payload(lake.root, row) for key, row in before.items()}
     compact_table(lake_at(lake.root), FRAMES)
@@ -78,7 +79,7 @@ def test_payload_shards_become_one_and_every_payload_is_still_read_by_one_pread(
     assert {key: payload(lake.root, row) for key, row in after.items()} == bodies
 
 
-def test_a_reader_of_a_pinned_version_is_not_disturbed(lake: Any) -> None:
+def test_a_reader_of_a_pinned_version_is_not_disturbed(lake: Core) -> None:
     pinned = DeltaTable(lake.root / FRAMES)
     rows = pa.table(pinned.to_pyarrow_table()).to_pylist()
     compact_all(lake_at(lake.root))
@@ -88,7 +89,7 @@ def test_a_reader_of_a_pinned_version_is_not_disturbed(lake: Any) -> None:
         payload(lake.root, row)
 
 
-def test_runs_and_replays_go_on_after_a_compaction(lake: Any, envelope: Any) -> None:
+def test_runs_and_replays_go_on_after_a_compaction(lake: Core, envelope: MakeEnvelope) -> None:
     compact_all(lake_at(lake.root))
     lake.landing.seal([envelope(0, 10, device="car-0"), envelope(500, 10)])
     loop = lake.run()
@@ -96,7 +97,7 @@ def test_runs_and_replays_go_on_after_a_compaction(lake: Any, envelope: Any) -> 
     assert not loop.ledger.unbalanced()
 
 
-def test_rows_that_were_let_go_of_leave_the_quarantine_for_good(lake: Any) -> None:
+def test_rows_that_were_let_go_of_leave_the_quarantine_for_good(lake: Core) -> None:
     from pipelines.ingest.requests import Request, write_request
 
     ids = heads(lake_at(lake.root), Where()).column("id").to_pylist()
@@ -107,7 +108,7 @@ def test_rows_that_were_let_go_of_leave_the_quarantine_for_good(lake: Any) -> No
     assert heads(lake_at(lake.root), Where()).num_rows == 2
 
 
-def test_a_contract_that_grew_compacts_with_nulls_for_the_rows_before(lake: Any) -> None:
+def test_a_contract_that_grew_compacts_with_nulls_for_the_rows_before(lake: Core) -> None:
     table = DeltaTable(lake.root / TELEMETRY)
     from deltalake import Schema
 
@@ -118,7 +119,7 @@ def test_a_contract_that_grew_compacts_with_nulls_for_the_rows_before(lake: Any)
     assert {row["wiper"] for row in rows} == {None}
 
 
-def test_a_compaction_that_another_rewrite_overtook_changes_nothing(lake: Any, monkeypatch: Any) -> None:
+def test_a_compaction_that_another_rewrite_overtook_changes_nothing(lake: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.lake import compact
 
     before = keyed(lake.rows(TELEMETRY))
@@ -126,7 +127,7 @@ def test_a_compaction_that_another_rewrite_overtook_changes_nothing(lake: Any, m
 
     def late(root: Any, name: str, old: Any, new: Any, note: Any) -> bool:
         monkeypatch.setattr(compact, "swap_files", swap)
-        compact_table(root, name, 2)  # somebody else is first
+        compact_table(lake_at(root), name, 2)  # somebody else is first
         return swap(root, name, old, new, note)
 
     monkeypatch.setattr(compact, "swap_files", late)
@@ -136,7 +137,7 @@ def test_a_compaction_that_another_rewrite_overtook_changes_nothing(lake: Any, m
     assert len(lake.rows(TELEMETRY)) == 60
 
 
-def test_a_swap_gives_up_where_others_always_win(lake: Any, monkeypatch: Any) -> None:
+def test_a_swap_gives_up_where_others_always_win(lake: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     from deltalake.exceptions import CommitFailedError
 
     from pipelines.lake import swap
@@ -151,7 +152,7 @@ def test_a_swap_gives_up_where_others_always_win(lake: Any, monkeypatch: Any) ->
         compact_table(lake_at(lake.root), TELEMETRY)
 
 
-def test_private_columns_show_in_no_statistics_after_a_compaction(core: Any, lake: Any) -> None:
+def test_private_columns_show_in_no_statistics_after_a_compaction(core: Core, lake: Core) -> None:
     compact_all(lake_at(lake.root))
     (path,) = (lake.root / TELEMETRY).glob("compact-*.parquet")
     shown = {

@@ -1,6 +1,7 @@
 """Deleted means gone: the payload of a deleted row leaves the lake with the next maintenance, and every other one stays."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipelines.upkeep.maintain import maintain
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import orphans
 from tests.faults.deaths import Deaths
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 FRAMES = "streams/camera_frame"
 NOTHING = Keep(0, 0, 0, 0, 0)
@@ -26,7 +28,7 @@ def body_of(seq: int) -> bytes:
 
 
 @pytest.fixture
-def sixty(core: Any, envelope: Any, as_ipc: Any) -> Any:
+def sixty(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> Any:
     """A lake of sixty frames of 3,200 bytes, in so many runs."""
     import pyarrow as pa
 
@@ -51,7 +53,7 @@ def payload_bytes(root: Path) -> int:
     return sum(path.stat().st_size for path in (root / "payload").rglob("*") if path.is_file())
 
 
-def check(core: Any, seqs: list[int]) -> None:
+def check(core: Core, seqs: list[int]) -> None:
     rows = sorted(core.rows(FRAMES), key=lambda row: row["seq"])
     assert [row["seq"] for row in rows] == seqs
     for row in rows:
@@ -73,7 +75,7 @@ def whereabouts(root: Path, seqs: list[int]) -> set[str]:
 @pytest.mark.parametrize("runs", [1, 6])
 @pytest.mark.parametrize("deleted", DELETIONS)
 def test_payloads_of_deleted_rows_are_gone_after_maintenance_and_the_others_are_there(
-    sixty: Any, runs: int, deleted: str
+    sixty: Callable[[int], Core], runs: int, deleted: str
 ) -> None:
     core = sixty(runs)
     before = payload_bytes(core.root)
@@ -86,7 +88,7 @@ def test_payloads_of_deleted_rows_are_gone_after_maintenance_and_the_others_are_
     assert orphans(core.root) == set()
 
 
-def test_payloads_of_rows_deleted_after_a_compaction_are_gone_too(sixty: Any) -> None:
+def test_payloads_of_rows_deleted_after_a_compaction_are_gone_too(sixty: Callable[[int], Core]) -> None:
     core = sixty(6)
     compact_all(lake_at(core.root))
     before = payload_bytes(core.root)
@@ -97,7 +99,7 @@ def test_payloads_of_rows_deleted_after_a_compaction_are_gone_too(sixty: Any) ->
     check(core, list(range(1, 60, 2)))
 
 
-def test_one_deleted_row_is_reason_enough(sixty: Any) -> None:
+def test_one_deleted_row_is_reason_enough(sixty: Callable[[int], Core]) -> None:
     core = sixty(1)
     DeltaTable(core.root / FRAMES).delete("seq = 17")
     maintain(lake_at(core.root), NOTHING)
@@ -105,7 +107,7 @@ def test_one_deleted_row_is_reason_enough(sixty: Any) -> None:
     check(core, [seq for seq in range(60) if seq != 17])
 
 
-def test_rows_that_another_tool_spread_over_other_files_keep_their_payloads(sixty: Any) -> None:
+def test_rows_that_another_tool_spread_over_other_files_keep_their_payloads(sixty: Callable[[int], Core]) -> None:
     core = sixty(3)
     DeltaTable(core.root / FRAMES).optimize.compact()
     DeltaTable(core.root / FRAMES).delete("seq % 3 = 0")
@@ -116,7 +118,7 @@ def test_rows_that_another_tool_spread_over_other_files_keep_their_payloads(sixt
     check(core, [seq for seq in range(60) if seq % 3])
 
 
-def test_a_stream_all_of_whose_rows_are_deleted_keeps_no_payload(sixty: Any) -> None:
+def test_a_stream_all_of_whose_rows_are_deleted_keeps_no_payload(sixty: Callable[[int], Core]) -> None:
     core = sixty(2)
     DeltaTable(core.root / FRAMES).delete()
     maintain(lake_at(core.root), NOTHING)
@@ -124,7 +126,7 @@ def test_a_stream_all_of_whose_rows_are_deleted_keeps_no_payload(sixty: Any) -> 
     check(core, [])
 
 
-def test_where_nothing_was_deleted_nothing_is_written_again(sixty: Any) -> None:
+def test_where_nothing_was_deleted_nothing_is_written_again(sixty: Callable[[int], Core]) -> None:
     core = sixty(2)
     shards = {path: path.stat().st_mtime_ns for path in (core.root / "payload").rglob("*.parquet")}
     assert drop_unnamed(lake_at(core.root), FRAMES) is None
@@ -132,7 +134,7 @@ def test_where_nothing_was_deleted_nothing_is_written_again(sixty: Any) -> None:
     assert {path: path.stat().st_mtime_ns for path in (core.root / "payload").rglob("*.parquet")} == shards
 
 
-def test_a_reader_of_the_version_before_still_finds_what_was_deleted_for_its_time(sixty: Any) -> None:
+def test_a_reader_of_the_version_before_still_finds_what_was_deleted_for_its_time(sixty: Callable[[int], Core]) -> None:
     core = sixty(1)
     pinned = DeltaTable(core.root / FRAMES).version()
     DeltaTable(core.root / FRAMES).delete("seq < 30")
@@ -149,7 +151,9 @@ def test_a_reader_of_the_version_before_still_finds_what_was_deleted_for_its_tim
     check(core, list(range(30, 60)))
 
 
-def test_a_rewrite_that_was_overtaken_changes_nothing_and_the_next_does_it(sixty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rewrite_that_was_overtaken_changes_nothing_and_the_next_does_it(
+    sixty: Callable[[int], Core], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipelines.lake import payload_drop
 
     core = sixty(1)
@@ -163,7 +167,7 @@ def test_a_rewrite_that_was_overtaken_changes_nothing_and_the_next_does_it(sixty
     assert orphans(core.root) == set()
 
 
-def test_maintenance_that_is_killed_while_payloads_are_dropped_loses_none(sixty: Any, deaths: Deaths) -> None:
+def test_maintenance_that_is_killed_while_payloads_are_dropped_loses_none(sixty: Callable[[int], Core], deaths: Deaths) -> None:
     core = sixty(1)
     DeltaTable(core.root / FRAMES).delete("seq % 2 = 0")
 

@@ -28,6 +28,7 @@ from pipelines.upkeep.maintain import maintain
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import files, orphans
 from tests.faults.deaths import Deaths
+from tests.plant.core import Core, MakeEnvelope, MakeFrames
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
 NOTHING = Keep(0, 0, 0, 0, 0)
@@ -60,7 +61,7 @@ def age(root: Path, table: str, hours: float, versions: range) -> None:
 
 
 @pytest.fixture
-def lake(core: Any, envelope: Any, frames: Any) -> Any:
+def lake(core: Core, envelope: MakeEnvelope, frames: MakeFrames) -> Any:
     """Six runs with rows of two streams."""
     for run in range(6):
         core.landing.seal([envelope(run * 10, 10), envelope(run * 3, 3, stream="camera_frame", body=frames(run * 3, 3))])
@@ -93,7 +94,7 @@ def test_entries_go_by_age_too_and_none_within_the_grace(tmp_path: Path) -> None
     assert entries(tmp_path, "streams/x") == list(range(12, 31))
 
 
-def test_a_checkpoint_holds_no_names_of_replaced_files_and_a_vacuum_still_knows_them(lake: Any) -> None:
+def test_a_checkpoint_holds_no_names_of_replaced_files_and_a_vacuum_still_knows_them(lake: Core) -> None:
     pinned = DeltaTable(lake.root / FRAMES).version()
     compact_all(lake_at(lake.root))
     trim_logs(lake_at(lake.root), KeepLog(168 * HOUR_S, 500, 600))
@@ -173,7 +174,7 @@ def archive(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_which_run_read_which_segments_by_which_rules_is_archived_once_before_plans_go(lake: Any) -> None:
+def test_which_run_read_which_segments_by_which_rules_is_archived_once_before_plans_go(lake: Core) -> None:
     plans = {run: read_plan(lake_at(lake.root), run) for run in range(1, 7)}
     assert archive_runs(lake_at(lake.root)) == 6
     assert archive_runs(lake_at(lake.root)) == 0
@@ -186,7 +187,7 @@ def test_which_run_read_which_segments_by_which_rules_is_archived_once_before_pl
     assert len(archive(lake.root)) == 6
 
 
-def test_no_plan_goes_before_it_is_archived(core: Any, envelope: Any) -> None:
+def test_no_plan_goes_before_it_is_archived(core: Core, envelope: MakeEnvelope) -> None:
     for run in range(25):
         core.landing.seal([envelope(run, 1)])
         core.run()
@@ -196,14 +197,14 @@ def test_no_plan_goes_before_it_is_archived(core: Any, envelope: Any) -> None:
     assert {row["segment"] for row in archive(core.root)} == set(range(1, 26))
 
 
-def test_a_lake_whose_oldest_plans_are_gone_already_archives_the_others(lake: Any) -> None:
+def test_a_lake_whose_oldest_plans_are_gone_already_archives_the_others(lake: Core) -> None:
     (lake.root / "runs" / f"{1:012d}.json").unlink()
     assert archive_runs(lake_at(lake.root)) == 5
     assert [row["run"] for row in archive(lake.root)] == [2, 3, 4, 5, 6]
     assert archived_run(lake_at(lake.root)) == 6
 
 
-def test_maintenance_that_is_killed_archives_each_run_once_and_leaves_every_table_whole(lake: Any, deaths: Deaths) -> None:
+def test_maintenance_that_is_killed_archives_each_run_once_and_leaves_every_table_whole(lake: Core, deaths: Deaths) -> None:
     rows = {name: lake.table(name).num_rows for name in (TELEMETRY, FRAMES, "commits")}
     names: list[str] = []
 

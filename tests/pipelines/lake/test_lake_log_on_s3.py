@@ -16,13 +16,14 @@ from pipelines.upkeep.maintain import maintain
 from pipelines.upkeep.vacuum import Keep
 from tests.fakes.inventory import every_file, referenced
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
+from tests.plant.core import MakeEnvelope, MakeFrames
 
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
 NOTHING = Keep(0, 0, 0, 0, 0)
 
 
 @pytest.fixture
-def filled(core: RemoteCore, envelope: Any, frames: Any) -> RemoteCore:
+def filled(core: RemoteCore, envelope: MakeEnvelope, frames: MakeFrames) -> RemoteCore:
     """Three runs with rows of two streams."""
     core.pull = lambda: None  # type: ignore[method-assign]  # payloads stay in the bucket
     for run in range(3):
@@ -51,7 +52,7 @@ def check(core: RemoteCore, seqs: list[int]) -> None:
 
 
 def test_in_a_bucket_too_deleted_payloads_go_logs_are_short_and_runs_archived(
-    filled: RemoteCore, envelope: Any, frames: Any
+    filled: RemoteCore, envelope: MakeEnvelope, frames: MakeFrames
 ) -> None:
     before = payload_bytes(filled)
     opened(filled, FRAMES).delete("seq % 2 = 0")

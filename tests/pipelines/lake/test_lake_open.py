@@ -8,9 +8,10 @@ import pytest
 
 import catchment
 from pipelines.errors import NotFoundError, PipelineError
+from tests.plant.core import Core, MakeEnvelope
 
 
-def test_a_lake_is_read_by_stream_condition_and_version(core: Any, envelope: Any) -> None:
+def test_a_lake_is_read_by_stream_condition_and_version(core: Core, envelope: MakeEnvelope) -> None:
     core.landing.seal([envelope(0, 50)])
     core.run()
     lake = catchment.open_lake(core.root)
@@ -30,7 +31,9 @@ def test_a_lake_is_read_by_stream_condition_and_version(core: Any, envelope: Any
     [("nothing", {}), ("../runs", {}), ("vehicle_telemetry", {"version": 99}), ("vehicle_telemetry", {"columns": ["speed"]}),
      ("vehicle_telemetry", {"where": "speed_mps >"})],
 )  # fmt: skip
-def test_what_is_not_there_is_an_error_that_names_it(core: Any, envelope: Any, stream: str, more: dict[str, Any]) -> None:
+def test_what_is_not_there_is_an_error_that_names_it(
+    core: Core, envelope: MakeEnvelope, stream: str, more: dict[str, Any]
+) -> None:
     core.landing.seal([envelope(0, 5)])
     core.run()
     with pytest.raises(PipelineError):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import tifffile
 from deltalake import DeltaTable
 
+from pipelines.bridge.rows import LandingRow
 from pipelines.lake.alone import held_alone
 from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_at
@@ -26,6 +28,7 @@ from pipelines.training.open import open_set
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.inventory import every_file, referenced
 from tests.faults.deaths import Deaths
+from tests.plant.core import AsIpc, Core, MakeEnvelope, MakeFrames
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = range(10, 130, 5) if os.environ.get("CATCHMENT_THOROUGH") else (60,)
@@ -48,7 +51,7 @@ def picture(folder: Path, seed: int) -> bytes:
 
 
 @pytest.fixture
-def slide(envelope: Any, as_ipc: Any, tmp_path: Path) -> Any:
+def slide(envelope: MakeEnvelope, as_ipc: AsIpc, tmp_path: Path) -> Any:
     def make(seq: int) -> Any:
         body = picture(tmp_path, seq)
         batch = pa.record_batch(
@@ -70,7 +73,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def lake(core: Any, envelope: Any, frames: Any, slide: Any, kept: Path) -> Any:
+def lake(core: Core, envelope: MakeEnvelope, frames: MakeFrames, slide: Callable[[int], LandingRow], kept: Path) -> Any:
     """Two runs with rows of three streams, one of them cut into chips; made once, then copied."""
     if kept.exists():
         shutil.copytree(kept, core.root, dirs_exist_ok=True)
@@ -85,7 +88,7 @@ def lake(core: Any, envelope: Any, frames: Any, slide: Any, kept: Path) -> Any:
     return core
 
 
-def check(core: Any) -> None:
+def check(core: Core) -> None:
     assert sorted(row["seq"] for row in core.rows("streams/vehicle_telemetry")) == list(range(20))
     chips = core.rows("streams/slide_chips")
     assert len(chips) == 2
@@ -137,7 +140,7 @@ def leave_all_kinds(root: Path) -> list[str]:
     return left
 
 
-def test_after_a_vacuum_the_lake_holds_what_is_referred_to_and_nothing_else(lake: Any) -> None:
+def test_after_a_vacuum_the_lake_holds_what_is_referred_to_and_nothing_else(lake: Core) -> None:
     built = build_set(lake_at(lake.root), "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0}))
     whole = leave(lake.root, "objects/" + "a" * 64)
     left = leave_all_kinds(lake.root)
@@ -154,7 +157,7 @@ def test_after_a_vacuum_the_lake_holds_what_is_referred_to_and_nothing_else(lake
     assert Vacuum(lake_at(lake.root), NOTHING).sweep().files == {}
 
 
-def test_what_is_young_is_left_alone_whoever_may_be_writing_it(lake: Any) -> None:
+def test_what_is_young_is_left_alone_whoever_may_be_writing_it(lake: Core) -> None:
     left = {name for name in leave_all_kinds(lake.root) if not name.startswith(".tmp/")}  # whose owner is known to be dead
     Vacuum(lake_at(lake.root), Keep(0, 0, 0, grace_s=3_600)).sweep()
     assert left <= every_file(lake.root)
@@ -166,7 +169,7 @@ def test_what_is_young_is_left_alone_whoever_may_be_writing_it(lake: Any) -> Non
 
 @pytest.mark.slow
 def test_what_a_run_leaves_that_is_killed_while_it_cuts_chips_is_gone_after_the_run_and_a_vacuum(
-    core: Any, slide: Any, deaths: Deaths
+    core: Core, slide: Callable[[int], LandingRow], deaths: Deaths
 ) -> None:
     core.landing.seal([slide(0)])
     for step in STEPS:  # the next one finds what the ones before have left
@@ -178,7 +181,7 @@ def test_what_a_run_leaves_that_is_killed_while_it_cuts_chips_is_gone_after_the_
 
 
 @pytest.mark.slow
-def test_what_a_build_of_a_set_leaves_that_is_killed_is_gone_after_a_vacuum(lake: Any) -> None:
+def test_what_a_build_of_a_set_leaves_that_is_killed_is_gone_after_a_vacuum(lake: Core) -> None:
     killed = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KILLED_BUILD, str(lake.root)],
         check=False,
@@ -194,7 +197,7 @@ def test_what_a_build_of_a_set_leaves_that_is_killed_is_gone_after_a_vacuum(lake
 
 @pytest.mark.slow
 def test_chips_of_older_versions_are_kept_for_their_time_and_those_of_the_run_in_hand_in_any_case(
-    lake: Any, slide: Any, monkeypatch: Any
+    lake: Core, slide: Callable[[int], LandingRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinned = DeltaTable(lake.root / "streams/slide_chips").version()
     compact_all(lake_at(lake.root), 2)
@@ -214,7 +217,7 @@ def test_chips_of_older_versions_are_kept_for_their_time_and_those_of_the_run_in
     assert every_file(lake.root) == referenced(lake.root)
 
 
-def test_a_table_that_is_being_tagged_anew_waits_for_the_next_vacuum(lake: Any) -> None:
+def test_a_table_that_is_being_tagged_anew_waits_for_the_next_vacuum(lake: Core) -> None:
     """Second names of old files are as old as those: no grace covers them."""
     kept = lake.root / "streams/vehicle_telemetry/kept-0.parquet"
     shutil.copy2(next(kept.parent.glob("0*.parquet")), kept)

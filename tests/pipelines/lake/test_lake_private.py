@@ -16,10 +16,9 @@ from deltalake import DeltaTable
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from pipelines.contracts.odcs_writer import to_odcs
 from pipelines.contracts.private import private_columns
-from pipelines.contracts.quality_store import keep_quality, read_quality
 from pipelines.ingest.backfill import backfill, segments_of
 from pipelines.ingest.loop import IN_PROCESS
 from pipelines.lake.compact import compact_all
@@ -31,10 +30,12 @@ from pipelines.policy.engine import Tagger
 from pipelines.policy.preview import Preview
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
+from pipelines.quality.store import keep_quality, read_quality
 from pipelines.upkeep.maintain import maintain
 from pipelines.upkeep.vacuum import Keep
 from schemas.contract import Column, ColumnType, Contract, PiiClass
 from schemas.policy import Policy, Rule
+from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 STREAM = "sightings"
 TABLE = f"streams/{STREAM}"
@@ -137,7 +138,7 @@ def rows(count: int = 10, **changes: Any) -> pa.RecordBatch:
     return pa.record_batch(columns)
 
 
-def contracts(core: Any, *versions: Contract) -> None:
+def contracts(core: Core, *versions: Contract) -> None:
     folder = core.root.with_name("contracts")
     folder.mkdir(exist_ok=True)
     for contract in versions:
@@ -146,7 +147,7 @@ def contracts(core: Any, *versions: Contract) -> None:
 
 
 @pytest.fixture
-def lake(core: Any, envelope: Any, as_ipc: Any) -> Any:
+def lake(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> Any:
     """Five runs of a stream whose every private class has a value found nowhere else; one sample of each is refused."""
     contracts(core, CONTRACT)
     for run in range(5):
@@ -162,7 +163,7 @@ def lake(core: Any, envelope: Any, as_ipc: Any) -> Any:
     return core
 
 
-def test_the_search_finds_what_is_there(lake: Any) -> None:
+def test_the_search_finds_what_is_there(lake: Core) -> None:
     (lake.root / "rollups").mkdir()
     pq.write_table(
         pa.table({"min": [LAT], "seen": pa.array([SEEN_US]).cast(pa.timestamp("us"))}), lake.root / "rollups/x.parquet"
@@ -174,7 +175,7 @@ def test_the_search_finds_what_is_there(lake: Any) -> None:
     assert len(lake.rows("quarantine")) == 10
 
 
-def test_no_private_value_is_anywhere_after_runs_profiles_and_maintenance(lake: Any) -> None:
+def test_no_private_value_is_anywhere_after_runs_profiles_and_maintenance(lake: Core) -> None:
     keep_quality(lake_at(lake.root), CONTRACT)
     maintain(lake_at(lake.root), Keep())
     assert leaks(lake.root) == set()
@@ -184,7 +185,7 @@ def test_no_private_value_is_anywhere_after_runs_profiles_and_maintenance(lake: 
     assert leaks(lake.root) == set()
 
 
-def test_nor_after_checkpoints_compaction_retag_and_backfill(lake: Any) -> None:
+def test_nor_after_checkpoints_compaction_retag_and_backfill(lake: Core) -> None:
     retag_stream(lake_at(lake.root), STREAM, [POLICY], RuleTagger(Tagger.compile([POLICY], CONTRACT)))
     compact_all(lake_at(lake.root), 2)
     backfill(lake.config, segments_of("1-5"), IN_PROCESS, SystemClock())
@@ -194,7 +195,7 @@ def test_nor_after_checkpoints_compaction_retag_and_backfill(lake: Any) -> None:
     assert leaks(lake.root) == set()
 
 
-def test_what_other_tools_write_into_footers_is_taken_out(lake: Any) -> None:
+def test_what_other_tools_write_into_footers_is_taken_out(lake: Core) -> None:
     DeltaTable(lake.root / TABLE).delete("seq % 2 = 0")
     assert leaks(lake.root)
     maintain(lake_at(lake.root), NOTHING)
@@ -209,7 +210,9 @@ def test_what_other_tools_write_into_footers_is_taken_out(lake: Any) -> None:
     assert leaks(lake.root) == set()
 
 
-def test_a_column_that_becomes_private_later_is_taken_out_of_what_was_kept_before(core: Any, envelope: Any, as_ipc: Any) -> None:
+def test_a_column_that_becomes_private_later_is_taken_out_of_what_was_kept_before(
+    core: Core, envelope: MakeEnvelope, as_ipc: AsIpc
+) -> None:
     plain = [msgspec.structs.replace(column, pii=PiiClass.NONE) for column in COLUMNS if column.type is not ColumnType.STRUCT]
     public = Contract(STREAM, "1.0.0", tuple(plain))
     contracts(core, public)
@@ -235,7 +238,7 @@ def test_a_column_that_becomes_private_later_is_taken_out_of_what_was_kept_befor
 
 
 def test_an_inspector_s_private_answers_are_not_cached_and_old_ones_are_forgotten(
-    core: Any, envelope: Any, as_ipc: Any, tmp_path: Path
+    core: Core, envelope: MakeEnvelope, as_ipc: AsIpc, tmp_path: Path
 ) -> None:
     import hashlib
     import sqlite3
@@ -277,7 +280,7 @@ def test_an_inspector_s_private_answers_are_not_cached_and_old_ones_are_forgotte
         assert form not in cached
 
 
-def test_a_preview_shows_no_private_value(lake: Any) -> None:
+def test_a_preview_shows_no_private_value(lake: Core) -> None:
     table = open_table(lake_at(lake.root), TABLE)
     assert table is not None
     found = Preview(POLICY, Tagger.compile([POLICY], CONTRACT))
@@ -290,7 +293,7 @@ def test_a_preview_shows_no_private_value(lake: Any) -> None:
 
 
 def test_what_a_fault_or_a_refusal_says_is_kept_without_the_values_it_quotes(
-    core: Any, envelope: Any, as_ipc: Any, monkeypatch: pytest.MonkeyPatch
+    core: Core, envelope: MakeEnvelope, as_ipc: AsIpc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipelines.ingest import tabulate
 

@@ -17,6 +17,7 @@ from pipelines.lake.layout import table_states_path
 from pipelines.lake.table_states import TableState, TableStates
 from schemas.contract import Column, ColumnType, Contract
 from tests.faults.deaths import Deaths
+from tests.plant.core import Core, MakeEnvelope
 
 MANY = [f"stream_{number}" for number in range(12)]
 
@@ -43,7 +44,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def many(core: Any, envelope: Any) -> Any:
+def many(core: Core, envelope: MakeEnvelope) -> Any:
     """A lake of twelve streams, each with one run's rows."""
     folder = core.root.with_name("contracts")
     folder.mkdir()
@@ -60,7 +61,9 @@ def there(names: list[str]) -> list[str]:
     return sorted(name for name in names if name.startswith("streams/stream_"))
 
 
-def test_a_start_opens_no_table_that_was_not_written_to_since_the_last(many: Any, envelope: Any, opened: list[str]) -> None:
+def test_a_start_opens_no_table_that_was_not_written_to_since_the_last(
+    many: Core, envelope: MakeEnvelope, opened: list[str]
+) -> None:
     rest(many.root)
     many.loop()
     opened.clear()
@@ -74,14 +77,14 @@ def test_a_start_opens_no_table_that_was_not_written_to_since_the_last(many: Any
     assert set(there(opened)) == {f"streams/{MANY[3]}"}
 
 
-def test_a_table_written_to_a_moment_ago_is_not_remembered(many: Any) -> None:
+def test_a_table_written_to_a_moment_ago_is_not_remembered(many: Core) -> None:
     many.loop()
     states = table_states_path(many.root)
     kept = msgspec.json.decode(states.read_bytes()) if states.exists() else {}
     assert not [name for name in kept if name.startswith("streams/")]
 
 
-def test_a_table_that_another_lake_s_was_put_in_place_of_is_opened(many: Any, opened: list[str]) -> None:
+def test_a_table_that_another_lake_s_was_put_in_place_of_is_opened(many: Core, opened: list[str]) -> None:
     rest(many.root)
     many.loop()
     shutil.copytree(many.root / "streams" / MANY[0], many.root.parent / "copy")
@@ -92,7 +95,7 @@ def test_a_table_that_another_lake_s_was_put_in_place_of_is_opened(many: Any, op
     assert set(there(opened)) == {f"streams/{MANY[0]}"}
 
 
-def test_what_is_remembered_still_tells_that_the_pointer_was_put_back(many: Any, opened: list[str]) -> None:
+def test_what_is_remembered_still_tells_that_the_pointer_was_put_back(many: Core, opened: list[str]) -> None:
     rest(many.root)
     many.loop()
     shutil.rmtree(many.root / "commits")
@@ -107,7 +110,7 @@ def test_what_is_remembered_still_tells_that_the_pointer_was_put_back(many: Any,
     assert there(opened) == []
 
 
-def test_a_contract_that_does_not_fit_is_refused_by_what_is_remembered_too(many: Any, opened: list[str]) -> None:
+def test_a_contract_that_does_not_fit_is_refused_by_what_is_remembered_too(many: Core, opened: list[str]) -> None:
     rest(many.root)
     many.loop()
     contract = Contract(MANY[0], "2.0.0", (Column("speed_mps", ColumnType.STRING),))
@@ -119,7 +122,7 @@ def test_a_contract_that_does_not_fit_is_refused_by_what_is_remembered_too(many:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"streams/stream_0": 3}'])
-def test_a_cache_that_cannot_be_read_is_made_anew(many: Any, body: bytes) -> None:
+def test_a_cache_that_cannot_be_read_is_made_anew(many: Core, body: bytes) -> None:
     rest(many.root)
     many.loop()
     table_states_path(many.root).write_bytes(body)
@@ -128,7 +131,9 @@ def test_a_cache_that_cannot_be_read_is_made_anew(many: Any, body: bytes) -> Non
     assert isinstance(TableStates(lake_at(many.root), "ingest")._known(f"streams/{MANY[0]}"), TableState)
 
 
-def test_runs_of_many_streams_that_are_killed_end_with_every_sample_once(many: Any, envelope: Any, deaths: Deaths) -> None:
+def test_runs_of_many_streams_that_are_killed_end_with_every_sample_once(
+    many: Core, envelope: MakeEnvelope, deaths: Deaths
+) -> None:
     many.landing.seal([envelope(10, 10, stream=name) for name in MANY])
     pristine = many.root.with_name("before")
     shutil.copytree(many.root, pristine)

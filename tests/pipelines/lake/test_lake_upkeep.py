@@ -18,6 +18,7 @@ from pipelines.upkeep.maintain import maintain, only_maintenance
 from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import files, orphans
 from tests.faults.deaths import Deaths
+from tests.plant.core import Core, MakeEnvelope, MakeFrames
 
 PARTS = 2  # the test's workers share the steps
 TELEMETRY, FRAMES = "streams/vehicle_telemetry", "streams/camera_frame"
@@ -25,7 +26,7 @@ NOTHING = Keep(0, 0, 0, 0, 0)
 
 
 @pytest.fixture
-def lake(core: Any, envelope: Any, frames: Any) -> Any:
+def lake(core: Core, envelope: MakeEnvelope, frames: MakeFrames) -> Any:
     """Four runs with rows of two streams, the last of them crashed once, so that it left something behind."""
     for run in range(4):
         core.landing.seal([envelope(run * 10, 10), envelope(run * 3, 3, stream="camera_frame", body=frames(run * 3, 3))])
@@ -33,7 +34,7 @@ def lake(core: Any, envelope: Any, frames: Any) -> Any:
     return core
 
 
-def check(core: Any, rows: int = 40) -> None:
+def check(core: Core, rows: int = 40) -> None:
     found = core.rows(TELEMETRY)
     assert len({(row["device"], row["epoch"], row["seq"]) for row in found}) == len(found) == rows
     assert not load_state(lake_at(core.root)).ledger.unbalanced()
@@ -44,7 +45,7 @@ def check(core: Any, rows: int = 40) -> None:
         assert hashlib.sha256(body).hexdigest() == row["payload_sha256"]
 
 
-def test_after_a_vacuum_there_is_no_orphan_and_every_row_and_payload_is_there(lake: Any) -> None:
+def test_after_a_vacuum_there_is_no_orphan_and_every_row_and_payload_is_there(lake: Core) -> None:
     (lake.root / TELEMETRY / "000000000001-9.parquet").write_bytes(b"left by a crash")
     (lake.root / "payload" / "camera_frame" / "000000000001-9.parquet").write_bytes(b"left by a crash")
     (lake.root / TELEMETRY / ".x.parquet.1.tmp").write_bytes(b"half")
@@ -57,14 +58,14 @@ def test_after_a_vacuum_there_is_no_orphan_and_every_row_and_payload_is_there(la
     check(lake)
 
 
-def test_a_dry_run_deletes_nothing(lake: Any) -> None:
+def test_a_dry_run_deletes_nothing(lake: Core) -> None:
     compact_all(lake_at(lake.root))
     before = files(lake.root, "**/*")
     assert Vacuum(lake_at(lake.root), NOTHING, dry_run=True).sweep().bytes > 0
     assert files(lake.root, "**/*") == before
 
 
-def test_what_an_older_version_needs_is_kept_for_its_time(lake: Any) -> None:
+def test_what_an_older_version_needs_is_kept_for_its_time(lake: Core) -> None:
     pinned = DeltaTable(lake.root / FRAMES).version()
     compact_all(lake_at(lake.root))
     Vacuum(lake_at(lake.root), Keep(grace_s=0)).sweep()
@@ -74,7 +75,7 @@ def test_what_an_older_version_needs_is_kept_for_its_time(lake: Any) -> None:
         read_payload(lake_at(lake.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
 
 
-def test_the_files_of_the_run_in_hand_are_left_alone(lake: Any, envelope: Any, monkeypatch: Any) -> None:
+def test_the_files_of_the_run_in_hand_are_left_alone(lake: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch) -> None:
     lake.landing.seal([envelope(40, 10)])
     loop = lake.loop()
     with monkeypatch.context() as patch:
@@ -86,7 +87,7 @@ def test_the_files_of_the_run_in_hand_are_left_alone(lake: Any, envelope: Any, m
     check(lake, 50)
 
 
-def test_landed_segments_go_once_their_rows_are_old_and_the_next_runs_go_on(lake: Any, envelope: Any) -> None:
+def test_landed_segments_go_once_their_rows_are_old_and_the_next_runs_go_on(lake: Core, envelope: MakeEnvelope) -> None:
     kept = files(lake.root, "landing/**/*.arrows")
     Vacuum(lake_at(lake.root), Keep(grace_s=0)).sweep()
     assert files(lake.root, "landing/**/*.arrows") == kept
@@ -97,7 +98,7 @@ def test_landed_segments_go_once_their_rows_are_old_and_the_next_runs_go_on(lake
     check(lake, 50)
 
 
-def test_objects_that_no_row_names_go_after_their_time_and_the_others_stay(lake: Any) -> None:
+def test_objects_that_no_row_names_go_after_their_time_and_the_others_stay(lake: Core) -> None:
     folder = lake.root / "objects"
     folder.mkdir(exist_ok=True)
     (folder / ("a" * 64)).write_bytes(b"nobody's")
@@ -107,12 +108,12 @@ def test_objects_that_no_row_names_go_after_their_time_and_the_others_stay(lake:
     assert Vacuum(lake_at(lake.root), Keep(grace_s=0)).sweep().files["objects"] == 1
 
 
-def test_two_maintenances_do_not_meet(lake: Any) -> None:
+def test_two_maintenances_do_not_meet(lake: Core) -> None:
     with only_maintenance(lake_at(lake.root)), pytest.raises(RefusedError, match="at work already"):
         maintain(lake_at(lake.root), NOTHING)
 
 
-def test_roll_ups_say_count_least_greatest_and_mean_of_each_minute_once(lake: Any, envelope: Any) -> None:
+def test_roll_ups_say_count_least_greatest_and_mean_of_each_minute_once(lake: Core, envelope: MakeEnvelope) -> None:
     assert roll_up_all(lake_at(lake.root))["vehicle_telemetry"] == 40
     assert roll_up_all(lake_at(lake.root))["vehicle_telemetry"] == 0
     lake.landing.seal([envelope(40, 10)])
@@ -127,14 +128,14 @@ def test_roll_ups_say_count_least_greatest_and_mean_of_each_minute_once(lake: An
     assert read_rollup(lake_at(lake.root), "camera_frame").num_rows == 0
 
 
-def check_kept(core: Any) -> None:
+def check_kept(core: Core) -> None:
     check(core)
     maintain(lake_at(core.root), NOTHING)
     check(core)
     assert orphans(core.root) == set()
 
 
-def test_upkeep_that_is_killed_loses_nothing_and_leaves_no_orphan(lake: Any, deaths: Deaths) -> None:
+def test_upkeep_that_is_killed_loses_nothing_and_leaves_no_orphan(lake: Core, deaths: Deaths) -> None:
     deaths.at_each("upkeep", lake.root, slice(5, None, 40), lambda _name: check_kept(lake))
 
 
@@ -142,6 +143,6 @@ def test_upkeep_that_is_killed_loses_nothing_and_leaves_no_orphan(lake: Any, dea
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(PARTS))
 def test_upkeep_that_is_killed_at_any_durable_step_loses_nothing_and_leaves_no_orphan(
-    lake: Any, deaths: Deaths, first: int
+    lake: Core, deaths: Deaths, first: int
 ) -> None:
     assert len(deaths.at_each("upkeep", lake.root, slice(first, None, PARTS), lambda _name: check_kept(lake))) > 100

@@ -26,6 +26,7 @@ from tests.fakes.s3_server import S3
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
 from tests.pipelines.lake.dies_in_bucket import retag, upkeep
 from tests.pipelines.lake.test_lake_orphans import slide
+from tests.plant.core import MakeEnvelope, MakeFrames
 
 SCRIPT = Path(__file__).with_name("dies_in_bucket.py")
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,7 +34,7 @@ TELEMETRY, FRAMES, CHIPS = "streams/vehicle_telemetry", "streams/camera_frame", 
 
 
 @pytest.fixture
-def filled(core: RemoteCore, envelope: Any, frames: Any, slide: Any) -> RemoteCore:
+def filled(core: RemoteCore, envelope: MakeEnvelope, frames: MakeFrames, slide: Any) -> RemoteCore:
     """Two runs with rows of three streams, one of them cut into chips; a set; and what crashes before have left."""
     core.pull = lambda: None  # type: ignore[method-assign]  # payloads stay in the bucket
     core.config = msgspec.structs.replace(core.config, run=RunConfig(max_segments=1))

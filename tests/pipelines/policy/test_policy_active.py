@@ -9,6 +9,7 @@ import pytest
 from deltalake import DeltaTable
 from typer.testing import CliRunner
 
+from pipelines.commands.policy import policy_app
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, PipelineError, RefusedError
 from pipelines.lake.lake import lake_at
 from pipelines.policy.active import (
@@ -19,7 +20,6 @@ from pipelines.policy.active import (
     read_document,
     withdraw_policy,
 )
-from pipelines.policy.cli import policy_app
 from pipelines.policy.documents import load_policy
 from pipelines.policy.yaml_text import difference, to_yaml
 from schemas.policy import Policy, Rule

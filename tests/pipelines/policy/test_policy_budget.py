@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.commands.policy import policy_app
 from pipelines.errors import RefusedError
+from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.lake import lake_at
-from pipelines.lake.suspended import SuspensionBook
 from pipelines.policy import guard
-from pipelines.policy.cli import policy_app
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.engine import Tagger
 from pipelines.policy.guard import Budget, GuardedTagger, WorkerDiedError, name_of

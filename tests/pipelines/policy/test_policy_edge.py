@@ -13,16 +13,17 @@ from paho.mqtt import publish, subscribe
 from paho.mqtt.client import MQTTv5
 from typer.testing import CliRunner
 
+from pipelines.commands.policy import policy_app
 from pipelines.contracts.registry import ContractSet
 from pipelines.director.keys import parse_key, write_key
 from pipelines.errors import ExpressionError, NotFoundError, RefusedError
 from pipelines.lake.lake import lake_at
 from pipelines.policy.active import active_policies, apply_policy
-from pipelines.policy.cli import policy_app
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.edge import edge_rules, numbered_policy
 from schemas.edge_policy import EdgeAction, decode_edge_policy, decode_signed_edge_policy
 from schemas.reported import Reported, encode_reported
+from tests.plant.broker import RunningBroker
 
 TEXT = """
 id: thin
@@ -86,7 +87,7 @@ def wait_for(condition: Callable[[], Any], limit_s: float = 40.0) -> None:
 
 
 @pytest.mark.broker
-def test_a_real_agent_takes_what_the_core_pushes(broker: Any, tmp_path: Path) -> None:
+def test_a_real_agent_takes_what_the_core_pushes(broker: RunningBroker, tmp_path: Path) -> None:
     lake, key, core = tmp_path / "lake", tmp_path / "key.pem", tmp_path / "core.toml"
     lake.mkdir()
     core.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')
@@ -110,7 +111,7 @@ def test_a_real_agent_takes_what_the_core_pushes(broker: Any, tmp_path: Path) ->
 
 
 @pytest.mark.broker
-def test_apply_with_a_key_reaches_core_and_devices_at_once_or_nobody(broker: Any, tmp_path: Path) -> None:
+def test_apply_with_a_key_reaches_core_and_devices_at_once_or_nobody(broker: RunningBroker, tmp_path: Path) -> None:
     lake, key, core, rules = (tmp_path / name for name in ("lake", "key.pem", "core.toml", "thin.yaml"))
     lake.mkdir()
     core.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')

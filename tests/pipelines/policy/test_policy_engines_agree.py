@@ -1,24 +1,17 @@
 """Promise 6: the rule means the same on the device and in the core."""
 
-import importlib.util
 import os
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pytest
 
+from catchment.rules.evaluator import EdgeEvaluator
+from catchment.rules.functions import like
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import Expression, compile_expression
-from schemas.expressions.evaluator import EdgeEvaluator
-from schemas.expressions.functions import like
-
-_spec = importlib.util.spec_from_file_location("expression_corpus", Path(__file__).with_name("expression_corpus.py"))
-assert _spec is not None
-assert _spec.loader is not None
-corpus = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(corpus)
+from pipelines.expressions.expression import Expression, compile_expression
+from tests.pipelines.policy import expression_corpus as corpus
 
 # How many random expressions the slow test compares; `make gate` asks for a hundred thousand.
 GATE = int(os.environ.get("CATCHMENT_GATE_EXPRESSIONS", "5000"))

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.commands.policy import policy_app
 from pipelines.errors import ExpressionError
-from pipelines.policy.cli import policy_app
-from pipelines.policy.expression import compile_expression
+from pipelines.expressions.expression import compile_expression
 from schemas.contract import ColumnType
 
 COLUMNS = {

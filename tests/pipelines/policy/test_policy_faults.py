@@ -4,10 +4,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from catchment.rules.evaluator import evaluate
+from pipelines.expressions.expression import compile_expression
 from pipelines.policy.engine import Tagger
-from pipelines.policy.expression import compile_expression
 from schemas.contract import Column, ColumnType, Contract
-from schemas.expressions.evaluator import evaluate
 from schemas.policy import Policy, Rule
 
 COLUMNS = {"a": ColumnType.FLOAT64, "b": ColumnType.FLOAT64, "s": ColumnType.STRING, "f": ColumnType.BOOL}

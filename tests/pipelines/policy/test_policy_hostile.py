@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import compile_expression
+from pipelines.expressions.expression import compile_expression
 from schemas.contract import ColumnType
 
 COLUMNS = {"a": ColumnType.FLOAT64, "s": ColumnType.STRING, "f": ColumnType.BOOL}

@@ -7,11 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from catchment.rules.evaluator import evaluate
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import compile_expression
-from pipelines.policy.functions import FUNCTIONS
+from pipelines.expressions.expression import compile_expression
+from pipelines.expressions.functions import FUNCTIONS
 from schemas.contract import ColumnType
-from schemas.expressions.evaluator import evaluate
 
 PAGE = (Path(__file__).parents[3] / "docs" / "expressions.md").read_text()
 TABLE = re.findall(r"^\| `(\w+)\(([^`]*)\)` \| (.+) \| `([^`]+)` \|$", PAGE, re.MULTILINE)

@@ -1,10 +1,8 @@
 """Other opinions on what an expression means: DuckDB on all that it defines alike, and the standard library on the rest."""
 
-import importlib.util
 import math
 import random
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,16 +11,12 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from catchment.rules.evaluator import evaluate
 from pipelines.errors import ExpressionError
-from pipelines.policy.expression import compile_expression
+from pipelines.expressions.expression import compile_expression
 from schemas.contract import ColumnType
-from schemas.expressions.evaluator import evaluate
+from tests.pipelines.policy import expression_corpus as corpus
 
-_spec = importlib.util.spec_from_file_location("expression_corpus", Path(__file__).with_name("expression_corpus.py"))
-assert _spec is not None
-assert _spec.loader is not None
-corpus = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(corpus)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -11,22 +11,22 @@ import pyvips
 from deltalake import DeltaTable, write_deltalake
 from typer.testing import CliRunner
 
+from pipelines.commands.policy import policy_app
+from pipelines.commands.policy_look import made_preview
+from pipelines.commands.site import Site
 from pipelines.contracts.arrow import table_schema
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError, RefusedError
+from pipelines.expressions.expression import compile_expression, rule_columns
+from pipelines.expressions.render import render
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import write_payload_shard
 from pipelines.policy import guard
 from pipelines.policy.active import apply_policy
-from pipelines.policy.cli import policy_app
 from pipelines.policy.committed import blocks, sample_row
 from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Verdict, explain
-from pipelines.policy.expression import compile_expression, rule_columns
-from pipelines.policy.look_cli import made_preview
 from pipelines.policy.preview import Preview
-from pipelines.policy.render import render
-from pipelines.policy.site import Site
 from pipelines.policy.trial import try_policy
 from pipelines.policy.yaml_text import to_yaml
 from schemas.builtin import builtin_contract

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.commands.policy import policy_app
 from pipelines.contracts.arrow import TIMESTAMP
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, ExpressionError, RefusedError
-from pipelines.policy.cli import policy_app
 from pipelines.policy.documents import load_policies, load_policy
 from pipelines.policy.engine import Tagger, assemble
 from pipelines.policy.trial import try_policy

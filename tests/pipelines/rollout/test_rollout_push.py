@@ -17,12 +17,12 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from typer.testing import CliRunner
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
+from pipelines.commands.rollout import model_app, rollout_app, serve
 from pipelines.config import load_core_config
 from pipelines.errors import RefusedError
-from pipelines.rollout.cli import model_app, rollout_app, serve
 from pipelines.rollout.cohorts import BUCKETS, Cohort, parse_cohort
 from pipelines.rollout.keys import KeyFolder, KeyPlan
 from pipelines.rollout.pieces import answer
@@ -32,6 +32,7 @@ from schemas.reported import ModelReport, Reported, encode_reported
 from schemas.topics import Topics
 from tests.fakes import model_repository as fake
 from tests.fakes.run_core import RunCore
+from tests.plant.broker import RunningBroker
 
 DEVICES = [f"line-{number}" for number in range(2000)]
 
@@ -122,7 +123,7 @@ def test_publishing_without_the_offline_key_is_refused_and_changes_nothing(tmp_p
 class WireDevice:
     """A device with nothing but the models' part, on a real broker."""
 
-    def __init__(self, broker: Any, name: str, root: Path, state: Path, orders: Any = None) -> None:
+    def __init__(self, broker: RunningBroker, name: str, root: Path, state: Path, orders: Any = None) -> None:
         self.topics = Topics()
         self.name = DeviceId(name)
         self.client = Client(CallbackAPIVersion.VERSION2, name, protocol=MQTTProtocolVersion.MQTTv5)
@@ -167,7 +168,7 @@ class WireDevice:
 
 
 @pytest.fixture
-def core_file(broker: Any, tmp_path: Path) -> Path:
+def core_file(broker: RunningBroker, tmp_path: Path) -> Path:
     path = tmp_path / "core.toml"
     path.write_text(f'lake = "lake"\n[broker]\nhost = "{broker.host}"\nport = {broker.port}\n')
     return path
@@ -191,7 +192,7 @@ def _do(app: Any, *arguments: str) -> str:
 
 
 def test_a_model_is_pushed_to_devices_through_a_real_broker(
-    broker: Any, core_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+    broker: RunningBroker, core_file: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     config = ("-c", str(core_file))
     _do(model_app, "init", *config)

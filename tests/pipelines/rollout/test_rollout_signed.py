@@ -11,15 +11,15 @@ from paho.mqtt import publish, subscribe
 from paho.mqtt.client import MQTTv5
 from typer.testing import CliRunner
 
-from edge_agent.clock import SystemClock
+from catchment.runtime.clock import SystemClock
 from edge_agent.documents.counter import CounterFile
 from edge_agent.documents.gate import DocumentGate
 from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.documents.trust import DocumentTrust
+from pipelines.commands.rollout import model_app, rollout_app, serve
 from pipelines.config import load_core_config
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import add_director_key, first_director, require_director
-from pipelines.rollout.cli import model_app, rollout_app, serve
 from pipelines.rollout.rollouts import Rollout, RolloutStore
 from pipelines.rollout.server import ModelServer
 from schemas.reported import DocumentReport, Reported, encode_reported
@@ -28,12 +28,13 @@ from schemas.signed_document import DocumentKind, decode_document, decode_messag
 from tests.fakes import model_repository as fake
 from tests.fakes.director import DAY_MS, NOW_MS, HandClock, OrderTaker
 from tests.pipelines.rollout.test_rollout_push import WireDevice
+from tests.plant.broker import RunningBroker
 
 TOPIC = "catchment/down/line-3/desired"
 
 
 @pytest.fixture
-def core_file(broker: Any, tmp_path: Path) -> Path:
+def core_file(broker: RunningBroker, tmp_path: Path) -> Path:
     path = tmp_path / "core.toml"
     path.write_text(f'lake = "lake"\n[broker]\nhost = "{broker.host}"\nport = {broker.port}\n')
     return path
@@ -145,7 +146,7 @@ def run(app: Any, *arguments: str) -> str:
 
 @pytest.mark.broker
 def test_through_a_real_broker_only_the_directors_orders_are_followed(
-    broker: Any, core_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+    broker: RunningBroker, core_file: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     config = ("-c", str(core_file))
     assert "director key: " in run(model_app, "init", *config)
@@ -181,7 +182,7 @@ def test_through_a_real_broker_only_the_directors_orders_are_followed(
 class SignedDevice(WireDevice):
     """A device that trusts the director."""
 
-    def __init__(self, broker: Any, key: str, folder: Path) -> None:
+    def __init__(self, broker: RunningBroker, key: str, folder: Path) -> None:
         state = folder / "state"
         counter = CounterFile(state, DocumentKind.DESIRED, (key,))
         trust = DocumentTrust((key,), "line-3")
@@ -197,5 +198,5 @@ class SignedDevice(WireDevice):
             self.updater.run_once()
 
 
-def retained(broker: Any) -> bytes:
+def retained(broker: RunningBroker) -> bytes:
     return bytes(subscribe.simple(TOPIC, hostname=broker.host, port=broker.port, protocol=MQTTv5).payload)

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from catchment.runtime.clock import SystemClock
 from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment
-from pipelines.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest import plan as plan_module

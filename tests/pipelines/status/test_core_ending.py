@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import atexit, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from pipelines.ending import code_of, leave
+from pipelines.commands.exits import code_of, leave
 
 def last():
     time.sleep(0.2)

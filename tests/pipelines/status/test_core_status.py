@@ -11,20 +11,21 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
+from pipelines.commands.status import status
 from pipelines.config import AlarmConfig
+from pipelines.heartbeat import FOLDER, Beat, Health, Heart, read_beats
 from pipelines.ingest.fault_file import keep_faults
 from pipelines.ingest.fault_stop import FaultRow
+from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.lake import lake_at
-from pipelines.lake.suspended import SuspensionBook
 from pipelines.policy.active import apply_policy, withdraw_policy
-from pipelines.status.beat import FOLDER, Beat, Health, Heart, read_beats
-from pipelines.status.cli import status
 from pipelines.status.exposition import exposition
 from pipelines.status.health import judge
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, survey
 from schemas.policy import Policy, Rule
+from tests.plant.core import Core, MakeEnvelope
 
 NOW_US = 1_790_000_500_000_000
 
@@ -36,7 +37,7 @@ def beat(root: Path, role: str, **changes: Any) -> None:
 
 
 @pytest.fixture
-def lake(core: Any, envelope: Any) -> Any:
+def lake(core: Core, envelope: MakeEnvelope) -> Any:
     core.landing.seal([envelope(0, 10), envelope(0, 4), envelope(10, 5, body=b"garbage")])
     core.run()
     beat(core.root, "bridge")
@@ -44,7 +45,7 @@ def lake(core: Any, envelope: Any) -> Any:
     return core
 
 
-def test_a_survey_tells_what_waits_per_stream_and_what_was_committed(lake: Any, envelope: Any) -> None:
+def test_a_survey_tells_what_waits_per_stream_and_what_was_committed(lake: Core, envelope: MakeEnvelope) -> None:
     lake.landing.seal([envelope(20, 7), envelope(0, 3, stream="network_flow", body=b"x")])
     found = survey(lake_at(lake.root), NOW_US)
     streams = {stream.stream: stream for stream in found.streams}
@@ -56,7 +57,7 @@ def test_a_survey_tells_what_waits_per_stream_and_what_was_committed(lake: Any, 
     assert found.run == 1
 
 
-def test_a_survey_tells_what_is_suspended(lake: Any) -> None:
+def test_a_survey_tells_what_is_suspended(lake: Core) -> None:
     rules = Policy("words", ("vehicle_telemetry",), (Rule("car", "matches(device, 'c')"),))
     apply_policy(lake_at(lake.root), rules, "ada", 1)
     SuspensionBook(lake_at(lake.root)).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
@@ -70,7 +71,7 @@ def test_a_survey_tells_what_is_suspended(lake: Any) -> None:
     assert survey(lake_at(lake.root), NOW_US).suspended == ()
 
 
-def test_a_core_that_gets_on_is_ready(lake: Any) -> None:
+def test_a_core_that_gets_on_is_ready(lake: Core) -> None:
     assert judge(survey(lake_at(lake.root), NOW_US)).alarms == ()
 
 
@@ -81,13 +82,13 @@ def test_a_core_that_gets_on_is_ready(lake: Any) -> None:
         ({"is_ready": False, "trouble": "run 7: away"}, "run one: run 7: away", True),
     ],
 )
-def test_a_process_that_is_silent_or_stuck_is_an_alarm(lake: Any, changes: Any, alarm: str, alive: bool) -> None:
+def test_a_process_that_is_silent_or_stuck_is_an_alarm(lake: Core, changes: Any, alarm: str, alive: bool) -> None:
     beat(lake.root, "run", **changes)
     verdict = judge(survey(lake_at(lake.root), NOW_US))
     assert (verdict.alarms, verdict.is_alive, verdict.is_ready) == ((alarm,), alive, False)
 
 
-def test_waiting_work_that_no_run_takes_is_an_alarm(lake: Any, envelope: Any) -> None:
+def test_waiting_work_that_no_run_takes_is_an_alarm(lake: Core, envelope: MakeEnvelope) -> None:
     import os
 
     path = lake.landing.seal([envelope(20, 7)])
@@ -95,7 +96,7 @@ def test_waiting_work_that_no_run_takes_is_an_alarm(lake: Any, envelope: Any) ->
     assert judge(survey(lake_at(lake.root), NOW_US)).alarms == ("a sealed segment waits for 200 s and no run takes it",)
 
 
-def test_books_that_do_not_balance_or_rows_too_many_are_alarms(lake: Any) -> None:
+def test_books_that_do_not_balance_or_rows_too_many_are_alarms(lake: Core) -> None:
     found = survey(lake_at(lake.root), NOW_US)
     (stream,) = found.streams
     more: Survey = replace(found, unbalanced=("car-1/vehicle_telemetry",), streams=(replace(stream, rows=11),))
@@ -103,14 +104,14 @@ def test_books_that_do_not_balance_or_rows_too_many_are_alarms(lake: Any) -> Non
     assert "catchment_books_unbalanced 1" in exposition(more)
 
 
-def test_rules_that_cannot_be_read_are_an_alarm_and_no_standstill(lake: Any) -> None:
+def test_rules_that_cannot_be_read_are_an_alarm_and_no_standstill(lake: Core) -> None:
     beat(lake.root, "run", trouble="drive.yaml: no such column", counters={"rules_broken": 1.0})
     verdict = judge(survey(lake_at(lake.root), NOW_US))
     assert verdict.alarms == ("the rules cannot be read, those before them stay in force: drive.yaml: no such column",)
     assert verdict.is_ready
 
 
-def test_a_large_share_of_quarantined_samples_is_an_alarm_from_a_count_on(lake: Any) -> None:
+def test_a_large_share_of_quarantined_samples_is_an_alarm_from_a_count_on(lake: Core) -> None:
     found = survey(lake_at(lake.root), NOW_US)
     (stream,) = found.streams
     assert (stream.recent_samples, stream.recent_quarantined) == (10, 5)
@@ -122,7 +123,7 @@ def test_a_large_share_of_quarantined_samples_is_an_alarm_from_a_count_on(lake: 
     assert judge(found, AlarmConfig(quarantine_count=5, quarantine_share=0)).alarms == ()
 
 
-def test_a_run_that_is_held_back_is_an_alarm_that_outlives_its_process(lake: Any) -> None:
+def test_a_run_that_is_held_back_is_an_alarm_that_outlives_its_process(lake: Core) -> None:
     keep_faults(lake_at(lake.root), FaultRow(), FaultRow(stopped_run=2, at_us=NOW_US - 9_000_000, reason="TypeError: ours"))
     found = survey(lake_at(lake.root), NOW_US)
     verdict = judge(found)
@@ -133,7 +134,7 @@ def test_a_run_that_is_held_back_is_an_alarm_that_outlives_its_process(lake: Any
     assert 'catchment_alarms_of_kind{kind="fault_stop"} 1' in page
 
 
-def test_metrics_are_prometheus_text(lake: Any) -> None:
+def test_metrics_are_prometheus_text(lake: Core) -> None:
     text = exposition(survey(lake_at(lake.root), NOW_US))
     assert 'catchment_samples_committed_total{stream="vehicle_telemetry"} 10' in text
     assert 'catchment_bridge_messages{name="one"} 3' in text
@@ -151,7 +152,7 @@ def get(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_live_ready_and_metrics_are_served(lake: Any) -> None:
+def test_live_ready_and_metrics_are_served(lake: Core) -> None:
     clock = SystemClock()
     beat(lake.root, "bridge", at_ms=clock.now_ms())
     beat(lake.root, "run", at_ms=clock.now_ms(), is_ready=False, trouble="away")
@@ -171,7 +172,7 @@ def test_a_heart_beats_and_says_why_it_stopped(tmp_path: Path) -> None:
     assert (last.is_ready, last.trouble) == (False, "stopped: no more")
 
 
-def test_the_command_ends_with_one_where_something_is_wrong(lake: Any, tmp_path: Path) -> None:
+def test_the_command_ends_with_one_where_something_is_wrong(lake: Core, tmp_path: Path) -> None:
     import typer
 
     app = typer.Typer()

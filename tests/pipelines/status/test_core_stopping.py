@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.clock import SystemClock
+from catchment.runtime.clock import SystemClock
+from pipelines.commands.supervisor import Child, stop_all
 from pipelines.errors import ConfigError
+from pipelines.heartbeat import Health, Heart, read_beats, starting
 from pipelines.lake.lake import lake_at
-from pipelines.status.beat import Health, Heart, read_beats, starting
-from pipelines.up import Child, stop_all
 
 ROOT = Path(__file__).resolve().parents[3]
 WAIT_S = 60.0
@@ -75,8 +75,8 @@ def test_a_process_that_ends_in_order_is_not_forced():
 
 
 def test_children_that_do_not_end_are_killed_in_time_and_the_others_end_in_order(monkeypatch):
-    monkeypatch.setattr("pipelines.up.NEXT_AFTER_S", 0.2)
-    monkeypatch.setattr("pipelines.up.STOP_WITHIN_S", 1.0)
+    monkeypatch.setattr("pipelines.commands.supervisor.NEXT_AFTER_S", 0.2)
+    monkeypatch.setattr("pipelines.commands.supervisor.STOP_WITHIN_S", 1.0)
     ready = "import signal, sys, time; signal.signal(15, {}); print(1, flush=True); time.sleep(1000)"
     deaf, good = ready.format("signal.SIG_IGN"), ready.format("lambda *_: sys.exit(0)")
     children = [Child(name, [sys.executable, "-c", program]) for name, program in (("a", good), ("b", deaf), ("c", good))]

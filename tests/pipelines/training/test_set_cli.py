@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.commands.training_set import parse_split, set_app
 from pipelines.errors import RefusedError
-from pipelines.training.cli import parse_split, set_app
 from tests.fakes.run_core import RunCore
 
 RUN = CliRunner()

@@ -1,0 +1,1 @@
+"""Whether the agent works: figures, health file, health port and heartbeat."""

@@ -1,0 +1,47 @@
+"""`/live`, `/ready` and `/metrics` on a loopback port, for whatever watches the device."""
+
+from collections.abc import Callable
+
+from catchment.runtime.health_http import HealthHttpServer, Page, health_page
+from catchment.runtime.metrics_text import METRICS_TYPE
+from edge_agent.config import HealthConfig
+from edge_agent.errors import AgentError, ConfigError
+from edge_agent.health.vitals import Verdict, Vitals, judge_live, judge_ready, render_metrics
+
+_HOST = "127.0.0.1"
+
+
+class HealthServer(HealthHttpServer):
+    """Serves in threads of its own until it is closed.
+
+    Args:
+        config: the port, and when to answer 503.
+        look: takes one look at the agent; may be called from any thread.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+
+    def __init__(self, config: HealthConfig, look: Callable[[], Vitals]) -> None:
+        def page(render: Callable[[Vitals], Page]) -> Callable[[], Page]:
+            def looked() -> Page:
+                try:
+                    return render(look())
+                except AgentError as error:
+                    return health_page(f"{error}\n", is_good=False)
+
+            return looked
+
+        pages = {
+            "/live": page(lambda vitals: _probe(judge_live(vitals, config.stalled_after_s))),
+            "/ready": page(lambda vitals: _probe(judge_ready(vitals, config.stalled_after_s, config.ready_within_s))),
+            "/metrics": page(lambda vitals: health_page(render_metrics(vitals), is_good=True, kind=METRICS_TYPE)),
+        }
+        try:
+            super().__init__(_HOST, config.port, pages)
+        except OSError as error:
+            raise ConfigError(f"[health] port {config.port}: {error.strerror}; choose one that is free") from error
+
+
+def _probe(verdict: Verdict) -> Page:
+    return health_page(f"{verdict.said}\n", is_good=verdict.is_good)

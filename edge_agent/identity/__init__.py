@@ -1,0 +1,1 @@
+"""Who the device is: its certificate and key."""

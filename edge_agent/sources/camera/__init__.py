@@ -1,0 +1,1 @@
+"""Kind `camera`: frames of a camera or a video file."""

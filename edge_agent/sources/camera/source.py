@@ -1,0 +1,76 @@
+"""A source of pictures: a V4L2 device, a network camera or a video file; each frame is a sample, JPEG its payload.
+
+    kind = "camera"
+    source = "/dev/video0"        # or rtsp://user:password@10.0.0.7/stream, http://..., or a file
+    rate_hz = 5.0                 # at most so many frames a second; 0: all
+    quality = 85                  # of the JPEG, 1 to 100
+    max_width = 1280              # wider frames are scaled down; 0: none
+    as_fast_as_it_goes = false    # a file: not at its frame rate
+    loop = false                  # a file: again from its start
+    time_start = "now"            # a file: when its first frame was taken
+    ffmpeg = { video_size = "1920x1080", framerate = "30", input_format = "mjpeg" }   # FFmpeg's own options
+    format = ""                   # FFmpeg's format, where it cannot tell by itself
+    timeout_s = 10.0              # to open, and without a frame
+    max_waiting = 32              # frames held for the spool; what comes then is dropped and counted
+    columns = { camera = "line-3" }
+
+Needs the `camera` extra (PyAV, which brings FFmpeg along). A file resumes at the frame where it was left.
+"""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+
+from catchment.runtime.clock import Clock
+from edge_agent.errors import ConfigError
+from edge_agent.sources.api import Source
+from edge_agent.sources.camera.options import FRAME_NAMES, CameraOptions
+from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.rows.cells import CellError, start_time_us
+from schemas.contract import Contract
+
+
+def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
+    """The names that a frame gives."""
+    return (*FRAME_NAMES, *check(options, contract).columns)
+
+
+def check(options: Mapping[str, object], contract: Contract) -> CameraOptions:
+    """The options of a camera.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong, the contract has no payload, or PyAV is not installed.
+    """
+    chosen = read_options("camera", options, CameraOptions)
+    check_rename("camera", {name: name for name in chosen.columns}, contract)
+    if contract.payload is None:
+        raise ConfigError(f"source 'camera': contract {contract.name} has no payload; pictures need one that has")
+    if not 1 <= chosen.quality <= 100:
+        raise ConfigError(f"source 'camera': quality {chosen.quality} must be within 1 and 100")
+    if chosen.rate_hz < 0 or chosen.max_width < 0 or chosen.timeout_s <= 0 or chosen.max_waiting < 1:
+        raise ConfigError("source 'camera': rate_hz and max_width are 0 or more, timeout_s and max_waiting above 0")
+    if chosen.time_start != "now":
+        try:
+            start_time_us(chosen.time_start)
+        except CellError as error:
+            raise ConfigError(f"source 'camera': time_start = {chosen.time_start!r} is {error}") from error
+    if find_spec("av") is None:
+        raise ConfigError("source 'camera' needs PyAV: install catchment[camera]")
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> Source:
+    """Open a camera.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+        SourceError: it cannot be opened.
+    """
+    chosen = check(options, contract)
+    # Loaded only here: they bring a video library along.
+    if chosen.is_live:
+        from edge_agent.sources.camera.live import LiveCamera  # noqa: PLC0415
+
+        return LiveCamera(chosen, contract, clock)
+    from edge_agent.sources.camera.file import FileCamera  # noqa: PLC0415
+
+    return FileCamera(chosen, contract, clock, position)

@@ -1,0 +1,1 @@
+"""Kind `can`: signals or frames of a CAN bus or log."""

@@ -1,0 +1,196 @@
+"""CAN frames into signals, by cantools and a DBC."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+import cantools.database
+from cantools.database import Database
+from cantools.database.can.message import Message
+from cantools.database.namedsignalvalue import NamedSignalValue
+
+from edge_agent.errors import ConfigError
+from edge_agent.sources.api import SampleBatch, Scalar
+from edge_agent.sources.can.j1939 import NULL_ADDRESS, group_mask, group_number, source_address
+from edge_agent.sources.can.mux import MultiplexedMessage
+from edge_agent.sources.rejects import Rejects
+from schemas.contract import Contract
+from schemas.source_names import match_columns
+
+# Left out as asked for, so never a warning.
+UNKNOWN = "report: frame of no message asked for"
+_J1939 = "j1939"
+
+
+class Frame(Protocol):
+    """What python-can hands out."""
+
+    arbitration_id: int
+    is_extended_id: bool
+    is_error_frame: bool
+    is_remote_frame: bool
+    data: bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One signal of one frame.
+
+    Attributes:
+        choice: the value's name, where the DBC has one.
+        sender: the source address of a J1939 or NMEA 2000 frame.
+    """
+
+    channel: str
+    can_id: int
+    message: str
+    signal: str
+    value: float
+    unit: str | None
+    choice: str | None
+    sender: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A message that is decoded: whole, or in groups where it is multiplexed; and the units of the signals asked for."""
+
+    message: Message
+    groups: MultiplexedMessage | None
+    units: dict[str, str | None]
+
+
+class SignalDecoder:
+    """Decodes frames of one channel.
+
+    Args:
+        files: databases; a frame that two of them have is decoded by the first.
+        patterns: of `message.signal`.
+        j1939: which extended messages are matched by group number, apart from priority and sender: "auto" those that the
+            database marks so or names with the null address, "yes" all, "no" none.
+
+    Raises:
+        ConfigError: a file cannot be read, or nothing in it matches.
+    """
+
+    def __init__(self, files: Sequence[str], patterns: Sequence[str], j1939: str = "auto") -> None:
+        self._messages: dict[tuple[int, bool], _Known] = {}
+        self._groups: dict[int, _Known] = {}
+        for file in files:
+            for message in _load(file).messages:
+                self._add(message, patterns, j1939)
+        if not self._messages:
+            raise ConfigError(f"source 'can': no signal in {', '.join(files)} matches {', '.join(patterns)}")
+
+    def _add(self, message: Message, patterns: Sequence[str], j1939: str) -> None:
+        names = [signal for signal in message.signals if _is_asked(message.name, signal.name, patterns)]
+        if not names:
+            return
+        groups = MultiplexedMessage(message) if message.is_multiplexed() else None
+        known = _Known(message, groups, {signal.name: signal.unit for signal in names})
+        self._messages.setdefault((message.frame_id, message.is_extended_frame), known)
+        if message.is_extended_frame and _is_group(message, j1939):
+            self._groups.setdefault(group_number(message.frame_id), known)
+
+    @property
+    def filters(self) -> list[tuple[int, int, bool]]:
+        """Id, mask, and whether it is an extended one, of each message that is decoded."""
+        by_group = [(known.message.frame_id, group_mask(known.message.frame_id), True) for known in self._groups.values()]
+        return by_group + [(id_, 0x1FFF_FFFF if extended else 0x7FF, extended) for id_, extended in self._messages]
+
+    def decode(self, frame: Frame, channel: str, rejects: Rejects) -> list[Signal]:
+        """The signals of a frame; none, counted, where it has none that is asked for."""
+        if frame.is_error_frame or frame.is_remote_frame:
+            rejects.count("row: error frame" if frame.is_error_frame else "row: remote frame")
+            return []
+        known, sender = self._messages.get((frame.arbitration_id, frame.is_extended_id)), None
+        if frame.is_extended_id and (by_group := self._groups.get(group_number(frame.arbitration_id))) is not None:
+            known, sender = known or by_group, source_address(frame.arbitration_id)
+        if known is None:
+            rejects.count(UNKNOWN)
+            return []
+        try:
+            values = _values(known, bytes(frame.data), rejects)
+        except (cantools.database.DecodeError, ValueError, KeyError, TypeError) as error:
+            rejects.count(f"row: {known.message.name} cannot be decoded", error)
+            return []
+        head = (channel, frame.arbitration_id, known.message.name)
+        return [_signal(head, name, value, known.units[name], sender) for name, value in values.items() if name in known.units]
+
+
+def _values(known: _Known, data: bytes, rejects: Rejects) -> dict[str, float | NamedSignalValue]:
+    if known.groups is not None:
+        decoded = known.groups.decode(data)
+        for selector, value in decoded.unknown:
+            # Its own signals are lost, and with them nothing else of the frame.
+            rejects.count(f"report: {known.message.name}: multiplexer {selector} has a value without signals", value)
+        return decoded.values
+    found = known.message.decode(data, decode_choices=True, allow_truncated=True)
+    assert isinstance(found, dict)
+    return {name: value for name, value in found.items() if isinstance(value, (int, float, NamedSignalValue))}
+
+
+def _is_group(message: Message, j1939: str) -> bool:
+    if j1939 != "auto":
+        return j1939 == "yes"
+    return message.protocol == _J1939 or source_address(message.frame_id) == NULL_ADDRESS
+
+
+@dataclass(slots=True)
+class SignalRows:
+    """Signals gathered for one batch."""
+
+    contract: Contract
+    times_us: list[int] = field(default_factory=list)
+    signals: list[Signal] = field(default_factory=list)
+
+    def add(self, time_us: int, signals: Sequence[Signal]) -> None:
+        """The signals of one frame."""
+        self.times_us += [time_us] * len(signals)
+        self.signals += signals
+
+    def __len__(self) -> int:
+        return len(self.signals)
+
+    def batch(self, position: bytes | None, *, agent_clock: bool) -> SampleBatch | None:
+        """One batch of all; None of nothing."""
+        if not self.signals:
+            return None
+        columns: dict[str, Sequence[Scalar]] = {
+            "channel": [signal.channel for signal in self.signals],
+            "can_id": [signal.can_id for signal in self.signals],
+            "source_address": [signal.sender for signal in self.signals],
+            "message": [signal.message for signal in self.signals],
+            "signal": [signal.signal for signal in self.signals],
+            "value": [signal.value for signal in self.signals],
+            "unit": [signal.unit for signal in self.signals],
+            "choice": [signal.choice for signal in self.signals],
+        }
+        matched = match_columns(columns, self.contract.columns, {})
+        known = {column.name: columns[name] for name, column in matched.items()}
+        return SampleBatch(self.times_us, known, None, position, agent_clock)
+
+
+def _load(file: str) -> Database:
+    try:
+        found = cantools.database.load_file(file)
+    except OSError as error:
+        raise ConfigError(f"source 'can': dbc {file} cannot be read ({error.strerror}); correct `dbc`") from error
+    except Exception as error:
+        raise ConfigError(f"source 'can': dbc {file} is not understood: {str(error)[:300]}") from error
+    if not isinstance(found, Database):
+        raise ConfigError(f"source 'can': dbc {file} describes diagnostics, not messages")
+    return found
+
+
+def _is_asked(message: str, signal: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(f"{message}.{signal}", pattern) for pattern in patterns)
+
+
+def _signal(
+    head: tuple[str, int, str], name: str, value: float | NamedSignalValue, unit: str | None, sender: int | None
+) -> Signal:
+    if isinstance(value, NamedSignalValue):
+        return Signal(*head, name, float(value.value), unit, str(value), sender)
+    return Signal(*head, name, float(value), unit, None, sender)

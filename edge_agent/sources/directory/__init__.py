@@ -1,0 +1,1 @@
+"""Kind `directory`: files that appear in a folder."""

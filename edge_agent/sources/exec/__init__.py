@@ -1,0 +1,1 @@
+"""Kind `exec`: lines that a program prints."""

@@ -1,0 +1,1 @@
+"""Shared by kinds: files that others write, packed or not."""

@@ -1,0 +1,1 @@
+"""Shared by kinds: logs that grow and rotate."""

@@ -1,0 +1,1 @@
+"""Kind `mqtt-local`: messages of a broker on the device."""

@@ -1,0 +1,1 @@
+"""Kind `netflow`: flows that exporters send over UDP."""

@@ -1,0 +1,1 @@
+"""Shared by kinds: sockets, datagrams and framed streams."""

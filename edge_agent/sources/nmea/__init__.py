@@ -1,0 +1,1 @@
+"""Kind `nmea`: fixes of a satellite receiver."""

@@ -1,0 +1,210 @@
+"""A source of fixes of a satellite receiver: NMEA 0183 from a serial line or over TCP, or reports of gpsd.
+
+    kind = "nmea"
+    source = "/dev/ttyUSB0"        # or tcp://10.0.0.5:10110, or gpsd://127.0.0.1:2947
+    baud = 9600
+    rename = { course_deg = "steering_deg" }
+    columns = { vehicle = "truck-7" }
+    timeout_s = 30.0               # nothing for so long: the line is opened again
+
+One sample per fix: latitude_deg, longitude_deg, altitude_m, speed_mps, course_deg, satellites, hdop, as far as the contract
+has them. Event time is the satellites' own, with the clock quality `gnss`;
+a receiver whose week counter wrapped (it tells 2007) is put right, counted and marked `corrected`.
+A sentence with a wrong checksum is refused.
+Tag blocks (NMEA 4.10) may stand before a sentence, binary messages (UBX, RTCM 3) between two.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from catchment.runtime.clock import Clock
+from edge_agent.clock_quality import COLUMN, ClockQuality
+from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.api import SampleBatch, Scalar
+from edge_agent.sources.exec.source import LineBuffer
+from edge_agent.sources.network.addresses import read_address
+from edge_agent.sources.nmea.gps_week import ROLLOVER_US, rollovers
+from edge_agent.sources.nmea.inputs import ByteInput, SerialInput, TcpInput, speeds
+from edge_agent.sources.nmea.sentence import Fix, FixBuilder, SentenceError, read_fields, read_tpv
+from edge_agent.sources.nmea.stream import SentenceStream
+from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.rows.mapping import ColumnMapper
+from edge_agent.sources.rows.tables import RawChunk, decode_object
+from schemas.contract import Contract
+
+_WATCH = b'?WATCH={"enable":true,"json":true};\n'
+_MAX_LINE_BYTES = 16 * 1024
+_NAMES = ("latitude_deg", "longitude_deg", "altitude_m", "speed_mps", "course_deg", "satellites", "hdop")
+
+
+class NmeaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a satellite receiver; the module's docstring shows each."""
+
+    source: str
+    baud: int = 9_600
+    rename: dict[str, str] = {}
+    columns: dict[str, str | int | float | bool] = {}
+    timeout_s: float = 30.0
+    wait_ms: int = 100
+
+
+class NmeaSource:
+    """Reads one receiver; see the module.
+
+    Attributes:
+        rejected: reason -> sentences and cells refused.
+    """
+
+    def __init__(self, options: NmeaOptions, contract: Contract, clock: Clock) -> None:
+        self._options = options
+        self._clock = clock
+        self._rejects = Rejects(f"nmea {options.source}")
+        self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects)
+        quality = contract.column(COLUMN)
+        self._has_quality = quality is not None
+        # A contract from before this word existed would refuse it.
+        can_say = quality is not None and (not quality.allowed or ClockQuality.CORRECTED in quality.allowed)
+        self._corrected = ClockQuality.CORRECTED if can_say else ClockQuality.GNSS
+        self._is_gpsd = options.source.startswith("gpsd:")
+        self._builder = FixBuilder()
+        self._reports = LineBuffer(_MAX_LINE_BYTES, self._rejects)
+        self._sentences = SentenceStream(self._rejects)
+        self._input = self._open()
+        self._heard_s = clock.monotonic_s()
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many sentences or cells were refused since the source was built."""
+        return dict(self._rejects.counts)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in the source that fill no column."""
+        return tuple(sorted(self._mapper.left_out))
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it."""
+        return self._mapper.matched
+
+    def _open(self) -> ByteInput:
+        source = self._options.source
+        if source.startswith("/"):
+            return SerialInput(source, self._options.baud)
+        at = read_address("nmea", source, ("tcp", "gpsd"))
+        return TcpInput(at, _WATCH if self._is_gpsd else b"", self._options.timeout_s)
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The fixes that have come; None where none has.
+
+        Raises:
+            SourceError: the receiver is gone, or silent for too long.
+        """
+        last: list[Fix] = []
+        lines = self._take(max_samples)
+        if not lines:
+            try:
+                self._receive()
+            except SourceError:
+                # The moment that was being told is over, too; the next read fails again.
+                fix = self._builder.flush()
+                if fix is None:
+                    raise
+                last = [fix]
+            lines = self._take(max_samples)
+        fixes = [fix for line in lines if (fix := self._fix(line)) is not None]
+        fixes += last
+        return self._batch(fixes) if fixes else None
+
+    def _take(self, most: int) -> list[str]:
+        return self._reports.take(most, ended=False) if self._is_gpsd else self._sentences.take(most)
+
+    def _receive(self) -> None:
+        piece = self._input.read(self._options.wait_ms / 1000)
+        now_s = self._clock.monotonic_s()
+        if piece:
+            self._heard_s = now_s
+            (self._reports if self._is_gpsd else self._sentences).add(piece)
+        elif now_s - self._heard_s > self._options.timeout_s:
+            raise SourceError(f"{self._options.source} says nothing for {self._options.timeout_s:.0f} s; it is opened again")
+
+    def _fix(self, line: str) -> Fix | None:
+        if not line.strip():
+            return None
+        fix, reason = self._read_report(line) if self._is_gpsd else self._read_sentence(line)
+        if reason:
+            self._rejects.count(reason if reason.startswith("report:") else f"row: {reason}")
+        return fix
+
+    def _read_sentence(self, line: str) -> tuple[Fix | None, str]:
+        before = self._builder.dateless
+        try:
+            return self._builder.take(read_fields(line))
+        except SentenceError as error:
+            return None, str(error)
+        finally:
+            if self._builder.dateless > before:
+                self._rejects.count("row: fix without a date: no RMC sentence told it")
+
+    def _read_report(self, line: str) -> tuple[Fix | None, str]:
+        report = decode_object(line, self._rejects)
+        try:
+            return None if report is None else read_tpv(report), ""
+        except SentenceError as error:
+            return None, str(error)
+
+    def _batch(self, fixes: Sequence[Fix]) -> SampleBatch:
+        raw: dict[str, Sequence[object]] = {name: [getattr(fix, name) for fix in fixes] for name in _NAMES}
+        raw |= {name: [value] * len(fixes) for name, value in self._options.columns.items()}
+        columns: dict[str, Sequence[Scalar]] = self._mapper.convert(RawChunk(raw, len(fixes)))
+        now_us = self._clock.now_ms() * 1000
+        behind = [rollovers(fix.time_us, now_us) for fix in fixes]
+        if wrapped := sum(map(bool, behind)):
+            self._rejects.count("report: GPS week rollover: 1024 weeks were added", times=wrapped)
+        if self._has_quality:
+            columns[COLUMN] = [str(self._corrected if count else ClockQuality.GNSS) for count in behind]
+        return SampleBatch([fix.time_us + count * ROLLOVER_US for fix, count in zip(fixes, behind, strict=True)], columns)
+
+    def stored(self, batch: SampleBatch) -> None:
+        """Nothing to do: a receiver does not repeat itself."""
+
+    def close(self) -> None:
+        """Let go of the receiver."""
+        self._input.close()
+
+
+def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
+    """The names that a fix gives, as the contract's columns where they are renamed."""
+    chosen = check(options, contract)
+    return (*(chosen.rename.get(name, name) for name in _NAMES), *chosen.columns)
+
+
+def check(options: Mapping[str, object], contract: Contract) -> NmeaOptions:
+    """The options of a satellite receiver.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+    """
+    chosen = read_options("nmea", options, NmeaOptions)
+    check_rename("nmea", chosen.rename, contract)
+    check_rename("nmea", {name: name for name in chosen.columns}, contract)
+    if not chosen.source.startswith("/"):
+        read_address("nmea", chosen.source, ("tcp", "gpsd"))
+    if chosen.baud not in speeds():
+        raise ConfigError(f"source 'nmea': baud {chosen.baud} is none of {', '.join(map(str, sorted(speeds())))}")
+    if chosen.timeout_s <= 0:
+        raise ConfigError("source 'nmea': timeout_s must be above 0")
+    return chosen
+
+
+def build(options: Mapping[str, object], contract: Contract, clock: Clock, position: bytes | None) -> NmeaSource:
+    """Open a receiver.
+
+    Raises:
+        ConfigError: an option is unknown, missing or wrong.
+        SourceError: it cannot be opened.
+    """
+    del position  # a receiver cannot go back
+    return NmeaSource(check(options, contract), contract, clock)

@@ -1,0 +1,1 @@
+"""Kind `replay`: rows of a recorded file."""

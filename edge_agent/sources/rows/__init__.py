@@ -1,0 +1,1 @@
+"""Shared by kinds: text and JSON rows become columns of a contract."""

@@ -1,0 +1,131 @@
+"""From the columns a file has to the columns a contract asks for."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+import structlog
+
+from edge_agent.sources.api import Scalar
+from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.rows.cells import PLAIN_NUMBERS, PLAIN_TIMES, convert_column
+from edge_agent.sources.rows.tables import RawChunk
+from schemas.contract import Column, ColumnType, Contract
+from schemas.source_names import match_columns
+from schemas.written_values import NumberForm, TimeForm
+
+ATTRIBUTES = "attributes"
+_MAX_LEFT_OUT = 1_000
+
+log = structlog.get_logger(__name__)
+
+
+class ColumnMapper:
+    """Renames, converts, and keeps what the contract does not name as JSON in `attributes`, if the contract has that.
+
+    A name fills the column that `rename` says; else the one whose source name in the contract it is; else the one so called.
+
+    Args:
+        contract: what the columns must become.
+        rename: name in the source -> contract column, from the configuration.
+        unset: text that means "nothing".
+        rejects: where refused cells are counted.
+        usual: name in the source -> contract column: a format's own names, which hold where nothing else fits.
+        numbers: how numbers are written.
+        times: how times are written.
+
+    Attributes:
+        left_out: names of the source that fill no column and are kept nowhere.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        rename: Mapping[str, str],
+        unset: frozenset[str],
+        rejects: Rejects,
+        usual: Mapping[str, str] | None = None,
+        numbers: NumberForm = PLAIN_NUMBERS,
+        times: TimeForm = PLAIN_TIMES,
+    ) -> None:
+        self._contract = contract
+        self._rename = rename
+        self._usual = usual
+        self._numbers = numbers
+        self._times = times
+        self._unset = unset
+        self._rejects = rejects
+        self._keeps_rest = contract.column(ATTRIBUTES) is not None
+        self._matched: tuple[tuple[str, ...], dict[str, Column]] = ((), {})
+        self.left_out: set[str] = set()
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name that filled it last."""
+        return {column.name: name for name, column in self._matched[1].items()}
+
+    def convert(
+        self, chunk: RawChunk, beside: frozenset[str] = frozenset(), read_times: Mapping[str, Sequence[int]] | None = None
+    ) -> dict[str, Sequence[Scalar]]:
+        """The contract's columns of a chunk.
+
+        Args:
+            chunk: the rows.
+            beside: names that are used elsewhere and are not kept as attributes.
+            read_times: name -> its cells as times, where they were read already.
+        """
+        matched = self._match(tuple(chunk.columns))
+        out: dict[str, Sequence[Scalar]] = {}
+        rest: dict[str, Sequence[object]] = {}
+        for name, cells in chunk.columns.items():
+            column = matched.get(name)
+            if column is not None and column.type is ColumnType.TIMESTAMP and name in (read_times or {}):
+                out[column.name] = list((read_times or {})[name])
+            elif column is not None:
+                out[column.name] = convert_column(cells, column, self._unset, self._rejects, self._numbers, self._times)
+                if column.fields:
+                    self._tell(_unknown_fields(name, cells, column))
+            elif name not in beside:
+                rest[name] = cells
+        if rest and self._keeps_rest and ATTRIBUTES not in out:
+            out[ATTRIBUTES] = self._attributes(rest, chunk.rows)
+        elif rest:
+            self._tell(rest)
+        return out
+
+    def _match(self, names: tuple[str, ...]) -> dict[str, Column]:
+        """Chunks of one source have the same names again and again: matched once."""
+        if self._matched[0] != names:
+            self._matched = (names, match_columns(names, self._contract.columns, self._rename, self._usual))
+        return self._matched[1]
+
+    def _attributes(self, rest: Mapping[str, Sequence[object]], rows: int) -> list[Scalar]:
+        kept: list[Scalar] = []
+        for row in range(rows):
+            item = {name: cells[row] for name, cells in rest.items() if not self._is_unset(cells[row])}
+            kept.append(msgspec.json.encode(item).decode() if item else None)
+        return kept
+
+    def _is_unset(self, cell: object) -> bool:
+        return cell is None or (isinstance(cell, str) and cell in self._unset)
+
+    def _tell(self, names: Iterable[str]) -> None:
+        fresh = set(names) - self.left_out
+        if fresh and len(self.left_out) < _MAX_LEFT_OUT:
+            self.left_out |= fresh
+            log.info("columns are not in the contract and are left out", contract=self._contract.name, columns=sorted(fresh))
+
+
+def _unknown_fields(name: str, cells: Sequence[object], column: Column) -> set[str]:
+    """Fields of objects that the struct does not have."""
+    fields = {field for cell in cells if isinstance(cell, Mapping) for field in cell}
+    return {f"{name}.{field}" for field in fields - match_columns(fields, column.fields, {}).keys()}
+
+
+def keep_rows(chunk: RawChunk, times: Sequence[int | None]) -> tuple[RawChunk, list[int]]:
+    """The rows that have an event time, and those times: without one a row cannot become a sample."""
+    good = [time for time in times if time is not None]
+    if len(good) == chunk.rows:
+        return chunk, good
+    kept = [index for index, time in enumerate(times) if time is not None]
+    columns: dict[str, Sequence[object]] = {name: [cells[index] for index in kept] for name, cells in chunk.columns.items()}
+    return RawChunk(columns, len(kept)), good

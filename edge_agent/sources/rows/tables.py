@@ -1,0 +1,329 @@
+"""Readers of tables: CSV, JSON lines and Zeek's logs, a chunk of columns at a time."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from catchment.runtime.zeek_header import ZeekHeader
+from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.files.lines import Lines
+from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.rows.json_text import read_json
+from schemas.source_names import read_header, separator_of
+
+
+@dataclass(frozen=True, slots=True)
+class RawChunk:
+    """`rows` rows as the file says them: column name -> `rows` cells (text, JSON values, None)."""
+
+    columns: dict[str, Sequence[object]]
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class TablePosition:
+    """Where a table goes on: the byte after the last row given out, and where the header in force begins."""
+
+    offset: int = 0
+    header_offset: int = 0
+
+
+# The `header_offset` of a file whose header stands in an earlier file.
+INHERITED = -1
+
+
+class TableReader(Protocol):
+    """One file's rows, chunk by chunk."""
+
+    @property
+    def header(self) -> str:
+        """The text of the header in force; empty where there is none."""
+        ...
+
+    @property
+    def position(self) -> TablePosition:
+        """Where to go on after the chunks given out so far."""
+        ...
+
+    def read(self, max_rows: int) -> RawChunk | None:
+        """At most so many rows; None at the end. A chunk may be empty where only refused rows were met."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
+
+
+class CsvReader:
+    """Separated values with a header row; quotes and line breaks in quotes as RFC 4180 has them.
+
+    The header tells the separator: comma, semicolon (as spreadsheets of many countries write), tab or bar.
+    """
+
+    def __init__(self, path: Path, start: TablePosition, max_line_bytes: int, rejects: Rejects) -> None:
+        # Its own limit holds for the whole process, and is far below a line's.
+        csv.field_size_limit(max(csv.field_size_limit(), max_line_bytes))
+        first = Lines(path, 0, max_line_bytes, rejects)
+        line = first.next_line() or ""
+        separator = separator_of(line)
+        try:
+            self._names = read_header(chain((line,), first), separator)
+        except csv.Error as error:
+            raise SourceError(f"{path}: its header is no CSV: {error}") from error
+        if len(set(self._names)) != len(self._names):
+            raise ConfigError(f"{path}: a column name is used twice in the header; make them different")
+        self._rejects = rejects
+        self._lines = first
+        if start.offset > first.offset:
+            first.close()
+            self._lines = Lines(path, start.offset, max_line_bytes, rejects)
+        self._taken = 0
+        self._failure: SourceError | None = None
+        # After the last whole row: a row may be several lines, and the file may end within it.
+        self._row_end = self._lines.offset
+        self._rows = csv.reader(self._counted_lines(), delimiter=separator)
+        self.header = line
+
+    def _counted_lines(self) -> Iterator[str]:
+        for line in self._lines:
+            self._taken += 1
+            yield line
+
+    @property
+    def names(self) -> list[str]:
+        """The names in the header."""
+        return list(self._names)
+
+    @property
+    def position(self) -> TablePosition:
+        """Where to go on after the chunks given out so far."""
+        return TablePosition(self._row_end)
+
+    def read(self, max_rows: int) -> RawChunk | None:
+        """At most so many rows; None at the end."""
+        rows: list[list[str]] = []
+        width = len(self._names)
+        ended = False
+        while len(rows) < max_rows:
+            before = self._taken
+            row = self._next_row()
+            if row is None:
+                ended = True
+                break
+            if isinstance(row, csv.Error):
+                # A quote that is never closed takes the lines behind it along.
+                self._rejects.count(f"row: no CSV ({row})", times=self._taken - before)
+                continue
+            if len(row) == width:
+                rows.append(row)
+            elif row:
+                self._rejects.count(f"row: {len(row)} cells under {width} names", row)
+        if self._failure is not None and not rows:
+            raise self._failure
+        return None if ended and not rows else _chunk(self._names, rows)
+
+    def _next_row(self) -> list[str] | csv.Error | None:
+        """The next row; None at the end, or where the file breaks: what was read before comes first."""
+        if self._failure is not None:
+            return None
+        try:
+            row = next(self._rows)
+        except StopIteration:
+            self._row_end = self._lines.offset
+            return None
+        except SourceError as error:
+            self._failure = error
+            return None
+        except csv.Error as error:
+            self._row_end = self._lines.offset
+            return error
+        self._row_end = self._lines.offset
+        return row
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._lines.close()
+
+
+class LineSource(Protocol):
+    """Lines of a file, and how far they were read."""
+
+    offset: int
+
+    def next_line(self) -> str | None:
+        """The next line; None where there is none (yet)."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
+
+
+OpenLines = Callable[[Path, int, int, Rejects], LineSource]
+
+
+class JsonlReader:
+    """One JSON object a line."""
+
+    def __init__(
+        self, path: Path, start: TablePosition, max_line_bytes: int, rejects: Rejects, open_lines: OpenLines = Lines
+    ) -> None:
+        self._lines = open_lines(path, start.offset, max_line_bytes, rejects)
+        self._rejects = rejects
+
+    @property
+    def header(self) -> str:
+        """None: each row names its columns."""
+        return ""
+
+    @property
+    def position(self) -> TablePosition:
+        """Where to go on after the chunks given out so far."""
+        return TablePosition(self._lines.offset)
+
+    def read(self, max_rows: int) -> RawChunk | None:
+        """At most so many rows; None at the end."""
+        objects: list[dict[str, object]] = []
+        while len(objects) < max_rows:
+            line = _line_or_rest(self._lines, has_rows=bool(objects))
+            if line is None:
+                return objects_chunk(objects) if objects else None
+            found = decode_object(line, self._rejects)
+            if found is not None:
+                objects.append(found)
+        return objects_chunk(objects)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._lines.close()
+
+
+class ZeekReader:
+    """Zeek's tab separated logs: `#fields` and `#types` say what follows, and may come again within a file.
+
+    `header`: the text of a header that holds although it stands in an earlier file, as after a log was cut.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        start: TablePosition,
+        max_line_bytes: int,
+        rejects: Rejects,
+        open_lines: OpenLines = Lines,
+        header: str = "",
+    ) -> None:
+        self._path = path
+        self._rejects = rejects
+        self._open_lines = open_lines
+        self._header = ZeekHeader()
+        self._header_offset = start.header_offset
+        self._in_rows = start.offset > 0 or bool(header)
+        is_here = start.offset > 0 and start.header_offset >= 0
+        self._lines = open_lines(path, start.header_offset if is_here else start.offset, max_line_bytes, rejects)
+        if is_here:
+            self._rewind(start, max_line_bytes)
+        if not self._header.fields and header:
+            self._header_offset = INHERITED
+            for line in header.splitlines():
+                self._header.take(line)
+
+    def _rewind(self, start: TablePosition, max_line_bytes: int) -> None:
+        while self._lines.offset < start.offset:
+            line = self._lines.next_line()
+            if line is None or not line.startswith("#"):
+                break
+            self._header.take(line)
+        self._lines.close()
+        self._lines = self._open_lines(self._path, start.offset, max_line_bytes, self._rejects)
+
+    @property
+    def header(self) -> str:
+        """The text of the header in force."""
+        return self._header.text
+
+    @property
+    def position(self) -> TablePosition:
+        """Where to go on after the chunks given out so far."""
+        return TablePosition(self._lines.offset, self._header_offset)
+
+    def read(self, max_rows: int) -> RawChunk | None:
+        """At most so many rows under one header; None at the end."""
+        rows: list[list[str]] = []
+        while len(rows) < max_rows:
+            before = self._lines.offset
+            line = _line_or_rest(self._lines, has_rows=bool(rows))
+            if line is None:
+                return self._chunk(rows) if rows else None
+            if line.startswith("#"):
+                so_far = self._chunk(rows) if rows else None
+                if self._starts_header(line, before) and so_far is not None:
+                    return so_far
+                continue
+            self._in_rows = True
+            row = self._header.cells(line)
+            if not self._header.fields:
+                raise SourceError(f"{self._path}: rows come before #fields; this is no Zeek log")
+            if len(row) == len(self._header.fields):
+                rows.append(row)
+            else:
+                self._rejects.count(f"row: {len(row)} cells under {len(self._header.fields)} names", row)
+        return self._chunk(rows)
+
+    def _chunk(self, rows: list[list[str]]) -> RawChunk:
+        return RawChunk(self._header.columns(rows), len(rows))
+
+    def _starts_header(self, line: str, offset: int) -> bool:
+        """Take a `#` line; whether it begins a new header, so that the rows before it belong to the old one."""
+        fresh = self._in_rows and line.startswith(("#separator", "#fields"))
+        if fresh:
+            self._in_rows = False
+            self._header = ZeekHeader()
+            self._header_offset = offset
+        self._header.take(line)
+        return fresh
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._lines.close()
+
+
+def _line_or_rest(lines: LineSource, *, has_rows: bool) -> str | None:
+    """The next line; None where there is none, or where the file breaks behind rows: these come first, the next call fails."""
+    try:
+        return lines.next_line()
+    except SourceError:
+        if has_rows:
+            return None
+        raise
+
+
+def _chunk(names: Sequence[str], rows: list[list[str]]) -> RawChunk:
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return RawChunk(dict(zip(names, columns, strict=True)), len(rows))
+
+
+def objects_chunk(objects: list[dict[str, object]]) -> RawChunk:
+    """Rows given as objects, turned into columns; a key that a row lacks is None."""
+    names = dict.fromkeys(name for item in objects for name in item)
+    return RawChunk({name: [item.get(name) for item in objects] for name in names}, len(objects))
+
+
+def decode_object(line: str, rejects: Rejects) -> dict[str, object] | None:
+    """One line as a JSON object; None, counted, if it is not one. An empty line is nothing at all."""
+    if not line.strip():
+        return None
+    try:
+        found = read_json(line)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        rejects.count("row: no JSON", f"{error}: {line[:80]}")
+        return None
+    if not isinstance(found, dict):
+        rejects.count("row: JSON, but no object", line[:80])
+        return None
+    return found

@@ -1,0 +1,1 @@
+"""Kind `syslog`: messages over UDP, TCP or TLS."""

@@ -1,0 +1,1 @@
+"""Kind `tail`: lines of a log that grows and rotates."""

@@ -1,0 +1,1 @@
+"""Kind `zeek`: a log that Zeek writes and rotates."""

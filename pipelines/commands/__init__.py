@@ -1,0 +1,1 @@
+"""The commands of `catchment`: one module for each group, with one place for options and one for exits."""

@@ -1,0 +1,219 @@
+"""`catchment model …` and `catchment rollout …`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import msgspec
+import typer
+
+from catchment.runtime.clock import SystemClock
+from catchment.runtime.output import say, say_json
+from catchment.runtime.plain import plain
+from catchment.runtime.terminal import PlainConsole, PlainTable
+from pipelines.commands.options import AsJson, Config, require_files
+from pipelines.config import CoreConfig, load_core_config
+from pipelines.director.counters import director_folder
+from pipelines.director.keys import first_director
+from pipelines.director.orders import DesiredOrders
+from pipelines.errors import ConfigError
+from pipelines.rollout.cohorts import parse_cohort
+from pipelines.rollout.fleet import publish_desired, reported_models
+from pipelines.rollout.golden import try_model
+from pipelines.rollout.keys import KeyFolder, KeyPlan
+from pipelines.rollout.paths import keys_folder, models_folder
+from pipelines.rollout.repository import ModelRepository, PublishedModel
+from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
+from pipelines.rollout.server import serve
+from pipelines.stopping import stop_on_signals
+from schemas.model import ImageInput
+from schemas.reported import ModelReport
+
+__all__ = ["model_app", "rollout_app", "serve"]
+
+model_app = typer.Typer(help="The models that the signing keys vouch for.", no_args_is_help=True)
+rollout_app = typer.Typer(help="Which devices run which model.", no_args_is_help=True)
+out = PlainConsole()
+
+Keys = Annotated[Path | None, typer.Option("--keys", help="Folder of the signing keys; default: as configured.")]
+
+
+def _repository(config: CoreConfig, keys: Path | None = None) -> ModelRepository:
+    return ModelRepository(models_folder(config), KeyFolder(keys or keys_folder(config)), SystemClock())
+
+
+def _plain(model: PublishedModel) -> dict[str, object]:
+    spec = model.spec
+    return {
+        "name": spec.name,
+        "version": spec.version,
+        "target": model.target,
+        "bytes": model.size,
+        "sha256": model.digest,
+        "labels": list(spec.labels),
+        "input": msgspec.to_builtins(spec.input),
+    }
+
+
+@model_app.command("init")
+def model_init(
+    config: Config = None,
+    keys: Keys = None,
+    root_keys: Annotated[int, typer.Option(help="How many root keys.")] = 3,
+    root_threshold: Annotated[int, typer.Option(help="How many of them must sign.")] = 2,
+) -> None:
+    """Make the signing keys and an empty repository."""
+    core = load_core_config(config)
+    root = _repository(core, keys).init(KeyPlan(root=(root_keys, root_threshold)))
+    folder = keys or keys_folder(core)
+    out.print(f"Keys are in {folder}. Take root-*.pem and targets-*.pem offline; the model server needs the others.")
+    out.print(f"Devices need {root}: it is what they trust.")
+    signer = first_director(director_folder(core))
+    out.print("Devices need the director's key, too: catchment director show prints it for agent.toml.")
+    out.print(f"director key: {signer.public_keys[0]}")
+
+
+@model_app.command("publish")
+def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of the command
+    name: str,
+    file: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    config: Config = None,
+    keys: Keys = None,
+    labels: Annotated[str, typer.Option(help="What the answers mean: a,b,c or @file with one a line.")] = "",
+    width: Annotated[int, typer.Option(help="Input width, px; 0: as the model says.")] = 0,
+    height: Annotated[int, typer.Option(help="Input height, px; 0: as the model says.")] = 0,
+    colour: Annotated[str, typer.Option(help="rgb, bgr or grey; empty: as the model says.")] = "",
+    layout: Annotated[str, typer.Option(help="nchw, nhwc or flat; empty: as the model says.")] = "",
+    scale: Annotated[float, typer.Option(help="Each pixel 0..255 is multiplied by this.")] = 1 / 255,
+    softmax: Annotated[bool, typer.Option(help="The answers are logits.")] = False,
+) -> None:
+    """Try a model here, then sign it as its next version."""
+    core = load_core_config(config)
+    require_files([file])
+    onnx = file.read_bytes()
+    image = _image(onnx, width, height, colour, layout, scale)
+    trial = try_model(onnx, image)
+    published = _repository(core, keys).publish(name, onnx, image, labels=_labels(labels), softmax=softmax, golden=trial.golden)
+    out.print(f"{name} version {published.spec.version}: {published.size} bytes, sha256 {published.digest}")
+
+
+def _image(onnx: bytes, width: int, height: int, colour: str, layout: str, scale: float) -> ImageInput:
+    if not width or not height:
+        shape = try_model(onnx).image
+        width, height, colour, layout = shape.width, shape.height, colour or shape.colour, layout or shape.layout
+    return ImageInput(
+        width,
+        height,
+        cast("Literal['rgb', 'bgr', 'grey']", _one_of("colour", colour or "rgb", ("rgb", "bgr", "grey"))),
+        cast("Literal['nchw', 'nhwc', 'flat']", _one_of("layout", layout or "nchw", ("nchw", "nhwc", "flat"))),
+        scale,
+    )
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ConfigError(f"--{option} {value[:40]!r} is none of {', '.join(known)}")
+    return value
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    if text.startswith("@"):
+        path = Path(text[1:])
+        require_files([path])
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(label.strip() for label in text.split(",")) if text else ()
+
+
+@model_app.command("ls")
+def model_ls(config: Config = None, as_json: AsJson = False) -> None:
+    """List the published models."""
+    models = _repository(load_core_config(config)).models()
+    if as_json:
+        say_json(json.dumps([_plain(model) for model in models]))
+        return
+    table = PlainTable("model", "version", "bytes", "sha256")
+    for model in models:
+        table.add_row(model.spec.name, str(model.spec.version), str(model.size), model.digest[:16])
+    out.print(table)
+
+
+@model_app.command("show")
+def model_show(name: str, version: int | None = None, config: Config = None, as_json: AsJson = False) -> None:
+    """Show one version of a model; the newest if none is named."""
+    told = _plain(_repository(load_core_config(config)).model(name, version))
+    if as_json:
+        say_json(json.dumps(told))
+        return
+    for key, value in told.items():
+        out.print(f"{key}: {plain(value)}")
+
+
+@rollout_app.command("start")
+def rollout_start(
+    model: Annotated[str, typer.Argument(help="The model's name.")],
+    config: Config = None,
+    cohort: Annotated[str, typer.Option(help="all, 10%, device names, patterns like line-*; several with commas.")] = "all",
+    version: Annotated[int | None, typer.Option(help="The model's version; default: the newest.")] = None,
+    name: Annotated[str, typer.Option(help="The rollout's name; default: <model>-<version>.")] = "",
+    halt_ratio: Annotated[float, typer.Option(help="Stop when more than this share of answers are failures.")] = 0.2,
+) -> None:
+    """Start a rollout, or widen it: the same name with a larger cohort."""
+    core = load_core_config(config)
+    found = _repository(core).model(model, version)
+    text = str(parse_cohort(cohort))
+    rollout = Rollout(
+        name or f"{model}-{found.spec.version}", model, found.spec.version, found.target, text,
+        SystemClock().now_ms(), halt_ratio=halt_ratio,
+    )  # fmt: skip
+    RolloutStore(models_folder(core) / "rollouts").save(rollout)
+    orders = DesiredOrders.open(core, SystemClock())
+    told = publish_desired(core, rollout, orders)
+    if not orders.public_keys:
+        say("unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True)
+    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(told)} devices told")
+
+
+@rollout_app.command("halt")
+def rollout_halt(name: str, config: Config = None) -> None:
+    """Stop a rollout: devices that run its version well keep it, others are told what came before."""
+    store = RolloutStore(models_folder(load_core_config(config)) / "rollouts")
+    store.save(msgspec.structs.replace(store.get(name), state="halted", reason="halted by hand"))
+    out.print(f"rollout {name} is halted; the model server tells the devices")
+
+
+@rollout_app.command("status")
+def rollout_status(config: Config = None, as_json: AsJson = False) -> None:
+    """Show every rollout and how far its devices are, as they report it."""
+    core = load_core_config(config)
+    reports = reported_models(core)
+    rows: list[dict[str, object]] = []
+    for rollout in RolloutStore(models_folder(core) / "rollouts").all():
+        done = progress(rollout, reports)
+        rows.append({"rollout": rollout.name, "model": rollout.model, "version": rollout.version, "cohort": rollout.cohort,
+                     "state": rollout.state, "active": list(done.active), "failed": list(done.failed),
+                     "waiting": list(done.waiting), "reason": rollout.reason})  # fmt: skip
+    devices = {device: [msgspec.to_builtins(item) for item in models] for device, models in sorted(reports.items())}
+    if as_json:
+        say_json(json.dumps({"rollouts": rows, "devices": devices}))
+        return
+    _print_status(rows, reports)
+
+
+def _print_status(rows: list[dict[str, object]], reports: dict[str, tuple[ModelReport, ...]]) -> None:
+    table = PlainTable("rollout", "model", "cohort", "state", "active", "failed", "waiting")
+    for row in rows:
+        counts = [str(len(cast("list[str]", row[key]))) for key in ("active", "failed", "waiting")]
+        table.add_row(str(row["rollout"]), f"{row['model']} {row['version']}", str(row["cohort"]), str(row["state"]), *counts)
+    out.print(table)
+    devices = PlainTable("device", "model", "version", "state", "reason")
+    for device, models in sorted(reports.items()):
+        for item in models:
+            devices.add_row(device, item.name, str(item.version), item.state, item.reason)
+    out.print(devices)
+
+
+@model_app.command("serve")
+@rollout_app.command("serve")
+def rollout_serve(config: Config = None) -> None:
+    """Serve models to devices until stopped."""
+    serve(load_core_config(config), stop_on_signals())

@@ -1,0 +1,232 @@
+"""What a function of the language means in terms of the nodes that every engine knows.
+
+The fewer nodes an engine must know, the fewer places there are in which two engines could differ.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import polars as pl
+from polars.exceptions import PolarsError
+
+from catchment.rules.geo import PolygonError, read_polygon
+from pipelines.expressions import ir
+from pipelines.expressions.ir import Kind, Node
+from pipelines.expressions.zones import zone_text
+
+MAX_COUNT = 1_000_000
+MAX_REGEX_CHARS = 200
+_CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
+_UTC = "UTC"
+
+
+class ArgumentError(ValueError):
+    """An argument has the right kind and cannot be what it says; the message is about it alone."""
+
+
+def trunc(args: Sequence[Node]) -> Node:
+    """Towards zero."""
+    (x,) = args
+    is_below = ir.Compare("<", x, ir.Number(0.0))
+    return ir.Case(((is_below, _call("ceil", x)),), _call("floor", x), Kind.NUMBER)
+
+
+def norm(args: Sequence[Node]) -> Node:
+    """The length of a vector: the root of the sum of squares, added from left to right."""
+    squares: list[Node] = [ir.Arithmetic("*", arg, arg) for arg in args]
+    return _call("sqrt", reduce(lambda left, right: ir.Arithmetic("+", left, right), squares))
+
+
+def mod(args: Sequence[Node]) -> Node:
+    """The remainder a - b * floor(a / b): its sign is the divisor's."""
+    a, b = args
+    return ir.Arithmetic("-", a, ir.Arithmetic("*", b, _call("floor", ir.Arithmetic("/", a, b))))
+
+
+def clamp(args: Sequence[Node]) -> Node:
+    """Between low and high; high wins where they cross."""
+    x, low, high = args
+    return _call("least", _call("greatest", x, low), high)
+
+
+def left(args: Sequence[Node]) -> Node:
+    """The first n characters."""
+    return ir.Call("substr", (args[0], ir.Number(1.0), ir.Number(_count(args[1], 0))), Kind.TEXT)
+
+
+def right(args: Sequence[Node]) -> Node:
+    """The last n characters."""
+    return ir.Call("right", (args[0], ir.Number(_count(args[1], 0))), Kind.TEXT)
+
+
+def substr(args: Sequence[Node]) -> Node:
+    """`count` characters from `start`, which counts from 1."""
+    return ir.Call("substr", (args[0], ir.Number(_count(args[1], 1)), ir.Number(_count(args[2], 0))), Kind.TEXT)
+
+
+def replace(args: Sequence[Node]) -> Node:
+    """Every occurrence; what is put in must not be longer, so that no expression can blow a text up."""
+    old, new = _text(args[1]), _text(args[2])
+    if not old or len(new.encode()) > len(old.encode()):
+        raise ArgumentError("a text is replaced by one that is not longer, in bytes of UTF-8")
+    return ir.Call("replace", tuple(args), Kind.TEXT)
+
+
+def split_part(args: Sequence[Node]) -> Node:
+    """The n-th part, counted from 1; NULL if there are fewer."""
+    return ir.Call("split_part", (args[0], ir.Text(_filled(args[1])), ir.Number(_count(args[2], 1))), Kind.TEXT)
+
+
+def occurrences(args: Sequence[Node]) -> Node:
+    """How often a part stands in the text, without overlap."""
+    return ir.Call("occurrences", (args[0], ir.Text(_filled(args[1]))), Kind.NUMBER)
+
+
+def is_blank(args: Sequence[Node]) -> Node:
+    """Nothing but blanks."""
+    return ir.Compare("=", _call("trim", args[0], kind=Kind.TEXT), ir.Text(""))
+
+
+def matches(args: Sequence[Node]) -> Node:
+    """A regular expression of the RE2 class, somewhere in the text: time linear in the text. In the core only."""
+    pattern = _filled(args[1])
+    if len(pattern) > MAX_REGEX_CHARS:
+        raise ArgumentError(f"it takes a pattern of at most {MAX_REGEX_CHARS} characters")
+    try:
+        pl.Series([""]).str.contains(pattern)
+    except PolarsError as error:
+        raise ArgumentError(f"cannot use this pattern: {_first_words(error)}") from error
+    return ir.Matches(args[0], pattern)
+
+
+def nullif(args: Sequence[Node]) -> Node:
+    """NULL where both are equal, else the first."""
+    a, b = args
+    if a.kind not in (Kind.NUMBER, Kind.TEXT, Kind.BOOL, Kind.TIME):
+        raise ArgumentError(f"cannot compare {a.kind}")
+    return ir.Case(((ir.Compare("=", a, b), ir.Nothing(a.kind)),), a, a.kind)
+
+
+def zoned(name: str, gives: Kind) -> Callable[[Sequence[Node]], Node]:
+    """A calendar function: of the clock on the wall of the zone."""
+    return lambda args: ir.Call(name, (_local(args),), gives)
+
+
+def quarter(args: Sequence[Node]) -> Node:
+    """1 to 4."""
+    moved = ir.Arithmetic("+", ir.Call("month", (_local(args),), Kind.NUMBER), ir.Number(2.0))
+    return _call("floor", ir.Arithmetic("/", moved, ir.Number(3.0)))
+
+
+def minute_of_day(args: Sequence[Node]) -> Node:
+    """0 to 1439."""
+    local = _local(args)
+    hours = ir.Arithmetic("*", ir.Call("hour", (local,), Kind.NUMBER), ir.Number(60.0))
+    return ir.Arithmetic("+", hours, ir.Call("minute", (local,), Kind.NUMBER))
+
+
+def is_weekend(args: Sequence[Node]) -> Node:
+    """Saturday or Sunday."""
+    return ir.Compare(">=", ir.Call("day_of_week", (_local(args),), Kind.NUMBER), ir.Number(6.0))
+
+
+def time_between(args: Sequence[Node]) -> Node:
+    """From `first` on and before `last`, over midnight if last is the earlier one."""
+    first, last = (_clock(arg) for arg in args[1:3])
+    minute = minute_of_day((args[0], *args[3:]))
+    parts = (ir.Compare(">=", minute, ir.Number(first)), ir.Compare("<", minute, ir.Number(last)))
+    return ir.And(parts) if first <= last else ir.Or(parts)
+
+
+def epoch_s(args: Sequence[Node]) -> Node:
+    """Seconds since 1970 in UTC."""
+    return ir.Arithmetic("/", _call("epoch_us", args[0]), ir.Number(1e6))
+
+
+def seconds_between(args: Sequence[Node]) -> Node:
+    """From the first to the second."""
+    first, second = args
+    return ir.Arithmetic("/", ir.Arithmetic("-", _call("epoch_us", second), _call("epoch_us", first)), ir.Number(1e6))
+
+
+def geo_in_box(args: Sequence[Node]) -> Node:
+    """South, west, north, east; a box whose west is greater than its east crosses the 180th meridian."""
+    lat, lon, south, west, north, east = args
+    is_between = (ir.Compare(">=", lon, west), ir.Compare("<=", lon, east))
+    crosses = ir.Compare(">", west, east)
+    around = ir.Case(((crosses, ir.Or(is_between)),), ir.And(is_between), Kind.BOOL)
+    return ir.And((ir.Compare(">=", lat, south), ir.Compare("<=", lat, north), around))
+
+
+def geo_in_polygon(args: Sequence[Node]) -> Node:
+    """Straight sides in degrees, even-odd rule."""
+    polygon = _text(args[2])
+    try:
+        read_polygon(polygon)
+    except PolygonError as error:
+        raise ArgumentError(str(error)) from error
+    return ir.Compare("=", ir.Call("geo_inside", tuple(args), Kind.NUMBER), ir.Number(1.0))
+
+
+def list_contains(args: Sequence[Node]) -> Node:
+    """Whether an item equals the literal; NULL items equal nothing."""
+    items, item = args
+    wanted = Kind.TEXT if items.kind is Kind.TEXTS else Kind.NUMBER
+    if item.kind is not wanted:
+        raise ArgumentError(f"it looks for {wanted} in a {items.kind}, not for {item.kind}")
+    return ir.Call("list_contains", (items, item), Kind.BOOL)
+
+
+def list_any(args: Sequence[Node]) -> Node:
+    """Whether an item equals one of the literals."""
+    return ir.Or(tuple(list_contains((args[0], item)) for item in args[1:]))
+
+
+def list_get(args: Sequence[Node]) -> Node:
+    """The n-th item, counted from 1; NULL if there are fewer."""
+    kind = Kind.TEXT if args[0].kind is Kind.TEXTS else Kind.NUMBER
+    return ir.Call("list_get", (args[0], ir.Number(_count(args[1], 1))), kind)
+
+
+def _call(name: str, *args: Node, kind: Kind = Kind.NUMBER) -> Node:
+    return ir.Call(name, args, kind)
+
+
+def _local(args: Sequence[Node]) -> Node:
+    zone = _text(args[1]) if len(args) > 1 else _UTC
+    try:
+        return ir.Call("local", (args[0], ir.Text(zone_text(zone))), Kind.TIME)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
+
+
+def _first_words(error: PolarsError) -> str:
+    return " ".join(str(error).partition("This error occurred")[0].split())[:160]
+
+
+def _clock(node: Node) -> float:
+    found = _CLOCK.fullmatch(_text(node))
+    if found is None:
+        raise ArgumentError("it takes times of day as '06:30'")
+    return float(int(found.group(1)) * 60 + int(found.group(2)))
+
+
+def _count(node: Node, least: int) -> float:
+    value = node.value if isinstance(node, ir.Number) else -1.0
+    if not value.is_integer() or not least <= value <= MAX_COUNT:
+        raise ArgumentError(f"it takes whole numbers from {least} to {MAX_COUNT:,} here")
+    return value
+
+
+def _filled(node: Node) -> str:
+    text = _text(node)
+    if not text:
+        raise ArgumentError("it takes a text that is not empty here")
+    return text
+
+
+def _text(node: Node) -> str:
+    if not isinstance(node, ir.Text):
+        raise ArgumentError("it takes a text literal here")
+    return node.value

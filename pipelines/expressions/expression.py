@@ -1,0 +1,100 @@
+"""The expression language's front door: text in, a checked, typed expression out. See docs/expressions.md."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from catchment.rules.rule import EdgeRule
+from pipelines.errors import ExpressionError
+from pipelines.expressions.faults import faults
+from pipelines.expressions.fold import fold
+from pipelines.expressions.ir import Kind, Node, cost, refs
+from pipelines.expressions.lower import Lowering
+from pipelines.expressions.parse import parse_bounded
+from pipelines.expressions.to_polars import as_column, to_polars
+from pipelines.expressions.to_sqlite import to_sqlite
+from schemas.contract import ColumnType, Contract
+from schemas.envelope import EVENT_TIME
+
+MAX_COST = 2_000
+
+# What a rule may read of every row, beside the contract's columns.
+ROW_COLUMNS: Mapping[str, ColumnType] = {
+    EVENT_TIME: ColumnType.TIMESTAMP,
+    "received_at": ColumnType.TIMESTAMP,
+    "device": ColumnType.STRING,
+    "epoch": ColumnType.INT64,
+    "seq": ColumnType.INT64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """An expression that passed every check.
+
+    `columns` are those it reads; a table it is applied to must have them (and `tags`, where has() was allowed).
+    """
+
+    text: str
+    node: Node
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The names of the columns it reads; of a struct's field, the struct's."""
+        return frozenset(ref.column for ref in refs(self.node))
+
+    @property
+    def folded(self) -> Node:
+        """The tree with every part that reads no column computed: what a column engine is given."""
+        return fold(self.node)
+
+    def to_polars(self) -> pl.Expr:
+        """The Polars expression with this meaning, for a frame with the raw columns."""
+        return as_column(to_polars(self.folded))
+
+    def errors(self) -> "Expression | None":
+        """The expression that is true for the rows in which a part of this one failed; None if no part of it can.
+
+        A failed part is NULL, so a rule that failed is not true; this is how to learn of it.
+        """
+        failed = faults(self.node)
+        return None if failed is None else Expression(self.text, failed)
+
+    def to_edge(self) -> EdgeRule:
+        """The same meaning for a device, which evaluates it with `catchment.rules.evaluator`.
+
+        Raises:
+            ExpressionError: it uses what a device does not have; the message says what.
+        """
+        return to_sqlite(self.node)
+
+
+def compile_expression(text: str, columns: Mapping[str, ColumnType], *, allow_tags: bool = False) -> Expression:
+    """Check an expression against the columns it may read.
+
+    Args:
+        text: the expression, of kind bool.
+        columns: what it may read; `rule_columns` gives those of a contract.
+        allow_tags: whether has('tag') may be used, for tables with a `tags` column.
+
+    Raises:
+        ExpressionError: not in the language, or not of the right kinds; the message shows where.
+    """
+    node = Lowering(columns, allow_tags).lower(parse_bounded(text))
+    if node.kind is not Kind.BOOL:
+        raise ExpressionError(f"the expression gives {node.kind}, but must be true or false; compare it with something")
+    if cost(node) > MAX_COST:
+        raise ExpressionError(f"too costly: nested BETWEEN, CASE or least() repeat their operands {cost(node):,} times in all")
+    return Expression(text, node)
+
+
+def rule_columns(contract: Contract) -> dict[str, ColumnType]:
+    """What a policy's rule may read of the rows of this contract."""
+    return {**contract_columns(contract), **ROW_COLUMNS}
+
+
+def contract_columns(contract: Contract) -> dict[str, ColumnType]:
+    """The contract's columns, and the fields of its structs as `column.field`."""
+    fields = {f"{column.name}.{field.name}": field.type for column in contract.columns for field in column.fields}
+    return {column.name: column.type for column in contract.columns} | fields

@@ -1,0 +1,194 @@
+"""Heartbeats: each process of the core leaves a small file in the lake that says what it did and that it lives.
+
+Files, not sockets: whoever wants to know needs no list of processes and ports, and one endpoint serves them all. They are
+not synced: after a power cut nobody is alive. Of a remote lake the same goes to the bucket under the same name, less often and
+on a thread of its own, so that a storage that is away holds nothing up.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import structlog
+
+from catchment.runtime.atomic_files import write_unsynced
+from catchment.runtime.clock import Clock
+from pipelines.errors import RetryLaterError
+from pipelines.lake.lake import Lake
+
+FOLDER = "status"
+EVERY_S = 2.0
+FAR_EVERY_S = 20.0
+LAST_WORD_S = 2.0
+_AT_WORK_MS = 10_000
+log = structlog.get_logger(__name__)
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """One process: its role, whether it gets on (`is_ready`) and if not why, and its counters since it started.
+
+    `warnings` are for a person to look at, though the process gets on.
+    """
+
+    role: str
+    name: str
+    pid: int
+    at_ms: int
+    started_ms: int
+    is_ready: bool
+    trouble: str = ""
+    counters: dict[str, float] = {}  # msgspec copies it
+    host: str = ""
+    warnings: tuple[str, ...] = ()
+    over_share: dict[str, str] = {}  # likewise
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a process says of itself when asked; `over_share`: devices that send more than they may, and what of it waits."""
+
+    is_ready: bool
+    trouble: str = ""
+    counters: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    over_share: Mapping[str, str] = field(default_factory=dict)
+
+
+class Heart:
+    """Beats on a thread of its own until the block is left; the last beat then says why it stopped.
+
+    Args:
+        lake: the lake.
+        role: bridge or run.
+        name: which of its role.
+        clock: for the beat's time.
+        ask: what to say; called on the heart's thread.
+    """
+
+    def __init__(self, lake: Lake, role: str, name: str, clock: Clock, ask: Callable[[], Health]) -> None:
+        self._path = lake.root / FOLDER / f"{role}-{name}.json"
+        self._role, self._name, self._clock, self._ask = role, name, clock, ask
+        self._started_ms = clock.now_ms()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{role}-heart", daemon=True)
+        self._store = lake.store
+        self._last = b""
+        self._far = threading.Thread(target=self._run_far, name=f"{role}-far-heart", daemon=True)
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        if not self._store.is_on_disk:
+            self._far.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._beat(Health(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters))
+        self._is_over.set()
+        if not self._store.is_on_disk:
+            self._far.join(LAST_WORD_S)
+
+    def _run(self) -> None:
+        while True:
+            self._beat(self._ask())
+            if self._stop.wait(EVERY_S):
+                return
+
+    def _run_far(self) -> None:
+        told, is_over = b"", False
+        while not is_over:
+            is_over = self._is_over.wait(FAR_EVERY_S if told else EVERY_S)
+            if self._last == told:
+                continue
+            told = self._last
+            try:
+                self._store.put(f"{FOLDER}/{self._path.name}", told)
+            except RetryLaterError as error:
+                log.warning("beat_missed", path=self._store.table_uri(f"{FOLDER}/{self._path.name}"), error=str(error))
+
+    def _beat(self, health: Health) -> None:
+        beat = Beat(
+            self._role, self._name, os.getpid(), self._clock.now_ms(), self._started_ms, health.is_ready, health.trouble,
+            dict(health.counters), socket.gethostname(), health.warnings, dict(health.over_share),
+        )  # fmt: skip
+        self._last = msgspec.json.encode(beat)
+        _write(self._path, self._last)
+
+
+@contextmanager
+def starting(root: Path, role: str, name: str, clock: Clock) -> Iterator[None]:
+    """Leave a beat that says why a process does not start, where it fails before its heart beats.
+
+    A beat of another process of this role that is at work is left alone.
+    """
+    try:
+        yield
+    except Exception as error:
+        path, started_ms = root / FOLDER / f"{role}-{name}.json", clock.now_ms()
+        if not _is_at_work(path, started_ms):
+            words = f"does not start: {error}"
+            beat = Beat(role, name, os.getpid(), clock.now_ms(), started_ms, False, words, {}, socket.gethostname())
+            _write(path, msgspec.json.encode(beat))
+        raise
+
+
+def _is_at_work(path: Path, now_ms: int) -> bool:
+    try:
+        beat = msgspec.json.decode(path.read_bytes(), type=Beat)
+    except (OSError, msgspec.MsgspecError):
+        return False
+    if beat.host != socket.gethostname():
+        return now_ms - beat.at_ms < _AT_WORK_MS
+    return beat.pid != os.getpid() and Path(f"/proc/{beat.pid}").exists() and now_ms - beat.at_ms < _AT_WORK_MS
+
+
+def _write(path: Path, body: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_unsynced(path, body)
+    except OSError as error:
+        # The work itself meets the same disk and says so; a beat that is missing says it too.
+        log.warning("beat_missed", path=str(path), error=str(error))
+
+
+def read_beats(lake: Lake) -> list[Beat]:
+    """The last beat of every process, by role and name."""
+    folder = lake.root / FOLDER
+    found: list[Beat] = []
+    for path in sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []:
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=Beat))
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("beat_unreadable", path=str(path), error=str(error))
+    return found
+
+
+def read_far_beats(lake: Lake, here: Sequence[Beat]) -> list[Beat]:
+    """Of a remote lake, the last beat of every process that is not among those of this working copy; a listing, so for people.
+
+    Raises:
+        RetryLaterError: the storage is away.
+    """
+    if lake.store.is_on_disk:
+        return []  # `here` are all of them
+    known = {(beat.host, beat.pid, beat.started_ms) for beat in here}
+    found: list[Beat] = []
+    for file in lake.files(FOLDER):
+        stored = lake.store.read_tagged(file.name)
+        try:
+            beat = msgspec.json.decode(stored[0], type=Beat) if stored is not None else None
+        except msgspec.MsgspecError as error:
+            log.warning("beat_unreadable", path=file.name, error=str(error))
+            continue
+        if beat is not None and (beat.host, beat.pid, beat.started_ms) not in known:
+            found.append(beat)
+    return found
