@@ -77,7 +77,7 @@ class Assembler:
         self.settled = 0
         self.refused = 0
         self._objects = objects
-        self._store = store or StoredObjects(LocalStore(objects.parent))
+        self._store = store or StoredObjects(LocalStore(objects), folder="")
         # Running hashes of what came in order, so that the last part does not wait for the whole file to be read again.
         self._hashes: dict[Path, tuple[int, hashlib._Hash]] = {}
         self._inline_bytes = inline_bytes

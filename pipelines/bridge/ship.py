@@ -41,10 +41,15 @@ class Away(Protocol):
 
 
 class StoredObjects:
-    """The objects of a lake."""
+    """The objects of a lake.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    Args:
+        store: files of the lake.
+        folder: folder of the objects, with a slash at its end; empty for that of the store itself.
+    """
+
+    def __init__(self, store: Store, folder: str = f"{OBJECTS}/") -> None:
+        self._store, self._folder = store, folder
         self._absent: set[str] = set()
 
     def size(self, digest: str) -> int | None:
@@ -56,7 +61,7 @@ class StoredObjects:
         if digest in self._absent:
             return None  # the usual case: the next part of what was not there a moment ago
         try:
-            found = self._store.size(f"{OBJECTS}/{digest}")
+            found = self._store.size(f"{self._folder}{digest}")
         except RetryLaterError as error:
             raise OSError(str(error)) from error
         if found is None and self._store.looks_per_listing > 1:
@@ -72,7 +77,7 @@ class StoredObjects:
             OSError: the storage is unavailable, or the disk refused.
         """
         try:
-            self._store.move_in(path, f"{OBJECTS}/{whole.name}")
+            self._store.move_in(path, f"{self._folder}{whole.name}")
         except RetryLaterError as error:
             raise OSError(str(error)) from error
         self._absent.discard(whole.name)

@@ -249,12 +249,13 @@ def test_a_satellite_scene_of_648_megapixels_stays_below_one_gibibyte(tmp_path: 
     slide = refer(slides_folder / "cog_world.tif", 512)
     program = (
         "import resource,sys\nfrom pathlib import Path\nfrom pipelines.imaging.graph import cut_chips\n"
+        "from pipelines.lake.lake import lake_at\n"
         "from pipelines.imaging.slides import SlideRef\nfrom schemas.contract import ChipSpec\n"
         "from schemas.ids import *\n"
         "root,shard,length=sys.argv[1:]\n"
         "key=SampleKey(DeviceId('sat-1'),StreamName('slide'),1,0)\n"
         "ref=SlideRef(key,Digest(shard[-64:]),shard,0,int(length),ChipSpec('s512',512))\n"
-        "file,=cut_chips(Path(root),1,(ref,),10**10)\n"
+        "file,=cut_chips(lake_at(Path(root)),1,(ref,),10**10)\n"
         "print(file.rows,file.rejection,resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run(
