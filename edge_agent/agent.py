@@ -36,8 +36,7 @@ from edge_agent.spool.room import soft_limit_bytes
 from edge_agent.spool.spool import Spool
 from edge_agent.trial.asking import is_asked
 from edge_agent.unset_clock import ClockHold, system_boot_clock
-from edge_agent.uplink.forwarder import Forwarder
-from edge_agent.uplink.report import Reporter
+from edge_agent.uplink.forwarder import Forwarder, Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
 from schemas.contract import Contract
 from schemas.reported import DocumentReport, ModelReport

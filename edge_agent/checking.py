@@ -3,7 +3,6 @@
 import re
 import tomllib
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import msgspec
 
 from catchment.runtime.clock import SystemClock
+from catchment.runtime.toml_config import TomlSyntaxError, read_toml
+from catchment.runtime.toml_lines import Step, line_of
 from edge_agent.capture.refine import build_refiner, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
-from edge_agent.complaints import explain_toml, explain_value
 from edge_agent.config import (
-    MAX_CONFIG_BYTES,
     AgentConfig,
     SourceConfig,
     convert_document,
@@ -25,15 +24,9 @@ from edge_agent.config import (
 )
 from edge_agent.documents.trust import read_key_file
 from edge_agent.errors import ConfigError
-from edge_agent.places import Step, line_of, parse_path
 from edge_agent.process.ownership import refuse_role_name
 from edge_agent.sources.registry import check_source
 from edge_agent.trial.examine import examine_source
-
-_MAX_ROUNDS = 100
-_PATH = re.compile(r"`\$\.?([^`]*)`")
-_FIRST_WORD = re.compile(r"^(\w+)\b")
-_NAMED = re.compile(r"field `(\w+)`")
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -61,15 +54,11 @@ def check_file(path: Path) -> Checked:
         ConfigError: the file cannot be read at all.
     """
     try:
-        text = path.read_bytes()[:MAX_CONFIG_BYTES].decode()
+        text, document = read_toml(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the agent's TOML file with -c") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}; save it as UTF-8") from error
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        return Checked((Fault(*explain_toml(text, error)),))
+    except TomlSyntaxError as error:
+        return Checked((Fault(error.fault.line, error.fault.message),))
     survey = _Survey(path, text)
     config = survey.convert(document)
     if config is not None:
@@ -79,32 +68,21 @@ def check_file(path: Path) -> Checked:
 
 
 class _Survey:
-    """Collects faults. A part that is wrong is taken out of the document, so that the rest can be looked at, too."""
+    """Collects faults. A part that is wrong is left out of the configuration, so that the rest can be looked at, too."""
 
     def __init__(self, path: Path, text: str) -> None:
         self._path = path
         self._text = text
-        self._sources: list[int] = []
-        self._removed: set[tuple[Step, ...]] = set()
+        self._sources: tuple[int, ...] = ()
         self.faults: list[Fault] = []
         self.told: list[str] = []
 
     def convert(self, document: dict[str, Any]) -> AgentConfig | None:
         """The configuration, less what is wrong with it; None where nothing is left to look at."""
-        document = deepcopy(document)
-        listed = document.get("source")
-        self._sources = list(range(len(listed))) if isinstance(listed, list) else []
-        for _ in range(_MAX_ROUNDS):
-            try:
-                return convert_document(document, self._path.absolute().parent)
-            except msgspec.ValidationError as error:
-                steps = _place(document, str(error))
-                _, said = explain_value(self._text, error, AgentConfig)
-                if not self._is_our_doing(steps, str(error)):
-                    self._tell(self._original(steps), self._renumbered(said, steps))
-                if not self._take_out(document, steps, str(error)):
-                    return None
-        return None
+        found = convert_document(self._text, document, self._path.absolute().parent)
+        self.faults = [Fault(fault.line, fault.message) for fault in found.faults]
+        self._sources = found.kept.get(("source",), ())
+        return found.value
 
     def look_closer(self, config: AgentConfig) -> None:
         """Contracts, options, files: what only other rooms can judge."""
@@ -173,56 +151,6 @@ class _Survey:
         fault = Fault(line_of(self._text, steps), said)
         if fault not in self.faults:
             self.faults.append(fault)
-
-    def _is_our_doing(self, steps: tuple[Step, ...], message: str) -> bool:
-        """What is missing now was there, was wrong, and was told."""
-        if message.startswith("device is missing"):
-            return ("device",) in self._removed
-        if " is missing: " in message:
-            return any(gone[:-1] == steps for gone in self._removed)
-        named = _NAMED.search(message)
-        return "missing required field" in message and named is not None and (*steps, named.group(1)) in self._removed
-
-    def _take_out(self, document: dict[str, Any], steps: tuple[Step, ...], message: str) -> bool:
-        """Remove what is wrong, or put something in the place of what is missing. False where nothing is left to judge."""
-        missing = _NAMED.search(message) if "missing required field" in message else None
-        if missing and steps in ((), ("broker", "tls")):
-            _table(document, steps)[missing.group(1)] = "."
-            return True
-        if not steps:
-            document["device"] = "unnamed"
-            return message.startswith("device is missing")
-        if len(steps) == 2 and steps[0] == "source":
-            self._sources.pop(int(steps[1]))
-        self._removed.add(steps)
-        del _table(document, steps[:-1])[steps[-1]]
-        return True
-
-    def _original(self, steps: tuple[Step, ...]) -> tuple[Step, ...]:
-        """Sources taken out before must not shift the lines of those after."""
-        if len(steps) > 1 and steps[0] == "source" and isinstance(steps[1], int) and steps[1] < len(self._sources):
-            return (steps[0], self._sources[steps[1]], *steps[2:])
-        return steps
-
-    def _renumbered(self, said: str, steps: tuple[Step, ...]) -> str:
-        original = self._original(steps)
-        return said if original == steps else said.replace(f"source[{steps[1]}]", f"source[{original[1]}]")
-
-
-def _place(document: dict[str, Any], message: str) -> tuple[Step, ...]:
-    """The way to what is wrong: the table that the message names, and the key that it begins with or speaks of."""
-    found = _PATH.search(message)
-    steps = parse_path(found.group(1)) if found else ()
-    named = _NAMED.search(message) if "unknown field" in message else _FIRST_WORD.match(message)
-    table = _table(document, steps)
-    return (*steps, named.group(1)) if named and isinstance(table, dict) and named.group(1) in table else steps
-
-
-def _table(document: dict[str, Any], steps: tuple[Step, ...]) -> Any:
-    found: Any = document
-    for step in steps:
-        found = found[step]
-    return found
 
 
 def _check_source(source: SourceConfig, key: bytes) -> bool:

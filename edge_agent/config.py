@@ -1,13 +1,14 @@
 """The agent's configuration: one TOML file, checked whole before anything starts."""
 
 import re
-import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from edge_agent.complaints import explain_toml, explain_value
+from catchment.runtime.toml_config import Converted, TomlSyntaxError, convert_toml, read_toml
 from edge_agent.errors import ConfigError
 from edge_agent.inspect.config import InspectConfig
 from edge_agent.option_paths import resolve_paths
@@ -43,7 +44,6 @@ __all__ = [
     "UplinkConfig",
 ]
 
-MAX_CONFIG_BYTES = MIB
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _T = TypeVar("_T")
 
@@ -183,21 +183,15 @@ def load_agent_config(path: Path, device: str = "") -> AgentConfig:
         ConfigError: it cannot be read, or something in it is wrong; names the file, the key and where possible the line.
     """
     try:
-        text = path.read_bytes()[:MAX_CONFIG_BYTES].decode()
-        document = tomllib.loads(text)
+        text, document = read_toml(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the agent's TOML file with -c") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}; save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        line, said = explain_toml(text, error)
-        raise ConfigError(f"{path}:{line}: {said}" if line else f"{path}: {said}") from error
-    try:
-        config = convert_document(document, path.absolute().parent)
-    except msgspec.ValidationError as error:
-        line, said = explain_value(text, error, AgentConfig)
-        raise ConfigError(f"{path}:{line}: {said}" if line else f"{path}: {said}") from error
-    return with_identity(path, config, device)
+    except TomlSyntaxError as error:
+        raise ConfigError(error.fault.located(path)) from error
+    found = convert_document(text, document, path.absolute().parent)
+    if found.faults or found.value is None:
+        raise ConfigError(found.faults[0].located(path))
+    return with_identity(path, found.value, device)
 
 
 def load_contract(source: SourceConfig) -> Contract:
@@ -227,13 +221,11 @@ def needs_restart(old: AgentConfig, new: AgentConfig) -> tuple[str, ...]:
     return (*changed, *(f"uplink.{name}" for name in windows if getattr(old.uplink, name) != getattr(new.uplink, name)))
 
 
-def convert_document(document: object, folder: Path) -> AgentConfig:
-    """The configuration in a TOML document; relative paths in it start at `folder`.
-
-    Raises:
-        msgspec.ValidationError: it is wrong.
-    """
-    return _with_absolute_paths(msgspec.convert(document, AgentConfig, strict=True, dec_hook=_path_from_text), folder)
+def convert_document(text: str, document: Mapping[str, Any], folder: Path) -> Converted[AgentConfig]:
+    """The configuration in a TOML document, less what is wrong with it; relative paths in it start at `folder`."""
+    stand_ins = {"device": "unnamed", "state_dir": Path()}
+    found = convert_toml(text, document, AgentConfig, _path_from_text, stand_ins)
+    return found if found.value is None else replace(found, value=_with_absolute_paths(found.value, folder))
 
 
 def with_identity(path: Path, config: AgentConfig, known: str) -> AgentConfig:

@@ -1,12 +1,12 @@
 """The core's configuration: one TOML file, read once, into one frozen object."""
 
 import os
-import tomllib
 from pathlib import Path
 
 import msgspec
 
 from catchment.runtime.renamed_keys import rename_keys
+from catchment.runtime.toml_config import TomlSyntaxError, convert_toml, read_toml
 from pipelines.errors import ConfigError
 from schemas.topics import DEFAULT_NAMESPACE
 
@@ -218,16 +218,18 @@ def load_core_config(path: Path | None = None) -> CoreConfig:
     """
     path = config_path(path)
     try:
-        document = rename_keys(tomllib.loads(path.read_text(encoding="utf-8")), RENAMED_KEYS, str(path))
-        config = msgspec.convert(document, type=CoreConfig)
+        text, document = read_toml(path)
+        document = rename_keys(document, RENAMED_KEYS, str(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing file with -c") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}; see docs/data-engineer.md for every key") from error
+    except TomlSyntaxError as error:
+        raise ConfigError(error.fault.located(path)) from error
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
+    found = convert_toml(text, document, CoreConfig)
+    if found.faults or found.value is None:
+        raise ConfigError("\n".join(fault.located(path) for fault in found.faults) + "\nsee docs/data-engineer.md for every key")
+    config = found.value
     if config.broker.tls is None and config.broker.host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(f"{path}: broker.host {config.broker.host!r} is not loopback; give [broker.tls] ca, cert and key")
     if not 1 <= config.director.lifetime_h <= MAX_LIFETIME_H:

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +11,64 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import nanoarrow as na
+import structlog
 
-from edge_agent.capture.coalesce import split_unset
+from catchment.runtime.backoff import doubled_s
 from edge_agent.capture.ipc_form import Filled, Form
-from edge_agent.errors import EncodingError
+from edge_agent.clock_quality import EARLIEST_MS
+from edge_agent.errors import EncodingError, SpoolFullError
 from edge_agent.sources.api import SampleBatch, Scalar
+from edge_agent.sources.rejects import Rejects
 from edge_agent.spool.records import ClockReference, NewEnvelope, ObjectRef
 from schemas.contract import Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
+
+# The tries of a batch whose payload cannot be read, and the longest wait for a full disk.
+MAX_TRIES = 3
+_WAIT_CAP_S = 30.0
+
+_log = structlog.get_logger(__name__)
+
+
+# Joining small batches: an envelope of a thousand samples costs little more than one of ten; and splitting them. Pure.
+def may_join(first: SampleBatch, second: SampleBatch) -> bool:
+    """Whether two batches fill the same columns, so that they can share envelopes."""
+    is_alike = (first.payloads is None, first.agent_clock) == (second.payloads is None, second.agent_clock)
+    return is_alike and first.columns.keys() == second.columns.keys()
+
+
+def join_batches(batches: Sequence[SampleBatch]) -> SampleBatch:
+    """One batch of all samples in order; its position is the last one told."""
+    if len(batches) == 1:
+        return batches[0]
+    first = batches[0]
+    return SampleBatch(
+        event_time_us=list(chain.from_iterable(batch.event_time_us for batch in batches)),
+        columns={name: list(chain.from_iterable(batch.columns[name] for batch in batches)) for name in first.columns},
+        payloads=None if first.payloads is None else list(chain.from_iterable(batch.payloads or () for batch in batches)),
+        position=last_position(batches),
+        agent_clock=first.agent_clock,
+    )
+
+
+def last_position(batches: Sequence[SampleBatch]) -> bytes | None:
+    """The last position that one of these batches, in order, tells; a source need not tell one with each."""
+    return next((batch.position for batch in reversed(batches) if batch.position is not None), None)
+
+
+def split_unset(batch: SampleBatch) -> list[tuple[SampleBatch, bool]]:
+    """A batch as one or two: samples whose event time was read from this machine's clock while it was not set stand apart.
+
+    Returns:
+        (samples, whether their times need correction), in the batch's order within each.
+    """
+    limit_us = EARLIEST_MS * 1000
+    unset = [row for row, time_us in enumerate(batch.event_time_us) if time_us < limit_us] if batch.agent_clock else []
+    if not unset or len(unset) == len(batch):
+        return [(batch, bool(unset))]
+    rest = [row for row, time_us in enumerate(batch.event_time_us) if time_us >= limit_us]
+    return [(batch.take(unset), True), (batch.take(rest), False)]
+
 
 # C schemas, made once: building one per column and batch costs more than filling the column.
 _TIME = na.c_schema(na.timestamp("us", "UTC"))
@@ -290,3 +341,60 @@ def _zstd_compressor() -> Callable[[bytes], bytes]:
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the agent writes Arrow buffers as the machine holds them and supports little-endian machines only")
+
+
+class PatientEncoder:
+    """Encodes batches so that none can hold up those behind it for ever.
+
+    Args:
+        encoder: of the stream's contract.
+        rejects: where rows are counted that cannot be encoded.
+        first_wait_s: before the second try; each later one waits twice as long.
+    """
+
+    def __init__(self, encoder: Encoder, rejects: Rejects, first_wait_s: float = 0.5) -> None:
+        self._encoder = encoder
+        self._rejects = rejects
+        self._first_wait_s = first_wait_s
+
+    @property
+    def contract(self) -> Contract:
+        """Of the stream."""
+        return self._encoder.contract
+
+    def encode(self, batch: SampleBatch, created_us: int, stop: threading.Event) -> tuple[NewEnvelope, ...]:
+        """The envelopes of all rows that can be encoded, in order; none where no row can.
+
+        Raises:
+            SpoolFullError: the disk was still full when `stop` was set.
+            OSError: a payload could not be read, or its file not be written, when `stop` was set.
+        """
+        tries = 0
+        while True:
+            try:
+                return self._encoder.encode(batch, created_us)
+            except EncodingError:
+                return self._rows_apart(batch, created_us, (EncodingError,))
+            except (OSError, SpoolFullError) as error:
+                tries += 1
+                if isinstance(error, OSError) and tries >= MAX_TRIES:
+                    # Not the disk of the spool: that one tells SpoolFullError. A payload's file is gone or rotten.
+                    return self._rows_apart(batch, created_us, (EncodingError, OSError))
+                wait_s = doubled_s(self._first_wait_s, _WAIT_CAP_S, tries - 1)
+                _log.warning("cannot be stored yet", error=str(error), retry_in_s=wait_s)
+                if stop.wait(wait_s):
+                    if batch.position is None:
+                        self._rejects.count("row: the disk was full when the agent stopped", times=len(batch))
+                    raise
+
+    def _rows_apart(self, batch: SampleBatch, created_us: int, refusals: tuple[type[Exception], ...]) -> tuple[NewEnvelope, ...]:
+        """Halves of halves, until each row that cannot be encoded stands alone."""
+        try:
+            return self._encoder.encode(batch, created_us)
+        except refusals as error:
+            if len(batch) == 1:
+                self._rejects.count(f"row: cannot be encoded: {error}")
+                return ()
+        middle = len(batch) // 2
+        first = self._rows_apart(batch.take(range(middle)), created_us, refusals)
+        return first + self._rows_apart(batch.take(range(middle, len(batch))), created_us, refusals)

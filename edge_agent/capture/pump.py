@@ -4,17 +4,15 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
+from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
-from edge_agent.capture.coalesce import join_batches, last_position, may_join
-from edge_agent.capture.encode import Encoder
+from edge_agent.capture.encode import Encoder, PatientEncoder, join_batches, last_position, may_join
 from edge_agent.capture.refine import Refiner
 from edge_agent.capture.relay import Handed, Relay
-from edge_agent.capture.restarts import Restarts
-from edge_agent.capture.storing import PatientEncoder
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
 from edge_agent.rules.sieve import Sieve, sift
@@ -25,6 +23,35 @@ from edge_agent.spool.spool import Spool
 from schemas.contract import Contract
 from schemas.envelope import Span
 from schemas.ids import StreamName
+
+# How long a source that failed rests before it is built anew. Pure.
+RESTART_FIRST_S = 0.5
+RESTART_CAP_S = 60.0
+# A source that gave samples for so many times its last rest is well again; one that gives a few and fails each time is not.
+_WELL_FACTOR = 4
+
+
+@dataclass(slots=True)
+class Restarts:
+    """Twice as long each time, from the first on again once the source was well."""
+
+    failures: int = 0
+    rest_s: float = 0.0
+
+    def next_s(self, ran_s: float, *, gave: bool, is_done: bool) -> float:
+        """The rest before the next try.
+
+        Args:
+            ran_s: how long it ran.
+            gave: whether it gave samples.
+            is_done: whether it ended as it should and only begins again.
+        """
+        if gave and (is_done or ran_s >= _WELL_FACTOR * self.rest_s):
+            self.failures = 0
+        self.rest_s = doubled_s(RESTART_FIRST_S, RESTART_CAP_S, self.failures)
+        self.failures += 1
+        return self.rest_s
+
 
 _IDLE_S = 0.1
 # Batches not durable yet: enough to fill a commit, few enough to stay small. The spool bounds their bytes.

@@ -82,7 +82,7 @@ def try_(
     """
     import msgspec  # noqa: PLC0415
 
-    from edge_agent.commands.show_trial import show_trials  # noqa: PLC0415
+    from edge_agent.commands.tables import show_trials  # noqa: PLC0415
     from edge_agent.commands.try_sources import exit_code, try_sources  # noqa: PLC0415
 
     found = try_sources(config, source, samples, wait_s)

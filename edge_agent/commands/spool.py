@@ -169,7 +169,7 @@ def _reader(path: Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
 
 
 def _tell_entries(found: "list[Entry]", in_all: dict[str, int], *, as_json: bool, is_cut: bool) -> None:
-    from edge_agent.commands.show_spool import show_entries  # noqa: PLC0415
+    from edge_agent.commands.tables import show_entries  # noqa: PLC0415
 
     if as_json:
         say_json(msgspec.json.encode({"envelopes": found, "in_all": in_all}))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import structlog
@@ -10,13 +11,92 @@ from catchment.rules.evaluator import EdgeEvaluator
 from catchment.rules.rule import EdgeRule as CompiledRule
 from catchment.rules.rule import columns_read
 from edge_agent.inspect.looked import Looking
-from edge_agent.rules.decide import decide
-from edge_agent.rules.sampling import chances
 from edge_agent.sources.api import SampleBatch
 from schemas.contract import ColumnType, Contract
-from schemas.edge_policy import EdgeInspect, EdgePolicy, EdgeRule
+from schemas.edge_policy import EdgeAction, EdgeInspect, EdgePolicy, EdgeRule
 from schemas.envelope import EVENT_TIME
 from schemas.errors import EdgeRuleError
+
+# Which samples a share keeps: decided by a hash of the sample itself, so that the same sample always fares the same. Pure.
+_SPAN = 2**64
+
+
+def chance(key: bytes, row: Sequence[object]) -> float:
+    """A number from 0 to below 1, evenly spread over samples and fixed for each.
+
+    A larger share keeps all that a smaller one does, because both compare the same number.
+    """
+    digest = blake2b(repr(row).encode("utf-8", "surrogatepass"), key=key, digest_size=8).digest()
+    return int.from_bytes(digest, "big") / _SPAN
+
+
+def chances(device: str, stream: str, batch: SampleBatch) -> Callable[[int], float]:
+    """The number of each row: a hash of device, stream, event time and values. Payloads are not read for it."""
+    key = blake2b(f"{device}/{stream}".encode(), digest_size=16).digest()
+    columns = [batch.columns[name] for name in sorted(batch.columns)]
+
+    def of(row: int) -> float:
+        return chance(key, (batch.event_time_us[row], *(values[row] for values in columns)))
+
+    return of
+
+
+# What becomes of each sample, given what the rules say of it. Pure.
+Verdicts = Sequence[bool | None]
+REASON_PREFIX = "rule:"
+
+
+@dataclass(slots=True)
+class Fates:
+    """The rows kept, by priority in the order of the batch, and how many each rule left out."""
+
+    kept: dict[int, list[int]] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def decide(
+    rules: Sequence[EdgeRule],
+    verdicts: Sequence[Verdicts],
+    rows: int,
+    priority: int,
+    filled: float,
+    chance: Callable[[int], float],
+) -> Fates:
+    """Decide about every row.
+
+    Args:
+        rules: in order; of keep, drop and sample the first that is true decides, likewise of priority.
+        verdicts: for each rule one per row; None (unknown) is not true.
+        rows: how many there are.
+        priority: of rows no rule speaks of.
+        filled: how full the spool is, 0 to 1.
+        chance: a fixed number from 0 to below 1 for a row.
+    """
+    active = [(rule, said) for rule, said in zip(rules, verdicts, strict=True) if rule.pressure <= filled]
+    choosing = [(rule, said) for rule, said in active if rule.action is not EdgeAction.PRIORITY]
+    ranking = [(rule, said) for rule, said in active if rule.action is EdgeAction.PRIORITY]
+    fates = Fates()
+    for row in range(rows):
+        out = _left_out_by(choosing, row, chance)
+        if out is not None:
+            reason = REASON_PREFIX + out.id
+            fates.left_out[reason] = fates.left_out.get(reason, 0) + 1
+            continue
+        worth = next((rule.priority for rule, said in ranking if said[row]), priority)
+        fates.kept.setdefault(worth, []).append(row)
+    return fates
+
+
+def _left_out_by(rules: Sequence[tuple[EdgeRule, Verdicts]], row: int, chance: Callable[[int], float]) -> EdgeRule | None:
+    for rule, said in rules:
+        if not said[row]:
+            continue
+        if rule.action is EdgeAction.KEEP:
+            return None
+        is_kept = rule.action is EdgeAction.SAMPLE and chance(row) < rule.rate
+        return None if is_kept else rule
+    return None
+
 
 _DEVICE = "device"
 

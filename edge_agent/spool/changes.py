@@ -5,13 +5,91 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from edge_agent.spool import boots, positions
 from edge_agent.spool.quota import Candidate
 from edge_agent.spool.records import Append, BodyPlace, Passed, State, checksum
 from schemas.envelope import Span as EnvelopeSpan
 from schemas.ids import Digest
 from schemas.ranges import Ranges, Span
 from schemas.receipts import MAX_REASON_CHARS, Receipt
+
+# Where sources resume: small values in one row; what is larger in pieces, of which a change rewrites only those that differ.
+# Two of them fill a small page.
+PIECE_BYTES = 1_900
+
+
+def keep_position(db: sqlite3.Connection, source: str, value: bytes) -> None:
+    """Remember a position, inside the caller's transaction. One that only grows at its end costs a piece or two."""
+    db.execute(
+        "INSERT INTO position VALUES (?,?) ON CONFLICT DO UPDATE SET value = excluded.value WHERE value <> excluded.value",
+        (source, value[:PIECE_BYTES]),
+    )
+    pieces = range(PIECE_BYTES, len(value), PIECE_BYTES)
+    if pieces:
+        db.executemany(
+            "INSERT INTO position_tail VALUES (?,?,?)"
+            " ON CONFLICT DO UPDATE SET value = excluded.value WHERE value <> excluded.value",
+            ((source, n, value[at : at + PIECE_BYTES]) for n, at in enumerate(pieces)),
+        )
+    db.execute("DELETE FROM position_tail WHERE source = ? AND n >= ?", (source, len(pieces)))
+
+
+def load_position(db: sqlite3.Connection, source: str) -> bytes | None:
+    """A source's position; None when it has none."""
+    row = db.execute(
+        "SELECT p.value, (SELECT group_concat(hex(value), '') FROM (SELECT value FROM position_tail WHERE source = p.source"
+        " ORDER BY n)) FROM position p WHERE p.source = ?",
+        (source,),
+    ).fetchone()
+    return None if row is None else bytes(row[0]) + bytes.fromhex(row[1] or "")
+
+
+def hand_over_position(db: sqlite3.Connection, before: str, source: str) -> None:
+    """What one source left becomes the position of another that has none."""
+    moved = db.execute("UPDATE OR IGNORE position SET source = ? WHERE source = ?", (source, before))
+    if moved.rowcount > 0:
+        db.execute("DELETE FROM position_tail WHERE source = ?", (source,))
+        db.execute("UPDATE position_tail SET source = ? WHERE source = ?", (source, before))
+
+
+# Boots in which samples were captured before the wall clock was set, and what corrects their times. Rows of the table `meta`.
+_BOOT_PREFIX = "boot:"
+# The offset of a boot whose clock was never seen set.
+_UNKNOWN_OFFSET = -(2**63)
+# A device that never gets the time must not fill the table; a boot that is left out sends its samples uncorrected.
+_MAX_BOOTS = 1_000
+
+
+def note_unset_boot(db: sqlite3.Connection, boot: str) -> None:
+    """Remember that envelopes' times rest on the unset clock of a boot; what is known of it stays."""
+    (count,) = db.execute("SELECT count(*) FROM meta WHERE name LIKE 'boot:%'").fetchone()
+    if count < _MAX_BOOTS:
+        db.execute("INSERT OR IGNORE INTO meta VALUES (?,?)", (_BOOT_PREFIX + boot, _UNKNOWN_OFFSET))
+
+
+def note_boot_offset(db: sqlite3.Connection, boot: str, offset_us: int) -> None:
+    """Enter how the wall clock stood to the time since boot once it was set, in microseconds; older boots are forgotten.
+
+    The first offset of a boot stays: an envelope that is sent twice must be corrected by the same amount both times.
+    """
+    db.execute(
+        "DELETE FROM meta WHERE name LIKE 'boot:%' AND name <> ? AND value <> ?"
+        " AND NOT EXISTS (SELECT 1 FROM envelope WHERE 'boot:' || boot = meta.name)",
+        (_BOOT_PREFIX + boot, _UNKNOWN_OFFSET),
+    )
+    db.execute("INSERT OR IGNORE INTO meta VALUES (?,?)", (_BOOT_PREFIX + boot, offset_us))
+    db.execute("UPDATE meta SET value = ? WHERE name = ? AND value = ?", (offset_us, _BOOT_PREFIX + boot, _UNKNOWN_OFFSET))
+
+
+def boot_offset_us(db: sqlite3.Connection, boot: str) -> int | None:
+    """As entered by `note_boot_offset`; None where the clock of that boot was never seen set."""
+    row = db.execute("SELECT value FROM meta WHERE name = ? AND value <> ?", (_BOOT_PREFIX + boot, _UNKNOWN_OFFSET)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def is_boot_unset(db: sqlite3.Connection, boot: str) -> bool:
+    """Whether samples were captured on the unset clock of this boot."""
+    return db.execute("SELECT 1 FROM meta WHERE name = ?", (_BOOT_PREFIX + boot,)).fetchone() is not None
+
 
 # Rows touched at once: keeps memory flat when a receipt covers a whole backlog.
 _CHUNK_ROWS = 500
@@ -67,7 +145,7 @@ def insert(db: sqlite3.Connection, append: Append, epoch: int, first_seq: int, f
         rows,
     )
     for boot in {envelope.clock.boot for envelope in append.envelopes if envelope.clock is not None}:
-        boots.note_unset(db, boot)
+        note_unset_boot(db, boot)
     capture(db, append, epoch, seq)
     _book(db, append.stream, spooled=append.count)
     return seq
@@ -87,7 +165,7 @@ def inherit(db: sqlite3.Connection, source: str, choose: Callable[[Sequence[str]
     """The position of the source that `choose` picks, of those that have one, becomes this source's."""
     before = choose([row[0] for row in db.execute("SELECT source FROM position ORDER BY source")])
     if before is not None:
-        positions.hand_over(db, before, source)
+        hand_over_position(db, before, source)
     return Removed()
 
 
@@ -100,7 +178,7 @@ def note(db: sqlite3.Connection, passed: Passed) -> Removed:
             (passed.stream, reason, count),
         )
     if passed.position is not None:
-        positions.keep(db, passed.source, passed.position)
+        keep_position(db, passed.source, passed.position)
     return Removed()
 
 

@@ -8,14 +8,13 @@ from functools import partial
 import structlog
 
 from edge_agent.spool import changes
-from edge_agent.spool.ballast import Ballast
 from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.database import LARGE_PAGE_BYTES
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.quota import choose_victims
 from edge_agent.spool.records import Append, DropReason
-from edge_agent.spool.room import Room
+from edge_agent.spool.room import Ballast, Room
 from schemas.envelope import Span
 
 # Freed beyond what is needed, so that a full spool does not evict at every append.

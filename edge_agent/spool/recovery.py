@@ -2,15 +2,78 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
+from catchment.runtime.atomic_files import sync_folder, write_atomic
 from catchment.runtime.clock import Clock
-from edge_agent.spool import aside, changes, database
+from edge_agent.spool import changes, database
 from edge_agent.spool.reading import ReadBody, RottenEnvelopeError, verify_row
 from edge_agent.spool.records import DropReason
+
+# Moving a damaged database aside so that a stop at any moment, by a power cut or a full disk, is made up for at the next start.
+# A marker file names where the damaged one goes, from before the move until all that can be read of it is carried over.
+# Without it a start that failed half-way would leave an empty spool behind, and sources would begin again.
+MARKER_NAME = "spool.mending"
+# The database last: as long as it lies in its old place, the move is not over.
+_SUFFIXES = ("-shm", "-wal", "")
+
+
+def begin_move(path: Path, clock: Clock) -> None:
+    """Decide where the damaged database goes.
+
+    Raises:
+        OSError: the disk refused; nothing was touched.
+    """
+    write_atomic(path.with_name(MARKER_NAME), f"{path.name}.corrupt-{clock.now_ms()}".encode())
+
+
+def is_move_begun(path: Path) -> bool:
+    """Whether a mending was begun, now or by an earlier process, and is not over."""
+    return path.with_name(MARKER_NAME).exists()
+
+
+def move_aside(path: Path) -> Path:
+    """Move the damaged database to where `begin_move` decided, or, where that was done before, delete its unfinished successor.
+
+    Returns:
+        Where the damaged one is.
+
+    Raises:
+        OSError: the disk refused; call it again at the next start.
+    """
+    aside = path.with_name(path.with_name(MARKER_NAME).read_text(encoding="utf-8"))
+    is_moved = aside.exists()
+    for suffix in _SUFFIXES:
+        part = path.with_name(path.name + suffix)
+        if is_moved:
+            part.unlink(missing_ok=True)
+        elif part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+            # Durable one by one: a log must never be left in the old place when its database is gone from there.
+            sync_folder(path.parent)
+    return aside
+
+
+def forget_successor(path: Path) -> None:
+    """Delete what was made in the damaged one's place and is not whole. What the disk refuses to delete is deleted next time."""
+    for suffix in _SUFFIXES:
+        with suppress(OSError):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def end_move(path: Path) -> None:
+    """All that can be read was carried over, durably.
+
+    Raises:
+        OSError: the disk refused; it is carried over once more at the next start.
+    """
+    path.with_name(MARKER_NAME).unlink(missing_ok=True)
+    sync_folder(path.parent)
+
 
 SUSPECT_NAME = "spool.suspect"
 _ROW = (
@@ -62,29 +125,29 @@ def open_sound(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, read
     """
     path = folder / database.FILE_NAME
     suspect = folder / SUSPECT_NAME
-    if not aside.is_begun(path):
+    if not is_move_begun(path):
         try:
             db = _open_probed(path, max_bytes, page_bytes, is_thorough=suspect.exists())
         except sqlite3.DatabaseError as error:
             if _is_refusal(error, path):
                 raise
             _log.error("spool database is damaged; salvaging", path=str(path), error=str(error))
-            aside.begin(path, clock)
+            begin_move(path, clock)
         else:
             suspect.unlink(missing_ok=True)
             return Opened(db)
-    old = aside.move(path)
+    old = move_aside(path)
     # Without the cap: rows that lie less densely than before must not find the new file full, at this start and every other.
     db = database.connect_writer(path, _NO_CAP_BYTES, page_bytes)
     try:
         opened = _salvage(old, db, read_body)
         database.cap(db, max_bytes)
         suspect.unlink(missing_ok=True)
-        aside.end(path)
+        end_move(path)
     except (sqlite3.Error, OSError):
         db.close()
         # The next try makes it anew: until then it must not take the little room there is.
-        aside.forget_successor(path)
+        forget_successor(path)
         raise
     return opened
 

@@ -10,8 +10,7 @@ import structlog
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
-from edge_agent.spool import boots, changes, database, positions, reading
-from edge_agent.spool.ballast import Ballast
+from edge_agent.spool import changes, database, reading
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.commits import Ledgerhand
 from edge_agent.spool.leases import Leases
@@ -19,7 +18,7 @@ from edge_agent.spool.opening import open_files
 from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
 from edge_agent.spool.recovery import mark_suspect
-from edge_agent.spool.room import Room
+from edge_agent.spool.room import Ballast, Room
 from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
 from edge_agent.spool.writer import SpoolWriter
 from schemas.envelope import Span
@@ -132,7 +131,7 @@ class Spool:
     def position(self, source: str) -> bytes | None:
         """Where a source resumes."""
         with self._lock:
-            return positions.load(self._reader, source)
+            return changes.load_position(self._reader, source)
 
     def next_unsent(self, limit_bytes: int) -> list[Envelope]:
         """Lease the next envelopes to send: as many as fit the limit, but at least one if there is any.
@@ -167,7 +166,7 @@ class Spool:
         """Enter, durably, how the wall clock stood to the time since boot once it was set. Raises SpoolError."""
 
         def change(db: sqlite3.Connection) -> Removed:
-            boots.note_offset(db, boot, offset_us)
+            changes.note_boot_offset(db, boot, offset_us)
             return Removed()
 
         self._writer.change(change).result()
@@ -175,12 +174,12 @@ class Spool:
     def boot_offset_us(self, boot: str) -> int | None:
         """As entered by `note_boot_clock`; None where the clock of that boot was never seen set."""
         with self._lock:
-            return boots.offset_us(self._reader, boot)
+            return changes.boot_offset_us(self._reader, boot)
 
     def has_boot(self, boot: str) -> bool:
         """Whether samples were captured on the unset clock of this boot."""
         with self._lock:
-            return boots.is_noted(self._reader, boot)
+            return changes.is_boot_unset(self._reader, boot)
 
     def lease(self, id_: int) -> Envelope | None:
         """Lease this very envelope, whatever its turn; None when it is gone."""

@@ -17,8 +17,7 @@ from edge_agent.uplink.flight import Flight
 from edge_agent.uplink.governor import Governor
 from edge_agent.uplink.parts import PartSender
 from edge_agent.uplink.progress import Progress
-from edge_agent.uplink.reasons import NO_SUBSCRIBERS, Verdict, judge
-from edge_agent.uplink.session import Lost, Message, Session
+from edge_agent.uplink.session import NO_SUBSCRIBERS, Lost, Message, Session, Verdict, judge
 from schemas.envelope import ARROW_STREAM, EnvelopeHead
 from schemas.ids import DeviceId
 from schemas.reason_codes import describe_reason

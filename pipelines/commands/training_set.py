@@ -1,6 +1,7 @@
 """`catchment set`: build, list, show and verify training sets."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -19,25 +20,83 @@ from pipelines.errors import RefusedError
 from pipelines.lake import lake as lakes
 from pipelines.lake.lake import lake_at, lake_of
 from pipelines.training.bucket_sets import bring_set
-from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, build_set
+from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, write_set
 from pipelines.training.catalogue import list_sets, set_folder
-from pipelines.training.manifest import MANIFEST_NAME, Manifest, load_manifest
+from pipelines.training.manifest import MANIFEST_NAME, ClassCount, LeftOut, Manifest, load_manifest
 from pipelines.training.open import open_set
 from pipelines.training.shards import Progress
 
+_UNIT_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0}
+_MAX_CLASSES_SHOWN = 60
 set_app = typer.Typer(help="Training sets: build one, list them, look at one, check one.", no_args_is_help=True)
+
+
+SetName = Annotated[str, typer.Argument(help="Name of the set.")]
+Streams = Annotated[list[str], typer.Option("--from", help="Stream to select from; may be given again.")]
+Where = Annotated[str, typer.Option(help="Expression over columns and tags, e.g. \"has('dark') AND speed > 30\".")]
+Shares = Annotated[str, typer.Option("--split", help="Shares, e.g. train=0.8,test=0.2.")]
+Group = Annotated[str, typer.Option(help="Columns whose equal values stay in one split.")]
+Stratify = Annotated[str, typer.Option(help="Columns of classes, by comma: each must be in every split. Default: balance tags.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Build although a split lacks a class.")]
+Block = Annotated[str, typer.Option(help="Split by blocks of event time within each group, e.g. 30s, 5min, 1h.")]
+Gap = Annotated[str, typer.Option(help="Leave out rows nearer than this to a row of another split.")]
+Reassign = Annotated[bool, typer.Option("--reassign", help="Place all groups again; else a group keeps its split for ever.")]
+Columns = Annotated[str, typer.Option(help="Columns to keep, by comma; all if empty.")]
+WithPayload = Annotated[bool | None, typer.Option("--with-payload/--tabular", help="Default: where there is one.")]
+Seed = Annotated[int, typer.Option(help="Of split and shuffle.")]
+
+
+@set_app.command("plan")
+def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
+    name: SetName,
+    stream: Streams,
+    where: Where = "",
+    split: Shares = "",
+    group: Group = "device",
+    stratify: Stratify = "",
+    block: Block = "",
+    gap: Gap = "",
+    reassign: Reassign = False,
+    with_payload: WithPayload = None,
+    seed: Seed = 0,
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a build would give: rows and classes of each split. Writes nothing."""
+    options = BuildOptions(
+        split=parse_split(split),
+        group=tuple(group.split(",")),
+        stratify=_listed(stratify),
+        block_s=parse_duration_s(block),
+        gap_s=parse_duration_s(gap),
+        reassign=reassign,
+        with_payload=with_payload,
+    )
+    draft = draft_set(_lake_of(lake, config), name, tuple(stream), where, seed=seed, options=options)
+    if as_json:
+        say_json(msgspec.json.encode(_plan_facts(draft)))
+        return
+    PlainConsole().print(_coverage_table(draft))
+    for note in draft.notes:
+        _note(note)
 
 
 @set_app.command("build")
 def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
-    name: Annotated[str, typer.Argument(help="Name of the set.")],
-    stream: Annotated[list[str], typer.Option("--from", help="Stream to select from; may be given again.")],
-    where: Annotated[str, typer.Option(help="Expression over columns and tags, e.g. \"has('dark') AND speed > 30\".")] = "",
-    split: Annotated[str, typer.Option(help="Shares, e.g. train=0.8,test=0.2.")] = "",
-    group: Annotated[str, typer.Option(help="Columns whose equal values stay in one split.")] = "device",
-    columns: Annotated[str, typer.Option(help="Columns to keep, by comma; all if empty.")] = "",
-    with_payload: Annotated[bool | None, typer.Option("--with-payload/--tabular", help="Default: where there is one.")] = None,
-    seed: Annotated[int, typer.Option(help="Of split and shuffle.")] = 0,
+    name: SetName,
+    stream: Streams,
+    where: Where = "",
+    split: Shares = "",
+    group: Group = "device",
+    stratify: Stratify = "",
+    allow_missing: AllowMissing = False,
+    block: Block = "",
+    gap: Gap = "",
+    reassign: Reassign = False,
+    columns: Columns = "",
+    with_payload: WithPayload = None,
+    seed: Seed = 0,
     lake: Lake = None,
     config: Config = None,
     as_json: AsJson = False,
@@ -46,15 +105,22 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     options = BuildOptions(
         split=parse_split(split),
         group=tuple(group.split(",")),
-        columns=tuple(columns.split(",")) if columns else None,
+        stratify=_listed(stratify),
+        allow_missing=allow_missing,
+        block_s=parse_duration_s(block),
+        gap_s=parse_duration_s(gap),
+        reassign=reassign,
+        columns=_listed(columns) or None,
         with_payload=with_payload,
     )
     found = _lake_of(lake, config)
     with _Bar() as bar:
-        manifest = build_set(found, name, tuple(stream), where, seed=seed, options=options, progress=bar)
+        draft = draft_set(found, name, tuple(stream), where, seed=seed, options=options)
+        PlainConsole(stderr=True).print(_coverage_table(draft))
+        manifest = write_set(found, draft, options, progress=bar)
     _print_manifest(manifest, found.root / "sets" / name / str(manifest.version), as_json)
-    for empty in (part for part, rows in manifest.split_rows().items() if not rows):
-        _note(f"split {empty} is empty: there are too few groups of {group} for its share; try --group with finer columns")
+    for note in manifest.notes:
+        _note(note)
 
 
 @set_app.command("ls")
@@ -120,6 +186,52 @@ def parse_split(text: str) -> dict[str, float]:
         except ValueError as error:
             raise RefusedError(f"--split {text!r}: give shares like train=0.8,test=0.2") from error
     return shares
+
+
+def parse_duration_s(text: str) -> float:
+    """Read `30s`, `5 min` or `1h` as seconds; empty text is 0.
+
+    Raises:
+        RefusedError: not of that form.
+    """
+    if not text.strip():
+        return 0.0
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)", text.strip())
+    if matched is None:
+        raise RefusedError(f"{text[:40]!r} is no duration; write a number and ms, s, min, h or d, like 30s or 5min")
+    return float(matched[1]) * _UNIT_S[matched[2]]
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _coverage_table(draft: SetDraft) -> PlainTable:
+    """Classes by splits, with the rows of each; a class that a split lacks stands as 0."""
+    names = [split for split, _ in draft.rule.fractions]
+    table = PlainTable("class", *names, title="rows by class and split")
+    table.add_row("rows", *(f"{rows:,}" for rows in draft.split_rows().values()))
+    by_class: dict[str, list[str]] = {}
+    for count in draft.plan.coverage:
+        by_class.setdefault(count.name, []).append(f"{count.rows:,}")
+    for name, cells in list(by_class.items())[:_MAX_CLASSES_SHOWN]:
+        table.add_row(name, *cells)
+    if len(by_class) > _MAX_CLASSES_SHOWN:
+        table.add_row(f"... {len(by_class) - _MAX_CLASSES_SHOWN:,} more (--json shows all)", *("" for _ in names))
+    return table
+
+
+class PlanFacts(msgspec.Struct, frozen=True):
+    """What `set plan --json` prints."""
+
+    splits: dict[str, int]
+    coverage: tuple[ClassCount, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+
+def _plan_facts(draft: SetDraft) -> PlanFacts:
+    return PlanFacts(draft.split_rows(), draft.plan.coverage, draft.left_out, draft.notes)
 
 
 def _lake_of(lake: Path | None, config: Path | None) -> lakes.Lake:

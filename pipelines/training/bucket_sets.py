@@ -42,7 +42,7 @@ def bring_set(lake: Lake, folder: Path, manifest: Manifest) -> None:
         RetryLaterError: the storage is away.
         OSError: the disk refused.
     """
-    for name in ("card.html", *(entry.path for entry in (*manifest.shards, *manifest.indexes))):
+    for name in ("card.html", *(entry.path for entry in manifest.files)):
         lake.local(folder / name)
 
 

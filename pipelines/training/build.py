@@ -8,6 +8,7 @@ from importlib.metadata import version as distribution_version
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,12 +19,14 @@ from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SET_DRAFT
 from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
 from pipelines.training.card import render_card
+from pipelines.training.line import Line, line_of, write_groups
 from pipelines.training.manifest import (
     MANIFEST_NAME,
     ColumnEntry,
     FileEntry,
     LeftOut,
     Manifest,
+    Source,
     SplitRule,
     TagCount,
     checked_set_name,
@@ -37,24 +40,72 @@ from pipelines.training.shards import (
     write_payload_split,
     write_tabular_split,
 )
-from pipelines.training.split import Int64s, shuffled_rows, split_of_rows
+from pipelines.training.split import LEFT_OUT, Int64s, SplitPlan, plan_splits, shuffled_rows
 
 DEFAULT_SPLIT: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _PUBLISH_ATTEMPTS = 100
+_SHARE_TOLERANCE = 0.02
 _LINEAGE = (*KEY, "payload_sha256", "tags", "tag_rules")
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How to build, beyond which rows. `with_payload` None: with it where every stream has one."""
+    """How to build, beyond which rows. `with_payload` None: with it where every stream has one.
+
+    `stratify`: columns of classes; each must stand in every split unless `allow_missing`. Empty: the tags, which are balanced
+    as far as groups allow. `reassign`: place all groups again instead of keeping those of the version before.
+    """
 
     split: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPLIT))
     group: tuple[str, ...] = ("device",)
+    stratify: tuple[str, ...] = ()
+    block_s: float = 0.0
+    gap_s: float = 0.0
+    allow_missing: bool = False
+    reassign: bool = False
     columns: tuple[str, ...] | None = None
     with_payload: bool | None = None
     versions: Mapping[str, int] = field(default_factory=dict)
     limits: ShardLimits = field(default_factory=ShardLimits)
     compiler: Compiler = policy_compiler
+
+
+@dataclass(frozen=True, slots=True)
+class SetDraft:
+    """What a build would write: the rows, the split of each, and what is said about them. Nothing is written yet."""
+
+    name: str
+    where: str
+    seed: int
+    rows: pa.Table
+    plan: SplitPlan
+    rule: SplitRule
+    is_stratified: bool
+    has_payload: bool
+    sources: tuple[Source, ...]
+    left_out: tuple[LeftOut, ...]
+    line: int
+    notes: tuple[str, ...]
+
+    def check(self, allow_missing: bool) -> None:
+        """Refuse a draft in which a split lacks a class that it was to hold.
+
+        Raises:
+            RefusedError: it does, and the classes were named.
+        """
+        lacking = self.plan.missing
+        if lacking and self.is_stratified and not allow_missing:
+            listed = ", ".join(f"{count.split} has no {count.name}" for count in lacking[:10])
+            more = f" and {len(lacking) - 10:,} more" if len(lacking) > 10 else ""
+            raise RefusedError(
+                f"classes are missing: {listed}{more}; too few groups of {', '.join(self.rule.group)} hold them: "
+                "group by finer columns or blocks of time, merge classes, or allow it (--allow-missing)"
+            )
+
+    def split_rows(self) -> dict[str, int]:
+        """Rows of each split, in the order of the rule."""
+        sizes = np.bincount(self.plan.splits[self.plan.splits >= 0], minlength=len(self.rule.fractions))
+        return {split: int(rows) for (split, _), rows in zip(self.rule.fractions, sizes, strict=True)}
 
 
 def build_set(
@@ -81,46 +132,118 @@ def build_set(
         progress: is told the rows in all, and each few rows written.
 
     Raises:
-        RefusedError: nothing was selected, or a name, split or column does not fit.
+        RefusedError: nothing was selected, a name, split or column does not fit, or a split would lack a class.
         CorruptLakeError: the lake lacks a file that a row refers to.
     """
     options = options or BuildOptions()
-    checked_set_name(name)
-    if not streams:
-        raise RefusedError("give at least one stream to build a set from")
-    rule = SplitRule(options.group, tuple(options.split.items()))
-    selection = select_rows(lake, streams, where, options.versions, options.compiler)
-    rows, has_payload, left_out = _usable(selection.rows, options.with_payload)
-    if not len(rows):
-        raise RefusedError(f"no row of {', '.join(streams)} fulfils {where!r}; nothing to build")
-    splits = split_of_rows(rows, rule, seed)
-    rows = _project(rows, options.columns, has_payload)
-    home = lake.root / "sets" / name
+    draft = draft_set(lake, name, streams, where, seed=seed, options=options)
+    return write_set(lake, draft, options, clock=clock, progress=progress)
+
+
+def write_set(
+    lake: Lake, draft: SetDraft, options: BuildOptions, *, clock: Clock | None = None, progress: Progress | None = None
+) -> Manifest:
+    """Write a drafted set as the next version of its name.
+
+    Raises:
+        RefusedError: a split would lack a class, or a payload is too large.
+        CorruptLakeError: the lake lacks a file that a row refers to.
+    """
+    draft.check(options.allow_missing)
+    rule, splits = draft.rule, draft.plan.splits
+    home = lake.root / "sets" / draft.name
     folder = _fresh_folder(home)
     try:
-        parts = [(split, shuffled_rows(rows, splits, number, seed)) for number, (split, _) in enumerate(rule.fractions)]
-        shards, indexes = _write_splits(lake, folder, parts, has_payload, options.limits, progress or Progress())
+        parts = [
+            (split, shuffled_rows(draft.rows, splits, number, draft.seed)) for number, (split, _) in enumerate(rule.fractions)
+        ]
+        shards, indexes = _write_splits(lake, folder, parts, draft.has_payload, options.limits, progress or Progress())
         manifest = Manifest(
-            name=name,
+            name=draft.name,
             version=0,
             created_ms=(clock or SystemClock()).now_ms(),
             code_version=distribution_version("catchment"),
-            sources=selection.sources,
-            where=where,
-            seed=seed,
+            sources=draft.sources,
+            where=draft.where,
+            seed=draft.seed,
             split=rule,
-            columns=_columns(rows),
-            has_payload=has_payload,
+            columns=_columns(draft.rows),
+            has_payload=draft.has_payload,
             shards=shards,
             indexes=indexes,
-            tags=_tag_counts(rows, splits, rule),
-            policies=_policies(rows),
-            left_out=left_out,
+            tags=_tag_counts(draft.rows, splits, rule),
+            policies=_policies(draft.rows),
+            left_out=draft.left_out,
+            groups=write_groups(folder, draft.plan.groups),
+            coverage=draft.plan.coverage,
+            line=draft.line,
+            notes=draft.notes,
         )
         return _publish(lake, home, folder, manifest)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def draft_set(
+    lake: Lake, name: str, streams: tuple[str, ...], where: str = "", *, seed: int = 0, options: BuildOptions | None = None
+) -> SetDraft:
+    """Select the rows of the next version of a set and plan its splits. Writes nothing.
+
+    Args and errors are those of `build_set`.
+    """
+    options = options or BuildOptions()
+    checked_set_name(name)
+    if not streams:
+        raise RefusedError("give at least one stream to build a set from")
+    selection = select_rows(lake, streams, where, options.versions, options.compiler)
+    rows, has_payload, left_out = _usable(selection.rows, options.with_payload)
+    if not len(rows):
+        raise RefusedError(f"no row of {', '.join(streams)} fulfils {where!r}; nothing to build")
+    classes = options.stratify or (("tags",) if "tags" in rows.schema.names else ())
+    shares = tuple(options.split.items())
+    rule = SplitRule(options.group, shares, classes, options.block_s, options.gap_s, "stratified")
+    line = None if options.reassign else line_of(lake, name, rule)
+    plan = plan_splits(rows, rule, seed, line.earlier if line else None)
+    return SetDraft(
+        name=name,
+        where=where,
+        seed=seed,
+        rows=_project(rows, options.columns, has_payload),
+        plan=plan,
+        rule=rule,
+        is_stratified=bool(options.stratify),
+        has_payload=has_payload,
+        sources=selection.sources,
+        left_out=(*left_out, *_too_near(plan, rule)),
+        line=line.number if line else 0,
+        notes=_notes(plan, rule, line, options.reassign),
+    )
+
+
+def _too_near(plan: SplitPlan, rule: SplitRule) -> tuple[LeftOut, ...]:
+    near = int((plan.splits == LEFT_OUT).sum())
+    return (LeftOut(f"within {rule.gap_s:g} s of another split", near),) if near else ()
+
+
+def _notes(plan: SplitPlan, rule: SplitRule, line: Line | None, is_reassigned: bool) -> tuple[str, ...]:
+    """What a person should know about the splits, in words."""
+    notes: list[str] = []
+    if plan.null_rows:
+        notes.append(f"{plan.null_rows:,} rows have no {', '.join(rule.group)}; they stay together as a group of their own")
+    if line is not None:
+        fresh = len(plan.groups) - plan.kept_groups
+        notes.append(f"{plan.kept_groups:,} groups keep the split of version {line.version}, {fresh:,} groups are new")
+    if is_reassigned:
+        notes.append("all groups were placed again (--reassign): a new line begins")
+    sizes = np.bincount(plan.splits[plan.splits >= 0], minlength=len(rule.fractions))
+    for (split, share), rows in zip(rule.fractions, sizes.tolist(), strict=True):
+        got = rows / max(1, int(sizes.sum()))
+        if not rows:
+            notes.append(f"split {split} is empty: there are too few groups of {', '.join(rule.group)}; group by finer columns")
+        elif abs(got - share) > _SHARE_TOLERANCE:
+            notes.append(f"split {split} has {got:.1%} of the rows, not {share:.1%}: whole groups come no nearer")
+    return tuple(notes)
 
 
 def _columns(rows: pa.Table) -> tuple[ColumnEntry, ...]:
@@ -176,6 +299,7 @@ def _tag_counts(rows: pa.Table, splits: Int64s, rule: SplitRule) -> tuple[TagCou
         "split": pa.array(splits).take(pc.list_parent_indices(tags)),
         "tag": pc.list_flatten(tags),
     })  # fmt: skip
+    pairs = pairs.filter(pc.greater_equal(pairs.column("split"), 0))
     counted = (
         pairs.group_by(["split", "tag"]).aggregate([([], "count_all")]).sort_by([("split", "ascending"), ("tag", "ascending")])
     )
@@ -206,7 +330,8 @@ def _publish(lake: Lake, home: Path, folder: Path, manifest: Manifest) -> Manife
     for _ in range(_PUBLISH_ATTEMPTS):
         taken = [int(path.name) for path in home.iterdir() if path.name.isdecimal()]
         taken += taken_numbers(lake, home.name)
-        numbered = msgspec.structs.replace(manifest, version=max(taken, default=0) + 1)
+        number = max(taken, default=0) + 1
+        numbered = msgspec.structs.replace(manifest, version=number, line=manifest.line or number)
         write_atomic(folder / MANIFEST_NAME, encode_manifest(numbered), mode=0o644)
         write_atomic(folder / "card.html", render_card(numbered, folder).encode(), mode=0o644)
         for path in folder.iterdir():

@@ -3,7 +3,7 @@
 import mmap
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import msgspec
 import pyarrow as pa
@@ -14,6 +14,7 @@ from pipelines.errors import BadReferenceError, CorruptLakeError, NotFoundError,
 FORMAT = "catchment.training-set/1"
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+MAX_BLOCK_S = 366 * 86_400
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _FILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -28,10 +29,19 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class SplitRule(msgspec.Struct, frozen=True):
-    """Rows whose `group` columns are equal go to the same split, by hash of seed and group; `fractions` sum to 1."""
+    """Rows whose `group` columns are equal go to the same split; `fractions` sum to 1.
+
+    `stratify`: columns whose values are the classes that every split should hold. `block_s`: rows of one group in the same
+    block of event time stay together, and blocks are what is split; 0: no blocks. `gap_s`: rows of different splits of one
+    device lie at least so far apart. `method` "hash" is that of sets built by earlier releases.
+    """
 
     group: tuple[str, ...]
     fractions: tuple[tuple[str, float], ...]
+    stratify: tuple[str, ...] = ()
+    block_s: float = 0.0
+    gap_s: float = 0.0
+    method: Literal["hash", "stratified"] = "hash"
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.fractions]
@@ -40,6 +50,8 @@ class SplitRule(msgspec.Struct, frozen=True):
         total = sum(share for _, share in self.fractions)
         if any(not 0 < share <= 1 for _, share in self.fractions) or abs(total - 1) > 1e-9:
             raise RefusedError(f"the shares of a split must be above 0 and sum to 1, not to {total:g}")
+        if not 0 <= self.block_s <= MAX_BLOCK_S or not 0 <= self.gap_s <= MAX_BLOCK_S:
+            raise RefusedError(f"blocks and gaps of time must be from 0 to {MAX_BLOCK_S:,} s")
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -71,6 +83,14 @@ class TagCount(msgspec.Struct, frozen=True):
     rows: int
 
 
+class ClassCount(msgspec.Struct, frozen=True):
+    """How many rows of a split are of a class, named `column=value`; 0 where the split lacks it."""
+
+    split: str
+    name: str
+    rows: int
+
+
 class LeftOut(msgspec.Struct, frozen=True):
     """Selected rows that did not enter the set, and why."""
 
@@ -83,6 +103,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     `shards` of a split are in order: row i of the split is row i of its shards laid end to end. With a payload, `indexes`
     names for each split an Arrow IPC file of the same rows without payload, plus `payload_offset` and `payload_length`.
+    `groups` is a Parquet file of every group and its split. Versions of the same `line` never move a group.
     """
 
     format: str = FORMAT
@@ -101,6 +122,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[TagCount, ...] = ()
     policies: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    groups: FileEntry | None = None
+    coverage: tuple[ClassCount, ...] = ()
+    line: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -108,9 +133,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return sum(shard.rows for shard in self.shards)
 
     @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file that the manifest names."""
+        return (*self.shards, *self.indexes, *((self.groups,) if self.groups else ()))
+
+    @property
     def bytes(self) -> int:
         """Bytes of all files that the manifest names."""
-        return sum(file.bytes for file in (*self.shards, *self.indexes))
+        return sum(file.bytes for file in self.files)
 
     def split_rows(self) -> dict[str, int]:
         """Rows of each split, in the order of the split rule."""

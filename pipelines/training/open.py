@@ -119,7 +119,7 @@ class TrainingSet(Sequence[Sample]):
         return {name: _numpy_of(table.column(name)) for name in columns}
 
     def verify(self) -> int:
-        """Hash every file of this split against the manifest.
+        """Hash every file of this split against the manifest; with the first split, the list of groups too.
 
         Returns:
             The bytes that were checked.
@@ -128,6 +128,8 @@ class TrainingSet(Sequence[Sample]):
             CorruptLakeError: a file is missing or is not what was written.
         """
         files = [*self._shards, *(index for index in self.manifest.indexes if index.split == self.split)]
+        if self.manifest.groups is not None and self.split == next(iter(self.manifest.split_rows())):
+            files.append(self.manifest.groups)
         for entry in files:
             _verify_file(self.folder, entry)
         return sum(entry.bytes for entry in files)

@@ -1,42 +1,110 @@
 """Which split a row goes to, and in which order the rows of a split lie. Pure decisions over columns."""
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import RefusedError
-from pipelines.training.manifest import SplitRule
+from pipelines.training.allocation import FREE, allocate
+from pipelines.training.grouping import Classes, Groups, classes_of_rows, count_groups, group_rows, neighbours_elsewhere
+from pipelines.training.manifest import ClassCount, SplitRule
 from pipelines.training.permutation import Permutation
 
 Int64s = npt.NDArray[np.int64]
+LEFT_OUT = -1
 _SEPARATOR = "\x1f"
 
 
 def group_unit(seed: int, group: str) -> float:
-    """A number in [0, 1) that hangs on the seed and the group alone, so a group keeps its split as the lake grows."""
+    """A number in [0, 1) that hangs on the seed and the group alone: it decides between groups that are alike."""
     digest = hashlib.sha256(f"{seed}{_SEPARATOR}{group}".encode()).digest()
     return int.from_bytes(digest[:7], "little") / 2**56
 
 
-def split_of_rows(rows: pa.Table, rule: SplitRule, seed: int) -> Int64s:
-    """The number of the split of each row, in the order of `rule.fractions`.
+@dataclass(frozen=True, slots=True)
+class EarlierSplits:
+    """The groups that an earlier version of the set assigned, and the number of the split of each."""
+
+    names: pa.Array
+    splits: Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """Where each row goes and what each split gets.
+
+    `splits`: (rows,) the number of the split; `LEFT_OUT`: none, because a row of another split is too near in time.
+    `groups`: a table of `group`, `split` (its name) and `rows`. `coverage`: rows of each class in each split, zeros included.
+    """
+
+    splits: Int64s
+    groups: pa.Table
+    coverage: tuple[ClassCount, ...]
+    null_rows: int
+    kept_groups: int
+
+    @property
+    def missing(self) -> tuple[ClassCount, ...]:
+        """The classes that a split lacks."""
+        return tuple(count for count in self.coverage if not count.rows)
+
+
+def plan_splits(rows: pa.Table, rule: SplitRule, seed: int, earlier: EarlierSplits | None = None) -> SplitPlan:
+    """Decide the split of each row: whole groups, exact shares, every class in every split where its groups allow.
+
+    Args:
+        rows: the selected rows, with the columns that the rule names.
+        rule: groups, shares, classes, blocks of time and the gap between splits.
+        seed: decides between groups that are alike.
+        earlier: groups that keep the split they have.
 
     Raises:
-        RefusedError: there is no such group column.
+        RefusedError: there is no such column, or it cannot be grouped or stratified by.
     """
-    missing = [name for name in rule.group if name not in rows.schema.names]
-    if missing:
-        raise RefusedError(f"no column {', '.join(missing)} to group by; there are {', '.join(rows.schema.names)}")
-    texts = [pc.fill_null(pc.cast(rows.column(name), pa.string()), "") for name in rule.group]
-    joined = pc.binary_join_element_wise(*texts, _SEPARATOR) if len(texts) > 1 else texts[0]
-    encoded = pa.chunked_array(joined).combine_chunks().dictionary_encode()
-    shares = np.cumsum([share for _, share in rule.fractions])
-    units = np.array([group_unit(seed, group) for group in encoded.dictionary.to_pylist()], np.float64)
-    picked = np.minimum(np.searchsorted(shares, units, side="right"), len(shares) - 1).astype(np.int64)
-    return np.asarray(picked[encoded.indices.to_numpy(zero_copy_only=False)], np.int64)
+    groups = group_rows(rows, rule.group, rule.block_s)
+    classes = classes_of_rows(rows, rule.stratify)
+    units = np.array([group_unit(seed, name) for name in groups.names.to_pylist()], np.float64)
+    counts = count_groups(groups, classes, np.argsort(np.argsort(units, kind="stable")).astype(np.int64))
+    fixed = _fixed(groups, earlier)
+    split_of_group = allocate(counts, [share for _, share in rule.fractions], fixed)
+    splits = split_of_group[groups.of_row]
+    splits = _apart(rows, splits, rule)
+    names = pa.array([name for name, _ in rule.fractions], pa.string())
+    table = pa.table({"group": groups.names, "split": names.take(pa.array(split_of_group)), "rows": counts.rows})
+    return SplitPlan(splits, table, _coverage(splits, classes, rule), groups.null_rows, int((fixed != FREE).sum()))
+
+
+def _fixed(groups: Groups, earlier: EarlierSplits | None) -> Int64s:
+    if earlier is None:
+        return np.full(len(groups.names), FREE, np.int64)
+    at = pc.index_in(groups.names, value_set=earlier.names)
+    found = np.asarray(pc.fill_null(at, -1).to_numpy(zero_copy_only=False), np.int64)
+    return np.where(found < 0, FREE, np.concatenate((earlier.splits, [FREE]))[found])
+
+
+def _apart(rows: pa.Table, splits: Int64s, rule: SplitRule) -> Int64s:
+    """Leave out the rows that lie too near to a row of another split: those of the larger split, for it can spare them."""
+    apart = splits.copy()
+    if rule.gap_s > 0:
+        for number in sorted(range(len(rule.fractions)), key=lambda each: -rule.fractions[each][1])[:-1]:
+            apart[neighbours_elsewhere(rows, apart, rule.gap_s) & (apart == number)] = LEFT_OUT
+    return apart
+
+
+def _coverage(splits: Int64s, classes: Classes, rule: SplitRule) -> tuple[ClassCount, ...]:
+    kinds = max(1, len(classes.names))
+    of_split = splits[classes.row]
+    inside = of_split >= 0
+    shape = (len(rule.fractions), kinds)
+    table = np.bincount(of_split[inside] * kinds + classes.kind[inside], minlength=shape[0] * shape[1]).reshape(shape)
+    return tuple(
+        ClassCount(split, name, int(table[number, kind]))
+        for kind, name in enumerate(classes.names)
+        for number, (split, _) in enumerate(rule.fractions)
+    )
 
 
 def shuffled_rows(rows: pa.Table, splits: Int64s, number: int, seed: int) -> pa.Table:

@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent.documents.trust import DocumentTrust
 from edge_agent.rules.desk import RuleDesk
-from edge_agent.rules.seen import read_seen
+from edge_agent.rules.trust import read_seen
 from pipelines.director.keys import DocumentSigner, parse_key, write_key
 from pipelines.policy.edge import signed_message
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule

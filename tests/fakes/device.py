@@ -11,8 +11,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.config import BrokerConfig, UplinkConfig
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.forwarder import Forwarder
-from edge_agent.uplink.report import Reporter
+from edge_agent.uplink.forwarder import Forwarder, Reporter
 from edge_agent.uplink.session import PahoSession
 from schemas.ids import DeviceId, StreamName
 from schemas.topics import Topics

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolFullError
-from edge_agent.spool import ballast, bodies, commits, database, room
+from edge_agent.spool import bodies, commits, database, room
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import Digest, StreamName
@@ -30,7 +30,7 @@ Tell = Callable[[dict[str, object]], None]
 def make_small() -> None:
     """Checkpoints, evictions and full logs after kilobytes instead of megabytes: the same code, more of it per state."""
     database.RESERVE_BYTES = 64 * 1024
-    ballast.BALLAST_BYTES = 16 * 1024
+    room.BALLAST_BYTES = 16 * 1024
     room._SLACK_BYTES = 16 * 1024
     commits._EVICT_AT_LEAST_BYTES = 32 * 1024
     bodies.MIN_BODY_BYTES = 2_500

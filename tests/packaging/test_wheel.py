@@ -23,7 +23,6 @@ NEEDS_AN_EXTRA = {
     "edge_agent.sources.can.decoder",
     "edge_agent.sources.can.live",
     "edge_agent.sources.can.log",
-    "edge_agent.sources.can.mux",
     "edge_agent.sources.can.rows",
     "edge_agent.sources.can.view",
     "edge_agent.sources.camera.video",

@@ -17,8 +17,7 @@ from edge_agent.commands.doctor.findings import Finding, failed, good, warning
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool import database, reading
-from edge_agent.uplink.reasons import NO_SUBSCRIBERS
-from edge_agent.uplink.session import Acked, Arrived, Event, Events, Message, PahoSession, Subscribed, tls_context
+from edge_agent.uplink.session import NO_SUBSCRIBERS, Acked, Arrived, Event, Events, Message, PahoSession, Subscribed, tls_context
 from schemas.envelope import JSON
 from schemas.ids import DeviceId, Digest, StreamName
 from schemas.parts import PartHead

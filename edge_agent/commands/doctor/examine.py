@@ -1,15 +1,17 @@
 """All of it, in the order in which things must work."""
 
+import datetime as dt
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.checking import check_file
+from edge_agent.clock_quality import kernel_says_synchronised
 from edge_agent.commands.doctor.broker import RIGHTS, examine_reach, examine_rights
 from edge_agent.commands.doctor.certificate import examine_certificate
-from edge_agent.commands.doctor.clock import examine_clock
-from edge_agent.commands.doctor.disk import examine_disk
-from edge_agent.commands.doctor.findings import Diagnosis, Finding, Verdict, failed, good, skipped
-from edge_agent.commands.doctor.rules import examine_orders, examine_rules
+from edge_agent.commands.doctor.findings import Diagnosis, Finding, Verdict, failed, good, skipped, warning
 from edge_agent.commands.status_reader import is_alive
 from edge_agent.config import AgentConfig, load_agent_config
 from edge_agent.errors import AgentError, ConfigError
@@ -83,3 +85,132 @@ def _running(config: AgentConfig) -> Health | None:
     except AgentError:
         return None  # damaged: nothing is known of the running agent, so it is examined from outside
     return health if health is not None and is_alive(health.pid) else None
+
+
+# The disk under the state folder: may it be written, does it keep what was synced, is there room for the quota?
+DISK = "disk"
+_PROBE = ".doctor.probe"
+_MOUNTS = Path("/proc/self/mountinfo")
+# Their fsync keeps nothing over a power cut.
+_FORGETFUL = frozenset({"tmpfs", "ramfs", "overlay"})
+_MIB = 1024 * 1024
+
+
+def examine_disk(config: AgentConfig) -> Iterator[Finding]:
+    """Look at the folder that holds spool, rules and models."""
+    folder = config.state_dir
+    if not folder.exists():
+        # Not made here: it must belong to the agent's user, and this may be run by another.
+        yield skipped(DISK, f"{folder} is not there yet; the agent makes it at its first start")
+        return
+    try:
+        write_atomic(folder / _PROBE, b"x" * 4096)
+        (folder / _PROBE).unlink()
+    except OSError as error:
+        yield failed(DISK, f"{folder} cannot be written: {error.strerror}", _write_fix(error, folder))
+        return
+    yield good(DISK, f"{folder} can be written and synced")
+    yield _room(config, folder)
+    kind = filesystem_of(folder.resolve(), _MOUNTS.read_text()) if _MOUNTS.exists() else ""
+    if kind in _FORGETFUL:
+        yield warning(DISK, f"{folder} is on {kind}: a power cut takes all that is not settled", "move state_dir to a real disk")
+
+
+def _room(config: AgentConfig, folder: Path) -> Finding:
+    about = os.statvfs(folder)
+    free, whole = about.f_bavail * about.f_frsize, about.f_blocks * about.f_frsize
+    used = sum(path.stat().st_size for path in config.spool_dir.rglob("*") if path.is_file())
+    told = f"{free // _MIB} MiB free; the spool holds {used // _MIB} of {config.spool.max_bytes // _MIB} MiB"
+    if about.f_files and not about.f_favail:
+        return failed(DISK, "no inode is free", f"delete small files on the file system of {folder}")
+    if used + free >= config.spool.max_bytes:
+        return good(DISK, told)
+    if config.spool.max_bytes > whole:
+        return failed(
+            DISK, f"{told}; the whole disk has {whole // _MIB} MiB", f"lower [spool] max_bytes to {(used + free) * 9 // 10}"
+        )
+    fix = f"free some disk, or lower [spool] max_bytes to {(used + free) * 9 // 10}"
+    return warning(DISK, f"{told}: the disk is full before the quota is, and then others lack room, too", fix)
+
+
+def filesystem_of(folder: Path, mounts: str) -> str:
+    """The kind of file system a folder is on, given the text of /proc/self/mountinfo; empty where it does not say."""
+    best, found = -1, ""
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        words = left.split()
+        point = words[4].replace("\\040", " ") if len(words) > 4 else ""
+        if point and folder.is_relative_to(point) and len(point) >= best:
+            best, found = len(point), right.partition(" ")[0]
+    return found
+
+
+def _write_fix(error: OSError, folder: Path) -> str:
+    if isinstance(error, PermissionError):
+        return f"run this as the agent's user, or give that user the folder: chown -R USER {folder}"
+    if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        return "free some disk; the agent itself goes on draining meanwhile"
+    if error.errno == 30:  # EROFS
+        return "the file system is mounted read-only, perhaps after an error: look at dmesg, run fsck"
+    return "look at dmesg: the disk itself may be failing"
+
+
+# The wall clock: event times rest on it, and so does whether certificates hold.
+CLOCK = "clock"
+# This was written then; a clock before it was never set.
+_WRITTEN_MS = int(dt.datetime(2026, 1, 1, tzinfo=dt.UTC).timestamp() * 1000)
+_SET_IT = "start a time service (systemd-timesyncd, chrony), and see that the network lets NTP through"
+
+
+def examine_clock(clock: Clock) -> Finding:
+    """Look at the wall clock."""
+    now_ms = clock.now_ms()
+    told = dt.datetime.fromtimestamp(now_ms / 1000, tz=dt.UTC).isoformat(timespec="seconds")
+    if now_ms < _WRITTEN_MS:
+        return failed(CLOCK, f"{told}: the clock was never set, and certificates seem not valid yet", _SET_IT)
+    if not kernel_says_synchronised():
+        return warning(CLOCK, f"{told}, running free: nothing keeps it right", _SET_IT)
+    return good(CLOCK, f"{told}, kept right by a time service")
+
+
+# The rules and orders from the core, as the running agent tells of them.
+RULES = "rules from the core"
+ORDERS = "orders from the core"
+
+
+def examine_rules(config: AgentConfig, health: Health | None) -> Finding:
+    """Are they in force, all of them, and was anything refused?"""
+    if config.policy is None and config.director is None:
+        return skipped(RULES, "no [director] and no [policy]: every sample is kept")
+    if health is None or health.policy is None:
+        return skipped(RULES, "the agent does not run")
+    policy = health.policy
+    told = f"version {policy.version} is in force" if policy.version else "none came yet"
+    if policy.refused:
+        fix = "is it signed by a key in [director] or [policy], and is this device among those it is for?"
+        return warning(RULES, f"{told}; {policy.refused} refused, the last: {policy.reason}", fix)
+    if policy.suspended:
+        names = "; ".join(f"{name}: {reason}" for name, reason in sorted(policy.suspended.items()))
+        fix = "tell who wrote the policy; has this device the contract it was written for?"
+        return warning(RULES, f"{told}; not applied: {names}", fix)
+    if policy.uninspected:
+        names = "; ".join(f"{name}: {samples:,} samples" for name, samples in sorted(policy.uninspected.items()))
+        return good(RULES, f"{told}; could not inspect {names}")
+    return good(RULES, told)
+
+
+def examine_orders(config: AgentConfig, health: Health | None) -> Finding:
+    """Are the director's orders followed, and was one refused?"""
+    if config.model is None:
+        return skipped(ORDERS, "no [model]: nothing is ordered")
+    if config.director is None:
+        fix = "add the [director] table that `catchment director show` prints"
+        return warning(ORDERS, "no [director]: this device runs what whoever keeps the broker orders, among signed models", fix)
+    if health is None or not health.documents:
+        return skipped(ORDERS, "the agent does not run")
+    document = health.documents[0]
+    state = f"counter {document.counter} was followed" if document.counter else "none came yet"
+    if not document.reason:
+        return good(ORDERS, state)
+    fix = "compare [director] with `catchment director show`, and look at the clock; the core signs again by itself"
+    return warning(ORDERS, f"{state}; {document.refused} refused; the last: {document.reason}", fix)

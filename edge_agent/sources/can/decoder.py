@@ -1,5 +1,6 @@
 """CAN frames into signals, by cantools and a DBC."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -8,15 +9,112 @@ from typing import Protocol
 import cantools.database
 from cantools.database import Database
 from cantools.database.can.message import Message
+from cantools.database.can.signal import Signal as DatabaseSignal
 from cantools.database.namedsignalvalue import NamedSignalValue
 
 from edge_agent.errors import ConfigError
 from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.can.j1939 import NULL_ADDRESS, group_mask, group_number, source_address
-from edge_agent.sources.can.mux import MultiplexedMessage
 from edge_agent.sources.rejects import Rejects
 from schemas.contract import Contract
 from schemas.source_names import match_columns
+
+# Decodes multiplexed messages group by group, so that an unknown selector value costs the signals below it and no others.
+Value = float | NamedSignalValue
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a frame of a multiplexed message holds.
+
+    Attributes:
+        values: signal -> its value, in the order of the message.
+        unknown: (selector, raw value) for which the message has no signals.
+    """
+
+    values: dict[str, Value]
+    unknown: tuple[tuple[str, int], ...]
+
+
+class MultiplexedMessage:
+    """A message cut into groups of signals that are there together.
+
+    Args:
+        message: as the database has it; `is_multiplexed()`.
+    """
+
+    def __init__(self, message: Message) -> None:
+        self.name = message.name
+        self._root = _part(message, [signal for signal in message.signals if not signal.multiplexer_ids])
+        self._selectors = frozenset(signal.name for signal in message.signals if signal.is_multiplexer)
+        self._groups: dict[str, dict[int, Message]] = {name: {} for name in self._selectors}
+        for selector, groups in self._groups.items():
+            below = [s for s in message.signals if s.multiplexer_signal == selector and s.multiplexer_ids]
+            for value in sorted({value for signal in below for value in signal.multiplexer_ids or ()}):
+                groups[value] = _part(message, [signal for signal in below if value in (signal.multiplexer_ids or ())])
+
+    def decode(self, data: bytes) -> Decoded:
+        """The signals of a frame.
+
+        Raises:
+            DecodeError: the frame is too short for what is always there.
+        """
+        values: dict[str, Value] = {}
+        unknown: list[tuple[str, int]] = []
+        pending = [self._root]
+        while pending:
+            part = pending.pop(0)
+            found = part.decode(data, decode_choices=True, allow_truncated=True)
+            raw = part.decode(data, decode_choices=False, scaling=False, allow_truncated=True)
+            assert isinstance(found, dict)
+            assert isinstance(raw, dict)
+            values |= {name: value for name, value in found.items() if isinstance(value, (int, float, NamedSignalValue))}
+            for name in self._selectors & raw.keys():
+                value = int(raw[name])  # type: ignore[arg-type]  # unscaled values are whole numbers
+                group = self._groups[name].get(value)
+                if group is not None:
+                    pending.append(group)
+                elif self._groups[name]:
+                    unknown.append((name, value))
+        return Decoded(values, tuple(unknown))
+
+
+def _part(message: Message, signals: list[DatabaseSignal]) -> Message:
+    """A message of these signals alone, none of them multiplexed."""
+    plain = []
+    for signal in signals:
+        one = copy.copy(signal)
+        one.is_multiplexer, one.multiplexer_ids, one.multiplexer_signal = False, None, None
+        plain.append(one)
+    return Message(
+        message.frame_id, message.name, message.length, plain, is_extended_frame=message.is_extended_frame, is_fd=message.is_fd,
+        strict=False,
+    )  # fmt: skip
+
+
+# Identifiers of J1939 and NMEA 2000: which message a 29-bit id names, apart from its priority and who sends it. Pure.
+# Source: SAE J1939-21, 5.2: priority (3 bits), extended data page, data page, PDU format (8), PDU specific (8), source
+# address (8).
+# A database names messages with this address: nobody sends with it (SAE J1939-81, the null address).
+NULL_ADDRESS = 0xFE
+_FIRST_BROADCAST_FORMAT = 0xF0
+
+
+def group_number(can_id: int) -> int:
+    """The parameter group number (PGN) of an extended id. Below PDU format 240 the PDU specific byte is who it is for."""
+    pdu_format = can_id >> 16 & 0xFF
+    pages_and_format = can_id >> 8 & 0x3FF00
+    return pages_and_format if pdu_format < _FIRST_BROADCAST_FORMAT else pages_and_format | (can_id >> 8 & 0xFF)
+
+
+def source_address(can_id: int) -> int:
+    """Who sends it."""
+    return can_id & 0xFF
+
+
+def group_mask(can_id: int) -> int:
+    """The bits of an id that its group number is made of, for a kernel filter."""
+    return 0x03FF_0000 if (can_id >> 16 & 0xFF) < _FIRST_BROADCAST_FORMAT else 0x03FF_FF00
+
 
 # Left out as asked for, so never a warning.
 UNKNOWN = "report: frame of no message asked for"

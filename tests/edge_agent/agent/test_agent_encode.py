@@ -9,8 +9,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.coalesce import join_batches, may_join
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import Encoder, Limits, join_batches, may_join
 from edge_agent.errors import EncodingError, SourceError
 from edge_agent.sources.api import SampleBatch
 from edge_agent.spool.records import NewEnvelope, ObjectRef

@@ -9,7 +9,7 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.sources.registry import build_source
-from edge_agent.spool import database, positions
+from edge_agent.spool import changes, database
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.builtin import builtin_contract
@@ -103,12 +103,12 @@ def test_the_position_of_an_older_agent_is_taken_over(tmp_path, spool):
 def test_one_more_file_rewrites_a_piece_of_the_position_and_not_all_of_it(tmp_path):
     db = database.connect_writer(tmp_path / "db", 1 << 28, 4_096)
     value = b'{"given":[' + b",".join(b'"%016d"' % n for n in range(5_000))
-    positions.keep(db, "d", value + b"]}")
+    changes.keep_position(db, "d", value + b"]}")
     before = db.total_changes
-    positions.keep(db, "d", value + b',"one more"]}')
+    changes.keep_position(db, "d", value + b',"one more"]}')
     assert db.total_changes - before <= 3
-    assert positions.load(db, "d") == value + b',"one more"]}'
-    positions.keep(db, "d", b"short")
-    assert positions.load(db, "d") == b"short"
-    assert positions.load(db, "other") is None
+    assert changes.load_position(db, "d") == value + b',"one more"]}'
+    changes.keep_position(db, "d", b"short")
+    assert changes.load_position(db, "d") == b"short"
+    assert changes.load_position(db, "other") is None
     db.close()

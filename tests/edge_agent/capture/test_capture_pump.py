@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import Encoder, Limits, PatientEncoder
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.refine import build_refiner
-from edge_agent.capture.storing import PatientEncoder
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError

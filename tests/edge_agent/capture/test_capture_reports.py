@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.change_report import UNCHANGED, ChangeReport
-from edge_agent.capture.refine import build_refiner
+from edge_agent.capture.refine import UNCHANGED, ChangeReport, build_refiner
 from edge_agent.clock_quality import ClockQuality, ClockWatch
 from edge_agent.errors import ConfigError
 from edge_agent.report_config import ReportConfig

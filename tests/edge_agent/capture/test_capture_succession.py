@@ -8,9 +8,8 @@ import pytest
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.lineup import Lineup
-from edge_agent.capture.pump import SourcePump
+from edge_agent.capture.pump import Restarts, SourcePump
 from edge_agent.capture.refine import build_refiner
-from edge_agent.capture.restarts import Restarts
 from edge_agent.capture.succession import WHAT_IS_READ, predecessor
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig

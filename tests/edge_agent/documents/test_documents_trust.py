@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from edge_agent.checking import check_file
 from edge_agent.cli import app
+from edge_agent.commands.doctor.examine import examine_orders
 from edge_agent.commands.doctor.findings import Verdict
-from edge_agent.commands.doctor.rules import examine_orders
 from edge_agent.config import load_agent_config
 from edge_agent.documents.trust import director_trust, rules_trust
 from edge_agent.errors import ConfigError

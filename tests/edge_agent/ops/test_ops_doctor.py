@@ -17,12 +17,9 @@ from typer.testing import CliRunner
 from catchment.runtime.clock import SystemClock
 from edge_agent.cli import app
 from edge_agent.commands.doctor import broker as broker_check
-from edge_agent.commands.doctor import clock as clock_check
-from edge_agent.commands.doctor import disk as disk_check
-from edge_agent.commands.doctor.disk import filesystem_of
-from edge_agent.commands.doctor.examine import diagnose
+from edge_agent.commands.doctor import examine
+from edge_agent.commands.doctor.examine import diagnose, examine_rules, filesystem_of
 from edge_agent.commands.doctor.findings import Diagnosis, Verdict
-from edge_agent.commands.doctor.rules import examine_rules
 from edge_agent.commands.exits import EXIT_UNHEALTHY
 from edge_agent.config import AgentConfig, PolicyConfig
 from edge_agent.health.file import Health, write_health
@@ -49,7 +46,7 @@ class FixedClock(SystemClock):
 
 @pytest.fixture(autouse=True)
 def _kept_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock_check, "kernel_says_synchronised", lambda: True)
+    monkeypatch.setattr(examine, "kernel_says_synchronised", lambda: True)
     monkeypatch.setattr(broker_check, "_ANSWER_WITHIN_S", 0.2)
 
 
@@ -260,7 +257,7 @@ def test_the_disk_is_looked_at_as_it_is(broker: RunningBroker, tmp_path: Path, m
     def refuse(*_: object) -> None:
         raise OSError(30, os.strerror(30))
 
-    monkeypatch.setattr(disk_check, "write_atomic", refuse)
+    monkeypatch.setattr(examine, "write_atomic", refuse)
     assert "read-only" in said(diagnose(config), "disk", Verdict.FAILED)
 
 
@@ -283,7 +280,7 @@ def test_a_clock_that_runs_free_or_was_never_set_is_told(
     assert "never set" in said(
         diagnose(config, clock=FixedClock(dt.datetime(1970, 1, 2, tzinfo=dt.UTC))), "clock", Verdict.FAILED
     )
-    monkeypatch.setattr(clock_check, "kernel_says_synchronised", lambda: False)
+    monkeypatch.setattr(examine, "kernel_says_synchronised", lambda: False)
     assert "running free" in said(diagnose(config), "clock", Verdict.WARNING)
 
 

@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.rules.decide import decide
-from edge_agent.rules.sampling import chances
-from edge_agent.rules.sieve import Sieve
+from edge_agent.rules.sieve import Sieve, chances, decide
 from edge_agent.sources.api import SampleBatch
 from schemas.builtin import builtin_contract
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule

@@ -13,8 +13,8 @@ from edge_agent.documents.verify import is_signed
 from edge_agent.errors import DocumentLaterError, UntrustedDocumentError
 from edge_agent.rules import desk as desk_module
 from edge_agent.rules.desk import FILE_NAME, NoRules, RuleDesk
-from edge_agent.rules.seen import FILE_NAME as SEEN_NAME
-from edge_agent.rules.seen import read_seen
+from edge_agent.rules.trust import FILE_NAME as SEEN_NAME
+from edge_agent.rules.trust import read_seen
 from schemas.edge_policy import (
     EdgeAction,
     EdgePolicy,

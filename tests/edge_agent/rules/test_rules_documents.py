@@ -7,7 +7,7 @@ import pytest
 
 from edge_agent.documents.trust import DocumentTrust
 from edge_agent.rules.desk import FILE_NAME, RuleDesk
-from edge_agent.rules.seen import read_seen, write_seen
+from edge_agent.rules.trust import read_seen, write_seen
 from pipelines.director.keys import DocumentSigner
 from pipelines.policy.edge import signed_message
 from schemas.edge_policy import (

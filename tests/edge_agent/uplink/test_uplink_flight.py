@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edge_agent.spool.records import ObjectRef
 from edge_agent.uplink.flight import Flight, Window
 from edge_agent.uplink.parts import Transfer
-from edge_agent.uplink.reasons import MAX_TRIES, Verdict, judge
+from edge_agent.uplink.session import MAX_TRIES, Verdict, judge
 from schemas.ids import Digest
 from schemas.receipts import ObjectState
 

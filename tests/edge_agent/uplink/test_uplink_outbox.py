@@ -14,8 +14,7 @@ from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.outbox import Outbox
 from edge_agent.uplink.progress import Progress
-from edge_agent.uplink.reasons import MAX_TRIES
-from edge_agent.uplink.session import Message
+from edge_agent.uplink.session import MAX_TRIES, Message
 from schemas.ids import DeviceId, StreamName
 from schemas.receipts import ObjectState
 from schemas.shares import ShareNotice

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from edge_agent.config import UplinkConfig
 from edge_agent.sections import ScheduleConfig
-from edge_agent.spool.lanes import Lane, Lanes
+from edge_agent.spool.leases import Lane, Lanes
 from edge_agent.uplink.flight import Window
 from edge_agent.uplink.governor import Governor, Terms, TokenBucket, terms_at
 from edge_agent.uplink.parts import MIN_PART_BYTES, PartSize

@@ -35,10 +35,11 @@ STEPS = range(10, 130, 5) if os.environ.get("CATCHMENT_THOROUGH") else (60,)
 KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
+from pipelines.lake.lake import lake_at
 from pipelines.training import build
 
 build._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-build.build_set(Path(sys.argv[1]), "views", ("camera_frame",), options=build.BuildOptions(split={"train": 1.0}))
+build.build_set(lake_at(Path(sys.argv[1])), "views", ("camera_frame",), options=build.BuildOptions(split={"train": 1.0}))
 """
 NOTHING = Keep(0, 0, 0, 0, 0)
 SPEC = "chips/slide/s256"  # of the built-in contract

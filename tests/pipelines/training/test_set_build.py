@@ -25,7 +25,7 @@ from pipelines.training.manifest import SplitRule, load_manifest
 from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.order import state_from_bytes
 from pipelines.training.shards import ShardLimits
-from pipelines.training.split import group_unit, split_of_rows
+from pipelines.training.split import plan_splits
 
 HALVES = {"train": 0.5, "test": 0.5}
 
@@ -67,12 +67,11 @@ def test_no_device_stands_on_both_sides(lake: Path) -> None:
     assert not sides[0] & sides[1]
 
 
-@given(st.integers(0, 2**32), st.lists(st.text(max_size=8), min_size=1, max_size=50))
-def test_rows_of_one_group_always_meet_in_one_split(seed: int, groups: list[str]) -> None:
-    rule = SplitRule(("g",), (("train", 0.7), ("test", 0.3)))
-    splits = split_of_rows(pa.table({"g": pa.array(groups, pa.string())}), rule, seed)
-    for group, split in zip(groups, splits.tolist(), strict=True):
-        assert split == (0 if group_unit(seed, group) < 0.7 else 1)
+@given(st.integers(0, 2**32), st.lists(st.one_of(st.none(), st.text(max_size=8)), min_size=1, max_size=50))
+def test_rows_of_one_group_always_meet_in_one_split(seed: int, groups: list[str | None]) -> None:
+    rule = SplitRule(("g",), (("train", 0.7), ("test", 0.3)), method="stratified")
+    splits = plan_splits(pa.table({"g": pa.array(groups, pa.string())}), rule, seed).splits.tolist()
+    assert len(set(zip(groups, splits, strict=True))) == len(set(groups))
 
 
 def test_the_payload_and_columns_of_each_sample_belong_together(lake: Path) -> None:
@@ -254,3 +253,66 @@ def test_a_set_tells_what_it_is(lake: Path) -> None:
     split = open_set(built(lake))
     assert "frames 1 train" in repr(split)
     assert "<table>" in split._repr_html_()
+
+
+def sides_of(folder: Path) -> dict[str, str]:
+    return {device: split for split in HALVES for device, _ in keys_of(open_set(folder, split))}
+
+
+def grow(lake: Path, devices: list[str]) -> None:
+    """New devices appear in the stream, each with the rows that cam-0 has."""
+    rows = DeltaTable(lake / "streams/camera_frame").to_pyarrow_table().filter(pc.field("device") == "cam-0")
+    for device in devices:
+        renamed = rows.set_column(rows.schema.get_field_index("device"), "device", pa.array([device] * len(rows), pa.string()))
+        write_deltalake(lake / "streams/camera_frame", renamed, mode="append")
+
+
+def test_a_device_keeps_its_side_in_every_later_version(lake: Path) -> None:
+    first = sides_of(built(lake))
+    grow(lake, [f"cam-{number}" for number in range(50, 60)])
+    second = sides_of(built(lake))
+    assert {device: side for device, side in second.items() if device in first} == first
+    assert len(second) == len(first) + 10
+    notes = load_manifest(lake / "sets/frames/2/manifest.json").notes
+    assert notes[0] == "12 groups keep the split of version 1, 10 groups are new"
+
+
+def test_a_version_of_the_release_before_is_continued_from_its_rows(lake: Path) -> None:
+    folder = built(lake)
+    path = folder / "manifest.json"
+    old = json.loads(path.read_text())
+    for key in ("groups", "coverage", "line", "notes"):
+        del old[key]
+    for key in ("stratify", "block_s", "gap_s", "method"):
+        del old["split"][key]
+    path.chmod(0o644)
+    path.write_text(json.dumps(old))
+    grow(lake, ["cam-77"])
+    second = sides_of(built(lake))
+    assert {device: side for device, side in second.items() if device != "cam-77"} == sides_of(folder)
+
+
+def test_other_groups_are_refused_unless_all_are_placed_again(lake: Path) -> None:
+    built(lake)
+    with pytest.raises(RefusedError, match="is split by device into train, test, this build by label into train, test"):
+        built(lake, group=("label",))
+    manifest = load_manifest(built(lake, group=("label",), reassign=True) / "manifest.json")
+    assert (manifest.version, manifest.line) == (2, 2)
+    assert "all groups were placed again (--reassign): a new line begins" in manifest.notes
+
+
+def test_a_class_that_no_grouping_can_spread_stops_the_build_before_anything_is_written(lake: Path) -> None:
+    with pytest.raises(RefusedError, match=r"^classes are missing: .*(train|test) has no device=cam-"):
+        built(lake, stratify=("device",))
+    assert not (lake / "sets/frames").exists()
+    assert load_manifest(built(lake, stratify=("device",), allow_missing=True) / "manifest.json").rows == 239
+
+
+def test_the_groups_stand_beside_the_shards_and_are_checked(lake: Path) -> None:
+    folder = built(lake)
+    groups = pq.read_table(folder / "groups.parquet")
+    assert sorted(groups["group"].to_pylist()) == sorted(f"{len(name)}:{name}" for name in (f"cam-{d}" for d in range(12)))
+    (folder / "groups.parquet").chmod(0o644)
+    (folder / "groups.parquet").write_bytes(b"x")
+    with pytest.raises(CorruptLakeError, match=r"groups\.parquet"):
+        open_set(folder).verify()

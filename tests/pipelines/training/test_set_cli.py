@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.commands.training_set import parse_split, set_app
+from pipelines.commands.training_set import parse_duration_s, parse_split, set_app
 from pipelines.errors import RefusedError
 from tests.fakes.run_core import RunCore
 
@@ -58,3 +58,20 @@ def test_an_empty_split_is_told(lake: Path) -> None:
 def test_a_malformed_split_is_refused() -> None:
     with pytest.raises(RefusedError, match="give shares"):
         parse_split("train")
+
+
+def test_a_plan_shows_classes_by_split_and_writes_nothing(lake: Path) -> None:
+    arguments = ["plan", "frames", "--from", "camera_frame", "--split", "train=0.5,test=0.5", "--lake", str(lake)]
+    facts = json.loads(RUN.invoke(set_app, [*arguments, "--stratify", "label", "--json"]).stdout)
+    assert sum(facts["splits"].values()) == 239
+    assert {count["name"] for count in facts["coverage"]} == {"label=class-0", "label=class-1", "label=class-2"}
+    assert "tags=dark" in RUN.invoke(set_app, arguments).stdout
+    assert not (lake / "sets").exists()
+
+
+def test_durations_are_read_with_their_unit() -> None:
+    texts = ("", "30s", "30 s", "5min", "1h", "250ms", "0.5d")
+    assert [parse_duration_s(text) for text in texts] == [0.0, 30.0, 30.0, 300.0, 3_600.0, 0.25, 43_200.0]
+    for wrong in ("30", "s", "-1s", "1 week"):
+        with pytest.raises(RefusedError, match="is no duration"):
+            parse_duration_s(wrong)

@@ -1,4 +1,4 @@
-"""Where in a TOML file a key stands, so that a fault can be pointed at. Pure."""
+"""Finds the line of a TOML file on which a key stands, so that an error can name it. Pure."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,11 @@ def parse_path(text: str) -> tuple[Step, ...]:
     """`source[1].options.path` as its steps: source, 1, options, path."""
     found = re.findall(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]", text)
     return tuple(int(number) if number.isdigit() else name for name, number in found if name or number.isdigit())
+
+
+def path_text(path: Sequence[Step]) -> str:
+    """The path that `parse_path` reads."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
 def line_of(text: str, path: Sequence[Step]) -> int | None:
