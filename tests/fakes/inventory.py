@@ -44,7 +44,8 @@ def referenced(root: Path) -> set[str]:
         parts = name.split("/")
         if parts[0] == "sets" and parts[-1] == "manifest.json":
             manifest = json.loads(lake_at(root).read(root / name))
-            held = ["manifest.json", "card.html", *(one["path"] for one in (*manifest["shards"], *manifest["indexes"]))]
+            files = [*manifest["shards"], *manifest["indexes"], *filter(None, [manifest.get("groups")])]
+            held = ["manifest.json", "card.html", *(one["path"] for one in files)]
             found |= {"/".join([*parts[:-1], one]) for one in held}
         if parts[0] == "sets" and parts[2] == ".numbers":
             found.add(name)
