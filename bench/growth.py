@@ -37,9 +37,9 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import COMMITS, RUNS, landing_folder, stream_table
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger, write_ledger
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep
 from pipelines.runners.engine import Engine
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep
 from schemas.contract import Column, ColumnType, Contract
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName

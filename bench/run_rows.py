@@ -22,7 +22,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment, read_segment
 from pipelines.config import CoreConfig
-from pipelines.ingest.graph import crew
+from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import RunLoop
 from pipelines.ingest.run import Engine
 from schemas.builtin import builtin_contract
@@ -92,10 +92,10 @@ def rules(folder: Path, count: int) -> None:
     (folder / "bench.yaml").write_text(text.getvalue())
 
 
-def cpu_s(members: Sequence[int]) -> float:
+def cpu_s(workers: Sequence[int]) -> float:
     """Seconds of CPU of this process and of those, from /proc: what `getrusage` knows of children, it knows after their end."""
     ticks = 0
-    for pid in members:
+    for pid in workers:
         told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(told[11]) + int(told[12])
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
@@ -135,24 +135,24 @@ def main() -> None:
         config = CoreConfig(lake=str(root), policies=str(folder / "policies"))
         warm = folder / "warm"
         land(warm, 20, 20)
-        RunLoop(CoreConfig(lake=str(warm)), Nobody(), SystemClock(), Engine("FnApiRunner"), options.crew).step()
+        RunLoop(CoreConfig(lake=str(warm)), Nobody(), SystemClock(), Engine("FnApiRunner"), options.worker_pool).step()
         threads = (
             (f"--direct_num_workers={options.threads}", "--direct_running_mode=multi_threading") if options.threads > 1 else ()
         )
-        size = 0 if options.profile else options.crew
-        members: list[int] = []
+        size = 0 if options.profile else options.worker_pool
+        workers: list[int] = []
         if size:
-            crew(size).warm(size)  # as the loop does before it says that it is ready
-            members = crew(size).pids
+            worker_pool(size).warm(size)  # as the loop does before it says that it is ready
+            workers = worker_pool(size).pids
         loop = RunLoop(config, Nobody(), SystemClock(), Engine("FnApiRunner", threads), size)
-        started, cpu = time.perf_counter(), cpu_s(members)
+        started, cpu = time.perf_counter(), cpu_s(workers)
         if options.profile:
             profile = cProfile.Profile()
             profile.runcall(loop.step)
             pstats.Stats(profile).sort_stats("tottime").print_stats(25)
         while loop.step():
             pass
-        took, cpu = time.perf_counter() - started, cpu_s(members) - cpu
+        took, cpu = time.perf_counter() - started, cpu_s(workers) - cpu
         rows = sum(counts.committed for counts in loop.ledger.books.values())
         assert rows == envelopes * SAMPLES == bare_rows, (rows, bare_rows)
         for name, wall_s, used_s in (("bare pyarrow read + write", bare_s, bare_cpu), ("landing -> committed, rules", took, cpu)):

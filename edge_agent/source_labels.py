@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-from edge_agent.capture.succession import WHAT_IS_READ
+from edge_agent.capture.position_handover import WHAT_IS_READ
 from edge_agent.config import SourceConfig
 
 _MAX_CHARS = 120

@@ -82,7 +82,7 @@ class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How segments become rows, and where: `runner`, `dask_workers` and `beam_options` are what `catchment run` takes.
 
-    A run is held back where `fault_stop_share` of its messages meet a fault of our own, and `fault_stop_count` in a row with it.
+    A run is held back where `fault_breaker_share` of its messages meet a fault of our own, and `fault_breaker_count` in a row with it.
     Of one device no more than `max_device_ranges` settled ranges are kept apart: beyond them its oldest gaps are closed.
     """
 
@@ -96,8 +96,8 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beam_options: tuple[str, ...] = ()
     worker_processes: int = 2
     worker_memory_bytes: int = 4 * 1024**3
-    fault_stop_share: float = 0.9
-    fault_stop_count: int = 10
+    fault_breaker_share: float = 0.9
+    fault_breaker_count: int = 10
     worker_test_s: float = 60
     max_device_ranges: int = 20_000
 

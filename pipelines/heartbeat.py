@@ -25,13 +25,13 @@ from pipelines.lake.lake import Lake
 
 FOLDER = "status"
 EVERY_S = 2.0
-FAR_EVERY_S = 20.0
+REMOTE_EVERY_S = 20.0
 LAST_WORD_S = 2.0
 _AT_WORK_MS = 10_000
 log = structlog.get_logger(__name__)
 
 
-class Beat(msgspec.Struct, frozen=True):
+class Heartbeat(msgspec.Struct, frozen=True):
     """One process: its role, whether it gets on (`is_ready`) and if not why, and its counters since it started.
 
     `warnings` are for a person to look at, though the process gets on.
@@ -61,7 +61,7 @@ class Health:
     over_share: Mapping[str, str] = field(default_factory=dict)
 
 
-class Heart:
+class Heartbeats:
     """Beats on a thread of its own until the block is left; the last beat then says why it stopped.
 
     Args:
@@ -80,47 +80,49 @@ class Heart:
         self._thread = threading.Thread(target=self._run, name=f"{role}-heart", daemon=True)
         self._store = lake.store
         self._last = b""
-        self._far = threading.Thread(target=self._run_far, name=f"{role}-far-heart", daemon=True)
+        self._remote_thread = threading.Thread(target=self._run_remote, name=f"{role}-far-heart", daemon=True)
         self._is_over = threading.Event()
 
     def __enter__(self) -> Self:
         self._thread.start()
         if not self._store.is_on_disk:
-            self._far.start()
+            self._remote_thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        self._beat(Health(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters))
+        self._write_heartbeat(
+            Health(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters)
+        )
         self._is_over.set()
         if not self._store.is_on_disk:
-            self._far.join(LAST_WORD_S)
+            self._remote_thread.join(LAST_WORD_S)
 
     def _run(self) -> None:
         while True:
-            self._beat(self._ask())
+            self._write_heartbeat(self._ask())
             if self._stop.wait(EVERY_S):
                 return
 
-    def _run_far(self) -> None:
+    def _run_remote(self) -> None:
         told, is_over = b"", False
         while not is_over:
-            is_over = self._is_over.wait(FAR_EVERY_S if told else EVERY_S)
+            is_over = self._is_over.wait(REMOTE_EVERY_S if told else EVERY_S)
             if self._last == told:
                 continue
             told = self._last
             try:
                 self._store.put(f"{FOLDER}/{self._path.name}", told)
             except RetryLaterError as error:
-                log.warning("beat_missed", path=self._store.table_uri(f"{FOLDER}/{self._path.name}"), error=str(error))
+                log.warning("heartbeat_missed", path=self._store.table_uri(f"{FOLDER}/{self._path.name}"), error=str(error))
 
-    def _beat(self, health: Health) -> None:
-        beat = Beat(
+    def _write_heartbeat(self, health: Health) -> None:
+        heartbeat = Heartbeat(
             self._role, self._name, os.getpid(), self._clock.now_ms(), self._started_ms, health.is_ready, health.trouble,
             dict(health.counters), socket.gethostname(), health.warnings, dict(health.over_share),
         )  # fmt: skip
-        self._last = msgspec.json.encode(beat)
+        self._last = msgspec.json.encode(heartbeat)
         _write(self._path, self._last)
 
 
@@ -136,19 +138,19 @@ def starting(root: Path, role: str, name: str, clock: Clock) -> Iterator[None]:
         path, started_ms = root / FOLDER / f"{role}-{name}.json", clock.now_ms()
         if not _is_at_work(path, started_ms):
             words = f"does not start: {error}"
-            beat = Beat(role, name, os.getpid(), clock.now_ms(), started_ms, False, words, {}, socket.gethostname())
-            _write(path, msgspec.json.encode(beat))
+            heartbeat = Heartbeat(role, name, os.getpid(), clock.now_ms(), started_ms, False, words, {}, socket.gethostname())
+            _write(path, msgspec.json.encode(heartbeat))
         raise
 
 
 def _is_at_work(path: Path, now_ms: int) -> bool:
     try:
-        beat = msgspec.json.decode(path.read_bytes(), type=Beat)
+        heartbeat = msgspec.json.decode(path.read_bytes(), type=Heartbeat)
     except (OSError, msgspec.MsgspecError):
         return False
-    if beat.host != socket.gethostname():
-        return now_ms - beat.at_ms < _AT_WORK_MS
-    return beat.pid != os.getpid() and Path(f"/proc/{beat.pid}").exists() and now_ms - beat.at_ms < _AT_WORK_MS
+    if heartbeat.host != socket.gethostname():
+        return now_ms - heartbeat.at_ms < _AT_WORK_MS
+    return heartbeat.pid != os.getpid() and Path(f"/proc/{heartbeat.pid}").exists() and now_ms - heartbeat.at_ms < _AT_WORK_MS
 
 
 def _write(path: Path, body: bytes) -> None:
@@ -157,22 +159,22 @@ def _write(path: Path, body: bytes) -> None:
         write_unsynced(path, body)
     except OSError as error:
         # The work itself meets the same disk and says so; a beat that is missing says it too.
-        log.warning("beat_missed", path=str(path), error=str(error))
+        log.warning("heartbeat_missed", path=str(path), error=str(error))
 
 
-def read_beats(lake: Lake) -> list[Beat]:
+def read_heartbeats(lake: Lake) -> list[Heartbeat]:
     """The last beat of every process, by role and name."""
     folder = lake.root / FOLDER
-    found: list[Beat] = []
+    found: list[Heartbeat] = []
     for path in sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []:
         try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=Beat))
+            found.append(msgspec.json.decode(path.read_bytes(), type=Heartbeat))
         except (OSError, msgspec.MsgspecError) as error:
-            log.warning("beat_unreadable", path=str(path), error=str(error))
+            log.warning("heartbeat_unreadable", path=str(path), error=str(error))
     return found
 
 
-def read_far_beats(lake: Lake, here: Sequence[Beat]) -> list[Beat]:
+def read_remote_heartbeats(lake: Lake, here: Sequence[Heartbeat]) -> list[Heartbeat]:
     """Of a remote lake, the last beat of every process that is not among those of this working copy; a listing, so for people.
 
     Raises:
@@ -180,15 +182,15 @@ def read_far_beats(lake: Lake, here: Sequence[Beat]) -> list[Beat]:
     """
     if lake.store.is_on_disk:
         return []  # `here` are all of them
-    known = {(beat.host, beat.pid, beat.started_ms) for beat in here}
-    found: list[Beat] = []
+    known = {(heartbeat.host, heartbeat.pid, heartbeat.started_ms) for heartbeat in here}
+    found: list[Heartbeat] = []
     for file in lake.files(FOLDER):
         stored = lake.store.read_tagged(file.name)
         try:
-            beat = msgspec.json.decode(stored[0], type=Beat) if stored is not None else None
+            heartbeat = msgspec.json.decode(stored[0], type=Heartbeat) if stored is not None else None
         except msgspec.MsgspecError as error:
-            log.warning("beat_unreadable", path=file.name, error=str(error))
+            log.warning("heartbeat_unreadable", path=file.name, error=str(error))
             continue
-        if beat is not None and (beat.host, beat.pid, beat.started_ms) not in known:
-            found.append(beat)
+        if heartbeat is not None and (heartbeat.host, heartbeat.pid, heartbeat.started_ms) not in known:
+            found.append(heartbeat)
     return found

@@ -10,7 +10,7 @@ import structlog
 from catchment.runtime.atomic_files import make_folder
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SpoolError
-from edge_agent.spool import changes, database, room
+from edge_agent.spool import changes, database, space_budget
 from edge_agent.spool.bodies import FOLDER_NAME as BODIES_FOLDER
 from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.database import used_and_free_bytes
@@ -50,7 +50,7 @@ def open_files(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, seal
         try:
             return _open_files(folder, max_bytes, page_bytes, clock, seal)
         except (sqlite3.Error, OSError):
-            if not room.let_go_if_full(folder):
+            if not space_budget.free_if_full(folder):
                 raise
             return _open_files(folder, max_bytes, page_bytes, clock, seal)
     except (sqlite3.Error, OSError) as error:

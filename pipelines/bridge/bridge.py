@@ -13,22 +13,22 @@ import structlog
 
 from catchment.runtime.clock import Clock
 from pipelines.bridge.disk import Disk
-from pipelines.bridge.drain import Drain, Gate
+from pipelines.bridge.envelope_rows import Numberer
 from pipelines.bridge.inbox import Inbox
-from pipelines.bridge.intake import Numberer
 from pipelines.bridge.landing import Landing
+from pipelines.bridge.landing_writer import Gate, LandingWriter
 from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Assembler
 from pipelines.bridge.reader import Reader
+from pipelines.bridge.resume_number import resume_number
 from pipelines.bridge.shares import Shares
 from pipelines.bridge.ship import RemoteLanding, StoredObjects
+from pipelines.bridge.stats import BridgeStats
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
-from pipelines.bridge.tell import Teller
-from pipelines.bridge.waited_for import number_waited_for
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
-from pipelines.heartbeat import Heart, starting
+from pipelines.heartbeat import Heartbeats, starting
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import OBJECTS, landing_folder
 from pipelines.lake.remote import bind
@@ -54,10 +54,10 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
         made = _made(config, clock)
     _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
     try:
-        with Heart(lake_at(lake), "bridge", config.bridge.id, clock, made.teller.health):
-            _run_both(made.subscriber, made.drain, stop)
+        with Heartbeats(lake_at(lake), "bridge", config.bridge.id, clock, made.stats.health):
+            _run_both(made.subscriber, made.writer, stop)
     finally:
-        made.teller.tell()
+        made.stats.tell()
         made.subscriber.close()
         made.assembler.close()
         made.landing.close()
@@ -68,10 +68,10 @@ class _Made:
     """What a bridge consists of."""
 
     subscriber: Subscriber
-    drain: Drain
+    writer: LandingWriter
     landing: Landing
     assembler: Assembler
-    teller: Teller
+    stats: BridgeStats
 
 
 def _made(config: CoreConfig, clock: Clock) -> _Made:
@@ -96,8 +96,10 @@ def _made(config: CoreConfig, clock: Clock) -> _Made:
     numberer = Numberer(clock.now_ms(), int.from_bytes(os.urandom(4), "little"))
     reader = Reader(Topics(config.broker.namespace), numberer, config.run.max_envelope_bytes, partition)
     linger_s = bridge.linger_ms / 1000
-    drain = Drain(inbox, landing, assembler, sweeper, reader, subscriber.post, linger_s, Gate(shares, disk))
-    return _Made(subscriber, drain, landing, assembler, Teller(inbox, subscriber, drain, landing, assembler, sweeper, shares))
+    writer = LandingWriter(inbox, landing, assembler, sweeper, reader, subscriber.post, linger_s, Gate(shares, disk))
+    return _Made(
+        subscriber, writer, landing, assembler, BridgeStats(inbox, subscriber, writer, landing, assembler, sweeper, shares)
+    )
 
 
 def _places(config: CoreConfig, clock: Clock, disk: Disk) -> tuple[Landing, Assembler]:
@@ -105,7 +107,7 @@ def _places(config: CoreConfig, clock: Clock, disk: Disk) -> tuple[Landing, Asse
     lake, bridge = lake_at(config.lake_root), config.bridge
     folder, objects = landing_folder(lake.root, bridge.id), lake.root / OBJECTS
     if lake.store.is_on_disk:
-        first = number_waited_for(lake.root, bridge.id)
+        first = resume_number(lake.root, bridge.id)
         landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, first_number=first)
     else:
         landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, RemoteLanding(lake, bridge.id))
@@ -119,14 +121,14 @@ def _places(config: CoreConfig, clock: Clock, disk: Disk) -> tuple[Landing, Asse
     return landing, assembler
 
 
-def _run_both(subscriber: Subscriber, drain: Drain, stop: threading.Event) -> None:
+def _run_both(subscriber: Subscriber, writer: LandingWriter, stop: threading.Event) -> None:
     """The disk thread beside the network loop; whichever fails stops the other, and its error is the one that is raised."""
     no_more = threading.Event()
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
-            drain.run(no_more)
+            writer.run(no_more)
         except BaseException as error:  # noqa: BLE001 - raised again below, on the thread that can
             failed.append(error)
             stop.set()

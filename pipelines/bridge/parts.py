@@ -16,8 +16,8 @@ from pathlib import Path
 import structlog
 
 from catchment.runtime.atomic_files import sync_folder
-from pipelines.bridge.claim import Claim, discard_claim, read_claim, write_claim
 from pipelines.bridge.parts_room import MAX_PIECES, NoRoom, PartsRoom, blocks_of, free_bytes_of
+from pipelines.bridge.received_ranges import ReceivedRanges, discard_received, read_received, write_received
 from pipelines.bridge.rows import Body
 from pipelines.bridge.ship import StoredObjects
 from pipelines.lake.store import LocalStore
@@ -103,21 +103,21 @@ class Assembler:
         if size is not None:
             return ObjectState(str(head.digest), size, [(0, size)], settled=True)
         path = self._objects / PARTS_FOLDER / device / head.digest
-        claim = self._claim(path, head)
-        bring = [part for part in parts if not part.head.is_query and part.head.total == claim.total]
-        refusal = self._refusal(device, claim, bring, head)
+        received = self._received(path, head)
+        bring = [part for part in parts if not part.head.is_query and part.head.total == received.total]
+        refusal = self._refusal(device, received, bring, head)
         if refusal is not None:
-            return self._wait(device, head, claim, refusal)
-        claim = self._write(path, claim, bring)
-        if not claim.have.covers(0, claim.total):
-            return ObjectState(str(head.digest), claim.total, list(claim.have))
+            return self._wait(device, head, received, refusal)
+        received = self._write(path, received, bring)
+        if not received.have.covers(0, received.total):
+            return ObjectState(str(head.digest), received.total, list(received.have))
         hashed, _running = self._hashes.get(path, (0, None))
-        if claim.total - hashed <= self._inline_bytes:
-            return self._settle(path, whole, head.digest, claim, self._hash(path))
+        if received.total - hashed <= self._inline_bytes:
+            return self._settle(path, whole, head.digest, received, self._hash(path))
         # One at a time for a device: the others' objects wait for the same thread.
         if not any(busy == device for busy, _ in self._hashing):
             self._hashing[device, head.digest] = self._beside.submit(self._hash, path)
-        return ObjectState(str(head.digest), claim.total, list(claim.have))
+        return ObjectState(str(head.digest), received.total, list(received.have))
 
     def finished(self) -> list[tuple[DeviceId, ObjectState]]:
         """Settle the objects whose hash has become known; what to tell to whom.
@@ -133,9 +133,9 @@ class Assembler:
                 found = self._hashing.pop(key).result()
             except FileNotFoundError:
                 continue  # it was begun anew meanwhile
-            claim = read_claim(path)
-            if claim is not None:
-                told.append((device, self._settle(path, self._objects / digest, digest, claim, found)))
+            received = read_received(path)
+            if received is not None:
+                told.append((device, self._settle(path, self._objects / digest, digest, received, found)))
         return told
 
     def close(self) -> None:
@@ -154,51 +154,53 @@ class Assembler:
         """Whether the object at this path is being hashed."""
         return any(self._objects / PARTS_FOLDER / device / digest == path for device, digest in self._hashing)
 
-    def _claim(self, path: Path, head: PartHead) -> Claim:
+    def _received(self, path: Path, head: PartHead) -> ReceivedRanges:
         """What is durable of it. Another total than before means the sender was wrong once: only a fresh start can come true."""
-        claim = read_claim(path)
-        if claim is None:
-            return Claim(head.total, Ranges())
-        if claim.total == head.total:
-            return claim
+        received = read_received(path)
+        if received is None:
+            return ReceivedRanges(head.total, Ranges())
+        if received.total == head.total:
+            return received
         if self._logged.due((path.parent.name, "restart"), time.monotonic()) is not None:
-            _log.warning("object_restarted", path=str(path), total_before=claim.total, total=head.total)
+            _log.warning("object_restarted", path=str(path), total_before=received.total, total=head.total)
         self._discard(path)
-        return Claim(head.total, Ranges())
+        return ReceivedRanges(head.total, Ranges())
 
-    def _refusal(self, device: DeviceId, claim: Claim, bring: Sequence[Part], head: PartHead) -> NoRoom | None:
+    def _refusal(self, device: DeviceId, received: ReceivedRanges, bring: Sequence[Part], head: PartHead) -> NoRoom | None:
         """Why parts must wait; the room is looked at for each of them, and for a query that would begin an object."""
-        if not bring and claim.have:
+        if not bring and received.have:
             return None
         new = Ranges.of([(part.head.offset, part.head.offset + part.head.length) for part in bring])
-        pieces = len(claim.have.union(new).spans)
-        if pieces > max(MAX_PIECES, len(claim.have.spans)):
+        pieces = len(received.have.union(new).spans)
+        if pieces > max(MAX_PIECES, len(received.have.spans)):
             return NoRoom(f"the object is here in {MAX_PIECES} pieces; send what lies between them first")
-        new_bytes = sum(blocks_of(low, high) for low, high in new.minus(claim.have))
-        if not new_bytes and claim.have:
+        new_bytes = sum(blocks_of(low, high) for low, high in new.minus(received.have))
+        if not new_bytes and received.have:
             return None
-        return self.room.refusal(device, head.digest, claim.total, new_bytes)
+        return self.room.refusal(device, head.digest, received.total, new_bytes)
 
-    def _wait(self, device: DeviceId, head: PartHead, claim: Claim, refusal: NoRoom) -> ObjectState:
+    def _wait(self, device: DeviceId, head: PartHead, received: ReceivedRanges, refusal: NoRoom) -> ObjectState:
         """Parts are not taken for now. What is here stays; an object of which nothing is here is refused with an error, too."""
         self.refused += 1
         left_out = self._logged.due((device, "wait"), time.monotonic())
         if left_out is not None:
-            _log.warning("parts_wait", device=device, digest=head.digest, total=claim.total, reason=refusal.reason, more=left_out)
-        error = "" if claim.have else refusal.reason
+            _log.warning(
+                "parts_wait", device=device, digest=head.digest, total=received.total, reason=refusal.reason, more=left_out
+            )
+        error = "" if received.have else refusal.reason
         return ObjectState(
-            str(head.digest), claim.total, list(claim.have), error=error, wait_ms=refusal.wait_ms, reason=refusal.reason
+            str(head.digest), received.total, list(received.have), error=error, wait_ms=refusal.wait_ms, reason=refusal.reason
         )
 
-    def _write(self, path: Path, claim: Claim, parts: Sequence[Part]) -> Claim:
+    def _write(self, path: Path, received: ReceivedRanges, parts: Sequence[Part]) -> ReceivedRanges:
         """Bytes that are durable already are never written again: the first to come stay, and the hash decides."""
         if not parts:
-            return claim
+            return received
         is_new = not path.exists()
         if not path.parent.exists():
             path.parent.mkdir()
             sync_folder(path.parent.parent)
-        have = claim.have
+        have = received.have
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             for part in parts:
@@ -211,9 +213,9 @@ class Assembler:
             os.close(descriptor)
         if is_new:
             sync_folder(path.parent)
-        written = Claim(claim.total, have)
-        if written != claim:
-            write_claim(path, written)
+        written = ReceivedRanges(received.total, have)
+        if written != received:
+            write_received(path, written)
             self._hash_on(path, parts)
         self.room.note(path.parent.name, path.name, path, written.total, have.count)
         return written
@@ -232,7 +234,7 @@ class Assembler:
         same = sum(other.parent == path.parent for other in self._hashes)
         return len(self._hashes) < _MAX_HASHES and same < _MAX_HASHES_PER_DEVICE
 
-    def _settle(self, path: Path, whole: Path, digest: Digest, claim: Claim, found: str) -> ObjectState:
+    def _settle(self, path: Path, whole: Path, digest: Digest, received: ReceivedRanges, found: str) -> ObjectState:
         if found != digest:
             self._discard(path)
             self.refused += 1
@@ -240,14 +242,16 @@ class Assembler:
             left_out = self._logged.due((device, "hash"), time.monotonic())
             if left_out is not None:
                 reason = "hash differs"
-                _log.warning("object_refused", device=device, digest=digest, total=claim.total, reason=reason, more=left_out)
-            return ObjectState(str(digest), claim.total, [], error=f"the bytes hash to {found}; send them again from the start")
+                _log.warning("object_refused", device=device, digest=digest, total=received.total, reason=reason, more=left_out)
+            return ObjectState(
+                str(digest), received.total, [], error=f"the bytes hash to {found}; send them again from the start"
+            )
         self._store.settle(path, whole)
         self.room.forget(path.parent.name, path.name)
-        discard_claim(path)
+        discard_received(path)
         self._hashes.pop(path, None)
         self.settled += 1
-        return ObjectState(str(digest), claim.total, [(0, claim.total)], settled=True)
+        return ObjectState(str(digest), received.total, [(0, received.total)], settled=True)
 
     def _hash(self, path: Path) -> str:
         hashed, running = self._hashes.get(path, (0, hashlib.sha256()))
@@ -261,7 +265,7 @@ class Assembler:
     def _discard(self, path: Path) -> None:
         """The claim goes first: bytes without a claim are nothing, a claim without bytes would be a lie."""
         self.room.forget(path.parent.name, path.name)
-        discard_claim(path)
+        discard_received(path)
         path.unlink(missing_ok=True)
         self._hashes.pop(path, None)
 

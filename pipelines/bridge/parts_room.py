@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.bridge.claim import CLAIM_SUFFIX, read_claim
+from pipelines.bridge.received_ranges import RECEIVED_SUFFIX, read_received
 
 FIRST_PROMISE_BYTES = 64 * 1024 * 1024
 # A payload in more pieces than this is not how anyone sends; each piece costs at every part.
@@ -59,10 +59,10 @@ class PartsRoom:
         self._devices: dict[str, dict[str, _Open]] = {}
         for device in folder.iterdir() if folder.is_dir() else ():
             for path in device.iterdir() if device.is_dir() else ():
-                if path.suffix != CLAIM_SUFFIX:
-                    claim = read_claim(path)
-                    total = path.stat().st_size if claim is None else claim.total
-                    have = 0 if claim is None else claim.have.count
+                if path.suffix != RECEIVED_SUFFIX:
+                    received = read_received(path)
+                    total = path.stat().st_size if received is None else received.total
+                    have = 0 if received is None else received.have.count
                     self._devices.setdefault(device.name, {})[path.name] = _Open(disk_bytes_of(path), total, have)
 
     @property

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipelines.bridge.intake import Message, Numberer, to_row
+from pipelines.bridge.envelope_rows import Message, Numberer, to_row
 from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Part
 from pipelines.bridge.rows import LandingRow

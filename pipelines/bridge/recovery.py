@@ -73,7 +73,7 @@ def _recover(folder: Path, path: Path, *, is_last: bool) -> Recovered:
     number = segment_number(path)
     assert number is not None, "the caller lists only segments"
     good_bytes, messages, reason = whole_prefix(path)
-    torn_bytes = _set_aside(folder, path, number, good_bytes) if messages or reason else 0
+    torn_bytes = _move_to_corrupt(folder, path, number, good_bytes) if messages or reason else 0
     if messages:
         _end_at(path, good_bytes)
     elif is_last:
@@ -87,7 +87,7 @@ def _recover(folder: Path, path: Path, *, is_last: bool) -> Recovered:
     return Recovered(number, sealed, messages, torn_bytes, reason)
 
 
-def _set_aside(folder: Path, path: Path, number: int, good_bytes: int) -> int:
+def _move_to_corrupt(folder: Path, path: Path, number: int, good_bytes: int) -> int:
     """Keep what follows the whole batches as `torn/<number>-<offset>`, unless it is but the end-of-stream mark."""
     with path.open("rb") as file:
         file.seek(good_bytes)

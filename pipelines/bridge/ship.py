@@ -8,8 +8,8 @@ from typing import Protocol
 
 import structlog
 
+from pipelines.bridge.resume_number import number_not_run
 from pipelines.bridge.segment import segment_number
-from pipelines.bridge.waited_for import number_not_run
 from pipelines.errors import ConflictError, PipelineError, RetryLaterError
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import LANDING, OBJECTS

@@ -26,8 +26,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
+from pipelines.bridge.envelope_rows import Message
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
-from pipelines.bridge.intake import Message
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refused_filters

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import structlog
 
-from pipelines.bridge.claim import CLAIM_SUFFIX
 from pipelines.bridge.parts import PARTS_FOLDER, Assembler
+from pipelines.bridge.received_ranges import RECEIVED_SUFFIX
 
 _log = structlog.get_logger(__name__)
 EVERY_S = 3_600.0
@@ -43,11 +43,11 @@ class Sweeper:
         self._due_s = now_s + EVERY_S
         before = time.time() - self._keep_s
         for folder in sorted(self._parts.iterdir()):
-            for path in {path.with_name(path.name.removesuffix(CLAIM_SUFFIX)) for path in folder.iterdir()}:
+            for path in {path.with_name(path.name.removesuffix(RECEIVED_SUFFIX)) for path in folder.iterdir()}:
                 self._sweep(path, before)
 
     def _sweep(self, path: Path, before: float) -> None:
-        files = [file for file in (path, path.with_name(path.name + CLAIM_SUFFIX)) if file.exists()]
+        files = [file for file in (path, path.with_name(path.name + RECEIVED_SUFFIX)) if file.exists()]
         if not files or max(file.stat().st_mtime for file in files) >= before or self._assembler.is_hashing(path):
             return
         size = path.stat().st_size if path.exists() else 0

@@ -14,10 +14,10 @@ from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_of
+from pipelines.maintenance.maintain import maintain as maintain_once
+from pipelines.maintenance.maintain import only_maintenance
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.stopping import stop_on_signals
-from pipelines.upkeep.maintain import maintain as maintain_once
-from pipelines.upkeep.maintain import only_maintenance
-from pipelines.upkeep.vacuum import Keep, Vacuum
 
 log = structlog.get_logger(__name__)
 

@@ -126,7 +126,7 @@ def run(
         from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
         from pipelines.lake.lake import lake_of  # noqa: PLC0415  # only here
         from pipelines.lake.scratch import scratch  # noqa: PLC0415  # only here
-        from pipelines.upkeep.maintain import only_maintenance  # noqa: PLC0415  # only here
+        from pipelines.maintenance.maintain import only_maintenance  # noqa: PLC0415  # only here
 
         with only_maintenance(lake_of(core)), scratch(core.lake_root, "backfill"):
             done = backfill(core, segments_of(from_landing), engine, SystemClock())

@@ -14,11 +14,11 @@ from pipelines.commands.tables import show
 from pipelines.config import load_core_config
 from pipelines.inspect.suspended import HINT
 from pipelines.lake.commit import committed_run
-from pipelines.lake.holes import holes as find_gaps
+from pipelines.lake.gaps import gaps as find_gaps
 from pipelines.lake.lake import lake_of
 from pipelines.lake.layout import COMMITS
 from pipelines.lake.ledger_files import read_ledger
-from pipelines.status.health import judge
+from pipelines.status.health import assess
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, as_plain, survey
 from pipelines.stopping import stop_on_signals
@@ -31,7 +31,7 @@ def status(
     """What waits, since when, what was committed last, how fast, and is all well. Exit code 1 if something is not."""
     core = load_core_config(config)
     found = survey(lake_of(core), SystemClock().now_ms() * 1_000)
-    verdict = judge(found, core.alarms)
+    verdict = assess(found, core.alarms)
     if as_json:
         plain = {"alive": verdict.is_alive, "ready": verdict.is_ready, "alarms": verdict.alarms, **as_plain(found)}
         say_json(json.dumps(plain, default=str))
@@ -84,9 +84,9 @@ def _print(found: Survey) -> None:
     if stages:
         show("Landed, not run", stages, as_json=False)
     processes: list[dict[str, Any]] = [
-        {"process": f"{beat.role} {beat.name}", "host": beat.host, "pid": beat.pid, "beat": _age(found.at_us, beat.at_ms * 1_000),
-         "ready": beat.is_ready, "trouble": beat.trouble}
-        for beat in (*found.beats, *found.far_beats)
+        {"process": f"{heartbeat.role} {heartbeat.name}", "host": heartbeat.host, "pid": heartbeat.pid, "beat": _age(found.at_us, heartbeat.at_ms * 1_000),
+         "ready": heartbeat.is_ready, "trouble": heartbeat.trouble}
+        for heartbeat in (*found.heartbeats, *found.remote_heartbeats)
     ]  # fmt: skip
     show("Processes", processes, as_json=False)
     if found.suspended:

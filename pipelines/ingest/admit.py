@@ -40,7 +40,7 @@ class Dropped(NamedTuple):
     spans: tuple[Span, ...]
 
 
-Verdict: TypeAlias = tuple[Span, ...]
+FreshSpans: TypeAlias = tuple[Span, ...]
 """The fresh seq spans of one envelope, in order; empty if all of it is known."""
 
 
@@ -57,14 +57,14 @@ class Bounds:
 class Admission:
     """What a plan's envelopes change.
 
-    `verdicts` has one entry per judged item in order (for `Dropped`: what was newly settled by it); `touched` the new
+    `fresh_by_place` has one entry per judged item in order (for `Dropped`: what was newly settled by it); `touched` the new
     settled ranges of every epoch that changed. By the index of their item: `late` has the spans of an envelope that are below
     the floor and not settled, `turned_away` the items of streams that are too many.
     """
 
-    verdicts: list[Verdict] = field(default_factory=list)
+    fresh_by_place: list[FreshSpans] = field(default_factory=list)
     touched: dict[EpochKey, Ranges] = field(default_factory=dict)
-    late: dict[int, Verdict] = field(default_factory=dict)
+    late: dict[int, FreshSpans] = field(default_factory=dict)
     turned_away: set[int] = field(default_factory=set)
 
 
@@ -86,7 +86,7 @@ def admit(arrivals: Iterable[Head | Dropped], settled: Mapping[EpochKey, Ranges]
         if known is None:
             if not _has_room(key, streams, bounds):
                 admission.turned_away.add(index)
-                admission.verdicts.append(())
+                admission.fresh_by_place.append(())
                 continue
             known = sets[key] = SpanSet(settled.get(key, Ranges()).spans)
         is_head = isinstance(arrival, Head)
@@ -98,7 +98,7 @@ def admit(arrivals: Iterable[Head | Dropped], settled: Mapping[EpochKey, Ranges]
             fresh = tuple((max(low, below), high) for low, high in fresh if high > below)
             if is_head:
                 admission.late[index] = late
-        admission.verdicts.append(fresh)
+        admission.fresh_by_place.append(fresh)
     admission.touched = {key: Ranges(known.spans()) for key, known in sets.items()}
     return admission
 

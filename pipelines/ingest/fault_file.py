@@ -3,12 +3,12 @@
 import msgspec
 
 from pipelines.errors import CorruptLakeError
-from pipelines.ingest.fault_stop import FaultRow
+from pipelines.ingest.fault_breaker import FaultStreak
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import faults_path
 
 
-def read_faults(lake: Lake) -> FaultRow:
+def read_faults(lake: Lake) -> FaultStreak:
     """The faults in a row; none where there is no file.
 
     Raises:
@@ -17,14 +17,14 @@ def read_faults(lake: Lake) -> FaultRow:
     """
     path = faults_path(lake.root)
     try:
-        return msgspec.json.decode(lake.read(path), type=FaultRow)
+        return msgspec.json.decode(lake.read(path), type=FaultStreak)
     except FileNotFoundError:
-        return FaultRow()
+        return FaultStreak()
     except msgspec.MsgspecError as error:
         raise CorruptLakeError(f"{path}: not what the run loop writes ({error}); delete it") from error
 
 
-def keep_faults(lake: Lake, before: FaultRow, after: FaultRow) -> None:
+def keep_faults(lake: Lake, before: FaultStreak, after: FaultStreak) -> None:
     """Keep the faults in a row, durable, if they have changed.
 
     Raises:
@@ -33,7 +33,7 @@ def keep_faults(lake: Lake, before: FaultRow, after: FaultRow) -> None:
     """
     if after == before:
         return
-    if after == FaultRow():
+    if after == FaultStreak():
         lake.delete(faults_path(lake.root))
     else:
         lake.put(faults_path(lake.root), msgspec.json.encode(after))

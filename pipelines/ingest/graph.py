@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from pipelines.ingest.afield import folder_here
-from pipelines.ingest.crew import Crew
-from pipelines.ingest.member import settle_or_fail
 from pipelines.ingest.outcome import keep_failures, raise_failures
+from pipelines.ingest.remote_worker import local_folder
 from pipelines.ingest.work import ItemResult, Prepared, Work
+from pipelines.ingest.worker_main import settle_or_fail
+from pipelines.ingest.workers import WorkerPool
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import failed_path, prepared_path
 from pipelines.runners.beam import apache_beam, beam
@@ -31,16 +31,16 @@ class Settle(apache_beam.DoFn):
     """Settles work items.
 
     Args:
-        crew_size: how many child processes settle them (see `crew`); 0: this process does.
+        worker_count: how many child processes settle them (see `worker_pool`); 0: this process does.
     """
 
-    def __init__(self, crew_size: int = 0) -> None:
-        self._crew_size = crew_size
+    def __init__(self, worker_count: int = 0) -> None:
+        self._worker_count = worker_count
 
     def process(self, element: bytes) -> Iterable[tuple[int, bytes]]:
         """Work items in, results out, both as JSON: every runner can carry bytes."""
         works = msgspec.json.decode(element, type=tuple[Work, ...])
-        results = crew(self._crew_size).settle_all(works) if self._crew_size else map(settle_or_fail, works)
+        results = worker_pool(self._worker_count).settle_all(works) if self._worker_count else map(settle_or_fail, works)
         for result in results:
             yield 0, msgspec.json.encode(result)
 
@@ -54,7 +54,7 @@ class Prepare(apache_beam.DoFn):
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[int]:
         """All results in, the run's number out."""
         _key, bodies = element
-        lake = lake_at(folder_here(self._root, self._remote))
+        lake = lake_at(local_folder(self._root, self._remote))
         results = {result.item: result for result in (msgspec.json.decode(body, type=ItemResult) for body in bodies)}
         if any(result.failure for result in results.values()):
             keep_failures(lake, self._run, [results[item] for item in sorted(results)])
@@ -67,7 +67,7 @@ class Prepare(apache_beam.DoFn):
 
 
 def build(
-    pipeline: apache_beam.Pipeline, works: Sequence[Work], root: str, run: int, crew_size: int = 0, *, spread: bool = True
+    pipeline: apache_beam.Pipeline, works: Sequence[Work], root: str, run: int, worker_count: int = 0, *, spread: bool = True
 ) -> Any:
     """The graph of a run. `spread`: the runner spreads the items; else one element holds them all, and the crew spreads them."""
     elements = [(work,) for work in works] if spread else [tuple(works)]
@@ -75,13 +75,13 @@ def build(
         pipeline
         | "Work items" >> beam.Create([msgspec.json.encode(element) for element in elements], reshuffle=False)
         | "Spread" >> beam.Reshuffle()
-        | "Settle" >> beam.ParDo(Settle(crew_size))
+        | "Settle" >> beam.ParDo(Settle(worker_count))
         | "Together" >> beam.GroupByKey()
         | "Prepare" >> beam.ParDo(Prepare(root, run))
     )
 
 
-def run_graph(works: Sequence[Work], root: str, run: int, engine: Engine, crew_size: int = 0) -> None:
+def run_graph(works: Sequence[Work], root: str, run: int, engine: Engine, worker_count: int = 0) -> None:
     """Run the graph to its end.
 
     Args:
@@ -89,7 +89,7 @@ def run_graph(works: Sequence[Work], root: str, run: int, engine: Engine, crew_s
         root: the lake root, as the workers see it.
         run: the run's number.
         engine: where it runs.
-        crew_size: child processes of each worker that settle the items; 0: the worker itself does.
+        worker_count: child processes of each worker that settle the items; 0: the worker itself does.
 
     Raises:
         RefusedError: the runner would get the graph wrong.
@@ -100,12 +100,12 @@ def run_graph(works: Sequence[Work], root: str, run: int, engine: Engine, crew_s
     lake_at(Path(root)).delete(failed_path(Path(root), run))
     # A runner with workers of its own spreads the items itself; each of its workers then needs but one child.
     here = engine.kind is RunnerKind.DIRECT
-    size = crew_size if here else min(1, crew_size)
+    size = worker_count if here else min(1, worker_count)
     run_pipeline(engine, f"run {run}", lambda pipeline: build(pipeline, works, root, run, size, spread=not (here and size)))
     raise_failures(lake_at(Path(root)), run)
 
 
 @lru_cache(maxsize=1)
-def crew(size: int) -> Crew:
+def worker_pool(size: int) -> WorkerPool:
     """The crew of this process; its members stay warm from run to run."""
-    return Crew(size)
+    return WorkerPool(size)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.ingest.admit import Verdict
+from pipelines.ingest.admit import FreshSpans
 from pipelines.ingest.decode import Rows
 from pipelines.ingest.messages import Message
 from schemas.contract import Contract
@@ -22,7 +22,7 @@ class Envelope(NamedTuple):
 
     message: Message
     rows: Rows
-    verdict: Verdict
+    fresh_spans: FreshSpans
 
 
 @dataclass(slots=True)
@@ -83,22 +83,22 @@ def fresh_mask(envelopes: Sequence[Envelope], keys: Keys) -> npt.NDArray[np.bool
     partly = [
         place
         for place, envelope in enumerate(envelopes)
-        if envelope.verdict != ((envelope.message.first_seq, envelope.message.first_seq + envelope.message.samples),)
+        if envelope.fresh_spans != ((envelope.message.first_seq, envelope.message.first_seq + envelope.message.samples),)
     ]
     if not partly:
         return None
     mask = np.ones(len(keys.seq), np.bool_)
     for place in partly:
         low, high = np.searchsorted(keys.envelope, [place, place + 1])
-        mask[low:high] = _within(keys.seq[low:high], envelopes[place].verdict)
+        mask[low:high] = _within(keys.seq[low:high], envelopes[place].fresh_spans)
     return mask
 
 
-def _within(seqs: Int64s, verdict: Verdict) -> npt.NDArray[np.bool_]:
+def _within(seqs: Int64s, fresh_spans: FreshSpans) -> npt.NDArray[np.bool_]:
     """Which seqs are in the spans; by search, because a device may make thousands of spans under a million rows."""
-    if not verdict:
+    if not fresh_spans:
         return np.zeros(len(seqs), np.bool_)
-    lows, ends = np.array(verdict, np.int64).T
+    lows, ends = np.array(fresh_spans, np.int64).T
     at = np.searchsorted(lows, seqs, side="right") - 1
     return np.asarray((at >= 0) & (seqs < ends[at]), np.bool_)
 

@@ -12,7 +12,7 @@ import structlog
 
 from pipelines.bridge.rows import KIND_UP
 from pipelines.errors import PipelineError
-from pipelines.ingest.admit import Verdict
+from pipelines.ingest.admit import FreshSpans
 from pipelines.ingest.messages import Message
 from pipelines.ingest.quarantine import STAGE_FAULT
 from pipelines.ingest.settle import Settler, unsettled
@@ -27,7 +27,7 @@ class Unit(NamedTuple):
     """A message and which of its seqs to settle."""
 
     message: Message
-    verdict: Verdict
+    fresh_spans: FreshSpans
 
 
 class Faulty(NamedTuple):
@@ -45,21 +45,21 @@ def settle_around_faults(work: Work) -> ItemResult:
         OSError: the disk refused.
         Exception: the fault is not in any sample; nothing can be refused to get around it.
     """
-    units = [Unit(message, verdict) for message, verdict in unsettled(work)]
+    units = [Unit(message, fresh_spans) for message, fresh_spans in unsettled(work)]
     faulty = {id(one.unit.message): one for one in _Search(work).among(units)}
     for one in faulty.values():
         log.error("fault_isolated", run=work.run, item=work.item, device=one.unit.message.device, stream=one.unit.message.stream,
-                  seqs=one.unit.verdict, reason=one.reason)  # fmt: skip
+                  seqs=one.unit.fresh_spans, reason=one.reason)  # fmt: skip
     settler = Settler(work)
-    for message, verdict in units:
+    for message, fresh_spans in units:
         if id(message) in faulty:
             refused = faulty[id(message)]
-            sound = _without(verdict, refused.unit.verdict)
-            settler.refuse(message, refused.unit.verdict, STAGE_FAULT, _reason(refused.reason), is_whole=not sound)
+            sound = _without(fresh_spans, refused.unit.fresh_spans)
+            settler.refuse(message, refused.unit.fresh_spans, STAGE_FAULT, _reason(refused.reason), is_whole=not sound)
             if sound:
                 settler.take(message, sound)
         else:
-            settler.take(message, verdict)
+            settler.take(message, fresh_spans)
         if not faulty:
             settler.flush()  # each alone is sound, only together they are not
     settler.refuse_unadmitted()
@@ -84,13 +84,17 @@ class _Search:
     def _within(self, unit: Unit) -> Faulty:
         """The smallest span of a faulty message's seqs that fails; all of it if its first and last both do."""
         reason = self._fault([unit]) or "fails sometimes"
-        while unit.message.kind == KIND_UP and _samples(unit.verdict) > 1:
-            verdicts = _split(unit.verdict)
-            failing = [(verdict, fault) for verdict in verdicts if (fault := self._fault([Unit(unit.message, verdict)]))]
+        while unit.message.kind == KIND_UP and _samples(unit.fresh_spans) > 1:
+            fresh_by_place = _split(unit.fresh_spans)
+            failing = [
+                (fresh_spans, fault)
+                for fresh_spans in fresh_by_place
+                if (fault := self._fault([Unit(unit.message, fresh_spans)]))
+            ]
             if len(failing) != 1:
                 break
-            verdict, reason = failing[0]
-            unit = Unit(unit.message, verdict)
+            fresh_spans, reason = failing[0]
+            unit = Unit(unit.message, fresh_spans)
         return Faulty(unit, reason)
 
     def _fault(self, units: Sequence[Unit]) -> str:
@@ -114,8 +118,8 @@ def fault_of(work: Callable[[], None]) -> str:
 
 
 def _settle(settler: Settler, units: Sequence[Unit]) -> None:
-    for message, verdict in units:
-        settler.take(message, verdict)
+    for message, fresh_spans in units:
+        settler.take(message, fresh_spans)
     settler.flush()
 
 
@@ -127,24 +131,24 @@ def _halves(units: Sequence[Unit]) -> tuple[Sequence[Unit], Sequence[Unit]]:
     return units[: len(units) // 2], units[len(units) // 2 :]
 
 
-def _samples(verdict: Verdict) -> int:
-    return sum(high - low for low, high in verdict)
+def _samples(fresh_spans: FreshSpans) -> int:
+    return sum(high - low for low, high in fresh_spans)
 
 
-def _split(verdict: Verdict) -> tuple[Verdict, Verdict]:
+def _split(fresh_spans: FreshSpans) -> tuple[FreshSpans, FreshSpans]:
     """Two halves of equal counts."""
-    left = _samples(verdict) // 2
+    left = _samples(fresh_spans) // 2
     first: list[tuple[int, int]] = []
-    for index, (low, high) in enumerate(verdict):
+    for index, (low, high) in enumerate(fresh_spans):
         if high - low < left:
             first.append((low, high))
             left -= high - low
             continue
         middle = low + left
         rest = ((middle, high),) if middle < high else ()
-        return (*first, (low, middle)), (*rest, *verdict[index + 1 :])
+        return (*first, (low, middle)), (*rest, *fresh_spans[index + 1 :])
     return tuple(first), ()
 
 
-def _without(verdict: Verdict, gone: Verdict) -> Verdict:
-    return Ranges(verdict).minus(Ranges(gone)).spans
+def _without(fresh_spans: FreshSpans, gone: FreshSpans) -> FreshSpans:
+    return Ranges(fresh_spans).minus(Ranges(gone)).spans

@@ -13,16 +13,16 @@ import structlog
 from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
-from pipelines.ingest.fault_stop import FaultStop
+from pipelines.ingest.fault_breaker import FaultBreaker
 from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef, make_plan
 from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
 from pipelines.ingest.receipt_sender import ReceiptSender, sink_of
 from pipelines.ingest.receipts import Publisher
-from pipelines.ingest.release import release_plan
+from pipelines.ingest.replay import replay_plan
 from pipelines.ingest.requests import forget_request, look_again, oldest_request
 from pipelines.ingest.rules import RuleBook
-from pipelines.ingest.run import Means, execute, read_prepared
+from pipelines.ingest.run import RunContext, execute, read_prepared
 from pipelines.ingest.work import Limits
 from pipelines.lake.commit import check_of_one_time, committed_run
 from pipelines.lake.lake import Lake, lake_at
@@ -86,7 +86,7 @@ class RunLoop:
         publisher: where receipts go: a sender with a thread of its own, or whatever publishes while the loop waits.
         clock: for the time of a plan.
         engine: where graphs run.
-        crew_size: child processes that settle the items of a run; 0: none, the runner's own workers do.
+        worker_count: child processes that settle the items of a run; 0: none, the runner's own workers do.
 
     Raises:
         CorruptLakeError: the ledger of the last committed run is gone.
@@ -94,7 +94,7 @@ class RunLoop:
     """
 
     def __init__(
-        self, config: CoreConfig, publisher: Publisher | ReceiptSender, clock: Clock, engine: Engine, crew_size: int = 0
+        self, config: CoreConfig, publisher: Publisher | ReceiptSender, clock: Clock, engine: Engine, worker_count: int = 0
     ) -> None:
         self._config = config
         self._lake = lake_at(config.lake_root)
@@ -105,16 +105,16 @@ class RunLoop:
             config.run.max_image_pixels,
             worker_memory_bytes=config.run.worker_memory_bytes,
         )
-        fault_stop = FaultStop(config.run.fault_stop_share, config.run.fault_stop_count)
-        self._means = Means(engine, limits, crew_size, fault_stop, config.run.max_device_ranges)
+        fault_breaker = FaultBreaker(config.run.fault_breaker_share, config.run.fault_breaker_count)
+        self._context = RunContext(engine, limits, worker_count, fault_breaker, config.run.max_device_ranges)
         self._state = load_state(self._lake)
         self._receipts = sink_of(publisher, config, clock)
-        self._receipts.owe(self._state.ledger, self._state.ledger.devices_with_receipt())
+        self._receipts.mark_pending(self._state.ledger, self._state.ledger.devices_with_receipt())
         self.rules = RuleBook(self._lake, config.contracts, config.policies)
         self._heads: dict[SegmentRef, SegmentHeads] = {}
-        self.crew_size = crew_size
+        self.worker_count = worker_count
         self.runs = 0
-        self.set_aside = 0
+        self.segments_skipped = 0
 
     @property
     def ledger(self) -> Ledger:
@@ -122,7 +122,7 @@ class RunLoop:
         return self._state.ledger
 
     @property
-    def receipts_owed(self) -> int:
+    def receipts_pending(self) -> int:
         """How many devices wait for a receipt."""
         return self._receipts.pending
 
@@ -158,7 +158,7 @@ class RunLoop:
         if left is not None:
             self._run(left)
         look_again(self._lake)
-        while (plan := self._next_release(self._state.ledger.run + 1)) is not None:
+        while (plan := self._next_replay(self._state.ledger.run + 1)) is not None:
             self._run(plan)
 
     def _next_plan(self) -> Plan | None:
@@ -168,24 +168,24 @@ class RunLoop:
         if left is not None:
             log.info("run_resumed", run=run)
             return left
-        asked = self._next_release(run)
+        asked = self._next_replay(run)
         if asked is not None:
             return asked
         found = find_segments(self._lake, self._state.cursors, self._config.run.max_segments)
         if not found:
             return None
-        found = [self._judged_sound(segment) for segment in found]
+        found = [self._checked_segment(segment) for segment in found]
         plan = make_plan(run, self._clock.now_ms() * 1_000, self.rules.refresh(), self._state.cursors, found)
         if plan is not None:
             write_plan(self._lake, plan)
         return plan
 
-    def _next_release(self, run: int) -> Plan | None:
+    def _next_replay(self, run: int) -> Plan | None:
         """The next piece of the oldest request; a request of which nothing is left is forgotten."""
         while (asked := oldest_request(self._lake)) is not None:
             path, request = asked
             now_us = self._clock.now_ms() * 1_000
-            plan = release_plan(self._lake, run, now_us, self.rules.refresh(), dict(self._state.cursors), request)
+            plan = replay_plan(self._lake, run, now_us, self.rules.refresh(), dict(self._state.cursors), request)
             if plan is not None:
                 write_plan(self._lake, plan)
                 return plan
@@ -193,22 +193,22 @@ class RunLoop:
             forget_request(self._lake, path)
         return None
 
-    def _judged_sound(self, segment: SegmentRef) -> SegmentRef:
+    def _checked_segment(self, segment: SegmentRef) -> SegmentRef:
         """Bytes that cannot be trusted are passed over with a word: their samples are not settled, so devices send them again."""
-        if segment.set_aside:
-            log.error("segment_set_aside", segment=str(segment_path(self._lake, segment)), reason=segment.set_aside)
+        if segment.skip_reason:
+            log.error("segment_skipped", segment=str(segment_path(self._lake, segment)), reason=segment.skip_reason)
             return segment
         try:
             self._heads[segment] = read_heads(self._lake, segment)
         except CorruptLakeError as error:
-            log.exception("segment_set_aside", segment=str(segment_path(self._lake, segment)))
-            return msgspec.structs.replace(segment, set_aside=str(error))
+            log.exception("segment_skipped", segment=str(segment_path(self._lake, segment)))
+            return msgspec.structs.replace(segment, skip_reason=str(error))
         return segment
 
     def _run(self, plan: Plan) -> None:
         started = self._clock.monotonic_s()
         try:
-            after, devices = execute(self._lake, plan, self._state.ledger, self._means, self._heads)
+            after, devices = execute(self._lake, plan, self._state.ledger, self._context, self._heads)
         except CorruptLakeError as error:
             if not self._is_stale(plan):
                 raise
@@ -217,9 +217,9 @@ class RunLoop:
             raise RetryLaterError(f"run {plan.run} is planned anew: {error}") from error
         before, self._state = self._state.ledger, LoopState(after, dict(plan.next_numbers))
         prune_ledgers(self._lake, before, after)
-        self._receipts.owe(after, devices)
+        self._receipts.mark_pending(after, devices)
         self.runs += 1
-        self.set_aside += sum(bool(segment.set_aside) for segment in plan.segments)
+        self.segments_skipped += sum(bool(segment.skip_reason) for segment in plan.segments)
         took_ms = round((self._clock.monotonic_s() - started) * 1_000)
         log.info("run_committed", run=plan.run, segments=len(plan.segments), devices=len(devices), took_ms=took_ms)
 
@@ -227,7 +227,7 @@ class RunLoop:
         """Whether nothing of the plan is prepared and a segment of it is no longer what it was."""
         if read_prepared(self._lake, plan.run) is not None:
             return False
-        return any(not segment.set_aside and self._judged_sound(segment).set_aside for segment in plan.segments)
+        return any(not segment.skip_reason and self._checked_segment(segment).skip_reason for segment in plan.segments)
 
 
 def load_state(lake: Lake) -> LoopState:

@@ -12,11 +12,11 @@ from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import FaultError, RetryLaterError
-from pipelines.heartbeat import Health, Heart, starting
-from pipelines.ingest.graph import crew
+from pipelines.heartbeat import Health, Heartbeats, starting
+from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
 from pipelines.ingest.receipt_sender import ReceiptSender
-from pipelines.ingest.tries import Tries
+from pipelines.ingest.retry_budget import RetryBudget
 from pipelines.lake.lake import lake_of
 from pipelines.lake.scratch import scratch
 from pipelines.refusals import broker_client_context
@@ -53,37 +53,39 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
             broker_client_context(config.broker)  # what is wrong with its files must stop the start, not the first receipt
             ready = stack.enter_context(opened(engine, config.run.worker_test_s))
             sender = stack.enter_context(ReceiptSender(config, client_id, clock))
-            members = (
-                crew(config.run.worker_processes) if config.run.worker_processes and ready.kind is RunnerKind.DIRECT else None
+            workers = (
+                worker_pool(config.run.worker_processes)
+                if config.run.worker_processes and ready.kind is RunnerKind.DIRECT
+                else None
             )
-            if members:
-                members.start(config.run.worker_processes)
+            if workers:
+                workers.start(config.run.worker_processes)
             loop = RunLoop(config, sender, clock, ready, config.run.worker_processes)
-            if members and not once:
-                members.wait_ready()
-        tries = Tries()
-        with Heart(lake, "run", "loop", clock, lambda: _health(loop, tries)):
-            _turn(loop, tries, config, stop, check_ours, once=once)
+            if workers and not once:
+                workers.wait_ready()
+        budget = RetryBudget()
+        with Heartbeats(lake, "run", "loop", clock, lambda: _health(loop, budget)):
+            _turn(loop, budget, config, stop, check_ours, once=once)
             if once:
                 sender.drain()
 
 
-def _health(loop: RunLoop, tries: Tries) -> Health:
-    members = crew.cache_info().currsize
+def _health(loop: RunLoop, budget: RetryBudget) -> Health:
+    workers = worker_pool.cache_info().currsize
     failing = loop.receipts_failing
     counters = {
         "run": loop.ledger.run,
         "runs": loop.runs,
-        "failures": tries.total,
+        "failures": budget.total,
         "rules_errors": loop.rules.errors,
         "rules_reloads": loop.rules.reloads,
         "rules_broken": float(bool(loop.rules.broken)),
-        "segments_set_aside": loop.set_aside,
-        "receipts_owed": loop.receipts_owed,
+        "segments_skipped": loop.segments_skipped,
+        "receipts_pending": loop.receipts_pending,
         "receipts_failing": len(failing),
-        "worker_deaths": crew(loop.crew_size).deaths if members else 0,
+        "worker_deaths": worker_pool(loop.worker_count).deaths if workers else 0,
     }
-    return Health(not tries.trouble, tries.trouble or loop.rules.broken, counters, _warnings(failing))
+    return Health(not budget.trouble, budget.trouble or loop.rules.broken, counters, _warnings(failing))
 
 
 def _warnings(failing: Mapping[str, str]) -> tuple[str, ...]:
@@ -94,17 +96,19 @@ def _warnings(failing: Mapping[str, str]) -> tuple[str, ...]:
     return (*shown, f"the receipts of {left} more devices are not published") if left else tuple(shown)
 
 
-def _turn(loop: RunLoop, tries: Tries, config: CoreConfig, stop: Event, check_ours: Callable[[], None], *, once: bool) -> None:
+def _turn(
+    loop: RunLoop, budget: RetryBudget, config: CoreConfig, stop: Event, check_ours: Callable[[], None], *, once: bool
+) -> None:
     while not stop.is_set():
         check_ours()
         try:
             busy = loop.step()
         except (RetryLaterError, FaultError) as error:
-            pause_s = tries.failed(error)
-            log.warning("run_retried", run=loop.ledger.run + 1, reason=str(error), tries=tries.count, again_in_s=pause_s)
+            pause_s = budget.failed(error)
+            log.warning("run_retried", run=loop.ledger.run + 1, reason=str(error), budget=budget.count, again_in_s=pause_s)
             stop.wait(pause_s)
             continue
-        tries.succeeded()
+        budget.succeeded()
         if busy:
             continue
         if once:

@@ -16,12 +16,12 @@ ITEM_BYTES = 64 * 1024 * 1024
 
 
 class SegmentRef(msgspec.Struct, frozen=True):
-    """One sealed segment. `set_aside` says why its bytes cannot be trusted; such a segment is passed over, not read."""
+    """One sealed segment. `skip_reason` says why its bytes cannot be trusted; such a segment is passed over, not read."""
 
     bridge: str
     number: int
     bytes: int
-    set_aside: str = ""
+    skip_reason: str = msgspec.field(name="set_aside", default="")
 
 
 class Pins(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ class Pins(msgspec.Struct, frozen=True):
         return max(named, key=version_order, default=None)
 
 
-class Release(msgspec.Struct, frozen=True):
+class ReplayItem(msgspec.Struct, frozen=True):
     """A row of the quarantine that a run lets go of: `outcome` is replay or discard, `spans` its seqs, `count` its samples."""
 
     id: str
@@ -53,7 +53,7 @@ class Release(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """What run `run` does: read `segments` in this order by the rules `pins`, then leave the cursors at `next_numbers`.
 
-    With `releases` it carries out a request instead: message k of its one segment holds the seqs of release k.
+    With `replay_items` it carries out a request instead: message k of its one segment holds the seqs of release k.
     """
 
     run: int
@@ -61,7 +61,7 @@ class Plan(msgspec.Struct, frozen=True):
     pins: str
     segments: tuple[SegmentRef, ...]
     next_numbers: dict[str, int]
-    releases: tuple[Release, ...] = ()
+    replay_items: tuple[ReplayItem, ...] = msgspec.field(name="releases", default=())
 
     def items(self) -> list[tuple[int, ...]]:
         """The work items: indexes of neighbouring segments, together about `ITEM_BYTES`, so that files are not tiny."""
@@ -69,7 +69,7 @@ class Plan(msgspec.Struct, frozen=True):
         current: list[int] = []
         size = 0
         for index, segment in enumerate(self.segments):
-            if segment.set_aside:
+            if segment.skip_reason:
                 continue
             if current and size + segment.bytes > ITEM_BYTES:
                 packed.append(tuple(current))

@@ -53,7 +53,7 @@ def publish_run(lake: Lake, plan: Plan, files: Sequence[NewFile], counts: Mappin
     """
     pins = read_pins(lake, plan.pins)
     by_table: dict[str, list[NewFile]] = {}
-    for file in [*files, *_set_aside(lake, plan), *_closed(lake, plan)]:
+    for file in [*files, *_skipped_rows(lake, plan), *_closed(lake, plan)]:
         by_table.setdefault(file.table, []).append(file)
     streams = sorted(name for name in by_table if name not in _LATER)
     _commit_all(lake, plan.run, {name: by_table[name] for name in streams}, pins)
@@ -105,20 +105,20 @@ def _shape(table: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
     return stream_shape(stream, pins)
 
 
-def _set_aside(lake: Lake, plan: Plan) -> list[NewFile]:
+def _skipped_rows(lake: Lake, plan: Plan) -> list[NewFile]:
     """A row for each segment whose bytes could not be trusted. It stands for no samples: devices send them again."""
     rejections = [
         Rejection(
             Origin(None, None, None, f"landing/{segment.bridge}/{segment.number}", None, ()),
             STAGE_LANDING,
-            segment.set_aside,
+            segment.skip_reason,
             None,
             0,
             b"",
             BODY_NONE,
         )
         for segment in plan.segments
-        if segment.set_aside
+        if segment.skip_reason
     ]
     if not rejections:
         return []
@@ -128,15 +128,15 @@ def _set_aside(lake: Lake, plan: Plan) -> list[NewFile]:
 
 def _closed(lake: Lake, plan: Plan) -> list[NewFile]:
     """A row for each row of the quarantine that this run lets go of."""
-    if not plan.releases:
+    if not plan.replay_items:
         return []
-    count = len(plan.releases)
+    count = len(plan.replay_items)
     columns = [
-        [release.id for release in plan.releases],
+        [replay_item.id for replay_item in plan.replay_items],
         [plan.run] * count,
-        [release.outcome for release in plan.releases],
+        [replay_item.outcome for replay_item in plan.replay_items],
         [plan.planned_at_us] * count,
-        [release.count for release in plan.releases],
+        [replay_item.count for replay_item in plan.replay_items],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, CLOSED_SCHEMA, strict=True)]
     return [write_table_file(lake, QUARANTINE_CLOSED, f"{plan.run:012d}.parquet", pa.table(arrays, schema=CLOSED_SCHEMA))]

@@ -26,7 +26,7 @@ class ReceiptSink(Protocol):
         """Devices whose receipt cannot be published, and why; each is tried again."""
         ...
 
-    def owe(self, ledger: Ledger, devices: Iterable[str]) -> None:
+    def mark_pending(self, ledger: Ledger, devices: Iterable[str]) -> None:
         """Publish the receipts of these devices as `ledger`, or one after it, has them."""
         ...
 

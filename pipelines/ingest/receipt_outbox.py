@@ -109,7 +109,7 @@ class _Inbox:
 
 
 class ReceiptOutbox:
-    """The receipts to be published. `owe`, `pending` and `failing` may be used from any thread, `step` from one.
+    """The receipts to be published. `mark_pending`, `pending` and `failing` may be used from any thread, `step` from one.
 
     Args:
         link: the connection.
@@ -150,7 +150,7 @@ class ReceiptOutbox:
         """Devices whose receipt cannot be published, and why; each is tried again."""
         return {device: one.reason for device, one in sorted(self._histories.copy().items()) if one.failures}
 
-    def owe(self, ledger: Ledger, devices: Iterable[str]) -> None:
+    def mark_pending(self, ledger: Ledger, devices: Iterable[str]) -> None:
         """Publish the receipts of these devices as `ledger`, or one after it, has them."""
         with self._inbox.lock:
             self._inbox.ledger = ledger

@@ -64,9 +64,9 @@ class ReceiptSender:
         """Devices whose receipt cannot be published, and why; each is tried again."""
         return self._outbox.failing
 
-    def owe(self, ledger: Ledger, devices: Iterable[str]) -> None:
+    def mark_pending(self, ledger: Ledger, devices: Iterable[str]) -> None:
         """Publish the receipts of these devices as `ledger`, or one after it, has them."""
-        self._outbox.owe(ledger, devices)
+        self._outbox.mark_pending(ledger, devices)
 
     def step(self) -> None:
         """See to it that the thread is at work.

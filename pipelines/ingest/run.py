@@ -14,10 +14,10 @@ from types import MappingProxyType
 import msgspec
 
 from pipelines.errors import CorruptLakeError, FaultError
-from pipelines.ingest.admit import MAX_DEVICE_STREAMS, Admission, Bounds, Head, Verdict, admit
+from pipelines.ingest.admit import MAX_DEVICE_STREAMS, Admission, Bounds, FreshSpans, Head, admit
 from pipelines.ingest.chips import prepare_chips
+from pipelines.ingest.fault_breaker import FaultBreaker, FaultStreak, faults_of, is_systemic, paused, streak_after
 from pipelines.ingest.fault_file import keep_faults, read_faults
-from pipelines.ingest.fault_stop import FaultRow, FaultStop, faults_of, held_back, is_everyones, row_after
 from pipelines.ingest.graph import run_graph
 from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef
@@ -42,7 +42,7 @@ NO_HEADS: Mapping[SegmentRef, SegmentHeads] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Admitted:
     """The heads of a plan and what admission said: verdicts per segment (its index in the plan), message and arrival.
 
     `places` has, per segment and message, the index of its first arrival in the admission.
@@ -50,23 +50,23 @@ class Judged:
 
     heads: Mapping[int, SegmentHeads]
     admission: Admission
-    verdicts: Mapping[int, tuple[tuple[Verdict, ...], ...]]
+    fresh_by_place: Mapping[int, tuple[tuple[FreshSpans, ...], ...]]
     places: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class RunContext:
     """What a run is carried out with: the engine, how many children settle its items, what one envelope may be, when to stop."""
 
     engine: Engine
     limits: Limits
-    crew_size: int = 0
-    fault_stop: FaultStop = field(default_factory=FaultStop)
+    worker_count: int = 0
+    fault_breaker: FaultBreaker = field(default_factory=FaultBreaker)
     max_device_ranges: int = MAX_DEVICE_RANGES
 
 
 def execute(
-    lake: Lake, plan: Plan, before: Ledger, means: Means, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
+    lake: Lake, plan: Plan, before: Ledger, context: RunContext, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
 ) -> tuple[Ledger, frozenset[str]]:
     """Carry out a plan, or what a crash left of it.
 
@@ -74,7 +74,7 @@ def execute(
         lake: the lake.
         plan: the plan; it is on disk.
         before: the ledger after the run before.
-        means: what it is carried out with.
+        context: what it is carried out with.
         known: heads that were read a moment ago, CRCs and all; the others are read.
 
     Returns:
@@ -85,19 +85,21 @@ def execute(
         ConflictError: another committer is at work.
         FaultError: our own code fails on whatever comes; nothing was committed.
     """
-    judged = judge_release(lake, plan) if plan.releases else judge(lake, plan, before, known)
-    prepared = read_prepared(lake, plan.run) or _prepare(lake, plan, judged, means)
-    faults = demand_sound(lake, plan, prepared, before, means.fault_stop)
-    chips = prepare_chips(lake, plan, prepared, read_pins(lake, plan.pins), means.limits.max_image_pixels, _cutter(lake, means))
-    counts = count_release(plan, prepared) if plan.releases else count(judged, prepared)
-    reports = [report for index in sorted(judged.heads) for report in judged.heads[index].reports]
+    admitted = admit_replay(lake, plan) if plan.replay_items else admit_plan(lake, plan, before, known)
+    prepared = read_prepared(lake, plan.run) or _prepare(lake, plan, admitted, context)
+    faults = check_fault_breaker(lake, plan, prepared, before, context.fault_breaker)
+    chips = prepare_chips(
+        lake, plan, prepared, read_pins(lake, plan.pins), context.limits.max_image_pixels, _cutter(lake, context)
+    )
+    counts = count_replay(plan, prepared) if plan.replay_items else count(admitted, prepared)
+    reports = [report for index in sorted(admitted.heads) for report in admitted.heads[index].reports]
     after = before.after(
         plan.run,
-        judged.admission.touched,
+        admitted.admission.touched,
         counts,
         listed_epochs(reports),
         reasons=reasons_of(prepared),
-        max_ranges=means.max_device_ranges,
+        max_ranges=context.max_device_ranges,
     )
     unbalanced = after.unbalanced()
     if unbalanced:
@@ -111,11 +113,11 @@ def execute(
     publish_run(lake, plan, files, counts)
     keep_faults(lake, *faults)
     lake.evict([*payload_paths(lake, plan.run, files), *(segment_path(lake, segment) for segment in plan.segments)])
-    devices = {key.device for key in judged.admission.touched} | {device for device, _ in counts if device}
+    devices = {key.device for key in admitted.admission.touched} | {device for device, _ in counts if device}
     return after, frozenset(devices | {report.device for report in reports})
 
 
-def judge(lake: Lake, plan: Plan, before: Ledger, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS) -> Judged:
+def admit_plan(lake: Lake, plan: Plan, before: Ledger, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS) -> Admitted:
     """Read the heads of a plan and judge them against the ledger before it.
 
     Raises:
@@ -124,52 +126,54 @@ def judge(lake: Lake, plan: Plan, before: Ledger, known: Mapping[SegmentRef, Seg
     heads = {
         index: known.get(segment) or read_heads(lake, segment)
         for index, segment in enumerate(plan.segments)
-        if not segment.set_aside
+        if not segment.skip_reason
     }
     arrivals = [arrival for index in sorted(heads) for message in heads[index].arrivals for arrival in message]
     known_rows = before.of({arrival.key.device for arrival in arrivals})
     admission = admit(arrivals, known_rows.ranges(), Bounds(floors_of(known_rows.books), streams_of(known_rows.books)))
-    verdicts: dict[int, tuple[tuple[Verdict, ...], ...]] = {}
+    fresh_by_place: dict[int, tuple[tuple[FreshSpans, ...], ...]] = {}
     places: dict[int, tuple[int, ...]] = {}
     at = 0
     for index in sorted(heads):
         sizes = [len(message) for message in heads[index].arrivals]
         firsts = tuple(accumulate(sizes, initial=at))
-        verdicts[index] = tuple(tuple(admission.verdicts[first:end]) for first, end in pairwise(firsts))
+        fresh_by_place[index] = tuple(tuple(admission.fresh_by_place[first:end]) for first, end in pairwise(firsts))
         places[index], at = firsts[:-1], firsts[-1]
-    return Judged(heads, admission, verdicts, places)
+    return Admitted(heads, admission, fresh_by_place, places)
 
 
-def judge_release(lake: Lake, plan: Plan) -> Judged:
+def admit_replay(lake: Lake, plan: Plan) -> Admitted:
     """A replay settles the seqs that its plan names, whatever the ledger says: they were settled as quarantined."""
     heads = {index: read_heads(lake, segment) for index, segment in enumerate(plan.segments)}
-    verdicts = {index: tuple((release.spans,) for release in plan.releases) for index in heads}
-    return Judged(heads, Admission([], {}), verdicts)
+    fresh_by_place = {index: tuple((replay_item.spans,) for replay_item in plan.replay_items) for index in heads}
+    return Admitted(heads, Admission([], {}), fresh_by_place)
 
 
-def count_release(plan: Plan, prepared: Prepared) -> dict[BooksKey, Counts]:
+def count_replay(plan: Plan, prepared: Prepared) -> dict[BooksKey, Counts]:
     """A replay moves samples from quarantined to committed, as far as they are accepted now; a discard, to discarded."""
     found: dict[BooksKey, Counter[str]] = defaultdict(Counter)
-    for release in plan.releases:
-        books = found[release.device, release.stream]
-        books["quarantined"] -= release.count
-        if release.outcome == DISCARD:
-            books["discarded"] += release.count
+    for replay_item in plan.replay_items:
+        books = found[replay_item.device, replay_item.stream]
+        books["quarantined"] -= replay_item.count
+        if replay_item.outcome == DISCARD:
+            books["discarded"] += replay_item.count
     for item in prepared.items:
         for row in item.settled:
             found[row.device, row.stream].update(committed=row.committed, quarantined=row.quarantined)
     return {key: Counts(**books) for key, books in found.items()}
 
 
-def count(judged: Judged, prepared: Prepared) -> dict[BooksKey, Counts]:
+def count(admitted: Admitted, prepared: Prepared) -> dict[BooksKey, Counts]:
     """What a run adds to the books: received and duplicate from the heads, committed and quarantined from what was written."""
     found: dict[BooksKey, Counter[str]] = defaultdict(Counter)
-    admission = judged.admission
-    for index, heads in judged.heads.items():
-        for message, verdicts, first in zip(heads.arrivals, judged.verdicts[index], judged.places[index], strict=True):
-            for place, (arrival, verdict) in enumerate(zip(message, verdicts, strict=True), first):
+    admission = admitted.admission
+    for index, heads in admitted.heads.items():
+        for message, fresh_by_place, first in zip(
+            heads.arrivals, admitted.fresh_by_place[index], admitted.places[index], strict=True
+        ):
+            for place, (arrival, fresh_spans) in enumerate(zip(message, fresh_by_place, strict=True), first):
                 is_away = place in admission.turned_away
-                new = sum(high - low for low, high in (*verdict, *admission.late.get(place, ())))
+                new = sum(high - low for low, high in (*fresh_spans, *admission.late.get(place, ())))
                 if isinstance(arrival, Head):
                     books = found[arrival.key.device, "" if is_away else arrival.key.stream]
                     books["received"] += arrival.samples
@@ -204,7 +208,9 @@ def read_prepared(lake: Lake, run: int) -> Prepared | None:
         raise CorruptLakeError(f"{path}: not what a run writes ({error}); delete it, and the run prepares anew") from error
 
 
-def demand_sound(lake: Lake, plan: Plan, prepared: Prepared, ledger: Ledger, limit: FaultStop) -> tuple[FaultRow, FaultRow]:
+def check_fault_breaker(
+    lake: Lake, plan: Plan, prepared: Prepared, ledger: Ledger, limit: FaultBreaker
+) -> tuple[FaultStreak, FaultStreak]:
     """Hold a run back of which (nearly) all messages meet a fault of our own; it is prepared anew at the next try.
 
     Returns:
@@ -214,11 +220,11 @@ def demand_sound(lake: Lake, plan: Plan, prepared: Prepared, ledger: Ledger, lim
         FaultError: it is held back.
     """
     before, found = read_faults(lake), faults_of(prepared)
-    if plan.releases:
+    if plan.replay_items:
         return before, before  # a replay may well meet its fault again, and then goes back to where it was
-    if not found.refused or not is_everyones(found, before, ledger.devices(), limit):
-        return before, row_after(found, before, limit)
-    keep_faults(lake, before, held_back(plan.run, plan.planned_at_us, found, before))
+    if not found.refused or not is_systemic(found, before, ledger.devices(), limit):
+        return before, streak_after(found, before, limit)
+    keep_faults(lake, before, paused(plan.run, plan.planned_at_us, found, before))
     lake.delete(prepared_path(lake.root, plan.run))
     raise FaultError(
         f"run {plan.run} is held back: {found.refused} of its {found.messages} messages meet a fault of the core's own "
@@ -227,7 +233,7 @@ def demand_sound(lake: Lake, plan: Plan, prepared: Prepared, ledger: Ledger, lim
     )
 
 
-def works(lake: Lake, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
+def works(lake: Lake, plan: Plan, admitted: Admitted, limits: Limits) -> list[Work]:
     """The plan's work items with their verdicts."""
     return [
         Work(
@@ -237,22 +243,25 @@ def works(lake: Lake, plan: Plan, judged: Judged, limits: Limits) -> list[Work]:
             pins=plan.pins,
             item=item,
             segments=tuple(plan.segments[index] for index in indexes),
-            verdicts=tuple(tuple(verdicts[0] if verdicts else () for verdicts in judged.verdicts[index]) for index in indexes),
+            fresh_by_place=tuple(
+                tuple(fresh_by_place[0] if fresh_by_place else () for fresh_by_place in admitted.fresh_by_place[index])
+                for index in indexes
+            ),
             limits=limits,
             remote=lake.store.remote_config,
-            unadmitted=tuple(one for segment, index in enumerate(indexes) for one in _unadmitted(judged, index, segment)),
+            unadmitted=tuple(one for segment, index in enumerate(indexes) for one in _unadmitted(admitted, index, segment)),
         )
         for item, indexes in enumerate(plan.items())
     ]
 
 
-def _unadmitted(judged: Judged, index: int, segment: int) -> Iterator[Unadmitted]:
+def _unadmitted(admitted: Admitted, index: int, segment: int) -> Iterator[Unadmitted]:
     """The envelopes of segment `index` that are late or of a stream too many; `segment` is its place in the work item."""
-    admission = judged.admission
+    admission = admitted.admission
     if not admission.late and not admission.turned_away:
         return
-    for message, place in enumerate(judged.places.get(index, ())):
-        arrivals = judged.heads[index].arrivals[message]
+    for message, place in enumerate(admitted.places.get(index, ())):
+        arrivals = admitted.heads[index].arrivals[message]
         if not arrivals or not isinstance(arrivals[0], Head):
             continue
         if place in admission.turned_away:
@@ -261,19 +270,19 @@ def _unadmitted(judged: Judged, index: int, segment: int) -> Iterator[Unadmitted
             yield Unadmitted(segment, message, STAGE_FLOOR, LATE, admission.late[place])
 
 
-def _cutter(lake: Lake, means: Means) -> Engine:
+def _cutter(lake: Lake, context: RunContext) -> Engine:
     """Where images are cut: of a remote lake in this process, for their bands lie in this folder."""
-    return means.engine if lake.store.is_on_disk else Engine()
+    return context.engine if lake.store.is_on_disk else Engine()
 
 
-def _prepare(lake: Lake, plan: Plan, judged: Judged, means: Means) -> Prepared:
-    items = works(lake, plan, judged, means.limits)
+def _prepare(lake: Lake, plan: Plan, admitted: Admitted, context: RunContext) -> Prepared:
+    items = works(lake, plan, admitted, context.limits)
     if not items:
         return Prepared(plan.run, ())
-    run_graph(items, str(lake.root), plan.run, means.engine, means.crew_size)
+    run_graph(items, str(lake.root), plan.run, context.engine, context.worker_count)
     prepared = read_prepared(lake, plan.run)
     if prepared is None or len(prepared.items) != len(items):
         done = 0 if prepared is None else len(prepared.items)
         lake.delete(prepared_path(lake.root, plan.run))
-        raise CorruptLakeError(f"run {plan.run}: {means.engine.kind.value} finished {done} of {len(items)} items; use another")
+        raise CorruptLakeError(f"run {plan.run}: {context.engine.kind.value} finished {done} of {len(items)} items; use another")
     return prepared

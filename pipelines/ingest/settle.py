@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.bridge.rows import KIND_REPORTED, KIND_UP
 from pipelines.bridge.segment import read_segment
-from pipelines.ingest.admit import Verdict
+from pipelines.ingest.admit import FreshSpans
 from pipelines.ingest.decode import DecodeError, Rows, decode
 from pipelines.ingest.event_times import NEVER_SET, correct_times
 from pipelines.ingest.group import Envelope, Group
@@ -56,32 +56,32 @@ def settle_item(work: Work, tell: Callable[[int, int], None] | None = None) -> I
     """
     settler = Settler(work)
     poison = frozenset(work.poison)
-    for place, message, verdict in _placed(work):
+    for place, message, fresh_spans in _placed(work):
         if place in poison:
-            settler.refuse(message, verdict, STAGE_DECODE, "the body ends the process that reads it")
+            settler.refuse(message, fresh_spans, STAGE_DECODE, "the body ends the process that reads it")
             continue
         if tell is not None:
             tell(*place)
-        settler.take(message, verdict)
+        settler.take(message, fresh_spans)
         if tell is not None:
             settler.flush()  # whoever asks for names wants to know which message a death came of
     settler.refuse_unadmitted()
     return settler.finish()
 
 
-def unsettled(work: Work) -> Iterator[tuple[Message, Verdict]]:
+def unsettled(work: Work) -> Iterator[tuple[Message, FreshSpans]]:
     """The messages of an item with their fresh seqs, in order."""
-    for _place, message, verdict in _placed(work):
-        yield message, verdict
+    for _place, message, fresh_spans in _placed(work):
+        yield message, fresh_spans
 
 
-def _placed(work: Work) -> Iterator[tuple[tuple[int, int], Message, Verdict]]:
-    for index, (segment, verdicts) in enumerate(zip(work.segments, work.verdicts, strict=True)):
+def _placed(work: Work) -> Iterator[tuple[tuple[int, int], Message, FreshSpans]]:
+    for index, (segment, fresh_by_place) in enumerate(zip(work.segments, work.fresh_by_place, strict=True)):
         place = 0
         # Its checksums were checked when it was planned or resumed, a moment ago.
         for batch in read_segment(_at_hand(work, segment), checked=work.remote is None):
             for message in messages(batch):
-                yield (index, place), message, verdicts[place]
+                yield (index, place), message, fresh_by_place[place]
                 place += 1
 
 
@@ -104,12 +104,12 @@ class Settler:
         self._faults = Faults()
         self._refusals = RefusalTally()
 
-    def take(self, message: Message, verdict: Verdict) -> None:
+    def take(self, message: Message, fresh_spans: FreshSpans) -> None:
         """Take one message in."""
         if message.kind == KIND_UP:
-            if verdict:
+            if fresh_spans:
                 self._messages += 1
-                self._take_envelope(message, verdict)
+                self._take_envelope(message, fresh_spans)
         elif message.kind == KIND_REPORTED:
             said = read_report(message.batch, message.row)
             if isinstance(said, str):
@@ -117,18 +117,18 @@ class Settler:
         else:
             self._reject(message.rejected(STAGE_HEAD, message.refusal or "refused", None, 1), stream="")
 
-    def refuse(self, message: Message, verdict: Verdict, stage: str, reason: str, *, is_whole: bool = True) -> None:
+    def refuse(self, message: Message, fresh_spans: FreshSpans, stage: str, reason: str, *, is_whole: bool = True) -> None:
         """Refuse these seqs of a message without opening its body, for our own code fails on it, or ends of it.
 
         Args:
             message: the message.
-            verdict: which of its seqs.
+            fresh_spans: which of its seqs.
             stage: what it is refused at.
             reason: why.
             is_whole: whether nothing else of the message is settled.
         """
-        if message.kind == KIND_UP and verdict:
-            self._reject_whole(message, verdict, stage, reason)
+        if message.kind == KIND_UP and fresh_spans:
+            self._reject_whole(message, fresh_spans, stage, reason)
             if is_whole:
                 self._messages += 1
                 devices = tuple(sorted({*self._faults.devices, message.device or ""}))
@@ -141,7 +141,7 @@ class Settler:
         wanted = {(one.segment, one.message): one for one in self._work.unadmitted}
         if not wanted:
             return
-        for place, message, _verdict in _placed(self._work):
+        for place, message, _fresh_spans in _placed(self._work):
             one = wanted.get(place)
             if one is not None and one.spans:
                 self._reject_whole(message, one.spans, one.stage, one.reason)
@@ -158,21 +158,21 @@ class Settler:
             self._work.item, tuple(self._files), settled, None, self._messages, self._faults, self._refusals.counts()
         )
 
-    def _take_envelope(self, message: Message, verdict: Verdict) -> None:
+    def _take_envelope(self, message: Message, fresh_spans: FreshSpans) -> None:
         contract = self._pins.contract(message.stream or "", message.version)
         if contract is None:
             named = f"{message.stream} {message.version or ''}".strip()
-            self._reject_whole(message, verdict, STAGE_CONTRACT, f"the core has no contract {named}; add it, then replay")
+            self._reject_whole(message, fresh_spans, STAGE_CONTRACT, f"the core has no contract {named}; add it, then replay")
             return
         if message.clock.is_unknown:
-            self._reject_whole(message, verdict, STAGE_CONTRACT, NEVER_SET)
+            self._reject_whole(message, fresh_spans, STAGE_CONTRACT, NEVER_SET)
             return
         try:
             rows = correct_times(self._decode(message, contract), message.clock, contract, message.received_us)
         except DecodeError as error:
-            self._reject_whole(message, verdict, STAGE_DECODE, str(error))
+            self._reject_whole(message, fresh_spans, STAGE_DECODE, str(error))
             return
-        fresh = Ranges(verdict)
+        fresh = Ranges(fresh_spans)
         for rejected in rows.rejected:
             seq = message.first_seq + rejected.index
             if seq in fresh:
@@ -181,7 +181,7 @@ class Settler:
                     Rejection(origin, STAGE_CONTRACT, rejected.reason, seq, 1, rejected.raw, BODY_JSON, ((seq, seq + 1),))
                 )
         if rows.batch.num_rows:
-            self._collect(contract, Envelope(message, rows, verdict))
+            self._collect(contract, Envelope(message, rows, fresh_spans))
 
     def _decode(self, message: Message, contract: Contract) -> Rows:
         return decode(
@@ -222,9 +222,9 @@ class Settler:
             for rejection in written.rejections:
                 self._reject(rejection)
 
-    def _reject_whole(self, message: Message, verdict: Verdict, stage: str, reason: str) -> None:
-        count = sum(high - low for low, high in verdict)
-        self._reject(message.rejected(stage, reason, verdict[0][0], count, verdict))
+    def _reject_whole(self, message: Message, fresh_spans: FreshSpans, stage: str, reason: str) -> None:
+        count = sum(high - low for low, high in fresh_spans)
+        self._reject(message.rejected(stage, reason, fresh_spans[0][0], count, fresh_spans))
 
     def _part(self, table: str) -> str:
         """The name of the item's next part of a table."""

@@ -100,13 +100,13 @@ def _checked(group: Group, target: Target, written: Written) -> list[_Checked]:
             # One value that does not fit refuses the whole cast: judge each envelope alone, so that only its own is refused.
             alone = [Group(group.contract, [envelope]) for envelope in group.envelopes]
             return [checked for single in alone for checked in _checked(single, target, written)]
-        message, _rows, verdict = group.envelopes[0]
+        message, _rows, fresh_spans = group.envelopes[0]
         keys = row_keys(group.envelopes)
         fresh = fresh_mask(group.envelopes, keys)
         count = len(keys.seq) if fresh is None else int(fresh.sum())
         if count:
             spans = spans_of(keys.seq if fresh is None else keys.seq[fresh])
-            written.rejections.append(message.rejected(STAGE_CONTRACT, str(error), verdict[0][0], count, spans))
+            written.rejections.append(message.rejected(STAGE_CONTRACT, str(error), fresh_spans[0][0], count, spans))
         return []
 
 

@@ -46,7 +46,7 @@ class Work(msgspec.Struct, frozen=True):
     pins: str
     item: int
     segments: tuple[SegmentRef, ...]
-    verdicts: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
+    fresh_by_place: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
     limits: Limits
     careful: bool = False
     poison: tuple[tuple[int, int], ...] = ()

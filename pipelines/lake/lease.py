@@ -15,13 +15,13 @@ from pipelines.errors import ConflictError, RefusedError, RetryLaterError
 from pipelines.lake.store import Store
 
 LOOP_NAME = "runs/loop.claim"
-UPKEEP_NAME = "runs/upkeep.claim"
+MAINTENANCE_NAME = "runs/upkeep.claim"
 BEATS_PER_TERM = 4
 
 log = structlog.get_logger(__name__)
 
 
-class Claim(msgspec.Struct, frozen=True):
+class LeaseRecord(msgspec.Struct, frozen=True):
     """Who holds the lake, and how often it has said so. `owner` is empty once it was given back."""
 
     owner: str
@@ -63,7 +63,7 @@ class Lease:
         self._thread.join()
         if not self._lost:
             try:
-                self._say(Claim("", self._beat + 1))
+                self._say(LeaseRecord("", self._beat + 1))
             except RetryLaterError as error:
                 log.warning("claim_not_given_back", reason=str(error), hint="the next one waits for one term")
 
@@ -77,7 +77,7 @@ class Lease:
             raise RefusedError(self._lost)
 
     def _take(self) -> None:
-        mine = Claim(self._owner, 1)
+        mine = LeaseRecord(self._owner, 1)
         try:
             self._store.create(self._name, msgspec.json.encode(mine))
         except ConflictError:
@@ -90,26 +90,26 @@ class Lease:
                     raise self._refused(now.owner) from None
             self._beat = holder.beat
             try:
-                self._say(Claim(self._owner, self._beat + 1))
+                self._say(LeaseRecord(self._owner, self._beat + 1))
             except ConflictError as error:
                 raise self._refused(self._seen()[1].owner) from error
         else:
             self._tag, self._beat = self._seen()[0], 1
 
-    def _seen(self) -> tuple[str, Claim]:
+    def _seen(self) -> tuple[str, LeaseRecord]:
         found = self._store.read_tagged(self._name)
         if found is None:
             raise RetryLaterError(f"{self._store.table_uri(self._name)}: it is gone again; start once more")
-        return found[1], msgspec.json.decode(found[0], type=Claim)
+        return found[1], msgspec.json.decode(found[0], type=LeaseRecord)
 
-    def _say(self, claim: Claim) -> None:
+    def _say(self, claim: LeaseRecord) -> None:
         self._tag = self._store.replace(self._name, msgspec.json.encode(claim), self._tag)
         self._beat = claim.beat
 
     def _beat_on(self) -> None:
         while not self._is_over.wait(self._term_s / BEATS_PER_TERM):
             try:
-                self._say(Claim(self._owner, self._beat + 1))
+                self._say(LeaseRecord(self._owner, self._beat + 1))
             except ConflictError:
                 where = self._store.table_uri("").rstrip("/")
                 self._lost = f"{where}: another {self._what} has taken this lake over; leave the work to it"

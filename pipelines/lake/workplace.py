@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.lake.lake import Lake
-from pipelines.lake.lease import UPKEEP_NAME
+from pipelines.lake.lease import MAINTENANCE_NAME
 
 FOLDER = ".work"
 
@@ -30,12 +30,12 @@ def workplace(lake: Lake, name: str) -> Iterator[Lake]:
 
 
 @contextmanager
-def only_upkeep(lake: Lake, what: str) -> Iterator[None]:
+def only_maintainer(lake: Lake, what: str) -> Iterator[None]:
     """Be the only one, on any machine, that rewrites or deletes files of a remote lake; of a folder, a file lock says so.
 
     Raises:
         RefusedError: another one is at work.
         RetryLaterError: the storage is away.
     """
-    with lake.store.claimed(UPKEEP_NAME, "maintenance or retag", owner=what):
+    with lake.store.claimed(MAINTENANCE_NAME, "maintenance or retag", owner=what):
         yield

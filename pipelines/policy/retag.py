@@ -24,7 +24,7 @@ from pipelines.lake.layout import retag_lock_path, stream_table
 from pipelines.lake.reference import table_path
 from pipelines.lake.replace import LiveFile, live_files, replace_files
 from pipelines.lake.table import open_table
-from pipelines.lake.workplace import only_upkeep, workplace
+from pipelines.lake.workplace import only_maintainer, workplace
 from pipelines.policy.tag_file import FileTagger, retag_file
 from schemas.policy import Policy
 
@@ -224,7 +224,7 @@ def _only_one(lake: Lake, stream: str) -> Iterator[Lake]:
     with held_alone(retag_lock_path(lake.root, stream)) as is_ours:
         if not is_ours:
             raise RefusedError(f"another retag of {stream} is at work; wait for it")
-        with only_upkeep(lake, f"retag {stream}"), workplace(lake, f"retag-{stream}") as there:
+        with only_maintainer(lake, f"retag {stream}"), workplace(lake, f"retag-{stream}") as there:
             yield there
 
 

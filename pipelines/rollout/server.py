@@ -14,7 +14,7 @@ from pipelines.bridge.shares import Shares
 from pipelines.config import CoreConfig, ShareConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
-from pipelines.heartbeat import Health, Heart, starting
+from pipelines.heartbeat import Health, Heartbeats, starting
 from pipelines.lake.lake import lake_of
 from pipelines.log_limit import LogLimit
 from pipelines.rollout.connection import BrokerLink, reply_properties
@@ -301,7 +301,7 @@ def serve(config: CoreConfig, stop: threading.Event, clock: Clock | None = None)
         server.open()
     log.info("model_server_ready", broker=f"{config.broker.host}:{config.broker.port}")
     try:
-        with Heart(lake, "models", "server", clock, server.health):
+        with Heartbeats(lake, "models", "server", clock, server.health):
             while not stop.is_set():
                 try:
                     server.tick()

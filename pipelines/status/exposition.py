@@ -2,18 +2,18 @@
 
 from catchment.runtime.metrics_text import MetricsPage
 from pipelines.config import AlarmConfig
-from pipelines.status.health import DEFAULTS, judge, quarantine_share
+from pipelines.status.health import DEFAULTS, assess, quarantine_share
 from pipelines.status.survey import Survey
 
 
 def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     """All metrics of the core."""
     page = MetricsPage()
-    verdict = judge(found, limits)
-    page.add_one("catchment_live", "All processes of the core beat", float(verdict.is_alive))
-    page.add_one("catchment_ready", "The core gets on", float(verdict.is_ready))
-    page.add_one("catchment_alarms", "What a person should look at", float(len(verdict.alarms)))
-    kinds = [({"kind": kind}, float(count)) for kind, count in verdict.counts().items()]
+    result = assess(found, limits)
+    page.add_one("catchment_live", "All processes of the core beat", float(result.is_alive))
+    page.add_one("catchment_ready", "The core gets on", float(result.is_ready))
+    page.add_one("catchment_alarms", "What a person should look at", float(len(result.alarms)))
+    kinds = [({"kind": kind}, float(count)) for kind, count in result.counts().items()]
     page.add("catchment_alarms_of_kind", "Alarms by what they are about", kinds)
     page.add_one("catchment_books_unbalanced", "Streams of devices whose books do not balance", float(len(found.unbalanced)))
     page.add_one("catchment_run", "The last committed run", float(found.run))
@@ -32,20 +32,22 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     )
     page.add_one("catchment_requests_open", "Replays and discards asked for and not done", float(found.open_requests))
     page.add_one("catchment_suspended", "Policies and inspectors in force that may not run", float(len(found.suspended)))
-    over = [({"device": device}, 1.0) for beat in found.beats for device in beat.over_share]
+    over = [({"device": device}, 1.0) for heartbeat in found.heartbeats for device in heartbeat.over_share]
     page.add("catchment_device_over_share", "Devices that send more than their share; at most 20 of each bridge", over)
     page.add("catchment_refused_streams", "Streams of devices of which the core refuses everything",
              [({}, float(found.devices.refused_streams))])  # fmt: skip
     page.add_one("catchment_ledger_ranges", "Settled ranges of all devices", float(found.devices.ranges))
     page.add("catchment_ledger_device_ranges_max", "Settled ranges of the device with the most",
              [({}, float(max((one.ranges for one in found.devices.crowded), default=0)))])  # fmt: skip
-    for beat in found.beats:
-        labels = {"role": beat.role, "name": beat.name}
-        page.add("catchment_beat_age_seconds", "Since a process last beat", [(labels, found.at_us / 1e6 - beat.at_ms / 1e3)])
-        page.add("catchment_process_ready", "A process says that it gets on", [(labels, float(beat.is_ready))])
-        for name, value in sorted(beat.counters.items()):
+    for heartbeat in found.heartbeats:
+        labels = {"role": heartbeat.role, "name": heartbeat.name}
+        page.add("catchment_beat_age_seconds", "Since a process last beat", [(labels, found.at_us / 1e6 - heartbeat.at_ms / 1e3)])
+        page.add("catchment_process_ready", "A process says that it gets on", [(labels, float(heartbeat.is_ready))])
+        for name, value in sorted(heartbeat.counters.items()):
             page.add(
-                f"catchment_{beat.role}_{name}", f"{name} of the {beat.role}, since it started", [({"name": beat.name}, value)]
+                f"catchment_{heartbeat.role}_{name}",
+                f"{name} of the {heartbeat.role}, since it started",
+                [({"name": heartbeat.name}, value)],
             )
     return page.text()
 

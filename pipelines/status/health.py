@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pipelines.config import AlarmConfig
-from pipelines.heartbeat import Beat
+from pipelines.heartbeat import Heartbeat
 from pipelines.status.survey import StreamStatus, Survey
 
 DEFAULTS = AlarmConfig()
@@ -47,7 +47,7 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HealthResult:
     """Whether the core is alive and ready, and all that is not well."""
 
     is_alive: bool
@@ -65,17 +65,17 @@ class Verdict:
         return {kind.value: counted[kind] for kind in Kind}
 
 
-def judge(found: Survey, limits: AlarmConfig = DEFAULTS) -> Verdict:
+def assess(found: Survey, limits: AlarmConfig = DEFAULTS) -> HealthResult:
     """Judge a survey."""
     alarms = tuple(
         Alarm(kind, text)
         for kind, texts in (
             (Kind.BOOKS, _books(found)),
             (Kind.SILENT, _silent(found, limits)),
-            (Kind.FAR, _far(found, limits)),
+            (Kind.FAR, _remote(found, limits)),
             (Kind.TROUBLE, _troubles(found, limits)),
             (Kind.STUCK, _stuck(found, limits)),
-            (Kind.FAULT_STOP, _fault_stop(found)),
+            (Kind.FAULT_STOP, _fault_breaker(found)),
             (Kind.RULES, _rules(found, limits)),
             (Kind.SUSPENDED, _suspended(found, limits)),
             (Kind.QUARANTINE, _quarantine(found, limits)),
@@ -87,7 +87,7 @@ def judge(found: Survey, limits: AlarmConfig = DEFAULTS) -> Verdict:
         for text in texts
     )
     kinds = {alarm.kind for alarm in alarms}
-    return Verdict(Kind.SILENT not in kinds, not kinds & _STANDSTILLS, alarms)
+    return HealthResult(Kind.SILENT not in kinds, not kinds & _STANDSTILLS, alarms)
 
 
 def _books(found: Survey) -> Iterator[str]:
@@ -102,36 +102,38 @@ def _age_ms(found: Survey, at_ms: int) -> int:
 
 
 def _silent(found: Survey, limits: AlarmConfig) -> Iterator[str]:
-    for beat in found.beats:
-        if _age_ms(found, beat.at_ms) > limits.silent_s * 1_000:
-            yield f"{beat.role} {beat.name} is silent for {_age_ms(found, beat.at_ms) // 1000} s{_last_word(beat)}"
-    roles = {beat.role for beat in found.beats}
+    for heartbeat in found.heartbeats:
+        if _age_ms(found, heartbeat.at_ms) > limits.silent_s * 1_000:
+            yield f"{heartbeat.role} {heartbeat.name} is silent for {_age_ms(found, heartbeat.at_ms) // 1000} s{_last_word(heartbeat)}"
+    roles = {heartbeat.role for heartbeat in found.heartbeats}
     # Of a remote lake each role may be on a machine of its own, and is asked there.
     wanted = () if found.is_remote else ("bridge", "run")
     yield from (f"no {role} has ever been at work here" for role in wanted if role not in roles)
 
 
-def _last_word(beat: Beat) -> str:
+def _last_word(heartbeat: Heartbeat) -> str:
     """What a process that is silent said last, if it was trouble."""
-    return f"; its last word: {beat.trouble}" if beat.trouble else ""
+    return f"; its last word: {heartbeat.trouble}" if heartbeat.trouble else ""
 
 
-def _far(found: Survey, limits: AlarmConfig) -> Iterator[str]:
+def _remote(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     """Whoever is asked whether this machine lives must not be told of another one's death."""
-    for beat in found.far_beats:
-        if _age_ms(found, beat.at_ms) > limits.far_silent_s * 1_000:
-            yield f"{beat.role} {beat.name} on {beat.host} is silent for {_age_ms(found, beat.at_ms) // 1000} s{_last_word(beat)}"
+    for heartbeat in found.remote_heartbeats:
+        if _age_ms(found, heartbeat.at_ms) > limits.far_silent_s * 1_000:
+            yield f"{heartbeat.role} {heartbeat.name} on {heartbeat.host} is silent for {_age_ms(found, heartbeat.at_ms) // 1000} s{_last_word(heartbeat)}"
 
 
-def _beating(found: Survey, limits: AlarmConfig) -> Iterator[Beat]:
-    yield from (beat for beat in found.beats if _age_ms(found, beat.at_ms) <= limits.silent_s * 1_000)
-    yield from (beat for beat in found.far_beats if _age_ms(found, beat.at_ms) <= limits.far_silent_s * 1_000)
+def _live_heartbeats(found: Survey, limits: AlarmConfig) -> Iterator[Heartbeat]:
+    yield from (heartbeat for heartbeat in found.heartbeats if _age_ms(found, heartbeat.at_ms) <= limits.silent_s * 1_000)
+    yield from (
+        heartbeat for heartbeat in found.remote_heartbeats if _age_ms(found, heartbeat.at_ms) <= limits.far_silent_s * 1_000
+    )
 
 
 def _troubles(found: Survey, limits: AlarmConfig) -> Iterator[str]:
-    for beat in _beating(found, limits):
-        if not beat.is_ready:
-            yield f"{beat.role} {beat.name}: {beat.trouble or 'not ready'}"
+    for heartbeat in _live_heartbeats(found, limits):
+        if not heartbeat.is_ready:
+            yield f"{heartbeat.role} {heartbeat.name}: {heartbeat.trouble or 'not ready'}"
 
 
 def _stuck(found: Survey, limits: AlarmConfig) -> Iterator[str]:
@@ -140,7 +142,7 @@ def _stuck(found: Survey, limits: AlarmConfig) -> Iterator[str]:
         yield f"a sealed segment waits for {(found.at_us - oldest) // 1_000_000} s and no run takes it"
 
 
-def _fault_stop(found: Survey) -> Iterator[str]:
+def _fault_breaker(found: Survey) -> Iterator[str]:
     stop = found.faults
     if stop.stopped_run:
         yield (
@@ -150,9 +152,9 @@ def _fault_stop(found: Survey) -> Iterator[str]:
 
 
 def _rules(found: Survey, limits: AlarmConfig) -> Iterator[str]:
-    for beat in _beating(found, limits):
-        if beat.counters.get("rules_broken"):
-            yield f"the rules cannot be read, those before them stay in force: {beat.trouble}"
+    for heartbeat in _live_heartbeats(found, limits):
+        if heartbeat.counters.get("rules_broken"):
+            yield f"the rules cannot be read, those before them stay in force: {heartbeat.trouble}"
 
 
 def _suspended(found: Survey, limits: AlarmConfig) -> Iterator[str]:
@@ -161,8 +163,8 @@ def _suspended(found: Survey, limits: AlarmConfig) -> Iterator[str]:
 
 
 def _over_share(found: Survey, limits: AlarmConfig) -> Iterator[str]:
-    for beat in _beating(found, limits):
-        yield from (f"device {device} is over its share: {what}" for device, what in sorted(beat.over_share.items()))
+    for heartbeat in _live_heartbeats(found, limits):
+        yield from (f"device {device} is over its share: {what}" for device, what in sorted(heartbeat.over_share.items()))
 
 
 def _quarantine(found: Survey, limits: AlarmConfig) -> Iterator[str]:
@@ -186,8 +188,8 @@ def _refused(found: Survey) -> Iterator[str]:
 
 
 def _receipts(found: Survey, limits: AlarmConfig) -> Iterator[str]:
-    for beat in _beating(found, limits):
-        yield from beat.warnings
+    for heartbeat in _live_heartbeats(found, limits):
+        yield from heartbeat.warnings
 
 
 def _ranges(found: Survey, limits: AlarmConfig) -> Iterator[str]:

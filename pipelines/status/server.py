@@ -11,7 +11,7 @@ from pipelines.config import AlarmConfig
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.lake.lake import Lake
 from pipelines.status.exposition import exposition
-from pipelines.status.health import DEFAULTS, judge
+from pipelines.status.health import DEFAULTS, assess
 from pipelines.status.survey import Survey, survey
 
 
@@ -34,8 +34,8 @@ def serving(lake: Lake, host: str, port: int, clock: Clock, alarms: AlarmConfig 
         return surveyed
 
     def probe(found: Survey, *, live: bool) -> Page:
-        verdict = judge(found, alarms)
-        return _probe(verdict.alarms, is_good=verdict.is_alive if live else verdict.is_ready)
+        result = assess(found, alarms)
+        return _probe(result.alarms, is_good=result.is_alive if live else result.is_ready)
 
     pages = {
         "/metrics": page(lambda found: health_page(exposition(found, alarms), is_good=True, kind=METRICS_TYPE)),

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.bridge.segment import SEALED_SUFFIX, sealed_path
-from pipelines.heartbeat import Beat, read_beats, read_far_beats
+from pipelines.heartbeat import Heartbeat, read_heartbeats, read_remote_heartbeats
+from pipelines.ingest.fault_breaker import FaultStreak
 from pipelines.ingest.fault_file import read_faults
-from pipelines.ingest.fault_stop import FaultRow
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
 from pipelines.ingest.requests import open_requests
@@ -65,7 +65,7 @@ class Waiting:
 class Survey:
     """The core at one moment; times are microseconds since 1970.
 
-    Of a lake that `is_remote`, `beats` are those of this working copy, and `far_beats` those of the others.
+    Of a lake that `is_remote`, `heartbeats` are those of this working copy, and `remote_heartbeats` those of the others.
     """
 
     at_us: int
@@ -77,11 +77,11 @@ class Survey:
     unbalanced: tuple[str, ...]
     quarantined_open: dict[str, int]
     open_requests: int
-    beats: tuple[Beat, ...] = field(default=())
+    heartbeats: tuple[Heartbeat, ...] = field(default=())
     suspended: tuple[Suspension, ...] = field(default=())
     is_remote: bool = False
-    faults: FaultRow = field(default=FaultRow())
-    far_beats: tuple[Beat, ...] = ()
+    faults: FaultStreak = field(default=FaultStreak())
+    remote_heartbeats: tuple[Heartbeat, ...] = ()
     devices: Devices = field(default=Devices())
 
     @property
@@ -104,7 +104,7 @@ def survey(lake: Lake, now_us: int) -> Survey:
     }
     last_us, span_us = _recent(lake, run, streams)
     waiting = _waiting(lake, plan, streams)
-    beats = tuple(read_beats(lake))
+    heartbeats = tuple(read_heartbeats(lake))
     return Survey(
         now_us,
         run,
@@ -115,11 +115,11 @@ def survey(lake: Lake, now_us: int) -> Survey:
         tuple(f"{device}/{stream}" for device, stream in ledger.unbalanced()),
         _quarantined(lake),
         len(open_requests(lake)),
-        beats,
+        heartbeats,
         _suspended(lake, plan),
         not lake.store.is_on_disk,
         read_faults(lake),
-        tuple(read_far_beats(lake, beats)),
+        tuple(read_remote_heartbeats(lake, heartbeats)),
         devices_of(ledger),
     )
 
@@ -189,7 +189,7 @@ def _landed(lake: Lake, cursors: Mapping[str, int]) -> list[Stored]:
         paths = [
             sealed_path(landing_folder(lake.root, segment.bridge), segment.number)
             for segment in find_segments(lake, cursors, MAX_WAITING)
-            if not segment.set_aside
+            if not segment.skip_reason
         ]
         return [Stored(lake.name_of(path), (stat := path.stat()).st_size, stat.st_mtime) for path in paths]
     found: list[Stored] = []

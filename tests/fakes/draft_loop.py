@@ -20,7 +20,7 @@ from schemas.contract import Contract, decode_contract, encode_contract
 
 
 @dataclass
-class Judged:
+class Admitted:
     """What became of a file."""
 
     contract: Contract
@@ -46,7 +46,7 @@ def drafted(path: Path, folder: Path, name: str = "drafted") -> Contract:
     return decode_contract(encode_contract(load_odcs(document)))
 
 
-def judged(path: Path, contract: Contract, **options: object) -> Judged:
+def judged(path: Path, contract: Contract, **options: object) -> Admitted:
     """Every row of a file through the agent's replay and the core's checks."""
     source = build_source("replay", {"path": str(path), **options}, contract, SystemClock(), None)
     encoder = Encoder(contract, Limits(1 << 20, 1 << 20), lambda _: None)  # type: ignore[arg-type,return-value]
@@ -61,7 +61,7 @@ def judged(path: Path, contract: Contract, **options: object) -> Judged:
             rows = conform(pa.ipc.open_stream(io.BytesIO(envelope.body)).read_all(), contract)
             refused.update(reason for reason in reasons(rows, contract).to_pylist() if reason is not None)
             tables.append(rows)
-    found = Judged(
+    found = Admitted(
         contract, pa.concat_tables(tables) if tables else None, refused, source.rejected, source.left_out, source.unfilled
     )
     source.close()

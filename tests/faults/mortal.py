@@ -21,9 +21,9 @@ from pipelines.config import CoreConfig
 from pipelines.ingest.loop import RunLoop
 from pipelines.lake import table_states
 from pipelines.lake.lake import lake_at
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep
 from pipelines.runners.engine import Engine
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep
 from tests.faults.forks import fork
 from tests.faults.steps import Steps
 

@@ -107,12 +107,12 @@ def _programs(folder: Path, warm: WarmStart, samples: int, rate_hz: float) -> di
         f'rate_hz = {rate_hz:.0f}\ntime_column = "t_s"\ntime_unit = "s"\ntime_start = "2024-05-01T00:00:00Z"\n'
     )
     # Half of the run loops settle their items themselves, half by a child of theirs, as their configuration says.
-    for crew in range(2):
-        (folder / f"core-{crew}.toml").write_text(
+    for worker_pool in range(2):
+        (folder / f"core-{worker_pool}.toml").write_text(
             f'lake = "lake"\n[broker]\nport = {port}\n[bridge]\nid = "bridge-0"\nseal_ms = 200\n'
-            f"[run]\ninterval_ms = 100\nworker_processes = {crew}\n"
+            f"[run]\ninterval_ms = 100\nworker_processes = {worker_pool}\n"
         )
-    cores = itertools.cycle(str(folder / f"core-{crew}.toml") for crew in range(2))
+    cores = itertools.cycle(str(folder / f"core-{worker_pool}.toml") for worker_pool in range(2))
     agent = [sys.executable, "-m", "edge_agent", "-c", str(folder / "agent.toml")]
     return {
         "broker": Broker(folder, config=f"listener {port} 127.0.0.1\nallow_anonymous true", port=port),  # the rest as it comes,

@@ -9,8 +9,8 @@ from deltalake import DeltaTable
 
 from pipelines.ingest.loop import load_state
 from pipelines.lake.lake import lake_at
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep
 from tests.fakes.lake_files import orphans
 
 STREAM = "vehicle_telemetry"

@@ -26,8 +26,8 @@ from paho.mqtt.properties import Properties
 from pipelines.ingest.loop import load_state
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName
 from schemas.receipts import decode_receipt
@@ -133,8 +133,8 @@ def roles(request: pytest.FixtureRequest, make_broker: Callable[..., object], tm
         config.write_text(lake + bridge.format(number))
         made[config.stem] = Role(warm, lambda path=str(config): ("bridge", "-c", path), config.with_suffix(".log"))
     # Half of the loops settle their items themselves, half by a child, which they start with their configuration.
-    for crew in range(2):
-        (tmp_path / f"run-{crew}.toml").write_text(lake + f"[run]\ninterval_ms = 50\nworker_processes = {crew}\n")
+    for worker_pool in range(2):
+        (tmp_path / f"run-{worker_pool}.toml").write_text(lake + f"[run]\ninterval_ms = 50\nworker_processes = {worker_pool}\n")
     made["run"] = Role(warm, lambda: ("run", "-c", str(tmp_path / f"run-{chance.randrange(2)}.toml")), tmp_path / "run.log")
     for role in made.values():
         if isinstance(role, Role):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolFullError
-from edge_agent.spool import bodies, commits, database, room
+from edge_agent.spool import bodies, database, space_budget, transactions
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import Digest, StreamName
@@ -30,9 +30,9 @@ Tell = Callable[[dict[str, object]], None]
 def make_small() -> None:
     """Checkpoints, evictions and full logs after kilobytes instead of megabytes: the same code, more of it per state."""
     database.RESERVE_BYTES = 64 * 1024
-    room.BALLAST_BYTES = 16 * 1024
-    room._SLACK_BYTES = 16 * 1024
-    commits._EVICT_AT_LEAST_BYTES = 32 * 1024
+    space_budget.RESERVE_FILE_BYTES = 16 * 1024
+    space_budget._SLACK_BYTES = 16 * 1024
+    transactions._EVICT_AT_LEAST_BYTES = 32 * 1024
     bodies.MIN_BODY_BYTES = 2_500
     bodies._LARGEST_FILE_BYTES = 20_000
     bodies._FILE_SHARE = 16
@@ -42,7 +42,7 @@ def open_small(folder: Path) -> Spool:
     return Spool(folder, max_bytes=MAX_BYTES, linger_ms=0, clock=SystemClock())
 
 
-def teller(folder: Path) -> Tell:
+def stats(folder: Path) -> Tell:
     """Tells into a file that the shim watches too, so that what was promised stands in the log between the writes."""
     descriptor = os.open(folder / TELL_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -134,7 +134,7 @@ class Life:
 
 
 def live(folder: Path, seed: int, steps: int) -> None:
-    tell = teller(folder)
+    tell = stats(folder)
     life = Life(folder, seed, tell)
     for _ in range(steps):
         with suppress(SpoolFullError):  # as a source does: it goes on, and comes back with the payload

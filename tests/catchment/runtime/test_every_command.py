@@ -27,7 +27,7 @@ from edge_agent.commands import status_reader
 from edge_agent.commands.doctor import examine
 from edge_agent.commands.doctor.findings import Diagnosis
 from edge_agent.spool import inspection
-from pipelines.commands import maintenance as upkeep_cli
+from pipelines.commands import maintenance as maintenance_cli
 from pipelines.commands import policy_edge as edge_cli
 from pipelines.commands import policy_lake as lake_cli
 from pipelines.commands import policy_look as look_cli
@@ -38,7 +38,7 @@ from pipelines.commands import training_set as set_cli
 from pipelines.errors import RefusedError
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
-from pipelines.lake.holes import Hole
+from pipelines.lake.gaps import Gap
 from pipelines.lake.lake import lake_at
 from pipelines.open_lake import LakeView
 from pipelines.policy import notebook
@@ -200,13 +200,13 @@ def status(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     return ["status"]
 
 
-def holes(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(status_cli, "find_gaps", lambda *_args: [hostile(Hole)])
+def gaps(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(status_cli, "find_gaps", lambda *_args: [hostile(Gap)])
     return ["gaps"]
 
 
 def compact(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(upkeep_cli, "compact_all", lambda _root: [hostile(Compacted)])
+    to.setattr(maintenance_cli, "compact_all", lambda _root: [hostile(Compacted)])
     return ["compact"]
 
 
@@ -392,7 +392,7 @@ CORE: dict[str, Place] = {
     "books": ledger,
     "streams": streams,
     "status": status,
-    "gaps": holes,
+    "gaps": gaps,
     "compact": compact,
     "quarantine ls": quarantine_ls,
     "quarantine show": quarantine_show,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.spool.records import Append, NewEnvelope, State
-from edge_agent.uplink.caution import HANGS_UP
+from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.session import PahoSession
 from schemas.ids import StreamName
 from tests.fakes.broker_fronts import HangUpFront
@@ -22,7 +22,7 @@ BETA = StreamName("beta")
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_agent.uplink.suspicion._STEADY_S", 0.2)
+    monkeypatch.setattr("edge_agent.uplink.poison_detector._STEADY_S", 0.2)
     monkeypatch.setattr("edge_agent.uplink.outbox._CAREFUL_TURN_S", 0.02)
     monkeypatch.setattr("edge_agent.uplink.forwarder._RECONNECT_FIRST_S", 0.05)
 
@@ -85,7 +85,7 @@ def test_two_unwanted_messages_among_many_are_parked_and_can_be_replayed_when_th
 def test_a_stream_without_a_right_waits_as_a_whole_and_goes_when_it_has_one_while_others_flow(
     broker: RunningBroker, device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_agent.uplink.suspicion._BAR_FIRST_S", 2.0)
+    monkeypatch.setattr("edge_agent.uplink.poison_detector._FIRST_PAUSE_S", 2.0)
     monkeypatch.setattr("edge_agent.uplink.outbox._FRESH_FOR_S", 0.2)
     with FakeCore(broker.host, broker.port), HangUpFront(broker.port, lambda topic, _: topic.endswith("/beta")) as front:
         agent = device(front)

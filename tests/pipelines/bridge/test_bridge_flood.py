@@ -13,10 +13,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from pipelines.config import AlarmConfig
-from pipelines.heartbeat import read_beats
+from pipelines.heartbeat import read_heartbeats
 from pipelines.lake.lake import lake_at
 from pipelines.status.exposition import exposition
-from pipelines.status.health import Kind, judge
+from pipelines.status.health import Kind, assess
 from pipelines.status.survey import survey
 from tests.pipelines.bridge.conftest import BridgeProcess, Device, wait_until
 
@@ -59,9 +59,9 @@ def test_a_flood_waits_on_its_device_and_every_message_of_another_is_landed(make
     # What was not landed is sent again, once it may be.
     missing = sorted(set(range(400)) - {row["first_seq"] for row in landed})
     wait_until(lambda: flooder.send("catchment/up/flood/telemetry", b"again", span(missing[0])) or again(bridge, missing[0]))
-    wait_until(lambda: any("flood" in beat.over_share for beat in read_beats(lake_at(bridge.lake))))
+    wait_until(lambda: any("flood" in heartbeat.over_share for heartbeat in read_heartbeats(lake_at(bridge.lake))))
     found = survey(lake_at(bridge.lake), time.time_ns() // 1_000)
-    alarms = [alarm for alarm in judge(found, AlarmConfig()).found if alarm.kind is Kind.SHARE]
+    alarms = [alarm for alarm in assess(found, AlarmConfig()).found if alarm.kind is Kind.SHARE]
     assert "device flood is over its share: bytes for" in alarms[0].text
     page = exposition(found)
     deferred = next(line for line in page.splitlines() if line.startswith("catchment_bridge_deferred_messages{"))
@@ -128,7 +128,10 @@ def test_what_a_device_has_the_broker_keep_is_taken_back_but_for_its_report(brok
     wait_until(lambda: retained(broker, "catchment/#") == ["catchment/bridges/bridge-0", "catchment/reported/dev-a"])
     wait_until(lambda: any(told["limit"] == "retained" for told in notices(flooder)))
     wait_until(
-        lambda: any("taken back at the broker" in beat.over_share.get("flood", "") for beat in read_beats(lake_at(bridge.lake)))
+        lambda: any(
+            "taken back at the broker" in heartbeat.over_share.get("flood", "")
+            for heartbeat in read_heartbeats(lake_at(bridge.lake))
+        )
     )
     before = len(bridge.rows())
     bridge.wait_landed(device)

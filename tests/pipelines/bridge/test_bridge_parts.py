@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.bridge.claim import Claim, read_claim, write_claim
 from pipelines.bridge.parts import Assembler, Part
+from pipelines.bridge.received_ranges import ReceivedRanges, read_received, write_received
 from pipelines.bridge.sweep import Sweeper
 from schemas.ids import DeviceId, Digest
 from schemas.parts import PartHead
@@ -91,19 +91,19 @@ def test_bytes_without_a_claim_are_nothing_after_a_crash(tmp_path):
 def test_a_claim_for_bytes_that_are_not_there_is_not_believed(tmp_path):
     path = tmp_path / "object"
     path.write_bytes(b"12345")
-    write_claim(path, Claim(10, Ranges.of([(0, 10)])))
-    assert read_claim(path) is None
-    write_claim(path, Claim(10, Ranges.of([(0, 5)])))
-    assert read_claim(path) == Claim(10, Ranges.of([(0, 5)]))
+    write_received(path, ReceivedRanges(10, Ranges.of([(0, 10)])))
+    assert read_received(path) is None
+    write_received(path, ReceivedRanges(10, Ranges.of([(0, 5)])))
+    assert read_received(path) == ReceivedRanges(10, Ranges.of([(0, 5)]))
 
 
 def test_a_torn_claim_is_not_believed(tmp_path):
     path = tmp_path / "object"
     path.write_bytes(b"12345")
-    write_claim(path, Claim(10, Ranges.of([(0, 5)])))
+    write_received(path, ReceivedRanges(10, Ranges.of([(0, 5)])))
     beside = tmp_path / "object.have"
     beside.write_bytes(beside.read_bytes()[:-3])
-    assert read_claim(path) is None
+    assert read_received(path) is None
 
 
 def test_an_object_that_would_fill_the_disk_is_refused(tmp_path):

@@ -140,11 +140,15 @@ def test_stopping_acknowledges_what_is_durable_so_that_nothing_comes_twice(bridg
 
 
 def test_a_bridge_beats_with_its_counters_and_says_when_it_stopped(bridge, device):
-    from pipelines.heartbeat import read_beats
+    from pipelines.heartbeat import read_heartbeats
 
     bridge.start_connected()
     device.send("catchment/up/dev-a/things", b"{}")
-    device.wait_until(lambda: any(beat.is_ready and beat.counters["messages"] >= 1 for beat in read_beats(lake_at(bridge.lake))))
+    device.wait_until(
+        lambda: any(
+            heartbeat.is_ready and heartbeat.counters["messages"] >= 1 for heartbeat in read_heartbeats(lake_at(bridge.lake))
+        )
+    )
     assert bridge.stop() == 0
-    (beat,) = read_beats(lake_at(bridge.lake))
-    assert (beat.role, beat.trouble) == ("bridge", "stopped in order")
+    (heartbeat,) = read_heartbeats(lake_at(bridge.lake))
+    assert (heartbeat.role, heartbeat.trouble) == ("bridge", "stopped in order")

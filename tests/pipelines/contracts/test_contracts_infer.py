@@ -17,7 +17,7 @@ from pipelines.errors import ConfigError
 from schemas.contract import Column, ColumnType, Contract, decode_contract, encode_contract
 from schemas.errors import ContractError
 from schemas.source_names import header_names
-from tests.fakes.draft_loop import Judged, drafted, judged
+from tests.fakes.draft_loop import Admitted, drafted, judged
 
 LOGS = [
     ("network/ctu_zeek/008-zeek-mixed/conn.log.labeled.gz", 5_663),
@@ -28,7 +28,7 @@ LOGS = [
 ]  # fmt: skip
 
 
-def through(path: Path, **options: object) -> Judged:
+def through(path: Path, **options: object) -> Admitted:
     return judged(path, drafted(path, path.parent), **options)
 
 

@@ -14,7 +14,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError, RetryLaterError
-from pipelines.heartbeat import read_beats
+from pipelines.heartbeat import read_heartbeats
 from pipelines.ingest.receipts import MqttPublisher
 from pipelines.lake.lake import lake_at
 from pipelines.refusals import PublishTracker, Refusals
@@ -80,8 +80,8 @@ def start_bridge(folder: Path, port: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "pipelines", "bridge", "-c", str(config)], stdout=log, stderr=log)
 
 
-def beat(lake: Path, role: str) -> Any:
-    return next((one for one in read_beats(lake_at(lake)) if one.role == role), None) if lake.is_dir() else None
+def heartbeat(lake: Path, role: str) -> Any:
+    return next((one for one in read_heartbeats(lake_at(lake)) if one.role == role), None) if lake.is_dir() else None
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_a_bridge_whose_answers_are_refused_says_so_in_its_heartbeat(front, clie
         properties = mqtt.Properties(mqtt.PacketTypes.PUBLISH)
         properties.UserProperty = [("offset", "0"), ("total", "5")]
         client.publish("catchment/parts/dev-a/" + "0" * 64, b"", qos=1, properties=properties).wait_for_publish(20)
-        until(lambda: (found := beat(tmp_path / "lake", "bridge")) is not None and "down/+/objects" in found.trouble)
-        found = beat(tmp_path / "lake", "bridge")
+        until(lambda: (found := heartbeat(tmp_path / "lake", "bridge")) is not None and "down/+/objects" in found.trouble)
+        found = heartbeat(tmp_path / "lake", "bridge")
         assert not found.is_ready
         assert found.counters["refused_messages"] == 1
         assert "broker_refused_message" in (tmp_path / "bridge.log").read_text()

@@ -23,10 +23,10 @@ DROPS = st.builds(Dropped, KEYS, SPANS.map(lambda ranges: ranges.spans))
 def test_admission_agrees_with_a_set_of_all_samples(arrivals: list[Head | Dropped], settled: dict[EpochKey, Ranges]) -> None:
     model = {(key, seq) for key, ranges in settled.items() for low, high in ranges for seq in range(low, high)}
     admission = admit(arrivals, settled)
-    for arrival, verdict in zip(arrivals, admission.verdicts, strict=True):
+    for arrival, fresh_spans in zip(arrivals, admission.fresh_by_place, strict=True):
         spans = ((arrival.first_seq, arrival.first_seq + arrival.samples),) if isinstance(arrival, Head) else arrival.spans
         claimed = {(arrival.key, seq) for low, high in spans for seq in range(low, high)}
-        assert {(arrival.key, seq) for low, high in verdict for seq in range(low, high)} == claimed - model
+        assert {(arrival.key, seq) for low, high in fresh_spans for seq in range(low, high)} == claimed - model
         model |= claimed
     after = {**settled, **admission.touched}
     assert {(key, seq) for key, ranges in after.items() for low, high in ranges for seq in range(low, high)} == model
@@ -49,12 +49,12 @@ def test_below_a_floor_nothing_becomes_a_row_and_each_sample_is_late_once(
 ) -> None:
     admission = admit(arrivals, settled, Bounds(floors))
     model = {(key, seq) for key, ranges in settled.items() for low, high in ranges for seq in range(low, high)}
-    for index, (arrival, verdict) in enumerate(zip(arrivals, admission.verdicts, strict=True)):
+    for index, (arrival, fresh_spans) in enumerate(zip(arrivals, admission.fresh_by_place, strict=True)):
         below = floors.get(arrival.key[:2], Floor("0", 0)).below(arrival.key.epoch)
         spans = ((arrival.first_seq, arrival.first_seq + arrival.samples),) if isinstance(arrival, Head) else arrival.spans
         new = {(arrival.key, seq) for low, high in spans for seq in range(low, high)} - model
         late = {(arrival.key, seq) for low, high in admission.late.get(index, ()) for seq in range(low, high)}
-        assert {(arrival.key, seq) for low, high in verdict for seq in range(low, high)} == {
+        assert {(arrival.key, seq) for low, high in fresh_spans for seq in range(low, high)} == {
             one for one in new if one[1] >= below
         }
         assert late == ({one for one in new if one[1] < below} if isinstance(arrival, Head) else set())
@@ -62,24 +62,24 @@ def test_below_a_floor_nothing_becomes_a_row_and_each_sample_is_late_once(
     after = {**settled, **admission.touched}
     assert {(key, seq) for key, ranges in after.items() for low, high in ranges for seq in range(low, high)} == model
     assert all(admission.late.values()), "an envelope is late only if something of it is"
-    spans_of_all = [span for verdict in (*admission.verdicts, *admission.late.values()) for span in verdict]
+    spans_of_all = [span for fresh_spans in (*admission.fresh_by_place, *admission.late.values()) for span in fresh_spans]
     assert all(low < high for low, high in spans_of_all), "no span is empty"
 
 
 def test_an_envelope_that_starts_at_the_floor_is_not_late_and_one_that_is_known_neither() -> None:
     key = EpochKey("a", "s", 1)
     admission = admit([Head(key, 5, 5), Head(key, 5, 5), Head(key, 4, 1)], {}, Bounds({("a", "s"): Floor("1", 5)}))
-    assert admission.verdicts == [((5, 10),), (), ()]
+    assert admission.fresh_by_place == [((5, 10),), (), ()]
     assert admission.late == {2: ((4, 5),)}
     split = admit([Head(key, 3, 4)], {key: Ranges(((4, 5),))}, Bounds({("a", "s"): Floor("1", 5)}))
-    assert (split.verdicts, split.late) == ([((5, 7),)], {0: ((3, 4),)})
+    assert (split.fresh_by_place, split.late) == ([((5, 7),)], {0: ((3, 4),)})
 
 
 def test_a_device_may_have_a_thousand_streams_unless_the_bounds_say_otherwise() -> None:
     heads = [Head(EpochKey(device, f"s{number}", 1), 0, 5) for device in ("a", "b") for number in range(1_001)]
     admission = admit(heads, {})
     assert admission.turned_away == {1_000, 2_001}
-    assert admission.verdicts[1_000] == ()
+    assert admission.fresh_by_place[1_000] == ()
     assert len(admission.touched) == 2_000
 
 
@@ -88,7 +88,7 @@ def test_streams_beyond_the_bound_are_turned_away_and_those_known_are_not() -> N
     admission = admit([*heads, *heads], {}, Bounds(streams={"a": frozenset({"s5", "s4"})}, max_streams=4))
     assert admission.turned_away == {2, 3, 8, 9}
     assert {key.stream for key in admission.touched} == {"s0", "s1", "s4", "s5"}
-    assert [bool(verdict) for verdict in admission.verdicts[:6]] == [True, True, False, False, True, True]
+    assert [bool(fresh_spans) for fresh_spans in admission.fresh_by_place[:6]] == [True, True, False, False, True, True]
 
 
 CLAIMS = st.lists(st.tuples(st.integers(0, 5_000), st.integers(0, 40)), max_size=200)

@@ -22,9 +22,9 @@ from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import read_rollup, roll_up_all
 from pipelines.lake.swap import live_sizes, swap_files
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.runners.engine import Engine
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"

@@ -11,7 +11,7 @@ import pytest
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.payload import read_payload
-from pipelines.upkeep.vacuum import Keep, Vacuum
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import orphans
 from tests.faults.deaths import Deaths, chosen
 from tests.plant.core import Core, MakeEnvelope, MakeFrames

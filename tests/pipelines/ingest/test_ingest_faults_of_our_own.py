@@ -11,12 +11,12 @@ import pytest
 
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.errors import ConfigError, FaultError, RetryLaterError
-from pipelines.ingest.crew import Crew
 from pipelines.ingest.loop import RunLoop
+from pipelines.ingest.retry_budget import MAX_FAULTS, MAX_TRIES, RetryBudget
 from pipelines.ingest.rules import RuleBook
-from pipelines.ingest.run import judge, works
-from pipelines.ingest.tries import MAX_FAULTS, MAX_TRIES, Tries
+from pipelines.ingest.run import admit_plan, works
 from pipelines.ingest.work import Limits
+from pipelines.ingest.workers import WorkerPool
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from pipelines.runners.engine import Engine
@@ -36,7 +36,7 @@ def test_a_fault_of_our_own_costs_only_the_samples_it_is_met_with(
     def broken(groups: Any, target: Any) -> Any:
         for group in groups:
             for one in group.envelopes:
-                if one.message.device == "car-2" and any(low <= 13 < high for low, high in one.verdict):
+                if one.message.device == "car-2" and any(low <= 13 < high for low, high in one.fresh_spans):
                     raise TypeError("a fault of ours")
         return before(groups, target)
 
@@ -121,21 +121,21 @@ def test_a_full_disk_under_the_loop_itself_is_waited_out_too(
 
 
 def test_tries_are_few_for_faults_and_bounded_for_all() -> None:
-    tries, fault, away = Tries(), FaultError("ours"), RetryLaterError("away")
-    pauses = [tries.failed(fault) for _ in range(MAX_FAULTS - 1)]
+    budget, fault, away = RetryBudget(), FaultError("ours"), RetryLaterError("away")
+    pauses = [budget.failed(fault) for _ in range(MAX_FAULTS - 1)]
     assert pauses == sorted(pauses)
     with pytest.raises(FaultError):
-        tries.failed(fault)
-    tries.succeeded()
+        budget.failed(fault)
+    budget.succeeded()
     for _ in range(MAX_TRIES - 1):
-        tries.failed(away)
+        budget.failed(away)
     with pytest.raises(RetryLaterError):
-        tries.failed(away)
+        budget.failed(away)
 
 
 @pytest.fixture
-def crew() -> Any:
-    found = Crew(1)
+def worker_pool() -> Any:
+    found = WorkerPool(1)
     yield found
     found.close()
 
@@ -143,39 +143,41 @@ def crew() -> Any:
 def items(core: Core, **limits: int) -> Any:
     loop = core.loop()
     plan = loop._next_plan()
-    return works(lake_at(core.root), plan, judge(lake_at(core.root), plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
+    return works(lake_at(core.root), plan, admit_plan(lake_at(core.root), plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
 
 
-def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(core: Core, envelope: MakeEnvelope, crew: Crew) -> None:
+def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(
+    core: Core, envelope: MakeEnvelope, worker_pool: WorkerPool
+) -> None:
     core.landing.seal([envelope(0, 10)])
     item = items(core)
-    assert next(crew.settle_all(item)).settled[0].committed == 10
-    (member,) = crew._members
-    os.kill(member.pid, signal.SIGKILL)
-    assert next(crew.settle_all(item)).settled[0].committed == 10
-    assert crew.deaths == 1
+    assert next(worker_pool.settle_all(item)).settled[0].committed == 10
+    (worker,) = worker_pool._workers
+    os.kill(worker.pid, signal.SIGKILL)
+    assert next(worker_pool.settle_all(item)).settled[0].committed == 10
+    assert worker_pool.deaths == 1
 
 
 def test_a_worker_that_dies_before_it_is_ready_is_replaced_with_its_first_item(
-    core: Core, envelope: MakeEnvelope, crew: Crew
+    core: Core, envelope: MakeEnvelope, worker_pool: WorkerPool
 ) -> None:
-    crew.start(1)
-    while not crew.pids:
+    worker_pool.start(1)
+    while not worker_pool.pids:
         time.sleep(0.001)
-    os.kill(crew.pids[0], signal.SIGKILL)
-    crew.wait_ready()
+    os.kill(worker_pool.pids[0], signal.SIGKILL)
+    worker_pool.wait_ready()
     core.landing.seal([envelope(0, 10)])
-    assert next(crew.settle_all(items(core))).settled[0].committed == 10
-    assert crew.deaths == 1
+    assert next(worker_pool.settle_all(items(core))).settled[0].committed == 10
+    assert worker_pool.deaths == 1
 
 
 def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(
-    core: Core, envelope: MakeEnvelope, crew: Crew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    core: Core, envelope: MakeEnvelope, worker_pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No body is known to do that, since all are validated; so the worker is given a reader that dies of one.
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, signal\n"
-        "if 'pipelines.ingest.member' in ' '.join(sys.orig_argv):\n"
+        "if 'pipelines.ingest.worker_main' in ' '.join(sys.orig_argv):\n"
         "    import pipelines.ingest.decode as decode\n"
         "    before = decode.plain_body\n"
         "    def deadly(body, *rest):\n"
@@ -186,18 +188,18 @@ def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     core.landing.seal([envelope(0, 10), envelope(10, 5, body=b"deadly"), envelope(15, 10), envelope(25, 1, body=b"deadly 2")])
-    result = next(crew.settle_all(items(core)))
+    result = next(worker_pool.settle_all(items(core)))
     assert result.failure is None
     assert [(row.committed, row.quarantined) for row in result.settled] == [(20, 6)]
-    assert crew.deaths == 4
+    assert worker_pool.deaths == 4
 
 
 def test_a_body_that_takes_all_memory_is_refused_and_the_others_are_rows(
-    core: Core, envelope: MakeEnvelope, crew: Crew, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    core: Core, envelope: MakeEnvelope, worker_pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
-        "if 'pipelines.ingest.member' in ' '.join(sys.orig_argv):\n"
+        "if 'pipelines.ingest.worker_main' in ' '.join(sys.orig_argv):\n"
         "    import pipelines.ingest.settle as settle\n"
         "    before = settle.decode\n"
         "    def greedy(body, **named):\n"
@@ -209,7 +211,7 @@ def test_a_body_that_takes_all_memory_is_refused_and_the_others_are_rows(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     core.landing.seal([envelope(0, 10), envelope(10, 5, body=b"greedy"), envelope(15, 10)])
     (item,) = items(core, worker_memory_bytes=4 << 30)
-    result = next(crew.settle_all([item]))
+    result = next(worker_pool.settle_all([item]))
     assert result.failure is None
     assert [(row.committed, row.quarantined) for row in result.settled] == [(20, 5)]
 

@@ -11,12 +11,12 @@ from pipelines.bridge.rows import LandingRow
 from pipelines.ingest import run
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.books import Counts, EpochKey
-from pipelines.lake.holes import holes
+from pipelines.lake.gaps import gaps
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_books import floors_of
 from pipelines.lake.ledger_files import read_ledger, write_ledger
-from pipelines.status.health import judge
+from pipelines.status.health import assess
 from pipelines.status.survey import survey
 from schemas.ranges import Ranges
 from schemas.receipts import Floor, decode_receipt
@@ -56,7 +56,7 @@ def test_beyond_the_bound_the_oldest_gaps_are_closed_and_counted(core: Core, env
     assert loop.ledger.books["car-1", STREAM] == Counts(received=20, committed=20, closed=141 - 15)
     assert receipt_of(core, "car-2").floors == {}
     # Only the gaps above the floor are still holes.
-    assert [(hole.low, hole.high) for hole in holes(loop.ledger, "car-1")] == [
+    assert [(gap.low, gap.high) for gap in gaps(loop.ledger, "car-1")] == [
         (141, 150),
         (151, 160),
         (161, 170),
@@ -203,7 +203,7 @@ def test_many_ranges_of_one_device_are_an_alarm_that_names_it(core: Core, envelo
     core.config = msgspec.structs.replace(core.config, alarms=msgspec.structs.replace(core.config.alarms, device_ranges=15))
     core.landing.seal([*(envelope(2 * n, 1) for n in range(20)), *(envelope(2 * n, 1, device="car-2") for n in range(10))])
     core.run()
-    alarms = [alarm.text for alarm in judge(survey(lake_at(core.root), 0), core.config.alarms).found if alarm.kind == "ranges"]
+    alarms = [alarm.text for alarm in assess(survey(lake_at(core.root), 0), core.config.alarms).found if alarm.kind == "ranges"]
     assert len(alarms) == 1
     assert alarms[0].startswith("car-1 has 20 settled ranges")
 

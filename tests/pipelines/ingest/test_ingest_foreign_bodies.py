@@ -129,7 +129,7 @@ def test_what_is_refused_is_written_before_it_fills_the_memory_and_is_replayed_f
     core: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.ingest.loop.Limits", partial(Limits, flush_bytes=20_000))
-    monkeypatch.setattr("pipelines.ingest.release.MAX_BYTES", 50_000)
+    monkeypatch.setattr("pipelines.ingest.replay.MAX_BYTES", 50_000)
     body = json.dumps([{"speed_mps": 1, "vin": "x" * 9_000}] * 3).encode()
     core.landing.seal([envelope(3 * n, 3, device=f"car-{n}", content_type=JSON, body=body) for n in range(6)])
     loop = core.run()

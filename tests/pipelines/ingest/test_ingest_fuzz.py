@@ -14,13 +14,13 @@ import pytest
 import zstandard
 
 from catchment.runtime.clock import SystemClock
-from pipelines.bridge.intake import Message, Numberer
+from pipelines.bridge.envelope_rows import Message, Numberer
 from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Part
 from pipelines.bridge.reader import Reader
 from pipelines.bridge.rows import KIND_REFUSED, LandingRow
 from pipelines.config import CoreConfig
-from pipelines.ingest.graph import crew
+from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import RunLoop
 from pipelines.runners.engine import Engine
 from schemas.topics import Topics
@@ -126,7 +126,7 @@ def run_mutated(core: Core, envelope: MakeEnvelope, name: str, count: int) -> No
     assert books.received == books.committed + books.quarantined == count * SAMPLES
     assert books.quarantined > count / 2
     assert len(core.rows("streams/vehicle_telemetry")) == books.committed
-    assert crew(1).deaths == 0, "a worker died: the body that did it is in quarantine, at stage decode"
+    assert worker_pool(1).deaths == 0, "a worker died: the body that did it is in quarantine, at stage decode"
 
 
 @pytest.mark.parametrize("zone", ["UTC", "roadway"])

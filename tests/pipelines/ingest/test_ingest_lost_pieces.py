@@ -8,7 +8,7 @@ from deltalake import DeltaTable, TableFeatures, write_deltalake
 
 from catchment.runtime.clock import SystemClock
 from pipelines.bridge.landing import Landing
-from pipelines.bridge.waited_for import number_waited_for
+from pipelines.bridge.resume_number import resume_number
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.compact import compact_table
 from pipelines.lake.lake import lake_at
@@ -48,7 +48,7 @@ def test_a_segment_that_was_taken_away_is_passed_over_with_a_word_and_not_waited
     for path in lost[1:]:
         path.unlink()
     loop = core.run()
-    assert loop.set_aside == 2
+    assert loop.segments_skipped == 2
     assert [(row["stage"], row["count"]) for row in core.rows("quarantine")] == [("landing", 0)] * 2
     run_each(core, envelope(10, 20))
     assert sorted(row["seq"] for row in core.rows(STREAM)) == list(range(40))
@@ -58,12 +58,12 @@ def test_a_bridge_whose_landing_folder_is_gone_goes_on_where_the_runs_wait(core:
     run_each(core, *(envelope(10 * n) for n in range(2)))
     shutil.rmtree(core.root / "landing")
     folder = core.root / "landing" / core.landing.bridge
-    landing = Landing(folder, 10**6, 10**6, SystemClock(), first_number=number_waited_for(core.root, core.landing.bridge))
+    landing = Landing(folder, 10**6, 10**6, SystemClock(), first_number=resume_number(core.root, core.landing.bridge))
     landing.append([envelope(20)])
     landing.close()
     core.run()
     assert core.table(STREAM).num_rows == 30
-    assert number_waited_for(core.root, "another") == 1
+    assert resume_number(core.root, "another") == 1
 
 
 def test_files_that_another_tool_rewrote_are_compacted_with_ours(core: Core, envelope: MakeEnvelope) -> None:

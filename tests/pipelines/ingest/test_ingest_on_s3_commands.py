@@ -15,12 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
-from pipelines import heartbeat as beat
+from pipelines import heartbeat as heartbeat
 from pipelines.bridge.ship import RemoteLanding
 from pipelines.commands.root import app
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
-from pipelines.heartbeat import Health, Heart
+from pipelines.heartbeat import Health, Heartbeats
 from pipelines.ingest.loop import load_state
 from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
 from pipelines.lake.books import EpochKey
@@ -30,13 +30,13 @@ from pipelines.lake.payload import read_payload
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.remote import bind
 from pipelines.lake.rollup import roll_up_all
+from pipelines.maintenance.maintain import only_maintenance
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.policy.active import active_policies, newest_number
 from pipelines.policy.edge import numbered_policy
-from pipelines.status.health import judge
+from pipelines.status.health import assess
 from pipelines.status.survey import survey
 from pipelines.training.open import open_set
-from pipelines.upkeep.maintain import only_maintenance
-from pipelines.upkeep.vacuum import Keep, Vacuum
 from schemas.edge_policy import EdgeAction, EdgeRule
 from schemas.ranges import Ranges
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
@@ -244,8 +244,8 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
 @pytest.mark.slow
 def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_path: Path) -> None:
     config = configured(core, tmp_path)
-    here = Heart(lake_at(core.root), "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
-    with patch.object(beat.socket, "gethostname", return_value="far"), here:
+    here = Heartbeats(lake_at(core.root), "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
+    with patch.object(heartbeat.socket, "gethostname", return_value="far"), here:
         while core.remote.size("status/bridge-b0.json") is None:
             time.sleep(0.05)
         assert here_and_there(core.root) == ([("bridge", "b0")], [])
@@ -254,14 +254,14 @@ def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_p
         assert (told["role"], told["name"], told["host"], told["is_ready"], plain["beats"]) == ("bridge", "b0", "far", True, [])
         assert "far" in asked("status", "-c", config)
     found = survey(lake_at(tmp_path / "elsewhere"), SystemClock().now_ms() * 1_000 + 3_600_000_000)
-    assert "bridge b0 on far is silent" in " ".join(judge(found).alarms)
-    assert judge(found).is_alive
-    assert [one.trouble for one in found.far_beats] == ["stopped in order"]
+    assert "bridge b0 on far is silent" in " ".join(assess(found).alarms)
+    assert assess(found).is_alive
+    assert [one.trouble for one in found.remote_heartbeats] == ["stopped in order"]
 
 
 def here_and_there(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     found = survey(lake_at(root), SystemClock().now_ms() * 1_000)
-    return [(one.role, one.name) for one in found.beats], [(one.role, one.name) for one in found.far_beats]
+    return [(one.role, one.name) for one in found.heartbeats], [(one.role, one.name) for one in found.remote_heartbeats]
 
 
 @pytest.mark.slow

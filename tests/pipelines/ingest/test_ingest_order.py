@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipelines.bridge.rows import LandingRow
 from pipelines.ingest.admit import Dropped, Head, admit
 from pipelines.lake.books import EpochKey
-from pipelines.lake.holes import holes
+from pipelines.lake.gaps import gaps
 from pipelines.lake.ledger import Ledger
 from schemas.ranges import Ranges
 from schemas.reported import DroppedRange, EpochReport, Reported, encode_reported
@@ -27,7 +27,7 @@ def report(*epochs: EpochReport) -> LandingRow:
 
 
 def spans(loop: Any) -> list[tuple[int, int, bool]]:
-    return [(hole.low, hole.high, hole.is_awaited) for hole in holes(loop.ledger)]
+    return [(gap.low, gap.high, gap.is_awaited) for gap in gaps(loop.ledger)]
 
 
 def test_a_gap_is_a_hole_until_it_is_filled_late(core: Core, envelope: MakeEnvelope) -> None:
@@ -97,11 +97,11 @@ def test_what_is_settled_and_what_is_a_hole_make_the_whole(items: list[tuple[boo
     arrivals = [Head(KEY, low, size) if sent else Dropped(KEY, ((low, low + size),)) for sent, low, size in items]
     done = admit(arrivals, {})
     seen: set[int] = set()
-    for (_sent, low, size), verdict in zip(items, done.verdicts, strict=True):
-        new = {seq for first, end in verdict for seq in range(first, end)}
+    for (_sent, low, size), fresh_spans in zip(items, done.fresh_by_place, strict=True):
+        new = {seq for first, end in fresh_spans for seq in range(first, end)}
         assert new == set(range(low, low + size)) - seen
         seen |= new
     ledger = Ledger().after(1, done.touched, {}, {})
-    missing = {seq for hole in holes(ledger) for seq in range(hole.low, hole.high)}
+    missing = {seq for gap in gaps(ledger) for seq in range(gap.low, gap.high)}
     assert missing == (set(range(max(seen) + 1)) - seen if seen else set())
     assert Ranges.of((seq, seq + 1) for seq in seen) == done.touched.get(KEY, Ranges())

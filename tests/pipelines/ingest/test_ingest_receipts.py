@@ -110,7 +110,7 @@ def test_a_receipt_above_the_packet_limit_goes_out_as_pages_and_delays_nobody(
     broker = make_broker(max_packet_bytes=4_096)
     ledger = ledger_with({"car-0": 5_000, **dict.fromkeys(OTHERS, 2)})
     one = sender(broker.port)
-    one.owe(ledger, ["car-0", *OTHERS])
+    one.mark_pending(ledger, ["car-0", *OTHERS])
     one.step()
     with Ear(broker.port) as ear:
         until(lambda: ear.devices() == {"car-0", *OTHERS} and one.pending == 0)
@@ -126,14 +126,14 @@ def test_pages_that_are_no_longer_needed_are_emptied_also_by_the_next_process(
 ) -> None:
     broker = make_broker(max_packet_bytes=4_096)
     first = sender(broker.port)
-    first.owe(ledger_with({"car-0": 2_000}), ["car-0"])
+    first.mark_pending(ledger_with({"car-0": 2_000}), ["car-0"])
     first.drain()
     pages = json.loads(receipt_pages_path(lake).read_bytes())["car-0"]
     assert pages > 2
     first.__exit__(None, None, None)
     second = sender(broker.port)
     key = EpochKey("car-0", STREAM, 7)
-    second.owe(Ledger().after(2, {key: Ranges(((0, 4_000),))}, {("car-0", STREAM): Counts()}, {}), ["car-0"])
+    second.mark_pending(Ledger().after(2, {key: Ranges(((0, 4_000),))}, {("car-0", STREAM): Counts()}, {}), ["car-0"])
     second.drain()
     with Ear(broker.port) as ear:
         until(lambda: "car-0" in ear.devices())
@@ -148,7 +148,7 @@ def test_a_broker_that_announces_no_limit_and_refuses_the_size_gets_smaller_page
     broker = make_broker(extra="message_size_limit 3000")
     ledger = ledger_with({"car-0": 3_000, **dict.fromkeys(OTHERS, 2)})
     one = sender(broker.port)
-    one.owe(ledger, ["car-0", *OTHERS])
+    one.mark_pending(ledger, ["car-0", *OTHERS])
     one.drain()
     assert (one.pending, one.failing) == (0, {})
     with Ear(broker.port) as ear:
@@ -163,7 +163,7 @@ def test_a_device_that_the_broker_refuses_is_an_alarm_of_its_own_and_is_tried_ag
     rules.write_text("".join(f"topic readwrite catchment/down/{device}/#\n" for device in OTHERS))
     broker = make_broker(extra=f"acl_file {rules}")
     one = sender(broker.port)
-    one.owe(ledger_with(dict.fromkeys(["car-0", *OTHERS], 2)), ["car-0", *OTHERS])
+    one.mark_pending(ledger_with(dict.fromkeys(["car-0", *OTHERS], 2)), ["car-0", *OTHERS])
     one.step()
     with Ear(broker.port) as ear:
         until(lambda: ear.devices() == set(OTHERS))
@@ -183,14 +183,14 @@ def test_a_receipt_for_which_the_connection_is_cut_off_blocks_no_other(
     poison = ["car-00", "car-07"]
     with HangUpFront(broker.port, lambda topic, _: topic.split("/")[2] in poison) as front:
         one = sender(front.port)
-        one.owe(ledger_with(dict.fromkeys(OTHERS, 2)), OTHERS)
+        one.mark_pending(ledger_with(dict.fromkeys(OTHERS, 2)), OTHERS)
         one.step()
         with Ear(broker.port) as ear:
             until(lambda: ear.devices() == {*OTHERS} - {*poison})
             until(lambda: set(one.failing) == {*poison})
             for run in range(2, 4):  # and so it goes on
                 ear.heard.clear()
-                one.owe(ledger_with(dict.fromkeys(OTHERS, run + 1), run), OTHERS)
+                one.mark_pending(ledger_with(dict.fromkeys(OTHERS, run + 1), run), OTHERS)
                 one.step()
                 until(lambda: ear.devices() == {*OTHERS} - {*poison})
             front.is_unwanted = lambda *_: False
@@ -202,7 +202,7 @@ def test_a_receipt_for_which_the_connection_is_cut_off_blocks_no_other(
 def test_what_was_not_published_survives_a_restart(make_broker: MakeBroker, core: Core, envelope: MakeEnvelope) -> None:
     core.mailbox.is_away = True
     core.landing.seal([envelope(0, 10), envelope(0, 5, device="car-2")])
-    assert core.run().receipts_owed == 2
+    assert core.run().receipts_pending == 2
     broker = make_broker()
     with ReceiptSender(config_of(core.root, broker.port), "catchment-run", SystemClock()) as again:
         core.mailbox = again
@@ -218,7 +218,7 @@ def test_a_broker_that_is_unreachable_holds_no_run_up(core: Core, envelope: Make
         core.mailbox = sender
         loop = core.loop()
         assert loop.step()
-        assert loop.receipts_owed == 1
+        assert loop.receipts_pending == 1
 
 
 @dataclass
@@ -284,7 +284,7 @@ def test_among_a_hundred_devices_three_hostile_ones_are_found_and_all_others_are
     link, clock = FakeLink(breaks={"car-1", "car-50"}, refuses={"car-2"}, swallows={"car-3"}), Clock()
     outbox = ReceiptOutbox(link, Topics(), clock, PageBook(lake_at(lake)))
     devices = [f"car-{number}" for number in range(100)]
-    outbox.owe(ledger_with(dict.fromkeys(devices, 1)), devices)
+    outbox.mark_pending(ledger_with(dict.fromkeys(devices, 1)), devices)
     hostile = {"car-1", "car-2", "car-3", "car-50"}
     for _ in range(100):
         outbox.step()
@@ -310,9 +310,9 @@ def test_among_a_hundred_devices_three_hostile_ones_are_found_and_all_others_are
 def test_a_device_that_is_owed_a_newer_receipt_while_one_is_under_way_gets_both(lake: Path) -> None:
     link, clock = FakeLink(swallows={"car-1"}), Clock()
     outbox = ReceiptOutbox(link, Topics(), clock, PageBook(lake_at(lake)))
-    outbox.owe(ledger_with({"car-1": 1}), ["car-1"])
+    outbox.mark_pending(ledger_with({"car-1": 1}), ["car-1"])
     outbox.step()
-    outbox.owe(ledger_with({"car-1": 2}, run=2), ["car-1"])
+    outbox.mark_pending(ledger_with({"car-1": 2}, run=2), ["car-1"])
     link.swallows = set()
     link._answers.append(Answer(1, 0))
     outbox.step()
@@ -323,7 +323,7 @@ def test_a_receipt_that_fits_no_page_is_its_devices_failure_alone(lake: Path) ->
     link, clock = FakeLink(), Clock()
     link.limits = lambda: LinkLimits(300, 10)  # type: ignore[method-assign]  # a broker for very small messages
     outbox = ReceiptOutbox(link, Topics(), clock, PageBook(lake_at(lake)))
-    outbox.owe(ledger_with({"car-1": 100, "car-2": 1, "No Device": 1}), ["car-1", "No Device", "car-2"])
+    outbox.mark_pending(ledger_with({"car-1": 100, "car-2": 1, "No Device": 1}), ["car-1", "No Device", "car-2"])
     outbox.step()
     assert link.published == ["car-2"]
     assert set(outbox.failing) == {"car-1", "No Device"}

@@ -10,7 +10,7 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from pipelines.status.devices import MAX_NAMED, devices_of
 from pipelines.status.exposition import exposition
-from pipelines.status.health import judge
+from pipelines.status.health import assess
 from pipelines.status.survey import survey
 from schemas.receipts import ALL_REFUSED_FROM, RefusedStream, decode_receipt
 from tests.plant.core import Core, MakeEnvelope
@@ -23,7 +23,7 @@ def refused(core: Core, device: str = "car-1") -> dict[str, RefusedStream]:
 
 
 def alarms(core: Core) -> list[str]:
-    return [alarm.text for alarm in judge(survey(lake_at(core.root), 0)).found if alarm.kind == "refused"]
+    return [alarm.text for alarm in assess(survey(lake_at(core.root), 0)).found if alarm.kind == "refused"]
 
 
 def too_fast(count: int) -> dict[str, pa.Array]:

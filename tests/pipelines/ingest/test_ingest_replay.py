@@ -19,7 +19,7 @@ from pipelines.lake.books import Counts
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import books_path
 from pipelines.lake.quarantined import Where, grouped, heads
-from pipelines.upkeep.vacuum import Keep, Vacuum
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from schemas.contract import Column, ColumnType, Contract
 from tests.fakes.lake_files import orphans
 from tests.faults.deaths import Deaths

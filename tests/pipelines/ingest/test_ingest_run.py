@@ -187,7 +187,7 @@ def test_receipts_wait_for_the_broker_without_holding_commits_up(core: Core, env
     core.landing.seal([envelope(0, 10)])
     loop = core.run()
     assert len(keys(core)) == 10
-    assert loop.receipts_owed
+    assert loop.receipts_pending
     core.mailbox.is_away = False
     loop.step()
     assert core.mailbox.messages

@@ -19,11 +19,11 @@ import obstore
 from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import roll_up_all
+from pipelines.maintenance.maintain import only_maintenance
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
-from pipelines.upkeep.maintain import only_maintenance
-from pipelines.upkeep.vacuum import Keep, Vacuum
 from schemas.builtin import builtin_contract
 from schemas.policy import Policy, Rule
 

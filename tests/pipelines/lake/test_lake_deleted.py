@@ -12,8 +12,8 @@ from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.lake.payload_drop import drop_unnamed
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep, Vacuum
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import orphans
 from tests.faults.deaths import Deaths
 from tests.plant.core import AsIpc, Core, MakeEnvelope

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from pipelines.errors import CorruptLakeError
 from pipelines.ingest.receipts import receipts_of
 from pipelines.lake.books import BooksKey, Counts, EpochKey
-from pipelines.lake.holes import holes
+from pipelines.lake.gaps import gaps
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import RUNS, books_path, ledger_path
 from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
 from pipelines.lake.ledger_files import ledger_bases, prune_ledgers, read_ledger, write_ledger
 from pipelines.lake.ledger_rows import BOOKS_SCHEMA, SETTLED_SCHEMA
-from pipelines.upkeep import vacuum
+from pipelines.maintenance import vacuum
 from schemas.ranges import Ranges
 
 STREAM = "vehicle_telemetry"
@@ -123,7 +123,7 @@ def test_a_ledger_of_base_and_delta_is_the_same_as_a_whole_one_before_and_after_
             for key in sorted(plain.settled)
             for low, high in plain.settled[key].gaps(plain.settled[key].spans[-1][1])
         ]
-        found = [(one.device, one.stream, one.epoch, one.low, one.high, one.is_awaited) for one in holes(ledger)]
+        found = [(one.device, one.stream, one.epoch, one.low, one.high, one.is_awaited) for one in gaps(ledger)]
         assert found == wanted
 
 

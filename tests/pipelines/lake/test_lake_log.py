@@ -22,10 +22,10 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.log_plan import KeepLog, first_kept, superfluous
 from pipelines.lake.removed import read_removed
 from pipelines.lake.swap import live_sizes
-from pipelines.upkeep.archive import archive_runs, archived_run
-from pipelines.upkeep.log_trim import trim_log, trim_logs
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep, Vacuum
+from pipelines.maintenance.archive import archive_runs, archived_run
+from pipelines.maintenance.log_trim import trim_log, trim_logs
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import files, orphans
 from tests.faults.deaths import Deaths
 from tests.plant.core import Core, MakeEnvelope, MakeFrames

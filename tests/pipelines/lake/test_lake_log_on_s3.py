@@ -11,9 +11,9 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.lake.removed import read_removed
 from pipelines.lake.rollup import read_rollup
-from pipelines.upkeep.archive import archived_run
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep
+from pipelines.maintenance.archive import archived_run
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep
 from tests.fakes.inventory import every_file, referenced
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
 from tests.plant.core import MakeEnvelope, MakeFrames

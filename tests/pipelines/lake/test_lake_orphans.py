@@ -23,9 +23,9 @@ from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import retag_lock_path
 from pipelines.lake.payload import read_payload
+from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import open_set
-from pipelines.upkeep.vacuum import Keep, Vacuum
 from tests.fakes.inventory import every_file, referenced
 from tests.faults.deaths import Deaths
 from tests.plant.core import AsIpc, Core, MakeEnvelope, MakeFrames

@@ -25,14 +25,14 @@ from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import read_rollup
 from pipelines.lake.table import open_table
+from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.vacuum import Keep
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.engine import Tagger
 from pipelines.policy.preview import Preview
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
 from pipelines.quality.store import keep_quality, read_quality
-from pipelines.upkeep.maintain import maintain
-from pipelines.upkeep.vacuum import Keep
 from schemas.contract import Column, ColumnType, Contract, PiiClass
 from schemas.policy import Policy, Rule
 from tests.plant.core import AsIpc, Core, MakeEnvelope

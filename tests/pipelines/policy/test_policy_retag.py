@@ -22,10 +22,10 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.log_plan import KeepLog
 from pipelines.lake.splice import splice_columns
 from pipelines.lake.thrift_compact import ThriftError, decode_struct, encode_struct
+from pipelines.maintenance.log_trim import trim_log
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream, undo_retag
 from pipelines.policy.tag_file import RuleTagger
-from pipelines.upkeep.log_trim import trim_log
 from schemas.builtin import builtin_contract
 from schemas.policy import Policy, Rule
 
@@ -175,7 +175,7 @@ from pipelines.lake.lake import lake_at
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
-from pipelines.upkeep.log_trim import trim_log
+from pipelines.maintenance.log_trim import trim_log
 from schemas.builtin import builtin_contract
 from schemas.policy import Policy, Rule
 import pipelines.lake.splice as splice

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from catchment.runtime.clock import SystemClock
 from pipelines.commands.status import status
 from pipelines.config import AlarmConfig
-from pipelines.heartbeat import FOLDER, Beat, Health, Heart, read_beats
+from pipelines.heartbeat import FOLDER, Health, Heartbeat, Heartbeats, read_heartbeats
+from pipelines.ingest.fault_breaker import FaultStreak
 from pipelines.ingest.fault_file import keep_faults
-from pipelines.ingest.fault_stop import FaultRow
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.lake import lake_at
 from pipelines.policy.active import apply_policy, withdraw_policy
 from pipelines.status.exposition import exposition
-from pipelines.status.health import judge
+from pipelines.status.health import assess
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, survey
 from schemas.policy import Policy, Rule
@@ -30,8 +30,8 @@ from tests.plant.core import Core, MakeEnvelope
 NOW_US = 1_790_000_500_000_000
 
 
-def beat(root: Path, role: str, **changes: Any) -> None:
-    found = Beat(role, "one", 1, NOW_US // 1_000, NOW_US // 1_000, True, counters={"messages": 3})
+def heartbeat(root: Path, role: str, **changes: Any) -> None:
+    found = Heartbeat(role, "one", 1, NOW_US // 1_000, NOW_US // 1_000, True, counters={"messages": 3})
     (root / FOLDER).mkdir(exist_ok=True)
     (root / FOLDER / f"{role}-one.json").write_bytes(msgspec.json.encode(msgspec.structs.replace(found, **changes)))
 
@@ -40,8 +40,8 @@ def beat(root: Path, role: str, **changes: Any) -> None:
 def lake(core: Core, envelope: MakeEnvelope) -> Any:
     core.landing.seal([envelope(0, 10), envelope(0, 4), envelope(10, 5, body=b"garbage")])
     core.run()
-    beat(core.root, "bridge")
-    beat(core.root, "run")
+    heartbeat(core.root, "bridge")
+    heartbeat(core.root, "run")
     return core
 
 
@@ -64,15 +64,15 @@ def test_a_survey_tells_what_is_suspended(lake: Core) -> None:
     found = survey(lake_at(lake.root), NOW_US)
     assert [(one.name, one.reason) for one in found.suspended] == [(rules.label, "it was late")]
     assert "catchment_suspended 1" in exposition(found)
-    verdict = judge(found)
-    assert (verdict.alarms, verdict.is_ready) == ((f"policy {rules.label} is suspended: it was late",), True)
-    assert judge(found, AlarmConfig(suspended=False)).alarms == ()
+    result = assess(found)
+    assert (result.alarms, result.is_ready) == ((f"policy {rules.label} is suspended: it was late",), True)
+    assert assess(found, AlarmConfig(suspended=False)).alarms == ()
     withdraw_policy(lake_at(lake.root), "words", "ada", 2)
     assert survey(lake_at(lake.root), NOW_US).suspended == ()
 
 
 def test_a_core_that_gets_on_is_ready(lake: Core) -> None:
-    assert judge(survey(lake_at(lake.root), NOW_US)).alarms == ()
+    assert assess(survey(lake_at(lake.root), NOW_US)).alarms == ()
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_a_core_that_gets_on_is_ready(lake: Core) -> None:
     ],
 )
 def test_a_process_that_is_silent_or_stuck_is_an_alarm(lake: Core, changes: Any, alarm: str, alive: bool) -> None:
-    beat(lake.root, "run", **changes)
-    verdict = judge(survey(lake_at(lake.root), NOW_US))
-    assert (verdict.alarms, verdict.is_alive, verdict.is_ready) == ((alarm,), alive, False)
+    heartbeat(lake.root, "run", **changes)
+    result = assess(survey(lake_at(lake.root), NOW_US))
+    assert (result.alarms, result.is_alive, result.is_ready) == ((alarm,), alive, False)
 
 
 def test_waiting_work_that_no_run_takes_is_an_alarm(lake: Core, envelope: MakeEnvelope) -> None:
@@ -93,42 +93,42 @@ def test_waiting_work_that_no_run_takes_is_an_alarm(lake: Core, envelope: MakeEn
 
     path = lake.landing.seal([envelope(20, 7)])
     os.utime(path, ns=((NOW_US - 200_000_000) * 1_000,) * 2)
-    assert judge(survey(lake_at(lake.root), NOW_US)).alarms == ("a sealed segment waits for 200 s and no run takes it",)
+    assert assess(survey(lake_at(lake.root), NOW_US)).alarms == ("a sealed segment waits for 200 s and no run takes it",)
 
 
 def test_books_that_do_not_balance_or_rows_too_many_are_alarms(lake: Core) -> None:
     found = survey(lake_at(lake.root), NOW_US)
     (stream,) = found.streams
     more: Survey = replace(found, unbalanced=("car-1/vehicle_telemetry",), streams=(replace(stream, rows=11),))
-    assert len(judge(more).alarms) == 2
+    assert len(assess(more).alarms) == 2
     assert "catchment_books_unbalanced 1" in exposition(more)
 
 
 def test_rules_that_cannot_be_read_are_an_alarm_and_no_standstill(lake: Core) -> None:
-    beat(lake.root, "run", trouble="drive.yaml: no such column", counters={"rules_broken": 1.0})
-    verdict = judge(survey(lake_at(lake.root), NOW_US))
-    assert verdict.alarms == ("the rules cannot be read, those before them stay in force: drive.yaml: no such column",)
-    assert verdict.is_ready
+    heartbeat(lake.root, "run", trouble="drive.yaml: no such column", counters={"rules_broken": 1.0})
+    result = assess(survey(lake_at(lake.root), NOW_US))
+    assert result.alarms == ("the rules cannot be read, those before them stay in force: drive.yaml: no such column",)
+    assert result.is_ready
 
 
 def test_a_large_share_of_quarantined_samples_is_an_alarm_from_a_count_on(lake: Core) -> None:
     found = survey(lake_at(lake.root), NOW_US)
     (stream,) = found.streams
     assert (stream.recent_samples, stream.recent_quarantined) == (10, 5)
-    assert judge(found).alarms == ()
-    verdict = judge(found, AlarmConfig(quarantine_count=5))
-    assert "33% of what the last runs settled went to quarantine (5 samples)" in verdict.alarms[0]
-    assert verdict.is_ready
-    assert judge(found, AlarmConfig(quarantine_count=5, quarantine_share=0.4)).alarms == ()
-    assert judge(found, AlarmConfig(quarantine_count=5, quarantine_share=0)).alarms == ()
+    assert assess(found).alarms == ()
+    result = assess(found, AlarmConfig(quarantine_count=5))
+    assert "33% of what the last runs settled went to quarantine (5 samples)" in result.alarms[0]
+    assert result.is_ready
+    assert assess(found, AlarmConfig(quarantine_count=5, quarantine_share=0.4)).alarms == ()
+    assert assess(found, AlarmConfig(quarantine_count=5, quarantine_share=0)).alarms == ()
 
 
 def test_a_run_that_is_held_back_is_an_alarm_that_outlives_its_process(lake: Core) -> None:
-    keep_faults(lake_at(lake.root), FaultRow(), FaultRow(stopped_run=2, at_us=NOW_US - 9_000_000, reason="TypeError: ours"))
+    keep_faults(lake_at(lake.root), FaultStreak(), FaultStreak(stopped_run=2, at_us=NOW_US - 9_000_000, reason="TypeError: ours"))
     found = survey(lake_at(lake.root), NOW_US)
-    verdict = judge(found)
-    assert "run 2 is held back for 9 s" in verdict.alarms[0]
-    assert not verdict.is_ready
+    result = assess(found)
+    assert "run 2 is held back for 9 s" in result.alarms[0]
+    assert not result.is_ready
     page = exposition(found)
     assert "catchment_run_held_back 2" in page
     assert 'catchment_alarms_of_kind{kind="fault_stop"} 1' in page
@@ -154,8 +154,8 @@ def get(url: str) -> tuple[int, str]:
 
 def test_live_ready_and_metrics_are_served(lake: Core) -> None:
     clock = SystemClock()
-    beat(lake.root, "bridge", at_ms=clock.now_ms())
-    beat(lake.root, "run", at_ms=clock.now_ms(), is_ready=False, trouble="away")
+    heartbeat(lake.root, "bridge", at_ms=clock.now_ms())
+    heartbeat(lake.root, "run", at_ms=clock.now_ms(), is_ready=False, trouble="away")
     with serving(lake_at(lake.root), "127.0.0.1", 0, clock) as port:
         base = f"http://127.0.0.1:{port}"
         assert get(f"{base}/live")[0] == 200
@@ -166,9 +166,12 @@ def test_live_ready_and_metrics_are_served(lake: Core) -> None:
 
 
 def test_a_heart_beats_and_says_why_it_stopped(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no more"), Heart(lake_at(tmp_path), "run", "one", SystemClock(), lambda: Health(True)):
+    with (
+        pytest.raises(ValueError, match="no more"),
+        Heartbeats(lake_at(tmp_path), "run", "one", SystemClock(), lambda: Health(True)),
+    ):
         raise ValueError("no more")
-    (last,) = read_beats(lake_at(tmp_path))
+    (last,) = read_heartbeats(lake_at(tmp_path))
     assert (last.is_ready, last.trouble) == (False, "stopped: no more")
 
 

@@ -14,7 +14,7 @@ import pytest
 from catchment.runtime.clock import SystemClock
 from pipelines.commands.supervisor import Child, stop_all
 from pipelines.errors import ConfigError
-from pipelines.heartbeat import Health, Heart, read_beats, starting
+from pipelines.heartbeat import Health, Heartbeats, read_heartbeats, starting
 from pipelines.lake.lake import lake_at
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -119,25 +119,25 @@ def test_other_roles_that_do_not_start_say_so_too(role: str, tmp_path: Path) -> 
     config = tmp_path / "core.toml"
     config.write_text('lake = "lake"\n[broker.tls]\nca = "no"\ncert = "no"\nkey = "no"\n')
     assert catchment(*({"bridge": ("bridge",), "models": ("model", "serve")}[role]), "-c", str(config)).returncode == 2
-    (beat,) = [one for one in read_beats(lake_at(tmp_path / "lake")) if one.role == role]
-    assert not beat.is_ready
-    assert "does not start: broker.tls" in beat.trouble
+    (heartbeat,) = [one for one in read_heartbeats(lake_at(tmp_path / "lake")) if one.role == role]
+    assert not heartbeat.is_ready
+    assert "does not start: broker.tls" in heartbeat.trouble
 
 
 def test_a_second_process_that_may_not_start_leaves_the_word_of_the_one_at_work(tmp_path: Path) -> None:
     clock = SystemClock()
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
-            with Heart(lake_at(tmp_path), "run", "loop", clock, lambda: Health(is_ready=True)):
+            with Heartbeats(lake_at(tmp_path), "run", "loop", clock, lambda: Health(is_ready=True)):
                 pass
             path = tmp_path / "status/run-loop.json"
-            beat: dict[str, Any] = json.loads(path.read_text())
-            path.write_text(json.dumps({**beat, "pid": other.pid, "trouble": "", "is_ready": True}))
+            heartbeat: dict[str, Any] = json.loads(path.read_text())
+            path.write_text(json.dumps({**heartbeat, "pid": other.pid, "trouble": "", "is_ready": True}))
             with pytest.raises(ConfigError), starting(tmp_path, "run", "loop", clock):
                 raise ConfigError("no")
-            assert read_beats(lake_at(tmp_path))[0].is_ready
+            assert read_heartbeats(lake_at(tmp_path))[0].is_ready
         finally:
             other.kill()
     with pytest.raises(ConfigError), starting(tmp_path, "run", "loop", clock):
         raise ConfigError("no")
-    assert read_beats(lake_at(tmp_path))[0].trouble == "does not start: no"
+    assert read_heartbeats(lake_at(tmp_path))[0].trouble == "does not start: no"

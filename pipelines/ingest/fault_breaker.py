@@ -1,0 +1,101 @@
+"""When is a fault of our own no sample's doing? When (nearly) every message meets it, again and again. Pure decisions.
+
+A fault that few messages meet is got around: those are refused alone (see `isolate`). But a broken library or a missing file
+fails on whatever comes, and would put all that comes into quarantine. So faults in a row are counted over runs, for a run may
+hold one message alone; a message that is settled in any other way ends the row. One device alone cannot hold the others up:
+where there are several, faults in a row must be of two.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import msgspec
+
+from pipelines.ingest.work import Prepared
+
+_ENOUGH_DEVICES = 2
+
+
+class FaultStreak(msgspec.Struct, frozen=True):
+    """Faults of our own in a row: messages refused that none settled soundly has come after.
+
+    Attributes:
+        refused: messages that committed runs refused for such a fault.
+        devices: whose they are; two names are enough.
+        stopped_run: the run that is held back; 0 for none.
+        at_us: when it was first held back, microseconds since 1970.
+        reason: the fault.
+    """
+
+    refused: int = 0
+    devices: tuple[str, ...] = ()
+    stopped_run: int = 0
+    at_us: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultBreaker:
+    """The thresholds: a run is held back where `share` of its messages meet a fault, and `count` in a row have with it.
+
+    A share of 0 never holds a run back: whatever meets a fault goes to quarantine.
+    """
+
+    share: float = 0.9
+    count: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class FaultsOfRun:
+    """What a prepared run says of itself: its messages, how many met a fault with all they had, whose those are, one fault."""
+
+    messages: int
+    refused: int
+    devices: frozenset[str]
+    reason: str
+
+
+def faults_of(prepared: Prepared) -> FaultsOfRun:
+    """Add the items of a run up."""
+    faults = [item.faults for item in prepared.items]
+    return FaultsOfRun(
+        sum(item.messages for item in prepared.items),
+        sum(one.refused for one in faults),
+        frozenset(device for one in faults for device in one.devices),
+        next((one.reason for one in faults if one.reason), ""),
+    )
+
+
+def is_systemic(found: FaultsOfRun, before: FaultStreak, known: Collection[str], limit: FaultBreaker) -> bool:
+    """Whether the run must be held back: the fault is no message's doing.
+
+    Args:
+        found: the run.
+        before: the faults in a row before it.
+        known: every device that was ever heard of.
+        limit: the thresholds.
+    """
+    if not _exceeds(found, limit) or before.refused + found.refused < limit.count:
+        return False
+    met = found.devices | set(before.devices)
+    return len(met) >= min(_ENOUGH_DEVICES, len(met | set(known)))
+
+
+def streak_after(found: FaultsOfRun, before: FaultStreak, limit: FaultBreaker) -> FaultStreak:
+    """The faults in a row once the run is committed. A run without a message says nothing."""
+    if not found.messages:
+        return before
+    if not _exceeds(found, limit):
+        return FaultStreak()
+    devices = tuple(sorted(found.devices | set(before.devices))[:_ENOUGH_DEVICES])
+    return FaultStreak(before.refused + found.refused, devices, reason=found.reason)
+
+
+def paused(run: int, now_us: int, found: FaultsOfRun, before: FaultStreak) -> FaultStreak:
+    """What to keep of a run that is held back; since when is kept from try to try."""
+    at_us = before.at_us if before.stopped_run == run else now_us
+    return msgspec.structs.replace(before, stopped_run=run, at_us=at_us, reason=found.reason)
+
+
+def _exceeds(found: FaultsOfRun, limit: FaultBreaker) -> bool:
+    return bool(limit.share and found.refused and found.refused >= limit.share * found.messages)

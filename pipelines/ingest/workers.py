@@ -1,0 +1,257 @@
+"""The crew: warm child processes that settle work items, one per core, and a body that kills its reader kills a child.
+
+Each member is one process of `pipelines.ingest.worker_main`, spoken to over its own pipes. A member that dies (a fault of the
+processor, too much memory, no end of it) is replaced, and the item done again carefully: the member then names each message
+before it opens it, and the one it dies of is refused (`Work.poison`) instead of opened.
+"""
+
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from pipelines.ingest.outcome import AWAY, FAULT
+from pipelines.ingest.work import Failure, ItemResult, Work
+
+HEAD = struct.Struct("<cI")
+RESULT, PLACE, READY = b"r", b"p", b"w"
+ITEM_TIMEOUT_S = 900.0
+MESSAGE_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
+MAX_POISON = 1_000
+MAX_UNEXPLAINED = 4
+_DEADLY = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+_ONE_THREAD = {"POLARS_MAX_THREADS": "1"}  # a member is one core's; more threads of each would only wait for one another
+_ROOT = Path(__file__).resolve().parents[2]
+
+log = structlog.get_logger(__name__)
+
+
+class WorkerDiedError(Exception):
+    """A member ended in the middle of an item; `place` is the message it had named last. Never leaves this module."""
+
+    def __init__(self, code: int, place: tuple[int, int] | None, text: str = "") -> None:
+        super().__init__(text or f"a worker process ended with {code}")
+        self.code = code
+        self.place = place
+        self.took_too_long = bool(text)
+
+    @property
+    def is_of_the_item(self) -> bool:
+        """Whether the item itself may be the cause: a fault of the processor, or no end of it."""
+        return self.took_too_long or -self.code in _DEADLY
+
+
+class Worker:
+    """One child process. One thread uses it, the one that started it: the kernel ends the child with that thread."""
+
+    def __init__(self) -> None:
+        environment = {**_ONE_THREAD, **os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+        command = [sys.executable, "-m", "pipelines.ingest.worker_main"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._is_ready = False
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Wait until it has imported all it needs, which takes longer than many an item.
+
+        Raises:
+            WorkerDiedError: it ended, or was not heard of in time.
+        """
+        if self._is_ready:
+            return
+        try:
+            self._read(HEAD.size, START_TIMEOUT_S)
+        except (OSError, EOFError, TimeoutError) as error:
+            self.end()
+            raise WorkerDiedError(self._process.returncode, None) from error
+        self._is_ready = True
+
+    def settle(self, work: Work) -> ItemResult:
+        """Hand an item over and wait for its result.
+
+        Raises:
+            WorkerDiedError: it ended, or was not heard of in time.
+        """
+        place: tuple[int, int] | None = None
+        body = msgspec.json.encode(work)
+        self.wait_ready()
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(HEAD.pack(RESULT, len(body)) + body)
+            self._process.stdin.flush()
+            while True:
+                timeout_s = MESSAGE_TIMEOUT_S if work.careful else ITEM_TIMEOUT_S
+                kind, size = HEAD.unpack(self._read(HEAD.size, timeout_s))
+                frame = self._read(size, timeout_s)
+                if kind == RESULT:
+                    return msgspec.json.decode(frame, type=ItemResult)
+                place = msgspec.json.decode(frame, type=tuple[int, int])
+        except TimeoutError as error:
+            self.end()
+            raise WorkerDiedError(self._process.returncode, place, str(error)) from error
+        except (OSError, EOFError) as error:
+            self.end()
+            raise WorkerDiedError(self._process.returncode, place) from error
+
+    def end(self) -> None:
+        """Kill it if it lives, and collect it."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            try:
+                if pipe is not None:
+                    pipe.close()
+            except OSError:
+                log.debug("worker_pipe_broken", pid=self.pid)  # it died with bytes unread; it is collected below
+        if self._process.poll() is None and not _ends_by_itself(self._process):
+            self._process.kill()
+        self._process.wait()
+
+    def _read(self, size: int, timeout_s: float) -> bytes:
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        parts: list[bytes] = []
+        while size:
+            ready, _, _ = select.select([descriptor], [], [], timeout_s)
+            if not ready:
+                self._process.kill()
+                raise TimeoutError(f"nothing heard of it for {timeout_s:g} s")
+            part = os.read(descriptor, size)
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+class WorkerPool:
+    """Some members, each started when first needed and replaced when it dies.
+
+    Args:
+        size: how many items are settled at once.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.deaths = 0
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="crew")
+        self._mine = threading.local()
+        self._workers: set[Worker] = set()
+        self._starting: list[Future[None]] = []
+        self._lock = threading.Lock()
+
+    def start(self, size: int) -> None:
+        """Start members ahead of the first item, without waiting for them."""
+        gate = threading.Barrier(size + 1)
+        self._starting = [self._threads.submit(self._start, gate) for _ in range(size)]
+        gate.wait()
+
+    def wait_ready(self) -> None:
+        """Wait until the members that `start` started can take an item. One that dies is replaced with its first item."""
+        for started in self._starting:
+            started.result()
+
+    def warm(self, size: int) -> None:
+        """Start members, and wait until they can take an item."""
+        self.start(size)
+        self.wait_ready()
+
+    @property
+    def pids(self) -> list[int]:
+        """The members that live."""
+        with self._lock:
+            return [worker.pid for worker in self._workers]
+
+    def settle_all(self, works: Sequence[Work]) -> Iterator[ItemResult]:
+        """The results of all items, in their order."""
+        yield from self._threads.map(self._settle, works)
+
+    def close(self) -> None:
+        """End all members."""
+        with self._lock:
+            workers, self._workers = self._workers, set()
+        for worker in workers:
+            worker.end()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _settle(self, work: Work) -> ItemResult:
+        search = _Search()
+        while True:
+            try:
+                return self._worker().settle(msgspec.structs.replace(work, careful=search.careful, poison=tuple(search.poison)))
+            except WorkerDiedError as error:
+                self._forget()
+                log.error("worker_died", run=work.run, item=work.item, code=error.code, at=error.place)  # noqa: TRY400  # not a fault of this process
+                failure = search.died(error)
+                if failure is not None:
+                    return ItemResult(work.item, (), (), failure)
+
+    def _start(self, gate: threading.Barrier) -> None:
+        gate.wait()  # one thread, one member: none may take the start of two
+        try:
+            self._worker().wait_ready()
+        except WorkerDiedError as error:
+            self._forget()
+            log.error("worker_died", code=error.code)  # noqa: TRY400  # not a fault of this process
+
+    def _worker(self) -> Worker:
+        worker: Worker | None = getattr(self._mine, "worker", None)
+        if worker is None:
+            worker = self._mine.worker = Worker()
+            with self._lock:
+                self._workers.add(worker)
+        return worker
+
+    def _forget(self) -> None:
+        self.deaths += 1
+        worker, self._mine.worker = self._mine.worker, None
+        with self._lock:
+            self._workers.discard(worker)
+
+
+@dataclass(slots=True)
+class _Search:
+    """Which messages of an item end their reader. After a death the item is done carefully; after that one is known, plainly."""
+
+    poison: list[tuple[int, int]] = field(default_factory=list)
+    suspects: Counter[tuple[int, int]] = field(default_factory=Counter)
+    careful: bool = False
+    unexplained: int = 0
+
+    def died(self, error: WorkerDiedError) -> Failure | None:
+        """Take a death in: what to answer, or None to try the item again."""
+        if not self.careful or error.place is None:
+            self.unexplained += not error.is_of_the_item or (self.careful and error.place is None)
+            self.careful = True
+            if self.unexplained > MAX_UNEXPLAINED:
+                return Failure(AWAY, f"{error}, again and again: killed from outside, or the machine is short of memory")
+            return None
+        self.suspects[error.place] += 1
+        # Killed from outside in the middle of a message says little of that message; twice in the same one says enough.
+        if error.is_of_the_item or self.suspects[error.place] > 1:
+            self.poison.append(error.place)
+            self.careful = False
+        if len(self.poison) > MAX_POISON:
+            return Failure(FAULT, f"{error}: more than {MAX_POISON} messages of one item each ended a worker")
+        return None
+
+
+def _ends_by_itself(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
