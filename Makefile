@@ -25,10 +25,10 @@ test-slow: setup ## the slow tests: at least 300 kills of the core, large images
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
 
-core-kills: setup ## 300 SIGKILLs over broker, bridges and run loop; runs, replays and upkeep killed before and after each durable step
+core-kills: setup ## 300 SIGKILLs over broker, bridges and run loop; runs, replays and maintenance killed before and after each durable step
 	@CATCHMENT_KILLS=300 CATCHMENT_THOROUGH=1 CATCHMENT_LEAST_KILLS=600 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m slow -k "killed_at_any_durable_step or whole_core_is_killed" tests/faults/test_faults_core_kills.py tests/pipelines/ingest/test_ingest_crash.py tests/pipelines/ingest/test_ingest_replay.py tests/pipelines/lake/test_lake_maintenance.py
 
-bucket-kills: setup ## upkeep and retags of a lake in a bucket killed at each put, delete and commit (about an hour)
+bucket-kills: setup ## maintenance and retags of a lake in a bucket killed at each put, delete and commit (about an hour)
 	@CATCHMENT_THOROUGH=1 $(BIN)/pytest -q -n $(JOBS) -m slow -k "killed_at_any_put" tests/pipelines/lake/test_lake_maintenance_on_s3.py
 
 power-cuts: setup ## 100,000 simulated power cuts of the spool

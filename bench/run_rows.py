@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="small, only to see that it runs")
     parser.add_argument("--rules", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1, help="worker threads of the in-process runner")
-    parser.add_argument("--crew", type=int, default=2, help="child processes that settle the items, as `run.worker_processes`")
+    parser.add_argument("--workers", type=int, default=2, help="child processes that settle the items, as `run.worker_processes`")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     envelopes, per_segment = (40, 20) if options.smoke else (4_000, 400)
@@ -135,11 +135,11 @@ def main() -> None:
         config = CoreConfig(lake=str(root), policies=str(folder / "policies"))
         warm = folder / "warm"
         land(warm, 20, 20)
-        RunLoop(CoreConfig(lake=str(warm)), Nobody(), SystemClock(), Engine("FnApiRunner"), options.worker_pool).step()
+        RunLoop(CoreConfig(lake=str(warm)), Nobody(), SystemClock(), Engine("FnApiRunner"), options.workers).step()
         threads = (
             (f"--direct_num_workers={options.threads}", "--direct_running_mode=multi_threading") if options.threads > 1 else ()
         )
-        size = 0 if options.profile else options.worker_pool
+        size = 0 if options.profile else options.workers
         workers: list[int] = []
         if size:
             worker_pool(size).warm(size)  # as the loop does before it says that it is ready

@@ -13,7 +13,13 @@ from schemas.topics import DEFAULT_NAMESPACE
 MAX_LIFETIME_H = 87_600
 CONFIG_VARIABLE = "CATCHMENT_CONFIG"
 CONFIG_PLACES = (Path("core.toml"), Path("/etc/catchment/core.toml"))
-RENAMED_KEYS = {"run.crew": "run.worker_processes", "run.workers": "run.dask_workers"}
+RENAMED_KEYS = {
+    "run.crew": "run.worker_processes",
+    "run.workers": "run.dask_workers",
+    "run.fault_stop_share": "run.fault_breaker_share",
+    "run.fault_stop_count": "run.fault_breaker_count",
+    "alarms.far_silent_s": "alarms.remote_silent_s",
+}
 
 
 class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,7 +88,7 @@ class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How segments become rows, and where: `runner`, `dask_workers` and `beam_options` are what `catchment run` takes.
 
-    A run is held back where `fault_breaker_share` of its messages meet a fault of our own, and `fault_breaker_count` in a row with it.
+    A run is paused where `fault_breaker_share` of its messages, and `fault_breaker_count` in sequence, meet an internal error.
     Of one device no more than `max_device_ranges` settled ranges are kept apart: beyond them its oldest gaps are closed.
     """
 
@@ -132,7 +138,7 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     silent_s: float = 30
-    far_silent_s: float = 90
+    remote_silent_s: float = 90
     stuck_s: float = 120
     quarantine_share: float = 0.05
     quarantine_count: int = 100

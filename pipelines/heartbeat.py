@@ -62,14 +62,14 @@ class Health:
 
 
 class Heartbeats:
-    """Beats on a thread of its own until the block is left; the last beat then says why it stopped.
+    """Writes heartbeats on a thread of its own until the block is left; the last one says why it stopped.
 
     Args:
         lake: the lake.
         role: bridge or run.
         name: which of its role.
-        clock: for the beat's time.
-        ask: what to say; called on the heart's thread.
+        clock: for the heartbeat's time.
+        ask: what to say; called on the heartbeat thread.
     """
 
     def __init__(self, lake: Lake, role: str, name: str, clock: Clock, ask: Callable[[], Health]) -> None:
@@ -77,10 +77,10 @@ class Heartbeats:
         self._role, self._name, self._clock, self._ask = role, name, clock, ask
         self._started_ms = clock.now_ms()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"{role}-heart", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{role}-heartbeat", daemon=True)
         self._store = lake.store
         self._last = b""
-        self._remote_thread = threading.Thread(target=self._run_remote, name=f"{role}-far-heart", daemon=True)
+        self._remote_thread = threading.Thread(target=self._run_remote, name=f"{role}-remote-heartbeat", daemon=True)
         self._is_over = threading.Event()
 
     def __enter__(self) -> Self:
@@ -128,9 +128,9 @@ class Heartbeats:
 
 @contextmanager
 def starting(root: Path, role: str, name: str, clock: Clock) -> Iterator[None]:
-    """Leave a beat that says why a process does not start, where it fails before its heart beats.
+    """Leave a heartbeat that says why a process does not start.
 
-    A beat of another process of this role that is at work is left alone.
+    A heartbeat of another process of this role that is at work is left alone.
     """
     try:
         yield
@@ -158,12 +158,12 @@ def _write(path: Path, body: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_unsynced(path, body)
     except OSError as error:
-        # The work itself meets the same disk and says so; a beat that is missing says it too.
+        # The work itself meets the same disk and says so; a missing heartbeat says it too.
         log.warning("heartbeat_missed", path=str(path), error=str(error))
 
 
 def read_heartbeats(lake: Lake) -> list[Heartbeat]:
-    """The last beat of every process, by role and name."""
+    """The last heartbeat of every process, by role and name."""
     folder = lake.root / FOLDER
     found: list[Heartbeat] = []
     for path in sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []:
@@ -175,7 +175,7 @@ def read_heartbeats(lake: Lake) -> list[Heartbeat]:
 
 
 def read_remote_heartbeats(lake: Lake, here: Sequence[Heartbeat]) -> list[Heartbeat]:
-    """Of a remote lake, the last beat of every process that is not among those of this working copy; a listing, so for people.
+    """Of a remote lake, the last heartbeat of every process that is not among `here`. It lists the bucket: for people only.
 
     Raises:
         RetryLaterError: the storage is away.

@@ -97,5 +97,5 @@ class Ranges:
             index += 1
 
     def gaps(self, below: int) -> "Ranges":
-        """The integers of ``[0, below)`` that are missing: the holes of an epoch."""
+        """The integers of ``[0, below)`` that are missing: the gaps of an epoch."""
         return Ranges.of([(0, below)]).minus(self)

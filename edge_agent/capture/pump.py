@@ -10,12 +10,12 @@ import structlog
 
 from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
-from edge_agent.capture.encode import Encoder, RetryingEncoder, join_batches, last_position, may_join
-from edge_agent.capture.relay import PendingAppend, Relay
-from edge_agent.capture.transforms import Transforms
+from edge_agent.capture.encode import Encoder, PatientEncoder, join_batches, last_position, may_join
+from edge_agent.capture.relay import Handed, Relay
+from edge_agent.capture.transforms import Refiner
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
-from edge_agent.rules.rule_filter import RuleFilter, apply_filter
+from edge_agent.rules.rule_filter import Sieve, sift
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.rows.required import FilledColumns, explain_unfilled
 from edge_agent.spool.records import Append, Passed
@@ -106,9 +106,9 @@ class SourcePump:
         build: builds the source where it goes on.
         encoder: of the stream's contract.
         spool: where the samples go.
-        transform: what becomes of a batch before it is stored.
+        refine: what becomes of a batch before it is stored.
         clock: wall clock for the envelopes.
-        rule_filter: the core's rules: which samples are stored, and what they are worth; None: all, as configured.
+        sieve: the core's rules: which samples are stored, and what they are worth; None: all, as configured.
         choose: of the sources that have a position, the one that this one goes on from if it has none; None: from nothing.
 
     Attributes:
@@ -121,23 +121,23 @@ class SourcePump:
         build: Callable[[bytes | None], Source],
         encoder: Encoder,
         spool: Spool,
-        transform: Transforms,
+        refine: Refiner,
         clock: Clock,
-        rule_filter: RuleFilter | None = None,
+        sieve: Sieve | None = None,
         choose: Callable[[Sequence[str]], str | None] | None = None,
     ) -> None:
         self._config = config
         self._build = build
-        self._encoder = RetryingEncoder(encoder, transform.rejects)
+        self._encoder = PatientEncoder(encoder, refine.rejects)
         self._stop = threading.Event()
         self._spool = spool
-        self._transform = transform
-        self._rule_filter = rule_filter
+        self._refine = refine
+        self._sieve = sieve
         self._choose = choose
         self.label = ""
         self._clock = clock
         self._relay = Relay(spool, config.name)
-        self._under_way: deque[tuple[Future[Span] | PendingAppend, tuple[SampleBatch, ...]]] = deque()
+        self._under_way: deque[tuple[Future[Span] | Handed, tuple[SampleBatch, ...]]] = deque()
         self._held: list[SampleBatch] = []
         self._held_samples = 0
         self._held_since_s = 0.0
@@ -210,7 +210,7 @@ class SourcePump:
 
     def left_out(self) -> dict[str, int]:
         """Reason -> how many samples were read and, by configuration or contract, not stored."""
-        return dict(self._transform.rejects.counts)
+        return dict(self._refine.rejects.counts)
 
     def run(self, stop: threading.Event) -> None:
         """Pump until the source ends or `stop` is set; a failed source is built anew after a while.
@@ -297,11 +297,11 @@ class SourcePump:
         if not self._held:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
-        batch = self._transform(join_batches(held))
+        batch = self._refine(join_batches(held))
         self._copy(batch)
-        filtered = apply_filter(self._rule_filter, batch, self._config.priority)
-        groups = self._useful(filtered.groups)
-        left_out = self._left_out + Counter(filtered.left_out)
+        sifted = sift(self._sieve, batch, self._config.priority)
+        groups = self._useful(sifted.groups)
+        left_out = self._left_out + Counter(sifted.left_out)
         created_us = self._clock.now_ms() * 1000
         highest = max((priority for priority, _ in groups), default=0)
         envelopes = tuple(
@@ -340,7 +340,7 @@ class SourcePump:
         if any(group.position is not None for _, group in groups):
             raise ConfigError(explain_unfilled(self._encoder.contract, never))
         reason = f"row: required column {', '.join(never)} is never filled; the core would refuse it"
-        self._transform.rejects.count(reason, times=sum(len(group) for _, group in groups))
+        self._refine.rejects.count(reason, times=sum(len(group) for _, group in groups))
         return ()
 
     def _pass_over(self, source: Source) -> None:
@@ -379,4 +379,4 @@ class SourcePump:
             if future.exception() is not None:
                 lost += later
         if count := sum(len(batch) for batch in lost if batch.position is None):
-            self._transform.rejects.count("row: the spool was full when the source stopped", times=count)
+            self._refine.rejects.count("row: the spool was full when the source stopped", times=count)

@@ -18,7 +18,7 @@ _log = structlog.get_logger(__name__)
 Build = Callable[[SourceConfig], SourcePump]
 
 
-class OnStopping(Protocol):
+class Leave(Protocol):
     """Tells the spool of a source that stops: what waits there for room must not hold it up."""
 
     def __call__(self, source: str, *, is_gone: bool = False) -> None:
@@ -37,19 +37,21 @@ class _Running:
     thread: threading.Thread
 
 
-class SourceSupervisor:
+class Lineup:
     """Starts and stops pumps; used by the main thread alone, but for `running`.
 
     Args:
         build: makes the pump of a source.
         spawn: starts a thread.
-        on_stopping: tells the spool, by the source's name, that a source is to stop, and that it has.
+        leave: tells the spool, by the source's name, that a source is to stop, and that it has.
+        stop_within_s: how long to wait for a source that is to stop.
     """
 
-    def __init__(self, build: Build, spawn: Spawn, on_stopping: OnStopping) -> None:
+    def __init__(self, build: Build, spawn: Spawn, leave: Leave, stop_within_s: float = _STOP_WITHIN_S) -> None:
+        self._stop_within_s = stop_within_s
         self._build = build
         self._spawn = spawn
-        self._on_stopping = on_stopping
+        self._leave = leave
         self._entries: list[_Running] = []
         self._count = 0
 
@@ -79,9 +81,9 @@ class SourceSupervisor:
         """
         known = [entry.config for entry in self._entries]
         new = [(source, self._build(source)) for source in sources if source not in known]
-        stopping = [entry for entry in self._entries if entry.config not in sources]
+        leaving = [entry for entry in self._entries if entry.config not in sources]
         self._entries = [entry for entry in self._entries if entry.config in sources]
-        stuck = [entry.config.name for entry in self._end(stopping)]
+        stuck = [entry.config.name for entry in self._end(leaving)]
         for source, pump in new:
             if any(source.name == name or reads_the_same(source.name, name) for name in stuck):
                 _log.error("source does not stop, so its successor is not started; restart the agent", source=source.kind)
@@ -98,11 +100,11 @@ class SourceSupervisor:
         """End these; returns those that do not."""
         for entry in entries:
             entry.stop.set()
-            self._on_stopping(entry.config.name)
+            self._leave(entry.config.name)
         for entry in entries:
-            entry.thread.join(_STOP_WITHIN_S)
+            entry.thread.join(self._stop_within_s)
         stuck = [entry for entry in entries if entry.thread.is_alive()]
         for entry in entries:
             if entry not in stuck:
-                self._on_stopping(entry.config.name, is_gone=True)
+                self._leave(entry.config.name, is_gone=True)
         return stuck

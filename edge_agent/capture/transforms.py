@@ -93,7 +93,7 @@ class Step(Protocol):
         ...
 
 
-class Transforms:
+class Refiner:
     """All steps of one source.
 
     Args:
@@ -114,13 +114,13 @@ class Transforms:
         return batch
 
 
-def build_transforms(
+def build_refiner(
     contract: Contract,
     report: ReportConfig | None,
     redaction_key: bytes,
     watch: ClockWatch,
     annotate: Step | None,
-) -> Transforms:
+) -> Refiner:
     """The steps that a stream's contract and its source's configuration ask for.
 
     Raises:
@@ -143,7 +143,7 @@ def build_transforms(
         from edge_agent.redaction.redactor import BatchRedactor  # noqa: PLC0415 # loaded only where a contract asks for it
 
         steps.append(BatchRedactor(contract, redaction_key, rejects))
-    return Transforms(tuple(steps), rejects)
+    return Refiner(tuple(steps), rejects)
 
 
 def read_redaction_key(path: Path | None) -> bytes:

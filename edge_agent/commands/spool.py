@@ -75,15 +75,15 @@ def show_envelope(
             raise NotFoundError(f"there is no envelope {id_}; it is settled, or never was: see `edge-agent spool ls`")
         try:
             envelope = reading.load(db, id_, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
-            check = "as it was stored"
+            verdict = "as it was stored"
         except reading.RottenEnvelopeError as error:
-            envelope, check = None, str(error)
+            envelope, verdict = None, str(error)
     if body is not None:
         if envelope is None:
-            raise AgentError(f"its body is not written: {check}")
+            raise AgentError(f"its body is not written: {verdict}")
         opened = open_envelope(envelope, read_seal(load_agent_config(config).spool.key))
         body.write_bytes(b"" if opened is None else opened.body)
-    told = {**msgspec.structs.asdict(found), "verdict": check}
+    told = {**msgspec.structs.asdict(found), "verdict": verdict}
     if as_json:
         say_json(msgspec.json.encode(told))
         return
@@ -100,17 +100,17 @@ def verify_spool(config: Config = AGENT, as_json: AsJson = False) -> None:
     from edge_agent.spool import inspection  # noqa: PLC0415
 
     with _reader(config) as (db, folder):
-        check = inspection.verify(db, folder)
+        verdict = inspection.verify(db, folder)
     if as_json:
-        say_json(msgspec.json.encode({**msgspec.structs.asdict(check), "is_sound": check.is_sound}))
+        say_json(msgspec.json.encode({**msgspec.structs.asdict(verdict), "is_sound": verdict.is_sound}))
     else:
         say(
-            f"{check.envelopes:,} envelopes of {check.samples:,} samples, {check.body_bytes:,} bytes,"
-            f" {check.objects:,} large payloads: {'sound' if check.is_sound else f'{len(check.findings)} DAMAGED'}"
+            f"{verdict.envelopes:,} envelopes of {verdict.samples:,} samples, {verdict.body_bytes:,} bytes,"
+            f" {verdict.objects:,} large payloads: {'sound' if verdict.is_sound else f'{len(verdict.findings)} DAMAGED'}"
         )
-        for finding in check.findings:
+        for finding in verdict.findings:
             say(f"  {finding.what}")
-    if not check.is_sound:
+    if not verdict.is_sound:
         sys.exit(EXIT_DAMAGED)
 
 

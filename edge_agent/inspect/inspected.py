@@ -27,16 +27,16 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class InspectedBatch:
+class Looked:
     """A batch with every column the inspectors gave, and with those alone that its contract has."""
 
-    for_rules: SampleBatch
+    judged: SampleBatch
     stored: SampleBatch
     failures: tuple[Failed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class BatchInspector:
+class Looking:
     """The inspectors of one stream; `refused` tells of those that cannot run here."""
 
     inspectors: tuple[Inspector, ...]
@@ -61,20 +61,20 @@ class BatchInspector:
         """What the inspectors give."""
         return tuple(column for inspector in self.inspectors for column in inspector.columns)
 
-    def __call__(self, batch: SampleBatch) -> InspectedBatch:
+    def __call__(self, batch: SampleBatch) -> Looked:
         """Look at a batch."""
         if not self.inspectors:
-            return InspectedBatch(batch, batch)
-        for_rules, failures = batch, []
+            return Looked(batch, batch)
+        judged, failures = batch, []
         for inspector in self.inspectors:
-            seen = inspector(for_rules)
-            for_rules = for_rules.with_columns(seen.columns)
+            seen = inspector(judged)
+            judged = judged.with_columns(seen.columns)
             if seen.failures:
                 failures.append(Failed(inspector.step.use, seen.failures, seen.reason))
         stored = batch.with_columns({
-            column.name: for_rules.columns[column.name] for column in self.columns if column.name in self.known
+            column.name: judged.columns[column.name] for column in self.columns if column.name in self.known
         })  # fmt: skip
-        return InspectedBatch(for_rules, stored, tuple(failures))
+        return Looked(judged, stored, tuple(failures))
 
 
 def asked_for(inspect: Sequence[InspectConfig], contract: Contract) -> tuple[EdgeInspect, ...]:

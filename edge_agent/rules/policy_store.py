@@ -25,7 +25,7 @@ _REST_S = 0.5
 _log = structlog.get_logger(__name__)
 
 
-class PolicyStore:
+class RuleDesk:
     """Holds the policy in force. Methods may be called from any thread.
 
     Args:
@@ -96,13 +96,19 @@ class PolicyStore:
             if not self._wake.wait(_LOOK_S):
                 continue
             self._wake.clear()
-            with self._lock:
-                body, self._pending = self._pending, None
-            if body is not None and not self._take(body):
-                self._put_back(body)
+            if not self.take_pending():
                 stop.wait(_RETRY_S)
                 self._wake.set()
             stop.wait(_REST_S)
+
+    def take_pending(self) -> bool:
+        """Decide on what came down, if anything did; False when that cannot be decided now, and the body waits on."""
+        with self._lock:
+            body, self._pending = self._pending, None
+        if body is None or self._take(body):
+            return True
+        self._put_back(body)
+        return False
 
     def _take(self, body: bytes) -> bool:
         """Put a policy in force or refuse it; False when that cannot be decided now."""
@@ -166,7 +172,7 @@ class PolicyStore:
             return
         except UntrustedDocumentError as error:
             self._refuse(body, f"the policy kept on disk: {error}; set aside")
-            self._move_refused(body)
+            self._set_aside(body)
         except DocumentLaterError as error:
             _log.warning("edge policy kept on disk is not in force yet", error=str(error))
             self.on_message(body)
@@ -176,7 +182,7 @@ class PolicyStore:
             else:
                 _log.warning("the highest edge policy version cannot be noted", error=str(error))
 
-    def _move_refused(self, body: bytes) -> None:
+    def _set_aside(self, body: bytes) -> None:
         try:
             write_atomic(self._path.with_name(f"{FILE_NAME}.refused-{self._clock.now_ms()}"), body)
             self._path.unlink()
@@ -184,7 +190,7 @@ class PolicyStore:
             _log.warning("edge policy kept on disk cannot be set aside", error=str(error))
 
 
-class NoPolicy:
+class NoRules:
     """What stands in where neither `[director]` nor `[policy]` names a key: nothing is believed, everything is kept."""
 
     def current(self) -> EdgePolicy | None:
@@ -207,10 +213,10 @@ class NoPolicy:
         _log.info("edge policy is ignored: no key is configured in [director] or [policy]", size_bytes=len(body))
 
 
-def open_rules(config: AgentConfig, clock: Clock) -> PolicyStore | NoPolicy:
+def open_rules(config: AgentConfig, clock: Clock) -> RuleDesk | NoRules:
     """The rules' room, as configured."""
     trust = rules_trust(config)
     if trust is None:
-        return NoPolicy()
+        return NoRules()
     older_keys = () if config.policy is None else config.policy.keys
-    return PolicyStore(trust, older_keys, config.state_dir, clock)
+    return RuleDesk(trust, older_keys, config.state_dir, clock)

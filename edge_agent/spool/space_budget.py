@@ -14,33 +14,33 @@ from edge_agent.spool.records import Append
 
 # A file that holds some disk back. A database on a full disk cannot even delete: letting go of this makes room for that.
 FILE_NAME = "ballast"
-RESERVE_FILE_BYTES = 1024 * 1024
+BALLAST_BYTES = 1024 * 1024
 # Taken again only when the disk has so many times its size to spare.
 _SPARE = 4
 
 _log = structlog.get_logger(__name__)
 
 
-def free_if_full(folder: Path) -> bool:
+def let_go_if_full(folder: Path) -> bool:
     """At start, before a writer holds it: make room where the disk is full. Whether that freed anything."""
     try:
         disk = os.statvfs(folder)
-        if disk.f_bavail * disk.f_frsize >= RESERVE_FILE_BYTES:
+        if disk.f_bavail * disk.f_frsize >= BALLAST_BYTES:
             return False
         (folder / FILE_NAME).unlink()
     except OSError:
         # There is none, or the disk refuses more than room: whoever asked tells of that.
         return False
-    _log.warning("disk full: what was held back is let go", bytes=RESERVE_FILE_BYTES)
+    _log.warning("disk full: what was held back is let go", bytes=BALLAST_BYTES)
     return True
 
 
-class ReserveFile:
+class Ballast:
     """The file. Used by the writer thread alone."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
-        self._is_held = self._path.exists() and self._path.stat().st_size >= RESERVE_FILE_BYTES
+        self._is_held = self._path.exists() and self._path.stat().st_size >= BALLAST_BYTES
         self.take()
 
     def take(self) -> None:
@@ -48,12 +48,12 @@ class ReserveFile:
         if self._is_held:
             return
         disk = os.statvfs(self._path.parent)
-        if disk.f_bavail * disk.f_frsize < _SPARE * RESERVE_FILE_BYTES:
+        if disk.f_bavail * disk.f_frsize < _SPARE * BALLAST_BYTES:
             return
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(descriptor, 0, RESERVE_FILE_BYTES)
+                os.posix_fallocate(descriptor, 0, BALLAST_BYTES)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -66,7 +66,7 @@ class ReserveFile:
         was_held, self._is_held = self._is_held, False
         if was_held:
             self._path.unlink(missing_ok=True)
-            _log.warning("disk full: what was held back is let go", bytes=RESERVE_FILE_BYTES)
+            _log.warning("disk full: what was held back is let go", bytes=BALLAST_BYTES)
         return was_held
 
 
@@ -79,7 +79,7 @@ def soft_limit_bytes(max_bytes: int) -> int:
     return max_bytes - database.RESERVE_BYTES - _SLACK_BYTES
 
 
-class SpaceBudget:
+class Room:
     """Counts what the spool takes. The database's part is counted by the writer thread; any thread may ask.
 
     Args:

@@ -21,7 +21,7 @@ _MAX_REMEMBERED = 10_000
 _log = structlog.get_logger(__name__)
 
 
-class ModelMessages(Protocol):
+class ModelDesk(Protocol):
     """What the uplink asks of the models' room."""
 
     def on_desired(self, body: bytes) -> None:
@@ -48,7 +48,7 @@ class Downlink:
         device: this device.
     """
 
-    def __init__(self, spool: Spool, parts: PartSender, models: ModelMessages | None, topics: Topics, device: DeviceId) -> None:
+    def __init__(self, spool: Spool, parts: PartSender, models: ModelDesk | None, topics: Topics, device: DeviceId) -> None:
         self._spool = spool
         self._parts = parts
         self._models = models

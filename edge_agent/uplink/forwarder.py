@@ -16,11 +16,12 @@ from catchment.runtime.clock import Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.downlink import Downlink, ModelMessages
+from edge_agent.uplink.downlink import Downlink, ModelDesk
 from edge_agent.uplink.outbox import Outbox
 from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.progress import Progress
 from edge_agent.uplink.session import Acked, Arrived, Event, Events, Lost, Message, Session, Subscribed, Woken
+from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import DeviceId
 from schemas.reported import DocumentReport, ModelReport, PolicyReport, Reported, encode_reported
 from schemas.topics import Topics
@@ -107,7 +108,6 @@ _EVENTS_AT_ONCE = 256
 # So long after a message could not be sent, paho has told why.
 _LAST_WORDS_S = 1.0
 _LAST_BATCHES = 64
-_RECONNECT_FIRST_S = 0.5
 _RECONNECT_CAP_S = 30.0
 
 # A refused subscription is asked for again: the broker's rules may have been corrected without a new connection.
@@ -131,9 +131,10 @@ class Forwarder:
         reporter: the device's books.
         models: the models' room, None without `[model]`.
         clock: monotonic time.
+        times: waiting times that no operator sets.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 # the last has a default that only tests change
         self,
         spool: Spool,
         connect: _Connect,
@@ -141,9 +142,11 @@ class Forwarder:
         topics: Topics,
         device: DeviceId,
         reporter: Reporter,
-        models: ModelMessages | None,
+        models: ModelDesk | None,
         clock: Clock,
+        times: UplinkTimes | None = None,
     ) -> None:
+        times = times or UplinkTimes()
         self._spool = spool
         self._connect = connect
         self._topics = topics
@@ -153,10 +156,10 @@ class Forwarder:
         self._events: Events = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
         self.progress = Progress()
-        self._outbox = Outbox(spool, config, topics, device, self.progress, clock)
+        self._outbox = Outbox(spool, config, topics, device, self.progress, clock, times)
         self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
         self._downlink.hand_shares_to(self._outbox.over_share)
-        self._reconnect = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
+        self._reconnect = Backoff(times.first_reconnect_s, _RECONNECT_CAP_S, random.random)
         self.last_wait_s = 0.0
         self._filters = (topics.down_filter(device), topics.receipt_page_filter(device), topics.model_data(device))
         self._subscribed_s = float("-inf")
@@ -172,7 +175,7 @@ class Forwarder:
         self._spool.listen(lambda: self._events.put(Woken()))
         while not stop.is_set():
             self._events = queue.SimpleQueue()
-            self.progress.last_loop_s = self._clock.monotonic_s()
+            self.progress.turned_s = self._clock.monotonic_s()
             try:
                 session = self._connect(self._events)
             except BrokerUnavailableError as error:
@@ -197,7 +200,7 @@ class Forwarder:
         self.last_wait_s = wait_s
         until_s = self._clock.monotonic_s() + wait_s
         while not stop.is_set() and (left_s := until_s - self._clock.monotonic_s()) > 0:
-            self.progress.last_loop_s = self._clock.monotonic_s()
+            self.progress.turned_s = self._clock.monotonic_s()
             stop.wait(min(left_s, _TURN_S))
 
     def retune(self, config: UplinkConfig) -> None:
@@ -234,7 +237,7 @@ class Forwarder:
                 self._handle(event)
             while not self._news.empty():
                 self._outbox.retune(self._news.get_nowait())
-            now_s = self.progress.last_loop_s = self._clock.monotonic_s()
+            now_s = self.progress.turned_s = self._clock.monotonic_s()
             if now_s - self._subscribed_s >= _SUBSCRIBE_AGAIN_S and self.progress.refused_topics.keys() & set(self._filters):
                 self._subscribe(session)
             self._tell(session)

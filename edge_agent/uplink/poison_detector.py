@@ -15,61 +15,61 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
 
 CAREFUL_AFTER = 3
-MIN_FAILED_PROBES = 3
+STRIKES = 3
 _CHANCE = 1e-4
 # The shortest a flight counts for: what is sent just as a link breaks is in flight for no time at all.
-_MIN_IN_FLIGHT_S = 0.02
-# A connection has stood so long, times a random 0.5 to 1.5, before a probe: links also break right after they are made.
-_STEADY_S = 1.0
+_SHORTEST_FLIGHT_S = 0.02
 _CONTROLS = 8
 # So many connections in a row that end before any probe: the link breaks by itself, and nobody is to blame.
-_CLEAR_AFTER = 4
-_MAX_SUSPECTS = 16
-_FIRST_PAUSE_S = 60.0
-_MAX_PAUSE_S = 3_600.0
+_ACQUIT_AFTER = 4
+_MAX_ACCUSED = 16
+_BAR_CAP_S = 3_600.0
 
 
 @dataclass(slots=True)
-class _Suspect:
+class _Charge:
     stream: StreamName
-    in_flight_times_s: list[float] = field(default_factory=list)
+    flights_s: list[float] = field(default_factory=list)
     has_control: bool = False
     has_foreign_control: bool = False
 
 
 @dataclass(slots=True)
-class _Pause:
+class _Bar:
     probe_id: int
     wait_s: float
     until_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Actions:
+class Sentence:
     """What follows from the end of a connection: envelopes to park, streams that wait from now on."""
 
     park: tuple[int, ...] = ()
-    pause: tuple[StreamName, ...] = ()
+    bar: tuple[StreamName, ...] = ()
 
 
-class PoisonDetector:
+class Suspicion:
     """Told of what goes out and how connections end; says what may go next. Times are monotonic.
 
     Args:
         draw: a random number in [0, 1).
+        times: how long to wait before a probe, and how long a barred stream waits.
     """
 
-    def __init__(self, draw: Callable[[], float]) -> None:
+    def __init__(self, draw: Callable[[], float], times: UplinkTimes | None = None) -> None:
         self._draw = draw
+        self._times = times or UplinkTimes()
         self._unanswered: dict[int, int] = {}  # id -> connections in a row that ended with it under way
         self._watched: set[int] = set()
         self._passes_left = 0
-        self._suspects: dict[int, _Suspect] = {}
+        self._charges: dict[int, _Charge] = {}
         self._failed: dict[StreamName, int] = {}  # accused of a stream since one of it passed
-        self._pauses: dict[StreamName, _Pause] = {}
+        self._bars: dict[StreamName, _Bar] = {}
         self._breaks = 0
         self._steady_s = 0.0
         self._idle_ends = 0
@@ -82,54 +82,52 @@ class PoisonDetector:
     @property
     def is_careful(self) -> bool:
         """Whether only one message may be under way at a time."""
-        return bool(self._watched or self._suspects)
+        return bool(self._watched or self._charges)
 
     @property
     def held(self) -> frozenset[int]:
         """Envelopes that go as probes alone."""
-        return frozenset(self._suspects) | {pause.probe_id for pause in self._pauses.values()}
+        return frozenset(self._charges) | {bar.probe_id for bar in self._bars.values()}
 
     @property
     def left_out(self) -> frozenset[StreamName]:
         """Streams of which nothing but probes goes now."""
-        suspected = {suspect.stream for suspect in self._suspects.values() if self._failed.get(suspect.stream, 0) > 1}
-        return frozenset(suspected | self._pauses.keys())
+        accused = {charge.stream for charge in self._charges.values() if self._failed.get(charge.stream, 0) > 1}
+        return frozenset(accused | self._bars.keys())
 
     @property
-    def paused(self) -> frozenset[StreamName]:
+    def barred(self) -> frozenset[StreamName]:
         """Streams that wait."""
-        return frozenset(self._pauses)
+        return frozenset(self._bars)
 
     def connected(self, now_s: float) -> None:
         """A new connection."""
-        longest_s = max(
-            (in_flight_s for suspect in self._suspects.values() for in_flight_s in suspect.in_flight_times_s), default=0.0
-        )
+        longest_s = max((flight_s for charge in self._charges.values() for flight_s in charge.flights_s), default=0.0)
         self._began_s = now_s
-        self._asked_s = now_s + (0.5 + self._draw()) * max(_STEADY_S, longest_s)
+        self._asked_s = now_s + (0.5 + self._draw()) * max(self._times.steady_s, longest_s)
         self._is_answered = False
         self._controls = 0
         self._probe = None
 
-    def add_suspect(self, id_: int, stream: StreamName) -> None:
+    def accuse(self, id_: int, stream: StreamName) -> None:
         """This one was convicted before, and is given another chance."""
-        self._suspects[id_] = _Suspect(stream)
+        self._charges[id_] = _Charge(stream)
 
-    def retry_paused(self, now_s: float) -> None:
+    def retry_barred(self, now_s: float) -> None:
         """Streams that waited long enough are tried again, by one envelope each."""
-        for stream, pause in self._pauses.items():
-            if pause.until_s <= now_s and pause.probe_id not in self._suspects:
-                self.add_suspect(pause.probe_id, stream)
+        for stream, bar in self._bars.items():
+            if bar.until_s <= now_s and bar.probe_id not in self._charges:
+                self.accuse(bar.probe_id, stream)
 
     def probe(self, now_s: float) -> int | None:
         """The accused that may go now, where nothing else is under way."""
-        if not self._suspects or not self._is_answered or now_s < self._asked_s:
+        if not self._charges or not self._is_answered or now_s < self._asked_s:
             return None
-        return min(self._suspects, key=lambda id_: (len(self._suspects[id_].in_flight_times_s), id_))
+        return min(self._charges, key=lambda id_: (len(self._charges[id_].flights_s), id_))
 
     def may_send_others(self) -> bool:
         """Whether something else may go now, where nothing else is under way."""
-        return not self._suspects or (self._controls < _CONTROLS and len(self._suspects) < _MAX_SUSPECTS)
+        return not self._charges or (self._controls < _CONTROLS and len(self._charges) < _MAX_ACCUSED)
 
     def nothing_waits(self) -> None:
         """Nothing else is there to be sent: what was watched left unseen."""
@@ -137,7 +135,7 @@ class PoisonDetector:
 
     def sent(self, id_: int, now_s: float) -> None:
         """An envelope went out."""
-        if id_ in self._suspects:
+        if id_ in self._charges:
             self._steady_s += max(0.0, now_s - self._began_s)
             self._probe = (id_, now_s)
             self._idle_ends = 0
@@ -152,10 +150,10 @@ class PoisonDetector:
         """An envelope was answered: it ends no connection."""
         self.gone((id_,), now_s)
         self._failed.pop(stream, None)
-        self._pauses.pop(stream, None)
-        for suspect in self._suspects.values():
-            suspect.has_control = True
-            suspect.has_foreign_control = suspect.has_foreign_control or suspect.stream != stream
+        self._bars.pop(stream, None)
+        for charge in self._charges.values():
+            charge.has_control = True
+            charge.has_foreign_control = charge.has_foreign_control or charge.stream != stream
         self._passes_left -= 1
         if self._passes_left <= 0:
             # What else was watched left the spool unseen, by a receipt or an eviction.
@@ -169,11 +167,11 @@ class PoisonDetector:
                 self._probe, self._began_s = None, now_s
             self._unanswered.pop(id_, None)
             self._watched.discard(id_)
-            self._suspects.pop(id_, None)
-            for stream in [stream for stream, pause in self._pauses.items() if pause.probe_id == id_]:
-                del self._pauses[stream]
+            self._charges.pop(id_, None)
+            for stream in [stream for stream, bar in self._bars.items() if bar.probe_id == id_]:
+                del self._bars[stream]
 
-    def ended(self, under_way: Sequence[tuple[int, StreamName]], now_s: float, *, is_by_peer: bool) -> Actions:
+    def ended(self, under_way: Sequence[tuple[int, StreamName]], now_s: float, *, is_by_peer: bool) -> Sentence:
         """The connection ended.
 
         Args:
@@ -182,14 +180,14 @@ class PoisonDetector:
             is_by_peer: the other side hung up, and said nothing that explains it otherwise.
         """
         if is_by_peer and self._probe is not None:
-            return self._probe_failed(*self._probe, now_s)
+            return self._strike(*self._probe, now_s)
         if self.is_careful:
             self._broke(under_way if is_by_peer else (), now_s)
         elif is_by_peer and under_way:
             self._count(under_way)
         elif not is_by_peer:
             self._unanswered.clear()
-        return Actions()
+        return Sentence()
 
     def _count(self, under_way: Sequence[tuple[int, StreamName]]) -> None:
         self._unanswered = {id_: self._unanswered.get(id_, 0) + 1 for id_, _ in under_way}
@@ -205,46 +203,46 @@ class PoisonDetector:
         self._steady_s += max(0.0, now_s - self._began_s)
         self._probe = None
         for id_, stream in under_way if len(under_way) == 1 else ():
-            if id_ not in self._suspects:
+            if id_ not in self._charges:
                 self._watched.discard(id_)
-                self._suspects[id_] = _Suspect(stream)
+                self._charges[id_] = _Charge(stream)
                 self._failed[stream] = self._failed.get(stream, 0) + 1
         if not under_way:
             self._idle_ends += 1
-        if self._idle_ends >= _CLEAR_AFTER:
+        if self._idle_ends >= _ACQUIT_AFTER:
             self._watched.clear()
-            self._suspects.clear()
-            self._failed = {stream: count for stream, count in self._failed.items() if stream in self._pauses}
+            self._charges.clear()
+            self._failed = {stream: count for stream, count in self._failed.items() if stream in self._bars}
             self._idle_ends = 0
 
-    def _probe_failed(self, id_: int, sent_s: float, now_s: float) -> Actions:
+    def _strike(self, id_: int, sent_s: float, now_s: float) -> Sentence:
         self._probe = None
-        suspect = self._suspects[id_]
-        suspect.in_flight_times_s.append(max(_MIN_IN_FLIGHT_S, now_s - sent_s))
-        stream = suspect.stream
-        if stream in self._pauses:
-            return self._pause_stream(stream, id_, now_s)
+        charge = self._charges[id_]
+        charge.flights_s.append(max(_SHORTEST_FLIGHT_S, now_s - sent_s))
+        stream = charge.stream
+        if stream in self._bars:
+            return self._bar(stream, id_, now_s)
         if self._failed.get(stream, 0) > 1:
-            of_stream = [other for other in self._suspects.values() if other.stream == stream]
+            of_stream = [other for other in self._charges.values() if other.stream == stream]
             has_control = any(other.has_foreign_control for other in of_stream)
-            if has_control and self._is_unlikely([in_flight_s for other in of_stream for in_flight_s in other.in_flight_times_s]):
-                return self._pause_stream(stream, id_, now_s)
-        elif suspect.has_control and self._is_unlikely(suspect.in_flight_times_s):
-            del self._suspects[id_]
-            return Actions(park=(id_,))
-        return Actions()
+            if has_control and self._is_no_chance([flight_s for other in of_stream for flight_s in other.flights_s]):
+                return self._bar(stream, id_, now_s)
+        elif charge.has_control and self._is_no_chance(charge.flights_s):
+            del self._charges[id_]
+            return Sentence(park=(id_,))
+        return Sentence()
 
-    def _is_unlikely(self, in_flight_times_s: Sequence[float]) -> bool:
+    def _is_no_chance(self, flights_s: Sequence[float]) -> bool:
         """Whether a link that breaks by itself as often as this one hardly broke just then, each time."""
-        breaks_per_s = (self._breaks + 1) / max(self._steady_s, _MIN_IN_FLIGHT_S)
-        chance = math.prod(-math.expm1(-breaks_per_s * in_flight_s) for in_flight_s in in_flight_times_s)
-        return len(in_flight_times_s) >= MIN_FAILED_PROBES and chance < _CHANCE
+        breaks_per_s = (self._breaks + 1) / max(self._steady_s, _SHORTEST_FLIGHT_S)
+        chance = math.prod(-math.expm1(-breaks_per_s * flight_s) for flight_s in flights_s)
+        return len(flights_s) >= STRIKES and chance < _CHANCE
 
-    def _pause_stream(self, stream: StreamName, probe_id: int, now_s: float) -> Actions:
-        before = self._pauses.get(stream)
-        wait_s = _FIRST_PAUSE_S if before is None else min(_MAX_PAUSE_S, 2 * before.wait_s)
-        self._pauses[stream] = _Pause(probe_id, wait_s, now_s + wait_s)
-        self._suspects = {id_: suspect for id_, suspect in self._suspects.items() if suspect.stream != stream}
+    def _bar(self, stream: StreamName, probe_id: int, now_s: float) -> Sentence:
+        before = self._bars.get(stream)
+        wait_s = self._times.first_bar_s if before is None else min(_BAR_CAP_S, 2 * before.wait_s)
+        self._bars[stream] = _Bar(probe_id, wait_s, now_s + wait_s)
+        self._charges = {id_: charge for id_, charge in self._charges.items() if charge.stream != stream}
         # What else was watched may be of the same stream, and nothing of that comes to clear it.
         self._watched.clear()
-        return Actions(pause=(stream,))
+        return Sentence(bar=(stream,))

@@ -24,11 +24,11 @@ from catchment.runtime.tls import client_context
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.identity.key_password import refuse
-from edge_agent.uplink.keepalive import KeepaliveClient
+from edge_agent.uplink.keepalive import PatientClient
 
 
 # What the broker's answer to a message means for it, and what the end of a connection may mean: over MQTT 5 reason codes.
-class PubackAction(Enum):
+class Verdict(Enum):
     """What happens to the message next."""
 
     TAKEN = auto()  # the broker has it; now a receipt is awaited
@@ -42,7 +42,7 @@ _NEVER = frozenset({0x90, 0x95, 0x99})  # topic invalid, packet too large, paylo
 MAX_TRIES = 8
 
 
-def puback_action(code: int, tries: int) -> PubackAction:
+def judge(code: int, tries: int) -> Verdict:
     """Judge a PUBACK.
 
     Args:
@@ -50,10 +50,10 @@ def puback_action(code: int, tries: int) -> PubackAction:
         tries: how often this message was sent, this time included.
     """
     if code == 0:
-        return PubackAction.TAKEN
+        return Verdict.TAKEN
     if code in _NEVER or (code not in _NOT_SENT and tries >= MAX_TRIES):
-        return PubackAction.NEVER
-    return PubackAction.NOT_SENT
+        return Verdict.NEVER
+    return Verdict.NOT_SENT
 
 
 # Reasons of a DISCONNECT that have nothing to do with a message: busy, shutting down, keep alive, taken over, moved, by hand, ...
@@ -202,7 +202,7 @@ class PahoSession:
         self._is_gone = threading.Event()
         self.max_packet_bytes = _MQTT_MAX_PACKET_BYTES
         self.receive_maximum = 65_535
-        self._client = KeepaliveClient(
+        self._client = PatientClient(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             protocol=mqtt.MQTTv5,

@@ -1,6 +1,6 @@
 """The bridge: MQTT on one side, durable landing files and objects on the other, and an ack only after both.
 
-broker ── Subscriber ──> Inbox ──> Drain ──> Landing (segments)
+broker ── Subscriber ──> Inbox ─> LandingWriter ─> Landing (segments)
 ▲          ▲                      └─────> Assembler (objects)
 └── acks ──┴──── Done ────────────┘
 """
@@ -133,7 +133,7 @@ def _run_both(subscriber: Subscriber, writer: LandingWriter, stop: threading.Eve
             failed.append(error)
             stop.set()
 
-    thread = threading.Thread(target=work, name="bridge-drain")
+    thread = threading.Thread(target=work, name="bridge-landing-writer")
     thread.start()
     try:
         subscriber.run(stop)

@@ -82,7 +82,7 @@ class Numberer:
         return Span(self.epoch, first, count)
 
     def restart(self) -> None:
-        """A new epoch: after a failed write, whose seqs would be holes for ever, and when too many streams are held."""
+        """A new epoch: after a failed write, whose seqs would be gaps permanently, and when too many streams are held."""
         self.epoch += 1
         self._next.clear()
 

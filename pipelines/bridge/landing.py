@@ -1,4 +1,4 @@
-"""The landing folder of one bridge: always one open segment, sealed by size or age, numbered without holes."""
+"""The landing folder of one bridge: always one open segment, sealed by size or age, numbered without gaps."""
 
 import fcntl
 import os
@@ -136,7 +136,7 @@ class Landing:
             _tell(one)
         if self._away is None:
             return max(number, self._first_number)
-        # In order and without holes: what an earlier process sealed and did not bring away goes first.
+        # In order and without gaps: what an earlier process sealed and did not bring away goes first.
         for left in sorted(self._folder.glob(f"*{SEALED_SUFFIX}")):
             self._away.ship(left)
         return max(number, self._away.next_number())

@@ -1,7 +1,7 @@
 """Puts large payloads together from their parts, so that only durable bytes are ever claimed.
 
 `objects/.parts/<device>/<sha256>` holds the bytes, `<sha256>.have` beside it which of them are durable. The bytes are
-synced before the claim is written, and the claim before anyone is told. Paths are built from a `DeviceId` and a
+synced before the ranges are written, and the ranges before the device gets an answer. Paths are built from a `DeviceId` and a
 `Digest` alone, both validated at birth.
 """
 
@@ -60,6 +60,7 @@ class Assembler:
         inline_bytes: up to so many bytes are hashed at once.
         max_open: unfinished objects of one device.
         max_device_bytes: what those may take on disk; 0: no limit.
+        max_pieces: pieces of one object with gaps between them; one that was here in more keeps them.
 
     Raises:
         OSError: the disk refused.
@@ -73,7 +74,9 @@ class Assembler:
         store: StoredObjects | None = None,
         max_open: int = _MAX_UNFINISHED_PER_DEVICE,
         max_device_bytes: int = 0,
+        max_pieces: int = MAX_PIECES,
     ) -> None:
+        self._max_pieces = max_pieces
         self.settled = 0
         self.refused = 0
         self._objects = objects
@@ -143,7 +146,7 @@ class Assembler:
         self._beside.shutdown(wait=True, cancel_futures=True)
 
     def forget(self, path: Path) -> None:
-        """Take an unfinished object's bytes and claim away.
+        """Delete an unfinished object's bytes and received ranges.
 
         Raises:
             OSError: the disk refused.
@@ -172,8 +175,8 @@ class Assembler:
             return None
         new = Ranges.of([(part.head.offset, part.head.offset + part.head.length) for part in bring])
         pieces = len(received.have.union(new).spans)
-        if pieces > max(MAX_PIECES, len(received.have.spans)):
-            return NoRoom(f"the object is here in {MAX_PIECES} pieces; send what lies between them first")
+        if pieces > max(self._max_pieces, len(received.have.spans)):
+            return NoRoom(f"the object is here in {self._max_pieces} pieces; send what lies between them first")
         new_bytes = sum(blocks_of(low, high) for low, high in new.minus(received.have))
         if not new_bytes and received.have:
             return None
@@ -263,7 +266,7 @@ class Assembler:
         return digest.hexdigest()
 
     def _discard(self, path: Path) -> None:
-        """The claim goes first: bytes without a claim are nothing, a claim without bytes would be a lie."""
+        """Delete the ranges first: bytes without ranges are ignored, ranges without bytes would be wrong."""
         self.room.forget(path.parent.name, path.name)
         discard_received(path)
         path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Room for unfinished large payloads: on the disk, and for each device its share of it. Checked at every part.
 
 What a payload takes is counted in blocks of the disk, not in bytes sent: one byte in every block fills it just as well.
-A device that begins a payload has room set aside for its rest, though never more than it has brought already (and a little to
+A device that begins a payload has room reserved for its rest, though never more than it has brought already (and a little to
 begin with): whoever declares much and brings nothing keeps nobody out.
 """
 
@@ -16,7 +16,7 @@ FIRST_PROMISE_BYTES = 64 * 1024 * 1024
 # A payload in more pieces than this is not how anyone sends; each piece costs at every part.
 MAX_PIECES = 1_024
 WAIT_MS = 30_000
-# What a directory entry, an inode and the claim take.
+# What a directory entry, an inode and the received ranges take.
 _LEAST_BYTES = 8_192
 _BLOCK_BYTES = 4_096
 
@@ -45,7 +45,7 @@ class PartsRoom:
         folder: `<lake>/objects/.parts`, read once.
         free_bytes: what the disk has left, the reserve taken off.
         max_open: payloads of one device at a time; 0: no limit.
-        max_bytes: what they may take on disk together, set aside or written; 0: no limit.
+        max_bytes: what they may take on disk together, reserved or written; 0: no limit.
 
     Raises:
         OSError: the folder cannot be read.
@@ -125,7 +125,7 @@ class PartsRoom:
 
 
 def _promise(objects: dict[str, _Open]) -> int:
-    """What is set aside for the rest of a device's payloads."""
+    """The bytes reserved for the rest of a device's payloads."""
     rest = sum(one.total_bytes - one.have_bytes for one in objects.values())
     return min(rest, FIRST_PROMISE_BYTES + sum(one.disk_bytes for one in objects.values()))
 
@@ -136,7 +136,7 @@ def blocks_of(low: int, high: int) -> int:
 
 
 def disk_bytes_of(path: Path) -> int:
-    """What a file takes on disk, with its claim: whole blocks, holes not counted."""
+    """What a file takes on disk, with its received ranges: whole blocks, holes not counted."""
     try:
         return path.stat().st_blocks * 512 + _LEAST_BYTES
     except FileNotFoundError:

@@ -28,7 +28,7 @@ class _Document(msgspec.Struct, frozen=True):
 
 
 def read_received(path: Path) -> ReceivedRanges | None:
-    """The claim for the bytes at `path`; None where there is none, or none to be trusted.
+    """Read the received ranges of the bytes at `path`; None where there are none, or they cannot be trusted.
 
     Raises:
         OSError: the disk refused.
@@ -40,16 +40,16 @@ def read_received(path: Path) -> ReceivedRanges | None:
     except FileNotFoundError:
         return None
     except (msgspec.MsgspecError, SchemaError) as error:
-        _log.warning("claim_unreadable", path=str(path), error=str(error))
+        _log.warning("received_ranges_unreadable", path=str(path), error=str(error))
         return None
     if received.have and received.have.spans[-1][1] > size:
-        _log.warning("claim_beyond_file", path=str(path), claimed=received.have.spans[-1][1], size=size)
+        _log.warning("received_ranges_beyond_file", path=str(path), claimed=received.have.spans[-1][1], size=size)
         return None
     return received
 
 
 def write_received(path: Path, received: ReceivedRanges) -> None:
-    """Claim; the bytes must be durable already.
+    """Write the received ranges; the bytes must be durable already.
 
     Raises:
         OSError: the disk refused.
@@ -58,7 +58,7 @@ def write_received(path: Path, received: ReceivedRanges) -> None:
 
 
 def discard_received(path: Path) -> None:
-    """Take the claim back, durably.
+    """Delete the received ranges, durably.
 
     Raises:
         OSError: the disk refused.

@@ -80,7 +80,7 @@ def _recover(folder: Path, path: Path, *, is_last: bool) -> Recovered:
         path.unlink()
         return Recovered(number, None, 0, torn_bytes, reason)
     else:
-        # Its number is given out and a hole would stop the reader: seal it empty.
+        # Its number is given out and a gap would stop the reader: seal it empty.
         write_atomic(path, _empty_segment())
     sealed = sealed_path(folder, number)
     path.rename(sealed)

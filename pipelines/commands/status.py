@@ -84,10 +84,16 @@ def _print(found: Survey) -> None:
     if stages:
         show("Landed, not run", stages, as_json=False)
     processes: list[dict[str, Any]] = [
-        {"process": f"{heartbeat.role} {heartbeat.name}", "host": heartbeat.host, "pid": heartbeat.pid, "beat": _age(found.at_us, heartbeat.at_ms * 1_000),
-         "ready": heartbeat.is_ready, "trouble": heartbeat.trouble}
+        {
+            "process": f"{heartbeat.role} {heartbeat.name}",
+            "host": heartbeat.host,
+            "pid": heartbeat.pid,
+            "heartbeat": _age(found.at_us, heartbeat.at_ms * 1_000),
+            "ready": heartbeat.is_ready,
+            "trouble": heartbeat.trouble,
+        }
         for heartbeat in (*found.heartbeats, *found.remote_heartbeats)
-    ]  # fmt: skip
+    ]
     show("Processes", processes, as_json=False)
     if found.suspended:
         rows = [{"suspended": f"{one.kind} {one.name}", "stream": one.stream, "since": _age(found.at_us, one.at_us),

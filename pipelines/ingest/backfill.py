@@ -75,7 +75,7 @@ def segments_of(text: str) -> Segments:
 
 
 def backfill(core: CoreConfig, segments: Segments, engine: Engine, clock: Clock) -> list[Backfilled]:
-    """Run a range of landed segments once more and put the rows in the place of those they made. For who holds the upkeep.
+    """Run a range of landed segments again and replace the rows they made. For the holder of the maintenance lease.
 
     Of a remote lake segments and the files whose rows change are fetched to this machine, and all of it is done in this process.
 

@@ -1,9 +1,9 @@
-"""When is a fault of our own no sample's doing? When (nearly) every message meets it, again and again. Pure decisions.
+"""Decides when an internal error is systemic: (nearly) every message meets it, again and again. Pure decisions.
 
 A fault that few messages meet is got around: those are refused alone (see `isolate`). But a broken library or a missing file
-fails on whatever comes, and would put all that comes into quarantine. So faults in a row are counted over runs, for a run may
-hold one message alone; a message that is settled in any other way ends the row. One device alone cannot hold the others up:
-where there are several, faults in a row must be of two.
+fails on whatever comes, and would put all that comes into quarantine. So consecutive faults are counted over runs, because a
+run may hold one message alone; a message that is settled in any other way ends the streak. One device alone cannot block others:
+where there are several, consecutive faults must be of two.
 """
 
 from collections.abc import Collection
@@ -17,13 +17,13 @@ _ENOUGH_DEVICES = 2
 
 
 class FaultStreak(msgspec.Struct, frozen=True):
-    """Faults of our own in a row: messages refused that none settled soundly has come after.
+    """Consecutive internal errors: messages refused since the last one that settled soundly.
 
     Attributes:
         refused: messages that committed runs refused for such a fault.
         devices: whose they are; two names are enough.
-        stopped_run: the run that is held back; 0 for none.
-        at_us: when it was first held back, microseconds since 1970.
+        stopped_run: the run that is paused; 0 for none.
+        at_us: when it was first paused, microseconds since 1970.
         reason: the fault.
     """
 
@@ -36,9 +36,9 @@ class FaultStreak(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class FaultBreaker:
-    """The thresholds: a run is held back where `share` of its messages meet a fault, and `count` in a row have with it.
+    """The thresholds: a run is paused where `share` of its messages meet a fault, and `count` consecutive ones have.
 
-    A share of 0 never holds a run back: whatever meets a fault goes to quarantine.
+    A share of 0 never pauses a run: messages that meet a fault go to quarantine.
     """
 
     share: float = 0.9
@@ -67,11 +67,11 @@ def faults_of(prepared: Prepared) -> FaultsOfRun:
 
 
 def is_systemic(found: FaultsOfRun, before: FaultStreak, known: Collection[str], limit: FaultBreaker) -> bool:
-    """Whether the run must be held back: the fault is no message's doing.
+    """Whether the run must be paused: the fault is no message's doing.
 
     Args:
         found: the run.
-        before: the faults in a row before it.
+        before: the consecutive faults before it.
         known: every device that was ever heard of.
         limit: the thresholds.
     """
@@ -82,7 +82,7 @@ def is_systemic(found: FaultsOfRun, before: FaultStreak, known: Collection[str],
 
 
 def streak_after(found: FaultsOfRun, before: FaultStreak, limit: FaultBreaker) -> FaultStreak:
-    """The faults in a row once the run is committed. A run without a message says nothing."""
+    """The consecutive faults once the run is committed. A run without a message changes nothing."""
     if not found.messages:
         return before
     if not _exceeds(found, limit):
@@ -92,7 +92,7 @@ def streak_after(found: FaultsOfRun, before: FaultStreak, limit: FaultBreaker) -
 
 
 def paused(run: int, now_us: int, found: FaultsOfRun, before: FaultStreak) -> FaultStreak:
-    """What to keep of a run that is held back; since when is kept from try to try."""
+    """The record of a paused run; its first time is kept from try to try."""
     at_us = before.at_us if before.stopped_run == run else now_us
     return msgspec.structs.replace(before, stopped_run=run, at_us=at_us, reason=found.reason)
 

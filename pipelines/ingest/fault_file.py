@@ -1,4 +1,4 @@
-"""The one file that tells of faults of our own in a row: there only while there are any."""
+"""The file of consecutive internal errors: there only while there are any."""
 
 import msgspec
 
@@ -9,7 +9,7 @@ from pipelines.lake.layout import faults_path
 
 
 def read_faults(lake: Lake) -> FaultStreak:
-    """The faults in a row; none where there is no file.
+    """Read the consecutive faults; none where there is no file.
 
     Raises:
         CorruptLakeError: it is not what was written.
@@ -25,7 +25,7 @@ def read_faults(lake: Lake) -> FaultStreak:
 
 
 def keep_faults(lake: Lake, before: FaultStreak, after: FaultStreak) -> None:
-    """Keep the faults in a row, durable, if they have changed.
+    """Keep the consecutive faults, durable, if they have changed.
 
     Raises:
         RetryLaterError: the storage is away.

@@ -69,7 +69,7 @@ class Prepare(apache_beam.DoFn):
 def build(
     pipeline: apache_beam.Pipeline, works: Sequence[Work], root: str, run: int, worker_count: int = 0, *, spread: bool = True
 ) -> Any:
-    """The graph of a run. `spread`: the runner spreads the items; else one element holds them all, and the crew spreads them."""
+    """Build the graph of a run. `spread`: the runner spreads the items; else one element holds them, and the worker pool does."""
     elements = [(work,) for work in works] if spread else [tuple(works)]
     return (
         pipeline
@@ -107,5 +107,5 @@ def run_graph(works: Sequence[Work], root: str, run: int, engine: Engine, worker
 
 @lru_cache(maxsize=1)
 def worker_pool(size: int) -> WorkerPool:
-    """The crew of this process; its members stay warm from run to run."""
+    """The worker pool of this process; its workers stay warm from run to run."""
     return WorkerPool(size)

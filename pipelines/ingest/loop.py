@@ -194,7 +194,7 @@ class RunLoop:
         return None
 
     def _checked_segment(self, segment: SegmentRef) -> SegmentRef:
-        """Bytes that cannot be trusted are passed over with a word: their samples are not settled, so devices send them again."""
+        """Bytes that cannot be trusted are skipped with a log line: their samples are not settled, so devices send them again."""
         if segment.skip_reason:
             log.error("segment_skipped", segment=str(segment_path(self._lake, segment)), reason=segment.skip_reason)
             return segment

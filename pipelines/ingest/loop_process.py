@@ -1,4 +1,4 @@
-"""The run loop as a process: one loop on a lake, its workers, its heart, and what it does when a run fails."""
+"""The run loop as a process: one loop on a lake, its workers, its heartbeats, and what it does when a run fails."""
 
 import os
 from collections.abc import Callable, Mapping

@@ -16,7 +16,7 @@ ITEM_BYTES = 64 * 1024 * 1024
 
 
 class SegmentRef(msgspec.Struct, frozen=True):
-    """One sealed segment. `skip_reason` says why its bytes cannot be trusted; such a segment is passed over, not read."""
+    """One sealed segment. `skip_reason` says why its bytes cannot be trusted; such a segment is skipped, not read."""
 
     bridge: str
     number: int
@@ -39,7 +39,7 @@ class Pins(msgspec.Struct, frozen=True):
 
 
 class ReplayItem(msgspec.Struct, frozen=True):
-    """A row of the quarantine that a run lets go of: `outcome` is replay or discard, `spans` its seqs, `count` its samples."""
+    """A quarantined row that a run replays or discards (`outcome`); `spans` are its seqs, `count` its samples."""
 
     id: str
     outcome: str
@@ -92,14 +92,14 @@ def make_plan(run: int, now_us: int, pins: str, cursors: Mapping[str, int], foun
         now_us: microseconds since 1970; becomes `quarantined_at` and so must be pinned too.
         pins: the digest of the rules.
         cursors: per bridge, the next number to read before this plan.
-        found: sealed segments, per bridge in order and without holes.
+        found: sealed segments, per bridge in order and without gaps.
     """
     if not found:
         return None
     ordered = tuple(sorted(found, key=lambda segment: (segment.bridge, segment.number)))
     after = dict(cursors)
     for segment in ordered:
-        assert segment.number == after.get(segment.bridge, 1), "segments are read in order, without holes"
+        assert segment.number == after.get(segment.bridge, 1), "segments are read in order, without gaps"
         after[segment.bridge] = segment.number + 1
     return Plan(run, now_us, pins, ordered, after)
 

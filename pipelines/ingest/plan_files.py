@@ -41,9 +41,9 @@ def find_segments(lake: Lake, cursors: Mapping[str, int], limit: int) -> list[Se
 
 
 def _is_lost(lake: Lake, folder: Path, number: int) -> bool:
-    """Whether a segment was taken away: a bridge leaves no hole, so nothing would ever come to fill it.
+    """Whether a segment was taken away: a bridge leaves no gap, so nothing would ever come to fill it.
 
-    Of a remote lake nobody asks: each look would cost more requests, and there a bridge closes the hole itself.
+    Of a remote lake nobody asks: each look would cost more requests, and there a bridge closes the gap itself.
     """
     if not lake.store.is_on_disk:
         return False

@@ -127,7 +127,7 @@ def _skipped_rows(lake: Lake, plan: Plan) -> list[NewFile]:
 
 
 def _closed(lake: Lake, plan: Plan) -> list[NewFile]:
-    """A row for each row of the quarantine that this run lets go of."""
+    """A row for each row of the quarantine that this run replays or discards."""
     if not plan.replay_items:
         return []
     count = len(plan.replay_items)

@@ -1,4 +1,4 @@
-"""Rows of the quarantine on their way back: the landing file of a replay, and the plan that lets them go.
+"""Replay rows of the quarantine: the landing file of a replay, and its plan.
 
 A replay is a run like any other. Its one segment holds the refused messages as they came, its plan says which of their seqs
 to settle; that they are settled in the ledger already is no matter, for they are taken out of the quarantine's count by the

@@ -13,7 +13,7 @@ LONGEST_PAUSE_S = 30.0
 
 @dataclass(slots=True)
 class RetryBudget:
-    """Failures in a row. A fault of our own gives the same again, so few; what was away may come back, so more."""
+    """Consecutive failures. An internal error is retried few times, an unavailable resource more often."""
 
     count: int = 0
     faults: int = 0

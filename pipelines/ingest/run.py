@@ -211,13 +211,13 @@ def read_prepared(lake: Lake, run: int) -> Prepared | None:
 def check_fault_breaker(
     lake: Lake, plan: Plan, prepared: Prepared, ledger: Ledger, limit: FaultBreaker
 ) -> tuple[FaultStreak, FaultStreak]:
-    """Hold a run back of which (nearly) all messages meet a fault of our own; it is prepared anew at the next try.
+    """Pause a run of which (nearly) all messages meet an internal error; it is prepared again at the next try.
 
     Returns:
-        The faults in a row before the run and after it.
+        The consecutive faults before the run and after it.
 
     Raises:
-        FaultError: it is held back.
+        FaultError: it is paused.
     """
     before, found = read_faults(lake), faults_of(prepared)
     if plan.replay_items:
@@ -227,9 +227,9 @@ def check_fault_breaker(
     keep_faults(lake, before, paused(plan.run, plan.planned_at_us, found, before))
     lake.delete(prepared_path(lake.root, plan.run))
     raise FaultError(
-        f"run {plan.run} is held back: {found.refused} of its {found.messages} messages meet a fault of the core's own "
-        f"({found.reason[:300]}). Nothing was committed and nothing is lost: once it is mended, the run goes on by itself. "
-        "`run.fault_stop_share = 0` puts them into quarantine instead"
+        f"run {plan.run} is paused: {found.refused} of its {found.messages} messages meet an internal error "
+        f"({found.reason[:300]}). Nothing was committed and nothing is lost: once it is fixed, the run goes on by itself. "
+        "`run.fault_breaker_share = 0` puts them into quarantine instead"
     )
 
 

@@ -1,6 +1,6 @@
-"""One member of the crew: reads work items from its standard input and answers on its standard output, until that ends.
+"""A worker process of the pool: reads work items from its standard input and answers on its standard output, until that ends.
 
-Whatever else is printed goes to standard error. Nothing here may import Beam: a member must be warm in a moment.
+Whatever else is printed goes to standard error. Nothing here may import Beam: a worker must start quickly.
 """
 
 import ctypes
@@ -57,7 +57,7 @@ def settle_or_fail(work: Work, answer: int | None = None) -> ItemResult:
 
 def main() -> None:
     """Serve until standard input ends."""
-    # Ctrl-C and an init system's SIGTERM reach the whole group: the loop decides when a member ends, by closing its input.
+    # Ctrl-C and an init system's SIGTERM reach the whole group: the loop decides when a worker ends, by closing its input.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

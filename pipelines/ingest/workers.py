@@ -1,7 +1,7 @@
-"""The crew: warm child processes that settle work items, one per core, and a body that kills its reader kills a child.
+"""The worker pool: warm child processes that settle work items, one per core. A body that crashes its decoder crashes a worker.
 
-Each member is one process of `pipelines.ingest.worker_main`, spoken to over its own pipes. A member that dies (a fault of the
-processor, too much memory, no end of it) is replaced, and the item done again carefully: the member then names each message
+Each worker is one process of `pipelines.ingest.worker_main`, spoken to over its own pipes. A worker that dies (a fault of the
+processor, too much memory, no end of it) is replaced, and the item done again carefully: the worker then names each message
 before it opens it, and the one it dies of is refused (`Work.poison`) instead of opened.
 """
 
@@ -32,14 +32,14 @@ START_TIMEOUT_S = 300.0
 MAX_POISON = 1_000
 MAX_UNEXPLAINED = 4
 _DEADLY = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
-_ONE_THREAD = {"POLARS_MAX_THREADS": "1"}  # a member is one core's; more threads of each would only wait for one another
+_ONE_THREAD = {"POLARS_MAX_THREADS": "1"}  # a worker has one core; more threads of each would only wait for one another
 _ROOT = Path(__file__).resolve().parents[2]
 
 log = structlog.get_logger(__name__)
 
 
 class WorkerDiedError(Exception):
-    """A member ended in the middle of an item; `place` is the message it had named last. Never leaves this module."""
+    """A worker ended in the middle of an item; `place` is the message it had named last. Never leaves this module."""
 
     def __init__(self, code: int, place: tuple[int, int] | None, text: str = "") -> None:
         super().__init__(text or f"a worker process ended with {code}")
@@ -139,7 +139,7 @@ class Worker:
 
 
 class WorkerPool:
-    """Some members, each started when first needed and replaced when it dies.
+    """Some workers, each started when first needed and replaced when it dies.
 
     Args:
         size: how many items are settled at once.
@@ -147,31 +147,31 @@ class WorkerPool:
 
     def __init__(self, size: int) -> None:
         self.deaths = 0
-        self._threads = ThreadPoolExecutor(size, thread_name_prefix="crew")
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="worker")
         self._mine = threading.local()
         self._workers: set[Worker] = set()
         self._starting: list[Future[None]] = []
         self._lock = threading.Lock()
 
     def start(self, size: int) -> None:
-        """Start members ahead of the first item, without waiting for them."""
+        """Start workers ahead of the first item, without waiting for them."""
         gate = threading.Barrier(size + 1)
         self._starting = [self._threads.submit(self._start, gate) for _ in range(size)]
         gate.wait()
 
     def wait_ready(self) -> None:
-        """Wait until the members that `start` started can take an item. One that dies is replaced with its first item."""
+        """Wait until the workers that `start` started can take an item. One that dies is replaced with its first item."""
         for started in self._starting:
             started.result()
 
     def warm(self, size: int) -> None:
-        """Start members, and wait until they can take an item."""
+        """Start workers, and wait until they can take an item."""
         self.start(size)
         self.wait_ready()
 
     @property
     def pids(self) -> list[int]:
-        """The members that live."""
+        """The process ids of the live workers."""
         with self._lock:
             return [worker.pid for worker in self._workers]
 
@@ -180,7 +180,7 @@ class WorkerPool:
         yield from self._threads.map(self._settle, works)
 
     def close(self) -> None:
-        """End all members."""
+        """End all workers."""
         with self._lock:
             workers, self._workers = self._workers, set()
         for worker in workers:
@@ -200,7 +200,7 @@ class WorkerPool:
                     return ItemResult(work.item, (), (), failure)
 
     def _start(self, gate: threading.Barrier) -> None:
-        gate.wait()  # one thread, one member: none may take the start of two
+        gate.wait()  # one thread, one worker: none may take the start of two
         try:
             self._worker().wait_ready()
         except WorkerDiedError as error:

@@ -1,66 +1,48 @@
-"""The process that runs a user's function: no secrets in its environment, limited memory, killed when it is late.
+"""The target of the process that runs a user's function. See `catchment.runtime.worker.child`.
 
-Spoken over two pipes: frames of a 4-byte big-endian length and msgpack. First what to load, then samples.
+A request is `WANTS_ROW`, answered with `YES` or `NO`, or a sample in msgpack, answered with its columns or its error.
 """
 
 import importlib
 import importlib.machinery
 import importlib.util
 import inspect
-import os
-import resource
-import struct
-import sys
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-_LENGTH = struct.Struct(">I")
-_WATCH_S = 1.0
+WANTS_ROW, YES, NO = b"", b"y", b"n"
+_MAX_REASON_CHARS = 500
 
 
-def send(descriptor: int, message: Any) -> None:
-    """Write one frame."""
-    body = msgspec.msgpack.encode(message)
-    view = memoryview(_LENGTH.pack(len(body)) + body)
-    while view:
-        view = view[os.write(descriptor, view) :]
+class LoadError(Exception):
+    """The user's code cannot be loaded, whatever it raised."""
 
 
-def receive(descriptor: int, wait: Callable[[], None] | None = None, max_bytes: int = 1 << 32) -> Any:
-    """Read one frame.
-
-    Args:
-        descriptor: the pipe.
-        wait: called before each read; it may raise when the time is over.
-        max_bytes: a longer frame is an error.
+def open_inspector(options: bytes, _note: Callable[[bytes], None]) -> Callable[[bytes], bytes]:
+    """Load the function that the options name.
 
     Raises:
-        EOFError: the other side is gone, or sends what is no frame.
+        LoadError: it does not load.
     """
-    (length,) = _LENGTH.unpack(_exactly(descriptor, _LENGTH.size, wait))
-    if length > max_bytes:
-        raise EOFError
+    asked = msgspec.msgpack.decode(options)
     try:
-        return msgspec.msgpack.decode(_exactly(descriptor, length, wait))
-    except msgspec.DecodeError as error:
-        raise EOFError from error
+        function, wants_row = _load(asked["source"], asked["function"], asked["options"])
+    except BaseException as error:
+        raise LoadError(f"{type(error).__name__}: {error}") from error
 
+    def answer(request: bytes) -> bytes:
+        if request == WANTS_ROW:
+            return YES if wants_row else NO
+        sample = msgspec.msgpack.decode(request)
+        given = {"payload": sample["payload"]} | ({"row": sample["row"]} if wants_row else {})
+        try:
+            return msgspec.msgpack.encode({"columns": function(**given)})
+        except Exception as error:  # noqa: BLE001  # one sample's error is that sample's
+            return msgspec.msgpack.encode({"error": f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARS]})
 
-def _exactly(descriptor: int, count: int, wait: Callable[[], None] | None) -> bytes:
-    parts: list[bytes] = []
-    while count:
-        if wait is not None:
-            wait()
-        part = os.read(descriptor, min(count, 1024 * 1024))
-        if not part:
-            raise EOFError
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
+    return answer
 
 
 def _load(source: str, name: str, options: dict[str, Any]) -> tuple[Callable[..., Any], bool]:
@@ -78,49 +60,3 @@ def _load(source: str, name: str, options: dict[str, Any]) -> tuple[Callable[...
         made: Any = found(**options)
         return made, "row" in inspect.signature(made).parameters
     return (lambda **given: found(**given, **options)), "row" in inspect.signature(found).parameters
-
-
-def _end_with(parent: int) -> None:
-    """End when the parent has: a function that never returns must not outlive a run that was killed."""
-    while os.getppid() == parent:
-        time.sleep(_WATCH_S)
-    os._exit(1)
-
-
-def _limit_memory(wanted: int) -> None:
-    """No more than wanted, and than the run's own worker may have."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def main() -> None:
-    """Serve until the pipe closes."""
-    incoming, outgoing = int(sys.argv[1]), int(sys.argv[2])
-    asked = receive(incoming)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    _limit_memory(asked["max_memory"])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it has nothing to write
-    try:
-        function, wants_row = _load(asked["source"], asked["function"], asked["options"])
-    except BaseException as error:  # noqa: BLE001  # whatever a user's module raises is told, not died of
-        send(outgoing, {"error": f"{type(error).__name__}: {error}"[:500]})
-        return
-    send(outgoing, {"wants_row": wants_row})
-    while True:
-        try:
-            sample = receive(incoming)
-        except EOFError:
-            return
-        given = {"payload": sample["payload"]} | ({"row": sample["row"]} if wants_row else {})
-        try:
-            answer = {"columns": function(**given)}
-            body = msgspec.msgpack.encode(answer)
-        except Exception as error:  # noqa: BLE001  # likewise: one sample's error is that sample's
-            body = msgspec.msgpack.encode({"error": f"{type(error).__name__}: {error}"[:500]})
-        send(outgoing, msgspec.Raw(body))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,18 @@
 """Keeps the process that runs a user's function: started when needed, killed when late, given up on when it keeps failing."""
 
 import os
-import select
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import structlog
 
+from catchment.runtime.worker.frames import MAX_FRAME_BYTES
+from catchment.runtime.worker.limits import MIB, WorkerLimits
+from catchment.runtime.worker.outcome import Answered, Refused, TooLate
+from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.errors import RefusedError
-from pipelines.inspect.child import receive, send
+from pipelines.inspect.child import WANTS_ROW, YES
 from pipelines.inspect.errors import InterruptedInspectionError, UninspectableError
 
 log = structlog.get_logger(__name__)
@@ -19,8 +20,9 @@ log = structlog.get_logger(__name__)
 MAX_KILLS = 3
 START_S = 30.0
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
-_BUDGETS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VIPS_CONCURRENCY", "POLARS_MAX_THREADS")
-_PASSED_ON = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "TZ")
+_TARGET = "pipelines.inspect.child:open_inspector"
+# Beyond what every limited process is given: where the programs are that a user's function may call.
+_PASSED_ON = ("PATH", "VIRTUAL_ENV")
 
 
 @dataclass(slots=True)
@@ -43,9 +45,7 @@ class UserWorker:
     max_ms: int
     max_memory_mib: int
     kills: int = 0
-    _process: subprocess.Popen[bytes] | None = None
-    _to: int = -1
-    _from: int = -1
+    _worker: WorkerProcess | None = None
     _wants_row: bool = False
 
     @property
@@ -79,16 +79,16 @@ class UserWorker:
         """
         if self.is_suspended:
             raise InterruptedInspectionError(f"{self.name} is suspended: killed {MAX_KILLS} times in a row")
-        self._started()
-        try:
-            send(self._to, {"payload": payload, "row": row if self._wants_row else {}})
-            answer = self._answer(self.max_ms / 1_000)
-        except TimeoutError as error:
+        worker = self._started()
+        sample = {"payload": payload, "row": row if self._wants_row else {}}
+        outcome = worker.request(msgspec.msgpack.encode(sample), self.max_ms / 1_000)
+        if isinstance(outcome, TooLate):
             self._kill("late")
-            raise InterruptedInspectionError(f"{self.name} took longer than {self.max_ms} ms") from error
-        except (OSError, EOFError) as error:
+            raise InterruptedInspectionError(f"{self.name} took longer than {self.max_ms} ms")
+        if not isinstance(outcome, Answered):
             self._kill("died")
-            raise InterruptedInspectionError(f"{self.name} died on it (memory limit {self.max_memory_mib} MiB)") from error
+            raise InterruptedInspectionError(f"{self.name} died on it (memory limit {self.max_memory_mib} MiB)")
+        answer: dict[str, Any] = msgspec.msgpack.decode(outcome.body)
         self.kills = 0
         if "error" in answer:
             raise UninspectableError(f"{self.name}: {answer['error']}")
@@ -99,51 +99,38 @@ class UserWorker:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            os.close(self._to)
-            os.close(self._from)
-            self._process = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
-    def _started(self) -> None:
-        if self._process is not None and self._process.poll() is not None:
-            self.close()  # it ended between two samples: neither is to blame
-        if self._process is not None:
-            return
-        read_child, self._to = os.pipe()
-        self._from, write_child = os.pipe()
-        passed_on = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
-        environment = passed_on | dict.fromkeys((*_BUDGETS, "PYTHONDONTWRITEBYTECODE"), "1")
-        command = [sys.executable, "-m", "pipelines.inspect.child", str(read_child), str(write_child)]
-        self._process = subprocess.Popen(
-            command, pass_fds=(read_child, write_child), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, cwd="/",
-        )  # fmt: skip
-        os.close(read_child)
-        os.close(write_child)
-        asked = {"source": self.source, "function": self.function, "options": self.options}
+    def _started(self) -> WorkerProcess:
+        """The process, started if it is not there; one that ended between two samples is replaced, and neither is to blame."""
+        is_new = self._worker is None
+        worker = self._worker = self._worker or WorkerProcess(self._spec())
         try:
-            send(self._to, {**asked, "max_memory": self.max_memory_mib * 1024 * 1024})
-            answer = self._answer(START_S)
-        except (OSError, EOFError, TimeoutError) as error:
-            self.close()
-            raise RefusedError(f"inspector {self.name} does not start; does it load within its memory limit?") from error
-        if "error" in answer:
-            self.close()
-            raise RefusedError(f"inspector {self.name} does not load: {answer['error']}")
-        self._wants_row = bool(answer["wants_row"])
+            outcome = worker.start()
+        except OSError as error:
+            raise RefusedError(f"inspector {self.name} does not start: {error}") from error
+        if isinstance(outcome, Answered) and is_new:
+            outcome = worker.request(WANTS_ROW, START_S) or outcome
+            self._wants_row = isinstance(outcome, Answered) and outcome.body == YES
+        if isinstance(outcome, Answered):
+            return worker
+        self.close()
+        if isinstance(outcome, Refused):
+            raise RefusedError(f"inspector {self.name} does not load: {outcome.reason}")
+        raise RefusedError(f"inspector {self.name} does not start; does it load within its memory limit?")
 
-    def _answer(self, seconds: float) -> dict[str, Any]:
-        """One frame, all of it within the time."""
-        until = time.monotonic() + seconds
-
-        def wait() -> None:
-            if not select.select([self._from], [], [], max(0.0, until - time.monotonic()))[0]:
-                raise TimeoutError
-
-        answer: dict[str, Any] = receive(self._from, wait, MAX_ANSWER_BYTES)
-        return answer
+    def _spec(self) -> WorkerSpec:
+        options = {"source": self.source, "function": self.function, "options": self.options}
+        limits = WorkerLimits(
+            address_bytes=self.max_memory_mib * MIB,
+            start_timeout_s=START_S,
+            max_request_bytes=MAX_FRAME_BYTES,
+            max_answer_bytes=MAX_ANSWER_BYTES,
+        )
+        passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        return WorkerSpec(target=_TARGET, options=msgspec.msgpack.encode(options), limits=limits, environment=passed_on)
 
     def _kill(self, why: str) -> None:
         self.kills += 1

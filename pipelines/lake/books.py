@@ -18,7 +18,7 @@ class EpochKey(NamedTuple):
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """The books of one device's stream, in samples: `quarantined` wait there, `discarded` were let go of by a person.
+    """The books of one device's stream, in samples: `quarantined` wait there, `discarded` were discarded by a person.
 
     `closed` are seqs of gaps that were closed unseen, because the device had more ranges than the ledger keeps.
     """

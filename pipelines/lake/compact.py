@@ -131,7 +131,7 @@ def _compact_group(lake: Lake, name: str, table: DeltaTable, group: Sequence[Sma
     if gone:
         rows = rows.filter(pc.invert(pc.is_in(rows.column("id"), pa.array(sorted(gone), pa.string()))))
     if not rows.num_rows:
-        swap_files(lake, name, [file.path for file in group], [], {"catchment.compact": "all of it was let go of"})
+        swap_files(lake, name, [file.path for file in group], [], {"catchment.compact": "all of it was replayed or discarded"})
         return 0
     rows = _with_one_shard(lake, name, rows, group)
     if name.startswith(f"{ROLLUPS}/"):

@@ -1,8 +1,8 @@
-"""Holes: seqs that a device must have used, since later ones are here, and that have not come. No IO.
+"""Gaps: seqs that a device must have used, since later ones are here, and that have not come. No IO.
 
-A seq counts from 0 without holes, so a hole is a sample on its way, or lost. It closes when the sample comes, late or again, or
+A seq counts from 0 without gaps, so a gap is a sample on its way, or lost. It closes when the sample comes, late or again, or
 when its device reports that it dropped it. An epoch that its device no longer lists will not be sent again: what is missing
-of it is lost, unless somebody finds the device's disk. Below the floor of its stream a hole is closed and counted as such.
+of it is lost, unless somebody finds the device's disk. Below the floor of its stream a gap is closed and counted as such.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Gap:
 
 
 def gaps(ledger: Ledger, device: str = "", stream: str = "") -> list[Gap]:
-    """All holes of a device or stream, of all of them by default, by device, stream, epoch and seq."""
+    """All gaps of a device or stream, of all of them by default, by device, stream, epoch and seq."""
     whole = ledger.whole()
     settled, floors = whole.settled, floors_of(whole.books)
     for name, wanted in (("device", device), ("stream", stream)):

@@ -2,7 +2,7 @@
 
 The claim is one object that its holder replaces again and again. Nobody compares clocks: whoever finds a claim watches it
 for as long as a holder may be silent, and takes it over only if it has not changed meanwhile. A holder that was merely
-slow finds at its next beat that it lost, and stops; until then the conditional puts of plan and commit keep rows single.
+slow finds at its next heartbeat that it lost, and stops; until then the conditional puts of plan and commit keep rows single.
 """
 
 from threading import Event, Thread

@@ -1,4 +1,4 @@
-"""What lies in the quarantine and has not been let go of. A row is closed by a row of `quarantine_closed`, never changed."""
+"""Quarantined rows that are neither replayed nor discarded. A row is closed by a row of `quarantine_closed`, never changed."""
 
 import re
 from collections.abc import Collection
@@ -132,7 +132,7 @@ def _by_id(rows: Rows) -> Rows:
 
 
 def closed(lake: Lake) -> pa.Table:
-    """What has been let go of."""
+    """The rows that were replayed or discarded."""
     table = open_table(lake, QUARANTINE_CLOSED)
     return CLOSED_SCHEMA.empty_table() if table is None else pa.table(table.to_pyarrow_table())
 

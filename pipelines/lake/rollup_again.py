@@ -55,7 +55,7 @@ def leave_word(lake: Lake, stale: Stale) -> None:
 
 
 def roll_up_again(lake: Lake, private: Mapping[str, Collection[str]] | None = None) -> dict[str, int]:
-    """Roll up all minutes of which there is word; the rows read per stream. For the one that holds the lake's upkeep.
+    """Roll up all minutes of which there is word; the rows read per stream. For the holder of the maintenance lease.
 
     Args:
         lake: the lake.

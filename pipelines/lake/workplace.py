@@ -1,4 +1,4 @@
-"""Where upkeep works: in the lake itself if that is a folder, else in a small working copy of its own that goes with the work.
+"""Where maintenance works: in the lake itself if that is a folder, else in a small temporary working copy.
 
 Of a remote lake the files that are rewritten are fetched there and the new ones brought to the bucket before their commit. A
 folder of its own, so that a run loop that shares the working copy never finds a file gone that it was about to read.

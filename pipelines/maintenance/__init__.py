@@ -1,1 +1,1 @@
-"""Upkeep of a lake while runs go on: compaction, vacuum, roll-ups, by command or again and again."""
+"""Maintenance of a lake while runs go on: compaction, vacuum, roll-ups, by command or again and again."""

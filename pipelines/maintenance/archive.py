@@ -31,7 +31,7 @@ ARCHIVE_SCHEMA = pa.schema(
         pa.field("releases", pa.int64()),
     ]
 )
-"""One row for each segment of a run; `replay_items` counts the rows of the quarantine that the run put through again or discarded."""
+"""One row for each segment of a run; `replay_items` counts the quarantined rows that it replayed or discarded."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,10 +48,10 @@ def archived_run(lake: Lake) -> int:
 
 
 def archive_runs(lake: Lake) -> int:
-    """Archive every committed run that is not in the archive. For the one that holds the lake's upkeep.
+    """Archive every committed run that is not in the archive. For the holder of the maintenance lease.
 
     Returns:
-        How many runs were archived. Runs whose plan an earlier release has deleted are passed over, with a count in the log.
+        How many runs were archived. Runs whose plan an earlier release has deleted are skipped, with a count in the log.
 
     Raises:
         ConflictError: another maintenance is at work.

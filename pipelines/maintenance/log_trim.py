@@ -47,7 +47,7 @@ def all_tables(lake: Lake) -> list[str]:
 
 
 def trim_logs(lake: Lake, keep: KeepLog) -> list[Trimmed]:
-    """Shorten the logs of all tables. For the one that holds the lake's upkeep, once runs are archived.
+    """Shorten the logs of all tables. For the holder of the maintenance lease, once runs are archived.
 
     Raises:
         CorruptLakeError: a log cannot be read; nothing of it was deleted.

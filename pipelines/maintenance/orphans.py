@@ -1,4 +1,4 @@
-"""What killed processes leave on a disk: half-written files, folders of work never finished, copies of what the bucket has.
+"""Finds orphans of killed processes: half-written files, folders of work never finished, copies of what the bucket has.
 
 Each is found by its name or place, for nothing refers to it. Whether it is old enough to be nobody's is asked by the vacuum.
 """

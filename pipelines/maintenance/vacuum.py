@@ -1,4 +1,4 @@
-"""Takes away what nothing refers to any more: replaced files, leavings of crashes, landed segments that became rows long ago.
+"""Takes away what nothing refers to any more: replaced files, orphans of crashes, landed segments that became rows long ago.
 
 Nothing is deleted that a live row, a table version young enough to be read, or the run in hand refers to. What belongs to
 nobody goes only after a grace, for a run at work writes its files before it commits them.
@@ -136,7 +136,7 @@ class Vacuum:
                 unreferenced = {Path(found).name for found in self._unreferenced(table, max(0, round(self._keep.versions_h)))}
                 unreferenced -= removed_since(self._lake, name, oldest_ms)
             elif self._plan is not None and never_filled(read_ledger(self._lake, self._run), name):
-                unreferenced = {_base(file) for file in files}  # of a run that was held back before there was a table
+                unreferenced = {_base(file) for file in files}  # of a run that was paused before there was a table
             else:
                 return
             for file in files:
@@ -235,11 +235,11 @@ class Vacuum:
         for path in half_written(self._lake):
             with self._quiet("/".join(path.relative_to(self._lake.root).parts[:2])) as is_quiet:
                 if is_quiet:
-                    self._clear("leavings", path)
+                    self._clear("orphans", path)
         for path in unfinished(self._lake, self._run):
-            self._clear("leavings", path)
+            self._clear("orphans", path)
         for path in abandoned(self._lake.root):
-            self._clear("leavings", path, is_dead=True)
+            self._clear("orphans", path, is_dead=True)
         if not self._lake.store.is_on_disk:
             cursors = {} if self._plan is None else self._plan.next_numbers
             for path in list(copies(self._lake, self._run, cursors)):

@@ -1,7 +1,7 @@
 """The policies in force in a lake: documents by their hash, and a numbered history whose newest entry is the truth.
 
     policies/documents/<id>@<version>.json      what a policy says; written once, never changed
-    policies/history/<n:06d>.json               who made which set active, when, and why; n counts from 1 without holes
+    policies/history/<n:06d>.json               who made which set active, when, and why; n counts from 1 without gaps
 
 An entry takes its number by a hard link or a conditional put, which refuse to replace: of two people who apply at once, one is
 told to look again.

@@ -69,7 +69,7 @@ def fitted(table: pa.Table, contract: Contract) -> pa.Table:
 
 
 def drafted_contract(stream: str, table: pa.Table) -> Contract:
-    """A contract for a table that has none: each column of the nearest type that rules know; others are passed over."""
+    """A contract for a table that has none: each column of the nearest type that rules know; others are skipped."""
     columns = [
         Column(field.name, type_)
         for field in table.schema

@@ -5,31 +5,33 @@ Regular expressions are the exception: linear too, but with a factor that the pa
 them are judged in a process of their own, which is killed when its time is over.
 """
 
-import atexit
-import subprocess
-import sys
+import os
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import structlog
 
+from catchment.runtime.worker.frames import MAX_FRAME_BYTES
+from catchment.runtime.worker.limits import WorkerLimits
+from catchment.runtime.worker.outcome import Answered, Outcome, Refused, TooLate
+from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.errors import RefusedError
 from pipelines.expressions import ir
 from pipelines.inspect.suspended import HINT, Suspension
 from pipelines.policy.engine import CompiledRule, Tagger, TagLists, in_words, lists_of
-from pipelines.policy.worker import READY, REFUSED, VERDICTS, read_frame, write_frame
-from schemas.contract import Contract, encode_contract
+from pipelines.policy.worker import encode_options, encode_request
+from schemas.contract import Contract
 from schemas.policy import Policy
 
 log = structlog.get_logger(__name__)
 _Bools: TypeAlias = npt.NDArray[np.bool_]
-_START_S = 120.0
+_TARGET = "pipelines.policy.worker:open_judge"
+_LIMITS = WorkerLimits(start_timeout_s=120.0, max_request_bytes=MAX_FRAME_BYTES, max_answer_bytes=MAX_FRAME_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +218,18 @@ class GuardedTagger:
 
 
 class _Worker:
-    """The process; who asks it is blocked until it answers or dies, and a timer sees to it that it dies in time."""
+    """The process that judges the risky policies; it is killed when it is late."""
 
     def __init__(self, policies: Sequence[Policy], contract: Contract) -> None:
-        command = [sys.executable, "-m", "pipelines.policy.worker"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        atexit.register(self.kill)
-        body = msgspec.json.encode(policies)
-        self._talk([(READY, encode_contract(contract)), (READY, body)], _START_S, "did not start")
+        options = encode_options(contract, policies)
+        threads = {"POLARS_MAX_THREADS": os.environ.get("POLARS_MAX_THREADS") or str(os.cpu_count() or 1)}
+        self._process = WorkerProcess(WorkerSpec(target=_TARGET, options=options, limits=_LIMITS, environment=threads))
+        try:
+            started = self._process.start()
+        except OSError as error:
+            raise WorkerDiedError(f"the policy's process cannot be started: {error}") from error
+        if not isinstance(started, Answered):
+            raise _died(started, "did not start")
 
     def ask(self, index: int, table: pa.Table, seconds: float) -> npt.NDArray[np.uint8]:
         """The verdicts of one policy, packed.
@@ -231,45 +237,22 @@ class _Worker:
         Raises:
             WorkerDiedError: it took longer, or died otherwise.
         """
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        frames = [(VERDICTS, str(index).encode()), (VERDICTS, memoryview(sink.getvalue()).tobytes())]
-        kind, body = self._talk(frames, seconds, f"took more than its budget of {seconds:.1f} s for {table.num_rows:,} rows")
-        if kind == REFUSED:
-            raise WorkerDiedError(body.decode())
-        return np.frombuffer(body, np.uint8)
+        outcome = self._process.request(encode_request(index, table), seconds)
+        if isinstance(outcome, Answered):
+            return np.frombuffer(outcome.body, np.uint8)
+        raise _died(outcome, f"took more than its budget of {seconds:.1f} s for {table.num_rows:,} rows")
 
     def kill(self) -> None:
         """End it now."""
-        atexit.unregister(self.kill)
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None and not pipe.closed:
-                _close(pipe)
+        self._process.close()
 
-    def _talk(self, frames: Sequence[tuple[bytes, bytes]], seconds: float, complaint: str) -> tuple[bytes, bytes]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        is_late = threading.Event()
 
-        def end() -> None:
-            is_late.set()
-            self._process.kill()
-
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
-        try:
-            for kind, body in frames:
-                write_frame(self._process.stdin, kind, body)  # type: ignore[arg-type]  # a pipe is a binary file
-            return read_frame(self._process.stdout)  # type: ignore[arg-type]
-        except (OSError, EOFError) as error:
-            why = complaint if is_late.is_set() else f"ended its process ({self._process.wait(timeout=10)})"
-            raise WorkerDiedError(f"the policy {why}", is_late=is_late.is_set()) from error
-        finally:
-            timer.cancel()
+def _died(outcome: Outcome | None, complaint: str) -> WorkerDiedError:
+    if isinstance(outcome, Refused):
+        return WorkerDiedError(outcome.reason)
+    if isinstance(outcome, TooLate):
+        return WorkerDiedError(f"the policy {complaint}", is_late=True)
+    return WorkerDiedError(f"the policy ended its process ({outcome})")
 
 
 def name_of(policy: Policy) -> str:
@@ -285,10 +268,3 @@ def _is_risky(rule: CompiledRule) -> bool:
             return True
         waiting.extend(ir.children(node))
     return False
-
-
-def _close(pipe: object) -> None:
-    try:
-        pipe.close()  # type: ignore[attr-defined]
-    except OSError as error:  # what was still to be flushed has no reader any more
-        log.debug("pipe_closed", reason=str(error))

@@ -62,7 +62,7 @@ def retag_stream(
     Args:
         lake: the lake.
         stream: the stream.
-        policies: the rules; those of other streams are passed over.
+        policies: the rules; those of other streams are skipped.
         tagger: judges the rows of one file.
         progress: told of the rows done.
         workers: files at a time.

@@ -1,76 +1,49 @@
-"""A process that judges rows by the rules of one policy after another, and may be killed at any moment.
-
-Spoken to over its own pipes: the contract and the policies first, then tables. Run as `python -m pipelines.policy.worker`.
-"""
+"""The target of the process that judges rows by risky policies. See `catchment.runtime.worker.child`."""
 
 import struct
-import sys
-from typing import BinaryIO
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from pipelines.errors import PipelineError
 from pipelines.policy.engine import Tagger
-from schemas.contract import decode_contract
+from schemas.contract import Contract, decode_contract, encode_contract
 from schemas.policy import Policy
 
-HEAD = struct.Struct("<cI")
-VERDICTS, REFUSED, READY = b"v", b"e", b"r"
+_INDEX = struct.Struct("<I")
 
 
-def write_frame(pipe: BinaryIO, kind: bytes, body: bytes) -> None:
-    """Send one message.
-
-    Raises:
-        OSError: the other side is gone.
-    """
-    pipe.write(HEAD.pack(kind, len(body)))
-    pipe.write(body)
-    pipe.flush()
+class _Options(msgspec.Struct, frozen=True):
+    contract: bytes
+    policies: tuple[Policy, ...]
 
 
-def read_frame(pipe: BinaryIO) -> tuple[bytes, bytes]:
-    """Wait for one message.
-
-    Raises:
-        EOFError: the other side is gone.
-    """
-    kind, size = HEAD.unpack(_exactly(pipe, HEAD.size))
-    return kind, _exactly(pipe, size)
+def encode_options(contract: Contract, policies: Sequence[Policy]) -> bytes:
+    """What the process is started with: the contract and the policies it judges by."""
+    return msgspec.msgpack.encode(_Options(encode_contract(contract), tuple(policies)))
 
 
-def _exactly(pipe: BinaryIO, size: int) -> bytes:
-    body = pipe.read(size)
-    if len(body) != size:
-        raise EOFError("the other side of the pipe is gone")
+def encode_request(index: int, table: pa.Table) -> bytes:
+    """A request: the policy's number, and the columns that it reads."""
+    sink = pa.BufferOutputStream()
+    sink.write(_INDEX.pack(index))
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    body: bytes = sink.getvalue().to_pybytes()
     return body
 
 
-def serve(given: BinaryIO, answers: BinaryIO) -> None:
-    """Answer until the other side goes."""
-    contract = decode_contract(read_frame(given)[1])
-    policies = msgspec.json.decode(read_frame(given)[1], type=tuple[Policy, ...])
-    taggers = [Tagger.compile([policy], contract) for policy in policies]
-    write_frame(answers, READY, b"")
-    while True:
-        _, index = read_frame(given)
-        _, body = read_frame(given)
-        try:
-            hits = taggers[int(index)].verdicts(pa.ipc.open_stream(body).read_all())
-            write_frame(answers, VERDICTS, np.packbits(np.stack(hits)).tobytes() if hits else b"")
-        except (PipelineError, pa.ArrowException) as error:
-            write_frame(answers, REFUSED, str(error).encode())
+def open_judge(options: bytes, _note: Callable[[bytes], None]) -> Callable[[bytes], bytes]:
+    """Compile the policies; a request is answered with the packed verdicts of one of them."""
+    given = msgspec.msgpack.decode(options, type=_Options)
+    contract = decode_contract(given.contract)
+    taggers = [Tagger.compile([policy], contract) for policy in given.policies]
 
+    def judge(request: bytes) -> bytes:
+        (index,) = _INDEX.unpack_from(request)
+        table = pa.ipc.open_stream(pa.py_buffer(request).slice(_INDEX.size)).read_all()
+        hits = taggers[index].verdicts(table)
+        return np.packbits(np.stack(hits)).tobytes() if hits else b""
 
-def main() -> None:
-    """Serve the pipes of this process."""
-    try:
-        serve(sys.stdin.buffer, sys.stdout.buffer)
-    except EOFError:
-        return  # who asked is gone
-
-
-if __name__ == "__main__":
-    main()
+    return judge

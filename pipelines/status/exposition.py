@@ -10,7 +10,7 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     """All metrics of the core."""
     page = MetricsPage()
     result = assess(found, limits)
-    page.add_one("catchment_live", "All processes of the core beat", float(result.is_alive))
+    page.add_one("catchment_live", "All processes of the core send heartbeats", float(result.is_alive))
     page.add_one("catchment_ready", "The core gets on", float(result.is_ready))
     page.add_one("catchment_alarms", "What a person should look at", float(len(result.alarms)))
     kinds = [({"kind": kind}, float(count)) for kind, count in result.counts().items()]
@@ -27,9 +27,7 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
              [({"stage": stage}, float(count)) for stage, count in sorted(found.quarantined_open.items())])  # fmt: skip
     shares = [({"stream": stream.stream}, quarantine_share(stream)) for stream in found.streams]
     page.add("catchment_quarantine_share", "Share of what the last runs settled that went to quarantine", shares)
-    page.add(
-        "catchment_run_held_back", "The run held back by a fault of our own; 0: none", [({}, float(found.faults.stopped_run))]
-    )
+    page.add("catchment_run_paused", "The run paused by an internal error; 0: none", [({}, float(found.faults.stopped_run))])
     page.add_one("catchment_requests_open", "Replays and discards asked for and not done", float(found.open_requests))
     page.add_one("catchment_suspended", "Policies and inspectors in force that may not run", float(len(found.suspended)))
     over = [({"device": device}, 1.0) for heartbeat in found.heartbeats for device in heartbeat.over_share]
@@ -41,7 +39,11 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
              [({}, float(max((one.ranges for one in found.devices.crowded), default=0)))])  # fmt: skip
     for heartbeat in found.heartbeats:
         labels = {"role": heartbeat.role, "name": heartbeat.name}
-        page.add("catchment_beat_age_seconds", "Since a process last beat", [(labels, found.at_us / 1e6 - heartbeat.at_ms / 1e3)])
+        page.add(
+            "catchment_heartbeat_age_seconds",
+            "Seconds since a process's last heartbeat",
+            [(labels, found.at_us / 1e6 - heartbeat.at_ms / 1e3)],
+        )
         page.add("catchment_process_ready", "A process says that it gets on", [(labels, float(heartbeat.is_ready))])
         for name, value in sorted(heartbeat.counters.items()):
             page.add(

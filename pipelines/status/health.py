@@ -1,8 +1,8 @@
 """What a survey means: alive, ready, alarms. No IO.
 
-Alive: the processes beat. Ready: they get on. That a pipeline stands still while all its processes live is the failure that
-nobody sees, so waiting work that no run takes is not ready. An alarm that is no standstill (rules refused, a policy suspended,
-much in quarantine) is for a person to look at: the core gets on, and stays ready.
+Alive: the processes send heartbeats. Ready: they get on. That a pipeline stands still while all its processes live is the
+failure that nobody sees, so waiting work that no run takes is not ready. An alarm that is no standstill (rules refused, a
+policy suspended, much in quarantine) is for a person to look at: the core gets on, and stays ready.
 """
 
 from collections import Counter
@@ -22,10 +22,10 @@ class Kind(StrEnum):
 
     BOOKS = "books"
     SILENT = "silent"
-    FAR = "far_silent"
+    REMOTE = "remote_silent"
     TROUBLE = "trouble"
     STUCK = "stuck"
-    FAULT_STOP = "fault_stop"
+    FAULT_BREAKER = "fault_breaker"
     RULES = "rules"
     SUSPENDED = "suspended"
     QUARANTINE = "quarantine"
@@ -35,7 +35,7 @@ class Kind(StrEnum):
     RANGES = "ranges"
 
 
-_STANDSTILLS = frozenset({Kind.BOOKS, Kind.SILENT, Kind.FAR, Kind.TROUBLE, Kind.STUCK, Kind.FAULT_STOP})
+_STANDSTILLS = frozenset({Kind.BOOKS, Kind.SILENT, Kind.REMOTE, Kind.TROUBLE, Kind.STUCK, Kind.FAULT_BREAKER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,10 @@ def assess(found: Survey, limits: AlarmConfig = DEFAULTS) -> HealthResult:
         for kind, texts in (
             (Kind.BOOKS, _books(found)),
             (Kind.SILENT, _silent(found, limits)),
-            (Kind.FAR, _remote(found, limits)),
+            (Kind.REMOTE, _remote(found, limits)),
             (Kind.TROUBLE, _troubles(found, limits)),
             (Kind.STUCK, _stuck(found, limits)),
-            (Kind.FAULT_STOP, _fault_breaker(found)),
+            (Kind.FAULT_BREAKER, _fault_breaker(found)),
             (Kind.RULES, _rules(found, limits)),
             (Kind.SUSPENDED, _suspended(found, limits)),
             (Kind.QUARANTINE, _quarantine(found, limits)),
@@ -104,7 +104,8 @@ def _age_ms(found: Survey, at_ms: int) -> int:
 def _silent(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     for heartbeat in found.heartbeats:
         if _age_ms(found, heartbeat.at_ms) > limits.silent_s * 1_000:
-            yield f"{heartbeat.role} {heartbeat.name} is silent for {_age_ms(found, heartbeat.at_ms) // 1000} s{_last_word(heartbeat)}"
+            silent_s = _age_ms(found, heartbeat.at_ms) // 1000
+            yield f"{heartbeat.role} {heartbeat.name} is silent for {silent_s} s{_last_word(heartbeat)}"
     roles = {heartbeat.role for heartbeat in found.heartbeats}
     # Of a remote lake each role may be on a machine of its own, and is asked there.
     wanted = () if found.is_remote else ("bridge", "run")
@@ -119,14 +120,15 @@ def _last_word(heartbeat: Heartbeat) -> str:
 def _remote(found: Survey, limits: AlarmConfig) -> Iterator[str]:
     """Whoever is asked whether this machine lives must not be told of another one's death."""
     for heartbeat in found.remote_heartbeats:
-        if _age_ms(found, heartbeat.at_ms) > limits.far_silent_s * 1_000:
-            yield f"{heartbeat.role} {heartbeat.name} on {heartbeat.host} is silent for {_age_ms(found, heartbeat.at_ms) // 1000} s{_last_word(heartbeat)}"
+        if _age_ms(found, heartbeat.at_ms) > limits.remote_silent_s * 1_000:
+            silent_s = _age_ms(found, heartbeat.at_ms) // 1000
+            yield f"{heartbeat.role} {heartbeat.name} on {heartbeat.host} is silent for {silent_s} s{_last_word(heartbeat)}"
 
 
 def _live_heartbeats(found: Survey, limits: AlarmConfig) -> Iterator[Heartbeat]:
     yield from (heartbeat for heartbeat in found.heartbeats if _age_ms(found, heartbeat.at_ms) <= limits.silent_s * 1_000)
     yield from (
-        heartbeat for heartbeat in found.remote_heartbeats if _age_ms(found, heartbeat.at_ms) <= limits.far_silent_s * 1_000
+        heartbeat for heartbeat in found.remote_heartbeats if _age_ms(found, heartbeat.at_ms) <= limits.remote_silent_s * 1_000
     )
 
 
@@ -146,8 +148,8 @@ def _fault_breaker(found: Survey) -> Iterator[str]:
     stop = found.faults
     if stop.stopped_run:
         yield (
-            f"run {stop.stopped_run} is held back for {max(0, found.at_us - stop.at_us) // 1_000_000} s: "
-            f"nearly every message meets a fault of the core's own ({stop.reason[:200]})"
+            f"run {stop.stopped_run} is paused for {max(0, found.at_us - stop.at_us) // 1_000_000} s: "
+            f"nearly every message meets an internal error ({stop.reason[:200]})"
         )
 
 

@@ -322,7 +322,7 @@ def _fresh_folder(home: Path) -> Path:
 
 
 def _publish(lake: Lake, home: Path, folder: Path, manifest: Manifest) -> Manifest:
-    """Give the folder the next free version number; a number that somebody else took meanwhile is passed over.
+    """Give the folder the next free version number; a number that somebody else took meanwhile is skipped.
 
     Raises:
         ConflictError: others were faster every time.

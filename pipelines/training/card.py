@@ -65,7 +65,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _thumbnails(manifest: Manifest, folder: Path) -> Iterable[str]:
-    """The first few pictures of the first shard; payloads that are none, or too large, are passed over."""
+    """The first few pictures of the first shard; payloads that are none, or too large, are skipped."""
     index, shard = manifest.indexes[0].path, manifest.shards[0]
     rows = pa.ipc.open_file(map_set_file(folder, index)).read_all().slice(0, min(_THUMBNAILS, shard.rows))
     places = list(zip(rows.column("payload_offset").to_pylist(), rows.column("payload_length").to_pylist(), strict=True))

@@ -70,7 +70,8 @@ class Core:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "models"
         self.clock = Clock()
-        self.repository = ModelRepository(self.folder, KeyFolder(folder / "keys"), self.clock)
+        self.keys = KeyFolder(folder / "keys")
+        self.repository = ModelRepository(self.folder, self.keys, self.clock)
         self.root = self.repository.init(KeyPlan())
         self.tamper: Callable[[str, PieceAnswer], PieceAnswer | None] = lambda _request, found: found
         self.requests: list[str] = []

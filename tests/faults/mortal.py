@@ -2,7 +2,7 @@
 
     python -W ignore -m tests.faults.mortal     one request a line on stdin, one answer a line on stdout, both JSON
 
-A request names a work (`run`, `upkeep`), the lake, and the durable step at which the child is to die. There it is SIGKILLed
+A request names a work (`run`, `maintenance`), the lake, and the durable step at which the child is to die. There it is SIGKILLed
 from here, with all its threads, as the kernel or an operator would do it; step 0 is never, and such a child does its work to
 its end. The answer has the name of each step it came to.
 """
@@ -65,12 +65,12 @@ def run(request: Request, steps: Steps) -> None:
         pass
 
 
-def upkeep(request: Request, _steps: Steps) -> None:
+def maintenance(request: Request, _steps: Steps) -> None:
     """Roll-ups, compaction and vacuum."""
     maintain(lake_at(Path(request.lake)), Keep(0, 0, 0, 0, 0))
 
 
-WORKS = {"run": run, "upkeep": upkeep}
+WORKS = {"run": run, "maintenance": maintenance}
 
 
 def live(request: Request, told: int) -> int:

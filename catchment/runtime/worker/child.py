@@ -83,7 +83,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     limits = WorkerLimits(**settings["limits"])
-    pipes = _Pipes(*_own_pipes(), limits.max_request_bytes)
+    pipes = _Pipes(*_own_pipes(prints=settings["prints"]), limits.max_request_bytes)
     options = pipes.receive()
     if options is None:
         return
@@ -122,12 +122,16 @@ def _guarded(pipes: _Pipes, step: Callable[[], Any]) -> Any:
     return None
 
 
-def _own_pipes() -> tuple[int, int]:
-    """Standard input and output moved away, so that nothing a library prints or reads gets between the frames."""
+def _own_pipes(*, prints: bool) -> tuple[int, int]:
+    """Standard input and output moved away, so that nothing a library prints or reads gets between the frames.
+
+    Args:
+        prints: whether what is printed goes to standard error instead of nowhere.
+    """
     incoming, outgoing = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1):
-        os.dup2(nothing, standard)
+    os.dup2(nothing, 0)
+    os.dup2(2 if prints else nothing, 1)
     os.close(nothing)
     return incoming, outgoing
 

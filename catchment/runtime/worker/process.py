@@ -44,12 +44,15 @@ class WorkerSpec:
         options: handed to the factory.
         limits: what the child may use.
         environment: variables beyond the stripped ones.
+        is_trusted: whether the child keeps its parent's environment, standard error and working folder: for code of our own
+            that needs the credentials of its parent, never for what others wrote.
     """
 
     target: str
     options: bytes = b""
     limits: WorkerLimits = field(default_factory=WorkerLimits)
     environment: Mapping[str, str] = field(default_factory=dict)
+    is_trusted: bool = False
 
     def __post_init__(self) -> None:
         module, _, name = self.target.partition(":")
@@ -122,13 +125,16 @@ class WorkerProcess:
             self._spawn()
             return self._wait_ready()
 
-    def request(self, body: bytes, timeout_s: float, max_wait_s: float | None = None) -> Outcome | None:
+    def request(
+        self, body: bytes, timeout_s: float, max_wait_s: float | None = None, *, notes_prolong: bool = False
+    ) -> Outcome | None:
         """Have the child answer one request.
 
         Args:
             body: the request.
             timeout_s: wall time the child may take; it is killed after that.
             max_wait_s: how long to wait for requests of other threads; None: for all of them.
+            notes_prolong: whether the time begins again with each note of the handler.
 
         Returns:
             The outcome; None if other requests took longer than `max_wait_s`, or there is no child.
@@ -143,13 +149,24 @@ class WorkerProcess:
             if self._process is None:
                 return None
             started = self._wait_ready()
-            return self._exchange(body, timeout_s) if isinstance(started, Answered) else started
+            if not isinstance(started, Answered):
+                return started
+            return self._exchange(body, timeout_s, notes_prolong=notes_prolong)
         finally:
             self._busy.release()
 
-    def close(self) -> None:
-        """End the child now, also in the middle of a request of another thread. `start` opens it again."""
+    def close(self, grace_s: float = 0.0) -> None:
+        """End the child now, also in the middle of a request of another thread. `start` opens it again.
+
+        Args:
+            grace_s: how long a child without a request may take to end by itself, and to remove what it made.
+        """
         self._is_closed = True
+        if grace_s and self._busy.acquire(blocking=False):
+            try:
+                self._end_input(grace_s)
+            finally:
+                self._busy.release()
         self._kill()
         with self._busy:
             self._reap()
@@ -166,8 +183,9 @@ class WorkerProcess:
             "target": self.spec.target,
             "limits": dataclasses.asdict(self.spec.limits),
             "parent_pid": os.getpid(),
+            "prints": self.spec.is_trusted,
         }
-        process = spawn_python(_CHILD, [json.dumps(settings)], self.spec.environment)
+        process = spawn_python(_CHILD, [json.dumps(settings)], self.spec.environment, is_trusted=self.spec.is_trusted)
         assert process.stdin is not None
         os.set_blocking(process.stdin.fileno(), False)
         with self._reaping:
@@ -184,7 +202,12 @@ class WorkerProcess:
             self._reap()
         return outcome
 
-    def _exchange(self, body: bytes, timeout_s: float, expected: bytes = ANSWER) -> Outcome:
+    def _end_input(self, grace_s: float) -> None:
+        if self._process is not None and self._is_ready and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._wait_end(grace_s)
+
+    def _exchange(self, body: bytes, timeout_s: float, expected: bytes = ANSWER, *, notes_prolong: bool = False) -> Outcome:
         self._note = b""
         until_s = time.monotonic() + timeout_s
         try:
@@ -194,6 +217,7 @@ class WorkerProcess:
                 kind, frame = self._read_frame(until_s)
                 if kind == NOTE:
                     self._note = frame
+                    until_s = time.monotonic() + timeout_s if notes_prolong else until_s
                 elif kind == expected:
                     return Answered(frame)
                 elif kind == REFUSED:
@@ -263,11 +287,14 @@ class WorkerProcess:
 
     def _has_ended(self) -> bool:
         assert self._process is not None
-        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        try:
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True  # something else in this program collected it
 
     def _kill(self) -> None:
         with self._reaping:
-            if self._process is not None:
+            if self._process is not None and not self._has_ended():
                 os.kill(self._process.pid, signal.SIGKILL)  # not collected yet, so the number is still its own
 
     def _reap(self) -> int:

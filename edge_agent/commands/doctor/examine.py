@@ -9,9 +9,9 @@ from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.checking import check_file
 from edge_agent.clock_quality import kernel_says_synchronised
-from edge_agent.commands.doctor.broker import RIGHTS, examine_reach, examine_rights
+from edge_agent.commands.doctor.broker import ANSWER_WITHIN_S, RIGHTS, examine_reach, examine_rights
 from edge_agent.commands.doctor.certificate import examine_certificate
-from edge_agent.commands.doctor.findings import CheckResult, Diagnosis, Finding, failed, good, skipped, warning
+from edge_agent.commands.doctor.findings import Diagnosis, Finding, Verdict, failed, good, skipped, warning
 from edge_agent.commands.status_reader import is_alive
 from edge_agent.config import AgentConfig, load_agent_config
 from edge_agent.errors import AgentError, ConfigError
@@ -21,13 +21,16 @@ CONFIGURATION = "configuration"
 SOURCES = "sources"
 
 
-def diagnose(path: Path, *, is_probing: bool = False, clock: Clock | None = None) -> Diagnosis:
+def diagnose(
+    path: Path, *, is_probing: bool = False, clock: Clock | None = None, answer_within_s: float = ANSWER_WITHIN_S
+) -> Diagnosis:
     """Examine a device.
 
     Args:
         path: the agent's configuration.
         is_probing: connect as the device even while its agent is connected, which interrupts that for a moment.
         clock: wall and monotonic time.
+        answer_within_s: how long the broker and the core may take for an answer.
     """
     clock = clock or SystemClock()
     findings = list(_configuration(path))
@@ -39,8 +42,8 @@ def diagnose(path: Path, *, is_probing: bool = False, clock: Clock | None = None
     findings = findings or [good(CONFIGURATION, f"{path} is right")]
     findings += [*examine_disk(config), examine_clock(clock), *examine_certificate(config.broker, clock)]
     findings += examine_reach(config.broker)
-    if all(finding.verdict is not CheckResult.FAILED for finding in findings if finding.what == "broker"):
-        findings += _rights(config, clock, is_probing=is_probing)
+    if all(finding.verdict is not Verdict.FAILED for finding in findings if finding.what == "broker"):
+        findings += _rights(config, clock, answer_within_s, is_probing=is_probing)
     else:
         findings.append(skipped(RIGHTS, "the broker cannot be reached"))
     findings += _sources(_running(config))
@@ -56,12 +59,12 @@ def _configuration(path: Path) -> list[Finding]:
     return [failed(CONFIGURATION, fault.located(path), "correct that line") for fault in faults]
 
 
-def _rights(config: AgentConfig, clock: Clock, *, is_probing: bool) -> list[Finding]:
+def _rights(config: AgentConfig, clock: Clock, answer_within_s: float, *, is_probing: bool) -> list[Finding]:
     health = _running(config)
     if health is None or is_probing:
-        return list(examine_rights(config, clock))
+        return list(examine_rights(config, clock, answer_within_s))
     if not health.is_connected:
-        return list(examine_rights(config, clock))
+        return list(examine_rights(config, clock, answer_within_s))
     since = "never" if health.since_ack_s is None else f"{health.since_ack_s:.0f} s ago"
     told = f"the agent is connected; the broker last took a message {since}; {health.not_sent} were not taken"
     if health.not_sent and health.since_ack_s is None:

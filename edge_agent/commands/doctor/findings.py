@@ -5,7 +5,7 @@ from enum import StrEnum
 import msgspec
 
 
-class CheckResult(StrEnum):
+class Verdict(StrEnum):
     """How bad it is."""
 
     GOOD = "good"
@@ -18,7 +18,7 @@ class Finding(msgspec.Struct, frozen=True):
     """One thing looked at: what was seen, and where it is not good, what to do."""
 
     what: str
-    verdict: CheckResult
+    verdict: Verdict
     said: str
     fix: str = ""
 
@@ -32,24 +32,24 @@ class Diagnosis(msgspec.Struct, frozen=True):
     @property
     def is_healthy(self) -> bool:
         """Whether nothing failed; warnings are allowed."""
-        return not any(finding.verdict is CheckResult.FAILED for finding in self.findings)
+        return not any(finding.verdict is Verdict.FAILED for finding in self.findings)
 
 
 def good(what: str, said: str) -> Finding:
     """As it should be."""
-    return Finding(what, CheckResult.GOOD, said)
+    return Finding(what, Verdict.GOOD, said)
 
 
 def warning(what: str, said: str, fix: str) -> Finding:
     """Works today."""
-    return Finding(what, CheckResult.WARNING, said, fix)
+    return Finding(what, Verdict.WARNING, said, fix)
 
 
 def failed(what: str, said: str, fix: str) -> Finding:
     """Does not work."""
-    return Finding(what, CheckResult.FAILED, said, fix)
+    return Finding(what, Verdict.FAILED, said, fix)
 
 
 def skipped(what: str, said: str) -> Finding:
     """Not looked at."""
-    return Finding(what, CheckResult.SKIPPED, said)
+    return Finding(what, Verdict.SKIPPED, said)

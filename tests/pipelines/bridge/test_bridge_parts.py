@@ -236,9 +236,8 @@ def test_what_is_declared_and_never_brought_keeps_nobody_out(tmp_path):
     assert apply(assembler, part(content, 0, 300_000)).settled
 
 
-def test_tiny_parts_of_huge_objects_are_counted_in_blocks_and_their_pieces_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.bridge.parts.MAX_PIECES", 100)
-    assembler = Assembler(tmp_path, max_device_bytes=2_200_000)
+def test_tiny_parts_of_huge_objects_are_counted_in_blocks_and_their_pieces_are_bounded(tmp_path):
+    assembler = Assembler(tmp_path, max_device_bytes=2_200_000, max_pieces=100)
     head = lambda offset: PartHead(Digest("0" * 64), offset, 1, 2_000_000)  # noqa: E731
     parts = [Part(DEVICE, head(offset), b"x") for offset in range(0, 2_000_000, 1_000)]
     state = assembler.apply(DEVICE, parts)
@@ -248,7 +247,7 @@ def test_tiny_parts_of_huge_objects_are_counted_in_blocks_and_their_pieces_are_b
     assert len(state.have) == 100
     stored = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*") if path.is_file())
     assert assembler.room.disk_bytes >= stored - 16_384
-    wide = Assembler(tmp_path, max_device_bytes=2_200_000)
+    wide = Assembler(tmp_path, max_device_bytes=2_200_000, max_pieces=100)
     assert wide.room.disk_bytes == assembler.room.disk_bytes  # counted again at a start
     other = PartHead(Digest("1" * 64), 0, 1, 2_000_000)
     refused = wide.apply(DEVICE, [Part(DEVICE, other, b"x")])
@@ -256,12 +255,11 @@ def test_tiny_parts_of_huge_objects_are_counted_in_blocks_and_their_pieces_are_b
     assert wide.apply(DeviceId("dev-b"), [Part(DeviceId("dev-b"), other, b"x")]).have == [(0, 1)]
 
 
-def test_an_object_in_many_pieces_from_before_is_still_filled(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.bridge.parts.MAX_PIECES", 10_000)
-    content, assembler = os.urandom(8_000), Assembler(tmp_path)
+def test_an_object_in_many_pieces_from_before_is_still_filled(tmp_path):
+    content, assembler = os.urandom(8_000), Assembler(tmp_path, max_pieces=10_000)
     for low in range(0, 400, 4):
         apply(assembler, part(content, low, low + 2))
-    monkeypatch.setattr("pipelines.bridge.parts.MAX_PIECES", 10)
+    assembler = Assembler(tmp_path, max_pieces=10)
     assert len(apply(assembler, part(content, 2, 6)).have) == 99
     assert "pieces" in apply(assembler, part(content, 500, 501)).reason
     assert apply(assembler, part(content, 0, 8_000)).settled

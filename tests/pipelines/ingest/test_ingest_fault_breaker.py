@@ -1,4 +1,4 @@
-"""A fault of our own that nearly every message meets holds the run back; one that few meet does not."""
+"""An internal error that nearly every message meets pauses the run; one that few meet does not."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def test_a_fault_with_every_message_holds_the_run_back_until_it_is_mended(
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.ingest.settle.write_group", broken)
         for _ in range(2):
-            with pytest.raises(FaultError, match=r"run 2 is held back: 12 of its 12 messages .*TypeError: a fault of ours"):
+            with pytest.raises(FaultError, match=r"run 2 is paused: 12 of its 12 messages .*TypeError: a fault of ours"):
                 loop.step()
         stopped = read_faults(lake_at(core.root))
         assert (stopped.stopped_run, stopped.refused) == (2, 0)

@@ -55,7 +55,7 @@ def test_beyond_the_bound_the_oldest_gaps_are_closed_and_counted(core: Core, env
     assert receipt.floors == {STREAM: Floor("7", 141)}
     assert loop.ledger.books["car-1", STREAM] == Counts(received=20, committed=20, closed=141 - 15)
     assert receipt_of(core, "car-2").floors == {}
-    # Only the gaps above the floor are still holes.
+    # Only the gaps above the floor are still open.
     assert [(gap.low, gap.high) for gap in gaps(loop.ledger, "car-1")] == [
         (141, 150),
         (151, 160),

@@ -76,7 +76,7 @@ def test_files_that_another_tool_rewrote_are_compacted_with_ours(core: Core, env
     assert core.table(STREAM).sort_by("seq").equals(before)
 
 
-def test_a_feature_that_another_tool_switched_on_is_named_by_the_upkeep(core: Core, envelope: MakeEnvelope) -> None:
+def test_a_feature_that_another_tool_switched_on_is_named_by_maintenance(core: Core, envelope: MakeEnvelope) -> None:
     run_each(core, envelope(0))
     DeltaTable(core.root / STREAM).alter.add_feature(TableFeatures.DeletionVectors, allow_protocol_versions_increase=True)
     run_each(core, envelope(10))

@@ -1,5 +1,5 @@
 # ruff: noqa: F401, F811  # fixtures of a neighbour
-"""The commands on a lake in a bucket: upkeep, policies, quarantine, books. The server is real."""
+"""The commands on a lake in a bucket: maintenance, policies, quarantine, books. The server is real."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
-from pipelines import heartbeat as heartbeat
+from pipelines import heartbeat
 from pipelines.bridge.ship import RemoteLanding
 from pipelines.commands.root import app
 from pipelines.config import RunConfig
@@ -146,7 +146,7 @@ def build_and_bring(core: RemoteCore, config: str, elsewhere: Path, tmp_path: Pa
 
 
 def check_told(config: str) -> None:
-    """Books, holes, streams and status, with one segment waiting."""
+    """Books, gaps, streams and status, with one segment waiting."""
     books = {row["stream"]: row for row in asked("books", "-c", config, "--json")}
     assert (books["vehicle_telemetry"]["committed"], books["vehicle_telemetry"]["balanced"]) == (30, True)
     assert [(row["low"], row["high"]) for row in asked("gaps", "-c", config, "--json")] == [(20, 30)]
@@ -250,8 +250,14 @@ def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_p
             time.sleep(0.05)
         assert here_and_there(core.root) == ([("bridge", "b0")], [])
         plain = asked("status", "--json", "-c", config)
-        (told,) = plain["far_beats"]
-        assert (told["role"], told["name"], told["host"], told["is_ready"], plain["beats"]) == ("bridge", "b0", "far", True, [])
+        (told,) = plain["remote_heartbeats"]
+        assert (told["role"], told["name"], told["host"], told["is_ready"], plain["heartbeats"]) == (
+            "bridge",
+            "b0",
+            "far",
+            True,
+            [],
+        )
         assert "far" in asked("status", "-c", config)
     found = survey(lake_at(tmp_path / "elsewhere"), SystemClock().now_ms() * 1_000 + 3_600_000_000)
     assert "bridge b0 on far is silent" in " ".join(assess(found).alarms)

@@ -1,4 +1,4 @@
-"""Late, reordered, repeated, of new epochs: one row each, and what is missing shows as a hole until it is filled or given up."""
+"""Late, reordered, repeated, of new epochs: one row each, and what is missing shows as a gap until it is filled or given up."""
 
 import random
 from typing import Any

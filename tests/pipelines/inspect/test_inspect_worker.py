@@ -1,6 +1,7 @@
 """A user's function in its own process: late, greedy, broken or chatty, it costs its sample and nothing else."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -165,9 +166,10 @@ def test_one_that_does_not_load_is_refused(start: Start, function: str) -> None:
 def test_one_that_ended_between_two_samples_costs_neither(start: Start) -> None:
     worker = start("length")
     assert worker.ask(b"ab", {}) == {"n": 2}
-    assert worker._process is not None  # its end is what is tried
-    worker._process.kill()  # likewise
-    worker._process.wait()  # likewise
+    assert worker._worker is not None  # its end is what is tried
+    assert worker._worker.pid is not None
+    os.kill(worker._worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker._worker.pid, os.WEXITED | os.WNOWAIT)
     assert worker.ask(b"abc", {}) == {"n": 3}
     assert worker.kills == 0
 
@@ -177,9 +179,9 @@ import sys, threading, time
 from pipelines.inspect.worker import UserWorker
 worker = UserWorker("mine", sys.argv[1], "slow", {}, 600_000, 512)
 threading.Thread(target=worker.ask, args=(b"slow", {}), daemon=True).start()
-while worker._process is None:
+while worker._worker is None or worker._worker.pid is None:
     time.sleep(0.01)
-print(worker._process.pid, flush=True)
+print(worker._worker.pid, flush=True)
 time.sleep(600)
 """
 

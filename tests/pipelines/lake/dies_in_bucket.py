@@ -1,6 +1,6 @@
-"""Upkeep or a retag of a lake in a bucket that is killed (SIGKILL, by itself) at its k-th durable step.
+"""Maintenance or a retag of a lake in a bucket that is killed (SIGKILL, by itself) at its k-th durable step.
 
-python dies_in_bucket.py <working copy> <k> <upkeep|retag>      k = 0: never; prints how many steps there were
+python dies_in_bucket.py <working copy> <k> <maintenance|retag>      k = 0: never; prints how many steps there were
 
 Every put, copy and delete, and every commit of a table, is a step before it and a step after it.
 """
@@ -31,7 +31,7 @@ STREAM = "vehicle_telemetry"
 RULES = Policy("drive", (STREAM,), (Rule("fast", "speed_mps > 5"),))
 
 
-def upkeep(root: Path) -> None:
+def maintenance(root: Path) -> None:
     """All of it, also where little is to be gained."""
     with only_maintenance(lake_at(root)):
         roll_up_all(lake_at(root))
@@ -73,5 +73,5 @@ if __name__ == "__main__":
     steps = Steps(int(sys.argv[2]))
     steps.watch(deltalake.DeltaTable, "create_write_transaction")
     steps.watch(obstore, "put", "copy", "delete")
-    {"upkeep": upkeep, "retag": retag}[sys.argv[3]](Path(sys.argv[1]))
+    {"maintenance": maintenance, "retag": retag}[sys.argv[3]](Path(sys.argv[1]))
     sys.stdout.write(f"{steps.taken}\n")

@@ -178,5 +178,5 @@ def test_maintenance_that_is_killed_while_payloads_are_dropped_loses_none(sixty:
         assert whereabouts(core.root, list(range(0, 60, 2))) == set()
         assert orphans(core.root) == set()
 
-    names = deaths.at_each("upkeep", core.root, slice(0, None, 25), look)
+    names = deaths.at_each("maintenance", core.root, slice(0, None, 25), look)
     assert any("payload/camera_frame/drop-" in name for name in names)

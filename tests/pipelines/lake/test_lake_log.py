@@ -216,10 +216,10 @@ def test_maintenance_that_is_killed_archives_each_run_once_and_leaves_every_tabl
         assert [row["run"] for row in archive(lake.root)] == [1, 2, 3, 4, 5, 6]
         assert orphans(lake.root) == set()
 
-    steps = deaths.steps("upkeep", _copy(lake.root))
+    steps = deaths.steps("maintenance", _copy(lake.root))
     about = [place for place, name in enumerate(steps) if "archive" in name or "_delta_log" in name or "runs/removed" in name]
     assert len(about) > 60
-    deaths.at_each("upkeep", lake.root, slice(about[0], about[-1] + 1, max(1, len(about) // 6)), check)
+    deaths.at_each("maintenance", lake.root, slice(about[0], about[-1] + 1, max(1, len(about) // 6)), check)
     assert names
 
 

@@ -53,7 +53,7 @@ def test_after_a_vacuum_there_is_no_orphan_and_every_row_and_payload_is_there(la
     assert orphans(lake.root)
     done = Vacuum(lake_at(lake.root), NOTHING).sweep()
     assert orphans(lake.root) == set()
-    assert done.files["leavings"] == 1
+    assert done.files["orphans"] == 1
     assert done.files["payload_shards"] == 5
     check(lake)
 
@@ -135,14 +135,14 @@ def check_kept(core: Core) -> None:
     assert orphans(core.root) == set()
 
 
-def test_upkeep_that_is_killed_loses_nothing_and_leaves_no_orphan(lake: Core, deaths: Deaths) -> None:
-    deaths.at_each("upkeep", lake.root, slice(5, None, 40), lambda _name: check_kept(lake))
+def test_maintenance_that_is_killed_loses_nothing_and_leaves_no_orphan(lake: Core, deaths: Deaths) -> None:
+    deaths.at_each("maintenance", lake.root, slice(5, None, 40), lambda _name: check_kept(lake))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(PARTS))
-def test_upkeep_that_is_killed_at_any_durable_step_loses_nothing_and_leaves_no_orphan(
+def test_maintenance_that_is_killed_at_any_durable_step_loses_nothing_and_leaves_no_orphan(
     lake: Core, deaths: Deaths, first: int
 ) -> None:
-    assert len(deaths.at_each("upkeep", lake.root, slice(first, None, PARTS), lambda _name: check_kept(lake))) > 100
+    assert len(deaths.at_each("maintenance", lake.root, slice(first, None, PARTS), lambda _name: check_kept(lake))) > 100

@@ -1,5 +1,5 @@
 # ruff: noqa: F401, F811  # fixtures of a neighbour
-"""Upkeep and retags of a lake in a bucket, killed at their puts, deletes and commits: the same rows, and no orphan afterwards."""
+"""Maintenance and retags of a lake in a bucket, killed at puts, deletes and commits: the same rows, and no orphan afterwards."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ from pipelines.training.build import BuildOptions, build_set
 from tests.fakes.inventory import every_file, referenced
 from tests.fakes.s3_server import S3
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
-from tests.pipelines.lake.dies_in_bucket import retag, upkeep
+from tests.pipelines.lake.dies_in_bucket import maintenance, retag
 from tests.pipelines.lake.test_lake_orphans import slide
 from tests.plant.core import MakeEnvelope, MakeFrames
 
@@ -113,17 +113,17 @@ def leave_here(root: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_upkeep_and_a_retag_killed_in_a_bucket_are_done_again_with_the_same_rows_and_no_orphan_there_nor_here(
+def test_maintenance_and_a_retag_killed_in_a_bucket_are_done_again_with_the_same_rows_and_no_orphan_there_nor_here(
     filled: RemoteCore,
 ) -> None:
     assert every_file(filled.root) - referenced(filled.root)
     left = leave_here(filled.root)
-    for what, step in (("retag", 5), ("upkeep", 45)):
+    for what, step in (("retag", 5), ("maintenance", 45)):
         died = dies_at(filled, what, step)
         assert died.returncode == -signal.SIGKILL, (what, died.stderr)
         check(filled)
     retag(filled.root)
-    upkeep(filled.root)
+    maintenance(filled.root)
     check_whole(filled, tagged=True)
     assert not [path for path in left if path.exists()]
 
@@ -131,7 +131,7 @@ def test_upkeep_and_a_retag_killed_in_a_bucket_are_done_again_with_the_same_rows
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("CATCHMENT_THOROUGH"), reason="some 200 kills, an hour; CATCHMENT_THOROUGH=1 does them")
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(("what", "fewest"), [("upkeep", 60), ("retag", 6)])
+@pytest.mark.parametrize(("what", "fewest"), [("maintenance", 60), ("retag", 6)])
 def test_what_is_killed_at_any_put_delete_or_commit_is_done_again_with_the_same_rows_and_no_orphan(
     filled: RemoteCore, what: str, fewest: int
 ) -> None:
@@ -144,7 +144,7 @@ def test_what_is_killed_at_any_put_delete_or_commit_is_done_again_with_the_same_
         died = dies_at(lake, what, step)
         assert died.returncode == -signal.SIGKILL, (step, died.stderr)
         check(lake)
-        {"upkeep": upkeep, "retag": retag}[what](lake.root)
+        {"maintenance": maintenance, "retag": retag}[what](lake.root)
         check(lake, tagged=what == "retag")
-        upkeep(lake.root)
+        maintenance(lake.root)
         check_whole(lake, tagged=what == "retag")

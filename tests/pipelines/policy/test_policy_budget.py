@@ -1,6 +1,8 @@
 """A rule cannot take more than its budget: its process is killed, its policy suspended, and all else goes on."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from pipelines.policy import guard
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.engine import Tagger
 from pipelines.policy.guard import Budget, GuardedTagger, WorkerDiedError, name_of
-from schemas.contract import Column, ColumnType, Contract
+from schemas.contract import Column, ColumnType, Contract, encode_contract
 from schemas.policy import Policy, Rule
 
 CONTRACT = Contract("probe", "1.0.0", (Column("s", ColumnType.STRING), Column("x", ColumnType.FLOAT64)))
@@ -78,6 +80,30 @@ def test_a_process_that_dies_of_itself_suspends_the_policy_it_was_at(taggers: li
     child.wait()
     assert tagger.tag(rows("E1"))[0].to_pylist() == [[]]
     assert "ended its process" in tagger.suspended[name_of(WORDS)]
+
+
+ORPHAN = """
+import random, sys
+import pyarrow as pa
+from pipelines.policy.guard import _Worker
+from schemas.contract import decode_contract
+from schemas.policy import Policy, Rule
+slow = Policy("slow", ("probe",), (Rule("slow", sys.argv[1]),))
+worker = _Worker([slow], decode_contract(sys.argv[2].encode()))
+print(worker._process.pid, flush=True)
+table = pa.table({"s": ["".join(random.Random(1).choices("ab", k=4_000_000))], "x": [1.0]})
+worker.ask(0, table, 600)
+"""
+
+
+def test_the_process_of_risky_rules_does_not_outlive_a_killed_run() -> None:
+    command = [sys.executable, "-c", ORPHAN, SLOW.rules[0].when, encode_contract(CONTRACT).decode()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        child = psutil.Process(int(run.stdout.readline()))
+        run.kill()
+    psutil.wait_procs([child], timeout=30)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_suspension_outlives_the_process_and_ends_with_a_new_version(tmp_path: Path, taggers: list[GuardedTagger]) -> None:

@@ -127,11 +127,11 @@ def test_a_run_that_is_held_back_is_an_alarm_that_outlives_its_process(lake: Cor
     keep_faults(lake_at(lake.root), FaultStreak(), FaultStreak(stopped_run=2, at_us=NOW_US - 9_000_000, reason="TypeError: ours"))
     found = survey(lake_at(lake.root), NOW_US)
     result = assess(found)
-    assert "run 2 is held back for 9 s" in result.alarms[0]
+    assert "run 2 is paused for 9 s" in result.alarms[0]
     assert not result.is_ready
     page = exposition(found)
-    assert "catchment_run_held_back 2" in page
-    assert 'catchment_alarms_of_kind{kind="fault_stop"} 1' in page
+    assert "catchment_run_paused 2" in page
+    assert 'catchment_alarms_of_kind{kind="fault_breaker"} 1' in page
 
 
 def test_metrics_are_prometheus_text(lake: Core) -> None:

@@ -74,9 +74,7 @@ def test_a_process_that_ends_in_order_is_not_forced():
     assert process.returncode == 0
 
 
-def test_children_that_do_not_end_are_killed_in_time_and_the_others_end_in_order(monkeypatch):
-    monkeypatch.setattr("pipelines.commands.supervisor.NEXT_AFTER_S", 0.2)
-    monkeypatch.setattr("pipelines.commands.supervisor.STOP_WITHIN_S", 1.0)
+def test_children_that_do_not_end_are_killed_in_time_and_the_others_end_in_order():
     ready = "import signal, sys, time; signal.signal(15, {}); print(1, flush=True); time.sleep(1000)"
     deaf, good = ready.format("signal.SIG_IGN"), ready.format("lambda *_: sys.exit(0)")
     children = [Child(name, [sys.executable, "-c", program]) for name, program in (("a", good), ("b", deaf), ("c", good))]
@@ -85,7 +83,7 @@ def test_children_that_do_not_end_are_killed_in_time_and_the_others_end_in_order
         assert child.process.stdout is not None
         child.process.stdout.readline()
     processes = [child.process for child in children]
-    stop_all(children)
+    stop_all(children, next_after_s=0.2, within_s=1.0)
     assert [process.poll() for process in processes if process] == [0, -signal.SIGKILL, 0]
     for process in processes:
         assert process is not None
