@@ -26,7 +26,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment
 from pipelines.config import CoreConfig
-from pipelines.contracts.odcs_writer import to_odcs
+from pipelines.contracts.odcs import to_odcs
 from pipelines.ingest.loop import RunLoop
 from pipelines.ingest.plan_files import read_plan, write_plan
 from pipelines.ingest.receipts import receipts_of

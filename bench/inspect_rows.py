@@ -84,9 +84,9 @@ def main() -> None:
 
 
 def text(lines: int, rounds: int) -> None:
-    said = [f"user=anna{n} from 10.0.{n % 250}.7 mail a{n % 9}@example.org took {n} ms" for n in range(lines)]
+    messages = [f"user=anna{n} from 10.0.{n % 250}.7 mail a{n % 9}@example.org took {n} ms" for n in range(lines)]
     step = InspectStep("text", options={"column": "message"})
-    rows = pa.table({"device": ["sw"] * lines, "epoch": [1] * lines, "seq": range(lines), "message": said})
+    rows = pa.table({"device": ["sw"] * lines, "epoch": [1] * lines, "seq": range(lines), "message": messages})
     frame, patterns = pl.from_arrow(rows), compiled_patterns(step.options)
     assert isinstance(frame, pl.DataFrame)
     bare, ours = in_turns(

@@ -23,7 +23,7 @@ from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health.file import notify_service_manager
 from edge_agent.health.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
 from edge_agent.health.monitor import Monitor
-from edge_agent.inspect.inspected import asked_for
+from edge_agent.inspect.inspected import requested_steps
 from edge_agent.process.open_spool import open_spool
 from edge_agent.process.ownership import claim
 from edge_agent.rules.policy_store import RuleDesk, open_rules
@@ -34,7 +34,7 @@ from edge_agent.sources.registry import build_source, check_source
 from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.space_budget import soft_limit_bytes
 from edge_agent.spool.spool import Spool
-from edge_agent.trial.asking import is_asked
+from edge_agent.trial.asking import is_trial_requested
 from edge_agent.unset_clock import ClockHold, system_boot_clock
 from edge_agent.uplink.forwarder import Forwarder, Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
@@ -171,7 +171,7 @@ class Agent:
     def _serve_trials(self) -> None:
         """Answer `edge-agent try`; what that needs is loaded when somebody asks for the first time."""
         if self._taps is None:
-            if not is_asked(self._config.state_dir):
+            if not is_trial_requested(self._config.state_dir):
                 return
             from edge_agent.trial.tap import TapServer  # noqa: PLC0415
 
@@ -269,8 +269,8 @@ class Agent:
         annotate = self._models.annotate if has_model and self._models is not None else None
         key = read_redaction_key(self._config.redaction.key)
         refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), annotate)
-        asked = asked_for(source.inspect, contract)
-        sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled, asked)
+        requested = requested_steps(source.inspect, contract)
+        sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled, requested)
         choose = lambda known: predecessor(source.name, known, self._configured)  # noqa: E731 # asked later, when others run
         pump = SourcePump(source, build, encoder, self._spool, refine, self._clock, sieve, choose)
         pump.label = self._labels.get(source.name, "")

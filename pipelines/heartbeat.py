@@ -106,14 +106,14 @@ class Heartbeats:
                 return
 
     def _run_remote(self) -> None:
-        told, is_over = b"", False
+        sent, is_over = b"", False
         while not is_over:
-            is_over = self._is_over.wait(REMOTE_EVERY_S if told else EVERY_S)
-            if self._last == told:
+            is_over = self._is_over.wait(REMOTE_EVERY_S if sent else EVERY_S)
+            if self._last == sent:
                 continue
-            told = self._last
+            sent = self._last
             try:
-                self._store.put(f"{FOLDER}/{self._path.name}", told)
+                self._store.put(f"{FOLDER}/{self._path.name}", sent)
             except RetryLaterError as error:
                 log.warning("heartbeat_missed", path=self._store.table_uri(f"{FOLDER}/{self._path.name}"), error=str(error))
 

@@ -46,8 +46,8 @@ def _what(name: str) -> tuple[str, str, str] | None:
     if kind not in WHAT_IS_READ:
         return None
     try:
-        said = msgspec.json.decode(options, type=dict[str, object])
+        decoded = msgspec.json.decode(options, type=dict[str, object])
     except msgspec.MsgspecError:
         return None
-    what = {key: said.get(key) for key in WHAT_IS_READ[kind]}
+    what = {key: decoded.get(key) for key in WHAT_IS_READ[kind]}
     return kind, stream, msgspec.json.encode(what, order="sorted").decode()

@@ -232,8 +232,8 @@ class SourcePump:
                 wait_s = self._restarts.next_s(self._clock.monotonic_s() - began_s, gave=self._gave, is_done=is_done)
                 self._failing = "" if is_done else str(error)
                 tell = _log.debug if is_done else _log.warning
-                told = "source begins again" if is_done else "source failed"
-                tell(told, source=self._config.kind, stream=self._config.stream, error=str(error), retry_in_s=wait_s)
+                event = "source begins again" if is_done else "source failed"
+                tell(event, source=self._config.kind, stream=self._config.stream, error=str(error), retry_in_s=wait_s)
                 stop.wait(wait_s)
 
     def _pump(self, stop: threading.Event) -> None:

@@ -63,7 +63,7 @@ def check(config: Config = AGENT, as_json: AsJson = False) -> None:
     found = check_file(config)
     if as_json:
         say_json(msgspec.json.encode(found))
-    for line in () if as_json else found.told if not found.faults else [fault.located(config) for fault in found.faults]:
+    for line in () if as_json else found.report_lines if not found.faults else [fault.located(config) for fault in found.faults]:
         say(line, err=bool(found.faults))
     if found.faults:
         raise typer.Exit(EXIT_CONFIG)

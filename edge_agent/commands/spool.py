@@ -83,11 +83,11 @@ def show_envelope(
             raise AgentError(f"its body is not written: {verdict}")
         opened = open_envelope(envelope, read_seal(load_agent_config(config).spool.key))
         body.write_bytes(b"" if opened is None else opened.body)
-    told = {**msgspec.structs.asdict(found), "verdict": verdict}
+    fields = {**msgspec.structs.asdict(found), "verdict": verdict}
     if as_json:
-        say_json(msgspec.json.encode(told))
+        say_json(msgspec.json.encode(fields))
         return
-    for name, value in told.items():
+    for name, value in fields.items():
         say(f"{name:<17} {plain(value)}")
 
 
@@ -145,11 +145,11 @@ def replay_parked(
     unknown = sorted(set(ids or ()) - parked)
     if unknown:
         raise NotFoundError(f"not parked: {', '.join(map(str, unknown))}; see `edge-agent park ls`")
-    asked = ask_replay(folder, None if everything else tuple(ids or ()))
+    request = ask_replay(folder, None if everything else tuple(ids or ()))
     deadline_s = time.monotonic() + _TAKEN_WITHIN_S
-    while asked.exists() and time.monotonic() < deadline_s:
+    while request.exists() and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    count, is_taken = len(parked if everything else set(ids or ())), not asked.exists()
+    count, is_taken = len(parked if everything else set(ids or ())), not request.exists()
     if as_json:
         say_json(msgspec.json.encode({"envelopes": count, "is_taken": is_taken}))
     else:

@@ -66,18 +66,18 @@ class Verdict:
     """Yes, or no and why."""
 
     is_good: bool
-    said: str
+    message: str
 
 
 def judge_live(vitals: Vitals, stalled_after_s: float) -> Verdict:
     """Whether every thread came round lately. A broken link is no reason to be restarted; a stuck thread is."""
     if vitals.failure:
-        return Verdict(is_good=False, said=f"broken: {vitals.failure}")
+        return Verdict(is_good=False, message=f"broken: {vitals.failure}")
     stuck = sorted(name for name, age_s in vitals.turned_s.items() if age_s > stalled_after_s)
     if stuck:
         ages = ", ".join(f"{name} came round {vitals.turned_s[name]:.0f} s ago" for name in stuck)
-        return Verdict(is_good=False, said=f"stuck: {ages}")
-    return Verdict(is_good=True, said=f"live, and waits: {vitals.waits_for}" if vitals.waits_for else "live")
+        return Verdict(is_good=False, message=f"stuck: {ages}")
+    return Verdict(is_good=True, message=f"live, and waits: {vitals.waits_for}" if vitals.waits_for else "live")
 
 
 def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -> Verdict:
@@ -89,23 +89,23 @@ def judge_ready(vitals: Vitals, stalled_after_s: float, ready_within_s: float) -
     if not live.is_good:
         return live
     if obstacle := _obstacle(vitals):
-        return Verdict(is_good=False, said=obstacle)
+        return Verdict(is_good=False, message=obstacle)
     waited_s = vitals.oldest_unsettled_s
     refused = "; ".join(refusal_text(stream, one) for stream, one in vitals.refused if one.is_total)
     if refused:
-        return Verdict(is_good=False, said=refused)
+        return Verdict(is_good=False, message=refused)
     return _judge_progress(vitals, waited_s, ready_within_s)
 
 
 def _judge_progress(vitals: Vitals, waited_s: float | None, ready_within_s: float) -> Verdict:
     if waited_s is None or waited_s <= ready_within_s:
-        return Verdict(is_good=True, said=f"ready; {_waiting(waited_s)}")
+        return Verdict(is_good=True, message=f"ready; {_waiting(waited_s)}")
     if vitals.last_receipt_s is not None and vitals.last_receipt_s <= ready_within_s:
-        return Verdict(is_good=True, said=f"catching up; {_waiting(waited_s)}")
+        return Verdict(is_good=True, message=f"catching up; {_waiting(waited_s)}")
     if vitals.over_share:
-        return Verdict(is_good=False, said=f"{_waiting(waited_s)}; over its share at the core: {vitals.over_share}")
+        return Verdict(is_good=False, message=f"{_waiting(waited_s)}; over its share at the core: {vitals.over_share}")
     since = "never" if vitals.last_receipt_s is None else f"{vitals.last_receipt_s:.0f} s ago"
-    return Verdict(is_good=False, said=f"{_waiting(waited_s)}; the last receipt came {since}: do bridge and run work?")
+    return Verdict(is_good=False, message=f"{_waiting(waited_s)}; the last receipt came {since}: do bridge and run work?")
 
 
 def _obstacle(vitals: Vitals) -> str:

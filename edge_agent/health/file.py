@@ -101,4 +101,4 @@ def notify_service_manager(state: str) -> None:
             sender.send(state.encode())
     except OSError as error:
         # Samples are worth more than being seen: who does not listen will ask again, or restart us.
-        _log.warning("service manager does not listen", said=state, error=str(error))
+        _log.warning("service manager does not listen", state=state, error=str(error))

@@ -17,7 +17,7 @@ from edge_agent.uplink.progress import Progress
 from schemas.reason_codes import describe_reason
 from schemas.reported import DocumentReport, PolicyReport
 
-_MAX_SAID = 500
+_MAX_REASON_CHARS = 500
 
 _log = structlog.get_logger(__name__)
 
@@ -140,7 +140,7 @@ class Monitor:
             sources=self._lineup.states(),
             refused=dict(vitals.refused),
             documents=self.documents(),
-            failing={pump.name: pump.failing[:_MAX_SAID] for pump in self._lineup.pumps if pump.failing},
+            failing={pump.name: pump.failing[:_MAX_REASON_CHARS] for pump in self._lineup.pumps if pump.failing},
         )
         self._log_refusals(vitals)
         try:
@@ -151,7 +151,7 @@ class Monitor:
         if verdict.is_good:
             notify_service_manager("WATCHDOG=1")
         else:
-            _log.error("not live", said=verdict.said)
+            _log.error("not live", message=verdict.message)
 
     def _log_refusals(self, vitals: Vitals) -> None:
         """Log a stream once when the core begins to refuse all of it, and once when that is over."""

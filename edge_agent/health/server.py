@@ -44,4 +44,4 @@ class HealthServer(HealthHttpServer):
 
 
 def _probe(verdict: Verdict) -> Page:
-    return health_page(f"{verdict.said}\n", is_good=verdict.is_good)
+    return health_page(f"{verdict.message}\n", is_good=verdict.is_good)

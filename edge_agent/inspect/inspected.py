@@ -77,7 +77,7 @@ class Looking:
         return Looked(judged, stored, tuple(failures))
 
 
-def asked_for(inspect: Sequence[InspectConfig], contract: Contract) -> tuple[EdgeInspect, ...]:
+def requested_steps(inspect: Sequence[InspectConfig], contract: Contract) -> tuple[EdgeInspect, ...]:
     """The steps of a source, each tried.
 
     Raises:

@@ -42,7 +42,7 @@ class Standby:
         self._clock = clock
         self._stop = stop
         self._started_s = self._turned_s = clock.monotonic_s()
-        self._said = ""
+        self._failure = ""
 
     def open(self) -> Spool | None:
         """The spool, as soon as it can be opened; None when the agent is to end before that.
@@ -53,7 +53,7 @@ class Standby:
         try:
             return open_spool(self._config, self._clock)
         except SpoolError as error:
-            self._said = str(error)
+            self._failure = str(error)
         # Loaded only where somebody asks: an HTTP server brings 2 MB along.
         from edge_agent.health.server import HealthServer  # noqa: PLC0415
 
@@ -86,14 +86,14 @@ class Standby:
             rss_bytes=rss_bytes(),
             sources_running=0,
             books=(),
-            waits_for=self._said,
+            waits_for=self._failure,
         )
 
     def _try_on(self) -> Spool | None:
         backoff = Backoff(_FIRST_S, _CAP_S, random.random)
         while not self._stop.is_set():
             wait_s = backoff.next_s()
-            _log.error("not capturing: no spool yet", error=self._said, retry_in_s=round(wait_s, 1))
+            _log.error("not capturing: no spool yet", error=self._failure, retry_in_s=round(wait_s, 1))
             until_s = self._clock.monotonic_s() + wait_s
             while (left_s := until_s - self._clock.monotonic_s()) > 0 and not self._stop.wait(min(left_s, _TURN_S)):
                 self._turned_s = self._clock.monotonic_s()
@@ -103,7 +103,7 @@ class Standby:
             try:
                 spool = open_spool(self._config, self._clock)
             except SpoolError as error:
-                self._said = str(error)
+                self._failure = str(error)
                 continue
             _log.info("the spool is open")
             return spool
@@ -124,7 +124,7 @@ class Standby:
             used_bytes=0,
             max_bytes=self._config.spool.max_bytes,
             rss_bytes=rss_bytes(),
-            failure=self._said,
+            failure=self._failure,
         )
         try:
             write_health(self._config.state_dir, health)

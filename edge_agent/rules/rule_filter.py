@@ -72,9 +72,9 @@ def decide(
         filled: how full the spool is, 0 to 1.
         chance: a fixed number from 0 to below 1 for a row.
     """
-    active = [(rule, said) for rule, said in zip(rules, verdicts, strict=True) if rule.pressure <= filled]
-    choosing = [(rule, said) for rule, said in active if rule.action is not EdgeAction.PRIORITY]
-    ranking = [(rule, said) for rule, said in active if rule.action is EdgeAction.PRIORITY]
+    active = [(rule, matches) for rule, matches in zip(rules, verdicts, strict=True) if rule.pressure <= filled]
+    choosing = [(rule, matches) for rule, matches in active if rule.action is not EdgeAction.PRIORITY]
+    ranking = [(rule, matches) for rule, matches in active if rule.action is EdgeAction.PRIORITY]
     fates = Fates()
     for row in range(rows):
         out = _left_out_by(choosing, row, chance)
@@ -82,14 +82,14 @@ def decide(
             reason = REASON_PREFIX + out.id
             fates.left_out[reason] = fates.left_out.get(reason, 0) + 1
             continue
-        worth = next((rule.priority for rule, said in ranking if said[row]), priority)
+        worth = next((rule.priority for rule, matches in ranking if matches[row]), priority)
         fates.kept.setdefault(worth, []).append(row)
     return fates
 
 
 def _left_out_by(rules: Sequence[tuple[EdgeRule, Verdicts]], row: int, chance: Callable[[int], float]) -> EdgeRule | None:
-    for rule, said in rules:
-        if not said[row]:
+    for rule, matches in rules:
+        if not matches[row]:
             continue
         if rule.action is EdgeAction.KEEP:
             return None
@@ -146,7 +146,7 @@ class Sieve:
         device: this device.
         priority: of samples no rule speaks of.
         filled: how full the spool is, 0 to 1.
-        asked: inspectors that the configuration asks for, beside those of the policy.
+        requested: inspectors that the configuration names, next to those of the policy.
     """
 
     def __init__(
@@ -156,20 +156,20 @@ class Sieve:
         device: str,
         priority: int,
         filled: Callable[[], float],
-        asked: Sequence[EdgeInspect] = (),
+        requested: Sequence[EdgeInspect] = (),
     ) -> None:
         self._book = book
         self._contract = contract
         self._device = device
         self._priority = priority
         self._filled = filled
-        self._asked = tuple(asked)
-        self._looking = Looking.opened(contract, self._asked)
+        self._requested = tuple(requested)
+        self._looking = Looking.opened(contract, self._requested)
         self._types = self._known_types()
         self._policy: EdgePolicy | None = None
         self._rules: tuple[EdgeRule, ...] = ()
         self._evaluator: EdgeEvaluator | None = None
-        self._told: set[int] = set()
+        self._logged: set[int] = set()
 
     def __call__(self, batch: SampleBatch) -> Sifted:
         """Sift a batch. What cannot be evaluated is kept: a rule's fault must not cost a sample."""
@@ -199,17 +199,17 @@ class Sieve:
         return Sifted(groups, fates.left_out)
 
     def _compile(self, policy: EdgePolicy | None) -> None:
-        self._policy, self._evaluator, self._rules, self._told = policy, None, (), set()
-        asked = () if policy is None else policy.streams.get(self._contract.name, ())
+        self._policy, self._evaluator, self._rules, self._logged = policy, None, (), set()
+        stream_rules = () if policy is None else policy.streams.get(self._contract.name, ())
         steps = () if policy is None else policy.inspect.get(self._contract.name, ())
-        self._looking = Looking.opened(self._contract, (*self._asked, *steps))
+        self._looking = Looking.opened(self._contract, (*self._requested, *steps))
         self._types = self._known_types()
-        sound = [(rule, compiled) for rule in asked if (compiled := self._compiled(rule)) is not None]
+        sound = [(rule, compiled) for rule in stream_rules if (compiled := self._compiled(rule)) is not None]
         if sound:
             self._rules = tuple(rule for rule, _ in sound)
             self._evaluator = EdgeEvaluator([compiled for _, compiled in sound])
             self._tell_suspended(self._evaluator)
-        if asked:
+        if stream_rules:
             _log.info("edge rules in force", stream=self._contract.name, rules=len(self._rules))
 
     def _compiled(self, rule: EdgeRule) -> CompiledRule | None:
@@ -238,8 +238,8 @@ class Sieve:
         return {**types, EVENT_TIME: ColumnType.TIMESTAMP, _DEVICE: ColumnType.STRING}
 
     def _tell_suspended(self, evaluator: EdgeEvaluator) -> None:
-        for index in evaluator.suspended.keys() - self._told:
-            self._told.add(index)
+        for index in evaluator.suspended.keys() - self._logged:
+            self._logged.add(index)
             self._book.suspend(self._contract.name, self._rules[index].id, evaluator.suspended[index])
 
     def _columns(self, batch: SampleBatch, wanted: Mapping[str, ColumnType]) -> dict[str, Sequence[Any]]:

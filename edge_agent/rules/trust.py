@@ -70,8 +70,8 @@ def write_seen(folder: Path, public_key: str, version: int) -> None:
 
 def _note(version: int, public_key: str) -> bytes:
     # The sum tells a rotten digit from a written one: a version that rot made high would refuse every policy to come.
-    said = f"{version} {public_key}"
-    return f"{said} {hashlib.sha256(said.encode()).hexdigest()}\n".encode()
+    content = f"{version} {public_key}"
+    return f"{content} {hashlib.sha256(content.encode()).hexdigest()}\n".encode()
 
 
 Check = Callable[[bytes, list[tuple[str, str]]], None]

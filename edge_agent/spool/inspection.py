@@ -79,10 +79,10 @@ class Verdict(msgspec.Struct, frozen=True):
 def entries(db: sqlite3.Connection, *, stream: str | None, state: State | None, limit: int) -> list[Entry]:
     """Envelopes, oldest first."""
     wanted = {"stream": stream, "state": None if state is None else int(state)}
-    asked = {name: value for name, value in wanted.items() if value is not None}
-    where = " AND ".join(f"{name} = ?" for name in asked) or "1"
+    filters = {name: value for name, value in wanted.items() if value is not None}
+    where = " AND ".join(f"{name} = ?" for name in filters) or "1"
     query = f"SELECT {_HEAD} FROM envelope WHERE {where} ORDER BY id LIMIT ?"  # noqa: S608 # names are constants
-    return [_entry(row) for row in db.execute(query, (*asked.values(), limit))]
+    return [_entry(row) for row in db.execute(query, (*filters.values(), limit))]
 
 
 def entry(db: sqlite3.Connection, id_: int) -> Entry | None:

@@ -63,18 +63,18 @@ class Reporter:
         self._clock = clock
         self._policy = policy
         self._documents = documents
-        self._told: Reported | None = None
+        self._last_report: Reported | None = None
         self._looked_s = float("-inf")
-        self._told_s = float("-inf")
+        self._last_report_s = float("-inf")
 
     def connected(self) -> None:
         """A new connection: the next report is due at once."""
-        self._told = None
+        self._last_report = None
         self._looked_s = float("-inf")
 
     def refused(self) -> None:
         """Have the report sent again at the next interval: the broker did not take the last one."""
-        self._told = None
+        self._last_report = None
 
     def due(self) -> bytes | None:
         """The report to publish, None when it is not time or nothing changed."""
@@ -83,10 +83,10 @@ class Reporter:
             return None
         self._looked_s = now_s
         report = self._make()
-        is_news = self._told is None or msgspec.structs.replace(report, at_ms=self._told.at_ms) != self._told
-        if not is_news and now_s - self._told_s < _UNCHANGED_INTERVALS * self._interval_s:
+        is_news = self._last_report is None or msgspec.structs.replace(report, at_ms=self._last_report.at_ms) != self._last_report
+        if not is_news and now_s - self._last_report_s < _UNCHANGED_INTERVALS * self._interval_s:
             return None
-        self._told, self._told_s = report, now_s
+        self._last_report, self._last_report_s = report, now_s
         return encode_reported(report)
 
     def _make(self) -> Reported:

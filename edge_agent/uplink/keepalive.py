@@ -167,11 +167,11 @@ def taken_bytes(opened: _HasDescriptor) -> int:
         return 0
     borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, opened.fileno())
     try:
-        said = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
     finally:
         # The descriptor stays paho's.
         borrowed.detach()
-    return int(_BYTES_ACKED.unpack(said)[0])
+    return int(_BYTES_ACKED.unpack(info)[0])
 
 
 def unsent_bytes(opened: _HasDescriptor) -> int:

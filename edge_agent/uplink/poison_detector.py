@@ -74,7 +74,7 @@ class Suspicion:
         self._steady_s = 0.0
         self._idle_ends = 0
         self._began_s = 0.0
-        self._asked_s = 0.0
+        self._next_probe_s = 0.0
         self._is_answered = False
         self._controls = 0
         self._probe: tuple[int, float] | None = None
@@ -104,7 +104,7 @@ class Suspicion:
         """A new connection."""
         longest_s = max((flight_s for charge in self._charges.values() for flight_s in charge.flights_s), default=0.0)
         self._began_s = now_s
-        self._asked_s = now_s + (0.5 + self._draw()) * max(self._times.steady_s, longest_s)
+        self._next_probe_s = now_s + (0.5 + self._draw()) * max(self._times.steady_s, longest_s)
         self._is_answered = False
         self._controls = 0
         self._probe = None
@@ -121,7 +121,7 @@ class Suspicion:
 
     def probe(self, now_s: float) -> int | None:
         """The accused that may go now, where nothing else is under way."""
-        if not self._charges or not self._is_answered or now_s < self._asked_s:
+        if not self._charges or not self._is_answered or now_s < self._next_probe_s:
             return None
         return min(self._charges, key=lambda id_: (len(self._charges[id_].flights_s), id_))
 

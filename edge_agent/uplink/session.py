@@ -62,15 +62,15 @@ _UNSPECIFIED = 0x80
 _OWN_SIDE = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EBADF, errno.ENOTCONN})
 
 
-def is_hung_up(code: int, broke_errno: int, *, is_told: bool) -> bool:
+def is_hung_up(code: int, broke_errno: int, *, has_reason: bool) -> bool:
     """Whether the other side ended the connection, perhaps for a message it was sent.
 
     Args:
         code: of the DISCONNECT; what paho puts in its place where there was none.
         broke_errno: how the socket failed; 0: it was closed.
-        is_told: there was a DISCONNECT from the broker.
+        has_reason: there was a DISCONNECT from the broker.
     """
-    if is_told:
+    if has_reason:
         return code not in _OTHERWISE
     return code == _UNSPECIFIED and broke_errno not in _OWN_SIDE
 
@@ -293,10 +293,10 @@ class PahoSession:
         self._is_gone.set()
         if not self._is_over.is_set():
             self._is_over.set()
-            is_told = flags.is_disconnect_packet_from_server
-            is_hung = is_hung_up(code.value, self._client.broke_errno, is_told=is_told)
+            has_reason = flags.is_disconnect_packet_from_server
+            is_hung = is_hung_up(code.value, self._client.broke_errno, has_reason=has_reason)
             silent = "closed without a reason" if is_hung else str(code)
-            self._events.put(Lost(f"DISCONNECT 0x{code.value:02x}, {code}" if is_told else silent, is_hung))
+            self._events.put(Lost(f"DISCONNECT 0x{code.value:02x}, {code}" if has_reason else silent, is_hung))
 
     def _on_publish(self, _c: mqtt.Client, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
         self._events.put(Acked(mid, self._client.take_code(mid, code.value)))

@@ -17,9 +17,8 @@ from pipelines.bridge.envelope_rows import Numberer
 from pipelines.bridge.inbox import Inbox
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.landing_writer import Gate, LandingWriter
-from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Assembler
-from pipelines.bridge.reader import Reader
+from pipelines.bridge.reader import Partition, Reader
 from pipelines.bridge.resume_number import resume_number
 from pipelines.bridge.shares import Shares
 from pipelines.bridge.ship import RemoteLanding, StoredObjects

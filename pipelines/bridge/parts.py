@@ -128,7 +128,7 @@ class Assembler:
         Raises:
             OSError: the disk refused; the device's next query starts over.
         """
-        told: list[tuple[DeviceId, ObjectState]] = []
+        settled: list[tuple[DeviceId, ObjectState]] = []
         for key in [key for key, future in self._hashing.items() if future.done()]:
             device, digest = key
             path = self._objects / PARTS_FOLDER / device / digest
@@ -138,8 +138,8 @@ class Assembler:
                 continue  # it was begun anew meanwhile
             received = read_received(path)
             if received is not None:
-                told.append((device, self._settle(path, self._objects / digest, digest, received, found)))
-        return told
+                settled.append((device, self._settle(path, self._objects / digest, digest, received, found)))
+        return settled
 
     def close(self) -> None:
         """Let hashes that are being computed go; a query after the next start asks for them again."""

@@ -260,8 +260,8 @@ class Subscriber:
     def _on_subscribe(self, _client: mqtt.Client, _data: Any, _mid: int, reasons: list[ReasonCode], _more: Any) -> None:
         refused = refused_filters([*self._filters, self._instance_topic], [reason.value for reason in reasons])
         if refused:
-            told = ", ".join(f"{topic}: {describe_reason(code)}" for topic, code in refused.items())
-            self._fatal = ConfigError(f"the broker refuses subscriptions ({told}); check its ACL for this bridge")
+            refusals_text = ", ".join(f"{topic}: {describe_reason(code)}" for topic, code in refused.items())
+            self._fatal = ConfigError(f"the broker refuses subscriptions ({refusals_text}); check its ACL for this bridge")
             return
         # Only from here on does the broker keep for us what comes.
         self.is_subscribed = True

@@ -74,5 +74,5 @@ def maintain(
 
 def keep_of(core: CoreConfig) -> Keep:
     """How long things are kept, by the configuration."""
-    told = core.maintain
-    return Keep(told.keep_versions_h, told.keep_landing_h, told.keep_objects_h, versions=told.keep_versions)
+    limits = core.maintain
+    return Keep(limits.keep_versions_h, limits.keep_landing_h, limits.keep_objects_h, versions=limits.keep_versions)

@@ -26,13 +26,12 @@ from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.inspect.suspended import HINT, SuspensionBook
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
-from pipelines.policy.documents import load_policy
+from pipelines.policy.documents import difference, load_policy
 from pipelines.policy.edge import edge_rules
 from pipelines.policy.guard import GuardedTagger
 from pipelines.policy.retag import Retagged, retag_stream, undo_retag
 from pipelines.policy.tag_file import RuleTagger
 from pipelines.policy.trial import require_sound
-from pipelines.policy.yaml_text import difference
 from schemas.policy import Policy
 
 Note = Annotated[str, typer.Option("-m", "--note", help="Why; kept in the history.")]

@@ -93,7 +93,7 @@ def explain_sample(
     found = explain(Tagger.compile(policies, site.contract(stream, policies)), row)
     stored = [f"{tag} of {rule}" for tag, rule in zip(row["tags"][0].as_py(), row["tag_rules"][0].as_py(), strict=True)]
     if as_json:
-        say_json(json.dumps({"sample": sample, "stored": stored, "rules": [_told(each) for each in found]}, default=str))
+        say_json(json.dumps({"sample": sample, "stored": stored, "rules": [_rule_json(each) for each in found]}, default=str))
         return
     console = PlainConsole(highlight=False, soft_wrap=True)
     console.print(f"{sample} carries {', '.join(stored) or 'no tags'}")
@@ -161,7 +161,7 @@ def _plain(found: Preview) -> dict[str, Any]:
     }
 
 
-def _told(each: Explained) -> dict[str, Any]:
+def _rule_json(each: Explained) -> dict[str, Any]:
     return {
         "tag": each.tag,
         "policy": each.policy,

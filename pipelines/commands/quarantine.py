@@ -134,8 +134,8 @@ def _carry_out(
     ids = tuple(row_id for row_id, form in rows if row_id is not None and (kind == DISCARD or form != BODY_NONE))
     if not ids:
         raise NotFoundError(f"nothing to {kind}; `catchment quarantine ls` shows what there is")
-    asked_at_us = SystemClock().now_ms() * 1_000
-    request = Request(kind, ids, asked_at_us, version, event_time)  # type: ignore[arg-type]  # one of the two constants
+    requested_at_us = SystemClock().now_ms() * 1_000
+    request = Request(kind, ids, requested_at_us, version, event_time)  # type: ignore[arg-type]  # one of the two constants
     path = write_request(lake, request)
     _wait(core, path, wait_s)
     show(f"{kind} of {len(ids)} rows", [_outcome(lake, ids)], as_json=as_json)

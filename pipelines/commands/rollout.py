@@ -20,8 +20,7 @@ from pipelines.errors import ConfigError
 from pipelines.rollout.cohorts import parse_cohort
 from pipelines.rollout.fleet import publish_desired, reported_models
 from pipelines.rollout.golden import try_model
-from pipelines.rollout.keys import KeyFolder, KeyPlan
-from pipelines.rollout.paths import keys_folder, models_folder
+from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
 from pipelines.rollout.server import serve
@@ -140,11 +139,11 @@ def model_ls(config: Config = None, as_json: AsJson = False) -> None:
 @model_app.command("show")
 def model_show(name: str, version: int | None = None, config: Config = None, as_json: AsJson = False) -> None:
     """Show one version of a model; the newest if none is named."""
-    told = _plain(_repository(load_core_config(config)).model(name, version))
+    facts = _plain(_repository(load_core_config(config)).model(name, version))
     if as_json:
-        say_json(json.dumps(told))
+        say_json(json.dumps(facts))
         return
-    for key, value in told.items():
+    for key, value in facts.items():
         out.print(f"{key}: {plain(value)}")
 
 
@@ -167,10 +166,10 @@ def rollout_start(
     )  # fmt: skip
     RolloutStore(models_folder(core) / "rollouts").save(rollout)
     orders = DesiredOrders.open(core, SystemClock())
-    told = publish_desired(core, rollout, orders)
+    published = publish_desired(core, rollout, orders)
     if not orders.public_keys:
         say("unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True)
-    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(told)} devices told")
+    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(published)} devices told")
 
 
 @rollout_app.command("halt")

@@ -12,8 +12,7 @@ import msgspec
 
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError
-from pipelines.imaging.slides import ChipFile, SlideRef
-from pipelines.imaging.store import ChipPlace
+from pipelines.imaging.store import ChipFile, ChipPlace, SlideRef
 from pipelines.imaging.work import BandRows, Refusal, SlideTask, cut, finish_slide, plan_bands
 from pipelines.lake.lake import Lake
 from pipelines.runners.beam import beam

@@ -10,11 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catchment.runtime.atomic_files import write_atomic
-from pipelines.imaging.cutter import Chips, cut_band, media_type
-from pipelines.imaging.errors import UnreadableImageError
-from pipelines.imaging.reader import TiffLevel, open_level
-from pipelines.imaging.slides import ChipFile, SlideRef, chip_schema
-from pipelines.imaging.store import ChipPlace, create_array, discard, write_pictures, write_pixels
+from pipelines.errors import UnreadableImageError
+from pipelines.imaging.reader import Chips, TiffLevel, cut_band, media_type, open_level
+from pipelines.imaging.store import (
+    ChipFile,
+    ChipPlace,
+    SlideRef,
+    chip_schema,
+    create_array,
+    discard,
+    write_pictures,
+    write_pixels,
+)
 from pipelines.imaging.tiling import Band, Grid, bands, rows_per_band
 from pipelines.lake.lake import Lake
 from pipelines.lake.payload import PayloadShard

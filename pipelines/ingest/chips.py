@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.graph import cut_chips
-from pipelines.imaging.slides import ChipFile, SlideRef
+from pipelines.imaging.store import ChipFile, SlideRef
 from pipelines.ingest.plan import Pins, Plan
 from pipelines.ingest.quarantine import BODY_NONE, PRIVATE, Origin, Rejection, rejections_table
 from pipelines.ingest.work import Prepared

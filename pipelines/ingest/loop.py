@@ -168,9 +168,9 @@ class RunLoop:
         if left is not None:
             log.info("run_resumed", run=run)
             return left
-        asked = self._next_replay(run)
-        if asked is not None:
-            return asked
+        requested = self._next_replay(run)
+        if requested is not None:
+            return requested
         found = find_segments(self._lake, self._state.cursors, self._config.run.max_segments)
         if not found:
             return None
@@ -182,8 +182,8 @@ class RunLoop:
 
     def _next_replay(self, run: int) -> Plan | None:
         """The next piece of the oldest request; a request of which nothing is left is forgotten."""
-        while (asked := oldest_request(self._lake)) is not None:
-            path, request = asked
+        while (requested := oldest_request(self._lake)) is not None:
+            path, request = requested
             now_us = self._clock.now_ms() * 1_000
             plan = replay_plan(self._lake, run, now_us, self.rules.refresh(), dict(self._state.cursors), request)
             if plan is not None:

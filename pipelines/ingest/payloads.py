@@ -36,8 +36,8 @@ def check_payloads(lake: Lake, rows: pa.Table, spec: PayloadSpec) -> tuple[pa.St
     for value, digest in zip(_values(rows), rows.column(PAYLOAD_SHA256).to_pylist(), strict=True):
         stage, reason = STAGE_OBJECT, None
         if value is not None:
-            told = hashlib.sha256(value).hexdigest()
-            stage, reason = STAGE_PAYLOAD, None if told == digest else f"payload_sha256: the payload's is {told}"
+            actual = hashlib.sha256(value).hexdigest()
+            stage, reason = STAGE_PAYLOAD, None if actual == digest else f"payload_sha256: the payload's is {actual}"
         elif digest is not None:
             reason = _object_fault(lake, digest, spec.max_bytes)
         stages.append(stage)

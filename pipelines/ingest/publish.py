@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pyarrow as pa
 
-from pipelines.contracts.arrow import table_schema
-from pipelines.contracts.private import private_columns
+from pipelines.contracts.arrow import private_columns, table_schema
 from pipelines.errors import ConfigError
-from pipelines.imaging.slides import chip_schema
+from pipelines.imaging.store import chip_schema
 from pipelines.ingest.plan import Pins, Plan
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.quarantine import (

@@ -18,7 +18,7 @@ from pipelines.lake.polling import poll_again, polled
 REPLAY, DISCARD = "replay", "discard"
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, rename={"requested_at_us": "asked_at_us"}):  # the name on disk
     """Replay or discard these rows.
 
     Attributes:
@@ -28,7 +28,7 @@ class Request(msgspec.Struct, frozen=True):
 
     kind: Literal["replay", "discard"]
     ids: tuple[str, ...]
-    asked_at_us: int
+    requested_at_us: int
     version: str = ""
     event_time: str = ""
 
@@ -43,7 +43,7 @@ def write_request(lake: Lake, request: Request) -> Path:
     folder = requests_folder(lake.root)
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(lake.root)
-    path = folder / f"{request.asked_at_us:020d}-{hashlib.sha256(body).hexdigest()[:12]}.json"
+    path = folder / f"{request.requested_at_us:020d}-{hashlib.sha256(body).hexdigest()[:12]}.json"
     lake.put(path, body)
     return path
 

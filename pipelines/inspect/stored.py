@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.contracts.private import private_columns
+from pipelines.contracts.arrow import private_columns
 from pipelines.inspect.columns import step_columns
 from pipelines.inspect.run import Payloads, inspect_rows
 from pipelines.lake.lake import Lake

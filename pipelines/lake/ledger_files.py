@@ -115,9 +115,9 @@ def _parquet(table: pa.Table, ledger: Ledger) -> bytes:
 def _read(lake: Lake, path: Path, run: int, schema: pa.Schema) -> _File:
     try:
         table = pq.read_table(pa.BufferReader(lake.read(path)), page_checksum_verification=True)
-        told = (table.schema.metadata or {}).get(BASES, b"[]")
+        encoded = (table.schema.metadata or {}).get(BASES, b"[]")
         # A file that tells of none is of the time before there were any: it is whole.
-        bases = msgspec.json.decode(told, type=tuple[int, ...]) or (run,)
+        bases = msgspec.json.decode(encoded, type=tuple[int, ...]) or (run,)
     except (OSError, pa.ArrowException, msgspec.MsgspecError) as error:
         raise CorruptLakeError(f"{path}: the ledger cannot be read ({error}); restore it from a copy of runs/") from error
     if schema is BOOKS_SCHEMA:

@@ -39,11 +39,11 @@ class _LookedAt(msgspec.Struct, frozen=True):
     files: tuple[str, ...] = ()
 
 
-def private_of_stream(lake: Lake, name: str, told: Collection[str]) -> frozenset[str]:
+def private_of_stream(lake: Lake, name: str, declared: Collection[str]) -> frozenset[str]:
     """What is private in a stream's table: what contracts say today, what the table was told, and what was private before."""
     table = open_table(lake, name)
     numbers = frozenset() if table is None else hidden_numbers(table)
-    return frozenset(told) | numbers | frozenset(_read(lake, name).private)
+    return frozenset(declared) | numbers | frozenset(_read(lake, name).private)
 
 
 def hidden_numbers(table: DeltaTable) -> frozenset[str]:
@@ -66,7 +66,7 @@ def hide_statistics(lake: Lake, name: str, private: Collection[str]) -> int:
     table = open_table(lake, name)
     if table is None or not private:
         return 0
-    table = _told_of(lake, name, table, private)
+    table = _with_private_noted(lake, name, table, private)
     looked = _looked_at(lake, name, private)
     bounds = _bounded(table, private)
     showing = [
@@ -125,7 +125,7 @@ def _rewrite_without(lake: Lake, name: str, table: DeltaTable, path: str, privat
     return count
 
 
-def _told_of(lake: Lake, name: str, table: DeltaTable, private: Collection[str]) -> DeltaTable:
+def _with_private_noted(lake: Lake, name: str, table: DeltaTable, private: Collection[str]) -> DeltaTable:
     """The table, told to keep bounds of these columns out of its log whoever writes to it."""
     shown = shown_columns(table)
     if shown is None or shown.isdisjoint(private):
@@ -176,8 +176,8 @@ def _lines(rows: pa.Table, private: Collection[str]) -> int:
     mine = rows.filter(pc.is_in(rows.column(_COLUMN), pa.array(sorted(private), pa.string())))
     if "bins" not in mine.column_names:
         return int(mine.num_rows)
-    told = [pc.is_valid(mine.column(name)) for name in _VALUES]
-    return sum(any(values) for values in zip(*(each.to_pylist() for each in told), strict=True))
+    are_valid = [pc.is_valid(mine.column(name)) for name in _VALUES]
+    return sum(any(values) for values in zip(*(each.to_pylist() for each in are_valid), strict=True))
 
 
 def _without(rows: pa.Table, private: Collection[str]) -> pa.Table:
@@ -186,8 +186,8 @@ def _without(rows: pa.Table, private: Collection[str]) -> pa.Table:
         return rows.filter(pc.invert(is_private))
     for name in _VALUES:
         column = rows.column(name).combine_chunks()
-        told = [None if hides else value for hides, value in zip(is_private.to_pylist(), column.to_pylist(), strict=True)]
-        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(told, column.type))
+        shown = [None if hides else value for hides, value in zip(is_private.to_pylist(), column.to_pylist(), strict=True)]
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(shown, column.type))
     return rows
 
 

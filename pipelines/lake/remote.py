@@ -17,7 +17,7 @@ import msgspec
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.config import RemoteConfig
 from pipelines.errors import ConfigError, ConflictError
-from pipelines.lake.storage import CONNECT_S, store, told
+from pipelines.lake.storage import CONNECT_S, store, translate_errors
 from pipelines.lake.store import Stored
 
 MARKER = "remote.json"
@@ -56,7 +56,7 @@ class Remote:
         import obstore  # noqa: PLC0415  # an extra
 
         try:
-            with told(self.where(name)):
+            with translate_errors(self.where(name)):
                 return int(obstore.head(store(self.config), name)["size"])
         except FileNotFoundError:
             return None
@@ -70,7 +70,7 @@ class Remote:
         import obstore  # noqa: PLC0415  # an extra
 
         try:
-            with told(self.where(name)):
+            with translate_errors(self.where(name)):
                 found = obstore.get(store(self.config), name)
                 return bytes(found.bytes()), str(found.meta["e_tag"])
         except FileNotFoundError:
@@ -85,7 +85,7 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with told(self.where(name)):
+        with translate_errors(self.where(name)):
             return bytes(obstore.get_range(store(self.config), name, start=start, length=length))
 
     def fetch(self, name: str, path: Path) -> bool:
@@ -100,7 +100,7 @@ class Remote:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
         try:
-            with told(self.where(name)), beside.open("wb") as file:
+            with translate_errors(self.where(name)), beside.open("wb") as file:
                 for piece in obstore.get(store(self.config), name).stream():
                     file.write(piece)
                 file.flush()
@@ -121,7 +121,7 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with told(self.where(name)):
+        with translate_errors(self.where(name)):
             obstore.copy(store(self.config), name, new_name)
 
     def put(self, name: str, body: bytes | Path) -> None:
@@ -132,7 +132,7 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with told(self.where(name)):
+        with translate_errors(self.where(name)):
             obstore.put(store(self.config), name, body)
 
     def create(self, name: str, body: bytes | Path) -> None:
@@ -146,7 +146,7 @@ class Remote:
         from obstore.exceptions import AlreadyExistsError, PreconditionError  # noqa: PLC0415  # an extra
 
         try:
-            with told(self.where(name)):
+            with translate_errors(self.where(name)):
                 obstore.put(store(self.config), name, body, mode="create")
         except (AlreadyExistsError, PreconditionError) as error:
             # An answer that was lost makes the second try of the same put look like somebody else's.
@@ -165,7 +165,7 @@ class Remote:
         from obstore.exceptions import NotFoundError, PreconditionError  # noqa: PLC0415  # an extra
 
         try:
-            with told(self.where(name)):
+            with translate_errors(self.where(name)):
                 return str(obstore.put(store(self.config), name, body, mode={"e_tag": tag})["e_tag"])
         except (PreconditionError, NotFoundError, FileNotFoundError) as error:
             found = self.get(name)
@@ -182,7 +182,7 @@ class Remote:
         import obstore  # noqa: PLC0415  # an extra
 
         try:
-            with told(self.where(name)):
+            with translate_errors(self.where(name)):
                 obstore.delete(store(self.config), name)
         except FileNotFoundError:
             return
@@ -195,7 +195,7 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with told(self.where(name)):
+        with translate_errors(self.where(name)):
             found = obstore.list_with_delimiter(store(self.config), f"{name}/")
             return sorted(str(prefix).rsplit("/", 1)[-1] for prefix in found["common_prefixes"])
 
@@ -207,7 +207,7 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with told(self.where(name)):
+        with translate_errors(self.where(name)):
             pages = obstore.list(store(self.config), f"{name}/", offset=after or None)
             found = [Stored(str(one["path"]), one["size"], one["last_modified"].timestamp()) for page in pages for one in page]
         return sorted(found, key=lambda one: one.name)

@@ -73,18 +73,18 @@ def replace_files(lake: Lake, name: str, table: DeltaTable, files: Iterable[Live
 def _live_file(action: Mapping[str, Any]) -> LiveFile:
     stats = {
         "numRecords": action["num_records"],
-        "minValues": _told(action.get("min")),
-        "maxValues": _told(action.get("max")),
-        "nullCount": _told(action.get("null_count")),
+        "minValues": _plain_values(action.get("min")),
+        "maxValues": _plain_values(action.get("max")),
+        "nullCount": _plain_values(action.get("null_count")),
     }
     return LiveFile(action["path"], action["num_records"] or 0, action["size_bytes"], json.dumps(stats))
 
 
-def _told(values: Mapping[str, Any] | None) -> dict[str, Any]:
+def _plain_values(values: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: _plain(value) for name, value in (values or {}).items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return _told(value) if isinstance(value, dict) else value
+    return _plain_values(value) if isinstance(value, dict) else value

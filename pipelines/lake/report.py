@@ -1,4 +1,7 @@
-"""What the lake says of itself, as rows for a table or JSON. Reads the committed state only."""
+"""What the lake says of itself, as rows for a table or JSON. Reads the committed state only.
+
+Stands alone because two commands read it, and neither owns it.
+"""
 
 from dataclasses import dataclass
 from typing import Any

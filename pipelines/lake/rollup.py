@@ -54,8 +54,8 @@ def roll_up_all(lake: Lake, private: Mapping[str, Collection[str]] | None = None
         CorruptLakeError: a table cannot be read.
     """
     upto = committed_run(lake, COMMITS)
-    told = private or {}
-    return {stream: roll_up(lake, stream, upto, told.get(stream, ())) for stream in lake.folders(STREAMS)}
+    private_columns = private or {}
+    return {stream: roll_up(lake, stream, upto, private_columns.get(stream, ())) for stream in lake.folders(STREAMS)}
 
 
 def roll_up(lake: Lake, stream: str, upto: int, private: Collection[str] = ()) -> int:

@@ -88,8 +88,8 @@ def build_slim(lake: Lake, table: str, version: int, files: Sequence[LogFile]) -
             made.create_checkpoint()
         return _slimmed(path, version, _live(made))
     except DeltaError as error:
-        said = str(error).partition("\n")[0][:300]
-        raise RefusedError(f"{lake.root / table}: no checkpoint can be made of version {version} ({said})") from error
+        message = str(error).partition("\n")[0][:300]
+        raise RefusedError(f"{lake.root / table}: no checkpoint can be made of version {version} ({message})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -149,6 +149,6 @@ def _write_hint(lake: Lake, table: str, slim: Slim) -> None:
         known = -1
     if known >= slim.version:
         return
-    told = {"version": slim.version, "size": slim.rows, "sizeInBytes": len(slim.body), "numOfAddFiles": len(slim.live)}
-    lake.put(path, msgspec.json.encode(told))
+    hint = {"version": slim.version, "size": slim.rows, "sizeInBytes": len(slim.body), "numOfAddFiles": len(slim.live)}
+    lake.put(path, msgspec.json.encode(hint))
     lake.evict([path])

@@ -111,8 +111,8 @@ def private_of(table: DeltaTable, schema: pa.Schema) -> frozenset[str]:
 
 def shown_columns(table: DeltaTable) -> frozenset[str] | None:
     """The columns whose bounds may stand in the table's log, as it was told; None where it was told nothing."""
-    told = table.metadata().configuration.get("delta.dataSkippingStatsColumns")
-    return None if told is None else frozenset(filter(None, told.split(",")))
+    setting = table.metadata().configuration.get("delta.dataSkippingStatsColumns")
+    return None if setting is None else frozenset(filter(None, setting.split(",")))
 
 
 def sync_log(lake: Lake, name: str, version: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """Takes values of private columns out of statistics, roll-ups and profiles, by what contracts say today."""
 
-from pipelines.contracts.private import private_by_stream
+from pipelines.contracts.arrow import private_by_stream
 from pipelines.errors import CorruptLakeError
 from pipelines.ingest.plan_files import read_pins, read_plan
 from pipelines.lake.commit import committed_run
@@ -36,9 +36,9 @@ def hide_private(lake: Lake) -> int:
         RetryLaterError: the storage is away.
         OSError: the disk refused.
     """
-    told, count = private_today(lake), 0
+    declared, count = private_today(lake), 0
     for stream in lake.folders(STREAMS):
-        private = private_of_stream(lake, stream_table(stream), told.get(stream, ()))
+        private = private_of_stream(lake, stream_table(stream), declared.get(stream, ()))
         count += hide_statistics(lake, stream_table(stream), private)
         count += forget_values(lake, rollup_table(stream), private)
         count += forget_values(lake, quality_table(stream), private)

@@ -48,8 +48,15 @@ from pipelines.lake.store import Stored
 from pipelines.lake.table import open_table
 from pipelines.maintenance.archive import archive_runs
 from pipelines.maintenance.log_trim import all_tables
-from pipelines.maintenance.orphans import copies, half_written, unfinished
-from pipelines.maintenance.references import chip_places, never_filled, referenced_payloads, set_versions
+from pipelines.maintenance.orphans import (
+    chip_places,
+    copies,
+    half_written,
+    never_filled,
+    referenced_payloads,
+    set_versions,
+    unfinished,
+)
 from pipelines.training.manifest import MANIFEST_NAME
 
 log = structlog.get_logger(__name__)

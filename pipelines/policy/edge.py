@@ -68,9 +68,9 @@ def edge_inspectors(policies: Sequence[Policy], streams: dict[str, tuple[EdgeRul
     for stream, rules in streams.items():
         read = {name for rule in rules for name in rule.columns}
         steps = [step for step in steps_of(policies, stream) if any(column.name in read for column in _on_device(step))]
-        asked = [EdgeInspect(step.use, VERSIONS[step.use], str(step.options.get("column", ""))) for step in steps]
-        if asked:
-            found[stream] = tuple(dict.fromkeys(asked))
+        requested = [EdgeInspect(step.use, VERSIONS[step.use], str(step.options.get("column", ""))) for step in steps]
+        if requested:
+            found[stream] = tuple(dict.fromkeys(requested))
     return found
 
 
@@ -87,8 +87,8 @@ def numbered_policy(
         RefusedError: there are too many rules for one stream.
         ConflictError: somebody else has just numbered other rules.
     """
-    told = (streams, inspect) if inspect else streams
-    digest = hashlib.sha256(msgspec.json.encode(told)).hexdigest()
+    content = (streams, inspect) if inspect else streams
+    digest = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
     last = _last(lake)
     version = last.version if last.rules == digest else last.version + 1
     try:

@@ -48,19 +48,19 @@ def keep_quality(lake: Lake, contract: Contract) -> int:
     if stream is None:
         return 0
     kept = open_table(lake, quality_table(contract.name))
-    told = (kept.transaction_version(APP) or 0) if kept is not None else 0
+    profiled = (kept.transaction_version(APP) or 0) if kept is not None else 0
     last = stream.transaction_version(APP) or 0
     rows = stream.to_pyarrow_dataset()
     count = 0
-    while told < last:
-        upper = min(told + MAX_RUNS, last)
-        lines = _lines(lake, rows, _refused(lake, contract.name, told, upper), contract, told, upper)
-        name = f"{told + 1:012d}-{upper:012d}.parquet"
+    while profiled < last:
+        upper = min(profiled + MAX_RUNS, last)
+        lines = _lines(lake, rows, _refused(lake, contract.name, profiled, upper), contract, profiled, upper)
+        name = f"{profiled + 1:012d}-{upper:012d}.parquet"
         table = lines.to_arrow().cast(PROFILE_SCHEMA)
         file = write_table_file(lake, quality_table(contract.name), name, table, {"bins"})
         commit_once(lake, quality_table(contract.name), [file], PROFILE_SCHEMA, upper, {"bins"})
         count += lines.filter(pl.col("column") == "*").height
-        told = upper
+        profiled = upper
     return count
 
 

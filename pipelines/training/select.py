@@ -97,10 +97,32 @@ def select_rows(
 
 
 def expression_columns(schema: pa.Schema) -> dict[str, ColumnType]:
-    """The columns an expression may name, with their types; nested columns and tags are none of them."""
-    known = {field.name: next((kind for arrow, kind in _TYPES if field.type == arrow), None) for field in schema}
-    times = {field.name: ColumnType.TIMESTAMP for field in schema if pa.types.is_timestamp(field.type)}
-    return {name: kind for name, kind in known.items() if kind is not None} | times
+    """The columns an expression may name, with types: plain ones, lists, vectors, fields of structs as `column.field`."""
+    fields = [field for outer in schema for field in (outer, *_struct_fields(outer))]
+    known = {field.name: _kind_of(field.type) for field in fields}
+    return {name: kind for name, kind in known.items() if kind is not None}
+
+
+def _struct_fields(outer: pa.Field) -> list[pa.Field]:
+    return [field.with_name(f"{outer.name}.{field.name}") for field in outer.type] if pa.types.is_struct(outer.type) else []
+
+
+def _kind_of(of: pa.DataType) -> ColumnType | None:
+    """What a column of this Arrow type is to the language; None where it has no word for it."""
+    if pa.types.is_timestamp(of):
+        return ColumnType.TIMESTAMP
+    if pa.types.is_struct(of):
+        return ColumnType.STRUCT
+    plain = next((kind for arrow, kind in _TYPES if of == arrow), None)
+    if plain is not None or not _is_list(of):
+        return plain
+    item = _kind_of(of.value_type)
+    shape = "vector" if pa.types.is_fixed_size_list(of) else "list"
+    return next((kind for kind in ColumnType if kind == f"{shape}<{item}>"), None)
+
+
+def _is_list(of: pa.DataType) -> bool:
+    return bool(pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of))
 
 
 def _open_table(lake: Lake, stream: str, version: int | None) -> DeltaTable:

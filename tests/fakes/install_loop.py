@@ -8,8 +8,8 @@ from catchment.runtime.clock import SystemClock as CoreClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from pipelines.rollout.keys import KeyFolder
-from pipelines.rollout.pieces import answer
 from pipelines.rollout.repository import ModelRepository
+from pipelines.rollout.server import answer
 from schemas.rollout import Desired, encode_desired
 
 

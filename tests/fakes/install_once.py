@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def _reply(updater: ModelUpdater, folder: Path, correlation: bytes, body: bytes) -> None:
-    from pipelines.rollout.pieces import answer
+    from pipelines.rollout.server import answer
 
     found = answer(folder, body)
     updater.on_piece(correlation, found.user_properties, found.body)

@@ -17,8 +17,8 @@ from edge_agent.models.updater import ModelUpdater
 from edge_agent.sources.api import SampleBatch
 from pipelines.rollout.golden import try_model
 from pipelines.rollout.keys import KeyFolder, KeyPlan
-from pipelines.rollout.pieces import PieceAnswer, answer
 from pipelines.rollout.repository import ModelRepository, PublishedModel
+from pipelines.rollout.server import PieceAnswer, answer
 from schemas.model import ImageInput
 from schemas.rollout import Desired, DesiredModels, encode_desired
 

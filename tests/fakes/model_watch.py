@@ -1,4 +1,4 @@
-"""A device's models beside a capture that never stops, without a broker: `model_watch.py ROOT STATE MAX_MS`.
+"""A device's models beside a capture that never stops, without a broker: `model_watch.py ROOT STATE MAX_MS PICTURE MIB`.
 
 Reads JSON lines: `{"piece": ...}`, `{"want": ...}`, `{"stop": true}`. Writes JSON lines: `{"ask": ...}` for pieces, and every
 100 frames what became of them.
@@ -33,7 +33,7 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     root, state, max_ms = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     bright = base64.b64decode(sys.argv[4])
-    config = ModelConfig("bright", str(root), ("camera_frame",), probation_s=0.0, max_ms=max_ms)
+    config = ModelConfig("bright", str(root), ("camera_frame",), probation_s=0.0, max_ms=max_ms, max_memory_mib=int(sys.argv[5]))
     stop = threading.Event()
     updater = ModelUpdater(config, state, _ask, SystemClock())
 

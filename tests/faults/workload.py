@@ -96,13 +96,13 @@ class Life:
     def _append(self, stream: StreamName, envelopes: tuple[NewEnvelope, ...], priority: int = 100) -> None:
         """Its position counts all samples of its stream: where a source resumes must agree with what is stored."""
         position = self._captured[stream] + sum(envelope.count for envelope in envelopes)
-        told = [hashlib.sha256(envelope.body).hexdigest() for envelope in envelopes]
-        self._tell({"begun": [stream, [[e.count, digest] for e, digest in zip(envelopes, told, strict=True)], position]})
+        digests = [hashlib.sha256(envelope.body).hexdigest() for envelope in envelopes]
+        self._tell({"begun": [stream, [[e.count, digest] for e, digest in zip(envelopes, digests, strict=True)], position]})
         append = Append(stream, envelopes, priority, source=stream, position=b"%d" % position)
         span = self.spool.append(append).result()
         self._captured[stream] = position
         seq = span.first_seq
-        for envelope, digest in zip(envelopes, told, strict=True):
+        for envelope, digest in zip(envelopes, digests, strict=True):
             self._tell({"captured": [stream, span.epoch, seq, envelope.count, digest], "position": position})
             self._stored.append((stream, span.epoch, seq, envelope.count))
             seq += envelope.count

@@ -43,7 +43,7 @@ def test_the_example_for_the_core_is_a_valid_configuration(repository_root):
 def test_an_example_for_the_agent_passes_its_own_check(repository_root, name):
     found = check_file(repository_root / f"deploy/edge/agent.{name}.toml")
     assert found.faults == ()
-    assert len(found.told) >= 2
+    assert len(found.report_lines) >= 2
 
 
 def test_the_agents_container_copies_what_is_there_and_starts_a_command_the_wheel_offers(repository_root):

@@ -16,6 +16,25 @@ EMPTY_NAMES = {"utils", "util", "helpers", "helper", "manager", "managers", "com
 # Files that grow in place and are synced before they are renamed; each syncs the folder after.
 RENAMES_ITSELF = {"pipelines/bridge/segment.py", "edge_agent/sources/directory/source.py"}  # the second moves what others wrote
 
+# Small modules with one importer that stay by themselves; a module's docstring may say so too: "Stands alone because ...".
+MIN_MODULE_LINES = 80
+STANDS_ALONE = {
+    "catchment.runtime.renamed_keys": "goes as a whole when the old names go",
+    "edge_agent.identity.enrol_cryptography": "the only module that needs the extra `enrol`",
+    "edge_agent.inspect.text": "each inspector is one module",
+    "edge_agent.models.desired": "a decision about trust, read by itself",
+    "edge_agent.process.later": "runs before anything else is imported",
+    "edge_agent.process.stderr": "runs before anything else is imported",
+    "edge_agent.run": "the program's entry must import it late",
+    "edge_agent.source_labels": "a decision without IO",
+    "edge_agent.sources.can.live": "the only module that needs python-can",
+    "edge_agent.trial.examine": "a command's look at files, apart from the configuration's rules",
+    "pipelines.lake.storage": "goes into the store of buckets",
+    "pipelines.maintenance.private": "finds private values, and deletes nothing",
+    "pipelines.policy.json_schema": "a document format of its own",
+    "pipelines.quality.tags": "reads runs and policies, as the other figures do not",
+}
+
 
 def _modules(root: Path) -> list[Path]:
     return [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
@@ -31,6 +50,35 @@ def test_import_arrows_hold(repository_root):
 def test_no_module_is_too_long_to_read(repository_root):
     lengths = {str(path.relative_to(repository_root)): len(path.read_text().splitlines()) for path in _modules(repository_root)}
     assert {name: count for name, count in lengths.items() if count > MAX_MODULE_LINES} == {}
+
+
+def _imports(path: Path, modules: set[str]) -> set[str]:
+    """The modules of the house that a module imports, at its head or later."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            found |= below or {node.module}
+    return found & modules
+
+
+def test_no_small_module_serves_one_other_alone(repository_root):
+    """Else a reader opens two files for one thought."""
+    paths = {".".join(path.relative_to(repository_root).with_suffix("").parts): path for path in _modules(repository_root)}
+    importers: dict[str, set[str]] = {name: set() for name in paths}
+    for name, path in paths.items():
+        for imported in _imports(path, set(paths)) - {name}:
+            importers[imported].add(name)
+    alone = [
+        f"{name} <- {next(iter(importers[name]))}"
+        for name, path in paths.items()
+        if len(importers[name]) == 1
+        and len(path.read_text().splitlines()) < MIN_MODULE_LINES
+        and name not in STANDS_ALONE
+        and "Stands alone because" not in (ast.get_docstring(ast.parse(path.read_text())) or "")
+    ]
+    assert alone == [], "join each to its importer, or say why it stands alone"
 
 
 def test_no_module_has_a_name_that_says_nothing(repository_root):

@@ -53,10 +53,10 @@ def documented(page: str, step: str) -> str:
     return str(block)
 
 
-def eventually(is_so: Callable[[], bool], told: Callable[[], str]) -> None:
+def eventually(is_so: Callable[[], bool], describe: Callable[[], str]) -> None:
     deadline_s = time.monotonic() + WITHIN_S
     while not is_so():
-        assert time.monotonic() < deadline_s, told()
+        assert time.monotonic() < deadline_s, describe()
         time.sleep(0.3)
 
 
@@ -113,8 +113,8 @@ def install_core(machine: BootedMachine) -> None:
 
 
 def install_agent(machine: BootedMachine) -> None:
-    said = machine.run("bash", "-c", "apt-get install -y --no-install-recommends /mnt/catchment-agent_*.deb 2>&1")
-    assert "edge-agent check" in said, said
+    output = machine.run("bash", "-c", "apt-get install -y --no-install-recommends /mnt/catchment-agent_*.deb 2>&1")
+    assert "edge-agent check" in output, output
     machine.write("/usr/local/bin/read-bus", READ_BUS, "0755")
     for there, here, mode in (
         ("ca.pem", "ca.pem", "0644"),

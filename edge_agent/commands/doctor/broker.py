@@ -139,9 +139,9 @@ def _listen(events: Events, clock: Clock, wanted: dict[int, str], within_s: floa
     return found
 
 
-def _publishing(asked: dict[int, str], answers: list[Event], up_filter: str, within_s: float) -> Iterator[Finding]:
+def _publishing(published: dict[int, str], answers: list[Event], up_filter: str, within_s: float) -> Iterator[Finding]:
     codes = {event.mid: event.code for event in answers if isinstance(event, Acked)}
-    for mid, topic in asked.items():
+    for mid, topic in published.items():
         code = codes.get(mid)
         if code in (0, NO_SUBSCRIBERS):
             yield good(RIGHTS, f"may publish to {topic}")
@@ -168,9 +168,9 @@ def _hearing(answers: list[Event], down_filter: str, within_s: float) -> Finding
     return warning(RIGHTS, f"nothing came down on {down_filter} within {within_s:.0f} s", fix)
 
 
-def _refusal_fix(said: str) -> str:
-    if "authori" in said.lower() or "bad user" in said.lower():
+def _refusal_fix(reason: str) -> str:
+    if "authori" in reason.lower() or "bad user" in reason.lower():
         return "the broker does not know this device: is its certificate signed by the authority the broker trusts?"
-    if "certificate" in said.lower() or "alert" in said.lower():
+    if "certificate" in reason.lower() or "alert" in reason.lower():
         return "the broker refuses the certificate: revoked, expired, or of another authority; its log says which"
     return "the broker's log says why; does it speak MQTT 5?"

@@ -14,12 +14,12 @@ class Verdict(StrEnum):
     SKIPPED = "skipped"  # could not be looked at; says why
 
 
-class Finding(msgspec.Struct, frozen=True):
+class Finding(msgspec.Struct, frozen=True, rename={"message": "said"}):  # the name in --json
     """One thing looked at: what was seen, and where it is not good, what to do."""
 
     what: str
     verdict: Verdict
-    said: str
+    message: str
     fix: str = ""
 
 
@@ -35,21 +35,21 @@ class Diagnosis(msgspec.Struct, frozen=True):
         return not any(finding.verdict is Verdict.FAILED for finding in self.findings)
 
 
-def good(what: str, said: str) -> Finding:
+def good(what: str, message: str) -> Finding:
     """As it should be."""
-    return Finding(what, Verdict.GOOD, said)
+    return Finding(what, Verdict.GOOD, message)
 
 
-def warning(what: str, said: str, fix: str) -> Finding:
+def warning(what: str, message: str, fix: str) -> Finding:
     """Works today."""
-    return Finding(what, Verdict.WARNING, said, fix)
+    return Finding(what, Verdict.WARNING, message, fix)
 
 
-def failed(what: str, said: str, fix: str) -> Finding:
+def failed(what: str, message: str, fix: str) -> Finding:
     """Does not work."""
-    return Finding(what, Verdict.FAILED, said, fix)
+    return Finding(what, Verdict.FAILED, message, fix)
 
 
-def skipped(what: str, said: str) -> Finding:
+def skipped(what: str, message: str) -> Finding:
     """Not looked at."""
-    return Finding(what, Verdict.SKIPPED, said)
+    return Finding(what, Verdict.SKIPPED, message)

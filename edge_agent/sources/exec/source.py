@@ -100,7 +100,7 @@ class ExecSource:
         return self._mapper.matched
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        told = {} if self._position is None else {RESUME_ENV: self._position.decode()}
+        resume_env = {} if self._position is None else {RESUME_ENV: self._position.decode()}
         try:
             process = subprocess.Popen(
                 self._options.command,
@@ -110,7 +110,7 @@ class ExecSource:
                 bufsize=0,
                 # A group of its own: what a shell started ends with it, and Ctrl-C is the agent's alone to hear.
                 start_new_session=True,
-                env={name: value for name, value in os.environ.items() if name != RESUME_ENV} | told,
+                env={name: value for name, value in os.environ.items() if name != RESUME_ENV} | resume_env,
             )
         except OSError as error:
             self._stderr.close()
@@ -141,11 +141,11 @@ class ExecSource:
         found = decode_object(line, self._rejects)
         if found is None or RESUME_POSITION not in found:
             return found
-        told = found.pop(RESUME_POSITION)
-        if isinstance(told, str) and "\0" not in told and len(told.encode("utf-8", "replace")) <= _MAX_POSITION_BYTES:
-            self._position = told.encode("utf-8", "replace")
+        reported = found.pop(RESUME_POSITION)
+        if isinstance(reported, str) and "\0" not in reported and len(reported.encode("utf-8", "replace")) <= _MAX_POSITION_BYTES:
+            self._position = reported.encode("utf-8", "replace")
         else:
-            self._rejects.count(f"cell {RESUME_POSITION}: not a text of at most {_MAX_POSITION_BYTES} bytes", told)
+            self._rejects.count(f"cell {RESUME_POSITION}: not a text of at most {_MAX_POSITION_BYTES} bytes", reported)
         return found or None
 
     def _fill(self) -> bool:
@@ -168,10 +168,10 @@ class ExecSource:
         now_us = self._clock.now_ms() * 1000
         time_column = self._options.time_column or _time_key(chunk, self._options.rename)
         cells = chunk.columns.get(time_column, [None] * chunk.rows)
-        told = [cell for cell in cells if cell is not None]
+        present = [cell for cell in cells if cell is not None]
         if self._guesses_zone:
-            self._count_guesses(told)
-        known = self._event_times.read(told, now_us)
+            self._count_guesses(present)
+        known = self._event_times.read(present, now_us)
         found = iter(known)
         chunk, times = keep_rows(chunk, [now_us if cell is None else next(found) for cell in cells])
         if not times:

@@ -194,8 +194,8 @@ class MqttLocalSource:
         for message, rows in found:
             cells = [row.get(self._time_column) for row in rows]
             at_us = message.at_us or now_us
-            told = iter(self._event_times.read([cell for cell in cells if cell is not None], at_us))
-            times = [at_us if cell is None else next(told) for cell in cells]
+            reported = iter(self._event_times.read([cell for cell in cells if cell is not None], at_us))
+            times = [at_us if cell is None else next(reported) for cell in cells]
             if self._event_times.needs:
                 self._needs.update(self._event_times.needs)
                 aside.append(message)

@@ -40,11 +40,11 @@ ROLLOVER_US = 1_024 * 7 * 86_400 * 1_000_000
 _TOLERANCE_US = 86_400 * 1_000_000
 
 
-def rollovers(told_us: int, now_us: int) -> int:
+def rollovers(reported_us: int, now_us: int) -> int:
     """How many rollovers a live receiver's time is behind.
 
     Args:
-        told_us: what it tells, microseconds since 1970.
+        reported_us: time that the receiver reports, microseconds since 1970.
         now_us: this machine's wall clock, which need not be set.
 
     Returns:
@@ -52,10 +52,10 @@ def rollovers(told_us: int, now_us: int) -> int:
     """
     if now_us < EARLIEST_MS * 1000:
         # Neither clock is right: the first time after this software existed is the least that can be true.
-        behind_us = EARLIEST_MS * 1000 - told_us
+        behind_us = EARLIEST_MS * 1000 - reported_us
         return max(0, -(-behind_us // ROLLOVER_US))
-    count = round((now_us - told_us) / ROLLOVER_US)
-    is_near = abs(now_us - told_us - count * ROLLOVER_US) <= _TOLERANCE_US
+    count = round((now_us - reported_us) / ROLLOVER_US)
+    is_near = abs(now_us - reported_us - count * ROLLOVER_US) <= _TOLERANCE_US
     return count if count > 0 and is_near else 0
 
 

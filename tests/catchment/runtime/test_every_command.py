@@ -47,8 +47,8 @@ from pipelines.policy.explain import Explained
 from pipelines.policy.preview import Conflict, ExampleRow, TagCount
 from pipelines.policy.retag import Retagged
 from pipelines.rollout.rollouts import Rollout
-from pipelines.status.exposition import exposition
 from pipelines.status.health import Verdict
+from pipelines.status.server import exposition
 from pipelines.status.survey import Survey
 from pipelines.training.card import render_card
 from pipelines.training.manifest import Manifest
@@ -480,7 +480,7 @@ def _agent(to: pytest.MonkeyPatch, module: Any, name: str, found: Any, *words: s
 def _checked(to: pytest.MonkeyPatch) -> list[str]:
     from edge_agent import checking
 
-    found = SimpleNamespace(told=[], faults=[hostile(Fault)])
+    found = SimpleNamespace(report_lines=[], faults=[hostile(Fault)])
     to.setattr(checking, "check_file", lambda _path: found)
     return ["check"]
 
@@ -553,15 +553,15 @@ def _with_json(app: typer.Typer) -> Iterator[str]:
 def test_json_of_the_core_is_faithful_and_holds_no_raw_control(core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     words = CORE[name](core_toml.parent, monkeypatch)
     config = ["-c", str(core_toml)] if name in TAKES_CONFIG else []
-    said = invoke(core_cli.app, [*words, *config, "--json"])
-    assert acts(said) == ""
-    assert any(MARK in text and ("\x1b" in text or name in QUOTES) for text in _texts(json.loads(said)))
+    output = invoke(core_cli.app, [*words, *config, "--json"])
+    assert acts(output) == ""
+    assert any(MARK in text and ("\x1b" in text or name in QUOTES) for text in _texts(json.loads(output)))
 
 
 @pytest.mark.parametrize("form", ["table", "odcs", "json-schema", "arrow", "agent"])
 def test_a_contract_is_shown_in_every_form_without_obeying_it(core_toml: Path, form: str):
-    said = invoke(core_cli.app, ["contract", "show", str(_contract(core_toml.parent)), "--as", form])
-    assert acts(said) == ""
+    output = invoke(core_cli.app, ["contract", "show", str(_contract(core_toml.parent)), "--as", form])
+    assert acts(output) == ""
 
 
 @pytest.mark.parametrize("coloured", [False, True], ids=["kept", "on a terminal"])
@@ -573,9 +573,9 @@ def test_no_command_of_the_agent_obeys_what_it_shows(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", sorted(set(AGENT) - {"check"}))
 def test_json_of_the_agent_is_faithful_and_holds_no_raw_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    said = invoke(agent_cli.app, [*AGENT[name](monkeypatch), "-c", str(tmp_path / "agent.toml"), "--json"])
-    assert acts(said) == ""
-    assert TEXT in _texts(json.loads(said))
+    output = invoke(agent_cli.app, [*AGENT[name](monkeypatch), "-c", str(tmp_path / "agent.toml"), "--json"])
+    assert acts(output) == ""
+    assert TEXT in _texts(json.loads(output))
 
 
 def _texts(found: Any) -> set[str]:
@@ -586,10 +586,10 @@ def _texts(found: Any) -> set[str]:
     return {found} if isinstance(found, str) else set()
 
 
-def _check(said: str, name: str) -> None:
-    assert acts(said) == "", name
-    assert not forged(said), name
-    assert name in SAYS_LITTLE or MARK in said, name
+def _check(output: str, name: str) -> None:
+    assert acts(output) == "", name
+    assert not forged(output), name
+    assert name in SAYS_LITTLE or MARK in output, name
 
 
 def test_an_error_is_shown_by_both_commands_and_not_obeyed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -608,10 +608,10 @@ def test_an_error_is_shown_by_both_commands_and_not_obeyed(capsys: pytest.Captur
         monkeypatch.setattr(agent_cli, "app", fail)
         with patch.object(agent_cli, "plain_tracebacks"), pytest.raises(SystemExit):
             agent_cli.main()
-    said = capsys.readouterr().err
-    assert said.count(MARK) == 4
-    assert acts(said) == ""
-    assert not forged(said)
+    output = capsys.readouterr().err
+    assert output.count(MARK) == 4
+    assert acts(output) == ""
+    assert not forged(output)
 
 
 def pages(folder: Path) -> dict[str, str]:

@@ -104,8 +104,8 @@ def test_samples_from_before_and_after_the_clock_was_set_share_no_envelope(room:
     encoder = Encoder(TELEMETRY, Limits(1 << 18, 1 << 20), room.spool.put_object, reference=room.boot_clock.reference)
     made = encoder.encode(SampleBatch(times, {"speed_mps": [1.0, 2.0, 3.0]}, agent_clock=True), 0)
     assert [(envelope.count, envelope.clock is not None) for envelope in made] == [(1, True), (2, False)]
-    told = encoder.encode(SampleBatch([5], {"speed_mps": [1.0]}), 0)
-    assert told[0].clock is None, "a time that the observed device gave is not this clock's"
+    encoded = encoder.encode(SampleBatch([5], {"speed_mps": [1.0]}), 0)
+    assert encoded[0].clock is None, "a time that the observed device gave is not this clock's"
     room.spool.close()
 
 

@@ -52,10 +52,10 @@ def agent(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def config(folder: Path, **options: object) -> str:
     path = folder / "agent.toml"
-    told = "\n".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
+    option_lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
     path.write_text(
         'device = "d-1"\nstate_dir = "state"\n[[source]]\nkind = "countdown"\nstream = "log_line"\nmax_samples = 7\n'
-        f"[source.options]\n{told}\n"
+        f"[source.options]\n{option_lines}\n"
     )
     return str(path)
 

@@ -93,16 +93,16 @@ def test_a_failing_source_says_why_until_it_runs_again(tmp_path: Path):
     spool = Spool(tmp_path / "spool", max_bytes=1 << 26, linger_ms=5, clock=SystemClock())
     table = tmp_path / "x.csv"
     made = _pump(spool, source(path=str(table)))
-    said: list[str] = []
+    failures: list[str] = []
 
     class Waits(_Never):
         def wait(self, seconds: float) -> bool:
-            said.append(made.failing)
+            failures.append(made.failing)
             table.write_text("ts,speed_mps\n1,1\n")
             return super().wait(seconds)
 
     made.run(Waits())  # type: ignore[arg-type]  # an event, as far as the pump looks
-    assert "No such file" in said[0]
+    assert "No such file" in failures[0]
     assert made.failing == ""
     spool.close()
 
@@ -156,18 +156,18 @@ def test_a_program_that_is_run_again_and_again_is_no_failure_as_long_as_it_print
     assert [rests.next_s(0.1, gave=False, is_done=True) for _ in range(3)] == [1, 2, 4]
     spool = Spool(tmp_path / "spool", max_bytes=1 << 26, linger_ms=5, clock=SystemClock())
     made = _pump(spool, source("exec", command=["echo", '{"speed_mps": 1}'], restart=True))
-    said: list[tuple[str, float]] = []
+    failures: list[tuple[str, float]] = []
 
     class Thrice(_Never):
         def is_set(self) -> bool:
-            return len(said) == 3
+            return len(failures) == 3
 
         def wait(self, seconds: float) -> bool:
             if seconds >= 0.5:
-                said.append((made.failing, seconds))
+                failures.append((made.failing, seconds))
             return False
 
     made.run(Thrice())  # type: ignore[arg-type]  # an event, as far as the pump looks
-    assert said == [("", 0.5)] * 3
+    assert failures == [("", 0.5)] * 3
     assert spool.books()[0].captured == 3
     spool.close()

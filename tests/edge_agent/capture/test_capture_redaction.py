@@ -157,13 +157,13 @@ def test_regions_told_by_a_column_are_blurred_beyond_reading():
 
 
 def test_labelme_shapes_are_understood():
-    told = json.dumps({"shapes": [{"points": [[0, 0], [63, 47]], "shape_type": "rectangle"}]})
-    batch, _ = refine(image_contract(how="fill", column="boxes"), SampleBatch([0], {"boxes": [told]}, [picture("PNG")]))
+    regions = json.dumps({"shapes": [{"points": [[0, 0], [63, 47]], "shape_type": "rectangle"}]})
+    batch, _ = refine(image_contract(how="fill", column="boxes"), SampleBatch([0], {"boxes": [regions]}, [picture("PNG")]))
     assert max(Image.open(io.BytesIO(batch.payloads[0])).crop((0, 0, 63, 47)).convert("L").tobytes()) == 0
 
 
 @pytest.mark.parametrize(
-    ("told", "payload"),
+    ("regions", "payload"),
     [
         (None, picture()),
         ("{}", picture()),
@@ -175,17 +175,17 @@ def test_labelme_shapes_are_understood():
         ("[]", b"GIF89a" + bytes(64)),
     ],
 )
-def test_a_picture_that_cannot_be_redacted_is_refused_and_counted(told, payload):
+def test_a_picture_that_cannot_be_redacted_is_refused_and_counted(regions, payload):
     made = image_contract(how="fill", column="boxes")
-    batch, counts = refine(made, SampleBatch([0, 1], {"boxes": [told, "[]"]}, [payload, picture()]))
+    batch, counts = refine(made, SampleBatch([0, 1], {"boxes": [regions, "[]"]}, [payload, picture()]))
     assert list(batch.event_time_us) == [1]
     assert sum(counts.values()) == 1
     assert all(reason.startswith("row: cannot be redacted") for reason in counts)
 
 
 @given(st.binary(max_size=64), st.text(max_size=32))
-def test_no_bytes_and_no_text_get_past_the_wall(payload, told):
-    batch, counts = refine(image_contract(how="fill", column="boxes"), SampleBatch([0], {"boxes": [told]}, [payload]))
+def test_no_bytes_and_no_text_get_past_the_wall(payload, regions):
+    batch, counts = refine(image_contract(how="fill", column="boxes"), SampleBatch([0], {"boxes": [regions]}, [payload]))
     assert len(batch) == 0
     assert sum(counts.values()) == 1
 

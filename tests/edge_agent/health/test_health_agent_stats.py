@@ -44,7 +44,7 @@ def but(**changes: object) -> Vitals:
 
 
 @pytest.mark.parametrize(
-    ("vitals", "is_live", "is_ready", "said"),
+    ("vitals", "is_live", "is_ready", "fragment"),
     [
         (GOOD, True, True, "nothing waits"),
         (but(is_connected=False), True, False, "no connection"),
@@ -65,10 +65,10 @@ def but(**changes: object) -> Vitals:
         (but(refused=(("", RefusedStream(3, 0, 3)),)), True, False, "messages that name no stream: refused by the core: 100 %"),
     ],
 )
-def test_alive_is_not_the_same_as_in_progress(vitals: Vitals, is_live: bool, is_ready: bool, said: str) -> None:
+def test_alive_is_not_the_same_as_in_progress(vitals: Vitals, is_live: bool, is_ready: bool, fragment: str) -> None:
     live, ready = judge_live(vitals, 30.0), judge_ready(vitals, 30.0, 300.0)
     assert (live.is_good, ready.is_good) == (is_live, is_ready)
-    assert said in ready.said
+    assert fragment in ready.message
 
 
 def test_the_refused_share_is_a_figure_of_each_stream() -> None:

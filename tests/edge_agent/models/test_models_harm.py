@@ -44,10 +44,10 @@ def test_a_model_that_harms_at_load_is_refused_after_two_attempts_and_the_good_o
     assert (report.version, report.refused) == (1, (2,))
     assert "2 attempts" in report.reason
     assert proven.updater.annotate(frames(picture(250))).columns["model_version"] == [1]
-    asked = len(core.requests)
+    request_count = len(core.requests)
     proven.clock.sleep(100_000)
     proven.settle()
-    assert len(core.requests) == asked
+    assert len(core.requests) == request_count
 
 
 @pytest.mark.parametrize("mood", ["hangs", "eats"])

@@ -26,10 +26,10 @@ def test_a_model_that_fails_its_self_test_is_refused_for_good(
     device.want(core.publish())
     unfit = core.publish(body, golden=golden)
     assert device.want(unfit) == "refused"
-    asked = len(core.requests)
+    request_count = len(core.requests)
     device.clock.sleep(100_000)
     device.settle()
-    assert len(core.requests) == asked
+    assert len(core.requests) == request_count
     again = fake.Device(core, tmp_path / "state")
     assert again.want(unfit) == "refused"
     assert again.updater.report()[0].refused == (2,)

@@ -59,7 +59,7 @@ def test_every_row_is_kept_once_or_counted_once(rules, rows, filled, data):
     kept = sorted(row for group in fates.kept.values() for row in group)
     assert len(set(kept)) == len(kept)
     assert len(kept) + sum(fates.left_out.values()) == rows
-    silent = [row for row in range(rows) if not any(said[row] for said in verdicts)]
+    silent = [row for row in range(rows) if not any(matches[row] for matches in verdicts)]
     assert set(silent) <= set(kept)
 
 
@@ -129,7 +129,7 @@ def test_a_new_policy_counts_from_the_next_batch_on():
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "fragment"),
     [
         (EdgeRule("bad", "randomblob(?)", EdgeAction.DROP, (1,)), "not a function"),
         (EdgeRule("bad", '"seq" > ?', EdgeAction.DROP, (1,)), "does not know"),
@@ -138,10 +138,10 @@ def test_a_new_policy_counts_from_the_next_batch_on():
         (rule("bad", "network_flow", "duration_s > 1", EdgeAction.DROP), "does not know"),
     ],
 )
-def test_a_rule_that_means_nothing_here_is_told_and_costs_no_sample(bad, said):
+def test_a_rule_that_means_nothing_here_is_told_and_costs_no_sample(bad, fragment):
     book = Book(bad, rule("stands", STREAM, "speed_mps < 1", EdgeAction.DROP))
     assert speeds_by_priority(book, 0.0, 5.0) == {100: [5.0]}
-    assert said in book.suspended[f"{STREAM}/bad"]
+    assert fragment in book.suspended[f"{STREAM}/bad"]
 
 
 def test_a_column_of_another_type_than_the_core_has_is_no_ground_to_drop():

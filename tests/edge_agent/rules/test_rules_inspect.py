@@ -15,7 +15,7 @@ from PIL import Image
 from edge_agent.errors import ConfigError
 from edge_agent.inspect.config import InspectConfig
 from edge_agent.inspect.errors import UninspectableError
-from edge_agent.inspect.inspected import asked_for
+from edge_agent.inspect.inspected import requested_steps
 from edge_agent.inspect.picture import picture_facts
 from edge_agent.inspect.text import text_counts
 from edge_agent.rules.rule_filter import Sieve
@@ -138,9 +138,9 @@ def test_rules_read_what_was_inspected_before_anything_is_stored() -> None:
 
 def test_columns_that_the_contract_has_are_stored_and_a_source_s_own_stay() -> None:
     contract = inspected(CAMERA, [POLICY])
-    asked = asked_for([InspectConfig(use="image")], contract)
+    requested = requested_steps([InspectConfig(use="image")], contract)
     body = picture(2, 64, 48)
-    sifted = Sieve(Book(None), contract, "cam-1", 100, lambda: 0.0, asked)(
+    sifted = Sieve(Book(None), contract, "cam-1", 100, lambda: 0.0, requested)(
         SampleBatch([1, 2], {"image_width": [None, 7]}, [body, body])
     )
     ((_, group),) = sifted.groups
@@ -159,10 +159,12 @@ def test_another_version_or_an_unknown_inspector_suspends_the_rules_that_read_it
 
 def test_text_of_a_column_is_counted_for_rules() -> None:
     contract = Contract("notes", "1.0.0", (Column("message", ColumnType.STRING),))
-    asked = asked_for([InspectConfig(use="text", column="message")], msgspec.structs.replace(contract, columns=(
+    requested = requested_steps([InspectConfig(use="text", column="message")], msgspec.structs.replace(contract, columns=(
         *contract.columns, *TEXT_COLUMNS)))  # fmt: skip
     book = Book(None)
-    sieve = Sieve(book, msgspec.structs.replace(contract, columns=(*contract.columns, *TEXT_COLUMNS)), "d", 1, lambda: 0, asked)
+    sieve = Sieve(
+        book, msgspec.structs.replace(contract, columns=(*contract.columns, *TEXT_COLUMNS)), "d", 1, lambda: 0, requested
+    )
     ((_, group),) = sieve(SampleBatch([1, 2, 3], {"message": ["mail a@b.de", None, "x" * 70_000]})).groups
     assert list(group.columns["text_emails"]) == [1, None, None]
     assert book.blind == {"notes/text": 1}
@@ -170,9 +172,9 @@ def test_text_of_a_column_is_counted_for_rules() -> None:
 
 def test_a_source_cannot_ask_for_what_the_stream_does_not_have() -> None:
     with pytest.raises(ConfigError, match="has no payload"):
-        asked_for([InspectConfig(use="image")], Contract("notes", "1.0.0", (Column("a", ColumnType.STRING),)))
+        requested_steps([InspectConfig(use="image")], Contract("notes", "1.0.0", (Column("a", ColumnType.STRING),)))
     with pytest.raises(ConfigError, match="has no text column 'a'"):
-        asked_for([InspectConfig(use="text", column="a")], CAMERA)
+        requested_steps([InspectConfig(use="text", column="a")], CAMERA)
 
 
 def test_transparent_pictures_and_broken_bytes_are_left_to_the_core() -> None:

@@ -73,7 +73,7 @@ def test_a_signed_policy_is_in_force_and_still_is_after_a_start_without_a_networ
 def test_older_and_equal_versions_forged_ones_and_others_are_refused_and_counted(signer, tmp_path):
     desk = open_desk(signer, tmp_path)
     hand_in(desk, signer.sign(policy(3)))
-    for number, (body, said) in enumerate(
+    for number, (body, fragment) in enumerate(
         [
             (signer.sign(policy(2)), "not newer"),
             (signer.sign(msgspec.structs.replace(policy(3), streams={})), "not newer"),
@@ -86,7 +86,7 @@ def test_older_and_equal_versions_forged_ones_and_others_are_refused_and_counted
     ):
         hand_in(desk, body)
         assert desk.report().refused == number
-        assert said in desk.report().reason
+        assert fragment in desk.report().reason
         assert desk.current() == policy(3)
     assert open_desk(signer, tmp_path).current() == policy(3)
 

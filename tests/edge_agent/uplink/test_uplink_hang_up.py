@@ -41,8 +41,8 @@ def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
 def test_a_real_mosquitto_that_hangs_up_on_a_packet_above_a_limit_it_did_not_tell_does_not_stop_the_rest(
     make_broker: Callable[..., Any], device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = PahoSession._on_connect
-    monkeypatch.setattr(PahoSession, "_on_connect", lambda *a: told(*a[:5], SimpleNamespace(ReceiveMaximum=65_535)))
+    on_connect = PahoSession._on_connect
+    monkeypatch.setattr(PahoSession, "_on_connect", lambda *a: on_connect(*a[:5], SimpleNamespace(ReceiveMaximum=65_535)))
     broker = make_broker(extra="max_packet_size 20000\n")
     with FakeCore(broker.host, broker.port):
         agent = device(broker)

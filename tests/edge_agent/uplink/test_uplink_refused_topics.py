@@ -72,9 +72,9 @@ def test_a_refused_request_for_a_model_is_noticed(front, device):
 def test_the_doctor_names_the_subscription_that_is_refused(broker, front, tmp_path):
     front.subscriptions = {"catchment/down/": 0x87}
     config = AgentConfig(state_dir=tmp_path, device="dev-a", broker=BrokerConfig(port=front.port))
-    found = [finding for finding in examine_rights(config, SystemClock()) if DOWN in finding.said]
+    found = [finding for finding in examine_rights(config, SystemClock()) if DOWN in finding.message]
     assert len(found) == 1
-    assert "0x87 not authorised" in found[0].said
+    assert "0x87 not authorised" in found[0].message
 
 
 def vitals(**changes: Any) -> Vitals:
@@ -89,7 +89,7 @@ def vitals(**changes: Any) -> Vitals:
 
 def test_an_agent_that_may_not_hear_receipts_is_not_ready_and_its_metrics_say_why():
     found = vitals(refused_topics=((DOWN, 0x87),), refused_count=3)
-    assert DOWN in judge_ready(found, 30, 300).said
+    assert DOWN in judge_ready(found, 30, 300).message
     assert not judge_ready(found, 30, 300).is_good
     assert judge_ready(vitals(refused_topics=(("catchment/models/get/d", 0x87),)), 30, 300).is_good
     page = render_metrics(found)

@@ -145,13 +145,13 @@ def test_a_large_object_out_of_order_is_hashed_beside_and_told_when_it_is_settle
     apply(assembler, part(content, 150_000, 300_000))
     waiting = apply(assembler, part(content, 0, 150_000))
     assert (waiting.have, waiting.settled) == ([(0, 300_000)], False) or waiting.settled
-    told: list = []
+    settled: list = []
     for _ in range(2_000):
-        told += assembler.finished()
-        if told:
+        settled += assembler.finished()
+        if settled:
             break
         apply(assembler, part(content, 0, 0))
-    ((device, state),) = told
+    ((device, state),) = settled
     assert (device, state.settled) == (DEVICE, True)
     assert (tmp_path / digest_of(content)).read_bytes() == content
     assembler.close()
@@ -282,10 +282,10 @@ def test_one_device_s_large_hashes_do_not_queue_before_another_s(tmp_path):
         apply(assembler, part(content, 100_000, 200_000))
         apply(assembler, part(content, 0, 100_000))
     assert len(assembler._hashing) == 1
-    told: list = []
-    while len(told) < 5:
-        told += assembler.finished()
+    settled: list = []
+    while len(settled) < 5:
+        settled += assembler.finished()
         for content in contents:
             apply(assembler, part(content, 0, 0))
-    assert all(state.settled for _, state in told)
+    assert all(state.settled for _, state in settled)
     assembler.close()

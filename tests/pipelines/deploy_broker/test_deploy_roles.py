@@ -130,8 +130,8 @@ def test_bridge_core_and_agent_settle_samples_and_large_payloads(site: Site, bri
     command = [sys.executable, "-m", "edge_agent", "-c", str(config), "--until-settled"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr + site.log("bridge") + site.log("run")
-    said = site.log("bridge") + site.log("run") + done.stderr
-    assert "refuse" not in said, said
+    log_text = site.log("bridge") + site.log("run") + done.stderr
+    assert "refuse" not in log_text, log_text
     assert len(list((site.folder / "lake/objects").glob("?" * 64))) == 1
     core = site.device("line-1")
     until(lambda: bool(heard(core, "/receipts")))

@@ -21,8 +21,8 @@ from PIL import Image
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging import work
 from pipelines.imaging.graph import cut_chips
-from pipelines.imaging.jpeg_head import jpeg_size
-from pipelines.imaging.slides import ChipFile, SlideRef, chip_schema
+from pipelines.imaging.reader import jpeg_size
+from pipelines.imaging.store import ChipFile, SlideRef, chip_schema
 from pipelines.imaging.tiling import Grid
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload, write_payload_shard
@@ -250,7 +250,7 @@ def test_a_satellite_scene_of_648_megapixels_stays_below_one_gibibyte(tmp_path: 
     program = (
         "import resource,sys\nfrom pathlib import Path\nfrom pipelines.imaging.graph import cut_chips\n"
         "from pipelines.lake.lake import lake_at\n"
-        "from pipelines.imaging.slides import SlideRef\nfrom schemas.contract import ChipSpec\n"
+        "from pipelines.imaging.store import SlideRef\nfrom schemas.contract import ChipSpec\n"
         "from schemas.ids import *\n"
         "root,shard,length=sys.argv[1:]\n"
         "key=SampleKey(DeviceId('sat-1'),StreamName('slide'),1,0)\n"

@@ -10,7 +10,7 @@ import tifffile
 from deltalake import write_deltalake
 
 from pipelines.imaging.graph import cut_chips
-from pipelines.imaging.slides import SlideRef, chip_table
+from pipelines.imaging.store import SlideRef, chip_table
 from pipelines.lake.lake import lake_at
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import open_set

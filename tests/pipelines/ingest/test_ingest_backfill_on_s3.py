@@ -18,7 +18,7 @@ from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import roll_up_all
 from pipelines.runners.engine import Engine
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
-from tests.pipelines.ingest.test_ingest_on_s3_commands import asked, configured, names
+from tests.pipelines.ingest.test_ingest_on_s3_commands import configured, names, run_command
 from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 TELEMETRY, FRAMES, ROLLUP = "streams/vehicle_telemetry", "streams/camera_frame", "rollups/vehicle_telemetry"
@@ -70,9 +70,9 @@ def test_a_backfill_in_a_bucket_gives_the_rows_that_it_gives_in_a_folder(
     backfill(msgspec.structs.replace(core_on_disk.config, policies=policies), segments_of("1-2"), Engine(), SystemClock())
     config = configured(core, tmp_path)
     Path(config).write_text(f'policies = "{policies}"\n{Path(config).read_text()}')
-    told = asked("run", "--from-landing", "b0:1-2", "-c", config)
-    assert "vehicle_telemetry" in told
-    assert "camera_frame" in told
+    output = run_command("run", "--from-landing", "b0:1-2", "-c", config)
+    assert "vehicle_telemetry" in output
+    assert "camera_frame" in output
     rows = plain(core.rows(TELEMETRY))
     assert {row["seq"] for row in rows if row["tags"]} == set(range(6, 20))
     assert {row["seq"]: row["received_at"] for row in rows} == received

@@ -12,7 +12,7 @@ import pytest
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.errors import ConfigError, FaultError, RetryLaterError
 from pipelines.ingest.loop import RunLoop
-from pipelines.ingest.retry_budget import MAX_FAULTS, MAX_TRIES, RetryBudget
+from pipelines.ingest.loop_process import MAX_FAULTS, MAX_TRIES, RetryBudget
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import admit_plan, works
 from pipelines.ingest.work import Limits
@@ -224,12 +224,12 @@ def test_a_row_above_the_limit_is_refused_alone(core: Core, envelope: MakeEnvelo
 
     contract = Contract(name="notes", version="1.0.0", columns=(Column("road", ColumnType.STRING),))
     from pipelines.contracts.check import conform
-    from pipelines.ingest.row_size import refusals
+    from pipelines.ingest.tabulate import refusals
 
     rows = conform(pa.Table.from_batches([batch]), contract)
-    said = refusals(rows, 10_000)
-    assert said is not None
-    assert [reason.as_py() is None for reason in said] == [True, False, True]
+    reasons = refusals(rows, 10_000)
+    assert reasons is not None
+    assert [reason.as_py() is None for reason in reasons] == [True, False, True]
     assert refusals(rows, 30_000) is None
 
 
@@ -281,7 +281,7 @@ def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Core, 
 def test_a_contract_that_changes_a_type_is_refused_with_the_difference(
     core: Core, envelope: MakeEnvelope, tmp_path: Path
 ) -> None:
-    from pipelines.contracts.odcs_writer import to_odcs
+    from pipelines.contracts.odcs import to_odcs
     from schemas.builtin import builtin_contract
     from schemas.contract import Column, ColumnType
 

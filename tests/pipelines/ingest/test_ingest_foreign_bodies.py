@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from deltalake import DeltaTable
 
-from pipelines.contracts.conform import conform
+from pipelines.contracts.check import conform
 from pipelines.contracts.json_rows import JsonBodyError, rows_from_json
 from pipelines.ingest.decode import DecodeError, arrow_rows, plain_body
 from pipelines.ingest.requests import Request, write_request

@@ -143,10 +143,10 @@ def test_an_idle_look_asks_for_one_name_per_bridge_and_lists_nothing(core: Remot
     before = len(s3.requests())
     for _ in range(10):
         assert not loop.step()
-    asked = s3.requests()[before:]
+    requests = s3.requests()[before:]
     # The next plan, and the next segment of the one bridge.
-    assert len(asked) == 20
-    assert not [path for _, path, *_ in asked if "list-type" in path]
+    assert len(requests) == 20
+    assert not [path for _, path, *_ in requests if "list-type" in path]
 
 
 def test_a_run_lists_nothing_but_the_tail_of_a_tables_log(core: RemoteCore, envelope: MakeEnvelope, s3: S3) -> None:

@@ -72,9 +72,9 @@ def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Core, tmp_pat
     drive.drive(3, 34.0)
     run = CliRunner().invoke(contract_app, ["quality", "drive", "-c", str(tmp_path / "core.toml"), "--runs", "1", "--json"])
     assert run.exit_code == 0, run.output
-    told = json.loads(run.output)
-    lines = {line["column"]: line for line in told["columns"]}
-    assert (told["runs"], told["reference"]) == ([4], [1, 2, 3])
+    document = json.loads(run.output)
+    lines = {line["column"]: line for line in document["columns"]}
+    assert (document["runs"], document["reference"]) == ([4], [1, 2, 3])
     assert {name: line["reading"] for name, line in lines.items()} == {
         "*": "", "speed": "drifted", "gear": "stable", "trip": "stable", "lat": "stable", "tags": "drifted",
         "quality rule sane": "stable",

@@ -8,10 +8,9 @@ from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.books import Counts
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
-from pipelines.status.devices import MAX_NAMED, devices_of
-from pipelines.status.exposition import exposition
 from pipelines.status.health import assess
-from pipelines.status.survey import survey
+from pipelines.status.server import exposition
+from pipelines.status.survey import MAX_NAMED, devices_of, survey
 from schemas.receipts import ALL_REFUSED_FROM, RefusedStream, decode_receipt
 from tests.plant.core import Core, MakeEnvelope
 

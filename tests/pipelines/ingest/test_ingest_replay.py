@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pipelines.commands.quarantine import quarantine_app
 from pipelines.config import CoreConfig
-from pipelines.contracts.odcs_writer import to_odcs
+from pipelines.contracts.odcs import to_odcs
 from pipelines.ingest.loop import load_state, only_loop
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.books import Counts
@@ -156,9 +156,9 @@ def test_the_command_replays_here_if_no_loop_is_at_work(room: Core, tmp_path: Pa
     config = tmp_path / "core.toml"
     config.write_text('lake = "lake"\ncontracts = "contracts"\n')
     contract(tmp_path / "contracts", minimum=-4.5)
-    said = CliRunner().invoke(quarantine_app, ["replay", "--stage", "contract", "--stream", "room", "--json", "-c", str(config)])
-    assert said.exit_code == 0, said.output
-    (outcome,) = json.loads(said.stdout.splitlines()[-1])
+    done = CliRunner().invoke(quarantine_app, ["replay", "--stage", "contract", "--stream", "room", "--json", "-c", str(config)])
+    assert done.exit_code == 0, done.output
+    (outcome,) = json.loads(done.stdout.splitlines()[-1])
     assert (outcome["samples"], outcome["committed"], outcome["refused_again"]) == (7, 2, 5)
     nothing = CliRunner().invoke(quarantine_app, ["replay", "-c", str(config)])
     assert "say which" in str(nothing.exception)
@@ -184,7 +184,7 @@ def check_replayed(room: Core) -> None:
 
 
 @pytest.fixture
-def asked(room: Core, tmp_path: Path) -> Any:
+def replay_requested(room: Core, tmp_path: Path) -> Any:
     contract(tmp_path / "contracts", minimum=-4.5)
     ask(room)
     return room
@@ -194,12 +194,14 @@ def kill_at_each(room: Core, deaths: Deaths, part: slice) -> list[str]:
     return deaths.at_each("run", room.root, part, lambda _name: check_replayed(room), room.root.parent / "contracts")
 
 
-def test_a_replay_that_is_killed_commits_each_sample_once(asked: Core, deaths: Deaths) -> None:
-    kill_at_each(asked, deaths, slice(9, None, 50))
+def test_a_replay_that_is_killed_commits_each_sample_once(replay_requested: Core, deaths: Deaths) -> None:
+    kill_at_each(replay_requested, deaths, slice(9, None, 50))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", range(PARTS))
-def test_a_replay_that_is_killed_at_any_durable_step_commits_each_sample_once(asked: Core, deaths: Deaths, first: int) -> None:
-    assert len(kill_at_each(asked, deaths, slice(first, None, PARTS))) > 100
+def test_a_replay_that_is_killed_at_any_durable_step_commits_each_sample_once(
+    replay_requested: Core, deaths: Deaths, first: int
+) -> None:
+    assert len(kill_at_each(replay_requested, deaths, slice(first, None, PARTS))) > 100

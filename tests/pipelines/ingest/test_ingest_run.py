@@ -63,9 +63,9 @@ def test_a_malformed_envelope_goes_to_quarantine_whole_and_leaves_the_others_alo
     core.landing.seal([good, *bad.values(), envelope(90, 10)])
     loop = core.run()
     assert keys(core) == [("car-1", 7, seq) for seq in (*range(10), *range(90, 100))]
-    said = [f"{row['stage']}:{row['reason']}" for row in core.rows("quarantine")]
+    refusals = [f"{row['stage']}:{row['reason']}" for row in core.rows("quarantine")]
     for start in bad:
-        assert any(line.startswith(start) for line in said), (start, said)
+        assert any(line.startswith(start) for line in refusals), (start, refusals)
     assert sum(row["count"] for row in core.rows("quarantine")) == 62
     assert not loop.ledger.unbalanced()
     assert {row["body"] for row in core.rows("quarantine")} == {row.payload for row in bad.values()}

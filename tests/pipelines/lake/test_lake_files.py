@@ -21,12 +21,12 @@ WHOLES = st.lists(st.none() | st.integers(-(2**63), 2**63 - 1), max_size=8)
 def test_bounds_are_those_of_the_values_that_are_there(floats: list[float | None], wholes: list[int | None]) -> None:
     for values, type_ in ((floats, pa.float64()), (wholes, pa.int64())):
         column = pa.array(values, type_)
-        told = json.loads(table_stats(pa.table({"value": column})))
+        stats = json.loads(table_stats(pa.table({"value": column})))
         wanted = pc.min_max(column).as_py()
         if wanted["min"] is None or math.isnan(wanted["min"]):
             continue
-        assert (told["minValues"]["value"], told["maxValues"]["value"]) == (wanted["min"], wanted["max"])
-        assert told["nullCount"]["value"] == column.null_count
+        assert (stats["minValues"]["value"], stats["maxValues"]["value"]) == (wanted["min"], wanted["max"])
+        assert stats["nullCount"]["value"] == column.null_count
 
 
 def test_coded_text_is_plain_text_in_the_file(tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_a_ledger_of_base_and_delta_is_the_same_as_a_whole_one_before_and_after_
             ledger = read
         whole = ledger.whole()
         assert whole.ranges() == plain.settled
-        assert whole.asked().ranges() == {key: ranges for key, ranges in plain.settled.items() if key not in plain.forgotten}
+        assert whole.still_requested().ranges() == {
+            key: ranges for key, ranges in plain.settled.items() if key not in plain.forgotten
+        }
         assert ledger.books == plain.books
         assert not ledger.unbalanced()
         assert ledger.devices() == {key.device for key in plain.settled}

@@ -178,8 +178,8 @@ def test_which_run_read_which_segments_by_which_rules_is_archived_once_before_pl
     plans = {run: read_plan(lake_at(lake.root), run) for run in range(1, 7)}
     assert archive_runs(lake_at(lake.root)) == 6
     assert archive_runs(lake_at(lake.root)) == 0
-    told = [(row["run"], row["pins"], row["bridge"], row["segment"]) for row in archive(lake.root)]
-    assert told == [(run, plan.pins, "b0", run) for run, plan in plans.items() if plan is not None]
+    archived = [(row["run"], row["pins"], row["bridge"], row["segment"]) for row in archive(lake.root)]
+    assert archived == [(run, plan.pins, "b0", run) for run, plan in plans.items() if plan is not None]
     for name in files(lake.root, "runs/00000000000[1-3].json"):
         (lake.root / name).unlink()
     maintain(lake_at(lake.root), NOTHING)

@@ -17,8 +17,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from catchment.runtime.clock import SystemClock
-from pipelines.contracts.odcs_writer import to_odcs
-from pipelines.contracts.private import private_columns
+from pipelines.contracts.arrow import private_columns
+from pipelines.contracts.odcs import to_odcs
 from pipelines.ingest.backfill import backfill, segments_of
 from pipelines.ingest.loop import IN_PROCESS
 from pipelines.lake.compact import compact_all

@@ -14,7 +14,7 @@ from deltalake import write_deltalake
 
 from pipelines.errors import BadReferenceError, CorruptLakeError, NotFoundError
 from pipelines.imaging.graph import cut_chips
-from pipelines.imaging.slides import SlideRef
+from pipelines.imaging.store import SlideRef
 from pipelines.ingest.payloads import check_payloads
 from pipelines.inspect.stored import committed_payloads, fresh_payloads
 from pipelines.lake.compact import compact_table
@@ -146,8 +146,8 @@ def test_no_image_is_cut_into_chips_from_outside(lake: Path, kind: str) -> None:
 def test_a_digest_that_a_device_sends_names_no_file_but_an_object(lake: Path, digest: str) -> None:
     (lake / "objects").mkdir()
     (lake / "objects" / ("f" * 64)).symlink_to(lake.parent / "secret")
-    told = digest.format(outside=lake.parent)
-    rows = pa.table({"payload": pa.array([None], pa.binary()), "payload_sha256": [told]})
+    reference = digest.format(outside=lake.parent)
+    rows = pa.table({"payload": pa.array([None], pa.binary()), "payload_sha256": [reference]})
     _, reasons = check_payloads(lake_at(lake), rows, PayloadSpec(("image/jpeg",), max_bytes=1 << 20))
     assert reasons[0].as_py() is not None
     with pytest.raises(CorruptLakeError):
@@ -261,10 +261,10 @@ def test_a_reference_that_leads_out_of_a_bucket_s_lake_is_refused_before_it_is_a
     core: RemoteCore,  # noqa: F811  # the fixture
     name: str,
 ) -> None:
-    asked = len(core.remote.listed("payload"))
+    listed_count = len(core.remote.listed("payload"))
     with pytest.raises(BadReferenceError, match="sample a/1/2"):
         read_payload(lake_at(core.root), name, 0, 3, 0, "sample a/1/2")
-    assert len(core.remote.listed("payload")) == asked
+    assert len(core.remote.listed("payload")) == listed_count
 
 
 def test_a_missing_payload_is_still_missing_and_not_refused(lake: Path) -> None:

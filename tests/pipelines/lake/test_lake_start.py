@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.contracts.odcs_writer import to_odcs
+from pipelines.contracts.odcs import to_odcs
 from pipelines.errors import ConfigError, CorruptLakeError
 from pipelines.lake import table_states
 from pipelines.lake.lake import lake_at

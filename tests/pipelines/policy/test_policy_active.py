@@ -20,8 +20,7 @@ from pipelines.policy.active import (
     read_document,
     withdraw_policy,
 )
-from pipelines.policy.documents import load_policy
-from pipelines.policy.yaml_text import difference, to_yaml
+from pipelines.policy.documents import difference, load_policy, to_yaml
 from schemas.policy import Policy, Rule
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "policies"
@@ -126,8 +125,8 @@ def test_the_commands_apply_show_compare_withdraw_and_retag(commit_rows: Commit,
     assert code == 1
     assert "speed_mps > 30" in shown
     assert run("diff", "drive", load_policy(new).label, *lake) == (0, "")
-    told = json.loads(run("history", *lake, "--json")[1])
-    assert [(each["change"], each["note"]) for each in told] == [(1, "first"), (2, "")]
+    history = json.loads(run("history", *lake, "--json")[1])
+    assert [(each["change"], each["note"]) for each in history] == [(1, "first"), (2, "")]
     assert json.loads(run("active", *lake, "--json")[1])[0]["policy"] == load_policy(new).label
     assert "1,000 rows in 1 files" in run("retag", "vehicle_telemetry", *lake)[1]
     assert "carries these rules' tags already" in run("retag", "vehicle_telemetry", *lake)[1]

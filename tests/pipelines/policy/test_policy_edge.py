@@ -91,9 +91,9 @@ def test_a_real_agent_takes_what_the_core_pushes(broker: RunningBroker, tmp_path
     lake, key, core = tmp_path / "lake", tmp_path / "key.pem", tmp_path / "core.toml"
     lake.mkdir()
     core.write_text(f'lake = "lake"\n[broker]\nport = {broker.port}\n')
-    told = run("keygen", str(key))
+    policy_table = run("keygen", str(key))
     agent = tmp_path / "agent.toml"
-    agent.write_text(f'device = "car-1"\nstate_dir = "state"\n[broker]\nport = {broker.port}\n' + told)
+    agent.write_text(f'device = "car-1"\nstate_dir = "state"\n[broker]\nport = {broker.port}\n' + policy_table)
     apply_policy(lake_at(lake), parse_policy(TEXT), "ada", 1)
     with pytest.raises(NotFoundError, match="keygen"):
         run("push", "-c", str(core), "--key", str(tmp_path / "none"), "--device", "car-1")

@@ -24,11 +24,11 @@ from pipelines.lake.payload import write_payload_shard
 from pipelines.policy import guard
 from pipelines.policy.active import apply_policy
 from pipelines.policy.committed import blocks, sample_row
+from pipelines.policy.documents import to_yaml
 from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import Verdict, explain
 from pipelines.policy.preview import Preview
 from pipelines.policy.trial import try_policy
-from pipelines.policy.yaml_text import to_yaml
 from schemas.builtin import builtin_contract
 from schemas.policy import Example, Policy, Rule
 
@@ -153,9 +153,9 @@ def test_the_commands_show_a_preview_and_explain_a_sample(commit_rows: Commit, t
     shown = run("preview", str(path), "--lake", str(root))
     assert "conflict" in shown
     assert "rows with both" in shown
-    told = json.loads(run("preview", str(path), "--lake", str(root), "--json"))
-    assert told["rows"] == 1_000
-    row = next(each["row"] for each in told["examples"] if "fast" in each["tags"])
+    document = json.loads(run("preview", str(path), "--lake", str(root), "--json"))
+    assert document["rows"] == 1_000
+    row = next(each["row"] for each in document["examples"] if "fast" in each["tags"])
     sample = f"{row['device']}/{row['epoch']}/{row['seq']}"
     assert f"carries fast of {OLD.label}" in run("explain", sample, "--stream", STREAM, "--lake", str(root))
     why = json.loads(run("explain", sample, "--stream", STREAM, "--lake", str(root), "--file", str(path), "--json"))

@@ -161,11 +161,11 @@ def test_tagging_by_the_same_rules_again_does_nothing(commit_rows: Commit) -> No
 def test_progress_counts_every_row_once(commit_rows: Commit) -> None:
     commit_rows(1, 300)
     root = commit_rows(2, 500)
-    told: list[tuple[int, int]] = []
-    retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW), progress=lambda done, total: told.append((done, total)))
-    assert told[0] == (0, 800)
-    assert told[-1] == (800, 800)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    steps: list[tuple[int, int]] = []
+    retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW), progress=lambda done, total: steps.append((done, total)))
+    assert steps[0] == (0, 800)
+    assert steps[-1] == (800, 800)
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
 
 
 KILLED = """

@@ -25,8 +25,8 @@ from pipelines.config import load_core_config
 from pipelines.errors import RefusedError
 from pipelines.rollout.cohorts import BUCKETS, Cohort, parse_cohort
 from pipelines.rollout.keys import KeyFolder, KeyPlan
-from pipelines.rollout.pieces import answer
 from pipelines.rollout.rollouts import Rollout, progress, wanted_by
+from pipelines.rollout.server import answer
 from schemas.ids import DeviceId
 from schemas.reported import ModelReport, Reported, encode_reported
 from schemas.topics import Topics

@@ -20,9 +20,8 @@ from pipelines.ingest.fault_file import keep_faults
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.lake import lake_at
 from pipelines.policy.active import apply_policy, withdraw_policy
-from pipelines.status.exposition import exposition
 from pipelines.status.health import assess
-from pipelines.status.server import serving
+from pipelines.status.server import exposition, serving
 from pipelines.status.survey import Survey, survey
 from schemas.policy import Policy, Rule
 from tests.plant.core import Core, MakeEnvelope
@@ -182,16 +181,16 @@ def test_the_command_ends_with_one_where_something_is_wrong(lake: Core, tmp_path
     app.command()(status)
     config = tmp_path / "core.toml"
     config.write_text('lake = "lake"\n')
-    said = CliRunner().invoke(app, ["-c", str(config)])
-    assert said.exit_code == 1
-    assert "ALARM: bridge one is silent" in said.stdout
-    assert "Suspended" not in said.stdout
+    result = CliRunner().invoke(app, ["-c", str(config)])
+    assert result.exit_code == 1
+    assert "ALARM: bridge one is silent" in result.stdout
+    assert "Suspended" not in result.stdout
     rules = Policy("words", ("vehicle_telemetry",), (Rule("car", "matches(device, 'c')"),))
     apply_policy(lake_at(lake.root), rules, "ada", 1)
     SuspensionBook(lake_at(lake.root)).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
-    said = CliRunner().invoke(app, ["-c", str(config)])
-    assert "it was late" in said.stdout
-    assert "`catchment policy apply` of a new version lifts it" in said.stdout
-    told = json.loads(CliRunner().invoke(app, ["--json", "-c", str(config)]).stdout)
-    assert told["streams"][0]["stream"] == "vehicle_telemetry"
-    assert told["alive"] is False
+    result = CliRunner().invoke(app, ["-c", str(config)])
+    assert "it was late" in result.stdout
+    assert "`catchment policy apply` of a new version lifts it" in result.stdout
+    document = json.loads(CliRunner().invoke(app, ["--json", "-c", str(config)]).stdout)
+    assert document["streams"][0]["stream"] == "vehicle_telemetry"
+    assert document["alive"] is False

@@ -57,9 +57,9 @@ def test_a_process_that_is_stuck_in_a_library_ends_with_its_children(number):
     assert process.stdout is not None
     child = int(process.stdout.readline())
     process.send_signal(number)
-    said, _ = process.communicate(timeout=WAIT_S)
+    output, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 143
-    assert b"stop_forced" in said
+    assert b"stop_forced" in output
     until_gone([child])
 
 
