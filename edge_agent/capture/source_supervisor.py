@@ -9,8 +9,7 @@ import structlog
 
 from edge_agent.capture.position_handover import reads_the_same
 from edge_agent.capture.pump import SourcePump
-from edge_agent.config import SourceConfig
-from edge_agent.health.heartbeat import HEARTBEAT
+from edge_agent.config import HEARTBEAT, SourceConfig
 
 _STOP_WITHIN_S = 15.0
 

@@ -20,6 +20,7 @@ from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
 from edge_agent.models.trust import TrustAnchor
 from edge_agent.sources.api import SampleBatch
+from edge_agent.uplink.downlink import ModelRequest
 from schemas.envelope import Properties
 from schemas.errors import SchemaError
 from schemas.reported import ModelReport
@@ -40,7 +41,7 @@ class ModelUpdater:
     Args:
         config: which model, and whose word is trusted.
         state_dir: the agent's folder; the model's files go to `models/<name>` below it.
-        send_request: publishes (correlation data, body) on the topic for requests.
+        send_request: publishes a request to the model server.
         clock: time.
         piece_timeout_s: how long one piece of a download may be under way.
         orders: admits signed desired states; None: this device trusts no director key, and follows unsigned ones.
@@ -57,7 +58,7 @@ class ModelUpdater:
         self,
         config: ModelConfig,
         state_dir: Path,
-        send_request: Callable[[bytes, bytes], None],
+        send_request: Callable[[ModelRequest], None],
         clock: Clock,
         piece_timeout_s: float = 5.0,
         orders: DocumentInbox[DesiredModels] | None = None,

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -19,6 +20,19 @@ from schemas.topics import Topics
 _MAX_REMEMBERED = 10_000
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """A message to the model server.
+
+    Attributes:
+        correlation: MQTT correlation data, which the answer repeats.
+        body: an encoded `schemas.rollout.PieceRequest`.
+    """
+
+    correlation: bytes
+    body: bytes
 
 
 class ModelDesk(Protocol):

@@ -16,7 +16,7 @@ from catchment.runtime.clock import Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.downlink import Downlink, ModelDesk
+from edge_agent.uplink.downlink import Downlink, ModelDesk, ModelRequest
 from edge_agent.uplink.outbox import Outbox
 from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.progress import Progress
@@ -154,7 +154,7 @@ class Forwarder:
         self._reporter = reporter
         self._clock = clock
         self._events: Events = queue.SimpleQueue()
-        self._requests: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[ModelRequest] = queue.SimpleQueue()
         self.progress = Progress()
         self._outbox = Outbox(spool, config, topics, device, self.progress, clock, times)
         self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
@@ -217,9 +217,9 @@ class Forwarder:
         """Give edge policies that come down to the rules' room; it must not block."""
         self._downlink.hand_policies_to(taker)
 
-    def request_model_piece(self, body: bytes, correlation: bytes) -> None:
+    def request_model_piece(self, request: ModelRequest) -> None:
         """Ask the model server; the answer comes down with the same correlation data. From any thread."""
-        self._requests.put((body, correlation))
+        self._requests.put(request)
         self._events.put(Woken())
 
     def _serve(self, session: Session, stop: threading.Event) -> None:
@@ -293,10 +293,14 @@ class Forwarder:
             topic = self._topics.reported(self._device)
             self._publish(session, Message(topic, report, content_type=_JSON, is_retained=True))
         while not self._requests.empty():
-            body, correlation = self._requests.get_nowait()
+            request = self._requests.get_nowait()
             answer_to = self._topics.model_data(self._device)
             message = Message(
-                self._topics.model_get(self._device), body, content_type=_JSON, response_topic=answer_to, correlation=correlation
+                self._topics.model_get(self._device),
+                request.body,
+                content_type=_JSON,
+                response_topic=answer_to,
+                correlation=request.correlation,
             )
             self._publish(session, message)
 

@@ -13,6 +13,8 @@ from schemas.contract import Column, ColumnType, Contract
 from schemas.source_names import match_columns
 from schemas.written_values import NumberForm, TimeForm
 
+NO_COLUMN = "row: none of its columns is one of the contract's; are path, format and rename right?"
+
 ATTRIBUTES = "attributes"
 _MAX_LEFT_OUT = 1_000
 
