@@ -19,7 +19,8 @@ from catchment.runtime.atomic_files import sync_folder
 from pipelines.bridge.parts_room import MAX_PIECES, NoRoom, PartsRoom, blocks_of, free_bytes_of
 from pipelines.bridge.received_ranges import ReceivedRanges, discard_received, read_received, write_received
 from pipelines.bridge.rows import Body
-from pipelines.bridge.ship import FolderOfObjects, ObjectStore
+from pipelines.bridge.ship import StoredObjects
+from pipelines.lake.store import LocalStore
 from pipelines.log_limit import LogLimit
 from schemas.ids import DeviceId, Digest
 from schemas.parts import PartHead
@@ -70,7 +71,7 @@ class Assembler:
         objects: Path,
         reserve_bytes: int = _RESERVE_BYTES,
         inline_bytes: int = _INLINE_BYTES,
-        store: ObjectStore | None = None,
+        store: StoredObjects | None = None,
         max_open: int = _MAX_UNFINISHED_PER_DEVICE,
         max_device_bytes: int = 0,
         max_pieces: int = MAX_PIECES,
@@ -79,7 +80,7 @@ class Assembler:
         self.settled = 0
         self.refused = 0
         self._objects = objects
-        self._store = store or FolderOfObjects(objects)
+        self._store = store or StoredObjects(LocalStore(objects), folder="")
         # Running hashes of what came in order, so that the last part does not wait for the whole file to be read again.
         self._hashes: dict[Path, tuple[int, hashlib._Hash]] = {}
         self._inline_bytes = inline_bytes

@@ -20,7 +20,7 @@ from pipelines.config import CoreConfig, ShareConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
 from pipelines.heartbeat import Health, Heartbeats, starting
-from pipelines.lake.remote import lake_of
+from pipelines.lake.lake import lake_of
 from pipelines.log_limit import LogLimit
 from pipelines.rollout.connection import BrokerLink, reply_properties
 from pipelines.rollout.keys import KeyFolder, keys_folder, models_folder
@@ -306,13 +306,13 @@ def serve(config: CoreConfig, stop: threading.Event, clock: Clock | None = None)
         ConfigError: it refuses a subscription, or a TLS file is not what it should be.
     """
     clock = clock or SystemClock()
-    root = lake_of(config)
-    with starting(root, "models", "server", clock):
+    lake = lake_of(config)
+    with starting(lake.root, "models", "server", clock):
         server = ModelServer(config, clock)
         server.open()
     log.info("model_server_ready", broker=f"{config.broker.host}:{config.broker.port}")
     try:
-        with Heartbeats(root, "models", "server", clock, server.health):
+        with Heartbeats(lake, "models", "server", clock, server.health):
             while not stop.is_set():
                 try:
                     server.tick()
