@@ -18,7 +18,7 @@ RESERVE_FILE_BYTES = 1024 * 1024
 # Taken again only when the disk has so many times its size to spare.
 _SPARE = 4
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 def free_if_full(folder: Path) -> bool:
@@ -31,7 +31,7 @@ def free_if_full(folder: Path) -> bool:
     except OSError:
         # There is none, or the disk refuses more than room: whoever asked tells of that.
         return False
-    _log.warning("disk full: the reserve file is deleted", bytes=RESERVE_FILE_BYTES)
+    log.warning("reserve_file_released", bytes=RESERVE_FILE_BYTES)
     return True
 
 
@@ -57,7 +57,7 @@ class ReserveFile:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            _log.warning("no disk space can be reserved", error=str(error))
+            log.warning("reserve_file_not_made", error=str(error))
             return
         self._is_held = True
 
@@ -66,7 +66,7 @@ class ReserveFile:
         was_held, self._is_held = self._is_held, False
         if was_held:
             self._path.unlink(missing_ok=True)
-            _log.warning("disk full: the reserve file is deleted", bytes=RESERVE_FILE_BYTES)
+            log.warning("reserve_file_released", bytes=RESERVE_FILE_BYTES)
         return was_held
 
 

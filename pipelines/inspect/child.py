@@ -1,6 +1,8 @@
 """The target of the process that runs a user's function. See `catchment.runtime.worker.child`.
 
 A request is `WANTS_ROW`, answered with `YES` or `NO`, or a sample in msgpack, answered with its columns or its error.
+
+Stands alone because the limited process imports it and nothing more.
 """
 
 import importlib

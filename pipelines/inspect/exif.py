@@ -1,4 +1,7 @@
-"""What the camera wrote into a picture: maker, exposure, time, place."""
+"""What the camera wrote into a picture: maker, exposure, time, place.
+
+Stands alone because each inspector is one module.
+"""
 
 import re
 from fractions import Fraction

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import polars as pl
 import pyarrow as pa
 
-from pipelines.contracts.private import is_private
+from pipelines.contracts.arrow import is_private
 from pipelines.expressions.expression import compile_expression, contract_columns
 from schemas.contract import NUMERIC_TYPES, Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME

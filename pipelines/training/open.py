@@ -17,7 +17,7 @@ import pyarrow.dataset as ds
 from catchment.runtime.plain import html_text, plain
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.lake.reference import sample_label
-from pipelines.training.index import SplitIndex
+from pipelines.training.index import ShardFiles, SplitIndex
 from pipelines.training.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -28,7 +28,6 @@ from pipelines.training.manifest import (
     set_file_path,
 )
 from pipelines.training.order import EpochOrder, EpochState, Tail
-from pipelines.training.payloads import ShardFiles
 from pipelines.training.permutation import Permutation
 from pipelines.training.shards import NAMED_BY, PAYLOAD_DIGEST
 

@@ -13,7 +13,7 @@ from tuf.api.metadata import Metadata
 
 from edge_agent.models.state import StoreState
 from edge_agent.models.store import ModelStore
-from pipelines.rollout.pieces import PieceAnswer
+from pipelines.rollout.server import PieceAnswer
 from schemas.model import ModelSpec
 from tests.fakes import model_repository as fake
 from tests.fakes.model_repository import frames, picture
