@@ -46,7 +46,7 @@ from pipelines.policy.explain import Explained
 from pipelines.policy.preview import Conflict, ExampleRow, TagCount
 from pipelines.policy.retag import Retagged
 from pipelines.rollout.rollouts import Rollout
-from pipelines.status.health import Verdict
+from pipelines.status.health import HealthResult
 from pipelines.status.server import exposition
 from pipelines.status.survey import Survey
 from pipelines.training.card import render_card
@@ -195,7 +195,7 @@ def streams(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 
 def status(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     to.setattr(status_cli, "survey", lambda *_args: _survey())
-    to.setattr(status_cli, "judge", lambda *_args: hostile(Verdict))
+    to.setattr(status_cli, "assess", lambda *_args: hostile(HealthResult))
     return ["status"]
 
 
