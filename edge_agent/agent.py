@@ -12,23 +12,22 @@ import structlog
 
 from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.position_handover import predecessor
+from edge_agent.capture.position_handover import predecessor, source_labels
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.source_supervisor import Lineup
 from edge_agent.capture.transforms import build_refiner, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
-from edge_agent.config import AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
+from edge_agent.config import HEARTBEAT, AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
 from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.errors import AgentError, ConfigError
 from edge_agent.health.file import notify_service_manager
-from edge_agent.health.heartbeat import HEARTBEAT, HeartbeatSource, heartbeat_source
+from edge_agent.health.heartbeat import HeartbeatSource, heartbeat_source
 from edge_agent.health.monitor import Monitor
 from edge_agent.inspect.inspected import requested_steps
 from edge_agent.process.open_spool import open_spool
 from edge_agent.process.ownership import claim
 from edge_agent.rules.policy_store import RuleDesk, open_rules
 from edge_agent.rules.rule_filter import Sieve
-from edge_agent.source_labels import source_labels
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source, check_source
 from edge_agent.spool.requests import serve_replays
@@ -36,6 +35,7 @@ from edge_agent.spool.space_budget import soft_limit_bytes
 from edge_agent.spool.spool import Spool
 from edge_agent.trial.asking import is_trial_requested
 from edge_agent.unset_clock import ClockHold, system_boot_clock
+from edge_agent.uplink.downlink import ModelRequest
 from edge_agent.uplink.forwarder import Forwarder, Reporter
 from edge_agent.uplink.session import Events, PahoSession, Session
 from schemas.contract import Contract
@@ -52,7 +52,7 @@ _WATCH_S = 0.2
 _HEALTH_EVERY_S = 5.0
 _STOP_WITHIN_S = 15.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Agent:
@@ -186,11 +186,11 @@ class Agent:
             config = self._reread()
             self._apply(config)
         except ConfigError as error:
-            _log.error("configuration not taken; the old one stays", error=str(error))
+            log.error("configuration_rejected", hint="the previous configuration stays in force", error=str(error))  # noqa: TRY400
             return
         self._forwarder.retune(config.uplink)
         waiting = needs_restart(self._config, config)
-        _log.info("configuration read again", sources=len(config.source), needs_restart=", ".join(waiting) or "nothing")
+        log.info("configuration_reloaded", sources=len(config.source), needs_restart=", ".join(waiting) or "nothing")
         self._config = msgspec.structs.replace(self._config, source=config.source, uplink=config.uplink)
 
     def _apply(self, config: AgentConfig) -> None:
@@ -218,9 +218,9 @@ class Agent:
         def guarded() -> None:
             try:
                 target(stop)
-            except Exception as error:  # noqa: BLE001 # a dead thread must end the agent, never leave it half alive
+            except Exception as error:  # a dead thread must end the agent, never leave it half alive
                 self._failure = error
-                _log.exception("thread failed", thread=name)
+                log.exception("thread_failed", thread=name)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
@@ -293,8 +293,8 @@ class Agent:
 
         return HealthServer(self._config.health, self._monitor.look)
 
-    def _request_piece(self, correlation: bytes, body: bytes) -> None:
-        self._forwarder.request_model_piece(body, correlation)
+    def _request_piece(self, request: ModelRequest) -> None:
+        self._forwarder.request_model_piece(request)  # the updater is built before the forwarder
 
     def _model_reports(self) -> tuple[ModelReport, ...]:
         return () if self._models is None else self._models.report()

@@ -5,11 +5,10 @@ from collections.abc import Callable
 import msgspec
 
 from catchment.runtime.clock import Clock
-from edge_agent.config import HealthConfig, SourceConfig
+from edge_agent.config import HEARTBEAT, HealthConfig, SourceConfig
 from edge_agent.health.agent_stats import Vitals
 from edge_agent.sources.api import SampleBatch, Scalar
 
-HEARTBEAT = "heartbeat"
 STREAM = "agent_heartbeat"
 # Little, and what tells why a device is ill: it goes before ordinary samples where only some may go.
 _PRIORITY = 1_000

@@ -19,7 +19,7 @@ from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError
 from pipelines.rollout.cohorts import parse_cohort
 from pipelines.rollout.fleet import publish_desired, reported_models
-from pipelines.rollout.golden import try_model
+from pipelines.rollout.golden import check_scores, try_model
 from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
@@ -91,8 +91,9 @@ def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of th
     require_files([file])
     onnx = file.read_bytes()
     image = _image(onnx, width, height, colour, layout, scale)
-    trial = try_model(onnx, image)
-    published = _repository(core, keys).publish(name, onnx, image, labels=_labels(labels), softmax=softmax, golden=trial.golden)
+    trial, names = try_model(onnx, image), _labels(labels)
+    check_scores(trial, names, softmax)
+    published = _repository(core, keys).publish(name, onnx, image, labels=names, softmax=softmax, golden=trial.golden)
     out.print(f"{name} version {published.spec.version}: {published.size} bytes, sha256 {published.digest}")
 
 

@@ -39,7 +39,8 @@ from pipelines.errors import RefusedError
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.gaps import Gap
-from pipelines.open_lake import Lake
+from pipelines.lake.lake import lake_at
+from pipelines.open_lake import LakeView
 from pipelines.policy import notebook
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.explain import Explained
@@ -638,14 +639,14 @@ def pages(folder: Path) -> dict[str, str]:
     """Every page that is made for people, of hostile text."""
     manifest = msgspec.structs.replace(_manifest(), split=SimpleNamespace(group=(TEXT,), fractions=((TEXT, 1.0),)))
     row = {"device": TEXT, "epoch": 1, "seq": 2, TEXT: TEXT}
-    Sheet(folder, TEXT, [ExampleRow(row, (TEXT,))]).write(folder / "sheet.html")
+    Sheet(lake_at(folder), TEXT, [ExampleRow(row, (TEXT,))]).write(folder / "sheet.html")
     shown = SimpleNamespace(manifest=manifest, split=TEXT, _count=1)
     return {
         "card": render_card(manifest, folder),
         "contact sheet": (folder / "sheet.html").read_text(),
         "set in a notebook": TrainingSet._repr_html_(shown),  # type: ignore[arg-type]
         "policy in a notebook": notebook.Policy._repr_html_(_policy_shown()),
-        "lake in a notebook": Lake._repr_html_(SimpleNamespace(root=TEXT, streams=lambda: [TEXT])),  # type: ignore[arg-type]
+        "lake in a notebook": LakeView._repr_html_(SimpleNamespace(_lake=SimpleNamespace(root=TEXT), streams=lambda: [TEXT])),  # type: ignore[arg-type]
         "finding in a notebook": notebook.Found(_preview())._repr_html_(),
     }
 
@@ -659,12 +660,12 @@ def _policy_shown() -> Any:
 
 def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing():
     shown = SimpleNamespace(manifest=_manifest(), split=TEXT, _count=1)
-    lake = SimpleNamespace(root=TEXT, streams=lambda: [TEXT])
+    lake = SimpleNamespace(_lake=SimpleNamespace(root=TEXT), streams=lambda: [TEXT])
     texts = (
         notebook.Policy.__repr__(_policy_shown()),
         repr(notebook.Found(_preview())),
         TrainingSet.__repr__(shown),  # type: ignore[arg-type]
-        Lake.__repr__(lake),  # type: ignore[arg-type]
+        LakeView.__repr__(lake),  # type: ignore[arg-type]
     )
     for text in texts:
         assert acts(text) == ""

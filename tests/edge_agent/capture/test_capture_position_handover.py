@@ -1,5 +1,6 @@
 """A source whose options change goes on where it was; one that reads something else, or beside another, begins anew."""
 
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -7,13 +8,13 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.position_handover import WHAT_IS_READ, predecessor
+from edge_agent.capture.position_handover import predecessor
 from edge_agent.capture.pump import Restarts, SourcePump
 from edge_agent.capture.source_supervisor import Lineup
 from edge_agent.capture.transforms import build_refiner
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
-from edge_agent.sources.registry import KINDS, build_source
+from edge_agent.sources.registry import build_source, built_in_kinds, load_kind
 from edge_agent.spool.spool import Spool
 from schemas.builtin import builtin_contract
 
@@ -45,7 +46,16 @@ def test_a_place_that_another_source_uses_or_that_is_not_certain_is_not_taken_ov
     one, two, three = (source(path="a", rate_hz=rate) for rate in (1.0, 2.0, 3.0))
     assert predecessor(three.name, [one.name, two.name], {one.name}) == two.name
     assert predecessor(three.name, [one.name, two.name], ()) is None
-    assert WHAT_IS_READ.keys() <= KINDS.keys()
+
+
+@pytest.mark.parametrize("kind", sorted(built_in_kinds()))
+def test_each_kind_declares_which_of_its_options_say_what_is_read(kind: str):
+    declared = load_kind(kind)
+    module = import_module(declared.build.__module__)
+    forms = [made for made in vars(module).values() if isinstance(made, type) and made.__name__.endswith("Options")]
+    options = {field.encode_name for form in forms for field in msgspec.structs.fields(form)}
+    assert declared.identity
+    assert set(declared.identity) <= options
 
 
 def test_a_file_is_read_once_though_its_options_change_while_it_is_read(tmp_path: Path):

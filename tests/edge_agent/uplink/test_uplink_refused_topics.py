@@ -10,6 +10,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.commands.doctor.broker import examine_rights
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.health.agent_stats import Vitals, judge_ready, render_metrics
+from edge_agent.uplink.downlink import ModelRequest
 from edge_agent.uplink.progress import Progress
 from tests.fakes.broker_fronts import RefusingFront
 from tests.fakes.device import Device, eventually
@@ -65,7 +66,7 @@ def test_a_refused_report_is_sent_again_until_the_broker_takes_it(broker, front,
 def test_a_refused_request_for_a_model_is_noticed(front, device):
     front.publishes = {"catchment/models/get/": 0x87}
     eventually(lambda: device.forwarder.progress.is_connected)
-    device.forwarder.request_model_piece(b"{}", b"q")
+    device.forwarder.request_model_piece(ModelRequest(correlation=b"q", body=b"{}"))
     eventually(lambda: device.forwarder.progress.refused_topics == {"catchment/models/get/dev-a": 0x87})
 
 
