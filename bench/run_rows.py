@@ -96,8 +96,8 @@ def cpu_s(workers: Sequence[int]) -> float:
     """Seconds of CPU of this process and of those, from /proc: what `getrusage` knows of children, it knows after their end."""
     ticks = 0
     for pid in workers:
-        told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(told[11]) + int(told[12])
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(stat[11]) + int(stat[12])
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 

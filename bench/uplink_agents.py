@@ -73,7 +73,7 @@ def simulate(folder: Path, port: int, first: int, count: int, every_s: float, sa
         threading.Thread(target=forwarder.run, args=(stop,), daemon=True).start()
         agents.append((spool, forwarder))
     body, due_s = body_of(samples), [clock.monotonic_s() + every_s * index / count for index in range(count)]
-    told_s = 0.0
+    reported_s = 0.0
     while os.getppid() != 1 and not (folder / "end").exists():
         now_s = clock.monotonic_s()
         if (folder / "go").exists():
@@ -81,8 +81,8 @@ def simulate(folder: Path, port: int, first: int, count: int, every_s: float, sa
                 if now_s >= due_s[index]:
                     due_s[index] = max(due_s[index] + every_s, now_s - every_s)
                     spool.append(Append(stream, (NewEnvelope(samples, body, "1.0.0"),)))
-        if now_s - told_s >= 0.5:
-            told_s = now_s
+        if now_s - reported_s >= 0.5:
+            reported_s = now_s
             connected = sum(forwarder.progress.is_connected for _, forwarder in agents)
             sent = sum(forwarder.progress.sent_count for _, forwarder in agents)
             print(json.dumps({"connected": connected, "sent": sent}), flush=True)
@@ -95,7 +95,7 @@ class Workers:
 
     def __init__(self, folder: Path, port: int, given: argparse.Namespace) -> None:
         self.folder = folder
-        self.said: dict[int, dict[str, int]] = {}
+        self.reports: dict[int, dict[str, int]] = {}
         self.processes = []
         for first in range(0, given.agents, PER_PROCESS):
             count = min(PER_PROCESS, given.agents - first)
@@ -117,10 +117,10 @@ class Workers:
     def _listen(self, first: int, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            self.said[first] = json.loads(line)
+            self.reports[first] = json.loads(line)
 
     def total(self, what: str) -> int:
-        return sum(one[what] for one in list(self.said.values()))
+        return sum(one[what] for one in list(self.reports.values()))
 
     def wait_connected(self, count: int, limit_s: float) -> float:
         began = time.monotonic()

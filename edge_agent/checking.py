@@ -12,7 +12,7 @@ import msgspec
 from catchment.runtime.clock import SystemClock
 from catchment.runtime.toml_config import TomlSyntaxError, read_toml
 from catchment.runtime.toml_lines import Step, line_of
-from edge_agent.capture.refine import build_refiner, read_redaction_key
+from edge_agent.capture.transforms import build_transforms, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import (
     AgentConfig,
@@ -29,22 +29,22 @@ from edge_agent.sources.registry import check_source
 from edge_agent.trial.examine import examine_source
 
 
-class Fault(msgspec.Struct, frozen=True):
+class Fault(msgspec.Struct, frozen=True, rename={"message": "said"}):  # the name in --json
     """One thing that is wrong. `line` counts from 1; None: it is nowhere in the file."""
 
     line: int | None
-    said: str
+    message: str
 
     def located(self, path: Path) -> str:
         """As compilers say it."""
-        return f"{path}:{self.line}: {self.said}" if self.line else f"{path}: {self.said}"
+        return f"{path}:{self.line}: {self.message}" if self.line else f"{path}: {self.message}"
 
 
-class Checked(msgspec.Struct, frozen=True):
+class Checked(msgspec.Struct, frozen=True, rename={"report_lines": "told"}):  # the name in --json
     """What a check found: faults, and where there are none the lines that tell what will run."""
 
     faults: tuple[Fault, ...]
-    told: tuple[str, ...] = ()
+    report_lines: tuple[str, ...] = ()
 
 
 def check_file(path: Path) -> Checked:
@@ -64,7 +64,7 @@ def check_file(path: Path) -> Checked:
     if config is not None:
         survey.look_closer(config)
     faults = sorted(survey.faults, key=lambda fault: fault.line or 0)
-    return Checked(tuple(faults), tuple(survey.told))
+    return Checked(tuple(faults), tuple(survey.report_lines))
 
 
 class _Survey:
@@ -75,7 +75,7 @@ class _Survey:
         self._text = text
         self._sources: tuple[int, ...] = ()
         self.faults: list[Fault] = []
-        self.told: list[str] = []
+        self.report_lines: list[str] = []
 
     def convert(self, document: dict[str, Any]) -> AgentConfig | None:
         """The configuration, less what is wrong with it; None where nothing is left to look at."""
@@ -91,13 +91,13 @@ class _Survey:
             index = self._sources[at] if at < len(self._sources) else at
             if self._try(("source", index, "kind"), partial(_check_source, source, key)):
                 contract = load_contract(source)
-                for said in examine_source(source, contract, key):
-                    self._tell(_nearest(self._text, ("source", index, "kind"), said), said)
-                self.told.append(
+                for message in examine_source(source, contract, key):
+                    self._tell(_nearest(self._text, ("source", index, "kind"), message), message)
+                self.report_lines.append(
                     f"  source {source.kind} -> {source.stream} (contract {contract.version}, priority {source.priority})"
                 )
         if not config.source:
-            self.told.append("  no [[source]]: nothing is captured")
+            self.report_lines.append("  no [[source]]: nothing is captured")
         self._tls_files(config)
         self._director(config)
         if config.model is not None:
@@ -111,23 +111,23 @@ class _Survey:
         head = (
             f"{self._path}: device {config.device}, broker {config.broker.host}:{config.broker.port}, spool in {config.spool_dir}"
         )
-        self.told.insert(0, head)
+        self.report_lines.insert(0, head)
 
     def _tls_files(self, config: AgentConfig) -> None:
         if config.broker.tls is None:
             return
         absent = {name: file for name in ("ca", "cert", "key") if not (file := getattr(config.broker.tls, name)).exists()}
         for name, file in absent.items() if not config.device else ():
-            said = f"broker.tls.{name}: {file} is not there; edge-agent enrol and docs/operator/install.md make it"
-            self._tell(("broker", "tls", name), said)
+            message = f"broker.tls.{name}: {file} is not there; edge-agent enrol and docs/operator/install.md make it"
+            self._tell(("broker", "tls", name), message)
         if absent:
-            self.told.append(f"  not there yet: {', '.join(map(str, absent.values()))}; without them nothing is sent")
+            self.report_lines.append(f"  not there yet: {', '.join(map(str, absent.values()))}; without them nothing is sent")
 
     def _director(self, config: AgentConfig) -> None:
         """Whose orders are followed; where the key file is not there yet, nobody's."""
         director = config.director
         if director is None and config.model is not None:
-            self.told.append(
+            self.report_lines.append(
                 "  warning: no [director]: this device follows unsigned orders of whoever keeps the broker;"
                 " the next release follows signed ones alone (catchment director show)"
             )
@@ -136,19 +136,19 @@ class _Survey:
         if director.file.exists():
             self._try(("director", "file"), lambda: read_key_file(director.file or Path()))
         else:
-            self.told.append(f"  not there yet: {director.file}; without it no order is followed")
+            self.report_lines.append(f"  not there yet: {director.file}; without it no order is followed")
 
     def _try(self, steps: tuple[Step, ...], action: Callable[[], Any]) -> Any:
         """What the action gives; None where it complains."""
         try:
             return action()
         except ConfigError as error:
-            said = str(error).removeprefix(f"{self._path}: ")
-            self._tell(_nearest(self._text, steps, said), said)
+            message = str(error).removeprefix(f"{self._path}: ")
+            self._tell(_nearest(self._text, steps, message), message)
             return None
 
-    def _tell(self, steps: tuple[Step, ...], said: str) -> None:
-        fault = Fault(line_of(self._text, steps), said)
+    def _tell(self, steps: tuple[Step, ...], message: str) -> None:
+        fault = Fault(line_of(self._text, steps), message)
         if fault not in self.faults:
             self.faults.append(fault)
 
@@ -156,7 +156,7 @@ class _Survey:
 def _check_source(source: SourceConfig, key: bytes) -> bool:
     contract = load_contract(source)
     check_source(source.kind, source.resolved, contract)
-    build_refiner(contract, source.report, key, ClockWatch(SystemClock()), None)
+    build_transforms(contract, source.report, key, ClockWatch(SystemClock()), None)
     return True
 
 
@@ -168,25 +168,25 @@ def _check_model(table: dict[str, Any]) -> None:
     check_extra()
 
 
-def _nearest(text: str, steps: tuple[Step, ...], said: str) -> tuple[Step, ...]:
+def _nearest(text: str, steps: tuple[Step, ...], message: str) -> tuple[Step, ...]:
     """A complaint of another room names its key somewhere in its words: the first one that stands in that table."""
     table = steps[:-1] if steps[0] == "source" else steps
-    words = [word for word in re.findall(r"[a-z_]{3,}", said) if word not in ("source", "options")]
+    words = [word for word in re.findall(r"[a-z_]{3,}", message) if word not in ("source", "options")]
     for name in _once(words):
         for inner in ((*table, "options", name), (*table, name)):
             if _has_line(text, inner):
                 return inner
-    return _quoted(text, table, said) or steps
+    return _quoted(text, table, message) or steps
 
 
-def _quoted(text: str, table: tuple[Step, ...], said: str) -> tuple[Step, ...] | None:
+def _quoted(text: str, table: tuple[Step, ...], message: str) -> tuple[Step, ...] | None:
     """The option whose value a complaint quotes, where it names no key."""
     found: Any = tomllib.loads(text)
     for step in table:
         found = found[step] if isinstance(step, int) else found.get(step, {})
     options = found.get("options", {}) if isinstance(found, dict) else {}
     for name, value in options.items() if isinstance(options, dict) else ():
-        if any(repr(one) in said for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)):
+        if any(repr(one) in message for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)):
             return (*table, "options", name)
     return None
 

@@ -42,3 +42,10 @@ class ExpressionError(RefusedError):
 
 class NotFoundError(RefusedError):
     """There is no such thing (stream, set, model, sample)."""
+
+
+class UnreadableImageError(RefusedError):
+    """This image cannot be cut: not a TIFF, not of a supported kind, above a limit, or damaged. The message says which.
+
+    An image is data, so this ends as a rejection with the message as its reason.
+    """

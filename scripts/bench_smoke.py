@@ -22,9 +22,9 @@ def smoke(bench: Path) -> bool:
         except subprocess.TimeoutExpired:
             code = -1
         output.seek(0)
-        said = output.read()
+        printed = output.read()
     ended = "ok" if code == 0 else "FAILED"
-    print(f"bench: {bench.name}\n{said}bench: {bench.name} {ended} in {time.monotonic() - began:.1f} s", flush=True)
+    print(f"bench: {bench.name}\n{printed}bench: {bench.name} {ended} in {time.monotonic() - began:.1f} s", flush=True)
     return code == 0
 
 

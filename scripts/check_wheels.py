@@ -39,9 +39,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", nargs="+", default=PYTHONS)
     parser.add_argument("--machine", nargs="+", default=MACHINES)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     worst = 0
-    for python, machine in itertools.product(asked.python, asked.machine):
+    for python, machine in itertools.product(options.python, options.machine):
         with tempfile.TemporaryDirectory() as folder:
             done = download(python, machine, Path(folder))
             found = sorted(Path(folder).iterdir())
@@ -51,8 +51,8 @@ def main() -> int:
             print(f"Python {python} on {machine}: the package index cannot be reached", file=sys.stderr)
             worst = max(worst, EXIT_RETRY)
         else:
-            said = "\n  ".join(line for line in done.stderr.splitlines() if line.startswith("ERROR")) or done.stderr
-            print(f"Python {python} on {machine}: not all are there\n  {said}", file=sys.stderr)
+            errors = "\n  ".join(line for line in done.stderr.splitlines() if line.startswith("ERROR")) or done.stderr
+            print(f"Python {python} on {machine}: not all are there\n  {errors}", file=sys.stderr)
             worst = max(worst, EXIT_MISSING) if worst != EXIT_RETRY else worst
     return worst
 

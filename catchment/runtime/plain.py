@@ -62,17 +62,17 @@ def plain_event(_logger: object, _method: str, event: MutableMapping[str, Any]) 
 
 def plain_tracebacks() -> None:
     """Have what nobody caught, warnings and the standard library's log printed with text from outside shown, not obeyed."""
-    told_before = warnings.formatwarning
+    previous_format = warnings.formatwarning
 
     def formatted(*parts: Any, **more: Any) -> str:
-        return plain_lines(told_before(*parts, **more))
+        return plain_lines(previous_format(*parts, **more))
 
     def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         sys.stderr.write(plain_lines("".join(traceback.format_exception(kind, error, trace))))
 
     warnings.formatwarning = formatted
     sys.excepthook = uncaught
-    threading.excepthook = lambda told: uncaught(told.exc_type, told.exc_value or told.exc_type(), told.exc_traceback)
+    threading.excepthook = lambda args: uncaught(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PlainFormatter())
 

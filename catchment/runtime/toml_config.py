@@ -205,8 +205,8 @@ class _Converter:
 
     def _report(self, named: tuple[Step, ...], message: str, at: tuple[Step, ...], hint: str = "") -> None:
         name = path_text(named)
-        said = message if name and message.startswith(name) else f"{name or 'top level'}: {message}"
-        self.faults.append(TomlFault(line_of(self.text, at), f"{said}; {hint}" if hint else said))
+        text = message if name and message.startswith(name) else f"{name or 'top level'}: {message}"
+        self.faults.append(TomlFault(line_of(self.text, at), f"{text}; {hint}" if hint else text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def check(config: Config = AGENT, as_json: AsJson = False) -> None:
     found = check_file(config)
     if as_json:
         say_json(msgspec.json.encode(found))
-    for line in () if as_json else found.told if not found.faults else [fault.located(config) for fault in found.faults]:
+    for line in () if as_json else found.report_lines if not found.faults else [fault.located(config) for fault in found.faults]:
         say(line, err=bool(found.faults))
     if found.faults:
         raise typer.Exit(EXIT_CONFIG)
@@ -109,7 +109,7 @@ def doctor(
     import msgspec  # noqa: PLC0415
 
     from edge_agent.commands.doctor.examine import CONFIGURATION, diagnose  # noqa: PLC0415
-    from edge_agent.commands.doctor.findings import Verdict  # noqa: PLC0415
+    from edge_agent.commands.doctor.findings import CheckResult  # noqa: PLC0415
     from edge_agent.commands.tables import show_diagnosis  # noqa: PLC0415
 
     found = diagnose(config, is_probing=probe)
@@ -118,5 +118,5 @@ def doctor(
     else:
         show_diagnosis(found)
     if not found.is_healthy:
-        is_misconfigured = any(each.what == CONFIGURATION and each.verdict is Verdict.FAILED for each in found.findings)
+        is_misconfigured = any(each.what == CONFIGURATION and each.verdict is CheckResult.FAILED for each in found.findings)
         raise typer.Exit(EXIT_CONFIG if is_misconfigured else EXIT_UNHEALTHY)

@@ -9,10 +9,10 @@ from rich import box
 from rich.text import Text
 
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, stacked, styled
-from edge_agent.commands.doctor.findings import Diagnosis, Verdict
+from edge_agent.commands.doctor.findings import CheckResult, Diagnosis
 from edge_agent.commands.status_reader import Ledger, Status
+from edge_agent.health.agent_stats import refusal_text
 from edge_agent.health.file import Health
-from edge_agent.health.vitals import refusal_text
 from edge_agent.spool.inspection import Entry
 from edge_agent.trial.result import Trial, TriedColumn
 from schemas.reported import DocumentReport, PolicyReport
@@ -99,8 +99,8 @@ def _cell(value: Any) -> str:
 def show_entries(entries: Sequence[Entry], in_all: dict[str, int], *, is_cut: bool) -> None:
     """Print envelopes, and how many there are in each state; `is_cut`: as many as the limit allows, there may be more."""
     console = PlainConsole()
-    told = ", ".join(f"{count:,} {state}" for state, count in sorted(in_all.items())) or "none"
-    table = PlainTable(title=f"envelopes: {told}")
+    totals = ", ".join(f"{count:,} {state}" for state, count in sorted(in_all.items())) or "none"
+    table = PlainTable(title=f"envelopes: {totals}")
     for name in ("id", "stream", "epoch", "seqs", "state", "priority", "bytes", "made at (UTC)", "reason"):
         table.add_column(name, justify="right" if name in ("id", "priority", "bytes") else "left", no_wrap=name == "id")
     for entry in entries:
@@ -135,8 +135,8 @@ def show_status(status: Status) -> None:
     if health is not None:
         table.add_row("last look", f"{max(0.0, time.time() - health.at_ms / 1000):,.0f} s ago")
         table.add_row("sources running", str(health.sources_running if status.is_running else 0))
-        for name, said in _sources(health) if status.is_running else ():
-            table.add_row(name, said)
+        for name, reason in _sources(health) if status.is_running else ():
+            table.add_row(name, reason)
         table.add_row("connected", "yes" if status.is_running and health.is_connected else "no")
         since = "never" if health.since_ack_s is None else f"{health.since_ack_s:.0f} s before the last look"
         table.add_row("broker took a message", since)
@@ -150,8 +150,8 @@ def show_status(status: Status) -> None:
             table.add_row("rules from the core", _policy(health.policy))
         _add_documents(table, health.documents)
         for name, words in (("refused", health.rejected), ("left out", health.left_out)):
-            if told := list(_reasons(words)):
-                table.add_row(name, stacked(told))
+            if reasons := list(_reasons(words)):
+                table.add_row(name, stacked(reasons))
         if health.failure:
             table.add_row("failure", styled(health.failure, "red"))
     _add_refusals(table, status)
@@ -237,10 +237,10 @@ def _add_documents(table: PlainTable, documents: Sequence[DocumentReport]) -> No
 
 
 _MARKS = {
-    Verdict.GOOD: styled("good", "green"),
-    Verdict.WARNING: styled("warning", "yellow"),
-    Verdict.FAILED: styled("FAILED", "red"),
-    Verdict.SKIPPED: styled("skipped", "dim"),
+    CheckResult.GOOD: styled("good", "green"),
+    CheckResult.WARNING: styled("warning", "yellow"),
+    CheckResult.FAILED: styled("FAILED", "red"),
+    CheckResult.SKIPPED: styled("skipped", "dim"),
 }
 
 
@@ -248,7 +248,7 @@ def show_diagnosis(diagnosis: Diagnosis) -> None:
     """Print what was found about one device, and what to do."""
     console = PlainConsole()
     for finding in diagnosis.findings:
-        line = joined(_MARKS[finding.verdict], " ", styled(finding.what, "bold"), f": {finding.said}")
+        line = joined(_MARKS[finding.verdict], " ", styled(finding.what, "bold"), f": {finding.message}")
         console.print(line, highlight=False, soft_wrap=True)
         if finding.fix:
             console.print(joined("         ", styled("fix:", "bold"), f" {finding.fix}"), highlight=False, soft_wrap=True)

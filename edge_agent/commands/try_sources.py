@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from edge_agent.capture.refine import read_redaction_key
+from edge_agent.capture.transforms import read_redaction_key
 from edge_agent.commands.exits import EXIT_RETRY, EXIT_UNHEALTHY
 from edge_agent.commands.status_reader import is_alive
 from edge_agent.config import AgentConfig, SourceConfig, load_agent_config, load_contract

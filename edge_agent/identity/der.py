@@ -67,8 +67,8 @@ def _read(der: bytes) -> CertificateFacts:
     if len(dates) != 2:
         raise DerError("it has no dates")
     names = tuple(value for oid, value in _names(subject) if oid == _COMMON_NAME)
-    told = ", ".join(f"{_SHORT[oid]}={value}" for oid, value in _names(issuer) if oid in _SHORT)
-    return CertificateFacts(names, told, _time(dates[0]), _time(dates[1]))
+    issuer_text = ", ".join(f"{_SHORT[oid]}={value}" for oid, value in _names(issuer) if oid in _SHORT)
+    return CertificateFacts(names, issuer_text, _time(dates[0]), _time(dates[1]))
 
 
 def _names(name: _Item) -> Iterator[tuple[bytes, str]]:

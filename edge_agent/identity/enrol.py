@@ -100,8 +100,8 @@ def _openssl(*arguments: str, stdin: bytes = b"", keep: int | None = None) -> by
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"openssl did not end within {_OPENSSL_WITHIN_S:.0f} s") from error
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-        raise ConfigError(f"openssl {arguments[0]} failed: {said[:300]}; is the key a private key in PEM?")
+        first_line = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+        raise ConfigError(f"openssl {arguments[0]} failed: {first_line[:300]}; is the key a private key in PEM?")
     return done.stdout
 
 

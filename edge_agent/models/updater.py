@@ -15,11 +15,12 @@ from edge_agent.models.errors import ModelDiedError, RottenModelError
 from edge_agent.models.fetcher import PieceFetcher
 from edge_agent.models.loader import ModelLoader
 from edge_agent.models.model_process import check_extra
-from edge_agent.models.running import Complaint, RunningModel
+from edge_agent.models.running import ModelProblem, RunningModel
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
 from edge_agent.models.trust import TrustAnchor
 from edge_agent.sources.api import SampleBatch
+from edge_agent.uplink.downlink import ModelRequest
 from schemas.envelope import Properties
 from schemas.errors import SchemaError
 from schemas.reported import ModelReport
@@ -40,10 +41,14 @@ class ModelUpdater:
     Args:
         config: which model, and whose word is trusted.
         state_dir: the agent's folder; the model's files go to `models/<name>` below it.
-        send_request: publishes (correlation data, body) on the topic for requests.
+        send_request: publishes a request to the model server.
         clock: time.
         piece_timeout_s: how long one piece of a download may be under way.
         orders: admits signed desired states; None: this device trusts no director key, and follows unsigned ones.
+
+    Attributes:
+        store: the versions that are installed, and what is known of them.
+        running: the version that works, if one does.
 
     Raises:
         ConfigError: the root metadata cannot be read, or the `infer` extra is missing.
@@ -53,7 +58,7 @@ class ModelUpdater:
         self,
         config: ModelConfig,
         state_dir: Path,
-        send_request: Callable[[bytes, bytes], None],
+        send_request: Callable[[ModelRequest], None],
         clock: Clock,
         piece_timeout_s: float = 5.0,
         orders: DocumentInbox[DesiredModels] | None = None,
@@ -63,15 +68,15 @@ class ModelUpdater:
         self._orders = orders
         self._clock = clock
         folder = state_dir / "models" / config.name
-        self._store = ModelStore(folder)
+        self.store = ModelStore(folder)
         self._fetcher = PieceFetcher(send_request, folder, timeout_s=piece_timeout_s)
         self._trust = TrustAnchor(_root(config), folder / "metadata", self._fetcher, config.max_bytes)
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._wanted: Desired | None = None
         self._worker: threading.Thread | None = None
-        self._loader = ModelLoader(self._store, config)
-        self._running = RunningModel(self._wake)
+        self._loader = ModelLoader(self.store, config)
+        self.running = RunningModel(self._wake)
         self._resting = ""
         self._revive_s = 0.0
         self._revive_at_s = 0.0
@@ -93,36 +98,36 @@ class ModelUpdater:
             self._rest(_FIRST_RETRY_S, str(error))
 
     def _judge_last_run(self) -> None:
-        broken_off = self._store.close_open_attempts()
-        self._store.note_start(counts=not broken_off)
+        broken_off = self.store.close_open_attempts()
+        self.store.note_start(counts=not broken_off)
         for tried in broken_off:
             log.error("agent_ended_while_loading_model", model=self._config.name, version=tried.version, attempts=tried.count)
-            active = self._store.state.active
+            active = self.store.state.active
             if self._loader.is_exhausted(tried.version) and (active is None or active.version != tried.version):
-                self._store.refuse(tried.version, f"the agent ended {tried.count} times while this version was loaded")
-        starts = self._store.state.starts
-        if self._store.state.on_probation and starts > self._config.max_starts:
-            self._store.go_back(f"the agent ended abnormally {starts} times during probation")
+                self.store.refuse(tried.version, f"the agent ended {tried.count} times while this version was loaded")
+        starts = self.store.state.starts
+        if self.store.state.on_probation and starts > self._config.max_starts:
+            self.store.go_back(f"the agent ended abnormally {starts} times during probation")
 
     def _load_active(self) -> None:
         """Load the active version, or those before it; without one that loads, the next try is later."""
-        self._running.use(None, is_expected=True)
-        while (active := self._store.state.active) is not None:
+        self.running.use(None, is_expected=True)
+        while (active := self.store.state.active) is not None:
             if self._loader.is_exhausted(active.version):
-                if self._store.state.on_probation:
-                    self._store.go_back(self._resting or "it did not survive being loaded")
+                if self.store.state.on_probation:
+                    self.store.go_back(self._resting or "it did not survive being loaded")
                     continue
-                self._store.forget_attempts(active)
+                self.store.forget_attempts(active)
                 self._rest(_LONGEST_RETRY_S, self._resting or "it did not survive being loaded")
                 return
             try:
                 process = self._loader.load(active, is_new=False)
             except RottenModelError as error:
                 log.exception("model_rotten", model=self._config.name, version=active.version)
-                self._store.drop_rotten(str(error))
+                self.store.drop_rotten(str(error))
             except ModelUnfitError as error:
-                log.exception("model does not start", model=self._config.name, version=active.version)
-                self._store.go_back(str(error))
+                log.exception("model_not_started", model=self._config.name, version=active.version)
+                self.store.go_back(str(error))
             except ModelDiedError as error:
                 log.error("model_died_while_loading", model=self._config.name, version=active.version, reason=str(error))  # noqa: TRY400  # the reason says it all
                 self._resting = str(error)
@@ -131,9 +136,9 @@ class ModelUpdater:
                 return
             else:
                 self._resting = ""
-                self._running.use(process)
+                self.running.use(process)
                 return
-        self._running.use(None)
+        self.running.use(None)
 
     def _rest(self, seconds: float, reason: str) -> None:
         log.warning("model_rests", model=self._config.name, version=self._version(), seconds=seconds, reason=reason)
@@ -143,7 +148,7 @@ class ModelUpdater:
     # -- what the uplink hands in -----------------------------------------------------------------------------------
 
     def on_desired(self, body: bytes) -> None:
-        """The core says which model to run. Another model's, and what cannot be read, is passed over with a log line."""
+        """The core says which model to run. Another model's, and what cannot be read, is skipped with a log line."""
         if self._orders is not None:
             # Decided about within a second on the models' own thread: one signature check at a time, however many come.
             self._orders.hand_in(body)
@@ -151,10 +156,10 @@ class ModelUpdater:
         try:
             desired = decode_desired(body)
         except SchemaError as error:
-            log.warning("desired state is refused", error=str(error))
+            log.warning("desired_state_refused", error=str(error))
             return
         if desired.name != self._config.name:
-            log.info("desired state is for another model", model=desired.name, ours=self._config.name)
+            log.info("desired_state_of_other_model", model=desired.name, ours=self._config.name)
             return
         self._want(desired)
         self._wake.set()
@@ -194,63 +199,59 @@ class ModelUpdater:
         self._loader.close()
         if self._worker is not None:
             self._worker.join(_WAIT_S * 5)
-        self._running.use(None)
+        self.running.use(None)
         try:
-            self._store.note_stop()
+            self.store.note_stop()
         except ModelError as error:
             log.warning("model_stop_not_recorded", model=self._config.name, reason=str(error))
 
     def _look_after_running(self) -> None:
         """Judge the running model by what went wrong with it, and load it again where its process is gone."""
         try:
-            complaint = self._running.take_complaint()
-            if complaint is not None:
-                self._judge(complaint)
-            has_model = self._store.state.active is not None
-            if has_model and self._running.process is None and self._clock.monotonic_s() >= self._revive_at_s:
+            problem = self.running.take_problem()
+            if problem is not None:
+                self._judge(problem)
+            has_model = self.store.state.active is not None
+            if has_model and self.running.process is None and self._clock.monotonic_s() >= self._revive_at_s:
                 self._load_active()
         except ModelError as error:
             # The disk refuses to record it: nothing is loaded without that.
             self._rest(_FIRST_RETRY_S, str(error))
 
-    def _judge(self, complaint: Complaint) -> None:
+    def _judge(self, problem: ModelProblem) -> None:
         """Go back to the version before, or have this one started again after a while."""
-        state = self._store.state
-        if complaint.died:
-            log.error("model_process_died", model=self._config.name, version=self._version(), reason=complaint.reason)
-            self._revive_s = 0.0 if complaint.answers >= _MANY_ANSWERS else self._revive_s
-            self._rest(self._revive_s, complaint.reason)
+        state = self.store.state
+        if problem.died:
+            log.error("model_process_died", model=self._config.name, version=self._version(), reason=problem.reason)
+            self._revive_s = 0.0 if problem.answers >= _MANY_ANSWERS else self._revive_s
+            self._rest(self._revive_s, problem.reason)
             self._revive_s = min(2 * max(self._revive_s, 1.0), _LONGEST_REVIVE_S)
-        if not state.on_probation or not complaint.is_of_the_model:
+        if not state.on_probation or not problem.is_of_the_model:
             return
         # While another version is tried, memory is short for both, and that one is the likelier cause.
         is_alone = not any(tried.is_open for tried in state.attempts)
-        deaths = self._store.count_death() if complaint.died and is_alone else state.deaths
-        if complaint.failures < self._config.max_failures and deaths < MAX_ATTEMPTS:
+        deaths = self.store.count_death() if problem.died and is_alone else state.deaths
+        if problem.failures < self._config.max_failures and deaths < MAX_ATTEMPTS:
             return
-        failed = (
-            f"{complaint.failures} inferences failed in a row" if deaths < MAX_ATTEMPTS else f"its process died {deaths} times"
-        )
-        log.error(
-            "model fails on probation; going back", model=self._config.name, version=self._version(), error=complaint.reason
-        )
-        self._store.go_back(f"{failed}: {complaint.reason}")
+        failed = f"{problem.failures} inferences failed in a row" if deaths < MAX_ATTEMPTS else f"its process died {deaths} times"
+        log.error("model_probation_failed", model=self._config.name, version=self._version(), error=problem.reason)
+        self.store.go_back(f"{failed}: {problem.reason}")
         self._resting, self._revive_s, self._revive_at_s = "", 0.0, 0.0
         self._load_active()
 
     def _due(self) -> Desired | None:
         with self._lock:
-            wanted, state = self._wanted, self._store.state
+            wanted, state = self._wanted, self.store.state
             if wanted is None or wanted.version in state.refused or self._clock.monotonic_s() < self._retry_at_s:
                 return None
             return None if state.active is not None and state.active.version == wanted.version else wanted
 
     def _confirm_when_due(self) -> None:
         with self._lock:
-            is_due = self._store.state.on_probation and self._clock.monotonic_s() >= self._proven_at_s
-            if is_due and self._running.process is not None:
-                self._store.confirm()
-                log.info("model has proved itself", model=self._config.name, version=self._version())
+            is_due = self.store.state.on_probation and self._clock.monotonic_s() >= self._proven_at_s
+            if is_due and self.running.process is not None:
+                self.store.confirm()
+                log.info("model_probation_passed", model=self._config.name, version=self._version())
 
     def _try_install(self) -> None:
         wanted = self._due()
@@ -259,14 +260,14 @@ class ModelUpdater:
         try:
             self._install(wanted)
         except ModelUnfitError as error:
-            log.warning("model is unfit and refused", model=wanted.name, version=wanted.version, error=str(error))
+            log.warning("model_unfit", model=wanted.name, version=wanted.version, error=str(error))
             self._refuse(wanted.version, str(error))
         except UntrustedModelError as error:
             # Not for good: the same version may be vouched for once the repository is put right.
-            log.error("model is not vouched for", model=wanted.name, version=wanted.version, error=str(error))  # noqa: TRY400  # the reason says it all
+            log.error("model_signature_invalid", model=wanted.name, version=wanted.version, error=str(error))  # noqa: TRY400  # the reason says it all
             self._later(str(error))
         except ModelError as error:
-            log.warning("model cannot be fetched yet", model=wanted.name, version=wanted.version, error=str(error))
+            log.warning("model_fetch_delayed", model=wanted.name, version=wanted.version, error=str(error))
             self._later("")
         finally:
             self._wake.set()
@@ -274,7 +275,7 @@ class ModelUpdater:
     def _refuse(self, version: int, reason: str) -> None:
         try:
             with self._lock:
-                self._store.refuse(version, reason)
+                self.store.refuse(version, reason)
                 self._refusal = reason
         except ModelError as error:
             log.warning("model_refusal_not_recorded", model=self._config.name, version=version, reason=str(error))
@@ -289,27 +290,27 @@ class ModelUpdater:
         """Fetch, verify, load, test, switch: the model in force is not touched before the last step."""
         if self._loader.is_exhausted(wanted.version):
             raise ModelUnfitError(f"version {wanted.version} did not survive {MAX_ATTEMPTS} attempts to load it")
-        trusted = self._trust.fetch(wanted, self._store.incoming, self._store.held)
+        trusted = self._trust.fetch(wanted, self.store.incoming, self.store.held)
         installed = Installed(wanted.version, trusted.digest, trusted.spec)
-        self._store.add(installed)
+        self.store.add(installed)
         fresh = self._loader.load_new(installed)
         try:
             with self._lock:
-                self._store.activate(installed)
+                self.store.activate(installed)
                 self._refusal, self._resting, self._revive_s, self._revive_at_s = "", "", 0.0, 0.0
                 self._proven_at_s = self._clock.monotonic_s() + self._config.probation_s
         except ModelError:
             fresh.close()
             raise
-        self._running.use(fresh)
-        log.info("model is active", model=wanted.name, version=wanted.version, rollout=wanted.rollout)
+        self.running.use(fresh)
+        log.info("model_active", model=wanted.name, version=wanted.version, rollout=wanted.rollout)
 
     # -- what capture and the report ask ----------------------------------------------------------------------------
 
     def report(self) -> tuple[ModelReport, ...]:
         """The model's line in the device's report."""
         with self._lock:
-            state = self._store.state
+            state = self.store.state
             wanted = self._wanted
             refused = bool(self._refusal) or (wanted is not None and wanted.version in state.refused)
             reason = self._refusal or state.reason
@@ -322,7 +323,7 @@ class ModelUpdater:
             return (ModelReport(self._config.name, self._version(), kind, reason, state.refused),)
 
     def _version(self) -> int:
-        active = self._store.state.active
+        active = self.store.state.active
         return 0 if active is None else active.version
 
     def annotate(self, batch: SampleBatch) -> SampleBatch:
@@ -330,12 +331,12 @@ class ModelUpdater:
 
         A picture the model fails on keeps its columns null and is counted.
         """
-        return self._running.annotate(batch)
+        return self.running.annotate(batch)
 
     @property
     def counts(self) -> dict[str, int]:
         """Pictures by what became of them; see `RunningModel.counts`."""
-        return self._running.counts
+        return self.running.counts
 
 
 def _root(config: ModelConfig) -> bytes:

@@ -25,6 +25,6 @@ def open_decoder(options: bytes, _note: Callable[[bytes], None]) -> Callable[[by
         payload = Path(request.path) if request.path else request.body
         if isinstance(request, InspectRequest):
             return msgspec.msgpack.encode(picture_facts(payload))
-        return PictureRedactor(request.redact).redact(payload, request.told)
+        return PictureRedactor(request.redact).redact(payload, request.regions)
 
     return handle

@@ -13,10 +13,10 @@ class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
 
 
 class RedactRequest(msgspec.Struct, frozen=True, tag="redact"):
-    """Ask for a picture without what must not be seen; `told` is what the contract's column says of its regions."""
+    """Ask for a picture without what must not be seen; `regions` is what the contract's column says of its regions."""
 
     redact: ImageRedact
-    told: str | None
+    regions: str | None
     body: bytes = b""
     path: str = ""
 

@@ -62,7 +62,7 @@ class PictureProcess:
         body, path = _either(payload)
         return tuple(msgspec.msgpack.decode(self._ask(InspectRequest(body, path))))
 
-    def redact(self, redact: ImageRedact, payload: bytes | Path, told: object) -> bytes:
+    def redact(self, redact: ImageRedact, payload: bytes | Path, regions: object) -> bytes:
         """The picture, encoded anew, without what must not be seen.
 
         Raises:
@@ -70,7 +70,7 @@ class PictureProcess:
             SourceError: no process can be started at the moment: what could not be redacted now may be later.
         """
         body, path = _either(payload)
-        return self._ask(RedactRequest(redact, told if isinstance(told, str) else None, body, path))
+        return self._ask(RedactRequest(redact, regions if isinstance(regions, str) else None, body, path))
 
     def close(self) -> None:
         """End the process."""

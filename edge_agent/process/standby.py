@@ -14,8 +14,8 @@ from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
 from edge_agent.config import AgentConfig
 from edge_agent.errors import SpoolError
+from edge_agent.health.agent_stats import AgentStats
 from edge_agent.health.file import Health, notify_service_manager, rss_bytes, write_health
-from edge_agent.health.vitals import Vitals
 from edge_agent.process.open_spool import open_spool
 from edge_agent.spool.spool import Spool
 
@@ -23,7 +23,7 @@ _FIRST_S = 1.0
 _CAP_S = 60.0
 _TURN_S = 1.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Standby:
@@ -41,8 +41,8 @@ class Standby:
         self._version = version
         self._clock = clock
         self._stop = stop
-        self._started_s = self._turned_s = clock.monotonic_s()
-        self._said = ""
+        self._started_s = self._loop_s = clock.monotonic_s()
+        self._failure = ""
 
     def open(self) -> Spool | None:
         """The spool, as soon as it can be opened; None when the agent is to end before that.
@@ -53,11 +53,11 @@ class Standby:
         try:
             return open_spool(self._config, self._clock)
         except SpoolError as error:
-            self._said = str(error)
+            self._failure = str(error)
         # Loaded only where somebody asks: an HTTP server brings 2 MB along.
         from edge_agent.health.server import HealthServer  # noqa: PLC0415
 
-        server = HealthServer(self._config.health, self.look) if self._config.health.port else None
+        server = HealthServer(self._config.health, self.snapshot) if self._config.health.port else None
         notify_service_manager("READY=1")
         try:
             return self._try_on()
@@ -65,13 +65,13 @@ class Standby:
             if server is not None:
                 server.close()
 
-    def look(self) -> Vitals:
+    def snapshot(self) -> AgentStats:
         """Alive, and waiting. From any thread."""
         now_s = self._clock.monotonic_s()
-        return Vitals(
+        return AgentStats(
             device=self._config.device,
             version=self._version,
-            turned_s={"main": now_s - self._turned_s},
+            last_loop_age_s={"main": now_s - self._loop_s},
             is_connected=False,
             uptime_s=now_s - self._started_s,
             oldest_unsettled_s=None,
@@ -86,26 +86,26 @@ class Standby:
             rss_bytes=rss_bytes(),
             sources_running=0,
             books=(),
-            waits_for=self._said,
+            waits_for=self._failure,
         )
 
     def _try_on(self) -> Spool | None:
         backoff = Backoff(_FIRST_S, _CAP_S, random.random)
         while not self._stop.is_set():
             wait_s = backoff.next_s()
-            _log.error("not capturing: no spool yet", error=self._said, retry_in_s=round(wait_s, 1))
+            log.error("spool_not_open", error=self._failure, retry_in_s=round(wait_s, 1))
             until_s = self._clock.monotonic_s() + wait_s
             while (left_s := until_s - self._clock.monotonic_s()) > 0 and not self._stop.wait(min(left_s, _TURN_S)):
-                self._turned_s = self._clock.monotonic_s()
+                self._loop_s = self._clock.monotonic_s()
                 self._tell()
             if self._stop.is_set():
                 break
             try:
                 spool = open_spool(self._config, self._clock)
             except SpoolError as error:
-                self._said = str(error)
+                self._failure = str(error)
                 continue
-            _log.info("the spool is open")
+            log.info("spool_open")
             return spool
         return None
 
@@ -124,9 +124,9 @@ class Standby:
             used_bytes=0,
             max_bytes=self._config.spool.max_bytes,
             rss_bytes=rss_bytes(),
-            failure=self._said,
+            failure=self._failure,
         )
         try:
             write_health(self._config.state_dir, health)
         except OSError as error:
-            _log.warning("health cannot be written", error=str(error))
+            log.warning("health_not_written", error=str(error))

@@ -26,7 +26,7 @@ def fixed_boxes(shares: Sequence[tuple[float, float, float, float]], width: int,
     return [_outward((x * width, y * height, (x + w) * width, (y + h) * height), width, height) for x, y, w, h in shares]
 
 
-def told_boxes(text: object, width: int, height: int) -> list[Box]:
+def parse_boxes(text: object, width: int, height: int) -> list[Box]:
     """Boxes that a column tells: a JSON list of [x, y, width, height] in pixels, or labelme's object with shapes.
 
     Raises:
@@ -94,25 +94,25 @@ class PictureRedactor:
     def __init__(self, redact: ImageRedact) -> None:
         self._redact = redact
 
-    def redact(self, payload: bytes | Path, told: object) -> bytes:
+    def redact(self, payload: bytes | Path, regions: object) -> bytes:
         """The picture, encoded anew, without what must not be seen.
 
         Args:
             payload: JPEG or PNG.
-            told: what the contract's column says of this picture's regions.
+            regions: text of the contract's column that names this picture's regions.
 
         Raises:
             UnredactableError: it is no such picture, too large, or nothing understandable is told about its regions.
         """
         try:
             with as_errors():
-                return self._redacted(payload, told)
+                return self._redacted(payload, regions)
         except UnredactableError:
             raise
         except Exception as error:
             raise UnredactableError(f"the picture cannot be decoded ({type(error).__name__})") from error
 
-    def _redacted(self, payload: bytes | Path, told: object) -> bytes:
+    def _redacted(self, payload: bytes | Path, regions: object) -> bytes:
         with Image.open(io.BytesIO(_content(payload)), formats=_FORMATS) as opened:
             kind = str(opened.format)
             if opened.width * opened.height > MAX_PIXELS:
@@ -121,7 +121,7 @@ class PictureRedactor:
                 raise UnredactableError("the picture has more than one frame")
             upright = Image.Exif()
             upright[_ORIENTATION] = opened.getexif().get(_ORIENTATION, 1)
-            boxes = self._boxes(told, opened.width, opened.height)
+            boxes = self._boxes(regions, opened.width, opened.height)
             picture: Image.Image = opened.convert("RGB" if opened.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") else opened.mode)
         for box in boxes:
             _hide(picture, box, self._redact.how)
@@ -132,9 +132,9 @@ class PictureRedactor:
         bare.save(out, kind, **({"quality": _QUALITY, "subsampling": 0, "exif": upright} if kind == "JPEG" else {}))
         return out.getvalue()
 
-    def _boxes(self, told: object, width: int, height: int) -> Sequence[Box]:
+    def _boxes(self, regions: object, width: int, height: int) -> Sequence[Box]:
         boxes = fixed_boxes(self._redact.boxes, width, height)
-        return [*boxes, *told_boxes(told, width, height)] if self._redact.column else boxes
+        return [*boxes, *parse_boxes(regions, width, height)] if self._redact.column else boxes
 
 
 def _content(payload: bytes | Path) -> bytes:

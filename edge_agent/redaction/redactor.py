@@ -70,14 +70,14 @@ class BatchRedactor:
     ) -> list[bytes | Path | None]:
         assert self._decoder is not None
         assert self._image is not None
-        told = batch.columns.get(self._image.column, [None] * len(batch))
+        regions = batch.columns.get(self._image.column, [None] * len(batch))
         out: list[bytes | Path | None] = []
         for row, payload in enumerate(payloads):
             try:
                 if payload is None or row in refused:
                     out.append(None)
                 else:
-                    out.append(self._decoder.redact(self._image, payload, told[row]))
+                    out.append(self._decoder.redact(self._image, payload, regions[row]))
             except HarmfulPictureError as error:
                 self._refuse(row, str(error), refused)
                 out.append(None)

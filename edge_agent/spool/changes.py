@@ -252,13 +252,13 @@ def _is_held(db: sqlite3.Connection, stream: str, epoch: int) -> bool:
 def _note_refusals(db: sqlite3.Connection, receipt: Receipt) -> None:
     """Remember what the core refuses; a page of a receipt tells of some streams, a whole one of all."""
     known = {row[0]: row for row in db.execute("SELECT stream, quarantined, committed, in_row, reason FROM refused")}
-    told = {
+    refusals = {
         stream: (stream, one.quarantined, one.committed, one.in_row, one.reason[:MAX_REASON_CHARS])
         for stream, one in receipt.refused.items()
     }
-    gone = known.keys() - told.keys() if receipt.pages == 1 else set()
+    gone = known.keys() - refusals.keys() if receipt.pages == 1 else set()
     db.executemany("DELETE FROM refused WHERE stream = ?", [(stream,) for stream in sorted(gone)])
-    news = [row for stream, row in told.items() if known.get(stream) != row]
+    news = [row for stream, row in refusals.items() if known.get(stream) != row]
     db.executemany("INSERT OR REPLACE INTO refused VALUES (?,?,?,?,?)", news)
 
 

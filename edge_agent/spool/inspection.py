@@ -61,7 +61,7 @@ class Finding(msgspec.Struct, frozen=True):
     count: int | None = None
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class SpoolCheck(msgspec.Struct, frozen=True):
     """What `edge-agent spool verify` found."""
 
     envelopes: int
@@ -79,10 +79,10 @@ class Verdict(msgspec.Struct, frozen=True):
 def entries(db: sqlite3.Connection, *, stream: str | None, state: State | None, limit: int) -> list[Entry]:
     """Envelopes, oldest first."""
     wanted = {"stream": stream, "state": None if state is None else int(state)}
-    asked = {name: value for name, value in wanted.items() if value is not None}
-    where = " AND ".join(f"{name} = ?" for name in asked) or "1"
+    filters = {name: value for name, value in wanted.items() if value is not None}
+    where = " AND ".join(f"{name} = ?" for name in filters) or "1"
     query = f"SELECT {_HEAD} FROM envelope WHERE {where} ORDER BY id LIMIT ?"  # noqa: S608 # names are constants
-    return [_entry(row) for row in db.execute(query, (*asked.values(), limit))]
+    return [_entry(row) for row in db.execute(query, (*filters.values(), limit))]
 
 
 def entry(db: sqlite3.Connection, id_: int) -> Entry | None:
@@ -97,7 +97,7 @@ def count(db: sqlite3.Connection) -> dict[str, int]:
     return {State(state).name.lower(): number for state, number in rows}
 
 
-def verify(db: sqlite3.Connection, folder: Path) -> Verdict:
+def verify(db: sqlite3.Connection, folder: Path) -> SpoolCheck:
     """Read every byte and compare it with its checksum. Takes as long as reading the spool takes.
 
     Args:
@@ -120,7 +120,7 @@ def verify(db: sqlite3.Connection, folder: Path) -> Verdict:
             digests[row[9]] = row[0]
     findings += _wrong_objects(db, folder / OBJECTS_FOLDER, digests)
     findings += [Finding(f"books of {entry.stream} do not balance") for entry in reading.books(db) if not entry.is_balanced]
-    return Verdict(envelopes, samples, body_bytes, len(digests), tuple(findings))
+    return SpoolCheck(envelopes, samples, body_bytes, len(digests), tuple(findings))
 
 
 def open_folder(folder: Path) -> sqlite3.Connection:

@@ -6,6 +6,6 @@ TAP_PREFIX = "try-"
 TAP_SUFFIX = ".sock"
 
 
-def is_asked(folder: Path) -> bool:
+def is_trial_requested(folder: Path) -> bool:
     """Whether somebody asks now."""
     return next(folder.glob(f"{TAP_PREFIX}*{TAP_SUFFIX}"), None) is not None

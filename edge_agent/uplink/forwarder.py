@@ -16,11 +16,12 @@ from catchment.runtime.clock import Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.caution import HANGS_UP
-from edge_agent.uplink.downlink import Downlink, ModelDesk
+from edge_agent.uplink.downlink import Downlink, ModelMessages, ModelRequest
 from edge_agent.uplink.outbox import Outbox
+from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.progress import Progress
 from edge_agent.uplink.session import Acked, Arrived, Event, Events, Lost, Message, Session, Subscribed, Woken
+from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import DeviceId
 from schemas.reported import DocumentReport, ModelReport, PolicyReport, Reported, encode_reported
 from schemas.topics import Topics
@@ -62,18 +63,18 @@ class Reporter:
         self._clock = clock
         self._policy = policy
         self._documents = documents
-        self._told: Reported | None = None
+        self._last_report: Reported | None = None
         self._looked_s = float("-inf")
-        self._told_s = float("-inf")
+        self._last_report_s = float("-inf")
 
     def connected(self) -> None:
         """A new connection: the next report is due at once."""
-        self._told = None
+        self._last_report = None
         self._looked_s = float("-inf")
 
     def refused(self) -> None:
         """Have the report sent again at the next interval: the broker did not take the last one."""
-        self._told = None
+        self._last_report = None
 
     def due(self) -> bytes | None:
         """The report to publish, None when it is not time or nothing changed."""
@@ -82,10 +83,10 @@ class Reporter:
             return None
         self._looked_s = now_s
         report = self._make()
-        is_news = self._told is None or msgspec.structs.replace(report, at_ms=self._told.at_ms) != self._told
-        if not is_news and now_s - self._told_s < _UNCHANGED_INTERVALS * self._interval_s:
+        is_news = self._last_report is None or msgspec.structs.replace(report, at_ms=self._last_report.at_ms) != self._last_report
+        if not is_news and now_s - self._last_report_s < _UNCHANGED_INTERVALS * self._interval_s:
             return None
-        self._told, self._told_s = report, now_s
+        self._last_report, self._last_report_s = report, now_s
         return encode_reported(report)
 
     def _make(self) -> Reported:
@@ -107,7 +108,6 @@ _EVENTS_AT_ONCE = 256
 # So long after a message could not be sent, paho has told why.
 _LAST_WORDS_S = 1.0
 _LAST_BATCHES = 64
-_RECONNECT_FIRST_S = 0.5
 _RECONNECT_CAP_S = 30.0
 
 # A refused subscription is asked for again: the broker's rules may have been corrected without a new connection.
@@ -115,7 +115,7 @@ _SUBSCRIBE_AGAIN_S = 60.0
 
 _JSON = "application/json"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 _Connect = Callable[[Events], Session]
 
 
@@ -131,9 +131,10 @@ class Forwarder:
         reporter: the device's books.
         models: the models' room, None without `[model]`.
         clock: monotonic time.
+        times: waiting times that no operator sets.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 # the last has a default that only tests change
         self,
         spool: Spool,
         connect: _Connect,
@@ -141,9 +142,11 @@ class Forwarder:
         topics: Topics,
         device: DeviceId,
         reporter: Reporter,
-        models: ModelDesk | None,
+        models: ModelMessages | None,
         clock: Clock,
+        times: UplinkTimes | None = None,
     ) -> None:
+        times = times or UplinkTimes()
         self._spool = spool
         self._connect = connect
         self._topics = topics
@@ -151,12 +154,12 @@ class Forwarder:
         self._reporter = reporter
         self._clock = clock
         self._events: Events = queue.SimpleQueue()
-        self._requests: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[ModelRequest] = queue.SimpleQueue()
         self.progress = Progress()
-        self._outbox = Outbox(spool, config, topics, device, self.progress, clock)
+        self._outbox = Outbox(spool, config, topics, device, self.progress, clock, times)
         self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
         self._downlink.hand_shares_to(self._outbox.over_share)
-        self._reconnect = Backoff(_RECONNECT_FIRST_S, _RECONNECT_CAP_S, random.random)
+        self._reconnect = Backoff(times.first_reconnect_s, _RECONNECT_CAP_S, random.random)
         self.last_wait_s = 0.0
         self._filters = (topics.down_filter(device), topics.receipt_page_filter(device), topics.model_data(device))
         self._subscribed_s = float("-inf")
@@ -172,19 +175,19 @@ class Forwarder:
         self._spool.listen(lambda: self._events.put(Woken()))
         while not stop.is_set():
             self._events = queue.SimpleQueue()
-            self.progress.turned_s = self._clock.monotonic_s()
+            self.progress.last_loop_s = self._clock.monotonic_s()
             try:
                 session = self._connect(self._events)
             except BrokerUnavailableError as error:
                 wait_s = self._reconnect.next_s()
-                _log.warning("broker unavailable", error=str(error), retry_in_s=round(wait_s, 1))
+                log.warning("broker_unavailable", error=str(error), retry_in_s=round(wait_s, 1))
                 self._wait(stop, wait_s)
                 continue
             how: Lost | None = None
             try:
                 self._serve(session, stop)
             except BrokerUnavailableError as error:
-                _log.warning("connection lost", error=str(error))
+                log.warning("connection_lost", error=str(error))
                 how = self._last_words()
             finally:
                 self.progress.is_connected = False
@@ -197,7 +200,7 @@ class Forwarder:
         self.last_wait_s = wait_s
         until_s = self._clock.monotonic_s() + wait_s
         while not stop.is_set() and (left_s := until_s - self._clock.monotonic_s()) > 0:
-            self.progress.turned_s = self._clock.monotonic_s()
+            self.progress.last_loop_s = self._clock.monotonic_s()
             stop.wait(min(left_s, _TURN_S))
 
     def retune(self, config: UplinkConfig) -> None:
@@ -214,9 +217,9 @@ class Forwarder:
         """Give edge policies that come down to the rules' room; it must not block."""
         self._downlink.hand_policies_to(taker)
 
-    def request_model_piece(self, body: bytes, correlation: bytes) -> None:
+    def request_model_piece(self, request: ModelRequest) -> None:
         """Ask the model server; the answer comes down with the same correlation data. From any thread."""
-        self._requests.put((body, correlation))
+        self._requests.put(request)
         self._events.put(Woken())
 
     def _serve(self, session: Session, stop: threading.Event) -> None:
@@ -226,7 +229,7 @@ class Forwarder:
         self._reporter.connected()
         self._spool.unpark_all(but_for=HANGS_UP)
         self.progress.is_connected = True
-        _log.info("connected", max_packet_bytes=session.max_packet_bytes)
+        log.info("connected", max_packet_bytes=session.max_packet_bytes)
         wait_s = 0.0
         while not stop.is_set():
             events = self._next_events(min(wait_s, _TICK_S))
@@ -234,7 +237,7 @@ class Forwarder:
                 self._handle(event)
             while not self._news.empty():
                 self._outbox.retune(self._news.get_nowait())
-            now_s = self.progress.turned_s = self._clock.monotonic_s()
+            now_s = self.progress.last_loop_s = self._clock.monotonic_s()
             if now_s - self._subscribed_s >= _SUBSCRIBE_AGAIN_S and self.progress.refused_topics.keys() & set(self._filters):
                 self._subscribe(session)
             self._tell(session)
@@ -290,10 +293,14 @@ class Forwarder:
             topic = self._topics.reported(self._device)
             self._publish(session, Message(topic, report, content_type=_JSON, is_retained=True))
         while not self._requests.empty():
-            body, correlation = self._requests.get_nowait()
+            request = self._requests.get_nowait()
             answer_to = self._topics.model_data(self._device)
             message = Message(
-                self._topics.model_get(self._device), body, content_type=_JSON, response_topic=answer_to, correlation=correlation
+                self._topics.model_get(self._device),
+                request.body,
+                content_type=_JSON,
+                response_topic=answer_to,
+                correlation=request.correlation,
             )
             self._publish(session, message)
 

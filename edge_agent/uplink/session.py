@@ -32,16 +32,16 @@ from catchment.runtime.tls import client_context
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.identity.key_password import refuse
-from edge_agent.uplink.patience import PatientClient
+from edge_agent.uplink.keepalive import KeepaliveClient
 
 
 # What the broker's answer to a message means for it, and what the end of a connection may mean: over MQTT 5 reason codes.
-class Verdict(Enum):
+class PubackAction(Enum):
     """What happens to the message next."""
 
     TAKEN = auto()  # the broker has it; now a receipt is awaited
     NOT_SENT = auto()  # nobody will get it: send it again after a while, and nothing else meanwhile
-    NEVER = auto()  # this very message will be refused again: put it aside
+    NEVER = auto()  # this very message will be refused again: park it
 
 
 NO_SUBSCRIBERS = 0x10
@@ -50,7 +50,7 @@ _NEVER = frozenset({0x90, 0x95, 0x99})  # topic invalid, packet too large, paylo
 MAX_TRIES = 8
 
 
-def judge(code: int, tries: int) -> Verdict:
+def puback_action(code: int, tries: int) -> PubackAction:
     """Judge a PUBACK.
 
     Args:
@@ -58,10 +58,10 @@ def judge(code: int, tries: int) -> Verdict:
         tries: how often this message was sent, this time included.
     """
     if code == 0:
-        return Verdict.TAKEN
+        return PubackAction.TAKEN
     if code in _NEVER or (code not in _NOT_SENT and tries >= MAX_TRIES):
-        return Verdict.NEVER
-    return Verdict.NOT_SENT
+        return PubackAction.NEVER
+    return PubackAction.NOT_SENT
 
 
 # Reasons of a DISCONNECT that have nothing to do with a message: busy, shutting down, keep alive, taken over, moved, by hand, ...
@@ -70,15 +70,15 @@ _UNSPECIFIED = 0x80
 _OWN_SIDE = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EBADF, errno.ENOTCONN})
 
 
-def is_hung_up(code: int, broke_errno: int, *, is_told: bool) -> bool:
+def is_hung_up(code: int, broke_errno: int, *, has_reason: bool) -> bool:
     """Whether the other side ended the connection, perhaps for a message it was sent.
 
     Args:
         code: of the DISCONNECT; what paho puts in its place where there was none.
         broke_errno: how the socket failed; 0: it was closed.
-        is_told: there was a DISCONNECT from the broker.
+        has_reason: there was a DISCONNECT from the broker.
     """
-    if is_told:
+    if has_reason:
         return code not in _OTHERWISE
     return code == _UNSPECIFIED and broke_errno not in _OWN_SIDE
 
@@ -254,13 +254,13 @@ class PahoSession:
         self._client.loop_stop()
 
     @staticmethod
-    def _make_client(broker: BrokerConfig, client_id: str) -> PatientClient:
+    def _make_client(broker: BrokerConfig, client_id: str) -> KeepaliveClient:
         try:
             context = None if broker.tls is None else tls_context(broker)
         except OSError as error:
             raise BrokerUnavailableError(f"broker {broker.host}:{broker.port} cannot be reached: {error}") from error
         path = broker.path if broker.transport == "websockets" else None
-        return make_client(client_id, PatientClient, context=context, websocket_path=path)
+        return make_client(client_id, KeepaliveClient, context=context, websocket_path=path)
 
     def _connect(self, broker: BrokerConfig) -> BrokerLimits:
         place = f"broker {broker.host}:{broker.port}"
@@ -277,10 +277,10 @@ class PahoSession:
         self._is_gone.set()
         if not self._is_over.is_set():
             self._is_over.set()
-            is_told = flags.is_disconnect_packet_from_server
-            is_hung = is_hung_up(code.value, self._client.broke_errno, is_told=is_told)
+            has_reason = flags.is_disconnect_packet_from_server
+            is_hung = is_hung_up(code.value, self._client.broke_errno, has_reason=has_reason)
             silent = "closed without a reason" if is_hung else str(code)
-            self._events.put(Lost(f"DISCONNECT 0x{code.value:02x}, {code}" if is_told else silent, is_hung))
+            self._events.put(Lost(f"DISCONNECT 0x{code.value:02x}, {code}" if has_reason else silent, is_hung))
 
     def _on_publish(self, _c: mqtt.Client, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
         self._events.put(Acked(mid, self._client.take_code(mid, code.value)))

@@ -1,17 +1,51 @@
-"""What a message is to this bridge: a landing row, a part of a large payload, or another bridge's affair. No IO."""
+"""What a message is to this bridge: a landing row, a part of a large payload, or another bridge's affair. No IO.
 
+Which of several bridges lands a message: a device belongs to one of them, by a hash of its id. No IO.
+"""
+
+import hashlib
 from dataclasses import dataclass
 
 from pipelines.bridge.envelope_rows import Message, Numberer, to_row
-from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Part
 from pipelines.bridge.rows import LandingRow
+from pipelines.errors import ConfigError
 from schemas.errors import SchemaError
 from schemas.parts import read_part_head
 from schemas.reported import MAX_REPORTED_BYTES
 from schemas.topics import Address, Kind, Topics
 
-ALL = Partition()
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One bridge's share of the devices.
+
+    Every bridge hears everything and keeps its share. A shared subscription would send each message only once, but then
+    what a bridge that is down has been given waits for it alone, one device's order is torn over several bridges, and the
+    parts of one large payload meet in different processes.
+
+    Args:
+        index: which share, counted from 0.
+        count: into how many shares the devices are split.
+
+    Raises:
+        ConfigError: there is no such share.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(
+                f"bridge.partition {self.index} of bridge.partitions {self.count}: give the bridges 0 to partitions - 1"
+            )
+
+    def owns(self, name: str) -> bool:
+        """Whether a device is in this share; a topic that names no device stands for itself."""
+        if self.count == 1:
+            return True
+        return int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:8], "big") % self.count == self.index
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +76,7 @@ class Reader:
     topics: Topics
     numberer: Numberer
     max_body_bytes: int
-    partition: Partition = ALL
+    partition: Partition = Partition()
 
     def sender(self, message: Message) -> Sender | None:
         """Whose a message is, by its topic alone; None for a message that belongs to another bridge."""

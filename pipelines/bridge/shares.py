@@ -62,18 +62,25 @@ class Shares:
 
     Args:
         config: the shares.
+        max_accounts: devices that are remembered; those that have rested are forgotten then.
 
     Attributes:
         deferred_messages, deferred_bytes: of all devices, since the start.
     """
 
-    def __init__(self, config: ShareConfig) -> None:
+    def __init__(self, config: ShareConfig, max_accounts: int = _MAX_ACCOUNTS) -> None:
+        self._max_accounts = max_accounts
         self.deferred_messages = 0
         self.deferred_bytes = 0
         self._config = config
         self._accounts: dict[str, _Account] = {}
         self._deferring: dict[str, _Account] = {}
         self._swept_s = float("-inf")
+
+    @property
+    def account_count(self) -> int:
+        """Devices that are remembered."""
+        return len(self._accounts)
 
     def admit(self, device: str, stream: str, cost_bytes: int, now_s: float, low_room_bytes: int | None = None) -> bool:
         """Whether a message may be landed; its cost is then taken from the device's share.
@@ -146,7 +153,7 @@ class Shares:
     def _account(self, device: str, now_s: float) -> _Account:
         account = self._accounts.get(device)
         if account is None:
-            if len(self._accounts) >= _MAX_ACCOUNTS and now_s - self._swept_s >= _STAYS_OVER_S:
+            if len(self._accounts) >= self._max_accounts and now_s - self._swept_s >= _STAYS_OVER_S:
                 self._swept_s = now_s
                 self._forget_idle(now_s)
             account = _Account(self._config.burst_bytes, self._config.burst_messages, now_s)

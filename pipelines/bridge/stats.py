@@ -14,7 +14,7 @@ from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
 from pipelines.heartbeat import Health
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 _TELL_EVERY_S = 60.0
 _NAME_CHARS = 80
 
@@ -39,11 +39,11 @@ class BridgeStats:
         self._assembler = assembler
         self._sweeper = sweeper
         self._shares = shares
-        self._told_s = time.monotonic()
+        self._last_logged_s = time.monotonic()
 
     def health(self) -> Health:
         """For the heartbeat; now and then for the log as well."""
-        if time.monotonic() - self._told_s >= _TELL_EVERY_S:
+        if time.monotonic() - self._last_logged_s >= _TELL_EVERY_S:
             self.tell()
         trouble = ""
         if self._writer.is_refused:
@@ -66,8 +66,8 @@ class BridgeStats:
 
     def tell(self) -> None:
         """Into the log."""
-        self._told_s = time.monotonic()
-        _log.info("bridge_counters", **self._counters())
+        self._last_logged_s = time.monotonic()
+        log.info("bridge_counters", **self._counters())
 
     def _counters(self) -> dict[str, float]:
         return {

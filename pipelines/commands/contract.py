@@ -126,8 +126,8 @@ def _print_changes(found: Difference) -> None:
         console.print(mark, f"{change.where}: {change.what}{why}")
     verdict = styled("compatible", "green") if found.is_compatible else styled("not compatible", "red")
     wanted = "" if found.is_version_right else f"; the version must be {found.version_wanted} or higher"
-    told = f": {len(found.changes)} changes from {found.old.version} to {found.new.version}{wanted}"
-    console.print(joined(verdict, told))
+    summary = f": {len(found.changes)} changes from {found.old.version} to {found.new.version}{wanted}"
+    console.print(joined(verdict, summary))
 
 
 def _compared(found: Difference) -> dict[str, object]:

@@ -73,8 +73,8 @@ def _tell(console: PlainConsole, outcome: Outcome) -> None:
     for name in ("stream", "received", "committed", "quarantined", "discarded", "duplicate"):
         core.add_column(name, justify="left" if name == "stream" else "right")
     for row in outcome.core:
-        told = (row.received, row.committed, row.quarantined, row.discarded, row.duplicate)
-        core.add_row(row.stream, *(f"{figure:,}" for figure in told))
+        counts = (row.received, row.committed, row.quarantined, row.discarded, row.duplicate)
+        core.add_row(row.stream, *(f"{figure:,}" for figure in counts))
     console.print(devices, core)
     for line in outcome.skipped:
         console.print(f"skipped: {line}", style="yellow", soft_wrap=True)

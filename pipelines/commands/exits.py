@@ -1,4 +1,7 @@
-"""How the commands of the core end: what they raise, as one line on standard error and an exit code."""
+"""How the commands of the core end: what they raise, as one line on standard error and an exit code.
+
+Stands alone because the exit codes of all commands are in one place.
+"""
 
 import atexit
 import os

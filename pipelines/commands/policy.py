@@ -1,4 +1,7 @@
-"""`catchment policy`: check and test policies before they are merged."""
+"""`catchment policy`: check and test policies before they are merged.
+
+`catchment policy schema | import`: what editors check policies by, and policies of others.
+"""
 
 import json
 from pathlib import Path
@@ -7,20 +10,21 @@ from typing import Annotated
 import typer
 
 from catchment.runtime.exits import DONE, STOP
-from catchment.runtime.output import say_json
+from catchment.runtime.output import say, say_document, say_json
 from catchment.runtime.terminal import PlainConsole, joined, styled
 from pipelines.commands import policy_edge as edge_cli
-from pipelines.commands import policy_files as file_cli
 from pipelines.commands import policy_lake as lake_cli
 from pipelines.commands import policy_look as look_cli
 from pipelines.commands.options import AsJson, Config, Contracts, contract_folder, require_files
 from pipelines.contracts.registry import ContractSet
 from pipelines.contracts.yaml_source import read_yaml
-from pipelines.errors import PipelineError
+from pipelines.errors import ConfigError, PipelineError
 from pipelines.inspect.run import check_step
-from pipelines.policy.documents import load_policy
+from pipelines.policy.documents import load_policy, to_yaml
 from pipelines.policy.edge import edge_rules
 from pipelines.policy.engine import RuleError
+from pipelines.policy.json_schema import schema_text
+from pipelines.policy.pol_filter import import_policies
 from pipelines.policy.trial import Trial, compile_policy, try_policy
 from schemas.policy import Policy
 
@@ -32,14 +36,51 @@ policy_app.command("history")(lake_cli.changes)
 policy_app.command("diff")(lake_cli.diff)
 policy_app.command("keygen")(edge_cli.keygen)
 policy_app.command("push")(edge_cli.push)
-policy_app.command("schema")(file_cli.schema)
-policy_app.command("import")(file_cli.import_json)
 policy_app.command("preview")(look_cli.preview)
 policy_app.command("explain")(look_cli.explain_sample)
 policy_app.command("retag")(lake_cli.retag)
 
 _REFUSED, _UNTESTED = styled("refused", "red"), styled("untested", "yellow")
 Files = Annotated[list[Path], typer.Argument(help="Policy files (YAML).")]
+
+
+@policy_app.command()
+def schema() -> None:
+    """Print the JSON Schema of policy files, for an editor that completes YAML."""
+    say_document(schema_text().removesuffix("\n"))
+
+
+@policy_app.command("import")
+def import_json(
+    file: Annotated[Path, typer.Argument(help="JSON with pol_id, pol_filter, action_id and action_params; one or a list.")],
+    stream: Annotated[str, typer.Option("--stream", "-s", help="The stream that they shall be for.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the YAML files.")] = Path(),
+    renamed: Annotated[list[str] | None, typer.Option("--map", help="theirs=ours, for a column; may be given again.")] = None,
+    contracts: Contracts = "",
+    config: Config = None,
+) -> None:
+    """Turn policies of IBM Spectrum Discover into ours; what does not fit is told."""
+    known = ContractSet.load(contract_folder(config, contracts))
+    names = dict(each.split("=", 1) for each in renamed or () if "=" in each)
+    require_files([file])
+    try:
+        found = import_policies(file.read_bytes(), stream, names)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+    out.mkdir(parents=True, exist_ok=True)
+    for policy in found.policies:
+        path = out / f"{policy.id}.yaml"
+        if path.exists():
+            say(f"{path} is there already; left as it is", err=True)
+            continue
+        path.write_text(to_yaml(policy), encoding="utf-8")
+        try:
+            compile_policy(policy, known)
+            say(f"written {path}: {len(policy.rules)} rules")
+        except PipelineError as error:
+            say(f"written {path}, which does not compile yet: {error}")
+    for note in found.notes:
+        say(note, err=True)
 
 
 @policy_app.command()
@@ -105,8 +146,8 @@ def _report(console: PlainConsole, path: Path, trial: Trial) -> None:
     policy = trial.policy
     for failure in trial.failures:
         wanted, got = _tags(failure.wanted), _tags(failure.found)
-        told = f" {path}: example {failure.example + 1} on {failure.stream}: wanted {wanted}, got {got}"
-        console.print(joined(styled("failed", "red"), told))
+        summary = f" {path}: example {failure.example + 1} on {failure.stream}: wanted {wanted}, got {got}"
+        console.print(joined(styled("failed", "red"), summary))
     if trial.is_passed:
         console.print(joined(styled("passed", "green"), f" {path}: {_title(policy)}, {len(policy.examples)} examples"))
     if trial.unfired:

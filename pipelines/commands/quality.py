@@ -16,7 +16,7 @@ from pipelines.commands.options import AsJson, Config
 from pipelines.config import load_core_config
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError
-from pipelines.lake.remote import lake_of
+from pipelines.lake.lake import lake_of
 from pipelines.quality.drift import NULLS, Drift, bounds_of, drift
 from pipelines.quality.store import keep_quality, read_quality
 from schemas.contract import NUMERIC_TYPES, Contract, PiiClass
@@ -56,12 +56,12 @@ def quality(
     contract = ContractSet.load(core.contracts).get(stream, None)
     if contract is None:
         raise NotFoundError(f"there is no contract for stream {stream!r}; see: catchment contract ls")
-    root = lake_of(core)
-    keep_quality(root, contract)
-    lines, shown, before = compare(read_quality(root, stream), contract, runs, window)
+    lake = lake_of(core)
+    keep_quality(lake, contract)
+    lines, shown, before = compare(read_quality(lake, stream), contract, runs, window)
     if as_json:
-        told = {"stream": stream, "runs": shown, "reference": before, "columns": [asdict(line) for line in lines]}
-        say_json(json.dumps(told, allow_nan=False))
+        document = {"stream": stream, "runs": shown, "reference": before, "columns": [asdict(line) for line in lines]}
+        say_json(json.dumps(document, allow_nan=False))
     else:
         _print(console, f"{stream}: runs {_span(shown)} against {_span(before)}", lines)
     is_above = fail_above is not None and any(line.psi is not None and line.psi > fail_above for line in lines)
@@ -92,10 +92,10 @@ def _line(name: str, now: pl.DataFrame, then: pl.DataFrame, *, is_numeric: bool)
     if name != "*":
         found = drift(_counts(then), _counts(now), is_numeric=is_numeric)
     most = "" if found is None else found.most
-    told = bounds_of(most) if is_numeric and most.lstrip("-").isdigit() else most
+    most_text = bounds_of(most) if is_numeric and most.lstrip("-").isdigit() else most
     psi, reading = (None, "") if found is None else (round(found.psi, 4), str(found.reading))
     rows, nulls, refused, errors, repeated = map(int, sums)
-    return Line(name, rows, nulls, refused, errors, repeated, low, high, psi, reading, told)
+    return Line(name, rows, nulls, refused, errors, repeated, low, high, psi, reading, most_text)
 
 
 def _counts(lines: pl.DataFrame) -> Counter[str]:
@@ -130,6 +130,6 @@ def _print(console: PlainConsole, title: str, lines: list[Line]) -> None:
         span = "" if line.minimum is None else f"{line.minimum:g} .. {line.maximum:g}"
         psi = "" if line.psi is None else f"{line.psi:.3f}"
         reading = styled(line.reading, colours[line.reading]) if line.reading else ""
-        told = [str(number or "") for number in (line.nulls, line.refused, line.errors, line.repeated)]
-        table.add_row(line.column, str(line.rows), *told, span, psi, reading, line.most if line.reading != "stable" else "")
+        counts = [str(number or "") for number in (line.nulls, line.refused, line.errors, line.repeated)]
+        table.add_row(line.column, str(line.rows), *counts, span, psi, reading, line.most if line.reading != "stable" else "")
     console.print(table)

@@ -19,9 +19,8 @@ from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError
 from pipelines.rollout.cohorts import parse_cohort
 from pipelines.rollout.fleet import publish_desired, reported_models
-from pipelines.rollout.golden import try_model
-from pipelines.rollout.keys import KeyFolder, KeyPlan
-from pipelines.rollout.paths import keys_folder, models_folder
+from pipelines.rollout.golden import check_scores, try_model
+from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
 from pipelines.rollout.server import serve
@@ -92,8 +91,9 @@ def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of th
     require_files([file])
     onnx = file.read_bytes()
     image = _image(onnx, width, height, colour, layout, scale)
-    trial = try_model(onnx, image)
-    published = _repository(core, keys).publish(name, onnx, image, labels=_labels(labels), softmax=softmax, golden=trial.golden)
+    trial, names = try_model(onnx, image), _labels(labels)
+    check_scores(trial, names, softmax)
+    published = _repository(core, keys).publish(name, onnx, image, labels=names, softmax=softmax, golden=trial.golden)
     out.print(f"{name} version {published.spec.version}: {published.size} bytes, sha256 {published.digest}")
 
 
@@ -140,11 +140,11 @@ def model_ls(config: Config = None, as_json: AsJson = False) -> None:
 @model_app.command("show")
 def model_show(name: str, version: int | None = None, config: Config = None, as_json: AsJson = False) -> None:
     """Show one version of a model; the newest if none is named."""
-    told = _plain(_repository(load_core_config(config)).model(name, version))
+    facts = _plain(_repository(load_core_config(config)).model(name, version))
     if as_json:
-        say_json(json.dumps(told))
+        say_json(json.dumps(facts))
         return
-    for key, value in told.items():
+    for key, value in facts.items():
         out.print(f"{key}: {plain(value)}")
 
 
@@ -167,10 +167,10 @@ def rollout_start(
     )  # fmt: skip
     RolloutStore(models_folder(core) / "rollouts").save(rollout)
     orders = DesiredOrders.open(core, SystemClock())
-    told = publish_desired(core, rollout, orders)
+    published = publish_desired(core, rollout, orders)
     if not orders.public_keys:
         say("unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True)
-    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(told)} devices told")
+    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(published)} devices told")
 
 
 @rollout_app.command("halt")

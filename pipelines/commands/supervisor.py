@@ -106,11 +106,11 @@ class Child:
         self.process = None
 
 
-def stop_all(children: Sequence[Child]) -> None:
+def stop_all(children: Sequence[Child], next_after_s: float = NEXT_AFTER_S, within_s: float = STOP_WITHIN_S) -> None:
     """Stop processes in order: the next one when the one before has ended, or after a while; what is left is killed."""
-    until_s = time.monotonic() + STOP_WITHIN_S
+    until_s = time.monotonic() + within_s
     for child in children:
-        child.terminate(NEXT_AFTER_S)
+        child.terminate(next_after_s)
     for child in children:
         child.end(until_s - time.monotonic())
 

@@ -57,7 +57,7 @@ def diff_contracts(old: Contract, new: Contract) -> Difference:
         *_columns("", old.columns, new.columns),
         *_payload(old.payload, new.payload),
         *_quality(old, new),
-        *_told(old, new),
+        *_terms(old, new),
     ]
     return Difference(old, new, tuple(changes))
 
@@ -151,7 +151,7 @@ def _quality(old: Contract, new: Contract) -> Iterator[Change]:
         yield Change(f"quality {name}", what, "" if what == "removed" else "rows that were accepted may be refused")
 
 
-def _told(old: Contract, new: Contract) -> Iterator[Change]:
+def _terms(old: Contract, new: Contract) -> Iterator[Change]:
     for what, first, second in (
         ("retention", old.retention_days, new.retention_days),
         ("owner", old.owner, new.owner),

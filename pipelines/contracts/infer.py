@@ -14,10 +14,8 @@ import msgspec
 import polars as pl
 from polars.exceptions import PolarsError
 
-from pipelines.contracts.draft_source import SourceHints, csv_hints, json_hints
-from pipelines.contracts.draft_types import number_form, typed_text, typed_values
-from pipelines.contracts.head_rows import read_csv_rows, read_json_rows
-from pipelines.contracts.zeek import is_zeek, read_zeek
+from pipelines.contracts.draft_types import SourceHints, csv_hints, json_hints, number_form, typed_text, typed_values
+from pipelines.contracts.head_rows import is_zeek, read_csv_rows, read_json_rows, read_zeek
 from pipelines.errors import ConfigError
 from schemas.contract import Column, ColumnType, Contract, PiiClass
 from schemas.envelope import EVENT_TIME

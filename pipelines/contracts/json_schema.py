@@ -56,8 +56,8 @@ def _nullable(column: Column) -> _Plain:
 
 
 def _column(column: Column) -> _Plain:
-    told = {"description": f"{column.description} [{column.unit}]".strip() if column.unit else column.description}
-    plain = {**_typed(column), **({"description": told["description"]} if told["description"] else {})}
+    described = {"description": f"{column.description} [{column.unit}]".strip() if column.unit else column.description}
+    plain = {**_typed(column), **({"description": described["description"]} if described["description"] else {})}
     for key, bound in (("minimum", column.minimum), ("maximum", column.maximum)):
         if bound is not None:
             plain[key] = int(bound) if float(bound).is_integer() else bound
@@ -85,12 +85,12 @@ def _typed(column: Column) -> _Plain:
 
 def arrow_schema(contract: Contract) -> pa.Schema:
     """The Arrow schema of a batch for readers elsewhere: with units, zones and descriptions beside the types."""
-    told = {column.name: column for column in contract.columns}
-    fields = [_told(field, told[field.name]) if field.name in told else field for field in row_schema(contract)]
+    columns = {column.name: column for column in contract.columns}
+    fields = [_annotated(field, columns[field.name]) if field.name in columns else field for field in row_schema(contract)]
     return pa.schema(fields, {"contract": f"{contract.name} {contract.version}"})
 
 
-def _told(field: pa.Field, column: Column) -> pa.Field:
+def _annotated(field: pa.Field, column: Column) -> pa.Field:
     pii = "" if column.pii == "none" else str(column.pii)
     words = {"unit": column.unit, "pii": pii, "description": column.description, "source_name": column.source_name}
     metadata = {key: value for key, value in words.items() if value}

@@ -2,13 +2,18 @@
 
 What the subset does not have and would change the meaning (another logical type, a pattern, a library quality check) is
 refused, never skipped; what only describes (servers, roles, support, pricing) is let through unread.
+
+Writes a contract as Open Data Contract Standard 3 YAML: what `load_odcs` reads back to an equal contract.
 """
 
 from pathlib import Path
 from typing import Any
 
-from pipelines.contracts.odcs_columns import custom_properties, known, mapping, read_column
-from pipelines.contracts.odcs_writer import to_odcs
+import msgspec
+import yaml
+
+from catchment.runtime.plain import plain_lines
+from pipelines.contracts.odcs_columns import custom_properties, known, mapping, read_column, write_column
 from pipelines.contracts.yaml_source import YamlSource, read_yaml
 from pipelines.errors import ConfigError, ExpressionError
 from schemas.contract import Contract, contract_from_plain
@@ -18,6 +23,9 @@ ENGINE = "catchment"
 _OBJECT_CUSTOM = frozenset({"payload", "chips", "eventTimeStep"})
 _DAYS = frozenset({"d", "day", "days"})
 _Plain = dict[str, Any]
+
+
+API_VERSION = "v3.2.0"
 
 
 def load_odcs(path: Path) -> Contract:
@@ -125,4 +133,46 @@ def _line_of(source: YamlSource, message: str) -> str:
     return source.where_of(message.replace("$.columns", "$.schema[0].properties").replace("$.quality", "$.schema[0].quality"))
 
 
-__all__ = ["ENGINE", "load_odcs", "to_odcs"]
+def to_odcs(contract: Contract) -> str:
+    """The ODCS document of this contract."""
+    table: _Plain = {"name": contract.name, "logicalType": "object", "physicalType": "stream"}
+    custom: list[_Plain] = []
+    if contract.payload is not None:
+        value: _Plain = {"mediaTypes": list(contract.payload.media_types), "maxBytes": contract.payload.max_bytes}
+        redact = {} if contract.payload.redact is None else {"redact": msgspec.to_builtins(contract.payload.redact)}
+        custom.append({"property": "payload", "value": {**value, "required": contract.payload.required, **redact}})
+    if contract.event_time_step_s is not None:
+        custom.append({"property": "eventTimeStep", "value": contract.event_time_step_s})
+    if contract.chips:
+        chips = [{"name": chip.name, "size": chip.size, "overlap": chip.overlap, "level": chip.level} for chip in contract.chips]
+        custom.append({"property": "chips", "value": chips})
+    if custom:
+        table["customProperties"] = custom
+    table["properties"] = [write_column(column) for column in contract.columns]
+    if contract.quality:
+        table["quality"] = [
+            {"name": rule.name, "type": "custom", "engine": "catchment", "implementation": rule.expression}
+            for rule in contract.quality
+        ]
+    document: _Plain = {
+        "apiVersion": API_VERSION,
+        "kind": "DataContract",
+        "id": f"urn:catchment:contract:{contract.name}",
+        "name": contract.name,
+        "version": contract.version,
+        "status": "active",
+    }
+    if contract.description:
+        document["description"] = {"purpose": contract.description}
+    if contract.owner:
+        document["team"] = {"name": contract.owner}
+    document["schema"] = [table]
+    if contract.retention_days is not None:
+        document["slaProperties"] = [{"property": "retention", "value": contract.retention_days, "unit": "d"}]
+    text = _dumped(document, is_readable=True)
+    # A name with an invisible character in it would not survive being printed as it stands: YAML's own escapes do.
+    return text if plain_lines(text) == text else _dumped(document, is_readable=False)
+
+
+def _dumped(document: _Plain, *, is_readable: bool) -> str:
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=is_readable, width=120))

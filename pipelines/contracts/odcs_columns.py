@@ -1,10 +1,12 @@
-"""Columns in ODCS: a property to the plain form of a column, and a column to a property."""
+"""Columns in ODCS: a property to the plain form of a column, and a column to a property.
+
+How ODCS's logical types, with physical type or format, name the column types of a contract, and back.
+"""
 
 from typing import Any
 
 import msgspec
 
-from pipelines.contracts.odcs_types import WRITTEN, accepted_types, column_type
 from pipelines.contracts.yaml_source import YamlSource
 from pipelines.errors import ConfigError
 from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, PiiClass
@@ -18,9 +20,43 @@ _KEYS = frozenset({
 _TIME_KEYS = frozenset({"timezone", "defaultTimezone"})
 _VECTOR_KEYS = frozenset({"dimensions", "elementType"})
 # What only describes a vector, and is let through unread.
-_TOLD_OF_VECTORS = frozenset({"distanceMetric", "embeddingModel", "embeddingModelVersion", "normalized"})
+_VECTOR_NOTES = frozenset({"distanceMetric", "embeddingModel", "embeddingModelVersion", "normalized"})
 _CUSTOM = frozenset({"unit", "pii", "redact"})
 _OPTIONS = {"minimum": "minimum", "maximum": "maximum", "maxLength": "max_length"}
+
+
+# (logicalType, physicalType or logicalTypeOptions.format) -> column type; "" is what stands without either.
+_TYPES: dict[tuple[str, str], ColumnType] = {
+    ("string", ""): ColumnType.STRING,
+    ("string", "string"): ColumnType.STRING,
+    ("string", "binary"): ColumnType.BINARY,
+    ("boolean", ""): ColumnType.BOOL,
+    ("boolean", "bool"): ColumnType.BOOL,
+    ("integer", ""): ColumnType.INT64,
+    ("integer", "int64"): ColumnType.INT64,
+    ("integer", "i64"): ColumnType.INT64,
+    ("integer", "int32"): ColumnType.INT32,
+    ("integer", "i32"): ColumnType.INT32,
+    ("number", ""): ColumnType.FLOAT64,
+    ("number", "float64"): ColumnType.FLOAT64,
+    ("number", "f64"): ColumnType.FLOAT64,
+    ("number", "float32"): ColumnType.FLOAT32,
+    ("number", "f32"): ColumnType.FLOAT32,
+    ("timestamp", ""): ColumnType.TIMESTAMP,
+    ("timestamp", "timestamp"): ColumnType.TIMESTAMP,
+}
+
+# What is written: logicalType and physicalType.
+WRITTEN: dict[ColumnType, tuple[str, str]] = {
+    ColumnType.STRING: ("string", ""),
+    ColumnType.BINARY: ("string", "binary"),
+    ColumnType.BOOL: ("boolean", ""),
+    ColumnType.INT64: ("integer", "int64"),
+    ColumnType.INT32: ("integer", "int32"),
+    ColumnType.FLOAT64: ("number", "float64"),
+    ColumnType.FLOAT32: ("number", "float32"),
+    ColumnType.TIMESTAMP: ("timestamp", ""),
+}
 
 
 def read_column(source: YamlSource, item: Any, *steps: str | int) -> _Plain:
@@ -73,7 +109,7 @@ def _array(source: YamlSource, given: _Plain, options: _Plain, steps: tuple[str 
 
 
 def _vector(source: YamlSource, _given: _Plain, options: _Plain, steps: tuple[str | int, ...]) -> _Plain:
-    known(source, options, _VECTOR_KEYS | _TOLD_OF_VECTORS, *steps, "logicalTypeOptions")
+    known(source, options, _VECTOR_KEYS | _VECTOR_NOTES, *steps, "logicalTypeOptions")
     found = f"vector<{options.get('elementType') or 'float32'}>"
     if found not in VECTOR_TYPES:
         raise ConfigError(f"{source.where(*steps)}: a vector of {options.get('elementType')!r} is not in the subset")
@@ -182,3 +218,13 @@ def known(source: YamlSource, given: _Plain, names: frozenset[str] | set[str] | 
         if key not in names:
             shown = ", ".join(sorted(names)) or "none"
             raise ConfigError(f"{source.where(*steps, key)}: {str(key)[:80]!r} is not in the subset; there are {shown}")
+
+
+def column_type(logical: str, physical: str) -> ColumnType | None:
+    """The column type; None if the subset has none for it."""
+    return _TYPES.get((logical, physical))
+
+
+def accepted_types() -> str:
+    """What may be written, for an error message."""
+    return ", ".join(f"{logical}/{physical}" if physical else logical for logical, physical in _TYPES)

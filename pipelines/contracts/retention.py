@@ -9,7 +9,7 @@ log = structlog.get_logger(__name__)
 HINT = "rows stay until you delete them; the data engineer's page says how, and what goes with them"
 
 
-def asked_retention(contracts: ContractSet) -> dict[str, int]:
+def requested_retention(contracts: ContractSet) -> dict[str, int]:
     """The days of retention that the newest contract of each stream asks for; streams that ask for none are left out."""
     newest = {contract.name: contract for contract in contracts.all()}
     return {name: contract.retention_days for name, contract in newest.items() if contract.retention_days is not None}
@@ -22,10 +22,10 @@ def warn_of_retention(folder: str) -> dict[str, int]:
         folder: the folder of contracts, or "" for the built-in ones alone.
     """
     try:
-        asked = asked_retention(ContractSet.load(folder))
+        requested = requested_retention(ContractSet.load(folder))
     except ConfigError as error:
         log.debug("retention_unknown", reason=str(error))
         return {}
-    if asked:
-        log.warning("retention_not_enforced", days_by_stream=asked, hint=HINT)
-    return asked
+    if requested:
+        log.warning("retention_not_enforced", days_by_stream=requested, hint=HINT)
+    return requested

@@ -48,6 +48,6 @@ class Commands:
         except subprocess.TimeoutExpired as error:
             raise CommandFailedError(f"{text}: not done after {TIMEOUT_S:.0f} s") from error
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).decode(errors="replace")[-2_000:]
-            raise CommandFailedError(f"{text}: ended with {done.returncode}: {said}")
+            output = (done.stderr or done.stdout).decode(errors="replace")[-2_000:]
+            raise CommandFailedError(f"{text}: ended with {done.returncode}: {output}")
         return done.stdout.decode()

@@ -18,11 +18,11 @@ def build_and_read(commands: Commands, site: Site, name: str, stream: str, where
     Returns:
         The set's folder, and the samples read.
     """
-    told = commands.run(
+    output = commands.run(
         "catchment", "set", "build", name, "--from", stream, "--where", where, "--split", "train=0.8,test=0.2",
         "--group", "device,epoch,seq", "--json", "-c", str(site.core_config),
     )  # fmt: skip
-    document = json.loads(told.strip().splitlines()[-1])
+    document = json.loads(output.strip().splitlines()[-1])
     folder = site.lake / "sets" / name / str(document["version"])
     read = 0
     for split in ("train", "test"):

@@ -1,4 +1,7 @@
-"""The whole loop on one machine: devices capture, the network drops, sets are built, a model goes back, the books balance."""
+"""The whole loop on one machine: devices capture, the network drops, sets are built, a model goes back, the books balance.
+
+Do the books balance? The devices' and the core's, against each other and against what the devices say they made.
+"""
 
 import json
 import shutil
@@ -13,7 +16,6 @@ import msgspec
 
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import load_core_config
-from pipelines.demo.books import AgentLedger, CoreStreamBooks, faults
 from pipelines.demo.broker import HOST, start_broker
 from pipelines.demo.commands import Commands
 from pipelines.demo.learn import build_and_read, publish, train_on
@@ -25,9 +27,9 @@ from pipelines.demo.view import Snapshot, View
 from pipelines.demo.watch import Watch
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import first_director
-from pipelines.rollout.keys import KeyFolder, KeyPlan
-from pipelines.rollout.paths import keys_folder, models_folder
+from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository
+from schemas.reported import StreamBooks
 
 FIRST_ROWS_S = 60.0
 SETTLE_S = 120.0
@@ -41,6 +43,77 @@ _FEEDS = {
     "telemetry": "vehicle_telemetry",
     "switch": "network_flow",
 }
+
+
+class AgentLedger(msgspec.Struct, frozen=True):
+    """What `edge-agent books --json` tells."""
+
+    device: str
+    books: tuple[StreamBooks, ...]
+
+
+class CoreStreamBooks(msgspec.Struct, frozen=True):
+    """The core's books of one stream: one of the rows that `catchment books --json` tells."""
+
+    stream: str
+    received: int
+    committed: int
+    quarantined: int
+    duplicate: int
+    dropped: int = 0
+    discarded: int = 0
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether promise 3 holds."""
+        return self.received == self.committed + self.quarantined + self.discarded + self.duplicate
+
+
+def faults(
+    agents: Sequence[AgentLedger], core: Sequence[CoreStreamBooks], made: Mapping[str, int], rows: Mapping[str, int]
+) -> list[str]:
+    """All that does not add up; empty when every captured sample is committed or accounted for.
+
+    Args:
+        agents: every device's books.
+        core: the core's books.
+        made: stream -> samples that the devices say they made, for streams where that is known.
+        rows: stream -> rows in the lake.
+    """
+    found: list[str] = []
+    captured: Counter[str] = Counter()
+    settled: Counter[str] = Counter()
+    for agent in agents:
+        for book in agent.books:
+            captured[book.stream] += book.captured
+            settled[book.stream] += book.settled
+            if not book.is_balanced:
+                found.append(f"{agent.device} {book.stream}: captured {book.captured} is not settled + spooled + dropped: {book}")
+            if book.spooled:
+                found.append(f"{agent.device} {book.stream}: {book.spooled} samples still wait on the device")
+    for stream, count in made.items():
+        if captured[stream] != count:
+            found.append(f"{stream}: the devices made {count} samples, their agents captured {captured[stream]}")
+    known = {book.stream: book for book in core}
+    for stream, count in settled.items():
+        book_of_core = known.get(stream)
+        if book_of_core is None:
+            found.append(f"{stream}: {count} samples settled on devices, the core knows nothing of them")
+            continue
+        found += _core_faults(book_of_core, count, rows.get(stream, 0))
+    return found
+
+
+def _core_faults(book: CoreStreamBooks, settled: int, rows: int) -> list[str]:
+    found = []
+    if not book.is_balanced:
+        found.append(f"{book.stream}: received is not committed + quarantined + discarded + duplicate: {book}")
+    of_core = book.committed + book.quarantined + book.discarded
+    if of_core != settled:
+        found.append(f"{book.stream}: devices hold {settled} as settled, the core {of_core}")
+    if book.committed != rows:
+        found.append(f"{book.stream}: the core's books say {book.committed} rows, the lake has {rows}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class View:
         self._console = console
         self._clock = clock
         self._began_s = clock.monotonic_s()
-        self._told_s = self._began_s
+        self._last_shown_s = self._began_s
         self._events: list[Text] = []
         self._snapshot = Snapshot()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -99,8 +99,8 @@ class View:
         self._snapshot = snapshot
         if self._live is not None:
             self._redraw()
-        elif self._clock.monotonic_s() - self._told_s >= PLAIN_EVERY_S:
-            self._told_s = self._clock.monotonic_s()
+        elif self._clock.monotonic_s() - self._last_shown_s >= PLAIN_EVERY_S:
+            self._last_shown_s = self._clock.monotonic_s()
             self.event(
                 f"captured {snapshot.captured:,}, waiting on devices {snapshot.spooled:,}, in the lake {snapshot.committed:,}"
             )

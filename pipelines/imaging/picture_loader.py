@@ -9,7 +9,7 @@ from typing import Any
 
 import pyvips
 
-from pipelines.imaging.errors import UnreadableImageError
+from pipelines.errors import UnreadableImageError
 from schemas.picture_format import HEAD_BYTES, PictureFormat, picture_format
 
 _LOADERS = {

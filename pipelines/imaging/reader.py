@@ -2,6 +2,10 @@
 
 tifffile parses, imagecodecs decodes, on a few threads. Sizes are checked before anything is decoded: the bytes come from
 outside, and a header costs nothing to invent. No other image format is tried.
+
+The size that a JPEG claims, read from its markers alone: a decoder believes it, and takes the memory for it.
+
+Cut a band of pixels into chips: arrays, how much of each is background, and encoded pictures.
 """
 
 import os
@@ -11,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from pipelines.imaging.errors import UnreadableImageError
-from pipelines.imaging.jpeg_head import jpeg_size
+from pipelines.errors import UnreadableImageError
+from pipelines.imaging.tiling import Band, Grid
 
 Pixels = npt.NDArray[np.uint8]
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -26,6 +31,18 @@ _GRAY_OR_RGB = frozenset({1, 2, 6})  # minisblack, rgb, ycbcr
 MAX_SEGMENT_BYTES = 256 * 1024 * 1024
 _MAX_SEGMENTS = 50_000_000
 _SLACK_BYTES = 64 * 1024
+
+
+_START_OF_SCAN = 0xDA
+_FRAME_HEADS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+
+
+NEAR_WHITE = 235
+NEAR_BLACK = 20
+_JPEG_QUALITY = 90
+_PNG_LEVEL = 3
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +175,85 @@ def _reasons(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UnreadableImageError(f"{what}: {type(error).__name__}: {error}"[:400]) from error
+
+
+def jpeg_size(body: bytes) -> tuple[int, int] | None:
+    """Height and width in the frame header; None where there is none before the picture's data begins."""
+    at = 2
+    while at + 4 <= len(body) and body[at] == 0xFF:
+        marker = body[at + 1]
+        if marker == 0xFF or marker in _STANDALONE:
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker == _START_OF_SCAN:
+            return None
+        if marker in _FRAME_HEADS:
+            head = body[at + 5 : at + 9]
+            return (int.from_bytes(head[:2], "big"), int.from_bytes(head[2:], "big")) if len(head) == 4 else None
+        at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Chips:
+    """The chips of a band: pixels (n, size, size, channels), background shares (n), encoded pictures (n)."""
+
+    first_index: int
+    pixels: Pixels
+    background: Floats
+    encoded: tuple[bytes, ...]
+
+
+def media_type(lossy: bool) -> str:
+    """Pixels that went through a lossy codec become JPEG; exact ones stay exact, as PNG."""
+    return "image/jpeg" if lossy else "image/png"
+
+
+def cut_band(rows: Pixels, grid: Grid, band: Band, lossy: bool, threads: int = 0) -> Chips:
+    """Cut a band's rows into its chips.
+
+    Args:
+        rows: image rows `band.y_low` to `band.y_high`, as (rows, width, channels).
+        grid: where the chips lie.
+        band: which of them.
+        lossy: whether the pixels were lossy before.
+        threads: for encoding; 0 for as many as there are cores, at most 4.
+    """
+    low, high = band.row_low * grid.columns, band.row_high * grid.columns
+    pixels: Pixels = np.zeros((high - low, grid.size, grid.size, rows.shape[2]), np.uint8)
+    background = np.zeros(high - low, np.float32)
+
+    def one(index: int) -> bytes:
+        """Everything that is done to one chip, while it lies in the processor's cache."""
+        window, at = grid.window(index), index - low
+        top = window.y - band.y_low
+        pixels[at, : window.height, : window.width] = rows[top : top + window.height, window.x : window.x + window.width]
+        background[at] = background_share(pixels[at, : window.height, : window.width])
+        return _jpeg(pixels[at]) if lossy else _png(pixels[at])
+
+    with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
+        encoded = tuple(pool.map(one, range(low, high)))
+    return Chips(low, pixels, background, encoded)
+
+
+def background_share(pixels: Pixels) -> float:
+    """The share of pixels whose channels are all near white, or all near black; every second pixel each way is looked at."""
+    looked_at = pixels[::2, ::2]
+    white, black = looked_at >= NEAR_WHITE, looked_at <= NEAR_BLACK
+    all_white, all_black = white[..., 0], black[..., 0]
+    for channel in range(1, pixels.shape[2]):  # a reduction over so short an axis takes five times as long
+        all_white, all_black = all_white & white[..., channel], all_black & black[..., channel]
+    plain = int(np.count_nonzero(all_white | all_black))
+    return plain / all_white.size
+
+
+def _jpeg(chip: Pixels) -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(_squeezed(chip), level=_JPEG_QUALITY, subsampling="444"))
+
+
+def _png(chip: Pixels) -> bytes:
+    return bytes(imagecodecs.png_encode(_squeezed(chip), level=_PNG_LEVEL))
+
+
+def _squeezed(chip: Pixels) -> Pixels:
+    return chip[:, :, 0] if chip.shape[2] == 1 else chip

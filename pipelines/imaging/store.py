@@ -1,4 +1,7 @@
-"""Put the chips of a band in the lake: one Zarr shard of pixels, one payload shard of pictures."""
+"""Put the chips of a band in the lake: one Zarr shard of pixels, one payload shard of pictures.
+
+What goes into chip cutting and what comes out of it.
+"""
 
 import hashlib
 import shutil
@@ -11,11 +14,90 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from catchment.runtime.atomic_files import sync_file, sync_folder
 from pipelines.errors import CorruptLakeError
-from pipelines.imaging.cutter import Chips
-from pipelines.imaging.slides import SlideRef
+from pipelines.imaging.reader import Chips
+from pipelines.lake.lake import Lake
 from pipelines.lake.payload import PayloadShard, write_payload_shard
+from schemas.contract import ChipSpec
+from schemas.ids import Digest, SampleKey
 
 _FAST_CODECS = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRef:
+    """An image in the lake that shall be cut by `spec`.
+
+    `shard`, `offset`, `length` tell where its bytes lie, as in the stream's row: a file under `objects/` (offset 0) or a value
+    inside a payload shard. `tags` and `tag_rules` are handed on to every chip.
+    """
+
+    key: SampleKey
+    sha256: Digest
+    shard: str
+    offset: int
+    length: int
+    spec: ChipSpec
+    event_time_us: int | None = None
+    tags: tuple[str, ...] = ()
+    tag_rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChipFile:
+    """What became of one slide: a file of chip rows for the table `<stream>_chips`, or a reason why there is none.
+
+    Attributes:
+        key: of the slide.
+        spec: name of the chip spec.
+        path: the file, relative to the lake root; empty where `rejection` is set.
+        rows: chip rows in it.
+        bytes: its size.
+        rejection: why the slide could not be cut; None where it was.
+    """
+
+    key: SampleKey
+    spec: str
+    path: str
+    rows: int
+    bytes: int
+    rejection: str | None = None
+
+
+def chip_table(stream: str) -> str:
+    """The name of the table that a stream's chip rows go to."""
+    return f"{stream}_chips"
+
+
+def chip_schema() -> pa.Schema:
+    """Columns of a chip row; its key is (device, epoch, seq, spec, chip_index).
+
+    `width` and `height` are the part inside the image; `background` is the share of it that is near white or near black.
+    """
+    return pa.schema([
+        pa.field("device", pa.string()),
+        pa.field("epoch", pa.int64()),
+        pa.field("seq", pa.int64()),
+        pa.field("event_time", pa.timestamp("us", "UTC")),
+        pa.field("run", pa.int64()),
+        pa.field("source_sha256", pa.string()),
+        pa.field("spec", pa.string()),
+        pa.field("level", pa.int32()),
+        pa.field("chip_index", pa.int64()),
+        pa.field("x", pa.int64()),
+        pa.field("y", pa.int64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("background", pa.float32()),
+        pa.field("media_type", pa.string()),
+        pa.field("zarr_path", pa.string()),
+        pa.field("tags", pa.list_(pa.string())),
+        pa.field("tag_rules", pa.list_(pa.string())),
+        pa.field("payload_shard", pa.string()),
+        pa.field("payload_row", pa.int32()),
+        pa.field("payload_offset", pa.int64()),
+        pa.field("payload_length", pa.int64()),
+        pa.field("payload_sha256", pa.string()),
+    ])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +129,9 @@ class ChipPlace:
         return f"streams/{self.stream}_chips/{self.run:012d}-{self.number}.parquet"
 
 
-def create_array(lake_root: Path, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int) -> None:
+def create_array(lake: Lake, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int) -> None:
     """Create the array (chips, height, width, channels): one chip an inner chunk, one band a shard. An equal one stays."""
-    path = lake_root / place.zarr
+    path = lake.root / place.zarr
     if path.exists() and not _fits(path, shape, shard_chips):
         shutil.rmtree(path)
     if path.exists():
@@ -70,12 +152,12 @@ def create_array(lake_root: Path, place: ChipPlace, shape: tuple[int, int, int, 
     sync_folder(path.parent)
 
 
-def write_pixels(lake_root: Path, place: ChipPlace, band: int, chips: Chips) -> None:
+def write_pixels(lake: Lake, place: ChipPlace, band: int, chips: Chips) -> None:
     """Write a band's pixels as one shard, durably.
 
     A shard that an earlier attempt left is removed first: it may be torn, and would be read to be completed.
     """
-    path = lake_root / place.zarr
+    path = lake.root / place.zarr
     shard = path / "c" / str(band) / "0" / "0" / "0"
     shard.unlink(missing_ok=True)
     with zarr.config.set(_FAST_CODECS):
@@ -87,7 +169,7 @@ def write_pixels(lake_root: Path, place: ChipPlace, band: int, chips: Chips) -> 
             sync_folder(folder)
 
 
-def write_pictures(lake_root: Path, place: ChipPlace, slide: SlideRef, band: int, chips: Chips) -> PayloadShard:
+def write_pictures(lake: Lake, place: ChipPlace, slide: SlideRef, band: int, chips: Chips) -> PayloadShard:
     """Write a band's encoded chips as a payload shard."""
     count = len(chips.encoded)
     key = slide.key
@@ -99,13 +181,13 @@ def write_pictures(lake_root: Path, place: ChipPlace, slide: SlideRef, band: int
         "payload_sha256": pa.array([hashlib.sha256(body).hexdigest() for body in chips.encoded], pa.string()),
         "payload": pa.array(chips.encoded, pa.binary()),
     })  # fmt: skip
-    return write_payload_shard(lake_root / place.pictures(band), rows)
+    return write_payload_shard(lake.root / place.pictures(band), rows)
 
 
-def discard(lake_root: Path, place: ChipPlace) -> None:
+def discard(lake: Lake, place: ChipPlace) -> None:
     """Remove what a slide left that turned out unreadable halfway; no row refers to it."""
-    shutil.rmtree(lake_root / place.zarr, ignore_errors=True)
-    stem = lake_root / place.stem
+    shutil.rmtree(lake.root / place.zarr, ignore_errors=True)
+    stem = lake.root / place.stem
     for path in stem.parent.glob(f"{stem.name}-*.parquet"):
         path.unlink()
 

@@ -1,31 +1,70 @@
-"""The run loop as a process: one loop on a lake, its workers, its heartbeats, and what it does when a run fails."""
+"""The run loop as a process: one loop on a lake, its workers, its heartbeats, and what it does when a run fails.
+
+How often a failing run is tried before the loop says so and ends. No IO.
+"""
 
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from threading import Event
 
 import structlog
 
+from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.contracts.retention import warn_of_retention
-from pipelines.errors import FaultError, RetryLaterError
+from pipelines.errors import FaultError, PipelineError, RetryLaterError
 from pipelines.heartbeat import Health, Heartbeats, starting
 from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
 from pipelines.ingest.receipt_sender import ReceiptSender
-from pipelines.ingest.retry_budget import RetryBudget
-from pipelines.lake.remote import bind
+from pipelines.lake.lake import lake_of
 from pipelines.lake.scratch import scratch
 from pipelines.refusals import broker_client_context
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import opened
 
+MAX_FAULTS = 3
+MAX_TRIES = 20
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+
+
 MAX_WARNINGS = 10
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class RetryBudget:
+    """Consecutive failures. An internal error is retried few times, an unavailable resource more often."""
+
+    count: int = 0
+    faults: int = 0
+    total: int = 0
+    trouble: str = ""
+
+    def failed(self, error: PipelineError) -> float:
+        """Take a failure in; the seconds to wait before the next try.
+
+        Raises:
+            PipelineError: `error` itself, once it was met too often in a row: the supervisor sees the process fall, and says so.
+        """
+        self.count += 1
+        self.total += 1
+        self.trouble = str(error)
+        self.faults += isinstance(error, FaultError)
+        if self.faults >= MAX_FAULTS or self.count >= MAX_TRIES:
+            raise error
+        return doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, self.count - 1)
+
+    def succeeded(self) -> None:
+        """A step came to its end."""
+        self.count = self.faults = 0
+        self.trouble = ""
 
 
 def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = False, engine: Engine = IN_PROCESS) -> None:
@@ -44,13 +83,12 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         FaultError: our own code failed on the same run again and again.
         RetryLaterError: something stayed away through many tries.
     """
-    root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
-    bind(root, config.remote)
+    lake, client_id = lake_of(config), f"catchment-run-{os.getpid()}"
     warn_of_retention(config.contracts)
     with ExitStack() as stack:
-        check_ours = stack.enter_context(only_loop(root, stop))
-        with starting(root, "run", "loop", clock):
-            stack.enter_context(scratch(root, "run"))
+        check_ours = stack.enter_context(only_loop(lake, stop))
+        with starting(lake.root, "run", "loop", clock):
+            stack.enter_context(scratch(lake.root, "run"))
             broker_client_context(config.broker)  # what is wrong with its files must stop the start, not the first receipt
             ready = stack.enter_context(opened(engine, config.run.worker_test_s))
             sender = stack.enter_context(ReceiptSender(config, client_id, clock))
@@ -65,7 +103,7 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
             if workers and not once:
                 workers.wait_ready()
         budget = RetryBudget()
-        with Heartbeats(root, "run", "loop", clock, lambda: _health(loop, budget)):
+        with Heartbeats(lake, "run", "loop", clock, lambda: _health(loop, budget)):
             _turn(loop, budget, config, stop, check_ours, once=once)
             if once:
                 sender.drain()

@@ -43,7 +43,7 @@ def receipts_of(ledger: Ledger, devices: Iterable[str]) -> dict[str, Receipt]:
     wanted = set(devices)
     rows = ledger.of(wanted)
     settled: dict[str, dict[str, dict[str, list[tuple[int, int]]]]] = {device: {} for device in wanted}
-    for key, ranges in rows.asked().ranges().items():
+    for key, ranges in rows.still_requested().ranges().items():
         settled[key.device].setdefault(key.stream, {})[str(key.epoch)] = list(ranges.spans)
     floors: dict[str, dict[str, Floor]] = {device: {} for device in wanted}
     for (device, stream), floor in floors_of(rows.books).items():

@@ -1,6 +1,8 @@
 """One work item: its fresh samples become rows of stream tables or rows of quarantine, each exactly one of both.
 
 decode each envelope -> put equal ones together -> conform -> reasons -> payloads -> tags -> files
+
+Which reasons a work item refuses samples for, and how often: the kinds of them, without values of samples. No IO.
 """
 
 from collections import Counter
@@ -30,17 +32,23 @@ from pipelines.ingest.quarantine import (
     Rejection,
     rejections_table,
 )
-from pipelines.ingest.refusals import RefusalTally
 from pipelines.ingest.tabulate import Target, write_group
-from pipelines.ingest.work import Faults, ItemResult, Settled, Work
-from pipelines.lake.copy import at_hand
+from pipelines.ingest.work import Faults, ItemResult, RefusalCount, Settled, Work
 from pipelines.lake.files import NewFile, write_table_file
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import QUARANTINE, stream_table
 from pipelines.lake.quarantined import kind_of
 from schemas.contract import Contract
 from schemas.ranges import Ranges
+from schemas.receipts import MAX_REASON_CHARS
 
 GroupKey = tuple[str, str, pa.Schema]
+
+
+MAX_KINDS = 16
+OTHERS = "other reasons"
+
+_kind = lru_cache(maxsize=4_096)(kind_of)
 
 
 def settle_item(work: Work, tell: Callable[[int, int], None] | None = None) -> ItemResult:
@@ -90,7 +98,7 @@ class Settler:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._root = Path(work.root)
+        self._lake = lake_at(Path(work.root))
         self._pins = _pins(work.root, work.pins)
         self._groups: dict[GroupKey, Group] = {}
         self._parts: Counter[str] = Counter()
@@ -111,9 +119,9 @@ class Settler:
                 self._messages += 1
                 self._take_envelope(message, fresh_spans)
         elif message.kind == KIND_REPORTED:
-            said = read_report(message.batch, message.row)
-            if isinstance(said, str):
-                self._reject(message.rejected(STAGE_REPORT, said, None, 1), stream="")
+            report = read_report(message.batch, message.row)
+            if isinstance(report, str):
+                self._reject(message.rejected(STAGE_REPORT, report, None, 1), stream="")
         else:
             self._reject(message.rejected(STAGE_HEAD, message.refusal or "refused", None, 1), stream="")
 
@@ -215,7 +223,7 @@ class Settler:
         self._groups, self._bytes = {}, 0
         for (stream, _version), groups in sorted(by_table.items()):
             name = f"{self._work.run:012d}-{self._part(stream_table(stream))}.parquet"
-            target = Target(self._root, self._work.run, name, self._pins, self._work.limits)
+            target = Target(self._lake, self._work.run, name, self._pins, self._work.limits)
             written = write_group(groups, target)
             self._files.extend(written.files)
             self._committed.update(written.committed)
@@ -238,7 +246,7 @@ class Settler:
             part = self._part(QUARANTINE)
             table = rejections_table(self._rejections, self._work.run, self._work.at_us, part)
             name = f"{self._work.run:012d}-{part}.parquet"
-            self._files.append(write_table_file(self._root, QUARANTINE, name, table, PRIVATE))
+            self._files.append(write_table_file(self._lake, QUARANTINE, name, table, PRIVATE))
         self._rejections, self._rejected_bytes = [], 0
 
     def _reject(self, rejection: Rejection, stream: str | None = None) -> None:
@@ -252,9 +260,32 @@ class Settler:
 
 
 def _at_hand(work: Work, segment: SegmentRef) -> Path:
-    return at_hand(Path(work.root), segment_path(Path(work.root), segment))
+    return lake_at(Path(work.root)).local(segment_path(lake_at(Path(work.root)), segment))
 
 
 @lru_cache(maxsize=4)
 def _pins(root: str, digest: str) -> Pins:
-    return read_pins(Path(root), digest)
+    return read_pins(lake_at(Path(root)), digest)
+
+
+class RefusalTally:
+    """Counts refusals by device, stream and kind of reason; beyond `MAX_KINDS` of one stream they are one kind."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[tuple[str, str], Counter[str]] = {}
+
+    def add(self, device: str, stream: str, reason: str, count: int) -> None:
+        """Count refused samples. The ledger and receipts show the reason, so numbers, digests and quoted words are left out."""
+        if not count:
+            return
+        tally = self._tallies.setdefault((device, stream), Counter())
+        kind = "".join(sign if sign.isprintable() else " " for sign in _kind(reason[:2_000])[:MAX_REASON_CHARS])
+        tally[kind if kind in tally or len(tally) < MAX_KINDS else OTHERS] += count
+
+    def counts(self) -> tuple[RefusalCount, ...]:
+        """The counts, by device, stream and reason."""
+        return tuple(
+            RefusalCount(*key, reason, count)
+            for key in sorted(self._tallies)
+            for reason, count in sorted(self._tallies[key].items())
+        )

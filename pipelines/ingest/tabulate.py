@@ -1,40 +1,47 @@
-"""Groups of envelopes as rows of a stream's table: conform, check, payloads, tags, one file. Whole columns at a time."""
+"""Groups of envelopes as rows of a stream's table: conform, check, payloads, tags, one file. Whole columns at a time.
+
+How many bytes each row holds. Whole columns at a time.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
 
-from pipelines.contracts.arrow import table_schema
+from pipelines.contracts.arrow import private_columns, table_schema
 from pipelines.contracts.check import ContractMismatchError, conform, reasons
-from pipelines.contracts.private import private_columns
 from pipelines.ingest.group import Envelope, Group, Keys, body_table, fresh_mask, in_order, row_keys, spans_of, take_text
 from pipelines.ingest.payloads import REFERENCE_FIELDS, check_payloads, store_payloads
 from pipelines.ingest.plan import Pins
 from pipelines.ingest.quarantine import BODY_ARROW, STAGE_CONTRACT, Rejection
-from pipelines.ingest.row_size import refusals
 from pipelines.ingest.work import Limits
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.stored import fresh_payloads
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.files import NewFile, write_table_file
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
 from pipelines.policy.guard import GuardedTagger
 from schemas.contract import Contract
 from schemas.policy import Policy
+
+Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where rows go: the lake, the run, the file name that the plan gives, and the rules."""
 
-    root: Path
+    lake: Lake
     run: int
     name: str
     pins: Pins
@@ -79,12 +86,12 @@ def write_group(groups: Sequence[Group], target: Target) -> Written:
     private = private_columns(*(each for each in target.pins.contracts if each.name == contract.name))
     if steps or contract.payload is not None:
         rows = _with_device_in_words(rows)
-        rows = inspect_rows(target.root, rows, steps, fresh_payloads(target.root, rows), private)
+        rows = inspect_rows(target.lake, rows, steps, fresh_payloads(target.lake, rows), private)
     if contract.payload is not None:
         rows = _with_references(rows, contract, target)
     rows = _with_tags(rows, contract, target)
     rows = rows.select(table_schema(contract).names)
-    written.files.append(write_table_file(target.root, stream_table(contract.name), target.name, rows, private))
+    written.files.append(write_table_file(target.lake, stream_table(contract.name), target.name, rows, private))
     return written
 
 
@@ -122,7 +129,7 @@ def _check(envelopes: Sequence[Envelope], contract: Contract, target: Target, wr
     checked = _accepted(checked, reasons(checked.rows, contract), None, written)
     if contract.payload is None or not checked.rows.num_rows:
         return checked
-    stages, found = check_payloads(target.root, checked.rows, contract.payload)
+    stages, found = check_payloads(target.lake, checked.rows, contract.payload)
     return _accepted(checked, found, stages, written)
 
 
@@ -181,7 +188,7 @@ def _with_device_in_words(rows: pa.Table) -> pa.Table:
 
 def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.Table:
     keyed = rows.select(["device", "epoch", "seq", "payload_sha256", "payload"])
-    references = store_payloads(target.root, contract.name, target.name, keyed)
+    references = store_payloads(target.lake, contract.name, target.name, keyed)
     narrow = rows.drop_columns(["payload"])
     for reference, column in zip(REFERENCE_FIELDS, references, strict=True):
         narrow = narrow.append_column(reference, column)
@@ -189,7 +196,7 @@ def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.T
 
 
 def _with_tags(rows: pa.Table, contract: Contract, target: Target) -> pa.Table:
-    tagger = _tagger(target.root, msgspec.json.encode(target.pins.policies), contract)
+    tagger = _tagger(target.lake, msgspec.json.encode(target.pins.policies), contract)
     tags, tag_rules = tagger.coded(_with_device_in_words(rows) if "device" in tagger.columns else rows)
     return rows.append_column("tags", tags).append_column("tag_rules", tag_rules)
 
@@ -202,7 +209,63 @@ def _count(checked: _Checked, stream: str, written: Written) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tagger(root: Path, policies: bytes, contract: Contract) -> GuardedTagger:
+def _tagger(lake: Lake, policies: bytes, contract: Contract) -> GuardedTagger:
     # By their JSON: a policy's examples are mappings, so a policy itself has no hash.
     given = msgspec.json.decode(policies, type=tuple[Policy, ...])
-    return GuardedTagger.compile(given, contract, book=SuspensionBook(root))
+    return GuardedTagger.compile(given, contract, book=SuspensionBook(lake))
+
+
+def row_bytes(rows: pa.Table | pa.RecordBatch) -> Int64s:
+    """Bytes of each row's values; a null counts as nothing, a fixed-width value as its width."""
+    fixed = sum(column.type.bit_width // 8 for column in rows.columns if pt.is_primitive(column.type))
+    total = np.full(rows.num_rows, fixed, np.int64)
+    for column in rows.columns:
+        if not pt.is_primitive(column.type):
+            total += _value_bytes(column)
+    return total
+
+
+def refusals(rows: pa.Table, max_row_bytes: int) -> pa.StringArray | None:
+    """For each row the reason to refuse it for its size, null where there is none; None if no row can be too large."""
+    if rows.nbytes <= max_row_bytes:
+        return None
+    sizes = row_bytes(rows)
+    large = np.flatnonzero(sizes > max_row_bytes)
+    if not len(large):
+        return None
+    found: Any = np.full(rows.num_rows, None, object)
+    found[large] = [f"row: {size} bytes are above the limit of {max_row_bytes}" for size in sizes[large].tolist()]
+    return pa.array(found, pa.string())
+
+
+def _value_bytes(column: Any) -> Int64s:
+    type_ = column.type
+    if pt.is_dictionary(type_):
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        sizes = pa.array(_value_bytes(column.dictionary))
+        return np.asarray(pc.fill_null(sizes.take(column.indices), 0).to_numpy(zero_copy_only=False), np.int64)
+    if _is_view(type_):
+        return _view_lengths(column)
+    if pt.is_string(type_) or pt.is_binary(type_) or pt.is_large_string(type_) or pt.is_large_binary(type_):
+        lengths = [pc.fill_null(pc.binary_length(chunk), 0).cast(pa.int64()) for chunk in _chunks(column)]
+        return np.asarray(pa.chunked_array(lengths, pa.int64()).to_numpy(), np.int64)
+    width = type_.bit_width // 8 if pt.is_primitive(type_) else column.nbytes // max(1, len(column))
+    return np.full(len(column), width, np.int64)
+
+
+def _chunks(column: Any) -> list[Any]:
+    return list(column.chunks) if isinstance(column, pa.ChunkedArray) else [column]
+
+
+def _view_lengths(column: Any) -> Int64s:
+    """From the 16-byte views themselves, whose first four bytes are the length: casting would be the expansion to be avoided."""
+    found = [np.empty(0, np.int64)]
+    for chunk in _chunks(column):
+        views = np.frombuffer(chunk.buffers()[1], np.int32, count=4 * (chunk.offset + len(chunk)))[4 * chunk.offset :: 4]
+        valid = np.asarray(chunk.is_valid().to_numpy(zero_copy_only=False), np.bool_)
+        found.append(np.where(valid, views, 0).astype(np.int64))
+    return np.concatenate(found)
+
+
+def _is_view(type_: pa.DataType) -> bool:
+    return bool(pt.is_string_view(type_) or pt.is_binary_view(type_))

@@ -13,7 +13,7 @@ log = structlog.get_logger(__name__)
 
 MAX_BYTES = 1024 * 1024 * 1024
 _PAGE_BYTES = 4096
-_ASKED = 500
+_DIGESTS_PER_QUERY = 500
 _VERSION = 1
 _TABLE = """CREATE TABLE IF NOT EXISTS found (step TEXT, sha256 TEXT, body BLOB, PRIMARY KEY (step, sha256)) WITHOUT ROWID"""
 
@@ -35,11 +35,11 @@ class InspectCache:
         found: dict[str, bytes] = {}
         try:
             with _Transaction(self._path) as database:
-                for start in range(0, len(digests), _ASKED):
-                    asked = digests[start : start + _ASKED]
-                    marks = ",".join("?" * len(asked))
+                for start in range(0, len(digests), _DIGESTS_PER_QUERY):
+                    chunk = digests[start : start + _DIGESTS_PER_QUERY]
+                    marks = ",".join("?" * len(chunk))
                     query = f"SELECT sha256, body FROM found WHERE step = ? AND sha256 IN ({marks})"  # noqa: S608  # marks alone
-                    found.update(database.execute(query, (step, *asked)))
+                    found.update(database.execute(query, (step, *chunk)))
         except sqlite3.Error as error:
             log.warning("inspect_cache_unread", path=str(self._path), reason=str(error))
             return {}

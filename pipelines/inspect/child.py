@@ -1,6 +1,8 @@
 """The target of the process that runs a user's function. See `catchment.runtime.worker.child`.
 
 A request is `WANTS_ROW`, answered with `YES` or `NO`, or a sample in msgpack, answered with its columns or its error.
+
+Stands alone because the limited process imports it and nothing more.
 """
 
 import importlib
@@ -26,9 +28,9 @@ def open_inspector(options: bytes, _note: Callable[[bytes], None]) -> Callable[[
     Raises:
         LoadError: it does not load.
     """
-    asked = msgspec.msgpack.decode(options)
+    request = msgspec.msgpack.decode(options)
     try:
-        function, wants_row = _load(asked["source"], asked["function"], asked["options"])
+        function, wants_row = _load(request["source"], request["function"], request["options"])
     except BaseException as error:
         raise LoadError(f"{type(error).__name__}: {error}") from error
 

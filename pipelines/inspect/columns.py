@@ -2,17 +2,18 @@
 
 Inspected columns join the contract that a run pins: tables, statistics and rules then treat them as any other column, and a
 device may fill one itself; the core computes what is null.
+
+What the text inspector counts. Patterns are for a linear-time engine: no look-around, no back references.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from pipelines.errors import ConfigError
-from pipelines.inspect.patterns import PATTERNS, own_patterns
 from schemas.contract import Column, ColumnType, Contract, PiiClass
-from schemas.inspectors import PICTURE_COLUMNS, VERSIONS
+from schemas.inspectors import PATTERNS, PICTURE_COLUMNS, VERSIONS
 from schemas.policy import InspectStep, Policy
 
 ERRORS = "inspect_errors"
@@ -38,6 +39,10 @@ _EXIF = (
 )
 
 
+_OWN = "pattern_"
+MAX_PATTERN_CHARS = 500
+
+
 def step_columns(step: InspectStep) -> tuple[Column, ...]:
     """The columns that a step gives.
 
@@ -61,7 +66,7 @@ def step_columns(step: InspectStep) -> tuple[Column, ...]:
 
 def step_digest(step: InspectStep) -> str:
     """Names what a step computes: the same digest gives the same columns for the same bytes."""
-    told = (
+    identity = (
         VERSIONS.get(step.use, 0),
         step.use,
         step.code,
@@ -69,7 +74,7 @@ def step_digest(step: InspectStep) -> str:
         sorted(step.columns.items()),
         sorted(step.options.items()),
     )
-    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:16]
+    return hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:16]
 
 
 def steps_of(policies: Iterable[Policy], stream: str) -> tuple[InspectStep, ...]:
@@ -110,3 +115,19 @@ def _onnx_columns(step: InspectStep) -> tuple[Column, ...]:
     if step.options.get("kind", "classification") == "detection":
         return (Column(f"{name}_count", _I32), Column(f"{name}_best", _TEXT), Column(f"{name}_score", _F64))
     return (Column(f"{name}_label", _TEXT), Column(f"{name}_score", _F64), Column(f"{name}_margin", _F64))
+
+
+def own_patterns(options: Mapping[str, object]) -> dict[str, str]:
+    """The patterns that a step's options add: `pattern_<name>: <regular expression>`.
+
+    Raises:
+        ConfigError: one is not text, or too long.
+    """
+    found: dict[str, str] = {}
+    for key, pattern in options.items():
+        if not key.startswith(_OWN):
+            continue
+        if not isinstance(pattern, str) or not 0 < len(pattern) <= MAX_PATTERN_CHARS:
+            raise ConfigError(f"inspector text: {key} must be a regular expression of 1..{MAX_PATTERN_CHARS} characters")
+        found[key.removeprefix(_OWN)] = pattern
+    return found

@@ -1,4 +1,7 @@
-"""What the camera wrote into a picture: maker, exposure, time, place."""
+"""What the camera wrote into a picture: maker, exposure, time, place.
+
+Stands alone because each inspector is one module.
+"""
 
 import re
 from fractions import Fraction
@@ -9,7 +12,7 @@ Facts = tuple[
     str | None, str | None, str | None, str | None, int | None, float | None, float | None, int | None, float | None, float | None
 ]
 _MAX_TEXT = 200
-_TOLD = re.compile(r"(?s)(?P<twice>.*), (?P<type>[A-Za-z]+), \d+ components, \d+ bytes\)")
+_VALUE = re.compile(r"(?s)(?P<twice>.*), (?P<type>[A-Za-z]+), \d+ components, \d+ bytes\)")
 
 
 def exif_facts(body: bytes) -> Facts:
@@ -18,31 +21,31 @@ def exif_facts(body: bytes) -> Facts:
     Raises:
         UninspectableError: not a picture.
     """
-    told = {name.rpartition("-")[2]: _plain(value) for name, value in fields(body).items()}
-    taken = told.get("DateTimeOriginal") or told.get("DateTime")
+    values = {name.rpartition("-")[2]: _plain(value) for name, value in fields(body).items()}
+    taken = values.get("DateTimeOriginal") or values.get("DateTime")
     return (
-        told.get("Make"),
-        told.get("Model"),
-        told.get("Software"),
+        values.get("Make"),
+        values.get("Model"),
+        values.get("Software"),
         taken,
-        _whole(told.get("Orientation")),
-        _number(told.get("ExposureTime")),
-        _number(told.get("FNumber")),
-        _whole(told.get("ISOSpeedRatings")),
-        _degrees(told.get("GPSLatitude"), told.get("GPSLatitudeRef"), "S", 90),
-        _degrees(told.get("GPSLongitude"), told.get("GPSLongitudeRef"), "W", 180),
+        _whole(values.get("Orientation")),
+        _number(values.get("ExposureTime")),
+        _number(values.get("FNumber")),
+        _whole(values.get("ISOSpeedRatings")),
+        _degrees(values.get("GPSLatitude"), values.get("GPSLatitudeRef"), "S", 90),
+        _degrees(values.get("GPSLongitude"), values.get("GPSLongitudeRef"), "W", 180),
     )
 
 
 def _plain(value: str) -> str | None:
     """The value in what libvips tells: `20/10 (2.0, Rational, 1 components, 8 bytes)`, and of text `V (V, ASCII, ...)`."""
-    told = _TOLD.fullmatch(value)
-    if told is None:
+    match = _VALUE.fullmatch(value)
+    if match is None:
         text = value
-    elif told["type"] == "ASCII":
-        text = told["twice"][: (len(told["twice"]) - len(" (")) // 2]  # the text may hold brackets itself
+    elif match["type"] == "ASCII":
+        text = match["twice"][: (len(match["twice"]) - len(" (")) // 2]  # the text may hold brackets itself
     else:
-        text = told["twice"].partition(" (")[0]
+        text = match["twice"].partition(" (")[0]
     return text.strip("\0 ")[:_MAX_TEXT] or None
 
 

@@ -143,5 +143,5 @@ def _image_input(step: InspectStep, shape: Sequence[Any]) -> ImageInput:
         raise RefusedError(f"inspector {step.use}: {error}; give width and height in its options") from error
 
 
-def _numbers(told: object) -> tuple[float, ...]:
-    return tuple(float(part) for part in str(told).split(",") if part.strip())
+def _numbers(setting: object) -> tuple[float, ...]:
+    return tuple(float(part) for part in str(setting).split(",") if part.strip())

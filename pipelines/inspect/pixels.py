@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyvips
 
-from pipelines.imaging.errors import UnreadableImageError
+from pipelines.errors import UnreadableImageError
 from pipelines.imaging.picture_loader import open_header, shrink
 from pipelines.inspect.errors import UninspectableError
 

@@ -1,4 +1,7 @@
-"""Fills in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own."""
+"""Fills in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own.
+
+Runs of near-duplicates: of a camera that stands still, the pictures after the first tell nothing new.
+"""
 
 import atexit
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +17,6 @@ import pyarrow.compute as pc
 
 from pipelines.contracts.arrow import ARROW_TYPES
 from pipelines.errors import ConfigError
-from pipelines.inspect.bursts import NEAR_BITS, bursts
 from pipelines.inspect.cache import InspectCache
 from pipelines.inspect.code import checked_code
 from pipelines.inspect.columns import ERRORS, step_columns, step_digest
@@ -25,12 +27,19 @@ from pipelines.inspect.onnx_model import ModelInspector
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.inspect.text import compiled_patterns, count_patterns
 from pipelines.inspect.worker import MAX_KILLS, UserWorker
+from pipelines.lake.lake import Lake, lake_at
 from schemas.contract import PiiClass
 from schemas.policy import InspectStep
 
 ENTRY_POINTS = "catchment.inspectors"
 Payloads = Callable[[int], bytes | None]
 Values = Sequence[Any]
+
+
+NEAR_BITS = 6
+# A part that comes by a minute later is another part, however alike the pictures are.
+NEAR_S = 10.0
+_US = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +51,12 @@ class Inspected:
 
 
 def inspect_rows(
-    root: Path | None, rows: pa.Table, steps: Sequence[InspectStep], payload: Payloads, private: Collection[str] = ()
+    lake: Lake | None, rows: pa.Table, steps: Sequence[InspectStep], payload: Payloads, private: Collection[str] = ()
 ) -> pa.Table:
     """The rows with the columns of all steps; what a row has already stays.
 
     Args:
-        root: the lake root, for the cache and the users' code; None: neither.
+        lake: the lake, for the cache and the users' code; None: neither.
         rows: a stream's rows, with device, epoch, seq and, where there is a payload, payload_sha256.
         steps: what to compute.
         payload: gives the payload of a row by its place; None if there is none.
@@ -60,16 +69,16 @@ def inspect_rows(
     """
     if not steps or not rows.num_rows:
         return rows
-    cache = InspectCache(root / "cache" / "inspect.sqlite" if root else None)
-    told: list[str | None] = [None] * rows.num_rows
+    cache = InspectCache(lake.root / "cache" / "inspect.sqlite" if lake else None)
+    failures: list[str | None] = [None] * rows.num_rows
     for step in steps:
-        found = _inspect(root, rows, step, payload, InspectCache(None) if _is_private(step, private) else cache)
+        found = _inspect(lake, rows, step, payload, InspectCache(None) if _is_private(step, private) else cache)
         for name, column in found.columns.items():
             rows = _filled(rows, name, column)
         for place, error in enumerate(found.errors):
             if error is not None:
-                told[place] = f"{told[place]}; {step.use}: {error}" if told[place] else f"{step.use}: {error}"
-    return _filled(rows, ERRORS, pa.array(told, pa.string()))
+                failures[place] = f"{failures[place]}; {step.use}: {error}" if failures[place] else f"{step.use}: {error}"
+    return _filled(rows, ERRORS, pa.array(failures, pa.string()))
 
 
 def check_step(step: InspectStep, path: Path | None) -> None:
@@ -103,7 +112,7 @@ def _is_private(step: InspectStep, private: Collection[str]) -> bool:
     return any(column.pii is not PiiClass.NONE or column.name in private for column in step_columns(step))
 
 
-def _inspect(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
+def _inspect(lake: Lake | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
     if step.use == "text":
         return _inspect_text(rows, step, payload)
     names = [column.name for column in step_columns(step)]
@@ -113,8 +122,8 @@ def _inspect(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payl
     if step.use == "exif":
         return _each(rows, step, payload, cache, exif_facts, names)
     if step.use == "onnx":
-        return _each(rows, step, payload, cache, _model(str(root or ""), msgspec.json.encode(step)).look, names)
-    return _inspect_by_user(root, rows, step, payload, cache)
+        return _each(rows, step, payload, cache, _model(str(lake.root if lake else ""), msgspec.json.encode(step)).look, names)
+    return _inspect_by_user(lake, rows, step, payload, cache)
 
 
 def _each(
@@ -129,7 +138,7 @@ def _each(
     for place, digest in enumerate(digests):
         answer = known.get(digest)
         if answer is None:
-            answer = _asked(look, payload(place))
+            answer = _inspected(look, payload(place))
             if digest is not None and answer[2]:
                 known[digest] = answer
                 new[digest] = msgspec.msgpack.encode(answer)
@@ -139,7 +148,7 @@ def _each(
     return _columns(step, names, answers)
 
 
-def _asked(look: Callable[[bytes], Values], body: bytes | None) -> tuple[Values | None, str | None, bool]:
+def _inspected(look: Callable[[bytes], Values], body: bytes | None) -> tuple[Values | None, str | None, bool]:
     """The values or the reason why not, and whether the same bytes would give the same again."""
     if body is None:
         return None, None, False
@@ -161,7 +170,11 @@ def _columns(step: InspectStep, names: list[str], answers: list[tuple[Values | N
 def _with_bursts(rows: pa.Table, step: InspectStep, found: Inspected) -> Inspected:
     devices, epochs, seqs = (rows.column(name).to_pylist() for name in ("device", "epoch", "seq"))
     hashes = found.columns["image_phash"].to_pylist()
-    names, places = bursts(devices, epochs, seqs, hashes, int(step.options.get("near_bits", NEAR_BITS)))
+    times_us = None
+    if "event_time" in rows.column_names and pa.types.is_timestamp(rows.schema.field("event_time").type):
+        times_us = rows.column("event_time").cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_pylist()
+    near_bits, near_s = int(step.options.get("near_bits", NEAR_BITS)), float(step.options.get("near_s", NEAR_S))
+    names, places = bursts(devices, epochs, seqs, hashes, times_us, near_bits, near_s)
     added = {"image_burst": pa.array(names, pa.string()), "image_burst_index": pa.array(places, pa.int32())}
     return Inspected({**found.columns, **added}, found.errors)
 
@@ -178,18 +191,18 @@ def _inspect_text(rows: pa.Table, step: InspectStep, payload: Payloads) -> Inspe
     return Inspected(count_patterns(texts, compiled_patterns(step.options)), [None] * rows.num_rows)
 
 
-def _inspect_by_user(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
-    worker = _kept_worker(str(root or ""), msgspec.json.encode(step))
-    book = SuspensionBook(root) if root else None
+def _inspect_by_user(lake: Lake | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
+    worker = _kept_worker(str(lake.root if lake else ""), msgspec.json.encode(step))
+    book = SuspensionBook(lake) if lake else None
     if book is not None:  # another process may have suspended it, or a new version of its policy lifted it
         worker.heed(is_suspended=book.inspector(step) is not None)
-    found = _asked_of_user(worker, rows, step, payload, cache)
+    found = _answers_of_user(worker, rows, step, payload, cache)
     if book is not None and worker.is_suspended:
         book.suspend_inspector(step, f"killed {MAX_KILLS} times in a row, being late or out of memory")
     return found
 
 
-def _asked_of_user(worker: UserWorker, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
+def _answers_of_user(worker: UserWorker, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
     names = list(step.columns)
 
     def chosen(answer: dict[str, Any]) -> Values:
@@ -225,14 +238,14 @@ def _filled(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 @lru_cache(maxsize=16)
 def _model(root: str, step: bytes) -> ModelInspector:
-    told = msgspec.json.decode(step, type=InspectStep)
-    return ModelInspector(checked_code(Path(root), told), told)
+    parsed = msgspec.json.decode(step, type=InspectStep)
+    return ModelInspector(checked_code(lake_at(Path(root)), parsed), parsed)
 
 
 @lru_cache(maxsize=16)
 def _kept_worker(root: str, step: bytes) -> UserWorker:
-    told = msgspec.json.decode(step, type=InspectStep)
-    worker = _worker(told, checked_code(Path(root), told) if told.code else None)
+    parsed = msgspec.json.decode(step, type=InspectStep)
+    worker = _worker(parsed, checked_code(lake_at(Path(root)), parsed) if parsed.code else None)
     atexit.register(worker.close)
     return worker
 
@@ -247,3 +260,40 @@ def _worker(step: InspectStep, path: Path | None) -> UserWorker:
             raise ConfigError(f"inspector {step.use!r}: no entry point of {ENTRY_POINTS} has this name; there are {known}")
         source, function = found[step.use].module, found[step.use].attr
     return UserWorker(step.use, source, function, dict(step.options), step.max_ms, step.max_memory_mib)
+
+
+def bursts(
+    devices: Sequence[str | None],
+    epochs: Sequence[int],
+    seqs: Sequence[int],
+    hashes: Sequence[str | None],
+    times_us: Sequence[int | None] | None = None,
+    near_bits: int = NEAR_BITS,
+    near_s: float = NEAR_S,
+) -> tuple[list[str | None], list[int | None]]:
+    """For each row the burst it is of, `epoch-seq` of its first, and its place in it from 0; None without a hash.
+
+    A row belongs to the burst before it in its device's order if its hash differs from that of the burst's first in at most
+    `near_bits` of 64 bits: compared with the first and not with its neighbour, so that a slow change ends a burst. It must also
+    have been captured within `near_s` of the burst's last, where both times are known.
+    """
+    times = times_us or [None] * len(hashes)
+    order = sorted(range(len(hashes)), key=lambda row: (devices[row] or "", epochs[row], seqs[row]))
+    names: list[str | None] = [None] * len(hashes)
+    places: list[int | None] = [None] * len(hashes)
+    device, first, name, place = "", 0, "", 0
+    last_us: int | None = None
+    for row in order:
+        digest = hashes[row]
+        if digest is None:
+            continue
+        bits = int(digest, 16)
+        time_us = times[row]
+        is_near = last_us is None or time_us is None or abs(time_us - last_us) <= near_s * _US
+        if name and is_near and devices[row] == device and (bits ^ first).bit_count() <= near_bits:
+            place += 1
+        else:
+            device, first, name, place = devices[row] or "", bits, f"{epochs[row]}-{seqs[row]}", 0
+        last_us = time_us
+        names[row], places[row] = name, place
+    return names, places

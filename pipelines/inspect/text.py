@@ -1,4 +1,7 @@
-"""Counts patterns in text, whole columns at a time, with an engine whose time is linear in the text."""
+"""Counts patterns in text, whole columns at a time, with an engine whose time is linear in the text.
+
+Stands alone because each inspector is one module.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +10,8 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.errors import ConfigError
-from pipelines.inspect.patterns import PATTERNS, own_patterns
-from schemas.inspectors import MAX_TEXT_CHARS
+from pipelines.inspect.columns import own_patterns
+from schemas.inspectors import MAX_TEXT_CHARS, PATTERNS
 
 
 def compiled_patterns(options: Mapping[str, object]) -> dict[str, str]:

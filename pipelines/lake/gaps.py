@@ -3,6 +3,8 @@
 A seq counts from 0 without gaps, so a gap is a sample on its way, or lost. It closes when the sample comes, late or again, or
 when its device reports that it dropped it. An epoch that its device no longer lists will not be sent again: what is missing
 of it is lost, unless somebody finds the device's disk. Below the floor of its stream a gap is closed and counted as such.
+
+Stands alone because it is a decision without IO.
 """
 
 from collections.abc import Mapping

@@ -60,7 +60,7 @@ class LedgerRows:
             spans.setdefault(EpochKey(device, stream, epoch), []).append((low, high))
         return {key: Ranges(tuple(found)) for key, found in spans.items()}
 
-    def asked(self) -> "LedgerRows":
+    def still_requested(self) -> "LedgerRows":
         """Without the epochs that their device has forgotten."""
         return LedgerRows(self.settled.filter(self.settled["asked"]), self.books)
 
@@ -72,7 +72,7 @@ class LedgerRows:
         reasons: Reasons = NO_REASONS,
     ) -> "LedgerRows":
         """The states after a run; whoever it touched and is not here has none yet. See `Ledger.after`."""
-        settled = pa.concat_tables([_told(self.settled, listed, touched), _settled_table(touched)])
+        settled = pa.concat_tables([_with_requests(self.settled, listed, touched), _settled_table(touched)])
         # The ranges of an epoch that were there before the run make room for those that it leaves.
         is_new = np.arange(settled.num_rows) >= self.settled.num_rows
         order = pc.sort_indices(
@@ -138,16 +138,16 @@ def _without(table: pa.Table, devices: pa.Array) -> pa.Table:
     return table.filter(pc.invert(pc.is_in(table["device"], value_set=devices)))
 
 
-def _told(settled: pa.Table, listed: Mapping[str, frozenset[EpochKey]], touched: Mapping[EpochKey, Ranges]) -> pa.Table:
+def _with_requests(settled: pa.Table, listed: Mapping[str, frozenset[EpochKey]], touched: Mapping[EpochKey, Ranges]) -> pa.Table:
     """The rows with `asked` as the devices that reported in a run have it; the others' as they were."""
     if not listed:
         return settled
     keys = map(EpochKey, *(settled[name].to_pylist() for name in ("device", "stream", "epoch")))
-    asked = [
+    is_requested = [
         was if key.device not in listed else key in listed[key.device] or key in touched
         for key, was in zip(keys, settled["asked"].to_pylist(), strict=True)
     ]
-    return settled.set_column(settled.num_columns - 1, SETTLED_SCHEMA.field("asked"), pa.array(asked, pa.bool_()))
+    return settled.set_column(settled.num_columns - 1, SETTLED_SCHEMA.field("asked"), pa.array(is_requested, pa.bool_()))
 
 
 def _settled_table(touched: Mapping[EpochKey, Ranges]) -> pa.Table:
@@ -158,9 +158,10 @@ def _settled_table(touched: Mapping[EpochKey, Ranges]) -> pa.Table:
     bounds = np.fromiter(chain.from_iterable(chain.from_iterable(spans)), np.int64, 2 * int(counts.sum()))
     owner = pa.array(np.repeat(np.arange(len(keys)), counts))
     own = (_texts(keys, 0), _texts(keys, 1), _whole(keys, itemgetter(2)))
-    asked = pa.array(np.ones(len(owner), np.bool_))
+    is_requested = pa.array(np.ones(len(owner), np.bool_))
     return pa.table(
-        [*(column.take(owner) for column in own), pa.array(bounds[0::2]), pa.array(bounds[1::2]), asked], schema=SETTLED_SCHEMA
+        [*(column.take(owner) for column in own), pa.array(bounds[0::2]), pa.array(bounds[1::2]), is_requested],
+        schema=SETTLED_SCHEMA,
     )
 
 

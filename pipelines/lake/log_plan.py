@@ -1,4 +1,7 @@
-"""Which entries of a table's log stay. No IO."""
+"""Which entries of a table's log stay. No IO.
+
+Stands alone because it is a decision without IO.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

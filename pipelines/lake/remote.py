@@ -15,21 +15,13 @@ from threading import get_ident
 import msgspec
 
 from catchment.runtime.atomic_files import write_atomic
-from pipelines.config import CoreConfig, RemoteConfig
+from pipelines.config import RemoteConfig
 from pipelines.errors import ConfigError, ConflictError
-from pipelines.lake.storage import CONNECT_S, store, told
+from pipelines.lake.storage import CONNECT_S, store, translate_errors
+from pipelines.lake.store import Stored
 
 MARKER = "remote.json"
 LENDER = "objects.remote.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A file of the lake: its name below the lake root, its size, and when it was stored, in seconds since 1970."""
-
-    name: str
-    bytes: int
-    modified_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +56,7 @@ class Remote:
         import obstore  # noqa: PLC0415  # an extra
 
         try:
-            with told(self.where(name)):
+            with translate_errors(self.where(name)):
                 return int(obstore.head(store(self.config), name)["size"])
         except FileNotFoundError:
             return None
@@ -78,7 +70,7 @@ class Remote:
         import obstore  # noqa: PLC0415  # an extra
 
         try:
-            with told(self.where(name)):
+            with translate_errors(self.where(name)):
                 found = obstore.get(store(self.config), name)
                 return bytes(found.bytes()), str(found.meta["e_tag"])
         except FileNotFoundError:
@@ -93,7 +85,7 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with told(self.where(name)):
+        with translate_errors(self.where(name)):
             return bytes(obstore.get_range(store(self.config), name, start=start, length=length))
 
     def fetch(self, name: str, path: Path) -> bool:
@@ -108,7 +100,7 @@ class Remote:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
         try:
-            with told(self.where(name)), beside.open("wb") as file:
+            with translate_errors(self.where(name)), beside.open("wb") as file:
                 for piece in obstore.get(store(self.config), name).stream():
                     file.write(piece)
                 file.flush()
@@ -129,7 +121,7 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with told(self.where(name)):
+        with translate_errors(self.where(name)):
             obstore.copy(store(self.config), name, new_name)
 
     def put(self, name: str, body: bytes | Path) -> None:
@@ -140,7 +132,7 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with told(self.where(name)):
+        with translate_errors(self.where(name)):
             obstore.put(store(self.config), name, body)
 
     def create(self, name: str, body: bytes | Path) -> None:
@@ -154,7 +146,7 @@ class Remote:
         from obstore.exceptions import AlreadyExistsError, PreconditionError  # noqa: PLC0415  # an extra
 
         try:
-            with told(self.where(name)):
+            with translate_errors(self.where(name)):
                 obstore.put(store(self.config), name, body, mode="create")
         except (AlreadyExistsError, PreconditionError) as error:
             # An answer that was lost makes the second try of the same put look like somebody else's.
@@ -173,7 +165,7 @@ class Remote:
         from obstore.exceptions import NotFoundError, PreconditionError  # noqa: PLC0415  # an extra
 
         try:
-            with told(self.where(name)):
+            with translate_errors(self.where(name)):
                 return str(obstore.put(store(self.config), name, body, mode={"e_tag": tag})["e_tag"])
         except (PreconditionError, NotFoundError, FileNotFoundError) as error:
             found = self.get(name)
@@ -190,7 +182,7 @@ class Remote:
         import obstore  # noqa: PLC0415  # an extra
 
         try:
-            with told(self.where(name)):
+            with translate_errors(self.where(name)):
                 obstore.delete(store(self.config), name)
         except FileNotFoundError:
             return
@@ -203,7 +195,7 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with told(self.where(name)):
+        with translate_errors(self.where(name)):
             found = obstore.list_with_delimiter(store(self.config), f"{name}/")
             return sorted(str(prefix).rsplit("/", 1)[-1] for prefix in found["common_prefixes"])
 
@@ -215,19 +207,10 @@ class Remote:
         """
         import obstore  # noqa: PLC0415  # an extra
 
-        with told(self.where(name)):
+        with translate_errors(self.where(name)):
             pages = obstore.list(store(self.config), f"{name}/", offset=after or None)
             found = [Stored(str(one["path"]), one["size"], one["last_modified"].timestamp()) for page in pages for one in page]
         return sorted(found, key=lambda one: one.name)
-
-    def last_name(self, name: str) -> str | None:
-        """The last name in a folder, in the order of names: a listing, for a start on an empty disk.
-
-        Raises:
-            RetryLaterError: the storage is away.
-        """
-        found = self.listed(name)
-        return found[-1].name.rsplit("/", 1)[-1] if found else None
 
 
 def bind(root: Path, config: RemoteConfig | None) -> None:
@@ -250,16 +233,6 @@ def bind(root: Path, config: RemoteConfig | None) -> None:
     write_atomic(root / MARKER, msgspec.json.encode(config), mode=0o644)
 
 
-def lake_of(core: CoreConfig) -> Path:
-    """The lake root of a core, made the working copy of the remote lake if there is one.
-
-    Raises:
-        ConfigError: it is the working copy of another, or a lake of its own.
-    """
-    bind(core.lake_root, core.remote)
-    return core.lake_root
-
-
 def remote_of(root: Path) -> Remote | None:
     """The remote lake that a folder is the working copy of; None if it is the lake itself."""
     try:
@@ -267,11 +240,6 @@ def remote_of(root: Path) -> Remote | None:
     except FileNotFoundError:
         return None
     return _read_marker(root / MARKER, written)
-
-
-def lend_objects(root: Path, remote: Remote) -> None:
-    """Let a lake that is a folder have the objects of a remote one, each when it is asked for."""
-    write_atomic(root / LENDER, msgspec.json.encode(remote.config), mode=0o644)
 
 
 def lender_of(root: Path) -> Remote | None:

@@ -13,7 +13,7 @@ CONNECT_S = 5
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
+def translate_errors(where: str) -> Iterator[None]:
     """What the storage library raises, as what to do next. Answers that are no failure pass."""
     from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError  # noqa: PLC0415  # an extra
 

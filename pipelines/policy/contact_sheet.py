@@ -1,20 +1,35 @@
-"""Example samples as one page: small pictures with the tags they would get, as HTML that needs nothing else, or as a PNG."""
+"""Example samples as one page: small pictures with the tags they would get, as HTML that needs nothing else, or as a PNG.
+
+Small pictures of samples, decoded in a limited process: a picture that harms its decoder is only missing on the page.
+"""
 
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyvips
+import structlog
 
 from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.plain import html_text
+from catchment.runtime.worker.limits import MIB, WorkerLimits
+from catchment.runtime.worker.outcome import Answered, Refused
+from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.lake.lake import Lake
 from pipelines.lake.payload import read_payload
 from pipelines.policy.preview import ExampleRow
 from pipelines.policy.thumbnail_child import AS_JPEG, AS_TILE, SIDE_PX
-from pipelines.policy.thumbnails import Thumbnails
+
+_TARGET = "pipelines.policy.thumbnail_child:open_thumbnailer"
+_PICTURE_TIMEOUT_S = 20.0
+_MAX_ENDED = 5
+_LIMITS = WorkerLimits(memory_bytes=1024 * MIB, cpu_s=20, max_request_bytes=256 * MIB, max_answer_bytes=4 * MIB)
+
+log = structlog.get_logger(__name__)
+
 
 MAX_BYTES = 256 * 1024 * 1024
 _STYLE = """body{font:14px system-ui,sans-serif;margin:2rem;background:#fff;color:#222}
@@ -24,11 +39,49 @@ b{background:#e8eefc;border-radius:4px;padding:0 .4em;margin-right:.3em}dl{displ
 margin:.4rem 0 0;font-size:12px}dt{color:#666}dd{margin:0;overflow-wrap:anywhere}"""
 
 
+class Thumbnails:
+    """Makes thumbnails of one form in a process that is started when needed, and again when a picture ended it.
+
+    Args:
+        form: `AS_JPEG` or `AS_TILE`.
+        timeout_s: how long one picture may take.
+    """
+
+    def __init__(self, form: bytes, timeout_s: float = _PICTURE_TIMEOUT_S) -> None:
+        self._form = form
+        self._timeout_s = timeout_s
+        self._ended = 0
+        self._worker = WorkerProcess(WorkerSpec(target=_TARGET, options=form, limits=_LIMITS))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.close()
+
+    def make(self, body: bytes) -> bytes | None:
+        """The small picture; None for what is no picture, or one that cannot be decoded within the limits."""
+        if self._ended >= _MAX_ENDED:
+            return None
+        outcome = self._worker.start()
+        if isinstance(outcome, Answered):
+            outcome = self._worker.request(body, self._timeout_s) or outcome
+        if isinstance(outcome, Answered):
+            return outcome.body if self._is_sound(outcome.body) else None
+        if not isinstance(outcome, Refused):
+            self._ended += 1
+            log.warning("picture_not_shown", reason=str(outcome), ended=self._ended, given_up=self._ended >= _MAX_ENDED)
+        return None
+
+    def _is_sound(self, answer: bytes) -> bool:
+        return len(answer) == SIDE_PX * SIDE_PX * 3 if self._form == AS_TILE else answer.startswith(b"\xff\xd8\xff")
+
+
 @dataclass(frozen=True, slots=True)
 class Sheet:
     """A title and the examples; pictures are read from `root`."""
 
-    root: Path
+    lake: Lake
     title: str
     examples: Sequence[ExampleRow]
 
@@ -53,7 +106,7 @@ class Sheet:
         if shard is None or not length or length > MAX_BYTES:
             return None
         sample = f"sample {row.get('device')}/{row.get('epoch')}/{row.get('seq')}"
-        body = read_payload(self.root, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
+        body = read_payload(self.lake, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
         return thumbnails.make(body)
 
     def _html(self, pictures: Sequence[bytes | None]) -> bytes:
@@ -64,12 +117,12 @@ class Sheet:
                 encoded = base64.b64encode(picture).decode()
                 image = f'<img alt="" src="data:image/jpeg;base64,{encoded}">'
             tags = "".join(f"<b>{html_text(tag)}</b>" for tag in example.tags)
-            told = "".join(
+            facts = "".join(
                 f"<dt>{html_text(name)}</dt><dd>{html_text(str(value)[:200])}</dd>"
                 for name, value in example.row.items()
                 if value is not None and not name.startswith("payload_")
             )
-            figures.append(f"<figure>{image}{tags}<dl>{told}</dl></figure>")
+            figures.append(f"<figure>{image}{tags}<dl>{facts}</dl></figure>")
         title = html_text(self.title)
         page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         return f"{page}<h1>{title}</h1><main>{''.join(figures)}</main></html>\n".encode()

@@ -1,9 +1,14 @@
-"""Reads policy documents: YAML files that data scientists review like code."""
+"""Reads policy documents: YAML files that data scientists review like code.
 
+A policy as the text a person would have written, and how two of them differ.
+"""
+
+import difflib
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 
 from pipelines.contracts.yaml_source import YamlSource, parse_yaml, read_yaml, yaml_files
 from pipelines.errors import ConfigError
@@ -80,3 +85,18 @@ def _check_keys(source: YamlSource, item: dict[Any, Any], known: frozenset[str],
     for key in item:
         if key not in known:
             raise ConfigError(f"{source.where(*steps, key)}: unknown key {str(key)[:80]!r}; there are {', '.join(sorted(known))}")
+
+
+def to_yaml(policy: Policy) -> str:
+    """The policy as YAML that `load_policy` reads back to the same version."""
+    plain: Any = msgspec.to_builtins(policy)
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def difference(old: Policy, new: Policy) -> str:
+    """A unified diff of their YAML; empty if they say the same."""
+    if old.version == new.version:
+        return ""
+    lines = difflib.unified_diff(to_yaml(old).splitlines(), to_yaml(new).splitlines(), old.label, new.label, lineterm="")
+    return "\n".join(lines)

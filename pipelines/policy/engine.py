@@ -1,10 +1,13 @@
-"""Tags rows: every rule of every policy over a whole table in one Polars select, then lists without a row loop."""
+"""Tags rows: every rule of every policy over a whole table in one Polars select, then lists without a row loop.
+
+What judges whole tables by rules: the tagger itself, or one whose risky policies run where they can be killed.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Any, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -233,3 +236,26 @@ def _hits_per_row(hits: Sequence[_Bools], rows: int) -> _Counts:
             some += hit.view(np.uint8)
         counts += some
     return counts
+
+
+class Judge(Protocol):
+    """Rules for the rows of one contract."""
+
+    @property
+    def contract(self) -> Contract:
+        """Of the rows."""
+        ...
+
+    @property
+    def rules(self) -> tuple[CompiledRule, ...]:
+        """The rules, in the order of the verdicts."""
+        ...
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What the rules read."""
+        ...
+
+    def verdicts(self, table: pa.Table) -> Sequence[npt.NDArray[np.bool_]]:
+        """For each rule, whether it is true for each row."""
+        ...

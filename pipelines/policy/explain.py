@@ -86,7 +86,7 @@ def _missing(node: Node, frame: pl.DataFrame) -> str:
         false = [part for part in node.parts if value_of(part, frame) is not True]
         return _tell(false[0], frame) if len(false) == 1 else ""
     if isinstance(node, ir.Or):
-        return next((told for part in node.parts if (told := _missing(part, frame))), "")
+        return next((missing for part in node.parts if (missing := _missing(part, frame))), "")
     return _tell(node, frame) if _is_near(node, frame) else ""
 
 

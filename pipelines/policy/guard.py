@@ -173,7 +173,7 @@ class GuardedTagger:
         if self._is_suspended(name):
             return nothing
         try:
-            bits = self._asked(index, table)
+            bits = self._rule_bits(index, table)
         except WorkerDiedError as error:
             if self.is_strict:
                 raise RefusedError(f"policy {name}, stream {self.contract.name}: {error}; mend or withdraw it") from error
@@ -182,7 +182,7 @@ class GuardedTagger:
             return nothing
         return list(np.unpackbits(bits, count=count * rows).view(np.bool_).reshape(count, rows))
 
-    def _asked(self, index: int, table: pa.Table) -> npt.NDArray[np.uint8]:
+    def _rule_bits(self, index: int, table: pa.Table) -> npt.NDArray[np.uint8]:
         """The packed verdicts. Where a suspension is kept, a process that somebody else ended is no proof: it is asked again."""
         for is_last in (self.book is None, True):
             try:

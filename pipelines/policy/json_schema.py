@@ -8,7 +8,7 @@ import msgspec
 from schemas.policy import MAX_EDGE_RULES, MAX_EXPRESSION_CHARS, MAX_RULES, Policy
 
 _EXPRESSION = {"type": "string", "minLength": 1, "maxLength": MAX_EXPRESSION_CHARS}
-_TOLD: dict[str, dict[str, dict[str, Any]]] = {
+_EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
     "Policy": {
         "id": {"pattern": "^[a-z][a-z0-9-]{0,62}$", "description": "Its name; a version is a hash of the content."},
         "streams": {"minItems": 1, "description": "The streams whose rows it tags."},
@@ -49,10 +49,10 @@ _TOLD: dict[str, dict[str, dict[str, Any]]] = {
 def policy_schema() -> dict[str, Any]:
     """The schema: draft 2020-12, unknown keys refused, every field with the bounds that the reader has."""
     (found,), parts = msgspec.json.schema_components([Policy], ref_template="#/$defs/{name}")
-    for name, told in _TOLD.items():
+    for name, fields in _EXTRAS.items():
         part = parts[name]
         part["additionalProperties"] = False
-        for field, more in told.items():
+        for field, more in fields.items():
             part["properties"][field].update(more)
         part["properties"] = {field: _without_defaults(each) for field, each in part["properties"].items()}
     parts["InspectStep"]["properties"].pop("code")  # put in by the reader

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.contracts.private import private_columns
+from pipelines.contracts.arrow import private_columns
 from pipelines.policy.committed import KEY, REFERENCES
-from pipelines.policy.engine import CompiledRule
-from pipelines.policy.judge import Judge
+from pipelines.policy.engine import CompiledRule, Judge
 from pipelines.policy.tag_file import completed
 from schemas.policy import Policy
 

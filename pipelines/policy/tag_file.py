@@ -11,10 +11,8 @@ import pyarrow.parquet as pq
 from pipelines.contracts.arrow import ARROW_TYPES, arrow_type
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.expressions.expression import ROW_COLUMNS
-from pipelines.lake.rewrite import rewrite_columns
-from pipelines.lake.splice import splice_columns
-from pipelines.policy.engine import lists_of
-from pipelines.policy.judge import Judge
+from pipelines.lake.splice import rewrite_columns, splice_columns
+from pipelines.policy.engine import Judge, lists_of
 from schemas.contract import Contract
 
 BLOCK_ROWS = 1024 * 1024

@@ -1,4 +1,7 @@
-"""The target of the process that decodes pictures for a contact sheet. See `catchment.runtime.worker.child`."""
+"""The target of the process that decodes pictures for a contact sheet. See `catchment.runtime.worker.child`.
+
+Stands alone because the limited process imports it and nothing more.
+"""
 
 from collections.abc import Callable
 from typing import Any

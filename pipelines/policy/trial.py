@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines.contracts.arrow import ARROW_TYPES
-from pipelines.contracts.json_cells import CellError, cell_reader
+from pipelines.contracts.json_rows import CellError, cell_reader
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError, RefusedError
 from pipelines.expressions.expression import Expression, rule_columns

@@ -1,4 +1,7 @@
-"""The target of the process that judges rows by risky policies. See `catchment.runtime.worker.child`."""
+"""The target of the process that judges rows by risky policies. See `catchment.runtime.worker.child`.
+
+Stands alone because the limited process imports it and nothing more.
+"""
 
 import struct
 from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import polars as pl
 import pyarrow as pa
 
-from pipelines.contracts.private import is_private
+from pipelines.contracts.arrow import is_private
 from pipelines.expressions.expression import compile_expression, contract_columns
 from schemas.contract import NUMERIC_TYPES, Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME
@@ -41,15 +41,15 @@ def profile_column(rows: pl.DataFrame, column: Column) -> pl.DataFrame:
         rows: `run` and the column, of any number of runs.
         column: its contract.
     """
-    value, is_told = pl.col(column.name), not is_private(column)
+    value, is_public = pl.col(column.name), not is_private(column)
     found: dict[str, pl.Expr] = {"rows": pl.len(), "nulls": value.null_count()}
     if column.unique:
         found["repeated"] = value.count() - value.drop_nulls().n_unique()
-    if is_told and column.type in NUMERIC_TYPES:
+    if is_public and column.type in NUMERIC_TYPES:
         number = value.cast(pl.Float64)
         found |= {"minimum": number.min(), "maximum": number.max(), "mean": number.mean()}
     lines = rows.group_by("run").agg(**found).with_columns(column=pl.lit(column.name))
-    spread = _bin(column) if is_told else None
+    spread = _bin(column) if is_public else None
     return complete_lines(lines if spread is None else lines.join(_spread(rows, spread), on="run", how="left"))
 
 

@@ -10,6 +10,8 @@ from schemas.model import ImageInput, golden_input
 
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 _QUIET = 4
+# What rounding may add to a share of 1.
+_SCORE_SLACK = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,24 @@ def try_model(onnx: bytes, image: ImageInput | None = None, output: str = "") ->
     return Trial(image, _answers(session, inputs[0], outputs[0], image))
 
 
+def check_scores(trial: Trial, labels: tuple[str, ...], softmax: bool) -> None:
+    """See to it that a device can read the answers as scores of classes.
+
+    Raises:
+        RefusedError: they are not within 0..1 although no softmax follows, or there is another number of them than labels.
+    """
+    low, high = min(trial.golden), max(trial.golden)
+    if not softmax and (low < -_SCORE_SLACK or high > 1 + _SCORE_SLACK):
+        raise RefusedError(
+            f"the model answers the golden input with numbers from {low:.3g} to {high:.3g}, and a score is from 0 to 1; "
+            "if these are logits, publish it with --softmax"
+        )
+    if labels and len(labels) != len(trial.golden):
+        raise RefusedError(
+            f"the model answers with {len(trial.golden):,} numbers, and there are {len(labels):,} labels; give one each"
+        )
+
+
 def _load(onnx: bytes) -> Any:
     try:
         import onnxruntime  # noqa: PLC0415  # the infer extra: only publishing needs it
@@ -66,6 +86,12 @@ def _answers(session: Any, taken: Any, output: str, image: ImageInput) -> tuple[
     except Exception as error:
         # The runtime's exceptions share no base but Exception.
         raise RefusedError(f"the model fails on an input of {list(image.shape)}: {error}") from error
+    shape = list(np.shape(found))
+    if sum(size > 1 for size in shape) > 1:
+        raise RefusedError(
+            f"the output {output!r} has the shape {shape}, which is no classification; a device reads one score for each class: "
+            "export the model with such an output"
+        )
     answers = tuple(float(answer) for answer in np.asarray(found, dtype=np.float64).reshape(-1))
     if not answers or not all(map(math.isfinite, answers)):
         raise RefusedError("the model answers the golden input with nothing, or with numbers that are not finite")

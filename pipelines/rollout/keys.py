@@ -2,6 +2,8 @@
 
 Root and targets keys are the ones that vouch for models: after `model init` they belong on media that are offline, and
 are brought back for `model publish` alone. Snapshot and timestamp keys stay with the model server.
+
+Where the repository and its keys are.
 """
 
 import os
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from securesystemslib.signer import CryptoSigner, Signer  # type: ignore[attr-defined]  # exported, but not in __all__
 
 from catchment.runtime.atomic_files import write_atomic
+from pipelines.config import CoreConfig
 from pipelines.errors import RefusedError
 from schemas.errors import SchemaError
 
@@ -84,3 +87,13 @@ def _read(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "rb") as file:
         return file.read(64 * 1024)
+
+
+def models_folder(config: CoreConfig) -> Path:
+    """The repository: `<lake>/models`."""
+    return config.lake_root / "models"
+
+
+def keys_folder(config: CoreConfig) -> Path:
+    """The signing keys: `models` of the configuration, else `model-keys` beside the lake. Never inside the lake."""
+    return Path(config.models) if config.models else config.lake_root.parent / "model-keys"

@@ -1,9 +1,14 @@
-"""The model server: hands out pieces of the repository, tells devices what they should run, and stops a rollout that fails."""
+"""The model server: hands out pieces of the repository, tells devices what they should run, and stops a rollout that fails.
 
+Answers to requests for pieces of repository files. Nothing outside the repository can be asked for.
+"""
+
+import os
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -15,12 +20,10 @@ from pipelines.config import CoreConfig, ShareConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
 from pipelines.heartbeat import Health, Heartbeats, starting
-from pipelines.lake.remote import lake_of
+from pipelines.lake.lake import lake_of
 from pipelines.log_limit import LogLimit
 from pipelines.rollout.connection import BrokerLink, reply_properties
-from pipelines.rollout.keys import KeyFolder
-from pipelines.rollout.paths import keys_folder, models_folder
-from pipelines.rollout.pieces import answer
+from pipelines.rollout.keys import KeyFolder, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository
 from pipelines.rollout.rights import RightsProbe
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress, wanted_by
@@ -28,7 +31,15 @@ from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reason_codes import is_refusal
 from schemas.reported import MAX_REPORTED_BYTES, DocumentReport, ModelReport, decode_reported
-from schemas.rollout import MAX_PIECE_BYTES
+from schemas.rollout import (
+    MAX_PIECE_BYTES,
+    STATUS_MISSING,
+    STATUS_OK,
+    STATUS_PROPERTY,
+    STATUS_REFUSED,
+    TOTAL_PROPERTY,
+    decode_piece_request,
+)
 from schemas.topics import Kind, Topics
 
 RENEW_WITHIN = timedelta(days=7)
@@ -46,7 +57,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Announced:
     """What a device was last ordered: by which rollout, signed by which keys, when."""
 
     rollout: Rollout | None
@@ -65,7 +76,7 @@ class ModelServer:
         self._clock = clock
         self._lock = threading.Lock()
         self._reports: dict[str, tuple[ModelReport, ...]] = {}
-        self._told: dict[str, Told] = {}
+        self._announced: dict[str, Announced] = {}
         self._config = config
         self._keys: tuple[str, ...] | None = None
         self._refusing: dict[str, str] = {}
@@ -209,7 +220,7 @@ class ModelServer:
         rollouts = [self._halted_if_failing(item, reports) for item in self._rollouts.all()]
         named = {device for item in rollouts if item.state == "running" for device in item.devices.named_devices}
         orders = self._open_orders()
-        for device in sorted({*reports, *named, *self._told}):
+        for device in sorted({*reports, *named, *self._announced}):
             self._tell(device, rollouts, reports.get(device, ()), orders)
 
     def _open_orders(self) -> DesiredOrders:
@@ -230,7 +241,7 @@ class ModelServer:
             due = [device for device, at_s in self._refused_at_s.items() if at_s <= before_s]
             for device in due:
                 del self._refused_at_s[device]
-                self._told.pop(device, None)
+                self._announced.pop(device, None)
 
     def _renew(self) -> None:
         if self._clock.monotonic_s() < self._renew_at_s:
@@ -238,11 +249,11 @@ class ModelServer:
         self._renew_at_s = self._clock.monotonic_s() + _RENEW_EVERY_S
         try:
             if self._repository.renew(when_within=RENEW_WITHIN):
-                log.info("repository is signed anew", expires=self._repository.timestamp_expires().isoformat())
+                log.info("repository_signed", expires=self._repository.timestamp_expires().isoformat())
         except NotFoundError:
-            log.info("there is no model repository yet; make one with: catchment model init")
+            log.info("model_repository_missing", hint="make one with: catchment model init")
         except (RefusedError, ConflictError) as error:
-            log.error("repository cannot be signed anew; devices stop taking models when it expires", error=str(error))  # noqa: TRY400
+            log.error("repository_not_signed", hint="devices stop taking models when it expires", error=str(error))  # noqa: TRY400
 
     def _halted_if_failing(self, rollout: Rollout, reports: dict[str, tuple[ModelReport, ...]]) -> Rollout:
         if rollout.state != "running":
@@ -253,29 +264,29 @@ class ModelServer:
         reason = f"{len(found.failed)} of {found.answers} devices failed"
         halted = msgspec.structs.replace(rollout, state="halted", reason=reason)
         self._rollouts.save(halted)
-        log.error("rollout is halted", rollout=rollout.name, reason=reason, failed=found.failed[:20])
+        log.error("rollout_halted", rollout=rollout.name, reason=reason, failed=found.failed[:20])
         return halted
 
     def _tell(self, device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...], orders: DesiredOrders) -> None:
-        wanted, told = wanted_by(device, rollouts), self._told.get(device, Told(None))
-        if wanted == told.rollout and (wanted is None or not self._is_stale(told, orders)):
+        wanted, announced = wanted_by(device, rollouts), self._announced.get(device, Announced(None))
+        if wanted == announced.rollout and (wanted is None or not self._is_stale(announced, orders)):
             return
         if runs_halted(device, rollouts, models):
             # It works there: a halted rollout takes nothing away, it only goes no further.
-            self._told[device] = Told(wanted)
+            self._announced[device] = Announced(wanted)
             return
         body = orders.message(device, None if wanted is None else wanted.desired)
         self._link.publish(
             self._topics.desired(DeviceId(device)), body, retain=True, on_answer=partial(self._note_answer, device)
         )
-        self._told[device] = Told(wanted, orders.public_keys, self._clock.now_ms())
-        log.info("device is told", device=device, rollout=None if wanted is None else wanted.name)
+        self._announced[device] = Announced(wanted, orders.public_keys, self._clock.now_ms())
+        log.info("desired_state_published", device=device, rollout=None if wanted is None else wanted.name)
 
-    def _is_stale(self, told: Told, orders: DesiredOrders) -> bool:
+    def _is_stale(self, announced: Announced, orders: DesiredOrders) -> bool:
         """Whether what a device was told must be signed again: by other keys, or before it expires."""
-        if told.keys != orders.public_keys:
+        if announced.keys != orders.public_keys:
             return True
-        return bool(told.keys) and self._clock.now_ms() - told.at_ms >= orders.renew_after_ms
+        return bool(announced.keys) and self._clock.now_ms() - announced.at_ms >= orders.renew_after_ms
 
 
 def runs_halted(device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...]) -> bool:
@@ -295,18 +306,58 @@ def serve(config: CoreConfig, stop: threading.Event, clock: Clock | None = None)
         ConfigError: it refuses a subscription, or a TLS file is not what it should be.
     """
     clock = clock or SystemClock()
-    root = lake_of(config)
-    with starting(root, "models", "server", clock):
+    lake = lake_of(config)
+    with starting(lake.root, "models", "server", clock):
         server = ModelServer(config, clock)
         server.open()
     log.info("model_server_ready", broker=f"{config.broker.host}:{config.broker.port}")
     try:
-        with Heartbeats(root, "models", "server", clock, server.health):
+        with Heartbeats(lake, "models", "server", clock, server.health):
             while not stop.is_set():
                 try:
                     server.tick()
                 except (PipelineError, OSError) as error:
-                    log.exception("model server goes on after an error", error=str(error))
+                    log.exception("model_server_round_failed", error=str(error))
                 stop.wait(TICK_S)
     finally:
         server.close()
+
+
+@dataclass(frozen=True, slots=True)
+class PieceAnswer:
+    """A piece's bytes, the whole file's size, and how it went."""
+
+    status: str
+    total: int = 0
+    body: bytes = b""
+
+    @property
+    def user_properties(self) -> list[tuple[str, str]]:
+        """What travels beside the bytes."""
+        return [(STATUS_PROPERTY, self.status), (TOTAL_PROPERTY, str(self.total))]
+
+
+def answer(root: Path, request_body: bytes) -> PieceAnswer:
+    """The piece asked for, out of the repository below `root`."""
+    try:
+        request = decode_piece_request(request_body)
+    except SchemaError as error:
+        log.warning("piece_request_refused", error=str(error))
+        return PieceAnswer(STATUS_REFUSED)
+    path = (root / request.path).resolve()
+    if not path.is_relative_to(root.resolve()):
+        # The grammar of names lets none out; a link inside the repository could.
+        log.warning("piece_request_outside_repository", path=request.path)
+        return PieceAnswer(STATUS_REFUSED)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return PieceAnswer(STATUS_MISSING)  # TUF asks for the next root until there is none: no news
+    try:
+        total = os.fstat(descriptor).st_size
+        return PieceAnswer(STATUS_OK, total, os.pread(descriptor, request.length, request.offset))
+    except OSError as error:
+        log.exception("repository_file_unreadable", path=request.path, error=str(error))
+        return PieceAnswer(STATUS_MISSING)
+    finally:
+        os.close(descriptor)

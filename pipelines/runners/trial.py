@@ -41,10 +41,10 @@ def demand_workers(engine: Engine, within_s: float = WITHIN_S) -> None:
     if engine.kind not in TRIED or not within_s:
         return
     _demand_job_server(engine)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
         command = [sys.executable, "-c", _PROGRAM, engine.runner, json.dumps(engine.options)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
         try:
             code: int | None = process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -53,9 +53,9 @@ def demand_workers(engine: Engine, within_s: float = WITHIN_S) -> None:
             end_descendants(process.pid)
             process.kill()
             process.wait()
-        size = said.seek(0, os.SEEK_END)
-        said.seek(max(0, size - _LAST_BYTES))
-        text = said.read().decode(errors="replace")
+        size = output.seek(0, os.SEEK_END)
+        output.seek(max(0, size - _LAST_BYTES))
+        text = output.read().decode(errors="replace")
     if code != 0:
         raise _failure(engine, text, within_s if code is None else None)
 

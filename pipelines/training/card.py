@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyvips
 
 from catchment.runtime.plain import html_text
-from pipelines.imaging.errors import UnreadableImageError
+from pipelines.errors import UnreadableImageError
 from pipelines.imaging.picture_loader import shrink
 from pipelines.lake.payload import pread_exactly
 from pipelines.training.manifest import Manifest, map_set_file, open_set_file

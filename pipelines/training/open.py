@@ -4,8 +4,9 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -15,7 +16,8 @@ import pyarrow.dataset as ds
 
 from catchment.runtime.plain import html_text, plain
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
-from pipelines.training.index import SplitIndex
+from pipelines.lake.reference import sample_label
+from pipelines.training.index import ShardFiles, SplitIndex
 from pipelines.training.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -25,20 +27,56 @@ from pipelines.training.manifest import (
     open_set_file,
     set_file_path,
 )
-from pipelines.training.order import EpochOrder, EpochState
-from pipelines.training.payloads import ShardFiles
+from pipelines.training.order import EpochOrder, EpochState, Tail
 from pipelines.training.permutation import Permutation
+from pipelines.training.shards import NAMED_BY, PAYLOAD_DIGEST
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
 
 
+class Check(StrEnum):
+    """When a payload is compared with its sha256: at its first read in this process, at each read, or never."""
+
+    FIRST = "first"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class RowSource(Protocol):
+    """Where a sample's columns are looked up."""
+
+    def row(self, index: int) -> dict[str, Any]:
+        """All columns of a row as Python values."""
+        ...
+
+    def value(self, index: int, column: str) -> Any:
+        """One column of a row."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnRow:
+    """The columns of one sample that left its process."""
+
+    columns: dict[str, Any]
+
+    def row(self, index: int) -> dict[str, Any]:  # noqa: ARG002 - there is one row
+        return dict(self.columns)
+
+    def value(self, index: int, column: str) -> Any:  # noqa: ARG002 - likewise
+        return self.columns[column]
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample: its payload (None in a tabular set), and its columns, looked up when asked for."""
+    """One sample: its payload (None in a tabular set), and its columns, looked up when asked for.
+
+    Pickled, it takes along its own columns and nothing of the set, so it is cheap to send to another process.
+    """
 
     index: int
     payload: bytes | None
-    _rows: SplitIndex
+    _rows: RowSource
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -48,11 +86,14 @@ class Sample:
     def __getitem__(self, column: str) -> Any:
         return self._rows.value(self.index, column)
 
+    def __reduce__(self) -> tuple[type["Sample"], tuple[int, bytes | None, _OwnRow]]:
+        return Sample, (self.index, self.payload, _OwnRow(self.columns))
+
 
 class TrainingSet(Sequence[Sample]):
     """One split of a training set, as a sequence of samples. Safe to share between threads, to pickle and to fork."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: str, check: Check | str = Check.FIRST) -> None:
         if split not in manifest.split_rows():
             raise NotFoundError(
                 f"set {manifest.name} {manifest.version} has no split {split!r}; there are {', '.join(manifest.split_rows())}"
@@ -65,6 +106,7 @@ class TrainingSet(Sequence[Sample]):
         self._files = ShardFiles(folder, self._shards)
         self._count = manifest.split_rows()[split]
         self._digest = hashlib.sha256(encode_manifest(manifest)).hexdigest()[:16]
+        self._checks = _PayloadChecks(Check(check), manifest, self._count)
 
     def __len__(self) -> int:
         return self._count
@@ -78,9 +120,24 @@ class TrainingSet(Sequence[Sample]):
         if not self.manifest.has_payload:
             return Sample(at, None, self._rows)
         offset, length = self._rows.place(at)
-        return Sample(at, self._files.read(at, offset, length), self._rows)
+        payload = self._files.read(at, offset, length)
+        if self._checks.is_due(at):
+            self._check(at, payload)
+        return Sample(at, payload, self._rows)
 
-    def shuffled(self, seed: int, epoch: int = 0, *, rank: int = 0, world: int = 1, start: int = 0) -> "ShuffledSamples":
+    def _check(self, at: int, payload: bytes) -> None:
+        wanted = self._rows.value(at, PAYLOAD_DIGEST)
+        if wanted is not None and hashlib.sha256(payload).hexdigest() != wanted:
+            name = sample_label(*(self._rows.value(at, column) for column in NAMED_BY))
+            raise CorruptLakeError(
+                f"{self.folder}: the payload of sample {at} ({name}) is not the one that was captured: its sha256 is another; "
+                "run `set verify`, then restore the set or build it again"
+            )
+        self._checks.done(at)
+
+    def shuffled(
+        self, seed: int, epoch: int = 0, *, rank: int = 0, world: int = 1, start: int = 0, tail: Tail | str = Tail.PAD
+    ) -> "ShuffledSamples":
         """The samples of one epoch in a seeded order that takes no memory.
 
         Args:
@@ -89,10 +146,13 @@ class TrainingSet(Sequence[Sample]):
             rank: which of the readers this is.
             world: how many readers share the epoch; each sample goes to exactly one.
             start: samples of this epoch that are done already, by all ranks together.
+            tail: of the samples left at the end: "pad" (the default) gives all ranks one length by reading a few again, "drop"
+                by leaving them, "uneven" reads each exactly once.
         """
-        return ShuffledSamples(self, EpochOrder(Permutation(self._count, seed, epoch), rank, world, start), self._digest)
+        order = EpochOrder(Permutation(self._count, seed, epoch), rank, world, start, Tail(tail))
+        return ShuffledSamples(self, order, self._digest)
 
-    def resume(self, state: EpochState, *, rank: int = 0, world: int = 1) -> "ShuffledSamples":
+    def resume(self, state: EpochState, *, rank: int = 0, world: int = 1, tail: Tail | str = Tail.PAD) -> "ShuffledSamples":
         """Go on where a state says, with as many ranks as there are now.
 
         Raises:
@@ -102,7 +162,7 @@ class TrainingSet(Sequence[Sample]):
             raise RefusedError(
                 f"this state is of another set or split than {self.manifest.name} {self.manifest.version} {self.split}"
             )
-        return self.shuffled(state.seed, state.epoch, rank=rank, world=world, start=state.position)
+        return self.shuffled(state.seed, state.epoch, rank=rank, world=world, start=state.position, tail=tail)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows as an Arrow table, in the set's own order; payloads only where `payload` is among the columns."""
@@ -147,8 +207,30 @@ class TrainingSet(Sequence[Sample]):
         return f"<b>{title}</b><br>where <code>{html_text(self.manifest.where or 'all rows')}</code><table>{rows}</table>"
 
 
+class _PayloadChecks:
+    """Which payloads were compared with their sha256 already: a bit for each sample."""
+
+    def __init__(self, check: Check, manifest: Manifest, count: int) -> None:
+        has_digest = manifest.has_payload and PAYLOAD_DIGEST in {column.name for column in manifest.columns}
+        self._check = check if has_digest else Check.NEVER
+        self._bits = np.zeros(-(-count // 8) if self._check is Check.FIRST else 0, np.uint8)
+
+    def is_due(self, at: int) -> bool:
+        if self._check is Check.FIRST:
+            return not self._bits[at >> 3] >> (at & 7) & 1
+        return self._check is Check.ALWAYS
+
+    def done(self, at: int) -> None:
+        # Two threads may lose each other's bit; then a payload is compared once more.
+        if self._check is Check.FIRST:
+            self._bits[at >> 3] |= np.uint8(1 << (at & 7))
+
+
 class ShuffledSamples:
-    """An epoch in progress: iterate it, and ask for its state at any sample."""
+    """An epoch in progress: iterate it, and ask for its state at any sample.
+
+    Iterated again it goes on where it was left; once it came to its end, it begins again.
+    """
 
     def __init__(self, samples: TrainingSet, order: EpochOrder, set_digest: str) -> None:
         self._samples = samples
@@ -161,9 +243,9 @@ class ShuffledSamples:
         return len(self._order)
 
     def __iter__(self) -> Iterator[Sample]:
-        done = self._order.position_after(self._taken)
-        left = EpochOrder(self._order.permutation, self._order.rank, self._order.world, done)
-        for index in left.indexes():
+        if self._taken == len(self._order):
+            self._taken = 0
+        for index in self._order.indexes(self._taken):
             self._taken += 1
             yield cast("Sample", self._samples[index])
 
@@ -174,12 +256,13 @@ class ShuffledSamples:
         return EpochState(self._set_digest, self._samples.split, permutation.seed, permutation.epoch, position)
 
 
-def open_set(uri: str | Path, split: str = "train") -> TrainingSet:
+def open_set(uri: str | Path, split: str = "train", check: Check | str = Check.FIRST) -> TrainingSet:
     """Open one split of a training set by its folder or manifest. Only the manifest is read; no folder is walked.
 
     Args:
         uri: a path or file:// URI of `sets/<name>/<version>` or of its manifest.json.
         split: which split.
+        check: when a payload is compared with its sha256: "first" (at its first read in this process), "always" or "never".
 
     Raises:
         NotFoundError: no manifest there, or no such split.
@@ -188,7 +271,7 @@ def open_set(uri: str | Path, split: str = "train") -> TrainingSet:
     """
     path = _local_path(uri)
     manifest_path = path if path.name == MANIFEST_NAME else path / MANIFEST_NAME
-    return TrainingSet(manifest_path.parent, load_manifest(manifest_path), split)
+    return TrainingSet(manifest_path.parent, load_manifest(manifest_path), split, check)
 
 
 def _local_path(uri: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
 import msgspec
 import numpy as np
@@ -39,30 +40,48 @@ def state_from_bytes(body: bytes) -> EpochState:
         raise RefusedError(f"not the state of an epoch: {error}") from error
 
 
+class Tail(StrEnum):
+    """What ranks do with the samples left when the others cannot all have one more.
+
+    `UNEVEN`: some ranks read one sample more; each sample is read exactly once. `PAD`: the other ranks read samples of the
+    epoch's beginning again, so that all have the same length. `DROP`: nobody reads them.
+    """
+
+    UNEVEN = "uneven"
+    PAD = "pad"
+    DROP = "drop"
+
+
 @dataclass(frozen=True, slots=True)
 class EpochOrder:
     """The positions of one rank: `start + rank`, and every `world`-th from there, of the epoch's permutation.
 
-    All samples from `start` on go to exactly one rank. A rank may have one sample more than another.
+    All samples from `start` on go to exactly one rank, but for those that `tail` says.
     """
 
     permutation: Permutation
     rank: int = 0
     world: int = 1
     start: int = 0
+    tail: Tail = Tail.UNEVEN
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world or not 0 <= self.start <= self.permutation.count:
             raise RefusedError(f"rank {self.rank} of {self.world} from {self.start} of {self.permutation.count} cannot be")
 
     def __len__(self) -> int:
-        return max(0, -(-(self.permutation.count - self.start - self.rank) // self.world))
+        left = self.permutation.count - self.start
+        if self.tail is Tail.UNEVEN:
+            return max(0, -(-(left - self.rank) // self.world))
+        return -(-left // self.world) if self.tail is Tail.PAD else left // self.world
 
-    def indexes(self) -> Iterator[int]:
-        """Sample indexes, computed a few thousand at a time."""
-        for low in range(0, len(self), _BLOCK):
+    def indexes(self, first: int = 0) -> Iterator[int]:
+        """Sample indexes from this rank's `first` on, computed a few thousand at a time."""
+        for low in range(first, len(self), _BLOCK):
             steps = np.arange(low, min(low + _BLOCK, len(self)), dtype=np.int64)
-            yield from self.permutation.at(self.start + self.rank + steps * self.world).tolist()
+            # Beyond the end, which only padding reaches, the order begins again.
+            positions = (self.rank + steps * self.world) % (self.permutation.count - self.start)
+            yield from self.permutation.at(self.start + positions).tolist()
 
     def position_after(self, taken: int) -> int:
         """How much of the order is done once every rank has taken so many samples."""

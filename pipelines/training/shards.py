@@ -13,17 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.errors import BadReferenceError, RefusedError
+from pipelines.errors import BadReferenceError, CorruptLakeError, RefusedError
+from pipelines.lake.lake import Lake
 from pipelines.lake.payload import PAYLOAD_COLUMN, PayloadShard, PayloadWriter, group_bounds, read_payload
 from pipelines.lake.reference import sample_label
 from pipelines.training.manifest import FileEntry
 from pipelines.training.split import shard_bounds
 
 INDEX_BATCH_ROWS = 65_536
+PAYLOAD_DIGEST = "payload_sha256"
 REFERENCE_COLUMNS = ("payload_shard", "payload_row", "payload_offset", "payload_length")
 _TABULAR_GROUP_ROWS = 131_072
 _READ_THREADS = 4
-_NAMED_BY = ("stream", "device", "epoch", "seq")
+NAMED_BY = ("stream", "device", "epoch", "seq")
 _HASH_BLOCK_BYTES = 1024 * 1024
 
 
@@ -59,13 +61,13 @@ def write_tabular_split(folder: Path, split: str, rows: pa.Table, limits: ShardL
 
 
 def write_payload_split(
-    lake_root: Path, folder: Path, split: str, rows: pa.Table, limits: ShardLimits, progress: Progress
+    lake: Lake, folder: Path, split: str, rows: pa.Table, limits: ShardLimits, progress: Progress
 ) -> tuple[list[FileEntry], FileEntry]:
     """Write a split with payload: shards that one pread reads, and the index of all their rows.
 
     Raises:
         RefusedError: a payload is above the limit.
-        CorruptLakeError: a payload is missing from the lake.
+        CorruptLakeError: a payload is missing from the lake, or is not what its sha256 says.
     """
     _check_numbers(rows)
     lengths = pc.cast(rows.column("payload_length"), pa.int64()).to_numpy()
@@ -80,7 +82,7 @@ def write_payload_split(
         path = folder / f"{split}-{number:05d}.parquet"
         with PayloadWriter(path, facts.schema.append(pa.field(PAYLOAD_COLUMN, pa.binary()))) as writer:
             for start, end in group_bounds(lengths[low:high]):
-                writer.append(_with_payload(lake_root, rows, facts, low + start, low + end))
+                writer.append(_with_payload(lake, rows, facts, low + start, low + end))
                 progress.wrote(end - start)
             shard = writer.finish()
         shards.append(shard)
@@ -94,7 +96,7 @@ def _check_numbers(rows: pa.Table) -> None:
         wrong = pc.fill_null(pc.less(rows.column(name), 0), True)  # the library's own
         if pc.any(wrong).as_py():
             row = rows.slice(pc.index(wrong, True).as_py(), 1).to_pylist()[0]  # likewise
-            sample = sample_label(*(row[column] for column in _NAMED_BY))
+            sample = sample_label(*(row[column] for column in NAMED_BY))
             raise BadReferenceError(f"{sample}: {name} is {row[name]}; no payload has such; restore the row or leave it out")
 
 
@@ -108,15 +110,25 @@ def file_entry(path: Path, split: str, rows: int) -> FileEntry:
         return FileEntry(split, path.name, rows, file.tell(), digest.hexdigest())
 
 
-def _with_payload(lake_root: Path, rows: pa.Table, facts: pa.Table, low: int, high: int) -> pa.Table:
+def _with_payload(lake: Lake, rows: pa.Table, facts: pa.Table, low: int, high: int) -> pa.Table:
     """Rows low..high with their payloads, read in parallel; at most one row group of bytes is held."""
     part = rows.slice(low, high - low)
     shards, offsets, lengths = (part.column(name).to_pylist() for name in ("payload_shard", "payload_offset", "payload_length"))
     numbers = part.column("payload_row").fill_null(0).to_pylist()
-    samples = [sample_label(*key) for key in zip(*(part.column(name).to_pylist() for name in _NAMED_BY), strict=True)]
+    samples = [sample_label(*key) for key in zip(*(part.column(name).to_pylist() for name in NAMED_BY), strict=True)]
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        bodies = list(pool.map(partial(read_payload, lake_root), shards, offsets, lengths, numbers, samples))
+        bodies = list(pool.map(partial(read_payload, lake), shards, offsets, lengths, numbers, samples))
+        if PAYLOAD_DIGEST in part.schema.names:
+            list(pool.map(_check_digest, bodies, part.column(PAYLOAD_DIGEST).to_pylist(), samples))
     return facts.slice(low, high - low).append_column(PAYLOAD_COLUMN, pa.array(bodies, pa.binary()))
+
+
+def _check_digest(body: bytes, wanted: str | None, sample: str) -> None:
+    if wanted is not None and hashlib.sha256(body).hexdigest() != wanted:
+        raise CorruptLakeError(
+            f"{sample}: the payload in the lake is not the one that was captured: its sha256 is another; restore its shard "
+            "from a backup, or leave the row out (--where)"
+        )
 
 
 def _write_index(path: Path, split: str, facts: pa.Table, shards: list[PayloadShard]) -> FileEntry:

@@ -142,8 +142,8 @@ def test_each_bad_envelope_is_kept_with_its_reason_and_a_good_device_loses_nothi
     assert not any(device.startswith("bad") for device in plant.rows("streams/vehicle_telemetry")["device"])
     for book in plant.core_books():
         assert book["received"] == book["committed"] + book["quarantined"] + book["duplicate"], book
-    told = json.loads(plant.core("quarantine", "ls", "--json"))
-    assert sum(line["samples"] for line in told) == kept["count"].sum()
+    listed = json.loads(plant.core("quarantine", "ls", "--json"))
+    assert sum(line["samples"] for line in listed) == kept["count"].sum()
 
 
 def test_one_bad_row_does_not_take_the_others_of_its_envelope_along(plant: Plant, stranger: Publisher) -> None:

@@ -54,9 +54,9 @@ def test_the_demo_ends_well_with_balanced_books_and_predictions_in_the_lake(tmp_
     out = tmp_path / "demo"
     process = started(out)
     status = process.wait(300)
-    told = out.with_suffix(".log").read_text()
-    assert status == 0, told
-    assert "Every captured sample is in the lake or accounted for." in told
+    log_text = out.with_suffix(".log").read_text()
+    assert status == 0, log_text
+    assert "Every captured sample is in the lake or accounted for." in log_text
     outcome = json.loads((out / "outcome.json").read_bytes())
     assert outcome["faults"] == []
     assert outcome["predicted_rows"] >= 10

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.documents.trust import DocumentTrust
-from edge_agent.rules.desk import RuleDesk
+from edge_agent.rules.policy_store import PolicyStore
 from edge_agent.rules.trust import read_seen
 from pipelines.director.keys import DocumentSigner, parse_key, write_key
 from pipelines.policy.edge import signed_message
@@ -22,35 +22,11 @@ from tests.fakes.director import FakeDirector, HandClock, wanted
 pytestmark = pytest.mark.slow
 
 RULE = EdgeRule("stands", '"speed_mps" < ?', EdgeAction.DROP, (1.0,))
-# What the agent of the release before does with a message, by its own code.
-OLD_RULES = """
-import json, sys
-from pathlib import Path
-from catchment.runtime.clock import SystemClock
-from edge_agent.rules.desk import RuleDesk
-desk = RuleDesk(sys.argv[1], "car-1", Path(sys.argv[2]), SystemClock())
-for name in sys.argv[3:]:
-    desk._take(Path(name).read_bytes())
-report = desk.report()
-print(json.dumps([report.version, report.refused, report.reason]))
-"""
-OLD_DESIRED = """
-import sys
-from pathlib import Path
-from schemas.rollout import decode_desired
-print(decode_desired(Path(sys.argv[1]).read_bytes()).version)
-"""
-OLD_CORE = """
-import sys
-from pathlib import Path
-from pipelines.policy.edge import signed_message
-from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule
-from schemas.rollout import Desired, encode_desired
-rule = EdgeRule("stands", '"speed_mps" < ?', EdgeAction.DROP, (1.0,))
-policy = EdgePolicy(int(sys.argv[3]), 0, {"vehicle_telemetry": (rule,)})
-Path(sys.argv[2], "policy").write_bytes(signed_message(policy, Path(sys.argv[1]).read_bytes()))
-Path(sys.argv[2], "desired").write_bytes(encode_desired(Desired("defects-2", "defects", 2, "defects/2.onnx", 1)))
-"""
+# What the release before does, by its own code: no Python file, so that a rename of ours never reaches it.
+PROGRAMS = Path(__file__).with_name("release_before")
+OLD_RULES = (PROGRAMS / "rules.old").read_text()
+OLD_DESIRED = (PROGRAMS / "desired.old").read_text()
+OLD_CORE = (PROGRAMS / "core.old").read_text()
 
 
 class Releases:
@@ -90,12 +66,13 @@ class Releases:
         path.write_bytes(signed_message(EdgePolicy(version, 0, {"vehicle_telemetry": (RULE,)}), signer))
         return path
 
-    def new_agent(self, *messages: Path) -> RuleDesk:
+    def new_agent(self, *messages: Path) -> PolicyStore:
         trust = DocumentTrust((self.public_key,), "car-1")
-        desk = RuleDesk(trust, (self.public_key,), self.state, HandClock())
+        store = PolicyStore(trust, (self.public_key,), self.state, HandClock())
         for path in messages:
-            assert desk._take(path.read_bytes())
-        return desk
+            store.on_message(path.read_bytes())
+            assert store.take_pending()
+        return store
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +94,12 @@ def releases(tree: Path, tmp_path: Path) -> Releases:
 
 def test_rules_go_on_over_an_upgrade_and_a_way_back_of_core_and_agent(releases: Releases) -> None:
     assert releases.old_agent(releases.old_core(3) / "policy") == [3, 0, ""]
-    desk = releases.new_agent()  # the agent is upgraded first
-    assert desk.report().version == 3
-    desk = releases.new_agent(releases.old_core(4) / "policy")
-    assert desk.report().version == 4
-    desk = releases.new_agent(releases.new_core(4), releases.new_core(5))  # then the core
-    assert (desk.report().version, desk.report().refused) == (5, 0)
+    store = releases.new_agent()  # the agent is upgraded first
+    assert store.report().version == 3
+    store = releases.new_agent(releases.old_core(4) / "policy")
+    assert store.report().version == 4
+    store = releases.new_agent(releases.new_core(4), releases.new_core(5))  # then the core
+    assert (store.report().version, store.report().refused) == (5, 0)
     assert read_seen(releases.state, releases.public_key) == 5
     # The agent goes back: it finds the counter, and takes the core's messages as they come.
     assert releases.old_agent(releases.old_core(2) / "policy") == [

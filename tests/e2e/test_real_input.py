@@ -159,8 +159,8 @@ def test_a_set_built_from_real_pictures_reads_with_plain_tools(plant: Plant, rea
     plant.start_core()
     plant.start_agent("edge-a")
     plant.ended_well("edge-a")
-    told = plant.core("set", "build", "pictures", "--from", "camera_frame", "--group", "file_name", "--json")
-    assert "pictures" in told
+    output = plant.core("set", "build", "pictures", "--from", "camera_frame", "--group", "file_name", "--json")
+    assert "pictures" in output
     (folder,) = (plant.lake / "sets/pictures").glob("*/manifest.json")
     shards = sorted(str(path) for path in folder.parent.rglob("*.parquet"))
     table = pq.ParquetFile(shards[0]).read()

@@ -39,6 +39,21 @@ def hungry_model() -> bytes:
     return _model(nodes, {**_SLICE, "size": np.array([_FLOATS], np.int64)})
 
 
+def hoarding_model() -> bytes:
+    """Takes 400 MB when it is loaded, and never gives them back."""
+    nodes = [
+        *_first_two(),
+        helper.make_node("ConstantOfShape", ["size"], ["many"]),
+        helper.make_node("ReduceSum", ["many", "zero"], ["sum"], keepdims=1),
+        helper.make_node("Add", ["first", "sum"], ["large"]),
+        *_loop("large", "looped", "forever"),
+        helper.make_node("ReduceMax", ["many"], ["most"], keepdims=0),
+        helper.make_node("Add", ["looped", "most"], ["y"]),
+    ]
+    forever = np.array(_FOREVER, np.int64)
+    return _model(nodes, {**_SLICE, "size": np.array([_FLOATS], np.int64), "forever": forever})
+
+
 def endless_model() -> bytes:
     """Never answers anything."""
     return _model([*_first_two(), *_loop("first", "y", "forever")], {**_SLICE, "forever": np.array(_FOREVER, np.int64)})

@@ -74,8 +74,8 @@ def booted(root: Path, shown: dict[Path, str], log: Path) -> Iterator[BootedMach
         command.append("--keep-unit")
     # With one hierarchy of control groups the rules for addresses and devices hold in it, too.
     environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
-    with log.open("wb") as said:
-        nspawn = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment)
+    with log.open("wb") as log_file:
+        nspawn = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, env=environment)
     try:
         machine = _wait_until_up(nspawn, log)
         yield machine

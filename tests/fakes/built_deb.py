@@ -22,8 +22,8 @@ def why_no_deb() -> str:
         return "dpkg --root needs root"
     # What pip says only once is whether the index can be reached at all.
     probe = [PYTHON, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", "/dev/null/x", "msgspec"]
-    said = subprocess.run(probe, capture_output=True, text=True, check=False).stderr
-    return "no package index can be reached" if "No matching distribution" in said or "connection" in said.lower() else ""
+    errors = subprocess.run(probe, capture_output=True, text=True, check=False).stderr
+    return "no package index can be reached" if "No matching distribution" in errors or "connection" in errors.lower() else ""
 
 
 def build_deb(root: Path, folder: Path) -> tuple[Path, Path]:
@@ -32,8 +32,8 @@ def build_deb(root: Path, folder: Path) -> tuple[Path, Path]:
     (wheel,) = folder.glob("*.whl")
     environment = {**os.environ, "WHEEL": str(wheel), "PYTHON": PYTHON, "COMPRESSION": "-Zgzip -z1"}
     environment.pop("PYTHONPATH", None)
-    said = _run(str(root / "deploy/edge/build-deb.sh"), str(folder), environment=environment)
-    return Path(said.strip()), wheel
+    output = _run(str(root / "deploy/edge/build-deb.sh"), str(folder), environment=environment)
+    return Path(output.strip()), wheel
 
 
 def _run(*command: str, environment: dict[str, str] | None = None) -> str:

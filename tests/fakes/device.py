@@ -3,16 +3,19 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.config import BrokerConfig, UplinkConfig
-from edge_agent.spool.records import Append, NewEnvelope
+from edge_agent.spool import database
+from edge_agent.spool.records import Append, NewEnvelope, State
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.forwarder import Forwarder, Reporter
 from edge_agent.uplink.session import PahoSession
+from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import DeviceId, StreamName
 from schemas.topics import Topics
 from tests.plant.broker import Address
@@ -32,14 +35,16 @@ class Device:
         connection: BrokerConfig | None = None,
         name: DeviceId = DEVICE,
         max_bytes: int = 1 << 30,
+        times: UplinkTimes | None = None,
         **uplink: Any,
     ) -> None:
         clock = SystemClock()
+        self._folder = folder
         self.spool = Spool(folder / "spool", max_bytes=max_bytes, linger_ms=0, clock=clock)
         config = UplinkConfig(**{"resend_after_s": 2.0, "report_interval_s": 0.2, **uplink})
         reporter = Reporter(self.spool, name, "0", lambda: (), config.report_interval_s, clock)
         connect = partial(PahoSession, connection or BrokerConfig(host=broker.host, port=broker.port, keepalive_s=5), name)
-        self.forwarder = Forwarder(self.spool, connect, config, Topics(), name, reporter, None, clock)
+        self.forwarder = Forwarder(self.spool, connect, config, Topics(), name, reporter, None, clock, times)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.forwarder.run, args=(self._stop,))
         self._thread.start()
@@ -55,6 +60,11 @@ class Device:
 
     def spooled(self) -> int:
         return sum(books.spooled for books in self.spool.books())
+
+    def parked_reasons(self) -> list[str]:
+        """Why envelopes are parked, one reason each."""
+        with closing(database.connect_reader(self._folder / "spool" / database.FILE_NAME)) as db:
+            return [reason for (reason,) in db.execute("SELECT reason FROM envelope WHERE state = ?", (State.PARKED,))]
 
     def close(self) -> None:
         self._stop.set()

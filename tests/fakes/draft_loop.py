@@ -12,8 +12,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.errors import SourceEndedError
 from edge_agent.sources.registry import build_source
-from pipelines.contracts.check import reasons
-from pipelines.contracts.conform import conform
+from pipelines.contracts.check import conform, reasons
 from pipelines.contracts.infer import draft_contract
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from schemas.contract import Contract, decode_contract, encode_contract

@@ -8,8 +8,8 @@ from catchment.runtime.clock import SystemClock as CoreClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from pipelines.rollout.keys import KeyFolder
-from pipelines.rollout.pieces import answer
 from pipelines.rollout.repository import ModelRepository
+from pipelines.rollout.server import answer
 from schemas.rollout import Desired, encode_desired
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     folder, root, state = map(Path, sys.argv[1:])
     models = ModelRepository(folder, KeyFolder(folder / "none"), CoreClock()).models()
     config = ModelConfig("bright", str(root), ("camera_frame",), max_starts=10_000)
-    updater = ModelUpdater(config, state, lambda correlation, body: reply(updater, folder, correlation, body), SystemClock())
+    updater = ModelUpdater(config, state, lambda sent: reply(updater, folder, sent.correlation, sent.body), SystemClock())
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while True:

@@ -15,10 +15,11 @@ from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from edge_agent.sources.api import SampleBatch
+from edge_agent.uplink.downlink import ModelRequest
 from pipelines.rollout.golden import try_model
 from pipelines.rollout.keys import KeyFolder, KeyPlan
-from pipelines.rollout.pieces import PieceAnswer, answer
 from pipelines.rollout.repository import ModelRepository, PublishedModel
+from pipelines.rollout.server import PieceAnswer, answer
 from schemas.model import ImageInput
 from schemas.rollout import Desired, DesiredModels, encode_desired
 
@@ -70,7 +71,8 @@ class Core:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "models"
         self.clock = Clock()
-        self.repository = ModelRepository(self.folder, KeyFolder(folder / "keys"), self.clock)
+        self.keys = KeyFolder(folder / "keys")
+        self.repository = ModelRepository(self.folder, self.keys, self.clock)
         self.root = self.repository.init(KeyPlan())
         self.tamper: Callable[[str, PieceAnswer], PieceAnswer | None] = lambda _request, found: found
         self.requests: list[str] = []
@@ -104,11 +106,11 @@ class Device:
         self.config = ModelConfig("bright", str(root or core.root), ("camera_frame",), **config)  # type: ignore[arg-type]
         self.updater = ModelUpdater(self.config, state, self._send, self.clock, piece_timeout_s=0.2, orders=orders)
 
-    def _send(self, correlation: bytes, body: bytes) -> None:
-        found = self.core.reply(body)
+    def _send(self, request: ModelRequest) -> None:
+        found = self.core.reply(request.body)
         if found is not None:
             # As from the network: never within the call that asked.
-            threading.Thread(target=self.updater.on_piece, args=(correlation, found.user_properties, found.body)).start()
+            threading.Thread(target=self.updater.on_piece, args=(request.correlation, found.user_properties, found.body)).start()
 
     def want(self, model: PublishedModel, rollout: str = "r") -> str:
         """Hand in a desired state and let the updater work until it has made up its mind; the state it reports."""

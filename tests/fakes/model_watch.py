@@ -1,4 +1,4 @@
-"""A device's models beside a capture that never stops, without a broker: `model_watch.py ROOT STATE MAX_MS`.
+"""A device's models beside a capture that never stops, without a broker: `model_watch.py ROOT STATE MAX_MS PICTURE MIB`.
 
 Reads JSON lines: `{"piece": ...}`, `{"want": ...}`, `{"stop": true}`. Writes JSON lines: `{"ask": ...}` for pieces, and every
 100 frames what became of them.
@@ -18,6 +18,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from edge_agent.sources.api import SampleBatch
+from edge_agent.uplink.downlink import ModelRequest
 from schemas.rollout import Desired, encode_desired
 
 _OUT = threading.Lock()
@@ -33,7 +34,7 @@ def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     root, state, max_ms = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     bright = base64.b64decode(sys.argv[4])
-    config = ModelConfig("bright", str(root), ("camera_frame",), probation_s=0.0, max_ms=max_ms)
+    config = ModelConfig("bright", str(root), ("camera_frame",), probation_s=0.0, max_ms=max_ms, max_memory_mib=int(sys.argv[5]))
     stop = threading.Event()
     updater = ModelUpdater(config, state, _ask, SystemClock())
 
@@ -73,8 +74,8 @@ def main() -> None:
     say(frames=frames, returned=returned, stopped=True)
 
 
-def _ask(correlation: bytes, body: bytes) -> None:
-    say(ask=[correlation.hex(), body.decode()])
+def _ask(request: ModelRequest) -> None:
+    say(ask=[request.correlation.hex(), request.body.decode()])
 
 
 main()

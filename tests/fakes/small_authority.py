@@ -37,8 +37,8 @@ class SmallAuthority:
             return
         request = self.folder / f"{name}.request"
         curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-        told = ["-subj", f"/CN={name}", "-keyout", str(self.folder / f"{name}.key"), "-out", str(request)]
-        subprocess.run(["openssl", "req", "-new", *curve, *told], check=True, capture_output=True)
+        arguments = ["-subj", f"/CN={name}", "-keyout", str(self.folder / f"{name}.key"), "-out", str(request)]
+        subprocess.run(["openssl", "req", "-new", *curve, *arguments], check=True, capture_output=True)
         self.sign(name, request)
 
     def revoke(self, device: str) -> None:

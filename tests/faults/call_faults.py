@@ -32,7 +32,7 @@ _EXITED = 77
 def live_armed(folder: Path, mode: str, at: int, many: int) -> None:
     """The child: what it writes is watched and fails, what it tells goes beside and does not."""
     shim = ctypes.CDLL(str(preload()))
-    descriptor = os.open(_told(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(_record_file(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     shim.shim_arm(MODES[mode], ctypes.c_long(at), ctypes.c_long(many))
     try:
         life = workload.Life(folder, SEED, lambda what: os.write(descriptor, json.dumps(what).encode() + b"\n"))
@@ -49,7 +49,7 @@ def live_armed(folder: Path, mode: str, at: int, many: int) -> None:
     os._exit(0)
 
 
-def _told(folder: Path) -> Path:
+def _record_file(folder: Path) -> Path:
     return folder.parent.with_name(f"{folder.name}.told")
 
 
@@ -60,8 +60,8 @@ def one(folder: Path, mode: str, at: int, many: int) -> tuple[int, int]:
         live_armed(folder, mode, at, many)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     promises, calls = Promises(), 0
-    told = _told(folder)
-    for line in told.read_bytes().splitlines(keepends=True) if told.exists() else ():
+    record = _record_file(folder)
+    for line in record.read_bytes().splitlines(keepends=True) if record.exists() else ():
         if line.endswith(b"\n"):
             what = json.loads(line)
             calls = what.get("calls", calls)
@@ -72,7 +72,7 @@ def one(folder: Path, mode: str, at: int, many: int) -> tuple[int, int]:
     except Exception as error:
         raise AssertionError(f"{mode} at call {at}: {error!r}") from error
     shutil.rmtree(folder, ignore_errors=True)
-    told.unlink(missing_ok=True)
+    record.unlink(missing_ok=True)
     return status, calls
 
 

@@ -20,6 +20,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.loop import RunLoop
 from pipelines.lake import table_states
+from pipelines.lake.lake import lake_at
 from pipelines.maintenance.maintain import maintain
 from pipelines.maintenance.vacuum import Keep
 from pipelines.runners.engine import Engine
@@ -66,18 +67,18 @@ def run(request: Request, steps: Steps) -> None:
 
 def maintenance(request: Request, _steps: Steps) -> None:
     """Roll-ups, compaction and vacuum."""
-    maintain(Path(request.lake), Keep(0, 0, 0, 0, 0))
+    maintain(lake_at(Path(request.lake)), Keep(0, 0, 0, 0, 0))
 
 
 WORKS = {"run": run, "maintenance": maintenance}
 
 
-def live(request: Request, told: int) -> int:
+def live(request: Request, writer: int) -> int:
     """The child's life: do the work, tell of each step, and wait for the end at the one that is the last."""
     try:
         os.dup2(2, 1)  # what the work logs is no answer
         tempfile.tempdir = str(Path(request.lake).parent)  # Beam leaves a folder behind when it is killed
-        with os.fdopen(told, "w", buffering=1) as pipe:
+        with os.fdopen(writer, "w", buffering=1) as pipe:
             steps = Steps(Path(request.lake), request.step, lambda name: pipe.write(f"{name}\n"))
             steps.watch()
             WORKS[request.work](request, steps)
@@ -93,12 +94,12 @@ def serve(request: Request) -> Answer:
     Raises:
         RuntimeError: there are threads that a fork would leave behind.
     """
-    heard, told = os.pipe()
+    heard, writer = os.pipe()
     pid = fork()
     if pid == 0:
         os.close(heard)
-        os._exit(live(request, told))
-    os.close(told)
+        os._exit(live(request, writer))
+    os.close(writer)
     names: list[str] = []
     with os.fdopen(heard) as pipe:
         for line in pipe:

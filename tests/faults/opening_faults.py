@@ -86,7 +86,7 @@ def _hold(folder: Path, promises: Promises, where: str, *, is_damaged: bool) -> 
             path.name for path in (folder / "state" / "spool").glob("*.corrupt-*") if path.name.rsplit("-", 1)[1].isdecimal()
         ]
         assert len(aside) == 1, aside
-        spool.opened = Opened(spool._db)  # moved aside at this start or the one before: as it should be
+        spool.opened = Opened(spool.opened.db)  # moved aside at this start or the one before: as it should be
         try:
             hold(spool, promises)
         finally:

@@ -17,8 +17,8 @@ from tests.faults import workload
 class Settled:
     """A receipt, asked many times."""
 
-    def __init__(self, told: dict[str, dict[str, list[tuple[int, int]]]]) -> None:
-        self._receipt = Receipt(1, told)
+    def __init__(self, settled: dict[str, dict[str, list[tuple[int, int]]]]) -> None:
+        self._receipt = Receipt(1, settled)
         self._ranges: dict[tuple[str, int], Ranges] = {}
 
     def covers(self, stream: str, epoch: int, low: int, high: int) -> bool:

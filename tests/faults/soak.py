@@ -128,8 +128,8 @@ def _settled_ledger(folder: Path) -> dict[str, object]:
     command = [sys.executable, "-c", call, "books", "--json", "-c", str(folder / "agent.toml")]
     deadline = time.monotonic() + _DRAIN_S
     while True:
-        said = subprocess.run(command, capture_output=True, check=True, env=_environment()).stdout
-        ledger: dict[str, object] = json.loads(said)
+        output = subprocess.run(command, capture_output=True, check=True, env=_environment()).stdout
+        ledger: dict[str, object] = json.loads(output)
         if not ledger["books"][0]["spooled"] or time.monotonic() > deadline:
             return ledger
         time.sleep(1)

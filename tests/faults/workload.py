@@ -15,7 +15,7 @@ from pathlib import Path
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolFullError
-from edge_agent.spool import bodies, commits, database, room
+from edge_agent.spool import bodies, database, space_budget, transactions
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import Digest, StreamName
@@ -30,9 +30,9 @@ Tell = Callable[[dict[str, object]], None]
 def make_small() -> None:
     """Checkpoints, evictions and full logs after kilobytes instead of megabytes: the same code, more of it per state."""
     database.RESERVE_BYTES = 64 * 1024
-    room.BALLAST_BYTES = 16 * 1024
-    room._SLACK_BYTES = 16 * 1024
-    commits._EVICT_AT_LEAST_BYTES = 32 * 1024
+    space_budget.RESERVE_FILE_BYTES = 16 * 1024
+    space_budget._SLACK_BYTES = 16 * 1024
+    transactions._EVICT_AT_LEAST_BYTES = 32 * 1024
     bodies.MIN_BODY_BYTES = 2_500
     bodies._LARGEST_FILE_BYTES = 20_000
     bodies._FILE_SHARE = 16
@@ -96,13 +96,13 @@ class Life:
     def _append(self, stream: StreamName, envelopes: tuple[NewEnvelope, ...], priority: int = 100) -> None:
         """Its position counts all samples of its stream: where a source resumes must agree with what is stored."""
         position = self._captured[stream] + sum(envelope.count for envelope in envelopes)
-        told = [hashlib.sha256(envelope.body).hexdigest() for envelope in envelopes]
-        self._tell({"begun": [stream, [[e.count, digest] for e, digest in zip(envelopes, told, strict=True)], position]})
+        digests = [hashlib.sha256(envelope.body).hexdigest() for envelope in envelopes]
+        self._tell({"begun": [stream, [[e.count, digest] for e, digest in zip(envelopes, digests, strict=True)], position]})
         append = Append(stream, envelopes, priority, source=stream, position=b"%d" % position)
         span = self.spool.append(append).result()
         self._captured[stream] = position
         seq = span.first_seq
-        for envelope, digest in zip(envelopes, told, strict=True):
+        for envelope, digest in zip(envelopes, digests, strict=True):
             self._tell({"captured": [stream, span.epoch, seq, envelope.count, digest], "position": position})
             self._stored.append((stream, span.epoch, seq, envelope.count))
             seq += envelope.count

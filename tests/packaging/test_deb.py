@@ -59,8 +59,8 @@ def test_it_is_installed_used_and_removed_and_keeps_what_nobody_confirmed(
 ) -> None:
     fields = run("dpkg-deb", "--field", str(package)).stdout
     assert "Depends: python3 (>= 3." in fields
-    said = dpkg(root, "--install", str(package))
-    assert "edge-agent check" in said
+    output = dpkg(root, "--install", str(package))
+    assert "edge-agent check" in output
     assert (root / "usr/bin/edge-agent").readlink() == Path("/opt/catchment/bin/edge-agent")
     assert not (root / "opt/catchment/lib/pipelines").exists()
     assert "_edge_agent_completion" in (root / "usr/share/bash-completion/completions/edge-agent").read_text()

@@ -49,7 +49,7 @@ def named(text: str) -> list[tuple[str, list[str]]]:
 
 def faults(program: str, words: list[str]) -> list[str]:
     """What of a command does not exist."""
-    told: list[str] = []
+    found: list[str] = []
     commands = [COMMANDS[program]]
     left = list(words)
     while left and hasattr(commands[0], "commands") and not left[0].startswith("-"):
@@ -64,8 +64,8 @@ def faults(program: str, words: list[str]) -> list[str]:
     for command in commands:
         options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | ANYWHERE
         given = [word.partition("=")[0] for word in left if re.match(r"--?[a-zA-Z]", word)]
-        told += [f"{program} {command.name}: no option {name!r} in {' '.join(words)!r}" for name in given if name not in options]
-    return told
+        found += [f"{program} {command.name}: no option {name!r} in {' '.join(words)!r}" for name in given if name not in options]
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -87,6 +87,6 @@ def test_commands_are_found_where_pages_name_them_and_wrong_ones_are_told():
 
 
 def test_every_command_is_told_somewhere():
-    told = {(program, words[0]) for page in PAGES for program, words in named(page.read_text())}
+    documented = {(program, words[0]) for page in PAGES for program, words in named(page.read_text())}
     for program, command in COMMANDS.items():
-        assert sorted(name for name in command.list_commands(typer.Context(command)) if (program, name) not in told) == []
+        assert sorted(name for name in command.list_commands(typer.Context(command)) if (program, name) not in documented) == []

@@ -53,10 +53,10 @@ def documented(page: str, step: str) -> str:
     return str(block)
 
 
-def eventually(is_so: Callable[[], bool], told: Callable[[], str]) -> None:
+def eventually(is_so: Callable[[], bool], describe: Callable[[], str]) -> None:
     deadline_s = time.monotonic() + WITHIN_S
     while not is_so():
-        assert time.monotonic() < deadline_s, told()
+        assert time.monotonic() < deadline_s, describe()
         time.sleep(0.3)
 
 
@@ -113,8 +113,8 @@ def install_core(machine: BootedMachine) -> None:
 
 
 def install_agent(machine: BootedMachine) -> None:
-    said = machine.run("bash", "-c", "apt-get install -y --no-install-recommends /mnt/catchment-agent_*.deb 2>&1")
-    assert "edge-agent check" in said, said
+    output = machine.run("bash", "-c", "apt-get install -y --no-install-recommends /mnt/catchment-agent_*.deb 2>&1")
+    assert "edge-agent check" in output, output
     machine.write("/usr/local/bin/read-bus", READ_BUS, "0755")
     for there, here, mode in (
         ("ca.pem", "ca.pem", "0644"),
@@ -184,7 +184,7 @@ def test_a_reload_takes_a_new_source_and_keeps_the_process(machine):
     before = machine.shows(AGENT, "MainPID")
     configure(machine, '[[source]]\nkind = "syslog"\nstream = "log_line"\noptions = { listen = ["udp://127.0.0.1:5514"] }\n')
     machine.run("systemctl", "reload", AGENT)
-    eventually(lambda: "configuration read again" in machine.journal("-u", AGENT), machine.journal)
+    eventually(lambda: "configuration_reloaded" in machine.journal("-u", AGENT), machine.journal)
     line = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'<13>Oct 11 22:14:15 box su: x', ('127.0.0.1', 5514))"
     eventually(lambda: bool(machine.run("python3", "-c", line) + "x") and rows(machine, "log_line") > 0, machine.journal)
     assert machine.shows(AGENT, "MainPID") == before

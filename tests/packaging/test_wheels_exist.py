@@ -6,12 +6,12 @@ import sys
 import pytest
 
 EXIT_RETRY = 75
-ASKED = [(python, machine) for python in ("3.11", "3.12", "3.13") for machine in ("aarch64", "x86_64")]
+WANTED = [(python, machine) for python in ("3.11", "3.12", "3.13") for machine in ("aarch64", "x86_64")]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("python", "machine"), ASKED)
+@pytest.mark.parametrize(("python", "machine"), WANTED)
 def test_every_locked_package_of_the_agent_has_a_wheel(repository_root, python, machine):
     command = [sys.executable, str(repository_root / "scripts/check_wheels.py"), "--python", python, "--machine", machine]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -38,9 +38,9 @@ def test_pages_fit_and_together_say_what_the_receipt_says(receipt: Receipt, max_
             assert Ranges.of(span for one in ranges for span in one) == receipt.ranges(stream, int(epoch))
             assert sum(one.count for one in ranges) == receipt.ranges(stream, int(epoch)).count
     assert {stream: floor for page in pages for stream, floor in page.floors.items()} == receipt.floors
-    told = {stream: one for page in pages for stream, one in page.refused.items()}
-    assert told.keys() == receipt.refused.keys()
-    assert all(one.quarantined == receipt.refused[stream].quarantined for stream, one in told.items())
+    refused = {stream: one for page in pages for stream, one in page.refused.items()}
+    assert refused.keys() == receipt.refused.keys()
+    assert all(one.quarantined == receipt.refused[stream].quarantined for stream, one in refused.items())
 
 
 def test_the_first_page_settles_the_most_for_a_device_that_knows_of_no_others() -> None:

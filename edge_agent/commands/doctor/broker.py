@@ -28,7 +28,7 @@ from schemas.topics import Topics
 WHAT = "broker"
 RIGHTS = "topic rights"
 _REACH_WITHIN_S = 10.0
-_ANSWER_WITHIN_S = 5.0
+ANSWER_WITHIN_S = 5.0
 HEARTBEAT = StreamName("agent_heartbeat")
 _PROBE = b"edge-agent doctor"
 _ACL_HINT = "deploy/broker/acl shows the rules a device needs"
@@ -65,7 +65,7 @@ def _tls(broker: BrokerConfig, line: socket.socket) -> Finding:
         return failed(WHAT, f"no TLS 1.3 with it: {error}", "is this the broker's TLS port? Does it allow TLS 1.3?")
 
 
-def examine_rights(config: AgentConfig, clock: Clock) -> Iterator[Finding]:
+def examine_rights(config: AgentConfig, clock: Clock, answer_within_s: float = ANSWER_WITHIN_S) -> Iterator[Finding]:
     """Connect as the device; publish and hear where it must be able to.
 
     What is said is true and small: one heartbeat sample, and a question after an object that nobody has. A topic where
@@ -86,9 +86,9 @@ def examine_rights(config: AgentConfig, clock: Clock) -> Iterator[Finding]:
     try:
         session.subscribe([topics.down_filter(device)])
         codes = {session.publish(message): message.topic for message in (beating, asking)}
-        answers = _listen(events, clock, codes)
-        yield from _publishing(codes, answers, f"{topics.namespace}/up/{device}/+")
-        yield _hearing(answers, topics.down_filter(device))
+        answers = _listen(events, clock, codes, answer_within_s)
+        yield from _publishing(codes, answers, f"{topics.namespace}/up/{device}/+", answer_within_s)
+        yield _hearing(answers, topics.down_filter(device), answer_within_s)
     except BrokerUnavailableError as error:
         yield failed(RIGHTS, f"the broker ended the connection: {error}", f"its log says why; {_ACL_HINT}")
     finally:
@@ -123,10 +123,10 @@ def _books(config: AgentConfig) -> tuple[StreamBooks, ...]:
         return ()  # damaged: the agent mends it at its next start, and `status` says so
 
 
-def _listen(events: Events, clock: Clock, wanted: dict[int, str]) -> list[Event]:
+def _listen(events: Events, clock: Clock, wanted: dict[int, str], within_s: float) -> list[Event]:
     """All that comes until every message is answered and something came down, or time is over."""
     found: list[Event] = []
-    until_s = clock.monotonic_s() + _ANSWER_WITHIN_S
+    until_s = clock.monotonic_s() + within_s
     while (left_s := until_s - clock.monotonic_s()) > 0:
         try:
             found.append(events.get(timeout=left_s))
@@ -139,15 +139,15 @@ def _listen(events: Events, clock: Clock, wanted: dict[int, str]) -> list[Event]
     return found
 
 
-def _publishing(asked: dict[int, str], answers: list[Event], up_filter: str) -> Iterator[Finding]:
+def _publishing(published: dict[int, str], answers: list[Event], up_filter: str, within_s: float) -> Iterator[Finding]:
     codes = {event.mid: event.code for event in answers if isinstance(event, Acked)}
-    for mid, topic in asked.items():
+    for mid, topic in published.items():
         code = codes.get(mid)
         if code in (0, NO_SUBSCRIBERS):
             yield good(RIGHTS, f"may publish to {topic}")
         elif code is None:
             fix = f"its log says why; {_ACL_HINT}"
-            yield failed(RIGHTS, f"no answer to a message to {topic} within {_ANSWER_WITHIN_S:.0f} s", fix)
+            yield failed(RIGHTS, f"no answer to a message to {topic} within {within_s:.0f} s", fix)
         else:
             fix = f"let it write {up_filter} and parts, or look at the broker's quota; {_ACL_HINT}"
             yield failed(RIGHTS, f"may not publish to {topic}: reason 0x{code:02x}", fix)
@@ -157,7 +157,7 @@ def _refused(answer: Subscribed) -> list[str]:
     return [f"{text}: {describe_reason(code)}" for text, code in answer.answers if is_refusal(code)]
 
 
-def _hearing(answers: list[Event], down_filter: str) -> Finding:
+def _hearing(answers: list[Event], down_filter: str, within_s: float) -> Finding:
     refused = [text for event in answers if isinstance(event, Subscribed) for text in _refused(event)]
     if refused:
         return failed(RIGHTS, f"may not subscribe to {'; '.join(refused)}", f"let the device read {down_filter}; {_ACL_HINT}")
@@ -165,12 +165,12 @@ def _hearing(answers: list[Event], down_filter: str) -> Finding:
     if heard:
         return good(RIGHTS, f"hears {heard[0]}")
     fix = f"is the core's bridge running? If it is, let the device read {down_filter}; {_ACL_HINT}"
-    return warning(RIGHTS, f"nothing came down on {down_filter} within {_ANSWER_WITHIN_S:.0f} s", fix)
+    return warning(RIGHTS, f"nothing came down on {down_filter} within {within_s:.0f} s", fix)
 
 
-def _refusal_fix(said: str) -> str:
-    if "authori" in said.lower() or "bad user" in said.lower():
+def _refusal_fix(reason: str) -> str:
+    if "authori" in reason.lower() or "bad user" in reason.lower():
         return "the broker does not know this device: is its certificate signed by the authority the broker trusts?"
-    if "certificate" in said.lower() or "alert" in said.lower():
+    if "certificate" in reason.lower() or "alert" in reason.lower():
         return "the broker refuses the certificate: revoked, expired, or of another authority; its log says which"
     return "the broker's log says why; does it speak MQTT 5?"

@@ -29,7 +29,7 @@ def examine_certificate(broker: BrokerConfig, clock: Clock) -> Iterator[Finding]
     if broker.tls is None:
         yield skipped(WHAT, "no [broker.tls]: the broker is on this machine")
         return
-    missing = [failed(WHAT, f"{path}: {said}", fix) for path, said, fix in _unreadable(broker.tls)]
+    missing = [failed(WHAT, f"{path}: {reason}", fix) for path, reason, fix in _unreadable(broker.tls)]
     if missing:
         yield from missing
         return
@@ -62,17 +62,17 @@ def _dates(tls: TlsConfig, clock: Clock) -> Iterator[Finding]:
     now = dt.datetime.fromtimestamp(clock.now_ms() / 1000, tz=dt.UTC)
     if is_role_name(found.device):
         yield warning(WHAT, f"its name {found.device} is one of the core's own and has the core's rights", _RENAME)
-    told = f"{found.device}, signed by {found.issuer}, holds until {found.not_after:%Y-%m-%d}"
+    summary = f"{found.device}, signed by {found.issuer}, holds until {found.not_after:%Y-%m-%d}"
     if now > found.not_after:
-        yield failed(WHAT, f"{told}: expired", f"samples are kept meanwhile; {_NEW_ONE}")
+        yield failed(WHAT, f"{summary}: expired", f"samples are kept meanwhile; {_NEW_ONE}")
     elif now < found.not_before:
         yield failed(
-            WHAT, f"{told}, but only from {found.not_before:%Y-%m-%d} on", "set the clock; if it is right, ask for another"
+            WHAT, f"{summary}, but only from {found.not_before:%Y-%m-%d} on", "set the clock; if it is right, ask for another"
         )
     elif found.not_after - now < _SOON:
-        yield warning(WHAT, f"{told}: in {(found.not_after - now).days} days", _NEW_ONE)
+        yield warning(WHAT, f"{summary}: in {(found.not_after - now).days} days", _NEW_ONE)
     else:
-        yield good(WHAT, told)
+        yield good(WHAT, summary)
 
 
 def _key_mode(tls: TlsConfig) -> Iterator[Finding]:
@@ -85,8 +85,8 @@ def _proof(tls: TlsConfig) -> Finding:
     try:
         judge, device = _contexts(tls)
     except KeyEncryptedError as error:
-        said, _, fix = str(error).partition("; ")
-        return failed(WHAT, f"{tls.key}: {said}", fix)
+        message, _, fix = str(error).partition("; ")
+        return failed(WHAT, f"{tls.key}: {message}", fix)
     except ssl.SSLError as error:
         if "KEY_VALUES_MISMATCH" in str(error):
             return failed(

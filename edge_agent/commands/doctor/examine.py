@@ -9,9 +9,9 @@ from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.checking import check_file
 from edge_agent.clock_quality import kernel_says_synchronised
-from edge_agent.commands.doctor.broker import RIGHTS, examine_reach, examine_rights
+from edge_agent.commands.doctor.broker import ANSWER_WITHIN_S, RIGHTS, examine_reach, examine_rights
 from edge_agent.commands.doctor.certificate import examine_certificate
-from edge_agent.commands.doctor.findings import Diagnosis, Finding, Verdict, failed, good, skipped, warning
+from edge_agent.commands.doctor.findings import CheckResult, Diagnosis, Finding, failed, good, skipped, warning
 from edge_agent.commands.status_reader import is_alive
 from edge_agent.config import AgentConfig, load_agent_config
 from edge_agent.errors import AgentError, ConfigError
@@ -21,13 +21,16 @@ CONFIGURATION = "configuration"
 SOURCES = "sources"
 
 
-def diagnose(path: Path, *, is_probing: bool = False, clock: Clock | None = None) -> Diagnosis:
+def diagnose(
+    path: Path, *, is_probing: bool = False, clock: Clock | None = None, answer_within_s: float = ANSWER_WITHIN_S
+) -> Diagnosis:
     """Examine a device.
 
     Args:
         path: the agent's configuration.
         is_probing: connect as the device even while its agent is connected, which interrupts that for a moment.
         clock: wall and monotonic time.
+        answer_within_s: how long the broker and the core may take for an answer.
     """
     clock = clock or SystemClock()
     findings = list(_configuration(path))
@@ -39,8 +42,8 @@ def diagnose(path: Path, *, is_probing: bool = False, clock: Clock | None = None
     findings = findings or [good(CONFIGURATION, f"{path} is right")]
     findings += [*examine_disk(config), examine_clock(clock), *examine_certificate(config.broker, clock)]
     findings += examine_reach(config.broker)
-    if all(finding.verdict is not Verdict.FAILED for finding in findings if finding.what == "broker"):
-        findings += _rights(config, clock, is_probing=is_probing)
+    if all(finding.verdict is not CheckResult.FAILED for finding in findings if finding.what == "broker"):
+        findings += _rights(config, clock, answer_within_s, is_probing=is_probing)
     else:
         findings.append(skipped(RIGHTS, "the broker cannot be reached"))
     findings += _sources(_running(config))
@@ -56,26 +59,29 @@ def _configuration(path: Path) -> list[Finding]:
     return [failed(CONFIGURATION, fault.located(path), "correct that line") for fault in faults]
 
 
-def _rights(config: AgentConfig, clock: Clock, *, is_probing: bool) -> list[Finding]:
+def _rights(config: AgentConfig, clock: Clock, answer_within_s: float, *, is_probing: bool) -> list[Finding]:
     health = _running(config)
     if health is None or is_probing:
-        return list(examine_rights(config, clock))
+        return list(examine_rights(config, clock, answer_within_s))
     if not health.is_connected:
-        return list(examine_rights(config, clock))
+        return list(examine_rights(config, clock, answer_within_s))
     since = "never" if health.since_ack_s is None else f"{health.since_ack_s:.0f} s ago"
-    told = f"the agent is connected; the broker last took a message {since}; {health.not_sent} were not taken"
+    summary = f"the agent is connected; the broker last took a message {since}; {health.not_sent} were not taken"
     if health.not_sent and health.since_ack_s is None:
         return [
-            failed(RIGHTS, told, "the broker lets it connect and takes nothing: --probe tells which topics; is the core running?")
+            failed(
+                RIGHTS, summary, "the broker lets it connect and takes nothing: --probe tells which topics; is the core running?"
+            )
         ]
-    return [good(RIGHTS, f"{told} (--probe looks closer and interrupts it for a moment)")]
+    return [good(RIGHTS, f"{summary} (--probe looks closer and interrupts it for a moment)")]
 
 
 def _sources(health: Health | None) -> list[Finding]:
     """Sources that fail at this moment; only a running agent knows."""
-    told = {} if health is None else health.failing
+    failing = {} if health is None else health.failing
     return [
-        failed(SOURCES, f"{name}: {said}", "correct what it says; the agent tries again by itself") for name, said in told.items()
+        failed(SOURCES, f"{name}: {reason}", "correct what it says; the agent tries again by itself")
+        for name, reason in failing.items()
     ]
 
 
@@ -120,17 +126,17 @@ def _room(config: AgentConfig, folder: Path) -> Finding:
     about = os.statvfs(folder)
     free, whole = about.f_bavail * about.f_frsize, about.f_blocks * about.f_frsize
     used = sum(path.stat().st_size for path in config.spool_dir.rglob("*") if path.is_file())
-    told = f"{free // _MIB} MiB free; the spool holds {used // _MIB} of {config.spool.max_bytes // _MIB} MiB"
+    summary = f"{free // _MIB} MiB free; the spool holds {used // _MIB} of {config.spool.max_bytes // _MIB} MiB"
     if about.f_files and not about.f_favail:
         return failed(DISK, "no inode is free", f"delete small files on the file system of {folder}")
     if used + free >= config.spool.max_bytes:
-        return good(DISK, told)
+        return good(DISK, summary)
     if config.spool.max_bytes > whole:
         return failed(
-            DISK, f"{told}; the whole disk has {whole // _MIB} MiB", f"lower [spool] max_bytes to {(used + free) * 9 // 10}"
+            DISK, f"{summary}; the whole disk has {whole // _MIB} MiB", f"lower [spool] max_bytes to {(used + free) * 9 // 10}"
         )
     fix = f"free some disk, or lower [spool] max_bytes to {(used + free) * 9 // 10}"
-    return warning(DISK, f"{told}: the disk is full before the quota is, and then others lack room, too", fix)
+    return warning(DISK, f"{summary}: the disk is full before the quota is, and then others lack room, too", fix)
 
 
 def filesystem_of(folder: Path, mounts: str) -> str:
@@ -165,12 +171,12 @@ _SET_IT = "start a time service (systemd-timesyncd, chrony), and see that the ne
 def examine_clock(clock: Clock) -> Finding:
     """Look at the wall clock."""
     now_ms = clock.now_ms()
-    told = dt.datetime.fromtimestamp(now_ms / 1000, tz=dt.UTC).isoformat(timespec="seconds")
+    now_text = dt.datetime.fromtimestamp(now_ms / 1000, tz=dt.UTC).isoformat(timespec="seconds")
     if now_ms < _WRITTEN_MS:
-        return failed(CLOCK, f"{told}: the clock was never set, and certificates seem not valid yet", _SET_IT)
+        return failed(CLOCK, f"{now_text}: the clock was never set, and certificates seem not valid yet", _SET_IT)
     if not kernel_says_synchronised():
-        return warning(CLOCK, f"{told}, running free: nothing keeps it right", _SET_IT)
-    return good(CLOCK, f"{told}, kept right by a time service")
+        return warning(CLOCK, f"{now_text}, running free: nothing keeps it right", _SET_IT)
+    return good(CLOCK, f"{now_text}, kept right by a time service")
 
 
 # The rules and orders from the core, as the running agent tells of them.
@@ -185,18 +191,18 @@ def examine_rules(config: AgentConfig, health: Health | None) -> Finding:
     if health is None or health.policy is None:
         return skipped(RULES, "the agent does not run")
     policy = health.policy
-    told = f"version {policy.version} is in force" if policy.version else "none came yet"
+    summary = f"version {policy.version} is in force" if policy.version else "none came yet"
     if policy.refused:
         fix = "is it signed by a key in [director] or [policy], and is this device among those it is for?"
-        return warning(RULES, f"{told}; {policy.refused} refused, the last: {policy.reason}", fix)
+        return warning(RULES, f"{summary}; {policy.refused} refused, the last: {policy.reason}", fix)
     if policy.suspended:
         names = "; ".join(f"{name}: {reason}" for name, reason in sorted(policy.suspended.items()))
         fix = "tell who wrote the policy; has this device the contract it was written for?"
-        return warning(RULES, f"{told}; not applied: {names}", fix)
+        return warning(RULES, f"{summary}; not applied: {names}", fix)
     if policy.uninspected:
         names = "; ".join(f"{name}: {samples:,} samples" for name, samples in sorted(policy.uninspected.items()))
-        return good(RULES, f"{told}; could not inspect {names}")
-    return good(RULES, told)
+        return good(RULES, f"{summary}; could not inspect {names}")
+    return good(RULES, summary)
 
 
 def examine_orders(config: AgentConfig, health: Health | None) -> Finding:

@@ -182,7 +182,7 @@ class SignalDecoder:
             raise ConfigError(f"source 'can': no signal in {', '.join(files)} matches {', '.join(patterns)}")
 
     def _add(self, message: Message, patterns: Sequence[str], j1939: str) -> None:
-        names = [signal for signal in message.signals if _is_asked(message.name, signal.name, patterns)]
+        names = [signal for signal in message.signals if _is_requested(message.name, signal.name, patterns)]
         if not names:
             return
         groups = MultiplexedMessage(message) if message.is_multiplexed() else None
@@ -282,7 +282,7 @@ def _load(file: str) -> Database:
     return found
 
 
-def _is_asked(message: str, signal: str, patterns: Sequence[str]) -> bool:
+def _is_requested(message: str, signal: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(f"{message}.{signal}", pattern) for pattern in patterns)
 
 

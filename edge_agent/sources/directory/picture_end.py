@@ -73,8 +73,8 @@ def _by_size(size: int, magic: bytes) -> bool | None:
     """Formats that tell their size where they begin."""
     if magic.startswith(b"RIFF"):
         return size >= 8 + int(struct.unpack_from("<I", magic, 4)[0])
-    told = int(struct.unpack_from("<I", magic, 2)[0]) if magic.startswith(b"BM") else 0
-    return size >= told if told > _MAGIC_BYTES else None
+    declared_bytes = int(struct.unpack_from("<I", magic, 2)[0]) if magic.startswith(b"BM") else 0
+    return size >= declared_bytes if declared_bytes > _MAGIC_BYTES else None
 
 
 def _exactly(file: BinaryIO, count: int) -> bytes:

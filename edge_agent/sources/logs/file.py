@@ -126,9 +126,9 @@ class LogFile:
 
     def next_content(self, offset: int) -> int | None:
         """The place of the first byte from there on that is not NUL; None where there is none."""
-        asked = (offset, self.stat().st_size)
+        probed = (offset, self.stat().st_size)
         if not self.is_packed:
-            if self._empty_from == asked and os.pread(self._fd, 1, offset) in (b"", b"\0"):
+            if self._empty_from == probed and os.pread(self._fd, 1, offset) in (b"", b"\0"):
                 return None  # nothing was written since the last look
             offset = self._next_data(offset)
         while piece := self._read(offset, CHUNK_BYTES):
@@ -136,7 +136,7 @@ class LogFile:
             if rest:
                 return offset + len(piece) - len(rest)
             offset += len(piece)
-        self._empty_from = asked
+        self._empty_from = probed
         return None
 
     def holds(self, mark: Mark) -> bool:

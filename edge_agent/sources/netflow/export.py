@@ -110,7 +110,7 @@ class Exporter:
     is_heard: bool = False
     sampling: Sampling = field(default_factory=Sampling)
     version: int = 0
-    told: int | None = 0  # data records of the datagram at hand; None: one of its sets could not be read
+    record_count: int | None = 0  # data records of the datagram at hand; None: one of its sets could not be read
     waiting: deque[tuple[int, bytes, int, int | None]] = field(default_factory=deque)
 
     def read(self, data: bytes) -> list[Export]:
@@ -135,7 +135,7 @@ class Exporter:
         if version == 10 and len(data) >= 16 and int.from_bytes(data[2:4], "big") == len(data):
             exports = self._sets(data[16:], (2, 3), int.from_bytes(data[4:8], "big") * 1000, None)
             # It counts data records: only who knows all templates of this datagram knows what the next one says.
-            self._check_sequence(int.from_bytes(data[8:12], "big"), self.told)
+            self._check_sequence(int.from_bytes(data[8:12], "big"), self.record_count)
             return exports
         raise MalformedError("no version known, or short")
 
@@ -186,7 +186,7 @@ class Exporter:
             early = list(self.waiting)
             self.waiting.clear()
         exports = [self._data(*one) for one in early]
-        self.told = 0
+        self.record_count = 0
         data_sets = [(set_id, body) for set_id, body in sets if set_id >= 256]
         # What options tell of sampling holds for the flows beside them, in whatever order they stand.
         data_sets.sort(key=lambda one: not self._is_options(one[0]))
@@ -200,14 +200,14 @@ class Exporter:
     def _data(self, set_id: int, body: bytes, at_ms: int, uptime_ms: int | None) -> Export | None:
         template = self.templates.get(set_id)
         if template is None or (template.is_kept and not template.fits(body)):
-            self.told = None
+            self.record_count = None
             if len(self.waiting) >= _MAX_WAITING:
                 self.waiting.popleft()
                 self.rejects.count(NO_TEMPLATE)
             self.waiting.append((set_id, body, at_ms, uptime_ms))
             return None
         records = tuple(_records(body, template))
-        self.told = None if self.told is None else self.told + len(records)
+        self.record_count = None if self.record_count is None else self.record_count + len(records)
         if template.is_options:
             for record in records:
                 self._take_options(record)
@@ -289,9 +289,9 @@ def _records(body: bytes, template: Template) -> Iterator[Record]:
     at = 0
     while at + least <= len(body):
         record: Record = {}
-        for id_, told in template.fields:
-            length = told
-            if told == _VARIABLE:
+        for id_, declared in template.fields:
+            length = declared
+            if declared == _VARIABLE:
                 length, at = _variable_length(body, at)
             if at + length > len(body):
                 raise MalformedError("record is cut")

@@ -37,7 +37,7 @@ class Sampling:
 
     def learn(self, options: Mapping[int, bytes]) -> bool:
         """Take what an options record tells; returns whether it is news. A rate of 0 says that nothing is sampled any more."""
-        rate = _told(options)
+        rate = _declared_rate(options)
         if rate is None:
             return False
         sampler = _first(options, _SAMPLERS)
@@ -51,7 +51,7 @@ class Sampling:
 
     def rate(self, record: Mapping[int, bytes]) -> float | None:
         """How many packets each one that a record counts stands for; None: the exporter does not tell."""
-        if own := _told(record):
+        if own := _declared_rate(record):
             return own
         sampler = _first(record, _SAMPLERS)
         if sampler is not None and sampler in self.samplers:
@@ -66,19 +66,19 @@ class Sampling:
         return rates.pop() if sampler is None and len(rates) == 1 else None
 
 
-def _told(record: Mapping[int, bytes]) -> float | None:
+def _declared_rate(record: Mapping[int, bytes]) -> float | None:
     """The rate in a record; 0: it says that there is none."""
-    told: list[float] = [value for id_ in _INTERVALS if (value := _number(record.get(id_))) is not None]
+    declared: list[float] = [value for id_ in _INTERVALS if (value := _number(record.get(id_))) is not None]
     if taken := _number(record.get(_TAKEN)):
-        told.append((taken + (_number(record.get(_SPACE)) or 0)) / taken)
+        declared.append((taken + (_number(record.get(_SPACE)) or 0)) / taken)
     if (size := _number(record.get(_SIZE))) and (population := _number(record.get(_POPULATION))) is not None:
-        told.append(population / size)
+        declared.append(population / size)
     if share := _float(record.get(_PROBABILITY)):
-        told.append(1 / share)
-    sound = [rate for rate in told if 1 <= rate <= _MAX_RATE]
+        declared.append(1 / share)
+    sound = [rate for rate in declared if 1 <= rate <= _MAX_RATE]
     if sound:
         return float(sound[0])
-    return 0.0 if told and not any(told) else None
+    return 0.0 if declared and not any(declared) else None
 
 
 def _set(rates: dict[int, float], key: int, rate: float) -> bool:

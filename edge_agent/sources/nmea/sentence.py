@@ -48,13 +48,13 @@ def read_fields(sentence: str) -> list[str]:
         text = text[end + 1 :]
     if not text.startswith(("$", "!")) or len(text) > _MAX_SENTENCE:
         raise SentenceError("no NMEA sentence")
-    body, star, told = text[1:].rpartition("*")
+    body, star, checksum = text[1:].rpartition("*")
     if not star:
         raise SentenceError("no checksum")
     total = 0
     for char in body.encode():
         total ^= char
-    if told.upper() != f"{total:02X}":
+    if checksum.upper() != f"{total:02X}":
         raise SentenceError("wrong checksum")
     return body.split(",")
 

@@ -78,11 +78,11 @@ def read_message(raw: bytes, now_us: int, zone: tzinfo | None) -> SyslogMessage:
 
 
 def _rfc5424(text: str, header: re.Match[str], pri: tuple[int, int], problem: str) -> SyslogMessage:
-    told, host, app, proc_id, msg_id = (None if value == _NIL else value for value in header.groups())
+    timestamp, host, app, proc_id, msg_id = (None if value == _NIL else value for value in header.groups())
     time_us = None
-    if told is not None:
+    if timestamp is not None:
         try:
-            time_us = _epoch_us(told) if _EPOCH.fullmatch(told) else to_time_us(told, _RFC_3339)
+            time_us = _epoch_us(timestamp) if _EPOCH.fullmatch(timestamp) else to_time_us(timestamp, _RFC_3339)
         except CellError:
             problem = problem or "its time is no RFC 3339 time"
     structured, end = _structured(text, header.end())
@@ -115,8 +115,8 @@ def _meraki(text: str, header: re.Match[str], pri: tuple[int, int], problem: str
     return SyslogMessage(text[header.end() :], *pri, _epoch_us(header[1]), header[2], header[3], problem=problem)
 
 
-def _epoch_us(told: str) -> int:
-    seconds, _, fraction = told.partition(".")
+def _epoch_us(timestamp: str) -> int:
+    seconds, _, fraction = timestamp.partition(".")
     return int(seconds) * 1_000_000 + int(fraction[:6].ljust(6, "0"))
 
 

@@ -87,7 +87,7 @@ def end(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return 0
 
 
-def said(capsys: pytest.CaptureFixture[str], program: str) -> str:
+def error_text(capsys: pytest.CaptureFixture[str], program: str) -> str:
     """What stands on standard error, of which nothing is on standard output."""
     out, err = capsys.readouterr()
     assert out == ""
@@ -105,7 +105,7 @@ def test_a_wrong_key_in_core_toml_ends_every_command_with_2(
 ) -> None:
     (place / "core.toml").write_text("lak = 1\n")
     assert end("catchment", [*name.split(), *GIVEN.get(name, [])], monkeypatch) == 2
-    assert "core.toml" in said(capsys, "catchment")
+    assert "core.toml" in error_text(capsys, "catchment")
 
 
 @pytest.mark.parametrize("name", _configured("catchment"))
@@ -115,7 +115,7 @@ def test_a_lake_root_that_is_a_file_ends_every_command_with_2(
     (place / "core.toml").write_text(CORE_TOML)
     (place / "lake").write_text("")
     assert end("catchment", [*name.split(), *GIVEN.get(name, [])], monkeypatch) == 2
-    assert "is a file" in said(capsys, "catchment")
+    assert "is a file" in error_text(capsys, "catchment")
 
 
 @pytest.mark.parametrize("name", [name for name in CORE if name.startswith("set ")])
@@ -124,7 +124,7 @@ def test_a_lake_that_is_named_and_is_a_file_ends_a_command_with_2_too(
 ) -> None:
     (place / "file").write_text("")
     assert end("catchment", [*name.split(), *GIVEN.get(name, []), "--lake", "file"], monkeypatch) == 2
-    assert "is a file" in said(capsys, "catchment")
+    assert "is a file" in error_text(capsys, "catchment")
 
 
 @pytest.mark.parametrize("name", _configured("catchment"))
@@ -135,7 +135,7 @@ def test_without_any_configuration_every_command_ends_with_2_and_names_the_place
         pytest.skip("the built-in contracts do without")
     assert place.exists()
     assert end("catchment", [*name.split(), *GIVEN.get(name, [])], monkeypatch) == 2
-    assert "$CATCHMENT_CONFIG" in said(capsys, "catchment")
+    assert "$CATCHMENT_CONFIG" in error_text(capsys, "catchment")
 
 
 @pytest.mark.parametrize("name", MISSING)
@@ -148,7 +148,7 @@ def test_what_is_not_there_ends_every_command_with_3(
         assert end("catchment", ["model", "init"], monkeypatch) == 0
         capsys.readouterr()
     assert end("catchment", [*name.split(), *MISSING[name]], monkeypatch) == 3
-    said(capsys, "catchment")
+    error_text(capsys, "catchment")
 
 
 def test_every_command_that_names_a_thing_is_tried_with_one_that_is_not_there() -> None:
@@ -171,7 +171,7 @@ def test_without_any_configuration_every_command_of_the_agent_ends_with_2(
 ) -> None:
     assert place.exists()
     assert end("edge-agent", [*name.split(), *GIVEN.get(name, [])], monkeypatch) == 2
-    assert "$CATCHMENT_AGENT_CONFIG" in said(capsys, "edge-agent")
+    assert "$CATCHMENT_AGENT_CONFIG" in error_text(capsys, "edge-agent")
 
 
 def test_an_error_never_lands_in_the_document_that_was_asked_for(
@@ -179,7 +179,7 @@ def test_an_error_never_lands_in_the_document_that_was_asked_for(
 ) -> None:
     assert place.exists()
     assert end("catchment", ["contract", "show", "nothing", "--as", "agent"], monkeypatch) == 3
-    assert "no contract 'nothing'" in said(capsys, "catchment")
+    assert "no contract 'nothing'" in error_text(capsys, "catchment")
 
 
 @pytest.mark.parametrize(("program", "variable"), [("catchment", "CATCHMENT_CONFIG"), ("edge-agent", "CATCHMENT_AGENT_CONFIG")])
@@ -193,9 +193,9 @@ def test_the_configuration_is_found_in_the_environment_then_here_then_in_etc(
         if path.name == "named.toml":
             monkeypatch.setenv(variable, str(path))
         assert end(program, ["status"], monkeypatch) == 2
-        assert (str(path) if path.parent != place or path.name == "named.toml" else name) in said(capsys, program)
+        assert (str(path) if path.parent != place or path.name == "named.toml" else name) in error_text(capsys, program)
     assert end(program, ["status", "-c", "other.toml"], monkeypatch) == 2
-    assert "other.toml" in said(capsys, program)
+    assert "other.toml" in error_text(capsys, program)
 
 
 @pytest.mark.parametrize(("program", "old", "new"), [

@@ -90,10 +90,10 @@ def test_a_console_obeys_no_text_wherever_it_stands():
     foreign = Table(TEXT, title=TEXT)
     foreign.add_row(TEXT)
     for thing in (TEXT, table, tree, foreign, Text(TEXT), styled(TEXT, "red")):
-        said = printed(thing)
-        assert acts(said) == ""
-        assert "\x1b]8" not in said
-        assert MARK in said
+        output = printed(thing)
+        assert acts(output) == ""
+        assert "\x1b]8" not in output
+        assert MARK in output
     assert "[red]x[/red]" in printed("[red]x[/red]", highlight=False)
     assert not forged(printed(TEXT))
     assert not forged(printed(table))

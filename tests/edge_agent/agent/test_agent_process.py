@@ -86,7 +86,7 @@ def test_it_stops_in_order_on_sigterm_and_only_one_runs_per_folder(broker: Runni
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "fragment"),
     [
         ('device = "Dev"\nstate_dir = "s"', ":1: "),
         ('device = "d"\nstate_dir = "s"\n[broker]\nhost = "broker.example"', "[broker.tls]"),
@@ -97,13 +97,13 @@ def test_it_stops_in_order_on_sigterm_and_only_one_runs_per_folder(broker: Runni
         ('state_dir = "s"', "device"),
     ],
 )
-def test_a_wrong_configuration_names_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_configuration_names_file_and_key(tmp_path: Path, text: str, fragment: str) -> None:
     path = tmp_path / "agent.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_agent_config(path)
-    assert said in str(caught.value)
+    assert fragment in str(caught.value)
     assert str(path) in str(caught.value)
     done = cli("check", "-c", str(path))
     assert done.returncode == 2
-    assert said in done.stderr
+    assert fragment in done.stderr

@@ -80,6 +80,6 @@ def test_it_is_live_and_not_ready_and_says_why_until_the_spool_opens(waiting: Wa
 def test_it_ends_at_once_when_asked_to_while_it_waits(waiting: Waiting) -> None:
     eventually(lambda: waiting.ask("/live")[0] == 200)
     waiting.process.send_signal(signal.SIGTERM)
-    _, said = waiting.process.communicate(timeout=30)
+    _, errors = waiting.process.communicate(timeout=30)
     assert waiting.process.returncode == 0
-    assert b"no spool yet" in said
+    assert b"spool_not_open" in errors

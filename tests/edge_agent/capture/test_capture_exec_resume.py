@@ -45,9 +45,9 @@ def test_a_program_killed_again_and_again_neither_skips_nor_repeats():
     assert kills == 3
 
 
-@pytest.mark.parametrize("told", ["7", "null", '"a\\u0000b"', '"' + "x" * 5000 + '"'])
-def test_a_position_that_is_none_is_counted_and_the_sample_kept(told):
-    source = start(f"print('{{\"speed_mps\": 1.0, \"resume_position\": ' + {told!r} + '}}')", None)
+@pytest.mark.parametrize("cell", ["7", "null", '"a\\u0000b"', '"' + "x" * 5000 + '"'])
+def test_a_position_that_is_none_is_counted_and_the_sample_kept(cell):
+    source = start(f"print('{{\"speed_mps\": 1.0, \"resume_position\": ' + {cell!r} + '}}')", None)
     batch = None
     while batch is None:
         batch = source.read(10)

@@ -132,7 +132,7 @@ INTERFACE_FLOW = template(259, *ENDS, (2, 4), (10, 4))
 
 
 @pytest.mark.parametrize(
-    ("options", "told", "rate"),
+    ("options", "declared", "rate"),
     [
         (v9_options(257, ((1, 4),), (34, 4), (35, 1)), struct.pack("!IIB", 0, 512, 2), 512),
         (v9_options(257, ((1, 4),), (48, 1), (49, 1), (50, 4)), struct.pack("!IBBI", 0, 3, 2, 64), 64),
@@ -144,8 +144,8 @@ INTERFACE_FLOW = template(259, *ENDS, (2, 4), (10, 4))
     ],
     ids=["interval", "sampler", "count and space", "size of population", "probability", "none", "nothing of it"],
 )
-def test_options_of_netflow_9_tell_the_sampling_rate(source, options, told, rate):
-    send(source, v9(FLOW, DATA), v9(DATA, options, one_set(257, told), sequence=1), v9(DATA, sequence=2))
+def test_options_of_netflow_9_tell_the_sampling_rate(source, options, declared, rate):
+    send(source, v9(FLOW, DATA), v9(DATA, options, one_set(257, declared), sequence=1), v9(DATA, sequence=2))
     found = rows(source, 3)
     # What stands in one datagram with the flow holds for it already.
     assert [row["sampling_rate"] for row in found] == [None, rate, rate]
@@ -153,17 +153,17 @@ def test_options_of_netflow_9_tell_the_sampling_rate(source, options, told, rate
 
 def test_the_rate_is_of_the_sampler_that_the_flow_names(source):
     samplers = v9_options(257, ((1, 4),), (48, 2), (50, 4))
-    told = one_set(257, struct.pack("!IHI", 0, 1, 100) + struct.pack("!IHI", 0, 2, 2_000))
+    declared = one_set(257, struct.pack("!IHI", 0, 1, 100) + struct.pack("!IHI", 0, 2, 2_000))
     flows = one_set(258, b"".join(ADDRESSES + struct.pack("!IH", 1, sampler) for sampler in (2, 1, 9)))
-    send(source, v9(samplers, told, SAMPLED_FLOW, flows, FLOW, DATA))
+    send(source, v9(samplers, declared, SAMPLED_FLOW, flows, FLOW, DATA))
     assert [row["sampling_rate"] for row in rows(source, 4)] == [2_000, 100, None, None]
 
 
 def test_the_rate_is_of_the_interface_that_the_flow_came_in_by(source):
     interfaces = v9_options(257, ((2, 4),), (34, 4))
-    told = one_set(257, struct.pack("!IIII", 5, 100, 6, 200))
+    declared = one_set(257, struct.pack("!IIII", 5, 100, 6, 200))
     flows = one_set(259, b"".join(ADDRESSES + struct.pack("!II", 1, interface) for interface in (6, 5, 7)))
-    send(source, v9(interfaces, told, INTERFACE_FLOW, flows))
+    send(source, v9(interfaces, declared, INTERFACE_FLOW, flows))
     assert [row["sampling_rate"] for row in rows(source, 3)] == [200, 100, None]
 
 
@@ -177,9 +177,9 @@ def test_a_rate_in_the_flow_itself_counts_before_all_others(source):
 
 def test_options_of_ipfix_tell_the_rate_of_a_selector(source):
     selectors = ipfix_options(257, ((302, 4),), (304, 2), (305, 4), (306, 4))
-    told = one_set(257, struct.pack("!IHII", 1, 1, 1, 999))
+    declared = one_set(257, struct.pack("!IHII", 1, 1, 1, 999))
     flow = template(256, *ENDS, (2, 4), (302, 4), is_ipfix=True)
-    send(source, ipfix(selectors, told, flow, one_set(256, ADDRESSES + struct.pack("!II", 10, 1))))
+    send(source, ipfix(selectors, declared, flow, one_set(256, ADDRESSES + struct.pack("!II", 10, 1))))
     assert [row["sampling_rate"] for row in rows(source, 1)] == [1_000]
 
 
@@ -261,10 +261,10 @@ def test_a_flow_whose_source_answered_is_turned_round(source):
     flow = template(256, *ENDS, *fields, is_ipfix=True)
     body = b"".join(ADDRESSES + struct.pack("!HHIIIIB", 80, 5_000, 1, 60, 2, 80, direction) for direction in (1, 2))
     send(source, ipfix(flow, one_set(256, body)))
-    as_told, turned = rows(source, 2)
-    assert (as_told["src_ip"], as_told["src_port"], as_told["orig_pkts"], as_told["resp_ip_bytes"]) == ("10.0.0.1", 80, 1, 80)
-    assert (turned["src_ip"], turned["src_port"], turned["dst_port"]) == ("10.0.0.2", 5_000, 80)
-    assert counts(turned) == {"orig_pkts": 2, "orig_ip_bytes": 80, "resp_pkts": 1, "resp_ip_bytes": 60}
+    as_sent, note_loop = rows(source, 2)
+    assert (as_sent["src_ip"], as_sent["src_port"], as_sent["orig_pkts"], as_sent["resp_ip_bytes"]) == ("10.0.0.1", 80, 1, 80)
+    assert (note_loop["src_ip"], note_loop["src_port"], note_loop["dst_port"]) == ("10.0.0.2", 5_000, 80)
+    assert counts(note_loop) == {"orig_pkts": 2, "orig_ip_bytes": 80, "resp_pkts": 1, "resp_ip_bytes": 60}
 
 
 def test_cisco_nsel_tells_both_ways_and_when_it_ended(source):

@@ -17,7 +17,7 @@ from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.directory.image_header import ImageHeader, read_image_header
 from edge_agent.sources.registry import build_source, check_source
-from edge_agent.sources.replay.source import NO_COLUMN
+from edge_agent.sources.rows.mapping import NO_COLUMN
 from edge_agent.strict_warnings import as_errors
 from schemas.builtin import builtin_contract
 
@@ -48,12 +48,12 @@ def drain(source: Source) -> list[dict[str, object]]:
     try:
         while True:
             batch = source.read(1_000)
-            found += [] if batch is None else told(batch)
+            found += [] if batch is None else rows_of(batch)
     except SourceEndedError:
         return found
 
 
-def told(batch: SampleBatch) -> list[dict[str, object]]:
+def rows_of(batch: SampleBatch) -> list[dict[str, object]]:
     names = batch.columns
     return [{name: names[name][row] for name in names if names[name][row] is not None} for row in range(len(batch))]
 
@@ -109,7 +109,7 @@ def test_a_file_whose_name_is_no_utf8_is_a_sample_and_its_place_is_kept(tmp_path
         source = build("directory", "camera_frame", position, path=str(folder), done=done, settle_ms=0, poll_ms=0)
         batch = source.read(10)
         assert batch is not None
-        assert told(batch)[0]["file_name"] == "caf\\xe9.jpg"
+        assert rows_of(batch)[0]["file_name"] == "caf\\xe9.jpg"
         if done == "keep":
             again = build("directory", "camera_frame", batch.position, path=str(folder), done=done, settle_ms=0, poll_ms=0)
             assert again.read(10) is None
@@ -147,7 +147,7 @@ def test_a_folder_that_takes_long_to_look_through_is_looked_at_seldom(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("kind", "stream", "options", "said"),
+    ("kind", "stream", "options", "fragment"),
     [
         ("directory", "camera_frame", {"path": "x", "settle_ms": -5}, "settle_ms = -5"),
         ("replay", "vehicle_telemetry", {"path": "x", "max_line_bytes": 0}, "max_line_bytes = 0"),
@@ -156,8 +156,8 @@ def test_a_folder_that_takes_long_to_look_through_is_looked_at_seldom(tmp_path, 
         ("nmea", "vehicle_telemetry", {"source": "/dev/x", "timeout_s": float("inf")}, "timeout_s = inf"),
     ],
 )
-def test_a_length_of_time_a_rate_or_a_size_below_nothing_is_told_before_anything_starts(kind, stream, options, said):
-    with pytest.raises(ConfigError, match=said):
+def test_a_length_of_time_a_rate_or_a_size_below_nothing_is_told_before_anything_starts(kind, stream, options, fragment):
+    with pytest.raises(ConfigError, match=fragment):
         check_source(kind, options, builtin_contract(stream))
 
 
@@ -169,7 +169,7 @@ def test_a_program_that_closes_its_output_and_goes_on_fails_the_source_and_is_en
     def read_on() -> None:
         while True:
             batch = source.read(10)
-            found.extend([] if batch is None else told(batch))
+            found.extend([] if batch is None else rows_of(batch))
 
     with pytest.raises(SourceError, match="closed its output"):
         read_on()

@@ -76,10 +76,10 @@ def test_a_decoder_that_was_ended_from_outside_is_started_again(decoder: Picture
 def test_a_picture_that_ends_its_decoder_twice_is_refused_and_counted_and_never_stored_as_it_is(
     monkeypatch: pytest.MonkeyPatch, decoder: PictureProcess
 ) -> None:
-    request, asked = decoder._worker.request, []
+    request, bodies = decoder._worker.request, []
 
     def deadly(body: bytes, timeout_s: float) -> object:
-        asked.append(body)
+        bodies.append(body)
         return Died(signal.SIGSEGV, 0) if b"deadly" in body else request(body, timeout_s)
 
     monkeypatch.setattr(decoder._worker, "request", deadly)
@@ -91,7 +91,7 @@ def test_a_picture_that_ends_its_decoder_twice_is_refused_and_counted_and_never_
     assert stored.payloads is not None
     assert all(payload not in batch.payloads for payload in stored.payloads)
     assert sum(rejects.counts.values()) == 1
-    assert sum(b"deadly" in body for body in asked) == 2
+    assert sum(b"deadly" in body for body in bodies) == 2
 
 
 def test_without_a_decoder_nothing_is_refused_but_the_source_is_tried_again(

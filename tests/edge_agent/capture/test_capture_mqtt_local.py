@@ -263,17 +263,17 @@ def test_without_a_place_to_park_the_message_stays_with_the_broker(publisher, su
 
 
 @pytest.mark.parametrize(
-    ("told", "before", "after"),
+    ("event_time", "before", "after"),
     [
         ("01.07.2024 12:00:00", {}, {"time_format": "%d.%m.%Y %H:%M:%S", "time_zone": "UTC"}),
         (1_719_828_000_000, {"time_unit": "s"}, {"time_unit": "ms"}),
         ("1719828000,5", {}, {"decimal": ","}),
     ],
 )
-def test_other_times_that_a_setting_would_make_readable_wait_too(publisher, subscribe, told, before, after):
+def test_other_times_that_a_setting_would_make_readable_wait_too(publisher, subscribe, event_time, before, after):
     source = subscribe(**before)
     settled(source)
-    publisher.publish({"speed_mps": 1.5, "event_time": told})
+    publisher.publish({"speed_mps": 1.5, "event_time": event_time})
     settled(source)
     assert "1 messages wait" in source.complaint
     source.close()
@@ -298,7 +298,7 @@ import json, sys, threading
 from pathlib import Path
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.refine import build_refiner
+from edge_agent.capture.transforms import build_refiner
 from edge_agent.sources.registry import build_source
 from catchment.runtime.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch

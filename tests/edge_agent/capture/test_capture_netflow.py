@@ -167,15 +167,15 @@ def position_after(*datagrams: bytes, known: bytes | None = None) -> bytes | Non
 
 
 @pytest.mark.parametrize(
-    ("told", "data"), [(v9(1, TEMPLATE, DATA), v9(2, DATA)), (ipfix(0, IPFIX_TEMPLATE, THREE), ipfix(3, THREE))]
+    ("templates", "data"), [(v9(1, TEMPLATE, DATA), v9(2, DATA)), (ipfix(0, IPFIX_TEMPLATE, THREE), ipfix(3, THREE))]
 )
-def test_templates_outlive_a_restart(told, data):
-    position = position_after(told)
+def test_templates_outlive_a_restart(templates, data):
+    position = position_after(templates)
     made = again(position)
     send(made, data)
     assert {row["orig_pkts"] for row in rows(made, 1)} == {3}
     made.close()
-    assert position_after(told, known=position) is None  # as it was: nothing is written anew
+    assert position_after(templates, known=position) is None  # as it was: nothing is written anew
 
 
 def test_an_exporter_that_was_started_anew_meanwhile_is_not_read_by_its_old_templates():

@@ -119,8 +119,8 @@ def rows(source: Source, count: int, within_s: float = 20.0) -> list[dict]:
 
 def matches(found: list[dict], track: list[dict]) -> None:
     for ours, truth in zip(found, track[: len(found)], strict=True):
-        told = datetime.strptime(truth["gps_utc"], "%y%m%d%H%M%S.%f").replace(tzinfo=UTC)
-        assert abs(ours["t"] - told.timestamp() * 1e6) < 2_000
+        gps_time = datetime.strptime(truth["gps_utc"], "%y%m%d%H%M%S.%f").replace(tzinfo=UTC)
+        assert abs(ours["t"] - gps_time.timestamp() * 1e6) < 2_000
         assert abs(ours["latitude_deg"] - float(truth["lat_deg"])) < 1e-6
         assert abs(ours["longitude_deg"] - float(truth["lon_deg"])) < 1e-6
         assert abs(ours["altitude_m"] - float(truth["alt_m"])) < 1e-3
@@ -325,7 +325,7 @@ def test_a_receiver_whose_week_counter_wrapped_is_put_right_and_counted(serve, r
 
 
 @pytest.mark.parametrize(
-    ("told", "now", "count"),
+    ("reported", "now", "count"),
     [
         ("2007-04-16", "2026-11-30", 1),
         ("1987-08-31", "2026-11-30", 2),
@@ -336,6 +336,6 @@ def test_a_receiver_whose_week_counter_wrapped_is_put_right_and_counted(serve, r
         ("2027-01-01", "2026-11-30", 0),
     ],
 )
-def test_a_rollover_is_told_from_a_recorded_track_and_from_other_faults(told, now, count):
-    told_us, now_us = (round(datetime.fromisoformat(f"{day}T12:00:00Z").timestamp() * 1e6) for day in (told, now))
-    assert rollovers(told_us, now_us) == count
+def test_a_rollover_is_told_from_a_recorded_track_and_from_other_faults(reported, now, count):
+    reported_us, now_us = (round(datetime.fromisoformat(f"{day}T12:00:00Z").timestamp() * 1e6) for day in (reported, now))
+    assert rollovers(reported_us, now_us) == count

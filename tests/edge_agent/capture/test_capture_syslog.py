@@ -251,8 +251,8 @@ def test_a_message_is_read_as_far_as_it_can_be(raw, expected):
 
 def test_the_year_of_an_old_time_is_the_nearest_one():
     for now, year in ((datetime(2024, 1, 1, 0, 5, tzinfo=UTC), 2023), (datetime(2023, 12, 31, 23, 59, 59, tzinfo=UTC), 2023)):
-        told = read_message(b"<13>Dec 31 23:59:58 h a: x", int(now.timestamp() * 1e6), UTC).time_us
-        assert datetime.fromtimestamp(told / 1e6, UTC) == datetime(year, 12, 31, 23, 59, 58, tzinfo=UTC)
+        time_us = read_message(b"<13>Dec 31 23:59:58 h a: x", int(now.timestamp() * 1e6), UTC).time_us
+        assert datetime.fromtimestamp(time_us / 1e6, UTC) == datetime(year, 12, 31, 23, 59, 58, tzinfo=UTC)
     berlin = read_message(b"<13>Jun  1 02:00:00 h a: x", NOW_US, ZoneInfo("Europe/Berlin")).time_us
     assert berlin == NOW_US
 

@@ -32,7 +32,7 @@ def faults(folder: Path, kind: str, stream: str, **options: object) -> list[str]
     lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
     head = 'device = "d1"\nstate_dir = "state"\n'
     path.write_text(f'{head}[[source]]\nkind = "{kind}"\nstream = "{stream}"\n[source.options]\n{lines}')
-    return [fault.said for fault in check_file(path).faults]
+    return [fault.message for fault in check_file(path).faults]
 
 
 def test_a_table_without_zones_is_an_error_of_check_and_is_not_used_up_until_one_is_given(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_what_a_program_prints_without_a_zone_is_taken_as_utc_and_counted(tmp_pa
     source = build("exec", "vehicle_telemetry", command=command)
     assert times(drain(source)) == [MAY_US, MAY_US]
     assert source.rejected == {ZONE_GUESSED: 1}  # type: ignore[attr-defined]
-    told = build("exec", "vehicle_telemetry", command=command, time_zone="Europe/Berlin")
-    assert times(drain(told)) == [MAY_US - 7_200_000_000, MAY_US]
-    assert told.rejected == {}  # type: ignore[attr-defined]
+    source = build("exec", "vehicle_telemetry", command=command, time_zone="Europe/Berlin")
+    assert times(drain(source)) == [MAY_US - 7_200_000_000, MAY_US]
+    assert source.rejected == {}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", ["replay", "zeek", "exec", "mqtt-local", "directory"])

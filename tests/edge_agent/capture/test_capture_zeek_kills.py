@@ -22,7 +22,7 @@ import sys, threading
 from pathlib import Path
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.refine import build_refiner
+from edge_agent.capture.transforms import build_refiner
 from edge_agent.sources.registry import build_source
 from catchment.runtime.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch

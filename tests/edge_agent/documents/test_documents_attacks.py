@@ -53,8 +53,8 @@ def test_an_order_of_another_key_is_refused(director, device):
     assert device.take(stranger.order(5)) is None
     assert "no key that this device trusts" in device.reason
     text = encode_document(order(5))
-    said_to_be = DocumentSignature(director.public_key, stranger.signature(text).signature)
-    assert device.take(encode_message(SignedMessage(text, (said_to_be,)))) is None
+    forged = DocumentSignature(director.public_key, stranger.signature(text).signature)
+    assert device.take(encode_message(SignedMessage(text, (forged,)))) is None
     assert "not of a trusted key" in device.reason
     assert device.refused == 2
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from edge_agent.checking import check_file
 from edge_agent.cli import app
 from edge_agent.commands.doctor.examine import examine_orders
-from edge_agent.commands.doctor.findings import Verdict
+from edge_agent.commands.doctor.findings import CheckResult
 from edge_agent.config import load_agent_config
 from edge_agent.documents.trust import director_trust, rules_trust
 from edge_agent.errors import ConfigError
@@ -49,7 +49,7 @@ def test_a_key_file_that_cannot_be_read_gives_no_keys_and_the_agent_runs(tmp_pat
     assert trust.keys == ()
     found = check_file(path)
     if text is None:
-        assert any("without it no order is followed" in line for line in found.told)
+        assert any("without it no order is followed" in line for line in found.report_lines)
     else:
         assert [fault.line for fault in found.faults] == [4]
 
@@ -77,9 +77,9 @@ def test_two_policy_keys_are_trusted_while_one_is_being_changed(tmp_path):
 def test_a_device_with_a_model_and_no_director_is_warned_about(tmp_path):
     (tmp_path / "root.json").write_text("{}")
     model = '[model]\nname = "m"\nroot = "root.json"\nstreams = ["camera_frame"]\n'
-    assert any("unsigned orders" in line for line in check_file(write(tmp_path, model)).told)
+    assert any("unsigned orders" in line for line in check_file(write(tmp_path, model)).report_lines)
     with_key = check_file(write(tmp_path, f'{model}[director]\npublic_keys = ["{ONE}"]\n'))
-    assert not any("unsigned" in line for line in with_key.told)
+    assert not any("unsigned" in line for line in with_key.report_lines)
 
 
 def enrol(folder: Path, director: str) -> "tuple[int, str]":
@@ -88,9 +88,9 @@ def enrol(folder: Path, director: str) -> "tuple[int, str]":
 
 
 def test_enrolment_brings_the_directors_keys_to_where_the_examples_look(tmp_path):
-    code, said = enrol(tmp_path, ONE)
+    code, output = enrol(tmp_path, ONE)
     assert (code, (tmp_path / "director.pub").read_text()) == (0, f"{ONE}\n")
-    assert "1 trusted" in said
+    assert "1 trusted" in output
     (tmp_path / "keys").write_text(f"{ONE}\n{TWO}\n")
     assert enrol(tmp_path, str(tmp_path / "keys"))[0] == 0
     assert (tmp_path / "director.pub").read_text() == f"{ONE}\n{TWO}\n"
@@ -104,9 +104,9 @@ def test_enrolment_brings_the_directors_keys_to_where_the_examples_look(tmp_path
 @pytest.mark.parametrize(
     ("document", "verdict", "words"),
     [
-        (DocumentReport("desired", 5), Verdict.GOOD, "counter 5 was followed"),
-        (DocumentReport("desired"), Verdict.GOOD, "none came yet"),
-        (DocumentReport("desired", 5, 2, "counter 4 is not newer"), Verdict.WARNING, "2 refused"),
+        (DocumentReport("desired", 5), CheckResult.GOOD, "counter 5 was followed"),
+        (DocumentReport("desired"), CheckResult.GOOD, "none came yet"),
+        (DocumentReport("desired", 5, 2, "counter 4 is not newer"), CheckResult.WARNING, "2 refused"),
     ],
 )
 def test_the_doctor_tells_what_became_of_orders(tmp_path, document, verdict, words):
@@ -114,7 +114,7 @@ def test_the_doctor_tells_what_became_of_orders(tmp_path, document, verdict, wor
     config = load_agent_config(write(tmp_path, f'{model}[director]\npublic_keys = ["{ONE}"]\n'))
     health = Health(0, 1, True, 0, 0, 0, 0, 0, None, 0, 1, 0, documents=(document,))
     found = examine_orders(config, health)
-    assert (found.verdict, words in found.said) == (verdict, True)
-    assert examine_orders(config, None).verdict is Verdict.SKIPPED
-    assert examine_orders(msgspec.structs.replace(config, director=None), health).verdict is Verdict.WARNING
-    assert examine_orders(msgspec.structs.replace(config, model=None), health).verdict is Verdict.SKIPPED
+    assert (found.verdict, words in found.message) == (verdict, True)
+    assert examine_orders(config, None).verdict is CheckResult.SKIPPED
+    assert examine_orders(msgspec.structs.replace(config, director=None), health).verdict is CheckResult.WARNING
+    assert examine_orders(msgspec.structs.replace(config, model=None), health).verdict is CheckResult.SKIPPED

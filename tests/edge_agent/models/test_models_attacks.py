@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipelines.rollout.pieces import PieceAnswer
+from pipelines.rollout.server import PieceAnswer
 from tests.fakes import model_repository as fake
 from tests.fakes.model_repository import frames, picture
 

@@ -44,10 +44,10 @@ def test_a_model_that_harms_at_load_is_refused_after_two_attempts_and_the_good_o
     assert (report.version, report.refused) == (1, (2,))
     assert "2 attempts" in report.reason
     assert proven.updater.annotate(frames(picture(250))).columns["model_version"] == [1]
-    asked = len(core.requests)
+    request_count = len(core.requests)
     proven.clock.sleep(100_000)
     proven.settle()
-    assert len(core.requests) == asked
+    assert len(core.requests) == request_count
 
 
 @pytest.mark.parametrize("mood", ["hangs", "eats"])
@@ -72,7 +72,7 @@ def test_a_proven_model_whose_process_crashes_is_started_again_and_never_refused
     core: "fake.Core", proven: "fake.Device"
 ) -> None:
     for turn in range(4):
-        pid = proven.updater._running.process.pid
+        pid = proven.updater.running.process.pid
         os.kill(pid, signal.SIGSEGV)
         proven.updater.annotate(frames(picture(250)))
         proven.settle()
@@ -87,10 +87,10 @@ def test_while_its_process_is_gone_pictures_are_counted_and_the_reason_is_report
     core: "fake.Core", proven: "fake.Device"
 ) -> None:
     for _ in range(3):
-        os.kill(proven.updater._running.process.pid, signal.SIGABRT)
+        os.kill(proven.updater.running.process.pid, signal.SIGABRT)
         proven.updater.annotate(frames(picture(250)))
         proven.settle()
-        if proven.updater._running.process is None:
+        if proven.updater.running.process is None:
             break
     got = proven.updater.annotate(frames(picture(250), None)).columns
     assert got["model_version"] == [None, None]
@@ -103,7 +103,7 @@ def test_an_agent_killed_twice_while_it_tries_a_model_refuses_that_one_and_not_t
     core: "fake.Core", proven: "fake.Device", tmp_path: Path, harm: str
 ) -> None:
     bad = core.publish(_HARM[harm], golden=())
-    store = proven.updater._store
+    store = proven.updater.store
     spec = msgspec.structs.replace(bad.spec)
     installed = type(store.state.active)(2, "0" * 64, spec)
     for turn in (1, 2):
@@ -127,7 +127,7 @@ def test_a_kill_while_another_version_is_tried_does_not_count_against_one_on_pro
         store.begin_attempt(type(store.state.active)(version, "0" * 64, store.state.active.spec))
         device = fake.Device(core, tmp_path / "state", max_starts=1)
         assert device.version == 1
-    assert device.updater._store.state.starts == 0
+    assert device.updater.store.state.starts == 0
 
 
 def test_orderly_restarts_do_not_count_against_a_version_on_probation(core: "fake.Core", tmp_path: Path) -> None:
@@ -141,13 +141,13 @@ def test_orderly_restarts_do_not_count_against_a_version_on_probation(core: "fak
 
 
 def test_a_stop_in_the_middle_of_a_trial_is_no_attempt(core: "fake.Core", proven: "fake.Device", tmp_path: Path) -> None:
-    installed = proven.updater._store.state.active
+    installed = proven.updater.store.state.active
     proven.updater._loader.close()
     bad = core.publish(bad_models.endless_model(), golden=())
     proven.want(bad)
     assert proven.updater.report()[0].refused == ()
-    assert proven.updater._store.state.attempts_of(2) == 0
-    assert proven.updater._store.state.active == installed
+    assert proven.updater.store.state.attempts_of(2) == 0
+    assert proven.updater.store.state.active == installed
 
 
 def test_an_attempt_is_on_disk_before_the_model_is_loaded(
@@ -170,7 +170,7 @@ def test_a_picture_that_is_too_large_or_no_picture_does_not_end_the_process(
     core: "fake.Core", device: "fake.Device", tmp_path: Path
 ) -> None:
     device.want(core.publish())
-    pid = device.updater._running.process.pid
+    pid = device.updater.running.process.pid
     large = tmp_path / "large.png"
     large.write_bytes(_large_picture("1", 10_001))
     svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
@@ -179,7 +179,7 @@ def test_a_picture_that_is_too_large_or_no_picture_does_not_end_the_process(
     got = device.updater.annotate(frames(*unreadable, picture(250)))
     assert got.columns["model_version"] == [None] * len(unreadable) + [1]
     assert device.updater.counts["unreadable"] == len(unreadable)
-    assert device.updater._running.process.pid == pid
+    assert device.updater.running.process.pid == pid
 
 
 def _large_picture(mode: str, side: int) -> bytes:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.rollout.pieces import answer
 from pipelines.rollout.repository import PublishedModel
+from pipelines.rollout.server import answer
 from tests.fakes import bad_models
 from tests.fakes import model_repository as fake
 
@@ -25,18 +25,44 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Little:
-    """A process with models in it, in 256 MB, and the core's answers to what it asks."""
+    """A process with models in it, in 256 MB, and the core's answers to what it asks.
 
-    def __init__(self, core: "fake.Core", state: Path, cgroup: Path | None, max_ms: int) -> None:
+    Args:
+        core: publishes models.
+        state: the device's folder.
+        cgroup: that holds it to its memory; None: a thread that looks, and kills.
+        max_ms: for one picture.
+        max_memory_mib: the model's own limit.
+        kills_agent: whether the thread kills the agent, not the largest process.
+
+    Attributes:
+        killed: what the thread killed.
+    """
+
+    def __init__(
+        self,
+        core: "fake.Core",
+        state: Path,
+        cgroup: Path | None = None,
+        max_ms: int = 2_000,
+        *,
+        max_memory_mib: int = 192,
+        kills_agent: bool = False,
+    ) -> None:
+        self.killed: list[int] = []
+        self._kills_agent = kills_agent
         script = Path(__file__).parents[2] / "fakes" / "model_watch.py"
         picture = base64.b64encode(fake.picture(250)).decode()
         # By a shell that enters first: what a process has before it moves is not counted.
         enter = f"echo $$ > {cgroup}/cgroup.procs && " if cgroup is not None else ""
         self._core = core
+        given = (core.root, state, str(max_ms), picture, str(max_memory_mib))
         self.process = subprocess.Popen(
-            ["sh", "-c", f'{enter}exec "$0" "$@"', sys.executable, str(script), str(core.root), str(state), str(max_ms), picture],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            ["sh", "-c", f'{enter}exec "$0" "$@"', sys.executable, script, *given],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.seen: list[dict[str, Any]] = []
         threads = [self._listen, *([] if cgroup is not None else [self._watch])]
         self._threads = [threading.Thread(target=target, daemon=True) for target in threads]
@@ -59,8 +85,11 @@ class Little:
         while self.process.poll() is None:
             sizes = {pid: _resident(pid) for pid in _family(self.process.pid)}
             if sum(sizes.values()) > LIMIT_BYTES:
+                victim = self.process.pid if self._kills_agent else max(sizes, key=lambda pid: sizes[pid])
+                if victim not in self.killed:
+                    self.killed.append(victim)
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(max(sizes, key=lambda pid: sizes[pid]), signal.SIGKILL)
+                    os.kill(victim, signal.SIGKILL)
             time.sleep(0.01)
 
     def say(self, **message: object) -> None:
@@ -70,6 +99,21 @@ class Little:
 
     def want(self, model: PublishedModel) -> None:
         self.say(want=[model.spec.version, model.target])
+
+    def first_unless_killed(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+        """As `until`; None where the agent was killed before."""
+        try:
+            return self.until(holds)
+        except AssertionError:
+            if not self.killed:
+                raise
+        for thread in self._threads:
+            thread.join(10)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        return None
 
     def until(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first figures for which something holds."""
@@ -157,3 +201,41 @@ def test_a_harmful_model_costs_no_frame_no_restart_and_not_the_good_model(
     assert (after["version"], set(after["by_version"])) == (1, {"None", "1"})
     assert refused["by_version"]["1"] > before["by_version"]["1"] + 20  # the good one answered meanwhile
     assert max(figures.get("rss", 0) for figures in little.seen) < 90 * 1024 * 1024
+
+
+@pytest.mark.slow
+def test_a_model_beyond_the_devices_memory_is_killed_twice_and_the_good_one_stays(core: "fake.Core", tmp_path: Path) -> None:
+    little = Little(core, tmp_path / "state", max_memory_mib=1_024)  # its own limit does not help here
+    little.want(core.publish())
+    before = little.until(lambda figures: figures.get("version") == 1 and figures["by_version"].get("1", 0) > 50)
+    little.want(core.publish(bad_models.hoarding_model(), golden=()))
+    refused = little.until(lambda figures: figures.get("refused") == [2])
+    after = little.until(lambda figures: figures["by_version"]["1"] > refused["by_version"]["1"] + 50)
+    last = little.close()
+    assert len(little.killed) == 2
+    assert after["pid"] == before["pid"]
+    assert last["frames"] == last["returned"]
+    assert (after["version"], set(after["by_version"])) == (1, {"None", "1"})
+
+
+@pytest.mark.slow
+def test_an_agent_that_is_killed_for_a_models_memory_tries_it_twice_and_keeps_the_good_one(
+    core: "fake.Core", tmp_path: Path
+) -> None:
+    first = Little(core, tmp_path / "state", max_memory_mib=1_024, kills_agent=True)
+    first.want(core.publish())
+    first.until(lambda figures: figures.get("version") == 1)
+    first.close()
+    bad, kills = core.publish(bad_models.hoarding_model(), golden=()), 0
+    for _ in range(5):
+        little = Little(core, tmp_path / "state", max_memory_mib=1_024, kills_agent=True)
+        little.want(bad)
+        refused = little.first_unless_killed(lambda figures: figures.get("refused") == [2])
+        if refused is not None:
+            break
+        kills += len(little.killed)
+    assert refused is not None
+    assert kills == 2
+    after = little.until(lambda figures: figures["by_version"].get("1", 0) > 50)
+    assert (after["version"], after["state"], set(after["by_version"]) - {"None"}) == (1, "refused", {"1"})
+    little.close()

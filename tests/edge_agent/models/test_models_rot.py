@@ -54,7 +54,7 @@ def test_a_flipped_bit_in_the_proven_model_is_fetched_again_and_refuses_nothing(
     core: "fake.Core", two: "fake.Device", tmp_path: Path, region: int
 ) -> None:
     two.close()
-    store = two.updater._store
+    store = two.updater.store
     path = store.path(store.state.active)
     _flip(path, region * path.stat().st_size // 6)
     again = fake.Device(core, tmp_path / "state")
@@ -93,7 +93,7 @@ def test_a_model_that_rots_while_it_is_tried_is_fetched_again_and_not_refused(
     class Rotting(loader.ModelProcess):
         def start(self) -> None:
             if next(turns) == 0:
-                store = device.updater._store
+                store = device.updater.store
                 (path,) = (store._versions).iterdir()
                 path.write_bytes(b"x" + path.read_bytes()[1:])
             super().start()
@@ -176,14 +176,14 @@ def test_the_sweep_deletes_nothing_that_it_cannot_explain(core: "fake.Core", dev
 def test_a_state_of_the_previous_release_is_read(core: "fake.Core", two: "fake.Device", tmp_path: Path) -> None:
     two.close()
     folder = tmp_path / "state/models/bright"
-    old = msgspec.to_builtins(two.updater._store.state)
+    old = msgspec.to_builtins(two.updater.store.state)
     for name in ("generation", "is_running", "deaths", "attempts", "retired"):
         del old[name]
     (folder / NAMES[1]).unlink()
     (folder / NAMES[0]).write_bytes(msgspec.json.encode(old))
     again = fake.Device(core, tmp_path / "state")
     assert again.version == 2
-    assert again.updater._store.state.previous.version == 1
+    assert again.updater.store.state.previous.version == 1
     again.close()
 
 
@@ -212,7 +212,7 @@ def test_rotten_metadata_of_the_repository_are_fetched_again(
 def test_a_file_that_cannot_be_read_is_not_deleted(core: "fake.Core", two: "fake.Device", tmp_path: Path) -> None:
     two.close()
     folder = tmp_path / "state/models/bright"
-    path = two.updater._store.path(two.updater._store.state.active)
+    path = two.updater.store.path(two.updater.store.state.active)
     aside = tmp_path / "aside"
     path.rename(aside)
     path.mkdir()  # reading it fails, whoever tries

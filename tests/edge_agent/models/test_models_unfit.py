@@ -26,10 +26,10 @@ def test_a_model_that_fails_its_self_test_is_refused_for_good(
     device.want(core.publish())
     unfit = core.publish(body, golden=golden)
     assert device.want(unfit) == "refused"
-    asked = len(core.requests)
+    request_count = len(core.requests)
     device.clock.sleep(100_000)
     device.settle()
-    assert len(core.requests) == asked
+    assert len(core.requests) == request_count
     again = fake.Device(core, tmp_path / "state")
     assert again.want(unfit) == "refused"
     assert again.updater.report()[0].refused == (2,)
@@ -80,7 +80,7 @@ def test_while_a_version_is_on_probation_the_proven_one_stays_to_go_back_to(core
     device.settle()
     for bias in (0.1, 0.2):
         device.want(core.publish(fake.tiny_model(bias)))
-    device.updater._store.go_back("test")
+    device.updater.store.go_back("test")
     assert device.version == 1
 
 
@@ -89,7 +89,7 @@ def test_a_rotten_model_on_disk_gives_way_to_the_one_before(core: "fake.Core", d
     device.clock.sleep(10_000)
     device.settle()
     device.want(core.publish(fake.tiny_model(0.1)))
-    store = device.updater._store
+    store = device.updater.store
     path = store.path(store.state.active)
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     assert fake.Device(core, tmp_path / "state").version == 1

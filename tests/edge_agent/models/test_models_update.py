@@ -13,7 +13,7 @@ from tuf.api.metadata import Metadata
 
 from edge_agent.models.state import StoreState
 from edge_agent.models.store import ModelStore
-from pipelines.rollout.pieces import PieceAnswer
+from pipelines.rollout.server import PieceAnswer
 from schemas.model import ModelSpec
 from tests.fakes import model_repository as fake
 from tests.fakes.model_repository import frames, picture
@@ -66,17 +66,17 @@ def test_all_root_keys_may_change(core: "fake.Core", device: "fake.Device") -> N
     device.want(core.publish())
     metadata = core.folder / "metadata"
     root = Metadata.from_file(str(metadata / "1.root.json"))
-    old = core.repository._keys.signers("root")
+    old = core.keys.signers("root")
     for signer in old:
         root.signed.revoke_key(signer.public_key.keyid, "root")
-    keys = core.repository._keys.folder
+    keys = core.keys.folder
     for path in keys.glob("root-*.pem"):
         path.unlink()
     spare = keys / "spare"
-    type(core.repository._keys)(spare).generate(fake.KeyPlan())
+    type(core.keys)(spare).generate(fake.KeyPlan())
     for path in spare.glob("root-*.pem"):
         path.rename(keys / path.name)
-    fresh = core.repository._keys.signers("root")
+    fresh = core.keys.signers("root")
     for signer in fresh:
         root.signed.add_key(signer.public_key, "root")
     root.signed.version = 2

@@ -67,7 +67,7 @@ SYSLOG = '[[source]]\nkind = "syslog"\nstream = "log_line"\n[source.options]\nli
 def check(folder: Path, text: str) -> list[tuple[int | None, str]]:
     path = folder / "agent.toml"
     path.write_text(text)
-    return [(fault.line, fault.said) for fault in check_file(path).faults]
+    return [(fault.line, fault.message) for fault in check_file(path).faults]
 
 
 def test_ten_faults_are_told_at_once_each_on_its_line(tmp_path):
@@ -78,7 +78,7 @@ def test_ten_faults_are_told_at_once_each_on_its_line(tmp_path):
         (35, "no built-in contract 'nope'"),
     ]  # fmt: skip
     assert [line for line, _ in found] == [line for line, _ in expected]
-    assert all(words in said for (_, said), (_, words) in zip(found, expected, strict=True))
+    assert all(words in message for (_, message), (_, words) in zip(found, expected, strict=True))
 
 
 def test_what_is_right_tells_what_will_run(tmp_path):
@@ -95,8 +95,8 @@ def test_what_is_right_and_not_all_there_says_so(tmp_path):
     path.write_text(GOOD[: GOOD.index("[[")] + tls)
     found = check_file(path)
     assert found.faults == ()
-    assert "no [[source]]: nothing is captured" in found.told[1]
-    assert "not there yet" in found.told[2]
+    assert "no [[source]]: nothing is captured" in found.report_lines[1]
+    assert "not there yet" in found.report_lines[2]
 
 
 def test_faults_stand_as_compilers_write_them_and_as_json(tmp_path):
@@ -111,7 +111,7 @@ def test_faults_stand_as_compilers_write_them_and_as_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("broken", "line", "said"),
+    ("broken", "line", "fragment"),
     [
         (GOOD.replace('"state"', "state"), 2, "quotes"),
         (GOOD + "[broker\n", 7, "not TOML"),
@@ -127,10 +127,10 @@ def test_faults_stand_as_compilers_write_them_and_as_json(tmp_path):
         (GOOD.replace('"x.csv"', '"x.csv", max_line_bytes = 0'), 6, "max_line_bytes = 0 must be 1 or more"),
     ],
 )
-def test_each_kind_of_fault_is_found_on_its_line(tmp_path, broken, line, said):
+def test_each_kind_of_fault_is_found_on_its_line(tmp_path, broken, line, fragment):
     found = check(tmp_path, broken)
     assert len(found) == 1, found
-    assert said in found[0][1]
+    assert fragment in found[0][1]
     assert found[0][0] == line
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_read_is_told_as_such(tmp_path):
         check_file(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'\ndevice = "\xff"')
     (fault,) = check_file(tmp_path / "latin.toml").faults
-    assert (fault.line, "save it as UTF-8" in fault.said) == (2, True)
+    assert (fault.line, "save it as UTF-8" in fault.message) == (2, True)
 
 
 @given(st.text(max_size=60), st.lists(st.integers(0, 30), max_size=3), st.lists(st.integers(0, 30), max_size=3))
@@ -151,4 +151,4 @@ def test_no_damage_to_a_configuration_makes_the_check_itself_fail(tmp_path_facto
         lines.insert(number % len(lines), lines[number % len(lines)])
     path = tmp_path_factory.mktemp("noise") / "agent.toml"
     path.write_bytes("\n".join([*lines, noise]).encode(errors="ignore"))
-    assert all(fault.said for fault in check_file(path).faults)
+    assert all(fault.message for fault in check_file(path).faults)

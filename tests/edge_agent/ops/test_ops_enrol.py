@@ -36,11 +36,11 @@ def test_the_key_is_the_devices_alone_and_the_request_names_the_device(tmp_path,
     assert enrol(DEVICE, key, request, smith)
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["device.csr", "device.key"]
-    said = openssl("req", "-in", str(request), "-noout", "-subject", "-verify", "-text")
-    assert "CN" in said
-    assert DEVICE in said
-    assert "P-256" in said
-    assert "CA:TRUE" not in said
+    request_text = openssl("req", "-in", str(request), "-noout", "-subject", "-verify", "-text")
+    assert "CN" in request_text
+    assert DEVICE in request_text
+    assert "P-256" in request_text
+    assert "CA:TRUE" not in request_text
     assert openssl("pkey", "-in", str(key), "-pubout") == openssl("req", "-in", str(request), "-noout", "-pubkey")
 
 
@@ -120,7 +120,7 @@ def test_a_revoked_device_is_shut_out_and_keeps_its_samples(site: Site, tmp_path
     with FakeCore(site.broker.host, site.broker.port) as core, log.open("wb") as output:
         with subprocess.Popen([sys.executable, "-m", "edge_agent", "-c", str(config)], stderr=output) as process:
             deadline_s = time.monotonic() + 40
-            while b"broker unavailable" not in log.read_bytes():
+            while b"broker_unavailable" not in log.read_bytes():
                 assert time.monotonic() < deadline_s, log.read_text()
                 time.sleep(0.05)
             process.terminate()
@@ -134,8 +134,8 @@ def test_the_name_in_a_certificate_is_read_without_a_library(site: Site, monkeyp
     monkeypatch.setitem(sys.modules, "cryptography", None)
     found = read_certificate(files["cert"])
     assert (found.device, found.issuer) == (DEVICE, "CN=Plant CA")
-    told = openssl("x509", "-in", str(files["cert"]), "-noout", "-enddate").strip()
-    assert told == f"notAfter={found.not_after:%b} {found.not_after.day:2} {found.not_after:%H:%M:%S %Y} GMT"
+    end_date = openssl("x509", "-in", str(files["cert"]), "-noout", "-enddate").strip()
+    assert end_date == f"notAfter={found.not_after:%b} {found.not_after.day:2} {found.not_after:%H:%M:%S %Y} GMT"
     assert 820 < (found.not_after - found.not_before).days < 830
 
 

@@ -32,7 +32,7 @@ def test_a_role_name_is_refused_wherever_a_device_is_enrolled(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
     config = tmp_path / "agent.toml"
     config.write_text(f'device = "{name}"\nstate_dir = "state"\n')
-    assert [fault for fault in check_file(config).faults if "name of the core's own" in fault.said]
+    assert [fault for fault in check_file(config).faults if "name of the core's own" in fault.message]
 
 
 @pytest.mark.parametrize("name", ROLES)

@@ -62,22 +62,22 @@ def run(agent: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtu
     return call
 
 
-def told(run: Run, *words: str) -> Any:
+def json_of(run: Run, *words: str) -> Any:
     code, text = run(*words, "--json")
     assert code == 0, text
     return json.loads(text)
 
 
 def test_ls_tells_every_envelope_and_filters_by_stream_and_state(run: Run) -> None:
-    found = told(run, "spool", "ls")
+    found = json_of(run, "spool", "ls")
     assert [(e["id"], e["stream"], e["count"], e["state"]) for e in found["envelopes"]] == [
         (1, "alpha", 1, "ready"), (2, "alpha", 2, "ready"), (3, "beta", 3, "parked")
     ]  # fmt: skip
     assert found["in_all"] == {"ready": 2, "parked": 1}
     assert [e["file"] > 0 for e in found["envelopes"]] == [False, True, False]
     assert [e["body_bytes"] for e in found["envelopes"]] == [len(body) for body in BODIES]
-    assert [e["id"] for e in told(run, "spool", "ls", "--stream", "beta")["envelopes"]] == [3]
-    assert [e["id"] for e in told(run, "spool", "ls", "--state", "ready", "--limit", "1")["envelopes"]] == [1]
+    assert [e["id"] for e in json_of(run, "spool", "ls", "--stream", "beta")["envelopes"]] == [3]
+    assert [e["id"] for e in json_of(run, "spool", "ls", "--state", "ready", "--limit", "1")["envelopes"]] == [1]
     code, text = run("spool", "ls")
     assert code == 0
     assert "packet" in text
@@ -85,7 +85,7 @@ def test_ls_tells_every_envelope_and_filters_by_stream_and_state(run: Run) -> No
 
 
 def test_show_tells_one_envelope_and_writes_its_body(run: Run, tmp_path: Path) -> None:
-    assert told(run, "spool", "show", "2", "--body", str(tmp_path / "out"))["verdict"] == "as it was stored"
+    assert json_of(run, "spool", "show", "2", "--body", str(tmp_path / "out"))["verdict"] == "as it was stored"
     assert (tmp_path / "out").read_bytes() == BODIES[1]
     code, text = run("spool", "show", "99")
     assert code == 3
@@ -93,7 +93,7 @@ def test_show_tells_one_envelope_and_writes_its_body(run: Run, tmp_path: Path) -
 
 
 def test_verify_finds_what_a_disk_changed(run: Run, agent: Path) -> None:
-    assert told(run, "spool", "verify")["is_sound"] is True
+    assert json_of(run, "spool", "verify")["is_sound"] is True
     file = next((agent.parent / "state" / "spool" / bodies.FOLDER_NAME).iterdir())
     content = bytearray(file.read_bytes())
     content[7] ^= 1
@@ -105,14 +105,14 @@ def test_verify_finds_what_a_disk_changed(run: Run, agent: Path) -> None:
 
 
 def test_what_is_parked_is_listed_with_its_reason_and_replayed_by_the_agent(run: Run, agent: Path) -> None:
-    assert [e["reason"] for e in told(run, "park", "ls")["envelopes"]] == ["above the broker's packet limit"]
+    assert [e["reason"] for e in json_of(run, "park", "ls")["envelopes"]] == ["above the broker's packet limit"]
     assert run("park", "replay")[0] == 2
     assert run("park", "replay", "1")[0] == 3
-    assert told(run, "park", "replay", "3") == {"envelopes": 1, "is_taken": False}
+    assert json_of(run, "park", "replay", "3") == {"envelopes": 1, "is_taken": False}
     folder = agent.parent / "state" / "spool"
     (folder / "replay-0-broken.json").write_text("{")
     with_spool(agent, lambda spool: serve_replays(folder, spool.replay))
-    assert told(run, "park", "ls")["envelopes"] == []
+    assert json_of(run, "park", "ls")["envelopes"] == []
     assert list(folder.glob("replay-*")) == []
 
 
@@ -136,10 +136,10 @@ def test_status_tells_what_was_refused_and_how_old_the_look_is(run: Run, agent: 
     write_health(agent.parent / "state", Health(at_ms, 0, False, 1, 0, 0, 0, 0, None, 0, 1, 0, rejected=counts))
     code, text = run("status")
     assert code == 0
-    told = " ".join(text.replace("│", " ").split())
-    assert "refused 3 replay:telemetry: cell speed: not a [number]" in told
-    assert "sources running 0" in told, "nothing runs"
-    assert any(f"last look {seconds} s ago" in told for seconds in range(90, 200))
+    output = " ".join(text.replace("│", " ").split())
+    assert "refused 3 replay:telemetry: cell speed: not a [number]" in output
+    assert "sources running 0" in output, "nothing runs"
+    assert any(f"last look {seconds} s ago" in output for seconds in range(90, 200))
 
 
 def test_two_sources_of_one_kind_and_stream_are_counted_together() -> None:

@@ -1,4 +1,4 @@
-"""A start on a disk without a byte left: what was held back is let go for it, and where that is too little nothing is lost."""
+"""A start on a disk without a byte left: the reserve file is deleted for it, and where that is too little nothing is lost."""
 
 import sqlite3
 from contextlib import suppress
@@ -8,7 +8,7 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolError
-from edge_agent.spool import database, room
+from edge_agent.spool import database, space_budget
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
@@ -59,10 +59,10 @@ def test_a_start_on_a_full_disk_takes_what_was_held_back(small_disk: Path, is_da
     try:
         assert (spool.opened.moved_aside is not None) == is_damaged
         assert sum(books.spooled for books in spool.books()) == 20
-        assert not (folder / room.FILE_NAME).exists()
+        assert not (folder / space_budget.FILE_NAME).exists()
         (small_disk / "other").unlink()
         spool.append(Append(ALPHA, (NewEnvelope(1, b"more", "1.0.0"),))).result(timeout=60)
-        assert (folder / room.FILE_NAME).stat().st_size == room.BALLAST_BYTES, "and holds it back again"
+        assert (folder / space_budget.FILE_NAME).stat().st_size == space_budget.RESERVE_FILE_BYTES, "and holds it back again"
     finally:
         spool.close()
 

@@ -77,13 +77,13 @@ class SpoolModel(RuleBasedStateMachine):
 
     @rule(which=st.lists(spans, max_size=4), narrower=st.booleans())
     def settle(self, which: list[tuple[str, int, int, int]], narrower: bool) -> None:
-        told: dict[str, dict[str, list[tuple[int, int]]]] = {}
+        settled: dict[str, dict[str, list[tuple[int, int]]]] = {}
         for stream, epoch, first, count in which:
             high = first + count - (1 if narrower else 0)
             if high > first:
-                told.setdefault(stream, {}).setdefault(str(epoch), []).append((first, high))
-        told.setdefault("gamma", {})["7"] = [(0, 99)]
-        receipt = Receipt(1, told)
+                settled.setdefault(stream, {}).setdefault(str(epoch), []).append((first, high))
+        settled.setdefault("gamma", {})["7"] = [(0, 99)]
+        receipt = Receipt(1, settled)
         for _ in range(2):
             self.spool.settle(receipt).result()
         gone = [row for row in self.stored if receipt.ranges(StreamName(row[0]), row[1]).covers(row[2], row[2] + row[3])]

@@ -52,7 +52,7 @@ def worn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, tu
         body = chance.randbytes((700, 9_000, 70_000)[n % 3])
         stored[body] = put(spool, body)
         if n == 60:
-            spool._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            spool.opened.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     shutil.copytree(folder / "live", folder / "killed")
     spool.close()
     return folder / "killed", stored

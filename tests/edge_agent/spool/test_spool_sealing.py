@@ -96,14 +96,14 @@ def test_with_another_key_or_none_it_does_not_start_and_destroys_nothing(tmp_pat
 def test_even_where_the_key_s_mark_is_lost_a_sealed_body_is_neither_sent_nor_given_up(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "s", KEY)
     put(spool, SECRET)
-    spool._db.execute("DELETE FROM meta WHERE name = 'key'")
+    spool.opened.db.execute("DELETE FROM meta WHERE name = 'key'")
     spool.close()
     for key in (OTHER, None):
         spool = open_spool(tmp_path / "s", key)
         with pytest.raises(SpoolError, match=r"spool\.key"):
             spool.next_unsent(MIB)
         assert spool.books()[0].dropped == {}
-        spool._db.execute("DELETE FROM meta WHERE name = 'key'")
+        spool.opened.db.execute("DELETE FROM meta WHERE name = 'key'")
         spool.close()
 
 

@@ -1,38 +1,36 @@
 """A broker, or a proxy before it, that hangs up on one message: that one is put aside with the reason, all others arrive."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from edge_agent.spool.records import Append, NewEnvelope, State
-from edge_agent.uplink.caution import HANGS_UP
+from edge_agent.spool.records import Append, NewEnvelope
+from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.session import PahoSession
+from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
 from tests.fakes.broker_fronts import HangUpFront
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
-from tests.plant.broker import RunningBroker
+from tests.plant.broker import Address, RunningBroker
 
 pytestmark = pytest.mark.broker
 BETA = StreamName("beta")
 
 
-@pytest.fixture(autouse=True)
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_agent.uplink.suspicion._STEADY_S", 0.2)
-    monkeypatch.setattr("edge_agent.uplink.outbox._CAREFUL_TURN_S", 0.02)
-    monkeypatch.setattr("edge_agent.uplink.forwarder._RECONNECT_FIRST_S", 0.05)
+HURRIED = UplinkTimes(steady_s=0.2, careful_turn_s=0.02, first_reconnect_s=0.05)
 
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     made: list[Device] = []
 
-    def make(broker: RunningBroker, **uplink: Any) -> Device:
-        made.append(Device(tmp_path, broker, **uplink))
+    def make(broker: Address, times: UplinkTimes = HURRIED) -> Device:
+        made.append(Device(tmp_path, broker, times=times))
         return made[-1]
 
     yield make
@@ -40,16 +38,11 @@ def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
         one.close()
 
 
-def parked_reasons(agent: Device) -> list[str]:
-    rows = agent.spool._reader.execute("SELECT reason FROM envelope WHERE state = ?", (State.PARKED,)).fetchall()
-    return [reason for (reason,) in rows]
-
-
 def test_a_real_mosquitto_that_hangs_up_on_a_packet_above_a_limit_it_did_not_tell_does_not_stop_the_rest(
     make_broker: Callable[..., Any], device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = PahoSession._on_connect
-    monkeypatch.setattr(PahoSession, "_on_connect", lambda *a: told(*a[:5], SimpleNamespace(ReceiveMaximum=65_535)))
+    on_connect = PahoSession._on_connect
+    monkeypatch.setattr(PahoSession, "_on_connect", lambda *a: on_connect(*a[:5], SimpleNamespace(ReceiveMaximum=65_535)))
     broker = make_broker(extra="max_packet_size 20000\n")
     with FakeCore(broker.host, broker.port):
         agent = device(broker)
@@ -58,7 +51,7 @@ def test_a_real_mosquitto_that_hangs_up_on_a_packet_above_a_limit_it_did_not_tel
         agent.put(b"b", count=5)
         eventually(lambda: agent.spool.books()[0].settled == 8 and agent.spool.parked_samples() == 2, 60)
         assert agent.spool.books()[0].is_balanced
-        (reason,) = parked_reasons(agent)
+        (reason,) = agent.parked_reasons()
         assert reason.startswith(HANGS_UP)
         assert "0x95" in reason, "Mosquitto says in its DISCONNECT that the packet was too large"
         agent.put(b"c")
@@ -73,7 +66,7 @@ def test_two_unwanted_messages_among_many_are_parked_and_can_be_replayed_when_th
         for n in range(60):
             agent.put(b"unwanted" if n in {7, 31} else b"%d" % n)
         eventually(lambda: agent.spool.books()[0].settled == 58 and agent.spool.parked_samples() == 2, 60)
-        assert all(reason.startswith(HANGS_UP) for reason in parked_reasons(agent))
+        assert all(reason.startswith(HANGS_UP) for reason in agent.parked_reasons())
         before = front.hung_up
         front.is_unwanted = lambda *_: False
         agent.spool.replay(None)
@@ -83,12 +76,11 @@ def test_two_unwanted_messages_among_many_are_parked_and_can_be_replayed_when_th
 
 
 def test_a_stream_without_a_right_waits_as_a_whole_and_goes_when_it_has_one_while_others_flow(
-    broker: RunningBroker, device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
+    broker: RunningBroker, device: Callable[..., Device]
 ) -> None:
-    monkeypatch.setattr("edge_agent.uplink.suspicion._BAR_FIRST_S", 2.0)
-    monkeypatch.setattr("edge_agent.uplink.outbox._FRESH_FOR_S", 0.2)
+    times = replace(HURRIED, first_pause_s=1.0, fresh_for_s=0.2)
     with FakeCore(broker.host, broker.port), HangUpFront(broker.port, lambda topic, _: topic.endswith("/beta")) as front:
-        agent = device(front)
+        agent = device(front, times)
         for n in range(40):
             agent.put(b"%d" % n)
             agent.spool.append(Append(BETA, (NewEnvelope(1, b"%d" % n, "1.0.0"),))).result()

@@ -38,10 +38,10 @@ RATE_HZ = 120
 MOST_CONNECTIONS = 4
 
 
-def eventually(is_so: Callable[[], bool], told: Callable[[], str]) -> None:
+def eventually(is_so: Callable[[], bool], describe: Callable[[], str]) -> None:
     deadline_s = time.monotonic() + 60
     while not is_so():
-        assert time.monotonic() < deadline_s, told()
+        assert time.monotonic() < deadline_s, describe()
         time.sleep(0.05)
 
 
@@ -99,15 +99,15 @@ def test_everything_arrives_once_though_packets_are_lost_the_wire_is_cut_and_the
     program = [sys.executable, "-c", "from edge_agent.cli import main; main()"]
     with ExitStack() as stack:
         wire = stack.enter_context(Wire(device, plant, delay_s=0.1, loss=0.05))
-        said = stack.enter_context(log.open("wb"))
+        log_file = stack.enter_context(log.open("wb"))
         broker = stack.enter_context(
-            subprocess.Popen(plant.command(mosquitto, "-c", str(tmp_path / "mosquitto.conf")), stderr=said)
+            subprocess.Popen(plant.command(mosquitto, "-c", str(tmp_path / "mosquitto.conf")), stderr=log_file)
         )
         stack.callback(broker.kill)
         eventually(lambda: b"running" in log.read_bytes(), log.read_text)
         core = stack.enter_context(core_on(plant, authority))
         command = device.command(*program, "run", "-c", str(config), "--until-settled")
-        agent = stack.enter_context(subprocess.Popen(command, stderr=said, env=os.environ))
+        agent = stack.enter_context(subprocess.Popen(command, stderr=log_file, env=os.environ))
         stack.callback(agent.kill)
 
         def arrived() -> int:
@@ -128,7 +128,7 @@ def test_everything_arrives_once_though_packets_are_lost_the_wire_is_cut_and_the
         plant.ip(f"address del {FIRST}/24 dev wire")
         plant.ip(f"address add {SECOND}/24 dev wire")
         device.hosts_file.write_text(f"127.0.0.1 localhost\n{SECOND} broker.example\n")
-        eventually(lambda: "connection lost" in log.read_text(), log.read_text)
+        eventually(lambda: "connection_lost" in log.read_text(), log.read_text)
         wire.is_cut = False
         assert agent.wait(60) == 0, log.read_text()
         assert [ranges.spans for ranges in core.landed_seqs(STREAM).values()] == [((0, ROWS),)]

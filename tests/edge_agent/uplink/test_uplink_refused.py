@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from edge_agent.spool.records import State
 from schemas.ranges import Ranges
 from tests.fakes.broker_fronts import QUOTA_EXCEEDED, RefusingFront
 from tests.fakes.device import ALPHA, Device, eventually
@@ -40,7 +39,7 @@ def test_a_message_above_mosquittos_message_size_limit_is_parked_with_the_reason
         agent.put(b"y", count=3)
         eventually(lambda: agent.spool.books()[0].settled == 3 and agent.spool.parked_samples() == 2)
         assert agent.spool.books()[0].is_balanced
-        (parked,) = agent.spool._reader.execute("SELECT reason FROM envelope WHERE state = ?", (State.PARKED,)).fetchone()
+        (parked,) = agent.parked_reasons()
         assert "0x95" in parked
         assert agent.forwarder.progress.is_connected
 

@@ -145,13 +145,13 @@ def test_a_large_object_out_of_order_is_hashed_beside_and_told_when_it_is_settle
     apply(assembler, part(content, 150_000, 300_000))
     waiting = apply(assembler, part(content, 0, 150_000))
     assert (waiting.have, waiting.settled) == ([(0, 300_000)], False) or waiting.settled
-    told: list = []
+    settled: list = []
     for _ in range(2_000):
-        told += assembler.finished()
-        if told:
+        settled += assembler.finished()
+        if settled:
             break
         apply(assembler, part(content, 0, 0))
-    ((device, state),) = told
+    ((device, state),) = settled
     assert (device, state.settled) == (DEVICE, True)
     assert (tmp_path / digest_of(content)).read_bytes() == content
     assembler.close()
@@ -236,9 +236,8 @@ def test_what_is_declared_and_never_brought_keeps_nobody_out(tmp_path):
     assert apply(assembler, part(content, 0, 300_000)).settled
 
 
-def test_tiny_parts_of_huge_objects_are_counted_in_blocks_and_their_pieces_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.bridge.parts.MAX_PIECES", 100)
-    assembler = Assembler(tmp_path, max_device_bytes=2_200_000)
+def test_tiny_parts_of_huge_objects_are_counted_in_blocks_and_their_pieces_are_bounded(tmp_path):
+    assembler = Assembler(tmp_path, max_device_bytes=2_200_000, max_pieces=100)
     head = lambda offset: PartHead(Digest("0" * 64), offset, 1, 2_000_000)  # noqa: E731
     parts = [Part(DEVICE, head(offset), b"x") for offset in range(0, 2_000_000, 1_000)]
     state = assembler.apply(DEVICE, parts)
@@ -248,7 +247,7 @@ def test_tiny_parts_of_huge_objects_are_counted_in_blocks_and_their_pieces_are_b
     assert len(state.have) == 100
     stored = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*") if path.is_file())
     assert assembler.room.disk_bytes >= stored - 16_384
-    wide = Assembler(tmp_path, max_device_bytes=2_200_000)
+    wide = Assembler(tmp_path, max_device_bytes=2_200_000, max_pieces=100)
     assert wide.room.disk_bytes == assembler.room.disk_bytes  # counted again at a start
     other = PartHead(Digest("1" * 64), 0, 1, 2_000_000)
     refused = wide.apply(DEVICE, [Part(DEVICE, other, b"x")])
@@ -256,12 +255,11 @@ def test_tiny_parts_of_huge_objects_are_counted_in_blocks_and_their_pieces_are_b
     assert wide.apply(DeviceId("dev-b"), [Part(DeviceId("dev-b"), other, b"x")]).have == [(0, 1)]
 
 
-def test_an_object_in_many_pieces_from_before_is_still_filled(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.bridge.parts.MAX_PIECES", 10_000)
-    content, assembler = os.urandom(8_000), Assembler(tmp_path)
+def test_an_object_in_many_pieces_from_before_is_still_filled(tmp_path):
+    content, assembler = os.urandom(8_000), Assembler(tmp_path, max_pieces=10_000)
     for low in range(0, 400, 4):
         apply(assembler, part(content, low, low + 2))
-    monkeypatch.setattr("pipelines.bridge.parts.MAX_PIECES", 10)
+    assembler = Assembler(tmp_path, max_pieces=10)
     assert len(apply(assembler, part(content, 2, 6)).have) == 99
     assert "pieces" in apply(assembler, part(content, 500, 501)).reason
     assert apply(assembler, part(content, 0, 8_000)).settled
@@ -284,10 +282,10 @@ def test_one_device_s_large_hashes_do_not_queue_before_another_s(tmp_path):
         apply(assembler, part(content, 100_000, 200_000))
         apply(assembler, part(content, 0, 100_000))
     assert len(assembler._hashing) == 1
-    told: list = []
-    while len(told) < 5:
-        told += assembler.finished()
+    settled: list = []
+    while len(settled) < 5:
+        settled += assembler.finished()
         for content in contents:
             apply(assembler, part(content, 0, 0))
-    assert all(state.settled for _, state in told)
+    assert all(state.settled for _, state in settled)
     assembler.close()

@@ -15,9 +15,9 @@ from pipelines.log_limit import LogLimit
 MB = 1_000_000
 
 
-def shares(**changes: int) -> Shares:
+def shares(max_accounts: int = 100_000, **changes: int) -> Shares:
     none = dict.fromkeys(("bytes_per_s", "burst_bytes", "messages_per_s", "burst_messages", "streams"), 0)
-    return Shares(ShareConfig(**{**none, **changes}))
+    return Shares(ShareConfig(**{**none, **changes}), max_accounts)
 
 
 def test_a_device_over_its_rate_waits_and_another_does_not_notice():
@@ -78,12 +78,11 @@ def test_what_was_retained_for_nothing_is_shown_with_its_device():
     assert (over.device, over.limit, over.messages, over.bytes) == ("dev", RETAINED, 2, 20)
 
 
-def test_names_alone_do_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr("pipelines.bridge.shares._MAX_ACCOUNTS", 100)
-    one = shares(messages_per_s=10, burst_messages=10)
+def test_names_alone_do_not_fill_the_memory():
+    one = shares(max_accounts=100, messages_per_s=10, burst_messages=10)
     for number in range(2_000):
         one.admit(f"dev-{number}", "", 1, float(number))
-    assert len(one._accounts) <= 200
+    assert one.account_count <= 200
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3 * MB), st.floats(0, 3)), max_size=200))

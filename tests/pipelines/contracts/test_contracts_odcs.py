@@ -96,10 +96,10 @@ def test_the_registry_gives_the_newest_version_or_the_one_asked_for(tmp_path: Pa
         (tmp_path / f"{version}.odcs.yaml").write_text(text.replace("version: 1.0.0", f"version: {version}"))
     found = ContractSet.load(str(tmp_path))
     newest = found.get("cold_room", None)
-    asked = found.get("cold_room", "1.2.0")
+    older = found.get("cold_room", "1.2.0")
     assert newest is not None
-    assert asked is not None
-    assert (newest.version, asked.version) == ("1.10.0", "1.2.0")
+    assert older is not None
+    assert (newest.version, older.version) == ("1.10.0", "1.2.0")
     assert found.get("cold_room", "3.0.0") is None
     assert found.get("nothing", None) is None
     assert {each.name for each in found.all()} == {*NAMES, "cold_room"}

@@ -13,9 +13,9 @@ from catchment.runtime.clock import SystemClock
 from pipelines.commands.maintenance import maintain
 from pipelines.commands.root import app
 from pipelines.config import CoreConfig, RunConfig
-from pipelines.contracts.odcs_writer import to_odcs
+from pipelines.contracts.odcs import to_odcs
 from pipelines.contracts.registry import ContractSet
-from pipelines.contracts.retention import asked_retention, warn_of_retention
+from pipelines.contracts.retention import requested_retention, warn_of_retention
 from pipelines.ingest.loop_process import run_loop
 from schemas.contract import Column, ColumnType, Contract
 
@@ -64,8 +64,8 @@ def test_up_says_so_too(folder: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_newest_contract_of_each_stream_counts_and_none_is_no_warning() -> None:
     later = msgspec.structs.replace(TRIP, version="1.1.0", retention_days=None)
-    assert asked_retention(ContractSet((TRIP,))) == {"trip": 7}
-    assert asked_retention(ContractSet((TRIP, later))) == {}
+    assert requested_retention(ContractSet((TRIP,))) == {"trip": 7}
+    assert requested_retention(ContractSet((TRIP, later))) == {}
 
 
 def test_a_broken_folder_is_left_for_others_to_report(folder: Path) -> None:

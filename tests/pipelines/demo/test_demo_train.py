@@ -17,8 +17,8 @@ def test_the_model_tells_defects_on_frames_it_never_saw() -> None:
     session = onnxruntime.InferenceSession(model.onnx, providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map["labels"] == "defect,good"
     fresh = pictures(2, 100)
-    said = [model.labels[int(np.argmax(session.run(None, {"input": pixels(body)[None]})[0]))] for body, _ in fresh]
-    assert sum(one == label for one, (_, label) in zip(said, fresh, strict=True)) >= 85
+    labels = [model.labels[int(np.argmax(session.run(None, {"input": pixels(body)[None]})[0]))] for body, _ in fresh]
+    assert sum(one == label for one, (_, label) in zip(labels, fresh, strict=True)) >= 85
 
 
 def test_the_file_computes_what_was_trained() -> None:

@@ -14,6 +14,7 @@ from pipelines.bridge.segment import read_segment
 from tests.fakes.secured_broker import DEADLINE_S, Secured, running_secured, until, wait_for
 
 pytestmark = pytest.mark.broker
+QOS_NOT_SUPPORTED = 0x9B
 
 
 @pytest.fixture
@@ -112,6 +113,36 @@ def test_a_bridge_with_its_certificate_lands_what_a_device_publishes(secured, tm
     finally:
         bridge.terminate()
         assert bridge.wait(DEADLINE_S) == 0, log_path.read_text()
+
+
+def test_a_device_that_sends_at_qos_2_and_never_releases_it_is_hung_up_on(secured):
+    hears, device = secured.peer("bridge-0"), secured.peer("dev-a")
+    hears.subscribe("catchment/up/#")
+    reasons = []
+    device.client.on_disconnect = lambda _c, _d, _flags, reason, _p: reasons.append(reason.value)
+    device.client.publish("catchment/up/dev-a/telemetry", b"never released", qos=2)
+    until(lambda: bool(reasons))
+    assert reasons[0] == QOS_NOT_SUPPORTED
+    secured.peer("dev-b").publish("catchment/up/dev-b/telemetry", b"own")
+    wait_for(hears, b"own")
+    assert [body for _, body in hears.heard] == [b"own"]
+
+
+def test_names_of_topics_that_a_device_made_up_end_with_the_brokers_restart(secured):
+    if secured.started is None:
+        pytest.skip("the memory of a broker that is not ours is not seen")
+    device, before = secured.peer("dev-a"), resident_bytes(secured.started.pid)
+    for number in range(1_000):
+        device.client.publish(f"catchment/up/dev-a/{number}{'x' * 30_000}", b"", qos=1, retain=True)
+    device.publish("catchment/up/dev-a/telemetry")
+    assert resident_bytes(secured.started.pid) - before > 20_000_000
+    device.close()
+    secured.restart()
+    assert resident_bytes(secured.started.pid) - before < 5_000_000
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def landed(folder: Path) -> list[bytes]:

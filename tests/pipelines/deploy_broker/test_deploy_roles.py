@@ -130,8 +130,8 @@ def test_bridge_core_and_agent_settle_samples_and_large_payloads(site: Site, bri
     command = [sys.executable, "-m", "edge_agent", "-c", str(config), "--until-settled"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr + site.log("bridge") + site.log("run")
-    said = site.log("bridge") + site.log("run") + done.stderr
-    assert "refuse" not in said, said
+    log_text = site.log("bridge") + site.log("run") + done.stderr
+    assert "refuse" not in log_text, log_text
     assert len(list((site.folder / "lake/objects").glob("?" * 64))) == 1
     core = site.device("line-1")
     until(lambda: bool(heard(core, "/receipts")))
@@ -170,7 +170,7 @@ def test_the_model_server_hears_reports_orders_models_and_hands_out_their_bytes(
     for name in ("cam-1", "cam-2", "cam-3"):
         peer = site.device(name)
         peer.client.publish(f"catchment/reported/{name}", report(name, failed), qos=1, retain=True).wait_for_publish(DEADLINE_S)
-    until(lambda: "rollout is halted" in site.log("models"))
+    until(lambda: "rollout_halted" in site.log("models"))
     assert "broker_refused" not in site.log("models")
     shown = json.loads(site.do("models", "rollout", "status", "--json").stdout.splitlines()[-1])
     assert shown["rollouts"][0]["state"] == "halted"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.imaging.slides import SlideRef
+from pipelines.imaging.store import SlideRef
 from schemas.contract import ChipSpec
 from schemas.ids import DeviceId, Digest, SampleKey, StreamName
 

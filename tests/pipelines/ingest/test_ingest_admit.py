@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.ingest import span_set
 from pipelines.ingest.admit import Bounds, Dropped, Head, admit
 from pipelines.ingest.span_set import BLOCK_SPANS, SpanSet
 from pipelines.lake.books import EpochKey
@@ -102,6 +103,19 @@ def test_a_span_set_in_blocks_agrees_with_ranges(claims: list[tuple[int, int]]) 
         assert Ranges(fresh) == Ranges.of([(low, low + size)]).minus(model)
         model = model.union(fresh)
         assert known.spans() == model.spans
+
+
+@given(SPANS, CLAIMS)
+def test_blocks_stay_small_and_are_found_by_where_they_begin(settled: Ranges, claims: list[tuple[int, int]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(span_set, "BLOCK_SPANS", 2)
+        known, model = SpanSet(settled), settled
+        for low, size in claims:
+            assert Ranges(known.claim(low, low + size)) == Ranges.of([(low, low + size)]).minus(model)
+            model = model.union(((low, low + size),) if size else ())
+            assert known.spans() == model.spans
+            assert not model.spans or known._lows == [block[0][0] for block in known._blocks]
+            assert max(len(block) for block in known._blocks) <= 2 * 2
 
 
 def test_a_span_set_of_many_blocks_joins_and_splits_them() -> None:

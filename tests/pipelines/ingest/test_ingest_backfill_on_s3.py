@@ -14,10 +14,11 @@ from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.ingest import backfill as module
 from pipelines.ingest.backfill import backfill, segments_of
+from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import roll_up_all
 from pipelines.runners.engine import Engine
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
-from tests.pipelines.ingest.test_ingest_on_s3_commands import asked, configured, names
+from tests.pipelines.ingest.test_ingest_on_s3_commands import configured, names, run_command
 from tests.plant.core import AsIpc, Core, MakeEnvelope
 
 TELEMETRY, FRAMES, ROLLUP = "streams/vehicle_telemetry", "streams/camera_frame", "rollups/vehicle_telemetry"
@@ -69,9 +70,9 @@ def test_a_backfill_in_a_bucket_gives_the_rows_that_it_gives_in_a_folder(
     backfill(msgspec.structs.replace(core_on_disk.config, policies=policies), segments_of("1-2"), Engine(), SystemClock())
     config = configured(core, tmp_path)
     Path(config).write_text(f'policies = "{policies}"\n{Path(config).read_text()}')
-    told = asked("run", "--from-landing", "b0:1-2", "-c", config)
-    assert "vehicle_telemetry" in told
-    assert "camera_frame" in told
+    output = run_command("run", "--from-landing", "b0:1-2", "-c", config)
+    assert "vehicle_telemetry" in output
+    assert "camera_frame" in output
     rows = plain(core.rows(TELEMETRY))
     assert {row["seq"] for row in rows if row["tags"]} == set(range(6, 20))
     assert {row["seq"]: row["received_at"] for row in rows} == received
@@ -92,7 +93,7 @@ def test_a_backfill_that_dies_before_its_commit_leaves_the_bucket_as_it_was_and_
 ) -> None:
     core.remote.put(f"objects/{hashlib.sha256(PICTURE).hexdigest()}", PICTURE)
     land(core, envelope, as_ipc)
-    roll_up_all(core.root)
+    roll_up_all(lake_at(core.root))
     before = plain(core.rows(TELEMETRY))
     config = msgspec.structs.replace(core.config, policies=policies)
     with patch.object(module, "swap_files", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):

@@ -15,11 +15,12 @@ import pytest
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.errors import ConfigError, FaultError, RetryLaterError
 from pipelines.ingest.loop import RunLoop
-from pipelines.ingest.retry_budget import MAX_FAULTS, MAX_TRIES, RetryBudget
+from pipelines.ingest.loop_process import MAX_FAULTS, MAX_TRIES, RetryBudget
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import admit_plan, works
 from pipelines.ingest.work import Limits
 from pipelines.ingest.workers import WorkerPool
+from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from pipelines.runners.engine import Engine
 from tests.plant.core import AsIpc, Core, MakeEnvelope
@@ -145,7 +146,7 @@ def worker_pool() -> Any:
 def items(core: Core, **limits: int) -> Any:
     loop = core.loop()
     plan = loop._next_plan()
-    return works(core.root, plan, admit_plan(core.root, plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
+    return works(lake_at(core.root), plan, admit_plan(lake_at(core.root), plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(
@@ -246,12 +247,12 @@ def test_a_row_above_the_limit_is_refused_alone(core: Core, envelope: MakeEnvelo
 
     contract = Contract(name="notes", version="1.0.0", columns=(Column("road", ColumnType.STRING),))
     from pipelines.contracts.check import conform
-    from pipelines.ingest.row_size import refusals
+    from pipelines.ingest.tabulate import refusals
 
     rows = conform(pa.Table.from_batches([batch]), contract)
-    said = refusals(rows, 10_000)
-    assert said is not None
-    assert [reason.as_py() is None for reason in said] == [True, False, True]
+    reasons = refusals(rows, 10_000)
+    assert reasons is not None
+    assert [reason.as_py() is None for reason in reasons] == [True, False, True]
     assert refusals(rows, 30_000) is None
 
 
@@ -303,7 +304,7 @@ def test_new_rules_hold_from_the_next_run_on_and_broken_ones_do_not(core: Core, 
 def test_a_contract_that_changes_a_type_is_refused_with_the_difference(
     core: Core, envelope: MakeEnvelope, tmp_path: Path
 ) -> None:
-    from pipelines.contracts.odcs_writer import to_odcs
+    from pipelines.contracts.odcs import to_odcs
     from schemas.builtin import builtin_contract
     from schemas.contract import Column, ColumnType
 
@@ -320,4 +321,4 @@ def test_a_contract_that_changes_a_type_is_refused_with_the_difference(
     other = msgspec.structs.replace(contract, columns=changed)
     (folder / "other.odcs.yaml").write_text(to_odcs(other))
     with pytest.raises(ConfigError, match=r"speed_mps.* double .*string"):
-        RuleBook(core.root, str(folder), "")
+        RuleBook(lake_at(core.root), str(folder), "")

@@ -15,9 +15,8 @@ import zstandard
 
 from catchment.runtime.clock import SystemClock
 from pipelines.bridge.envelope_rows import Message, Numberer
-from pipelines.bridge.partition import Partition
 from pipelines.bridge.parts import Part
-from pipelines.bridge.reader import Reader
+from pipelines.bridge.reader import Partition, Reader
 from pipelines.bridge.rows import KIND_REFUSED, LandingRow
 from pipelines.config import CoreConfig
 from pipelines.ingest.graph import worker_pool

@@ -73,9 +73,9 @@ def test_json_rows_with_nested_values_are_checked_tagged_and_kept(nested: Core, 
     first, second = nested.rows("streams/detections")
     assert (first["labels"], first["embedding"], first["place"]) == (["car", "person"], [1.0, 2.0], {"lat": 48.14, "lon": 11.57})
     assert (first["tags"], second["tags"]) == (["person", "sure", "munich"], ["at_night"])
-    said = sorted(row["reason"] for row in nested.rows("quarantine"))
+    reasons = sorted(row["reason"] for row in nested.rows("quarantine"))
     assert [word in line for word, line in zip(("embedding: a vector of 2", "labels: longer than 3 items", "place.lat: above",
-            "place: unknown field", "scores: a number is needed"), said, strict=True)] == [True] * 5, said  # fmt: skip
+            "place: unknown field", "scores: a number is needed"), reasons, strict=True)] == [True] * 5, reasons  # fmt: skip
     assert not loop.ledger.unbalanced()
 
 

@@ -25,6 +25,7 @@ from pipelines.ingest.loop import load_state
 from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
 from pipelines.lake.books import EpochKey
 from pipelines.lake.compact import compact_all
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.remote import bind
@@ -53,15 +54,16 @@ rules:
 
 def configured(core: RemoteCore, folder: Path, more: str = "") -> str:
     """A configuration of a machine that has seen nothing of the lake yet."""
-    told = core.remote.config
+    template = core.remote.config
     path = folder / "core.toml"
     path.write_text(
-        f'lake = "elsewhere"\n{more}\n[remote]\nurl = "{told.url}"\nendpoint = "{told.endpoint}"\nclaim_s = 1\n', encoding="utf-8"
+        f'lake = "elsewhere"\n{more}\n[remote]\nurl = "{template.url}"\nendpoint = "{template.endpoint}"\nclaim_s = 1\n',
+        encoding="utf-8",
     )
     return str(path)
 
 
-def asked(*words: str) -> Any:
+def run_command(*words: str) -> Any:
     with patch.object(sys, "argv", ["catchment", *words]):
         done = CliRunner().invoke(app, [*words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -78,7 +80,7 @@ def check(core: RemoteCore) -> None:
     held = core.rows(FRAMES)
     assert len(held) == 6
     for row in held:
-        read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        read_payload(lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
 
 
 @pytest.fixture
@@ -97,20 +99,20 @@ def test_a_bucket_is_compacted_vacuumed_and_run_on_and_every_row_and_payload_is_
 ) -> None:
     config = configured(filled, tmp_path, "[maintain]\nkeep_versions_h = 0\nkeep_landing_h = 0\nkeep_objects_h = 0")
     elsewhere = tmp_path / "elsewhere"
-    assert asked("compact", "-c", config, "--json") == []  # not worth it, and the folder is a working copy now
+    assert run_command("compact", "-c", config, "--json") == []  # not worth it, and the folder is a working copy now
     small = names(filled, TELEMETRY) | names(filled, "payload")
     assert len(small) == 4
-    with only_maintenance(elsewhere):
-        roll_up_all(elsewhere)
-        done = {one.table: one for one in compact_all(elsewhere, 2)}
+    with only_maintenance(lake_at(elsewhere)):
+        roll_up_all(lake_at(elsewhere))
+        done = {one.table: one for one in compact_all(lake_at(elsewhere), 2)}
     assert (done[FRAMES].files_before, done[FRAMES].files_after) == (2, 1)
     check(filled)
     assert small < names(filled, TELEMETRY) | names(filled, "payload")  # for who reads an older version
     filled.remote.put(f"{FRAMES}/000000000001-9.parquet", b"left by a crash")
     filled.remote.put("payload/camera_frame/000000000001-9.parquet", b"left by a crash")
     filled.remote.put("objects/" + "a" * 64, b"no row tells of it")
-    would = asked("vacuum", "-c", config, "--now", "--dry-run", "--json")
-    deleted = asked("vacuum", "-c", config, "--now", "--json")
+    would = run_command("vacuum", "-c", config, "--now", "--dry-run", "--json")
+    deleted = run_command("vacuum", "-c", config, "--now", "--json")
     assert would == deleted
     assert {"payload_shards": 3, "segments": 2, "objects": 1}.items() <= {row["kind"]: row["files"] for row in deleted}.items()
     assert len(names(filled, TELEMETRY)) == len(names(filled, "payload")) == 1
@@ -119,40 +121,43 @@ def test_a_bucket_is_compacted_vacuumed_and_run_on_and_every_row_and_payload_is_
     assert not [path for path in elsewhere.rglob("*") if path.suffix in {".parquet", ".arrows", ".tmp"}]
     build_and_bring(filled, config, elsewhere, tmp_path)
     # A bridge whose disk and landed segments are gone must not begin below the runs' cursor.
-    assert RemoteLanding(filled.remote, elsewhere, filled.landing.bridge).next_number() == 3
+    assert RemoteLanding(lake_at(elsewhere), filled.landing.bridge).next_number() == 3
     filled.landing.seal([envelope(30, 10)])
     filled.run()
     assert sorted(row["seq"] for row in filled.rows(TELEMETRY)) == [*range(20), *range(30, 40)]
     assert sum(row["count"] for row in filled.rows("rollups/vehicle_telemetry") if row["column"] == "speed_mps") == 20
     filled.landing.seal([envelope(40, 10)])
-    check_told(config)
+    check_reports(config)
 
 
 def build_and_bring(core: RemoteCore, config: str, elsewhere: Path, tmp_path: Path) -> None:
     """A set that is built on one machine is read on another, picture for picture."""
-    built = asked("set", "build", "views", "--from", "camera_frame", "--split", "train=1", "-c", config, "--json")
+    built = run_command("set", "build", "views", "--from", "camera_frame", "--split", "train=1", "-c", config, "--json")
     shutil.rmtree(elsewhere / "sets" / "views" / "1")
-    assert asked("set", "build", "views", "--from", "camera_frame", "--split", "train=1", "-c", config, "--json")["version"] == 2
+    assert (
+        run_command("set", "build", "views", "--from", "camera_frame", "--split", "train=1", "-c", config, "--json")["version"]
+        == 2
+    )
     third = tmp_path / "third"
     third.mkdir()
     config = configured(core, third)
-    assert [(one["version"], one["rows"]) for one in asked("set", "ls", "-c", config, "--json")] == [(1, 6), (2, 6)]
-    assert asked("set", "show", "views/1", "-c", config, "--json")["shards"] == built["shards"]
-    asked("set", "verify", "views/1", "-c", config)
+    assert [(one["version"], one["rows"]) for one in run_command("set", "ls", "-c", config, "--json")] == [(1, 6), (2, 6)]
+    assert run_command("set", "show", "views/1", "-c", config, "--json")["shards"] == built["shards"]
+    run_command("set", "verify", "views/1", "-c", config)
     got = open_set(third / "elsewhere" / "sets" / "views" / "1")
     assert len(got) == 6
     assert sorted(len(got[place].payload) for place in range(6)) == sorted(row["payload_length"] for row in core.rows(FRAMES))
 
 
-def check_told(config: str) -> None:
+def check_reports(config: str) -> None:
     """Books, gaps, streams and status, with one segment waiting."""
-    books = {row["stream"]: row for row in asked("books", "-c", config, "--json")}
+    books = {row["stream"]: row for row in run_command("books", "-c", config, "--json")}
     assert (books["vehicle_telemetry"]["committed"], books["vehicle_telemetry"]["balanced"]) == (30, True)
-    assert [(row["low"], row["high"]) for row in asked("gaps", "-c", config, "--json")] == [(20, 30)]
-    told = {row["stream"]: row["rows"] for row in asked("streams", "-c", config, "--json")}
-    assert told == {"camera_frame": 6, "vehicle_telemetry": 30}
-    assert asked("contract", "quality", "vehicle_telemetry", "-c", config, "--json")
-    status = asked("status", "-c", config, "--json")
+    assert [(row["low"], row["high"]) for row in run_command("gaps", "-c", config, "--json")] == [(20, 30)]
+    row_counts = {row["stream"]: row["rows"] for row in run_command("streams", "-c", config, "--json")}
+    assert row_counts == {"camera_frame": 6, "vehicle_telemetry": 30}
+    assert run_command("contract", "quality", "vehicle_telemetry", "-c", config, "--json")
+    status = run_command("status", "-c", config, "--json")
     assert status["ready"], status["alarms"]
     assert [one["segments"] for one in status["waiting"]] == [1]
     assert {one["stream"]: one["waiting"] for one in status["streams"]} == {"camera_frame": 0, "vehicle_telemetry": 10}
@@ -161,12 +166,12 @@ def check_told(config: str) -> None:
 def test_maintenance_of_a_bucket_is_one_at_a_time_on_whatever_machine(make_core: Callable[..., RemoteCore]) -> None:
     one, other = make_core("one", claim_s=1), make_core("other", claim_s=1)
     with (
-        only_maintenance(one.root),
+        only_maintenance(lake_at(one.root)),
         pytest.raises(RefusedError, match="another maintenance or retag"),
-        only_maintenance(other.root),
+        only_maintenance(lake_at(other.root)),
     ):
         pass
-    with only_maintenance(other.root):
+    with only_maintenance(lake_at(other.root)):
         pass
 
 
@@ -183,21 +188,21 @@ def test_a_policy_applied_on_one_machine_is_in_force_on_another_and_retags_histo
         return {row["seq"] for row in core.rows(TELEMETRY) if row["tags"] == ["fast"]}
 
     policy.write_text(POLICY.format(speed=20), encoding="utf-8")
-    asked("policy", "apply", str(policy), "-c", config)
+    run_command("policy", "apply", str(policy), "-c", config)
     assert loop.rules.refresh() != before
     assert not tagged()
-    said = asked("policy", "retag", "vehicle_telemetry", "-c", config)
-    assert "tagged vehicle_telemetry: 40 rows in 1 files" in said
+    output = run_command("policy", "retag", "vehicle_telemetry", "-c", config)
+    assert "tagged vehicle_telemetry: 40 rows in 1 files" in output
     assert tagged() == set(range(21, 40))
-    assert "already" in asked("policy", "retag", "vehicle_telemetry", "-c", config)
-    assert asked("policy", "explain", "car-1/7/30", "-s", "vehicle_telemetry", "-c", config).count("fast")
-    assert asked("policy", "preview", str(policy), "--json", "-c", config)
-    assert [row["action"] for row in asked("policy", "history", "--json", "-c", config)] == ["apply"]
-    asked("policy", "retag", "vehicle_telemetry", "--undo", "-c", config)
+    assert "already" in run_command("policy", "retag", "vehicle_telemetry", "-c", config)
+    assert run_command("policy", "explain", "car-1/7/30", "-s", "vehicle_telemetry", "-c", config).count("fast")
+    assert run_command("policy", "preview", str(policy), "--json", "-c", config)
+    assert [row["action"] for row in run_command("policy", "history", "--json", "-c", config)] == ["apply"]
+    run_command("policy", "retag", "vehicle_telemetry", "--undo", "-c", config)
     assert not tagged()
-    asked("policy", "withdraw", "drive", "-c", config)
-    assert newest_number(core.root) == 2
-    assert active_policies(core.root) == ()
+    run_command("policy", "withdraw", "drive", "-c", config)
+    assert newest_number(lake_at(core.root)) == 2
+    assert active_policies(lake_at(core.root)) == ()
     assert len(core.rows(TELEMETRY)) == 40
     assert not list((tmp_path / "elsewhere").rglob("*.parquet"))
 
@@ -205,10 +210,10 @@ def test_a_policy_applied_on_one_machine_is_in_force_on_another_and_retags_histo
 def test_two_machines_number_the_rules_of_devices_one_after_the_other(make_core: Callable[..., RemoteCore]) -> None:
     one, other = make_core("one"), make_core("other")
     rule = EdgeRule("drive", EdgeAction.KEEP, "1")
-    assert numbered_policy(one.root, {}, 1).version == 1
-    assert numbered_policy(other.root, {}, 2).version == 1
-    assert numbered_policy(other.root, {"s": (rule,)}, 3).version == 2
-    assert numbered_policy(one.root, {}, 4).version == 3
+    assert numbered_policy(lake_at(one.root), {}, 1).version == 1
+    assert numbered_policy(lake_at(other.root), {}, 2).version == 1
+    assert numbered_policy(lake_at(other.root), {"s": (rule,)}, 3).version == 2
+    assert numbered_policy(lake_at(one.root), {}, 4).version == 3
 
 
 def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_machine(
@@ -219,23 +224,23 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
     config = configured(core, tmp_path)
     core.landing.seal([envelope(0, 10), envelope(0, 5, body=b"garbage", device="car-2")])
     loop = core.run()
-    found = asked("quarantine", "ls", "-c", config, "--json")
+    found = run_command("quarantine", "ls", "-c", config, "--json")
     assert [row["samples"] for row in found] == [5]
-    shown = asked("quarantine", "show", "vehicle_telemetry", "-c", config, "--json")
-    replayed = asked("quarantine", "replay", "--id", shown[0]["id"], "-c", config, "--json")
+    shown = run_command("quarantine", "show", "vehicle_telemetry", "-c", config, "--json")
+    replayed = run_command("quarantine", "replay", "--id", shown[0]["id"], "-c", config, "--json")
     assert replayed[0]["refused_again"] == 5
     with pytest.raises(NotFoundError):
-        asked("quarantine", "discard", "--id", shown[0]["id"], "--yes", "-c", config)
+        run_command("quarantine", "discard", "--id", shown[0]["id"], "--yes", "-c", config)
     there = tmp_path / "elsewhere"
-    write_request(there, Request(DISCARD, tuple(heads(there, Where()).column("id").to_pylist()), 1))
-    look_again(core.root)  # as the hundredth look would
+    write_request(lake_at(there), Request(DISCARD, tuple(heads(lake_at(there), Where()).column("id").to_pylist()), 1))
+    look_again(lake_at(core.root))  # as the hundredth look would
     while loop.step():
         pass
-    assert asked("quarantine", "ls", "-c", config, "--json") == []
-    assert open_requests(core.root) == []
+    assert run_command("quarantine", "ls", "-c", config, "--json") == []
+    assert open_requests(lake_at(core.root)) == []
     assert names(core, "landing/.replay", ".arrows")
     assert loop.ledger.run == 3
-    assert load_state(there).ledger.books == loop.ledger.books
+    assert load_state(lake_at(there)).ledger.books == loop.ledger.books
     assert not loop.ledger.unbalanced()
     assert len(core.rows(TELEMETRY)) == 10
 
@@ -243,29 +248,24 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
 @pytest.mark.slow
 def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_path: Path) -> None:
     config = configured(core, tmp_path)
-    here = Heartbeats(core.root, "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
+    here = Heartbeats(lake_at(core.root), "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
     with patch.object(heartbeat.socket, "gethostname", return_value="far"), here:
         while core.remote.size("status/bridge-b0.json") is None:
             time.sleep(0.05)
         assert here_and_there(core.root) == ([("bridge", "b0")], [])
-        plain = asked("status", "--json", "-c", config)
-        (told,) = plain["remote_heartbeats"]
-        assert (told["role"], told["name"], told["host"], told["is_ready"], plain["heartbeats"]) == (
-            "bridge",
-            "b0",
-            "far",
-            True,
-            [],
-        )
-        assert "far" in asked("status", "-c", config)
-    found = survey(tmp_path / "elsewhere", SystemClock().now_ms() * 1_000 + 3_600_000_000)
+        plain = run_command("status", "--json", "-c", config)
+        (remote_beat,) = plain["remote_heartbeats"]
+        origin = tuple(remote_beat[key] for key in ("role", "name", "host"))
+        assert (origin, remote_beat["is_ready"], plain["heartbeats"]) == (("bridge", "b0", "far"), True, [])
+        assert "far" in run_command("status", "-c", config)
+    found = survey(lake_at(tmp_path / "elsewhere"), SystemClock().now_ms() * 1_000 + 3_600_000_000)
     assert "bridge b0 on far is silent" in " ".join(assess(found).alarms)
     assert assess(found).is_alive
     assert [one.trouble for one in found.remote_heartbeats] == ["stopped in order"]
 
 
 def here_and_there(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    found = survey(root, SystemClock().now_ms() * 1_000)
+    found = survey(lake_at(root), SystemClock().now_ms() * 1_000)
     return [(one.role, one.name) for one in found.heartbeats], [(one.role, one.name) for one in found.remote_heartbeats]
 
 
@@ -279,7 +279,9 @@ def test_a_ledger_of_what_has_changed_is_read_elsewhere_with_its_base_which_nobo
     loop = core.run()
     assert (loop.ledger.run, loop.ledger.bases) == (2, (1,))
     other = make_core("other")
-    assert load_state(other.root).ledger == loop.ledger
+    assert load_state(lake_at(other.root)).ledger == loop.ledger
     assert not list(other.root.rglob("*.parquet"))
-    Vacuum(other.root, Keep(0, 0, 0, 0)).sweep()
-    assert load_state(other.root).ledger.of(["car-7"]).ranges() == {EpochKey("car-7", "vehicle_telemetry", 7): Ranges(((0, 20),))}
+    Vacuum(lake_at(other.root), Keep(0, 0, 0, 0)).sweep()
+    assert load_state(lake_at(other.root)).ledger.of(["car-7"]).ranges() == {
+        EpochKey("car-7", "vehicle_telemetry", 7): Ranges(((0, 20),))
+    }

@@ -74,19 +74,19 @@ def test_up_turns_published_samples_into_rows_and_receipts_and_stops_in_order(
             while True:
                 device.publish(row.topic, row.payload, qos=1, properties=properties_of(row))
                 try:
-                    said = decode_receipt(heard.get(timeout=3))
+                    receipt = decode_receipt(heard.get(timeout=3))
                 except queue.Empty:
                     continue
-                if said.settled["vehicle_telemetry"]["7"][-1][1] >= start + 10:
+                if receipt.settled["vehicle_telemetry"]["7"][-1][1] >= start + 10:
                     break
     finally:
         core.send_signal(signal.SIGTERM)
         assert core.wait(WAIT_S) == 0
         device.disconnect()
         device.loop_stop()
-    told = catchment("books", "--json", "-c", str(config), stdout=subprocess.PIPE)
-    books = json.loads(told.communicate()[0])
-    assert told.returncode == 0
+    books_process = catchment("books", "--json", "-c", str(config), stdout=subprocess.PIPE)
+    books = json.loads(books_process.communicate()[0])
+    assert books_process.returncode == 0
     assert books[0]["committed"] == 50
     assert books[0]["balanced"] is True
 

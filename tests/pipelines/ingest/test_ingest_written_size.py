@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts.arrow import row_schema
-from pipelines.contracts.conform import ContractMismatchError, conform
+from pipelines.contracts.check import ContractMismatchError, conform
 from pipelines.contracts.json_rows import JsonBodyError, rows_from_json
 from pipelines.ingest.decode import DecodeError, arrow_rows, decode, json_rows
 from pipelines.ingest.written_size import written_bytes

@@ -14,14 +14,14 @@ import pytest
 import pyvips
 from PIL import Image
 
-from pipelines.imaging.errors import UnreadableImageError
+from pipelines.errors import UnreadableImageError
 from pipelines.imaging.picture_loader import open_header, shrink
 from pipelines.inspect.errors import UninspectableError
 from pipelines.inspect.exif import exif_facts
 from pipelines.inspect.image import image_facts
 from pipelines.inspect.pixels import decoded
+from pipelines.policy.contact_sheet import Thumbnails
 from pipelines.policy.thumbnail_child import AS_JPEG, AS_TILE, SIDE_PX
-from pipelines.policy.thumbnails import Thumbnails
 from schemas.picture_format import PictureFormat, picture_format
 
 _SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><rect width="9" height="9"/></svg>'
@@ -138,7 +138,7 @@ def test_a_picture_that_ends_its_decoder_is_only_missing(monkeypatch: pytest.Mon
 def test_the_process_that_makes_the_page_decodes_nothing() -> None:
     script = (
         "import sys, pyvips\n"
-        "from pipelines.policy.thumbnails import Thumbnails\n"
+        "from pipelines.policy.contact_sheet import Thumbnails\n"
         "from pipelines.policy.thumbnail_child import AS_JPEG\n"
         "def never(*a, **k): raise SystemExit('decoded here')\n"
         "pyvips.Image.thumbnail_buffer = never\n"

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from pipelines.inspect.bursts import bursts
 from pipelines.inspect.errors import UninspectableError
 from pipelines.inspect.exif import exif_facts
 from pipelines.inspect.image import image_facts
+from pipelines.inspect.run import bursts
 
 Draw = Callable[..., bytes]
 
@@ -114,6 +114,12 @@ def test_a_burst_ends_where_the_picture_differs_from_its_first_and_at_another_de
     names, places = bursts(["a", "a", "a", "a", "a", "b"], [1] * 6, [0, 1, 2, 3, 4, 0], hashes, near_bits=1)
     assert names == ["1-0", "1-0", "1-2", None, "1-4", "1-0"]
     assert places == [0, 1, 0, None, 0, 0]
+
+
+def test_alike_pictures_of_parts_that_came_by_later_are_no_burst() -> None:
+    hashes, times_us = ["0f"] * 5, [0, 10_000_000, 20_000_000, 30_000_001, None]
+    assert bursts(["a"] * 5, [1] * 5, list(range(5)), hashes, times_us)[1] == [0, 1, 2, 0, 1]
+    assert bursts(["a"] * 5, [1] * 5, list(range(5)), hashes, times_us, near_s=11.0)[1] == [0, 1, 2, 3, 4]
 
 
 def test_bursts_follow_the_device_s_order_and_not_the_table_s() -> None:

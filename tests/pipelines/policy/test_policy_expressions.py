@@ -210,5 +210,5 @@ def test_a_rule_that_does_not_compile_is_told_with_the_line_of_the_file_and_of_t
         "id: p\nstreams: [vehicle_telemetry]\nrules:\n  - {tag: a, when: speed_mps > 1}\n  - tag: b\n    when: |\n"
         "      speed_mps > 1\n      AND sped_mps > 2\n"
     )
-    said = CliRunner().invoke(policy_app, ["check", str(path)]).output
-    assert f"{path}:6: policy p, rule b, stream vehicle_telemetry: unknown column 'sped_mps' at line 2, column 5" in said
+    output = CliRunner().invoke(policy_app, ["check", str(path)]).output
+    assert f"{path}:6: policy p, rule b, stream vehicle_telemetry: unknown column 'sped_mps' at line 2, column 5" in output

@@ -117,10 +117,10 @@ def test_policies_of_spectrum_discover_are_taken_over_and_the_rest_is_told() -> 
     assert (second.id, second.owner, second.rules[0].tag) == ("nightly", "sdadmin", "size:standard")
     assert try_policy(first, ContractSet.load("")).is_passed
     assert try_policy(second, ContractSet.load("")).is_passed
-    told = "\n".join(found.notes)
+    notes = "\n".join(found.notes)
     assert len(found.notes) == 5
     for word in ("schedule", "inspect", "inactive", "not SQL", "no tags"):
-        assert word in told
+        assert word in notes
 
 
 def test_the_command_writes_files_that_check_accepts(tmp_path: Path) -> None:

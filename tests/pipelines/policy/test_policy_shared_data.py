@@ -82,8 +82,8 @@ def test_labels_of_a_capture_become_value_tags(shared_data: Path) -> None:
 
 
 def test_a_real_drive_has_sound_orientations_and_the_manoeuvres_of_a_motorway(shared_data: Path) -> None:
-    told = pa_csv.read_csv(shared_data / "vehicle" / "comma2k19" / "telemetry.csv")
-    rows = told.rename_columns({"can_speed_mps": "speed_mps", "can_steering_deg": "steering_deg"})
+    telemetry = pa_csv.read_csv(shared_data / "vehicle" / "comma2k19" / "telemetry.csv")
+    rows = telemetry.rename_columns({"can_speed_mps": "speed_mps", "can_steering_deg": "steering_deg"})
     quality = tagged("driving-quality", rows)
     assert not any("bad_orientation" in row for row in quality)
     assert all("no_position" in row for row in quality)
@@ -113,9 +113,9 @@ def test_a_road_film_is_thinned_to_the_frames_that_differ(shared_data: Path) -> 
 def test_factory_pictures_are_neither_dark_nor_blurred_and_their_defects_are_classed(shared_data: Path) -> None:
     folder = shared_data / "factory" / "bsdata"
     with (folder / "index.csv").open() as file:
-        told = {row["filename"]: row for row in csv.DictReader(file)}
+        labelled = {row["filename"]: row for row in csv.DictReader(file)}
     paths = sorted((folder / "images").glob("*.jpg"))
-    labels = ["pitting" if int(told[path.name]["n_pitting_polygons"] or 0) else None for path in paths]
+    labels = ["pitting" if int(labelled[path.name]["n_pitting_polygons"] or 0) else None for path in paths]
     rows = frames(paths, "line-1", labels)
     assert {tag for row in tagged("camera-quality", rows) for tag in row} <= {"near_duplicate"}
     found = tagged("camera-framing", rows)

@@ -1,14 +1,16 @@
 """What devices are ordered is signed by the director: the server signs again in time, and the broker's keeper changes nothing."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
-from paho.mqtt import publish, subscribe
-from paho.mqtt.client import MQTTv5
+from paho.mqtt import publish
+from paho.mqtt.client import Client, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
@@ -24,7 +26,7 @@ from pipelines.rollout.rollouts import Rollout, RolloutStore
 from pipelines.rollout.server import ModelServer
 from schemas.reported import DocumentReport, Reported, encode_reported
 from schemas.rollout import MAX_DESIRED_BYTES, DesiredModels, decode_desired
-from schemas.signed_document import DocumentKind, decode_document, decode_message
+from schemas.signed_document import DocumentKind, decode_body, decode_document, decode_message
 from tests.fakes import model_repository as fake
 from tests.fakes.director import DAY_MS, NOW_MS, HandClock, OrderTaker
 from tests.pipelines.rollout.test_rollout_push import WireDevice
@@ -40,7 +42,7 @@ def core_file(broker: RunningBroker, tmp_path: Path) -> Path:
     return path
 
 
-class Told:
+class ServedDevice:
     """A server without a broker: what it would have published."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,8 +64,8 @@ class Told:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Told:
-    found = Told(tmp_path)
+def served(tmp_path: Path) -> ServedDevice:
+    found = ServedDevice(tmp_path)
     found.store.save(Rollout("defects-1", "defects", 1, "defects/1.onnx", "line-3", 10))
     return found
 
@@ -72,58 +74,65 @@ def counter_of(body: bytes) -> int:
     return decode_document(decode_message(body).document, DocumentKind.DESIRED, DesiredModels).counter
 
 
-def test_an_order_is_signed_again_before_it_expires_and_not_sooner(told: Told, tmp_path: Path) -> None:
-    (key,) = first_director(told.keys).public_keys
-    assert [told.tick() for _ in range(3)] == [1, 0, 0]
-    told.clock.wall_ms += 14 * DAY_MS
-    assert told.tick() == 0
-    told.clock.wall_ms += 2 * DAY_MS
-    assert [told.tick() for _ in range(2)] == [1, 0]
+def models_of(body: bytes) -> list[int]:
+    order = decode_document(decode_message(body).document, DocumentKind.DESIRED, DesiredModels)
+    return [model.version for model in decode_body(order, DesiredModels).models]
+
+
+def test_an_order_is_signed_again_before_it_expires_and_not_sooner(served: ServedDevice, tmp_path: Path) -> None:
+    (key,) = first_director(served.keys).public_keys
+    assert [served.tick() for _ in range(3)] == [1, 0, 0]
+    served.clock.wall_ms += 14 * DAY_MS
+    assert served.tick() == 0
+    served.clock.wall_ms += 2 * DAY_MS
+    assert [served.tick() for _ in range(2)] == [1, 0]
     device = OrderTaker(tmp_path / "state", key, clock=HandClock(NOW_MS + 40 * DAY_MS))
-    assert device.take(told.messages[0]) is None
-    assert device.take(told.messages[1]) == (1,)
+    assert device.take(served.messages[0]) is None
+    assert device.take(served.messages[1]) == (1,)
 
 
-def test_an_order_is_signed_again_when_a_key_comes_or_goes(told: Told) -> None:
-    assert told.tick() == 1  # unsigned: there is no key yet
-    assert decode_desired(told.messages[0]).version == 1
-    first_director(told.keys)
-    assert [told.tick() for _ in range(2)] == [1, 0]
-    add_director_key(told.keys)
-    assert [told.tick() for _ in range(2)] == [1, 0]
-    assert len(decode_message(told.messages[-1]).signatures) == 2
-    (told.keys / "director-1.pem").unlink()
-    assert told.tick() == 1
-    assert [each.key for each in decode_message(told.messages[-1]).signatures] == list(require_director(told.keys).public_keys)
-    assert counter_of(told.messages[1]) < counter_of(told.messages[2]) < counter_of(told.messages[3])
+def test_an_order_is_signed_again_when_a_key_comes_or_goes(served: ServedDevice) -> None:
+    assert served.tick() == 1  # unsigned: there is no key yet
+    assert decode_desired(served.messages[0]).version == 1
+    first_director(served.keys)
+    assert [served.tick() for _ in range(2)] == [1, 0]
+    add_director_key(served.keys)
+    assert [served.tick() for _ in range(2)] == [1, 0]
+    assert len(decode_message(served.messages[-1]).signatures) == 2
+    (served.keys / "director-1.pem").unlink()
+    assert served.tick() == 1
+    assert [each.key for each in decode_message(served.messages[-1]).signatures] == list(
+        require_director(served.keys).public_keys
+    )
+    assert counter_of(served.messages[1]) < counter_of(served.messages[2]) < counter_of(served.messages[3])
 
 
-def test_a_restarted_server_counts_on_from_what_devices_have_seen(told: Told, tmp_path: Path) -> None:
-    first_director(told.keys)
-    told.tick()
-    told.clock.wall_ms -= 100 * DAY_MS  # its clock is wrong, too
-    again = Told(tmp_path)
-    again.clock = told.clock
+def test_a_restarted_server_counts_on_from_what_devices_have_seen(served: ServedDevice, tmp_path: Path) -> None:
+    first_director(served.keys)
+    served.tick()
+    served.clock.wall_ms -= 100 * DAY_MS  # its clock is wrong, too
+    again = ServedDevice(tmp_path)
+    again.clock = served.clock
     again.tick()
-    assert counter_of(again.messages[0]) > counter_of(told.messages[0])
+    assert counter_of(again.messages[0]) > counter_of(served.messages[0])
 
 
-def test_a_halted_rollout_is_an_order_of_no_model(told: Told, tmp_path: Path) -> None:
-    (key,) = first_director(told.keys).public_keys
-    told.tick()
-    told.store.save(Rollout("defects-1", "defects", 1, "defects/1.onnx", "line-3", 10, state="halted"))
-    assert [told.tick() for _ in range(2)] == [1, 0]
+def test_a_halted_rollout_is_an_order_of_no_model(served: ServedDevice, tmp_path: Path) -> None:
+    (key,) = first_director(served.keys).public_keys
+    served.tick()
+    served.store.save(Rollout("defects-1", "defects", 1, "defects/1.onnx", "line-3", 10, state="halted"))
+    assert [served.tick() for _ in range(2)] == [1, 0]
     device = OrderTaker(tmp_path / "state", key)
-    assert device.take(told.messages[0]) == (1,)
-    assert device.take(told.messages[1]) == ()
-    assert device.take(told.messages[0]) is None
+    assert device.take(served.messages[0]) == (1,)
+    assert device.take(served.messages[1]) == ()
+    assert device.take(served.messages[0]) is None
 
 
-def test_the_server_tells_once_that_a_device_does_not_follow(told: Told) -> None:
+def test_the_server_tells_once_that_a_device_does_not_follow(served: ServedDevice) -> None:
     report = Reported("line-3", 1, "0", documents=(DocumentReport("desired", 5, 1, "signed by no key that this device trusts"),))
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):
-            told.server._remember("line-3", encode_reported(report))
+            served.server._remember("line-3", encode_reported(report))
     assert [entry["reason"] for entry in logs] == ["desired: signed by no key that this device trusts"]
 
 
@@ -157,14 +166,16 @@ def test_through_a_real_broker_only_the_directors_orders_are_followed(
         path = tmp_path / f"bright-{number}.onnx"
         path.write_bytes(fake.tiny_model(number / 100))
         run(model_app, "publish", "bright", str(path), *shape, *config)
-    device = SignedDevice(broker, key, tmp_path)
+    device, orders = SignedDevice(broker, key, tmp_path), Orders(broker)
     try:
+        # The command orders at once; the server, which knows nothing of that, once more at its next tick. Then it is quiet.
         run(rollout_app, "start", "bright", "--version", "1", "--cohort", "line-3", *config)
         assert device.run_until(1).version == 1
-        old = retained(broker)
+        old = max(orders.wait_for(2), key=counter_of)
         run(rollout_app, "start", "bright", "--cohort", "line-3", *config)
         assert device.run_until(2).version == 2
-        new = retained(broker)
+        new = max(orders.wait_for(4), key=counter_of)
+        device.run_until_taken(counter_of(new))
         unsigned = b'{"rollout":"x","name":"bright","version":1,"target":"bright/1.onnx","issued_ms":9}'
         for number, forged in enumerate((old, unsigned, new[:-9]), 1):
             publish.single(TOPIC, forged, 1, retain=True, hostname=broker.host, port=broker.port, protocol=MQTTv5)
@@ -173,9 +184,12 @@ def test_through_a_real_broker_only_the_directors_orders_are_followed(
         device.updater.run_once()
         report = device.orders.report()
         assert (report.refused, device.updater.report()[0].version) == (3, 2)
-        # The server repeats what the command ordered; that message may not have been looked at before the forged ones.
-        assert counter_of(old) < report.counter <= counter_of(new)
+        assert report.counter == counter_of(new)
+        assert orders.wait_for(8)[4:] == [old, unsigned, new[:-9], b""], "the server orders nothing more"
+        assert len({counter_of(body) for body in orders.heard[:4]}) == 4
+        assert [models_of(body) for body in orders.heard[:4]] == [[1], [1], [2], [2]]
     finally:
+        orders.close()
         device.close()
 
 
@@ -191,6 +205,12 @@ class SignedDevice(WireDevice):
         root = folder / "lake/models/metadata/1.root.json"
         super().__init__(broker, "line-3", root, state, self.orders)
 
+    def run_until_taken(self, counter: int) -> None:
+        for _ in range(60):
+            if self.orders.report().counter >= counter:
+                return
+            self.updater.run_once()
+
     def run_until_refused(self, count: int) -> None:
         for _ in range(60):
             if self.orders.report().refused >= count:
@@ -198,5 +218,28 @@ class SignedDevice(WireDevice):
             self.updater.run_once()
 
 
-def retained(broker: RunningBroker) -> bytes:
-    return bytes(subscribe.simple(TOPIC, hostname=broker.host, port=broker.port, protocol=MQTTv5).payload)
+class Orders:
+    """Hears all that is published as this device's order, by whomever."""
+
+    def __init__(self, broker: Any) -> None:
+        self.heard: list[bytes] = []
+        self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
+        self._client.on_message = lambda _client, _data, message: self.heard.append(bytes(message.payload))
+        subscribed = threading.Event()
+        self._client.on_subscribe = lambda *_: subscribed.set()
+        self._client.connect(broker.host, broker.port)
+        self._client.subscribe(TOPIC, qos=1)
+        self._client.loop_start()
+        assert subscribed.wait(20)
+
+    def wait_for(self, count: int) -> list[bytes]:
+        deadline = time.monotonic() + 20
+        while len(self.heard) < count:
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.02)
+        return list(self.heard)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+        self._client.reinitialise()

@@ -22,7 +22,7 @@ WAIT_S = 60.0
 
 
 @pytest.mark.parametrize(
-    ("said", "hint"),
+    ("text", "hint"),
     [
         ('ValueError: Unable to parse jar URL "/x.jar"', "--flink_job_server_jar"),
         ("RuntimeError: Unable to fetch remote job server jar at https://x: HTTP Error 404", "--job_endpoint"),
@@ -33,11 +33,11 @@ WAIT_S = 60.0
         ("grpc: Connection reset by peer", ""),
     ],
 )
-def test_what_no_trying_again_mends_is_told_from_what_may_pass(said, hint):
-    found = remedy(said)
+def test_what_no_trying_again_mends_is_told_from_what_may_pass(text, hint):
+    found = remedy(text)
     assert (hint in found) if hint else found == ""
     error = RuntimeError("job failed")
-    error.__cause__ = ValueError(said)
+    error.__cause__ = ValueError(text)
     assert remedy(error) == found
 
 

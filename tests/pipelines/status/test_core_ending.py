@@ -26,10 +26,12 @@ except SystemExit as ended:
 """
 
 
-@pytest.mark.parametrize(("code", "expected", "told"), [("None", 0, ""), ("75", 75, ""), ("'no such lake'", 1, "no such lake\n")])
-def test_it_ends_with_its_code_once_threads_exit_functions_and_output_are_done(code: str, expected: int, told: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "expected", "error_text"), [("None", 0, ""), ("75", 75, ""), ("'no such lake'", 1, "no such lake\n")]
+)
+def test_it_ends_with_its_code_once_threads_exit_functions_and_output_are_done(code: str, expected: int, error_text: str) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM.format(code=code)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (expected, "output thread exit functions", told)
+    assert (done.returncode, done.stdout, done.stderr) == (expected, "output thread exit functions", error_text)
 
 
 def test_commands_end_so() -> None:

@@ -15,6 +15,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.commands.supervisor import Child, stop_all
 from pipelines.errors import ConfigError
 from pipelines.heartbeat import Health, Heartbeats, read_heartbeats, starting
+from pipelines.lake.lake import lake_at
 
 ROOT = Path(__file__).resolve().parents[3]
 WAIT_S = 60.0
@@ -56,9 +57,9 @@ def test_a_process_that_is_stuck_in_a_library_ends_with_its_children(number):
     assert process.stdout is not None
     child = int(process.stdout.readline())
     process.send_signal(number)
-    said, _ = process.communicate(timeout=WAIT_S)
+    output, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 143
-    assert b"stop_forced" in said
+    assert b"stop_forced" in output
     until_gone([child])
 
 
@@ -73,9 +74,7 @@ def test_a_process_that_ends_in_order_is_not_forced():
     assert process.returncode == 0
 
 
-def test_children_that_do_not_end_are_killed_in_time_and_the_others_end_in_order(monkeypatch):
-    monkeypatch.setattr("pipelines.commands.supervisor.NEXT_AFTER_S", 0.2)
-    monkeypatch.setattr("pipelines.commands.supervisor.STOP_WITHIN_S", 1.0)
+def test_children_that_do_not_end_are_killed_in_time_and_the_others_end_in_order():
     ready = "import signal, sys, time; signal.signal(15, {}); print(1, flush=True); time.sleep(1000)"
     deaf, good = ready.format("signal.SIG_IGN"), ready.format("lambda *_: sys.exit(0)")
     children = [Child(name, [sys.executable, "-c", program]) for name, program in (("a", good), ("b", deaf), ("c", good))]
@@ -84,7 +83,7 @@ def test_children_that_do_not_end_are_killed_in_time_and_the_others_end_in_order
         assert child.process.stdout is not None
         child.process.stdout.readline()
     processes = [child.process for child in children]
-    stop_all(children)
+    stop_all(children, next_after_s=0.2, within_s=1.0)
     assert [process.poll() for process in processes if process] == [0, -signal.SIGKILL, 0]
     for process in processes:
         assert process is not None
@@ -118,7 +117,7 @@ def test_other_roles_that_do_not_start_say_so_too(role: str, tmp_path: Path) -> 
     config = tmp_path / "core.toml"
     config.write_text('lake = "lake"\n[broker.tls]\nca = "no"\ncert = "no"\nkey = "no"\n')
     assert catchment(*({"bridge": ("bridge",), "models": ("model", "serve")}[role]), "-c", str(config)).returncode == 2
-    (heartbeat,) = [one for one in read_heartbeats(tmp_path / "lake") if one.role == role]
+    (heartbeat,) = [one for one in read_heartbeats(lake_at(tmp_path / "lake")) if one.role == role]
     assert not heartbeat.is_ready
     assert "does not start: broker.tls" in heartbeat.trouble
 
@@ -127,16 +126,16 @@ def test_a_second_process_that_may_not_start_leaves_the_word_of_the_one_at_work(
     clock = SystemClock()
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
-            with Heartbeats(tmp_path, "run", "loop", clock, lambda: Health(is_ready=True)):
+            with Heartbeats(lake_at(tmp_path), "run", "loop", clock, lambda: Health(is_ready=True)):
                 pass
             path = tmp_path / "status/run-loop.json"
             heartbeat: dict[str, Any] = json.loads(path.read_text())
             path.write_text(json.dumps({**heartbeat, "pid": other.pid, "trouble": "", "is_ready": True}))
             with pytest.raises(ConfigError), starting(tmp_path, "run", "loop", clock):
                 raise ConfigError("no")
-            assert read_heartbeats(tmp_path)[0].is_ready
+            assert read_heartbeats(lake_at(tmp_path))[0].is_ready
         finally:
             other.kill()
     with pytest.raises(ConfigError), starting(tmp_path, "run", "loop", clock):
         raise ConfigError("no")
-    assert read_heartbeats(tmp_path)[0].trouble == "does not start: no"
+    assert read_heartbeats(lake_at(tmp_path))[0].trouble == "does not start: no"

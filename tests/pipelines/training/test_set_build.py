@@ -19,12 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.lake import lake_at
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.manifest import SplitRule, load_manifest
 from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.order import state_from_bytes
+from pipelines.training.select import select_rows
 from pipelines.training.shards import ShardLimits
 from pipelines.training.split import plan_splits
+from tests.pipelines.training.conftest import key_columns, tag_columns
 
 HALVES = {"train": 0.5, "test": 0.5}
 
@@ -42,7 +45,7 @@ class FixedClock:
 
 def built(lake: Path, where: str = "", streams: tuple[str, ...] = ("camera_frame",), **options: object) -> Path:
     options = {"split": HALVES, **options}
-    manifest = build_set(lake, "frames", streams, where, seed=4, options=BuildOptions(**options), clock=FixedClock())
+    manifest = build_set(lake_at(lake), "frames", streams, where, seed=4, options=BuildOptions(**options), clock=FixedClock())
     return lake / "sets/frames" / str(manifest.version)
 
 
@@ -168,7 +171,7 @@ def test_an_epoch_stopped_anywhere_goes_on_without_loss_or_repeat(lake: Path) ->
     first = [sample.index for sample in islice(epoch, 7)]
     state = state_from_bytes(epoch.state().to_bytes())
     assert state.position == 7
-    rest = [sample.index for rank in range(3) for sample in split.resume(state, rank=rank, world=3)]
+    rest = [sample.index for rank in range(3) for sample in split.resume(state, rank=rank, world=3, tail="uneven")]
     assert Counter(first + rest) == Counter(range(len(split)))
     assert first == [sample.index for sample in islice(split.shuffled(1, epoch=2), 7)]
     assert [s.index for s in epoch] == [s.index for s in split.resume(state)]
@@ -232,7 +235,7 @@ def test_what_cannot_be_built_or_opened_is_refused_with_the_way_out(lake: Path) 
     with pytest.raises(NotFoundError, match="no such stream"):
         built(lake, "", ("absent",))
     with pytest.raises(RefusedError, match="set name"):
-        build_set(lake, "../up", ("camera_frame",))
+        build_set(lake_at(lake), "../up", ("camera_frame",))
     with pytest.raises(NotFoundError, match="no training set"):
         open_set(lake / "sets/none/1")
     with pytest.raises(NotFoundError, match="no split"):
@@ -315,3 +318,99 @@ def test_the_groups_stand_beside_the_shards_and_are_checked(lake: Path) -> None:
     (folder / "groups.parquet").write_bytes(b"x")
     with pytest.raises(CorruptLakeError, match=r"groups\.parquet"):
         open_set(folder).verify()
+
+
+@pytest.mark.parametrize(("where", "chosen"), [
+    ("list_contains(labels, 'car')", [0, 2]),
+    ("place.lat > 48.2", [1, 2]),
+    ("list_contains(tags, 'dark')", [0]),
+    ("has('dark')", [0]),
+    ("list_length(scores) = 2 AND list_get(scores, 2) > 0.5", [1]),
+])  # fmt: skip
+def test_a_selection_takes_whatever_columns_policies_take(tmp_path: Path, where: str, chosen: list[int]) -> None:
+    place = pa.struct([("lat", pa.float64()), ("lon", pa.float64())])
+    rows = pa.table({
+        **key_columns([("cam", at) for at in range(3)]),
+        "labels": pa.array([["car", "dog"], ["dog"], ["car"]], pa.list_(pa.string())),
+        "place": pa.array([(48.1, 11.0), (48.3, 11.0), (48.4, 11.0)], place),
+        "scores": pa.array([[0.1, 0.2], [0.3, 0.9], [0.9]], pa.list_(pa.float32())),
+        **tag_columns([["dark"], [], []]),
+    })  # fmt: skip
+    write_deltalake(tmp_path / "streams/odd", rows)
+    assert select_rows(lake_at(tmp_path), ("odd",), where).rows["seq"].to_pylist() == chosen
+
+
+def test_a_sample_that_crosses_a_process_takes_its_own_columns_and_no_manifest(lake: Path) -> None:
+    sample = open_set(built(lake))[3]
+    body = pickle.dumps(sample)
+    assert len(body) < len(sample.payload) + 2_000
+    assert b"manifest" not in body
+    twin = pickle.loads(body)
+    assert (twin.index, twin.payload, twin.columns, twin["device"]) == (3, sample.payload, sample.columns, sample["device"])
+
+
+def rot(folder: Path, index: int) -> None:
+    """Flip one bit in the middle of a payload of the train split."""
+    split = open_set(folder)
+    offset, length = split._rows.place(index)
+    path = folder / "train-00000.parquet"
+    body = bytearray(path.read_bytes())
+    body[offset + length // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(body)
+
+
+def test_a_rotten_payload_is_named_at_its_first_read_not_handed_over(lake: Path) -> None:
+    folder = built(lake)
+    index = next(at for at, sample in enumerate(open_set(folder)) if sample.payload)
+    rot(folder, index)
+    for check in ("first", "always"):
+        with pytest.raises(CorruptLakeError, match=rf"the payload of sample {index} \(sample cam-\d+/5/\d+ of camera_frame\)"):
+            open_set(folder, check=check)[index]
+    assert open_set(folder, check="never")[index].payload
+    assert open_set(folder)[index + 1].payload
+
+
+def test_a_payload_is_compared_once_unless_always_is_asked_for(lake: Path) -> None:
+    folder = built(lake)
+    split, strict = open_set(folder), open_set(folder, check="always")
+    for samples in (split, strict):
+        assert all(sample.index >= 0 for sample in samples)
+    rot(folder, 5)
+    assert split[5].payload != strict.to_arrow(["payload"])["payload"][0].as_py()
+    with pytest.raises(CorruptLakeError, match="its sha256 is another"):
+        strict[5]
+
+
+def test_a_set_is_not_built_from_a_rotten_payload(lake: Path) -> None:
+    path = lake / "payload/camera_frame/000000000001-0.parquet"
+    rows = DeltaTable(lake / "streams/camera_frame").to_pyarrow_table().slice(1, 1).to_pylist()[0]
+    body = bytearray(path.read_bytes())
+    body[rows["payload_offset"] + 40] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(CorruptLakeError, match=r"sample cam-0/5/1 of camera_frame: the payload in the lake is not the one"):
+        built(lake)
+
+
+def test_an_epoch_is_read_again_from_its_beginning_once_it_ended(lake: Path) -> None:
+    epoch = open_set(built(lake)).shuffled(1)
+    first = [sample.index for sample in epoch]
+    assert first
+    assert [sample.index for sample in epoch] == first
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_ranks_have_one_length_and_the_policy_says_how(lake: Path, world: int) -> None:
+    split = open_set(built(lake))
+    count = len(split)
+
+    def read(tail: str) -> list[list[int]]:
+        return [[sample.index for sample in split.shuffled(1, rank=rank, world=world, tail=tail)] for rank in range(world)]
+
+    padded, dropped, uneven = (read(tail) for tail in ("pad", "drop", "uneven"))
+    assert {len(part) for part in padded} == {-(-count // world)}
+    assert {len(part) for part in dropped} == {count // world}
+    assert sorted(index for part in uneven for index in part) == list(range(count))
+    assert set().union(*padded) == set(range(count))
+    assert len(set().union(*dropped)) == count // world * world
+    assert [len(split.shuffled(1, rank=rank, world=world)) for rank in range(world)] == [len(part) for part in padded]
