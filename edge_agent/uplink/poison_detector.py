@@ -130,7 +130,7 @@ class Suspicion:
         return not self._charges or (self._controls < _CONTROLS and len(self._charges) < _MAX_ACCUSED)
 
     def nothing_waits(self) -> None:
-        """Nothing else is there to be sent: what was watched left unseen."""
+        """Forget watched envelopes: nothing waits in the spool, so they have left it."""
         self._watched.clear()
 
     def sent(self, id_: int, now_s: float) -> None:
