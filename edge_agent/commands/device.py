@@ -109,7 +109,7 @@ def doctor(
     import msgspec  # noqa: PLC0415
 
     from edge_agent.commands.doctor.examine import CONFIGURATION, diagnose  # noqa: PLC0415
-    from edge_agent.commands.doctor.findings import Verdict  # noqa: PLC0415
+    from edge_agent.commands.doctor.findings import CheckResult  # noqa: PLC0415
     from edge_agent.commands.tables import show_diagnosis  # noqa: PLC0415
 
     found = diagnose(config, is_probing=probe)
@@ -118,5 +118,5 @@ def doctor(
     else:
         show_diagnosis(found)
     if not found.is_healthy:
-        is_misconfigured = any(each.what == CONFIGURATION and each.verdict is Verdict.FAILED for each in found.findings)
+        is_misconfigured = any(each.what == CONFIGURATION and each.verdict is CheckResult.FAILED for each in found.findings)
         raise typer.Exit(EXIT_CONFIG if is_misconfigured else EXIT_UNHEALTHY)
