@@ -52,7 +52,7 @@ _WATCH_S = 0.2
 _HEALTH_EVERY_S = 5.0
 _STOP_WITHIN_S = 15.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Agent:
@@ -186,11 +186,11 @@ class Agent:
             config = self._reread()
             self._apply(config)
         except ConfigError as error:
-            _log.error("configuration not taken; the old one stays", error=str(error))
+            log.error("configuration_rejected", hint="the previous configuration stays in force", error=str(error))  # noqa: TRY400
             return
         self._forwarder.retune(config.uplink)
         waiting = needs_restart(self._config, config)
-        _log.info("configuration read again", sources=len(config.source), needs_restart=", ".join(waiting) or "nothing")
+        log.info("configuration_reloaded", sources=len(config.source), needs_restart=", ".join(waiting) or "nothing")
         self._config = msgspec.structs.replace(self._config, source=config.source, uplink=config.uplink)
 
     def _apply(self, config: AgentConfig) -> None:
@@ -218,9 +218,9 @@ class Agent:
         def guarded() -> None:
             try:
                 target(stop)
-            except Exception as error:  # noqa: BLE001 # a dead thread must end the agent, never leave it half alive
+            except Exception as error:  # a dead thread must end the agent, never leave it half alive
                 self._failure = error
-                _log.exception("thread failed", thread=name)
+                log.exception("thread_failed", thread=name)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()

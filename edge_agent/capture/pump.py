@@ -62,7 +62,7 @@ _HOLD_S = 0.01
 # A position is noted no oftener than this while nothing is stored: each note is a write to flash.
 _PASS_EVERY_S = 1.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Tap:
@@ -225,15 +225,17 @@ class SourcePump:
                 self._pump(stop)
             except SourceEndedError:
                 self._filled.end()
-                _log.info("source ended", source=self._config.kind, stream=self._config.stream)
+                log.info("source_ended", source=self._config.kind, stream=self._config.stream)
                 return
             except (SourceError, ConfigError, SpoolFullError, OSError) as error:
                 is_done = isinstance(error, SourceAgainError)
                 wait_s = self._restarts.next_s(self._clock.monotonic_s() - began_s, gave=self._gave, is_done=is_done)
                 self._failing = "" if is_done else str(error)
-                tell = _log.debug if is_done else _log.warning
-                event = "source begins again" if is_done else "source failed"
-                tell(event, source=self._config.kind, stream=self._config.stream, error=str(error), retry_in_s=wait_s)
+                where = {"source": self._config.kind, "stream": self._config.stream}
+                if is_done:
+                    log.debug("source_restarted", **where, error=str(error), retry_in_s=wait_s)
+                else:
+                    log.warning("source_failed", **where, error=str(error), retry_in_s=wait_s)
                 stop.wait(wait_s)
 
     def _pump(self, stop: threading.Event) -> None:

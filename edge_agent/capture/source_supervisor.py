@@ -13,7 +13,7 @@ from edge_agent.config import HEARTBEAT, SourceConfig
 
 _STOP_WITHIN_S = 15.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 Build = Callable[[SourceConfig], SourcePump]
 
 
@@ -85,7 +85,7 @@ class Lineup:
         stuck = [entry.config.name for entry in self._end(leaving)]
         for source, pump in new:
             if any(source.name == name or reads_the_same(source.name, name) for name in stuck):
-                _log.error("source does not stop, so its successor is not started; restart the agent", source=source.kind)
+                log.error("source_not_stopped", hint="its successor is not started; restart the agent", source=source.kind)
                 continue
             self._count += 1
             stop = threading.Event()

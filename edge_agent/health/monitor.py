@@ -19,7 +19,7 @@ from schemas.reported import DocumentReport, PolicyReport
 
 _MAX_REASON_CHARS = 500
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Monitor:
@@ -146,21 +146,21 @@ class Monitor:
         try:
             write_health(self._config.state_dir, health)
         except OSError as error:
-            _log.warning("health cannot be written", error=str(error))
+            log.warning("health_not_written", error=str(error))
         verdict = judge_live(vitals, self._config.health.stalled_after_s)
         if verdict.is_good:
             notify_service_manager("WATCHDOG=1")
         else:
-            _log.error("not live", message=verdict.message)
+            log.error("not_live", reason=verdict.message)
 
     def _log_refusals(self, vitals: Vitals) -> None:
         """Log a stream once when the core begins to refuse all of it, and once when that is over."""
         total = {stream: one for stream, one in vitals.refused if one.is_total}
         for stream in sorted(total.keys() - self._refused_streams):
             one = total[stream]
-            _log.error("stream_refused_by_core", stream=stream, quarantined=one.quarantined, in_row=one.in_row, reason=one.reason)
+            log.error("stream_refused_by_core", stream=stream, quarantined=one.quarantined, in_row=one.in_row, reason=one.reason)
         for stream in sorted(self._refused_streams - total.keys()):
-            _log.info("stream_accepted_by_core", stream=stream)
+            log.info("stream_accepted_by_core", stream=stream)
         self._refused_streams = frozenset(total)
 
 

@@ -14,7 +14,7 @@ from schemas.contract import Column, Contract
 from schemas.edge_policy import EdgeInspect
 from schemas.inspectors import VERSIONS
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Looking:
                 found.append(open_inspector(step, contract))
             except ConfigError as error:
                 refused.append(str(error))
-                _log.error("inspector does not run here", stream=contract.name, inspector=step.use, reason=str(error))
+                log.error("inspector_unavailable", stream=contract.name, inspector=step.use, reason=str(error))  # noqa: TRY400
         return cls(tuple(found), frozenset(column.name for column in contract.columns), tuple(refused))
 
     @property

@@ -126,7 +126,7 @@ class ModelUpdater:
                 log.exception("model_rotten", model=self._config.name, version=active.version)
                 self.store.drop_rotten(str(error))
             except ModelUnfitError as error:
-                log.exception("model does not start", model=self._config.name, version=active.version)
+                log.exception("model_not_started", model=self._config.name, version=active.version)
                 self.store.go_back(str(error))
             except ModelDiedError as error:
                 log.error("model_died_while_loading", model=self._config.name, version=active.version, reason=str(error))  # noqa: TRY400  # the reason says it all
@@ -156,10 +156,10 @@ class ModelUpdater:
         try:
             desired = decode_desired(body)
         except SchemaError as error:
-            log.warning("desired state is refused", error=str(error))
+            log.warning("desired_state_refused", error=str(error))
             return
         if desired.name != self._config.name:
-            log.info("desired state is for another model", model=desired.name, ours=self._config.name)
+            log.info("desired_state_of_other_model", model=desired.name, ours=self._config.name)
             return
         self._want(desired)
         self._wake.set()
@@ -236,9 +236,7 @@ class ModelUpdater:
         failed = (
             f"{complaint.failures} inferences failed in a row" if deaths < MAX_ATTEMPTS else f"its process died {deaths} times"
         )
-        log.error(
-            "model fails on probation; going back", model=self._config.name, version=self._version(), error=complaint.reason
-        )
+        log.error("model_probation_failed", model=self._config.name, version=self._version(), error=complaint.reason)
         self.store.go_back(f"{failed}: {complaint.reason}")
         self._resting, self._revive_s, self._revive_at_s = "", 0.0, 0.0
         self._load_active()
@@ -255,7 +253,7 @@ class ModelUpdater:
             is_due = self.store.state.on_probation and self._clock.monotonic_s() >= self._proven_at_s
             if is_due and self.running.process is not None:
                 self.store.confirm()
-                log.info("model has proved itself", model=self._config.name, version=self._version())
+                log.info("model_probation_passed", model=self._config.name, version=self._version())
 
     def _try_install(self) -> None:
         wanted = self._due()
@@ -264,14 +262,14 @@ class ModelUpdater:
         try:
             self._install(wanted)
         except ModelUnfitError as error:
-            log.warning("model is unfit and refused", model=wanted.name, version=wanted.version, error=str(error))
+            log.warning("model_unfit", model=wanted.name, version=wanted.version, error=str(error))
             self._refuse(wanted.version, str(error))
         except UntrustedModelError as error:
             # Not for good: the same version may be vouched for once the repository is put right.
-            log.error("model is not vouched for", model=wanted.name, version=wanted.version, error=str(error))  # noqa: TRY400  # the reason says it all
+            log.error("model_signature_invalid", model=wanted.name, version=wanted.version, error=str(error))  # noqa: TRY400  # the reason says it all
             self._later(str(error))
         except ModelError as error:
-            log.warning("model cannot be fetched yet", model=wanted.name, version=wanted.version, error=str(error))
+            log.warning("model_fetch_delayed", model=wanted.name, version=wanted.version, error=str(error))
             self._later("")
         finally:
             self._wake.set()
@@ -307,7 +305,7 @@ class ModelUpdater:
             fresh.close()
             raise
         self.running.use(fresh)
-        log.info("model is active", model=wanted.name, version=wanted.version, rollout=wanted.rollout)
+        log.info("model_active", model=wanted.name, version=wanted.version, rollout=wanted.rollout)
 
     # -- what capture and the report ask ----------------------------------------------------------------------------
 

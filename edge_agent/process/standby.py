@@ -23,7 +23,7 @@ _FIRST_S = 1.0
 _CAP_S = 60.0
 _TURN_S = 1.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Standby:
@@ -93,7 +93,7 @@ class Standby:
         backoff = Backoff(_FIRST_S, _CAP_S, random.random)
         while not self._stop.is_set():
             wait_s = backoff.next_s()
-            _log.error("not capturing: no spool yet", error=self._failure, retry_in_s=round(wait_s, 1))
+            log.error("spool_not_open", error=self._failure, retry_in_s=round(wait_s, 1))
             until_s = self._clock.monotonic_s() + wait_s
             while (left_s := until_s - self._clock.monotonic_s()) > 0 and not self._stop.wait(min(left_s, _TURN_S)):
                 self._turned_s = self._clock.monotonic_s()
@@ -105,7 +105,7 @@ class Standby:
             except SpoolError as error:
                 self._failure = str(error)
                 continue
-            _log.info("the spool is open")
+            log.info("spool_open")
             return spool
         return None
 
@@ -129,4 +129,4 @@ class Standby:
         try:
             write_health(self._config.state_dir, health)
         except OSError as error:
-            _log.warning("health cannot be written", error=str(error))
+            log.warning("health_not_written", error=str(error))

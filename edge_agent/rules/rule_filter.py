@@ -100,7 +100,7 @@ def _left_out_by(rules: Sequence[tuple[EdgeRule, Verdicts]], row: int, chance: C
 
 _DEVICE = "device"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ class Sieve:
             self._evaluator = EdgeEvaluator([compiled for _, compiled in sound])
             self._tell_suspended(self._evaluator)
         if stream_rules:
-            _log.info("edge rules in force", stream=self._contract.name, rules=len(self._rules))
+            log.info("edge_rules_active", stream=self._contract.name, rules=len(self._rules))
 
     def _compiled(self, rule: EdgeRule) -> CompiledRule | None:
         """The rule as the engine takes it; None, and told, where it would mean something else here than in the core."""

@@ -10,7 +10,7 @@ from edge_agent.sources.api import SampleBatch, Source
 
 ResultT = TypeVar("ResultT")
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class GuardedSource:
@@ -87,7 +87,7 @@ class GuardedSource:
         try:
             self._source.close()
         except Exception as error:  # noqa: BLE001 # a foreign source may raise anything, and it is done with
-            _log.warning("source cannot be closed", source=self._kind, error=f"{type(error).__name__}: {error}")
+            log.warning("source_not_closed", source=self._kind, error=f"{type(error).__name__}: {error}")
 
     def _guarded(self, step: str, action: Callable[[], ResultT]) -> ResultT:
         try:

@@ -25,7 +25,7 @@ MIN_BODY_BYTES = 64 * 1024
 _LARGEST_FILE_BYTES = 16 * 1024 * 1024
 _FILE_SHARE = 64
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class BodyFiles:
                 self._unsynced.add(number)
                 self._write(file, body)
             except OSError as error:
-                _log.warning("body file refused", error=str(error))
+                log.warning("body_file_refused", error=str(error))
                 if number is not None:
                     self._abandon(priority, number)
                 return None

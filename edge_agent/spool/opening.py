@@ -25,7 +25,7 @@ _COMPACT_SHARE = 4
 _COMPACT_USED_SHARE = 16
 OBJECTS_FOLDER = "objects"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def match_files(db: sqlite3.Connection, objects: ObjectStore, bodies: BodyFiles)
         id_ for id_, digest, size, state in rows if state == State.WAITING and not objects.holds(ObjectRef(Digest(digest), size))
     ]
     if lost:
-        _log.error("large payloads are lost", count=len(lost))
+        log.error("large_payloads_lost", count=len(lost))
         db.execute("BEGIN IMMEDIATE")
         changes.drop(db, lost, DropReason.CORRUPT)
         db.execute("COMMIT")

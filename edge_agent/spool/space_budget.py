@@ -18,7 +18,7 @@ BALLAST_BYTES = 1024 * 1024
 # Taken again only when the disk has so many times its size to spare.
 _SPARE = 4
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 def let_go_if_full(folder: Path) -> bool:
@@ -31,7 +31,7 @@ def let_go_if_full(folder: Path) -> bool:
     except OSError:
         # There is none, or the disk refuses more than room: whoever asked tells of that.
         return False
-    _log.warning("disk full: what was held back is let go", bytes=BALLAST_BYTES)
+    log.warning("reserve_file_released", bytes=BALLAST_BYTES)
     return True
 
 
@@ -57,7 +57,7 @@ class Ballast:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            _log.warning("no disk can be held back", error=str(error))
+            log.warning("reserve_file_not_made", error=str(error))
             return
         self._is_held = True
 
@@ -66,7 +66,7 @@ class Ballast:
         was_held, self._is_held = self._is_held, False
         if was_held:
             self._path.unlink(missing_ok=True)
-            _log.warning("disk full: what was held back is let go", bytes=BALLAST_BYTES)
+            log.warning("reserve_file_released", bytes=BALLAST_BYTES)
         return was_held
 
 

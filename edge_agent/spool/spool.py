@@ -28,7 +28,7 @@ from schemas.reported import EpochReport, StreamBooks
 
 MIN_MAX_BYTES = 8 * 1024 * 1024
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Spool:
@@ -307,7 +307,7 @@ class Spool:
         try:
             return open_envelope(reading.load(self._reader, id_, self._bodies.read), self._seal)
         except (RottenEnvelopeError, SealBrokenError, sqlite3.DatabaseError) as error:
-            _log.error("envelope is rotten; given up", id=id_, error=str(error))
+            log.error("envelope_corrupt", id=id_, error=str(error))  # noqa: TRY400
             self._leases.add(id_)
             self._writer.change(lambda db: changes.drop(db, [id_], DropReason.CORRUPT))
             return None

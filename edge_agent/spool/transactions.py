@@ -26,7 +26,7 @@ _SPARE_BYTES = 32 * 1024 * 1024
 # Near the quota, a transaction with more rows than this finds the log at its beginning: the reserve holds no more beside it.
 _HEAVY_BYTES = 256 * 1024
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 Change = Callable[[sqlite3.Connection], Removed]
 
 
@@ -110,7 +110,7 @@ class Ledgerhand:
             self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
         except sqlite3.OperationalError as error:
             # The log keeps what could not be carried over: nothing is lost by that.
-            _log.warning("log not carried over", error=str(error))
+            log.warning("wal_not_checkpointed", error=str(error))
 
     def evict(self, need_bytes: int, priority: int, in_flight: frozenset[int]) -> Removed:
         """Free space on its own: the disk filled up before the quota did. Frees nothing where nothing may go."""

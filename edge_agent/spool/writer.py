@@ -26,7 +26,7 @@ DISK_FULL_PAUSE_S = 0.5
 _FILE_SHARE = 4
 
 _T = TypeVar("_T")
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 def _weight(append: Append) -> int:
@@ -218,7 +218,7 @@ class SpoolWriter:
                 append_future.set_result(span)
         with self._changed:
             if held and not self._waiting.held:
-                _log.warning("spool full; a stream that is never given up waits for room", stream=held[0][0].stream)
+                log.warning("spool_full", stream=held[0][0].stream)
             self._waiting.held = held
             self._changed.notify_all()
 
@@ -250,7 +250,7 @@ class SpoolWriter:
         if removed is not None and removed.ids:
             self._on_removed(removed)
             return
-        _log.warning("disk full and nothing may be evicted; capture waits", hint="free some disk")
+        log.warning("disk_full", hint="free some disk")
         with self._changed:
             if not (self._is_closing or any(append.source in self._leaving for append, _ in taken.appends)):
                 self._changed.wait(self._disk_full_pause_s)
@@ -269,7 +269,7 @@ class SpoolWriter:
     def _fail(self, taken: _Waiting, error: Exception) -> None:
         failure = SpoolError(f"the spool cannot be written: {error}; it is checked and mended at the next start")
         failure.__cause__ = error
-        _log.error("spool broken", error=str(error))
+        log.error("spool_broken", error=str(error))
         with self._changed:
             self.failure = failure
             left, self._waiting = self._waiting, _Waiting()

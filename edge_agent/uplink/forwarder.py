@@ -115,7 +115,7 @@ _SUBSCRIBE_AGAIN_S = 60.0
 
 _JSON = "application/json"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 _Connect = Callable[[Events], Session]
 
 
@@ -180,14 +180,14 @@ class Forwarder:
                 session = self._connect(self._events)
             except BrokerUnavailableError as error:
                 wait_s = self._reconnect.next_s()
-                _log.warning("broker unavailable", error=str(error), retry_in_s=round(wait_s, 1))
+                log.warning("broker_unavailable", error=str(error), retry_in_s=round(wait_s, 1))
                 self._wait(stop, wait_s)
                 continue
             how: Lost | None = None
             try:
                 self._serve(session, stop)
             except BrokerUnavailableError as error:
-                _log.warning("connection lost", error=str(error))
+                log.warning("connection_lost", error=str(error))
                 how = self._last_words()
             finally:
                 self.progress.is_connected = False
@@ -229,7 +229,7 @@ class Forwarder:
         self._reporter.connected()
         self._spool.unpark_all(but_for=HANGS_UP)
         self.progress.is_connected = True
-        _log.info("connected", max_packet_bytes=session.max_packet_bytes)
+        log.info("connected", max_packet_bytes=session.max_packet_bytes)
         wait_s = 0.0
         while not stop.is_set():
             events = self._next_events(min(wait_s, _TICK_S))

@@ -75,7 +75,7 @@ class Pacer:
 _BYTES_ACKED = struct.Struct("=120xQ")
 _LOOK_EVERY_S = 0.5
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class _HasDescriptor(Protocol):

@@ -33,7 +33,7 @@ _LOOK_EVERY_S = 5.0
 # So long after the core's last word about this device's share it is kept to the rate that was given.
 _SHARE_FOR_S = 600.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 def _describe(code: int) -> str:
@@ -110,7 +110,7 @@ class Outbox:
         """
         now_s = self._clock.monotonic_s()
         if notice.reason != self._progress.over_share:
-            _log.warning("share_exceeded", limit=notice.limit, reason=notice.reason, wait_s=notice.wait_ms / 1000)
+            log.warning("share_exceeded", limit=notice.limit, reason=notice.reason, wait_s=notice.wait_ms / 1000)
         self._progress.over_share = notice.reason
         self._progress.share_notices += 1
         self._share_until_s = now_s + _SHARE_FOR_S
@@ -125,7 +125,7 @@ class Outbox:
         self._share_until_s = None
         self._progress.over_share = ""
         self._governor.keep_share(0)
-        _log.info("share_kept")
+        log.info("share_kept")
 
     def control_sent(self, size_bytes: int) -> None:
         """Something went that waits for nothing, such as a report; it counts against the rate."""
@@ -158,7 +158,7 @@ class Outbox:
             terms = self._governor.terms
             session.pace(terms.bytes_per_s)
             self._is_held = True
-            _log.info("uplink terms", bytes_per_s=terms.bytes_per_s, min_priority=terms.min_priority)
+            log.info("send_limits_changed", bytes_per_s=terms.bytes_per_s, min_priority=terms.min_priority)
         if now_s < self._paused_until_s:
             self._is_held = True
             return self._paused_until_s - now_s
@@ -207,7 +207,7 @@ class Outbox:
             if now_s >= self._paused_until_s:
                 wait_s = self._refused.next_s()
                 self._paused_until_s = now_s + wait_s
-                _log.warning("samples_not_taken", reason=_describe(code), retry_in_s=round(wait_s, 1))
+                log.warning("samples_not_taken", reason=_describe(code), retry_in_s=round(wait_s, 1))
 
     def _forget(self, ids: list[int], now_s: float) -> None:
         self._flight.forget(ids)
@@ -303,7 +303,7 @@ class Outbox:
         )
 
     def _park(self, id_: int, reason: str) -> None:
-        _log.error("envelope parked", id=id_, reason=reason)
+        log.error("envelope_parked", id=id_, reason=reason)
         self._progress.parked_count += 1
         self._caution.forget([id_], self._clock.monotonic_s())
         self._spool.park(id_, reason)

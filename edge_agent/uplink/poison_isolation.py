@@ -16,7 +16,7 @@ HANGS_UP = "the other side ends the connection when it gets this"
 # What was parked for that is tried again so often, one at a time.
 _RETRY_EVERY_S = 3_600.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 Park = Callable[[int, str], None]
 
 
@@ -113,7 +113,7 @@ class Caution:
             for id_ in sentence.park:
                 self._park(id_, f"{HANGS_UP} ({lost.reason}), alone, again and again, and takes others")
             for stream in sentence.bar:
-                _log.error("stream waits: the other side hangs up on all of it", stream=stream, reason=lost.reason)
+                log.error("stream_paused", stream=stream, reason=lost.reason)
             self._hold()
         self._streams.clear()
         return [id_ for id_ in ids if id_ not in self._held]

@@ -26,7 +26,7 @@ def test_lines_that_nobody_takes_are_counted_and_told_later():
     reader, writer = os.pipe()
     log._descriptor = writer
     log.write("c\n")
-    assert os.read(reader, 1_000) == b'level=warning event="log lines were not taken" lines=2\nc\n'
+    assert os.read(reader, 1_000) == b"level=warning event=log_lines_lost lines=2\nc\n"
     os.close(reader)
     log.write("nobody reads\n")
     os.close(writer)
