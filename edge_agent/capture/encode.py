@@ -343,7 +343,7 @@ if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the agent writes Arrow buffers as the machine holds them and supports little-endian machines only")
 
 
-class PatientEncoder:
+class RetryingEncoder:
     """Encodes batches so that none can hold up those behind it for ever.
 
     Args:

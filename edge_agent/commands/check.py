@@ -59,7 +59,7 @@ def doctor(
     Exit code 0: nothing failed (warnings are allowed); 1: something did; 2: the configuration is wrong.
     """
     from edge_agent.commands.doctor.examine import CONFIGURATION, diagnose
-    from edge_agent.commands.doctor.findings import Verdict
+    from edge_agent.commands.doctor.findings import CheckResult
     from edge_agent.commands.tables import show_diagnosis
 
     found = diagnose(config, is_probing=probe)
@@ -68,5 +68,5 @@ def doctor(
     else:
         show_diagnosis(found)
     if not found.is_healthy:
-        is_misconfigured = any(each.what == CONFIGURATION and each.verdict is Verdict.FAILED for each in found.findings)
+        is_misconfigured = any(each.what == CONFIGURATION and each.verdict is CheckResult.FAILED for each in found.findings)
         raise typer.Exit(EXIT_CONFIG if is_misconfigured else EXIT_UNHEALTHY)

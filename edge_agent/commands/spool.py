@@ -75,15 +75,15 @@ def show_envelope(
             raise NotFoundError(f"there is no envelope {id_}; it is settled, or never was: see `edge-agent spool ls`")
         try:
             envelope = reading.load(db, id_, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
-            verdict = "as it was stored"
+            check = "as it was stored"
         except reading.RottenEnvelopeError as error:
-            envelope, verdict = None, str(error)
+            envelope, check = None, str(error)
     if body is not None:
         if envelope is None:
-            raise AgentError(f"its body is not written: {verdict}")
+            raise AgentError(f"its body is not written: {check}")
         opened = open_envelope(envelope, read_seal(load_agent_config(config).spool.key))
         body.write_bytes(b"" if opened is None else opened.body)
-    fields = {**msgspec.structs.asdict(found), "verdict": verdict}
+    fields = {**msgspec.structs.asdict(found), "verdict": check}
     if as_json:
         say_json(msgspec.json.encode(fields))
         return
@@ -100,17 +100,17 @@ def verify_spool(config: Config = AGENT, as_json: AsJson = False) -> None:
     from edge_agent.spool import inspection
 
     with _reader(config) as (db, folder):
-        verdict = inspection.verify(db, folder)
+        check = inspection.verify(db, folder)
     if as_json:
-        say_json(msgspec.json.encode({**msgspec.structs.asdict(verdict), "is_sound": verdict.is_sound}))
+        say_json(msgspec.json.encode({**msgspec.structs.asdict(check), "is_sound": check.is_sound}))
     else:
         say(
-            f"{verdict.envelopes:,} envelopes of {verdict.samples:,} samples, {verdict.body_bytes:,} bytes,"
-            f" {verdict.objects:,} large payloads: {'sound' if verdict.is_sound else f'{len(verdict.findings)} DAMAGED'}"
+            f"{check.envelopes:,} envelopes of {check.samples:,} samples, {check.body_bytes:,} bytes,"
+            f" {check.objects:,} large payloads: {'sound' if check.is_sound else f'{len(check.findings)} DAMAGED'}"
         )
-        for finding in verdict.findings:
+        for finding in check.findings:
             say(f"  {finding.what}")
-    if not verdict.is_sound:
+    if not check.is_sound:
         sys.exit(EXIT_DAMAGED)
 
 

@@ -27,16 +27,16 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class InspectedBatch:
     """A batch with every column the inspectors gave, and with those alone that its contract has."""
 
-    judged: SampleBatch
+    for_rules: SampleBatch
     stored: SampleBatch
     failures: tuple[Failed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Looking:
+class BatchInspector:
     """The inspectors of one stream; `refused` tells of those that cannot run here."""
 
     inspectors: tuple[Inspector, ...]
@@ -61,20 +61,20 @@ class Looking:
         """What the inspectors give."""
         return tuple(column for inspector in self.inspectors for column in inspector.columns)
 
-    def __call__(self, batch: SampleBatch) -> Looked:
+    def __call__(self, batch: SampleBatch) -> InspectedBatch:
         """Look at a batch."""
         if not self.inspectors:
-            return Looked(batch, batch)
-        judged, failures = batch, []
+            return InspectedBatch(batch, batch)
+        for_rules, failures = batch, []
         for inspector in self.inspectors:
-            seen = inspector(judged)
-            judged = judged.with_columns(seen.columns)
+            seen = inspector(for_rules)
+            for_rules = for_rules.with_columns(seen.columns)
             if seen.failures:
                 failures.append(Failed(inspector.step.use, seen.failures, seen.reason))
         stored = batch.with_columns({
-            column.name: judged.columns[column.name] for column in self.columns if column.name in self.known
+            column.name: for_rules.columns[column.name] for column in self.columns if column.name in self.known
         })  # fmt: skip
-        return Looked(judged, stored, tuple(failures))
+        return InspectedBatch(for_rules, stored, tuple(failures))
 
 
 def requested_steps(inspect: Sequence[InspectConfig], contract: Contract) -> tuple[EdgeInspect, ...]:

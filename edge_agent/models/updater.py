@@ -15,7 +15,7 @@ from edge_agent.models.errors import ModelDiedError, RottenModelError
 from edge_agent.models.fetcher import PieceFetcher
 from edge_agent.models.loader import ModelLoader
 from edge_agent.models.model_process import check_extra
-from edge_agent.models.running import Complaint, RunningModel
+from edge_agent.models.running import ModelProblem, RunningModel
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
 from edge_agent.models.trust import TrustAnchor
@@ -148,7 +148,7 @@ class ModelUpdater:
     # -- what the uplink hands in -----------------------------------------------------------------------------------
 
     def on_desired(self, body: bytes) -> None:
-        """The core says which model to run. Another model's, and what cannot be read, is passed over with a log line."""
+        """The core says which model to run. Another model's, and what cannot be read, is skipped with a log line."""
         if self._orders is not None:
             # Decided about within a second on the models' own thread: one signature check at a time, however many come.
             self._orders.hand_in(body)
@@ -208,9 +208,9 @@ class ModelUpdater:
     def _look_after_running(self) -> None:
         """Judge the running model by what went wrong with it, and load it again where its process is gone."""
         try:
-            complaint = self.running.take_complaint()
-            if complaint is not None:
-                self._judge(complaint)
+            problem = self.running.take_problem()
+            if problem is not None:
+                self._judge(problem)
             has_model = self.store.state.active is not None
             if has_model and self.running.process is None and self._clock.monotonic_s() >= self._revive_at_s:
                 self._load_active()
@@ -218,26 +218,24 @@ class ModelUpdater:
             # The disk refuses to record it: nothing is loaded without that.
             self._rest(_FIRST_RETRY_S, str(error))
 
-    def _judge(self, complaint: Complaint) -> None:
+    def _judge(self, problem: ModelProblem) -> None:
         """Go back to the version before, or have this one started again after a while."""
         state = self.store.state
-        if complaint.died:
-            log.error("model_process_died", model=self._config.name, version=self._version(), reason=complaint.reason)
-            self._revive_s = 0.0 if complaint.answers >= _MANY_ANSWERS else self._revive_s
-            self._rest(self._revive_s, complaint.reason)
+        if problem.died:
+            log.error("model_process_died", model=self._config.name, version=self._version(), reason=problem.reason)
+            self._revive_s = 0.0 if problem.answers >= _MANY_ANSWERS else self._revive_s
+            self._rest(self._revive_s, problem.reason)
             self._revive_s = min(2 * max(self._revive_s, 1.0), _LONGEST_REVIVE_S)
-        if not state.on_probation or not complaint.is_of_the_model:
+        if not state.on_probation or not problem.is_of_the_model:
             return
         # While another version is tried, memory is short for both, and that one is the likelier cause.
         is_alone = not any(tried.is_open for tried in state.attempts)
-        deaths = self.store.count_death() if complaint.died and is_alone else state.deaths
-        if complaint.failures < self._config.max_failures and deaths < MAX_ATTEMPTS:
+        deaths = self.store.count_death() if problem.died and is_alone else state.deaths
+        if problem.failures < self._config.max_failures and deaths < MAX_ATTEMPTS:
             return
-        failed = (
-            f"{complaint.failures} inferences failed in a row" if deaths < MAX_ATTEMPTS else f"its process died {deaths} times"
-        )
-        log.error("model_probation_failed", model=self._config.name, version=self._version(), error=complaint.reason)
-        self.store.go_back(f"{failed}: {complaint.reason}")
+        failed = f"{problem.failures} inferences failed in a row" if deaths < MAX_ATTEMPTS else f"its process died {deaths} times"
+        log.error("model_probation_failed", model=self._config.name, version=self._version(), error=problem.reason)
+        self.store.go_back(f"{failed}: {problem.reason}")
         self._resting, self._revive_s, self._revive_at_s = "", 0.0, 0.0
         self._load_active()
 

@@ -9,7 +9,7 @@ import os
 _DESCRIPTOR = 2
 
 
-class PatientStderr(io.TextIOBase):
+class TolerantStderr(io.TextIOBase):
     """Writes whole lines, unbuffered. What was not taken is counted, and told with the next line that is.
 
     Args:

@@ -25,7 +25,7 @@ _REST_S = 0.5
 log = structlog.get_logger(__name__)
 
 
-class RuleDesk:
+class PolicyStore:
     """Holds the policy in force. Methods may be called from any thread.
 
     Args:
@@ -33,7 +33,7 @@ class RuleDesk:
         older_keys: whose policies of the form of the release before are believed.
         folder: the agent's state folder; the signed policy is kept there as `policy.json`, what was the newest ever
             taken in `documents/` and, for the release before, as `policy.version`.
-        clock: wall clock, for a policy's times and for the name of a file that is set aside.
+        clock: wall clock, for a policy's times and for the name of a refused file that is moved away.
     """
 
     def __init__(self, trust: DocumentTrust, older_keys: Sequence[str], folder: Path, clock: Clock) -> None:
@@ -161,7 +161,7 @@ class RuleDesk:
         log.error("edge_policy_refused", reason=reason)
 
     def _load(self) -> None:
-        """Go on with the policy of the last run. A file that is no longer what was signed is set aside."""
+        """Go on with the policy of the last run. A file that is no longer what was signed is moved to `*.refused-<ms>`."""
         try:
             body = self._path.read_bytes()
             # Its own file may be older than the note: the agent was killed between the two.
@@ -171,8 +171,8 @@ class RuleDesk:
         except FileNotFoundError:
             return
         except UntrustedDocumentError as error:
-            self._refuse(body, f"the policy kept on disk: {error}; set aside")
-            self._set_aside(body)
+            self._refuse(body, f"the policy kept on disk: {error}; moved away")
+            self._move_refused(body)
         except DocumentLaterError as error:
             log.warning("stored_edge_policy_inactive", error=str(error))
             self.on_message(body)
@@ -182,7 +182,7 @@ class RuleDesk:
             else:
                 log.warning("edge_policy_version_not_recorded", error=str(error))
 
-    def _set_aside(self, body: bytes) -> None:
+    def _move_refused(self, body: bytes) -> None:
         try:
             write_atomic(self._path.with_name(f"{FILE_NAME}.refused-{self._clock.now_ms()}"), body)
             self._path.unlink()
@@ -190,7 +190,7 @@ class RuleDesk:
             log.warning("stored_edge_policy_not_moved", error=str(error))
 
 
-class NoRules:
+class NoPolicy:
     """What stands in where neither `[director]` nor `[policy]` names a key: nothing is believed, everything is kept."""
 
     def current(self) -> EdgePolicy | None:
@@ -213,10 +213,10 @@ class NoRules:
         log.info("edge_policy_ignored", hint="configure a key in [director] or [policy]", size_bytes=len(body))
 
 
-def open_rules(config: AgentConfig, clock: Clock) -> RuleDesk | NoRules:
-    """The rules' room, as configured."""
+def open_rules(config: AgentConfig, clock: Clock) -> PolicyStore | NoPolicy:
+    """Open the policy store, as configured."""
     trust = rules_trust(config)
     if trust is None:
-        return NoRules()
+        return NoPolicy()
     older_keys = () if config.policy is None else config.policy.keys
-    return RuleDesk(trust, older_keys, config.state_dir, clock)
+    return PolicyStore(trust, older_keys, config.state_dir, clock)

@@ -83,7 +83,7 @@ class GuardedSource:
         self._guarded("stored", lambda: self._source.stored(batch))
 
     def close(self) -> None:
-        """Let go of files and processes. A source that cannot is left behind: what comes next must not wait for it."""
+        """Close files and end processes. A source that cannot is left behind: what comes next must not wait for it."""
         try:
             self._source.close()
         except Exception as error:  # noqa: BLE001 # a foreign source may raise anything, and it is done with

@@ -40,7 +40,7 @@ class SpoolFiles:
 
 
 def open_files(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, seal: Seal | None) -> SpoolFiles:
-    """Open what is there, make what is missing, mend what is damaged. On a full disk what is held back is let go for that.
+    """Open what is there, make what is missing, mend what is damaged. On a full disk the reserve file is deleted for that.
 
     Raises:
         SpoolError: the disk refuses; nothing is lost, try again later.
@@ -50,7 +50,7 @@ def open_files(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, seal
         try:
             return _open_files(folder, max_bytes, page_bytes, clock, seal)
         except (sqlite3.Error, OSError):
-            if not space_budget.let_go_if_full(folder):
+            if not space_budget.free_if_full(folder):
                 raise
             return _open_files(folder, max_bytes, page_bytes, clock, seal)
     except (sqlite3.Error, OSError) as error:

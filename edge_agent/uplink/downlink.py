@@ -35,7 +35,7 @@ class ModelRequest:
     body: bytes
 
 
-class ModelDesk(Protocol):
+class ModelMessages(Protocol):
     """What the uplink asks of the models' room."""
 
     def on_desired(self, body: bytes) -> None:
@@ -62,7 +62,7 @@ class Downlink:
         device: this device.
     """
 
-    def __init__(self, spool: Spool, parts: PartSender, models: ModelDesk | None, topics: Topics, device: DeviceId) -> None:
+    def __init__(self, spool: Spool, parts: PartSender, models: ModelMessages | None, topics: Topics, device: DeviceId) -> None:
         self._spool = spool
         self._parts = parts
         self._models = models

@@ -16,7 +16,7 @@ from catchment.runtime.clock import Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.downlink import Downlink, ModelDesk, ModelRequest
+from edge_agent.uplink.downlink import Downlink, ModelMessages, ModelRequest
 from edge_agent.uplink.outbox import Outbox
 from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.progress import Progress
@@ -142,7 +142,7 @@ class Forwarder:
         topics: Topics,
         device: DeviceId,
         reporter: Reporter,
-        models: ModelDesk | None,
+        models: ModelMessages | None,
         clock: Clock,
         times: UplinkTimes | None = None,
     ) -> None:
@@ -175,7 +175,7 @@ class Forwarder:
         self._spool.listen(lambda: self._events.put(Woken()))
         while not stop.is_set():
             self._events = queue.SimpleQueue()
-            self.progress.turned_s = self._clock.monotonic_s()
+            self.progress.last_loop_s = self._clock.monotonic_s()
             try:
                 session = self._connect(self._events)
             except BrokerUnavailableError as error:
@@ -200,7 +200,7 @@ class Forwarder:
         self.last_wait_s = wait_s
         until_s = self._clock.monotonic_s() + wait_s
         while not stop.is_set() and (left_s := until_s - self._clock.monotonic_s()) > 0:
-            self.progress.turned_s = self._clock.monotonic_s()
+            self.progress.last_loop_s = self._clock.monotonic_s()
             stop.wait(min(left_s, _TURN_S))
 
     def retune(self, config: UplinkConfig) -> None:
@@ -237,7 +237,7 @@ class Forwarder:
                 self._handle(event)
             while not self._news.empty():
                 self._outbox.retune(self._news.get_nowait())
-            now_s = self.progress.turned_s = self._clock.monotonic_s()
+            now_s = self.progress.last_loop_s = self._clock.monotonic_s()
             if now_s - self._subscribed_s >= _SUBSCRIBE_AGAIN_S and self.progress.refused_topics.keys() & set(self._filters):
                 self._subscribe(session)
             self._tell(session)

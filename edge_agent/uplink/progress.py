@@ -30,7 +30,7 @@ class Progress:
     waiting_streams: tuple[str, ...] = ()
     last_ack_s: float = float("-inf")
     last_receipt_s: float = float("-inf")
-    turned_s: float = float("-inf")
+    last_loop_s: float = float("-inf")
     refused_topics: dict[str, int] = field(default_factory=dict)
     refused_count: int = 0
     over_share: str = ""

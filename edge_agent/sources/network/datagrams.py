@@ -88,7 +88,7 @@ class DatagramSocket:
             self._rejects.count(KERNEL_DROPPED, times=fresh)
 
     def close(self) -> None:
-        """Let go of the port."""
+        """Close the port."""
         self.socket.close()
 
 

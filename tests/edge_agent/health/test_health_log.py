@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.process.stderr import PatientStderr
+from edge_agent.process.stderr import TolerantStderr
 from edge_agent.spool.recovery import SUSPECT_NAME, mark_suspect
 from schemas.ids import StreamName
 from tests.fakes.fake_core import FakeCore
@@ -19,7 +19,7 @@ STREAM = StreamName("vehicle_telemetry")
 
 def test_lines_that_nobody_takes_are_counted_and_told_later():
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 # a device
-        log = PatientStderr(full.fileno())
+        log = TolerantStderr(full.fileno())
         log.write("a\n")
         log.write("b\n")
     assert log.lost == 2
