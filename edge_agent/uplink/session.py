@@ -37,7 +37,7 @@ from edge_agent.uplink.keepalive import KeepaliveClient
 
 # What the broker's answer to a message means for it, and what the end of a connection may mean: over MQTT 5 reason codes.
 class PubackAction(Enum):
-    """What happens to the message next."""
+    """The next step for a message, by the broker's answer to it."""
 
     TAKEN = auto()  # the broker has it; now a receipt is awaited
     NOT_SENT = auto()  # nobody will get it: send it again after a while, and nothing else meanwhile
@@ -131,7 +131,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Woken:
-    """Something changed in the spool."""
+    """Event: the spool changed, so there may be something to send."""
 
 
 Event = Acked | Subscribed | Arrived | Lost | Woken

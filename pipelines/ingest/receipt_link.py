@@ -36,7 +36,7 @@ class DirectLink:
         self._numbers = count(1)
 
     def limits(self) -> LinkLimits:
-        """None but MQTT's own."""
+        """The limits of MQTT itself; this link adds none."""
         return LinkLimits(MQTT_MAX_PACKET_BYTES, MQTT_RECEIVE_MAXIMUM)
 
     def send(self, message: Outgoing) -> int:
@@ -107,7 +107,7 @@ class MqttLink:
         return number
 
     def answers(self) -> list[Answer | Broken]:
-        """What the broker answered, and whether it went."""
+        """Take the broker's answers and connection losses since the last call."""
         found: list[Answer | Broken] = []
         while not self._answers.empty():
             answer = self._answers.get_nowait()
