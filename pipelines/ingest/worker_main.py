@@ -1,6 +1,6 @@
 """The target of the pool's processes: settles work items. See `catchment.runtime.worker.child`.
 
-Nothing here may import Beam: a worker must start quickly.
+Nothing here may import Beam: a worker must start quickly. Stands alone because the pool's processes run it by its name.
 """
 
 import resource
