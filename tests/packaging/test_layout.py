@@ -34,7 +34,7 @@ STANDS_ALONE = {
     "edge_agent.process.later": "runs before anything else is imported",
     "edge_agent.process.stderr": "runs before anything else is imported",
     "edge_agent.run": "the program's entry must import it late",
-    "edge_agent.health.heartbeat": "the agent starts and stops its beat here, and reads it nowhere",
+    "edge_agent.health.heartbeat": "a stream of its own, as a source is",
     "edge_agent.sources.can.live": "the only module that needs python-can",
     "edge_agent.trial.examine": "a command's look at files, apart from the configuration's rules",
     "pipelines.lake.storage": "goes into the store of buckets",
