@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import write_deltalake
 
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import write_payload_shard
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import TrainingSet, open_set
@@ -44,7 +45,7 @@ def make_set(lake: Path, count: int) -> TrainingSet:
     }
     write_deltalake(lake / "streams/frames", pa.table({**keys, **places}))
     started = time.perf_counter()
-    manifest = build_set(lake, "bench", ("frames",), options=BuildOptions(split={"train": 1.0}))
+    manifest = build_set(lake_at(lake), "bench", ("frames",), options=BuildOptions(split={"train": 1.0}))
     print(f"build: {count / (time.perf_counter() - started):,.0f} samples/s, {manifest.bytes / 1e6:,.0f} MB")
     return open_set(lake / "sets/bench" / str(manifest.version))
 

@@ -33,6 +33,7 @@ from pipelines.ingest.receipts import receipts_of
 from pipelines.lake.books import Counts, EpochKey
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import COMMITS, RUNS, landing_folder, stream_table
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger, write_ledger
@@ -62,7 +63,7 @@ def commits(marks: list[int]) -> None:
             _compare(f"{{:6d}} commits, {when}", lakes, lambda lake: lake.step_ms(1))
             _compare(f"{{:6d}} commits, {when}: commit", lakes, lambda lake: lake.commit_ms())
             for lake in lakes.values():
-                maintain(lake.root, Keep(grace_s=0, versions=20))
+                maintain(lake_at(lake.root), Keep(grace_s=0, versions=20))
     finally:
         for lake in lakes.values():
             shutil.rmtree(lake.folder)
@@ -167,20 +168,20 @@ class Lake:
         """What the commit of one more file takes: open, look, commit, sync."""
         self.commit += 1
         rows = pa.table({"device": pa.array(["car-1"] * 10), "seq": pa.array(range(10), pa.int64())})
-        file = write_table_file(self.root, stream_table(self.names[0]), f"commit-{self.commit}.parquet", rows)
+        file = write_table_file(lake_at(self.root), stream_table(self.names[0]), f"commit-{self.commit}.parquet", rows)
         began = time.perf_counter()
-        commit_once(self.root, file.table, [file], rows.schema, self.commit, app="bench")
+        commit_once(lake_at(self.root), file.table, [file], rows.schema, self.commit, app="bench")
         return (time.perf_counter() - began) * 1_000
 
     def grow_old(self, runs: int) -> None:
         """Make the lake look as it does after so many runs and the compaction of their files: log entries and dead names."""
         for table in (stream_table(self.names[0]), COMMITS):
             _age(self.root / table, runs)
-        plan, ledger = read_plan(self.root, 1), read_ledger(self.root, 1)
+        plan, ledger = read_plan(lake_at(self.root), 1), read_ledger(lake_at(self.root), 1)
         assert plan is not None
         if runs > 1:
-            write_plan(self.root, msgspec.structs.replace(plan, run=runs))
-            write_ledger(self.root, dataclasses.replace(ledger, run=runs, bases=(runs,)))
+            write_plan(lake_at(self.root), msgspec.structs.replace(plan, run=runs))
+            write_ledger(lake_at(self.root), dataclasses.replace(ledger, run=runs, bases=(runs,)))
         self.loop = self.started()
 
     def _envelope(self, stream: str) -> LandingRow:
@@ -203,7 +204,7 @@ def devices(count: int) -> None:
         (root / RUNS).mkdir()
         write_first(root, count)
         before, began, began_cpu = rss_mib(), time.perf_counter(), time.process_time()
-        ledger = read_ledger(root, 1)
+        ledger = read_ledger(lake_at(root), 1)
         load_ms = (time.perf_counter() - began) * 1_000
         load_cpu_ms = (time.process_time() - began_cpu) * 1_000
         held = rss_mib() - before
@@ -218,8 +219,8 @@ def devices(count: int) -> None:
             touched = {key: known.get(key, Ranges()).union([(run * 1_000, (run + 1) * 1_000)]) for key in keys}
             last, ledger = ledger, ledger.after(run, touched, more, {})
             assert not ledger.unbalanced()
-            write_ledger(root, ledger)
-            prune_ledgers(root, last, ledger)
+            write_ledger(lake_at(root), ledger)
+            prune_ledgers(lake_at(root), last, ledger)
             receipts_of(ledger, names)
             took_ms.append((time.perf_counter() - began) * 1_000)
             cpu_ms.append((time.process_time() - began_cpu) * 1_000)
@@ -249,7 +250,7 @@ def first(root: Path, count: int) -> None:
     """Write it."""
     touched = {EpochKey(f"car-{number}", STREAM, 7): Ranges(((0, 1_000),)) for number in range(count)}
     books = {(key.device, key.stream): Counts(received=1_000, committed=1_000) for key in touched}
-    write_ledger(root, Ledger().after(1, touched, books, {}))
+    write_ledger(lake_at(root), Ledger().after(1, touched, books, {}))
 
 
 def rss_mib() -> float:

@@ -20,6 +20,7 @@ from pipelines.inspect.image import SIDE_PX, image_facts
 from pipelines.inspect.pixels import decoded
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.text import compiled_patterns
+from pipelines.lake.lake import lake_at
 from schemas.contract import ColumnType
 from schemas.policy import InspectStep
 
@@ -75,8 +76,8 @@ def main() -> None:
     tell("image", count, bare, ours, "the bare function")
     tell("image", count, decode, ours, "libvips decoding to 512 px alone")
     with tempfile.TemporaryDirectory() as folder:
-        inspect_rows(Path(folder), rows, [step], lambda place: bodies[place])
-        (cached,) = in_turns(rounds, lambda: inspect_rows(Path(folder), rows, [step], lambda place: bodies[place]))
+        inspect_rows(lake_at(Path(folder)), rows, [step], lambda place: bodies[place])
+        (cached,) = in_turns(rounds, lambda: inspect_rows(lake_at(Path(folder)), rows, [step], lambda place: bodies[place]))
         tell("image, seen before", count, bare, cached, "the bare function")
         text(lines, rounds)
         own(Path(folder), bodies, rounds)
@@ -102,8 +103,8 @@ def own(folder: Path, bodies: list[bytes], rounds: int) -> None:
     (folder / "policies" / "code" / digest).write_text(CODE)
     step = InspectStep("own", file="own.py", function="look", code=digest, columns={"n": ColumnType.INT64})
     rows = table(bodies).drop_columns(["payload_sha256"])  # without a hash nothing is remembered
-    inspect_rows(folder, rows, [step], lambda place: bodies[place])
-    (ours,) = in_turns(rounds, lambda: inspect_rows(folder, rows, [step], lambda place: bodies[place]))
+    inspect_rows(lake_at(folder), rows, [step], lambda place: bodies[place])
+    (ours,) = in_turns(rounds, lambda: inspect_rows(lake_at(folder), rows, [step], lambda place: bodies[place]))
     per_mb = sum(map(len, bodies)) / 1e6 / ours
     print(f"  {'own function in a worker':<28} {len(bodies) / ours:12,.0f}/s   {per_mb:,.0f} MB/s through the pipe")
 

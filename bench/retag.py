@@ -18,6 +18,7 @@ from deltalake import DeltaTable
 from pipelines.contracts.arrow import table_schema
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import lake_at
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
@@ -76,12 +77,12 @@ def main() -> None:
 def measure(root: Path, files: int, per_file: int) -> None:
     old = Tagger.compile([Policy("old", (CONTRACT.name,), tuple(rule(index) for index in range(0, 50, 5)))], CONTRACT)
     for run in range(1, files + 1):
-        written = write_table_file(root, "streams/vehicle_telemetry", f"{run:012d}-0.parquet", rows(per_file, run, old))
-        commit_once(root, "streams/vehicle_telemetry", [written], table_schema(CONTRACT), run)
+        written = write_table_file(lake_at(root), "streams/vehicle_telemetry", f"{run:012d}-0.parquet", rows(per_file, run, old))
+        commit_once(lake_at(root), "streams/vehicle_telemetry", [written], table_schema(CONTRACT), run)
     policy = Policy("bench", (CONTRACT.name,), tuple(map(rule, range(50))))
 
     start, cpu = time.perf_counter(), time.process_time()
-    found = retag_stream(root, CONTRACT.name, [policy], RuleTagger(Tagger.compile([policy], CONTRACT)))
+    found = retag_stream(lake_at(root), CONTRACT.name, [policy], RuleTagger(Tagger.compile([policy], CONTRACT)))
     seconds, busy = time.perf_counter() - start, time.process_time() - cpu
     table = DeltaTable(root / "streams/vehicle_telemetry")
     assert table.transaction_version("ingest") == files

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
     from edge_agent.sources.api import SampleBatch, Source
     from pipelines.errors import PipelineError
-    from pipelines.open_lake import Lake, open_lake
+    from pipelines.open_lake import LakeView, open_lake
     from pipelines.policy.notebook import Policy
     from pipelines.training.open import ShuffledSamples, TrainingSet, open_set
     from pipelines.training.order import EpochState
@@ -28,7 +28,7 @@ __all__ = [
     "ConfigError",
     "Contract",
     "EpochState",
-    "Lake",
+    "LakeView",
     "PipelineError",
     "Policy",
     "Sample",
@@ -50,7 +50,7 @@ _HOMES = {
     "ShuffledSamples": "pipelines.training.open",
     "EpochState": "pipelines.training.order",
     "open_lake": "pipelines.open_lake",
-    "Lake": "pipelines.open_lake",
+    "LakeView": "pipelines.open_lake",
     "Policy": "pipelines.policy.notebook",
     "PipelineError": "pipelines.errors",
     "Contract": "schemas.contract",

@@ -64,6 +64,10 @@ class SpoolConfig(Section, frozen=True):
         within("part_threshold_bytes", self.part_threshold_bytes, 4096, 128 * MIB)
 
 
+# The kind of the agent's own source, which `[health] heartbeat_s` asks for.
+HEARTBEAT = "heartbeat"
+
+
 class SourceConfig(Section, frozen=True, rename={"label": "name"}):
     """One source: what kind, into which stream, under which contract, how valuable.
 

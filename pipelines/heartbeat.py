@@ -21,7 +21,7 @@ import structlog
 from catchment.runtime.atomic_files import write_unsynced
 from catchment.runtime.clock import Clock
 from pipelines.errors import RetryLaterError
-from pipelines.lake.remote import remote_of
+from pipelines.lake.lake import Lake
 
 FOLDER = "status"
 EVERY_S = 2.0
@@ -65,27 +65,27 @@ class Heartbeats:
     """Writes heartbeats on a thread of its own until the block is left; the last one says why it stopped.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         role: bridge or run.
         name: which of its role.
         clock: for the heartbeat's time.
         ask: what to say; called on the heartbeat thread.
     """
 
-    def __init__(self, root: Path, role: str, name: str, clock: Clock, ask: Callable[[], Health]) -> None:
-        self._path = root / FOLDER / f"{role}-{name}.json"
+    def __init__(self, lake: Lake, role: str, name: str, clock: Clock, ask: Callable[[], Health]) -> None:
+        self._path = lake.root / FOLDER / f"{role}-{name}.json"
         self._role, self._name, self._clock, self._ask = role, name, clock, ask
         self._started_ms = clock.now_ms()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{role}-heartbeat", daemon=True)
-        self._remote = remote_of(root)
+        self._store = lake.store
         self._last = b""
         self._remote_thread = threading.Thread(target=self._run_remote, name=f"{role}-remote-heartbeat", daemon=True)
         self._is_over = threading.Event()
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if self._remote is not None:
+        if not self._store.is_on_disk:
             self._remote_thread.start()
         return self
 
@@ -96,7 +96,7 @@ class Heartbeats:
             Health(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters)
         )
         self._is_over.set()
-        if self._remote is not None:
+        if not self._store.is_on_disk:
             self._remote_thread.join(LAST_WORD_S)
 
     def _run(self) -> None:
@@ -106,7 +106,6 @@ class Heartbeats:
                 return
 
     def _run_remote(self) -> None:
-        assert self._remote is not None
         sent, is_over = b"", False
         while not is_over:
             is_over = self._is_over.wait(REMOTE_EVERY_S if sent else EVERY_S)
@@ -114,9 +113,9 @@ class Heartbeats:
                 continue
             sent = self._last
             try:
-                self._remote.put(f"{FOLDER}/{self._path.name}", sent)
+                self._store.put(f"{FOLDER}/{self._path.name}", sent)
             except RetryLaterError as error:
-                log.warning("heartbeat_missed", path=self._remote.where(f"{FOLDER}/{self._path.name}"), error=str(error))
+                log.warning("heartbeat_missed", path=self._store.table_uri(f"{FOLDER}/{self._path.name}"), error=str(error))
 
     def _write_heartbeat(self, health: Health) -> None:
         heartbeat = Heartbeat(
@@ -163,9 +162,9 @@ def _write(path: Path, body: bytes) -> None:
         log.warning("heartbeat_missed", path=str(path), error=str(error))
 
 
-def read_heartbeats(root: Path) -> list[Heartbeat]:
+def read_heartbeats(lake: Lake) -> list[Heartbeat]:
     """The last heartbeat of every process, by role and name."""
-    folder = root / FOLDER
+    folder = lake.root / FOLDER
     found: list[Heartbeat] = []
     for path in sorted(folder.glob("[!.]*.json")) if folder.is_dir() else []:
         try:
@@ -175,17 +174,18 @@ def read_heartbeats(root: Path) -> list[Heartbeat]:
     return found
 
 
-def read_remote_heartbeats(root: Path, here: Sequence[Heartbeat]) -> list[Heartbeat]:
+def read_remote_heartbeats(lake: Lake, here: Sequence[Heartbeat]) -> list[Heartbeat]:
     """Of a remote lake, the last heartbeat of every process that is not among `here`. It lists the bucket: for people only.
 
     Raises:
         RetryLaterError: the storage is away.
     """
-    remote = remote_of(root)
+    if lake.store.is_on_disk:
+        return []  # `here` are all of them
     known = {(heartbeat.host, heartbeat.pid, heartbeat.started_ms) for heartbeat in here}
     found: list[Heartbeat] = []
-    for file in remote.listed(FOLDER) if remote is not None else ():
-        stored = remote.get(file.name) if remote is not None else None
+    for file in lake.files(FOLDER):
+        stored = lake.store.read_tagged(file.name)
         try:
             heartbeat = msgspec.json.decode(stored[0], type=Heartbeat) if stored is not None else None
         except msgspec.MsgspecError as error:

@@ -19,10 +19,9 @@ from deltalake.exceptions import DeltaError
 from catchment.runtime.plain import html_text, plain
 from pipelines.config import load_core_config
 from pipelines.errors import NotFoundError, RefusedError
-from pipelines.lake.copy import folders_of
+from pipelines.lake.lake import Lake, lake_at, lake_of
 from pipelines.lake.layout import STREAMS, stream_table
 from pipelines.lake.reference import check_table_files
-from pipelines.lake.remote import lake_of
 from pipelines.lake.table import dataset_of, open_table
 from schemas.errors import SchemaError
 from schemas.ids import StreamName
@@ -31,19 +30,19 @@ if TYPE_CHECKING:
     from pipelines.training.open import TrainingSet
 
 
-class Lake:
+class LakeView:
     """A lake, for reading.
 
     Args:
-        root: its folder, or the working copy of one in a bucket.
+        lake: the lake.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
 
     def streams(self) -> list[str]:
         """The streams that have rows, by name."""
-        return sorted(name for name in folders_of(self.root, STREAMS) if open_table(self.root, stream_table(name)) is not None)
+        return sorted(name for name in self._lake.folders(STREAMS) if open_table(self._lake, stream_table(name)) is not None)
 
     def table(self, stream: str, version: int | None = None) -> DeltaTable:
         """A stream's Delta table, as it is now or as it was at a version.
@@ -52,15 +51,16 @@ class Lake:
             NotFoundError: the stream has no rows, or there is no such version.
             BadReferenceError: a file of the table is a link.
         """
-        table = open_table(self.root, stream_table(_checked_name(stream)))
+        table = open_table(self._lake, stream_table(_checked_name(stream)))
         if table is None:
-            raise NotFoundError(f"lake {self.root} has no stream {stream!r}; there are {', '.join(self.streams()) or 'none'}")
+            there = ", ".join(self.streams()) or "none"
+            raise NotFoundError(f"lake {self._lake.root} has no stream {stream!r}; there are {there}")
         if version is not None:
             try:
                 table.load_as_version(version)
             except DeltaError as error:
                 raise NotFoundError(f"stream {stream} has no version {version}: {str(error)[:200]}") from error
-        check_table_files(self.root, stream_table(stream), table)
+        check_table_files(self._lake, stream_table(stream), table)
         return table
 
     def scan(self, stream: str, version: int | None = None) -> pl.LazyFrame:
@@ -106,20 +106,20 @@ class Lake:
         from pipelines.training.catalogue import set_folder  # noqa: PLC0415 # readers of streams need no reader of sets
         from pipelines.training.open import open_set  # noqa: PLC0415 # likewise
 
-        return open_set(set_folder(self.root, reference), split)
+        return open_set(set_folder(self._lake, reference), split)
 
     def sets(self) -> list[str]:
         """The training sets, as `name/version`."""
         from pipelines.training.catalogue import list_sets  # noqa: PLC0415 # readers of streams need no reader of sets
 
-        return [f"{manifest.name}/{manifest.version}" for manifest in list_sets(self.root)]
+        return [f"{manifest.name}/{manifest.version}" for manifest in list_sets(self._lake)]
 
     def __repr__(self) -> str:
-        return plain(f"<Lake {self.root}: {', '.join(self.streams()) or 'no streams yet'}>")
+        return plain(f"<Lake {self._lake.root}: {', '.join(self.streams()) or 'no streams yet'}>")
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{html_text(name)}</td></tr>" for name in self.streams())
-        return f"<b>lake {html_text(str(self.root))}</b><table><tr><th>stream</th></tr>{rows}</table>"
+        return f"<b>lake {html_text(str(self._lake.root))}</b><table><tr><th>stream</th></tr>{rows}</table>"
 
 
 def _checked_name(stream: str) -> str:
@@ -130,7 +130,7 @@ def _checked_name(stream: str) -> str:
         raise NotFoundError(f"{stream[:80]!r} is not the name of a stream: {error}") from error
 
 
-def open_lake(place: str | Path) -> Lake:
+def open_lake(place: str | Path) -> LakeView:
     """Open a lake for reading.
 
     Args:
@@ -142,7 +142,7 @@ def open_lake(place: str | Path) -> Lake:
     """
     path = Path(place)
     if path.suffix == ".toml":
-        return Lake(lake_of(load_core_config(path)))
+        return LakeView(lake_of(load_core_config(path)))
     if not path.is_dir():
         raise NotFoundError(f"{path}: no such folder; give a lake's folder or the core's TOML file")
-    return Lake(path)
+    return LakeView(lake_at(path))

@@ -31,7 +31,7 @@ the bare install; the others need `pip install 'catchment[core]'`.
 """
 GROUPS = (
     ("Training sets", ("open_set", "TrainingSet", "Sample", "ShuffledSamples", "EpochState")),
-    ("The lake", ("open_lake", "Lake")),
+    ("The lake", ("open_lake", "LakeView")),
     ("Policies and contracts", ("Policy", "Contract")),
     ("Sources of your own", ("Source", "SampleBatch")),
     ("Errors", ("PipelineError", "ConfigError", "SourceError", "SourceAgainError", "SourceEndedError")),

@@ -1,34 +1,35 @@
-"""Which source a changed one goes on from: the one that read the same thing. Pure.
+"""Names of sources: which one a changed source goes on from, and what they are called in status and health.
 
 A position is filed under kind, stream and all options. An option that says how something is read (its rate, a rename) may
-change and leaves the position what it is; one that says what is read makes another source.
+change and leaves the position what it is; one that says what is read (the kind's `IDENTITY`) makes another source.
 """
 
+import hashlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import msgspec
 
-# kind -> the options that say what is read. A plug-in's are not known: all of them say it.
-WHAT_IS_READ: dict[str, tuple[str, ...]] = {
-    "camera": ("source", "format"),
-    "can": ("channel", "interface", "log"),
-    "directory": ("path", "pattern"),
-    "exec": ("command",),
-    "mqtt-local": ("host", "port", "client_id"),
-    "netflow": ("listen",),
-    "replay": ("path",),
-    "tail": ("path",),
-    "zeek": ("path",),
-}
+from edge_agent.config import SourceConfig
+from edge_agent.sources.registry import identity_options
+
+_MAX_LABEL_CHARS = 120
 
 
 def reads_the_same(name: str, other: str) -> bool:
     """Whether two sources, by their names (kind:stream:options), read the same thing into the same stream."""
-    mine, its = _what(name), _what(other)
+    kind, stream, options = _parts(name)
+    other_kind, other_stream, other_options = _parts(other)
+    if (kind, stream) != (other_kind, other_stream):
+        return False
+    identity = identity_options(kind)
+    if identity is None:
+        return False  # all options say what is read, and equal names are no question
+    mine, its = _values(options, identity), _values(other_options, identity)
     return mine is not None and mine == its
 
 
-def predecessor(name: str, known: Sequence[str], configured: Collection[str]) -> str | None:
+def previous_source(name: str, known: Sequence[str], configured: Collection[str]) -> str | None:
     """The source whose position this one takes over.
 
     Args:
@@ -40,14 +41,45 @@ def predecessor(name: str, known: Sequence[str], configured: Collection[str]) ->
     return found[0] if len(found) == 1 else None  # two: nobody knows which was the last
 
 
-def _what(name: str) -> tuple[str, str, str] | None:
+def source_labels(sources: Sequence[SourceConfig]) -> dict[str, str]:
+    """Source -> its label: `kind:stream`, then its own name, or what it reads where another source shares kind and stream."""
+    shared = Counter(_stem(source) for source in sources)
+    labels = {source.name: _label(source, is_shared=shared[_stem(source)] > 1) for source in sources}
+    times = Counter(labels.values())
+    return {name: label if times[label] == 1 else f"{label}#{_digest(name)}" for name, label in labels.items()}
+
+
+def _parts(name: str) -> tuple[str, str, str]:
     kind, _, rest = name.partition(":")
     stream, _, options = rest.partition(":")
-    if kind not in WHAT_IS_READ:
-        return None
+    return kind, stream, options
+
+
+def _values(options: str, identity: tuple[str, ...]) -> bytes | None:
     try:
-        decoded = msgspec.json.decode(options, type=dict[str, object])
+        values = msgspec.json.decode(options, type=dict[str, object])
     except msgspec.MsgspecError:
         return None
-    what = {key: decoded.get(key) for key in WHAT_IS_READ[kind]}
-    return kind, stream, msgspec.json.encode(what, order="sorted").decode()
+    return msgspec.json.encode({key: values.get(key) for key in identity}, order="sorted")
+
+
+def _stem(source: SourceConfig) -> str:
+    return f"{source.kind}:{source.stream}"
+
+
+def _label(source: SourceConfig, *, is_shared: bool) -> str:
+    if source.label:
+        return f"{_stem(source)}:{source.label}"
+    return f"{_stem(source)}:{_what(source)}" if is_shared else _stem(source)
+
+
+def _what(source: SourceConfig) -> str:
+    """The first option that says what the source reads."""
+    identity = identity_options(source.kind) or ()
+    found = next((value for key in identity if (value := source.options.get(key))), None)
+    text = " ".join(map(str, found)) if isinstance(found, list) else str(found if found is not None else _digest(source.name))
+    return text if len(text) <= _MAX_LABEL_CHARS else f"…{text[-_MAX_LABEL_CHARS:]}"
+
+
+def _digest(name: str) -> str:
+    return hashlib.blake2b(name.encode(), digest_size=3).hexdigest()

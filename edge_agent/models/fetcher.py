@@ -14,6 +14,7 @@ from typing import IO
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, DownloadLengthMismatchError
 from tuf.ngclient.fetcher import FetcherInterface
 
+from edge_agent.uplink.downlink import ModelRequest
 from schemas.envelope import Properties
 from schemas.errors import SchemaError
 from schemas.rollout import (
@@ -51,7 +52,7 @@ class PieceFetcher(FetcherInterface):
     """Fetches `metadata/…` and `targets/…` of the core's repository.
 
     Args:
-        send_request: publishes (correlation data, body) on the topic for requests; may fail silently, it is asked again.
+        send_request: publishes a request to the model server; may fail silently, it is asked again.
         folder: where a download lies until it is verified; on the device's disk, never in a memory-backed /tmp.
         window: pieces in flight.
         piece_bytes: bytes of one piece; below the broker's maximum packet size.
@@ -61,7 +62,7 @@ class PieceFetcher(FetcherInterface):
 
     def __init__(
         self,
-        send_request: Callable[[bytes, bytes], None],
+        send_request: Callable[[ModelRequest], None],
         folder: Path,
         window: int = 8,
         piece_bytes: int = 128 * 1024,
@@ -79,7 +80,7 @@ class PieceFetcher(FetcherInterface):
         self._closed = False
 
     def on_piece(self, correlation: bytes, properties: Properties, body: bytes) -> None:
-        """A piece came. One that nobody asked for, or that came twice, is passed over."""
+        """A piece came. One that nobody asked for, or that came twice, is skipped."""
         known = dict(properties)
         with self._arrived:
             piece = self._by_correlation.get(correlation)
@@ -155,7 +156,7 @@ class PieceFetcher(FetcherInterface):
             self._by_correlation[correlation] = piece
         piece.tries += 1
         piece.due_s = time.monotonic() + self._timeout_s
-        self._send(correlation, encode_piece_request(piece.request))
+        self._send(ModelRequest(correlation=correlation, body=encode_piece_request(piece.request)))
 
     def _wait(self, piece: _Piece) -> bytes:
         try:

@@ -7,17 +7,19 @@ from typing import TypeVar
 import msgspec
 
 from edge_agent.errors import ConfigError
+from edge_agent.sources.rows.written import WrittenOptions, check_written
 from schemas.contract import Contract
 
 _MEASURES = ("_ms", "_s", "_hz", "_bytes")
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
 
 
-def read_options(kind: str, options: Mapping[str, object], form: type[OptionsT]) -> OptionsT:
-    """Make the options of a source of this kind.
+def read_options(kind: str, options: Mapping[str, object], form: type[OptionsT], contract: Contract) -> OptionsT:
+    """Make the options of a source of this kind, and check what all kinds share: `rename`, `columns`, numbers and times.
 
     Raises:
-        ConfigError: an unknown key, a missing one or a wrong type; the message names it.
+        ConfigError: an unknown key, a missing one, a wrong type, no such column, or forms that contradict each other; the
+            message names the key.
     """
     try:
         chosen = msgspec.convert(dict(options), type=form)
@@ -25,6 +27,10 @@ def read_options(kind: str, options: Mapping[str, object], form: type[OptionsT])
         known = ", ".join(field.encode_name for field in msgspec.structs.fields(form))
         raise ConfigError(f"source {kind!r}: {error}; its keys are {known}") from error
     _check_numbers(kind, chosen)
+    check_rename(kind, getattr(chosen, "rename", {}), contract)
+    check_rename(kind, {name: name for name in getattr(chosen, "columns", ())}, contract)
+    if isinstance(chosen, WrittenOptions):
+        check_written(kind, chosen)
     return chosen
 
 

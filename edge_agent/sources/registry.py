@@ -1,13 +1,24 @@
-"""The kinds of sources, and how each is built from its options.
+"""The kinds of sources: found, loaded and built.
 
-A kind is loaded when a configuration asks for it: a device that watches a folder carries no video decoder. Other packages
-add kinds by the entry point `catchment.sources`; a built-in kind cannot be replaced by one.
+A built-in kind is a folder here with a module `source`; its name is the folder's, with hyphens (`mqtt_local` is `mqtt-local`).
+Other packages add kinds by the entry point `catchment.sources`, which names a module of the same shape:
+
+    IDENTITY = ("path",)                              # the options that say what is read; without it, all of them
+    def build(options, contract, clock, position)     # a source that goes on at a position
+    def check(options, contract)                      # all that can be checked without opening anything; optional
+
+or the function `build` itself, which may carry `check` and `IDENTITY` as attributes. A kind is loaded when a configuration
+names it: a device that watches a folder carries no video decoder. A built-in kind cannot be replaced.
 """
 
+import pkgutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import cast
+from types import ModuleType
+from typing import Any
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError
@@ -16,23 +27,65 @@ from edge_agent.sources.guarded import GuardedSource
 from schemas.contract import Contract
 
 Builder = Callable[[Mapping[str, object], Contract, Clock, bytes | None], Source]
-Checker = Callable[[Mapping[str, object], Contract], object]
 
 ENTRY_POINTS = "catchment.sources"
-# kind -> the module that has `build` and `check`.
-KINDS: dict[str, str] = {
-    "camera": "edge_agent.sources.camera.source",
-    "can": "edge_agent.sources.can.source",
-    "directory": "edge_agent.sources.directory.source",
-    "exec": "edge_agent.sources.exec.source",
-    "mqtt-local": "edge_agent.sources.mqtt_local.source",
-    "netflow": "edge_agent.sources.netflow.source",
-    "nmea": "edge_agent.sources.nmea.source",
-    "replay": "edge_agent.sources.replay.source",
-    "syslog": "edge_agent.sources.syslog.source",
-    "tail": "edge_agent.sources.tail.source",
-    "zeek": "edge_agent.sources.zeek.source",
-}
+_PACKAGE = "edge_agent.sources"
+_MODULE = "source"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceKind:
+    """What a kind declares.
+
+    Attributes:
+        build: makes a source that goes on at a position.
+        identity: the options that say what is read: a change of any other keeps the position. None: all of them say it.
+        check: checks the options without opening anything.
+        build_with_folder: like `build`, for a kind that keeps in a folder what it cannot read yet.
+        build_trial: makes a source that takes nothing from other readers of the same.
+        names_given: the names that a source gives, or None where that depends on what it reads.
+    """
+
+    build: Builder
+    identity: tuple[str, ...] | None = None
+    check: Callable[[Mapping[str, object], Contract], object] | None = None
+    build_with_folder: Callable[[Mapping[str, object], Contract, Clock, bytes | None, Path], Source] | None = None
+    build_trial: Callable[[Mapping[str, object], Contract, Clock], Source] | None = None
+    names_given: Callable[[Mapping[str, object], Contract], tuple[str, ...] | None] | None = None
+
+
+@cache
+def built_in_kinds() -> frozenset[str]:
+    """The names of the kinds that come with the agent. Looks at folders, and imports none of them."""
+    roots = [Path(root) for root in import_module(_PACKAGE).__path__]
+    folders = [(root, found.name) for root in roots for found in pkgutil.iter_modules([str(root)]) if found.ispkg]
+    kinds = [name for root, name in folders if any(found.name == _MODULE for found in pkgutil.iter_modules([str(root / name)]))]
+    return frozenset(name.replace("_", "-") for name in kinds)
+
+
+def load_kind(kind: str) -> SourceKind:
+    """Load a kind.
+
+    Raises:
+        ConfigError: there is no such kind, or its package cannot be imported or does not declare a kind.
+    """
+    try:
+        if kind in built_in_kinds():
+            return _declared(import_module(f"{_PACKAGE}.{kind.replace('-', '_')}.{_MODULE}"))
+        for entry in metadata.entry_points(group=ENTRY_POINTS, name=kind):
+            return _declared(entry.load())
+    except Exception as error:
+        raise ConfigError(f"source kind {kind[:80]!r} cannot be loaded: {error}; is its package installed whole?") from error
+    known = sorted({*built_in_kinds(), *metadata.entry_points(group=ENTRY_POINTS).names})
+    raise ConfigError(f"source kind {kind[:80]!r} is none of {', '.join(known)}; a plug-in's package must be installed")
+
+
+def identity_options(kind: str) -> tuple[str, ...] | None:
+    """The options that say what a source of this kind reads; None where the kind does not declare them or cannot be loaded."""
+    try:
+        return load_kind(kind).identity
+    except ConfigError:
+        return None  # reported where the source is checked
 
 
 def build_source(
@@ -57,25 +110,25 @@ def build_source(
         ConfigError: there is no such kind, or an option is unknown, missing or wrong; the message names the key.
         SourceError: it cannot be opened now; try again later.
     """
-    builder, _ = _load(kind)
-    with_folder = getattr(import_module(KINDS[kind]), "build_with_folder", None) if kind in KINDS and folder else None
-    if with_folder is not None:
-        return GuardedSource(kind, lambda: cast("Source", with_folder(options, contract, clock, position, folder)))
-    return GuardedSource(kind, lambda: builder(options, contract, clock, position))
+    loaded = load_kind(kind)
+    with_folder = loaded.build_with_folder
+    if with_folder is not None and folder is not None:
+        return GuardedSource(kind, lambda: with_folder(options, contract, clock, position, folder))
+    return GuardedSource(kind, lambda: loaded.build(options, contract, clock, position))
 
 
 def build_trial_source(kind: str, options: Mapping[str, object], contract: Contract, clock: Clock) -> Source:
-    """Build a source for a trial: from its start, in the form that takes nothing from whoever else reads the same.
+    """Build a source for a trial: from its start, in the form that takes nothing from other readers of the same.
 
     Raises:
         ConfigError: as `build_source`.
         SourceError: likewise.
     """
-    builder, _ = _load(kind)
-    trial_builder = getattr(import_module(KINDS[kind]), "build_trial", None) if kind in KINDS else None
-    if trial_builder is not None:
-        return GuardedSource(kind, lambda: cast("Source", trial_builder(options, contract, clock)))
-    return GuardedSource(kind, lambda: builder(options, contract, clock, None))
+    loaded = load_kind(kind)
+    trial = loaded.build_trial
+    if trial is not None:
+        return GuardedSource(kind, lambda: trial(options, contract, clock))
+    return GuardedSource(kind, lambda: loaded.build(options, contract, clock, None))
 
 
 def names_given(kind: str, options: Mapping[str, object], contract: Contract) -> tuple[str, ...] | None:
@@ -84,9 +137,8 @@ def names_given(kind: str, options: Mapping[str, object], contract: Contract) ->
     Raises:
         ConfigError: an option is unknown, missing or wrong.
     """
-    _load(kind)
-    names = getattr(import_module(KINDS[kind]), "names_given", None) if kind in KINDS else None
-    return None if names is None else cast("tuple[str, ...] | None", names(options, contract))
+    names = load_kind(kind).names_given
+    return None if names is None else names(options, contract)
 
 
 def check_source(kind: str, options: Mapping[str, object], contract: Contract) -> None:
@@ -95,20 +147,16 @@ def check_source(kind: str, options: Mapping[str, object], contract: Contract) -
     Raises:
         ConfigError: there is no such kind, or an option is unknown, missing or wrong; the message names the key.
     """
-    _, check = _load(kind)
+    check = load_kind(kind).check
     if check is not None:
         check(options, contract)
 
 
-def _load(kind: str) -> tuple[Builder, Checker | None]:
-    try:
-        if kind in KINDS:
-            module = import_module(KINDS[kind])
-            return cast("Builder", module.build), cast("Checker", module.check)
-        for entry in metadata.entry_points(group=ENTRY_POINTS, name=kind):
-            builder = entry.load()
-            return cast("Builder", builder), cast("Checker | None", getattr(builder, "check", None))
-    except Exception as error:
-        raise ConfigError(f"source kind {kind[:80]!r} cannot be loaded: {error}; is its package installed whole?") from error
-    known = sorted({*KINDS, *metadata.entry_points(group=ENTRY_POINTS).names})
-    raise ConfigError(f"source kind {kind[:80]!r} is none of {', '.join(known)}; a plug-in's package must be installed")
+def _declared(by: Any) -> SourceKind:
+    """The kind that a module declares, or a function with attributes."""
+    identity = getattr(by, "IDENTITY", None)
+    if identity is not None and (isinstance(identity, str) or not all(isinstance(name, str) for name in identity)):
+        raise TypeError(f"IDENTITY is {identity!r}, not a tuple of option names")
+    build = by.build if isinstance(by, ModuleType) else by
+    optional = {name: getattr(by, name, None) for name in ("check", "build_with_folder", "build_trial", "names_given")}
+    return SourceKind(build, None if identity is None else tuple(identity), **optional)

@@ -16,7 +16,7 @@ from catchment.runtime.clock import Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.downlink import Downlink, ModelDesk
+from edge_agent.uplink.downlink import Downlink, ModelMessages, ModelRequest
 from edge_agent.uplink.outbox import Outbox
 from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.progress import Progress
@@ -115,7 +115,7 @@ _SUBSCRIBE_AGAIN_S = 60.0
 
 _JSON = "application/json"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 _Connect = Callable[[Events], Session]
 
 
@@ -142,7 +142,7 @@ class Forwarder:
         topics: Topics,
         device: DeviceId,
         reporter: Reporter,
-        models: ModelDesk | None,
+        models: ModelMessages | None,
         clock: Clock,
         times: UplinkTimes | None = None,
     ) -> None:
@@ -154,7 +154,7 @@ class Forwarder:
         self._reporter = reporter
         self._clock = clock
         self._events: Events = queue.SimpleQueue()
-        self._requests: queue.SimpleQueue[tuple[bytes, bytes]] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[ModelRequest] = queue.SimpleQueue()
         self.progress = Progress()
         self._outbox = Outbox(spool, config, topics, device, self.progress, clock, times)
         self._downlink = Downlink(spool, self._outbox.parts, models, topics, device)
@@ -175,19 +175,19 @@ class Forwarder:
         self._spool.listen(lambda: self._events.put(Woken()))
         while not stop.is_set():
             self._events = queue.SimpleQueue()
-            self.progress.turned_s = self._clock.monotonic_s()
+            self.progress.last_loop_s = self._clock.monotonic_s()
             try:
                 session = self._connect(self._events)
             except BrokerUnavailableError as error:
                 wait_s = self._reconnect.next_s()
-                _log.warning("broker unavailable", error=str(error), retry_in_s=round(wait_s, 1))
+                log.warning("broker_unavailable", error=str(error), retry_in_s=round(wait_s, 1))
                 self._wait(stop, wait_s)
                 continue
             how: Lost | None = None
             try:
                 self._serve(session, stop)
             except BrokerUnavailableError as error:
-                _log.warning("connection lost", error=str(error))
+                log.warning("connection_lost", error=str(error))
                 how = self._last_words()
             finally:
                 self.progress.is_connected = False
@@ -200,8 +200,12 @@ class Forwarder:
         self.last_wait_s = wait_s
         until_s = self._clock.monotonic_s() + wait_s
         while not stop.is_set() and (left_s := until_s - self._clock.monotonic_s()) > 0:
-            self.progress.turned_s = self._clock.monotonic_s()
+            self.progress.last_loop_s = self._clock.monotonic_s()
             stop.wait(min(left_s, _TURN_S))
+
+    def wake(self) -> None:
+        """Let the uplink's thread look at once whether it is to stop, instead of within a second. From any thread."""
+        self._events.put(Woken())
 
     def retune(self, config: UplinkConfig) -> None:
         """Another rate, schedule, share or least priority from now on. From any thread."""
@@ -217,9 +221,9 @@ class Forwarder:
         """Give edge policies that come down to the rules' room; it must not block."""
         self._downlink.hand_policies_to(taker)
 
-    def request_model_piece(self, body: bytes, correlation: bytes) -> None:
+    def request_model_piece(self, request: ModelRequest) -> None:
         """Ask the model server; the answer comes down with the same correlation data. From any thread."""
-        self._requests.put((body, correlation))
+        self._requests.put(request)
         self._events.put(Woken())
 
     def _serve(self, session: Session, stop: threading.Event) -> None:
@@ -229,7 +233,7 @@ class Forwarder:
         self._reporter.connected()
         self._spool.unpark_all(but_for=HANGS_UP)
         self.progress.is_connected = True
-        _log.info("connected", max_packet_bytes=session.max_packet_bytes)
+        log.info("connected", max_packet_bytes=session.max_packet_bytes)
         wait_s = 0.0
         while not stop.is_set():
             events = self._next_events(min(wait_s, _TICK_S))
@@ -237,7 +241,7 @@ class Forwarder:
                 self._handle(event)
             while not self._news.empty():
                 self._outbox.retune(self._news.get_nowait())
-            now_s = self.progress.turned_s = self._clock.monotonic_s()
+            now_s = self.progress.last_loop_s = self._clock.monotonic_s()
             if now_s - self._subscribed_s >= _SUBSCRIBE_AGAIN_S and self.progress.refused_topics.keys() & set(self._filters):
                 self._subscribe(session)
             self._tell(session)
@@ -293,10 +297,14 @@ class Forwarder:
             topic = self._topics.reported(self._device)
             self._publish(session, Message(topic, report, content_type=_JSON, is_retained=True))
         while not self._requests.empty():
-            body, correlation = self._requests.get_nowait()
+            request = self._requests.get_nowait()
             answer_to = self._topics.model_data(self._device)
             message = Message(
-                self._topics.model_get(self._device), body, content_type=_JSON, response_topic=answer_to, correlation=correlation
+                self._topics.model_get(self._device),
+                request.body,
+                content_type=_JSON,
+                response_topic=answer_to,
+                correlation=request.correlation,
             )
             self._publish(session, message)
 

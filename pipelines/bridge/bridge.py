@@ -8,7 +8,6 @@ broker ── Subscriber ──> Inbox ─> LandingWriter ─> Landing (segments
 import os
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
@@ -22,20 +21,21 @@ from pipelines.bridge.parts import Assembler
 from pipelines.bridge.reader import Partition, Reader
 from pipelines.bridge.resume_number import resume_number
 from pipelines.bridge.shares import Shares
-from pipelines.bridge.ship import RemoteLanding, RemoteObjects
+from pipelines.bridge.ship import RemoteLanding, StoredObjects
 from pipelines.bridge.stats import BridgeStats
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.heartbeat import Heartbeats, starting
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import OBJECTS, landing_folder
-from pipelines.lake.remote import bind, remote_of
+from pipelines.lake.remote import bind
 from schemas.errors import IdError
 from schemas.ids import DeviceId
 from schemas.topics import Topics
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 _GROUP_BYTES = 8 * 1024 * 1024
 
 
@@ -51,9 +51,9 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
     lake = config.lake_root
     with starting(lake, "bridge", config.bridge.id, clock):
         made = _made(config, clock)
-    _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
+    log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
     try:
-        with Heartbeats(lake, "bridge", config.bridge.id, clock, made.stats.health):
+        with Heartbeats(lake_at(lake), "bridge", config.bridge.id, clock, made.stats.health):
             _run_both(made.subscriber, made.writer, stop)
     finally:
         made.stats.tell()
@@ -103,27 +103,21 @@ def _made(config: CoreConfig, clock: Clock) -> _Made:
 
 def _places(config: CoreConfig, clock: Clock, disk: Disk) -> tuple[Landing, Assembler]:
     """Where messages and objects go: this disk, and a remote lake behind it if there is one."""
-    lake, bridge = config.lake_root, config.bridge
-    folder, objects = landing_folder(lake, bridge.id), lake / OBJECTS
-    remote = remote_of(lake)
-    if remote is None:
-        first = resume_number(lake, bridge.id)
+    lake, bridge = lake_at(config.lake_root), config.bridge
+    folder, objects = landing_folder(lake.root, bridge.id), lake.root / OBJECTS
+    if lake.store.is_on_disk:
+        first = resume_number(lake.root, bridge.id)
         landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, first_number=first)
-        return landing, _assembler(config, objects, disk, None)
-    away = RemoteLanding(remote, lake, bridge.id)
-    landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, away)
-    return landing, _assembler(config, objects, disk, RemoteObjects(remote))
-
-
-def _assembler(config: CoreConfig, objects: Path, disk: Disk, store: RemoteObjects | None) -> Assembler:
-    shares = config.shares
-    return Assembler(
+    else:
+        landing = Landing(folder, bridge.seal_bytes, bridge.seal_ms, clock, RemoteLanding(lake, bridge.id))
+    assembler = Assembler(
         objects,
         reserve_bytes=disk.min_free_bytes,
-        store=store,
-        max_open=shares.open_objects,
-        max_device_bytes=shares.parts_bytes,
+        store=StoredObjects(lake.store),
+        max_open=config.shares.open_objects,
+        max_device_bytes=config.shares.parts_bytes,
     )
+    return landing, assembler
 
 
 def _run_both(subscriber: Subscriber, writer: LandingWriter, stop: threading.Event) -> None:

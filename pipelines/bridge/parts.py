@@ -19,14 +19,15 @@ from catchment.runtime.atomic_files import sync_folder
 from pipelines.bridge.parts_room import MAX_PIECES, NoRoom, PartsRoom, blocks_of, free_bytes_of
 from pipelines.bridge.received_ranges import ReceivedRanges, discard_received, read_received, write_received
 from pipelines.bridge.rows import Body
-from pipelines.bridge.ship import FolderOfObjects, ObjectStore
+from pipelines.bridge.ship import StoredObjects
+from pipelines.lake.store import LocalStore
 from pipelines.log_limit import LogLimit
 from schemas.ids import DeviceId, Digest
 from schemas.parts import PartHead
 from schemas.ranges import Ranges
 from schemas.receipts import ObjectState
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 PARTS_FOLDER = ".parts"
 _READ_BYTES = 4 * 1024 * 1024
@@ -70,7 +71,7 @@ class Assembler:
         objects: Path,
         reserve_bytes: int = _RESERVE_BYTES,
         inline_bytes: int = _INLINE_BYTES,
-        store: ObjectStore | None = None,
+        store: StoredObjects | None = None,
         max_open: int = _MAX_UNFINISHED_PER_DEVICE,
         max_device_bytes: int = 0,
         max_pieces: int = MAX_PIECES,
@@ -79,7 +80,7 @@ class Assembler:
         self.settled = 0
         self.refused = 0
         self._objects = objects
-        self._store = store or FolderOfObjects(objects)
+        self._store = store or StoredObjects(LocalStore(objects), folder="")
         # Running hashes of what came in order, so that the last part does not wait for the whole file to be read again.
         self._hashes: dict[Path, tuple[int, hashlib._Hash]] = {}
         self._inline_bytes = inline_bytes
@@ -164,7 +165,7 @@ class Assembler:
         if received.total == head.total:
             return received
         if self._logged.due((path.parent.name, "restart"), time.monotonic()) is not None:
-            _log.warning("object_restarted", path=str(path), total_before=received.total, total=head.total)
+            log.warning("object_restarted", path=str(path), total_before=received.total, total=head.total)
         self._discard(path)
         return ReceivedRanges(head.total, Ranges())
 
@@ -186,7 +187,7 @@ class Assembler:
         self.refused += 1
         left_out = self._logged.due((device, "wait"), time.monotonic())
         if left_out is not None:
-            _log.warning(
+            log.warning(
                 "parts_wait", device=device, digest=head.digest, total=received.total, reason=refusal.reason, more=left_out
             )
         error = "" if received.have else refusal.reason
@@ -244,7 +245,7 @@ class Assembler:
             left_out = self._logged.due((device, "hash"), time.monotonic())
             if left_out is not None:
                 reason = "hash differs"
-                _log.warning("object_refused", device=device, digest=digest, total=received.total, reason=reason, more=left_out)
+                log.warning("object_refused", device=device, digest=digest, total=received.total, reason=reason, more=left_out)
             return ObjectState(
                 str(digest), received.total, [], error=f"the bytes hash to {found}; send them again from the start"
             )

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import read_bytes
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, RUNS, plan_path
 
 
@@ -30,7 +30,7 @@ def resume_number(lake: Path, bridge: str) -> int:
         raise CorruptLakeError(f"{path}: not a plan ({error}); restore it") from error
 
 
-def number_not_run(lake: Path, bridge: str) -> int:
+def number_not_run(lake: Lake, bridge: str) -> int:
     """The number of this bridge's next segment that no committed run has read; all below are rows, or may be deleted.
 
     Raises:
@@ -42,10 +42,12 @@ def number_not_run(lake: Path, bridge: str) -> int:
     run = committed_run(lake, COMMITS)
     if run == 0:
         return 1
-    path = plan_path(lake, run)
+    path = plan_path(lake.root, run)
     try:
-        return msgspec.json.decode(read_bytes(lake, path), type=_Cursors).next_numbers.get(bridge, 1)
+        return msgspec.json.decode(lake.read(path), type=_Cursors).next_numbers.get(bridge, 1)
     except FileNotFoundError as error:
-        raise CorruptLakeError(f"{lake}: run {run} is committed, its plan in runs/ is gone; restore it from a copy") from error
+        raise CorruptLakeError(
+            f"{lake.root}: run {run} is committed, its plan in runs/ is gone; restore it from a copy"
+        ) from error
     except msgspec.MsgspecError as error:
         raise CorruptLakeError(f"{path}: not a plan ({error}); restore it") from error

@@ -8,17 +8,16 @@ from typing import Protocol
 
 import structlog
 
-from catchment.runtime.atomic_files import sync_folder
 from pipelines.bridge.resume_number import number_not_run
 from pipelines.bridge.segment import segment_number
 from pipelines.errors import ConflictError, PipelineError, RetryLaterError
-from pipelines.lake.copy import name_of
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import LANDING, OBJECTS
-from pipelines.lake.remote import Remote
+from pipelines.lake.store import Store
 
 _MAX_ABSENT = 10_000
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Away(Protocol):
@@ -41,87 +40,53 @@ class Away(Protocol):
         ...
 
 
-class ObjectStore(Protocol):
-    """Where whole objects lie."""
+class StoredObjects:
+    """The objects of a lake.
 
-    def size(self, digest: str) -> int | None:
-        """The bytes of an object; None if it is not there.
+    Args:
+        store: files of the lake.
+        folder: folder of the objects, with a slash at its end; empty for that of the store itself.
+    """
 
-        Raises:
-            OSError: not to be had for now.
-        """
-        ...
-
-    def settle(self, path: Path, whole: Path) -> None:
-        """Put a finished file in its place, durable.
-
-        Raises:
-            OSError: not for now.
-        """
-        ...
-
-
-class FolderOfObjects:
-    """The lake's folder on this disk."""
-
-    def __init__(self, objects: Path) -> None:
-        self._objects = objects
-
-    def size(self, digest: str) -> int | None:
-        """The bytes of an object; None if it is not there."""
-        whole = self._objects / digest
-        return whole.stat().st_size if whole.exists() else None
-
-    def settle(self, path: Path, whole: Path) -> None:
-        """By rename."""
-        path.rename(whole)
-        sync_folder(self._objects)
-
-
-class RemoteObjects:
-    """The objects of a remote lake; nothing whole is kept here."""
-
-    def __init__(self, remote: Remote) -> None:
-        self._remote = remote
+    def __init__(self, store: Store, folder: str = f"{OBJECTS}/") -> None:
+        self._store, self._folder = store, folder
         self._absent: set[str] = set()
 
     def size(self, digest: str) -> int | None:
         """The bytes of an object; None if it is not there.
 
         Raises:
-            OSError: the storage is away.
+            OSError: the storage is unavailable.
         """
         if digest in self._absent:
             return None  # the usual case: the next part of what was not there a moment ago
         try:
-            found = self._remote.size(f"{OBJECTS}/{digest}")
+            found = self._store.size(f"{self._folder}{digest}")
         except RetryLaterError as error:
             raise OSError(str(error)) from error
-        if found is None:
+        if found is None and self._store.looks_per_listing > 1:
             if len(self._absent) >= _MAX_ABSENT:
                 self._absent.clear()
             self._absent.add(digest)
         return found
 
     def settle(self, path: Path, whole: Path) -> None:
-        """By put; the file here goes with it.
+        """Put a finished file in its place, durable; it is gone from where it was.
 
         Raises:
-            OSError: the storage is away.
+            OSError: the storage is unavailable, or the disk refused.
         """
         try:
-            self._remote.put(f"{OBJECTS}/{whole.name}", path)
+            self._store.move_in(path, f"{self._folder}{whole.name}")
         except RetryLaterError as error:
             raise OSError(str(error)) from error
         self._absent.discard(whole.name)
-        path.unlink()
 
 
 class RemoteLanding:
     """One bridge's segments in a remote lake."""
 
-    def __init__(self, remote: Remote, lake: Path, bridge: str) -> None:
-        self._remote = remote
+    def __init__(self, lake: Lake, bridge: str) -> None:
         self._lake = lake
         self._folder = f"{LANDING}/{bridge}"
 
@@ -134,11 +99,11 @@ class RemoteLanding:
             OSError: the storage is away.
         """
         try:
-            last = self._remote.last_name(self._folder)
+            landed = self._lake.files(self._folder)
             cursor = number_not_run(self._lake, self._folder.rsplit("/", 1)[-1])
         except PipelineError as error:
             raise OSError(str(error)) from error
-        return max(cursor, 1 if last is None else (segment_number(Path(last)) or 0) + 1)
+        return max(cursor, (segment_number(Path(landed[-1].name)) or 0) + 1 if landed else 1)
 
     def ship(self, sealed: Path) -> None:
         """Bring a sealed segment away.
@@ -146,12 +111,12 @@ class RemoteLanding:
         Raises:
             OSError: the storage is away, or has another segment of this number.
         """
-        name = name_of(self._lake, sealed)
+        name = self._lake.name_of(sealed)
         try:
-            self._remote.create(name, sealed)
+            self._lake.store.create(name, sealed)
         except ConflictError as error:
             # Two disks have been this bridge. Its messages are not acknowledged: nothing is lost, but somebody must decide.
-            _log.exception("segment_number_taken", name=name, hint="give this bridge a new bridge.id and an empty `lake` folder")
+            log.exception("segment_number_taken", name=name, hint="give this bridge a new bridge.id and an empty `lake` folder")
             raise OSError(str(error)) from error
         except RetryLaterError as error:
             raise OSError(str(error)) from error

@@ -13,7 +13,7 @@ from pipelines.config import CoreConfig, load_core_config
 from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
-from pipelines.lake.remote import lake_of
+from pipelines.lake.lake import lake_of
 from pipelines.maintenance.maintain import maintain as maintain_once
 from pipelines.maintenance.maintain import only_maintenance
 from pipelines.maintenance.vacuum import Keep, Vacuum
@@ -24,9 +24,9 @@ log = structlog.get_logger(__name__)
 
 def compact(config: Config = None, as_json: AsJson = False) -> None:
     """Put the small files that frequent runs write together. Runs and readers go on meanwhile."""
-    root = lake_of(load_core_config(config))
-    with only_maintenance(root):
-        show("Compacted", [asdict(done) for done in compact_all(root)], as_json=as_json)
+    lake = lake_of(load_core_config(config))
+    with only_maintenance(lake):
+        show("Compacted", [asdict(done) for done in compact_all(lake)], as_json=as_json)
 
 
 def vacuum(
@@ -37,15 +37,15 @@ def vacuum(
 ) -> None:
     """Delete what nothing refers to any more: replaced files past their time, orphans of crashes, segments long since rows."""
     core = load_core_config(config)
-    root, keep = lake_of(core), keep_of(core)
+    lake, keep = lake_of(core), keep_of(core)
     with ExitStack() as held:
-        held.enter_context(only_maintenance(root))
+        held.enter_context(only_maintenance(lake))
         if now:
             from pipelines.ingest.loop import only_loop  # noqa: PLC0415  # Beam is heavy, and only here
 
-            held.enter_context(only_loop(root))
+            held.enter_context(only_loop(lake))
             keep = replace(keep, grace_s=0)
-        done = Vacuum(root, keep, dry_run=dry_run).sweep()
+        done = Vacuum(lake, keep, dry_run=dry_run).sweep()
     rows = [{"kind": kind, "files": count} for kind, count in sorted(done.files.items())]
     show(f"{'Would delete' if dry_run else 'Deleted'} {done.bytes:,} bytes", rows, as_json=as_json)
 

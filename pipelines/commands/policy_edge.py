@@ -80,7 +80,7 @@ def give_out(site: Site, core: CoreConfig, signer: DocumentSigner | None, device
         say(f"{stream}: devices inspect {', '.join(step.use for step in steps)}")
     if signer is None:
         return
-    policy = numbered_policy(site.root, streams, time.time_ns() // 1_000_000, inspect)
+    policy = numbered_policy(site.lake, streams, time.time_ns() // 1_000_000, inspect)
     message = signed_message(policy, signer)
     devices = sorted({*(device or reported_models(core))})
     topics = Topics(core.broker.namespace)

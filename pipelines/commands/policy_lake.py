@@ -56,10 +56,10 @@ def apply(
     for policy, path in zip(policies, files, strict=True):
         require_sound(policy, site.contracts, path.parent)
         edge_rules([policy], site.contracts)
-        store_code(site.root, [policy], path.parent)
+        store_code(site.lake, [policy], path.parent)
     for policy in policies:
-        before = {each.id: each for each in active_policies(site.root)}.get(policy.id)
-        entry = apply_policy(site.root, policy, who or getpass.getuser(), time.time_ns() // 1_000, note)
+        before = {each.id: each for each in active_policies(site.lake)}.get(policy.id)
+        entry = apply_policy(site.lake, policy, who or getpass.getuser(), time.time_ns() // 1_000, note)
         if before is None or before.version != policy.version:
             _lift(site, [policy, *filter(None, [before])])
         if before is not None and before.version == policy.version:
@@ -82,8 +82,8 @@ def withdraw(
 ) -> None:
     """Take a policy out of force; what it tagged stays tagged until a retag."""
     site = Site.open(config, lake)
-    before = [each for each in active_policies(site.root) if each.id == policy_id]
-    entry = withdraw_policy(site.root, policy_id, who or getpass.getuser(), time.time_ns() // 1_000, note)
+    before = [each for each in active_policies(site.lake) if each.id == policy_id]
+    entry = withdraw_policy(site.lake, policy_id, who or getpass.getuser(), time.time_ns() // 1_000, note)
     _console().print(f"withdrawn {policy_id}, change {entry.number}")
     _lift(site, before)
 
@@ -91,8 +91,8 @@ def withdraw(
 def active(config: Config = None, lake: Lake = None, as_json: AsJson = False) -> None:
     """The policies that the next run tags by."""
     site = Site.open(config, lake)
-    applied = {policy.id for policy in active_policies(site.root)}
-    book = SuspensionBook(site.root)
+    applied = {policy.id for policy in active_policies(site.lake)}
+    book = SuspensionBook(site.lake)
     rows = [
         {
             "policy": policy.label,
@@ -121,7 +121,7 @@ def changes(config: Config = None, lake: Lake = None, as_json: AsJson = False) -
             "policy": entry.policy,
             "note": entry.note,
         }
-        for entry in history(site.root)
+        for entry in history(site.lake)
     ]
     _show(rows, as_json)
 
@@ -155,21 +155,21 @@ def retag(
     policies = site.in_force()
     for stream in streams:
         if undo:
-            _tell(undo_retag(site.root, stream), "undone")
+            _tell(undo_retag(site.lake, stream), "undone")
             continue
-        fill = StoredInspector(site.root, site.contract(stream, ()), steps_of(policies, stream))
-        book = SuspensionBook(site.root)
+        fill = StoredInspector(site.lake, site.contract(stream, ()), steps_of(policies, stream))
+        book = SuspensionBook(site.lake)
         rules = GuardedTagger.compile(policies, site.contract(stream, policies), book=book, is_strict=True)
         try:
             with _Bar(stream) as bar:
-                done = retag_stream(site.root, stream, policies, RuleTagger(rules, fill), bar, workers)
+                done = retag_stream(site.lake, stream, policies, RuleTagger(rules, fill), bar, workers)
         finally:
             rules.close()
         _tell(done, "tagged")
 
 
 def _lift(site: Site, policies: list[Policy]) -> None:
-    for name in SuspensionBook(site.root).lift(policies):
+    for name in SuspensionBook(site.lake).lift(policies):
         _console().print(joined(styled("lifted", "green"), f" the suspension of {name}"))
 
 
@@ -216,11 +216,11 @@ def _named(site: Site, text: str) -> Policy:
         if policy_id not in found:
             raise NotFoundError(f"policy {policy_id!r} is not in force; there are {', '.join(found) or 'none'}")
         return found[policy_id]
-    known = known_versions(site.root, policy_id)
+    known = known_versions(site.lake, policy_id)
     fitting = [label for label in known if label.startswith(f"{policy_id}@{version}")]
     if len(fitting) != 1:
         raise NotFoundError(f"no such version was applied; there are {', '.join(known) or 'none'}")
-    return read_document(site.root, fitting[0])
+    return read_document(site.lake, fitting[0])
 
 
 def _show(rows: list[dict[str, str | int]] | list[dict[str, object]], as_json: bool) -> None:

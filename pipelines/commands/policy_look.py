@@ -41,14 +41,14 @@ def preview(
     """What a policy would do: matches, overlaps, changes against the version in force, conflicts, twenty samples."""
     site, policy = Site.open(config, lake), load_policy(file)
     name = stream or policy.streams[0]
-    store_code(site.root, [policy], file.parent)
+    store_code(site.lake, [policy], file.parent)
     found = made_preview(site, policy, name, None if every else rows)
     if sheet is not None:
-        Sheet(site.root, f"{policy.label} on {name}", found.examples()).write(sheet)
+        Sheet(site.lake, f"{policy.label} on {name}", found.examples()).write(sheet)
     if as_json:
         say_json(json.dumps(_plain(found), default=str))
         return
-    _print(found, name, row_count(site.root, name), sheet)
+    _print(found, name, row_count(site.lake, name), sheet)
 
 
 def made_preview(site: Site, policy: Policy, stream: str, limit: int | None) -> Preview:
@@ -69,8 +69,8 @@ def made_preview(site: Site, policy: Policy, stream: str, limit: int | None) -> 
         if old is not None:
             closing.callback(old.close)
         found = Preview(policy, new, old)
-        fill = StoredInspector(site.root, site.contract(stream, ()), steps_of((*others, policy), stream))
-        for block in blocks(site.root, stream, found.columns | fill.columns, limit):
+        fill = StoredInspector(site.lake, site.contract(stream, ()), steps_of((*others, policy), stream))
+        for block in blocks(site.lake, stream, found.columns | fill.columns, limit):
             found.take(fill.fill(block))
     return found
 
@@ -87,9 +87,9 @@ def explain_sample(
     site = Site.open(config, lake)
     policies = (load_policy(file),) if file else site.in_force()
     if file:
-        store_code(site.root, policies, file.parent)
-    fill = StoredInspector(site.root, site.contract(stream, ()), steps_of(policies, stream))
-    row = fill.fill(sample_row(site.root, stream, sample))
+        store_code(site.lake, policies, file.parent)
+    fill = StoredInspector(site.lake, site.contract(stream, ()), steps_of(policies, stream))
+    row = fill.fill(sample_row(site.lake, stream, sample))
     found = explain(Tagger.compile(policies, site.contract(stream, policies)), row)
     stored = [f"{tag} of {rule}" for tag, rule in zip(row["tags"][0].as_py(), row["tag_rules"][0].as_py(), strict=True)]
     if as_json:

@@ -16,7 +16,7 @@ from pipelines.commands.options import AsJson, Config
 from pipelines.config import load_core_config
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError
-from pipelines.lake.remote import lake_of
+from pipelines.lake.lake import lake_of
 from pipelines.quality.drift import NULLS, Drift, bounds_of, drift
 from pipelines.quality.store import keep_quality, read_quality
 from schemas.contract import NUMERIC_TYPES, Contract, PiiClass
@@ -56,9 +56,9 @@ def quality(
     contract = ContractSet.load(core.contracts).get(stream, None)
     if contract is None:
         raise NotFoundError(f"there is no contract for stream {stream!r}; see: catchment contract ls")
-    root = lake_of(core)
-    keep_quality(root, contract)
-    lines, shown, before = compare(read_quality(root, stream), contract, runs, window)
+    lake = lake_of(core)
+    keep_quality(lake, contract)
+    lines, shown, before = compare(read_quality(lake, stream), contract, runs, window)
     if as_json:
         document = {"stream": stream, "runs": shown, "reference": before, "columns": [asdict(line) for line in lines]}
         say_json(json.dumps(document, allow_nan=False))

@@ -16,9 +16,8 @@ from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
 from pipelines.ingest.event_times import RECEIVED
 from pipelines.ingest.quarantine import BODY_NONE
 from pipelines.ingest.requests import DISCARD, REPLAY, Request, write_request
-from pipelines.lake.copy import size_of
+from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.quarantined import Where, closed, grouped, heads
-from pipelines.lake.remote import lake_of
 from pipelines.lake.scratch import scratch
 from schemas.envelope import parse_time
 from schemas.errors import EnvelopeError
@@ -127,8 +126,8 @@ def _where(where: Where, *, everything: bool) -> Where:
 def _carry_out(
     core: CoreConfig, kind: str, where: Where, wait_s: float, *, as_json: bool, version: str = "", event_time: str = ""
 ) -> None:
-    root = lake_of(core)
-    found = heads(root, where)
+    lake = lake_of(core)
+    found = heads(lake, where)
     rows = [
         (row_id, form) for row_id, form in zip(*(found.column(name).to_pylist() for name in ("id", "body_format")), strict=True)
     ]
@@ -137,9 +136,9 @@ def _carry_out(
         raise NotFoundError(f"nothing to {kind}; `catchment quarantine ls` shows what there is")
     requested_at_us = SystemClock().now_ms() * 1_000
     request = Request(kind, ids, requested_at_us, version, event_time)  # type: ignore[arg-type]  # one of the two constants
-    path = write_request(root, request)
+    path = write_request(lake, request)
     _wait(core, path, wait_s)
-    show(f"{kind} of {len(ids)} rows", [_outcome(root, ids)], as_json=as_json)
+    show(f"{kind} of {len(ids)} rows", [_outcome(lake, ids)], as_json=as_json)
 
 
 def _wait(core: CoreConfig, path: Path, wait_s: float) -> None:
@@ -148,9 +147,9 @@ def _wait(core: CoreConfig, path: Path, wait_s: float) -> None:
     from pipelines.runners.engine import Engine  # noqa: PLC0415  # likewise
 
     ends = time.monotonic() + wait_s
-    while size_of(core.lake_root, path) is not None:
+    while lake_of(core).size(path) is not None:
         try:
-            with only_loop(core.lake_root), scratch(core.lake_root, "quarantine"):
+            with only_loop(lake_of(core)), scratch(core.lake_root, "quarantine"):
                 RunLoop(core, NoReceipts(), SystemClock(), Engine()).carry_out_requests()
         except RefusedError:
             if time.monotonic() > ends:
@@ -158,10 +157,10 @@ def _wait(core: CoreConfig, path: Path, wait_s: float) -> None:
             Event().wait(_POLL_S)
 
 
-def _outcome(root: Path, ids: tuple[str, ...]) -> dict[str, Any]:
-    done = [row for row in closed(root).to_pylist() if row["id"] in set(ids)]
+def _outcome(lake: Lake, ids: tuple[str, ...]) -> dict[str, Any]:
+    done = [row for row in closed(lake).to_pylist() if row["id"] in set(ids)]
     runs = sorted({row["run"] for row in done})
-    again = heads(root, Where())
+    again = heads(lake, Where())
     refused = sum(
         count
         for run, count in zip(again.column("run").to_pylist(), again.column("count").to_pylist(), strict=True)
@@ -175,5 +174,5 @@ def _outcome(root: Path, ids: tuple[str, ...]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lake(path: Path | None) -> Path:
+def _lake(path: Path | None) -> Lake:
     return lake_of(load_core_config(path))

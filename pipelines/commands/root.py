@@ -4,7 +4,7 @@ import importlib
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -16,6 +16,9 @@ from pipelines.commands.tables import show
 from pipelines.config import config_path, load_core_config
 from pipelines.errors import RefusedError
 from pipelines.stopping import stop_on_signals
+
+if TYPE_CHECKING:
+    from pipelines.lake.lake import Lake
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ def run(
     engine = Engine(runner or core.run.runner, options, workers or core.run.dask_workers)
     if from_landing:
         from pipelines.ingest.backfill import backfill, segments_of  # noqa: PLC0415  # only here
-        from pipelines.lake.remote import lake_of  # noqa: PLC0415  # only here
+        from pipelines.lake.lake import lake_of  # noqa: PLC0415  # only here
         from pipelines.lake.scratch import scratch  # noqa: PLC0415  # only here
         from pipelines.maintenance.maintain import only_maintenance  # noqa: PLC0415  # only here
 
@@ -159,8 +162,8 @@ def version() -> None:
     say(f"catchment {installed('catchment')}")
 
 
-def _lake(path: Path | None) -> Path:
-    from pipelines.lake.remote import lake_of  # noqa: PLC0415  # only here
+def _lake(path: Path | None) -> "Lake":
+    from pipelines.lake.lake import lake_of  # noqa: PLC0415  # only here
 
     return lake_of(load_core_config(path))
 

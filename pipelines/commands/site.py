@@ -8,7 +8,7 @@ from pipelines.config import CoreConfig, load_core_config, require_folder
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError
 from pipelines.inspect.columns import inspected
-from pipelines.lake.remote import lake_of
+from pipelines.lake.lake import Lake, lake_at, lake_of
 from pipelines.policy.active import policies_in_force
 from schemas.contract import Contract
 from schemas.policy import Policy
@@ -18,7 +18,7 @@ from schemas.policy import Policy
 class Site:
     """One core's lake and rules."""
 
-    root: Path
+    lake: Lake
     contracts: ContractSet
     folder: str
 
@@ -31,15 +31,15 @@ class Site:
             NotFoundError: there is no such lake.
         """
         core = load_core_config(config) if lake is None or config is not None else CoreConfig()
-        root = lake_of(core) if lake is None else lake
-        require_folder(root)
-        if not root.is_dir():
-            raise NotFoundError(f"{root}: no such lake; give its folder with --lake, or the core's TOML file with -c")
-        return cls(root, ContractSet.load(core.contracts), core.policies)
+        require_folder(core.lake_root if lake is None else lake)
+        found = lake_of(core) if lake is None else lake_at(lake)
+        if not found.root.is_dir():
+            raise NotFoundError(f"{found.root}: no such lake; give its folder with --lake, or the core's TOML file with -c")
+        return cls(found, ContractSet.load(core.contracts), core.policies)
 
     def in_force(self) -> tuple[Policy, ...]:
         """The policies that the next run tags by."""
-        return policies_in_force(self.root, self.folder)
+        return policies_in_force(self.lake, self.folder)
 
     def contract(self, stream: str, policies: tuple[Policy, ...]) -> Contract:
         """The newest contract of a stream, with the columns that the policies' inspect steps add.

@@ -15,9 +15,9 @@ from pipelines.config import load_core_config
 from pipelines.inspect.suspended import HINT
 from pipelines.lake.commit import committed_run
 from pipelines.lake.gaps import gaps as find_gaps
+from pipelines.lake.lake import lake_of
 from pipelines.lake.layout import COMMITS
 from pipelines.lake.ledger_files import read_ledger
-from pipelines.lake.remote import lake_of
 from pipelines.status.health import assess
 from pipelines.status.server import serving
 from pipelines.status.survey import Survey, as_plain, survey
@@ -113,7 +113,7 @@ def gaps(
     as_json: AsJson = False,
 ) -> None:
     """Missing seqs: later ones of the same epoch are here. Filled when they come, closed when the device says it dropped them."""
-    root = lake_of(load_core_config(config))
-    found = find_gaps(read_ledger(root, committed_run(root, COMMITS)), device, stream)
+    lake = lake_of(load_core_config(config))
+    found = find_gaps(read_ledger(lake, committed_run(lake, COMMITS)), device, stream)
     rows = [{**asdict(gap), "samples": gap.samples} for gap in found]
     show("Gaps", rows, as_json=as_json)

@@ -17,7 +17,8 @@ from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands.options import AsJson, Config, Lake
 from pipelines.config import load_core_config, require_folder
 from pipelines.errors import RefusedError
-from pipelines.lake.remote import lake_of
+from pipelines.lake import lake as lakes
+from pipelines.lake.lake import lake_at, lake_of
 from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, write_set
 from pipelines.training.catalogue import list_sets, set_folder
@@ -72,7 +73,7 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
         reassign=reassign,
         with_payload=with_payload,
     )
-    draft = draft_set(_lake_root(lake, config), name, tuple(stream), where, seed=seed, options=options)
+    draft = draft_set(_lake_of(lake, config), name, tuple(stream), where, seed=seed, options=options)
     if as_json:
         say_json(msgspec.json.encode(_plan_facts(draft)))
         return
@@ -112,12 +113,12 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
         columns=_listed(columns) or None,
         with_payload=with_payload,
     )
-    root = _lake_root(lake, config)
+    found = _lake_of(lake, config)
     with _Bar() as bar:
-        draft = draft_set(root, name, tuple(stream), where, seed=seed, options=options)
+        draft = draft_set(found, name, tuple(stream), where, seed=seed, options=options)
         PlainConsole(stderr=True).print(_coverage_table(draft))
-        manifest = write_set(root, draft, options, progress=bar)
-    _print_manifest(manifest, root / "sets" / name / str(manifest.version), as_json)
+        manifest = write_set(found, draft, options, progress=bar)
+    _print_manifest(manifest, found.root / "sets" / name / str(manifest.version), as_json)
     for note in manifest.notes:
         _note(note)
 
@@ -125,7 +126,7 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
 @set_app.command("ls")
 def ls(lake: Lake = None, config: Config = None, as_json: AsJson = False) -> None:
     """List the sets of the lake."""
-    sets = list_sets(_lake_root(lake, config))
+    sets = list_sets(_lake_of(lake, config))
     if as_json:
         rows = [{"name": m.name, "version": m.version, "rows": m.rows, "bytes": m.bytes, "splits": m.split_rows()} for m in sets]
         say_json(json.dumps(rows))
@@ -145,7 +146,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one set: where it came from and what it holds."""
-    folder = set_folder(_lake_root(lake, config), reference)
+    folder = set_folder(_lake_of(lake, config), reference)
     manifest = load_manifest(folder / MANIFEST_NAME)
     _print_manifest(manifest, folder, as_json)
 
@@ -158,10 +159,10 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Hash every file of a set against its manifest; from a lake in a bucket, bring them here first."""
-    root = _lake_root(lake, config)
-    folder = set_folder(root, reference)
+    found = _lake_of(lake, config)
+    folder = set_folder(found, reference)
     manifest = load_manifest(folder / MANIFEST_NAME)
-    bring_set(root, folder, manifest)
+    bring_set(found, folder, manifest)
     checked = sum(open_set(folder, split).verify() for split in manifest.split_rows())
     if as_json:
         say_json(json.dumps({"name": manifest.name, "version": manifest.version, "bytes": checked}))
@@ -233,11 +234,11 @@ def _plan_facts(draft: SetDraft) -> PlanFacts:
     return PlanFacts(draft.split_rows(), draft.plan.coverage, draft.left_out, draft.notes)
 
 
-def _lake_root(lake: Path | None, config: Path | None) -> Path:
+def _lake_of(lake: Path | None, config: Path | None) -> lakes.Lake:
     if lake is None:
         return lake_of(load_core_config(config))
     require_folder(lake)
-    return lake
+    return lake_at(lake)
 
 
 def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.store import ChipFile, ChipPlace, SlideRef
 from pipelines.imaging.work import BandRows, Refusal, SlideTask, cut, finish_slide, plan_bands
+from pipelines.lake.lake import Lake
 from pipelines.runners.beam import beam
 from pipelines.runners.engine import Engine
 from pipelines.runners.run import run_pipeline
@@ -22,14 +23,14 @@ IN_PROCESS = Engine()
 
 
 def cut_chips(
-    lake_root: Path, run: int, slides: tuple[SlideRef, ...], max_pixels: int, engine: Engine = IN_PROCESS
+    lake: Lake, run: int, slides: tuple[SlideRef, ...], max_pixels: int, engine: Engine = IN_PROCESS
 ) -> tuple[ChipFile, ...]:
     """Cut slides into chips; writes their pixels, pictures and chip rows, and commits nothing.
 
     Every name follows from `run` and the slide's place in `slides`, so running again after a crash gives the same files.
 
     Args:
-        lake_root: the lake root, reachable from every worker.
+        lake: the lake, reachable from every worker.
         run: number of the ingest run.
         slides: what to cut; one entry for each slide and chip spec.
         max_pixels: a level with more pixels is refused before it is decoded.
@@ -40,11 +41,11 @@ def cut_chips(
     """
     if not slides:
         return ()
-    done = lake_root / "chips" / ".done" / f"{run:012d}"
+    done = lake.root / "chips" / ".done" / f"{run:012d}"
     shutil.rmtree(done, ignore_errors=True)
     done.mkdir(parents=True)
     tasks = [
-        SlideTask(lake_root, ChipPlace(slide.key.stream, slide.spec.name, run, number), slide, max_pixels)
+        SlideTask(lake, ChipPlace(slide.key.stream, slide.spec.name, run, number), slide, max_pixels)
         for number, slide in enumerate(slides)
     ]
     run_pipeline(engine, f"chips of run {run}", lambda pipeline: build(pipeline, tasks, done))

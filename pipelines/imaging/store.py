@@ -15,6 +15,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from catchment.runtime.atomic_files import sync_file, sync_folder
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.reader import Chips
+from pipelines.lake.lake import Lake
 from pipelines.lake.payload import PayloadShard, write_payload_shard
 from schemas.contract import ChipSpec
 from schemas.ids import Digest, SampleKey
@@ -128,9 +129,9 @@ class ChipPlace:
         return f"streams/{self.stream}_chips/{self.run:012d}-{self.number}.parquet"
 
 
-def create_array(lake_root: Path, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int) -> None:
+def create_array(lake: Lake, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int) -> None:
     """Create the array (chips, height, width, channels): one chip an inner chunk, one band a shard. An equal one stays."""
-    path = lake_root / place.zarr
+    path = lake.root / place.zarr
     if path.exists() and not _fits(path, shape, shard_chips):
         shutil.rmtree(path)
     if path.exists():
@@ -151,12 +152,12 @@ def create_array(lake_root: Path, place: ChipPlace, shape: tuple[int, int, int, 
     sync_folder(path.parent)
 
 
-def write_pixels(lake_root: Path, place: ChipPlace, band: int, chips: Chips) -> None:
+def write_pixels(lake: Lake, place: ChipPlace, band: int, chips: Chips) -> None:
     """Write a band's pixels as one shard, durably.
 
     A shard that an earlier attempt left is removed first: it may be torn, and would be read to be completed.
     """
-    path = lake_root / place.zarr
+    path = lake.root / place.zarr
     shard = path / "c" / str(band) / "0" / "0" / "0"
     shard.unlink(missing_ok=True)
     with zarr.config.set(_FAST_CODECS):
@@ -168,7 +169,7 @@ def write_pixels(lake_root: Path, place: ChipPlace, band: int, chips: Chips) -> 
             sync_folder(folder)
 
 
-def write_pictures(lake_root: Path, place: ChipPlace, slide: SlideRef, band: int, chips: Chips) -> PayloadShard:
+def write_pictures(lake: Lake, place: ChipPlace, slide: SlideRef, band: int, chips: Chips) -> PayloadShard:
     """Write a band's encoded chips as a payload shard."""
     count = len(chips.encoded)
     key = slide.key
@@ -180,13 +181,13 @@ def write_pictures(lake_root: Path, place: ChipPlace, slide: SlideRef, band: int
         "payload_sha256": pa.array([hashlib.sha256(body).hexdigest() for body in chips.encoded], pa.string()),
         "payload": pa.array(chips.encoded, pa.binary()),
     })  # fmt: skip
-    return write_payload_shard(lake_root / place.pictures(band), rows)
+    return write_payload_shard(lake.root / place.pictures(band), rows)
 
 
-def discard(lake_root: Path, place: ChipPlace) -> None:
+def discard(lake: Lake, place: ChipPlace) -> None:
     """Remove what a slide left that turned out unreadable halfway; no row refers to it."""
-    shutil.rmtree(lake_root / place.zarr, ignore_errors=True)
-    stem = lake_root / place.stem
+    shutil.rmtree(lake.root / place.zarr, ignore_errors=True)
+    stem = lake.root / place.stem
     for path in stem.parent.glob(f"{stem.name}-*.parquet"):
         path.unlink()
 

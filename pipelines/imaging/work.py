@@ -5,7 +5,6 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +23,7 @@ from pipelines.imaging.store import (
     write_pixels,
 )
 from pipelines.imaging.tiling import Band, Grid, bands, rows_per_band
+from pipelines.lake.lake import Lake
 from pipelines.lake.payload import PayloadShard
 from pipelines.lake.reference import open_referred, sample_label
 
@@ -35,7 +35,7 @@ _MAX_SINGLE_ROW_BYTES = 512 * 1024 * 1024
 class SlideTask:
     """One slide of a run, and its number there."""
 
-    lake_root: Path
+    lake: Lake
     place: ChipPlace
     slide: SlideRef
     max_pixels: int
@@ -79,7 +79,7 @@ def plan_bands(task: SlideTask) -> Iterator[BandTask | Refusal]:
         yield Refusal(task, str(error))
         return
     shape = (grid.count, spec.size, spec.size, facts.channels)
-    create_array(task.lake_root, task.place, shape, chip_rows * grid.columns)
+    create_array(task.lake, task.place, shape, chip_rows * grid.columns)
     for band in bands(grid, chip_rows):
         yield BandTask(task, grid, band)
 
@@ -96,8 +96,8 @@ def cut(work: BandTask | Refusal) -> BandRows | Refusal:
         return Refusal(task, str(error))
     chips = cut_band(rows, work.grid, band, lossy)
     del rows  # half of what a band holds
-    write_pixels(task.lake_root, task.place, band.index, chips)
-    shard = write_pictures(task.lake_root, task.place, task.slide, band.index, chips)
+    write_pixels(task.lake, task.place, band.index, chips)
+    shard = write_pictures(task.lake, task.place, task.slide, band.index, chips)
     table = _chip_rows(work, chips, shard, media_type(lossy))
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:
@@ -112,13 +112,13 @@ def finish_slide(parts: Iterable[BandRows | Refusal]) -> ChipFile:
     key, spec, place = task.slide.key, task.slide.spec.name, task.place
     refusal = next((part for part in found if isinstance(part, Refusal)), None)
     if refusal is not None:
-        discard(task.lake_root, place)
+        discard(task.lake, place)
         return ChipFile(key, spec, "", 0, 0, refusal.reason)
     done = sorted((part for part in found if isinstance(part, BandRows)), key=lambda part: part.band)
     table = pa.concat_tables(pa.ipc.open_stream(part.body).read_all() for part in done)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
-    path = task.lake_root / place.rows
+    path = task.lake.root / place.rows
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, sink.getvalue(), mode=0o644)
     return ChipFile(key, spec, place.rows, len(table), path.stat().st_size)
@@ -135,7 +135,7 @@ def _chip_rows_per_band(grid: Grid, row_bytes: int) -> int:
 def _opened(task: SlideTask) -> AbstractContextManager[TiffLevel]:
     slide = task.slide
     of = sample_label(slide.key.stream, slide.key.device, slide.key.epoch, slide.key.seq)
-    file = open_referred(task.lake_root, slide.shard, of)
+    file = open_referred(task.lake, slide.shard, of)
     return open_level(file, slide.offset, slide.length, slide.spec.level, task.max_pixels)
 
 

@@ -25,10 +25,9 @@ from pipelines.bridge.segment import sealed_path
 from pipelines.config import CoreConfig
 from pipelines.errors import ConflictError, NotFoundError, RefusedError
 from pipelines.ingest.loop import NoReceipts, RunLoop, load_state
-from pipelines.lake.copy import at_hand, forget, lend_objects_of, size_of
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import Lake, lake_at, lake_of, read_objects_through
 from pipelines.lake.layout import STREAMS, backfills_folder, landing_folder, stream_table
-from pipelines.lake.remote import lend_objects, remote_of
 from pipelines.lake.rollup_again import Stale, leave_word, roll_up_again, span_of
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import ensure_table, open_table, private_of
@@ -86,10 +85,10 @@ def backfill(core: CoreConfig, segments: Segments, engine: Engine, clock: Clock)
         ConflictError: others kept rewriting the same files.
         RetryLaterError: the storage is away.
     """
-    root = core.lake_root
-    segments = _checked(root, segments)
-    with workplace(root, "backfill") as there:
-        beside = backfills_folder(there) / f"{segments.bridge}-{segments.low}-{segments.high}"
+    lake = lake_of(core)
+    segments = _checked(lake, segments)
+    with workplace(lake, "backfill") as there:
+        beside = backfills_folder(there.root) / f"{segments.bridge}-{segments.low}-{segments.high}"
         _lay_out(there, beside, segments)
         here = msgspec.structs.replace(core, lake=str(beside), remote=None)
         loop = RunLoop(here, NoReceipts(), clock, engine if core.remote is None else Engine())
@@ -98,12 +97,12 @@ def backfill(core: CoreConfig, segments: Segments, engine: Engine, clock: Clock)
         made = sorted(folder.name for folder in (beside / STREAMS).iterdir()) if (beside / STREAMS).is_dir() else []
         done = [_adopt(there, beside, stream) for stream in made if open_table(there, stream_table(stream)) is not None]
         shutil.rmtree(beside)
-    roll_up_again(root)
+    roll_up_again(lake)
     return done
 
 
-def _checked(root: Path, segments: Segments) -> Segments:
-    cursors = load_state(root).cursors
+def _checked(lake: Lake, segments: Segments) -> Segments:
+    cursors = load_state(lake).cursors
     bridge = segments.bridge or (next(iter(cursors)) if len(cursors) == 1 else "")
     if bridge not in cursors:
         raise RefusedError(f"name the bridge, as in {next(iter(cursors), 'bridge-0')}:{segments.low}-{segments.high}")
@@ -112,69 +111,65 @@ def _checked(root: Path, segments: Segments) -> Segments:
             f"segment {segments.high} of {bridge} has not been run yet; the last that has is {cursors[bridge] - 1}"
         )
     for number in range(segments.low, segments.high + 1):
-        if size_of(root, sealed_path(landing_folder(root, bridge), number)) is None:
+        if lake.size(sealed_path(landing_folder(lake.root, bridge), number)) is None:
             raise NotFoundError(
                 f"segment {number} of {bridge} is no longer in landing; maintain.keep_landing_h says how long it is"
             )
     return Segments(bridge, segments.low, segments.high)
 
 
-def _lay_out(root: Path, beside: Path, segments: Segments) -> None:
+def _lay_out(lake: Lake, beside: Path, segments: Segments) -> None:
     """The small lake: the same segments under numbers from 1, the same objects and policies."""
     landing = landing_folder(beside, segments.bridge)
     landing.mkdir(parents=True, exist_ok=True)
     for place, number in enumerate(range(segments.low, segments.high + 1), 1):
         target = sealed_path(landing, place)
         if not target.exists():
-            landed = at_hand(root, sealed_path(landing_folder(root, segments.bridge), number))
+            landed = lake.local(sealed_path(landing_folder(lake.root, segments.bridge), number))
             os.link(landed, target)
-            forget(root, [landed])
-    remote = remote_of(root)
-    if remote is not None:
-        for file in remote.listed(FOLDER):
-            at_hand(root, root / file.name)
-        lend_objects(beside, remote)
-    else:
-        lend_objects_of(root, beside)
-    if (root / FOLDER).is_dir() and not (beside / FOLDER).exists():
-        (beside / FOLDER).symlink_to((root / FOLDER).resolve())
+            lake.evict([landed])
+    for file in lake.files(FOLDER):
+        lake.local(lake.root / file.name)
+    read_objects_through(lake, beside)
+    if (lake.root / FOLDER).is_dir() and not (beside / FOLDER).exists():
+        (beside / FOLDER).symlink_to((lake.root / FOLDER).resolve())
 
 
-def _adopt(root: Path, beside: Path, stream: str) -> Backfilled:
+def _adopt(lake: Lake, beside: Path, stream: str) -> Backfilled:
     name = stream_table(stream)
-    made = open_table(beside, name)
+    made = open_table(lake_at(beside), name)
     assert made is not None
     fresh = pa.table(made.to_pyarrow_table())
     for _ in range(ATTEMPTS):
-        table = ensure_table(root, name, fresh.schema)
+        table = ensure_table(lake, name, fresh.schema)
         old, new, rows = [], [], 0
-        for path, replaced, count, span in _replaced(root, stream, sorted(live_sizes(table)), fresh):
+        for path, replaced, count, span in _replaced(lake, stream, sorted(live_sizes(table)), fresh):
             if span is not None:
-                leave_word(root, span)
+                leave_word(lake, span)
             digest = hashlib.sha256(f"{beside.name}\n{path}".encode()).hexdigest()[:24]
-            new.append(write_table_file(root, name, f"backfill-{digest}.parquet", replaced, private_of(table, replaced.schema)))
+            new.append(write_table_file(lake, name, f"backfill-{digest}.parquet", replaced, private_of(table, replaced.schema)))
             old.append(path)
             rows += count
-            forget(root, [root / name / path])
-        if not old or swap_files(root, name, old, new, {"catchment.backfill": beside.name}, changes_rows=True):
-            after = open_table(root, name)
-            forget(root, [root / file.path for file in new])
+            lake.evict([lake.root / name / path])
+        if not old or swap_files(lake, name, old, new, {"catchment.backfill": beside.name}, changes_rows=True):
+            after = open_table(lake, name)
+            lake.evict([lake.root / file.path for file in new])
             log.info("backfilled", stream=stream, rows=rows, files=len(new))
             return Backfilled(stream, rows, len(new), after.version() if after is not None else 0)
     raise ConflictError(f"{name}: others rewrote the same files {ATTEMPTS} times meanwhile; try again")
 
 
-def _replaced(root: Path, stream: str, paths: list[str], fresh: pa.Table) -> Iterator[tuple[str, pa.Table, int, Stale | None]]:
+def _replaced(lake: Lake, stream: str, paths: list[str], fresh: pa.Table) -> Iterator[tuple[str, pa.Table, int, Stale | None]]:
     """Each file that has rows of the fresh keys, with those rows made anew, and the time they span, before and after."""
     anew = pl.from_arrow(fresh)
     assert isinstance(anew, pl.DataFrame)
     for path in paths:
-        file = at_hand(root, root / stream_table(stream) / path)
+        file = lake.local(lake.root / stream_table(stream) / path)
         before = pl.from_arrow(pq.read_table(file, partitioning=None))
         assert isinstance(before, pl.DataFrame)
         hit = anew.join(before.select(*_KEY, *(name for name in _KEPT if name in before.columns)), on=_KEY, suffix="_before")
         if not hit.height:
-            forget(root, [file])
+            lake.evict([file])
             continue
         kept = [name for name in _KEPT if f"{name}_before" in hit.columns]
         rows = hit.with_columns(pl.col(f"{name}_before").alias(name) for name in kept).select(anew.columns)

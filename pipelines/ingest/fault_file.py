@@ -1,32 +1,30 @@
 """The file of consecutive internal errors: there only while there are any."""
 
-from pathlib import Path
-
 import msgspec
 
 from pipelines.errors import CorruptLakeError
 from pipelines.ingest.fault_breaker import FaultStreak
-from pipelines.lake.copy import discard, keep, read_bytes
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import faults_path
 
 
-def read_faults(root: Path) -> FaultStreak:
+def read_faults(lake: Lake) -> FaultStreak:
     """Read the consecutive faults; none where there is no file.
 
     Raises:
         CorruptLakeError: it is not what was written.
         RetryLaterError: the storage is away.
     """
-    path = faults_path(root)
+    path = faults_path(lake.root)
     try:
-        return msgspec.json.decode(read_bytes(root, path), type=FaultStreak)
+        return msgspec.json.decode(lake.read(path), type=FaultStreak)
     except FileNotFoundError:
         return FaultStreak()
     except msgspec.MsgspecError as error:
         raise CorruptLakeError(f"{path}: not what the run loop writes ({error}); delete it") from error
 
 
-def keep_faults(root: Path, before: FaultStreak, after: FaultStreak) -> None:
+def keep_faults(lake: Lake, before: FaultStreak, after: FaultStreak) -> None:
     """Keep the consecutive faults, durable, if they have changed.
 
     Raises:
@@ -36,6 +34,6 @@ def keep_faults(root: Path, before: FaultStreak, after: FaultStreak) -> None:
     if after == before:
         return
     if after == FaultStreak():
-        discard(root, faults_path(root))
+        lake.delete(faults_path(lake.root))
     else:
-        keep(root, faults_path(root), msgspec.json.encode(after))
+        lake.put(faults_path(lake.root), msgspec.json.encode(after))

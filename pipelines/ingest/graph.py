@@ -18,9 +18,8 @@ from pipelines.ingest.remote_worker import local_folder
 from pipelines.ingest.work import ItemResult, Prepared, Work
 from pipelines.ingest.worker_main import settle_or_fail
 from pipelines.ingest.workers import WorkerPool
-from pipelines.lake.copy import discard, keep
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import failed_path, prepared_path
-from pipelines.lake.remote import remote_of
 from pipelines.runners.beam import apache_beam, beam
 from pipelines.runners.engine import Engine, RunnerKind
 from pipelines.runners.run import run_pipeline
@@ -50,22 +49,20 @@ class Prepare(apache_beam.DoFn):
     """Writes down that all items of a run are done, and what they wrote."""
 
     def __init__(self, root: str, run: int) -> None:
-        remote = remote_of(Path(root))
-        self._root, self._run = root, run
-        self._remote = None if remote is None else remote.config
+        self._root, self._run, self._remote = root, run, lake_at(Path(root)).store.remote_config
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterable[int]:
         """All results in, the run's number out."""
         _key, bodies = element
-        root = local_folder(self._root, self._remote)
+        lake = lake_at(local_folder(self._root, self._remote))
         results = {result.item: result for result in (msgspec.json.decode(body, type=ItemResult) for body in bodies)}
         if any(result.failure for result in results.values()):
-            keep_failures(root, self._run, [results[item] for item in sorted(results)])
+            keep_failures(lake, self._run, [results[item] for item in sorted(results)])
             yield self._run
             return
         prepared = Prepared(self._run, tuple(results[item] for item in sorted(results)))
-        prepared_path(root, self._run).parent.mkdir(parents=True, exist_ok=True)
-        keep(root, prepared_path(root, self._run), msgspec.json.encode(prepared))
+        prepared_path(lake.root, self._run).parent.mkdir(parents=True, exist_ok=True)
+        lake.put(prepared_path(lake.root, self._run), msgspec.json.encode(prepared))
         yield self._run
 
 
@@ -100,12 +97,12 @@ def run_graph(works: Sequence[Work], root: str, run: int, engine: Engine, worker
         FaultError: our own code failed on these segments.
         PipelineError: a worker said what must be done first.
     """
-    discard(Path(root), failed_path(Path(root), run))
+    lake_at(Path(root)).delete(failed_path(Path(root), run))
     # A runner with workers of its own spreads the items itself; each of its workers then needs but one child.
     here = engine.kind is RunnerKind.DIRECT
     size = worker_count if here else min(1, worker_count)
     run_pipeline(engine, f"run {run}", lambda pipeline: build(pipeline, works, root, run, size, spread=not (here and size)))
-    raise_failures(Path(root), run)
+    raise_failures(lake_at(Path(root)), run)
 
 
 @lru_cache(maxsize=1)

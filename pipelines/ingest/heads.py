@@ -11,7 +11,7 @@ from pipelines.bridge.segment import read_segment, sealed_path
 from pipelines.ingest.admit import Dropped, Head
 from pipelines.ingest.plan import SegmentRef
 from pipelines.lake.books import EpochKey
-from pipelines.lake.copy import at_hand
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import landing_folder
 from schemas.errors import SchemaError
 from schemas.ranges import Ranges
@@ -34,12 +34,12 @@ class SegmentHeads:
     refused: dict[str, int]
 
 
-def segment_path(root: Path, segment: SegmentRef) -> Path:
+def segment_path(lake: Lake, segment: SegmentRef) -> Path:
     """Where a segment lies."""
-    return sealed_path(landing_folder(root, segment.bridge), segment.number)
+    return sealed_path(landing_folder(lake.root, segment.bridge), segment.number)
 
 
-def read_heads(root: Path, segment: SegmentRef) -> SegmentHeads:
+def read_heads(lake: Lake, segment: SegmentRef) -> SegmentHeads:
     """The heads of a sealed segment.
 
     Raises:
@@ -48,7 +48,7 @@ def read_heads(root: Path, segment: SegmentRef) -> SegmentHeads:
     arrivals: list[tuple[Head | Dropped, ...]] = []
     reports: dict[str, tuple[int, Reported]] = {}
     refused: dict[str, int] = {}
-    for batch in read_segment(at_hand(root, segment_path(root, segment))):
+    for batch in read_segment(lake.local(segment_path(lake, segment))):
         for row, head in enumerate(zip(*(batch.column(name).to_pylist() for name in _HEAD_COLUMNS), strict=True)):
             kind, device, stream, epoch, first_seq, count = head
             if kind == KIND_UP:

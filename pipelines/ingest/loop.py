@@ -2,11 +2,9 @@
 
 import fcntl
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event
 
 import msgspec
@@ -27,12 +25,11 @@ from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import RunContext, execute, read_prepared
 from pipelines.ingest.work import Limits
 from pipelines.lake.commit import check_of_one_time, committed_run
-from pipelines.lake.copy import discard, folders_of
+from pipelines.lake.lake import Lake, lake_at
 from pipelines.lake.layout import COMMITS, QUARANTINE, RUNS, STREAMS, lock_path, plan_path, stream_table
-from pipelines.lake.lease import Lease
+from pipelines.lake.lease import LOOP_NAME
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger
-from pipelines.lake.remote import remote_of
 from pipelines.runners.engine import Engine
 
 IN_PROCESS = Engine()
@@ -49,7 +46,7 @@ class LoopState:
 
 
 @contextmanager
-def only_loop(root: Path, stop: Event | None = None) -> Iterator[Callable[[], None]]:
+def only_loop(lake: Lake, stop: Event | None = None) -> Iterator[Callable[[], None]]:
     """Be the only run loop of this lake, until the process ends however it ends.
 
     Yields:
@@ -58,19 +55,17 @@ def only_loop(root: Path, stop: Event | None = None) -> Iterator[Callable[[], No
     Raises:
         RefusedError: another one is running.
     """
-    (root / RUNS).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(lock_path(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    (lake.root / RUNS).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock_path(lake.root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RefusedError(f"{root}: another run loop is at work on this lake; leave the work to it, or stop it") from error
-        remote = remote_of(root)
-        if remote is None:
-            yield lambda: None
-            return
-        with Lease(remote, f"{socket.gethostname()}:{root.resolve()}", remote.config.claim_s, stop or Event()) as lease:
-            yield lease.check
+            raise RefusedError(
+                f"{lake.root}: another run loop is at work on this lake; leave the work to it, or stop it"
+            ) from error
+        with lake.store.claimed(LOOP_NAME, "run loop", stop=stop) as check:
+            yield check
     finally:
         os.close(descriptor)
 
@@ -102,7 +97,7 @@ class RunLoop:
         self, config: CoreConfig, publisher: Publisher | ReceiptSender, clock: Clock, engine: Engine, worker_count: int = 0
     ) -> None:
         self._config = config
-        self._root = config.lake_root
+        self._lake = lake_at(config.lake_root)
         self._clock = clock
         limits = Limits(
             config.run.max_envelope_bytes,
@@ -112,10 +107,10 @@ class RunLoop:
         )
         fault_breaker = FaultBreaker(config.run.fault_breaker_share, config.run.fault_breaker_count)
         self._context = RunContext(engine, limits, worker_count, fault_breaker, config.run.max_device_ranges)
-        self._state = load_state(self._root)
+        self._state = load_state(self._lake)
         self._receipts = sink_of(publisher, config, clock)
         self._receipts.mark_pending(self._state.ledger, self._state.ledger.devices_with_receipt())
-        self.rules = RuleBook(self._root, config.contracts, config.policies)
+        self.rules = RuleBook(self._lake, config.contracts, config.policies)
         self._heads: dict[SegmentRef, SegmentHeads] = {}
         self.worker_count = worker_count
         self.runs = 0
@@ -149,7 +144,7 @@ class RunLoop:
                 self._run(plan)
         except OSError as error:
             hint = "is there room, and may it be written? Nothing is lost meanwhile"
-            raise RetryLaterError(f"{self._root}: the disk refuses ({error}); {hint}") from error
+            raise RetryLaterError(f"{self._lake.root}: the disk refuses ({error}); {hint}") from error
         self._receipts.step()
         return plan is not None
 
@@ -159,69 +154,69 @@ class RunLoop:
         Raises:
             PipelineError: as `step`.
         """
-        left = read_plan(self._root, self._state.ledger.run + 1)
+        left = read_plan(self._lake, self._state.ledger.run + 1)
         if left is not None:
             self._run(left)
-        look_again(self._root)
+        look_again(self._lake)
         while (plan := self._next_replay(self._state.ledger.run + 1)) is not None:
             self._run(plan)
 
     def _next_plan(self) -> Plan | None:
         run = self._state.ledger.run + 1
         self._heads = {}
-        left = read_plan(self._root, run)
+        left = read_plan(self._lake, run)
         if left is not None:
             log.info("run_resumed", run=run)
             return left
         requested = self._next_replay(run)
         if requested is not None:
             return requested
-        found = find_segments(self._root, self._state.cursors, self._config.run.max_segments)
+        found = find_segments(self._lake, self._state.cursors, self._config.run.max_segments)
         if not found:
             return None
         found = [self._checked_segment(segment) for segment in found]
         plan = make_plan(run, self._clock.now_ms() * 1_000, self.rules.refresh(), self._state.cursors, found)
         if plan is not None:
-            write_plan(self._root, plan)
+            write_plan(self._lake, plan)
         return plan
 
     def _next_replay(self, run: int) -> Plan | None:
         """The next piece of the oldest request; a request of which nothing is left is forgotten."""
-        while (requested := oldest_request(self._root)) is not None:
+        while (requested := oldest_request(self._lake)) is not None:
             path, request = requested
             now_us = self._clock.now_ms() * 1_000
-            plan = replay_plan(self._root, run, now_us, self.rules.refresh(), dict(self._state.cursors), request)
+            plan = replay_plan(self._lake, run, now_us, self.rules.refresh(), dict(self._state.cursors), request)
             if plan is not None:
-                write_plan(self._root, plan)
+                write_plan(self._lake, plan)
                 return plan
             log.info("request_done", kind=request.kind, rows=len(request.ids))
-            forget_request(self._root, path)
+            forget_request(self._lake, path)
         return None
 
     def _checked_segment(self, segment: SegmentRef) -> SegmentRef:
         """Bytes that cannot be trusted are skipped with a log line: their samples are not settled, so devices send them again."""
         if segment.skip_reason:
-            log.error("segment_skipped", segment=str(segment_path(self._root, segment)), reason=segment.skip_reason)
+            log.error("segment_skipped", segment=str(segment_path(self._lake, segment)), reason=segment.skip_reason)
             return segment
         try:
-            self._heads[segment] = read_heads(self._root, segment)
+            self._heads[segment] = read_heads(self._lake, segment)
         except CorruptLakeError as error:
-            log.exception("segment_skipped", segment=str(segment_path(self._root, segment)))
+            log.exception("segment_skipped", segment=str(segment_path(self._lake, segment)))
             return msgspec.structs.replace(segment, skip_reason=str(error))
         return segment
 
     def _run(self, plan: Plan) -> None:
         started = self._clock.monotonic_s()
         try:
-            after, devices = execute(self._root, plan, self._state.ledger, self._context, self._heads)
+            after, devices = execute(self._lake, plan, self._state.ledger, self._context, self._heads)
         except CorruptLakeError as error:
             if not self._is_stale(plan):
                 raise
             # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it anew.
-            discard(self._root, plan_path(self._root, plan.run))
+            self._lake.delete(plan_path(self._lake.root, plan.run))
             raise RetryLaterError(f"run {plan.run} is planned anew: {error}") from error
         before, self._state = self._state.ledger, LoopState(after, dict(plan.next_numbers))
-        prune_ledgers(self._root, before, after)
+        prune_ledgers(self._lake, before, after)
         self._receipts.mark_pending(after, devices)
         self.runs += 1
         self.segments_skipped += sum(bool(segment.skip_reason) for segment in plan.segments)
@@ -230,22 +225,22 @@ class RunLoop:
 
     def _is_stale(self, plan: Plan) -> bool:
         """Whether nothing of the plan is prepared and a segment of it is no longer what it was."""
-        if read_prepared(self._root, plan.run) is not None:
+        if read_prepared(self._lake, plan.run) is not None:
             return False
         return any(not segment.skip_reason and self._checked_segment(segment).skip_reason for segment in plan.segments)
 
 
-def load_state(root: Path) -> LoopState:
+def load_state(lake: Lake) -> LoopState:
     """Where the lake stands, by the one pointer to the truth: the transaction of the commits table.
 
     Raises:
         CorruptLakeError: the plan or ledger of the last committed run is gone, or tables have seen later runs.
     """
-    run = committed_run(root, COMMITS)
-    check_of_one_time(root, run, [*(stream_table(name) for name in folders_of(root, STREAMS)), QUARANTINE])
+    run = committed_run(lake, COMMITS)
+    check_of_one_time(lake, run, [*(stream_table(name) for name in lake.folders(STREAMS)), QUARANTINE])
     if run == 0:
         return LoopState(Ledger(), {})
-    plan = read_plan(root, run)
+    plan = read_plan(lake, run)
     if plan is None:
-        raise CorruptLakeError(f"{root}: run {run} is committed, its plan in runs/ is gone; restore it from a copy")
-    return LoopState(read_ledger(root, run), dict(plan.next_numbers))
+        raise CorruptLakeError(f"{lake.root}: run {run} is committed, its plan in runs/ is gone; restore it from a copy")
+    return LoopState(read_ledger(lake, run), dict(plan.next_numbers))

@@ -21,7 +21,7 @@ from pipelines.heartbeat import Health, Heartbeats, starting
 from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
 from pipelines.ingest.receipt_sender import ReceiptSender
-from pipelines.lake.remote import bind
+from pipelines.lake.lake import lake_of
 from pipelines.lake.scratch import scratch
 from pipelines.refusals import broker_client_context
 from pipelines.runners.engine import Engine, RunnerKind
@@ -83,13 +83,12 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
         FaultError: our own code failed on the same run again and again.
         RetryLaterError: something stayed away through many tries.
     """
-    root, client_id = config.lake_root, f"catchment-run-{os.getpid()}"
-    bind(root, config.remote)
+    lake, client_id = lake_of(config), f"catchment-run-{os.getpid()}"
     warn_of_retention(config.contracts)
     with ExitStack() as stack:
-        check_ours = stack.enter_context(only_loop(root, stop))
-        with starting(root, "run", "loop", clock):
-            stack.enter_context(scratch(root, "run"))
+        check_ours = stack.enter_context(only_loop(lake, stop))
+        with starting(lake.root, "run", "loop", clock):
+            stack.enter_context(scratch(lake.root, "run"))
             broker_client_context(config.broker)  # what is wrong with its files must stop the start, not the first receipt
             ready = stack.enter_context(opened(engine, config.run.worker_test_s))
             sender = stack.enter_context(ReceiptSender(config, client_id, clock))
@@ -104,7 +103,7 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
             if workers and not once:
                 workers.wait_ready()
         budget = RetryBudget()
-        with Heartbeats(root, "run", "loop", clock, lambda: _health(loop, budget)):
+        with Heartbeats(lake, "run", "loop", clock, lambda: _health(loop, budget)):
             _turn(loop, budget, config, stop, check_ours, once=once)
             if once:
                 sender.drain()

@@ -6,13 +6,12 @@ or report a fault of our own (`fault`). The last one is never retried for long: 
 
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
 from pipelines.errors import CorruptLakeError, FaultError, PipelineError, RefusedError, RetryLaterError
 from pipelines.ingest.work import Failure, ItemResult
-from pipelines.lake.copy import fresh, keep
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import failed_path
 from pipelines.lake.quarantined import kind_of
 
@@ -44,17 +43,17 @@ def _trace(error: Exception) -> str:
     return "".join(part if part.startswith("  File") else kind_of(part) for part in parts)
 
 
-def keep_failures(root: Path, run: int, results: Sequence[ItemResult]) -> None:
+def keep_failures(lake: Lake, run: int, results: Sequence[ItemResult]) -> None:
     """Leave a file that tells why the run did not prepare.
 
     Raises:
         OSError: the disk refused.
     """
-    failed_path(root, run).parent.mkdir(parents=True, exist_ok=True)
-    keep(root, failed_path(root, run), msgspec.json.encode(tuple(results)))
+    failed_path(lake.root, run).parent.mkdir(parents=True, exist_ok=True)
+    lake.put(failed_path(lake.root, run), msgspec.json.encode(tuple(results)))
 
 
-def raise_failures(root: Path, run: int) -> None:
+def raise_failures(lake: Lake, run: int) -> None:
     """Raise what the items of a run failed of, the gravest first; nothing if none failed.
 
     Raises:
@@ -64,20 +63,20 @@ def raise_failures(root: Path, run: int) -> None:
         RetryLaterError: something was away.
     """
     try:
-        results = msgspec.json.decode(fresh(root, failed_path(root, run)).read_bytes(), type=tuple[ItemResult, ...])
+        results = msgspec.json.decode(lake.read(failed_path(lake.root, run)), type=tuple[ItemResult, ...])
     except FileNotFoundError:
         return
     except msgspec.MsgspecError as error:
-        raise RetryLaterError(f"{failed_path(root, run)}: torn ({error}); the run is tried again") from error
+        raise RetryLaterError(f"{failed_path(lake.root, run)}: torn ({error}); the run is tried again") from error
     failed = [(result.item, result.failure) for result in results if result.failure is not None]
     for kind in (FAULT, CORRUPT, REFUSED, AWAY):
         for item, failure in failed:
             if failure.kind == kind:
-                raise _error(root, run, item, failure)
+                raise _error(lake, run, item, failure)
 
 
-def _error(root: Path, run: int, item: int, failure: Failure) -> PipelineError:
+def _error(lake: Lake, run: int, item: int, failure: Failure) -> PipelineError:
     text = f"run {run}, item {item}: {failure.text}"
     if failure.kind == FAULT:
-        return FaultError(f"{text}; nothing was committed and nothing is lost. Report it with {failed_path(root, run)}")
+        return FaultError(f"{text}; nothing was committed and nothing is lost. Report it with {failed_path(lake.root, run)}")
     return _RAISED[failure.kind](text)

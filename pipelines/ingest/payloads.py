@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 from catchment.runtime.beneath import status_beneath
 from pipelines.errors import BadReferenceError
 from pipelines.ingest.quarantine import STAGE_OBJECT, STAGE_PAYLOAD
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import PAYLOAD, object_name
 from pipelines.lake.payload import write_payload_shard
 from pipelines.lake.reference import referred_path
@@ -25,7 +25,7 @@ REFERENCE_FIELDS = (
 )
 
 
-def check_payloads(root: Path, rows: pa.Table, spec: PayloadSpec) -> tuple[pa.StringArray, pa.StringArray]:
+def check_payloads(lake: Lake, rows: pa.Table, spec: PayloadSpec) -> tuple[pa.StringArray, pa.StringArray]:
     """Compare each payload with its hash; for one that travelled as parts, ask whether it is there and not too large.
 
     Returns:
@@ -39,17 +39,17 @@ def check_payloads(root: Path, rows: pa.Table, spec: PayloadSpec) -> tuple[pa.St
             actual = hashlib.sha256(value).hexdigest()
             stage, reason = STAGE_PAYLOAD, None if actual == digest else f"payload_sha256: the payload's is {actual}"
         elif digest is not None:
-            reason = _object_fault(root, digest, spec.max_bytes)
+            reason = _object_fault(lake, digest, spec.max_bytes)
         stages.append(stage)
         reasons.append(reason)
     return pa.array(stages, pa.string()), pa.array(reasons, pa.string())
 
 
-def store_payloads(root: Path, stream: str, name: str, keyed: pa.Table) -> list[pa.Array]:
+def store_payloads(lake: Lake, stream: str, name: str, keyed: pa.Table) -> list[pa.Array]:
     """Write the payloads of rows and return their reference columns, in the order of `REFERENCE_FIELDS`.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         stream: the stream's name.
         name: the shard's file name, derived from the plan.
         keyed: columns device, epoch, seq, payload_sha256, payload.
@@ -60,7 +60,7 @@ def store_payloads(root: Path, stream: str, name: str, keyed: pa.Table) -> list[
     known = inline.copy()
     if inline.any():
         path = f"{PAYLOAD}/{stream}/{name}"
-        shard = write_payload_shard(root / path, keyed.filter(pa.array(inline)))
+        shard = write_payload_shard(lake.root / path, keyed.filter(pa.array(inline)))
         shards[inline] = path
         places[inline] = np.arange(shard.rows)
         offsets[inline], lengths[inline] = shard.offsets.to_numpy(), shard.lengths.to_numpy()
@@ -69,7 +69,7 @@ def store_payloads(root: Path, stream: str, name: str, keyed: pa.Table) -> list[
         digest = digests[row].as_py()
         if digest is not None:
             shards[row] = object_name(digest)
-            lengths[row] = status_beneath(root, object_name(digest)).st_size
+            lengths[row] = status_beneath(lake.root, object_name(digest)).st_size
             known[row] = True
     return [
         pa.array(shards.tolist(), pa.string()),
@@ -79,10 +79,10 @@ def store_payloads(root: Path, stream: str, name: str, keyed: pa.Table) -> list[
     ]
 
 
-def _object_fault(root: Path, digest: str, max_bytes: int) -> str | None:
+def _object_fault(lake: Lake, digest: str, max_bytes: int) -> str | None:
     name = object_name(digest)
     try:
-        path = referred_path(root, name, "a sample")
+        path = referred_path(lake, name, "a sample")
         size = path.stat(follow_symlinks=False).st_size
     except BadReferenceError as error:
         return f"payload_sha256: {error}"

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 import pyarrow as pa
@@ -25,6 +24,7 @@ from pipelines.ingest.quarantine import (
 from pipelines.lake.books import BooksKey, Counts, books_by_stream
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import NewFile, write_table_file
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, QUARANTINE, QUARANTINE_CLOSED, ledger_path, stream_table
 from pipelines.lake.quarantined import CLOSED_SCHEMA
 
@@ -42,7 +42,7 @@ COMMITS_SCHEMA = pa.schema(
 )
 
 
-def publish_run(root: Path, plan: Plan, files: Sequence[NewFile], counts: Mapping[BooksKey, Counts]) -> None:
+def publish_run(lake: Lake, plan: Plan, files: Sequence[NewFile], counts: Mapping[BooksKey, Counts]) -> None:
     """Commit everything a run wrote, each table once.
 
     Raises:
@@ -50,33 +50,33 @@ def publish_run(root: Path, plan: Plan, files: Sequence[NewFile], counts: Mappin
         CorruptLakeError: a prepared file is gone.
         ConfigError: a contract gives a column another type than the table has.
     """
-    pins = read_pins(root, plan.pins)
+    pins = read_pins(lake, plan.pins)
     by_table: dict[str, list[NewFile]] = {}
-    for file in [*files, *_skipped_rows(root, plan), *_closed(root, plan)]:
+    for file in [*files, *_skipped_rows(lake, plan), *_closed(lake, plan)]:
         by_table.setdefault(file.table, []).append(file)
     streams = sorted(name for name in by_table if name not in _LATER)
-    _commit_all(root, plan.run, {name: by_table[name] for name in streams}, pins)
+    _commit_all(lake, plan.run, {name: by_table[name] for name in streams}, pins)
     for table in sorted(set(by_table) & _LATER):
-        _commit(root, plan.run, table, by_table[table], pins)
-    row = _commit_row(root, plan, counts)
-    commit_once(root, COMMITS, [row], COMMITS_SCHEMA, plan.run)
+        _commit(lake, plan.run, table, by_table[table], pins)
+    row = _commit_row(lake, plan, counts)
+    commit_once(lake, COMMITS, [row], COMMITS_SCHEMA, plan.run)
 
 
-def _commit_all(root: Path, run: int, by_table: Mapping[str, Sequence[NewFile]], pins: Pins) -> None:
+def _commit_all(lake: Lake, run: int, by_table: Mapping[str, Sequence[NewFile]], pins: Pins) -> None:
     """Commit to each table; to many at once, for each waits for the disk. A crash leaves some of them done, in either case."""
     if len(by_table) <= COMMITS_AT_ONCE:
         for table, files in by_table.items():
-            _commit(root, run, table, files, pins)
+            _commit(lake, run, table, files, pins)
         return
     with ThreadPoolExecutor(COMMITS_AT_ONCE) as pool:
-        pending = [pool.submit(_commit, root, run, table, files, pins) for table, files in by_table.items()]
+        pending = [pool.submit(_commit, lake, run, table, files, pins) for table, files in by_table.items()]
     for done in pending:
         done.result()
 
 
-def _commit(root: Path, run: int, table: str, files: Sequence[NewFile], pins: Pins) -> None:
+def _commit(lake: Lake, run: int, table: str, files: Sequence[NewFile], pins: Pins) -> None:
     schema, private = _shape(table, pins)
-    commit_once(root, table, files, schema, run, private)
+    commit_once(lake, table, files, schema, run, private)
 
 
 def stream_shape(stream: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
@@ -104,7 +104,7 @@ def _shape(table: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
     return stream_shape(stream, pins)
 
 
-def _skipped_rows(root: Path, plan: Plan) -> list[NewFile]:
+def _skipped_rows(lake: Lake, plan: Plan) -> list[NewFile]:
     """A row for each segment whose bytes could not be trusted. It stands for no samples: devices send them again."""
     rejections = [
         Rejection(
@@ -122,10 +122,10 @@ def _skipped_rows(root: Path, plan: Plan) -> list[NewFile]:
     if not rejections:
         return []
     table = rejections_table(rejections, plan.run, plan.planned_at_us, "landing")
-    return [write_table_file(root, QUARANTINE, f"{plan.run:012d}-landing.parquet", table, PRIVATE)]
+    return [write_table_file(lake, QUARANTINE, f"{plan.run:012d}-landing.parquet", table, PRIVATE)]
 
 
-def _closed(root: Path, plan: Plan) -> list[NewFile]:
+def _closed(lake: Lake, plan: Plan) -> list[NewFile]:
     """A row for each row of the quarantine that this run replays or discards."""
     if not plan.replay_items:
         return []
@@ -138,18 +138,18 @@ def _closed(root: Path, plan: Plan) -> list[NewFile]:
         [replay_item.count for replay_item in plan.replay_items],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, CLOSED_SCHEMA, strict=True)]
-    return [write_table_file(root, QUARANTINE_CLOSED, f"{plan.run:012d}.parquet", pa.table(arrays, schema=CLOSED_SCHEMA))]
+    return [write_table_file(lake, QUARANTINE_CLOSED, f"{plan.run:012d}.parquet", pa.table(arrays, schema=CLOSED_SCHEMA))]
 
 
-def _commit_row(root: Path, plan: Plan, counts: Mapping[BooksKey, Counts]) -> NewFile:
+def _commit_row(lake: Lake, plan: Plan, counts: Mapping[BooksKey, Counts]) -> NewFile:
     streams = {name: msgspec.to_builtins(books) for name, books in books_by_stream(counts).items()}
     row = {
         "run": plan.run,
         "committed_at": plan.planned_at_us,
         "streams": json.dumps(streams, sort_keys=True),
         "segments": json.dumps(plan.next_numbers, sort_keys=True),
-        "ledger": str(ledger_path(root, plan.run).relative_to(root)),
+        "ledger": str(ledger_path(lake.root, plan.run).relative_to(lake.root)),
         "pins": plan.pins,
     }
     arrays = [pa.array([row[field.name]], field.type) for field in COMMITS_SCHEMA]
-    return write_table_file(root, COMMITS, f"{plan.run:012d}.parquet", pa.table(arrays, schema=COMMITS_SCHEMA))
+    return write_table_file(lake, COMMITS, f"{plan.run:012d}.parquet", pa.table(arrays, schema=COMMITS_SCHEMA))

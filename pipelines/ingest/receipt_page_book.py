@@ -1,11 +1,9 @@
 """Which devices' receipts may have further pages retained on the broker: without a note nobody would ever empty them."""
 
-from pathlib import Path
-
 import msgspec
 import structlog
 
-from pipelines.lake.copy import keep, read_bytes
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import receipt_pages_path
 
 log = structlog.get_logger(__name__)
@@ -15,11 +13,11 @@ class PageBook:
     """How many further pages each device's receipt may have; noted before they are published. Used by one thread.
 
     Args:
-        root: the lake root.
+        lake: the lake.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
         self._pages: dict[str, int] | None = None
 
     def pages(self, device: str) -> int:
@@ -45,15 +43,15 @@ class PageBook:
         after = {**self._pages, device: pages}
         if not pages:
             del after[device]
-        path = receipt_pages_path(self._root)
+        path = receipt_pages_path(self._lake.root)
         path.parent.mkdir(parents=True, exist_ok=True)
-        keep(self._root, path, msgspec.json.encode(after))
+        self._lake.put(path, msgspec.json.encode(after))
         self._pages = after
 
     def _read(self) -> dict[str, int]:
-        path = receipt_pages_path(self._root)
+        path = receipt_pages_path(self._lake.root)
         try:
-            return msgspec.json.decode(read_bytes(self._root, path), type=dict[str, int])
+            return msgspec.json.decode(self._lake.read(path), type=dict[str, int])
         except FileNotFoundError:
             return {}
         except msgspec.MsgspecError as error:

@@ -14,6 +14,7 @@ from pipelines.ingest.receipt_messages import ReceiptSink
 from pipelines.ingest.receipt_outbox import ReceiptOutbox
 from pipelines.ingest.receipt_page_book import PageBook
 from pipelines.ingest.receipts import Publisher
+from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from schemas.topics import Topics
 
@@ -38,7 +39,7 @@ class ReceiptSender:
         self._wake = Event()
         self._stop = Event()
         self._link = MqttLink(config.broker, client_id, clock, self._wake.set)
-        self._outbox = ReceiptOutbox(self._link, Topics(config.broker.namespace), clock, PageBook(config.lake_root))
+        self._outbox = ReceiptOutbox(self._link, Topics(config.broker.namespace), clock, PageBook(lake_at(config.lake_root)))
         self._thread: Thread | None = None
         self.failure: BaseException | None = None
 
@@ -109,4 +110,4 @@ def sink_of(publisher: Publisher | ReceiptSender, config: CoreConfig, clock: Clo
     if isinstance(publisher, ReceiptSender):
         return publisher
     topics = Topics(config.broker.namespace)
-    return ReceiptOutbox(DirectLink(publisher), topics, clock, PageBook(config.lake_root))
+    return ReceiptOutbox(DirectLink(publisher), topics, clock, PageBook(lake_at(config.lake_root)))

@@ -11,8 +11,9 @@ import msgspec
 
 from pipelines.config import RemoteConfig
 from pipelines.ingest.work import ItemResult, Work
-from pipelines.lake.copy import deliver, deliver_payloads, forget, payload_paths
+from pipelines.lake.lake import lake_at
 from pipelines.lake.remote import bind, remote_of
+from pipelines.lake.upload import payload_paths, upload_files, upload_payloads
 
 FOLDER_VARIABLE = "CATCHMENT_WORK_FOLDER"
 
@@ -48,9 +49,9 @@ def upload(work: Work, result: ItemResult) -> ItemResult:
         RetryLaterError: the storage is away.
         CorruptLakeError: a file is gone, or of another size.
     """
-    root = Path(work.root)
+    lake = lake_at(Path(work.root))
     if work.remote is not None and result.failure is None:
-        deliver_payloads(root, work.run, result.files)
-        deliver(root, result.files)
-        forget(root, [*payload_paths(root, work.run, result.files), *(root / file.path for file in result.files)])
+        upload_payloads(lake, work.run, result.files)
+        upload_files(lake, result.files)
+        lake.evict([*payload_paths(lake, work.run, result.files), *(lake.root / file.path for file in result.files)])
     return result

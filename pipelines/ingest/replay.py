@@ -7,7 +7,6 @@ same run that puts them into a stream's, or back.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from pipelines.ingest.event_times import CLOCK_BOOT, CLOCK_SET, CLOCK_SHIFT
 from pipelines.ingest.plan import Plan, ReplayItem, SegmentRef
 from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON, STAGE_FLOOR, STAGE_HEAD, STAGE_REPORT
 from pipelines.ingest.requests import REPLAY, Request
-from pipelines.lake.copy import send
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import REPLAYS, landing_folder
 from pipelines.lake.quarantined import open_rows
 from schemas.envelope import DATASCHEMA_PREFIX, JSON, Span
@@ -29,14 +28,14 @@ MAX_BYTES = 256 * 1024 * 1024
 REPLAYABLE = frozenset({BODY_ENVELOPE, BODY_ARROW, BODY_JSON})
 
 
-def replay_plan(root: Path, run: int, now_us: int, pins: str, cursors: dict[str, int], request: Request) -> Plan | None:
+def replay_plan(lake: Lake, run: int, now_us: int, pins: str, cursors: dict[str, int], request: Request) -> Plan | None:
     """The next piece of a request as a plan, its segment written; None if all of it is done.
 
     Raises:
         CorruptLakeError: the quarantine cannot be read.
         OSError: the disk refused.
     """
-    rows = open_rows(root, request.ids, MAX_ROWS, MAX_BYTES)
+    rows = open_rows(lake, request.ids, MAX_ROWS, MAX_BYTES)
     if request.kind == REPLAY:
         rows = [row for row in rows if is_replayable(row)]
     if not rows:
@@ -47,7 +46,7 @@ def replay_plan(root: Path, run: int, now_us: int, pins: str, cursors: dict[str,
     )
     if request.kind != REPLAY:
         return Plan(run, now_us, pins, (), cursors, replay_items)
-    return Plan(run, now_us, pins, (_write_segment(root, run, rows, request),), cursors, replay_items)
+    return Plan(run, now_us, pins, (_write_segment(lake, run, rows, request),), cursors, replay_items)
 
 
 def is_replayable(row: dict[str, Any]) -> bool:
@@ -66,14 +65,14 @@ def _spans(row: dict[str, Any]) -> tuple[tuple[int, int], ...]:
     return tuple((low, high) for low, high in json.loads(row["spans"] or "[]"))
 
 
-def _write_segment(root: Path, run: int, rows: Sequence[dict[str, Any]], request: Request) -> SegmentRef:
-    folder = landing_folder(root, REPLAYS)
+def _write_segment(lake: Lake, run: int, rows: Sequence[dict[str, Any]], request: Request) -> SegmentRef:
+    folder = landing_folder(lake.root, REPLAYS)
     folder.mkdir(parents=True, exist_ok=True)
     segment = OpenSegment(folder, run)
     segment.append(rows_to_batch([_landing_row(row, request) for row in rows]))
     segment.sync()
     segment.seal()
-    send(root, [sealed_path(folder, run)])  # before its plan: any machine may have to carry that out
+    lake.upload([sealed_path(folder, run)])  # before its plan: any machine may have to carry that out
     return SegmentRef(REPLAYS, run, sealed_path(folder, run).stat().st_size)
 
 

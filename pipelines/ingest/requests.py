@@ -11,14 +11,11 @@ import msgspec
 
 from catchment.runtime.atomic_files import sync_folder
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import LOOKS_TO_A_LISTING, discard, files_of, keep, read_bytes
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import REQUESTS, RUNS, requests_folder
-from pipelines.lake.remote import remote_of
+from pipelines.lake.polling import poll_again, polled
 
 REPLAY, DISCARD = "replay", "discard"
-
-_looks: dict[Path, int] = {}
-_waiting_afar: dict[Path, list[Path]] = {}
 
 
 class Request(msgspec.Struct, frozen=True, rename={"requested_at_us": "asked_at_us"}):  # the name on disk
@@ -36,73 +33,67 @@ class Request(msgspec.Struct, frozen=True, rename={"requested_at_us": "asked_at_
     event_time: str = ""
 
 
-def write_request(root: Path, request: Request) -> Path:
+def write_request(lake: Lake, request: Request) -> Path:
     """Store a request, durable; the loop will find it.
 
     Raises:
         OSError: the disk refused.
     """
     body = msgspec.json.encode(request)
-    folder = requests_folder(root)
+    folder = requests_folder(lake.root)
     folder.mkdir(parents=True, exist_ok=True)
-    sync_folder(root)
+    sync_folder(lake.root)
     path = folder / f"{request.requested_at_us:020d}-{hashlib.sha256(body).hexdigest()[:12]}.json"
-    keep(root, path, body)
+    lake.put(path, body)
     return path
 
 
-def oldest_request(root: Path) -> tuple[Path, Request] | None:
+def oldest_request(lake: Lake) -> tuple[Path, Request] | None:
     """The request to carry out next; None if there is none. Of a remote lake requests are looked for now and then.
 
     Raises:
         CorruptLakeError: it cannot be read.
         RetryLaterError: the storage is away.
     """
-    waiting = _waiting(root)
+    waiting = _waiting(lake)
     if not waiting:
         return None
     try:
-        return waiting[0], msgspec.json.decode(read_bytes(root, waiting[0]), type=Request)
+        return waiting[0], msgspec.json.decode(lake.read(waiting[0]), type=Request)
     except FileNotFoundError:
-        _waiting_afar.pop(root, None)  # another loop has done it
+        poll_again(lake, REQUESTS)  # another loop has done it
         return None
     except (OSError, msgspec.MsgspecError) as error:
         raise CorruptLakeError(f"{waiting[0]}: not a request ({error}); delete it and ask again") from error
 
 
-def forget_request(root: Path, path: Path) -> None:
+def forget_request(lake: Lake, path: Path) -> None:
     """It is done.
 
     Raises:
         RetryLaterError: the storage is away.
     """
-    discard(root, path)
+    lake.delete(path)
     if path.parent.is_dir():
         sync_folder(path.parent)
-    if root in _waiting_afar:
-        _waiting_afar[root].remove(path)
+    poll_again(lake, REQUESTS)
 
 
-def open_requests(root: Path) -> list[Path]:
+def open_requests(lake: Lake) -> list[Path]:
     """The requests that wait, oldest first. Of a remote lake: a listing.
 
     Raises:
         RetryLaterError: the storage is away.
     """
-    found = [root / file.name for file in files_of(root, f"{RUNS}/{REQUESTS}")]
+    found = [lake.root / file.name for file in lake.files(f"{RUNS}/{REQUESTS}")]
     return [path for path in found if path.match("[0-9]*.json")]
 
 
-def look_again(root: Path) -> None:
+def look_again(lake: Lake) -> None:
     """Let the next look for requests be one, however short ago the last one was."""
-    _looks.pop(root, None)
+    poll_again(lake, REQUESTS)
 
 
-def _waiting(root: Path) -> list[Path]:
+def _waiting(lake: Lake) -> list[Path]:
     """As `open_requests`; of a remote lake listed at every hundredth look only, and known in between."""
-    if remote_of(root) is None:
-        return open_requests(root)
-    _looks[root] = _looks.get(root, -1) + 1
-    if _looks[root] % LOOKS_TO_A_LISTING == 0:
-        _waiting_afar[root] = open_requests(root)
-    return _waiting_afar.get(root, [])
+    return polled(lake, REQUESTS, lambda: open_requests(lake))

@@ -18,6 +18,7 @@ from pipelines.ingest.publish import stream_shape
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import inspected
 from pipelines.lake.commit import APP
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
 from pipelines.lake.table import check_evolution
 from pipelines.lake.table_states import TableStates
@@ -32,7 +33,7 @@ class RuleBook:
     """The rules in force.
 
     Args:
-        root: the lake root, where rules are stored under their digest.
+        lake: the lake, where rules are stored under their digest.
         contracts: a folder, or "".
         policies: a folder, or "".
 
@@ -41,11 +42,11 @@ class RuleBook:
         ExpressionError: a rule does not compile.
     """
 
-    def __init__(self, root: Path, contracts: str, policies: str) -> None:
+    def __init__(self, lake: Lake, contracts: str, policies: str) -> None:
         self.errors = 0
         self.broken = ""
         self.reloads = 0
-        self._root = root
+        self._lake = lake
         self._contracts = contracts
         self._policies = policies
         self._changes = 0
@@ -76,18 +77,18 @@ class RuleBook:
         return self._digest
 
     def _load(self) -> str:
-        policies = policies_in_force(self._root, self._policies)
-        store_code(self._root, policies, Path(self._policies))
+        policies = policies_in_force(self._lake, self._policies)
+        store_code(self._lake, policies, Path(self._policies))
         contracts = tuple(inspected(contract, policies) for contract in ContractSet.load(self._contracts).all())
         pins = Pins(contracts, policies)
         for contract in contracts:
             Tagger.compile(policies, contract)  # a rule that does not compile must stop here, not the first run
-        _check_all_fit(self._root, sorted({contract.name for contract in contracts}), pins)
-        return write_pins(self._root, pins)
+        _check_all_fit(self._lake, sorted({contract.name for contract in contracts}), pins)
+        return write_pins(self._lake, pins)
 
     def _fingerprint(self) -> Fingerprint:
         """Names, sizes, times and inodes of all files: a few stats, no reading."""
-        self._changes = newest_number(self._root, self._changes)
+        self._changes = newest_number(self._lake, self._changes)
         found: list[tuple[str, int, int, int]] = [("applied", self._changes, 0, 0)]
         for folder in filter(None, (self._contracts, self._policies)):
             try:
@@ -99,9 +100,9 @@ class RuleBook:
         return tuple(found)
 
 
-def _check_all_fit(root: Path, streams: Sequence[str], pins: Pins) -> None:
+def _check_all_fit(lake: Lake, streams: Sequence[str], pins: Pins) -> None:
     """Refuse, with the difference, a contract whose columns the stream's table has with other types."""
-    states = TableStates(root, APP)
+    states = TableStates(lake, APP)
     states.look_up([stream_table(stream) for stream in streams])
     for stream in streams:
         schema, _private = stream_shape(stream, pins)

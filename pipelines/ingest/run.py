@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
@@ -28,13 +27,13 @@ from pipelines.ingest.quarantine import STAGE_FLOOR, STAGE_HEAD
 from pipelines.ingest.requests import DISCARD
 from pipelines.ingest.work import Limits, Prepared, Unadmitted, Work
 from pipelines.lake.books import BooksKey, Counts
-from pipelines.lake.copy import at_hand, deliver_run, discard, forget, payload_paths
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import prepared_path
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_books import floors_of, streams_of
 from pipelines.lake.ledger_bounds import MAX_DEVICE_RANGES
 from pipelines.lake.ledger_files import write_ledger
-from pipelines.lake.remote import remote_of
+from pipelines.lake.upload import payload_paths, upload_run
 from pipelines.runners.engine import Engine
 
 LATE = "below the floor of its stream: gaps this old were closed, so it may be a copy of a row; it is kept here"
@@ -67,12 +66,12 @@ class RunContext:
 
 
 def execute(
-    root: Path, plan: Plan, before: Ledger, context: RunContext, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
+    lake: Lake, plan: Plan, before: Ledger, context: RunContext, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS
 ) -> tuple[Ledger, frozenset[str]]:
     """Carry out a plan, or what a crash left of it.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         plan: the plan; it is on disk.
         before: the ledger after the run before.
         context: what it is carried out with.
@@ -86,11 +85,11 @@ def execute(
         ConflictError: another committer is at work.
         FaultError: our own code fails on whatever comes; nothing was committed.
     """
-    admitted = admit_replay(root, plan) if plan.replay_items else admit_plan(root, plan, before, known)
-    prepared = read_prepared(root, plan.run) or _prepare(root, plan, admitted, context)
-    faults = check_fault_breaker(root, plan, prepared, before, context.fault_breaker)
+    admitted = admit_replay(lake, plan) if plan.replay_items else admit_plan(lake, plan, before, known)
+    prepared = read_prepared(lake, plan.run) or _prepare(lake, plan, admitted, context)
+    faults = check_fault_breaker(lake, plan, prepared, before, context.fault_breaker)
     chips = prepare_chips(
-        root, plan, prepared, read_pins(root, plan.pins), context.limits.max_image_pixels, _cutter(root, context)
+        lake, plan, prepared, read_pins(lake, plan.pins), context.limits.max_image_pixels, _cutter(lake, context)
     )
     counts = count_replay(plan, prepared) if plan.replay_items else count(admitted, prepared)
     reports = [report for index in sorted(admitted.heads) for report in admitted.heads[index].reports]
@@ -106,26 +105,26 @@ def execute(
     if unbalanced:
         raise CorruptLakeError(
             f"run {plan.run}: received is not committed + quarantined + discarded + duplicate for {unbalanced[:3]}; nothing was "
-            f"committed. Delete {prepared_path(root, plan.run)} to prepare the run anew"
+            f"committed. Delete {prepared_path(lake.root, plan.run)} to prepare the run anew"
         )
     files = [*prepared.files(), *chips]
-    deliver_run(root, plan.run, files)
-    write_ledger(root, after)
-    publish_run(root, plan, files, counts)
-    keep_faults(root, *faults)
-    forget(root, [*payload_paths(root, plan.run, files), *(segment_path(root, segment) for segment in plan.segments)])
+    upload_run(lake, plan.run, files)
+    write_ledger(lake, after)
+    publish_run(lake, plan, files, counts)
+    keep_faults(lake, *faults)
+    lake.evict([*payload_paths(lake, plan.run, files), *(segment_path(lake, segment) for segment in plan.segments)])
     devices = {key.device for key in admitted.admission.touched} | {device for device, _ in counts if device}
     return after, frozenset(devices | {report.device for report in reports})
 
 
-def admit_plan(root: Path, plan: Plan, before: Ledger, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS) -> Admitted:
+def admit_plan(lake: Lake, plan: Plan, before: Ledger, known: Mapping[SegmentRef, SegmentHeads] = NO_HEADS) -> Admitted:
     """Read the heads of a plan and judge them against the ledger before it.
 
     Raises:
         CorruptLakeError: a segment is not what was written.
     """
     heads = {
-        index: known.get(segment) or read_heads(root, segment)
+        index: known.get(segment) or read_heads(lake, segment)
         for index, segment in enumerate(plan.segments)
         if not segment.skip_reason
     }
@@ -143,9 +142,9 @@ def admit_plan(root: Path, plan: Plan, before: Ledger, known: Mapping[SegmentRef
     return Admitted(heads, admission, fresh_by_place, places)
 
 
-def admit_replay(root: Path, plan: Plan) -> Admitted:
+def admit_replay(lake: Lake, plan: Plan) -> Admitted:
     """A replay settles the seqs that its plan names, whatever the ledger says: they were settled as quarantined."""
-    heads = {index: read_heads(root, segment) for index, segment in enumerate(plan.segments)}
+    heads = {index: read_heads(lake, segment) for index, segment in enumerate(plan.segments)}
     fresh_by_place = {index: tuple((replay_item.spans,) for replay_item in plan.replay_items) for index in heads}
     return Admitted(heads, Admission([], {}), fresh_by_place)
 
@@ -198,9 +197,9 @@ def reasons_of(prepared: Prepared) -> dict[BooksKey, Counter[str]]:
     return found
 
 
-def read_prepared(root: Path, run: int) -> Prepared | None:
+def read_prepared(lake: Lake, run: int) -> Prepared | None:
     """What the graph of a run wrote; None if it has not come to its end."""
-    path = at_hand(root, prepared_path(root, run))
+    path = lake.local(prepared_path(lake.root, run))
     try:
         return msgspec.json.decode(path.read_bytes(), type=Prepared)
     except FileNotFoundError:
@@ -210,7 +209,7 @@ def read_prepared(root: Path, run: int) -> Prepared | None:
 
 
 def check_fault_breaker(
-    root: Path, plan: Plan, prepared: Prepared, ledger: Ledger, limit: FaultBreaker
+    lake: Lake, plan: Plan, prepared: Prepared, ledger: Ledger, limit: FaultBreaker
 ) -> tuple[FaultStreak, FaultStreak]:
     """Pause a run of which (nearly) all messages meet an internal error; it is prepared again at the next try.
 
@@ -220,13 +219,13 @@ def check_fault_breaker(
     Raises:
         FaultError: it is paused.
     """
-    before, found = read_faults(root), faults_of(prepared)
+    before, found = read_faults(lake), faults_of(prepared)
     if plan.replay_items:
         return before, before  # a replay may well meet its fault again, and then goes back to where it was
     if not found.refused or not is_systemic(found, before, ledger.devices(), limit):
         return before, streak_after(found, before, limit)
-    keep_faults(root, before, paused(plan.run, plan.planned_at_us, found, before))
-    discard(root, prepared_path(root, plan.run))
+    keep_faults(lake, before, paused(plan.run, plan.planned_at_us, found, before))
+    lake.delete(prepared_path(lake.root, plan.run))
     raise FaultError(
         f"run {plan.run} is paused: {found.refused} of its {found.messages} messages meet an internal error "
         f"({found.reason[:300]}). Nothing was committed and nothing is lost: once it is fixed, the run goes on by itself. "
@@ -234,12 +233,11 @@ def check_fault_breaker(
     )
 
 
-def works(root: Path, plan: Plan, admitted: Admitted, limits: Limits) -> list[Work]:
+def works(lake: Lake, plan: Plan, admitted: Admitted, limits: Limits) -> list[Work]:
     """The plan's work items with their verdicts."""
-    remote = remote_of(root)
     return [
         Work(
-            root=str(root),
+            root=str(lake.root),
             run=plan.run,
             at_us=plan.planned_at_us,
             pins=plan.pins,
@@ -250,7 +248,7 @@ def works(root: Path, plan: Plan, admitted: Admitted, limits: Limits) -> list[Wo
                 for index in indexes
             ),
             limits=limits,
-            remote=None if remote is None else remote.config,
+            remote=lake.store.remote_config,
             unadmitted=tuple(one for segment, index in enumerate(indexes) for one in _unadmitted(admitted, index, segment)),
         )
         for item, indexes in enumerate(plan.items())
@@ -272,19 +270,19 @@ def _unadmitted(admitted: Admitted, index: int, segment: int) -> Iterator[Unadmi
             yield Unadmitted(segment, message, STAGE_FLOOR, LATE, admission.late[place])
 
 
-def _cutter(root: Path, context: RunContext) -> Engine:
+def _cutter(lake: Lake, context: RunContext) -> Engine:
     """Where images are cut: of a remote lake in this process, for their bands lie in this folder."""
-    return context.engine if remote_of(root) is None else Engine()
+    return context.engine if lake.store.is_on_disk else Engine()
 
 
-def _prepare(root: Path, plan: Plan, admitted: Admitted, context: RunContext) -> Prepared:
-    items = works(root, plan, admitted, context.limits)
+def _prepare(lake: Lake, plan: Plan, admitted: Admitted, context: RunContext) -> Prepared:
+    items = works(lake, plan, admitted, context.limits)
     if not items:
         return Prepared(plan.run, ())
-    run_graph(items, str(root), plan.run, context.engine, context.worker_count)
-    prepared = read_prepared(root, plan.run)
+    run_graph(items, str(lake.root), plan.run, context.engine, context.worker_count)
+    prepared = read_prepared(lake, plan.run)
     if prepared is None or len(prepared.items) != len(items):
         done = 0 if prepared is None else len(prepared.items)
-        discard(root, prepared_path(root, plan.run))
+        lake.delete(prepared_path(lake.root, plan.run))
         raise CorruptLakeError(f"run {plan.run}: {context.engine.kind.value} finished {done} of {len(items)} items; use another")
     return prepared

@@ -34,8 +34,8 @@ from pipelines.ingest.quarantine import (
 )
 from pipelines.ingest.tabulate import Target, write_group
 from pipelines.ingest.work import Faults, ItemResult, RefusalCount, Settled, Work
-from pipelines.lake.copy import at_hand
 from pipelines.lake.files import NewFile, write_table_file
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import QUARANTINE, stream_table
 from pipelines.lake.quarantined import kind_of
 from schemas.contract import Contract
@@ -98,7 +98,7 @@ class Settler:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._root = Path(work.root)
+        self._lake = lake_at(Path(work.root))
         self._pins = _pins(work.root, work.pins)
         self._groups: dict[GroupKey, Group] = {}
         self._parts: Counter[str] = Counter()
@@ -223,7 +223,7 @@ class Settler:
         self._groups, self._bytes = {}, 0
         for (stream, _version), groups in sorted(by_table.items()):
             name = f"{self._work.run:012d}-{self._part(stream_table(stream))}.parquet"
-            target = Target(self._root, self._work.run, name, self._pins, self._work.limits)
+            target = Target(self._lake, self._work.run, name, self._pins, self._work.limits)
             written = write_group(groups, target)
             self._files.extend(written.files)
             self._committed.update(written.committed)
@@ -246,7 +246,7 @@ class Settler:
             part = self._part(QUARANTINE)
             table = rejections_table(self._rejections, self._work.run, self._work.at_us, part)
             name = f"{self._work.run:012d}-{part}.parquet"
-            self._files.append(write_table_file(self._root, QUARANTINE, name, table, PRIVATE))
+            self._files.append(write_table_file(self._lake, QUARANTINE, name, table, PRIVATE))
         self._rejections, self._rejected_bytes = [], 0
 
     def _reject(self, rejection: Rejection, stream: str | None = None) -> None:
@@ -260,12 +260,12 @@ class Settler:
 
 
 def _at_hand(work: Work, segment: SegmentRef) -> Path:
-    return at_hand(Path(work.root), segment_path(Path(work.root), segment))
+    return lake_at(Path(work.root)).local(segment_path(lake_at(Path(work.root)), segment))
 
 
 @lru_cache(maxsize=4)
 def _pins(root: str, digest: str) -> Pins:
-    return read_pins(Path(root), digest)
+    return read_pins(lake_at(Path(root)), digest)
 
 
 class RefusalTally:

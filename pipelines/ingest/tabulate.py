@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,6 +28,7 @@ from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.stored import fresh_payloads
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.files import NewFile, write_table_file
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
 from pipelines.policy.guard import GuardedTagger
 from schemas.contract import Contract
@@ -41,7 +41,7 @@ Int64s = npt.NDArray[np.int64]
 class Target:
     """Where rows go: the lake, the run, the file name that the plan gives, and the rules."""
 
-    root: Path
+    lake: Lake
     run: int
     name: str
     pins: Pins
@@ -86,12 +86,12 @@ def write_group(groups: Sequence[Group], target: Target) -> Written:
     private = private_columns(*(each for each in target.pins.contracts if each.name == contract.name))
     if steps or contract.payload is not None:
         rows = _with_device_in_words(rows)
-        rows = inspect_rows(target.root, rows, steps, fresh_payloads(target.root, rows), private)
+        rows = inspect_rows(target.lake, rows, steps, fresh_payloads(target.lake, rows), private)
     if contract.payload is not None:
         rows = _with_references(rows, contract, target)
     rows = _with_tags(rows, contract, target)
     rows = rows.select(table_schema(contract).names)
-    written.files.append(write_table_file(target.root, stream_table(contract.name), target.name, rows, private))
+    written.files.append(write_table_file(target.lake, stream_table(contract.name), target.name, rows, private))
     return written
 
 
@@ -129,7 +129,7 @@ def _check(envelopes: Sequence[Envelope], contract: Contract, target: Target, wr
     checked = _accepted(checked, reasons(checked.rows, contract), None, written)
     if contract.payload is None or not checked.rows.num_rows:
         return checked
-    stages, found = check_payloads(target.root, checked.rows, contract.payload)
+    stages, found = check_payloads(target.lake, checked.rows, contract.payload)
     return _accepted(checked, found, stages, written)
 
 
@@ -188,7 +188,7 @@ def _with_device_in_words(rows: pa.Table) -> pa.Table:
 
 def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.Table:
     keyed = rows.select(["device", "epoch", "seq", "payload_sha256", "payload"])
-    references = store_payloads(target.root, contract.name, target.name, keyed)
+    references = store_payloads(target.lake, contract.name, target.name, keyed)
     narrow = rows.drop_columns(["payload"])
     for reference, column in zip(REFERENCE_FIELDS, references, strict=True):
         narrow = narrow.append_column(reference, column)
@@ -196,7 +196,7 @@ def _with_references(rows: pa.Table, contract: Contract, target: Target) -> pa.T
 
 
 def _with_tags(rows: pa.Table, contract: Contract, target: Target) -> pa.Table:
-    tagger = _tagger(target.root, msgspec.json.encode(target.pins.policies), contract)
+    tagger = _tagger(target.lake, msgspec.json.encode(target.pins.policies), contract)
     tags, tag_rules = tagger.coded(_with_device_in_words(rows) if "device" in tagger.columns else rows)
     return rows.append_column("tags", tags).append_column("tag_rules", tag_rules)
 
@@ -209,10 +209,10 @@ def _count(checked: _Checked, stream: str, written: Written) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tagger(root: Path, policies: bytes, contract: Contract) -> GuardedTagger:
+def _tagger(lake: Lake, policies: bytes, contract: Contract) -> GuardedTagger:
     # By their JSON: a policy's examples are mappings, so a policy itself has no hash.
     given = msgspec.json.decode(policies, type=tuple[Policy, ...])
-    return GuardedTagger.compile(given, contract, book=SuspensionBook(root))
+    return GuardedTagger.compile(given, contract, book=SuspensionBook(lake))
 
 
 def row_bytes(rows: pa.Table | pa.RecordBatch) -> Int64s:

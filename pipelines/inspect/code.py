@@ -8,15 +8,15 @@ import msgspec
 
 from catchment.runtime.atomic_files import sync_folder
 from pipelines.errors import ConfigError, CorruptLakeError
-from pipelines.lake.copy import at_hand, keep
+from pipelines.lake.lake import Lake
 from schemas.policy import InspectStep, Policy
 
 MAX_CODE_BYTES = 512 * 1024 * 1024
 
 
-def code_path(root: Path, digest: str) -> Path:
+def code_path(lake: Lake, digest: str) -> Path:
     """Where the lake keeps a step's file."""
-    return root / "policies" / "code" / digest
+    return lake.root / "policies" / "code" / digest
 
 
 def bind_code(policy: Policy, folder: Path) -> Policy:
@@ -30,31 +30,31 @@ def bind_code(policy: Policy, folder: Path) -> Policy:
     return msgspec.structs.replace(policy, inspect=tuple(_bound(step, folder) for step in policy.inspect))
 
 
-def store_code(root: Path, policies: Iterable[Policy], folder: Path) -> None:
+def store_code(lake: Lake, policies: Iterable[Policy], folder: Path) -> None:
     """Copy the steps' files from beside the policies into the lake, each once.
 
     Raises:
         ConfigError: a file cannot be read, or is no longer what the policy was loaded with.
     """
     for step in (step for policy in policies for step in policy.inspect if step.code):
-        path = code_path(root, step.code)
-        if at_hand(root, path).exists():
+        path = code_path(lake, step.code)
+        if lake.local(path).exists():
             continue
         body = _read(folder / step.file)
         if hashlib.sha256(body).hexdigest() != step.code:
             raise ConfigError(f"{folder / step.file}: changed while the policy was applied; apply it again")
         path.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(path.parent.parent)
-        keep(root, path, body)
+        lake.put(path, body)
 
 
-def checked_code(root: Path, step: InspectStep) -> Path:
+def checked_code(lake: Lake, step: InspectStep) -> Path:
     """The step's file in the lake, its bytes compared with its name.
 
     Raises:
         CorruptLakeError: it is gone, or holds something else.
     """
-    path = at_hand(root, code_path(root, step.code))
+    path = lake.local(code_path(lake, step.code))
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,6 +27,7 @@ from pipelines.inspect.onnx_model import ModelInspector
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.inspect.text import compiled_patterns, count_patterns
 from pipelines.inspect.worker import MAX_KILLS, UserWorker
+from pipelines.lake.lake import Lake, lake_at
 from schemas.contract import PiiClass
 from schemas.policy import InspectStep
 
@@ -50,12 +51,12 @@ class Inspected:
 
 
 def inspect_rows(
-    root: Path | None, rows: pa.Table, steps: Sequence[InspectStep], payload: Payloads, private: Collection[str] = ()
+    lake: Lake | None, rows: pa.Table, steps: Sequence[InspectStep], payload: Payloads, private: Collection[str] = ()
 ) -> pa.Table:
     """The rows with the columns of all steps; what a row has already stays.
 
     Args:
-        root: the lake root, for the cache and the users' code; None: neither.
+        lake: the lake, for the cache and the users' code; None: neither.
         rows: a stream's rows, with device, epoch, seq and, where there is a payload, payload_sha256.
         steps: what to compute.
         payload: gives the payload of a row by its place; None if there is none.
@@ -68,10 +69,10 @@ def inspect_rows(
     """
     if not steps or not rows.num_rows:
         return rows
-    cache = InspectCache(root / "cache" / "inspect.sqlite" if root else None)
+    cache = InspectCache(lake.root / "cache" / "inspect.sqlite" if lake else None)
     failures: list[str | None] = [None] * rows.num_rows
     for step in steps:
-        found = _inspect(root, rows, step, payload, InspectCache(None) if _is_private(step, private) else cache)
+        found = _inspect(lake, rows, step, payload, InspectCache(None) if _is_private(step, private) else cache)
         for name, column in found.columns.items():
             rows = _filled(rows, name, column)
         for place, error in enumerate(found.errors):
@@ -111,7 +112,7 @@ def _is_private(step: InspectStep, private: Collection[str]) -> bool:
     return any(column.pii is not PiiClass.NONE or column.name in private for column in step_columns(step))
 
 
-def _inspect(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
+def _inspect(lake: Lake | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
     if step.use == "text":
         return _inspect_text(rows, step, payload)
     names = [column.name for column in step_columns(step)]
@@ -121,8 +122,8 @@ def _inspect(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payl
     if step.use == "exif":
         return _each(rows, step, payload, cache, exif_facts, names)
     if step.use == "onnx":
-        return _each(rows, step, payload, cache, _model(str(root or ""), msgspec.json.encode(step)).look, names)
-    return _inspect_by_user(root, rows, step, payload, cache)
+        return _each(rows, step, payload, cache, _model(str(lake.root if lake else ""), msgspec.json.encode(step)).look, names)
+    return _inspect_by_user(lake, rows, step, payload, cache)
 
 
 def _each(
@@ -190,9 +191,9 @@ def _inspect_text(rows: pa.Table, step: InspectStep, payload: Payloads) -> Inspe
     return Inspected(count_patterns(texts, compiled_patterns(step.options)), [None] * rows.num_rows)
 
 
-def _inspect_by_user(root: Path | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
-    worker = _kept_worker(str(root or ""), msgspec.json.encode(step))
-    book = SuspensionBook(root) if root else None
+def _inspect_by_user(lake: Lake | None, rows: pa.Table, step: InspectStep, payload: Payloads, cache: InspectCache) -> Inspected:
+    worker = _kept_worker(str(lake.root if lake else ""), msgspec.json.encode(step))
+    book = SuspensionBook(lake) if lake else None
     if book is not None:  # another process may have suspended it, or a new version of its policy lifted it
         worker.heed(is_suspended=book.inspector(step) is not None)
     found = _answers_of_user(worker, rows, step, payload, cache)
@@ -238,13 +239,13 @@ def _filled(rows: pa.Table, name: str, column: pa.Array) -> pa.Table:
 @lru_cache(maxsize=16)
 def _model(root: str, step: bytes) -> ModelInspector:
     parsed = msgspec.json.decode(step, type=InspectStep)
-    return ModelInspector(checked_code(Path(root), parsed), parsed)
+    return ModelInspector(checked_code(lake_at(Path(root)), parsed), parsed)
 
 
 @lru_cache(maxsize=16)
 def _kept_worker(root: str, step: bytes) -> UserWorker:
     parsed = msgspec.json.decode(step, type=InspectStep)
-    worker = _worker(parsed, checked_code(Path(root), parsed) if parsed.code else None)
+    worker = _worker(parsed, checked_code(lake_at(Path(root)), parsed) if parsed.code else None)
     atexit.register(worker.close)
     return worker
 

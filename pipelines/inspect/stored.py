@@ -1,7 +1,6 @@
 """Where the payloads of rows are: in the table itself while a run writes it, in shards and objects afterwards."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +8,7 @@ import pyarrow as pa
 from pipelines.contracts.arrow import private_columns
 from pipelines.inspect.columns import step_columns
 from pipelines.inspect.run import Payloads, inspect_rows
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import object_name
 from pipelines.lake.payload import read_payload
 from pipelines.lake.reference import open_referred
@@ -21,7 +21,7 @@ _REFERENCES = ("payload_shard", "payload_row", "payload_offset", "payload_length
 _KEY = ("device", "epoch", "seq")
 
 
-def fresh_payloads(root: Path, rows: pa.Table) -> Payloads:
+def fresh_payloads(lake: Lake, rows: pa.Table) -> Payloads:
     """The payloads of rows that a run is about to write: in the table, or, if they travelled in parts, under objects/."""
     if PAYLOAD not in rows.column_names:
         return lambda _place: None
@@ -32,13 +32,13 @@ def fresh_payloads(root: Path, rows: pa.Table) -> Payloads:
         digest = digests[place].as_py()
         if body is not None or digest is None:
             return body
-        with open_referred(root, object_name(digest), f"the row with payload_sha256 {digest}") as file:
+        with open_referred(lake, object_name(digest), f"the row with payload_sha256 {digest}") as file:
             return file.read() if os.fstat(file.fileno()).st_size <= MAX_INSPECTED_BYTES else None
 
     return payload
 
 
-def committed_payloads(root: Path, rows: pa.Table) -> Payloads:
+def committed_payloads(lake: Lake, rows: pa.Table) -> Payloads:
     """The payloads of rows that are in the lake: one pread each.
 
     Raises:
@@ -54,7 +54,7 @@ def committed_payloads(root: Path, rows: pa.Table) -> Payloads:
         if shard is None or not length or length > MAX_INSPECTED_BYTES:
             return None
         sample = "/".join(str(column[place].as_py()) for column in keys)
-        return read_payload(root, shard, offset or 0, length, row or 0, f"sample {sample}")
+        return read_payload(lake, shard, offset or 0, length, row or 0, f"sample {sample}")
 
     return payload
 
@@ -63,13 +63,13 @@ class StoredInspector:
     """Fills in the inspected columns of rows that were committed before there was a step for them.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         contract: the stream's own contract.
         steps: what to compute.
     """
 
-    def __init__(self, root: Path, contract: Contract, steps: tuple[InspectStep, ...]) -> None:
-        self._root, self._contract, self._steps = root, contract, steps
+    def __init__(self, lake: Lake, contract: Contract, steps: tuple[InspectStep, ...]) -> None:
+        self._lake, self._contract, self._steps = lake, contract, steps
 
     @property
     def columns(self) -> frozenset[str]:
@@ -85,7 +85,7 @@ class StoredInspector:
         waiting = [step for step in self._steps if not _is_filled(rows, step)]
         if not waiting:
             return rows
-        return inspect_rows(self._root, rows, waiting, committed_payloads(self._root, rows), private_columns(self._contract))
+        return inspect_rows(self._lake, rows, waiting, committed_payloads(self._lake, rows), private_columns(self._contract))
 
 
 def _is_filled(rows: pa.Table, step: InspectStep) -> bool:

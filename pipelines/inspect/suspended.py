@@ -16,6 +16,7 @@ import msgspec
 from catchment.runtime.atomic_files import sync_folder, write_atomic
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.inspect.columns import step_digest
+from pipelines.lake.lake import Lake
 from schemas.policy import InspectStep, Policy
 
 FOLDER = "policies/suspended"
@@ -49,16 +50,16 @@ class SuspensionBook:
         clock: for the time of a new entry.
     """
 
-    root: Path
+    lake: Lake
     clock: Clock = field(default_factory=SystemClock)
 
     def policy(self, label: str) -> Suspension | None:
         """Why a policy is suspended; None if it is not."""
-        return _read(_path(self.root, label))
+        return _read(_path(self.lake, label))
 
     def inspector(self, step: InspectStep) -> Suspension | None:
         """Why an inspect step is suspended; None if it is not."""
-        return _read(_path(self.root, _step_name(step)))
+        return _read(_path(self.lake, _step_name(step)))
 
     def suspend_policy(self, label: str, stream: str, reason: str) -> None:
         """Keep a policy from giving tags. An entry that is there already stays."""
@@ -72,8 +73,8 @@ class SuspensionBook:
         """Remove the entries of these policies, whichever version, and of their inspect steps; the names of what was lifted."""
         lifted: list[str] = []
         for policy in policies:
-            own = _folder(self.root).glob(f"{policy.id}@*.json")
-            for path in (*own, *(_path(self.root, _step_name(step)) for step in policy.inspect)):
+            own = _folder(self.lake).glob(f"{policy.id}@*.json")
+            for path in (*own, *(_path(self.lake, _step_name(step)) for step in policy.inspect)):
                 found = _read(path)
                 if found is not None:
                     path.unlink(missing_ok=True)
@@ -83,11 +84,11 @@ class SuspensionBook:
     def in_force(self, policies: Iterable[Policy]) -> tuple[Suspension, ...]:
         """The entries that concern these policies and their inspect steps."""
         names = [name for policy in policies for name in (policy.label, *map(_step_name, policy.inspect))]
-        found = (_read(_path(self.root, name)) for name in dict.fromkeys(names))
+        found = (_read(_path(self.lake, name)) for name in dict.fromkeys(names))
         return tuple(each for each in found if each is not None)
 
     def _write(self, name: str, entry: Suspension) -> None:
-        path = _path(self.root, name)
+        path = _path(self.lake, name)
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,9 +110,9 @@ def _step_name(step: InspectStep) -> str:
     return f"inspector-{step_digest(step)}"
 
 
-def _folder(root: Path) -> Path:
-    return root / FOLDER
+def _folder(lake: Lake) -> Path:
+    return lake.root / FOLDER
 
 
-def _path(root: Path, name: str) -> Path:
-    return _folder(root) / f"{name}.json"
+def _path(lake: Lake, name: str) -> Path:
+    return _folder(lake) / f"{name}.json"

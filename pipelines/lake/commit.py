@@ -7,7 +7,6 @@ committers then meet in the log, one wins, the other looks again and finds the w
 
 import time
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 from deltalake import CommitProperties, Transaction
@@ -15,36 +14,37 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction
 
 from pipelines.errors import ConflictError, CorruptLakeError, RetryLaterError
-from pipelines.lake.copy import deliver, forget
 from pipelines.lake.files import NewFile
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, RUNS
 from pipelines.lake.table import HOOKS, ensure_table, open_table, sync_log
 from pipelines.lake.table_states import TableStates
+from pipelines.lake.upload import upload_files
 
 APP = "ingest"
 ATTEMPTS = 20
 
 
-def committed_run(root: Path, name: str) -> int:
+def committed_run(lake: Lake, name: str) -> int:
     """The last run that entered this table; 0 for none."""
-    table = open_table(root, name)
+    table = open_table(lake, name)
     return (table.transaction_version(APP) or 0) if table is not None else 0
 
 
-def check_of_one_time(root: Path, run: int, names: Sequence[str]) -> None:
+def check_of_one_time(lake: Lake, run: int, names: Sequence[str]) -> None:
     """A table can be one run ahead of `commits`, by a crash between the two; more, and they are not of the same lake.
 
     Going on would give out run numbers that such tables have seen: their rows would be taken for committed, and dropped.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         run: the last run in `commits`.
         names: the tables that runs commit to.
 
     Raises:
         CorruptLakeError: a table has seen later runs.
     """
-    states = TableStates(root, APP)
+    states = TableStates(lake, APP)
     states.look_up(names)
     for name in names:
         try:
@@ -54,19 +54,19 @@ def check_of_one_time(root: Path, run: int, names: Sequence[str]) -> None:
         seen = 0 if state is None else state.transactions[APP]
         if seen > run + 1:
             raise CorruptLakeError(
-                f"{root}: {COMMITS}/ ends at run {run}, and {name}/ holds run {seen} already: one of them was lost or put back "
-                f"from an older copy. Restore {COMMITS}/ and {RUNS}/ of the same time as the tables"
+                f"{lake.root}: {COMMITS}/ ends at run {run}, and {name}/ holds run {seen} already: one of them was lost or "
+                f"put back from an older copy. Restore {COMMITS}/ and {RUNS}/ of the same time as the tables"
             )
     states.keep()
 
 
 def commit_once(
-    root: Path, name: str, files: Sequence[NewFile], schema: pa.Schema, run: int, private: Collection[str] = (), app: str = APP
+    lake: Lake, name: str, files: Sequence[NewFile], schema: pa.Schema, run: int, private: Collection[str] = (), app: str = APP
 ) -> bool:
     """Add the files of run `run` to a table, unless that run is already in it.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         name: the table's folder, relative to the root.
         files: what to add, all durable.
         schema: the columns the table must have.
@@ -82,13 +82,13 @@ def commit_once(
         CorruptLakeError: a file to add is missing or of another size.
     """
     for attempt in range(ATTEMPTS):
-        table = ensure_table(root, name, schema, private)
+        table = ensure_table(lake, name, schema, private)
         done = table.transaction_version(app)
         if done is not None and done >= run:
-            sync_log(root, name, table.version())  # the winner may have died before its own sync
-            forget(root, [root / file.path for file in files])
+            sync_log(lake, name, table.version())  # the winner may have died before its own sync
+            lake.evict([lake.root / file.path for file in files])
             return False
-        deliver(root, files)
+        upload_files(lake, files)
         now_ms = time.time_ns() // 1_000_000
         try:
             table.create_write_transaction(
@@ -107,8 +107,8 @@ def commit_once(
             continue
         except (DeltaError, OSError) as error:
             raise RetryLaterError(f"{name}: run {run} could not be committed: {error}; is the storage there?") from error
-        sync_log(root, name, table.version())
-        forget(root, [root / file.path for file in files])
+        sync_log(lake, name, table.version())
+        lake.evict([lake.root / file.path for file in files])
         return True
     raise ConflictError(f"{name}: run {run} lost {ATTEMPTS} times against other committers; try again")
 

@@ -17,8 +17,8 @@ from deltalake import DeltaTable
 
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.compact_plan import MIN_FILES, Small, bins, name_of
-from pipelines.lake.copy import folders_of, forget, size_of
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import ARCHIVE, COMMITS, PAYLOAD, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS, stream_table
 from pipelines.lake.payload_drop import drop_unnamed
 from pipelines.lake.quarantined import closed
@@ -45,7 +45,7 @@ class Compacted:
     rows: int
 
 
-def compact_all(root: Path, min_files: int = MIN_FILES) -> list[Compacted]:
+def compact_all(lake: Lake, min_files: int = MIN_FILES) -> list[Compacted]:
     """Compact every table of the lake, and drop the payloads that no row names.
 
     Raises:
@@ -54,8 +54,8 @@ def compact_all(root: Path, min_files: int = MIN_FILES) -> list[Compacted]:
         OSError: the disk refused.
     """
     tables = [
-        *(stream_table(stream) for stream in folders_of(root, STREAMS)),
-        *(rollup_table(stream) for stream in folders_of(root, ROLLUPS)),
+        *(stream_table(stream) for stream in lake.folders(STREAMS)),
+        *(rollup_table(stream) for stream in lake.folders(ROLLUPS)),
         COMMITS,
         ARCHIVE,
         QUARANTINE_CLOSED,
@@ -63,53 +63,53 @@ def compact_all(root: Path, min_files: int = MIN_FILES) -> list[Compacted]:
     ]
     found: list[Compacted] = []
     for name in tables:
-        with workplace(root, "compact") as there:
+        with workplace(lake, "compact") as there:
             done = compact_table(there, name, min_files)
             drop_unnamed(there, name)
         found += [] if done is None else [done]
     return found
 
 
-def compact_table(root: Path, name: str, min_files: int = MIN_FILES) -> Compacted | None:
+def compact_table(lake: Lake, name: str, min_files: int = MIN_FILES) -> Compacted | None:
     """Compact one table; None if nothing in it was worth it."""
-    table = open_table(root, name)
+    table = open_table(lake, name)
     if table is None:
         return None
     before = live_sizes(table)
-    small = _live(root, name, table)
-    gone = frozenset(closed(root).column("id").to_pylist()) if name == QUARANTINE else frozenset()
+    small = _live(lake, name, table)
+    gone = frozenset(closed(lake).column("id").to_pylist()) if name == QUARANTINE else frozenset()
     groups = bins(small, min_files)
-    rows = sum(_compact_group(root, name, table, group, gone) for group in groups)
+    rows = sum(_compact_group(lake, name, table, group, gone) for group in groups)
     if not groups:
         return None
     rewritten = sum(file.bytes for group in groups for file in group)
-    after = open_table(root, name)
+    after = open_table(lake, name)
     done = Compacted(name, len(before), len(live_sizes(after)) if after is not None else 0, rewritten, rows)
     log.info("compacted", table=name, files_before=done.files_before, files_after=done.files_after, rows=rows)
     return done
 
 
-def _live(root: Path, name: str, table: DeltaTable) -> list[Small]:
+def _live(lake: Lake, name: str, table: DeltaTable) -> list[Small]:
     actions = pa.table(table.get_add_actions(flatten=True))
     columns = (actions.column(column).to_pylist() for column in ("path", "num_records", "size_bytes"))
     has_payload = any(field.name == SHARD for field in table.schema().fields) and name.startswith(f"{STREAMS}/")
     return [
-        Small(path, rows or 0, size, _payload_bytes(root, table_path(root, name, path)) if has_payload else 0)
+        Small(path, rows or 0, size, _payload_bytes(lake, table_path(lake, name, path)) if has_payload else 0)
         for path, rows, size in zip(*columns, strict=True)
     ]
 
 
-def _payload_bytes(root: Path, path: Path) -> int:
+def _payload_bytes(lake: Lake, path: Path) -> int:
     named = pq.read_table(path, columns=[SHARD], partitioning=None)
     of = f"a row of {path}"
-    sizes = {shard: size_of(root, root / shard) for shard in _own_shards(root, named, of)}
+    sizes = {shard: lake.size(lake.root / shard) for shard in _own_shards(lake, named, of)}
     gone = [shard for shard, size in sizes.items() if size is None]
     if gone:
-        raise CorruptLakeError(f"{root / gone[0]}: is gone, and rows of {path} refer to it; restore it")
+        raise CorruptLakeError(f"{lake.root / gone[0]}: is gone, and rows of {path} refer to it; restore it")
     return sum(size or 0 for size in sizes.values())
 
 
-def _own_shards(root: Path, rows: pa.Table, of: str) -> list[str]:
+def _own_shards(lake: Lake, rows: pa.Table, of: str) -> list[str]:
     """The payload shards that rows refer to, without whole objects and chips' pictures, which stay where they are.
 
     Raises:
@@ -122,35 +122,35 @@ def _own_shards(root: Path, rows: pa.Table, of: str) -> list[str]:
     named = [checked_name(shard, of) for shard in shards if shard is not None]
     for shard in named:
         if shard.startswith(f"{PAYLOAD}/"):
-            referred_path(root, shard, of, fetch=False)
+            referred_path(lake, shard, of, fetch=False)
     return sorted(shard for shard in named if is_own_shard(shard, PAYLOAD))
 
 
-def _compact_group(root: Path, name: str, table: DeltaTable, group: Sequence[Small], gone: Collection[str]) -> int:
-    rows = read_files(root, name, table, [file.path for file in group])
+def _compact_group(lake: Lake, name: str, table: DeltaTable, group: Sequence[Small], gone: Collection[str]) -> int:
+    rows = read_files(lake, name, table, [file.path for file in group])
     if gone:
         rows = rows.filter(pc.invert(pc.is_in(rows.column("id"), pa.array(sorted(gone), pa.string()))))
     if not rows.num_rows:
-        swap_files(root, name, [file.path for file in group], [], {"catchment.compact": "all of it was replayed or discarded"})
+        swap_files(lake, name, [file.path for file in group], [], {"catchment.compact": "all of it was replayed or discarded"})
         return 0
-    rows = _with_one_shard(root, name, rows, group)
+    rows = _with_one_shard(lake, name, rows, group)
     if name.startswith(f"{ROLLUPS}/"):
         rows = merged_table(rows)
     keys = [key for key in _SORT if key in rows.column_names]
     if "device" in keys and "event_time" in keys:
         rows = rows.sort_by([(key, "ascending") for key in keys])
-    new = write_table_file(root, name, name_of(group), rows, private_of(table, rows.schema), lasting=True)
-    swapped = swap_files(root, name, [file.path for file in group], [new], {"catchment.compact": str(len(group))})
-    forget(root, [root / new.path, *(root / name / file.path for file in group)])
+    new = write_table_file(lake, name, name_of(group), rows, private_of(table, rows.schema), lasting=True)
+    swapped = swap_files(lake, name, [file.path for file in group], [new], {"catchment.compact": str(len(group))})
+    lake.evict([lake.root / new.path, *(lake.root / name / file.path for file in group)])
     if not swapped:
         log.warning("compaction_overtaken", table=name, files=len(group))
     return int(rows.num_rows)
 
 
-def _with_one_shard(root: Path, name: str, rows: pa.Table, group: Sequence[Small]) -> pa.Table:
+def _with_one_shard(lake: Lake, name: str, rows: pa.Table, group: Sequence[Small]) -> pa.Table:
     """The payloads that these rows name put together as one shard, and the rows' references turned to it."""
     old = named_rows(rows)
     if len(old) < 2 or not name.startswith(f"{STREAMS}/"):
         return rows
     path = f"{PAYLOAD}/{name.removeprefix(f'{STREAMS}/')}/{name_of(group)}"
-    return turn_references(rows, rewrite_shards(root, {shard: old[shard] for shard in sorted(old)}, path))
+    return turn_references(rows, rewrite_shards(lake, {shard: old[shard] for shard in sorted(old)}, path))

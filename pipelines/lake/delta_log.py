@@ -5,11 +5,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import files_of, read_bytes
+from pipelines.lake.lake import Lake
 
 FOLDER = "_delta_log"
 HINT = "_last_checkpoint"
@@ -41,7 +40,7 @@ class LogFile:
     modified_s: float
 
 
-def log_files(root: Path, table: str) -> list[LogFile]:
+def log_files(lake: Lake, table: str) -> list[LogFile]:
     """The files of a table's log, by version. Of a remote lake: a listing.
 
     Raises:
@@ -49,7 +48,7 @@ def log_files(root: Path, table: str) -> list[LogFile]:
     """
     prefix = f"{table}/{FOLDER}/"
     found: list[LogFile] = []
-    for file in files_of(root, f"{table}/{FOLDER}"):
+    for file in lake.files(f"{table}/{FOLDER}"):
         base = file.name.removeprefix(prefix)
         for pattern, kind in _KINDS:
             match = pattern.fullmatch(base)
@@ -72,7 +71,7 @@ def checkpoint_name(table: str, version: int) -> str:
     return f"{table}/{FOLDER}/{version:020d}.checkpoint.parquet"
 
 
-def read_entry(root: Path, name: str) -> list[dict[str, Any]]:
+def read_entry(lake: Lake, name: str) -> list[dict[str, Any]]:
     """The actions of one log entry.
 
     Raises:
@@ -81,12 +80,12 @@ def read_entry(root: Path, name: str) -> list[dict[str, Any]]:
         RetryLaterError: the storage is away.
     """
     try:
-        return [json.loads(line) for line in read_bytes(root, root / name).splitlines() if line.strip()]
+        return [json.loads(line) for line in lake.read(lake.root / name).splitlines() if line.strip()]
     except ValueError as error:
-        raise CorruptLakeError(f"{root / name}: not an entry of a Delta log ({error}); restore _delta_log") from error
+        raise CorruptLakeError(f"{lake.root / name}: not an entry of a Delta log ({error}); restore _delta_log") from error
 
 
-def commit_notes(root: Path, table: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def commit_notes(lake: Lake, table: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """What each commit says of itself, newest first, with its version; of entries that are still there.
 
     The library's own history counts versions by their place, which is wrong where older entries have been deleted.
@@ -95,9 +94,9 @@ def commit_notes(root: Path, table: str) -> Iterator[tuple[int, dict[str, Any]]]
         CorruptLakeError: an entry cannot be read.
         RetryLaterError: the storage is away.
     """
-    for file in reversed([file for file in log_files(root, table) if file.kind is LogKind.ENTRY]):
+    for file in reversed([file for file in log_files(lake, table) if file.kind is LogKind.ENTRY]):
         try:
-            actions = read_entry(root, file.name)
+            actions = read_entry(lake, file.name)
         except FileNotFoundError:
             continue  # maintenance has deleted it meanwhile
         for action in actions:

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Collection
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from catchment.runtime.atomic_files import atomic_file, sync_folder
+from pipelines.lake.lake import Lake
 
 ROW_GROUP_ROWS = 256 * 1024
 
@@ -31,12 +31,12 @@ class NewFile(msgspec.Struct, frozen=True):
 
 
 def write_table_file(
-    root: Path, table: str, name: str, rows: pa.Table, private: Collection[str] = (), *, lasting: bool = False
+    lake: Lake, table: str, name: str, rows: pa.Table, private: Collection[str] = (), *, lasting: bool = False
 ) -> NewFile:
     """Write rows as `<table>/<name>`: beside, fsync, rename, fsync the folder.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         table: the table's folder, relative to the root.
         name: the file's name; the same plan gives the same name, so a repeated run replaces its own file.
         rows: what to write; text may be dictionary-coded, in the file it is plain text either way.
@@ -46,7 +46,7 @@ def write_table_file(
     Raises:
         OSError: the disk refused.
     """
-    folder = root / table
+    folder = lake.root / table
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)

@@ -12,9 +12,9 @@ import msgspec
 import structlog
 
 from pipelines.errors import ConflictError, RefusedError, RetryLaterError
-from pipelines.lake.remote import Remote
+from pipelines.lake.store import Store
 
-NAME = "runs/loop.claim"
+LOOP_NAME = "runs/loop.claim"
 MAINTENANCE_NAME = "runs/upkeep.claim"
 BEATS_PER_TERM = 4
 
@@ -32,7 +32,7 @@ class Lease:
     """Holds the claim while it is entered.
 
     Args:
-        remote: the lake.
+        store: files of the lake.
         owner: machine and working copy; whoever comes back under the same name takes its claim back at once.
         term_s: how long a holder may be silent.
         stop: ends the waiting for a silent holder.
@@ -40,8 +40,8 @@ class Lease:
         what: who claims, in a word.
     """
 
-    def __init__(self, remote: Remote, owner: str, term_s: float, stop: Event, name: str = NAME, what: str = "run loop") -> None:
-        self._remote = remote
+    def __init__(self, store: Store, owner: str, term_s: float, stop: Event, name: str, what: str) -> None:
+        self._store = store
         self._name = name
         self._what = what
         self._owner = owner
@@ -79,7 +79,7 @@ class Lease:
     def _take(self) -> None:
         mine = LeaseRecord(self._owner, 1)
         try:
-            self._remote.create(self._name, msgspec.json.encode(mine))
+            self._store.create(self._name, msgspec.json.encode(mine))
         except ConflictError:
             self._tag, holder = self._seen()
             if holder.owner not in ("", self._owner):
@@ -97,13 +97,13 @@ class Lease:
             self._tag, self._beat = self._seen()[0], 1
 
     def _seen(self) -> tuple[str, LeaseRecord]:
-        found = self._remote.get(self._name)
+        found = self._store.read_tagged(self._name)
         if found is None:
-            raise RetryLaterError(f"{self._remote.where(self._name)}: it is gone again; start once more")
+            raise RetryLaterError(f"{self._store.table_uri(self._name)}: it is gone again; start once more")
         return found[1], msgspec.json.decode(found[0], type=LeaseRecord)
 
     def _say(self, claim: LeaseRecord) -> None:
-        self._tag = self._remote.replace(self._name, msgspec.json.encode(claim), self._tag)
+        self._tag = self._store.replace(self._name, msgspec.json.encode(claim), self._tag)
         self._beat = claim.beat
 
     def _beat_on(self) -> None:
@@ -111,7 +111,8 @@ class Lease:
             try:
                 self._say(LeaseRecord(self._owner, self._beat + 1))
             except ConflictError:
-                self._lost = f"{self._remote.config.url}: another {self._what} has taken this lake over; leave the work to it"
+                where = self._store.table_uri("").rstrip("/")
+                self._lost = f"{where}: another {self._what} has taken this lake over; leave the work to it"
                 log.exception("claim_lost")
                 return
             except RetryLaterError as error:
@@ -119,6 +120,6 @@ class Lease:
 
     def _refused(self, holder: str) -> RefusedError:
         return RefusedError(
-            f"{self._remote.config.url}: another {self._what} is at work on this lake ({holder or 'unnamed'}); "
+            f"{self._store.table_uri('').rstrip('/')}: another {self._what} is at work on this lake ({holder or 'unnamed'}); "
             "leave the work to it, or stop it"
         )

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import discard, keep, read_bytes
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import books_path, ledger_path
 from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
 from pipelines.lake.ledger_books import BOOKS_SCHEMA, with_later_columns
@@ -31,7 +31,7 @@ class _File:
     bases: tuple[int, ...]
 
 
-def write_ledger(root: Path, ledger: Ledger) -> None:
+def write_ledger(lake: Lake, ledger: Ledger) -> None:
     """Write both files of `ledger.run`, durable.
 
     Raises:
@@ -39,11 +39,11 @@ def write_ledger(root: Path, ledger: Ledger) -> None:
         OSError: the disk refused.
     """
     rows = ledger.base if ledger.is_whole else ledger.delta
-    keep(root, ledger_path(root, ledger.run), _parquet(rows.settled, ledger))
-    keep(root, books_path(root, ledger.run), _parquet(rows.books, ledger))
+    lake.put(ledger_path(lake.root, ledger.run), _parquet(rows.settled, ledger))
+    lake.put(books_path(lake.root, ledger.run), _parquet(rows.books, ledger))
 
 
-def read_ledger(root: Path, run: int) -> Ledger:
+def read_ledger(lake: Lake, run: int) -> Ledger:
     """The ledger after run `run`; an empty one for run 0.
 
     Raises:
@@ -52,26 +52,28 @@ def read_ledger(root: Path, run: int) -> Ledger:
     """
     if run == 0:
         return Ledger()
-    rows, bases = _read_rows(root, run)
+    rows, bases = _read_rows(lake, run)
     if bases[-1] == run:
         return Ledger(run, rows, NO_ROWS, bases)
-    base, own = _read_rows(root, bases[-1])
+    base, own = _read_rows(lake, bases[-1])
     if own[-1] != bases[-1]:
-        raise CorruptLakeError(f"{ledger_path(root, bases[-1])}: run {run} needs it whole, and it is not; restore it from a copy")
+        raise CorruptLakeError(
+            f"{ledger_path(lake.root, bases[-1])}: run {run} needs it whole, and it is not; restore it from a copy"
+        )
     return Ledger(run, base, rows, bases)
 
 
-def ledger_bases(root: Path, run: int) -> tuple[int, ...]:
+def ledger_bases(lake: Lake, run: int) -> tuple[int, ...]:
     """The runs whose ledgers the last `KEPT_LEDGERS` ledgers up to `run` need, that of `run` last.
 
     Raises:
         CorruptLakeError: the ledger is gone or cannot be read.
         RetryLaterError: the storage is away.
     """
-    return _read_rows(root, run)[1] if run else ()
+    return _read_rows(lake, run)[1] if run else ()
 
 
-def prune_ledgers(root: Path, before: Ledger, after: Ledger) -> None:
+def prune_ledgers(lake: Lake, before: Ledger, after: Ledger) -> None:
     """Delete what the run after `before` has made superfluous: the ledger `KEPT_LEDGERS` back, and bases that none needs now.
 
     Raises:
@@ -81,21 +83,21 @@ def prune_ledgers(root: Path, before: Ledger, after: Ledger) -> None:
     old = {run for run in before.bases if run <= after.run - KEPT_LEDGERS} | {after.run - KEPT_LEDGERS}
     for run in sorted(old - set(after.bases)):
         if run > 0:
-            discard(root, ledger_path(root, run))
-            discard(root, books_path(root, run))
+            lake.delete(ledger_path(lake.root, run))
+            lake.delete(books_path(lake.root, run))
 
 
-def _read_rows(root: Path, run: int) -> tuple[LedgerRows, tuple[int, ...]]:
-    settled = _read(root, ledger_path(root, run), run, SETTLED_SCHEMA)
-    books = _read(root, books_path(root, run), run, BOOKS_SCHEMA)
+def _read_rows(lake: Lake, run: int) -> tuple[LedgerRows, tuple[int, ...]]:
+    settled = _read(lake, ledger_path(lake.root, run), run, SETTLED_SCHEMA)
+    books = _read(lake, books_path(lake.root, run), run, BOOKS_SCHEMA)
     if settled.bases != books.bases:
         raise CorruptLakeError(
-            f"{books_path(root, run)}: it does not go with {ledger_path(root, run)}; restore both from one copy"
+            f"{books_path(lake.root, run)}: it does not go with {ledger_path(lake.root, run)}; restore both from one copy"
         )
     rows = LedgerRows(settled.rows, books.rows)
     fault = rows.fault()
     if fault:
-        raise CorruptLakeError(f"{ledger_path(root, run)}: {fault}; restore it from a copy")
+        raise CorruptLakeError(f"{ledger_path(lake.root, run)}: {fault}; restore it from a copy")
     return rows, settled.bases
 
 
@@ -110,9 +112,9 @@ def _parquet(table: pa.Table, ledger: Ledger) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _read(root: Path, path: Path, run: int, schema: pa.Schema) -> _File:
+def _read(lake: Lake, path: Path, run: int, schema: pa.Schema) -> _File:
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(root, path)), page_checksum_verification=True)
+        table = pq.read_table(pa.BufferReader(lake.read(path)), page_checksum_verification=True)
         encoded = (table.schema.metadata or {}).get(BASES, b"[]")
         # A file that tells of none is of the time before there were any: it is whole.
         bases = msgspec.json.decode(encoded, type=tuple[int, ...]) or (run,)

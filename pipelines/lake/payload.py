@@ -7,6 +7,7 @@ from typing import BinaryIO
 import pyarrow.parquet as pq
 
 from pipelines.errors import BadReferenceError, CorruptLakeError
+from pipelines.lake.lake import Lake
 from pipelines.lake.payload_writer import (
     PAYLOAD_COLUMN,
     PayloadShard,
@@ -16,7 +17,7 @@ from pipelines.lake.payload_writer import (
     write_payload_shard,
 )
 from pipelines.lake.reference import checked_name, open_referred
-from pipelines.lake.remote import Remote, remote_of
+from pipelines.lake.store import Store
 
 __all__ = [
     "PAYLOAD_COLUMN",
@@ -32,14 +33,14 @@ __all__ = [
 _PREFIX_BYTES = 4
 
 
-def read_payload(root: Path, shard: str, offset: int, length: int, row: int, of: str = "") -> bytes:
+def read_payload(lake: Lake, shard: str, offset: int, length: int, row: int, of: str = "") -> bytes:
     """The payload of one sample.
 
     The 4-byte length before the value is checked first; where it disagrees, the row is read as ordinary Parquet, and only
     bytes of the expected length are given back.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         shard: path of the shard or object, relative to the lake root.
         offset: file offset of the value's first byte; 0 means a whole file under `objects/`.
         length: bytes of the value.
@@ -54,11 +55,10 @@ def read_payload(root: Path, shard: str, offset: int, length: int, row: int, of:
     checked_name(shard, of)
     if 0 < offset < _PREFIX_BYTES or min(offset, length, row) < 0:
         raise BadReferenceError(f"{of}: refers to {length} bytes at {offset} of {shard}, row {row}; no file has such; restore it")
-    remote = remote_of(root)
-    if remote is not None and not os.path.lexists(root / shard):
-        return _from_afar(remote, shard, offset, length)
-    with open_referred(root, shard, of) as file:
-        descriptor, path = file.fileno(), root / shard
+    if not lake.store.is_on_disk and not os.path.lexists(lake.root / shard):
+        return _read_part(lake.store, shard, offset, length)
+    with open_referred(lake, shard, of) as file:
+        descriptor, path = file.fileno(), lake.root / shard
         if offset == 0:
             return _whole(descriptor, path, length)
         is_inside = offset + length <= os.fstat(descriptor).st_size  # looked at before memory is taken for it
@@ -66,15 +66,17 @@ def read_payload(root: Path, shard: str, offset: int, length: int, row: int, of:
         return value if value is not None else read_row(file, row, length)
 
 
-def _from_afar(remote: Remote, shard: str, offset: int, length: int) -> bytes:
+def _read_part(store: Store, shard: str, offset: int, length: int) -> bytes:
     """The payload by one request for its bytes. There is no slow way: what is not as its row tells is for a hand to look at."""
     before = _PREFIX_BYTES if offset else 0
     try:
-        found = remote.part(shard, offset - before, length + before)
+        found = store.read_part(shard, offset - before, length + before)
     except FileNotFoundError as error:
-        raise CorruptLakeError(f"{remote.where(shard)}: is gone, and a row refers to it; restore it") from error
+        raise CorruptLakeError(f"{store.table_uri(shard)}: is gone, and a row refers to it; restore it") from error
     if len(found) != length + before or found[:before] != length.to_bytes(_PREFIX_BYTES, "little")[:before]:
-        raise CorruptLakeError(f"{remote.where(shard)}: the value is not the {length} bytes that its row tells; restore the file")
+        raise CorruptLakeError(
+            f"{store.table_uri(shard)}: the value is not the {length} bytes that its row tells; restore the file"
+        )
     return found[before:]
 
 

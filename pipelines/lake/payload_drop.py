@@ -7,7 +7,6 @@ shard stays as long as an older version of the table can be read; then the vacuu
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,11 +14,10 @@ import structlog
 from deltalake import DeltaTable
 
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import forget, size_of
 from pipelines.lake.files import NewFile, write_table_file
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import STREAMS
 from pipelines.lake.reference import open_referred, table_path
-from pipelines.lake.remote import remote_of
 from pipelines.lake.shard_rewrite import ROW, SHARD, Int64s, Rewritten, named_rows, rewrite_shards, turn_references
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import open_table, private_of
@@ -50,7 +48,7 @@ class _Group:
     files: tuple[str, ...]
 
 
-def drop_unnamed(root: Path, name: str) -> Dropped | None:
+def drop_unnamed(lake: Lake, name: str) -> Dropped | None:
     """Drop the payloads of one stream that none of its rows names; None if there are none.
 
     Raises:
@@ -59,14 +57,14 @@ def drop_unnamed(root: Path, name: str) -> Dropped | None:
         RetryLaterError: the storage is away.
         OSError: the disk refused.
     """
-    table = open_table(root, name) if name.startswith(f"{STREAMS}/") else None
+    table = open_table(lake, name) if name.startswith(f"{STREAMS}/") else None
     if table is None or not any(column.name == SHARD for column in table.schema().fields):
         return None
-    by_file = {path: _named_by(root, name, path) for path in sorted(live_sizes(table))}
+    by_file = {path: _named_by(lake, name, path) for path in sorted(live_sizes(table))}
     named = _merged(by_file)
-    spare = {shard: _rows_in(root, shard) - len(rows) for shard, rows in named.items()}
+    spare = {shard: _rows_in(lake, shard) - len(rows) for shard, rows in named.items()}
     wasteful = {shard for shard, count in spare.items() if count > 0}
-    done = ((group, _rewrite(root, name, table, group, named)) for group in _groups(by_file, wasteful))
+    done = ((group, _rewrite(lake, name, table, group, named)) for group in _groups(by_file, wasteful))
     swapped = [(group, sizes) for group, sizes in done if sizes is not None]
     if not swapped:
         return None
@@ -77,11 +75,11 @@ def drop_unnamed(root: Path, name: str) -> Dropped | None:
     return found
 
 
-def _named_by(root: Path, name: str, path: str) -> dict[str, Int64s]:
-    file = table_path(root, name, path)
+def _named_by(lake: Lake, name: str, path: str) -> dict[str, Int64s]:
+    file = table_path(lake, name, path)
     present = [column for column in (SHARD, ROW) if column in pq.read_schema(file).names]
     found = named_rows(pq.read_table(file, columns=present, partitioning=None), with_chips=True)
-    forget(root, [file])
+    lake.evict([file])
     return found
 
 
@@ -93,17 +91,17 @@ def _merged(by_file: Mapping[str, Mapping[str, Int64s]]) -> dict[str, Int64s]:
     return {shard: np.unique(np.concatenate(rows)) for shard, rows in sorted(parts.items())}
 
 
-def _rows_in(root: Path, shard: str) -> int:
+def _rows_in(lake: Lake, shard: str) -> int:
     """The rows of a shard, by its footer alone."""
-    path, remote = root / shard, remote_of(root)
-    size = size_of(root, path)
+    path = lake.root / shard
+    size = lake.size(path)
     if size is None:
         raise CorruptLakeError(f"{path}: is gone, and rows refer to it; restore it")
-    if remote is None:
-        with open_referred(root, shard, f"a row of {STREAMS}") as file:
+    if lake.store.is_on_disk:
+        with open_referred(lake, shard, f"a row of {STREAMS}") as file:
             return int(pq.read_metadata(file).num_rows)
-    length = int.from_bytes(remote.part(shard, size - 8, 8)[:4], "little")
-    return int(thrift_field(decode_struct(remote.part(shard, size - 8 - length, length)), _FOOTER_ROWS))
+    length = int.from_bytes(lake.store.read_part(shard, size - 8, 8)[:4], "little")
+    return int(thrift_field(decode_struct(lake.store.read_part(shard, size - 8 - length, length)), _FOOTER_ROWS))
 
 
 def _groups(by_file: Mapping[str, Mapping[str, Int64s]], wasteful: set[str]) -> Iterator[_Group]:
@@ -121,26 +119,26 @@ def _groups(by_file: Mapping[str, Mapping[str, Int64s]], wasteful: set[str]) -> 
         yield _Group(tuple(sorted(shards)), tuple(sorted(files)))
 
 
-def _rewrite(root: Path, name: str, table: DeltaTable, group: _Group, named: Mapping[str, Int64s]) -> tuple[int, int] | None:
+def _rewrite(lake: Lake, name: str, table: DeltaTable, group: _Group, named: Mapping[str, Int64s]) -> tuple[int, int] | None:
     """The bytes of the group's shards before and after; None if somebody else has rewritten a file meanwhile."""
-    before = sum(size_of(root, root / shard) or 0 for shard in group.shards)
-    new = [rewrite_shards(root, {shard: named[shard]}, _new_path(shard, named[shard])) for shard in group.shards]
-    files = [_write(root, name, table, path, new) for path in group.files]
-    is_done = swap_files(root, name, group.files, files, {"catchment.payloads": str(len(group.shards))})
-    forget(root, [root / file.path for file in files])
+    before = sum(lake.size(lake.root / shard) or 0 for shard in group.shards)
+    new = [rewrite_shards(lake, {shard: named[shard]}, _new_path(shard, named[shard])) for shard in group.shards]
+    files = [_write(lake, name, table, path, new) for path in group.files]
+    is_done = swap_files(lake, name, group.files, files, {"catchment.payloads": str(len(group.shards))})
+    lake.evict([lake.root / file.path for file in files])
     if not is_done:
         log.warning("payload_drop_overtaken", table=name, files=len(group.files))
         return None
     return before, sum(one.shard.bytes for one in new)
 
 
-def _write(root: Path, name: str, table: DeltaTable, path: str, new: Sequence[Rewritten]) -> NewFile:
-    rows = read_files(root, name, table, [path])
+def _write(lake: Lake, name: str, table: DeltaTable, path: str, new: Sequence[Rewritten]) -> NewFile:
+    rows = read_files(lake, name, table, [path])
     for one in new:
         rows = turn_references(rows, one)
-    forget(root, [root / name / path])
+    lake.evict([lake.root / name / path])
     digest = hashlib.sha256("\n".join([path, *(one.path for one in new)]).encode()).hexdigest()[:24]
-    return write_table_file(root, name, f"drop-{digest}.parquet", rows, private_of(table, rows.schema), lasting=True)
+    return write_table_file(lake, name, f"drop-{digest}.parquet", rows, private_of(table, rows.schema), lasting=True)
 
 
 def _new_path(shard: str, rows: Int64s) -> str:

@@ -6,7 +6,6 @@ of every column into files that they rewrite. So maintenance looks at each file 
 
 import hashlib
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,11 +18,10 @@ from deltalake.exceptions import CommitFailedError
 
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import ConflictError
-from pipelines.lake.copy import forget
 from pipelines.lake.files import NewFile, write_table_file
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import looked_at_path
 from pipelines.lake.reference import referred_path
-from pipelines.lake.remote import remote_of
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.lake.table import HOOKS, open_table, private_of, shown_columns, sync_log
 from pipelines.lake.table_rows import read_files
@@ -41,11 +39,11 @@ class _LookedAt(msgspec.Struct, frozen=True):
     files: tuple[str, ...] = ()
 
 
-def private_of_stream(root: Path, name: str, declared: Collection[str]) -> frozenset[str]:
+def private_of_stream(lake: Lake, name: str, declared: Collection[str]) -> frozenset[str]:
     """What is private in a stream's table: what contracts say today, what the table was told, and what was private before."""
-    table = open_table(root, name)
+    table = open_table(lake, name)
     numbers = frozenset() if table is None else hidden_numbers(table)
-    return frozenset(declared) | numbers | frozenset(_read(root, name).private)
+    return frozenset(declared) | numbers | frozenset(_read(lake, name).private)
 
 
 def hidden_numbers(table: DeltaTable) -> frozenset[str]:
@@ -56,7 +54,7 @@ def hidden_numbers(table: DeltaTable) -> frozenset[str]:
     return frozenset() if shown is None else frozenset(numbers) - shown
 
 
-def hide_statistics(root: Path, name: str, private: Collection[str]) -> int:
+def hide_statistics(lake: Lake, name: str, private: Collection[str]) -> int:
     """Write every file of a table again whose footer or log entry shows bounds of private columns; how many those were.
 
     Raises:
@@ -65,29 +63,34 @@ def hide_statistics(root: Path, name: str, private: Collection[str]) -> int:
         RetryLaterError: the storage is away.
         OSError: the disk refused.
     """
-    table = open_table(root, name)
+    table = open_table(lake, name)
     if table is None or not private:
         return 0
-    table = _with_private_noted(root, name, table, private)
-    looked = _looked_at(root, name, private)
+    table = _with_private_noted(lake, name, table, private)
+    looked = _looked_at(lake, name, private)
     bounds = _bounded(table, private)
     showing = [
         path
         for path in sorted(live_sizes(table))
-        if path in bounds or (path not in looked and _footer_shows(root, f"{name}/{path}", private))
+        if path in bounds or (path not in looked and _footer_shows(lake, f"{name}/{path}", private))
     ]
     hidden = frozenset(private) | private_of(table, pa.schema(table.schema().to_arrow()))
-    with workplace(root, "private") as there:
+    with workplace(lake, "private") as there:
         for path in showing:
             rows = read_files(there, name, table, [path])
-            _swap(there, name, path, write_table_file(there, name, _name_of(path, private), rows, hidden, lasting=True))
-    _keep_looked_at(root, name, private, [path for path in live_sizes(table) if path not in showing])
+            _swap(
+                there,
+                name,
+                path,
+                write_table_file(there, name, _name_of(path, private), rows, hidden, lasting=True),
+            )
+    _keep_looked_at(lake, name, private, [path for path in live_sizes(table) if path not in showing])
     if showing:
         log.info("private_statistics_hidden", table=name, files=len(showing), columns=sorted(private))
     return len(showing)
 
 
-def forget_values(root: Path, name: str, private: Collection[str]) -> int:
+def forget_values(lake: Lake, name: str, private: Collection[str]) -> int:
     """Take what a table says about private columns out of it; how many of its lines there were.
 
     Of a table of one line per column (`column`): roll-ups lose the line, profiles the values in it and keep the counts.
@@ -97,32 +100,32 @@ def forget_values(root: Path, name: str, private: Collection[str]) -> int:
         RetryLaterError: the storage is away.
         OSError: the disk refused.
     """
-    table = open_table(root, name)
+    table = open_table(lake, name)
     if table is None or not private:
         return 0
-    looked = _looked_at(root, name, private)
+    looked = _looked_at(lake, name, private)
     paths = sorted(live_sizes(table))
-    with workplace(root, "private") as there:
+    with workplace(lake, "private") as there:
         counts = {path: 0 if path in looked else _rewrite_without(there, name, table, path, private) for path in paths}
-    _keep_looked_at(root, name, private, [path for path, lines in counts.items() if not lines])
+    _keep_looked_at(lake, name, private, [path for path, lines in counts.items() if not lines])
     count = sum(counts.values())
     if count:
         log.info("private_values_forgotten", table=name, lines=count, columns=sorted(private))
     return count
 
 
-def _rewrite_without(root: Path, name: str, table: DeltaTable, path: str, private: Collection[str]) -> int:
-    rows = read_files(root, name, table, [path])
+def _rewrite_without(lake: Lake, name: str, table: DeltaTable, path: str, private: Collection[str]) -> int:
+    rows = read_files(lake, name, table, [path])
     count = _lines(rows, private)
     if count:
         kept = _without(rows, private)
-        new = [write_table_file(root, name, _name_of(path, private), kept, private_of(table, kept.schema))] if len(kept) else []
-        _swap(root, name, path, *new)
-    forget(root, [root / name / path])
+        new = [write_table_file(lake, name, _name_of(path, private), kept, private_of(table, kept.schema))] if len(kept) else []
+        _swap(lake, name, path, *new)
+    lake.evict([lake.root / name / path])
     return count
 
 
-def _with_private_noted(root: Path, name: str, table: DeltaTable, private: Collection[str]) -> DeltaTable:
+def _with_private_noted(lake: Lake, name: str, table: DeltaTable, private: Collection[str]) -> DeltaTable:
     """The table, told to keep bounds of these columns out of its log whoever writes to it."""
     shown = shown_columns(table)
     if shown is None or shown.isdisjoint(private):
@@ -132,8 +135,8 @@ def _with_private_noted(root: Path, name: str, table: DeltaTable, private: Colle
         table.alter.set_table_properties({"delta.dataSkippingStatsColumns": ",".join(left)}, post_commithook_properties=HOOKS)
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody changed the table meanwhile; look again") from error
-    sync_log(root, name)
-    return open_table(root, name) or table
+    sync_log(lake, name)
+    return open_table(lake, name) or table
 
 
 def _bounded(table: DeltaTable, private: Collection[str]) -> set[str]:
@@ -149,8 +152,8 @@ def _bounded(table: DeltaTable, private: Collection[str]) -> set[str]:
     return found
 
 
-def _footer_shows(root: Path, name: str, private: Collection[str]) -> bool:
-    metadata = _footer(root, name)
+def _footer_shows(lake: Lake, name: str, private: Collection[str]) -> bool:
+    metadata = _footer(lake, name)
     for group in range(metadata.num_row_groups):
         for place in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(place)
@@ -159,13 +162,13 @@ def _footer_shows(root: Path, name: str, private: Collection[str]) -> bool:
     return False
 
 
-def _footer(root: Path, name: str) -> Any:
-    remote = remote_of(root)
-    if remote is None or (root / name).exists():
-        return pq.read_metadata(referred_path(root, name, "the log of a table", fetch=False))
-    size = remote.size(name) or 0
-    length = int.from_bytes(remote.part(name, size - 8, 4), "little")
-    return pq.read_metadata(pa.BufferReader(b"PAR1" + remote.part(name, size - 8 - length, length + 8)))
+def _footer(lake: Lake, name: str) -> Any:
+    store = lake.store
+    if store.is_on_disk or (lake.root / name).exists():
+        return pq.read_metadata(referred_path(lake, name, "the log of a table", fetch=False))
+    size = store.size(name) or 0
+    length = int.from_bytes(store.read_part(name, size - 8, 4), "little")
+    return pq.read_metadata(pa.BufferReader(b"PAR1" + store.read_part(name, size - 8 - length, length + 8)))
 
 
 def _lines(rows: pa.Table, private: Collection[str]) -> int:
@@ -188,10 +191,10 @@ def _without(rows: pa.Table, private: Collection[str]) -> pa.Table:
     return rows
 
 
-def _swap(root: Path, name: str, path: str, *new: NewFile) -> None:
-    if not swap_files(root, name, [path], new, {"catchment.private": str(len(new))}):
+def _swap(lake: Lake, name: str, path: str, *new: NewFile) -> None:
+    if not swap_files(lake, name, [path], new, {"catchment.private": str(len(new))}):
         log.info("private_rewrite_overtaken", table=name, file=path)  # the next maintenance looks at what took its place
-    forget(root, [root / name / path, *(root / file.path for file in new)])
+    lake.evict([lake.root / name / path, *(lake.root / file.path for file in new)])
 
 
 def _name_of(path: str, private: Collection[str]) -> str:
@@ -199,21 +202,21 @@ def _name_of(path: str, private: Collection[str]) -> str:
     return f"hide-{digest}.parquet"
 
 
-def _looked_at(root: Path, name: str, private: Collection[str]) -> frozenset[str]:
-    found = _read(root, name)
+def _looked_at(lake: Lake, name: str, private: Collection[str]) -> frozenset[str]:
+    found = _read(lake, name)
     return frozenset(found.files) if set(private) <= set(found.private) else frozenset()
 
 
-def _read(root: Path, name: str) -> _LookedAt:
+def _read(lake: Lake, name: str) -> _LookedAt:
     try:
-        return msgspec.json.decode(looked_at_path(root, name).read_bytes(), type=_LookedAt)
+        return msgspec.json.decode(looked_at_path(lake.root, name).read_bytes(), type=_LookedAt)
     except (FileNotFoundError, msgspec.MsgspecError):
         return _LookedAt()
 
 
-def _keep_looked_at(root: Path, name: str, private: Collection[str], clean: Iterable[str]) -> None:
+def _keep_looked_at(lake: Lake, name: str, private: Collection[str], clean: Iterable[str]) -> None:
     found = _LookedAt(tuple(sorted(private)), tuple(sorted(clean)))
-    if found != _read(root, name):
-        path = looked_at_path(root, name)
+    if found != _read(lake, name):
+        path = looked_at_path(lake.root, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, msgspec.json.encode(found), mode=0o644)

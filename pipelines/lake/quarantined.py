@@ -3,12 +3,12 @@
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import QUARANTINE, QUARANTINE_CLOSED
 from pipelines.lake.reference import check_table_files
 from pipelines.lake.table import open_table
@@ -48,18 +48,18 @@ class Where:
     ids: tuple[str, ...] = ()
 
 
-def heads(root: Path, where: Where) -> pa.Table:
+def heads(lake: Lake, where: Where) -> pa.Table:
     """The open rows, without their bytes."""
-    table = open_table(root, QUARANTINE)
+    table = open_table(lake, QUARANTINE)
     if table is None:
         return pa.schema([pa.field(name, pa.string()) for name in _HEADS]).empty_table()
-    check_table_files(root, QUARANTINE, table)
+    check_table_files(lake, QUARANTINE, table)
     present = {field.name for field in table.schema().fields}
     rows = pa.table(table.to_pyarrow_table(columns=[name for name in _HEADS if name in present]))
     for name in _HEADS:
         if name not in present:
             rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
-    rows = _open(root, rows)
+    rows = _open(lake, rows)
     for name, wanted in (("stream", where.stream), ("stage", where.stage), ("device", where.device)):
         if wanted is not None:
             rows = rows.filter(pc.equal(pc.fill_null(rows.column(name), ""), wanted))
@@ -102,15 +102,15 @@ def kind_of(reason: str) -> str:
     return reason
 
 
-def open_rows(root: Path, ids: Collection[str], max_rows: int, max_bytes: int) -> Rows:
+def open_rows(lake: Lake, ids: Collection[str], max_rows: int, max_bytes: int) -> Rows:
     """The first of these rows that are still open, bytes and all, as many as the limits allow, one at least."""
-    table = open_table(root, QUARANTINE)
+    table = open_table(lake, QUARANTINE)
     if table is None or not ids:
         return []
-    check_table_files(root, QUARANTINE, table)
+    check_table_files(lake, QUARANTINE, table)
     wanted = pa.array(sorted(ids), pa.string())
     dataset = table.to_pyarrow_dataset()
-    light = _open(root, dataset.to_table(columns=["id", "run"], filter=pc.field("id").isin(wanted)))
+    light = _open(lake, dataset.to_table(columns=["id", "run"], filter=pc.field("id").isin(wanted)))
     chosen = sorted(light.column("id").to_pylist())[:max_rows]
     is_chosen = pc.field("id").isin(pa.array(chosen, pa.string()))
     found: Rows = []
@@ -131,12 +131,12 @@ def _by_id(rows: Rows) -> Rows:
     return sorted(rows, key=lambda row: str(row["id"]))
 
 
-def closed(root: Path) -> pa.Table:
+def closed(lake: Lake) -> pa.Table:
     """The rows that were replayed or discarded."""
-    table = open_table(root, QUARANTINE_CLOSED)
+    table = open_table(lake, QUARANTINE_CLOSED)
     return CLOSED_SCHEMA.empty_table() if table is None else pa.table(table.to_pyarrow_table())
 
 
-def _open(root: Path, rows: pa.Table) -> pa.Table:
-    gone = closed(root).column("id")
+def _open(lake: Lake, rows: pa.Table) -> pa.Table:
+    gone = closed(lake).column("id")
     return rows if not len(gone) else rows.filter(pc.invert(pc.is_in(rows.column("id"), gone)))

@@ -21,8 +21,7 @@ from catchment.runtime.beneath import (
     why_refused,
 )
 from pipelines.errors import BadReferenceError, CorruptLakeError
-from pipelines.lake.copy import at_hand
-from pipelines.lake.remote import remote_of
+from pipelines.lake.lake import Lake
 
 _SHOWN = 120
 
@@ -51,11 +50,11 @@ def checked_name(name: object, of: str) -> str:
     return name
 
 
-def open_referred(root: Path, name: object, of: str) -> BinaryIO:
+def open_referred(lake: Lake, name: object, of: str) -> BinaryIO:
     """Open a file of the lake that a row refers to; of a remote lake it is fetched first.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         name: path of the file as the row says it.
         of: the row, such as `sample car-1/7/42`, for the message.
 
@@ -67,23 +66,23 @@ def open_referred(root: Path, name: object, of: str) -> BinaryIO:
     checked = checked_name(name, of)
     try:
         try:
-            return binary_beneath(root, checked)
+            return binary_beneath(lake.root, checked)
         except FileNotFoundError:
-            at_hand(root, root / checked)
-            return binary_beneath(root, checked)
+            lake.local(lake.root / checked)
+            return binary_beneath(lake.root, checked)
     except RefusedFileError as error:
         raise _refused(name, of, str(error.strerror)) from error
     except OSError as error:
         raise CorruptLakeError(
-            f"{root / checked}: cannot be opened ({error.strerror}); {of} refers to it, so restore it"
+            f"{lake.root / checked}: cannot be opened ({error.strerror}); {of} refers to it, so restore it"
         ) from error
 
 
-def referred_path(root: Path, name: object, of: str, *, fetch: bool = True) -> Path:
+def referred_path(lake: Lake, name: object, of: str, *, fetch: bool = True) -> Path:
     """The path of a file of the lake, for libraries that open by path only. It need not be there.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         name: path of the file as the row says it.
         of: the row, for the message.
         fetch: whether a file of a remote lake is brought here first.
@@ -92,12 +91,12 @@ def referred_path(root: Path, name: object, of: str, *, fetch: bool = True) -> P
         BadReferenceError: the name leads out of the lake or through a link, or it is not a plain file.
         RetryLaterError: the storage is unavailable.
     """
-    path = root / checked_name(name, of)
+    path = lake.root / checked_name(name, of)
     try:
-        _check_status(root, path)
+        _check_status(lake, path)
         if fetch and not path.exists():
-            at_hand(root, path)
-            _check_status(root, path)
+            lake.local(path)
+            _check_status(lake, path)
     except RefusedFileError as error:
         raise _refused(name, of, str(error.strerror)) from error
     except OSError as error:
@@ -105,35 +104,35 @@ def referred_path(root: Path, name: object, of: str, *, fetch: bool = True) -> P
     return path
 
 
-def _check_status(root: Path, path: Path) -> None:
+def _check_status(lake: Lake, path: Path) -> None:
     with suppress(FileNotFoundError):
-        status_beneath(root, str(path.relative_to(root)))
+        status_beneath(lake.root, str(path.relative_to(lake.root)))
 
 
-def table_path(root: Path, table: str, path: object, *, fetch: bool = True) -> Path:
+def table_path(lake: Lake, table: str, path: object, *, fetch: bool = True) -> Path:
     """The path of a data file that a table's log names. Raises as `referred_path`."""
     of = f"the log of {table}"
-    return referred_path(root, f"{table}/{checked_name(path, of)}", of, fetch=fetch)
+    return referred_path(lake, f"{table}/{checked_name(path, of)}", of, fetch=fetch)
 
 
-def check_table_files(root: Path, name: str, table: DeltaTable) -> None:
+def check_table_files(lake: Lake, name: str, table: DeltaTable) -> None:
     """Refuse a table of which a data file is a link: its library would follow it. What a bucket holds has no links.
 
     Raises:
         BadReferenceError: one is.
         CorruptLakeError: the table's folder cannot be read.
     """
-    if remote_of(root) is not None:
+    if not lake.store.is_on_disk:
         return
     of = f"the log of {name}"
     try:
-        with folder_beneath(root, name) as folder:
+        with folder_beneath(lake.root, name) as folder:
             for path in pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist():
                 _check_table_file(folder, checked_name(path, of), of)
     except RefusedFileError as error:
         raise _refused(name, of, str(error.strerror)) from error
     except OSError as error:
-        raise CorruptLakeError(f"{root / name}: cannot be read ({error.strerror}); restore it") from error
+        raise CorruptLakeError(f"{lake.root / name}: cannot be read ({error.strerror}); restore it") from error
 
 
 def _check_table_file(folder: int, path: str, of: str) -> None:

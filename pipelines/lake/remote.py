@@ -15,21 +15,13 @@ from threading import get_ident
 import msgspec
 
 from catchment.runtime.atomic_files import write_atomic
-from pipelines.config import CoreConfig, RemoteConfig
+from pipelines.config import RemoteConfig
 from pipelines.errors import ConfigError, ConflictError
 from pipelines.lake.storage import CONNECT_S, store, translate_errors
+from pipelines.lake.store import Stored
 
 MARKER = "remote.json"
 LENDER = "objects.remote.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A file of the lake: its name below the lake root, its size, and when it was stored, in seconds since 1970."""
-
-    name: str
-    bytes: int
-    modified_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,15 +212,6 @@ class Remote:
             found = [Stored(str(one["path"]), one["size"], one["last_modified"].timestamp()) for page in pages for one in page]
         return sorted(found, key=lambda one: one.name)
 
-    def last_name(self, name: str) -> str | None:
-        """The last name in a folder, in the order of names: a listing, for a start on an empty disk.
-
-        Raises:
-            RetryLaterError: the storage is away.
-        """
-        found = self.listed(name)
-        return found[-1].name.rsplit("/", 1)[-1] if found else None
-
 
 def bind(root: Path, config: RemoteConfig | None) -> None:
     """Make a folder the working copy of a remote lake; nothing happens without one.
@@ -250,16 +233,6 @@ def bind(root: Path, config: RemoteConfig | None) -> None:
     write_atomic(root / MARKER, msgspec.json.encode(config), mode=0o644)
 
 
-def lake_of(core: CoreConfig) -> Path:
-    """The lake root of a core, made the working copy of the remote lake if there is one.
-
-    Raises:
-        ConfigError: it is the working copy of another, or a lake of its own.
-    """
-    bind(core.lake_root, core.remote)
-    return core.lake_root
-
-
 def remote_of(root: Path) -> Remote | None:
     """The remote lake that a folder is the working copy of; None if it is the lake itself."""
     try:
@@ -267,11 +240,6 @@ def remote_of(root: Path) -> Remote | None:
     except FileNotFoundError:
         return None
     return _read_marker(root / MARKER, written)
-
-
-def lend_objects(root: Path, remote: Remote) -> None:
-    """Let a lake that is a folder have the objects of a remote one, each when it is asked for."""
-    write_atomic(root / LENDER, msgspec.json.encode(remote.config), mode=0o644)
 
 
 def lender_of(root: Path) -> Remote | None:

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +17,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.errors import ConflictError, RetryLaterError
+from pipelines.lake.lake import Lake
 from pipelines.lake.table import HOOKS, sync_log
 
 
@@ -36,11 +36,11 @@ def live_files(table: DeltaTable) -> tuple[LiveFile, ...]:
     return tuple(sorted(map(_live_file, actions), key=lambda file: file.path))
 
 
-def replace_files(root: Path, name: str, table: DeltaTable, files: Iterable[LiveFile], note: Mapping[str, str]) -> int:
+def replace_files(lake: Lake, name: str, table: DeltaTable, files: Iterable[LiveFile], note: Mapping[str, str]) -> int:
     """Make `files` the whole content of a table.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         name: the table's folder, relative to the root.
         table: the version that the files follow from.
         files: durable files, none of them in that version under the same path.
@@ -66,7 +66,7 @@ def replace_files(root: Path, name: str, table: DeltaTable, files: Iterable[Live
         raise ConflictError(f"{name}: somebody committed after version {table.version()}; look again ({error})") from error
     except (DeltaError, OSError) as error:
         raise RetryLaterError(f"{name}: could not be rewritten: {error}; is the storage there?") from error
-    sync_log(root, name, table.version())
+    sync_log(lake, name, table.version())
     return table.version() + 1
 
 

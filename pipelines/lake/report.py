@@ -4,7 +4,6 @@ Stands alone because two commands read it, and neither owns it.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.lake.commit import APP, committed_run
-from pipelines.lake.copy import folders_of
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, STREAMS, stream_table
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.table import open_table
@@ -28,9 +27,9 @@ class Books:
     is_balanced: bool
 
 
-def books(root: Path) -> Books:
+def books(lake: Lake) -> Books:
     """The books per stream after the last committed run."""
-    found = read_ledger(root, committed_run(root, COMMITS))
+    found = read_ledger(lake, committed_run(lake, COMMITS))
     rows = [
         {"stream": stream or "(none)", **msgspec.to_builtins(counts), "balanced": counts.is_balanced}
         for stream, counts in found.books_by_stream().items()
@@ -38,11 +37,11 @@ def books(root: Path) -> Books:
     return Books(rows, not found.unbalanced())
 
 
-def streams(root: Path) -> Rows:
+def streams(lake: Lake) -> Rows:
     """The stream tables and their size."""
     rows: Rows = []
-    for name in folders_of(root, STREAMS):
-        table = open_table(root, stream_table(name))
+    for name in lake.folders(STREAMS):
+        table = open_table(lake, stream_table(name))
         if table is None:
             continue
         actions = pa.table(table.get_add_actions(flatten=True))

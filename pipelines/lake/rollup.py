@@ -6,7 +6,6 @@ their minute; `read_rollup` puts such rows together, and so does each compaction
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -15,8 +14,8 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from pipelines.lake.commit import commit_once, committed_run
-from pipelines.lake.copy import folders_of
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, ROLLUPS, STREAMS, stream_table
 from pipelines.lake.private_values import private_of_stream
 from pipelines.lake.table import dataset_of, open_table
@@ -43,38 +42,38 @@ def rollup_table(stream: str) -> str:
     return f"{ROLLUPS}/{stream}"
 
 
-def roll_up_all(root: Path, private: Mapping[str, Collection[str]] | None = None) -> dict[str, int]:
+def roll_up_all(lake: Lake, private: Mapping[str, Collection[str]] | None = None) -> dict[str, int]:
     """Roll up what runs have committed since the last time; the rows read per stream.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         private: per stream the columns that contracts call private; those that its table was told of are left out, too.
 
     Raises:
         ConflictError: another maintenance is at work.
         CorruptLakeError: a table cannot be read.
     """
-    upto = committed_run(root, COMMITS)
+    upto = committed_run(lake, COMMITS)
     private_columns = private or {}
-    return {stream: roll_up(root, stream, upto, private_columns.get(stream, ())) for stream in folders_of(root, STREAMS)}
+    return {stream: roll_up(lake, stream, upto, private_columns.get(stream, ())) for stream in lake.folders(STREAMS)}
 
 
-def roll_up(root: Path, stream: str, upto: int, private: Collection[str] = ()) -> int:
+def roll_up(lake: Lake, stream: str, upto: int, private: Collection[str] = ()) -> int:
     """Roll up one stream's rows of the runs up to `upto` that are not rolled up yet; how many rows those were."""
-    table = open_table(root, stream_table(stream))
+    table = open_table(lake, stream_table(stream))
     if table is None or any(field.name == "payload_shard" for field in table.schema().fields):
         return 0  # frames and chips have no curves
-    done = open_table(root, rollup_table(stream))
+    done = open_table(lake, rollup_table(stream))
     after = 0 if done is None else done.transaction_version(ROLLUP_APP) or 0
     if after >= upto:
         return 0
-    private = private_of_stream(root, stream_table(stream), private)
+    private = private_of_stream(lake, stream_table(stream), private)
     frame, count = rolled_rows(table, (pc.field("run") > after) & (pc.field("run") <= upto), private)
     if frame is None:
         return 0
     rows = merged(frame).to_arrow().cast(ROLLUP_SCHEMA)
-    file = write_table_file(root, rollup_table(stream), f"{upto:012d}.parquet", rows)
-    commit_once(root, rollup_table(stream), [file], ROLLUP_SCHEMA, upto, app=ROLLUP_APP)
+    file = write_table_file(lake, rollup_table(stream), f"{upto:012d}.parquet", rows)
+    commit_once(lake, rollup_table(stream), [file], ROLLUP_SCHEMA, upto, app=ROLLUP_APP)
     return count
 
 
@@ -96,16 +95,16 @@ def rolled_rows(table: DeltaTable, wanted: Any, private: Collection[str]) -> tup
     return (pl.concat(parts) if parts else None), count
 
 
-def read_rollup(root: Path, stream: str, devices: Sequence[str] = (), columns: Sequence[str] = ()) -> pa.Table:
+def read_rollup(lake: Lake, stream: str, devices: Sequence[str] = (), columns: Sequence[str] = ()) -> pa.Table:
     """The roll-ups of a stream: one row per device, minute and column, in that order.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         stream: the stream.
         devices: only these, all if empty.
         columns: only these, all if empty.
     """
-    table = open_table(root, rollup_table(stream))
+    table = open_table(lake, rollup_table(stream))
     if table is None:
         return ROLLUP_SCHEMA.empty_table()
     wanted: Any = None

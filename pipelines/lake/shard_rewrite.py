@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import forget, send
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import CHIPS, PAYLOAD
 from pipelines.lake.payload_writer import PayloadShard, PayloadWriter
 from pipelines.lake.reference import checked_name, open_referred
@@ -72,11 +71,11 @@ def is_own_shard(shard: str, *parents: str) -> bool:
     return steps[0] in parents and len(steps) > 1 and shard.endswith(".parquet") and not {"", ".", ".."} & set(steps)
 
 
-def rewrite_shards(root: Path, named: Mapping[str, Int64s], path: str) -> Rewritten:
+def rewrite_shards(lake: Lake, named: Mapping[str, Int64s], path: str) -> Rewritten:
     """Write one shard of the named rows of all of these, in order. Memory: one row group.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         named: per shard the rows to keep, ascending.
         path: the new shard, relative to the root.
 
@@ -87,17 +86,17 @@ def rewrite_shards(root: Path, named: Mapping[str, Int64s], path: str) -> Rewrit
     """
     starts: dict[str, int] = {}
     count = 0
-    with open_referred(root, next(iter(named)), _OF) as first:
+    with open_referred(lake, next(iter(named)), _OF) as first:
         schema = pq.read_schema(first).remove_metadata()
-    with PayloadWriter(root / path, schema) as writer:
+    with PayloadWriter(lake.root / path, schema) as writer:
         for shard, wanted in named.items():
             starts[shard] = count
-            _append(root, shard, wanted, writer)
+            _append(lake, shard, wanted, writer)
             count += len(wanted)
-            forget(root, [root / shard])
+            lake.evict([lake.root / shard])
         written = writer.finish()
-    send(root, [root / path])
-    forget(root, [root / path])
+    lake.upload([lake.root / path])
+    lake.evict([lake.root / path])
     return Rewritten(path, written, starts, dict(named))
 
 
@@ -123,9 +122,9 @@ def turn_references(rows: pa.Table, new: Rewritten) -> pa.Table:
     return rows
 
 
-def _append(root: Path, shard: str, wanted: Int64s, writer: PayloadWriter) -> None:
+def _append(lake: Lake, shard: str, wanted: Int64s, writer: PayloadWriter) -> None:
     low = taken = 0
-    with open_referred(root, shard, _OF) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
+    with open_referred(lake, shard, _OF) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             high = low + file.metadata.row_group(group).num_rows
             mine = wanted[(wanted >= low) & (wanted < high)] - low
@@ -135,4 +134,4 @@ def _append(root: Path, shard: str, wanted: Int64s, writer: PayloadWriter) -> No
                 taken += len(mine)
             low = high
     if taken != len(wanted):
-        raise CorruptLakeError(f"{root / shard}: has {low} rows, and rows refer to others; restore the file")
+        raise CorruptLakeError(f"{lake.root / shard}: has {low} rows, and rows refer to others; restore the file")

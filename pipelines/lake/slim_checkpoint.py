@@ -17,11 +17,9 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import ConflictError, CorruptLakeError, RefusedError
-from pipelines.lake.copy import create, discard, forget, read_bytes
 from pipelines.lake.delta_log import FOLDER, HINT, LogFile, LogKind, checkpoint_name, read_entry
-from pipelines.lake.remote import remote_of
+from pipelines.lake.lake import Lake
 from pipelines.lake.removed import REMOVED_SCHEMA
 from pipelines.lake.workplace import FOLDER as WORK
 
@@ -39,29 +37,29 @@ class Slim:
     removed: pa.Table
 
 
-def has_tombstones(root: Path, files: Sequence[LogFile]) -> bool:
+def has_tombstones(lake: Lake, files: Sequence[LogFile]) -> bool:
     """Whether the newest state of a table still carries names of removed files.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         files: the table's log.
     """
     base = max((file.version for file in files if file.kind is LogKind.CHECKPOINT), default=-1)
     for file in files:
         if file.kind is LogKind.CHECKPOINT and file.version == base:
-            removes = pq.read_table(pa.BufferReader(read_bytes(root, root / file.name)), columns=["remove.path"]).column(0)
+            removes = pq.read_table(pa.BufferReader(lake.read(lake.root / file.name)), columns=["remove.path"]).column(0)
             if removes.null_count < len(removes):
                 return True
-        if file.kind is LogKind.ENTRY and file.version > base and any("remove" in each for each in read_entry(root, file.name)):
+        if file.kind is LogKind.ENTRY and file.version > base and any("remove" in each for each in read_entry(lake, file.name)):
             return True
     return False
 
 
-def build_slim(root: Path, table: str, version: int, files: Sequence[LogFile]) -> Slim:
+def build_slim(lake: Lake, table: str, version: int, files: Sequence[LogFile]) -> Slim:
     """Make the checkpoint of a version from the entries there are, in a folder of its own.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         table: the table's folder, relative to the root.
         version: the version; an entry of it must be there.
         files: the table's log.
@@ -72,7 +70,7 @@ def build_slim(root: Path, table: str, version: int, files: Sequence[LogFile]) -
         OSError: the disk refused.
     """
     base = max((file.version for file in files if file.kind is LogKind.CHECKPOINT and file.version <= version), default=-1)
-    folder = root / WORK / _PLACE
+    folder = lake.root / WORK / _PLACE
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     try:
         (folder / FOLDER).mkdir(parents=True)
@@ -81,22 +79,22 @@ def build_slim(root: Path, table: str, version: int, files: Sequence[LogFile]) -
                 file.kind is LogKind.ENTRY and base <= file.version <= version
             )
             if is_needed:
-                (folder / FOLDER / file.name.rsplit("/", 1)[-1]).write_bytes(read_bytes(root, root / file.name))
+                (folder / FOLDER / file.name.rsplit("/", 1)[-1]).write_bytes(lake.read(lake.root / file.name))
         made = DeltaTable(folder)
         if made.version() != version:
-            raise CorruptLakeError(f"{root / table}: its log ends at {made.version()}, not {version}; restore _delta_log")
+            raise CorruptLakeError(f"{lake.root / table}: its log ends at {made.version()}, not {version}; restore _delta_log")
         path = folder / checkpoint_name("", version).lstrip("/")
         if not path.exists():
             made.create_checkpoint()
         return _slimmed(path, version, _live(made))
     except DeltaError as error:
         message = str(error).partition("\n")[0][:300]
-        raise RefusedError(f"{root / table}: no checkpoint can be made of version {version} ({message})") from error
+        raise RefusedError(f"{lake.root / table}: no checkpoint can be made of version {version} ({message})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish_slim(root: Path, table: str, slim: Slim) -> bool:
+def publish_slim(lake: Lake, table: str, slim: Slim) -> bool:
     """Put a checkpoint into the log, checked, unless there is one of this version. Whether it was put there.
 
     Raises:
@@ -104,15 +102,15 @@ def publish_slim(root: Path, table: str, slim: Slim) -> bool:
         RetryLaterError: the storage is away.
         OSError: the disk refused.
     """
-    path = root / checkpoint_name(table, slim.version)
+    path = lake.root / checkpoint_name(table, slim.version)
     try:
-        create(root, path, slim.body)
+        lake.create(path, slim.body)
     except ConflictError:
         return False
-    if _live_at(root, table, slim.version) != slim.live:
-        discard(root, path)
+    if _live_at(lake, table, slim.version) != slim.live:
+        lake.delete(path)
         raise CorruptLakeError(f"{path}: the table reads otherwise by its new checkpoint, which was taken away again; report it")
-    _write_hint(root, table, slim)
+    _write_hint(lake, table, slim)
     return True
 
 
@@ -133,29 +131,24 @@ def _live(table: DeltaTable) -> frozenset[str]:
     return frozenset(pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist())
 
 
-def _live_at(root: Path, table: str, version: int) -> frozenset[str]:
-    remote = remote_of(root)
-    where = str(root / table) if remote is None else remote.where(table)
+def _live_at(lake: Lake, table: str, version: int) -> frozenset[str]:
+    where = lake.store.table_uri(table)
     try:
-        opened = DeltaTable(where, version=version, storage_options=None if remote is None else remote.table_options())
+        opened = DeltaTable(where, version=version, storage_options=lake.store.table_options())
         return _live(opened)
     except DeltaError as error:
         raise CorruptLakeError(f"{where}: version {version} cannot be opened ({error}); restore _delta_log") from error
 
 
-def _write_hint(root: Path, table: str, slim: Slim) -> None:
+def _write_hint(lake: Lake, table: str, slim: Slim) -> None:
     """Name the newest checkpoint, so that opening the table lists nothing before it. An older hint is right too, only slower."""
-    path = root / table / FOLDER / HINT
+    path = lake.root / table / FOLDER / HINT
     try:
-        known = msgspec.json.decode(read_bytes(root, path)).get("version", -1)
+        known = msgspec.json.decode(lake.read(path)).get("version", -1)
     except (FileNotFoundError, msgspec.DecodeError, AttributeError):
         known = -1
     if known >= slim.version:
         return
     hint = {"version": slim.version, "size": slim.rows, "sizeInBytes": len(slim.body), "numOfAddFiles": len(slim.live)}
-    remote = remote_of(root)
-    if remote is None:
-        write_atomic(path, msgspec.json.encode(hint), mode=0o644)
-    else:
-        remote.put(str(path.relative_to(root)), msgspec.json.encode(hint))
-        forget(root, [path])
+    lake.put(path, msgspec.json.encode(hint))
+    lake.evict([path])

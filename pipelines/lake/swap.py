@@ -6,7 +6,6 @@ the very version in which all of them were seen to be live, or not at all.
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
@@ -14,9 +13,10 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.errors import ConflictError, RetryLaterError
-from pipelines.lake.copy import deliver
 from pipelines.lake.files import NewFile
+from pipelines.lake.lake import Lake
 from pipelines.lake.table import HOOKS, open_table, sync_log
+from pipelines.lake.upload import upload_files
 
 ATTEMPTS = 50
 
@@ -28,7 +28,7 @@ def live_sizes(table: DeltaTable) -> dict[str, int]:
 
 
 def swap_files(
-    root: Path,
+    lake: Lake,
     name: str,
     old: Collection[str],
     new: Sequence[NewFile],
@@ -40,7 +40,7 @@ def swap_files(
     """Remove `old` from a table and add `new`, if all of `old` are still live.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         name: the table's folder, relative to the root.
         old: paths below the table's folder.
         new: durable files.
@@ -56,9 +56,9 @@ def swap_files(
         CorruptLakeError: a new file is not there as it was written.
         RetryLaterError: the storage is away.
     """
-    deliver(root, new)
+    upload_files(lake, new)
     for attempt in range(ATTEMPTS):
-        table = open_table(root, name)
+        table = open_table(lake, name)
         sizes = {} if table is None else live_sizes(table)
         if table is None or not set(old) <= set(sizes):
             return False
@@ -79,6 +79,6 @@ def swap_files(
             continue
         except (DeltaError, OSError) as error:
             raise RetryLaterError(f"{name}: could not be rewritten: {error}; is the storage there?") from error
-        sync_log(root, name, table.version())
+        sync_log(lake, name, table.version())
         return True
     raise ConflictError(f"{name}: runs committed {ATTEMPTS} times meanwhile; try again when less arrives")

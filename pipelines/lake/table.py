@@ -1,8 +1,6 @@
 """Delta tables of the lake: created with their schema, widened when a contract grows, opened fresh each time."""
 
-import itertools
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -11,36 +9,30 @@ from deltalake import DeltaTable, PostCommitHookProperties, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, DeltaProtocolError, TableNotFoundError
 from pyarrow import fs
 
-from catchment.runtime.atomic_files import sync_file, sync_folder
 from pipelines.errors import ConfigError, ConflictError, CorruptLakeError, RefusedError, RetryLaterError
-from pipelines.lake.remote import remote_of
+from pipelines.lake.lake import Lake
 
 CHECKPOINT_INTERVAL = 20
 # Left to itself the library lists the whole log after every commit, to delete entries that are 30 days old. Maintenance deletes
 # log entries here, once what they say has been archived.
-_YOUNG = 2
 HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
-def open_table(root: Path, name: str) -> DeltaTable | None:
+def open_table(lake: Lake, name: str) -> DeltaTable | None:
     """A fresh view of a table; None if there is none yet.
 
     Raises:
         CorruptLakeError: there is a table, but its log cannot be read.
+        RetryLaterError: the storage is unavailable.
     """
-    remote = remote_of(root)
-    if remote is None and not (root / name / "_delta_log").is_dir():
+    if not lake.store.may_have_table(name):
         return None
     try:
-        return _open(root, name)
+        return _open(lake, name)
     except TableNotFoundError:
         return None
     except (DeltaError, OSError, ValueError) as error:
-        if remote is not None:
-            raise RetryLaterError(f"{remote.where(name)}: cannot be read ({error}); is the storage there?") from error
-        # The library's words end in a stack of its own.
-        message = str(error).partition("\n")[0][:300]
-        raise CorruptLakeError(f"{root / name}: its Delta log cannot be read ({message}); restore _delta_log") from error
+        raise lake.store.table_error(name, error) from error
 
 
 def files_of(table: DeltaTable) -> fs.FileSystem | None:
@@ -67,11 +59,11 @@ def dataset_of(table: DeltaTable) -> Any:
         ) from error
 
 
-def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[str] = ()) -> DeltaTable:
+def ensure_table(lake: Lake, name: str, schema: pa.Schema, private: Collection[str] = ()) -> DeltaTable:
     """The table, created if there is none, with every column of `schema`.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         name: the table's folder, relative to the root.
         schema: the columns it must have; columns it has beyond these stay.
         private: columns that statistics must not show.
@@ -80,9 +72,9 @@ def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[s
         ConfigError: a column exists with another type; a contract must give a changed column a new name.
         ConflictError: somebody changed the table meanwhile.
     """
-    table = open_table(root, name)
+    table = open_table(lake, name)
     if table is None:
-        return _create(root, name, schema, private)
+        return _create(lake, name, schema, private)
     missing = _missing_columns(name, table, schema)
     if not missing and (shown_columns(table) or frozenset()).isdisjoint(private):
         return table
@@ -91,15 +83,15 @@ def ensure_table(root: Path, name: str, schema: pa.Schema, private: Collection[s
     try:
         if missing:
             table.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields), post_commithook_properties=HOOKS)
-        _reopened(root, name).alter.set_table_properties(
+        _reopened(lake, name).alter.set_table_properties(
             {"delta.dataSkippingStatsColumns": ",".join(shown)}, post_commithook_properties=HOOKS
         )
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody changed the table while columns were added; look again") from error
     except (DeltaError, OSError) as error:
         raise RetryLaterError(f"{name}: columns could not be added: {error}; is the storage there?") from error
-    sync_log(root, name)
-    return _reopened(root, name)
+    sync_log(lake, name)
+    return _reopened(lake, name)
 
 
 def stats_columns(schema: pa.Schema, private: Collection[str]) -> list[str]:
@@ -123,37 +115,23 @@ def shown_columns(table: DeltaTable) -> frozenset[str] | None:
     return None if setting is None else frozenset(filter(None, setting.split(",")))
 
 
-def sync_log(root: Path, name: str, version: int | None = None) -> None:
+def sync_log(lake: Lake, name: str, version: int | None = None) -> None:
     """Make the newest log entries survive a power cut: the library itself never calls fsync.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         name: the table's folder.
         version: one that was there before; from it on entries are synced. Without it the log is listed for the newest two.
     """
-    if remote_of(root) is not None:
-        return
-    log = root / name / "_delta_log"
-    newest = sorted(log.glob("*.json"))[-2:] if version is None else _entries_from(log, version)
-    for entry in newest:
-        sync_file(entry)
-    sync_folder(log)
-    if version is None or version <= _YOUNG:
-        sync_folder(root / name)  # whoever made the log's folder may have been killed before it did so
+    lake.store.sync_table(name, version)
 
 
-def _entries_from(log: Path, version: int) -> list[Path]:
-    entries = (log / f"{number:020d}.json" for number in itertools.count(version))
-    return list(itertools.takewhile(Path.exists, entries))
-
-
-def _create(root: Path, name: str, schema: pa.Schema, private: Collection[str]) -> DeltaTable:
-    remote = remote_of(root)
-    if remote is None:
-        (root / name).mkdir(parents=True, exist_ok=True)
+def _create(lake: Lake, name: str, schema: pa.Schema, private: Collection[str]) -> DeltaTable:
+    if lake.store.is_on_disk:
+        (lake.root / name).mkdir(parents=True, exist_ok=True)
     try:
         DeltaTable.create(
-            remote.where(name) if remote is not None else root / name,
+            lake.store.table_uri(name),
             Schema.from_arrow(schema),
             mode="ignore",
             configuration={
@@ -161,30 +139,26 @@ def _create(root: Path, name: str, schema: pa.Schema, private: Collection[str]) 
                 "delta.enableExpiredLogCleanup": "false",
                 "delta.dataSkippingStatsColumns": ",".join(stats_columns(schema, private)),
             },
-            storage_options=remote.table_options() if remote is not None else None,
+            storage_options=lake.store.table_options(),
         )
     except CommitFailedError as error:
         raise ConflictError(f"{name}: somebody created the table meanwhile; look again") from error
     except (DeltaError, OSError) as error:
         raise RetryLaterError(f"{name}: the table could not be created: {error}; is the storage there?") from error
-    if remote is None:
-        sync_log(root, name)
-        sync_folder((root / name).parent)
-        sync_folder(root)
-    return _reopened(root, name)
+    lake.store.sync_table(name, None, is_new=True)
+    return _reopened(lake, name)
 
 
-def _reopened(root: Path, name: str) -> DeltaTable:
+def _reopened(lake: Lake, name: str) -> DeltaTable:
     """A fresh view of a table that is known to be there."""
-    table = open_table(root, name)
+    table = open_table(lake, name)
     if table is None:
-        raise CorruptLakeError(f"{root / name}: the table was there a moment ago and is gone; restore it from a copy")
+        raise CorruptLakeError(f"{lake.root / name}: the table was there a moment ago and is gone; restore it from a copy")
     return table
 
 
-def _open(root: Path, name: str) -> DeltaTable:
-    remote = remote_of(root)
-    return DeltaTable(root / name) if remote is None else DeltaTable(remote.where(name), storage_options=remote.table_options())
+def _open(lake: Lake, name: str) -> DeltaTable:
+    return DeltaTable(lake.store.table_uri(name), storage_options=lake.store.table_options())
 
 
 def _arrow_schema(table: DeltaTable) -> pa.Schema:

@@ -7,7 +7,6 @@ it is lost or does not fit, tables are opened.
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 from deltalake import Schema
@@ -15,8 +14,8 @@ from deltalake import Schema
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.delta_log import FOLDER
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import table_states_path
-from pipelines.lake.remote import remote_of
 from pipelines.lake.table import open_table
 
 OPENED_AT_ONCE = 8
@@ -41,13 +40,13 @@ class TableStates:
     """The states of a lake's tables, looked up once for each name.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         apps: whose transactions to know.
     """
 
-    def __init__(self, root: Path, *apps: str) -> None:
-        self._root, self._apps = root, apps
-        self._kept = _read(root)
+    def __init__(self, lake: Lake, *apps: str) -> None:
+        self._lake, self._apps = lake, apps
+        self._kept = _read(lake)
         self._found: dict[str, TableState | CorruptLakeError | None] = {}
 
     def look_up(self, names: Sequence[str]) -> None:
@@ -87,13 +86,13 @@ class TableStates:
         Raises:
             OSError: the disk refused.
         """
-        if remote_of(self._root) is not None:
+        if not self._lake.store.is_on_disk:
             return
         now_ns = time.time_ns()
         found = {name: state for name, state in self._found.items() if isinstance(state, TableState)}
         kept = {**self._kept, **{name: each for name, each in found.items() if each.changed_ns < now_ns - SETTLED_NS}}
         if kept != self._kept:
-            path = table_states_path(self._root)
+            path = table_states_path(self._lake.root)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, msgspec.json.encode(kept), mode=0o644)
             self._kept = kept
@@ -102,12 +101,12 @@ class TableStates:
         kept = self._kept.get(name)
         if kept is None or not set(self._apps) <= set(kept.transactions):
             return None
-        return kept if _place(self._root, name) == (kept.inode, kept.changed_ns) else None
+        return kept if _place(self._lake, name) == (kept.inode, kept.changed_ns) else None
 
     def _opened(self, name: str) -> TableState | CorruptLakeError | None:
-        place = _place(self._root, name)
+        place = _place(self._lake, name)
         try:
-            table = open_table(self._root, name)
+            table = open_table(self._lake, name)
         except CorruptLakeError as error:
             return error
         if table is None:
@@ -116,19 +115,19 @@ class TableStates:
         return TableState(*place, numbers, table.schema().to_json())
 
 
-def _place(root: Path, name: str) -> tuple[int, int]:
+def _place(lake: Lake, name: str) -> tuple[int, int]:
     """The folder's number and time, taken before the table is opened; of a remote lake none that was ever kept."""
-    if remote_of(root) is not None:
+    if not lake.store.is_on_disk:
         return 0, 0
     try:
-        stat = (root / name / FOLDER).stat()
+        stat = (lake.root / name / FOLDER).stat()
     except FileNotFoundError:
         return 0, 0
     return stat.st_ino, stat.st_mtime_ns
 
 
-def _read(root: Path) -> dict[str, TableState]:
+def _read(lake: Lake) -> dict[str, TableState]:
     try:
-        return msgspec.json.decode(table_states_path(root).read_bytes(), type=dict[str, TableState])
+        return msgspec.json.decode(table_states_path(lake.root).read_bytes(), type=dict[str, TableState])
     except (FileNotFoundError, msgspec.MsgspecError):
         return {}

@@ -5,7 +5,6 @@ number of the last run archived is the table's own transaction, and it is commit
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import structlog
@@ -13,8 +12,8 @@ import structlog
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import read_plan
 from pipelines.lake.commit import commit_once, committed_run
-from pipelines.lake.copy import files_of, forget
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import ARCHIVE, COMMITS, RUNS, plan_path
 from pipelines.lake.table import open_table
 
@@ -37,18 +36,18 @@ ARCHIVE_SCHEMA = pa.schema(
 log = structlog.get_logger(__name__)
 
 
-def archived_run(root: Path) -> int:
+def archived_run(lake: Lake) -> int:
     """The last run whose facts are in the archive; 0 for none.
 
     Raises:
         CorruptLakeError: the archive's log cannot be read.
         RetryLaterError: the storage is away.
     """
-    table = open_table(root, ARCHIVE)
+    table = open_table(lake, ARCHIVE)
     return 0 if table is None else table.transaction_version(ARCHIVE_APP) or 0
 
 
-def archive_runs(root: Path) -> int:
+def archive_runs(lake: Lake) -> int:
     """Archive every committed run that is not in the archive. For the holder of the maintenance lease.
 
     Returns:
@@ -59,35 +58,35 @@ def archive_runs(root: Path) -> int:
         CorruptLakeError: a plan or the archive cannot be read.
         RetryLaterError: the storage is away.
     """
-    done, last = archived_run(root), committed_run(root, COMMITS)
+    done, last = archived_run(lake), committed_run(lake, COMMITS)
     if done >= last:
         return 0
-    there = _planned(root)
+    there = _planned(lake)
     count = 0
     for first in range(done + 1, last + 1, RUNS_AT_ONCE):
         upper = min(first + RUNS_AT_ONCE - 1, last)
-        plans = list(_plans(root, [run for run in range(first, upper + 1) if run in there]))
-        _commit(root, plans, first, upper)
+        plans = list(_plans(lake, [run for run in range(first, upper + 1) if run in there]))
+        _commit(lake, plans, first, upper)
         count += len(plans)
     log.info("runs_archived", runs=count, without_plan=last - done - count, upto=last)
     return count
 
 
-def _planned(root: Path) -> set[int]:
+def _planned(lake: Lake) -> set[int]:
     """The runs whose plan is there: one listing, so that a bucket is not asked for each that is not."""
-    names = (file.name.rsplit("/", 1)[-1] for file in files_of(root, RUNS) if file.name.count("/") == 1)
+    names = (file.name.rsplit("/", 1)[-1] for file in lake.files(RUNS) if file.name.count("/") == 1)
     return {int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal()}
 
 
-def _plans(root: Path, runs: Sequence[int]) -> Iterator[Plan]:
+def _plans(lake: Lake, runs: Sequence[int]) -> Iterator[Plan]:
     for run in runs:
-        plan = read_plan(root, run)
-        forget(root, [plan_path(root, run)])
+        plan = read_plan(lake, run)
+        lake.evict([plan_path(lake.root, run)])
         if plan is not None:
             yield plan
 
 
-def _commit(root: Path, plans: Sequence[Plan], first: int, upper: int) -> None:
+def _commit(lake: Lake, plans: Sequence[Plan], first: int, upper: int) -> None:
     rows = [
         (
             plan.run,
@@ -105,5 +104,5 @@ def _commit(root: Path, plans: Sequence[Plan], first: int, upper: int) -> None:
     columns = zip(*rows, strict=True) if rows else ([] for _ in ARCHIVE_SCHEMA)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, ARCHIVE_SCHEMA, strict=True)]
     table = pa.table(arrays, schema=ARCHIVE_SCHEMA)
-    file = write_table_file(root, ARCHIVE, f"{first:012d}-{upper:012d}.parquet", table, lasting=True)
-    commit_once(root, ARCHIVE, [file], ARCHIVE_SCHEMA, upper, app=ARCHIVE_APP)
+    file = write_table_file(lake, ARCHIVE, f"{first:012d}-{upper:012d}.parquet", table, lasting=True)
+    commit_once(lake, ARCHIVE, [file], ARCHIVE_SCHEMA, upper, app=ARCHIVE_APP)

@@ -7,13 +7,12 @@ checkpoint. Nothing is deleted before a checkpoint that stands for it has been p
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
 from pipelines.errors import RefusedError
-from pipelines.lake.copy import discard_all, folders_of
 from pipelines.lake.delta_log import LogFile, LogKind, log_files, read_entry
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import ARCHIVE, COMMITS, QUALITY, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS
 from pipelines.lake.log_plan import KeepLog, first_kept, superfluous
 from pipelines.lake.removed import remember_removed
@@ -35,7 +34,7 @@ class Trimmed:
     files_after: int
 
 
-def all_tables(root: Path) -> list[str]:
+def all_tables(lake: Lake) -> list[str]:
     """Every table of the lake, by its folder.
 
     Raises:
@@ -43,11 +42,11 @@ def all_tables(root: Path) -> list[str]:
     """
     found = [COMMITS, QUARANTINE, QUARANTINE_CLOSED, ARCHIVE]
     for parent in (STREAMS, ROLLUPS, QUALITY):
-        found += [f"{parent}/{name}" for name in folders_of(root, parent)]
+        found += [f"{parent}/{name}" for name in lake.folders(parent)]
     return found
 
 
-def trim_logs(root: Path, keep: KeepLog) -> list[Trimmed]:
+def trim_logs(lake: Lake, keep: KeepLog) -> list[Trimmed]:
     """Shorten the logs of all tables. For the holder of the maintenance lease, once runs are archived.
 
     Raises:
@@ -56,9 +55,9 @@ def trim_logs(root: Path, keep: KeepLog) -> list[Trimmed]:
         OSError: the disk refused.
     """
     found: list[Trimmed] = []
-    for table in all_tables(root):
+    for table in all_tables(lake):
         try:
-            done = trim_log(root, table, keep, time.time())
+            done = trim_log(lake, table, keep, time.time())
         except RefusedError as error:
             log.warning("log_left_as_it_is", table=table, reason=str(error))
             continue
@@ -66,7 +65,7 @@ def trim_logs(root: Path, keep: KeepLog) -> list[Trimmed]:
     return found
 
 
-def trim_log(root: Path, table: str, keep: KeepLog, now_s: float) -> Trimmed | None:
+def trim_log(lake: Lake, table: str, keep: KeepLog, now_s: float) -> Trimmed | None:
     """Shorten the log of one table; None if nothing in it was superfluous.
 
     Raises:
@@ -75,22 +74,24 @@ def trim_log(root: Path, table: str, keep: KeepLog, now_s: float) -> Trimmed | N
         RetryLaterError: the storage is away.
         OSError: the disk refused.
     """
-    files = log_files(root, table)
+    files = log_files(lake, table)
     if any(file.kind is LogKind.FOREIGN for file in files):
-        raise RefusedError(f"{root / table}: it has checkpoints of another form; let the tool that writes them clean its log up")
+        raise RefusedError(
+            f"{lake.root / table}: it has checkpoints of another form; let the tool that writes them clean its log up"
+        )
     newest = max((file.version for file in files if file.kind is LogKind.ENTRY), default=None)
     if newest is None:
         return None
     first = first_kept(files, keep, now_s)
-    pinned = [] if first is None else _pinned(root, table, files, first, now_s - keep.age_s)
+    pinned = [] if first is None else _pinned(lake, table, files, first, now_s - keep.age_s)
     referenced = {version - 1 for version in pinned} | (set() if first is None else {first})
     there = {file.version for file in files if file.kind is LogKind.CHECKPOINT}
-    if newest not in there and has_tombstones(root, files):
+    if newest not in there and has_tombstones(lake, files):
         referenced.add(newest)
     for version in sorted(referenced - there):
-        _slim(root, table, version, files, oldest_ms=_oldest_ms(keep, now_s))
+        _slim(lake, table, version, files, oldest_ms=_oldest_ms(keep, now_s))
     gone = [] if first is None else superfluous(files, first, pinned)
-    discard_all(root, [root / file.name for file in gone])
+    lake.delete(*[lake.root / file.name for file in gone])
     if not gone:
         return None
     log.info("log_trimmed", table=table, entries=len(gone), first_version=first, pinned=pinned)
@@ -102,28 +103,28 @@ def keep_log(versions_h: float, versions: int, grace_s: float) -> KeepLog:
     return KeepLog(versions_h * 3_600, versions, min(grace_s, MAX_LOG_GRACE_S))
 
 
-def _slim(root: Path, table: str, version: int, files: Sequence[LogFile], *, oldest_ms: int) -> None:
-    slim = build_slim(root, table, version, files)
+def _slim(lake: Lake, table: str, version: int, files: Sequence[LogFile], *, oldest_ms: int) -> None:
+    slim = build_slim(lake, table, version, files)
     # First the names, then the checkpoint without them: a crash between the two only has them twice.
-    remember_removed(root, table, slim.removed, oldest_ms)
-    publish_slim(root, table, slim)
+    remember_removed(lake, table, slim.removed, oldest_ms)
+    publish_slim(lake, table, slim)
 
 
 def _oldest_ms(keep: KeepLog, now_s: float) -> int:
     return round((now_s - keep.age_s) * 1_000)
 
 
-def _pinned(root: Path, table: str, files: Sequence[LogFile], first: int, oldest_s: float) -> list[int]:
+def _pinned(lake: Lake, table: str, files: Sequence[LogFile], first: int, oldest_s: float) -> list[int]:
     """Of the versions before `first` those that a person may want to undo, while they are young enough."""
     if not table.startswith(f"{STREAMS}/"):
         return []
-    return list(_noted(root, [file for file in files if file.kind is LogKind.ENTRY and file.version < first], oldest_s))
+    return list(_noted(lake, [file for file in files if file.kind is LogKind.ENTRY and file.version < first], oldest_s))
 
 
-def _noted(root: Path, entries: Sequence[LogFile], oldest_s: float) -> Iterator[int]:
+def _noted(lake: Lake, entries: Sequence[LogFile], oldest_s: float) -> Iterator[int]:
     for file in entries:
         if file.modified_s <= oldest_s or file.version == 0:
             continue
-        notes = [action["commitInfo"] for action in read_entry(root, file.name) if "commitInfo" in action]
+        notes = [action["commitInfo"] for action in read_entry(lake, file.name) if "commitInfo" in action]
         if any(name in note for note in notes for name in NOTED):
             yield file.version

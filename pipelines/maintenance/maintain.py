@@ -4,12 +4,12 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import structlog
 
 from pipelines.errors import ConflictError, RefusedError
 from pipelines.lake.compact import Compacted, compact_all
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import RUNS, maintain_lock_path
 from pipelines.lake.rollup import roll_up_all
 from pipelines.lake.rollup_again import roll_up_again
@@ -23,26 +23,26 @@ log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def only_maintenance(root: Path) -> Iterator[None]:
+def only_maintenance(lake: Lake) -> Iterator[None]:
     """Be the only one that rewrites or deletes files of this lake, until the process ends however it ends.
 
     Raises:
         RefusedError: another one is at work, of a remote lake on whatever machine.
     """
-    (root / RUNS).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(maintain_lock_path(root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    (lake.root / RUNS).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(maintain_lock_path(lake.root), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RefusedError(f"{root}: maintenance is at work already; leave it to that one") from error
-        with only_maintainer(root, "maintenance"):
+            raise RefusedError(f"{lake.root}: maintenance is at work already; leave it to that one") from error
+        with only_maintainer(lake, "maintenance"):
             yield
     finally:
         os.close(descriptor)
 
 
-def maintain(root: Path, keep: Keep) -> tuple[list[Compacted], Vacuumed]:
+def maintain(lake: Lake, keep: Keep) -> tuple[list[Compacted], Vacuumed]:
     """All of it once. Runs that commit too often for a compaction only put it off.
 
     Raises:
@@ -50,16 +50,16 @@ def maintain(root: Path, keep: Keep) -> tuple[list[Compacted], Vacuumed]:
         CorruptLakeError: a table cannot be read.
         OSError: the disk refused.
     """
-    with only_maintenance(root):
+    with only_maintenance(lake):
         try:
-            private = private_today(root)
-            hide_private(root)
-            roll_up_again(root, private)
-            roll_up_all(root, private)
-            compacted = compact_all(root)
+            private = private_today(lake)
+            hide_private(lake)
+            roll_up_again(lake, private)
+            roll_up_all(lake, private)
+            compacted = compact_all(lake)
         except ConflictError as error:
             log.warning("compaction_put_off", reason=str(error))
             compacted = []
-        archive_runs(root)
-        trim_logs(root, keep_log(keep.versions_h, keep.versions, keep.grace_s))
-        return compacted, Vacuum(root, keep).sweep()
+        archive_runs(lake)
+        trim_logs(lake, keep_log(keep.versions_h, keep.versions, keep.grace_s))
+        return compacted, Vacuum(lake, keep).sweep()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipelines.bridge.segment import OPEN_SUFFIX, SEALED_SUFFIX, segment_number
 from pipelines.errors import CorruptLakeError
-from pipelines.lake.copy import at_hand, files_of, forget
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import (
     ARCHIVE,
     CHIPS,
@@ -39,7 +39,7 @@ from pipelines.lake.layout import (
     landing_folder,
 )
 from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
-from pipelines.lake.remote import Remote, Stored
+from pipelines.lake.store import Stored
 from pipelines.lake.workplace import FOLDER as WORK
 from pipelines.lake.workplace import workplace
 from pipelines.training.manifest import MANIFEST_NAME
@@ -60,59 +60,61 @@ def is_half_written(name: str) -> bool:
     return _HALF.fullmatch(name) is not None
 
 
-def half_written(root: Path) -> Iterator[Path]:
+def half_written(lake: Lake) -> Iterator[Path]:
     """Files being written when their writer died, anywhere below the lake root."""
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(lake.root):
         here = Path(folder)
-        if here == root:
+        if here == lake.root:
             folders[:] = [name for name in folders if name != WORK]
-        folders[:] = sorted(name for name in folders if not _is_draft(root, here / name))
+        folders[:] = sorted(name for name in folders if not _is_draft(lake, here / name))
         yield from (here / name for name in sorted(names) if is_half_written(name))
 
 
-def unfinished(root: Path, run: int) -> Iterator[Path]:
+def unfinished(lake: Lake, run: int) -> Iterator[Path]:
     """Files and folders of work that did not come to its end: drafts of sets, backfills, lists of chips cut, replays unsealed.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         run: the last committed run.
     """
-    yield from sorted((root / SETS).glob(f"*/{SET_DRAFT}*"))
-    yield from sorted(backfills_folder(root).glob("*"))
-    yield from sorted((root / WORK).glob("*"))
-    yield from (path for path in sorted((root / CHIPS / ".done").glob("*")) if path.name.isdecimal() and int(path.name) <= run)
-    replays = sorted(landing_folder(root, REPLAYS).glob(f"*{OPEN_SUFFIX}"))
+    yield from sorted((lake.root / SETS).glob(f"*/{SET_DRAFT}*"))
+    yield from sorted(backfills_folder(lake.root).glob("*"))
+    yield from sorted((lake.root / WORK).glob("*"))
+    yield from (
+        path for path in sorted((lake.root / CHIPS / ".done").glob("*")) if path.name.isdecimal() and int(path.name) <= run
+    )
+    replays = sorted(landing_folder(lake.root, REPLAYS).glob(f"*{OPEN_SUFFIX}"))
     yield from (path for path in replays if (segment_number(path) or 0) <= run)
 
 
-def copies(root: Path, remote: Remote, run: int, cursors: Mapping[str, int]) -> Iterator[Path]:
+def copies(lake: Lake, run: int, cursors: Mapping[str, int]) -> Iterator[Path]:
     """What lies in the working copy of a remote lake and is not needed there: the bucket has it, or nobody has.
 
     Files of the run in hand stay, and sets that the bucket has whole: they were brought to be read.
     """
     in_hand = f"{run + 1:012d}"
     for parent in _TABLES_AND_PAYLOADS:
-        found = (path for path in sorted((root / parent).rglob("*")) if path.is_file() and not is_half_written(path.name))
-        yield from (path for path in found if not any(part.startswith(in_hand) for part in path.relative_to(root).parts))
-    for path in sorted((root / LANDING).glob(f"*/*{SEALED_SUFFIX}")):
+        found = (path for path in sorted((lake.root / parent).rglob("*")) if path.is_file() and not is_half_written(path.name))
+        yield from (path for path in found if not any(part.startswith(in_hand) for part in path.relative_to(lake.root).parts))
+    for path in sorted((lake.root / LANDING).glob(f"*/*{SEALED_SUFFIX}")):
         number = segment_number(path)
         if number is not None and number < cursors.get(path.parent.name, run + 1 if path.parent.name == REPLAYS else 1):
             yield path
-    yield from _not_here_for_long(root, remote, run)
-    for manifest in sorted((root / SETS).glob(f"*/[0-9]*/{MANIFEST_NAME}")):
-        if remote.size(str(manifest.relative_to(root))) is None:
+    yield from _not_here_for_long(lake, run)
+    for manifest in sorted((lake.root / SETS).glob(f"*/[0-9]*/{MANIFEST_NAME}")):
+        if lake.size(manifest) is None:
             yield manifest.parent
 
 
-def _not_here_for_long(root: Path, remote: Remote, run: int) -> Iterator[Path]:
-    whole = {file.name: file.bytes for file in remote.listed(OBJECTS)} if any((root / OBJECTS).glob("[0-9a-f]*")) else {}
-    for path in sorted((root / OBJECTS).glob("[0-9a-f]*")):
+def _not_here_for_long(lake: Lake, run: int) -> Iterator[Path]:
+    whole = {file.name: file.bytes for file in lake.files(OBJECTS)} if any((lake.root / OBJECTS).glob("[0-9a-f]*")) else {}
+    for path in sorted((lake.root / OBJECTS).glob("[0-9a-f]*")):
         if whole.get(f"{OBJECTS}/{path.name}") == path.stat().st_size:
             yield path
-    kept = {file.name for file in files_of(root, RUNS)}
-    old = (path for path in sorted((root / RUNS).glob("[0-9]*.*")) if _run_of(path) <= run - KEPT_LEDGERS)
-    for path in (*old, *sorted((root / RUNS / REQUESTS).glob("[0-9]*.json"))):
-        if str(path.relative_to(root)) not in kept:
+    kept = {file.name for file in lake.files(RUNS)}
+    old = (path for path in sorted((lake.root / RUNS).glob("[0-9]*.*")) if _run_of(path) <= run - KEPT_LEDGERS)
+    for path in (*old, *sorted((lake.root / RUNS / REQUESTS).glob("[0-9]*.json"))):
+        if str(path.relative_to(lake.root)) not in kept:
             yield path
 
 
@@ -121,28 +123,30 @@ def _run_of(path: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _is_draft(root: Path, folder: Path) -> bool:
+def _is_draft(lake: Lake, folder: Path) -> bool:
     """Drafts and backfills go, or stay, as wholes."""
-    return (folder.name.startswith(SET_DRAFT) and folder.parent.parent == root / SETS) or folder == backfills_folder(root)
+    return (folder.name.startswith(SET_DRAFT) and folder.parent.parent == lake.root / SETS) or folder == backfills_folder(
+        lake.root
+    )
 
 
-def referenced_payloads(root: Path, gone: Collection[str]) -> set[str]:
+def referenced_payloads(lake: Lake, gone: Collection[str]) -> set[str]:
     """The names, be the file that tells of them live or kept for readers of older versions.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         gone: files that count as deleted, though a dry run has left them there.
 
     Raises:
         CorruptLakeError: a file cannot be read; nothing may be deleted on a guess.
     """
     referenced: set[str] = set()
-    with workplace(root, "vacuum") as there:
-        for file in files_of(root, STREAMS):
+    with workplace(lake, "vacuum") as there:
+        for file in lake.files(STREAMS):
             is_data = file.name.count("/") == STREAMS.count("/") + 2 and file.name.endswith(".parquet")
             if is_data and file.name not in gone:
-                referenced |= _named(at_hand(there, there / file.name))
-                forget(there, [there / file.name])
+                referenced |= _named(there.local(there.root / file.name))
+                there.evict([there.root / file.name])
     return referenced
 
 

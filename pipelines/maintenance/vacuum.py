@@ -22,7 +22,7 @@ from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import read_plan
 from pipelines.lake.alone import held_alone
 from pipelines.lake.commit import committed_run
-from pipelines.lake.copy import discard, files_of, size_of
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import (
     ARCHIVE,
     CHIPS,
@@ -42,9 +42,9 @@ from pipelines.lake.layout import (
 )
 from pipelines.lake.ledger import KEPT_LEDGERS
 from pipelines.lake.ledger_files import ledger_bases, read_ledger
-from pipelines.lake.remote import Stored, remote_of
 from pipelines.lake.removed import REMOVED_SCHEMA, remember_removed, removed_since
 from pipelines.lake.scratch import abandoned
+from pipelines.lake.store import Stored
 from pipelines.lake.table import open_table
 from pipelines.maintenance.archive import archive_runs
 from pipelines.maintenance.log_trim import all_tables
@@ -97,7 +97,7 @@ class Vacuum:
     """One pass over the lake.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         keep: how long things are kept.
         dry_run: only count.
 
@@ -105,14 +105,14 @@ class Vacuum:
         CorruptLakeError: a table or the last plan cannot be read; nothing is deleted on a guess.
     """
 
-    def __init__(self, root: Path, keep: Keep, *, dry_run: bool = False) -> None:
+    def __init__(self, lake: Lake, keep: Keep, *, dry_run: bool = False) -> None:
         self.done = Vacuumed()
-        self._root = root
+        self._lake = lake
         self._keep = keep
         self._dry_run = dry_run
         self._now_s = time.time()
-        self._run = committed_run(root, COMMITS)
-        self._plan: Plan | None = read_plan(root, self._run) if self._run else None
+        self._run = committed_run(lake, COMMITS)
+        self._plan: Plan | None = read_plan(lake, self._run) if self._run else None
         self._gone: set[str] = set()
 
     def sweep(self) -> Vacuumed:
@@ -121,9 +121,9 @@ class Vacuum:
         Raises:
             OSError: the disk refused.
         """
-        for name in all_tables(self._root):
+        for name in all_tables(self._lake):
             self._table(name)
-        referenced = referenced_payloads(self._root, self._gone)
+        referenced = referenced_payloads(self._lake, self._gone)
         self._payloads(referenced)
         self._objects(referenced)
         self._landing()
@@ -137,12 +137,12 @@ class Vacuum:
         with self._quiet(name) as is_quiet:
             if not is_quiet:
                 return
-            table, files = open_table(self._root, name), self._files(name, "*")
+            table, files = open_table(self._lake, name), self._files(name, "*")
             oldest_ms = round((self._now_s - self._keep.versions_h * 3_600) * 1_000)
             if table is not None:
                 unreferenced = {Path(found).name for found in self._unreferenced(table, max(0, round(self._keep.versions_h)))}
-                unreferenced -= removed_since(self._root, name, oldest_ms)
-            elif self._plan is not None and never_filled(read_ledger(self._root, self._run), name):
+                unreferenced -= removed_since(self._lake, name, oldest_ms)
+            elif self._plan is not None and never_filled(read_ledger(self._lake, self._run), name):
                 unreferenced = {_base(file) for file in files}  # of a run that was paused before there was a table
             else:
                 return
@@ -151,7 +151,7 @@ class Vacuum:
                 if is_unreferenced and not self._is_in_hand(_base(file)) and self._is_old(file):
                     self._delete("table_files", file)
             if not self._dry_run:
-                remember_removed(self._root, name, REMOVED_SCHEMA.empty_table(), oldest_ms)
+                remember_removed(self._lake, name, REMOVED_SCHEMA.empty_table(), oldest_ms)
 
     @contextmanager
     def _quiet(self, name: str) -> Iterator[bool]:
@@ -160,7 +160,7 @@ class Vacuum:
         if parent != STREAMS:
             yield True
             return
-        with held_alone(retag_lock_path(self._root, stream), is_made=not self._dry_run) as is_held:
+        with held_alone(retag_lock_path(self._lake.root, stream), is_made=not self._dry_run) as is_held:
             yield is_held
 
     def _unreferenced(self, table: DeltaTable, hours: int) -> list[str]:
@@ -171,7 +171,7 @@ class Vacuum:
 
     def _files(self, folder: str, *patterns: str) -> list[Stored]:
         """The files below a folder, one level for each pattern, newly listed."""
-        return [file for file in files_of(self._root, folder) if _fits(file.name.removeprefix(f"{folder}/"), patterns)]
+        return [file for file in self._lake.files(folder) if _fits(file.name.removeprefix(f"{folder}/"), patterns)]
 
     def _is_in_hand(self, base: str) -> bool:
         """Whether a file may belong to the run after the last commit."""
@@ -181,7 +181,7 @@ class Vacuum:
         for file in self._files(PAYLOAD, "*", "*.parquet"):
             if file.name not in referenced and not self._is_in_hand(_base(file)) and self._is_old(file):
                 self._delete("payload_shards", file)
-        for place, files in sorted(chip_places(files_of(self._root, CHIPS)).items()):
+        for place, files in sorted(chip_places(self._lake.files(CHIPS)).items()):
             if place not in referenced and not self._is_in_hand(place.rsplit("/", 1)[-1]) and all(map(self._is_old, files)):
                 self._delete_all("chips", files, place)
 
@@ -200,7 +200,7 @@ class Vacuum:
                 number = segment_number(Path(file.name))
                 if number is not None and number < cursor and self._age_s(file) >= keep_s:
                     self._delete("segments", file)
-        for path in sorted((self._root / LANDING).glob("*/torn/*")):
+        for path in sorted((self._lake.root / LANDING).glob("*/torn/*")):
             torn = self._here(path)
             if self._age_s(torn) > self._keep.landing_h * 3_600:
                 self._delete("torn_tails", torn)
@@ -211,8 +211,8 @@ class Vacuum:
         What a plan says is archived first.
         """
         if not self._dry_run:
-            archive_runs(self._root)
-        needed = {f"{base:012d}.{kind}.parquet" for base in ledger_bases(self._root, self._run) for kind in ("ledger", "books")}
+            archive_runs(self._lake)
+        needed = {f"{base:012d}.{kind}.parquet" for base in ledger_bases(self._lake, self._run) for kind in ("ledger", "books")}
         for file in self._files(RUNS, "[0-9]*.*"):
             run = _base(file).split(".", 1)[0]
             if (
@@ -222,35 +222,34 @@ class Vacuum:
                 or self._age_s(file) < self._keep.landing_h * 3_600
             ):
                 continue
-            plan = read_plan(self._root, int(run))
-            landed = () if plan is None else (landing_folder(self._root, one.bridge) / f"{one.number:012d}.arrows"
+            plan = read_plan(self._lake, int(run))
+            landed = () if plan is None else (landing_folder(self._lake.root, one.bridge) / f"{one.number:012d}.arrows"
                                               for one in plan.segments)  # fmt: skip
-            if _base(file) == f"{run}.json" and any(size_of(self._root, segment) is not None for segment in landed):
+            if _base(file) == f"{run}.json" and any(self._lake.size(segment) is not None for segment in landed):
                 continue
             self._delete("run_files", file)
 
     def _sets(self) -> None:
         """In a bucket the manifest of a set comes last: without one, and not being brought for a while, its builder died."""
-        if remote_of(self._root) is None:
+        if self._lake.store.is_on_disk:
             return
-        for version, files in sorted(set_versions(files_of(self._root, SETS)).items()):
+        for version, files in sorted(set_versions(self._lake.files(SETS)).items()):
             if not any(_base(file) == MANIFEST_NAME for file in files) and all(map(self._is_old, files)):
                 self._delete_all("half_sets", files, version)
 
     def _orphans(self) -> None:
         """What killed processes left on this disk; of a remote lake also copies that are no longer needed here."""
-        for path in half_written(self._root):
-            with self._quiet("/".join(path.relative_to(self._root).parts[:2])) as is_quiet:
+        for path in half_written(self._lake):
+            with self._quiet("/".join(path.relative_to(self._lake.root).parts[:2])) as is_quiet:
                 if is_quiet:
                     self._clear("orphans", path)
-        for path in unfinished(self._root, self._run):
+        for path in unfinished(self._lake, self._run):
             self._clear("orphans", path)
-        for path in abandoned(self._root):
+        for path in abandoned(self._lake.root):
             self._clear("orphans", path, is_dead=True)
-        remote = remote_of(self._root)
-        if remote is not None:
+        if not self._lake.store.is_on_disk:
             cursors = {} if self._plan is None else self._plan.next_numbers
-            for path in list(copies(self._root, remote, self._run, cursors)):
+            for path in list(copies(self._lake, self._run, cursors)):
                 self._clear("working_copies", path)
 
     def _clear(self, kind: str, path: Path, *, is_dead: bool = False) -> None:
@@ -270,7 +269,7 @@ class Vacuum:
 
     def _here(self, path: Path) -> Stored:
         stat = path.stat()
-        return Stored(str(path.relative_to(self._root)), stat.st_size, stat.st_mtime)
+        return Stored(str(path.relative_to(self._lake.root)), stat.st_size, stat.st_mtime)
 
     def _is_old(self, file: Stored) -> bool:
         parent = file.name.split("/", 1)[0]
@@ -282,14 +281,14 @@ class Vacuum:
     def _delete(self, kind: str, file: Stored) -> None:
         self._count(kind, file)
         if not self._dry_run:
-            discard(self._root, self._root / file.name)
+            self._lake.delete(self._lake.root / file.name)
 
     def _delete_all(self, kind: str, files: Iterable[Stored], place: str) -> None:
         """Delete the files of a place, and the folders that then hold nothing."""
         for file in files:
             self._delete(kind, file)
-        if not self._dry_run and (self._root / place).is_dir():
-            shutil.rmtree(self._root / place)
+        if not self._dry_run and (self._lake.root / place).is_dir():
+            shutil.rmtree(self._lake.root / place)
 
     def _count(self, kind: str, file: Stored) -> None:
         self.done.add(kind, file)

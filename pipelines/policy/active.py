@@ -14,7 +14,7 @@ import msgspec
 
 from catchment.runtime.atomic_files import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError
-from pipelines.lake.copy import at_hand, create, keep
+from pipelines.lake.lake import Lake
 from pipelines.policy.documents import load_policies
 from schemas.policy import Policy
 
@@ -43,99 +43,99 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     note: str = ""
 
 
-def history(root: Path) -> tuple[Entry, ...]:
+def history(lake: Lake) -> tuple[Entry, ...]:
     """Every change, oldest first.
 
     Raises:
         CorruptLakeError: an entry cannot be read.
     """
-    return tuple(_read_entry(root, number) for number in range(1, newest_number(root) + 1))
+    return tuple(_read_entry(lake, number) for number in range(1, newest_number(lake) + 1))
 
 
-def newest_number(root: Path, known: int = 0) -> int:
+def newest_number(lake: Lake, known: int = 0) -> int:
     """The number of the newest entry, 0 for none; looks no further back than `known`."""
     number = known
-    while at_hand(root, _entry_path(root, number + 1)).exists():
+    while lake.local(_entry_path(lake, number + 1)).exists():
         number += 1
     return number
 
 
-def active_policies(root: Path, number: int | None = None) -> tuple[Policy, ...]:
+def active_policies(lake: Lake, number: int | None = None) -> tuple[Policy, ...]:
     """The set that is active now, or was after change `number`, by id.
 
     Raises:
         CorruptLakeError: an entry or a document is gone or not what was stored.
         NotFoundError: there is no such change.
     """
-    newest = newest_number(root)
+    newest = newest_number(lake)
     wanted = newest if number is None else number
     if not 0 <= wanted <= newest:
         raise NotFoundError(f"there is no change {wanted} of the policies; there are {newest}")
-    return tuple(read_document(root, label) for label in _read_entry(root, wanted).active) if wanted else ()
+    return tuple(read_document(lake, label) for label in _read_entry(lake, wanted).active) if wanted else ()
 
 
-def policies_in_force(root: Path, folder: str) -> tuple[Policy, ...]:
+def policies_in_force(lake: Lake, folder: str) -> tuple[Policy, ...]:
     """What a run tags by: the lake's active set, and the policies of the configured folder whose ids it does not have.
 
     Raises:
         ConfigError: a file of the folder is no policy.
         CorruptLakeError: the active set cannot be read.
     """
-    active = active_policies(root)
+    active = active_policies(lake)
     ids = {policy.id for policy in active}
     return (*active, *(policy for policy in load_policies(folder) if policy.id not in ids))
 
 
-def apply_policy(root: Path, policy: Policy, who: str, at_us: int, note: str = "") -> Entry:
+def apply_policy(lake: Lake, policy: Policy, who: str, at_us: int, note: str = "") -> Entry:
     """Make this version of a policy active in place of any other of its id; the same version again changes nothing.
 
     Raises:
         ConflictError: somebody else changed the set meanwhile.
         CorruptLakeError: the active set cannot be read.
     """
-    number, labels = _active_labels(root)
+    number, labels = _active_labels(lake)
     if policy.label in labels:
-        return _read_entry(root, number)
-    write_document(root, policy)
+        return _read_entry(lake, number)
+    write_document(lake, policy)
     kept = [label for label in labels if label.partition("@")[0] != policy.id]
     entry = Entry(number + 1, at_us, who, "apply", policy.label, tuple(sorted([*kept, policy.label])), note)
-    _append(root, entry)
+    _append(lake, entry)
     return entry
 
 
-def withdraw_policy(root: Path, policy_id: str, who: str, at_us: int, note: str = "") -> Entry:
+def withdraw_policy(lake: Lake, policy_id: str, who: str, at_us: int, note: str = "") -> Entry:
     """Make a policy inactive.
 
     Raises:
         NotFoundError: it is not active.
         ConflictError: somebody else changed the set meanwhile.
     """
-    number, labels = _active_labels(root)
+    number, labels = _active_labels(lake)
     kept = tuple(label for label in labels if label.partition("@")[0] != policy_id)
     if len(kept) == len(labels):
         raise NotFoundError(f"policy {policy_id!r} is not active; active are {', '.join(labels) or 'none'}")
     entry = Entry(number + 1, at_us, who, "withdraw", policy_id, kept, note)
-    _append(root, entry)
+    _append(lake, entry)
     return entry
 
 
-def write_document(root: Path, policy: Policy) -> None:
+def write_document(lake: Lake, policy: Policy) -> None:
     """Store what a policy says under its id and version, once."""
-    path = _document_path(root, policy.label)
-    if not at_hand(root, path).exists():
-        _make_folder(root, path.parent)
-        keep(root, path, msgspec.json.encode(policy))
+    path = _document_path(lake, policy.label)
+    if not lake.local(path).exists():
+        _make_folder(lake, path.parent)
+        lake.put(path, msgspec.json.encode(policy))
 
 
-def read_document(root: Path, label: str) -> Policy:
+def read_document(lake: Lake, label: str) -> Policy:
     """The policy of that id and version.
 
     Raises:
         CorruptLakeError: it is gone, or not what its name says.
     """
-    path = _document_path(root, label)
+    path = _document_path(lake, label)
     try:
-        policy = msgspec.json.decode(at_hand(root, path).read_bytes(), type=Policy)
+        policy = msgspec.json.decode(lake.local(path).read_bytes(), type=Policy)
     except (OSError, msgspec.MsgspecError) as error:
         raise CorruptLakeError(f"{path}: an active policy cannot be read ({error}); restore it") from error
     if policy.label != label:
@@ -143,45 +143,45 @@ def read_document(root: Path, label: str) -> Policy:
     return policy
 
 
-def known_versions(root: Path, policy_id: str) -> tuple[str, ...]:
+def known_versions(lake: Lake, policy_id: str) -> tuple[str, ...]:
     """The versions of a policy that were ever applied, oldest first, `<id>@<version>` each."""
-    applied = [entry.policy for entry in history(root) if entry.action == "apply"]
+    applied = [entry.policy for entry in history(lake) if entry.action == "apply"]
     return tuple(dict.fromkeys(label for label in applied if label.partition("@")[0] == policy_id))
 
 
-def _active_labels(root: Path) -> tuple[int, Sequence[str]]:
-    number = newest_number(root)
-    return number, (_read_entry(root, number).active if number else ())
+def _active_labels(lake: Lake) -> tuple[int, Sequence[str]]:
+    number = newest_number(lake)
+    return number, (_read_entry(lake, number).active if number else ())
 
 
-def _read_entry(root: Path, number: int) -> Entry:
-    path = _entry_path(root, number)
+def _read_entry(lake: Lake, number: int) -> Entry:
+    path = _entry_path(lake, number)
     try:
-        return msgspec.json.decode(at_hand(root, path).read_bytes(), type=Entry)
+        return msgspec.json.decode(lake.local(path).read_bytes(), type=Entry)
     except (OSError, msgspec.MsgspecError) as error:
         raise CorruptLakeError(f"{path}: the history of the policies cannot be read ({error}); restore it") from error
 
 
-def _append(root: Path, entry: Entry) -> None:
-    path = _entry_path(root, entry.number)
-    _make_folder(root, path.parent)
+def _append(lake: Lake, entry: Entry) -> None:
+    path = _entry_path(lake, entry.number)
+    _make_folder(lake, path.parent)
     try:
-        create(root, path, msgspec.json.encode(entry))
+        lake.create(path, msgspec.json.encode(entry))
     except ConflictError as error:
         raise ConflictError(f"{path}: somebody else changed the active policies meanwhile; look, then try again") from error
     sync_folder(path.parent)
 
 
-def _make_folder(root: Path, folder: Path) -> None:
+def _make_folder(lake: Lake, folder: Path) -> None:
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
-        sync_folder(root)
+        sync_folder(lake.root)
 
 
-def _document_path(root: Path, label: str) -> Path:
-    return root / FOLDER / "documents" / f"{label}.json"
+def _document_path(lake: Lake, label: str) -> Path:
+    return lake.root / FOLDER / "documents" / f"{label}.json"
 
 
-def _entry_path(root: Path, number: int) -> Path:
-    return root / FOLDER / "history" / f"{number:06d}.json"
+def _entry_path(lake: Lake, number: int) -> Path:
+    return lake.root / FOLDER / "history" / f"{number:06d}.json"

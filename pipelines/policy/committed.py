@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
-from pipelines.lake.copy import forget
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
 from pipelines.lake.reference import table_path
 from pipelines.lake.replace import LiveFile, live_files
@@ -22,20 +22,20 @@ KEY = ("device", "epoch", "seq")
 REFERENCES = ("payload_shard", "payload_row", "payload_offset", "payload_length", "payload_sha256")
 
 
-def row_count(root: Path, stream: str) -> int:
+def row_count(lake: Lake, stream: str) -> int:
     """How many rows a stream has.
 
     Raises:
         NotFoundError: there is no such stream.
     """
-    return sum(file.rows for file in _files(root, stream))
+    return sum(file.rows for file in _files(lake, stream))
 
 
-def blocks(root: Path, stream: str, columns: Collection[str], limit: int | None, seed: int = 0) -> Iterator[pa.Table]:
+def blocks(lake: Lake, stream: str, columns: Collection[str], limit: int | None, seed: int = 0) -> Iterator[pa.Table]:
     """Rows in blocks of a row group, each with those of the columns that it has.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         stream: the stream.
         columns: what to read.
         limit: about how many rows, of row groups drawn from the whole stream; None for every row, in the files' order.
@@ -45,23 +45,23 @@ def blocks(root: Path, stream: str, columns: Collection[str], limit: int | None,
         NotFoundError: there is no such stream.
         CorruptLakeError: a file cannot be read.
     """
-    files = list(_files(root, stream))
+    files = list(_files(lake, stream))
     if limit is not None:
         Random(seed).shuffle(files)  # noqa: S311  # which rows are looked at is no secret
     left = limit
-    with workplace(root, _look()) as there:
+    with workplace(lake, _look()) as there:
         for number, file in enumerate(files):
             share = None if left is None else max(1, left // (len(files) - number))
             path = table_path(there, stream_table(stream), file.path)
             for block in _read(path, columns, share, seed):
                 yield block
                 left = None if left is None else left - block.num_rows
-            forget(there, [path])
+            there.evict([path])
             if left is not None and left <= 0:
                 return
 
 
-def sample_row(root: Path, stream: str, sample: str) -> pa.Table:
+def sample_row(lake: Lake, stream: str, sample: str) -> pa.Table:
     """The one row of a sample `device/epoch/seq`.
 
     Raises:
@@ -73,8 +73,8 @@ def sample_row(root: Path, stream: str, sample: str) -> pa.Table:
     if len(steps) != len(KEY) or not steps[1].isdecimal() or not steps[2].isdecimal():
         raise RefusedError(f"a sample is named device/epoch/seq, such as car-1/7/42, not {sample[:80]!r}")
     wanted = (pc.field("device") == steps[0]) & (pc.field("epoch") == int(steps[1])) & (pc.field("seq") == int(steps[2]))
-    with workplace(root, _look()) as there:
-        for file in _files(root, stream):
+    with workplace(lake, _look()) as there:
+        for file in _files(lake, stream):
             path = table_path(there, stream_table(stream), file.path)
             try:
                 found = pq.read_table(path, filters=wanted, partitioning=None)
@@ -90,10 +90,10 @@ def _look() -> str:
     return f"look-{os.getpid()}-{get_ident()}"
 
 
-def _files(root: Path, stream: str) -> tuple[LiveFile, ...]:
-    table = open_table(root, stream_table(stream))
+def _files(lake: Lake, stream: str) -> tuple[LiveFile, ...]:
+    table = open_table(lake, stream_table(stream))
     if table is None:
-        raise NotFoundError(f"there is no stream {stream!r} in {root}; `catchment streams` lists them")
+        raise NotFoundError(f"there is no stream {stream!r} in {lake.root}; `catchment streams` lists them")
     return live_files(table)
 
 

@@ -18,6 +18,7 @@ from catchment.runtime.worker.limits import MIB, WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Refused
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.lake.lake import Lake
 from pipelines.lake.payload import read_payload
 from pipelines.policy.preview import ExampleRow
 from pipelines.policy.thumbnail_child import AS_JPEG, AS_TILE, SIDE_PX
@@ -80,7 +81,7 @@ class Thumbnails:
 class Sheet:
     """A title and the examples; pictures are read from `root`."""
 
-    root: Path
+    lake: Lake
     title: str
     examples: Sequence[ExampleRow]
 
@@ -105,7 +106,7 @@ class Sheet:
         if shard is None or not length or length > MAX_BYTES:
             return None
         sample = f"sample {row.get('device')}/{row.get('epoch')}/{row.get('seq')}"
-        body = read_payload(self.root, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
+        body = read_payload(self.lake, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
         return thumbnails.make(body)
 
     def _html(self, pictures: Sequence[bytes | None]) -> bytes:

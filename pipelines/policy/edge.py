@@ -15,7 +15,7 @@ from pipelines.director.keys import DocumentSigner
 from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, RefusedError
 from pipelines.expressions.expression import compile_expression, rule_columns
 from pipelines.inspect.columns import steps_of
-from pipelines.lake.copy import exchange, read_bytes
+from pipelines.lake.lake import Lake
 from pipelines.policy.active import FOLDER
 from schemas.contract import Column, ColumnType
 from schemas.edge_policy import (
@@ -75,7 +75,7 @@ def edge_inspectors(policies: Sequence[Policy], streams: dict[str, tuple[EdgeRul
 
 
 def numbered_policy(
-    root: Path,
+    lake: Lake,
     streams: dict[str, tuple[EdgeRule, ...]],
     issued_ms: int,
     inspect: dict[str, tuple[EdgeInspect, ...]] | None = None,
@@ -89,17 +89,17 @@ def numbered_policy(
     """
     content = (streams, inspect) if inspect else streams
     digest = hashlib.sha256(msgspec.json.encode(content)).hexdigest()
-    last = _last(root)
+    last = _last(lake)
     version = last.version if last.rules == digest else last.version + 1
     try:
         policy = EdgePolicy(version, issued_ms, streams, inspect=inspect or {})
     except PolicyDocumentError as error:
         raise RefusedError(f"{error}; put fewer device rules in force") from error
     if version != last.version:
-        path = _number_path(root)
+        path = _number_path(lake)
         path.parent.mkdir(parents=True, exist_ok=True)
         before = msgspec.json.encode(last) if last.version else None
-        exchange(root, path, before, msgspec.json.encode(Numbered(version, digest)))
+        lake.exchange(path, before, msgspec.json.encode(Numbered(version, digest)))
     return policy
 
 
@@ -167,10 +167,10 @@ def _action(rule: KeepRule | SampleRule | PriorityRule) -> tuple[EdgeAction, dic
     return EdgeAction.SAMPLE, {"rate": rule.rate, "pressure": rule.pressure}
 
 
-def _last(root: Path) -> Numbered:
-    path = _number_path(root)
+def _last(lake: Lake) -> Numbered:
+    path = _number_path(lake)
     try:
-        return msgspec.json.decode(read_bytes(root, path), type=Numbered)
+        return msgspec.json.decode(lake.read(path), type=Numbered)
     except FileNotFoundError:
         return Numbered(0, "")
     except (OSError, msgspec.MsgspecError) as error:
@@ -179,5 +179,5 @@ def _last(root: Path) -> Numbered:
         ) from error
 
 
-def _number_path(root: Path) -> Path:
-    return root / FOLDER / "edge.json"
+def _number_path(lake: Lake) -> Path:
+    return lake.root / FOLDER / "edge.json"

@@ -18,8 +18,8 @@ from deltalake import DeltaTable
 from catchment.runtime.atomic_files import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, RefusedError
 from pipelines.lake.alone import held_alone
-from pipelines.lake.copy import at_hand, duplicate, files_of, forget, send, size_of
 from pipelines.lake.delta_log import commit_notes
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import retag_lock_path, stream_table
 from pipelines.lake.reference import table_path
 from pipelines.lake.replace import LiveFile, live_files, replace_files
@@ -55,12 +55,12 @@ def rules_digest(policies: Sequence[Policy]) -> str:
 
 
 def retag_stream(
-    root: Path, stream: str, policies: Sequence[Policy], tagger: FileTagger, progress: Progress | None = None, workers: int = 2
+    lake: Lake, stream: str, policies: Sequence[Policy], tagger: FileTagger, progress: Progress | None = None, workers: int = 2
 ) -> Retagged:
     """Tag every committed row of a stream anew.
 
     Args:
-        root: the lake root.
+        lake: the lake.
         stream: the stream.
         policies: the rules; those of other streams are skipped.
         tagger: judges the rows of one file.
@@ -75,8 +75,8 @@ def retag_stream(
     rules = [policy for policy in policies if stream in policy.streams]
     digest = rules_digest(rules)
     name = stream_table(stream)
-    with _only_one(root, stream) as there:
-        _remove_leftovers(there / name)
+    with _only_one(lake, stream) as there:
+        _remove_leftovers(there.root / name)
         counted = _Counted(progress or _silent)
         for _ in range(ATTEMPTS):
             table = _opened(there, stream)
@@ -93,7 +93,7 @@ def retag_stream(
     raise ConflictError(f"{name}: runs committed {ATTEMPTS} times meanwhile; try again when less arrives")
 
 
-def undo_retag(root: Path, stream: str) -> Retagged:
+def undo_retag(lake: Lake, stream: str) -> Retagged:
     """Go back to the tags before the last retag; rows that were committed since keep theirs.
 
     Raises:
@@ -101,7 +101,7 @@ def undo_retag(root: Path, stream: str) -> Retagged:
         RefusedError: files were rewritten since, by whom it may be; another retag undoes nothing of theirs.
     """
     name = stream_table(stream)
-    with _only_one(root, stream) as there:
+    with _only_one(lake, stream) as there:
         for _ in range(ATTEMPTS):
             table = _opened(there, stream)
             version = _last_retag(there, stream)
@@ -111,7 +111,7 @@ def undo_retag(root: Path, stream: str) -> Retagged:
                 raise RefusedError(f"{name}: rewritten after the retag of version {version}; retag with the old policies")
             _check_present(there, name, before)
             later = [_linked(there, name, file) for file in now if file.path not in {each.path for each in then}]
-            _synced(there / name)
+            _synced(there.root / name)
             try:
                 after = replace_files(there, name, table, [*before, *later], {NOTE_UNDO: str(version)})
             except ConflictError:
@@ -140,12 +140,12 @@ class _Counted:
 
 
 def _made(  # one place calls it
-    root: Path, name: str, old: Sequence[LiveFile], digest: str, tagger: FileTagger, counted: _Counted, workers: int
+    lake: Lake, name: str, old: Sequence[LiveFile], digest: str, tagger: FileTagger, counted: _Counted, workers: int
 ) -> list[LiveFile]:
     counted.start(old)
     made: list[LiveFile] = []
     with ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(_make, root, name, file, digest, tagger): file for file in old}
+        waiting = {pool.submit(_make, lake, name, file, digest, tagger): file for file in old}
         try:
             for done in as_completed(waiting):
                 file, is_new = done.result()
@@ -154,30 +154,30 @@ def _made(  # one place calls it
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    _synced(root / name)
+    _synced(lake.root / name)
     return sorted(made, key=lambda file: file.path)
 
 
-def _make(root: Path, name: str, old: LiveFile, digest: str, tagger: FileTagger) -> tuple[LiveFile, bool]:
+def _make(lake: Lake, name: str, old: LiveFile, digest: str, tagger: FileTagger) -> tuple[LiveFile, bool]:
     """The file in the place of `old`, and whether it had to be made."""
     path = f"{_PREFIX}{digest}-{hashlib.sha256(old.path.encode()).hexdigest()[:20]}.parquet"
-    source, target = table_path(root, name, old.path, fetch=False), root / name / path
-    size = size_of(root, target)
+    source, target = table_path(lake, name, old.path, fetch=False), lake.root / name / path
+    size = lake.size(target)
     is_new = size is None
     if is_new and old.path.startswith(f"{_PREFIX}{digest}-"):
-        duplicate(root, source, target)  # tagged by these rules already: another name for the same bytes
+        lake.copy(source, target)  # tagged by these rules already: another name for the same bytes
         size, is_new = old.bytes, False
     elif is_new:
-        size = retag_file(at_hand(root, source), target, tagger)
-        send(root, [target])
-        forget(root, [source, target])
+        size = retag_file(lake.local(source), target, tagger)
+        lake.upload([target])
+        lake.evict([source, target])
     return msgspec.structs.replace(old, path=path, bytes=size), is_new
 
 
-def _linked(root: Path, name: str, file: LiveFile) -> LiveFile:
+def _linked(lake: Lake, name: str, file: LiveFile) -> LiveFile:
     """A commit cannot remove and add one path: the file gets a second name."""
     path = f"kept-{hashlib.sha256(file.path.encode()).hexdigest()[:20]}.parquet"
-    duplicate(root, table_path(root, name, file.path, fetch=False), root / name / path)
+    lake.copy(table_path(lake, name, file.path, fetch=False), lake.root / name / path)
     return msgspec.structs.replace(file, path=path)
 
 
@@ -186,22 +186,22 @@ def _synced(folder: Path) -> None:
         sync_folder(folder)
 
 
-def _files_at(root: Path, stream: str, version: int) -> tuple[LiveFile, ...]:
-    table = _opened(root, stream)
+def _files_at(lake: Lake, stream: str, version: int) -> tuple[LiveFile, ...]:
+    table = _opened(lake, stream)
     table.load_as_version(version)
     return live_files(table)
 
 
-def _opened(root: Path, stream: str) -> DeltaTable:
-    table = open_table(root, stream_table(stream))
+def _opened(lake: Lake, stream: str) -> DeltaTable:
+    table = open_table(lake, stream_table(stream))
     if table is None:
-        raise NotFoundError(f"there is no stream {stream!r} in {root}; `catchment streams` lists them")
+        raise NotFoundError(f"there is no stream {stream!r} in {lake.root}; `catchment streams` lists them")
     return table
 
 
-def _last_retag(root: Path, stream: str) -> int:
+def _last_retag(lake: Lake, stream: str) -> int:
     undone: set[str] = set()
-    for version, note in commit_notes(root, stream_table(stream)):
+    for version, note in commit_notes(lake, stream_table(stream)):
         if NOTE_UNDO in note:
             undone.add(str(note[NOTE_UNDO]))
         elif NOTE_RULES in note and str(version) not in undone:
@@ -209,22 +209,22 @@ def _last_retag(root: Path, stream: str) -> int:
     raise NotFoundError(f"no retag of {stream} to undo; `maintain.keep_versions_h` says for how long there is")
 
 
-def _check_present(root: Path, name: str, files: Sequence[LiveFile]) -> None:
-    present = {file.name.removeprefix(f"{name}/") for file in files_of(root, name)}
+def _check_present(lake: Lake, name: str, files: Sequence[LiveFile]) -> None:
+    present = {file.name.removeprefix(f"{name}/") for file in lake.files(name)}
     gone = [file.path for file in files if file.path not in present]
     if gone:
         raise CorruptLakeError(
-            f"{root / name}: {len(gone)} files of that version were vacuumed, such as {gone[0]}; retag instead"
+            f"{lake.root / name}: {len(gone)} files of that version were vacuumed, such as {gone[0]}; retag instead"
         )
 
 
 @contextmanager
-def _only_one(root: Path, stream: str) -> Iterator[Path]:
+def _only_one(lake: Lake, stream: str) -> Iterator[Lake]:
     """Where to work, as the only one that tags this stream anew; of a remote lake, as the only one that rewrites anything."""
-    with held_alone(retag_lock_path(root, stream)) as is_ours:
+    with held_alone(retag_lock_path(lake.root, stream)) as is_ours:
         if not is_ours:
             raise RefusedError(f"another retag of {stream} is at work; wait for it")
-        with only_maintainer(root, f"retag {stream}"), workplace(root, f"retag-{stream}") as there:
+        with only_maintainer(lake, f"retag {stream}"), workplace(lake, f"retag-{stream}") as there:
             yield there
 
 

@@ -5,7 +5,6 @@ The table `quality/<stream>` is committed as runs are, with the last run it tell
 
 from collections import Counter, defaultdict
 from collections.abc import Collection
-from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pyarrow.dataset as ds
 
 from pipelines.lake.commit import APP, commit_once
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import QUALITY, QUARANTINE, stream_table
 from pipelines.lake.quarantined import kind_of
 from pipelines.lake.table import open_table
@@ -34,7 +34,7 @@ def quality_table(stream: str) -> str:
     return f"{QUALITY}/{stream}"
 
 
-def keep_quality(root: Path, contract: Contract) -> int:
+def keep_quality(lake: Lake, contract: Contract) -> int:
     """Tell of every run of the stream that was not told of yet.
 
     Returns:
@@ -44,29 +44,29 @@ def keep_quality(root: Path, contract: Contract) -> int:
         ConflictError: others kept writing.
         OSError: the disk refused.
     """
-    stream = open_table(root, stream_table(contract.name))
+    stream = open_table(lake, stream_table(contract.name))
     if stream is None:
         return 0
-    kept = open_table(root, quality_table(contract.name))
+    kept = open_table(lake, quality_table(contract.name))
     profiled = (kept.transaction_version(APP) or 0) if kept is not None else 0
     last = stream.transaction_version(APP) or 0
     rows = stream.to_pyarrow_dataset()
     count = 0
     while profiled < last:
         upper = min(profiled + MAX_RUNS, last)
-        lines = _lines(root, rows, _refused(root, contract.name, profiled, upper), contract, profiled, upper)
+        lines = _lines(lake, rows, _refused(lake, contract.name, profiled, upper), contract, profiled, upper)
         name = f"{profiled + 1:012d}-{upper:012d}.parquet"
         table = lines.to_arrow().cast(PROFILE_SCHEMA)
-        file = write_table_file(root, quality_table(contract.name), name, table, {"bins"})
-        commit_once(root, quality_table(contract.name), [file], PROFILE_SCHEMA, upper, {"bins"})
+        file = write_table_file(lake, quality_table(contract.name), name, table, {"bins"})
+        commit_once(lake, quality_table(contract.name), [file], PROFILE_SCHEMA, upper, {"bins"})
         count += lines.filter(pl.col("column") == "*").height
         profiled = upper
     return count
 
 
-def read_quality(root: Path, stream: str) -> pl.DataFrame:
+def read_quality(lake: Lake, stream: str) -> pl.DataFrame:
     """Everything kept of a stream, by run and column."""
-    table = open_table(root, quality_table(stream))
+    table = open_table(lake, quality_table(stream))
     kept = PROFILE_SCHEMA.empty_table() if table is None else table.to_pyarrow_table()
     found = pl.from_arrow(kept)
     assert isinstance(found, pl.DataFrame)
@@ -74,7 +74,7 @@ def read_quality(root: Path, stream: str) -> pl.DataFrame:
 
 
 def _lines(
-    root: Path, rows: ds.Dataset, refused: dict[int, dict[str, int]], contract: Contract, after: int, upper: int
+    lake: Lake, rows: ds.Dataset, refused: dict[int, dict[str, int]], contract: Contract, after: int, upper: int
 ) -> pl.DataFrame:
     present = set(rows.schema.names)
     window = (ds.field("run") > after) & (ds.field("run") <= upper)
@@ -91,14 +91,14 @@ def _lines(
     if contract.quality:
         everything = {column.name for column in contract.columns} | {"event_time"}
         lines += profile_rules(read(everything & present), contract)
-    lines += profile_tag_rules(root, contract.name, rows, sorted(committed))
+    lines += profile_tag_rules(lake, contract.name, rows, sorted(committed))
     found: pl.DataFrame = pl.concat(lines).sort("run", "column")
     return found
 
 
-def _refused(root: Path, stream: str, after: int, upper: int) -> dict[int, dict[str, int]]:
+def _refused(lake: Lake, stream: str, after: int, upper: int) -> dict[int, dict[str, int]]:
     """Per run, how many samples of the stream went to quarantine, by stage and kind of reason: a reason may quote a value."""
-    table = open_table(root, QUARANTINE)
+    table = open_table(lake, QUARANTINE)
     found: dict[int, Counter[str]] = defaultdict(Counter)
     if table is None:
         return {}

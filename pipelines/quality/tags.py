@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import or_
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -17,6 +16,7 @@ import pyarrow.dataset as ds
 from pipelines.ingest.plan import Pins, version_order
 from pipelines.ingest.plan_files import read_pins, read_plan
 from pipelines.inspect.suspended import SuspensionBook
+from pipelines.lake.lake import Lake
 from pipelines.policy.engine import Tagger
 from pipelines.policy.tag_file import completed
 from pipelines.quality.profile import complete_lines
@@ -25,7 +25,7 @@ from schemas.policy import Policy
 TAG_RULE = "tag rule "
 
 
-def profile_tag_rules(root: Path, stream: str, rows: ds.Dataset, runs: Sequence[int]) -> Iterator[pl.DataFrame]:
+def profile_tag_rules(lake: Lake, stream: str, rows: ds.Dataset, runs: Sequence[int]) -> Iterator[pl.DataFrame]:
     """One line for each run and rule that can fail: rows, for how many it was unknown, and of these by an error.
 
     A run whose plan or pins are gone, and a suspended policy, have no line.
@@ -33,17 +33,17 @@ def profile_tag_rules(root: Path, stream: str, rows: ds.Dataset, runs: Sequence[
     Raises:
         CorruptLakeError: a plan or pins are not what was stored.
     """
-    book = SuspensionBook(root)
-    for digest, of_digest in _by_pins(root, runs).items():
-        pins = read_pins(root, digest)
+    book = SuspensionBook(lake)
+    for digest, of_digest in _by_pins(lake, runs).items():
+        pins = read_pins(lake, digest)
         rules = [policy for policy in pins.policies if stream in policy.streams and book.policy(policy.label) is None]
         yield from _lines(rows, of_digest, pins, stream, rules)
 
 
-def _by_pins(root: Path, runs: Sequence[int]) -> dict[str, list[int]]:
+def _by_pins(lake: Lake, runs: Sequence[int]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = defaultdict(list)
     for run in runs:
-        plan = read_plan(root, run)
+        plan = read_plan(lake, run)
         if plan is not None:
             found[plan.pins].append(run)
     return found

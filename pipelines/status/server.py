@@ -6,19 +6,19 @@ A survey as Prometheus text. No IO.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from catchment.runtime.clock import Clock
 from catchment.runtime.health_http import HealthHttpServer, Page, health_page
 from catchment.runtime.metrics_text import METRICS_TYPE, MetricsPage
 from pipelines.config import AlarmConfig
 from pipelines.errors import ConfigError, PipelineError
+from pipelines.lake.lake import Lake
 from pipelines.status.health import DEFAULTS, assess, quarantine_share
 from pipelines.status.survey import Survey, survey
 
 
 @contextmanager
-def serving(root: Path, host: str, port: int, clock: Clock, alarms: AlarmConfig = DEFAULTS) -> Iterator[int]:
+def serving(lake: Lake, host: str, port: int, clock: Clock, alarms: AlarmConfig = DEFAULTS) -> Iterator[int]:
     """Serve until the block is left; the port, which is one the system chose if 0 was asked for.
 
     Raises:
@@ -28,7 +28,7 @@ def serving(root: Path, host: str, port: int, clock: Clock, alarms: AlarmConfig 
     def page(render: Callable[[Survey], Page]) -> Callable[[], Page]:
         def surveyed() -> Page:
             try:
-                found = survey(root, clock.now_ms() * 1_000)
+                found = survey(lake, clock.now_ms() * 1_000)
             except (PipelineError, OSError) as error:  # a lake that cannot be read is neither ready nor measured
                 return _probe([str(error)], is_good=False)
             return render(found)

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,14 +24,15 @@ from pipelines.ingest.requests import open_requests
 from pipelines.inspect.suspended import Suspension, SuspensionBook
 from pipelines.lake.books import Counts
 from pipelines.lake.commit import APP, committed_run
-from pipelines.lake.copy import bridges_of, name_of, read_bytes
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, landing_folder, stream_table
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_books import IN_ROW
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.quarantined import Where, heads
-from pipelines.lake.remote import Stored, remote_of
+from pipelines.lake.store import Stored
 from pipelines.lake.table import open_table
+from pipelines.lake.upload import bridges_of
 from pipelines.policy.active import active_policies
 from schemas.receipts import ALL_REFUSED_FROM
 
@@ -152,21 +152,21 @@ class Survey:
         return min((one.oldest_us for one in self.waiting), default=None)
 
 
-def survey(root: Path, now_us: int) -> Survey:
+def survey(lake: Lake, now_us: int) -> Survey:
     """Look at the lake.
 
     Raises:
         CorruptLakeError: the ledger cannot be read.
     """
-    run = committed_run(root, COMMITS)
-    ledger = read_ledger(root, run)
-    plan = read_plan(root, run) if run else None
+    run = committed_run(lake, COMMITS)
+    ledger = read_ledger(lake, run)
+    plan = read_plan(lake, run) if run else None
     streams = {
-        name: StreamStatus(name, counts, _rows(root, name, run)) for name, counts in ledger.books_by_stream().items() if name
+        name: StreamStatus(name, counts, _rows(lake, name, run)) for name, counts in ledger.books_by_stream().items() if name
     }
-    last_us, span_us = _recent(root, run, streams)
-    waiting = _waiting(root, plan, streams)
-    heartbeats = tuple(read_heartbeats(root))
+    last_us, span_us = _recent(lake, run, streams)
+    waiting = _waiting(lake, plan, streams)
+    heartbeats = tuple(read_heartbeats(lake))
     return Survey(
         now_us,
         run,
@@ -175,27 +175,27 @@ def survey(root: Path, now_us: int) -> Survey:
         tuple(streams[name] for name in sorted(streams)),
         waiting,
         tuple(f"{device}/{stream}" for device, stream in ledger.unbalanced()),
-        _quarantined(root),
-        len(open_requests(root)),
+        _quarantined(lake),
+        len(open_requests(lake)),
         heartbeats,
-        _suspended(root, plan),
-        remote_of(root) is not None,
-        read_faults(root),
-        tuple(read_remote_heartbeats(root, heartbeats)),
+        _suspended(lake, plan),
+        not lake.store.is_on_disk,
+        read_faults(lake),
+        tuple(read_remote_heartbeats(lake, heartbeats)),
         devices_of(ledger),
     )
 
 
-def _suspended(root: Path, plan: Plan | None) -> tuple[Suspension, ...]:
+def _suspended(lake: Lake, plan: Plan | None) -> tuple[Suspension, ...]:
     """Of the policies that the next run tags by: those applied, and those of the folder that the last run had."""
-    applied = active_policies(root)
+    applied = active_policies(lake)
     ids = {policy.id for policy in applied}
-    others = read_pins(root, plan.pins).policies if plan is not None else ()
-    return SuspensionBook(root).in_force((*applied, *(policy for policy in others if policy.id not in ids)))
+    others = read_pins(lake, plan.pins).policies if plan is not None else ()
+    return SuspensionBook(lake).in_force((*applied, *(policy for policy in others if policy.id not in ids)))
 
 
-def _rows(root: Path, stream: str, run: int) -> int | None:
-    table = open_table(root, stream_table(stream))
+def _rows(lake: Lake, stream: str, run: int) -> int | None:
+    table = open_table(lake, stream_table(stream))
     if table is None:
         return 0
     if (table.transaction_version(APP) or 0) > run:
@@ -204,9 +204,9 @@ def _rows(root: Path, stream: str, run: int) -> int | None:
     return int(pc.sum(actions.column("num_records")).as_py() or 0)
 
 
-def _recent(root: Path, run: int, streams: dict[str, StreamStatus]) -> tuple[int | None, int]:
+def _recent(lake: Lake, run: int, streams: dict[str, StreamStatus]) -> tuple[int | None, int]:
     """The last commit, and the time that the last `RECENT_RUNS` took; per stream what they brought."""
-    table = open_table(root, COMMITS)
+    table = open_table(lake, COMMITS)
     if table is None:
         return None, 0
     columns = ["run", "committed_at", "streams"]
@@ -230,43 +230,42 @@ def _recent(root: Path, run: int, streams: dict[str, StreamStatus]) -> tuple[int
     return last, last - first
 
 
-def _waiting(root: Path, plan: Plan | None, streams: dict[str, StreamStatus]) -> tuple[Waiting, ...]:
+def _waiting(lake: Lake, plan: Plan | None, streams: dict[str, StreamStatus]) -> tuple[Waiting, ...]:
     cursors = plan.next_numbers if plan is not None else {}
     by_bridge: dict[str, list[Any]] = defaultdict(list)
     unread = MAX_FETCHED_BYTES
-    for place, file in enumerate(_landed(root, cursors)):
+    for place, file in enumerate(_landed(lake, cursors)):
         by_bridge[file.name.split("/")[1]].append((file.bytes, round(file.modified_s * 1e6)))
         unread -= file.bytes
-        if place < MAX_OPENED and (unread >= 0 or remote_of(root) is None):
-            _count_waiting(root, file, streams)
+        if place < MAX_OPENED and (unread >= 0 or lake.store.is_on_disk):
+            _count_waiting(lake, file, streams)
     return tuple(
         Waiting(bridge, len(found), sum(size for size, _ in found), min(at for _, at in found))
         for bridge, found in sorted(by_bridge.items())
     )
 
 
-def _landed(root: Path, cursors: Mapping[str, int]) -> list[Stored]:
+def _landed(lake: Lake, cursors: Mapping[str, int]) -> list[Stored]:
     """Sealed segments that wait; of a remote lake by listing what comes after the cursors."""
-    remote = remote_of(root)
-    if remote is None:
+    if lake.store.is_on_disk:
         paths = [
-            sealed_path(landing_folder(root, segment.bridge), segment.number)
-            for segment in find_segments(root, cursors, MAX_WAITING)
+            sealed_path(landing_folder(lake.root, segment.bridge), segment.number)
+            for segment in find_segments(lake, cursors, MAX_WAITING)
             if not segment.skip_reason
         ]
-        return [Stored(name_of(root, path), (stat := path.stat()).st_size, stat.st_mtime) for path in paths]
+        return [Stored(lake.name_of(path), (stat := path.stat()).st_size, stat.st_mtime) for path in paths]
     found: list[Stored] = []
-    for bridge in bridges_of(root):
-        folder = landing_folder(root, bridge)
-        last = name_of(root, sealed_path(folder, cursors.get(bridge, 1) - 1))
-        found += [file for file in remote.listed(name_of(root, folder), last) if file.name.endswith(SEALED_SUFFIX)]
+    for bridge in bridges_of(lake):
+        folder = landing_folder(lake.root, bridge)
+        last = lake.name_of(sealed_path(folder, cursors.get(bridge, 1) - 1))
+        found += [file for file in lake.files(lake.name_of(folder), last) if file.name.endswith(SEALED_SUFFIX)]
     return found
 
 
-def _count_waiting(root: Path, file: Stored, streams: dict[str, StreamStatus]) -> None:
+def _count_waiting(lake: Lake, file: Stored, streams: dict[str, StreamStatus]) -> None:
     """Samples per stream in a waiting segment, by its heads; a segment that cannot be read is the run's to judge."""
     try:
-        with _opened(root, file.name) as source:
+        with _opened(lake, file.name) as source:
             table = pa.ipc.open_stream(source).read_all().select(["stream", "count", "received_at"])
     except (OSError, pa.ArrowException):
         return
@@ -279,12 +278,12 @@ def _count_waiting(root: Path, file: Stored, streams: dict[str, StreamStatus]) -
         found.oldest_waiting_us = min(found.oldest_waiting_us or row["received_at_min"], row["received_at_min"])
 
 
-def _opened(root: Path, name: str) -> Any:
-    return pa.memory_map(str(root / name)) if remote_of(root) is None else pa.BufferReader(read_bytes(root, root / name))
+def _opened(lake: Lake, name: str) -> Any:
+    return pa.memory_map(str(lake.root / name)) if lake.store.is_on_disk else pa.BufferReader(lake.read(lake.root / name))
 
 
-def _quarantined(root: Path) -> dict[str, int]:
-    rows = heads(root, Where()).group_by(["stage"]).aggregate([("count", "sum")]) if open_table(root, "quarantine") else None
+def _quarantined(lake: Lake) -> dict[str, int]:
+    rows = heads(lake, Where()).group_by(["stage"]).aggregate([("count", "sum")]) if open_table(lake, "quarantine") else None
     return {} if rows is None else {row["stage"]: row["count_sum"] for row in rows.to_pylist()}
 
 

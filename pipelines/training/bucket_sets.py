@@ -7,38 +7,35 @@ at all. For a lake that is a folder nothing here does anything.
 from pathlib import Path
 from secrets import token_bytes
 
-from pipelines.lake.copy import at_hand, name_of, send
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SET_NUMBERS, SETS
-from pipelines.lake.remote import remote_of
 from pipelines.training.manifest import MANIFEST_NAME, Manifest
 
 
-def take_number(lake_root: Path, name: str, version: int) -> None:
+def take_number(lake: Lake, name: str, version: int) -> None:
     """Take a version number of a set for good.
 
     Raises:
         ConflictError: somebody has it.
         RetryLaterError: the storage is away.
     """
-    remote = remote_of(lake_root)
-    if remote is not None:
+    if not lake.store.is_on_disk:
         # No two takers write the same bytes: an answer that was lost is told from somebody else's.
-        remote.create(f"{SETS}/{name}/{SET_NUMBERS}/{version}", token_bytes(16))
+        lake.store.create(f"{SETS}/{name}/{SET_NUMBERS}/{version}", token_bytes(16))
 
 
-def share_set(lake_root: Path, folder: Path) -> None:
+def share_set(lake: Lake, folder: Path) -> None:
     """Bring a finished set to the bucket.
 
     Raises:
         RetryLaterError: the storage is away; the set is not there for others, and its number stays empty.
     """
-    if remote_of(lake_root) is not None:
-        manifest = folder / MANIFEST_NAME
-        send(lake_root, sorted(path for path in folder.iterdir() if path.is_file() and path != manifest))
-        send(lake_root, [manifest])
+    manifest = folder / MANIFEST_NAME
+    lake.upload(path for path in sorted(folder.iterdir()) if path.is_file() and path != manifest)
+    lake.upload([manifest])
 
 
-def bring_set(lake_root: Path, folder: Path, manifest: Manifest) -> None:
+def bring_set(lake: Lake, folder: Path, manifest: Manifest) -> None:
     """See to it that every file of a set lies in its folder here.
 
     Raises:
@@ -46,17 +43,14 @@ def bring_set(lake_root: Path, folder: Path, manifest: Manifest) -> None:
         OSError: the disk refused.
     """
     for name in ("card.html", *(entry.path for entry in manifest.files)):
-        at_hand(lake_root, folder / name)
+        lake.local(folder / name)
 
 
-def taken_numbers(lake_root: Path, name: str) -> list[int]:
+def taken_numbers(lake: Lake, name: str) -> list[int]:
     """The version numbers that builds on whatever machine have taken.
 
     Raises:
         RetryLaterError: the storage is away.
     """
-    remote = remote_of(lake_root)
-    if remote is None:
-        return []
-    folder = name_of(lake_root, lake_root / SETS / name / SET_NUMBERS)
-    return [int(last) for file in remote.listed(folder) if (last := file.name.rsplit("/", 1)[-1]).isdecimal()]
+    files = lake.files(f"{SETS}/{name}/{SET_NUMBERS}")
+    return [int(last) for file in files if (last := file.name.rsplit("/", 1)[-1]).isdecimal()]

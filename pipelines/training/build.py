@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from catchment.runtime.atomic_files import sync_folder, write_atomic
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.errors import ConflictError, RefusedError
+from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SET_DRAFT
 from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
 from pipelines.training.card import render_card
@@ -108,7 +109,7 @@ class SetDraft:
 
 
 def build_set(
-    lake_root: Path,
+    lake: Lake,
     name: str,
     streams: tuple[str, ...],
     where: str = "",
@@ -121,7 +122,7 @@ def build_set(
     """Build the next version of the set `name`.
 
     Args:
-        lake_root: the lake root.
+        lake: the lake.
         name: of the set.
         streams: the stream tables to select from.
         where: an expression over columns and tags; empty keeps all rows.
@@ -135,12 +136,12 @@ def build_set(
         CorruptLakeError: the lake lacks a file that a row refers to.
     """
     options = options or BuildOptions()
-    draft = draft_set(lake_root, name, streams, where, seed=seed, options=options)
-    return write_set(lake_root, draft, options, clock=clock, progress=progress)
+    draft = draft_set(lake, name, streams, where, seed=seed, options=options)
+    return write_set(lake, draft, options, clock=clock, progress=progress)
 
 
 def write_set(
-    lake_root: Path, draft: SetDraft, options: BuildOptions, *, clock: Clock | None = None, progress: Progress | None = None
+    lake: Lake, draft: SetDraft, options: BuildOptions, *, clock: Clock | None = None, progress: Progress | None = None
 ) -> Manifest:
     """Write a drafted set as the next version of its name.
 
@@ -150,13 +151,13 @@ def write_set(
     """
     draft.check(options.allow_missing)
     rule, splits = draft.rule, draft.plan.splits
-    home = lake_root / "sets" / draft.name
+    home = lake.root / "sets" / draft.name
     folder = _fresh_folder(home)
     try:
         parts = [
             (split, shuffled_rows(draft.rows, splits, number, draft.seed)) for number, (split, _) in enumerate(rule.fractions)
         ]
-        shards, indexes = _write_splits(lake_root, folder, parts, draft.has_payload, options.limits, progress or Progress())
+        shards, indexes = _write_splits(lake, folder, parts, draft.has_payload, options.limits, progress or Progress())
         manifest = Manifest(
             name=draft.name,
             version=0,
@@ -178,14 +179,14 @@ def write_set(
             line=draft.line,
             notes=draft.notes,
         )
-        return _publish(lake_root, home, folder, manifest)
+        return _publish(lake, home, folder, manifest)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
 def draft_set(
-    lake_root: Path, name: str, streams: tuple[str, ...], where: str = "", *, seed: int = 0, options: BuildOptions | None = None
+    lake: Lake, name: str, streams: tuple[str, ...], where: str = "", *, seed: int = 0, options: BuildOptions | None = None
 ) -> SetDraft:
     """Select the rows of the next version of a set and plan its splits. Writes nothing.
 
@@ -195,14 +196,14 @@ def draft_set(
     checked_set_name(name)
     if not streams:
         raise RefusedError("give at least one stream to build a set from")
-    selection = select_rows(lake_root, streams, where, options.versions, options.compiler)
+    selection = select_rows(lake, streams, where, options.versions, options.compiler)
     rows, has_payload, left_out = _usable(selection.rows, options.with_payload)
     if not len(rows):
         raise RefusedError(f"no row of {', '.join(streams)} fulfils {where!r}; nothing to build")
     classes = options.stratify or (("tags",) if "tags" in rows.schema.names else ())
     shares = tuple(options.split.items())
     rule = SplitRule(options.group, shares, classes, options.block_s, options.gap_s, "stratified")
-    line = None if options.reassign else line_of(lake_root, name, rule)
+    line = None if options.reassign else line_of(lake, name, rule)
     plan = plan_splits(rows, rule, seed, line.earlier if line else None)
     return SetDraft(
         name=name,
@@ -250,14 +251,14 @@ def _columns(rows: pa.Table) -> tuple[ColumnEntry, ...]:
 
 
 def _write_splits(
-    lake_root: Path, folder: Path, parts: list[tuple[str, pa.Table]], has_payload: bool, limits: ShardLimits, progress: Progress
+    lake: Lake, folder: Path, parts: list[tuple[str, pa.Table]], has_payload: bool, limits: ShardLimits, progress: Progress
 ) -> tuple[tuple[FileEntry, ...], tuple[FileEntry, ...]]:
     shards: list[FileEntry] = []
     indexes: list[FileEntry] = []
     progress.total(sum(len(rows) for _, rows in parts))
     for split, rows in parts:
         if has_payload:
-            written, index = write_payload_split(lake_root, folder, split, rows, limits, progress)
+            written, index = write_payload_split(lake, folder, split, rows, limits, progress)
             indexes.append(index)
         else:
             written = write_tabular_split(folder, split, rows, limits, progress)
@@ -320,7 +321,7 @@ def _fresh_folder(home: Path) -> Path:
     return folder
 
 
-def _publish(lake_root: Path, home: Path, folder: Path, manifest: Manifest) -> Manifest:
+def _publish(lake: Lake, home: Path, folder: Path, manifest: Manifest) -> Manifest:
     """Give the folder the next free version number; a number that somebody else took meanwhile is skipped.
 
     Raises:
@@ -328,7 +329,7 @@ def _publish(lake_root: Path, home: Path, folder: Path, manifest: Manifest) -> M
     """
     for _ in range(_PUBLISH_ATTEMPTS):
         taken = [int(path.name) for path in home.iterdir() if path.name.isdecimal()]
-        taken += taken_numbers(lake_root, home.name)
+        taken += taken_numbers(lake, home.name)
         number = max(taken, default=0) + 1
         numbered = msgspec.structs.replace(manifest, version=number, line=manifest.line or number)
         write_atomic(folder / MANIFEST_NAME, encode_manifest(numbered), mode=0o644)
@@ -338,13 +339,13 @@ def _publish(lake_root: Path, home: Path, folder: Path, manifest: Manifest) -> M
         sync_folder(folder)
         final = home / str(numbered.version)
         try:
-            take_number(lake_root, home.name, numbered.version)
+            take_number(lake, home.name, numbered.version)
             folder.rename(final)
         except (OSError, ConflictError) as error:
             if isinstance(error, OSError) and not final.exists():
                 raise
             continue
         sync_folder(home)
-        share_set(lake_root, final)
+        share_set(lake, final)
         return numbered
     raise ConflictError(f"{home}: {_PUBLISH_ATTEMPTS} times another build took the version number first; try again")

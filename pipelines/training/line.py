@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
-from pipelines.lake.copy import at_hand
+from pipelines.lake.lake import Lake
 from pipelines.training.catalogue import set_folder
 from pipelines.training.grouping import group_rows
 from pipelines.training.manifest import MANIFEST_NAME, FileEntry, Manifest, SplitRule, load_manifest, open_set_file
@@ -29,7 +29,7 @@ class Line:
     earlier: EarlierSplits
 
 
-def line_of(lake_root: Path, name: str, rule: SplitRule) -> Line | None:
+def line_of(lake: Lake, name: str, rule: SplitRule) -> Line | None:
     """The line that the next version of a set continues; None for a first version.
 
     Raises:
@@ -37,10 +37,10 @@ def line_of(lake_root: Path, name: str, rule: SplitRule) -> Line | None:
         CorruptLakeError: its files cannot be read.
     """
     try:
-        folder = set_folder(lake_root, name)
+        folder = set_folder(lake, name)
     except NotFoundError:
         return None
-    manifest = load_manifest(at_hand(lake_root, folder / MANIFEST_NAME))
+    manifest = load_manifest(lake.local(folder / MANIFEST_NAME))
     before = manifest.split
     names = [split for split, _ in rule.fractions]
     if (before.group, before.block_s) != (rule.group, rule.block_s) or {split for split, _ in before.fractions} != set(names):
@@ -48,7 +48,7 @@ def line_of(lake_root: Path, name: str, rule: SplitRule) -> Line | None:
             f"{name} {manifest.version} is split by {_words(before)}, this build by {_words(rule)}; groups would change sides: "
             "build under another name, or place all groups again (--reassign)"
         )
-    assigned = _assigned(lake_root, folder, manifest)
+    assigned = _assigned(lake, folder, manifest)
     splits = np.array([names.index(split) for split in assigned.column("split").to_pylist()], np.int64)
     return Line(
         manifest.line or manifest.version, manifest.version, EarlierSplits(assigned.column("group").combine_chunks(), splits)
@@ -62,11 +62,11 @@ def write_groups(folder: Path, groups: pa.Table) -> FileEntry:
     return file_entry(path, _ALL, len(groups))
 
 
-def _assigned(lake_root: Path, folder: Path, manifest: Manifest) -> pa.Table:
+def _assigned(lake: Lake, folder: Path, manifest: Manifest) -> pa.Table:
     """The groups of a version: from its file, or, as earlier releases wrote none, from its rows."""
     if manifest.groups is None:
-        return pa.concat_tables([_of_rows(lake_root, folder, manifest, split) for split, _ in manifest.split.fractions])
-    at_hand(lake_root, folder / manifest.groups.path)
+        return pa.concat_tables([_of_rows(lake, folder, manifest, split) for split, _ in manifest.split.fractions])
+    lake.local(folder / manifest.groups.path)
     try:
         with open_set_file(folder, manifest.groups.path) as file:
             return pq.read_table(file, columns=["group", "split"])
@@ -76,7 +76,7 @@ def _assigned(lake_root: Path, folder: Path, manifest: Manifest) -> pa.Table:
         ) from error
 
 
-def _of_rows(lake_root: Path, folder: Path, manifest: Manifest, split: str) -> pa.Table:
+def _of_rows(lake: Lake, folder: Path, manifest: Manifest, split: str) -> pa.Table:
     lacking = [column for column in manifest.split.group if column not in {each.name for each in manifest.columns}]
     if lacking:
         raise RefusedError(
@@ -84,7 +84,7 @@ def _of_rows(lake_root: Path, folder: Path, manifest: Manifest, split: str) -> p
             "build with --reassign"
         )
     for entry in (*manifest.shards_of(split), *(index for index in manifest.indexes if index.split == split)):
-        at_hand(lake_root, folder / entry.path)
+        lake.local(folder / entry.path)
     rows = TrainingSet(folder, manifest, split).to_arrow(list(manifest.split.group))
     names = group_rows(rows, manifest.split.group).names
     return pa.table({"group": pa.chunked_array([names], pa.string()), "split": pa.array([split] * len(names), pa.string())})

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
@@ -11,8 +10,8 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from pipelines.errors import CorruptLakeError, NotFoundError
+from pipelines.lake.lake import Lake
 from pipelines.lake.reference import check_table_files
-from pipelines.lake.remote import remote_of
 from pipelines.lake.table import files_of
 from pipelines.training.manifest import Source
 from schemas.contract import ColumnType
@@ -64,7 +63,7 @@ class Selection:
 
 
 def select_rows(
-    lake_root: Path,
+    lake: Lake,
     streams: tuple[str, ...],
     where: str,
     versions: Mapping[str, int] | None = None,
@@ -73,7 +72,7 @@ def select_rows(
     """Read the streams, keep the rows for which `where` is true, sort them by key.
 
     Args:
-        lake_root: the lake root.
+        lake: the lake.
         streams: tables under `streams/`, chip tables included.
         where: an expression over columns and tags; empty keeps all rows.
         versions: the Delta version to read of a stream; the newest where absent.
@@ -87,8 +86,8 @@ def select_rows(
     parts: list[pa.Table] = []
     sources: list[Source] = []
     for stream in streams:
-        table = _open_table(lake_root, stream, (versions or {}).get(stream))
-        check_table_files(lake_root, f"streams/{stream}", table)
+        table = _open_table(lake, stream, (versions or {}).get(stream))
+        check_table_files(lake, f"streams/{stream}", table)
         rows = _filtered(table, where, compiler)
         parts.append(rows.append_column("stream", pa.array([stream], pa.string()).take(pa.array([0] * len(rows), pa.int8()))))
         sources.append(Source(stream, table.version(), len(rows)))
@@ -126,13 +125,10 @@ def _is_list(of: pa.DataType) -> bool:
     return bool(pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of))
 
 
-def _open_table(lake_root: Path, stream: str, version: int | None) -> DeltaTable:
-    folder = lake_root / "streams" / stream
-    remote = remote_of(lake_root)
+def _open_table(lake: Lake, stream: str, version: int | None) -> DeltaTable:
+    folder = lake.root / "streams" / stream
     try:
-        if remote is not None:
-            return DeltaTable(remote.where(f"streams/{stream}"), version=version, storage_options=remote.table_options())
-        return DeltaTable(str(folder), version=version)
+        return DeltaTable(lake.store.table_uri(f"streams/{stream}"), version, storage_options=lake.store.table_options())
     except TableNotFoundError as error:
         raise NotFoundError(f"{folder}: no such stream in the lake") from error
     except DeltaError as error:

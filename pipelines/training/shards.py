@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import BadReferenceError, CorruptLakeError, RefusedError
+from pipelines.lake.lake import Lake
 from pipelines.lake.payload import PAYLOAD_COLUMN, PayloadShard, PayloadWriter, group_bounds, read_payload
 from pipelines.lake.reference import sample_label
 from pipelines.training.manifest import FileEntry
@@ -60,7 +61,7 @@ def write_tabular_split(folder: Path, split: str, rows: pa.Table, limits: ShardL
 
 
 def write_payload_split(
-    lake_root: Path, folder: Path, split: str, rows: pa.Table, limits: ShardLimits, progress: Progress
+    lake: Lake, folder: Path, split: str, rows: pa.Table, limits: ShardLimits, progress: Progress
 ) -> tuple[list[FileEntry], FileEntry]:
     """Write a split with payload: shards that one pread reads, and the index of all their rows.
 
@@ -81,7 +82,7 @@ def write_payload_split(
         path = folder / f"{split}-{number:05d}.parquet"
         with PayloadWriter(path, facts.schema.append(pa.field(PAYLOAD_COLUMN, pa.binary()))) as writer:
             for start, end in group_bounds(lengths[low:high]):
-                writer.append(_with_payload(lake_root, rows, facts, low + start, low + end))
+                writer.append(_with_payload(lake, rows, facts, low + start, low + end))
                 progress.wrote(end - start)
             shard = writer.finish()
         shards.append(shard)
@@ -109,14 +110,14 @@ def file_entry(path: Path, split: str, rows: int) -> FileEntry:
         return FileEntry(split, path.name, rows, file.tell(), digest.hexdigest())
 
 
-def _with_payload(lake_root: Path, rows: pa.Table, facts: pa.Table, low: int, high: int) -> pa.Table:
+def _with_payload(lake: Lake, rows: pa.Table, facts: pa.Table, low: int, high: int) -> pa.Table:
     """Rows low..high with their payloads, read in parallel; at most one row group of bytes is held."""
     part = rows.slice(low, high - low)
     shards, offsets, lengths = (part.column(name).to_pylist() for name in ("payload_shard", "payload_offset", "payload_length"))
     numbers = part.column("payload_row").fill_null(0).to_pylist()
     samples = [sample_label(*key) for key in zip(*(part.column(name).to_pylist() for name in NAMED_BY), strict=True)]
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        bodies = list(pool.map(partial(read_payload, lake_root), shards, offsets, lengths, numbers, samples))
+        bodies = list(pool.map(partial(read_payload, lake), shards, offsets, lengths, numbers, samples))
         if PAYLOAD_DIGEST in part.schema.names:
             list(pool.map(_check_digest, bodies, part.column(PAYLOAD_DIGEST).to_pylist(), samples))
     return facts.slice(low, high - low).append_column(PAYLOAD_COLUMN, pa.array(bodies, pa.binary()))

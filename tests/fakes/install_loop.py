@@ -17,7 +17,7 @@ def main() -> None:
     folder, root, state = map(Path, sys.argv[1:])
     models = ModelRepository(folder, KeyFolder(folder / "none"), CoreClock()).models()
     config = ModelConfig("bright", str(root), ("camera_frame",), max_starts=10_000)
-    updater = ModelUpdater(config, state, lambda correlation, body: reply(updater, folder, correlation, body), SystemClock())
+    updater = ModelUpdater(config, state, lambda sent: reply(updater, folder, sent.correlation, sent.body), SystemClock())
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while True:

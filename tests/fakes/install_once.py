@@ -16,7 +16,7 @@ def main() -> None:
     folder, root, state = map(Path, sys.argv[1:4])
     # The core's side answers from a process of its own: what it imports is not the agent's.
     config = ModelConfig("bright", str(root), ("camera_frame",))
-    updater = ModelUpdater(config, state, lambda correlation, body: _reply(updater, folder, correlation, body), SystemClock())
+    updater = ModelUpdater(config, state, lambda sent: _reply(updater, folder, sent.correlation, sent.body), SystemClock())
     updater.on_desired(encode_desired(Desired("r", "bright", 1, sys.argv[4], 1)))
     updater._try_install()
     updater.annotate(SampleBatch([0], {"camera": ["c"]}, [b"no picture"]))

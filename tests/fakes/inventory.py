@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipelines.bridge.segment import segment_number
 from pipelines.ingest.plan_files import read_plan
 from pipelines.lake.commit import committed_run
-from pipelines.lake.copy import read_bytes
+from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import KEPT_LEDGERS
 from pipelines.lake.ledger_files import ledger_bases
 from pipelines.lake.remote import remote_of
@@ -43,8 +43,9 @@ def referenced(root: Path) -> set[str]:
     for name in there:
         parts = name.split("/")
         if parts[0] == "sets" and parts[-1] == "manifest.json":
-            manifest = json.loads(read_bytes(root, root / name))
-            held = ["manifest.json", "card.html", *(one["path"] for one in (*manifest["shards"], *manifest["indexes"]))]
+            manifest = json.loads(lake_at(root).read(root / name))
+            files = [*manifest["shards"], *manifest["indexes"], *filter(None, [manifest.get("groups")])]
+            held = ["manifest.json", "card.html", *(one["path"] for one in files)]
             found |= {"/".join([*parts[:-1], one]) for one in held}
         if parts[0] == "sets" and parts[2] == ".numbers":
             found.add(name)
@@ -58,7 +59,7 @@ def _table(root: Path, table: str, there: set[str]) -> set[str]:
         for name in log
         if name.endswith((".json", ".checkpoint.parquet", "_last_checkpoint", ".crc")) and "/_commit_" not in name
     }
-    opened = open_table(root, table)
+    opened = open_table(lake_at(root), table)
     assert opened is not None
     found |= {f"{table}/{path}" for path in pa.table(opened.get_add_actions(flatten=True)).column("path").to_pylist()}
     columns = [name for name in ("payload_shard", "zarr_path") if name in {field.name for field in opened.schema().fields}]
@@ -73,11 +74,11 @@ def _table(root: Path, table: str, there: set[str]) -> set[str]:
 
 
 def _runs(root: Path, there: set[str]) -> set[str]:
-    last = committed_run(root, "commits")
-    plan = read_plan(root, last)
+    last = committed_run(lake_at(root), "commits")
+    plan = read_plan(lake_at(root), last)
     cursors: dict[str, Any] = {} if plan is None else plan.next_numbers
     found = {name for name in there if name.startswith(("runs/pins/", "runs/requests/", "runs/stale/")) and "/." not in name}
-    found |= {f"runs/{base:012d}.{kind}.parquet" for base in ledger_bases(root, last) for kind in ("ledger", "books")}
+    found |= {f"runs/{base:012d}.{kind}.parquet" for base in ledger_bases(lake_at(root), last) for kind in ("ledger", "books")}
     found |= {name for name in there if name.startswith("runs/") and name.endswith((".lock", ".claim"))}
     for name in there:
         parts = name.split("/")

@@ -15,6 +15,7 @@ from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from edge_agent.sources.api import SampleBatch
+from edge_agent.uplink.downlink import ModelRequest
 from pipelines.rollout.golden import try_model
 from pipelines.rollout.keys import KeyFolder, KeyPlan
 from pipelines.rollout.repository import ModelRepository, PublishedModel
@@ -105,11 +106,11 @@ class Device:
         self.config = ModelConfig("bright", str(root or core.root), ("camera_frame",), **config)  # type: ignore[arg-type]
         self.updater = ModelUpdater(self.config, state, self._send, self.clock, piece_timeout_s=0.2, orders=orders)
 
-    def _send(self, correlation: bytes, body: bytes) -> None:
-        found = self.core.reply(body)
+    def _send(self, request: ModelRequest) -> None:
+        found = self.core.reply(request.body)
         if found is not None:
             # As from the network: never within the call that asked.
-            threading.Thread(target=self.updater.on_piece, args=(correlation, found.user_properties, found.body)).start()
+            threading.Thread(target=self.updater.on_piece, args=(request.correlation, found.user_properties, found.body)).start()
 
     def want(self, model: PublishedModel, rollout: str = "r") -> str:
         """Hand in a desired state and let the updater work until it has made up its mind; the state it reports."""

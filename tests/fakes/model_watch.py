@@ -18,6 +18,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
 from edge_agent.sources.api import SampleBatch
+from edge_agent.uplink.downlink import ModelRequest
 from schemas.rollout import Desired, encode_desired
 
 _OUT = threading.Lock()
@@ -73,8 +74,8 @@ def main() -> None:
     say(frames=frames, returned=returned, stopped=True)
 
 
-def _ask(correlation: bytes, body: bytes) -> None:
-    say(ask=[correlation.hex(), body.decode()])
+def _ask(request: ModelRequest) -> None:
+    say(ask=[request.correlation.hex(), request.body.decode()])
 
 
 main()

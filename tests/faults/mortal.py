@@ -20,6 +20,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig
 from pipelines.ingest.loop import RunLoop
 from pipelines.lake import table_states
+from pipelines.lake.lake import lake_at
 from pipelines.maintenance.maintain import maintain
 from pipelines.maintenance.vacuum import Keep
 from pipelines.runners.engine import Engine
@@ -66,7 +67,7 @@ def run(request: Request, steps: Steps) -> None:
 
 def maintenance(request: Request, _steps: Steps) -> None:
     """Roll-ups, compaction and vacuum."""
-    maintain(Path(request.lake), Keep(0, 0, 0, 0, 0))
+    maintain(lake_at(Path(request.lake)), Keep(0, 0, 0, 0, 0))
 
 
 WORKS = {"run": run, "maintenance": maintenance}

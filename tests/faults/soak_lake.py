@@ -8,6 +8,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from pipelines.ingest.loop import load_state
+from pipelines.lake.lake import lake_at
 from pipelines.maintenance.maintain import maintain
 from pipelines.maintenance.vacuum import Keep
 from tests.fakes.lake_files import orphans
@@ -59,14 +60,14 @@ def rows_committed(lake: Path) -> int:
 
 def look(lake: Path, samples: int) -> Found:
     """Compact and vacuum the lake, then compare every row of it."""
-    maintain(lake, Keep(0, 0, 0, 0, 0))
+    maintain(lake_at(lake), Keep(0, 0, 0, 0, 0))
     rows = DeltaTable(lake / "streams" / STREAM).to_pyarrow_table(columns=["epoch", "seq", "event_time", "frame", "speed_mps"])
     keys = rows.group_by(["epoch", "seq"]).aggregate([])
     number = rows.column("frame").to_numpy()
     at_us = rows.column("event_time").cast(pa.int64()).to_numpy()
     right = (at_us == START_US + number * ROW_US) & (rows.column("speed_mps").to_numpy() == number % SPEEDS)
     counts = np.bincount(number[(number >= 0) & (number < samples)], minlength=samples)
-    state = load_state(lake)
+    state = load_state(lake_at(lake))
     books = state.ledger.books[DEVICE, STREAM]
     return Found(
         rows=rows.num_rows,

@@ -24,6 +24,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from pipelines.ingest.loop import load_state
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.maintenance.maintain import maintain
 from pipelines.maintenance.vacuum import Keep
@@ -191,7 +192,7 @@ def test_the_whole_core_is_killed_again_and_again_and_every_sample_is_one_row(ro
         roles[name].end(signal.SIGTERM)
     sys.stdout.write(f"{sum(fleet.captured.values())} samples, {commits(roles)} runs said\n")
     check(tmp_path / "lake", fleet.captured)
-    maintain(tmp_path / "lake", Keep(0, 0, 0, 0, 0))
+    maintain(lake_at(tmp_path / "lake"), Keep(0, 0, 0, 0, 0))
     assert orphans(tmp_path / "lake") == set()
     check(tmp_path / "lake", fleet.captured)
 
@@ -209,8 +210,8 @@ def check(lake: Path, captured: dict[DeviceId, int]) -> None:
             assert {str(path.relative_to(lake)) for path in (lake / "payload").rglob("*.parquet")} == shards
             for row in rows:
                 place = row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"]
-                assert read_payload(lake, *place) == picture(row["device"], row["seq"])
-    ledger = load_state(lake).ledger
+                assert read_payload(lake_at(lake), *place) == picture(row["device"], row["seq"])
+    ledger = load_state(lake_at(lake)).ledger
     assert not ledger.unbalanced()
     assert {key[0]: books.committed for key, books in ledger.books.items()} == captured
     assert not (lake / "quarantine").exists()

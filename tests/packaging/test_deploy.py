@@ -8,7 +8,7 @@ import pytest
 
 from edge_agent.checking import check_file
 from edge_agent.config import load_agent_config, load_contract
-from edge_agent.sources.registry import KINDS
+from edge_agent.sources.registry import built_in_kinds
 from pipelines.config import load_core_config
 
 AGENTS = ("line-camera", "vehicle", "switch")
@@ -28,7 +28,7 @@ def test_an_example_for_the_agent_is_a_valid_configuration(repository_root, name
     config = load_agent_config(repository_root / f"deploy/edge/agent.{name}.toml")
     assert config.source
     for source in config.source:
-        assert source.kind in KINDS
+        assert source.kind in built_in_kinds()
         contract = load_contract(source)
         renamed = source.options.get("rename", {})
         assert [column for column in renamed.values() if column != "event_time" and contract.column(column) is None] == []

@@ -24,9 +24,12 @@ from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError
 from edge_agent.sources.api import Source
 from edge_agent.sources.camera.options import FRAME_NAMES, CameraOptions
-from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.options import read_options
 from edge_agent.sources.rows.cells import CellError, start_time_us
 from schemas.contract import Contract
+
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("source", "format")
 
 
 def names_given(options: Mapping[str, object], contract: Contract) -> tuple[str, ...]:
@@ -40,8 +43,7 @@ def check(options: Mapping[str, object], contract: Contract) -> CameraOptions:
     Raises:
         ConfigError: an option is unknown, missing or wrong, the contract has no payload, or PyAV is not installed.
     """
-    chosen = read_options("camera", options, CameraOptions)
-    check_rename("camera", {name: name for name in chosen.columns}, contract)
+    chosen = read_options("camera", options, CameraOptions, contract)
     if contract.payload is None:
         raise ConfigError(f"source 'camera': contract {contract.name} has no payload; pictures need one that has")
     if not 1 <= chosen.quality <= 100:

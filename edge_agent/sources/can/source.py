@@ -29,6 +29,9 @@ from edge_agent.sources.rows.cells import CellError, start_time_us
 from schemas.contract import Contract
 from schemas.source_names import match_columns
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("channel", "interface", "log")
+
 NEEDED = ("can_id", "signal", "value")
 NEEDED_RAW = ("can_id", "data")
 
@@ -63,7 +66,7 @@ def check(options: Mapping[str, object], contract: Contract) -> CanOptions:
     Raises:
         ConfigError: an option is unknown, missing or wrong, the contract has no signals, or a library is not installed.
     """
-    chosen = read_options("can", options, CanOptions)
+    chosen = read_options("can", options, CanOptions, contract)
     is_raw = wants_frames(contract)
     lacking = [name for name in NEEDED if name not in match_columns(NEEDED, contract.columns, {})]
     if lacking and not is_raw:

@@ -42,11 +42,14 @@ from edge_agent.sources.directory.files import FileSamples
 from edge_agent.sources.directory.picture_end import has_end
 from edge_agent.sources.files.scan import FoundFile, Refused, Remembered, Settling, is_unchanged, look, second_name
 from edge_agent.sources.files.watched import open_watched
-from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.options import read_options
 from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.cells import CellError, start_time_us
-from edge_agent.sources.rows.written import WrittenOptions, check_written
+from edge_agent.sources.rows.written import WrittenOptions
 from schemas.contract import Contract
+
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("path", "pattern")
 
 # Which settled pictures have their end: one without it waits, alone, until it is whole or was left alone for long.
 _Key = tuple[str, int, int, int]
@@ -121,9 +124,9 @@ class DirectoryOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     sidecars: str = ""
     masks: str = ""
     attributes: str = ""
-    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
     time: str = "mtime"
     time_start: str = ""
+    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
     columns: dict[str, str | int | float | bool] = {}  # noqa: RUF012 # msgspec gives each its own
     settle_ms: int = 500
     max_settle_s: float = 30.0
@@ -320,10 +323,7 @@ def check(options: Mapping[str, object], contract: Contract) -> DirectoryOptions
     Raises:
         ConfigError: an option is unknown, missing or wrong, or the contract has no payload.
     """
-    chosen = read_options("directory", options, DirectoryOptions)
-    check_rename("directory", chosen.rename, contract)
-    check_written("directory", chosen)
-    check_rename("directory", {name: name for name in chosen.columns}, contract)
+    chosen = read_options("directory", options, DirectoryOptions, contract)
     if contract.payload is None:
         raise ConfigError(f"source 'directory': contract {contract.name} has no payload; files need one that has")
     if not chosen.pattern and not patterns_of(contract):

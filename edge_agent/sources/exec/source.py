@@ -30,14 +30,18 @@ import msgspec
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
 from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.options import read_options
 from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.cells import tells_no_zone
+from edge_agent.sources.rows.line_buffer import LineBuffer
 from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
 from edge_agent.sources.rows.tables import RawChunk, decode_object, objects_chunk
-from edge_agent.sources.rows.written import ZONE_GUESSED, EventTimes, WrittenOptions, check_written
+from edge_agent.sources.rows.written import ZONE_GUESSED, EventTimes, RowOptions
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
+
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("command",)
 
 PAYLOAD_B64 = "payload_b64"
 RESUME_POSITION = "resume_position"
@@ -48,12 +52,10 @@ _TAIL_BYTES = 2_000
 _LOOK_MS = 10
 
 
-class ExecOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
+class ExecOptions(RowOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a program; the module's docstring shows each. `wait_ms`: how long a read waits for a line."""
 
     command: list[str]
-    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
-    time_column: str = ""
     restart: bool = False
     wait_ms: int = 100
     max_line_bytes: int = 16 * 1024 * 1024
@@ -254,67 +256,13 @@ def _time_key(chunk: RawChunk, rename: Mapping[str, str]) -> str:
     return next((name for name in chunk.columns if rename.get(name) == EVENT_TIME), EVENT_TIME)
 
 
-class LineBuffer:
-    """Bytes made into lines, none longer than the limit: a longer one is dropped as it comes, and counted."""
-
-    def __init__(self, max_line_bytes: int, rejects: Rejects) -> None:
-        self._max = max_line_bytes
-        self._rejects = rejects
-        self._bytes = bytearray()
-        self._dropping = False
-
-    @property
-    def has_line(self) -> bool:
-        """Whether a whole line is there."""
-        return self._bytes.find(b"\n") >= 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether enough is buffered to work on first."""
-        return len(self._bytes) > self._max
-
-    def add(self, piece: bytes) -> None:
-        """More bytes."""
-        if self._dropping:
-            end = piece.find(b"\n")
-            if end < 0:
-                return
-            piece, self._dropping = piece[end + 1 :], False
-        self._bytes += piece
-        if len(self._bytes) > self._max and self._bytes.find(b"\n") < 0:
-            self._rejects.count(f"row: line above {self._max} bytes", bytes(self._bytes[:80]))
-            self._bytes.clear()
-            self._dropping = True
-
-    def take(self, max_lines: int, *, ended: bool) -> list[str]:
-        """At most so many whole lines; when the program has ended, an unfinished last one as well."""
-        lines: list[str] = []
-        start = 0
-        while len(lines) < max_lines:
-            end = self._bytes.find(b"\n", start)
-            if end < 0:
-                if ended and start < len(self._bytes):
-                    lines.append(self._bytes[start:].decode("utf-8", errors="replace"))
-                    start = len(self._bytes)
-                break
-            if end - start <= self._max:
-                lines.append(self._bytes[start:end].decode("utf-8", errors="replace"))
-            else:
-                self._rejects.count(f"row: line above {self._max} bytes", bytes(self._bytes[start : start + 80]))
-            start = end + 1
-        del self._bytes[:start]
-        return lines
-
-
 def check(options: Mapping[str, object], contract: Contract) -> ExecOptions:
     """The options of a program.
 
     Raises:
         ConfigError: an option is unknown, missing or wrong.
     """
-    chosen = read_options("exec", options, ExecOptions)
-    check_rename("exec", chosen.rename, contract)
-    check_written("exec", chosen)
+    chosen = read_options("exec", options, ExecOptions, contract)
     if not chosen.command:
         raise ConfigError("source 'exec': command is empty; give the program and its arguments as a list")
     return chosen

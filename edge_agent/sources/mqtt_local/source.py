@@ -39,15 +39,18 @@ from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.json_text import read_json
 from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
 from edge_agent.sources.rows.tables import objects_chunk
-from edge_agent.sources.rows.written import EventTimes, WrittenOptions, check_written, unreadable
+from edge_agent.sources.rows.written import EventTimes, RowOptions, unreadable
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
+
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("host", "port", "client_id")
 
 _MAX_PASSWORD_BYTES = 4_096
 _MAX_TOPIC_BYTES = 65_535
 
 
-class MqttLocalOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
+class MqttLocalOptions(RowOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The options of a local broker; the module's docstring shows each."""
 
     topics: tuple[str, ...]
@@ -56,7 +59,6 @@ class MqttLocalOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
     format: Literal["json", "raw"] = "json"
     topic_column: str = ""
     time_column: str = EVENT_TIME
-    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
     client_id: str = ""
     username: str = ""
     password_file: str = ""
@@ -321,9 +323,7 @@ def check(options: Mapping[str, object], contract: Contract) -> MqttLocalOptions
     Raises:
         ConfigError: an option is unknown, missing or wrong.
     """
-    chosen = read_options("mqtt-local", options, MqttLocalOptions)
-    check_rename("mqtt-local", chosen.rename, contract)
-    check_written("mqtt-local", chosen)
+    chosen = read_options("mqtt-local", options, MqttLocalOptions, contract)
     if chosen.topic_column:
         check_rename("mqtt-local", {"topic": chosen.topic_column}, contract)
     if not chosen.topics:

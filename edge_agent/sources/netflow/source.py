@@ -27,11 +27,14 @@ from edge_agent.sources.network.addresses import read_address
 from edge_agent.sources.network.connections import Inbox
 from edge_agent.sources.network.datagrams import DatagramSocket
 from edge_agent.sources.network.frames import FrameBuffer
-from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.options import read_options
 from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.mapping import ColumnMapper
 from edge_agent.sources.rows.tables import RawChunk
 from schemas.contract import Contract
+
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("listen",)
 
 # What a flow record counts, each way: packets, bytes of IP, bytes of payload. Pure.
 # Exporters tell what came back in three ways: by reverse elements (RFC 5103), by the responder's elements (Cisco NSEL and
@@ -221,7 +224,7 @@ class NetflowSource:
         """Nothing to do: exporters do not wait for an answer."""
 
     def close(self) -> None:
-        """Let go of the port."""
+        """Close the port."""
         self._inbox.close()
 
 
@@ -274,8 +277,7 @@ def check(options: Mapping[str, object], contract: Contract) -> NetflowOptions:
     Raises:
         ConfigError: an option is unknown, missing or wrong.
     """
-    chosen = read_options("netflow", options, NetflowOptions)
-    check_rename("netflow", chosen.rename, contract)
+    chosen = read_options("netflow", options, NetflowOptions, contract)
     read_address("netflow", chosen.listen, ("udp",))
     if chosen.max_exporters < 1:
         raise ConfigError("source 'netflow': max_exporters must be 1 or more")

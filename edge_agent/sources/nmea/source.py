@@ -22,16 +22,19 @@ from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import COLUMN, EARLIEST_MS, ClockQuality
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.exec.source import LineBuffer
 from edge_agent.sources.network.addresses import read_address
 from edge_agent.sources.nmea.inputs import ByteInput, SerialInput, TcpInput, speeds
 from edge_agent.sources.nmea.sentence import Fix, FixBuilder, SentenceError, read_fields, read_tpv
 from edge_agent.sources.nmea.stream import SentenceStream
-from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.options import read_options
 from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.rows.line_buffer import LineBuffer
 from edge_agent.sources.rows.mapping import ColumnMapper
 from edge_agent.sources.rows.tables import RawChunk, decode_object
 from schemas.contract import Contract
+
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("source",)
 
 # GPS week rollover: receivers count weeks modulo 1024, and old firmware tells a time 1024 weeks in the past. Pure.
 # Source: IS-GPS-200, 20.3.3.3.1.1 (ten-bit week number); a receiver's firmware fixes which span of 1024 weeks it means.
@@ -196,7 +199,7 @@ class NmeaSource:
         """Nothing to do: a receiver does not repeat itself."""
 
     def close(self) -> None:
-        """Let go of the receiver."""
+        """Close the receiver."""
         self._input.close()
 
 
@@ -212,9 +215,7 @@ def check(options: Mapping[str, object], contract: Contract) -> NmeaOptions:
     Raises:
         ConfigError: an option is unknown, missing or wrong.
     """
-    chosen = read_options("nmea", options, NmeaOptions)
-    check_rename("nmea", chosen.rename, contract)
-    check_rename("nmea", {name: name for name in chosen.columns}, contract)
+    chosen = read_options("nmea", options, NmeaOptions, contract)
     if not chosen.source.startswith("/"):
         read_address("nmea", chosen.source, ("tcp", "gpsd"))
     if chosen.baud not in speeds():

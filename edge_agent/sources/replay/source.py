@@ -22,17 +22,19 @@ from edge_agent.errors import ConfigError, SourceEndedError
 from edge_agent.option_paths import is_same_path
 from edge_agent.sources.api import SampleBatch
 from edge_agent.sources.files.lines import head_mark, open_lines
-from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.options import read_options
 from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.cells import CellError, start_time_us
-from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
+from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, keep_rows
 from edge_agent.sources.rows.required import unfilled_columns
 from edge_agent.sources.rows.tables import CsvReader, JsonlReader, RawChunk, TablePosition, TableReader, ZeekReader
-from edge_agent.sources.rows.written import EventTimes, WrittenOptions, check_written, time_column_of, unreadable
+from edge_agent.sources.rows.written import EventTimes, RowOptions, time_column_of, unreadable
 from edge_agent.sources.rows.zeek_names import CONN_RENAME
 from schemas.contract import Contract
 
-NO_COLUMN = "row: none of its columns is one of the contract's; are path, format and rename right?"
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("path",)
+
 _HEAD_ROWS = 1_000
 _READERS: dict[str, Callable[[Path, TablePosition, int, Rejects], TableReader]] = {
     "csv": CsvReader,
@@ -41,14 +43,12 @@ _READERS: dict[str, Callable[[Path, TablePosition, int, Rejects], TableReader]] 
 }
 
 
-class ReplayOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
+class ReplayOptions(RowOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a replay; the module's docstring shows each."""
 
     path: str
     format: Literal["auto", "csv", "jsonl", "zeek"] = "auto"
     rate_hz: float = 0.0
-    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
-    time_column: str = ""
     time_start: str = ""
     max_line_bytes: int = 4 * 1024 * 1024
 
@@ -222,7 +222,7 @@ class ReplaySource:
         """Nothing to do: the file stays as it is."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._reader.close()
 
 
@@ -240,9 +240,7 @@ def check(options: Mapping[str, object], contract: Contract) -> ReplayOptions:
     Raises:
         ConfigError: an option is unknown, missing or wrong.
     """
-    chosen = read_options("replay", options, ReplayOptions)
-    check_rename("replay", chosen.rename, contract)
-    check_written("replay", chosen)
+    chosen = read_options("replay", options, ReplayOptions, contract)
     if chosen.time_start not in ("", "now"):
         try:
             start_time_us(chosen.time_start)

@@ -42,6 +42,13 @@ class WrittenOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return TimeForm(self.time_unit, self.time_format, read_zone(self.time_zone), self.numbers)
 
 
+class RowOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which of a row's names fills which column, and which one holds the event time."""
+
+    rename: dict[str, str] = {}
+    time_column: str = ""
+
+
 def check_written(kind: str, chosen: WrittenOptions) -> None:
     """Whether the options name forms that can be read.
 

@@ -28,12 +28,15 @@ from edge_agent.sources.network.addresses import Address, read_address
 from edge_agent.sources.network.connections import Inbox
 from edge_agent.sources.network.datagrams import DatagramSocket
 from edge_agent.sources.network.frames import FrameBuffer
-from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.options import read_options
 from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.mapping import ColumnMapper
 from edge_agent.sources.rows.tables import RawChunk
 from edge_agent.sources.syslog.message import SyslogMessage, read_message
 from schemas.contract import Contract
+
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("listen",)
 
 SCHEMES = frozenset({"udp", "tcp", "tls"})
 _NAMES = ("message", "facility", "severity", "host", "app", "proc_id", "msg_id", "peer", "structured")
@@ -134,7 +137,7 @@ class SyslogSource:
         """Nothing to do: syslog has no acknowledgement."""
 
     def close(self) -> None:
-        """Let go of the ports."""
+        """Close the ports."""
         self._inbox.close()
 
 
@@ -167,8 +170,7 @@ def check(options: Mapping[str, object], contract: Contract) -> SyslogOptions:
     Raises:
         ConfigError: an option is unknown, missing or wrong.
     """
-    chosen = read_options("syslog", options, SyslogOptions)
-    check_rename("syslog", chosen.rename, contract)
+    chosen = read_options("syslog", options, SyslogOptions, contract)
     addresses = [read_address("syslog", text, SCHEMES) for text in chosen.listen]
     if not addresses:
         raise ConfigError("source 'syslog': listen is empty; give addresses like udp://127.0.0.1:5514")

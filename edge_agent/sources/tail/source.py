@@ -25,28 +25,24 @@ from edge_agent.sources.api import SampleBatch
 from edge_agent.sources.logs.follow import FollowedLog
 from edge_agent.sources.logs.forms import CSV, JSONL, ZEEK
 from edge_agent.sources.logs.marks import LogPosition
+from edge_agent.sources.logs.options import LogOptions, check_rotated
 from edge_agent.sources.logs.rotation import default_patterns
-from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.options import read_options
 from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.replay.source import NO_COLUMN
-from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
+from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, keep_rows
 from edge_agent.sources.rows.required import unfilled_columns
-from edge_agent.sources.rows.written import EventTimes, WrittenOptions, check_written, time_column_of, unreadable
+from edge_agent.sources.rows.written import EventTimes, time_column_of, unreadable
 from edge_agent.sources.rows.zeek_names import CONN_RENAME
 from schemas.contract import Contract
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("path",)
 
-class TailOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
+
+class TailOptions(LogOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a followed log; the module's docstring shows each."""
 
-    path: str
     format: Literal["auto", "csv", "jsonl", "plain", "zeek"] = "auto"
-    rotated: tuple[str, ...] = ()
-    start: Literal["begin", "end", "rotated"] = "begin"
-    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
-    time_column: str = ""
-    settle_ms: int = 2_000
-    max_line_bytes: int = 4 * 1024 * 1024
 
 
 class TailSource:
@@ -158,12 +154,8 @@ def check(options: Mapping[str, object], contract: Contract) -> TailOptions:
     Raises:
         ConfigError: an option is unknown, missing or wrong.
     """
-    chosen = read_options("tail", options, TailOptions)
-    check_rename("tail", chosen.rename, contract)
-    check_written("tail", chosen)
-    for pattern in chosen.rotated:
-        if not pattern or pattern.startswith("/"):
-            raise ConfigError(f"source 'tail': rotated = {pattern!r} must be relative to the log's folder; ../ leads out of it")
+    chosen = read_options("tail", options, TailOptions, contract)
+    check_rotated("tail", chosen.rotated)
     return chosen
 
 

@@ -13,7 +13,6 @@ Rotated files that were not read, because the agent was down or two rotations ca
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -23,26 +22,24 @@ from edge_agent.sources.api import SampleBatch
 from edge_agent.sources.logs.follow import FollowedLog
 from edge_agent.sources.logs.forms import JSONL, ZEEK
 from edge_agent.sources.logs.marks import LogPosition
+from edge_agent.sources.logs.options import LogOptions, check_rotated
 from edge_agent.sources.logs.rotation import default_patterns
-from edge_agent.sources.options import check_rename, read_options
+from edge_agent.sources.options import read_options
 from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
 from edge_agent.sources.rows.required import unfilled_columns
-from edge_agent.sources.rows.written import EventTimes, WrittenOptions, check_written, time_column_of, unreadable
+from edge_agent.sources.rows.written import EventTimes, time_column_of, unreadable
 from edge_agent.sources.rows.zeek_names import CONN_RENAME
 from schemas.contract import Contract
 
+# The options that say what is read: a change of any other keeps the position.
+IDENTITY = ("path",)
 
-class ZeekOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
+
+class ZeekOptions(LogOptions, frozen=True, forbid_unknown_fields=True):
     """The options of a followed Zeek log; the module's docstring shows each."""
 
-    path: str
-    rotated: tuple[str, ...] = ()
-    start: Literal["begin", "end", "rotated"] = "begin"
-    rename: dict[str, str] = {}  # noqa: RUF012 # msgspec gives each its own
     time_column: str = "ts"
-    settle_ms: int = 2_000
-    max_line_bytes: int = 4 * 1024 * 1024
 
 
 class ZeekSource:
@@ -132,7 +129,7 @@ class ZeekSource:
         """Nothing to do: the logs are Zeek's."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._log.close()
 
 
@@ -142,12 +139,8 @@ def check(options: Mapping[str, object], contract: Contract) -> ZeekOptions:
     Raises:
         ConfigError: an option is unknown, missing or wrong.
     """
-    chosen = read_options("zeek", options, ZeekOptions)
-    check_rename("zeek", chosen.rename, contract)
-    check_written("zeek", chosen)
-    for pattern in chosen.rotated:
-        if not pattern or pattern.startswith("/"):
-            raise ConfigError(f"source 'zeek': rotated = {pattern!r} must be relative to the log's folder; ../ leads out of it")
+    chosen = read_options("zeek", options, ZeekOptions, contract)
+    check_rotated("zeek", chosen.rotated)
     return chosen
 
 

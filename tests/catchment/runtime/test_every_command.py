@@ -39,18 +39,19 @@ from pipelines.errors import RefusedError
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.gaps import Gap
-from pipelines.open_lake import Lake
+from pipelines.lake.lake import lake_at
+from pipelines.open_lake import LakeView
 from pipelines.policy import notebook
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.explain import Explained
 from pipelines.policy.preview import Conflict, ExampleRow, TagCount
 from pipelines.policy.retag import Retagged
 from pipelines.rollout.rollouts import Rollout
-from pipelines.status.health import Verdict
+from pipelines.status.health import HealthResult
 from pipelines.status.server import exposition
 from pipelines.status.survey import Survey
 from pipelines.training.card import render_card
-from pipelines.training.manifest import Manifest
+from pipelines.training.manifest import ClassCount, LeftOut, Manifest
 from pipelines.training.open import TrainingSet
 from schemas.reported import ModelReport
 from tests.fakes.hostile import MARK, TEXT, acts, forged, hostile
@@ -161,7 +162,20 @@ rules:
 
 def _manifest() -> Manifest:
     split = SimpleNamespace(group=(TEXT,), fractions=(("train", 1.0),))
-    return hostile(Manifest, split=split, shards=(), indexes=(), format="catchment.training-set/1", has_payload=False)
+    return hostile(
+        Manifest, split=split, shards=(), indexes=(), groups=None, format="catchment.training-set/1", has_payload=False
+    )
+
+
+def _draft() -> Any:
+    counts = (ClassCount("train", TEXT, 1),)
+    return SimpleNamespace(
+        rule=SimpleNamespace(fractions=((TEXT, 1.0),)),
+        plan=SimpleNamespace(coverage=counts),
+        split_rows=lambda: {TEXT: 1},
+        left_out=(LeftOut(TEXT, 1),),
+        notes=(TEXT,),
+    )
 
 
 def _survey() -> Survey:
@@ -195,7 +209,7 @@ def streams(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 
 def status(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     to.setattr(status_cli, "survey", lambda *_args: _survey())
-    to.setattr(status_cli, "judge", lambda *_args: hostile(Verdict))
+    to.setattr(status_cli, "assess", lambda *_args: hostile(HealthResult))
     return ["status"]
 
 
@@ -334,8 +348,14 @@ def policy_retag(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 
 
 def set_build(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(set_cli, "build_set", lambda *_args, **_more: _manifest())
+    to.setattr(set_cli, "draft_set", lambda *_args, **_more: _draft())
+    to.setattr(set_cli, "write_set", lambda *_args, **_more: _manifest())
     return ["set", "build", "views", "--from", "x", "--lake", str(folder / "lake")]
+
+
+def set_plan(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(set_cli, "draft_set", lambda *_args, **_more: _draft())
+    return ["set", "plan", "views", "--from", "x", "--lake", str(folder / "lake")]
 
 
 def set_ls(_: Path, to: pytest.MonkeyPatch) -> list[str]:
@@ -412,6 +432,7 @@ CORE: dict[str, Place] = {
     "policy explain": policy_explain,
     "policy retag": policy_retag,
     "set build": set_build,
+    "set plan": set_plan,
     "set ls": set_ls,
     "set show": set_show,
     "set verify": set_verify,
@@ -438,6 +459,7 @@ TAKES_JSON = {
         "policy preview",
         "policy explain",
         "set ls",
+        "set plan",
         "model ls",
         "model show",
         "rollout status",
@@ -617,14 +639,14 @@ def pages(folder: Path) -> dict[str, str]:
     """Every page that is made for people, of hostile text."""
     manifest = msgspec.structs.replace(_manifest(), split=SimpleNamespace(group=(TEXT,), fractions=((TEXT, 1.0),)))
     row = {"device": TEXT, "epoch": 1, "seq": 2, TEXT: TEXT}
-    Sheet(folder, TEXT, [ExampleRow(row, (TEXT,))]).write(folder / "sheet.html")
+    Sheet(lake_at(folder), TEXT, [ExampleRow(row, (TEXT,))]).write(folder / "sheet.html")
     shown = SimpleNamespace(manifest=manifest, split=TEXT, _count=1)
     return {
         "card": render_card(manifest, folder),
         "contact sheet": (folder / "sheet.html").read_text(),
         "set in a notebook": TrainingSet._repr_html_(shown),  # type: ignore[arg-type]
         "policy in a notebook": notebook.Policy._repr_html_(_policy_shown()),
-        "lake in a notebook": Lake._repr_html_(SimpleNamespace(root=TEXT, streams=lambda: [TEXT])),  # type: ignore[arg-type]
+        "lake in a notebook": LakeView._repr_html_(SimpleNamespace(_lake=SimpleNamespace(root=TEXT), streams=lambda: [TEXT])),  # type: ignore[arg-type]
         "finding in a notebook": notebook.Found(_preview())._repr_html_(),
     }
 
@@ -638,12 +660,12 @@ def _policy_shown() -> Any:
 
 def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing():
     shown = SimpleNamespace(manifest=_manifest(), split=TEXT, _count=1)
-    lake = SimpleNamespace(root=TEXT, streams=lambda: [TEXT])
+    lake = SimpleNamespace(_lake=SimpleNamespace(root=TEXT), streams=lambda: [TEXT])
     texts = (
         notebook.Policy.__repr__(_policy_shown()),
         repr(notebook.Found(_preview())),
         TrainingSet.__repr__(shown),  # type: ignore[arg-type]
-        Lake.__repr__(lake),  # type: ignore[arg-type]
+        LakeView.__repr__(lake),  # type: ignore[arg-type]
     )
     for text in texts:
         assert acts(text) == ""

@@ -12,6 +12,9 @@ import pyarrow as pa
 import pytest
 
 from catchment.runtime.clock import SystemClock
+from edge_agent import sources
+from edge_agent.capture.position_handover import previous_source
+from edge_agent.sources import registry
 from edge_agent.spool.spool import Spool
 
 
@@ -86,33 +89,78 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import load_agent_config, load_contract
 from edge_agent.spool.spool import Spool
+from edge_agent.capture.position_handover import predecessor
 (config,) = load_agent_config(Path(sys.argv[1])).source
 contract, clock = load_contract(config), SystemClock()
 spool = Spool(Path(sys.argv[2]), max_bytes=1 << 27, linger_ms=5, clock=clock)
 refine = build_refiner(contract, None, b"", ClockWatch(clock), None)
 encoder = Encoder(contract, Limits(1 << 18, 1 << 20), spool.put_object)
 build = lambda position: build_source(config.kind, config.options, contract, clock, position)
-SourcePump(config, build, encoder, spool, refine, clock).run(threading.Event())
+choose = lambda known: predecessor(config.name, known, {config.name})
+SourcePump(config, build, encoder, spool, refine, clock, choose=choose).run(threading.Event())
 spool.close()
 """
 
 
-def test_the_example_fills_the_spool_once_over_two_starts(installed, tmp_path):
-    path = config(tmp_path, start=20)
+def run(installed: Path, config_path: str, spool: Path) -> None:
     paths = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, path, str(tmp_path / "spool")],
-            env={**os.environ, "PYTHONPATH": paths},
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr.decode()
-    spool = Spool(tmp_path / "spool", max_bytes=1 << 27, linger_ms=5, clock=SystemClock())
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, config_path, str(spool)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def stored(folder: Path) -> list[str]:
+    spool = Spool(folder, max_bytes=1 << 27, linger_ms=5, clock=SystemClock())
     found: list[str] = []
     while envelopes := spool.next_unsent(1 << 30):
         for envelope in envelopes:
             found += pa.ipc.open_stream(io.BytesIO(envelope.body)).read_all()["message"].to_pylist()
     spool.close()
-    assert found == [str(n) for n in range(20, 0, -1)]
+    return found
+
+
+def test_the_example_fills_the_spool_once_over_two_starts(installed, tmp_path):
+    path = config(tmp_path, start=20)
+    for _ in range(2):
+        run(installed, path, tmp_path / "spool")
+    assert stored(tmp_path / "spool") == [str(n) for n in range(20, 0, -1)]
+
+
+def test_a_plug_ins_position_survives_a_change_of_an_option_that_does_not_say_what_is_read(installed, tmp_path):
+    run(installed, config(tmp_path, start=20), tmp_path / "spool")
+    run(installed, config(tmp_path, start=20, text="T-"), tmp_path / "spool")
+    assert stored(tmp_path / "spool") == [str(n) for n in range(20, 0, -1)]
+    run(installed, config(tmp_path, start=3, text="T-"), tmp_path / "spool")
+    assert stored(tmp_path / "spool") == [*(str(n) for n in range(20, 0, -1)), "T-3", "T-2", "T-1"]
+
+
+def test_a_kind_is_found_by_its_folder_alone(tmp_path, monkeypatch):
+    """A folder next to the built-in ones, as if somebody had added it to the agent."""
+    folder = tmp_path / "count_up"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "source.py").write_text('IDENTITY = ("start",)\n\n\ndef build(*_):\n    raise ValueError\n')
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    registry.built_in_kinds.cache_clear()
+    try:
+        assert registry.load_kind("count-up").identity == ("start",)
+        assert "count_up" not in registry.built_in_kinds()
+        one, two, three = (f'count-up:log_line:{{"start":{start},"rate":{rate}}}' for start, rate in ((1, 1), (1, 2), (2, 1)))
+        assert (previous_source(two, [one], ()), previous_source(three, [one], ())) == (one, None)
+    finally:
+        registry.built_in_kinds.cache_clear()
+
+
+@pytest.mark.parametrize("identity", ["path", (1, 2)])
+def test_an_identity_that_is_no_tuple_of_names_is_refused(identity):
+    def build(*_):
+        raise ValueError
+
+    build.IDENTITY = identity
+    with pytest.raises(TypeError, match="not a tuple of option names"):
+        registry._declared(build)

@@ -13,6 +13,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from edge_agent.errors import ModelError, ModelUnfitError, UntrustedModelError
 from edge_agent.models.fetcher import PieceFetcher
 from edge_agent.models.trust import Held, TrustAnchor, TrustedModel
+from edge_agent.uplink.downlink import ModelRequest
 from schemas.model import ImageInput, ModelSpec, model_spec_to_plain
 from schemas.rollout import STATUS_MISSING, STATUS_OK, Desired, decode_piece_request
 
@@ -82,12 +83,12 @@ def fetch(repository: Repository, tmp_path: Path) -> Fetch:
     def fetch(
         desired: Desired = DESIRED, max_bytes: int = 1_000, into: Path | None = None, held: Held = lambda _version, _digest: None
     ) -> TrustedModel:
-        def send(correlation: bytes, body: bytes) -> None:
-            request = decode_piece_request(body)
+        def send(sent: ModelRequest) -> None:
+            request = decode_piece_request(sent.body)
             found = repository.files.get(request.path)
             piece = (found or b"")[request.offset : request.offset + request.length]
             status = STATUS_MISSING if found is None else STATUS_OK
-            fetcher.on_piece(correlation, (("total", str(len(found or b""))), ("status", status)), piece)
+            fetcher.on_piece(sent.correlation, (("total", str(len(found or b""))), ("status", status)), piece)
 
         fetcher = PieceFetcher(send, tmp_path, timeout_s=0.001, tries=1)
         anchor = TrustAnchor(repository.roots[0], tmp_path / "state" / "metadata", fetcher, max_bytes)

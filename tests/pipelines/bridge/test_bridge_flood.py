@@ -15,6 +15,7 @@ from paho.mqtt.properties import Properties
 
 from pipelines.config import AlarmConfig
 from pipelines.heartbeat import read_heartbeats
+from pipelines.lake.lake import lake_at
 from pipelines.status.health import Kind, assess
 from pipelines.status.server import exposition
 from pipelines.status.survey import survey
@@ -67,8 +68,8 @@ def test_a_flood_waits_on_its_device_and_every_message_of_another_is_landed(make
         return again(bridge, missing[0])
 
     wait_until(is_landed_after_another_send)
-    wait_until(lambda: any("flood" in heartbeat.over_share for heartbeat in read_heartbeats(bridge.lake)))
-    found = survey(bridge.lake, time.time_ns() // 1_000)
+    wait_until(lambda: any("flood" in heartbeat.over_share for heartbeat in read_heartbeats(lake_at(bridge.lake))))
+    found = survey(lake_at(bridge.lake), time.time_ns() // 1_000)
     alarms = [alarm for alarm in assess(found, AlarmConfig()).found if alarm.kind is Kind.SHARE]
     assert "device flood is over its share: bytes for" in alarms[0].text
     page = exposition(found)
@@ -147,7 +148,8 @@ def test_what_a_device_has_the_broker_keep_is_taken_back_but_for_its_report(brok
     wait_until(lambda: any(notice["limit"] == "retained" for notice in notices(flooder)))
     wait_until(
         lambda: any(
-            "taken back at the broker" in heartbeat.over_share.get("flood", "") for heartbeat in read_heartbeats(bridge.lake)
+            "taken back at the broker" in heartbeat.over_share.get("flood", "")
+            for heartbeat in read_heartbeats(lake_at(bridge.lake))
         )
     )
     before = len(bridge.rows())

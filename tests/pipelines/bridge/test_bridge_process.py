@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from pipelines.lake.lake import lake_at
+
 JSON = "application/json"
 
 
@@ -143,8 +145,10 @@ def test_a_bridge_beats_with_its_counters_and_says_when_it_stopped(bridge, devic
     bridge.start_connected()
     device.send("catchment/up/dev-a/things", b"{}")
     device.wait_until(
-        lambda: any(heartbeat.is_ready and heartbeat.counters["messages"] >= 1 for heartbeat in read_heartbeats(bridge.lake))
+        lambda: any(
+            heartbeat.is_ready and heartbeat.counters["messages"] >= 1 for heartbeat in read_heartbeats(lake_at(bridge.lake))
+        )
     )
     assert bridge.stop() == 0
-    (heartbeat,) = read_heartbeats(bridge.lake)
+    (heartbeat,) = read_heartbeats(lake_at(bridge.lake))
     assert (heartbeat.role, heartbeat.trouble) == ("bridge", "stopped in order")

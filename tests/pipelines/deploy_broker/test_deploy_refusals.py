@@ -16,6 +16,7 @@ from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.heartbeat import read_heartbeats
 from pipelines.ingest.receipts import MqttPublisher
+from pipelines.lake.lake import lake_at
 from pipelines.refusals import PublishTracker, Refusals
 from pipelines.rollout.connection import BrokerLink
 from pipelines.rollout.fleet import publish_desired, reported_models
@@ -80,7 +81,7 @@ def start_bridge(folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 def heartbeat(lake: Path, role: str) -> Any:
-    return next((one for one in read_heartbeats(lake) if one.role == role), None) if lake.is_dir() else None
+    return next((one for one in read_heartbeats(lake_at(lake)) if one.role == role), None) if lake.is_dir() else None
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from pipelines.imaging.graph import cut_chips
 from pipelines.imaging.reader import jpeg_size
 from pipelines.imaging.store import ChipFile, SlideRef, chip_schema
 from pipelines.imaging.tiling import Grid
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload, write_payload_shard
 
 Refer = Callable[..., SlideRef]
@@ -31,7 +32,7 @@ LIMIT = 20_000_000_000
 
 
 def one(lake: Path, slide: SlideRef, max_pixels: int = LIMIT, run: int = 9) -> ChipFile:
-    (result,) = cut_chips(lake, run, (slide,), max_pixels)
+    (result,) = cut_chips(lake_at(lake), run, (slide,), max_pixels)
     return result
 
 
@@ -61,7 +62,7 @@ def check_against(lake: Path, result: ChipFile, slide: SlideRef, whole: np.ndarr
 
 
 def picture(lake: Path, row: dict[str, object]) -> np.ndarray:
-    body = read_payload(lake, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+    body = read_payload(lake_at(lake), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
     assert hashlib.sha256(body).hexdigest() == row["payload_sha256"]
     return np.asarray(Image.open(io.BytesIO(body)))
 
@@ -108,7 +109,7 @@ def test_strips_predictors_jpeg_and_big_tiff_are_read_alike(tmp_path: Path, refe
 
 def test_exact_pixels_become_png_and_lossy_ones_jpeg(tmp_path: Path, refer: Refer) -> None:
     exact, lossy = noise(tmp_path / "a.tif"), noise(tmp_path / "b.tif", compression="jpeg")
-    files = cut_chips(tmp_path, 2, (refer(exact, 64), refer(lossy, 64, seq=1)), LIMIT)
+    files = cut_chips(lake_at(tmp_path), 2, (refer(exact, 64), refer(lossy, 64, seq=1)), LIMIT)
     rows = [pq.read_table(tmp_path / file.path).to_pylist()[0] for file in files]
     assert [row["media_type"] for row in rows] == ["image/png", "image/jpeg"]
     assert (picture(tmp_path, rows[0]) == tifffile.imread(exact)[:64, :64]).all()
@@ -169,7 +170,7 @@ def test_a_slide_that_cannot_be_cut_is_a_rejection_beside_the_others(tmp_path: P
         (other, "not a TIFF"),
         (noise(tmp_path / "a.tif"), None),
     ]
-    files = cut_chips(tmp_path, 4, tuple(refer(path, 64, seq=i) for i, (path, _) in enumerate(wanted)), LIMIT)
+    files = cut_chips(lake_at(tmp_path), 4, tuple(refer(path, 64, seq=i) for i, (path, _) in enumerate(wanted)), LIMIT)
     for number, (file, (_, reason)) in enumerate(zip(files, wanted, strict=True)):
         assert file.key.seq == number
         assert (reason in file.rejection and file.rows == 0 and not file.path) if reason else file.rejection is None
@@ -228,7 +229,7 @@ def test_a_mutated_slide_is_cut_or_refused_and_never_an_exception(tmp_path: Path
     path = tmp_path / "mutated.tif"
     path.write_bytes(body[: data.draw(st.integers(len(body) // 2, len(body)))])
     slide = refer(path, 16)
-    task = work.SlideTask(tmp_path, work.ChipPlace("slide", "s16", 1, 0), slide, 1_000_000)
+    task = work.SlideTask(lake_at(tmp_path), work.ChipPlace("slide", "s16", 1, 0), slide, 1_000_000)
     result = work.finish_slide([work.cut(part) for part in work.plan_bands(task)])
     assert (result.rejection is None) == (result.rows > 0)
 
@@ -248,12 +249,13 @@ def test_a_satellite_scene_of_648_megapixels_stays_below_one_gibibyte(tmp_path: 
     slide = refer(slides_folder / "cog_world.tif", 512)
     program = (
         "import resource,sys\nfrom pathlib import Path\nfrom pipelines.imaging.graph import cut_chips\n"
+        "from pipelines.lake.lake import lake_at\n"
         "from pipelines.imaging.store import SlideRef\nfrom schemas.contract import ChipSpec\n"
         "from schemas.ids import *\n"
         "root,shard,length=sys.argv[1:]\n"
         "key=SampleKey(DeviceId('sat-1'),StreamName('slide'),1,0)\n"
         "ref=SlideRef(key,Digest(shard[-64:]),shard,0,int(length),ChipSpec('s512',512))\n"
-        "file,=cut_chips(Path(root),1,(ref,),10**10)\n"
+        "file,=cut_chips(lake_at(Path(root)),1,(ref,),10**10)\n"
         "print(file.rows,file.rejection,resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run(

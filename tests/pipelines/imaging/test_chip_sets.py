@@ -11,6 +11,7 @@ from deltalake import write_deltalake
 
 from pipelines.imaging.graph import cut_chips
 from pipelines.imaging.store import SlideRef, chip_table
+from pipelines.lake.lake import lake_at
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import open_set
 
@@ -22,11 +23,11 @@ def test_a_set_of_chips_is_built_by_background_and_keeps_each_slide_whole(tmp_pa
         pixels[:50] = 255
         tifffile.imwrite(tmp_path / f"{seed}.tif", pixels, tile=(32, 32), photometric="rgb")
         slides.append(refer(tmp_path / f"{seed}.tif", 50, seq=seed))
-    files = cut_chips(tmp_path, 1, tuple(slides), 10**9)
+    files = cut_chips(lake_at(tmp_path), 1, tuple(slides), 10**9)
     rows = pa.concat_tables([pq.read_table(tmp_path / file.path) for file in files])
     write_deltalake(tmp_path / "streams" / chip_table("slide"), rows)
     options = BuildOptions(split={"train": 0.5, "test": 0.5}, group=("source_sha256",))
-    manifest = build_set(tmp_path, "tissue", ("slide_chips",), "background < 0.5 AND has('he')", seed=3, options=options)
+    manifest = build_set(lake_at(tmp_path), "tissue", ("slide_chips",), "background < 0.5 AND has('he')", seed=3, options=options)
     folder = tmp_path / "sets/tissue" / str(manifest.version)
     sides = [open_set(folder, split) for split in ("train", "test")]
     assert sum(len(side) for side in sides) == 12

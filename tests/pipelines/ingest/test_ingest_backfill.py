@@ -19,6 +19,7 @@ from pipelines.ingest import backfill as module
 from pipelines.ingest.backfill import backfill, segments_of
 from pipelines.lake.compact import compact_all
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import read_rollup, roll_up_all
 from pipelines.lake.swap import live_sizes, swap_files
 from pipelines.maintenance.maintain import maintain
@@ -71,8 +72,8 @@ def test_runs_compaction_and_vacuum_go_on_after_a_backfill(lake: Core, envelope:
     again(lake, "1-3")
     lake.landing.seal([envelope(30, 10)])
     loop = lake.run()
-    compact_all(lake.root, 2)
-    Vacuum(lake.root, Keep(0, 0, 0, 0, 0)).sweep()
+    compact_all(lake_at(lake.root), 2)
+    Vacuum(lake_at(lake.root), Keep(0, 0, 0, 0, 0)).sweep()
     rows = lake.rows(STREAM)
     assert sorted(row["seq"] for row in rows) == list(range(40))
     assert tagged(rows) == {seq for seq in range(40) if seq > 5}
@@ -133,7 +134,7 @@ def test_a_range_that_is_not_there_or_not_run_is_refused(lake: Core) -> None:
         again(lake, "b0:2-9")
     with pytest.raises(RefusedError, match="counted from 1"):
         segments_of("9-2")
-    Vacuum(lake.root, Keep(0, 0, 0, 0, 0)).sweep()
+    Vacuum(lake_at(lake.root), Keep(0, 0, 0, 0, 0)).sweep()
     with pytest.raises(NotFoundError, match="no longer in landing"):
         again(lake, "b0:2-3")
 
@@ -149,9 +150,9 @@ def wrong(core: Core, envelope: MakeEnvelope) -> Any:
         rows = pq.read_table(core.root / STREAM / path, partitioning=None)
         place = rows.schema.get_field_index("speed_mps")
         rows = rows.set_column(place, rows.schema.field(place), pc.multiply(rows["speed_mps"], 100.0))
-        new = write_table_file(core.root, STREAM, f"wrong-{path}", rows)
-        assert swap_files(core.root, STREAM, [path], [new], {}, changes_rows=True)
-    roll_up_all(core.root)
+        new = write_table_file(lake_at(core.root), STREAM, f"wrong-{path}", rows)
+        assert swap_files(lake_at(core.root), STREAM, [path], [new], {}, changes_rows=True)
+    roll_up_all(lake_at(core.root))
     core.landing.seal([envelope(20, 10)])
     core.run()
     assert curve(core) == [(10, 0.0, 900.0), (10, 1_000.0, 1_900.0)]
@@ -159,14 +160,14 @@ def wrong(core: Core, envelope: MakeEnvelope) -> Any:
 
 
 def curve(core: Core) -> list[tuple[int, float, float]]:
-    rows = read_rollup(core.root, "vehicle_telemetry", columns=["speed_mps"]).to_pylist()
+    rows = read_rollup(lake_at(core.root), "vehicle_telemetry", columns=["speed_mps"]).to_pylist()
     return [(row["count"], row["min"], row["max"]) for row in rows]
 
 
 def test_roll_ups_of_the_minutes_of_a_backfill_are_made_anew_and_no_others(wrong: Core) -> None:
     again(wrong, "1-1")
     assert curve(wrong) == [(10, 0.0, 9.0), (10, 1_000.0, 1_900.0)]
-    roll_up_all(wrong.root)
+    roll_up_all(lake_at(wrong.root))
     assert curve(wrong) == [(20, 0.0, 29.0), (10, 1_000.0, 1_900.0)]
     again(wrong, "2-3")
     assert curve(wrong) == [(20, 0.0, 29.0), (10, 10.0, 19.0)]
@@ -177,7 +178,7 @@ def test_a_backfill_that_dies_after_its_commit_has_its_roll_ups_made_anew_by_the
     with patch.object(module, "roll_up_again", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         again(wrong, "1-2")
     assert curve(wrong) == [(10, 0.0, 900.0), (10, 1_000.0, 1_900.0)]
-    Vacuum(wrong.root, Keep(0, 0, 0, 0, 0)).sweep()
-    maintain(wrong.root, Keep())
+    Vacuum(lake_at(wrong.root), Keep(0, 0, 0, 0, 0)).sweep()
+    maintain(lake_at(wrong.root), Keep())
     assert curve(wrong) == [(20, 0.0, 29.0), (10, 10.0, 19.0)]
     assert list((wrong.root / "runs" / "stale").iterdir()) == []

@@ -14,6 +14,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.ingest import backfill as module
 from pipelines.ingest.backfill import backfill, segments_of
+from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import roll_up_all
 from pipelines.runners.engine import Engine
 from tests.pipelines.ingest.test_ingest_on_s3 import RemoteCore, core, make_core, s3
@@ -92,7 +93,7 @@ def test_a_backfill_that_dies_before_its_commit_leaves_the_bucket_as_it_was_and_
 ) -> None:
     core.remote.put(f"objects/{hashlib.sha256(PICTURE).hexdigest()}", PICTURE)
     land(core, envelope, as_ipc)
-    roll_up_all(core.root)
+    roll_up_all(lake_at(core.root))
     before = plain(core.rows(TELEMETRY))
     config = msgspec.structs.replace(core.config, policies=policies)
     with patch.object(module, "swap_files", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):

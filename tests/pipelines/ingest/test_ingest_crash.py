@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.payload import read_payload
 from pipelines.maintenance.vacuum import Keep, Vacuum
@@ -55,7 +56,7 @@ def check(core: Core) -> None:
     books = loop.ledger.books["car-1", "vehicle_telemetry"]
     assert (books.received, books.committed, books.quarantined, books.duplicate) == (25, 15, 5, 5)
     assert len(core.mailbox.messages) == 2
-    Vacuum(core.root, Keep(0, 0, 0, 0, 0)).sweep()
+    Vacuum(lake_at(core.root), Keep(0, 0, 0, 0, 0)).sweep()
     assert orphans(core.root) == set()
     check_rows(core)
 
@@ -66,7 +67,9 @@ def check_rows(core: Core) -> None:
     pictures = sorted(core.rows("streams/camera_frame"), key=lambda row: row["seq"])
     assert [row["seq"] for row in pictures] == [0, 1, 2]
     for row in pictures:
-        body = read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        body = read_payload(
+            lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"]
+        )
         assert body == hashlib.sha256(str(row["seq"]).encode()).digest() * (20 + row["seq"])
 
 
@@ -102,7 +105,7 @@ def test_a_run_that_is_killed_about_a_ledger_of_what_has_changed_ends_with_every
     pristine = core.root.with_name("before")
     shutil.copytree(core.root, pristine)
     names = deaths.steps("run", core.root)
-    base = read_ledger(core.root, 2)
+    base = read_ledger(lake_at(core.root), 2)
     assert (whole.bases, base.bases, base.delta.devices().to_pylist()) == ((1,), (1,), ["car-7"])
     about = [(step, name) for step, name in chosen(names) if re.search(r"ledger|books|prepared|commit commits", name)]
     assert len(about) > 6
@@ -113,5 +116,5 @@ def test_a_run_that_is_killed_about_a_ledger_of_what_has_changed_ends_with_every
         loop = core.run()
         rows = sorted((row["device"], row["seq"]) for row in core.rows("streams/vehicle_telemetry"))
         assert rows == sorted((f"car-{number}", seq) for number in range(20) for seq in range(20 if number == 7 else 10))
-        assert read_ledger(core.root, 2) == loop.ledger == base
+        assert read_ledger(lake_at(core.root), 2) == loop.ledger == base
         assert not loop.ledger.unbalanced()

@@ -13,6 +13,7 @@ from pipelines.commands.quarantine import quarantine_app
 from pipelines.ingest.decode import DecodeError, Rows
 from pipelines.ingest.event_times import NEVER_SET, ClockNote, correct_times
 from pipelines.ingest.requests import Request, write_request
+from pipelines.lake.lake import lake_at
 from pipelines.lake.quarantined import Where, heads
 from schemas.builtin import builtin_contract
 from tests.plant.core import AsIpc, Core, MakeContract, MakeEnvelope
@@ -53,7 +54,7 @@ def test_an_unset_clock_without_a_shift_is_quarantined_with_what_to_do(core: Cor
     core.landing.seal([with_clock(envelope(0, 3, body=unset(as_ipc)), clockboot="b-1"), envelope(3, 2)])
     books = core.run().ledger.books["car-1", "vehicle_telemetry"]
     assert (books.committed, books.quarantined) == (2, 3)
-    assert heads(core.root, Where()).column("reason").to_pylist() == [NEVER_SET]
+    assert heads(lake_at(core.root), Where()).column("reason").to_pylist() == [NEVER_SET]
 
 
 def test_other_envelopes_of_the_segment_keep_their_times(core: Core, envelope: MakeEnvelope, as_ipc: AsIpc) -> None:
@@ -89,8 +90,8 @@ def test_a_replay_gives_the_times_that_nobody_knew(
     received_us = row.received_us
     core.landing.seal([row])
     core.run()
-    ids = tuple(heads(core.root, Where()).column("id").to_pylist())
-    write_request(core.root, Request("replay", ids, 1, event_time=event_time))
+    ids = tuple(heads(lake_at(core.root), Where()).column("id").to_pylist())
+    write_request(lake_at(core.root), Request("replay", ids, 1, event_time=event_time))
     core.run()
     first = received_us - 2 if first_us is None else first_us
     assert times_us(core) == [first, first + 1, first + 2]
@@ -103,8 +104,8 @@ def test_a_replay_dates_rows_that_the_contract_refused_one_by_one(core: Core, en
     core.landing.seal([envelope(0, 3, body=as_ipc(pa.record_batch({"event_time": times, "speed_mps": [1.0, 2.0, 3.0]})))])
     core.run()
     assert len(times_us(core)) == 1
-    ids = tuple(heads(core.root, Where()).column("id").to_pylist())
-    write_request(core.root, Request("replay", ids, 1, event_time=str(SHIFT_US + 1_000)))
+    ids = tuple(heads(lake_at(core.root), Where()).column("id").to_pylist())
+    write_request(lake_at(core.root), Request("replay", ids, 1, event_time=str(SHIFT_US + 1_000)))
     core.run()
     assert times_us(core) == [SHIFT_US, SHIFT_US + 1_000, SHIFT_US + 1_007]
 

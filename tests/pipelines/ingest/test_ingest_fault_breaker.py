@@ -8,6 +8,7 @@ from pipelines.config import CoreConfig, RunConfig
 from pipelines.errors import FaultError
 from pipelines.ingest.fault_breaker import FaultBreaker, FaultsOfRun, FaultStreak, is_systemic, streak_after
 from pipelines.ingest.fault_file import read_faults
+from pipelines.lake.lake import lake_at
 from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.inventory import every_file, referenced
 from tests.plant.core import Core, MakeEnvelope
@@ -31,7 +32,7 @@ def test_a_fault_with_every_message_holds_the_run_back_until_it_is_mended(
         for _ in range(2):
             with pytest.raises(FaultError, match=r"run 2 is paused: 12 of its 12 messages .*TypeError: a fault of ours"):
                 loop.step()
-        stopped = read_faults(core.root)
+        stopped = read_faults(lake_at(core.root))
         assert (stopped.stopped_run, stopped.refused) == (2, 0)
         with pytest.raises(FaultError):
             core.loop().step()  # another process knows of it too
@@ -41,9 +42,9 @@ def test_a_fault_with_every_message_holds_the_run_back_until_it_is_mended(
     assert len(core.rows(STREAM)) == 130
     assert core.rows("quarantine") == []
     assert every_file(core.root) - referenced(core.root)
-    Vacuum(core.root, Keep(0, 0, 0, 0, 0)).sweep()
+    Vacuum(lake_at(core.root), Keep(0, 0, 0, 0, 0)).sweep()
     assert every_file(core.root) == referenced(core.root)
-    assert read_faults(core.root) == FaultStreak()
+    assert read_faults(lake_at(core.root)) == FaultStreak()
     assert not loop.ledger.unbalanced()
 
 
@@ -55,7 +56,7 @@ def test_faults_in_a_row_are_counted_over_runs_and_over_starts(
     for at in range(2):
         core.landing.seal([envelope(10 * at, 10, device=f"car-{at}")])
         core.run()
-    assert (read_faults(core.root).refused, read_faults(core.root).stopped_run) == (2, 0)
+    assert (read_faults(lake_at(core.root)).refused, read_faults(lake_at(core.root)).stopped_run) == (2, 0)
     core.landing.seal([envelope(50, 10)])
     with pytest.raises(FaultError):
         core.run()

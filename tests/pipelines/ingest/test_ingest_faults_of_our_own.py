@@ -17,6 +17,7 @@ from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import admit_plan, works
 from pipelines.ingest.work import Limits
 from pipelines.ingest.workers import WorkerPool
+from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from pipelines.runners.engine import Engine
 from tests.plant.core import AsIpc, Core, MakeEnvelope
@@ -142,7 +143,7 @@ def worker_pool() -> Any:
 def items(core: Core, **limits: int) -> Any:
     loop = core.loop()
     plan = loop._next_plan()
-    return works(core.root, plan, admit_plan(core.root, plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
+    return works(lake_at(core.root), plan, admit_plan(lake_at(core.root), plan, Ledger()), Limits(1 << 28, 1 << 26, **limits))
 
 
 def test_a_worker_that_is_killed_is_replaced_and_the_item_is_tried_again(
@@ -297,4 +298,4 @@ def test_a_contract_that_changes_a_type_is_refused_with_the_difference(
     other = msgspec.structs.replace(contract, columns=changed)
     (folder / "other.odcs.yaml").write_text(to_odcs(other))
     with pytest.raises(ConfigError, match=r"speed_mps.* double .*string"):
-        RuleBook(core.root, str(folder), "")
+        RuleBook(lake_at(core.root), str(folder), "")

@@ -12,6 +12,7 @@ from pipelines.ingest import run
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.books import Counts, EpochKey
 from pipelines.lake.gaps import gaps
+from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_books import floors_of
 from pipelines.lake.ledger_files import read_ledger, write_ledger
@@ -92,10 +93,10 @@ def test_what_is_below_the_floor_cannot_be_replayed_into_a_second_row(core: Core
     core.landing.seal([envelope(0, 1)])
     core.run()
     (row,) = core.rows("quarantine")
-    write_request(core.root, Request("replay", (row["id"],), 1))
+    write_request(lake_at(core.root), Request("replay", (row["id"],), 1))
     loop = core.run()
     assert seqs(core) == list(range(0, 200, 10))
-    write_request(core.root, Request("discard", (row["id"],), 2))
+    write_request(lake_at(core.root), Request("discard", (row["id"],), 2))
     loop = core.run()
     books = loop.ledger.books["car-1", STREAM]
     assert (books.quarantined, books.discarded, books.committed) == (0, 1, 20)
@@ -135,7 +136,7 @@ def test_a_run_done_again_after_a_crash_closes_the_same_gaps(
     monkeypatch.setattr(run, "publish_run", dies)
     with pytest.raises(KeyboardInterrupt):
         core.run()
-    first = read_ledger(core.root, 1)
+    first = read_ledger(lake_at(core.root), 1)
     monkeypatch.undo()
     assert core.run().ledger == first
 
@@ -169,7 +170,7 @@ def test_a_device_has_no_more_streams_than_it_may_and_what_is_beyond_is_kept(
         ("head", "s3", 4), ("head", "s4", 4), ("head", "s5", 4),
     ]  # fmt: skip
     assert loop.ledger.books["car-1", ""] == Counts(received=12, quarantined=12)
-    write_request(core.root, Request("replay", tuple(row["id"] for row in core.rows("quarantine")), 1))
+    write_request(lake_at(core.root), Request("replay", tuple(row["id"] for row in core.rows("quarantine")), 1))
     assert not core.run().ledger.unbalanced()
 
 
@@ -202,7 +203,7 @@ def test_many_ranges_of_one_device_are_an_alarm_that_names_it(core: Core, envelo
     core.config = msgspec.structs.replace(core.config, alarms=msgspec.structs.replace(core.config.alarms, device_ranges=15))
     core.landing.seal([*(envelope(2 * n, 1) for n in range(20)), *(envelope(2 * n, 1, device="car-2") for n in range(10))])
     core.run()
-    alarms = [alarm.text for alarm in assess(survey(core.root, 0), core.config.alarms).found if alarm.kind == "ranges"]
+    alarms = [alarm.text for alarm in assess(survey(lake_at(core.root), 0), core.config.alarms).found if alarm.kind == "ranges"]
     assert len(alarms) == 1
     assert alarms[0].startswith("car-1 has 20 settled ranges")
 
@@ -242,6 +243,6 @@ def test_a_ledger_with_floors_and_refusals_is_read_as_it_was_written(core: Core)
     counts = {("a", "s"): Counts(received=9, quarantined=9)}
     ranges = Ranges(tuple((3 * n, 3 * n + 1) for n in range(9)))
     ledger = Ledger().after(1, {key: ranges}, counts, {}, reasons={("a", "s"): {"x": 5, "y": 4}}, max_ranges=4)
-    write_ledger(core.root, ledger)
-    assert read_ledger(core.root, 1) == ledger
+    write_ledger(lake_at(core.root), ledger)
+    assert read_ledger(lake_at(core.root), 1) == ledger
     assert floors_of(ledger.whole().books) == {("a", "s"): Floor(str(2**63 - 1), 19)}

@@ -15,6 +15,7 @@ from pipelines.contracts.json_rows import JsonBodyError, rows_from_json
 from pipelines.ingest.decode import DecodeError, arrow_rows, plain_body
 from pipelines.ingest.requests import Request, write_request
 from pipelines.ingest.work import Limits
+from pipelines.lake.lake import lake_at
 from schemas.contract import Column, ColumnType
 from schemas.envelope import ARROW_STREAM, JSON, parse_time, read_head
 from schemas.errors import EnvelopeError
@@ -135,7 +136,7 @@ def test_what_is_refused_is_written_before_it_fills_the_memory_and_is_replayed_f
     refused = core.rows("quarantine")
     assert len(refused) == len({row["id"] for row in refused}) == 18
     assert len(DeltaTable(core.root / "quarantine").file_uris()) > 3
-    write_request(core.root, Request("replay", tuple(row["id"] for row in refused), 1))
+    write_request(lake_at(core.root), Request("replay", tuple(row["id"] for row in refused), 1))
     runs = loop.ledger.run
     assert core.run().ledger.run - runs > 1, "a replay is cut into runs of so many bytes"
     assert [(books.quarantined, books.received) for books in core.loop().ledger.books.values()] == [(3, 3)] * 6

@@ -14,6 +14,7 @@ from PIL import Image
 from pipelines.commands.site import Site
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
+from pipelines.lake.lake import lake_at
 from pipelines.policy.active import apply_policy
 from pipelines.policy.documents import load_policy
 from pipelines.policy.engine import Tagger
@@ -96,10 +97,12 @@ def test_rows_from_before_there_was_a_step_are_inspected_by_a_retag(
     site = Site.open(None, core.root)
     from pipelines.inspect.code import store_code
 
-    store_code(core.root, [policy], policy_path.parent)
-    apply_policy(core.root, policy, "ada", 1)
-    fill = StoredInspector(core.root, site.contract(STREAM, ()), steps_of([policy], STREAM))
-    retag_stream(core.root, STREAM, [policy], RuleTagger(Tagger.compile([policy], site.contract(STREAM, (policy,))), fill))
+    store_code(lake_at(core.root), [policy], policy_path.parent)
+    apply_policy(lake_at(core.root), policy, "ada", 1)
+    fill = StoredInspector(lake_at(core.root), site.contract(STREAM, ()), steps_of([policy], STREAM))
+    retag_stream(
+        lake_at(core.root), STREAM, [policy], RuleTagger(Tagger.compile([policy], site.contract(STREAM, (policy,))), fill)
+    )
     rows = sorted(core.rows(f"streams/{STREAM}"), key=lambda row: row["seq"])
     assert [row["tags"] for row in rows] == TAGS
     core.landing.seal([envelope(5, 5, device="cam-1", stream=STREAM, body=frames(as_ipc, BODIES))])

@@ -11,6 +11,7 @@ from pipelines.bridge.landing import Landing
 from pipelines.bridge.resume_number import resume_number
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.compact import compact_table
+from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import roll_up_all
 from tests.plant.core import Core, MakeEnvelope
 
@@ -70,7 +71,7 @@ def test_files_that_another_tool_rewrote_are_compacted_with_ours(core: Core, env
     write_deltalake(core.root / STREAM, DeltaTable(core.root / STREAM).to_pyarrow_table(), mode="overwrite")
     run_each(core, envelope(10))
     before = core.table(STREAM).sort_by("seq")
-    assert compact_table(core.root, STREAM, min_files=2) is not None
+    assert compact_table(lake_at(core.root), STREAM, min_files=2) is not None
     assert len(DeltaTable(core.root / STREAM).file_uris()) == 1
     assert core.table(STREAM).sort_by("seq").equals(before)
 
@@ -80,4 +81,4 @@ def test_a_feature_that_another_tool_switched_on_is_named_by_maintenance(core: C
     DeltaTable(core.root / STREAM).alter.add_feature(TableFeatures.DeletionVectors, allow_protocol_versions_increase=True)
     run_each(core, envelope(10))
     with pytest.raises(RefusedError, match=r"vehicle_telemetry/?: .*deletionVectors"):
-        roll_up_all(core.root)
+        roll_up_all(lake_at(core.root))

@@ -18,6 +18,7 @@ from pipelines.errors import ConfigError, ConflictError, RefusedError, RetryLate
 from pipelines.ingest.loop import RunLoop, load_state, only_loop
 from pipelines.ingest.plan import make_plan
 from pipelines.ingest.plan_files import find_segments, write_plan
+from pipelines.lake.lake import lake_at
 from pipelines.lake.remote import Remote, bind, remote_of
 from pipelines.lake.table import open_table
 from pipelines.runners.engine import Engine
@@ -87,7 +88,7 @@ class RemoteCore:
         return pa.table(DeltaTable(self.remote.where(name), storage_options=options).to_pyarrow_table())
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        if open_table(self.root, name) is None:
+        if open_table(lake_at(self.root), name) is None:
             return []
         found: list[dict[str, Any]] = self.table(name).to_pylist()
         return found
@@ -130,7 +131,7 @@ def test_a_run_on_s3_ends_in_one_row_per_sample_and_leaves_nothing_here_that_gro
     loop = core.run()
     assert keys(core) == [("car-1", seq) for seq in range(20)] + [("car-2", seq) for seq in range(5)]
     assert not loop.ledger.unbalanced()
-    assert load_state(core.root).ledger.books == loop.ledger.books
+    assert load_state(lake_at(core.root)).ledger.books == loop.ledger.books
     assert [path for path in core.root.rglob("*.parquet") if "runs" not in path.parts] == []
     assert not list(core.root.rglob("*.arrows"))
 
@@ -163,26 +164,26 @@ def test_of_two_plans_for_one_run_only_the_first_is_taken(make_core: Callable[..
     one, other = make_core("one"), make_core("other")
     one.landing.seal([envelope(0, 10)])
     loop = one.loop()
-    found = find_segments(other.root, {}, 10)
+    found = find_segments(lake_at(other.root), {}, 10)
     plan = make_plan(1, 5, loop.rules.refresh(), {}, found)
     assert plan is not None
-    write_plan(other.root, plan)
-    write_plan(other.root, plan)  # the same again is no conflict: its answer may have been lost
+    write_plan(lake_at(other.root), plan)
+    write_plan(lake_at(other.root), plan)  # the same again is no conflict: its answer may have been lost
     late = make_plan(1, 6, loop.rules.refresh(), {}, found)
     assert late is not None
     with pytest.raises(ConflictError, match="planned already"):
-        write_plan(one.root, late)
+        write_plan(lake_at(one.root), late)
     assert loop.step()
     assert keys(one) == [("car-1", seq) for seq in range(10)]
 
 
 def test_two_loops_on_two_machines_one_wins_and_the_other_says_so(make_core: Callable[..., RemoteCore]) -> None:
     one, other = make_core("one", claim_s=1), make_core("other", claim_s=1)
-    with only_loop(one.root) as check:
-        with pytest.raises(RefusedError, match=r"another run loop is at work.*one"), only_loop(other.root):
+    with only_loop(lake_at(one.root)) as check:
+        with pytest.raises(RefusedError, match=r"another run loop is at work.*one"), only_loop(lake_at(other.root)):
             pass
         check()
-    with only_loop(other.root):
+    with only_loop(lake_at(other.root)):
         pass
 
 
@@ -191,7 +192,7 @@ def test_a_loop_that_died_is_followed_by_another_and_finds_out_if_it_was_only_sl
 ) -> None:
     slow, other = make_core("slow", claim_s=3600), make_core("other", claim_s=1)
     slow.landing.seal([envelope(0, 10)])
-    with only_loop(slow.root) as check, only_loop(other.root) as check_other:
+    with only_loop(lake_at(slow.root)) as check, only_loop(lake_at(other.root)) as check_other:
         stale, fresh = slow.loop(), other.loop()
         assert fresh.step()
         assert stale.step()  # carries out the same plan, and finds every commit made
@@ -208,7 +209,7 @@ def test_a_loop_that_died_is_followed_by_another_and_finds_out_if_it_was_only_sl
 
 def test_a_loop_that_was_silent_too_long_stops_when_it_finds_the_lake_taken(make_core: Callable[..., RemoteCore]) -> None:
     core = make_core(claim_s=1)
-    with only_loop(core.root) as check:
+    with only_loop(lake_at(core.root)) as check:
         check()
         core.remote.put("runs/loop.claim", b'{"owner":"another","beat":9}')
         with pytest.raises(RefusedError, match="taken this lake over"):
@@ -252,7 +253,7 @@ def test_two_loops_that_race_on_one_lake_give_one_row_per_sample(
         thread.join()
     assert keys(one) == [("car-1", seq) for seq in range(65)] + [("car-2", seq) for seq in range(60)]
     assert len(one.rows("commits")) == 6
-    assert not load_state(other.root).ledger.unbalanced()
+    assert not load_state(lake_at(other.root)).ledger.unbalanced()
 
 
 @pytest.mark.slow
@@ -279,7 +280,7 @@ def test_a_storage_that_refuses_cuts_and_hangs_costs_time_and_nothing_else(
     assert all(proxy.done[fault] for fault in ("refuse", "cut_before", "cut_after", "hang"))
     assert keys(sound) == [("car-1", seq) for seq in range(45)]
     assert sum(row["count"] for row in sound.rows("quarantine")) == 20
-    assert not load_state(sound.root).ledger.unbalanced()
+    assert not load_state(lake_at(sound.root)).ledger.unbalanced()
 
 
 def test_a_working_copy_belongs_to_one_lake(core: RemoteCore, tmp_path: Path) -> None:

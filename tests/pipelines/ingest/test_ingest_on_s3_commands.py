@@ -25,6 +25,7 @@ from pipelines.ingest.loop import load_state
 from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
 from pipelines.lake.books import EpochKey
 from pipelines.lake.compact import compact_all
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.remote import bind
@@ -79,7 +80,7 @@ def check(core: RemoteCore) -> None:
     held = core.rows(FRAMES)
     assert len(held) == 6
     for row in held:
-        read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        read_payload(lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
 
 
 @pytest.fixture
@@ -101,9 +102,9 @@ def test_a_bucket_is_compacted_vacuumed_and_run_on_and_every_row_and_payload_is_
     assert run_command("compact", "-c", config, "--json") == []  # not worth it, and the folder is a working copy now
     small = names(filled, TELEMETRY) | names(filled, "payload")
     assert len(small) == 4
-    with only_maintenance(elsewhere):
-        roll_up_all(elsewhere)
-        done = {one.table: one for one in compact_all(elsewhere, 2)}
+    with only_maintenance(lake_at(elsewhere)):
+        roll_up_all(lake_at(elsewhere))
+        done = {one.table: one for one in compact_all(lake_at(elsewhere), 2)}
     assert (done[FRAMES].files_before, done[FRAMES].files_after) == (2, 1)
     check(filled)
     assert small < names(filled, TELEMETRY) | names(filled, "payload")  # for who reads an older version
@@ -120,7 +121,7 @@ def test_a_bucket_is_compacted_vacuumed_and_run_on_and_every_row_and_payload_is_
     assert not [path for path in elsewhere.rglob("*") if path.suffix in {".parquet", ".arrows", ".tmp"}]
     build_and_bring(filled, config, elsewhere, tmp_path)
     # A bridge whose disk and landed segments are gone must not begin below the runs' cursor.
-    assert RemoteLanding(filled.remote, elsewhere, filled.landing.bridge).next_number() == 3
+    assert RemoteLanding(lake_at(elsewhere), filled.landing.bridge).next_number() == 3
     filled.landing.seal([envelope(30, 10)])
     filled.run()
     assert sorted(row["seq"] for row in filled.rows(TELEMETRY)) == [*range(20), *range(30, 40)]
@@ -165,12 +166,12 @@ def check_reports(config: str) -> None:
 def test_maintenance_of_a_bucket_is_one_at_a_time_on_whatever_machine(make_core: Callable[..., RemoteCore]) -> None:
     one, other = make_core("one", claim_s=1), make_core("other", claim_s=1)
     with (
-        only_maintenance(one.root),
+        only_maintenance(lake_at(one.root)),
         pytest.raises(RefusedError, match="another maintenance or retag"),
-        only_maintenance(other.root),
+        only_maintenance(lake_at(other.root)),
     ):
         pass
-    with only_maintenance(other.root):
+    with only_maintenance(lake_at(other.root)):
         pass
 
 
@@ -200,8 +201,8 @@ def test_a_policy_applied_on_one_machine_is_in_force_on_another_and_retags_histo
     run_command("policy", "retag", "vehicle_telemetry", "--undo", "-c", config)
     assert not tagged()
     run_command("policy", "withdraw", "drive", "-c", config)
-    assert newest_number(core.root) == 2
-    assert active_policies(core.root) == ()
+    assert newest_number(lake_at(core.root)) == 2
+    assert active_policies(lake_at(core.root)) == ()
     assert len(core.rows(TELEMETRY)) == 40
     assert not list((tmp_path / "elsewhere").rglob("*.parquet"))
 
@@ -209,10 +210,10 @@ def test_a_policy_applied_on_one_machine_is_in_force_on_another_and_retags_histo
 def test_two_machines_number_the_rules_of_devices_one_after_the_other(make_core: Callable[..., RemoteCore]) -> None:
     one, other = make_core("one"), make_core("other")
     rule = EdgeRule("drive", EdgeAction.KEEP, "1")
-    assert numbered_policy(one.root, {}, 1).version == 1
-    assert numbered_policy(other.root, {}, 2).version == 1
-    assert numbered_policy(other.root, {"s": (rule,)}, 3).version == 2
-    assert numbered_policy(one.root, {}, 4).version == 3
+    assert numbered_policy(lake_at(one.root), {}, 1).version == 1
+    assert numbered_policy(lake_at(other.root), {}, 2).version == 1
+    assert numbered_policy(lake_at(other.root), {"s": (rule,)}, 3).version == 2
+    assert numbered_policy(lake_at(one.root), {}, 4).version == 3
 
 
 def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_machine(
@@ -231,15 +232,15 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
     with pytest.raises(NotFoundError):
         run_command("quarantine", "discard", "--id", shown[0]["id"], "--yes", "-c", config)
     there = tmp_path / "elsewhere"
-    write_request(there, Request(DISCARD, tuple(heads(there, Where()).column("id").to_pylist()), 1))
-    look_again(core.root)  # as the hundredth look would
+    write_request(lake_at(there), Request(DISCARD, tuple(heads(lake_at(there), Where()).column("id").to_pylist()), 1))
+    look_again(lake_at(core.root))  # as the hundredth look would
     while loop.step():
         pass
     assert run_command("quarantine", "ls", "-c", config, "--json") == []
-    assert open_requests(core.root) == []
+    assert open_requests(lake_at(core.root)) == []
     assert names(core, "landing/.replay", ".arrows")
     assert loop.ledger.run == 3
-    assert load_state(there).ledger.books == loop.ledger.books
+    assert load_state(lake_at(there)).ledger.books == loop.ledger.books
     assert not loop.ledger.unbalanced()
     assert len(core.rows(TELEMETRY)) == 10
 
@@ -247,7 +248,7 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
 @pytest.mark.slow
 def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_path: Path) -> None:
     config = configured(core, tmp_path)
-    here = Heartbeats(core.root, "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
+    here = Heartbeats(lake_at(core.root), "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
     with patch.object(heartbeat.socket, "gethostname", return_value="far"), here:
         while core.remote.size("status/bridge-b0.json") is None:
             time.sleep(0.05)
@@ -257,14 +258,14 @@ def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_p
         origin = tuple(remote_beat[key] for key in ("role", "name", "host"))
         assert (origin, remote_beat["is_ready"], plain["heartbeats"]) == (("bridge", "b0", "far"), True, [])
         assert "far" in run_command("status", "-c", config)
-    found = survey(tmp_path / "elsewhere", SystemClock().now_ms() * 1_000 + 3_600_000_000)
+    found = survey(lake_at(tmp_path / "elsewhere"), SystemClock().now_ms() * 1_000 + 3_600_000_000)
     assert "bridge b0 on far is silent" in " ".join(assess(found).alarms)
     assert assess(found).is_alive
     assert [one.trouble for one in found.remote_heartbeats] == ["stopped in order"]
 
 
 def here_and_there(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    found = survey(root, SystemClock().now_ms() * 1_000)
+    found = survey(lake_at(root), SystemClock().now_ms() * 1_000)
     return [(one.role, one.name) for one in found.heartbeats], [(one.role, one.name) for one in found.remote_heartbeats]
 
 
@@ -278,7 +279,9 @@ def test_a_ledger_of_what_has_changed_is_read_elsewhere_with_its_base_which_nobo
     loop = core.run()
     assert (loop.ledger.run, loop.ledger.bases) == (2, (1,))
     other = make_core("other")
-    assert load_state(other.root).ledger == loop.ledger
+    assert load_state(lake_at(other.root)).ledger == loop.ledger
     assert not list(other.root.rglob("*.parquet"))
-    Vacuum(other.root, Keep(0, 0, 0, 0)).sweep()
-    assert load_state(other.root).ledger.of(["car-7"]).ranges() == {EpochKey("car-7", "vehicle_telemetry", 7): Ranges(((0, 20),))}
+    Vacuum(lake_at(other.root), Keep(0, 0, 0, 0)).sweep()
+    assert load_state(lake_at(other.root)).ledger.of(["car-7"]).ranges() == {
+        EpochKey("car-7", "vehicle_telemetry", 7): Ranges(((0, 20),))
+    }

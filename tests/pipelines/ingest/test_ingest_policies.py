@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.ingest.plan_files import read_pins, read_plan
+from pipelines.lake.lake import lake_at
 from pipelines.policy.active import apply_policy, withdraw_policy
 from schemas.policy import Policy, Rule
 from tests.plant.core import Core
@@ -20,12 +21,15 @@ def test_the_run_after_an_apply_tags_by_it_without_a_restart(core: Core, envelop
     loop = core.loop()
     for start, change in ((0, None), (10, first), (20, second), (30, "withdraw")):
         if isinstance(change, Policy):
-            apply_policy(core.root, change, "ada", start)
+            apply_policy(lake_at(core.root), change, "ada", start)
         elif change:
-            withdraw_policy(core.root, "drive", "ada", start)
+            withdraw_policy(lake_at(core.root), "drive", "ada", start)
         core.landing.seal([envelope(start, 10)])
         assert loop.step()
     rows = sorted(core.rows(STREAM), key=lambda row: row["seq"])
     assert [row["tag_rules"] for row in rows] == [[]] * 10 + [[first.label]] * 10 + [[]] * 20
-    pinned = [[each.label for each in read_pins(core.root, read_plan(core.root, run).pins).policies] for run in (1, 2, 3, 4)]
+    pinned = [
+        [each.label for each in read_pins(lake_at(core.root), read_plan(lake_at(core.root), run).pins).policies]
+        for run in (1, 2, 3, 4)
+    ]
     assert pinned == [[], [first.label], [second.label], []]

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from pipelines.commands.contract import contract_app
 from pipelines.contracts.registry import ContractSet
+from pipelines.lake.lake import lake_at
 from pipelines.quality.drift import NULLS, bounds_of, drift
 from pipelines.quality.store import keep_quality, read_quality
 from tests.fakes.run_core import RunCore
@@ -66,8 +67,8 @@ def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Core, tmp_pat
         drive.drive(number, 20.0)
     contract = ContractSet.load(str(tmp_path / "contracts")).get("drive", None)
     assert contract is not None
-    assert keep_quality(drive.root, contract) == 3
-    assert keep_quality(drive.root, contract) == 0
+    assert keep_quality(lake_at(drive.root), contract) == 3
+    assert keep_quality(lake_at(drive.root), contract) == 0
     drive.drive(3, 34.0)
     run = CliRunner().invoke(contract_app, ["quality", "drive", "-c", str(tmp_path / "core.toml"), "--runs", "1", "--json"])
     assert run.exit_code == 0, run.output
@@ -82,7 +83,7 @@ def test_every_run_is_kept_once_and_drift_is_told_by_column(drive: Core, tmp_pat
     assert (lines["speed"]["nulls"], lines["trip"]["repeated"], lines["tags"]["most"]) == (5, 9, "fast")
     assert (lines["lat"]["minimum"], lines["trip"]["maximum"]) == (None, 39.0)
     assert lines["quality rule sane"]["errors"] == 2
-    kept = read_quality(drive.root, "drive")
+    kept = read_quality(lake_at(drive.root), "drive")
     assert kept["run"].unique().to_list() == [1, 2, 3, 4]
     reasons = kept.filter(column="*")["bins"].to_list()
     assert all("speed: below the minimum" in bins[0]["bin"] for bins in reasons)
@@ -96,8 +97,8 @@ def test_a_run_tells_for_how_many_rows_each_of_its_tagging_rules_failed(drive: C
     drive.drive(1, 20.0)
     contract = ContractSet.load(str(tmp_path / "contracts")).get("drive", None)
     assert contract is not None
-    assert keep_quality(drive.root, contract) == 2
-    kept = read_quality(drive.root, "drive").filter(column="tag rule steep: steep")
+    assert keep_quality(lake_at(drive.root), contract) == 2
+    kept = read_quality(lake_at(drive.root), "drive").filter(column="tag rule steep: steep")
     rows = [(line["run"], line["rows"], line["nulls"], line["errors"]) for line in kept.to_dicts()]
     assert [(run, count) for run, count, _, _ in rows] == [(1, 49), (2, 49)]
     assert [errors for _, _, _, errors in rows] == [2, 2]  # trip is 3 twice; 0 twice

@@ -20,6 +20,7 @@ from pipelines.ingest.receipt_page_book import PageBook
 from pipelines.ingest.receipt_sender import ReceiptSender
 from pipelines.ingest.receipts import receipts_of
 from pipelines.lake.books import Counts, EpochKey
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import RUNS, receipt_pages_path
 from pipelines.lake.ledger import Ledger
 from schemas.ranges import Ranges
@@ -281,7 +282,7 @@ class FakeLink:
 
 def test_among_a_hundred_devices_three_hostile_ones_are_found_and_all_others_are_served(lake: Path) -> None:
     link, clock = FakeLink(breaks={"car-1", "car-50"}, refuses={"car-2"}, swallows={"car-3"}), Clock()
-    outbox = ReceiptOutbox(link, Topics(), clock, PageBook(lake))
+    outbox = ReceiptOutbox(link, Topics(), clock, PageBook(lake_at(lake)))
     devices = [f"car-{number}" for number in range(100)]
     outbox.mark_pending(ledger_with(dict.fromkeys(devices, 1)), devices)
     hostile = {"car-1", "car-2", "car-3", "car-50"}
@@ -308,7 +309,7 @@ def test_among_a_hundred_devices_three_hostile_ones_are_found_and_all_others_are
 
 def test_a_device_that_is_owed_a_newer_receipt_while_one_is_under_way_gets_both(lake: Path) -> None:
     link, clock = FakeLink(swallows={"car-1"}), Clock()
-    outbox = ReceiptOutbox(link, Topics(), clock, PageBook(lake))
+    outbox = ReceiptOutbox(link, Topics(), clock, PageBook(lake_at(lake)))
     outbox.mark_pending(ledger_with({"car-1": 1}), ["car-1"])
     outbox.step()
     outbox.mark_pending(ledger_with({"car-1": 2}, run=2), ["car-1"])
@@ -321,7 +322,7 @@ def test_a_device_that_is_owed_a_newer_receipt_while_one_is_under_way_gets_both(
 def test_a_receipt_that_fits_no_page_is_its_devices_failure_alone(lake: Path) -> None:
     link, clock = FakeLink(), Clock()
     link.limits = lambda: LinkLimits(300, 10)  # type: ignore[method-assign]  # a broker for very small messages
-    outbox = ReceiptOutbox(link, Topics(), clock, PageBook(lake))
+    outbox = ReceiptOutbox(link, Topics(), clock, PageBook(lake_at(lake)))
     outbox.mark_pending(ledger_with({"car-1": 100, "car-2": 1, "No Device": 1}), ["car-1", "No Device", "car-2"])
     outbox.step()
     assert link.published == ["car-2"]

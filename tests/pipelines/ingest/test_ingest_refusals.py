@@ -6,6 +6,7 @@ import pytest
 from pipelines.bridge.rows import LandingRow
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.books import Counts
+from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from pipelines.status.health import assess
 from pipelines.status.server import exposition
@@ -21,7 +22,7 @@ def refused(core: Core, device: str = "car-1") -> dict[str, RefusedStream]:
 
 
 def alarms(core: Core) -> list[str]:
-    return [alarm.text for alarm in assess(survey(core.root, 0)).found if alarm.kind == "refused"]
+    return [alarm.text for alarm in assess(survey(lake_at(core.root), 0)).found if alarm.kind == "refused"]
 
 
 def too_fast(count: int) -> dict[str, pa.Array]:
@@ -43,7 +44,7 @@ def test_a_stream_that_is_all_refused_is_an_alarm_until_one_is_accepted(core: Co
     assert alarms(core) == [
         f"stream {STREAM} of car-1: the core refuses all it sends (2 samples in a row: steering_deg: NaN or infinite)"
     ]
-    text = exposition(survey(core.root, 0))
+    text = exposition(survey(lake_at(core.root), 0))
     assert "catchment_refused_streams 1" in text
     assert 'catchment_alarms_of_kind{kind="refused"} 1' in text
     core.landing.seal([envelope(2, 1)])
@@ -69,8 +70,8 @@ def test_a_replay_or_a_discard_ends_the_alarm(core: Core, envelope: MakeEnvelope
     core.run()
     assert len(alarms(core)) == 2
     ids = {row["device"]: row["id"] for row in core.rows("quarantine")}
-    write_request(core.root, Request("replay", (ids["car-1"],), 1, "1.0.0"))
-    write_request(core.root, Request("discard", (ids["car-2"],), 2))
+    write_request(lake_at(core.root), Request("replay", (ids["car-1"],), 1, "1.0.0"))
+    write_request(lake_at(core.root), Request("discard", (ids["car-2"],), 2))
     loop = core.run()
     assert (alarms(core), refused(core), refused(core, "car-2")) == ([], {}, {})
     assert not loop.ledger.unbalanced()

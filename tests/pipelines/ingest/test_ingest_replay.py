@@ -16,6 +16,7 @@ from pipelines.contracts.odcs import to_odcs
 from pipelines.ingest.loop import load_state, only_loop
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.books import Counts
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import books_path
 from pipelines.lake.quarantined import Where, grouped, heads
 from pipelines.maintenance.vacuum import Keep, Vacuum
@@ -64,12 +65,12 @@ def seqs(core: Core) -> list[int]:
 
 
 def ask(core: Core, kind: str = "replay", **where: Any) -> None:
-    ids = tuple(row_id for row_id in heads(core.root, Where(**where)).column("id").to_pylist() if row_id)
-    write_request(core.root, Request(kind, ids, 1_790_000_000_000_000))  # type: ignore[arg-type]
+    ids = tuple(row_id for row_id in heads(lake_at(core.root), Where(**where)).column("id").to_pylist() if row_id)
+    write_request(lake_at(core.root), Request(kind, ids, 1_790_000_000_000_000))  # type: ignore[arg-type]
 
 
 def test_refusals_are_listed_by_stream_stage_and_kind_of_reason(room: Core) -> None:
-    found = [(group["stage"], group["samples"], group["rows"]) for group in grouped(heads(room.root, Where()))]
+    found = [(group["stage"], group["samples"], group["rows"]) for group in grouped(heads(lake_at(room.root), Where()))]
     assert sorted(found) == [("contract", 1, 1), ("contract", 3, 1), ("contract", 3, 1), ("decode", 2, 1)]
 
 
@@ -82,7 +83,7 @@ def test_a_replay_after_the_contract_was_mended_commits_each_sample_once(room: C
     assert seqs(room) == [0, 1, 2, 3, 5, 6, 7, 10]
     books = loop.ledger.books["car-1", "room"]
     assert (books.received, books.committed, books.quarantined, books.duplicate) == (12, 8, 4, 0)
-    left = heads(room.root, Where())
+    left = heads(lake_at(room.root), Where())
     assert sorted(json.loads(spans)[0][0] for spans in left.column("spans").to_pylist()) == [4, 8, 11]
     assert not any((room.root / "runs" / "requests").iterdir())
 
@@ -101,8 +102,8 @@ def test_the_same_request_carried_out_twice_does_nothing_the_second_time(room: C
 
 def test_rows_are_read_by_another_contract_version_if_so_asked(room: Core, tmp_path: Path) -> None:
     contract(tmp_path / "contracts", "3.0.0", minimum=-100.0)
-    ids = tuple(heads(room.root, Where(stage="contract")).column("id").to_pylist())
-    write_request(room.root, Request("replay", ids, 1, "3.0.0"))
+    ids = tuple(heads(lake_at(room.root), Where(stage="contract")).column("id").to_pylist())
+    write_request(lake_at(room.root), Request("replay", ids, 1, "3.0.0"))
     room.run()
     assert seqs(room) == [0, 1, 2, 3, 4, 5, 6, 7, 10]
     assert {row["contract_version"] for row in room.rows(STREAM)} == {"1.0.0", "3.0.0"}
@@ -128,10 +129,10 @@ def test_a_discarded_row_leaves_the_list_and_the_books_say_so(room: Core, envelo
     ask(room, "discard", stage="head")
     loop = room.run()
     assert loop.ledger.books["car-1", ""] == Counts(received=1, discarded=1)
-    assert {group["stage"] for group in grouped(heads(room.root, Where()))} == {"contract"}
+    assert {group["stage"] for group in grouped(heads(lake_at(room.root), Where()))} == {"contract"}
     assert not loop.ledger.unbalanced()
     assert loop.ledger.books["car-1", "room"] == Counts(received=12, committed=3, quarantined=7, discarded=2)
-    assert load_state(room.root).ledger.books == loop.ledger.books
+    assert load_state(lake_at(room.root)).ledger.books == loop.ledger.books
     assert sorted(row["count"] for row in room.rows("quarantine_closed") if row["outcome"] == "discard") == [1, 2]
 
 
@@ -140,7 +141,7 @@ def test_books_of_before_there_was_a_column_of_discarded_samples_are_read(room: 
     path = books_path(room.root, ledger.run)
     now = pq.read_table(path)
     pq.write_table(now.remove_column(now.schema.get_field_index("discarded")), path)
-    assert load_state(room.root).ledger.books == ledger.books
+    assert load_state(lake_at(room.root)).ledger.books == ledger.books
 
 
 def test_rows_go_on_being_settled_while_a_replay_waits(room: Core, envelope: MakeEnvelope) -> None:
@@ -161,7 +162,7 @@ def test_the_command_replays_here_if_no_loop_is_at_work(room: Core, tmp_path: Pa
     assert (outcome["samples"], outcome["committed"], outcome["refused_again"]) == (7, 2, 5)
     nothing = CliRunner().invoke(quarantine_app, ["replay", "-c", str(config)])
     assert "say which" in str(nothing.exception)
-    with only_loop(room.root):
+    with only_loop(lake_at(room.root)):
         busy = CliRunner().invoke(quarantine_app, ["discard", "--all", "--yes", "--wait-s", "0", "-c", str(config)])
     assert "has not come to it" in str(busy.exception)
     listed = CliRunner().invoke(quarantine_app, ["ls", "--json", "-c", str(config)])
@@ -176,8 +177,8 @@ def check_replayed(room: Core) -> None:
     books = loop.ledger.books["car-1", "room"]
     assert (books.received, books.committed, books.quarantined) == (12, 5, 7)
     assert not loop.ledger.unbalanced()
-    assert sum(heads(room.root, Where()).column("count").to_pylist()) == 7
-    Vacuum(room.root, Keep(0, 0, 0, 0, 0)).sweep()
+    assert sum(heads(lake_at(room.root), Where()).column("count").to_pylist()) == 7
+    Vacuum(lake_at(room.root), Keep(0, 0, 0, 0, 0)).sweep()
     assert orphans(room.root) == set()
     assert seqs(room) == [0, 1, 2, 3, 10]
 

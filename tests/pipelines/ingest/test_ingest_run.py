@@ -9,6 +9,7 @@ import zstandard
 from pipelines.bridge.rows import LandingRow
 from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
 from pipelines.ingest.loop import only_loop
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from schemas.receipts import decode_receipt
 from schemas.reported import DroppedRange, EpochReport, Reported, encode_reported
@@ -154,7 +155,9 @@ def test_payloads_lie_in_a_shard_and_a_false_hash_is_refused(core: Core, envelop
     rows = sorted(core.rows("streams/camera_frame"), key=lambda row: row["seq"])
     assert [row["seq"] for row in rows] == [0, 2, 3]
     read = [
-        read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"] or 0)
+        read_payload(
+            lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"] or 0
+        )
         for row in rows
     ]
     assert read == [b"one", b"three", large]
@@ -162,7 +165,7 @@ def test_payloads_lie_in_a_shard_and_a_false_hash_is_refused(core: Core, envelop
 
 
 def test_a_second_loop_on_the_same_lake_is_refused(core: Core) -> None:
-    with only_loop(core.root), pytest.raises(RefusedError, match="another run loop"), only_loop(core.root):
+    with only_loop(lake_at(core.root)), pytest.raises(RefusedError, match="another run loop"), only_loop(lake_at(core.root)):
         pass
 
 
@@ -213,7 +216,7 @@ def test_a_newer_contract_version_adds_its_columns(core: Core, envelope: MakeEnv
     extra = (Column("lidar_m", ColumnType.FLOAT64), Column("driver", ColumnType.INT64, pii=PiiClass.FACE))
     new = msgspec.structs.replace(old, version="1.1.0", columns=(*old.columns, *extra))
     schema, private = stream_shape("vehicle_telemetry", Pins((old, new), ()))
-    table = ensure_table(core.root, STREAM, schema, private)
+    table = ensure_table(lake_at(core.root), STREAM, schema, private)
     assert {"lidar_m", "driver"} <= {field.name for field in table.schema().fields}
     shown = table.metadata().configuration["delta.dataSkippingStatsColumns"].split(",")
     assert "lidar_m" in shown

@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.commit import committed_run
+from pipelines.lake.lake import lake_at
 from pipelines.lake.scratch import FOLDER, abandoned, scratch
 from pipelines.runners.engine import Engine
 from pipelines.runners.run import run_pipeline
@@ -38,7 +39,7 @@ def looping(core: Core, config: Path, temporary: Path, *more: str) -> Iterator[s
 
 def wait_for(core: Core, run: int, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + DEADLINE_S
-    while committed_run(core.root, "commits") < run:
+    while committed_run(lake_at(core.root), "commits") < run:
         assert process.poll() is None, (core.root.parent / "log").read_text()[-3_000:]
         assert time.monotonic() < until
         time.sleep(0.05)

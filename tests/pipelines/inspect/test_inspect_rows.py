@@ -17,6 +17,7 @@ from pipelines.inspect.code import bind_code, code_path, store_code
 from pipelines.inspect.columns import inspected, step_columns, step_digest
 from pipelines.inspect.run import check_step, inspect_rows
 from pipelines.inspect.suspended import SuspensionBook
+from pipelines.lake.lake import lake_at
 from schemas.builtin import builtin_contract
 from schemas.contract import ColumnType
 from schemas.policy import InspectStep, Policy, Rule
@@ -33,7 +34,7 @@ def table(bodies: list[bytes | None], **columns: pa.Array) -> pa.Table:
 
 
 def looked(root: Path, bodies: list[bytes | None], step: InspectStep, **columns: pa.Array) -> pa.Table:
-    return inspect_rows(root, table(bodies, **columns), [step], lambda place: bodies[place])
+    return inspect_rows(lake_at(root), table(bodies, **columns), [step], lambda place: bodies[place])
 
 
 def policy(*steps: InspectStep) -> Policy:
@@ -118,14 +119,14 @@ def test_a_user_s_function_is_found_by_hash_and_its_answers_are_typed(tmp_path: 
     (tmp_path / "mine.py").write_text("def look(payload):\n    return {'size': len(payload), 'odd': len(payload) % 2 == 1}\n")
     columns = {"size": ColumnType.INT32, "odd": ColumnType.BOOL}
     bound = bind_code(policy(InspectStep("mine", file="mine.py", function="look", columns=columns)), tmp_path)
-    store_code(tmp_path, [bound], tmp_path)
+    store_code(lake_at(tmp_path), [bound], tmp_path)
     rows = looked(tmp_path, [b"abc", b"", None], bound.inspect[0])
     assert rows.column("size").to_pylist() == [3, 0, None]
     assert rows.column("odd").to_pylist() == [True, False, None]
     (tmp_path / "mine.py").write_text("def look(payload):\n    return {'size': 'many'}\n")
     again = bind_code(policy(bound.inspect[0]), tmp_path)
     assert again.version != bound.version
-    store_code(tmp_path, [again], tmp_path)
+    store_code(lake_at(tmp_path), [again], tmp_path)
     rows = looked(tmp_path, [b"abc"], again.inspect[0])
     assert "not of type int32" in rows.column("inspect_errors")[0].as_py()
 
@@ -136,8 +137,8 @@ def test_an_inspector_that_is_suspended_stays_so_for_all_until_it_is_lifted(tmp_
     )
     step = InspectStep("mine", file="mine.py", function="look", columns={"n": ColumnType.INT32})
     bound = bind_code(policy(step), tmp_path)
-    store_code(tmp_path, [bound], tmp_path)
-    book = SuspensionBook(tmp_path)
+    store_code(lake_at(tmp_path), [bound], tmp_path)
+    book = SuspensionBook(lake_at(tmp_path))
     book.suspend_inspector(bound.inspect[0], "killed by another process of this lake")
     rows = looked(tmp_path, [b"abc"], bound.inspect[0])
     assert "mine is suspended" in rows.column("inspect_errors")[0].as_py()
@@ -154,8 +155,8 @@ def test_code_that_was_changed_in_the_lake_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def look(payload):\n    return {'n': 1}\n")
     step = InspectStep("mine", file="mine.py", function="look", columns={"n": ColumnType.INT32})
     bound = bind_code(policy(step), tmp_path)
-    store_code(tmp_path, [bound], tmp_path)
-    code_path(tmp_path, bound.inspect[0].code).write_text("def look(payload):\n    return {'n': 2}\n")
+    store_code(lake_at(tmp_path), [bound], tmp_path)
+    code_path(lake_at(tmp_path), bound.inspect[0].code).write_text("def look(payload):\n    return {'n': 2}\n")
     with pytest.raises(CorruptLakeError, match="do not match its name"):
         looked(tmp_path, [b"x"], bound.inspect[0])
 
@@ -199,7 +200,7 @@ def test_a_model_gives_a_class_or_an_embedding(tmp_path: Path, draw: Draw, kind:
     step = InspectStep("onnx", file="m.onnx", options={"name": "b", "kind": kind, "labels": "bright,dark"})
     check_step(step, tmp_path / "m.onnx")
     bound = bind_code(policy(step), tmp_path)
-    store_code(tmp_path, [bound], tmp_path)
+    store_code(lake_at(tmp_path), [bound], tmp_path)
     assert [column.name for column in step_columns(step)] == columns
     rows = looked(tmp_path, [draw(1, shift=150), draw(1, shift=-150), b"rubbish"], bound.inspect[0])
     if kind == "classification":

@@ -17,6 +17,7 @@ from pipelines.errors import RefusedError
 from pipelines.inspect.errors import InterruptedInspectionError, UninspectableError
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.worker import MAX_KILLS, UserWorker
+from pipelines.lake.lake import lake_at
 from schemas.contract import ColumnType
 from schemas.policy import InspectStep
 
@@ -209,4 +210,4 @@ def test_a_package_may_bring_one_as_an_entry_point(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     rows = pa.table({"device": ["a"], "epoch": [1], "seq": [0]})
     step = InspectStep("brought-length", columns={"n": ColumnType.INT32})
-    assert inspect_rows(tmp_path, rows, [step], lambda _place: b"four").column("n").to_pylist() == [4]
+    assert inspect_rows(lake_at(tmp_path), rows, [step], lambda _place: b"four").column("n").to_pylist() == [4]

@@ -17,6 +17,7 @@ import deltalake
 import obstore
 
 from pipelines.lake.compact import compact_all
+from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import roll_up_all
 from pipelines.maintenance.maintain import only_maintenance
 from pipelines.maintenance.vacuum import Keep, Vacuum
@@ -32,15 +33,15 @@ RULES = Policy("drive", (STREAM,), (Rule("fast", "speed_mps > 5"),))
 
 def maintenance(root: Path) -> None:
     """All of it, also where little is to be gained."""
-    with only_maintenance(root):
-        roll_up_all(root)
-        compact_all(root, 2)
-        Vacuum(root, Keep(0, 0, 0, 0, 0)).sweep()
+    with only_maintenance(lake_at(root)):
+        roll_up_all(lake_at(root))
+        compact_all(lake_at(root), 2)
+        Vacuum(lake_at(root), Keep(0, 0, 0, 0, 0)).sweep()
 
 
 def retag(root: Path) -> None:
     """Every row of one stream."""
-    retag_stream(root, STREAM, [RULES], RuleTagger(Tagger.compile((RULES,), builtin_contract(STREAM))), workers=1)
+    retag_stream(lake_at(root), STREAM, [RULES], RuleTagger(Tagger.compile((RULES,), builtin_contract(STREAM))), workers=1)
 
 
 class Steps:

@@ -9,6 +9,7 @@ import pytest
 from deltalake import DeltaTable
 
 from pipelines.lake.compact import compact_all
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.lake.payload_drop import drop_unnamed
 from pipelines.maintenance.maintain import maintain
@@ -59,7 +60,9 @@ def check(core: Core, seqs: list[int]) -> None:
         with (core.root / row["payload_shard"]).open("rb") as file:
             file.seek(row["payload_offset"])
             assert file.read(row["payload_length"]) == body_of(row["seq"])
-        assert read_payload(core.root, row["payload_shard"], 4, row["payload_length"], row["payload_row"]) == body_of(row["seq"])
+        assert read_payload(lake_at(core.root), row["payload_shard"], 4, row["payload_length"], row["payload_row"]) == body_of(
+            row["seq"]
+        )
 
 
 def whereabouts(root: Path, seqs: list[int]) -> set[str]:
@@ -78,7 +81,7 @@ def test_payloads_of_deleted_rows_are_gone_after_maintenance_and_the_others_are_
     before = payload_bytes(core.root)
     gone = list(DELETIONS[deleted])
     DeltaTable(core.root / FRAMES).delete(deleted)
-    maintain(core.root, NOTHING)
+    maintain(lake_at(core.root), NOTHING)
     assert payload_bytes(core.root) < 0.55 * before
     assert whereabouts(core.root, gone) == set()
     check(core, [seq for seq in range(60) if seq not in gone])
@@ -87,10 +90,10 @@ def test_payloads_of_deleted_rows_are_gone_after_maintenance_and_the_others_are_
 
 def test_payloads_of_rows_deleted_after_a_compaction_are_gone_too(sixty: Callable[[int], Core]) -> None:
     core = sixty(6)
-    compact_all(core.root)
+    compact_all(lake_at(core.root))
     before = payload_bytes(core.root)
     DeltaTable(core.root / FRAMES).delete("seq % 2 = 0")
-    maintain(core.root, NOTHING)
+    maintain(lake_at(core.root), NOTHING)
     assert payload_bytes(core.root) < before
     assert whereabouts(core.root, list(range(0, 60, 2))) == set()
     check(core, list(range(1, 60, 2)))
@@ -99,7 +102,7 @@ def test_payloads_of_rows_deleted_after_a_compaction_are_gone_too(sixty: Callabl
 def test_one_deleted_row_is_reason_enough(sixty: Callable[[int], Core]) -> None:
     core = sixty(1)
     DeltaTable(core.root / FRAMES).delete("seq = 17")
-    maintain(core.root, NOTHING)
+    maintain(lake_at(core.root), NOTHING)
     assert whereabouts(core.root, [17]) == set()
     check(core, [seq for seq in range(60) if seq != 17])
 
@@ -110,7 +113,7 @@ def test_rows_that_another_tool_spread_over_other_files_keep_their_payloads(sixt
     DeltaTable(core.root / FRAMES).delete("seq % 3 = 0")
     core.landing.seal([])
     core.run()
-    maintain(core.root, NOTHING)
+    maintain(lake_at(core.root), NOTHING)
     assert whereabouts(core.root, list(range(0, 60, 3))) == set()
     check(core, [seq for seq in range(60) if seq % 3])
 
@@ -118,7 +121,7 @@ def test_rows_that_another_tool_spread_over_other_files_keep_their_payloads(sixt
 def test_a_stream_all_of_whose_rows_are_deleted_keeps_no_payload(sixty: Callable[[int], Core]) -> None:
     core = sixty(2)
     DeltaTable(core.root / FRAMES).delete()
-    maintain(core.root, NOTHING)
+    maintain(lake_at(core.root), NOTHING)
     assert payload_bytes(core.root) == 0
     check(core, [])
 
@@ -126,8 +129,8 @@ def test_a_stream_all_of_whose_rows_are_deleted_keeps_no_payload(sixty: Callable
 def test_where_nothing_was_deleted_nothing_is_written_again(sixty: Callable[[int], Core]) -> None:
     core = sixty(2)
     shards = {path: path.stat().st_mtime_ns for path in (core.root / "payload").rglob("*.parquet")}
-    assert drop_unnamed(core.root, FRAMES) is None
-    assert drop_unnamed(core.root, "streams/vehicle_telemetry") is None
+    assert drop_unnamed(lake_at(core.root), FRAMES) is None
+    assert drop_unnamed(lake_at(core.root), "streams/vehicle_telemetry") is None
     assert {path: path.stat().st_mtime_ns for path in (core.root / "payload").rglob("*.parquet")} == shards
 
 
@@ -135,13 +138,15 @@ def test_a_reader_of_the_version_before_still_finds_what_was_deleted_for_its_tim
     core = sixty(1)
     pinned = DeltaTable(core.root / FRAMES).version()
     DeltaTable(core.root / FRAMES).delete("seq < 30")
-    maintain(core.root, Keep(grace_s=0))
+    maintain(lake_at(core.root), Keep(grace_s=0))
     rows = DeltaTable(core.root / FRAMES, version=pinned).to_pyarrow_table().to_pylist()
     assert len(rows) == 60
     for row in rows:
-        body = read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        body = read_payload(
+            lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"]
+        )
         assert body == body_of(row["seq"])
-    Vacuum(core.root, NOTHING).sweep()
+    Vacuum(lake_at(core.root), NOTHING).sweep()
     assert whereabouts(core.root, list(range(30))) == set()
     check(core, list(range(30, 60)))
 
@@ -155,9 +160,9 @@ def test_a_rewrite_that_was_overtaken_changes_nothing_and_the_next_does_it(
     DeltaTable(core.root / FRAMES).delete("seq < 30")
     with monkeypatch.context() as patch:
         patch.setattr(payload_drop, "swap_files", lambda *_: False)
-        assert drop_unnamed(core.root, FRAMES) is None
+        assert drop_unnamed(lake_at(core.root), FRAMES) is None
     check(core, list(range(30, 60)))
-    maintain(core.root, NOTHING)
+    maintain(lake_at(core.root), NOTHING)
     assert whereabouts(core.root, list(range(30))) == set()
     assert orphans(core.root) == set()
 
@@ -168,7 +173,7 @@ def test_maintenance_that_is_killed_while_payloads_are_dropped_loses_none(sixty:
 
     def look(_name: str) -> None:
         check(core, list(range(1, 60, 2)))
-        maintain(core.root, NOTHING)
+        maintain(lake_at(core.root), NOTHING)
         check(core, list(range(1, 60, 2)))
         assert whereabouts(core.root, list(range(0, 60, 2))) == set()
         assert orphans(core.root) == set()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.lake.files import table_stats, write_table_file
+from pipelines.lake.lake import lake_at
 
 FLOATS = st.lists(st.none() | st.floats(), max_size=8)
 WHOLES = st.lists(st.none() | st.integers(-(2**63), 2**63 - 1), max_size=8)
@@ -32,7 +33,7 @@ def test_coded_text_is_plain_text_in_the_file(tmp_path: Path) -> None:
     words = pa.DictionaryArray.from_arrays(pa.array([1, 0, None, 1], pa.int32()), ["b", "a"])
     lists = pa.ListArray.from_arrays(pa.array([0, 2, 2, 3, 3], pa.int32()), words.slice(0, 3))
     rows = pa.table({"word": pa.chunked_array([words]), "words": pa.chunked_array([lists])})
-    file = write_table_file(tmp_path, "t", "one.parquet", rows)
+    file = write_table_file(lake_at(tmp_path), "t", "one.parquet", rows)
     found = pq.ParquetFile(tmp_path / file.path).read()
     assert [field.type for field in found.schema] == [pa.string(), pa.list_(pa.string())]
     assert found.to_pydict() == {"word": ["a", "b", None, "a"], "words": [["a", "b"], [], [None], []]}
@@ -41,5 +42,5 @@ def test_coded_text_is_plain_text_in_the_file(tmp_path: Path) -> None:
 def test_no_words_at_all_can_be_written(tmp_path: Path) -> None:
     words = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], pa.string()))
     lists = pa.ListArray.from_arrays(pa.array([0, 0, 0], pa.int32()), words)
-    file = write_table_file(tmp_path, "t", "one.parquet", pa.table({"words": lists}))
+    file = write_table_file(lake_at(tmp_path), "t", "one.parquet", pa.table({"words": lists}))
     assert pq.ParquetFile(tmp_path / file.path).read().to_pydict() == {"words": [[], []]}

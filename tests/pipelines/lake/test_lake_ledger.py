@@ -16,6 +16,7 @@ from pipelines.errors import CorruptLakeError
 from pipelines.ingest.receipts import receipts_of
 from pipelines.lake.books import BooksKey, Counts, EpochKey
 from pipelines.lake.gaps import gaps
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import RUNS, books_path, ledger_path
 from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
 from pipelines.lake.ledger_files import ledger_bases, prune_ledgers, read_ledger, write_ledger
@@ -103,10 +104,10 @@ def test_a_ledger_of_base_and_delta_is_the_same_as_a_whole_one_before_and_after_
         ledger = ledger.after(number, run.touched, run.counts, run.listed)
         plain.take(run)
         if is_restart:
-            write_ledger(lakes, ledger)
+            write_ledger(lake_at(lakes), ledger)
             if ledger.bases[-1] != number:  # the run that made it wrote it
-                write_ledger(lakes, Ledger(ledger.bases[-1], ledger.base, bases=ledger.bases))
-            read = read_ledger(lakes, number)
+                write_ledger(lake_at(lakes), Ledger(ledger.bases[-1], ledger.base, bases=ledger.bases))
+            read = read_ledger(lake_at(lakes), number)
             assert (read.bases, read.base, read.delta) == (ledger.bases, ledger.base, ledger.delta)
             ledger = read
         whole = ledger.whole()
@@ -130,7 +131,7 @@ def test_a_ledger_of_base_and_delta_is_the_same_as_a_whole_one_before_and_after_
 
 def test_a_run_that_touches_one_device_of_many_writes_one_device(root: Path) -> None:
     ledger = one_more(first_of(100), "car-7")
-    write_ledger(root, ledger)
+    write_ledger(lake_at(root), ledger)
     rows = pq.read_table(ledger_path(root, 2)).to_pylist()
     assert rows == [
         {"device": "car-7", "stream": STREAM, "epoch": 7, "low": low, "high": low + 10, "asked": True, "base": 1}
@@ -141,10 +142,10 @@ def test_a_run_that_touches_one_device_of_many_writes_one_device(root: Path) -> 
 
 def test_a_run_that_changes_nothing_leaves_a_ledger_that_is_read(root: Path) -> None:
     ledger = Ledger().after(1, {}, {}, {})
-    write_ledger(root, ledger)
-    ledger = read_ledger(root, 1).after(2, {}, {}, {})
-    write_ledger(root, ledger)
-    assert read_ledger(root, 2).books == {}
+    write_ledger(lake_at(root), ledger)
+    ledger = read_ledger(lake_at(root), 1).after(2, {}, {}, {})
+    write_ledger(lake_at(root), ledger)
+    assert read_ledger(lake_at(root), 2).books == {}
 
 
 def test_a_ledger_of_the_time_before_there_were_bases_is_read_and_gone_on_from(root: Path) -> None:
@@ -154,62 +155,62 @@ def test_a_ledger_of_the_time_before_there_were_bases_is_read_and_gone_on_from(r
         (books_path(root, 41), whole.books, BOOKS_SCHEMA),
     ):
         pq.write_table(pa.table(table.columns, schema=schema), path, compression="zstd", write_page_checksum=True)
-    old = read_ledger(root, 41)
+    old = read_ledger(lake_at(root), 41)
     ledger = one_more(old, "car-7")
     assert (old.bases, ledger.bases, ledger.run) == ((41,), (41,), 42)
-    write_ledger(root, ledger)
-    assert read_ledger(root, 42).of(["car-7"]).ranges() == {EpochKey("car-7", STREAM, 7): Ranges(((0, 10), (20, 30)))}
+    write_ledger(lake_at(root), ledger)
+    assert read_ledger(lake_at(root), 42).of(["car-7"]).ranges() == {EpochKey("car-7", STREAM, 7): Ranges(((0, 10), (20, 30)))}
 
 
 def test_bases_are_kept_as_long_as_a_kept_ledger_needs_them_and_no_longer(root: Path) -> None:
     ledger = first_of(60)
-    write_ledger(root, ledger)
+    write_ledger(lake_at(root), ledger)
     for run in range(2, 60):
         before, ledger = ledger, one_more(ledger, f"car-{run % 60}")
-        write_ledger(root, ledger)
-        prune_ledgers(root, before, ledger)
+        write_ledger(lake_at(root), ledger)
+        prune_ledgers(lake_at(root), before, ledger)
         recent = set(range(max(1, run - KEPT_LEDGERS + 1), run + 1))
         assert kept(root) == recent | set(ledger.bases)
-        assert ledger_bases(root, run) == ledger.bases
-        assert read_ledger(root, min(recent)).run == min(recent)
+        assert ledger_bases(lake_at(root), run) == ledger.bases
+        assert read_ledger(lake_at(root), min(recent)).run == min(recent)
     assert len(ledger.bases) > 1
 
 
 def test_a_vacuum_leaves_a_base_that_is_needed_however_old_it_is(root: Path) -> None:
     base = first_of(100)
-    write_ledger(root, base)
-    write_ledger(root, one_more(base, "car-7"))
-    write_ledger(root, Ledger(61, base.base, one_more(base, "car-7").delta, base.bases))
+    write_ledger(lake_at(root), base)
+    write_ledger(lake_at(root), one_more(base, "car-7"))
+    write_ledger(lake_at(root), Ledger(61, base.base, one_more(base, "car-7").delta, base.bases))
     with patch.object(vacuum, "committed_run", return_value=61):
-        vacuum.Vacuum(root, vacuum.Keep(0, 0, 0, 0)).sweep()
+        vacuum.Vacuum(lake_at(root), vacuum.Keep(0, 0, 0, 0)).sweep()
     assert kept(root) == {1, 61}
-    assert read_ledger(root, 61).devices() == base.devices()
+    assert read_ledger(lake_at(root), 61).devices() == base.devices()
 
 
 def test_a_lost_base_stops_with_a_word(root: Path) -> None:
-    write_ledger(root, first_of(100))
-    write_ledger(root, one_more(first_of(100), "car-7"))
+    write_ledger(lake_at(root), first_of(100))
+    write_ledger(lake_at(root), one_more(first_of(100), "car-7"))
     ledger_path(root, 1).unlink()
     with pytest.raises(CorruptLakeError, match="restore it from a copy"):
-        read_ledger(root, 2)
+        read_ledger(lake_at(root), 2)
 
 
 def test_books_that_do_not_go_with_the_ledger_are_refused(root: Path) -> None:
-    write_ledger(root, first_of(100))
+    write_ledger(lake_at(root), first_of(100))
     other = one_more(first_of(100), "car-7")
-    write_ledger(root, other)
-    write_ledger(root, Ledger(2, other.whole(), bases=(2,)))
+    write_ledger(lake_at(root), other)
+    write_ledger(lake_at(root), Ledger(2, other.whole(), bases=(2,)))
     whole = books_path(root, 2).read_bytes()
-    write_ledger(root, other)
+    write_ledger(lake_at(root), other)
     books_path(root, 2).write_bytes(whole)
     with pytest.raises(CorruptLakeError, match="restore both"):
-        read_ledger(root, 2)
+        read_ledger(lake_at(root), 2)
 
 
 @pytest.mark.parametrize(("low", "high"), [([0, 5], [10, 20]), ([0, 20], [10, 20]), ([20, 0], [30, 10])])
 def test_ranges_that_cannot_be_are_refused(root: Path, low: list[int], high: list[int]) -> None:
     rows = [["car-1"] * 2, [STREAM] * 2, [7] * 2, low, high, [True] * 2]
-    write_ledger(root, first_of(1))
+    write_ledger(lake_at(root), first_of(1))
     pq.write_table(pa.table(rows, schema=SETTLED_SCHEMA), ledger_path(root, 1))
     with pytest.raises(CorruptLakeError, match=r"in order|not sorted"):
-        read_ledger(root, 1)
+        read_ledger(lake_at(root), 1)

@@ -18,6 +18,7 @@ from pipelines.lake.commit import commit_once
 from pipelines.lake.compact import compact_all
 from pipelines.lake.delta_log import LogFile, LogKind, log_files
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import lake_at
 from pipelines.lake.log_plan import KeepLog, first_kept, superfluous
 from pipelines.lake.removed import read_removed
 from pipelines.lake.swap import live_sizes
@@ -35,11 +36,11 @@ HOUR_S = 3_600
 
 
 def entries(root: Path, table: str) -> list[int]:
-    return [file.version for file in log_files(root, table) if file.kind is LogKind.ENTRY]
+    return [file.version for file in log_files(lake_at(root), table) if file.kind is LogKind.ENTRY]
 
 
 def tombstones(root: Path, table: str) -> int:
-    newest = [file for file in log_files(root, table) if file.kind is LogKind.CHECKPOINT][-1]
+    newest = [file for file in log_files(lake_at(root), table) if file.kind is LogKind.CHECKPOINT][-1]
     removes = pq.read_table(root / newest.name, columns=["remove.path"]).column(0)
     return len(removes) - removes.null_count
 
@@ -47,7 +48,9 @@ def tombstones(root: Path, table: str) -> int:
 def fill(root: Path, table: str, runs: range) -> None:
     for run in runs:
         rows = pa.table({"device": ["car-1"], "seq": pa.array([run], pa.int64())})
-        commit_once(root, table, [write_table_file(root, table, f"{run:012d}-0.parquet", rows)], rows.schema, run)
+        commit_once(
+            lake_at(root), table, [write_table_file(lake_at(root), table, f"{run:012d}-0.parquet", rows)], rows.schema, run
+        )
 
 
 def age(root: Path, table: str, hours: float, versions: range) -> None:
@@ -69,7 +72,7 @@ def lake(core: Core, envelope: MakeEnvelope, frames: MakeFrames) -> Any:
 def test_a_log_of_many_commits_is_cut_and_the_table_reads_as_before(tmp_path: Path) -> None:
     fill(tmp_path, "streams/x", range(1, 71))
     before = DeltaTable(tmp_path / "streams/x")
-    done = trim_log(tmp_path, "streams/x", KeepLog(168 * HOUR_S, 10, 0), time.time() + 1)
+    done = trim_log(lake_at(tmp_path), "streams/x", KeepLog(168 * HOUR_S, 10, 0), time.time() + 1)
     assert done is not None
     assert entries(tmp_path, "streams/x") == list(range(61, 71))
     after = DeltaTable(tmp_path / "streams/x")
@@ -79,27 +82,27 @@ def test_a_log_of_many_commits_is_cut_and_the_table_reads_as_before(tmp_path: Pa
         assert len(live_sizes(DeltaTable(tmp_path / "streams/x", version=version))) == version
     fill(tmp_path, "streams/x", range(71, 95))
     assert DeltaTable(tmp_path / "streams/x").to_pyarrow_table().num_rows == 94
-    assert not commit_once(tmp_path, "streams/x", [], pa.schema([("seq", pa.int64())]), 94)
+    assert not commit_once(lake_at(tmp_path), "streams/x", [], pa.schema([("seq", pa.int64())]), 94)
 
 
 def test_entries_go_by_age_too_and_none_within_the_grace(tmp_path: Path) -> None:
     fill(tmp_path, "streams/x", range(1, 31))
     now_s = (tmp_path / "streams/x/_delta_log" / f"{30:020d}.json").stat().st_mtime
-    assert trim_log(tmp_path, "streams/x", KeepLog(0, 1, 600), now_s) is None
+    assert trim_log(lake_at(tmp_path), "streams/x", KeepLog(0, 1, 600), now_s) is None
     age(tmp_path, "streams/x", 200, range(12))
-    assert trim_log(tmp_path, "streams/x", KeepLog(168 * HOUR_S, 500, 600), now_s) is not None
+    assert trim_log(lake_at(tmp_path), "streams/x", KeepLog(168 * HOUR_S, 500, 600), now_s) is not None
     assert entries(tmp_path, "streams/x") == list(range(12, 31))
 
 
 def test_a_checkpoint_holds_no_names_of_replaced_files_and_a_vacuum_still_knows_them(lake: Core) -> None:
     pinned = DeltaTable(lake.root / FRAMES).version()
-    compact_all(lake.root)
-    trim_logs(lake.root, KeepLog(168 * HOUR_S, 500, 600))
+    compact_all(lake_at(lake.root))
+    trim_logs(lake_at(lake.root), KeepLog(168 * HOUR_S, 500, 600))
     assert tombstones(lake.root, FRAMES) == 0
-    assert read_removed(lake.root, FRAMES).num_rows == 6
-    Vacuum(lake.root, Keep(grace_s=0)).sweep()
+    assert read_removed(lake_at(lake.root), FRAMES).num_rows == 6
+    Vacuum(lake_at(lake.root), Keep(grace_s=0)).sweep()
     assert DeltaTable(lake.root / FRAMES, version=pinned).to_pyarrow_table().num_rows == 18
-    maintain(lake.root, NOTHING)
+    maintain(lake_at(lake.root), NOTHING)
     assert len(list((lake.root / FRAMES).glob("*.parquet"))) == 1
     assert orphans(lake.root) == set()
 
@@ -107,10 +110,10 @@ def test_a_checkpoint_holds_no_names_of_replaced_files_and_a_vacuum_still_knows_
 def test_names_of_replaced_files_do_not_come_back_with_later_checkpoints(tmp_path: Path) -> None:
     fill(tmp_path, "streams/x", range(1, 11))
     write_deltalake(tmp_path / "streams/x", DeltaTable(tmp_path / "streams/x").to_pyarrow_table(), mode="overwrite")
-    trim_log(tmp_path, "streams/x", KeepLog(168 * HOUR_S, 500, 600), time.time())
+    trim_log(lake_at(tmp_path), "streams/x", KeepLog(168 * HOUR_S, 500, 600), time.time())
     assert tombstones(tmp_path, "streams/x") == 0
     fill(tmp_path, "streams/x", range(11, 60))
-    newest = max(file.version for file in log_files(tmp_path, "streams/x") if file.kind is LogKind.CHECKPOINT)
+    newest = max(file.version for file in log_files(lake_at(tmp_path), "streams/x") if file.kind is LogKind.CHECKPOINT)
     assert newest > 40
     assert tombstones(tmp_path, "streams/x") == 0
 
@@ -119,25 +122,25 @@ def test_a_checkpoint_by_which_the_table_reads_otherwise_is_taken_away_and_nothi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, "streams/x", range(1, 31))
-    before = {file.name for file in log_files(tmp_path, "streams/x")}
+    before = {file.name for file in log_files(lake_at(tmp_path), "streams/x")}
     monkeypatch.setattr(slim_checkpoint, "_live_at", lambda *_: frozenset())
     with pytest.raises(CorruptLakeError, match="reads otherwise"):
-        trim_log(tmp_path, "streams/x", KeepLog(0, 1, 0), time.time() + 1)
-    assert {file.name for file in log_files(tmp_path, "streams/x")} == before
+        trim_log(lake_at(tmp_path), "streams/x", KeepLog(0, 1, 0), time.time() + 1)
+    assert {file.name for file in log_files(lake_at(tmp_path), "streams/x")} == before
     assert DeltaTable(tmp_path / "streams/x").to_pyarrow_table().num_rows == 30
 
 
 def test_a_log_with_checkpoints_of_another_form_is_left_alone(tmp_path: Path) -> None:
     fill(tmp_path, "streams/x", range(1, 31))
     (tmp_path / "streams/x/_delta_log" / f"{20:020d}.checkpoint.0000000001.0000000002.parquet").write_bytes(b"half")
-    assert trim_logs(tmp_path, KeepLog(0, 1, 0)) == []
+    assert trim_logs(lake_at(tmp_path), KeepLog(0, 1, 0)) == []
     assert entries(tmp_path, "streams/x") == list(range(31))
 
 
 def test_a_hint_to_a_checkpoint_that_is_gone_does_not_keep_the_table_from_opening(tmp_path: Path) -> None:
     fill(tmp_path, "streams/x", range(1, 50))
     hint = tmp_path / "streams/x/_delta_log/_last_checkpoint"
-    trim_log(tmp_path, "streams/x", KeepLog(0, 1, 0), time.time() + 1)
+    trim_log(lake_at(tmp_path), "streams/x", KeepLog(0, 1, 0), time.time() + 1)
     hint.write_text('{"version":19,"size":22}')
     assert DeltaTable(tmp_path / "streams/x").version() == 49
     hint.unlink()
@@ -172,15 +175,15 @@ def archive(root: Path) -> list[dict[str, Any]]:
 
 
 def test_which_run_read_which_segments_by_which_rules_is_archived_once_before_plans_go(lake: Core) -> None:
-    plans = {run: read_plan(lake.root, run) for run in range(1, 7)}
-    assert archive_runs(lake.root) == 6
-    assert archive_runs(lake.root) == 0
+    plans = {run: read_plan(lake_at(lake.root), run) for run in range(1, 7)}
+    assert archive_runs(lake_at(lake.root)) == 6
+    assert archive_runs(lake_at(lake.root)) == 0
     archived = [(row["run"], row["pins"], row["bridge"], row["segment"]) for row in archive(lake.root)]
     assert archived == [(run, plan.pins, "b0", run) for run, plan in plans.items() if plan is not None]
     for name in files(lake.root, "runs/00000000000[1-3].json"):
         (lake.root / name).unlink()
-    maintain(lake.root, NOTHING)
-    assert archived_run(lake.root) == 6
+    maintain(lake_at(lake.root), NOTHING)
+    assert archived_run(lake_at(lake.root)) == 6
     assert len(archive(lake.root)) == 6
 
 
@@ -188,19 +191,20 @@ def test_no_plan_goes_before_it_is_archived(core: Core, envelope: MakeEnvelope) 
     for run in range(25):
         core.landing.seal([envelope(run, 1)])
         core.run()
-    Vacuum(core.root, NOTHING).sweep()
-    assert read_plan(core.root, 1) is None
+    Vacuum(lake_at(core.root), NOTHING).sweep()
+    assert read_plan(lake_at(core.root), 1) is None
     assert [row["run"] for row in archive(core.root)] == list(range(1, 26))
     assert {row["segment"] for row in archive(core.root)} == set(range(1, 26))
 
 
 def test_a_lake_whose_oldest_plans_are_gone_already_archives_the_others(lake: Core) -> None:
     (lake.root / "runs" / f"{1:012d}.json").unlink()
-    assert archive_runs(lake.root) == 5
+    assert archive_runs(lake_at(lake.root)) == 5
     assert [row["run"] for row in archive(lake.root)] == [2, 3, 4, 5, 6]
-    assert archived_run(lake.root) == 6
+    assert archived_run(lake_at(lake.root)) == 6
 
 
+@pytest.mark.slow
 def test_maintenance_that_is_killed_archives_each_run_once_and_leaves_every_table_whole(lake: Core, deaths: Deaths) -> None:
     rows = {name: lake.table(name).num_rows for name in (TELEMETRY, FRAMES, "commits")}
     names: list[str] = []
@@ -208,7 +212,7 @@ def test_maintenance_that_is_killed_archives_each_run_once_and_leaves_every_tabl
     def check(name: str) -> None:
         names.append(name)
         assert {name: lake.table(name).num_rows for name in rows} == rows
-        maintain(lake.root, NOTHING)
+        maintain(lake_at(lake.root), NOTHING)
         assert {name: lake.table(name).num_rows for name in rows} == rows
         assert [row["run"] for row in archive(lake.root)] == [1, 2, 3, 4, 5, 6]
         assert orphans(lake.root) == set()

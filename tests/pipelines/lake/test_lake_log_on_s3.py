@@ -7,6 +7,7 @@ import pytest
 from deltalake import DeltaTable
 
 from pipelines.lake.delta_log import LogKind, log_files
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.lake.removed import read_removed
 from pipelines.lake.rollup import read_rollup
@@ -40,31 +41,32 @@ def payload_bytes(core: RemoteCore) -> int:
 
 
 def entries(core: RemoteCore, name: str) -> int:
-    return sum(file.kind is LogKind.ENTRY for file in log_files(core.root, name))
+    return sum(file.kind is LogKind.ENTRY for file in log_files(lake_at(core.root), name))
 
 
 def check(core: RemoteCore, seqs: list[int]) -> None:
     rows = sorted(core.rows(FRAMES), key=lambda row: row["seq"])
     assert [row["seq"] for row in rows] == seqs
     for row in rows:
-        read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        read_payload(lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
 
 
+@pytest.mark.slow
 def test_in_a_bucket_too_deleted_payloads_go_logs_are_short_and_runs_archived(
     filled: RemoteCore, envelope: MakeEnvelope, frames: MakeFrames
 ) -> None:
     before = payload_bytes(filled)
     opened(filled, FRAMES).delete("seq % 2 = 0")
-    maintain(filled.root, Keep(grace_s=0))
-    assert read_removed(filled.root, FRAMES).num_rows > 0
+    maintain(lake_at(filled.root), Keep(grace_s=0))
+    assert read_removed(lake_at(filled.root), FRAMES).num_rows > 0
     check(filled, list(range(1, 12, 2)))
-    maintain(filled.root, NOTHING)
+    maintain(lake_at(filled.root), NOTHING)
     check(filled, list(range(1, 12, 2)))
     assert payload_bytes(filled) < before
-    assert archived_run(filled.root) == 3
+    assert archived_run(lake_at(filled.root)) == 3
     for name in (TELEMETRY, FRAMES, "commits"):
         assert entries(filled, name) == 1
-    assert set(read_rollup(filled.root, "vehicle_telemetry").column("column").to_pylist()) == {"speed_mps"}
+    assert set(read_rollup(lake_at(filled.root), "vehicle_telemetry").column("column").to_pylist()) == {"speed_mps"}
     assert every_file(filled.root) == referenced(filled.root)
     filled.landing.seal([envelope(30, 10), envelope(12, 4, stream="camera_frame", body=frames(12, 4))])
     loop = filled.run()

@@ -11,6 +11,7 @@ from deltalake import DeltaTable
 from pipelines.errors import RefusedError
 from pipelines.ingest.loop import load_state
 from pipelines.lake.compact import compact_all
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.lake.rollup import read_rollup, roll_up_all
 from pipelines.maintenance.maintain import maintain, only_maintenance
@@ -36,9 +37,11 @@ def lake(core: Core, envelope: MakeEnvelope, frames: MakeFrames) -> Any:
 def check(core: Core, rows: int = 40) -> None:
     found = core.rows(TELEMETRY)
     assert len({(row["device"], row["epoch"], row["seq"]) for row in found}) == len(found) == rows
-    assert not load_state(core.root).ledger.unbalanced()
+    assert not load_state(lake_at(core.root)).ledger.unbalanced()
     for row in core.rows(FRAMES):
-        body = read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        body = read_payload(
+            lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"]
+        )
         assert hashlib.sha256(body).hexdigest() == row["payload_sha256"]
 
 
@@ -46,9 +49,9 @@ def test_after_a_vacuum_there_is_no_orphan_and_every_row_and_payload_is_there(la
     (lake.root / TELEMETRY / "000000000001-9.parquet").write_bytes(b"left by a crash")
     (lake.root / "payload" / "camera_frame" / "000000000001-9.parquet").write_bytes(b"left by a crash")
     (lake.root / TELEMETRY / ".x.parquet.1.tmp").write_bytes(b"half")
-    compact_all(lake.root)
+    compact_all(lake_at(lake.root))
     assert orphans(lake.root)
-    done = Vacuum(lake.root, NOTHING).sweep()
+    done = Vacuum(lake_at(lake.root), NOTHING).sweep()
     assert orphans(lake.root) == set()
     assert done.files["orphans"] == 1
     assert done.files["payload_shards"] == 5
@@ -56,20 +59,20 @@ def test_after_a_vacuum_there_is_no_orphan_and_every_row_and_payload_is_there(la
 
 
 def test_a_dry_run_deletes_nothing(lake: Core) -> None:
-    compact_all(lake.root)
+    compact_all(lake_at(lake.root))
     before = files(lake.root, "**/*")
-    assert Vacuum(lake.root, NOTHING, dry_run=True).sweep().bytes > 0
+    assert Vacuum(lake_at(lake.root), NOTHING, dry_run=True).sweep().bytes > 0
     assert files(lake.root, "**/*") == before
 
 
 def test_what_an_older_version_needs_is_kept_for_its_time(lake: Core) -> None:
     pinned = DeltaTable(lake.root / FRAMES).version()
-    compact_all(lake.root)
-    Vacuum(lake.root, Keep(grace_s=0)).sweep()
+    compact_all(lake_at(lake.root))
+    Vacuum(lake_at(lake.root), Keep(grace_s=0)).sweep()
     rows = pa.table(DeltaTable(lake.root / FRAMES, version=pinned).to_pyarrow_table()).to_pylist()
     assert len(rows) == 12
     for row in rows:
-        read_payload(lake.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        read_payload(lake_at(lake.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
 
 
 def test_the_files_of_the_run_in_hand_are_left_alone(lake: Core, envelope: MakeEnvelope, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,16 +82,16 @@ def test_the_files_of_the_run_in_hand_are_left_alone(lake: Core, envelope: MakeE
         patch.setattr("pipelines.ingest.run.publish_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             loop.step()
-    Vacuum(lake.root, NOTHING).sweep()
+    Vacuum(lake_at(lake.root), NOTHING).sweep()
     lake.run()
     check(lake, 50)
 
 
 def test_landed_segments_go_once_their_rows_are_old_and_the_next_runs_go_on(lake: Core, envelope: MakeEnvelope) -> None:
     kept = files(lake.root, "landing/**/*.arrows")
-    Vacuum(lake.root, Keep(grace_s=0)).sweep()
+    Vacuum(lake_at(lake.root), Keep(grace_s=0)).sweep()
     assert files(lake.root, "landing/**/*.arrows") == kept
-    assert Vacuum(lake.root, NOTHING).sweep().files["segments"] == 4
+    assert Vacuum(lake_at(lake.root), NOTHING).sweep().files["segments"] == 4
     assert files(lake.root, "landing/**/*.arrows") == set()
     lake.landing.seal([envelope(40, 10)])
     lake.run()
@@ -99,35 +102,35 @@ def test_objects_that_no_row_names_go_after_their_time_and_the_others_stay(lake:
     folder = lake.root / "objects"
     folder.mkdir(exist_ok=True)
     (folder / ("a" * 64)).write_bytes(b"nobody's")
-    Vacuum(lake.root, Keep(grace_s=0)).sweep()
+    Vacuum(lake_at(lake.root), Keep(grace_s=0)).sweep()
     assert (folder / ("a" * 64)).exists()
     os.utime(folder / ("a" * 64), (1, 1))
-    assert Vacuum(lake.root, Keep(grace_s=0)).sweep().files["objects"] == 1
+    assert Vacuum(lake_at(lake.root), Keep(grace_s=0)).sweep().files["objects"] == 1
 
 
 def test_two_maintenances_do_not_meet(lake: Core) -> None:
-    with only_maintenance(lake.root), pytest.raises(RefusedError, match="at work already"):
-        maintain(lake.root, NOTHING)
+    with only_maintenance(lake_at(lake.root)), pytest.raises(RefusedError, match="at work already"):
+        maintain(lake_at(lake.root), NOTHING)
 
 
 def test_roll_ups_say_count_least_greatest_and_mean_of_each_minute_once(lake: Core, envelope: MakeEnvelope) -> None:
-    assert roll_up_all(lake.root)["vehicle_telemetry"] == 40
-    assert roll_up_all(lake.root)["vehicle_telemetry"] == 0
+    assert roll_up_all(lake_at(lake.root))["vehicle_telemetry"] == 40
+    assert roll_up_all(lake_at(lake.root))["vehicle_telemetry"] == 0
     lake.landing.seal([envelope(40, 10)])
     lake.run()
-    assert roll_up_all(lake.root)["vehicle_telemetry"] == 10
-    (row,) = read_rollup(lake.root, "vehicle_telemetry", columns=["speed_mps"]).to_pylist()
+    assert roll_up_all(lake_at(lake.root))["vehicle_telemetry"] == 10
+    (row,) = read_rollup(lake_at(lake.root), "vehicle_telemetry", columns=["speed_mps"]).to_pylist()
     speeds = [row["speed_mps"] for row in lake.rows(TELEMETRY)]
     assert (row["device"], row["count"], row["min"], row["max"]) == ("car-1", 50, min(speeds), max(speeds))
     assert row["mean"] == pytest.approx(sum(speeds) / 50)
-    compact_all(lake.root, 2)
-    assert read_rollup(lake.root, "vehicle_telemetry", devices=["car-1"], columns=["speed_mps"]).to_pylist() == [row]
-    assert read_rollup(lake.root, "camera_frame").num_rows == 0
+    compact_all(lake_at(lake.root), 2)
+    assert read_rollup(lake_at(lake.root), "vehicle_telemetry", devices=["car-1"], columns=["speed_mps"]).to_pylist() == [row]
+    assert read_rollup(lake_at(lake.root), "camera_frame").num_rows == 0
 
 
 def check_kept(core: Core) -> None:
     check(core)
-    maintain(core.root, NOTHING)
+    maintain(lake_at(core.root), NOTHING)
     check(core)
     assert orphans(core.root) == set()
 

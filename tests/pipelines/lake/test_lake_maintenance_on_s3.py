@@ -15,6 +15,7 @@ import obstore
 import pytest
 
 from pipelines.config import RunConfig
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import SETS
 from pipelines.lake.payload import read_payload
 from pipelines.lake.remote import Remote, bind
@@ -50,7 +51,7 @@ def filled(core: RemoteCore, envelope: MakeEnvelope, frames: MakeFrames, slide: 
         core.remote.put(f"{name}/000000000001-9.parquet", core.remote.get(_a_file(core, FRAMES))[0])
     core.remote.put(f"{SETS}/views/7/train-00000.parquet", b"its builder died")
     core.remote.put(f"{SETS}/views/.numbers/7", b"taken")
-    build_set(core.root, "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0}))
+    build_set(lake_at(core.root), "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0}))
     return core
 
 
@@ -83,7 +84,7 @@ def check(core: RemoteCore, *, tagged: bool = False) -> None:
     chips = core.rows(CHIPS)
     assert (len(core.rows(FRAMES)), len(chips)) == (6, 2)
     for row in [*core.rows(FRAMES), *chips]:
-        read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        read_payload(lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
     for row in chips:
         assert core.remote.size(f"{row['zarr_path']}/zarr.json")
 

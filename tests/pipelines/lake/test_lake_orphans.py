@@ -20,6 +20,7 @@ from deltalake import DeltaTable
 from pipelines.bridge.rows import LandingRow
 from pipelines.lake.alone import held_alone
 from pipelines.lake.compact import compact_all
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import retag_lock_path
 from pipelines.lake.payload import read_payload
 from pipelines.maintenance.vacuum import Keep, Vacuum
@@ -34,10 +35,11 @@ STEPS = range(10, 130, 5) if os.environ.get("CATCHMENT_THOROUGH") else (60,)
 KILLED_BUILD = """
 import os, signal, sys
 from pathlib import Path
+from pipelines.lake.lake import lake_at
 from pipelines.training import build
 
 build._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-build.build_set(Path(sys.argv[1]), "views", ("camera_frame",), options=build.BuildOptions(split={"train": 1.0}))
+build.build_set(lake_at(Path(sys.argv[1])), "views", ("camera_frame",), options=build.BuildOptions(split={"train": 1.0}))
 """
 NOTHING = Keep(0, 0, 0, 0, 0)
 SPEC = "chips/slide/s256"  # of the built-in contract
@@ -92,7 +94,7 @@ def check(core: Core) -> None:
     chips = core.rows("streams/slide_chips")
     assert len(chips) == 2
     for row in [*core.rows("streams/camera_frame"), *chips]:
-        read_payload(core.root, row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
+        read_payload(lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
     for row in chips:
         import zarr
 
@@ -140,29 +142,29 @@ def leave_all_kinds(root: Path) -> list[str]:
 
 
 def test_after_a_vacuum_the_lake_holds_what_is_referred_to_and_nothing_else(lake: Core) -> None:
-    built = build_set(lake.root, "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0}))
+    built = build_set(lake_at(lake.root), "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0}))
     whole = leave(lake.root, "objects/" + "a" * 64)
     left = leave_all_kinds(lake.root)
-    compact_all(lake.root, 2)
+    compact_all(lake_at(lake.root), 2)
     assert {*left, whole} <= every_file(lake.root) - referenced(lake.root)
-    would = Vacuum(lake.root, NOTHING, dry_run=True).sweep()
+    would = Vacuum(lake_at(lake.root), NOTHING, dry_run=True).sweep()
     assert set(left) <= every_file(lake.root)
-    assert Vacuum(lake.root, NOTHING).sweep() == would
+    assert Vacuum(lake_at(lake.root), NOTHING).sweep() == would
     assert every_file(lake.root) == referenced(lake.root)
     for folder in ("runs/backfill", SPEC + "/000000000001-7.zarr", "sets/views/.build-77", ".tmp/run-77-x"):
         assert not [path for path in (lake.root / folder).rglob("*") if path.is_dir()], folder
     check(lake)
     assert len(open_set(lake.root / "sets" / "views" / str(built.version))) == 6
-    assert Vacuum(lake.root, NOTHING).sweep().files == {}
+    assert Vacuum(lake_at(lake.root), NOTHING).sweep().files == {}
 
 
 def test_what_is_young_is_left_alone_whoever_may_be_writing_it(lake: Core) -> None:
     left = {name for name in leave_all_kinds(lake.root) if not name.startswith(".tmp/")}  # whose owner is known to be dead
-    Vacuum(lake.root, Keep(0, 0, 0, grace_s=3_600)).sweep()
+    Vacuum(lake_at(lake.root), Keep(0, 0, 0, grace_s=3_600)).sweep()
     assert left <= every_file(lake.root)
     store = lake.root / SPEC / "000000000001-7.zarr"
     os.utime(store / "zarr.json", (1, 1))  # a store is as old as its newest file
-    Vacuum(lake.root, Keep(0, 0, 0, grace_s=3_600)).sweep()
+    Vacuum(lake_at(lake.root), Keep(0, 0, 0, grace_s=3_600)).sweep()
     assert (store / "zarr.json").exists()
 
 
@@ -174,7 +176,7 @@ def test_what_a_run_leaves_that_is_killed_while_it_cuts_chips_is_gone_after_the_
     for step in STEPS:  # the next one finds what the ones before have left
         deaths.kill("run", core.root, step)
     core.run()
-    Vacuum(core.root, NOTHING).sweep()
+    Vacuum(lake_at(core.root), NOTHING).sweep()
     assert every_file(core.root) == referenced(core.root)
     assert len(core.rows("streams/slide_chips")) == 1
 
@@ -189,7 +191,7 @@ def test_what_a_build_of_a_set_leaves_that_is_killed_is_gone_after_a_vacuum(lake
     assert killed.returncode == -signal.SIGKILL
     (draft,) = (lake.root / "sets/views").iterdir()
     assert list(draft.glob("*.parquet"))
-    Vacuum(lake.root, NOTHING).sweep()
+    Vacuum(lake_at(lake.root), NOTHING).sweep()
     assert every_file(lake.root) == referenced(lake.root)
     check(lake)
 
@@ -199,20 +201,20 @@ def test_chips_of_older_versions_are_kept_for_their_time_and_those_of_the_run_in
     lake: Core, slide: Callable[[int], LandingRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinned = DeltaTable(lake.root / "streams/slide_chips").version()
-    compact_all(lake.root, 2)
+    compact_all(lake_at(lake.root), 2)
     lake.landing.seal([slide(2)])
     loop = lake.loop()
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.ingest.run.publish_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             loop.step()
-    Vacuum(lake.root, Keep(168, 0, 0, 0)).sweep()
+    Vacuum(lake_at(lake.root), Keep(168, 0, 0, 0)).sweep()
     rows = pa.table(DeltaTable(lake.root / "streams/slide_chips", version=pinned).to_pyarrow_table()).to_pylist()
     assert len(rows) == 2
-    Vacuum(lake.root, NOTHING).sweep()
+    Vacuum(lake_at(lake.root), NOTHING).sweep()
     lake.run()
     assert len(lake.rows("streams/slide_chips")) == 3
-    Vacuum(lake.root, NOTHING).sweep()
+    Vacuum(lake_at(lake.root), NOTHING).sweep()
     assert every_file(lake.root) == referenced(lake.root)
 
 
@@ -221,7 +223,7 @@ def test_a_table_that_is_being_tagged_anew_waits_for_the_next_vacuum(lake: Core)
     kept = lake.root / "streams/vehicle_telemetry/kept-0.parquet"
     shutil.copy2(next(kept.parent.glob("0*.parquet")), kept)
     with held_alone(retag_lock_path(lake.root, "vehicle_telemetry")):
-        Vacuum(lake.root, NOTHING).sweep()
+        Vacuum(lake_at(lake.root), NOTHING).sweep()
     assert kept.exists()
-    Vacuum(lake.root, NOTHING).sweep()
+    Vacuum(lake_at(lake.root), NOTHING).sweep()
     assert not kept.exists()

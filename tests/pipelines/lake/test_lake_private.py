@@ -22,6 +22,7 @@ from pipelines.contracts.odcs import to_odcs
 from pipelines.ingest.backfill import backfill, segments_of
 from pipelines.ingest.loop import IN_PROCESS
 from pipelines.lake.compact import compact_all
+from pipelines.lake.lake import lake_at
 from pipelines.lake.rollup import read_rollup
 from pipelines.lake.table import open_table
 from pipelines.maintenance.maintain import maintain
@@ -175,37 +176,37 @@ def test_the_search_finds_what_is_there(lake: Core) -> None:
 
 
 def test_no_private_value_is_anywhere_after_runs_profiles_and_maintenance(lake: Core) -> None:
-    keep_quality(lake.root, CONTRACT)
-    maintain(lake.root, Keep())
+    keep_quality(lake_at(lake.root), CONTRACT)
+    maintain(lake_at(lake.root), Keep())
     assert leaks(lake.root) == set()
-    assert set(read_rollup(lake.root, STREAM).column("column").to_pylist()) == {"speed"}
-    assert read_quality(lake.root, STREAM).filter(column="lat")["rows"].sum() == 55
-    maintain(lake.root, NOTHING)
+    assert set(read_rollup(lake_at(lake.root), STREAM).column("column").to_pylist()) == {"speed"}
+    assert read_quality(lake_at(lake.root), STREAM).filter(column="lat")["rows"].sum() == 55
+    maintain(lake_at(lake.root), NOTHING)
     assert leaks(lake.root) == set()
 
 
 def test_nor_after_checkpoints_compaction_retag_and_backfill(lake: Core) -> None:
-    retag_stream(lake.root, STREAM, [POLICY], RuleTagger(Tagger.compile([POLICY], CONTRACT)))
-    compact_all(lake.root, 2)
+    retag_stream(lake_at(lake.root), STREAM, [POLICY], RuleTagger(Tagger.compile([POLICY], CONTRACT)))
+    compact_all(lake_at(lake.root), 2)
     backfill(lake.config, segments_of("1-5"), IN_PROCESS, SystemClock())
     for name in (TABLE, "quarantine", "commits"):
         DeltaTable(lake.root / name).create_checkpoint()
-    maintain(lake.root, Keep())
+    maintain(lake_at(lake.root), Keep())
     assert leaks(lake.root) == set()
 
 
 def test_what_other_tools_write_into_footers_is_taken_out(lake: Core) -> None:
     DeltaTable(lake.root / TABLE).delete("seq % 2 = 0")
     assert leaks(lake.root)
-    maintain(lake.root, NOTHING)
+    maintain(lake_at(lake.root), NOTHING)
     assert leaks(lake.root) == set()
     before = {path: path.stat().st_mtime_ns for path in (lake.root / TABLE).glob("*.parquet")}
     DeltaTable(lake.root / TABLE).optimize.compact()
-    maintain(lake.root, NOTHING)
+    maintain(lake_at(lake.root), NOTHING)
     assert {path: path.stat().st_mtime_ns for path in (lake.root / TABLE).glob("*.parquet")} == before
     assert lake.table(TABLE).num_rows == 25
-    retag_stream(lake.root, STREAM, [POLICY], RuleTagger(Tagger.compile([POLICY], CONTRACT)))
-    maintain(lake.root, NOTHING)
+    retag_stream(lake_at(lake.root), STREAM, [POLICY], RuleTagger(Tagger.compile([POLICY], CONTRACT)))
+    maintain(lake_at(lake.root), NOTHING)
     assert leaks(lake.root) == set()
 
 
@@ -219,21 +220,21 @@ def test_a_column_that_becomes_private_later_is_taken_out_of_what_was_kept_befor
     for run in range(5):
         core.landing.seal([envelope(run * 10, 10, stream=STREAM, body=as_ipc(rows(10).select(["event_time", *kept])))])
         core.run()
-    keep_quality(core.root, public)
-    maintain(core.root, Keep(grace_s=0))
+    keep_quality(lake_at(core.root), public)
+    maintain(lake_at(core.root), Keep(grace_s=0))
     shown = {name.split("/")[0] for name, _ in leaks(core.root)}
     assert {"streams", "rollups", "quality", "runs"} <= shown
     private = Contract(STREAM, "1.1.0", tuple(column for column in COLUMNS if column.type is not ColumnType.STRUCT))
     contracts(core, private)
     core.landing.seal([envelope(500, 10, stream=STREAM, body=as_ipc(rows(10).select(["event_time", *kept])), version="1.0.0")])
     core.run()
-    maintain(core.root, NOTHING)
+    maintain(lake_at(core.root), NOTHING)
     assert leaks(core.root) == set()
     assert core.table(TABLE).num_rows == 60
-    quality = read_quality(core.root, STREAM)
+    quality = read_quality(lake_at(core.root), STREAM)
     assert quality.filter(column="lat")["rows"].sum() == 50
     assert quality.filter(column="lat")["maximum"].null_count() == 5
-    assert set(read_rollup(core.root, STREAM).column("column").to_pylist()) == {"speed"}
+    assert set(read_rollup(lake_at(core.root), STREAM).column("column").to_pylist()) == {"speed"}
 
 
 def test_an_inspector_s_private_answers_are_not_cached_and_old_ones_are_forgotten(
@@ -280,12 +281,12 @@ def test_an_inspector_s_private_answers_are_not_cached_and_old_ones_are_forgotte
 
 
 def test_a_preview_shows_no_private_value(lake: Core) -> None:
-    table = open_table(lake.root, TABLE)
+    table = open_table(lake_at(lake.root), TABLE)
     assert table is not None
     found = Preview(POLICY, Tagger.compile([POLICY], CONTRACT))
     found.take(table.to_pyarrow_table())
     sheet = lake.root / "sheet.html"
-    Sheet(lake.root, "known", found.examples()).write(sheet)
+    Sheet(lake_at(lake.root), "known", found.examples()).write(sheet)
     assert len(found.examples()) == 20
     assert "(private)" in sheet.read_text()
     assert leaks(lake.root) == set()
@@ -311,8 +312,8 @@ def test_what_a_fault_or_a_refusal_says_is_kept_without_the_values_it_quotes(
         core.landing.seal([envelope(100 + run * 10, 3, stream=STREAM, body=as_ipc(rows(3)))])
         core.run()
     assert len(core.rows("quarantine")) == 3
-    keep_quality(core.root, CONTRACT)
-    maintain(core.root, Keep())
+    keep_quality(lake_at(core.root), CONTRACT)
+    maintain(lake_at(core.root), Keep())
     assert leaks(core.root) == set()
     assert list((core.root / "runs").glob("faults.json"))
 

@@ -18,7 +18,7 @@ from pipelines.imaging.store import SlideRef
 from pipelines.ingest.payloads import check_payloads
 from pipelines.inspect.stored import committed_payloads, fresh_payloads
 from pipelines.lake.compact import compact_table
-from pipelines.lake.copy import files_of
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload, write_payload_shard
 from pipelines.lake.quarantined import Where, heads, open_rows
 from pipelines.lake.table import open_table
@@ -93,18 +93,18 @@ def commit(lake: Path, table: pa.Table, name: str = "streams/camera_frame") -> N
 @pytest.mark.parametrize("kind", NAMES)
 def test_no_payload_is_read_outside_the_lake_and_the_refusal_names_its_row(lake: Path, kind: str) -> None:
     with pytest.raises(BadReferenceError, match=r"sample cam-9/5/77"):
-        read_payload(lake, hostile(lake, kind), 0, len(SECRET), 0, "sample cam-9/5/77")
+        read_payload(lake_at(lake), hostile(lake, kind), 0, len(SECRET), 0, "sample cam-9/5/77")
 
 
 @pytest.mark.parametrize("numbers", [(-1, 3, 0), (2, 3, 0), (8, -3, 0), (8, 3, -1)])
 def test_numbers_that_no_file_has_are_refused(lake: Path, numbers: tuple[int, int, int]) -> None:
     with pytest.raises(BadReferenceError):
-        read_payload(lake, SHARD, *numbers)
+        read_payload(lake_at(lake), SHARD, *numbers)
 
 
 def test_a_length_beyond_the_file_takes_no_memory(lake: Path) -> None:
     with pytest.raises(CorruptLakeError):
-        read_payload(lake, SHARD, 8, 1 << 60, 0)
+        read_payload(lake_at(lake), SHARD, 8, 1 << 60, 0)
 
 
 @pytest.mark.parametrize("kind", ["up", "absolute", "scheme", "link", "link called as a shard", "link in a folder", "pipe"])
@@ -115,9 +115,9 @@ def test_every_reader_of_a_hostile_row_refuses_it(lake: Path, tmp_path: Path, ki
     row = rows.slice(1, 1).to_pylist()[0]
     outcome = tmp_path / "out.html"
     actions: dict[str, Callable[[], object]] = {
-        "set": lambda: build_set(lake, "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0})),
-        "sheet": lambda: Sheet(lake, "page", [ExampleRow(row, ("b",))]).write(outcome),
-        "inspector": lambda: committed_payloads(lake, rows)(1),
+        "set": lambda: build_set(lake_at(lake), "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0})),
+        "sheet": lambda: Sheet(lake_at(lake), "page", [ExampleRow(row, ("b",))]).write(outcome),
+        "inspector": lambda: committed_payloads(lake_at(lake), rows)(1),
         "compaction": lambda: _compacted(lake, rows),
     }
     with pytest.raises(BadReferenceError) as caught:
@@ -131,7 +131,7 @@ def test_every_reader_of_a_hostile_row_refuses_it(lake: Path, tmp_path: Path, ki
 def _compacted(lake: Path, rows: pa.Table) -> object:
     for _ in range(9):
         write_deltalake(lake / "streams/camera_frame", rows.slice(1, 1), mode="append")
-    return compact_table(lake, "streams/camera_frame", min_files=2)
+    return compact_table(lake_at(lake), "streams/camera_frame", min_files=2)
 
 
 @pytest.mark.parametrize("kind", ["up", "absolute", "link", "link in a folder"])
@@ -139,7 +139,7 @@ def test_no_image_is_cut_into_chips_from_outside(lake: Path, kind: str) -> None:
     key = SampleKey(DeviceId("cam-9"), StreamName("slide"), 5, 77)
     slide = SlideRef(key, Digest("0" * 64), hostile(lake, kind), 0, len(SECRET), ChipSpec("s256", 256, 0, 0), 1, (), ())
     with pytest.raises(Exception, match=r"cam-9/5/77"):
-        cut_chips(lake, 1, (slide,), 1_000_000)
+        cut_chips(lake_at(lake), 1, (slide,), 1_000_000)
 
 
 @pytest.mark.parametrize("digest", ["../secret", "../../etc/passwd", "{outside}/secret", "x", "f" * 64])
@@ -148,10 +148,10 @@ def test_a_digest_that_a_device_sends_names_no_file_but_an_object(lake: Path, di
     (lake / "objects" / ("f" * 64)).symlink_to(lake.parent / "secret")
     reference = digest.format(outside=lake.parent)
     rows = pa.table({"payload": pa.array([None], pa.binary()), "payload_sha256": [reference]})
-    _, reasons = check_payloads(lake, rows, PayloadSpec(("image/jpeg",), max_bytes=1 << 20))
+    _, reasons = check_payloads(lake_at(lake), rows, PayloadSpec(("image/jpeg",), max_bytes=1 << 20))
     assert reasons[0].as_py() is not None
     with pytest.raises(CorruptLakeError):
-        fresh_payloads(lake, rows)(0)
+        fresh_payloads(lake_at(lake), rows)(0)
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,10 @@ def test_a_data_file_that_the_table_s_log_names_elsewhere_is_not_read(lake: Path
         entry = {**add, "path": add["path"] if version == 1 else f"./{version}/../{add['path']}"} if reader != "set" else add
         (table / "_delta_log" / f"{version:020d}.json").write_text(json.dumps({"add": entry}) + "\n")
     actions: dict[str, Callable[[], object]] = {
-        "set": lambda: build_set(lake, "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0})),
-        "preview": lambda: list(blocks(lake, "camera_frame", ["device"], None)),
-        "sample": lambda: sample_row(lake, "camera_frame", "nobody/1/1"),
-        "compaction": lambda: compact_table(lake, "streams/camera_frame", min_files=2),
+        "set": lambda: build_set(lake_at(lake), "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0})),
+        "preview": lambda: list(blocks(lake_at(lake), "camera_frame", ["device"], None)),
+        "sample": lambda: sample_row(lake_at(lake), "camera_frame", "nobody/1/1"),
+        "compaction": lambda: compact_table(lake_at(lake), "streams/camera_frame", min_files=2),
     }
     with pytest.raises(BadReferenceError, match="log of streams/camera_frame"):
         actions[reader]()
@@ -188,11 +188,11 @@ def test_a_data_file_that_the_table_s_log_names_elsewhere_is_not_read(lake: Path
 def test_a_quarantine_whose_file_is_a_link_is_not_shown_or_replayed(lake: Path) -> None:
     (lake.parent / "q").mkdir()
     write_deltalake(lake / "quarantine", pa.table({"id": ["1"], "reason": ["x"], "run": [1]}))
-    assert open_table(lake, "quarantine") is not None
+    assert open_table(lake_at(lake), "quarantine") is not None
     file = next((lake / "quarantine").glob("*.parquet"))
     file.rename(lake.parent / "q" / file.name)
     file.symlink_to(lake.parent / "q" / file.name)
-    for action in (lambda: heads(lake, Where()), lambda: open_rows(lake, ["1"], 10, 1000)):
+    for action in (lambda: heads(lake_at(lake), Where()), lambda: open_rows(lake_at(lake), ["1"], 10, 1000)):
         with pytest.raises(BadReferenceError, match="quarantine"):
             action()
 
@@ -206,7 +206,7 @@ def test_maintenance_lists_and_deletes_nothing_through_a_link(tmp_path: Path, pl
     (root / planted).symlink_to(elsewhere)
     for parent in {planted, planted.split("/", maxsplit=1)[0]}:
         with pytest.raises(BadReferenceError, match="link"):
-            files_of(root, parent)
+            lake_at(root).files(parent)
     assert [path.name for path in elsewhere.iterdir()] == ["000000000001.arrows"]
 
 
@@ -218,7 +218,7 @@ def a_set(lake: Path) -> Path:
         whole.schema.get_field_index("payload_offset"), "payload_offset", pa.array([FIRST, FIRST], pa.int64())
     )
     write_deltalake(lake / "streams/camera_frame", whole)
-    manifest = build_set(lake, "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0}))
+    manifest = build_set(lake_at(lake), "views", ("camera_frame",), options=BuildOptions(split={"train": 1.0}))
     return lake / "sets/views" / str(manifest.version)
 
 
@@ -253,7 +253,7 @@ def test_a_manifest_that_names_a_file_elsewhere_is_no_manifest(lake: Path, a_set
     with pytest.raises(CorruptLakeError, match="malformed"):
         open_set(a_set)
     with pytest.raises(CorruptLakeError, match="malformed"):
-        list_sets(lake)
+        list_sets(lake_at(lake))
 
 
 @pytest.mark.parametrize("name", ["../secret", "payload/../../other/secret", "/etc/passwd", "s3://other/x", "a//b"])
@@ -263,13 +263,13 @@ def test_a_reference_that_leads_out_of_a_bucket_s_lake_is_refused_before_it_is_a
 ) -> None:
     listed_count = len(core.remote.listed("payload"))
     with pytest.raises(BadReferenceError, match="sample a/1/2"):
-        read_payload(core.root, name, 0, 3, 0, "sample a/1/2")
+        read_payload(lake_at(core.root), name, 0, 3, 0, "sample a/1/2")
     assert len(core.remote.listed("payload")) == listed_count
 
 
 def test_a_missing_payload_is_still_missing_and_not_refused(lake: Path) -> None:
     with pytest.raises(CorruptLakeError, match="restore it") as caught:
-        read_payload(lake, "payload/camera_frame/gone.parquet", 8, 3, 0)
+        read_payload(lake_at(lake), "payload/camera_frame/gone.parquet", 8, 3, 0)
     assert not isinstance(caught.value, BadReferenceError)
     with pytest.raises(NotFoundError):
         open_set(lake / "sets/none/1")
@@ -277,4 +277,4 @@ def test_a_missing_payload_is_still_missing_and_not_refused(lake: Path) -> None:
 
 def test_a_lake_whose_root_is_a_link_is_read(lake: Path) -> None:
     (lake.parent / "alias").symlink_to(lake)
-    assert read_payload(lake.parent / "alias", SHARD, FIRST, 3, 0) == b"one"
+    assert read_payload(lake_at(lake.parent / "alias"), SHARD, FIRST, 3, 0) == b"one"

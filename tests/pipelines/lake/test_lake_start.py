@@ -12,6 +12,7 @@ from deltalake import DeltaTable
 from pipelines.contracts.odcs import to_odcs
 from pipelines.errors import ConfigError, CorruptLakeError
 from pipelines.lake import table_states
+from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import table_states_path
 from pipelines.lake.table_states import TableState, TableStates
 from schemas.contract import Column, ColumnType, Contract
@@ -99,7 +100,8 @@ def test_what_is_remembered_still_tells_that_the_pointer_was_put_back(many: Core
     many.loop()
     shutil.rmtree(many.root / "commits")
     kept = {
-        name: msgspec.structs.replace(state, transactions={"ingest": 7}) for name, state in TableStates(many.root)._kept.items()
+        name: msgspec.structs.replace(state, transactions={"ingest": 7})
+        for name, state in TableStates(lake_at(many.root))._kept.items()
     }
     table_states_path(many.root).write_bytes(msgspec.json.encode(kept))
     opened.clear()
@@ -126,7 +128,7 @@ def test_a_cache_that_cannot_be_read_is_made_anew(many: Core, body: bytes) -> No
     table_states_path(many.root).write_bytes(body)
     rest(many.root)
     many.loop()
-    assert isinstance(TableStates(many.root, "ingest")._known(f"streams/{MANY[0]}"), TableState)
+    assert isinstance(TableStates(lake_at(many.root), "ingest")._known(f"streams/{MANY[0]}"), TableState)
 
 
 def test_runs_of_many_streams_that_are_killed_end_with_every_sample_once(

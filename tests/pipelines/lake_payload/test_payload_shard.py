@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import group_bounds, read_payload, write_payload_shard
 
 
@@ -35,7 +36,7 @@ def check(path: Path, payloads: list[bytes]) -> None:
         offset, length = shard.offsets[row].as_py(), shard.lengths[row].as_py()
         with path.open("rb") as file:
             assert os.pread(file.fileno(), length, offset) == body
-        assert read_payload(path.parent, path.name, offset, length, row) == body
+        assert read_payload(lake_at(path.parent), path.name, offset, length, row) == body
 
 
 @settings(max_examples=25, deadline=None)
@@ -63,19 +64,19 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_wrong_offset_is_noticed_and_the_row_is_read_the_slow_way(tmp_path: Path) -> None:
     shard = write_payload_shard(tmp_path / "a.parquet", rows_of([b"one", b"three"]))
-    assert read_payload(tmp_path, "a.parquet", shard.offsets[1].as_py() + 1, 5, 1) == b"three"
+    assert read_payload(lake_at(tmp_path), "a.parquet", shard.offsets[1].as_py() + 1, 5, 1) == b"three"
 
 
 def test_a_missing_a_cut_and_a_foreign_file_are_told_apart_from_data(tmp_path: Path) -> None:
     with pytest.raises(CorruptLakeError, match="cannot be opened"):
-        read_payload(tmp_path, "absent.parquet", 4, 1, 0)
+        read_payload(lake_at(tmp_path), "absent.parquet", 4, 1, 0)
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")
     with pytest.raises(CorruptLakeError, match="restore"):
-        read_payload(tmp_path, "cut.parquet", 4, 1, 0)
+        read_payload(lake_at(tmp_path), "cut.parquet", 4, 1, 0)
     (tmp_path / "object").write_bytes(b"12345")
-    assert read_payload(tmp_path, "object", 0, 5, 0) == b"12345"
+    assert read_payload(lake_at(tmp_path), "object", 0, 5, 0) == b"12345"
     with pytest.raises(CorruptLakeError, match="5 bytes where 6"):
-        read_payload(tmp_path, "object", 0, 6, 0)
+        read_payload(lake_at(tmp_path), "object", 0, 6, 0)
 
 
 def test_a_null_payload_is_refused_and_no_file_is_left(tmp_path: Path) -> None:

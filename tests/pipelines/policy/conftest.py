@@ -10,6 +10,7 @@ import pytest
 from pipelines.contracts.arrow import table_schema
 from pipelines.lake.commit import commit_once
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import lake_at
 from pipelines.policy.engine import Tagger
 from schemas.builtin import builtin_contract
 from schemas.policy import Policy
@@ -46,8 +47,8 @@ def commit_rows(tmp_path: Path) -> Callable[..., Path]:
     def commit(run: int, count: int = 1_000, policies: tuple[Policy, ...] = ()) -> Path:
         root = tmp_path / "lake"
         root.mkdir(exist_ok=True)
-        written = write_table_file(root, TABLE, f"{run:012d}-0.parquet", vehicle_table(count, run, list(policies)))
-        commit_once(root, TABLE, [written], table_schema(CONTRACT), run)
+        written = write_table_file(lake_at(root), TABLE, f"{run:012d}-0.parquet", vehicle_table(count, run, list(policies)))
+        commit_once(lake_at(root), TABLE, [written], table_schema(CONTRACT), run)
         return root
 
     return commit

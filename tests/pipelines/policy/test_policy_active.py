@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from pipelines.commands.policy import policy_app
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, PipelineError, RefusedError
+from pipelines.lake.lake import lake_at
 from pipelines.policy.active import (
     active_policies,
     apply_policy,
@@ -40,21 +41,21 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_the_newest_version_of_each_id_is_in_force_and_every_change_is_remembered(tmp_path: Path) -> None:
     one, other, two = policy("a"), policy("b"), policy("a", when="speed_mps > 25")
     for at, each in enumerate((one, other, two)):
-        apply_policy(tmp_path, each, "ada", at, "why")
-    assert {each.label for each in active_policies(tmp_path)} == {two.label, other.label}
-    assert {each.label for each in active_policies(tmp_path, 2)} == {one.label, other.label}
-    withdraw_policy(tmp_path, "b", "bob", 3)
-    assert [(entry.who, entry.action) for entry in history(tmp_path)] == [("ada", "apply")] * 3 + [("bob", "withdraw")]
-    assert active_policies(tmp_path) == (two,)
-    assert read_document(tmp_path, one.label) == one
+        apply_policy(lake_at(tmp_path), each, "ada", at, "why")
+    assert {each.label for each in active_policies(lake_at(tmp_path))} == {two.label, other.label}
+    assert {each.label for each in active_policies(lake_at(tmp_path), 2)} == {one.label, other.label}
+    withdraw_policy(lake_at(tmp_path), "b", "bob", 3)
+    assert [(entry.who, entry.action) for entry in history(lake_at(tmp_path))] == [("ada", "apply")] * 3 + [("bob", "withdraw")]
+    assert active_policies(lake_at(tmp_path)) == (two,)
+    assert read_document(lake_at(tmp_path), one.label) == one
     with pytest.raises(NotFoundError, match="not active"):
-        withdraw_policy(tmp_path, "b", "bob", 4)
+        withdraw_policy(lake_at(tmp_path), "b", "bob", 4)
 
 
 def test_applying_the_version_in_force_changes_nothing(tmp_path: Path) -> None:
-    apply_policy(tmp_path, policy("a"), "ada", 1)
-    apply_policy(tmp_path, policy("a"), "ada", 2)
-    assert len(history(tmp_path)) == 1
+    apply_policy(lake_at(tmp_path), policy("a"), "ada", 1)
+    apply_policy(lake_at(tmp_path), policy("a"), "ada", 2)
+    assert len(history(lake_at(tmp_path))) == 1
 
 
 def test_of_many_who_apply_at_once_none_undoes_another_unseen(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_of_many_who_apply_at_once_none_undoes_another_unseen(tmp_path: Path) ->
 
     def work(name: str) -> None:
         try:
-            apply_policy(tmp_path, policy(name), name, 1)
+            apply_policy(lake_at(tmp_path), policy(name), name, 1)
             applied.append(name)
         except ConflictError as error:
             lost.append(error)
@@ -74,15 +75,15 @@ def test_of_many_who_apply_at_once_none_undoes_another_unseen(tmp_path: Path) ->
     for thread in threads:
         thread.join()
     assert len(applied) + len(lost) == 8
-    assert sorted(each.id for each in active_policies(tmp_path)) == sorted(applied)
+    assert sorted(each.id for each in active_policies(lake_at(tmp_path))) == sorted(applied)
 
 
 def test_a_document_that_is_not_what_its_name_says_stops(tmp_path: Path) -> None:
-    apply_policy(tmp_path, policy("a"), "ada", 1)
+    apply_policy(lake_at(tmp_path), policy("a"), "ada", 1)
     document = next((tmp_path / "policies" / "documents").iterdir())
     document.write_bytes(document.read_bytes().replace(b"20", b"21"))
     with pytest.raises(CorruptLakeError, match="restore it"):
-        active_policies(tmp_path)
+        active_policies(lake_at(tmp_path))
 
 
 def test_an_applied_policy_wins_over_the_folder_s_of_the_same_id(tmp_path: Path) -> None:
@@ -92,8 +93,8 @@ def test_an_applied_policy_wins_over_the_folder_s_of_the_same_id(tmp_path: Path)
     for each in (policy("a"), policy("b")):
         (folder / f"{each.id}.yaml").write_text(to_yaml(each))
     newer = policy("a", when="speed_mps > 30")
-    apply_policy(root, newer, "ada", 1)
-    assert {each.label for each in policies_in_force(root, str(folder))} == {newer.label, policy("b").label}
+    apply_policy(lake_at(root), newer, "ada", 1)
+    assert {each.label for each in policies_in_force(lake_at(root), str(folder))} == {newer.label, policy("b").label}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -141,7 +142,7 @@ def test_a_policy_whose_example_fails_is_not_put_in_force(commit_rows: Commit, t
     path.write_text(to_yaml(policy("drive")) + "examples:\n- row: {speed_mps: 1.0}\n  tags: [fast]\n")
     with pytest.raises(RefusedError, match="example 1 on vehicle_telemetry wants fast and gets no tags"):
         run("apply", str(path), "--lake", str(root))
-    assert history(root) == ()
+    assert history(lake_at(root)) == ()
 
 
 def test_a_lake_that_is_not_there_is_told(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from pipelines.commands.policy import policy_app
 from pipelines.errors import RefusedError
 from pipelines.inspect.suspended import SuspensionBook
+from pipelines.lake.lake import lake_at
 from pipelines.policy import guard
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.engine import Tagger
@@ -106,7 +107,7 @@ def test_the_process_of_risky_rules_does_not_outlive_a_killed_run() -> None:
 
 
 def test_a_suspension_outlives_the_process_and_ends_with_a_new_version(tmp_path: Path, taggers: list[GuardedTagger]) -> None:
-    book, short = SuspensionBook(tmp_path), Budget(start_ms=200, us_per_row=0)
+    book, short = SuspensionBook(lake_at(tmp_path)), Budget(start_ms=200, us_per_row=0)
     first = GuardedTagger.compile([SLOW], CONTRACT, short, book)
     after_restart = GuardedTagger.compile([SLOW, PLAIN], CONTRACT, book=book)
     taggers += [first, after_restart]
@@ -142,13 +143,13 @@ def test_a_process_that_somebody_else_ended_is_no_reason_to_keep_a_suspension(
             pass
 
     monkeypatch.setattr(guard, "_Worker", Ended)
-    tagger = GuardedTagger.compile([WORDS], CONTRACT, book=SuspensionBook(tmp_path))
+    tagger = GuardedTagger.compile([WORDS], CONTRACT, book=SuspensionBook(lake_at(tmp_path)))
     assert tagger.tag(rows("E1"))[0].to_pylist() == [["error"]]
-    assert SuspensionBook(tmp_path).in_force([WORDS]) == ()
+    assert SuspensionBook(lake_at(tmp_path)).in_force([WORDS]) == ()
 
 
 def test_an_entry_that_cannot_be_read_suspends_and_says_what_to_do(tmp_path: Path, taggers: list[GuardedTagger]) -> None:
-    book = SuspensionBook(tmp_path)
+    book = SuspensionBook(lake_at(tmp_path))
     book.suspend_policy(WORDS.label, "probe", "late")
     (tmp_path / "policies" / "suspended" / f"{WORDS.label}.json").write_text("{")
     taggers.append(GuardedTagger.compile([WORDS], CONTRACT, book=book))
@@ -157,7 +158,7 @@ def test_an_entry_that_cannot_be_read_suspends_and_says_what_to_do(tmp_path: Pat
 
 
 def test_who_asks_strictly_is_refused_and_nothing_is_suspended(tmp_path: Path, taggers: list[GuardedTagger]) -> None:
-    book = SuspensionBook(tmp_path)
+    book = SuspensionBook(lake_at(tmp_path))
     strict = GuardedTagger.compile([SLOW], CONTRACT, Budget(start_ms=200, us_per_row=0), book, is_strict=True)
     taggers.append(strict)
     with pytest.raises(RefusedError, match=r"policy slow@.*, stream probe: the policy took more than its budget"):
@@ -184,7 +185,7 @@ def test_the_commands_show_a_suspension_refuse_to_retag_and_lift_it(tmp_path: Pa
 
     old = write("^car-1")
     run("apply", str(file))
-    SuspensionBook(root).suspend_policy(old.label, "vehicle_telemetry", "it was late")
+    SuspensionBook(lake_at(root)).suspend_policy(old.label, "vehicle_telemetry", "it was late")
     assert "it was late" in run("active", "--json")
     assert "lifts it" in run("active")
     with pytest.raises(RefusedError, match="is suspended: it was late"):
@@ -193,5 +194,5 @@ def test_the_commands_show_a_suspension_refuse_to_retag_and_lift_it(tmp_path: Pa
     assert f"lifted the suspension of policy {old.label}" in run("apply", str(file))
     assert "it was late" not in run("active", "--json")
     assert "10 rows" in run("retag", "vehicle_telemetry")
-    SuspensionBook(root).suspend_policy(parse_policy(file.read_text()).label, "vehicle_telemetry", "late again")
+    SuspensionBook(lake_at(root)).suspend_policy(parse_policy(file.read_text()).label, "vehicle_telemetry", "late again")
     assert "lifted" in run("withdraw", "words")

@@ -17,6 +17,7 @@ from pipelines.commands.policy import policy_app
 from pipelines.contracts.registry import ContractSet
 from pipelines.director.keys import parse_key, write_key
 from pipelines.errors import ExpressionError, NotFoundError, RefusedError
+from pipelines.lake.lake import lake_at
 from pipelines.policy.active import active_policies, apply_policy
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.edge import edge_rules, numbered_policy
@@ -57,7 +58,7 @@ def test_a_rule_that_no_device_can_judge_is_refused_by_name() -> None:
 
 def test_the_number_grows_with_every_change_and_only_then(tmp_path: Path) -> None:
     rules = edge_rules([parse_policy(TEXT)], CONTRACTS)
-    versions = [numbered_policy(tmp_path, each, 5).version for each in (rules, rules, {}, rules)]
+    versions = [numbered_policy(lake_at(tmp_path), each, 5).version for each in (rules, rules, {}, rules)]
     assert versions == [1, 1, 2, 3]
 
 
@@ -93,7 +94,7 @@ def test_a_real_agent_takes_what_the_core_pushes(broker: RunningBroker, tmp_path
     policy_table = run("keygen", str(key))
     agent = tmp_path / "agent.toml"
     agent.write_text(f'device = "car-1"\nstate_dir = "state"\n[broker]\nport = {broker.port}\n' + policy_table)
-    apply_policy(lake, parse_policy(TEXT), "ada", 1)
+    apply_policy(lake_at(lake), parse_policy(TEXT), "ada", 1)
     with pytest.raises(NotFoundError, match="keygen"):
         run("push", "-c", str(core), "--key", str(tmp_path / "none"), "--device", "car-1")
     assert "thin-keep-1: keep" in run("push", "-c", str(core), "--key", str(key), "--dry-run")
@@ -118,11 +119,11 @@ def test_apply_with_a_key_reaches_core_and_devices_at_once_or_nobody(broker: Run
     run("keygen", str(key))
     with pytest.raises(NotFoundError, match="keygen"):
         run("apply", str(rules), "-c", str(core), "--key", str(tmp_path / "none"))
-    assert not active_policies(lake)
+    assert not active_policies(lake_at(lake))
     report = encode_reported(Reported("car-1", 1, "0.1.0"))
     publish.single("catchment/reported/car-1", report, 1, retain=True, hostname=broker.host, port=broker.port, protocol=MQTTv5)
     assert "sent to 1 devices" in run("apply", str(rules), "-c", str(core), "--key", str(key))
-    assert [each.id for each in active_policies(lake)] == ["thin"]
+    assert [each.id for each in active_policies(lake_at(lake))] == ["thin"]
     message = subscribe.simple("catchment/down/car-1/policy", hostname=broker.host, port=broker.port, protocol=MQTTv5)
     policy = decode_edge_policy(decode_signed_edge_policy(message.payload).policy)
     assert policy.streams["vehicle_telemetry"][0].id == "thin-keep-1"

@@ -19,6 +19,7 @@ from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.expressions.expression import compile_expression, rule_columns
 from pipelines.expressions.render import render
+from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import write_payload_shard
 from pipelines.policy import guard
 from pipelines.policy.active import apply_policy
@@ -53,7 +54,7 @@ def run(*arguments: str) -> str:
 def test_every_count_is_what_the_rows_say(commit_rows: Commit) -> None:
     for run_number in (1, 2):
         root = commit_rows(run_number)
-    apply_policy(root, OLD, "ada", 1)
+    apply_policy(lake_at(root), OLD, "ada", 1)
     found = made_preview(Site.open(None, root), NEW, STREAM, None)
     speed = np.array(
         DeltaTable(root / "streams" / STREAM).to_pyarrow_table(columns=["speed_mps"])["speed_mps"].to_pylist(), float
@@ -72,7 +73,7 @@ def test_every_count_is_what_the_rows_say(commit_rows: Commit) -> None:
 
 def test_two_policies_that_set_one_value_tag_differently_are_found_too(commit_rows: Commit) -> None:
     root = commit_rows(1)
-    apply_policy(root, Policy("other", (STREAM,), (Rule("speed:unknown", "speed_mps > 35"),)), "ada", 1)
+    apply_policy(lake_at(root), Policy("other", (STREAM,), (Rule("speed:unknown", "speed_mps > 35"),)), "ada", 1)
     found = made_preview(Site.open(None, root), NEW, STREAM, None)
     assert any("speed:unknown of other@" in first + second for first, second in found.conflicts)
 
@@ -80,15 +81,15 @@ def test_two_policies_that_set_one_value_tag_differently_are_found_too(commit_ro
 def test_a_sample_of_the_rows_is_drawn_from_all_files(commit_rows: Commit) -> None:
     for run_number in range(1, 6):
         root = commit_rows(run_number)
-    drawn = pa.concat_tables(blocks(root, STREAM, {"run", "seq"}, 500))
+    drawn = pa.concat_tables(blocks(lake_at(root), STREAM, {"run", "seq"}, 500))
     assert 400 <= drawn.num_rows <= 500
     assert len(set(drawn.column("run").to_pylist())) == 5
-    assert sum(block.num_rows for block in blocks(root, STREAM, {"seq"}, None)) == 5_000
+    assert sum(block.num_rows for block in blocks(lake_at(root), STREAM, {"seq"}, None)) == 5_000
 
 
 def test_previewing_in_blocks_gives_the_same_as_previewing_at_once(commit_rows: Commit) -> None:
     root = commit_rows(1)
-    (whole,) = blocks(root, STREAM, {"speed_mps", "device", "epoch", "seq"}, None)
+    (whole,) = blocks(lake_at(root), STREAM, {"speed_mps", "device", "epoch", "seq"}, None)
     tagger = Tagger.compile([NEW], CONTRACT)
     once, pieces = Preview(NEW, tagger), Preview(NEW, tagger)
     once.take(whole)
@@ -146,7 +147,7 @@ def test_alternatives_that_no_example_makes_true_are_named() -> None:
 
 def test_the_commands_show_a_preview_and_explain_a_sample(commit_rows: Commit, tmp_path: Path) -> None:
     root = commit_rows(1, policies=(OLD,))
-    apply_policy(root, OLD, "ada", 1)
+    apply_policy(lake_at(root), OLD, "ada", 1)
     path = tmp_path / "new.yaml"
     path.write_text(to_yaml(NEW))
     shown = run("preview", str(path), "--lake", str(root))
@@ -165,9 +166,9 @@ def test_the_commands_show_a_preview_and_explain_a_sample(commit_rows: Commit, t
 def test_a_sample_that_is_not_there_or_badly_named_is_told(commit_rows: Commit) -> None:
     root = commit_rows(1, 10)
     with pytest.raises(NotFoundError, match="no sample"):
-        sample_row(root, STREAM, "car-1/7/99")
+        sample_row(lake_at(root), STREAM, "car-1/7/99")
     with pytest.raises(RefusedError, match="device/epoch/seq"):
-        sample_row(root, STREAM, "car-1")
+        sample_row(lake_at(root), STREAM, "car-1")
 
 
 @pytest.fixture

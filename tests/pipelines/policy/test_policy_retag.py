@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.lake.files import write_table_file
+from pipelines.lake.lake import lake_at
 from pipelines.lake.log_plan import KeepLog
 from pipelines.lake.splice import splice_columns
 from pipelines.lake.thrift_compact import ThriftError, decode_struct, encode_struct
@@ -58,7 +59,7 @@ def test_every_row_gets_the_tags_that_a_run_would_give_it_and_keeps_its_other_co
     for run in (1, 2, 3):
         root = commit_rows(run, policies=(OLD,))
     before = rows(root)
-    done = retag_stream(root, STREAM, [NEW], tagger(NEW))
+    done = retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW))
     after = rows(root)
     assert (done.rows, done.files, done.after) == (3_000, 3, done.before + 1)
     tags, sources = Tagger.compile([NEW], CONTRACT).tag(before)
@@ -76,7 +77,7 @@ def test_not_a_byte_is_written_outside_the_stream_s_narrow_table(commit_rows: Co
     (root / "objects").mkdir()
     (root / "objects" / "ab").write_bytes(b"x" * 100)
     before = files_below(root)
-    retag_stream(root, STREAM, [NEW], tagger(NEW))
+    retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW))
     after = files_below(root)
     assert {path: after[path] for path in before} == before
     new = {path.relative_to(root).parts[0] for path in after.keys() - before.keys()}
@@ -87,40 +88,40 @@ def test_not_a_byte_is_written_outside_the_stream_s_narrow_table(commit_rows: Co
 def test_the_old_tags_stay_readable_as_the_version_before_and_undo_brings_them_back(commit_rows: Commit) -> None:
     root = commit_rows(1, policies=(OLD,))
     before = rows(root)
-    done = retag_stream(root, STREAM, [NEW], tagger(NEW))
+    done = retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW))
     assert rows(root, done.before).equals(before)
     commit_rows(2, policies=(NEW,))
-    undone = undo_retag(root, STREAM)
+    undone = undo_retag(lake_at(root), STREAM)
     table = rows(root)
     assert table.slice(0, 1_000).equals(before)
     assert table.num_rows == 2_000
     assert words(table.slice(1_000).column("tag_rules")) == {NEW.label}
     assert undone.reused == 1
     with pytest.raises(NotFoundError, match="no retag"):
-        undo_retag(root, STREAM)
+        undo_retag(lake_at(root), STREAM)
 
 
 def test_a_retag_is_undone_although_the_log_has_been_cut_behind_it(commit_rows: Commit) -> None:
     for run in (1, 2):
         root = commit_rows(run, policies=(OLD,))
     before = rows(root)
-    done = retag_stream(root, STREAM, [NEW], tagger(NEW))
+    done = retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW))
     for run in range(3, 13):
         commit_rows(run, policies=(NEW,))
     now_s = time.time() + 1
-    assert trim_log(root, f"streams/{STREAM}", KeepLog(168 * 3_600, 3, 0), now_s) is not None
+    assert trim_log(lake_at(root), f"streams/{STREAM}", KeepLog(168 * 3_600, 3, 0), now_s) is not None
     assert len(list((root / "streams" / STREAM / "_delta_log").glob("*.json"))) == 4
     assert rows(root, done.before).equals(before)
-    undo_retag(root, STREAM)
+    undo_retag(lake_at(root), STREAM)
     assert rows(root).slice(0, before.num_rows).equals(before)
-    trim_log(root, f"streams/{STREAM}", KeepLog(0, 3, 0), now_s + 1)
+    trim_log(lake_at(root), f"streams/{STREAM}", KeepLog(0, 3, 0), now_s + 1)
     with pytest.raises(NotFoundError, match="no retag"):
-        undo_retag(root, STREAM)
+        undo_retag(lake_at(root), STREAM)
 
 
 def test_ingest_goes_on_after_a_retag_as_if_nothing_had_happened(commit_rows: Commit) -> None:
     root = commit_rows(1)
-    retag_stream(root, STREAM, [NEW], tagger(NEW))
+    retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW))
     assert DeltaTable(root / "streams" / STREAM).transaction_version("ingest") == 1
     commit_rows(1)
     commit_rows(2)
@@ -141,7 +142,7 @@ def test_a_run_that_commits_meanwhile_is_neither_lost_nor_left_untagged(commit_r
                 commit_rows(2)
             return judged.tag(table)
 
-    done = retag_stream(root, STREAM, [NEW], Interrupted())
+    done = retag_stream(lake_at(root), STREAM, [NEW], Interrupted())
     assert (done.rows, done.reused) == (2_000, 1)
     table = rows(root)
     assert table.column("tags").to_pylist() == Tagger.compile([NEW], CONTRACT).tag(table)[0].to_pylist()
@@ -149,11 +150,11 @@ def test_a_run_that_commits_meanwhile_is_neither_lost_nor_left_untagged(commit_r
 
 def test_tagging_by_the_same_rules_again_does_nothing(commit_rows: Commit) -> None:
     root = commit_rows(1)
-    first = retag_stream(root, STREAM, [NEW], tagger(NEW))
-    again = retag_stream(root, STREAM, [NEW], tagger(NEW))
+    first = retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW))
+    again = retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW))
     assert (again.before, again.after, again.rows) == (first.after, first.after, 0)
     commit_rows(2)
-    third = retag_stream(root, STREAM, [NEW], tagger(NEW))
+    third = retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW))
     assert (third.files, third.reused) == (2, 1)
 
 
@@ -161,7 +162,7 @@ def test_progress_counts_every_row_once(commit_rows: Commit) -> None:
     commit_rows(1, 300)
     root = commit_rows(2, 500)
     steps: list[tuple[int, int]] = []
-    retag_stream(root, STREAM, [NEW], tagger(NEW), progress=lambda done, total: steps.append((done, total)))
+    retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW), progress=lambda done, total: steps.append((done, total)))
     assert steps[0] == (0, 800)
     assert steps[-1] == (800, 800)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
@@ -170,6 +171,7 @@ def test_progress_counts_every_row_once(commit_rows: Commit) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from pipelines.lake.lake import lake_at
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
@@ -188,7 +190,7 @@ def dies(*arguments):
     check(*arguments)
 splice._check = dies
 tagger = RuleTagger(Tagger.compile([new], builtin_contract("vehicle_telemetry")))
-retag_stream(Path(sys.argv[1]), "vehicle_telemetry", [new], tagger, workers=1)
+retag_stream(lake_at(Path(sys.argv[1])), "vehicle_telemetry", [new], tagger, workers=1)
 """
 
 
@@ -201,7 +203,7 @@ def test_a_retag_that_was_killed_is_taken_up_where_it_stopped(commit_rows: Commi
     assert len(list(table.glob("retag-*.parquet"))) == 2
     assert len(list(table.glob(".retag-*.tmp"))) == 1
     assert words(rows(root).column("tags")) == {"moving"}
-    done = retag_stream(root, STREAM, [NEW], tagger(NEW))
+    done = retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW))
     assert (done.reused, done.rows) == (2, 3_000)
     assert not list(table.glob(".retag-*.tmp"))
     assert words(rows(root).column("tags")) == {"fast", "turning"}
@@ -216,16 +218,16 @@ def test_two_retags_of_one_stream_do_not_run_at_once(commit_rows: Commit) -> Non
 
         def tag(self, table: pa.Table) -> pa.Table:
             with pytest.raises(RefusedError, match="another retag"):
-                retag_stream(root, STREAM, [NEW], judged)
+                retag_stream(lake_at(root), STREAM, [NEW], judged)
             return judged.tag(table)
 
-    assert retag_stream(root, STREAM, [NEW], Twice()).rows == 1_000
+    assert retag_stream(lake_at(root), STREAM, [NEW], Twice()).rows == 1_000
 
 
 def test_a_stream_that_does_not_exist_is_named(commit_rows: Commit) -> None:
     root = commit_rows(1)
     with pytest.raises(NotFoundError, match="no stream 'nothing'"):
-        retag_stream(root, "nothing", [NEW], tagger(NEW))
+        retag_stream(lake_at(root), "nothing", [NEW], tagger(NEW))
 
 
 @given(
@@ -268,7 +270,7 @@ def test_a_table_that_another_tool_wrote_is_tagged_anew_too(commit_rows: Commit,
     root = tmp_path / "theirs"
     properties = WriterProperties(max_row_group_size=rows_in_group)
     write_deltalake(root / "streams" / STREAM, ours, writer_properties=properties)
-    retag_stream(root, STREAM, [NEW], tagger(NEW))
+    retag_stream(lake_at(root), STREAM, [NEW], tagger(NEW))
     after = rows(root)
     assert after.column("tags").to_pylist() == Tagger.compile([NEW], CONTRACT).tag(ours)[0].to_pylist()
     kept = [name for name in ours.column_names if name not in ("tags", "tag_rules")]
@@ -276,7 +278,7 @@ def test_a_table_that_another_tool_wrote_is_tagged_anew_too(commit_rows: Commit,
 
 
 def test_new_columns_of_another_length_are_refused_and_leave_nothing_behind(tmp_path: Path) -> None:
-    written = write_table_file(tmp_path, "t", "a.parquet", pa.table({"tags": pa.array([["x"]], pa.list_(pa.string()))}))
+    written = write_table_file(lake_at(tmp_path), "t", "a.parquet", pa.table({"tags": pa.array([["x"]], pa.list_(pa.string()))}))
     with pytest.raises(RefusedError, match="2 new values for 1 rows"):
         splice_columns(tmp_path / written.path, tmp_path / "b", pa.table({"tags": pa.array([[], []], pa.list_(pa.string()))}))
     assert [path.name for path in tmp_path.iterdir()] == ["t"]

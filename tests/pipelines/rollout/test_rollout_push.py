@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from catchment.runtime.clock import SystemClock
 from edge_agent.models.config import ModelConfig
 from edge_agent.models.updater import ModelUpdater
+from edge_agent.uplink.downlink import ModelRequest
 from pipelines.commands.rollout import model_app, rollout_app, serve
 from pipelines.config import load_core_config
 from pipelines.errors import RefusedError
@@ -145,10 +146,10 @@ class WireDevice:
             properties: Any = message.properties
             self.updater.on_piece(properties.CorrelationData, properties.UserProperty, message.payload)
 
-    def _send(self, correlation: bytes, body: bytes) -> None:
+    def _send(self, request: ModelRequest) -> None:
         properties = Properties(PacketTypes.PUBLISH)
-        properties.CorrelationData = correlation
-        self.client.publish(self.topics.model_get(self.name), body, qos=1, properties=properties)
+        properties.CorrelationData = request.correlation
+        self.client.publish(self.topics.model_get(self.name), request.body, qos=1, properties=properties)
 
     def report(self) -> None:
         body = encode_reported(Reported(str(self.name), 0, "test", models=self.updater.report()))

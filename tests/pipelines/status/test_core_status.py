@@ -18,6 +18,7 @@ from pipelines.heartbeat import FOLDER, Health, Heartbeat, Heartbeats, read_hear
 from pipelines.ingest.fault_breaker import FaultStreak
 from pipelines.ingest.fault_file import keep_faults
 from pipelines.inspect.suspended import SuspensionBook
+from pipelines.lake.lake import lake_at
 from pipelines.policy.active import apply_policy, withdraw_policy
 from pipelines.status.health import assess
 from pipelines.status.server import exposition, serving
@@ -45,7 +46,7 @@ def lake(core: Core, envelope: MakeEnvelope) -> Any:
 
 def test_a_survey_tells_what_waits_per_stream_and_what_was_committed(lake: Core, envelope: MakeEnvelope) -> None:
     lake.landing.seal([envelope(20, 7), envelope(0, 3, stream="network_flow", body=b"x")])
-    found = survey(lake.root, NOW_US)
+    found = survey(lake_at(lake.root), NOW_US)
     streams = {stream.stream: stream for stream in found.streams}
     telemetry = streams["vehicle_telemetry"]
     assert (telemetry.counts.committed, telemetry.rows, telemetry.waiting, telemetry.recent_samples) == (10, 10, 7, 10)
@@ -57,20 +58,20 @@ def test_a_survey_tells_what_waits_per_stream_and_what_was_committed(lake: Core,
 
 def test_a_survey_tells_what_is_suspended(lake: Core) -> None:
     rules = Policy("words", ("vehicle_telemetry",), (Rule("car", "matches(device, 'c')"),))
-    apply_policy(lake.root, rules, "ada", 1)
-    SuspensionBook(lake.root).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
-    found = survey(lake.root, NOW_US)
+    apply_policy(lake_at(lake.root), rules, "ada", 1)
+    SuspensionBook(lake_at(lake.root)).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
+    found = survey(lake_at(lake.root), NOW_US)
     assert [(one.name, one.reason) for one in found.suspended] == [(rules.label, "it was late")]
     assert "catchment_suspended 1" in exposition(found)
     result = assess(found)
     assert (result.alarms, result.is_ready) == ((f"policy {rules.label} is suspended: it was late",), True)
     assert assess(found, AlarmConfig(suspended=False)).alarms == ()
-    withdraw_policy(lake.root, "words", "ada", 2)
-    assert survey(lake.root, NOW_US).suspended == ()
+    withdraw_policy(lake_at(lake.root), "words", "ada", 2)
+    assert survey(lake_at(lake.root), NOW_US).suspended == ()
 
 
 def test_a_core_that_gets_on_is_ready(lake: Core) -> None:
-    assert assess(survey(lake.root, NOW_US)).alarms == ()
+    assert assess(survey(lake_at(lake.root), NOW_US)).alarms == ()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_a_core_that_gets_on_is_ready(lake: Core) -> None:
 )
 def test_a_process_that_is_silent_or_stuck_is_an_alarm(lake: Core, changes: Any, alarm: str, alive: bool) -> None:
     heartbeat(lake.root, "run", **changes)
-    result = assess(survey(lake.root, NOW_US))
+    result = assess(survey(lake_at(lake.root), NOW_US))
     assert (result.alarms, result.is_alive, result.is_ready) == ((alarm,), alive, False)
 
 
@@ -91,11 +92,11 @@ def test_waiting_work_that_no_run_takes_is_an_alarm(lake: Core, envelope: MakeEn
 
     path = lake.landing.seal([envelope(20, 7)])
     os.utime(path, ns=((NOW_US - 200_000_000) * 1_000,) * 2)
-    assert assess(survey(lake.root, NOW_US)).alarms == ("a sealed segment waits for 200 s and no run takes it",)
+    assert assess(survey(lake_at(lake.root), NOW_US)).alarms == ("a sealed segment waits for 200 s and no run takes it",)
 
 
 def test_books_that_do_not_balance_or_rows_too_many_are_alarms(lake: Core) -> None:
-    found = survey(lake.root, NOW_US)
+    found = survey(lake_at(lake.root), NOW_US)
     (stream,) = found.streams
     more: Survey = replace(found, unbalanced=("car-1/vehicle_telemetry",), streams=(replace(stream, rows=11),))
     assert len(assess(more).alarms) == 2
@@ -104,13 +105,13 @@ def test_books_that_do_not_balance_or_rows_too_many_are_alarms(lake: Core) -> No
 
 def test_rules_that_cannot_be_read_are_an_alarm_and_no_standstill(lake: Core) -> None:
     heartbeat(lake.root, "run", trouble="drive.yaml: no such column", counters={"rules_broken": 1.0})
-    result = assess(survey(lake.root, NOW_US))
+    result = assess(survey(lake_at(lake.root), NOW_US))
     assert result.alarms == ("the rules cannot be read, those before them stay in force: drive.yaml: no such column",)
     assert result.is_ready
 
 
 def test_a_large_share_of_quarantined_samples_is_an_alarm_from_a_count_on(lake: Core) -> None:
-    found = survey(lake.root, NOW_US)
+    found = survey(lake_at(lake.root), NOW_US)
     (stream,) = found.streams
     assert (stream.recent_samples, stream.recent_quarantined) == (10, 5)
     assert assess(found).alarms == ()
@@ -122,8 +123,8 @@ def test_a_large_share_of_quarantined_samples_is_an_alarm_from_a_count_on(lake: 
 
 
 def test_a_run_that_is_held_back_is_an_alarm_that_outlives_its_process(lake: Core) -> None:
-    keep_faults(lake.root, FaultStreak(), FaultStreak(stopped_run=2, at_us=NOW_US - 9_000_000, reason="TypeError: ours"))
-    found = survey(lake.root, NOW_US)
+    keep_faults(lake_at(lake.root), FaultStreak(), FaultStreak(stopped_run=2, at_us=NOW_US - 9_000_000, reason="TypeError: ours"))
+    found = survey(lake_at(lake.root), NOW_US)
     result = assess(found)
     assert "run 2 is paused for 9 s" in result.alarms[0]
     assert not result.is_ready
@@ -133,7 +134,7 @@ def test_a_run_that_is_held_back_is_an_alarm_that_outlives_its_process(lake: Cor
 
 
 def test_metrics_are_prometheus_text(lake: Core) -> None:
-    text = exposition(survey(lake.root, NOW_US))
+    text = exposition(survey(lake_at(lake.root), NOW_US))
     assert 'catchment_samples_committed_total{stream="vehicle_telemetry"} 10' in text
     assert 'catchment_bridge_messages{name="one"} 3' in text
     assert "catchment_ready 1" in text
@@ -154,7 +155,7 @@ def test_live_ready_and_metrics_are_served(lake: Core) -> None:
     clock = SystemClock()
     heartbeat(lake.root, "bridge", at_ms=clock.now_ms())
     heartbeat(lake.root, "run", at_ms=clock.now_ms(), is_ready=False, trouble="away")
-    with serving(lake.root, "127.0.0.1", 0, clock) as port:
+    with serving(lake_at(lake.root), "127.0.0.1", 0, clock) as port:
         base = f"http://127.0.0.1:{port}"
         assert get(f"{base}/live")[0] == 200
         code, body = get(f"{base}/ready")
@@ -164,9 +165,12 @@ def test_live_ready_and_metrics_are_served(lake: Core) -> None:
 
 
 def test_a_heart_beats_and_says_why_it_stopped(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no more"), Heartbeats(tmp_path, "run", "one", SystemClock(), lambda: Health(True)):
+    with (
+        pytest.raises(ValueError, match="no more"),
+        Heartbeats(lake_at(tmp_path), "run", "one", SystemClock(), lambda: Health(True)),
+    ):
         raise ValueError("no more")
-    (last,) = read_heartbeats(tmp_path)
+    (last,) = read_heartbeats(lake_at(tmp_path))
     assert (last.is_ready, last.trouble) == (False, "stopped: no more")
 
 
@@ -182,8 +186,8 @@ def test_the_command_ends_with_one_where_something_is_wrong(lake: Core, tmp_path
     assert "ALARM: bridge one is silent" in result.stdout
     assert "Suspended" not in result.stdout
     rules = Policy("words", ("vehicle_telemetry",), (Rule("car", "matches(device, 'c')"),))
-    apply_policy(lake.root, rules, "ada", 1)
-    SuspensionBook(lake.root).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
+    apply_policy(lake_at(lake.root), rules, "ada", 1)
+    SuspensionBook(lake_at(lake.root)).suspend_policy(rules.label, "vehicle_telemetry", "it was late")
     result = CliRunner().invoke(app, ["-c", str(config)])
     assert "it was late" in result.stdout
     assert "`catchment policy apply` of a new version lifts it" in result.stdout

@@ -15,6 +15,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.commands.supervisor import Child, stop_all
 from pipelines.errors import ConfigError
 from pipelines.heartbeat import Health, Heartbeats, read_heartbeats, starting
+from pipelines.lake.lake import lake_at
 
 ROOT = Path(__file__).resolve().parents[3]
 WAIT_S = 60.0
@@ -116,7 +117,7 @@ def test_other_roles_that_do_not_start_say_so_too(role: str, tmp_path: Path) -> 
     config = tmp_path / "core.toml"
     config.write_text('lake = "lake"\n[broker.tls]\nca = "no"\ncert = "no"\nkey = "no"\n')
     assert catchment(*({"bridge": ("bridge",), "models": ("model", "serve")}[role]), "-c", str(config)).returncode == 2
-    (heartbeat,) = [one for one in read_heartbeats(tmp_path / "lake") if one.role == role]
+    (heartbeat,) = [one for one in read_heartbeats(lake_at(tmp_path / "lake")) if one.role == role]
     assert not heartbeat.is_ready
     assert "does not start: broker.tls" in heartbeat.trouble
 
@@ -125,16 +126,16 @@ def test_a_second_process_that_may_not_start_leaves_the_word_of_the_one_at_work(
     clock = SystemClock()
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
-            with Heartbeats(tmp_path, "run", "loop", clock, lambda: Health(is_ready=True)):
+            with Heartbeats(lake_at(tmp_path), "run", "loop", clock, lambda: Health(is_ready=True)):
                 pass
             path = tmp_path / "status/run-loop.json"
             heartbeat: dict[str, Any] = json.loads(path.read_text())
             path.write_text(json.dumps({**heartbeat, "pid": other.pid, "trouble": "", "is_ready": True}))
             with pytest.raises(ConfigError), starting(tmp_path, "run", "loop", clock):
                 raise ConfigError("no")
-            assert read_heartbeats(tmp_path)[0].is_ready
+            assert read_heartbeats(lake_at(tmp_path))[0].is_ready
         finally:
             other.kill()
     with pytest.raises(ConfigError), starting(tmp_path, "run", "loop", clock):
         raise ConfigError("no")
-    assert read_heartbeats(tmp_path)[0].trouble == "does not start: no"
+    assert read_heartbeats(lake_at(tmp_path))[0].trouble == "does not start: no"

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.lake import lake_at
 from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.manifest import SplitRule, load_manifest
 from pipelines.training.open import TrainingSet, open_set
@@ -45,7 +46,7 @@ class FixedClock:
 
 def built(lake: Path, where: str = "", streams: tuple[str, ...] = ("camera_frame",), **options: object) -> Path:
     options = {"split": HALVES, **options}
-    manifest = build_set(lake, "frames", streams, where, seed=4, options=BuildOptions(**options), clock=FixedClock())
+    manifest = build_set(lake_at(lake), "frames", streams, where, seed=4, options=BuildOptions(**options), clock=FixedClock())
     return lake / "sets/frames" / str(manifest.version)
 
 
@@ -235,7 +236,7 @@ def test_what_cannot_be_built_or_opened_is_refused_with_the_way_out(lake: Path) 
     with pytest.raises(NotFoundError, match="no such stream"):
         built(lake, "", ("absent",))
     with pytest.raises(RefusedError, match="set name"):
-        build_set(lake, "../up", ("camera_frame",))
+        build_set(lake_at(lake), "../up", ("camera_frame",))
     with pytest.raises(NotFoundError, match="no training set"):
         open_set(lake / "sets/none/1")
     with pytest.raises(NotFoundError, match="no split"):
@@ -337,7 +338,7 @@ def test_a_selection_takes_whatever_columns_policies_take(tmp_path: Path, where:
         **tag_columns([["dark"], [], []]),
     })  # fmt: skip
     write_deltalake(tmp_path / "streams/odd", rows)
-    assert select_rows(tmp_path, ("odd",), where).rows["seq"].to_pylist() == chosen
+    assert select_rows(lake_at(tmp_path), ("odd",), where).rows["seq"].to_pylist() == chosen
 
 
 def test_a_sample_that_crosses_a_process_takes_its_own_columns_and_no_manifest(lake: Path) -> None:
