@@ -24,7 +24,7 @@ from rich.table import Table
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.transforms import Refiner
+from edge_agent.capture.transforms import Transforms
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError
 from edge_agent.sources.api import SampleBatch
@@ -155,7 +155,7 @@ def _appended(
     encoder = Encoder(contract, Limits(256 * 1024, 1024 * 1024), spool.put_object)
     source = _Fixed(batch, batches)
     config = SourceConfig(kind="bench", stream=contract.name, max_samples=1)
-    pump = SourcePump(config, lambda _: source, encoder, spool, Refiner((), Rejects("bench")), SystemClock())
+    pump = SourcePump(config, lambda _: source, encoder, spool, Transforms((), Rejects("bench")), SystemClock())
     start_s = time.perf_counter()
     pump.run(threading.Event())
     took_s = time.perf_counter() - start_s

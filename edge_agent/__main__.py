@@ -24,7 +24,7 @@ from catchment.runtime.plain import plain_event, plain_message, plain_tracebacks
 from edge_agent.commands.exits import EXIT_PARKED, exit_code  # noqa: E402
 from edge_agent.config import load_agent_config  # noqa: E402
 from edge_agent.errors import AgentError  # noqa: E402
-from edge_agent.process.stderr import PatientStderr  # noqa: E402
+from edge_agent.process.stderr import TolerantStderr  # noqa: E402
 from edge_agent.run import run_agent  # noqa: E402
 
 
@@ -43,7 +43,7 @@ def main() -> int:
         _log_to_stderr(config.log_level)
         is_clean = run_agent(config, reread, until_settled=arguments.until_settled)
     except AgentError as error:
-        PatientStderr().write(f"{plain_message(error)}\n")
+        TolerantStderr().write(f"{plain_message(error)}\n")
         return exit_code(error)
     return 0 if is_clean else EXIT_PARKED
 
@@ -59,7 +59,7 @@ def _log_to_stderr(level: str) -> None:
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", PatientStderr())),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", TolerantStderr())),
     )
 
 

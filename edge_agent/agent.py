@@ -12,10 +12,10 @@ import structlog
 
 from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.position_handover import predecessor, source_labels
+from edge_agent.capture.position_handover import previous_source, source_labels
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.source_supervisor import Lineup
-from edge_agent.capture.transforms import build_refiner, read_redaction_key
+from edge_agent.capture.source_supervisor import SourceSupervisor
+from edge_agent.capture.transforms import build_transforms, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import HEARTBEAT, AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
 from edge_agent.documents.inbox import DocumentInbox
@@ -26,8 +26,8 @@ from edge_agent.health.monitor import Monitor
 from edge_agent.inspect.inspected import requested_steps
 from edge_agent.process.open_spool import open_spool
 from edge_agent.process.ownership import claim
-from edge_agent.rules.policy_store import RuleDesk, open_rules
-from edge_agent.rules.rule_filter import Sieve
+from edge_agent.rules.policy_store import PolicyStore, open_rules
+from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source, check_source
 from edge_agent.spool.requests import serve_replays
@@ -52,7 +52,7 @@ _WATCH_S = 0.2
 _HEALTH_EVERY_S = 5.0
 _STOP_WITHIN_S = 15.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Agent:
@@ -98,13 +98,13 @@ class Agent:
             if config.model is not None:
                 self._models = self._build_models(config.model)
             self._forwarder = self._build_forwarder()
-            self._lineup = Lineup(self._build_pump, self._thread, self._spool.leave)
+            self._supervisor = SourceSupervisor(self._build_pump, self._thread, self._spool.on_source_stopping)
             self._monitor = Monitor(
                 config,
                 agent_version(),
                 self._spool,
                 self._forwarder.progress,
-                self._lineup,
+                self._supervisor,
                 self._clock,
                 self._rules.report,
                 lambda: self._clock_hold.is_holding,
@@ -129,7 +129,7 @@ class Agent:
             self._uplink = self._thread("uplink", self._forwarder.run, self._stop_uplink)
             if self._models is not None:
                 self._thread("models", self._run_models, self._stop_uplink)
-            if isinstance(self._rules, RuleDesk):
+            if isinstance(self._rules, PolicyStore):
                 self._thread("rules", self._rules.run, self._stop_uplink)
             notify_service_manager("READY=1")
             is_clean = self._watch(until_settled=until_settled)
@@ -151,7 +151,7 @@ class Agent:
         looked_s = float("-inf")
         while not self._stop_capture.wait(_WATCH_S) and self._failure is None and self._spool.failure is None:
             now_s = self._clock.monotonic_s()
-            self._monitor.turned()
+            self._monitor.note_loop()
             if self._is_to_reread.is_set():
                 self._is_to_reread.clear()
                 self._take_new_config()
@@ -161,7 +161,7 @@ class Agent:
             self._clock_hold.step()
             serve_replays(self._config.spool_dir, self._spool.replay)
             self._serve_trials()
-            if until_settled and not self._lineup.running:
+            if until_settled and not self._supervisor.running:
                 left = sum(books.spooled for books in self._spool.books())
                 if left == self._spool.parked_samples():
                     return left == 0
@@ -175,7 +175,7 @@ class Agent:
                 return
             from edge_agent.trial.tap import TapServer  # noqa: PLC0415
 
-            self._taps = TapServer(self._config.state_dir, lambda: self._lineup.pumps, self._clock.monotonic_s)
+            self._taps = TapServer(self._config.state_dir, lambda: self._supervisor.pumps, self._clock.monotonic_s)
         self._taps.serve()
 
     def _take_new_config(self) -> None:
@@ -186,24 +186,25 @@ class Agent:
             config = self._reread()
             self._apply(config)
         except ConfigError as error:
-            _log.error("configuration not taken; the old one stays", error=str(error))
+            log.error("configuration_rejected", hint="the previous configuration stays in force", error=str(error))  # noqa: TRY400
             return
         self._forwarder.retune(config.uplink)
         waiting = needs_restart(self._config, config)
-        _log.info("configuration read again", sources=len(config.source), needs_restart=", ".join(waiting) or "nothing")
+        log.info("configuration_reloaded", sources=len(config.source), needs_restart=", ".join(waiting) or "nothing")
         self._config = msgspec.structs.replace(self._config, source=config.source, uplink=config.uplink)
 
     def _apply(self, config: AgentConfig) -> None:
         self._configured = frozenset(source.name for source in config.source)
         self._labels = source_labels(config.source)
-        self._lineup.apply((*config.source, *heartbeat_source(self._config.health)))
+        self._supervisor.apply((*config.source, *heartbeat_source(self._config.health)))
 
     def _shut_down(self) -> None:
         """Capture first, so that all that was read is stored; then the uplink; then the spool."""
         notify_service_manager("STOPPING=1")
         self._stop_capture.set()
-        self._lineup.stop()
+        self._supervisor.stop()
         self._stop_uplink.set()
+        self._forwarder.wake()
         if self._models is not None:
             self._models.close()
         if self._uplink is not None:
@@ -218,9 +219,9 @@ class Agent:
         def guarded() -> None:
             try:
                 target(stop)
-            except Exception as error:  # noqa: BLE001 # a dead thread must end the agent, never leave it half alive
+            except Exception as error:  # a dead thread must end the agent, never leave it half alive
                 self._failure = error
-                _log.exception("thread failed", thread=name)
+                log.exception("thread_failed", thread=name)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
@@ -262,17 +263,17 @@ class Agent:
         put_object = partial(self._spool.put_object, priority=source.priority)
         encoder = Encoder(contract, limits, put_object, compress=source.compress, reference=self._boot_clock.reference)
         if source.kind == HEARTBEAT:
-            build = lambda _: HeartbeatSource(self._monitor.look, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
+            build = lambda _: HeartbeatSource(self._monitor.snapshot, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
         else:
             check_source(source.kind, source.resolved, contract)
         has_model = self._models is not None and source.stream in self._model_streams
         annotate = self._models.annotate if has_model and self._models is not None else None
         key = read_redaction_key(self._config.redaction.key)
-        refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), annotate)
+        transform = build_transforms(contract, source.report, key, ClockWatch(self._clock), annotate)
         requested = requested_steps(source.inspect, contract)
-        sieve = Sieve(self._rules, contract, self._config.device, source.priority, self._filled, requested)
-        choose = lambda known: predecessor(source.name, known, self._configured)  # noqa: E731 # asked later, when others run
-        pump = SourcePump(source, build, encoder, self._spool, refine, self._clock, sieve, choose)
+        rule_filter = RuleFilter(self._rules, contract, self._config.device, source.priority, self._filled, requested)
+        choose = lambda known: previous_source(source.name, known, self._configured)  # noqa: E731 # asked later, when others run
+        pump = SourcePump(source, build, encoder, self._spool, transform, self._clock, rule_filter, choose)
         pump.label = self._labels.get(source.name, "")
         return pump
 
@@ -291,7 +292,7 @@ class Agent:
         # Loaded only where somebody asks: an HTTP server brings 2 MB along.
         from edge_agent.health.server import HealthServer  # noqa: PLC0415
 
-        return HealthServer(self._config.health, self._monitor.look)
+        return HealthServer(self._config.health, self._monitor.snapshot)
 
     def _request_piece(self, request: ModelRequest) -> None:
         self._forwarder.request_model_piece(request)  # the updater is built before the forwarder

@@ -12,7 +12,7 @@ import msgspec
 from catchment.runtime.clock import SystemClock
 from catchment.runtime.toml_config import TomlSyntaxError, read_toml
 from catchment.runtime.toml_lines import Step, line_of
-from edge_agent.capture.transforms import build_refiner, read_redaction_key
+from edge_agent.capture.transforms import build_transforms, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import (
     AgentConfig,
@@ -156,7 +156,7 @@ class _Survey:
 def _check_source(source: SourceConfig, key: bytes) -> bool:
     contract = load_contract(source)
     check_source(source.kind, source.resolved, contract)
-    build_refiner(contract, source.report, key, ClockWatch(SystemClock()), None)
+    build_transforms(contract, source.report, key, ClockWatch(SystemClock()), None)
     return True
 
 

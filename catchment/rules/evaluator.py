@@ -19,7 +19,7 @@ from schemas.contract import ColumnType
 from schemas.errors import EdgeRuleError
 
 Value: TypeAlias = str | int | float | bool | bytes | list[str | None] | list[int | float | None] | None
-Verdicts: TypeAlias = list[bool | None]
+RuleResults: TypeAlias = list[bool | None]
 
 _TABLE = "samples"  # its key is `_row`: no contract's column begins with a line
 _STEP = 1_000  # engine instructions between two looks at the budget
@@ -59,7 +59,7 @@ class EdgeLimits:
     max_rules: int = 1_000
 
 
-def evaluate(columns: Mapping[str, Sequence[Value]], rules: Sequence[EdgeRule], rows: int) -> list[Verdicts]:
+def evaluate(columns: Mapping[str, Sequence[Value]], rules: Sequence[EdgeRule], rows: int) -> list[RuleResults]:
     """The verdicts of each rule for `rows` rows. Build an `EdgeEvaluator` instead where the same rules come again.
 
     Raises:
@@ -92,7 +92,7 @@ class EdgeEvaluator:
         for index, rule in enumerate(self.rules):
             self._check(index, rule)
 
-    def evaluate(self, columns: Mapping[str, Sequence[Value]], rows: int) -> list[Verdicts]:
+    def evaluate(self, columns: Mapping[str, Sequence[Value]], rows: int) -> list[RuleResults]:
         """For each rule a verdict per row: True, False, or None for unknown. A suspended rule's are all None.
 
         Args:
@@ -105,19 +105,19 @@ class EdgeEvaluator:
         if rows and self.rules:
             self._load(columns, rows)
         active = [index for index in range(len(self.rules)) if index not in self.suspended]
-        verdicts: list[Verdicts] = [[None] * rows for _ in self.rules]
+        results: list[RuleResults] = [[None] * rows for _ in self.rules]
         if not rows or not active:
-            return verdicts
+            return results
         try:
             for index, found in zip(active, self._select(active, rows), strict=True):
-                verdicts[index] = found
+                results[index] = found
         except _EvaluationError:
             for index in active:  # one by one, to learn whose fault it is
                 try:
-                    (verdicts[index],) = self._select([index], rows)
+                    (results[index],) = self._select([index], rows)
                 except _EvaluationError as error:
                     self.suspended[index] = str(error)
-        return verdicts
+        return results
 
     def _load(self, columns: Mapping[str, Sequence[Value]], rows: int) -> None:
         values = [_bound(name, type_, columns.get(name), rows) for name, type_ in self.columns.items()]
@@ -133,7 +133,7 @@ class EdgeEvaluator:
                 self._connection.execute("ROLLBACK")
             raise EdgeRuleError(f"the samples cannot be evaluated: {error}") from error
 
-    def _select(self, indexes: Sequence[int], rows: int) -> list[Verdicts]:
+    def _select(self, indexes: Sequence[int], rows: int) -> list[RuleResults]:
         rules = [self.rules[index] for index in indexes]
         parameters = [value for rule in rules for value in rule.parameters]
         self._steps_left = rows * len(rules) * self.limits.max_steps_per_row

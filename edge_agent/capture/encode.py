@@ -27,7 +27,7 @@ from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
 MAX_TRIES = 3
 _WAIT_CAP_S = 30.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 # Joining small batches: an envelope of a thousand samples costs little more than one of ten; and splitting them. Pure.
@@ -343,7 +343,7 @@ if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("the agent writes Arrow buffers as the machine holds them and supports little-endian machines only")
 
 
-class PatientEncoder:
+class RetryingEncoder:
     """Encodes batches so that none can hold up those behind it for ever.
 
     Args:
@@ -381,7 +381,7 @@ class PatientEncoder:
                     # Not the disk of the spool: that one tells SpoolFullError. A payload's file is gone or rotten.
                     return self._rows_apart(batch, created_us, (EncodingError, OSError))
                 wait_s = doubled_s(self._first_wait_s, _WAIT_CAP_S, tries - 1)
-                _log.warning("cannot be stored yet", error=str(error), retry_in_s=wait_s)
+                log.warning("samples_not_stored_yet", error=str(error), retry_in_s=wait_s)
                 if stop.wait(wait_s):
                     if batch.position is None:
                         self._rejects.count("row: the disk was full when the agent stopped", times=len(batch))

@@ -29,7 +29,7 @@ def reads_the_same(name: str, other: str) -> bool:
     return mine is not None and mine == its
 
 
-def predecessor(name: str, known: Sequence[str], configured: Collection[str]) -> str | None:
+def previous_source(name: str, known: Sequence[str], configured: Collection[str]) -> str | None:
     """The source whose position this one takes over.
 
     Args:

@@ -10,12 +10,12 @@ import structlog
 
 from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
-from edge_agent.capture.encode import Encoder, PatientEncoder, join_batches, last_position, may_join
-from edge_agent.capture.relay import Handed, Relay
-from edge_agent.capture.transforms import Refiner
+from edge_agent.capture.encode import Encoder, RetryingEncoder, join_batches, last_position, may_join
+from edge_agent.capture.relay import PendingAppend, Relay
+from edge_agent.capture.transforms import Transforms
 from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
-from edge_agent.rules.rule_filter import Sieve, sift
+from edge_agent.rules.rule_filter import RuleFilter, apply_filter
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.rows.required import FilledColumns, explain_unfilled
 from edge_agent.spool.records import Append, Passed
@@ -62,7 +62,7 @@ _HOLD_S = 0.01
 # A position is noted no oftener than this while nothing is stored: each note is a write to flash.
 _PASS_EVERY_S = 1.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Tap:
@@ -106,9 +106,9 @@ class SourcePump:
         build: builds the source where it goes on.
         encoder: of the stream's contract.
         spool: where the samples go.
-        refine: what becomes of a batch before it is stored.
+        transform: what becomes of a batch before it is stored.
         clock: wall clock for the envelopes.
-        sieve: the core's rules: which samples are stored, and what they are worth; None: all, as configured.
+        rule_filter: the core's rules: which samples are stored, and what they are worth; None: all, as configured.
         choose: of the sources that have a position, the one that this one goes on from if it has none; None: from nothing.
 
     Attributes:
@@ -121,23 +121,23 @@ class SourcePump:
         build: Callable[[bytes | None], Source],
         encoder: Encoder,
         spool: Spool,
-        refine: Refiner,
+        transform: Transforms,
         clock: Clock,
-        sieve: Sieve | None = None,
+        rule_filter: RuleFilter | None = None,
         choose: Callable[[Sequence[str]], str | None] | None = None,
     ) -> None:
         self._config = config
         self._build = build
-        self._encoder = PatientEncoder(encoder, refine.rejects)
+        self._encoder = RetryingEncoder(encoder, transform.rejects)
         self._stop = threading.Event()
         self._spool = spool
-        self._refine = refine
-        self._sieve = sieve
+        self._transform = transform
+        self._rule_filter = rule_filter
         self._choose = choose
         self.label = ""
         self._clock = clock
         self._relay = Relay(spool, config.name)
-        self._under_way: deque[tuple[Future[Span] | Handed, tuple[SampleBatch, ...]]] = deque()
+        self._under_way: deque[tuple[Future[Span] | PendingAppend, tuple[SampleBatch, ...]]] = deque()
         self._held: list[SampleBatch] = []
         self._held_samples = 0
         self._held_since_s = 0.0
@@ -210,7 +210,7 @@ class SourcePump:
 
     def left_out(self) -> dict[str, int]:
         """Reason -> how many samples were read and, by configuration or contract, not stored."""
-        return dict(self._refine.rejects.counts)
+        return dict(self._transform.rejects.counts)
 
     def run(self, stop: threading.Event) -> None:
         """Pump until the source ends or `stop` is set; a failed source is built anew after a while.
@@ -225,15 +225,17 @@ class SourcePump:
                 self._pump(stop)
             except SourceEndedError:
                 self._filled.end()
-                _log.info("source ended", source=self._config.kind, stream=self._config.stream)
+                log.info("source_ended", source=self._config.kind, stream=self._config.stream)
                 return
             except (SourceError, ConfigError, SpoolFullError, OSError) as error:
                 is_done = isinstance(error, SourceAgainError)
                 wait_s = self._restarts.next_s(self._clock.monotonic_s() - began_s, gave=self._gave, is_done=is_done)
                 self._failing = "" if is_done else str(error)
-                tell = _log.debug if is_done else _log.warning
-                event = "source begins again" if is_done else "source failed"
-                tell(event, source=self._config.kind, stream=self._config.stream, error=str(error), retry_in_s=wait_s)
+                where = {"source": self._config.kind, "stream": self._config.stream}
+                if is_done:
+                    log.debug("source_restarted", **where, error=str(error), retry_in_s=wait_s)
+                else:
+                    log.warning("source_failed", **where, error=str(error), retry_in_s=wait_s)
                 stop.wait(wait_s)
 
     def _pump(self, stop: threading.Event) -> None:
@@ -297,11 +299,11 @@ class SourcePump:
         if not self._held:
             return
         held, self._held, self._held_samples = tuple(self._held), [], 0
-        batch = self._refine(join_batches(held))
+        batch = self._transform(join_batches(held))
         self._copy(batch)
-        sifted = sift(self._sieve, batch, self._config.priority)
-        groups = self._useful(sifted.groups)
-        left_out = self._left_out + Counter(sifted.left_out)
+        filtered = apply_filter(self._rule_filter, batch, self._config.priority)
+        groups = self._useful(filtered.groups)
+        left_out = self._left_out + Counter(filtered.left_out)
         created_us = self._clock.now_ms() * 1000
         highest = max((priority for priority, _ in groups), default=0)
         envelopes = tuple(
@@ -322,7 +324,7 @@ class SourcePump:
             waits_for_room=self._config.when_full == "block",
             left_out=tuple(left_out.items()),
         )
-        # What was passed over lies before this batch: its position, and what it left out, cover both.
+        # What was skipped lies before this batch: its position, and what it left out, cover both.
         passed, self._passed, self._left_out = tuple(self._passed), [], Counter()
         self._under_way.append((self._relay.append(append), (*passed, *held)))
 
@@ -340,7 +342,7 @@ class SourcePump:
         if any(group.position is not None for _, group in groups):
             raise ConfigError(explain_unfilled(self._encoder.contract, never))
         reason = f"row: required column {', '.join(never)} is never filled; the core would refuse it"
-        self._refine.rejects.count(reason, times=sum(len(group) for _, group in groups))
+        self._transform.rejects.count(reason, times=sum(len(group) for _, group in groups))
         return ()
 
     def _pass_over(self, source: Source) -> None:
@@ -379,4 +381,4 @@ class SourcePump:
             if future.exception() is not None:
                 lost += later
         if count := sum(len(batch) for batch in lost if batch.position is None):
-            self._refine.rejects.count("row: the spool was full when the source stopped", times=count)
+            self._transform.rejects.count("row: the spool was full when the source stopped", times=count)

@@ -16,17 +16,17 @@ from schemas.envelope import Span
 MIN_BODY_BYTES = 64 * 1024
 
 
-class Handed:
+class PendingAppend:
     """An append on its way: done, with its seqs, when it is durable; a failure to hand it in is its failure."""
 
-    def __init__(self, handing: "Future[Future[Span]]") -> None:
-        self._handing = handing
+    def __init__(self, pending: "Future[Future[Span]]") -> None:
+        self._pending = pending
 
     def done(self) -> bool:
         """Whether it is durable or failed."""
-        if not self._handing.done():
+        if not self._pending.done():
             return False
-        return self._handing.exception() is not None or self._handing.result().done()
+        return self._pending.exception() is not None or self._pending.result().done()
 
     def result(self) -> Span:
         """Wait until it is durable.
@@ -34,11 +34,11 @@ class Handed:
         Raises:
             SpoolError: the spool is closed or broken, or found no room.
         """
-        return self._handing.result().result()
+        return self._pending.result().result()
 
     def exception(self) -> BaseException | None:
         """Wait until it is durable; why it is not."""
-        return self._handing.exception() or self._handing.result().exception()
+        return self._pending.exception() or self._pending.result().exception()
 
 
 class Relay:
@@ -58,7 +58,7 @@ class Relay:
         self._waiting: queue.SimpleQueue[tuple[Append, Future[Future[Span]]] | None] = queue.SimpleQueue()
         self._last: Future[Future[Span]] | None = None
 
-    def append(self, append: Append) -> "Future[Span] | Handed":
+    def append(self, append: Append) -> "Future[Span] | PendingAppend":
         """Hand in; waits until the one before is handed in, so that no more than two are in memory.
 
         Raises:
@@ -73,7 +73,7 @@ class Relay:
             self._last.exception()
         self._last = Future()
         self._waiting.put((append, self._last))
-        return Handed(self._last)
+        return PendingAppend(self._last)
 
     def close(self) -> None:
         """End its thread, once all is handed in."""
@@ -84,9 +84,9 @@ class Relay:
 
     def _run(self) -> None:
         while (taken := self._waiting.get()) is not None:
-            append, handing = taken
+            append, pending = taken
             try:
-                handing.set_result(self._spool.append(append))
+                pending.set_result(self._spool.append(append))
             except BaseException as error:  # noqa: BLE001 # the source's thread waits for it, and raises it
-                handing.set_exception(error)
-            del taken, append, handing  # the bodies, while nothing comes
+                pending.set_exception(error)
+            del taken, append, pending  # the bodies, while nothing comes

@@ -13,11 +13,11 @@ from edge_agent.config import HEARTBEAT, SourceConfig
 
 _STOP_WITHIN_S = 15.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 Build = Callable[[SourceConfig], SourcePump]
 
 
-class Leave(Protocol):
+class OnStopping(Protocol):
     """Tells the spool of a source that stops: what waits there for room must not hold it up."""
 
     def __call__(self, source: str, *, is_gone: bool = False) -> None:
@@ -36,21 +36,21 @@ class _Running:
     thread: threading.Thread
 
 
-class Lineup:
+class SourceSupervisor:
     """Starts and stops pumps; used by the main thread alone, but for `running`.
 
     Args:
         build: makes the pump of a source.
         spawn: starts a thread.
-        leave: tells the spool, by the source's name, that a source is to stop, and that it has.
+        on_stopping: tells the spool, by the source's name, that a source is to stop, and that it has.
         stop_within_s: how long to wait for a source that is to stop.
     """
 
-    def __init__(self, build: Build, spawn: Spawn, leave: Leave, stop_within_s: float = _STOP_WITHIN_S) -> None:
+    def __init__(self, build: Build, spawn: Spawn, on_stopping: OnStopping, stop_within_s: float = _STOP_WITHIN_S) -> None:
         self._stop_within_s = stop_within_s
         self._build = build
         self._spawn = spawn
-        self._leave = leave
+        self._on_stopping = on_stopping
         self._entries: list[_Running] = []
         self._count = 0
 
@@ -80,12 +80,12 @@ class Lineup:
         """
         known = [entry.config for entry in self._entries]
         new = [(source, self._build(source)) for source in sources if source not in known]
-        leaving = [entry for entry in self._entries if entry.config not in sources]
+        stopping = [entry for entry in self._entries if entry.config not in sources]
         self._entries = [entry for entry in self._entries if entry.config in sources]
-        stuck = [entry.config.name for entry in self._end(leaving)]
+        stuck = [entry.config.name for entry in self._end(stopping)]
         for source, pump in new:
             if any(source.name == name or reads_the_same(source.name, name) for name in stuck):
-                _log.error("source does not stop, so its successor is not started; restart the agent", source=source.kind)
+                log.error("source_not_stopped", hint="its successor is not started; restart the agent", source=source.kind)
                 continue
             self._count += 1
             stop = threading.Event()
@@ -99,11 +99,11 @@ class Lineup:
         """End these; returns those that do not."""
         for entry in entries:
             entry.stop.set()
-            self._leave(entry.config.name)
+            self._on_stopping(entry.config.name)
         for entry in entries:
             entry.thread.join(self._stop_within_s)
         stuck = [entry for entry in entries if entry.thread.is_alive()]
         for entry in entries:
             if entry not in stuck:
-                self._leave(entry.config.name, is_gone=True)
+                self._on_stopping(entry.config.name, is_gone=True)
         return stuck

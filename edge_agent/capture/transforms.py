@@ -93,7 +93,7 @@ class Step(Protocol):
         ...
 
 
-class Refiner:
+class Transforms:
     """All steps of one source.
 
     Args:
@@ -114,13 +114,13 @@ class Refiner:
         return batch
 
 
-def build_refiner(
+def build_transforms(
     contract: Contract,
     report: ReportConfig | None,
     redaction_key: bytes,
     watch: ClockWatch,
     annotate: Step | None,
-) -> Refiner:
+) -> Transforms:
     """The steps that a stream's contract and its source's configuration ask for.
 
     Raises:
@@ -143,7 +143,7 @@ def build_refiner(
         from edge_agent.redaction.redactor import BatchRedactor  # noqa: PLC0415 # loaded only where a contract asks for it
 
         steps.append(BatchRedactor(contract, redaction_key, rejects))
-    return Refiner(tuple(steps), rejects)
+    return Transforms(tuple(steps), rejects)
 
 
 def read_redaction_key(path: Path | None) -> bytes:

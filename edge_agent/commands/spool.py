@@ -47,8 +47,8 @@ def list_spool(
     as_json: AsJson = False,
 ) -> None:
     """List envelopes, oldest first."""
-    from edge_agent.spool import inspection  # noqa: PLC0415 # each command loads only what it needs
-    from edge_agent.spool.records import State  # noqa: PLC0415
+    from edge_agent.spool import inspection
+    from edge_agent.spool.records import State
 
     if state is not None and state.upper() not in State.__members__:
         raise typer.BadParameter(f"{state!r} is none of ready, waiting, parked", param_hint="--state")
@@ -66,8 +66,8 @@ def show_envelope(
     as_json: AsJson = False,
 ) -> None:
     """Show one envelope, and whether it is what was stored."""
-    from edge_agent.spool import bodies, inspection, reading  # noqa: PLC0415
-    from edge_agent.spool.sealing import open_envelope, read_seal  # noqa: PLC0415
+    from edge_agent.spool import bodies, inspection, reading
+    from edge_agent.spool.sealing import open_envelope, read_seal
 
     with _reader(config) as (db, folder):
         found = inspection.entry(db, id_)
@@ -75,15 +75,15 @@ def show_envelope(
             raise NotFoundError(f"there is no envelope {id_}; it is settled, or never was: see `edge-agent spool ls`")
         try:
             envelope = reading.load(db, id_, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
-            verdict = "as it was stored"
+            check = "as it was stored"
         except reading.RottenEnvelopeError as error:
-            envelope, verdict = None, str(error)
+            envelope, check = None, str(error)
     if body is not None:
         if envelope is None:
-            raise AgentError(f"its body is not written: {verdict}")
+            raise AgentError(f"its body is not written: {check}")
         opened = open_envelope(envelope, read_seal(load_agent_config(config).spool.key))
         body.write_bytes(b"" if opened is None else opened.body)
-    fields = {**msgspec.structs.asdict(found), "verdict": verdict}
+    fields = {**msgspec.structs.asdict(found), "verdict": check}
     if as_json:
         say_json(msgspec.json.encode(fields))
         return
@@ -97,28 +97,28 @@ def verify_spool(config: Config = AGENT, as_json: AsJson = False) -> None:
 
     The agent gives damaged envelopes up by itself, counted as `corrupt`, when it comes to send them.
     """
-    from edge_agent.spool import inspection  # noqa: PLC0415
+    from edge_agent.spool import inspection
 
     with _reader(config) as (db, folder):
-        verdict = inspection.verify(db, folder)
+        check = inspection.verify(db, folder)
     if as_json:
-        say_json(msgspec.json.encode({**msgspec.structs.asdict(verdict), "is_sound": verdict.is_sound}))
+        say_json(msgspec.json.encode({**msgspec.structs.asdict(check), "is_sound": check.is_sound}))
     else:
         say(
-            f"{verdict.envelopes:,} envelopes of {verdict.samples:,} samples, {verdict.body_bytes:,} bytes,"
-            f" {verdict.objects:,} large payloads: {'sound' if verdict.is_sound else f'{len(verdict.findings)} DAMAGED'}"
+            f"{check.envelopes:,} envelopes of {check.samples:,} samples, {check.body_bytes:,} bytes,"
+            f" {check.objects:,} large payloads: {'sound' if check.is_sound else f'{len(check.findings)} DAMAGED'}"
         )
-        for finding in verdict.findings:
+        for finding in check.findings:
             say(f"  {finding.what}")
-    if not verdict.is_sound:
+    if not check.is_sound:
         sys.exit(EXIT_DAMAGED)
 
 
 @park_app.command("ls")
 def list_parked(config: Config = AGENT, limit: LimitOption = 100, as_json: AsJson = False) -> None:
     """List parked envelopes and why each was put aside."""
-    from edge_agent.spool import inspection  # noqa: PLC0415
-    from edge_agent.spool.records import State  # noqa: PLC0415
+    from edge_agent.spool import inspection
+    from edge_agent.spool.records import State
 
     with _reader(config) as (db, _):
         found = inspection.entries(db, stream=None, state=State.PARKED, limit=limit)
@@ -134,9 +134,9 @@ def replay_parked(
     as_json: AsJson = False,
 ) -> None:
     """Have parked envelopes sent again. A running agent does it at once, a stopped one when it starts."""
-    from edge_agent.spool import inspection  # noqa: PLC0415
-    from edge_agent.spool.records import State  # noqa: PLC0415
-    from edge_agent.spool.requests import ask_replay  # noqa: PLC0415
+    from edge_agent.spool import inspection
+    from edge_agent.spool.records import State
+    from edge_agent.spool.requests import ask_replay
 
     if bool(ids) == everything:
         raise typer.BadParameter("give ids, or --all", param_hint="ID")
@@ -158,7 +158,7 @@ def replay_parked(
 
 @contextmanager
 def _reader(path: Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
-    from edge_agent.spool import inspection  # noqa: PLC0415
+    from edge_agent.spool import inspection
 
     folder = load_agent_config(path).spool_dir
     try:
@@ -169,7 +169,7 @@ def _reader(path: Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
 
 
 def _tell_entries(found: "list[Entry]", in_all: dict[str, int], *, as_json: bool, is_cut: bool) -> None:
-    from edge_agent.commands.tables import show_entries  # noqa: PLC0415
+    from edge_agent.commands.tables import show_entries
 
     if as_json:
         say_json(msgspec.json.encode({"envelopes": found, "in_all": in_all}))

@@ -16,7 +16,7 @@ from schemas.reported import EpochReport, StreamBooks
 
 
 class ParkedEntry(msgspec.Struct, frozen=True):
-    """An envelope put aside, and why."""
+    """A parked envelope, and why."""
 
     stream: str
     epoch: int

@@ -9,7 +9,7 @@ from rich import box
 from rich.text import Text
 
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, stacked, styled
-from edge_agent.commands.doctor.findings import Diagnosis, Verdict
+from edge_agent.commands.doctor.findings import CheckResult, Diagnosis
 from edge_agent.commands.status_reader import Ledger, Status
 from edge_agent.health.agent_stats import refusal_text
 from edge_agent.health.file import Health
@@ -237,10 +237,10 @@ def _add_documents(table: PlainTable, documents: Sequence[DocumentReport]) -> No
 
 
 _MARKS = {
-    Verdict.GOOD: styled("good", "green"),
-    Verdict.WARNING: styled("warning", "yellow"),
-    Verdict.FAILED: styled("FAILED", "red"),
-    Verdict.SKIPPED: styled("skipped", "dim"),
+    CheckResult.GOOD: styled("good", "green"),
+    CheckResult.WARNING: styled("warning", "yellow"),
+    CheckResult.FAILED: styled("FAILED", "red"),
+    CheckResult.SKIPPED: styled("skipped", "dim"),
 }
 
 

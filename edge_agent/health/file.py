@@ -14,7 +14,7 @@ from schemas.reported import DocumentReport, PolicyReport
 
 HEALTH_NAME = "health.json"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -101,4 +101,4 @@ def notify_service_manager(state: str) -> None:
             sender.send(state.encode())
     except OSError as error:
         # Samples are worth more than being seen: who does not listen will ask again, or restart us.
-        _log.warning("service manager does not listen", state=state, error=str(error))
+        log.warning("service_manager_unreachable", state=state, error=str(error))

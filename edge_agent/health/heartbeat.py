@@ -6,7 +6,7 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.config import HEARTBEAT, HealthConfig, SourceConfig
-from edge_agent.health.agent_stats import Vitals
+from edge_agent.health.agent_stats import AgentStats
 from edge_agent.sources.api import SampleBatch, Scalar
 
 STREAM = "agent_heartbeat"
@@ -25,13 +25,13 @@ class HeartbeatSource:
     """Yields a sample each time it is due, the first at once.
 
     Args:
-        look: takes a look at the agent.
+        snapshot: takes a look at the agent.
         every_s: how often.
         clock: monotonic for when it is due, wall clock for the sample's time.
     """
 
-    def __init__(self, look: Callable[[], Vitals], every_s: float, clock: Clock) -> None:
-        self._look = look
+    def __init__(self, snapshot: Callable[[], AgentStats], every_s: float, clock: Clock) -> None:
+        self._snapshot = snapshot
         self._every_s = every_s
         self._clock = clock
         self._due_s = clock.monotonic_s()
@@ -42,7 +42,7 @@ class HeartbeatSource:
         if now_s < self._due_s or max_samples < 1:
             return None
         self._due_s = now_s + self._every_s
-        return SampleBatch([self._clock.now_ms() * 1_000], {name: [value] for name, value in _row(self._look()).items()})
+        return SampleBatch([self._clock.now_ms() * 1_000], {name: [value] for name, value in _row(self._snapshot()).items()})
 
     def stored(self, batch: SampleBatch) -> None:
         """Nothing to put away."""
@@ -51,24 +51,24 @@ class HeartbeatSource:
         """Nothing to let go."""
 
 
-def _row(vitals: Vitals) -> dict[str, Scalar]:
-    books = vitals.books
+def _row(stats: AgentStats) -> dict[str, Scalar]:
+    books = stats.books
     return {
-        "agent_version": vitals.version,
-        "uptime_s": vitals.uptime_s,
-        "is_connected": vitals.is_connected,
+        "agent_version": stats.version,
+        "uptime_s": stats.uptime_s,
+        "is_connected": stats.is_connected,
         "captured": sum(entry.captured for entry in books),
         "settled": sum(entry.settled for entry in books),
         "spooled": sum(entry.spooled for entry in books),
         "dropped": sum(sum(entry.dropped.values()) for entry in books),
         "books": msgspec.json.encode(books).decode(),
-        "oldest_unsettled_s": vitals.oldest_unsettled_s,
-        "sent": vitals.sent,
-        "not_sent": vitals.not_sent,
-        "resent": vitals.resent,
-        "parked": vitals.parked,
-        "used_bytes": vitals.used_bytes,
-        "max_bytes": vitals.max_bytes,
-        "rss_bytes": vitals.rss_bytes,
-        "sources_running": vitals.sources_running,
+        "oldest_unsettled_s": stats.oldest_unsettled_s,
+        "sent": stats.sent,
+        "not_sent": stats.not_sent,
+        "resent": stats.resent,
+        "parked": stats.parked,
+        "used_bytes": stats.used_bytes,
+        "max_bytes": stats.max_bytes,
+        "rss_bytes": stats.rss_bytes,
+        "sources_running": stats.sources_running,
     }

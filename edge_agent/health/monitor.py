@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from catchment.runtime.clock import Clock
-from edge_agent.capture.source_supervisor import Lineup
+from edge_agent.capture.source_supervisor import SourceSupervisor
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.config import AgentConfig
-from edge_agent.health.agent_stats import Vitals, judge_live
+from edge_agent.health.agent_stats import AgentStats, check_live
 from edge_agent.health.file import Health, notify_service_manager, rss_bytes, write_health
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.progress import Progress
@@ -19,7 +19,7 @@ from schemas.reported import DocumentReport, PolicyReport
 
 _MAX_REASON_CHARS = 500
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Monitor:
@@ -30,7 +30,7 @@ class Monitor:
         version: the agent's.
         spool: has the books.
         progress: the uplink's.
-        lineup: the sources.
+        supervisor: the sources.
         clock: monotonic time for ages; wall clock for how long a sample has waited.
         policy: what the rules' room says of itself.
         is_clock_awaited: whether samples wait for the wall clock to be set.
@@ -45,7 +45,7 @@ class Monitor:
         version: str,
         spool: Spool,
         progress: Progress,
-        lineup: Lineup,
+        supervisor: SourceSupervisor,
         clock: Clock,
         policy: Callable[[], PolicyReport | None] = lambda: None,
         is_clock_awaited: Callable[[], bool] = lambda: False,
@@ -54,27 +54,27 @@ class Monitor:
         self._version = version
         self._spool = spool
         self._progress = progress
-        self._lineup = lineup
+        self._supervisor = supervisor
         self._clock = clock
         self._policy = policy
         self._is_clock_awaited = is_clock_awaited
         self.documents: Callable[[], tuple[DocumentReport, ...]] = tuple
         self._started_s = clock.monotonic_s()
-        self._main_turned_s = self._started_s
+        self._main_loop_s = self._started_s
         self._refused_streams: frozenset[str] = frozenset()
         self.failure = ""
 
-    def turned(self) -> None:
+    def note_loop(self) -> None:
         """The main thread came round."""
-        self._main_turned_s = self._clock.monotonic_s()
+        self._main_loop_s = self._clock.monotonic_s()
 
-    def look(self) -> Vitals:
+    def snapshot(self) -> AgentStats:
         """Everything at this moment. From any thread."""
         progress, now_s = self._progress, self._clock.monotonic_s()
-        return Vitals(
+        return AgentStats(
             device=self._config.device,
             version=self._version,
-            turned_s={"main": now_s - self._main_turned_s, "uplink": _age(now_s, progress.turned_s) or 0.0},
+            last_loop_age_s={"main": now_s - self._main_loop_s, "uplink": _age(now_s, progress.last_loop_s) or 0.0},
             is_connected=progress.is_connected,
             uptime_s=now_s - self._started_s,
             oldest_unsettled_s=self._waited_s(now_s),
@@ -94,11 +94,11 @@ class Monitor:
             used_bytes=self._spool.used_bytes(),
             max_bytes=self._config.spool.max_bytes,
             rss_bytes=rss_bytes(),
-            sources_running=self._lineup.running,
-            sources_failing=sum(bool(pump.failing) for pump in self._lineup.pumps),
+            sources_running=self._supervisor.running,
+            sources_failing=sum(bool(pump.failing) for pump in self._supervisor.pumps),
             books=self._spool.books(),
-            rejected=_by_stream((pump.name, pump.rejected()) for pump in self._lineup.pumps),
-            left_out=_by_stream((pump.name, pump.left_out()) for pump in self._lineup.pumps),
+            rejected=_by_stream((pump.name, pump.rejected()) for pump in self._supervisor.pumps),
+            left_out=_by_stream((pump.name, pump.left_out()) for pump in self._supervisor.pumps),
             failure=self.failure or str(self._spool.failure or ""),
             refused=tuple(self._spool.refused().items()),
         )
@@ -115,52 +115,52 @@ class Monitor:
 
     def tell(self) -> None:
         """Write the health file, and keep the service manager from restarting us, if there is no reason to."""
-        vitals = self.look()
-        since_ack_s = vitals.last_ack_s
+        stats = self.snapshot()
+        since_ack_s = stats.last_ack_s
         health = Health(
             at_ms=self._clock.now_ms(),
             pid=os.getpid(),
-            is_connected=vitals.is_connected,
-            sources_running=vitals.sources_running,
-            sent=vitals.sent,
-            not_sent=vitals.not_sent,
-            resent=vitals.resent,
-            parked=vitals.parked,
-            waiting_streams=vitals.waiting_streams,
-            refused_topics={topic: describe_reason(code) for topic, code in vitals.refused_topics},
-            over_share=vitals.over_share,
+            is_connected=stats.is_connected,
+            sources_running=stats.sources_running,
+            sent=stats.sent,
+            not_sent=stats.not_sent,
+            resent=stats.resent,
+            parked=stats.parked,
+            waiting_streams=stats.waiting_streams,
+            refused_topics={topic: describe_reason(code) for topic, code in stats.refused_topics},
+            over_share=stats.over_share,
             since_ack_s=None if since_ack_s is None else round(since_ack_s, 1),
-            used_bytes=vitals.used_bytes,
-            max_bytes=vitals.max_bytes,
-            rss_bytes=vitals.rss_bytes,
-            failure=vitals.failure,
-            rejected=_by_source((pump.name, pump.rejected()) for pump in self._lineup.pumps),
-            left_out=_by_source((pump.name, pump.left_out()) for pump in self._lineup.pumps),
+            used_bytes=stats.used_bytes,
+            max_bytes=stats.max_bytes,
+            rss_bytes=stats.rss_bytes,
+            failure=stats.failure,
+            rejected=_by_source((pump.name, pump.rejected()) for pump in self._supervisor.pumps),
+            left_out=_by_source((pump.name, pump.left_out()) for pump in self._supervisor.pumps),
             policy=self._policy(),
-            sources=self._lineup.states(),
-            refused=dict(vitals.refused),
+            sources=self._supervisor.states(),
+            refused=dict(stats.refused),
             documents=self.documents(),
-            failing={pump.name: pump.failing[:_MAX_REASON_CHARS] for pump in self._lineup.pumps if pump.failing},
+            failing={pump.name: pump.failing[:_MAX_REASON_CHARS] for pump in self._supervisor.pumps if pump.failing},
         )
-        self._log_refusals(vitals)
+        self._log_refusals(stats)
         try:
             write_health(self._config.state_dir, health)
         except OSError as error:
-            _log.warning("health cannot be written", error=str(error))
-        verdict = judge_live(vitals, self._config.health.stalled_after_s)
-        if verdict.is_good:
+            log.warning("health_not_written", error=str(error))
+        result = check_live(stats, self._config.health.stalled_after_s)
+        if result.is_good:
             notify_service_manager("WATCHDOG=1")
         else:
-            _log.error("not live", message=verdict.message)
+            log.error("not_live", reason=result.message)
 
-    def _log_refusals(self, vitals: Vitals) -> None:
+    def _log_refusals(self, stats: AgentStats) -> None:
         """Log a stream once when the core begins to refuse all of it, and once when that is over."""
-        total = {stream: one for stream, one in vitals.refused if one.is_total}
+        total = {stream: one for stream, one in stats.refused if one.is_total}
         for stream in sorted(total.keys() - self._refused_streams):
             one = total[stream]
-            _log.error("stream_refused_by_core", stream=stream, quarantined=one.quarantined, in_row=one.in_row, reason=one.reason)
+            log.error("stream_refused_by_core", stream=stream, quarantined=one.quarantined, in_row=one.in_row, reason=one.reason)
         for stream in sorted(self._refused_streams - total.keys()):
-            _log.info("stream_accepted_by_core", stream=stream)
+            log.info("stream_accepted_by_core", stream=stream)
         self._refused_streams = frozenset(total)
 
 

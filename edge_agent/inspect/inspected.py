@@ -14,7 +14,7 @@ from schemas.contract import Column, Contract
 from schemas.edge_policy import EdgeInspect
 from schemas.inspectors import VERSIONS
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +27,16 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class InspectedBatch:
     """A batch with every column the inspectors gave, and with those alone that its contract has."""
 
-    judged: SampleBatch
+    for_rules: SampleBatch
     stored: SampleBatch
     failures: tuple[Failed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Looking:
+class BatchInspector:
     """The inspectors of one stream; `refused` tells of those that cannot run here."""
 
     inspectors: tuple[Inspector, ...]
@@ -53,7 +53,7 @@ class Looking:
                 found.append(open_inspector(step, contract))
             except ConfigError as error:
                 refused.append(str(error))
-                _log.error("inspector does not run here", stream=contract.name, inspector=step.use, reason=str(error))
+                log.error("inspector_unavailable", stream=contract.name, inspector=step.use, reason=str(error))  # noqa: TRY400
         return cls(tuple(found), frozenset(column.name for column in contract.columns), tuple(refused))
 
     @property
@@ -61,20 +61,20 @@ class Looking:
         """What the inspectors give."""
         return tuple(column for inspector in self.inspectors for column in inspector.columns)
 
-    def __call__(self, batch: SampleBatch) -> Looked:
+    def __call__(self, batch: SampleBatch) -> InspectedBatch:
         """Look at a batch."""
         if not self.inspectors:
-            return Looked(batch, batch)
-        judged, failures = batch, []
+            return InspectedBatch(batch, batch)
+        for_rules, failures = batch, []
         for inspector in self.inspectors:
-            seen = inspector(judged)
-            judged = judged.with_columns(seen.columns)
+            seen = inspector(for_rules)
+            for_rules = for_rules.with_columns(seen.columns)
             if seen.failures:
                 failures.append(Failed(inspector.step.use, seen.failures, seen.reason))
         stored = batch.with_columns({
-            column.name: judged.columns[column.name] for column in self.columns if column.name in self.known
+            column.name: for_rules.columns[column.name] for column in self.columns if column.name in self.known
         })  # fmt: skip
-        return Looked(judged, stored, tuple(failures))
+        return InspectedBatch(for_rules, stored, tuple(failures))
 
 
 def requested_steps(inspect: Sequence[InspectConfig], contract: Contract) -> tuple[EdgeInspect, ...]:

@@ -80,7 +80,7 @@ class PieceFetcher(FetcherInterface):
         self._closed = False
 
     def on_piece(self, correlation: bytes, properties: Properties, body: bytes) -> None:
-        """A piece came. One that nobody asked for, or that came twice, is passed over."""
+        """A piece came. One that nobody asked for, or that came twice, is skipped."""
         known = dict(properties)
         with self._arrived:
             piece = self._by_correlation.get(correlation)

@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class ModelProblem:
     """What went wrong with the running model since the last look.
 
     Attributes:
@@ -38,18 +38,18 @@ class RunningModel:
     """The model in use, if any. Any thread may call.
 
     Args:
-        on_complaint: called without arguments when there is a complaint to take.
+        on_problem: called without arguments when there is a problem to take.
 
     Attributes:
         counts: pictures by what became of them: `inferences`, `failures` of the model, `unreadable` pictures, `skipped` while
             the model was starting or busy; and `deaths` of its process.
     """
 
-    def __init__(self, on_complaint: threading.Event) -> None:
-        self._on_complaint = on_complaint
+    def __init__(self, on_problem: threading.Event) -> None:
+        self._on_problem = on_problem
         self._lock = threading.Lock()
         self._process: ModelProcess | None = None
-        self._complaint: Complaint | None = None
+        self._problem: ModelProblem | None = None
         self._failures = 0
         self._answers = 0
         self._is_expected = False
@@ -70,14 +70,14 @@ class RunningModel:
         with self._lock:
             old, self._process = self._process, process
             self._is_expected = is_expected or process is not None
-            self._failures, self._answers, self._complaint = 0, 0, None
+            self._failures, self._answers, self._problem = 0, 0, None
         if old is not None and old is not process:
             old.close()
 
-    def take_complaint(self) -> Complaint | None:
+    def take_problem(self) -> ModelProblem | None:
         """What went wrong since the last call."""
         with self._lock:
-            found, self._complaint = self._complaint, None
+            found, self._problem = self._problem, None
             return found
 
     def annotate(self, batch: SampleBatch) -> SampleBatch:
@@ -126,7 +126,7 @@ class RunningModel:
         log.debug("picture_unreadable_for_model", reason=reason)
         self._count("unreadable")
         if process.pid is None:
-            self._complain(process, Complaint(reason, died=True, failures=0, is_of_the_model=False))
+            self._report_problem(process, ModelProblem(reason, died=True, failures=0, is_of_the_model=False))
 
     def _failed(self, process: ModelProcess, reason: str, *, died: bool) -> None:
         with self._lock:
@@ -134,18 +134,18 @@ class RunningModel:
             self.counts["deaths"] += died
             self._failures += 1
             failures = self._failures
-        self._complain(process, Complaint(reason, died=died, failures=failures))
+        self._report_problem(process, ModelProblem(reason, died=died, failures=failures))
 
-    def _complain(self, process: ModelProcess, complaint: Complaint) -> None:
+    def _report_problem(self, process: ModelProcess, problem: ModelProblem) -> None:
         with self._lock:
             if process is not self._process:
                 return
-            complaint = replace(complaint, answers=self._answers)
-            if self._complaint is None or not self._complaint.died:
-                self._complaint = complaint
-            if complaint.died:
+            problem = replace(problem, answers=self._answers)
+            if self._problem is None or not self._problem.died:
+                self._problem = problem
+            if problem.died:
                 self._process = None
-        self._on_complaint.set()
+        self._on_problem.set()
 
     def _count(self, name: str) -> None:
         with self._lock:

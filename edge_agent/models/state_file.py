@@ -47,7 +47,7 @@ class StateFile:
         self._paths = tuple(folder / name for name in NAMES)
 
     def read(self) -> Found:
-        """The state. If no copy is whole, the damaged ones are set aside under `.broken`."""
+        """The state. If no copy is whole, the damaged ones are moved to `.broken`."""
         states: list[StoreState] = []
         older: list[StoreState] = []
         damaged: list[Path] = []

@@ -15,7 +15,7 @@ from edge_agent.models.errors import ModelDiedError, RottenModelError
 from edge_agent.models.fetcher import PieceFetcher
 from edge_agent.models.loader import ModelLoader
 from edge_agent.models.model_process import check_extra
-from edge_agent.models.running import Complaint, RunningModel
+from edge_agent.models.running import ModelProblem, RunningModel
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
 from edge_agent.models.trust import TrustAnchor
@@ -126,7 +126,7 @@ class ModelUpdater:
                 log.exception("model_rotten", model=self._config.name, version=active.version)
                 self.store.drop_rotten(str(error))
             except ModelUnfitError as error:
-                log.exception("model does not start", model=self._config.name, version=active.version)
+                log.exception("model_not_started", model=self._config.name, version=active.version)
                 self.store.go_back(str(error))
             except ModelDiedError as error:
                 log.error("model_died_while_loading", model=self._config.name, version=active.version, reason=str(error))  # noqa: TRY400  # the reason says it all
@@ -148,7 +148,7 @@ class ModelUpdater:
     # -- what the uplink hands in -----------------------------------------------------------------------------------
 
     def on_desired(self, body: bytes) -> None:
-        """The core says which model to run. Another model's, and what cannot be read, is passed over with a log line."""
+        """The core says which model to run. Another model's, and what cannot be read, is skipped with a log line."""
         if self._orders is not None:
             # Decided about within a second on the models' own thread: one signature check at a time, however many come.
             self._orders.hand_in(body)
@@ -156,10 +156,10 @@ class ModelUpdater:
         try:
             desired = decode_desired(body)
         except SchemaError as error:
-            log.warning("desired state is refused", error=str(error))
+            log.warning("desired_state_refused", error=str(error))
             return
         if desired.name != self._config.name:
-            log.info("desired state is for another model", model=desired.name, ours=self._config.name)
+            log.info("desired_state_of_other_model", model=desired.name, ours=self._config.name)
             return
         self._want(desired)
         self._wake.set()
@@ -208,9 +208,9 @@ class ModelUpdater:
     def _look_after_running(self) -> None:
         """Judge the running model by what went wrong with it, and load it again where its process is gone."""
         try:
-            complaint = self.running.take_complaint()
-            if complaint is not None:
-                self._judge(complaint)
+            problem = self.running.take_problem()
+            if problem is not None:
+                self._judge(problem)
             has_model = self.store.state.active is not None
             if has_model and self.running.process is None and self._clock.monotonic_s() >= self._revive_at_s:
                 self._load_active()
@@ -218,28 +218,24 @@ class ModelUpdater:
             # The disk refuses to record it: nothing is loaded without that.
             self._rest(_FIRST_RETRY_S, str(error))
 
-    def _judge(self, complaint: Complaint) -> None:
+    def _judge(self, problem: ModelProblem) -> None:
         """Go back to the version before, or have this one started again after a while."""
         state = self.store.state
-        if complaint.died:
-            log.error("model_process_died", model=self._config.name, version=self._version(), reason=complaint.reason)
-            self._revive_s = 0.0 if complaint.answers >= _MANY_ANSWERS else self._revive_s
-            self._rest(self._revive_s, complaint.reason)
+        if problem.died:
+            log.error("model_process_died", model=self._config.name, version=self._version(), reason=problem.reason)
+            self._revive_s = 0.0 if problem.answers >= _MANY_ANSWERS else self._revive_s
+            self._rest(self._revive_s, problem.reason)
             self._revive_s = min(2 * max(self._revive_s, 1.0), _LONGEST_REVIVE_S)
-        if not state.on_probation or not complaint.is_of_the_model:
+        if not state.on_probation or not problem.is_of_the_model:
             return
         # While another version is tried, memory is short for both, and that one is the likelier cause.
         is_alone = not any(tried.is_open for tried in state.attempts)
-        deaths = self.store.count_death() if complaint.died and is_alone else state.deaths
-        if complaint.failures < self._config.max_failures and deaths < MAX_ATTEMPTS:
+        deaths = self.store.count_death() if problem.died and is_alone else state.deaths
+        if problem.failures < self._config.max_failures and deaths < MAX_ATTEMPTS:
             return
-        failed = (
-            f"{complaint.failures} inferences failed in a row" if deaths < MAX_ATTEMPTS else f"its process died {deaths} times"
-        )
-        log.error(
-            "model fails on probation; going back", model=self._config.name, version=self._version(), error=complaint.reason
-        )
-        self.store.go_back(f"{failed}: {complaint.reason}")
+        failed = f"{problem.failures} inferences failed in a row" if deaths < MAX_ATTEMPTS else f"its process died {deaths} times"
+        log.error("model_probation_failed", model=self._config.name, version=self._version(), error=problem.reason)
+        self.store.go_back(f"{failed}: {problem.reason}")
         self._resting, self._revive_s, self._revive_at_s = "", 0.0, 0.0
         self._load_active()
 
@@ -255,7 +251,7 @@ class ModelUpdater:
             is_due = self.store.state.on_probation and self._clock.monotonic_s() >= self._proven_at_s
             if is_due and self.running.process is not None:
                 self.store.confirm()
-                log.info("model has proved itself", model=self._config.name, version=self._version())
+                log.info("model_probation_passed", model=self._config.name, version=self._version())
 
     def _try_install(self) -> None:
         wanted = self._due()
@@ -264,14 +260,14 @@ class ModelUpdater:
         try:
             self._install(wanted)
         except ModelUnfitError as error:
-            log.warning("model is unfit and refused", model=wanted.name, version=wanted.version, error=str(error))
+            log.warning("model_unfit", model=wanted.name, version=wanted.version, error=str(error))
             self._refuse(wanted.version, str(error))
         except UntrustedModelError as error:
             # Not for good: the same version may be vouched for once the repository is put right.
-            log.error("model is not vouched for", model=wanted.name, version=wanted.version, error=str(error))  # noqa: TRY400  # the reason says it all
+            log.error("model_signature_invalid", model=wanted.name, version=wanted.version, error=str(error))  # noqa: TRY400  # the reason says it all
             self._later(str(error))
         except ModelError as error:
-            log.warning("model cannot be fetched yet", model=wanted.name, version=wanted.version, error=str(error))
+            log.warning("model_fetch_delayed", model=wanted.name, version=wanted.version, error=str(error))
             self._later("")
         finally:
             self._wake.set()
@@ -307,7 +303,7 @@ class ModelUpdater:
             fresh.close()
             raise
         self.running.use(fresh)
-        log.info("model is active", model=wanted.name, version=wanted.version, rollout=wanted.rollout)
+        log.info("model_active", model=wanted.name, version=wanted.version, rollout=wanted.rollout)
 
     # -- what capture and the report ask ----------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ LOCK_NAME = "agent.lock"
 FILE_NAME = "device"
 _MAX_BYTES = 256
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 def claim(state_dir: Path, device: str, undelivered: int) -> None:
@@ -44,7 +44,7 @@ def claim(state_dir: Path, device: str, undelivered: int) -> None:
         write_atomic(path, device.encode())
     except OSError as error:
         # A full disk is no reason not to drain: it is noted at the next start.
-        _log.warning("cannot note whose spool this is", error=str(error))
+        log.warning("spool_owner_not_recorded", error=str(error))
 
 
 def refuse_role_name(state_dir: Path, device: str, *, is_known: bool | None = None) -> None:
@@ -63,7 +63,7 @@ def refuse_role_name(state_dir: Path, device: str, *, is_known: bool | None = No
     if is_known is None:
         is_known = _noted(state_dir / FILE_NAME) == device
     if is_known:
-        _log.warning("device_has_role_name", device=device, hint="its certificate has the core's rights; enrol it anew, renamed")
+        log.warning("device_has_role_name", device=device, hint="its certificate has the core's rights; enrol it anew, renamed")
         return
     try:
         enrolled_id(device)

@@ -9,7 +9,7 @@ import os
 _DESCRIPTOR = 2
 
 
-class PatientStderr(io.TextIOBase):
+class TolerantStderr(io.TextIOBase):
     """Writes whole lines, unbuffered. What was not taken is counted, and told with the next line that is.
 
     Args:
@@ -22,7 +22,7 @@ class PatientStderr(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write a line; never raises."""
-        message = f'level=warning event="log lines were not taken" lines={self.lost}\n{text}' if self.lost else text
+        message = f"level=warning event=log_lines_lost lines={self.lost}\n{text}" if self.lost else text
         try:
             os.write(self._descriptor, message.encode(errors="replace"))
         except OSError:

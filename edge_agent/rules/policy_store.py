@@ -22,10 +22,10 @@ _RETRY_S = 10.0
 # A broker that sends policy after policy costs one check at a time, with rests in between.
 _REST_S = 0.5
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
-class RuleDesk:
+class PolicyStore:
     """Holds the policy in force. Methods may be called from any thread.
 
     Args:
@@ -33,7 +33,7 @@ class RuleDesk:
         older_keys: whose policies of the form of the release before are believed.
         folder: the agent's state folder; the signed policy is kept there as `policy.json`, what was the newest ever
             taken in `documents/` and, for the release before, as `policy.version`.
-        clock: wall clock, for a policy's times and for the name of a file that is set aside.
+        clock: wall clock, for a policy's times and for the name of a refused file that is moved away.
     """
 
     def __init__(self, trust: DocumentTrust, older_keys: Sequence[str], folder: Path, clock: Clock) -> None:
@@ -71,7 +71,7 @@ class RuleDesk:
             is_news = self._suspended.get(name) != reason
             self._suspended[name] = reason
         if is_news:
-            _log.error("edge rule suspended", rule=name, reason=reason)
+            log.error("edge_rule_suspended", rule=name, reason=reason)
 
     def uninspected(self, stream: str, inspector: str, samples: int, reason: str) -> None:
         """An inspector could not look at some samples: their columns are null, and the core may fill them in."""
@@ -80,7 +80,7 @@ class RuleDesk:
             is_news = name not in self._uninspected
             self._uninspected[name] = self._uninspected.get(name, 0) + samples
         if is_news:
-            _log.warning("samples cannot be inspected; counted from now on", inspector=name, reason=reason)
+            log.warning("inspection_failing", inspector=name, reason=reason)
 
     def on_message(self, body: bytes) -> None:
         """A policy came down. An empty message takes nothing away: only a signed policy without rules does."""
@@ -133,7 +133,7 @@ class RuleDesk:
         with self._lock:
             self._policy, self._body, self._suspended = candidate.policy, body, {}
             self._waits_for = ""
-        _log.info("edge policy in force", version=candidate.policy.version, streams=len(candidate.policy.streams))
+        log.info("edge_policy_active", version=candidate.policy.version, streams=len(candidate.policy.streams))
 
     def _keep_in_force(self, body: bytes) -> None:
         """The policy in force came again, signed with another time or key, or in the other form."""
@@ -147,7 +147,7 @@ class RuleDesk:
                 # Counted once and looked at again: the device's clock may be what is wrong.
                 self._refused, self._last_refused = self._refused + 1, body
         if is_news:
-            _log.warning("edge policy not taken yet", error=str(error), retry_in_s=_RETRY_S)
+            log.warning("edge_policy_delayed", error=str(error), retry_in_s=_RETRY_S)
 
     def _put_back(self, body: bytes) -> None:
         with self._lock:
@@ -158,10 +158,10 @@ class RuleDesk:
         with self._lock:
             self._refused += 1
             self._reason, self._last_refused, self._waits_for = reason, body, ""
-        _log.error("edge policy refused", reason=reason)
+        log.error("edge_policy_refused", reason=reason)
 
     def _load(self) -> None:
-        """Go on with the policy of the last run. A file that is no longer what was signed is set aside."""
+        """Go on with the policy of the last run. A file that is no longer what was signed is moved to `*.refused-<ms>`."""
         try:
             body = self._path.read_bytes()
             # Its own file may be older than the note: the agent was killed between the two.
@@ -171,26 +171,26 @@ class RuleDesk:
         except FileNotFoundError:
             return
         except UntrustedDocumentError as error:
-            self._refuse(body, f"the policy kept on disk: {error}; set aside")
-            self._set_aside(body)
+            self._refuse(body, f"the policy kept on disk: {error}; moved away")
+            self._move_refused(body)
         except DocumentLaterError as error:
-            _log.warning("edge policy kept on disk is not in force yet", error=str(error))
+            log.warning("stored_edge_policy_inactive", error=str(error))
             self.on_message(body)
         except OSError as error:
             if self._policy is None:
-                _log.error("edge policy kept on disk cannot be read; there are no rules until the next one", error=str(error))
+                log.error("stored_edge_policy_unreadable", hint="no rules apply until the next policy comes", error=str(error))  # noqa: TRY400
             else:
-                _log.warning("the highest edge policy version cannot be noted", error=str(error))
+                log.warning("edge_policy_version_not_recorded", error=str(error))
 
-    def _set_aside(self, body: bytes) -> None:
+    def _move_refused(self, body: bytes) -> None:
         try:
             write_atomic(self._path.with_name(f"{FILE_NAME}.refused-{self._clock.now_ms()}"), body)
             self._path.unlink()
         except OSError as error:
-            _log.warning("edge policy kept on disk cannot be set aside", error=str(error))
+            log.warning("stored_edge_policy_not_moved", error=str(error))
 
 
-class NoRules:
+class NoPolicy:
     """What stands in where neither `[director]` nor `[policy]` names a key: nothing is believed, everything is kept."""
 
     def current(self) -> EdgePolicy | None:
@@ -206,17 +206,17 @@ class NoRules:
 
     def uninspected(self, stream: str, inspector: str, samples: int, reason: str) -> None:
         """Nobody is told of rules here, so the log is."""
-        _log.warning("samples cannot be inspected", inspector=f"{stream}/{inspector}", samples=samples, reason=reason)
+        log.warning("samples_not_inspected", inspector=f"{stream}/{inspector}", samples=samples, reason=reason)
 
     def on_message(self, body: bytes) -> None:
         """A policy came that nobody could vouch for."""
-        _log.info("edge policy is ignored: no key is configured in [director] or [policy]", size_bytes=len(body))
+        log.info("edge_policy_ignored", hint="configure a key in [director] or [policy]", size_bytes=len(body))
 
 
-def open_rules(config: AgentConfig, clock: Clock) -> RuleDesk | NoRules:
-    """The rules' room, as configured."""
+def open_rules(config: AgentConfig, clock: Clock) -> PolicyStore | NoPolicy:
+    """Open the policy store, as configured."""
     trust = rules_trust(config)
     if trust is None:
-        return NoRules()
+        return NoPolicy()
     older_keys = () if config.policy is None else config.policy.keys
-    return RuleDesk(trust, older_keys, config.state_dir, clock)
+    return PolicyStore(trust, older_keys, config.state_dir, clock)

@@ -10,7 +10,7 @@ import structlog
 from catchment.rules.evaluator import EdgeEvaluator
 from catchment.rules.rule import EdgeRule as CompiledRule
 from catchment.rules.rule import columns_read
-from edge_agent.inspect.inspected import Looking
+from edge_agent.inspect.inspected import BatchInspector
 from edge_agent.sources.api import SampleBatch
 from schemas.contract import ColumnType, Contract
 from schemas.edge_policy import EdgeAction, EdgeInspect, EdgePolicy, EdgeRule
@@ -42,12 +42,12 @@ def chances(device: str, stream: str, batch: SampleBatch) -> Callable[[int], flo
 
 
 # What becomes of each sample, given what the rules say of it. Pure.
-Verdicts = Sequence[bool | None]
+RuleResults = Sequence[bool | None]
 REASON_PREFIX = "rule:"
 
 
 @dataclass(slots=True)
-class Fates:
+class Decisions:
     """The rows kept, by priority in the order of the batch, and how many each rule left out."""
 
     kept: dict[int, list[int]] = field(default_factory=dict)
@@ -56,38 +56,38 @@ class Fates:
 
 def decide(
     rules: Sequence[EdgeRule],
-    verdicts: Sequence[Verdicts],
+    results: Sequence[RuleResults],
     rows: int,
     priority: int,
     filled: float,
     chance: Callable[[int], float],
-) -> Fates:
+) -> Decisions:
     """Decide about every row.
 
     Args:
         rules: in order; of keep, drop and sample the first that is true decides, likewise of priority.
-        verdicts: for each rule one per row; None (unknown) is not true.
+        results: for each rule one per row; None (unknown) is not true.
         rows: how many there are.
         priority: of rows no rule speaks of.
         filled: how full the spool is, 0 to 1.
         chance: a fixed number from 0 to below 1 for a row.
     """
-    active = [(rule, matches) for rule, matches in zip(rules, verdicts, strict=True) if rule.pressure <= filled]
+    active = [(rule, matches) for rule, matches in zip(rules, results, strict=True) if rule.pressure <= filled]
     choosing = [(rule, matches) for rule, matches in active if rule.action is not EdgeAction.PRIORITY]
     ranking = [(rule, matches) for rule, matches in active if rule.action is EdgeAction.PRIORITY]
-    fates = Fates()
+    decisions = Decisions()
     for row in range(rows):
         out = _left_out_by(choosing, row, chance)
         if out is not None:
             reason = REASON_PREFIX + out.id
-            fates.left_out[reason] = fates.left_out.get(reason, 0) + 1
+            decisions.left_out[reason] = decisions.left_out.get(reason, 0) + 1
             continue
-        worth = next((rule.priority for rule, matches in ranking if matches[row]), priority)
-        fates.kept.setdefault(worth, []).append(row)
-    return fates
+        row_priority = next((rule.priority for rule, matches in ranking if matches[row]), priority)
+        decisions.kept.setdefault(row_priority, []).append(row)
+    return decisions
 
 
-def _left_out_by(rules: Sequence[tuple[EdgeRule, Verdicts]], row: int, chance: Callable[[int], float]) -> EdgeRule | None:
+def _left_out_by(rules: Sequence[tuple[EdgeRule, RuleResults]], row: int, chance: Callable[[int], float]) -> EdgeRule | None:
     for rule, matches in rules:
         if not matches[row]:
             continue
@@ -100,29 +100,29 @@ def _left_out_by(rules: Sequence[tuple[EdgeRule, Verdicts]], row: int, chance: C
 
 _DEVICE = "device"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Sifted:
+class Filtered:
     """What is left of a batch: samples of each priority, and how many were left out, by reason."""
 
     groups: tuple[tuple[int, SampleBatch], ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def whole(batch: SampleBatch, priority: int) -> Sifted:
+def whole(batch: SampleBatch, priority: int) -> Filtered:
     """All of it."""
-    return Sifted(((priority, batch),) if len(batch) else ())
+    return Filtered(((priority, batch),) if len(batch) else ())
 
 
-def sift(sieve: "Sieve | None", batch: SampleBatch, priority: int) -> Sifted:
-    """What the sieve leaves; all of it, where there is none."""
-    return whole(batch, priority) if sieve is None else sieve(batch)
+def apply_filter(rule_filter: "RuleFilter | None", batch: SampleBatch, priority: int) -> Filtered:
+    """Apply the filter to a batch; without one, keep all of it."""
+    return whole(batch, priority) if rule_filter is None else rule_filter(batch)
 
 
 class RuleBook(Protocol):
-    """Where a sieve finds the rules in force."""
+    """Where a rule filter finds the rules in force."""
 
     def current(self) -> EdgePolicy | None:
         """The policy in force; the same object as long as it is."""
@@ -137,7 +137,7 @@ class RuleBook(Protocol):
         ...
 
 
-class Sieve:
+class RuleFilter:
     """Applies the rules of one stream. Used by its source's thread alone.
 
     Args:
@@ -164,45 +164,45 @@ class Sieve:
         self._priority = priority
         self._filled = filled
         self._requested = tuple(requested)
-        self._looking = Looking.opened(contract, self._requested)
+        self._inspector = BatchInspector.opened(contract, self._requested)
         self._types = self._known_types()
         self._policy: EdgePolicy | None = None
         self._rules: tuple[EdgeRule, ...] = ()
         self._evaluator: EdgeEvaluator | None = None
         self._logged: set[int] = set()
 
-    def __call__(self, batch: SampleBatch) -> Sifted:
-        """Sift a batch. What cannot be evaluated is kept: a rule's fault must not cost a sample."""
+    def __call__(self, batch: SampleBatch) -> Filtered:
+        """Filter a batch. Samples that cannot be evaluated are kept: a faulty rule must not cost a sample."""
         policy = self._book.current()
         if policy is not self._policy:
             self._compile(policy)
         if not len(batch):
             return whole(batch, self._priority)
-        looked = self._looking(batch)
-        batch = looked.stored
-        for failed in looked.failures:
+        inspected = self._inspector(batch)
+        batch = inspected.stored
+        for failed in inspected.failures:
             self._book.uninspected(self._contract.name, failed.inspector, failed.samples, failed.reason)
         if self._evaluator is None:
             return whole(batch, self._priority)
         try:
-            verdicts = self._evaluator.evaluate(self._columns(looked.judged, self._evaluator.columns), len(batch))
+            results = self._evaluator.evaluate(self._columns(inspected.for_rules, self._evaluator.columns), len(batch))
         except EdgeRuleError as error:
             self._book.suspend(self._contract.name, "*", f"{error}; such batches are kept whole")
             return whole(batch, self._priority)
         self._tell_suspended(self._evaluator)
         filled = self._filled() if any(rule.pressure for rule in self._rules) else 0.0
         chance = chances(self._device, self._contract.name, batch)
-        fates = decide(self._rules, verdicts, len(batch), self._priority, filled, chance)
-        if not fates.left_out and len(fates.kept) == 1:
-            return Sifted(tuple((priority, batch) for priority in fates.kept))
-        groups = tuple((priority, batch.take(rows)) for priority, rows in sorted(fates.kept.items()))
-        return Sifted(groups, fates.left_out)
+        decisions = decide(self._rules, results, len(batch), self._priority, filled, chance)
+        if not decisions.left_out and len(decisions.kept) == 1:
+            return Filtered(tuple((priority, batch) for priority in decisions.kept))
+        groups = tuple((priority, batch.take(rows)) for priority, rows in sorted(decisions.kept.items()))
+        return Filtered(groups, decisions.left_out)
 
     def _compile(self, policy: EdgePolicy | None) -> None:
         self._policy, self._evaluator, self._rules, self._logged = policy, None, (), set()
         stream_rules = () if policy is None else policy.streams.get(self._contract.name, ())
         steps = () if policy is None else policy.inspect.get(self._contract.name, ())
-        self._looking = Looking.opened(self._contract, (*self._requested, *steps))
+        self._inspector = BatchInspector.opened(self._contract, (*self._requested, *steps))
         self._types = self._known_types()
         sound = [(rule, compiled) for rule in stream_rules if (compiled := self._compiled(rule)) is not None]
         if sound:
@@ -210,7 +210,7 @@ class Sieve:
             self._evaluator = EdgeEvaluator([compiled for _, compiled in sound])
             self._tell_suspended(self._evaluator)
         if stream_rules:
-            _log.info("edge rules in force", stream=self._contract.name, rules=len(self._rules))
+            log.info("edge_rules_active", stream=self._contract.name, rules=len(self._rules))
 
     def _compiled(self, rule: EdgeRule) -> CompiledRule | None:
         """The rule as the engine takes it; None, and told, where it would mean something else here than in the core."""
@@ -227,14 +227,14 @@ class Sieve:
     def _problem(self, rule: EdgeRule, names: frozenset[str]) -> str:
         for name in sorted(names):
             if name not in self._types:
-                why = "".join(f"; {reason}" for reason in self._looking.refused)
+                why = "".join(f"; {reason}" for reason in self._inspector.refused)
                 return f"it reads {name}, which a device does not know of {self._contract.name}{why}"
             if rule.columns.get(name, self._types[name]) is not self._types[name]:
                 return f"it reads {name} as {rule.columns[name]}; the contract here has {self._types[name]}"
         return ""
 
     def _known_types(self) -> dict[str, ColumnType]:
-        types = {column.name: column.type for column in (*self._contract.columns, *self._looking.columns)}
+        types = {column.name: column.type for column in (*self._contract.columns, *self._inspector.columns)}
         return {**types, EVENT_TIME: ColumnType.TIMESTAMP, _DEVICE: ColumnType.STRING}
 
     def _tell_suspended(self, evaluator: EdgeEvaluator) -> None:

@@ -36,7 +36,7 @@ from schemas.signed_document import DocumentKind, encode_body
 FILE_NAME = "policy.version"
 _MAX_BYTES = 400
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 def read_seen(folder: Path, public_key: str) -> int:
@@ -48,12 +48,12 @@ def read_seen(folder: Path, public_key: str) -> int:
     except FileNotFoundError:
         return 0
     except OSError as error:
-        _log.error("the highest edge policy version cannot be read; the policy kept on disk tells it", error=str(error))
+        log.error("edge_policy_version_note_unreadable", error=str(error))  # noqa: TRY400
         return 0
     word, _, rest = text.partition(b" ")
     key = rest.partition(b" ")[0].decode(errors="replace")
     if not word.isdigit() or text != _note(int(word), key):
-        _log.error("the note of the highest edge policy version is damaged; the policy kept on disk tells it", file=str(path))
+        log.error("edge_policy_version_note_damaged", hint="the version of the stored policy counts", file=str(path))
         return 0
     # Whoever trusts another key counts from its first policy on.
     return int(word) if key == public_key else 0

@@ -69,5 +69,5 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of files and processes."""
+        """Close files and end processes."""
         ...

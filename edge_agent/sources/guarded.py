@@ -10,7 +10,7 @@ from edge_agent.sources.api import SampleBatch, Source
 
 ResultT = TypeVar("ResultT")
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class GuardedSource:
@@ -83,11 +83,11 @@ class GuardedSource:
         self._guarded("stored", lambda: self._source.stored(batch))
 
     def close(self) -> None:
-        """Let go of files and processes. A source that cannot is left behind: what comes next must not wait for it."""
+        """Close files and end processes. A source that cannot is left behind: what comes next must not wait for it."""
         try:
             self._source.close()
         except Exception as error:  # noqa: BLE001 # a foreign source may raise anything, and it is done with
-            _log.warning("source cannot be closed", source=self._kind, error=f"{type(error).__name__}: {error}")
+            log.warning("source_not_closed", source=self._kind, error=f"{type(error).__name__}: {error}")
 
     def _guarded(self, step: str, action: Callable[[], ResultT]) -> ResultT:
         try:

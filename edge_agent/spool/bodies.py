@@ -25,7 +25,7 @@ MIN_BODY_BYTES = 64 * 1024
 _LARGEST_FILE_BYTES = 16 * 1024 * 1024
 _FILE_SHARE = 64
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class BodyFiles:
                 self._unsynced.add(number)
                 self._write(file, body)
             except OSError as error:
-                _log.warning("body file refused", error=str(error))
+                log.warning("body_file_refused", error=str(error))
                 if number is not None:
                     self._abandon(priority, number)
                 return None
@@ -95,7 +95,7 @@ class BodyFiles:
                 self._end(priority, number)
             return place
 
-    def put_all(self, append: Append, room_bytes: Callable[[], int]) -> Append:
+    def put_all(self, append: Append, available_bytes: Callable[[], int]) -> Append:
         """The append with its large bodies written where they stay; what finds no room there goes into its row."""
         envelopes = []
         left_bytes: int | None = None
@@ -103,7 +103,7 @@ class BodyFiles:
             envelope.sum_up()
             place = None
             if len(envelope.body) >= MIN_BODY_BYTES:
-                left_bytes = room_bytes() if left_bytes is None else left_bytes
+                left_bytes = available_bytes() if left_bytes is None else left_bytes
                 if len(envelope.body) <= left_bytes:
                     left_bytes -= len(envelope.body)
                     place = self.put(envelope.body, append.priority_of(envelope))
@@ -140,7 +140,7 @@ class BodyFiles:
                 if file.wanted <= 0:
                     self._remove(number)
 
-    def leaving_bytes(self, files: Iterable[int]) -> int:
+    def freed_bytes(self, files: Iterable[int]) -> int:
         """What a release of these would free."""
         with self._lock:
             return sum(
@@ -158,7 +158,7 @@ class BodyFiles:
         return read_body(self._folder, place)
 
     def close(self) -> None:
-        """Let go of the open files."""
+        """Close the open files."""
         with self._lock:
             for number in self._open.values():
                 os.close(self._files[number].descriptor)

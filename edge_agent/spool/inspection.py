@@ -61,7 +61,7 @@ class Finding(msgspec.Struct, frozen=True):
     count: int | None = None
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class SpoolCheck(msgspec.Struct, frozen=True):
     """What `edge-agent spool verify` found."""
 
     envelopes: int
@@ -97,7 +97,7 @@ def count(db: sqlite3.Connection) -> dict[str, int]:
     return {State(state).name.lower(): number for state, number in rows}
 
 
-def verify(db: sqlite3.Connection, folder: Path) -> Verdict:
+def verify(db: sqlite3.Connection, folder: Path) -> SpoolCheck:
     """Read every byte and compare it with its checksum. Takes as long as reading the spool takes.
 
     Args:
@@ -120,7 +120,7 @@ def verify(db: sqlite3.Connection, folder: Path) -> Verdict:
             digests[row[9]] = row[0]
     findings += _wrong_objects(db, folder / OBJECTS_FOLDER, digests)
     findings += [Finding(f"books of {entry.stream} do not balance") for entry in reading.books(db) if not entry.is_balanced]
-    return Verdict(envelopes, samples, body_bytes, len(digests), tuple(findings))
+    return SpoolCheck(envelopes, samples, body_bytes, len(digests), tuple(findings))
 
 
 def open_folder(folder: Path) -> sqlite3.Connection:

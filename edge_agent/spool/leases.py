@@ -54,7 +54,7 @@ class Lanes:
         return (self._old_cursor, self.parting) if lane is Lane.OLD else (max(self._fresh_cursor, self.parting), None)
 
     def passed(self, lane: Lane, id_: int) -> None:
-        """A lane gave out or passed over everything up to this id."""
+        """A lane gave out or skipped everything up to this id."""
         if lane is Lane.OLD:
             self._old_cursor = max(self._old_cursor, id_)
         else:
@@ -77,12 +77,12 @@ class Lanes:
             self._fresh_cursor = min(self._fresh_cursor, id_ - 1)
 
     def start_over(self) -> None:
-        """Look at everything again: what was passed over before may go now."""
+        """Look at everything again: what was skipped before may go now."""
         self._old_cursor = self._fresh_cursor = 0
 
 
 _CHUNK_ROWS = 64
-# So many rows are passed over in one go, with the spool's lock held; more of them are for the next call.
+# So many rows are skipped in one go, with the spool's lock held; more of them are for the next call.
 _MAX_PASSED_ROWS = 20_000
 # While old and new share the link, they take turns by so much.
 _TURN_BYTES = 256 * 1024

@@ -25,7 +25,7 @@ _COMPACT_SHARE = 4
 _COMPACT_USED_SHARE = 16
 OBJECTS_FOLDER = "objects"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class SpoolFiles:
 
 
 def open_files(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, seal: Seal | None) -> SpoolFiles:
-    """Open what is there, make what is missing, mend what is damaged. On a full disk what is held back is let go for that.
+    """Open what is there, make what is missing, mend what is damaged. On a full disk the reserve file is deleted for that.
 
     Raises:
         SpoolError: the disk refuses; nothing is lost, try again later.
@@ -50,7 +50,7 @@ def open_files(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, seal
         try:
             return _open_files(folder, max_bytes, page_bytes, clock, seal)
         except (sqlite3.Error, OSError):
-            if not space_budget.let_go_if_full(folder):
+            if not space_budget.free_if_full(folder):
                 raise
             return _open_files(folder, max_bytes, page_bytes, clock, seal)
     except (sqlite3.Error, OSError) as error:
@@ -109,7 +109,7 @@ def match_files(db: sqlite3.Connection, objects: ObjectStore, bodies: BodyFiles)
         id_ for id_, digest, size, state in rows if state == State.WAITING and not objects.holds(ObjectRef(Digest(digest), size))
     ]
     if lost:
-        _log.error("large payloads are lost", count=len(lost))
+        log.error("large_payloads_lost", count=len(lost))
         db.execute("BEGIN IMMEDIATE")
         changes.drop(db, lost, DropReason.CORRUPT)
         db.execute("COMMIT")

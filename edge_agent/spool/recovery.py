@@ -95,7 +95,7 @@ _REFUSED_WRITES = frozenset({
     sqlite3.SQLITE_IOERR_SHMLOCK,
 })  # fmt: skip
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def mark_suspect(folder: Path) -> None:
     try:
         (folder / SUSPECT_NAME).touch()
     except OSError as error:
-        _log.error("cannot note that the spool is suspect", folder=str(folder), error=str(error))
+        log.error("spool_suspicion_not_recorded", folder=str(folder), error=str(error))  # noqa: TRY400
 
 
 def open_sound(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, read_body: ReadBody) -> Opened:
@@ -131,7 +131,7 @@ def open_sound(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, read
         except sqlite3.DatabaseError as error:
             if _is_refusal(error, path):
                 raise
-            _log.error("spool database is damaged; salvaging", path=str(path), error=str(error))
+            log.error("spool_damaged", path=str(path), error=str(error))  # noqa: TRY400
             begin_move(path, clock)
         else:
             suspect.unlink(missing_ok=True)
@@ -192,7 +192,7 @@ def _salvage(aside_path: Path, db: sqlite3.Connection, read_body: ReadBody) -> O
     except sqlite3.Error as error:
         if _is_refusal(error, aside_path):
             raise
-        _log.error("nothing could be salvaged", path=str(aside_path), error=str(error))
+        log.error("spool_not_salvaged", path=str(aside_path), error=str(error))  # noqa: TRY400
         return Opened(db, aside_path)
     try:
         db.execute("BEGIN IMMEDIATE")
@@ -203,7 +203,7 @@ def _salvage(aside_path: Path, db: sqlite3.Connection, read_body: ReadBody) -> O
         db.execute("COMMIT")
     finally:
         old.close()
-    _log.error("salvaged a damaged spool", moved_aside=str(aside_path), saved_samples=saved, lost_samples=lost)
+    log.error("spool_salvaged", moved_aside=str(aside_path), saved_samples=saved, lost_samples=lost)
     return Opened(db, aside_path, saved, lost)
 
 
@@ -216,14 +216,14 @@ def _carry_over(old: sqlite3.Connection, db: sqlite3.Connection, table: str) -> 
             # A disk that refuses must not pass for a rotten row: it would cost the rest of the table.
             if _is_refusal(error):
                 raise
-            _log.warning("a row of a table is lost", table=table, error=str(error))
+            log.warning("table_row_lost", table=table, error=str(error))
 
 
 def _readable(old: sqlite3.Connection, table: str) -> Iterator[tuple[object, ...]]:
     try:
         yield from old.execute(f"SELECT * FROM {table}")  # noqa: S608 # constants
     except sqlite3.Error as error:
-        _log.warning("part of a table is lost", table=table, error=str(error))
+        log.warning("table_part_lost", table=table, error=str(error))
 
 
 def _rows(old: sqlite3.Connection) -> Iterator[tuple[object, ...]]:
@@ -249,7 +249,7 @@ def _columns_of(old: sqlite3.Connection) -> str:
     try:
         known = {row[1] for row in old.execute("PRAGMA table_info(envelope)")}
     except sqlite3.Error as error:
-        _log.warning("spool_columns_unreadable", error=str(error))
+        log.warning("spool_columns_unreadable", error=str(error))
         return _ROW
     empty = {name: "''" if form.startswith("TEXT") else "0" for name, form in database.ADDED_COLUMNS.items()}
     return ", ".join(name if not known or name in known else empty.get(name, name) for name in _ROW.split(", "))
@@ -261,7 +261,7 @@ def _keep(db: sqlite3.Connection, row: tuple[object, ...], read_body: ReadBody) 
         envelope = verify_row((*row[:5], *row[8:14], *row[15:]), read_body)
         db.execute(f"INSERT INTO envelope ({_ROW}) VALUES ({','.join('?' * len(row))})", row)  # noqa: S608
     except (RottenEnvelopeError, sqlite3.IntegrityError) as error:
-        _log.warning("a row is lost", error=str(error))
+        log.warning("row_lost", error=str(error))
         return 0
     db.execute(
         "INSERT INTO epoch VALUES (?,?,?) ON CONFLICT DO UPDATE SET next_seq = max(next_seq, excluded.next_seq)",

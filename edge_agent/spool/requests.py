@@ -11,7 +11,7 @@ import structlog
 from catchment.runtime.atomic_files import write_atomic
 
 _PREFIX = "replay-"
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class ReplayRequest(msgspec.Struct, frozen=True):
@@ -41,7 +41,7 @@ def serve_replays(folder: Path, replay: Callable[[Container[int] | None], None])
         try:
             request = msgspec.json.decode(path.read_bytes(), type=ReplayRequest)
         except (OSError, msgspec.MsgspecError) as error:
-            _log.warning("request is malformed and deleted", path=str(path), error=str(error))
+            log.warning("request_malformed", path=str(path), error=str(error))
         else:
             replay(None if request.ids is None else frozenset(request.ids))
         path.unlink(missing_ok=True)

@@ -18,8 +18,8 @@ from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
 from edge_agent.spool.recovery import mark_suspect
 from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
-from edge_agent.spool.space_budget import Ballast, Room
-from edge_agent.spool.transactions import Ledgerhand
+from edge_agent.spool.space_budget import ReserveFile, SpaceBudget
+from edge_agent.spool.transactions import Transactions
 from edge_agent.spool.writer import DISK_FULL_PAUSE_S, SpoolWriter
 from schemas.envelope import Span
 from schemas.ids import Digest
@@ -28,7 +28,7 @@ from schemas.reported import EpochReport, StreamBooks
 
 MIN_MAX_BYTES = 8 * 1024 * 1024
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Spool:
@@ -70,9 +70,9 @@ class Spool:
         self.opened, self.epoch = opened.opened, opened.epoch
         self._db, self._reader = opened.opened.db, opened.reader
         self._bodies, self._objects = opened.bodies, opened.objects
-        self._room = Room(folder, max_bytes, min_free_bytes, self._objects, self._bodies)
-        self._hand = Ledgerhand(self._db, self.epoch, self._room, self._objects, self._bodies, Ballast(folder))
-        self._writer = SpoolWriter(self._hand, linger_ms, self._in_flight, self._after_commit, clock, disk_full_pause_s)
+        self._budget = SpaceBudget(folder, max_bytes, min_free_bytes, self._objects, self._bodies)
+        self._transactions = Transactions(self._db, self.epoch, self._budget, self._objects, self._bodies, ReserveFile(folder))
+        self._writer = SpoolWriter(self._transactions, linger_ms, self._in_flight, self._after_commit, clock, disk_full_pause_s)
 
     @property
     def failure(self) -> SpoolError | None:
@@ -95,10 +95,10 @@ class Spool:
             SpoolError: the spool is closed or broken.
         """
         sealed = seal_append(append, self._seal)
-        if not append.waits_for_room and self._room.lacks_for_bodies(sealed):
+        if not append.waits_for_room and self._budget.lacks_for_bodies(sealed):
             # As rows they would pass through the log, which has no room for so much beside a full quota.
             self._make_room(sealed.cost_bytes, append.priority)
-        future = self._writer.append(self._bodies.put_all(sealed, self._room.for_files_bytes))
+        future = self._writer.append(self._bodies.put_all(sealed, self._budget.for_files_bytes))
         pinned = [envelope.large.digest for envelope in append.envelopes if envelope.large is not None]
         if pinned:
             future.add_done_callback(lambda _: self._objects.unpin(*pinned))
@@ -112,9 +112,9 @@ class Spool:
         """Let a source without a position go on at that of the one `choose` picks. Raises SpoolError."""
         self._writer.change(lambda db: changes.inherit(db, source, choose)).result()
 
-    def leave(self, source: str, *, is_gone: bool = False) -> None:
+    def on_source_stopping(self, source: str, *, is_gone: bool = False) -> None:
         """A source is to stop, or has: see `SpoolWriter.leave`."""
-        self._writer.leave(source, is_gone=is_gone)
+        self._writer.on_source_stopping(source, is_gone=is_gone)
 
     def put_object(self, payload: bytes | Path, priority: int = 100) -> ObjectRef:
         """Store a large payload, before the append of the envelope that names it. What is worth no more makes way for it.
@@ -125,14 +125,14 @@ class Spool:
             SpoolError: the spool is closed or broken.
         """
         size_bytes = len(payload) if isinstance(payload, bytes) else payload.stat().st_size
-        if not self._room.takes_file(size_bytes):
+        if not self._budget.takes_file(size_bytes):
             self._make_room(size_bytes, priority)
-            if not self._room.takes_file(size_bytes):
+            if not self._budget.takes_file(size_bytes):
                 raise SpoolFullError(f"there is no room for a payload of {size_bytes} bytes; it waits")
         return self._objects.put(payload)
 
     def _make_room(self, size_bytes: int, priority: int) -> None:
-        self._writer.change(self._hand.make_room_for_file(size_bytes, priority, self._in_flight())).result()
+        self._writer.change(self._transactions.make_room_for_file(size_bytes, priority, self._in_flight())).result()
 
     def position(self, source: str) -> bytes | None:
         """Where a source resumes."""
@@ -203,7 +203,7 @@ class Spool:
             self._leases.release(ids)
 
     def park(self, id_: int, reason: str) -> None:
-        """Put aside an envelope that can never be sent as things are. Raises SpoolError."""
+        """Park an envelope that can never be sent as things are. Raises SpoolError."""
         self._change_state([id_], State.PARKED, reason)
 
     def unpark_all(self, but_for: str) -> None:
@@ -286,7 +286,7 @@ class Spool:
 
     def used_bytes(self) -> int:
         """What counts against the quota now."""
-        return self._room.used_bytes
+        return self._budget.used_bytes
 
     def oldest_unsettled_us(self) -> int | None:
         """When the oldest envelope that waits was made; None when none waits."""
@@ -307,7 +307,7 @@ class Spool:
         try:
             return open_envelope(reading.load(self._reader, id_, self._bodies.read), self._seal)
         except (RottenEnvelopeError, SealBrokenError, sqlite3.DatabaseError) as error:
-            _log.error("envelope is rotten; given up", id=id_, error=str(error))
+            log.error("envelope_corrupt", id=id_, error=str(error))  # noqa: TRY400
             self._leases.add(id_)
             self._writer.change(lambda db: changes.drop(db, [id_], DropReason.CORRUPT))
             return None

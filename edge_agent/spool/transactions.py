@@ -14,7 +14,7 @@ from edge_agent.spool.database import LARGE_PAGE_BYTES
 from edge_agent.spool.objects import ObjectStore
 from edge_agent.spool.quota import choose_victims
 from edge_agent.spool.records import Append, DropReason
-from edge_agent.spool.space_budget import Ballast, Room
+from edge_agent.spool.space_budget import ReserveFile, SpaceBudget
 from schemas.envelope import Span
 
 # Freed beyond what is needed, so that a full spool does not evict at every append.
@@ -26,7 +26,7 @@ _SPARE_BYTES = 32 * 1024 * 1024
 # Near the quota, a transaction with more rows than this finds the log at its beginning: the reserve holds no more beside it.
 _HEAVY_BYTES = 256 * 1024
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 Change = Callable[[sqlite3.Connection], Removed]
 
 
@@ -45,32 +45,38 @@ class Committed:
     removed: Removed
 
 
-class Ledgerhand:
+class Transactions:
     """Carries out transactions for the one epoch that is open. Used by the writer thread alone.
 
     Args:
         db: the writing connection.
         epoch: the open one.
-        room: how much there is.
+        budget: how much there is.
         objects: the large payloads.
         bodies: the bodies in files; synced before the rows that name them are committed.
-        ballast: let go when the disk is full.
+        reserve_file: deleted when the disk is full.
     """
 
     def __init__(
-        self, db: sqlite3.Connection, epoch: int, room: Room, objects: ObjectStore, bodies: BodyFiles, ballast: Ballast
+        self,
+        db: sqlite3.Connection,
+        epoch: int,
+        budget: SpaceBudget,
+        objects: ObjectStore,
+        bodies: BodyFiles,
+        reserve_file: ReserveFile,
     ) -> None:
-        self._ballast = ballast
+        self._reserve_file = reserve_file
         self.epoch = epoch
         self._db = db
-        self._room = room
+        self._budget = budget
         self._objects = objects
         self._bodies = bodies
         self._next_seq: dict[str, int] = {}
         self._next_id = 1 + db.execute("SELECT coalesce(max(id), 0) FROM envelope").fetchone()[0]
         # Files of what this transaction removes are deleted only after its commit, but count as free from here on.
-        self._leaving_bytes = 0
-        room.count_database(db)
+        self._freed_bytes = 0
+        budget.count_database(db)
 
     def commit(self, appends: Sequence[Append], others: Sequence[Change], in_flight: frozenset[int]) -> Committed:
         """Do all of it durably, or none of it.
@@ -80,13 +86,13 @@ class Ledgerhand:
             OSError: likewise; the bodies of these appends may be lost.
         """
         before = dict(self._next_seq)
-        if sum(append.row_bytes for append in appends) > _HEAVY_BYTES and self._room.for_rows_bytes() < _SPARE_BYTES:
+        if sum(append.row_bytes for append in appends) > _HEAVY_BYTES and self._budget.for_rows_bytes() < _SPARE_BYTES:
             self._begin_log_anew()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             outcomes = [other(self._db) for other in others]
             removed = sum(outcomes, Removed())
-            self._leaving_bytes = self._sizes_of(removed)
+            self._freed_bytes = self._sizes_of(removed)
             spans, removed = self._append_all(appends, removed, in_flight)
             if appends:
                 self._bodies.sync()
@@ -96,13 +102,13 @@ class Ledgerhand:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
-        self._room.count_database(self._db)
-        self._ballast.take()
+        self._budget.count_database(self._db)
+        self._reserve_file.take()
         return Committed(tuple(spans), tuple(outcomes), removed)
 
     def free_disk(self) -> None:
-        """The disk is full: let go of what is held back, and write the log again from its beginning."""
-        self._ballast.drop()
+        """Delete the reserve file and write the log again from its beginning: the disk is full."""
+        self._reserve_file.drop()
         self._begin_log_anew()
 
     def _begin_log_anew(self) -> None:
@@ -110,7 +116,7 @@ class Ledgerhand:
             self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
         except sqlite3.OperationalError as error:
             # The log keeps what could not be carried over: nothing is lost by that.
-            _log.warning("log not carried over", error=str(error))
+            log.warning("wal_not_checkpointed", error=str(error))
 
     def evict(self, need_bytes: int, priority: int, in_flight: frozenset[int]) -> Removed:
         """Free space on its own: the disk filled up before the quota did. Frees nothing where nothing may go."""
@@ -125,7 +131,7 @@ class Ledgerhand:
         """A change that frees room for a file of so many bytes, if what is worth no more may go."""
 
         def change(_: sqlite3.Connection) -> Removed:
-            self._leaving_bytes = 0
+            self._freed_bytes = 0
             return self._evict_until(partial(self._lacking_for_file, size_bytes), priority, in_flight)
 
         return change
@@ -135,7 +141,7 @@ class Ledgerhand:
     ) -> tuple[list[Span | None], Removed]:
         spans: list[Span | None] = []
         waiting: set[str] = set()
-        spare_bytes = self._room.for_rows_bytes() - _SPARE_BYTES if appends else 0
+        spare_bytes = self._budget.for_rows_bytes() - _SPARE_BYTES if appends else 0
         for append in appends:
             if append.stream in waiting:
                 # Its source's positions must become durable in their order.
@@ -146,11 +152,11 @@ class Ledgerhand:
                 spare_bytes -= most_bytes
                 spans.append(self._insert(append))
                 continue
-            if append.cost_bytes <= self._room.soft_limit_bytes:
+            if append.cost_bytes <= self._budget.soft_limit_bytes:
                 removed += self._evict_until(partial(self._lacking, append.row_bytes), append.priority, in_flight)
             if self._lacking(append.row_bytes) <= 0:
                 spans.append(self._insert(append))
-            elif append.waits_for_room and append.cost_bytes <= self._room.soft_limit_bytes:
+            elif append.waits_for_room and append.cost_bytes <= self._budget.soft_limit_bytes:
                 waiting.add(append.stream)
                 spans.append(None)
             else:
@@ -177,22 +183,22 @@ class Ledgerhand:
 
     def _lacking(self, rows_bytes: int) -> int:
         # Bodies and large payloads in files are counted already: only rows come on top.
-        self._room.count_database(self._db)
-        return rows_bytes - self._leaving_bytes - self._room.for_rows_bytes()
+        self._budget.count_database(self._db)
+        return rows_bytes - self._freed_bytes - self._budget.for_rows_bytes()
 
     def _lacking_for_file(self, size_bytes: int) -> int:
-        self._room.count_database(self._db)
-        return size_bytes - self._leaving_bytes - self._room.for_files_bytes()
+        self._budget.count_database(self._db)
+        return size_bytes - self._freed_bytes - self._budget.for_files_bytes()
 
     def _evict_until(self, lacking: Callable[[], int], priority: int, in_flight: frozenset[int]) -> Removed:
         removed = Removed()
         while (missing := lacking() - self._just_left(removed)) > 0:
-            need = max(missing, _EVICT_AT_LEAST_BYTES, self._room.soft_limit_bytes // _EVICT_SHARE)
+            need = max(missing, _EVICT_AT_LEAST_BYTES, self._budget.soft_limit_bytes // _EVICT_SHARE)
             victims = choose_victims(changes.candidates(self._db, in_flight, _CANDIDATES), need, priority)
             if not victims.ids:
                 break
             removed += changes.drop(self._db, victims.ids, DropReason.EVICTED)
-        self._leaving_bytes += self._sizes_of(removed)
+        self._freed_bytes += self._sizes_of(removed)
         return removed
 
     def _just_left(self, removed: Removed) -> int:
@@ -200,4 +206,4 @@ class Ledgerhand:
 
     def _sizes_of(self, removed: Removed) -> int:
         objects_bytes = sum(self._objects.size_of(digest) for digest in removed.orphans)
-        return objects_bytes + self._bodies.leaving_bytes(removed.body_files)
+        return objects_bytes + self._bodies.freed_bytes(removed.body_files)

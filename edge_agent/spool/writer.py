@@ -14,7 +14,7 @@ from catchment.runtime.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.records import Append
-from edge_agent.spool.transactions import Change, Ledgerhand
+from edge_agent.spool.transactions import Change, Transactions
 from schemas.envelope import Span
 
 _COMMIT_BYTES = 2 * 1024 * 1024
@@ -26,7 +26,7 @@ DISK_FULL_PAUSE_S = 0.5
 _FILE_SHARE = 4
 
 _T = TypeVar("_T")
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 def _weight(append: Append) -> int:
@@ -51,7 +51,7 @@ class SpoolWriter:
     """Owns the writing connection's thread.
 
     Args:
-        hand: carries out the transactions.
+        transactions: carries out the transactions.
         linger_ms: how long an append may wait for company.
         in_flight: which envelopes the uplink holds.
         on_removed: told, after each commit, what left the spool.
@@ -61,14 +61,14 @@ class SpoolWriter:
 
     def __init__(
         self,
-        hand: Ledgerhand,
+        transactions: Transactions,
         linger_ms: int,
         in_flight: Callable[[], frozenset[int]],
         on_removed: Callable[[Removed], None],
         clock: Clock,
         disk_full_pause_s: float = DISK_FULL_PAUSE_S,
     ) -> None:
-        self._hand = hand
+        self._transactions = transactions
         self._disk_full_pause_s = disk_full_pause_s
         self._linger_s = linger_ms / 1000
         self._in_flight = in_flight
@@ -77,7 +77,7 @@ class SpoolWriter:
         self._waiting = _Waiting()
         self._changed = threading.Condition()
         self._is_closing = False
-        self._leaving: set[str] = set()
+        self._stopping: set[str] = set()
         self._refused: set[str] = set()
         self.failure: SpoolError | None = None
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
@@ -118,14 +118,14 @@ class SpoolWriter:
             self._changed.notify_all()
         return future
 
-    def leave(self, source: str, *, is_gone: bool) -> None:
+    def on_source_stopping(self, source: str, *, is_gone: bool) -> None:
         """A source is to stop: what finds no room is refused, and all that follows it, instead of waiting. Until it is gone."""
         with self._changed:
             if is_gone:
-                self._leaving.discard(source)
+                self._stopping.discard(source)
                 self._refused.discard(source)
             else:
-                self._leaving.add(source)
+                self._stopping.add(source)
                 # What waits for room now must hear of it at once: a pause on a full disk is long for who shuts down.
                 self._changed.notify_all()
 
@@ -137,7 +137,7 @@ class SpoolWriter:
         self._thread.join()
 
     def _may_come_in(self, append: Append) -> bool:
-        if self.failure is not None or self._is_closing or append.source in self._leaving:
+        if self.failure is not None or self._is_closing or append.source in self._stopping:
             return True
         is_held = append.waits_for_room and any(held.stream == append.stream for held, _ in self._waiting.held)
         return not is_held and self._waiting.append_bytes <= _MAX_PENDING_BYTES
@@ -174,7 +174,7 @@ class SpoolWriter:
         return taken if taken.appends or taken.others else None
 
     def _is_held_one_leaving(self) -> bool:
-        return any(append.source in self._leaving for append, _ in self._waiting.held)
+        return any(append.source in self._stopping for append, _ in self._waiting.held)
 
     def _give_back(self, taken: _Waiting) -> None:
         """At the end what found no room is not stored: its sources come back to it at the next start."""
@@ -201,7 +201,7 @@ class SpoolWriter:
             if append.source in self._refused:
                 self._refuse(append.source, future)
         taken.appends = deque(entry for entry in taken.appends if entry[0].source not in self._refused)
-        while (done := self._tried(lambda: self._hand.commit(*_split(taken), self._in_flight()))) is None:
+        while (done := self._tried(lambda: self._transactions.commit(*_split(taken), self._in_flight()))) is None:
             self._make_way(taken)
             if self._is_given_up(taken):
                 return
@@ -210,7 +210,7 @@ class SpoolWriter:
             change_future.set_result(outcome)
         held: deque[tuple[Append, Future[Span]]] = deque()
         for (append, append_future), span in zip(taken.appends, done.spans, strict=True):
-            if span is None and append.source in self._leaving:
+            if span is None and append.source in self._stopping:
                 self._refuse(append.source, append_future)
             elif span is None:
                 held.append((append, append_future))
@@ -218,14 +218,14 @@ class SpoolWriter:
                 append_future.set_result(span)
         with self._changed:
             if held and not self._waiting.held:
-                _log.warning("spool full; a stream that is never given up waits for room", stream=held[0][0].stream)
+                log.warning("spool_full", stream=held[0][0].stream)
             self._waiting.held = held
             self._changed.notify_all()
 
     def _is_given_up(self, taken: _Waiting) -> bool:
         """On a full disk sources that stop wait no longer, and at the end nobody does. Whether nothing is left to be written."""
         for append, future in taken.appends:
-            if self._is_closing or append.source in self._leaving:
+            if self._is_closing or append.source in self._stopping:
                 self._refuse(append.source, future)
         taken.appends = deque(entry for entry in taken.appends if entry[0].source not in self._refused)
         if self._is_closing:
@@ -236,8 +236,8 @@ class SpoolWriter:
 
     def _make_way(self, taken: _Waiting) -> None:
         """The page cap or the disk itself is reached: deletes go first and alone, then eviction, then waiting."""
-        self._hand.free_disk()
-        if taken.others and (done := self._tried(lambda: self._hand.commit((), _split(taken)[1], self._in_flight()))):
+        self._transactions.free_disk()
+        if taken.others and (done := self._tried(lambda: self._transactions.commit((), _split(taken)[1], self._in_flight()))):
             for (_, future), outcome in zip(taken.others, done.outcomes, strict=True):
                 future.set_result(outcome)
             taken.others.clear()
@@ -246,13 +246,13 @@ class SpoolWriter:
                 return
         priority = max((append.priority for append, _ in taken.appends), default=-1)
         need_bytes = 2 * sum(append.cost_bytes for append, _ in taken.appends)
-        removed = self._tried(lambda: self._hand.evict(need_bytes, priority, self._in_flight()))
+        removed = self._tried(lambda: self._transactions.evict(need_bytes, priority, self._in_flight()))
         if removed is not None and removed.ids:
             self._on_removed(removed)
             return
-        _log.warning("disk full and nothing may be evicted; capture waits", hint="free some disk")
+        log.warning("disk_full", hint="free some disk")
         with self._changed:
-            if not (self._is_closing or any(append.source in self._leaving for append, _ in taken.appends)):
+            if not (self._is_closing or any(append.source in self._stopping for append, _ in taken.appends)):
                 self._changed.wait(self._disk_full_pause_s)
             taken.others.extend(self._waiting.others)
             self._waiting.others.clear()
@@ -269,7 +269,7 @@ class SpoolWriter:
     def _fail(self, taken: _Waiting, error: Exception) -> None:
         failure = SpoolError(f"the spool cannot be written: {error}; it is checked and mended at the next start")
         failure.__cause__ = error
-        _log.error("spool broken", error=str(error))
+        log.error("spool_broken", error=str(error))
         with self._changed:
             self.failure = failure
             left, self._waiting = self._waiting, _Waiting()

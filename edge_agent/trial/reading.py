@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catchment.runtime.clock import Clock, SystemClock
-from edge_agent.capture.transforms import build_refiner
+from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import AgentError, SourceAgainError, SourceEndedError
@@ -45,7 +45,7 @@ class TrialReader:
         self._source = source
         self._contract = contract
         self._clock = clock or SystemClock()
-        self._refine = build_refiner(contract, source.report, key, ClockWatch(self._clock), None)
+        self._transform = build_transforms(contract, source.report, key, ClockWatch(self._clock), None)
         self._stop = threading.Event()
         self._done = threading.Event()
         self._batches: list[SampleBatch] = []
@@ -102,7 +102,7 @@ class TrialReader:
                 self._stop.wait(_IDLE_S)
                 continue
             self._look(source)
-            batch = self._refine(batch)
+            batch = self._transform(batch)
             batch = batch.take(range(min(len(batch), samples - taken)))
             taken += len(batch)
             self._batches.append(batch)
@@ -114,7 +114,7 @@ class TrialReader:
         self._failure = self._failure or getattr(source, "complaint", "")
 
     def _trial(self) -> Trial:
-        seen = Seen(self._rejected, dict(self._refine.rejects.counts), self._left_out_names, self._matched, self._failure)
+        seen = Seen(self._rejected, dict(self._transform.rejects.counts), self._left_out_names, self._matched, self._failure)
         return make_trial(self._source, self._contract, list(self._batches), seen)
 
 

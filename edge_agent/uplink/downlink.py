@@ -19,7 +19,7 @@ from schemas.topics import Topics
 
 _MAX_REMEMBERED = 10_000
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class ModelRequest:
     body: bytes
 
 
-class ModelDesk(Protocol):
+class ModelMessages(Protocol):
     """What the uplink asks of the models' room."""
 
     def on_desired(self, body: bytes) -> None:
@@ -62,7 +62,7 @@ class Downlink:
         device: this device.
     """
 
-    def __init__(self, spool: Spool, parts: PartSender, models: ModelDesk | None, topics: Topics, device: DeviceId) -> None:
+    def __init__(self, spool: Spool, parts: PartSender, models: ModelMessages | None, topics: Topics, device: DeviceId) -> None:
         self._spool = spool
         self._parts = parts
         self._models = models
@@ -107,10 +107,10 @@ class Downlink:
             elif message.topic == self._pieces and self._models is not None:
                 self._models.on_piece(message.correlation, list(message.properties), message.body)
             else:
-                _log.debug("message is not for this agent", topic=message.topic)
+                log.debug("core_message_of_other_agent", topic=message.topic)
         except SchemaError as error:
             self.refused_count += 1
-            _log.warning("message from the core is malformed and ignored", topic=message.topic, error=str(error))
+            log.warning("core_message_malformed", topic=message.topic, error=str(error))
         return False
 
     def _settle(self, topic: str, body: bytes) -> bool:

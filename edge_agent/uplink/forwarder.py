@@ -16,7 +16,7 @@ from catchment.runtime.clock import Clock
 from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.downlink import Downlink, ModelDesk, ModelRequest
+from edge_agent.uplink.downlink import Downlink, ModelMessages, ModelRequest
 from edge_agent.uplink.outbox import Outbox
 from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.progress import Progress
@@ -115,7 +115,7 @@ _SUBSCRIBE_AGAIN_S = 60.0
 
 _JSON = "application/json"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 _Connect = Callable[[Events], Session]
 
 
@@ -142,7 +142,7 @@ class Forwarder:
         topics: Topics,
         device: DeviceId,
         reporter: Reporter,
-        models: ModelDesk | None,
+        models: ModelMessages | None,
         clock: Clock,
         times: UplinkTimes | None = None,
     ) -> None:
@@ -175,19 +175,19 @@ class Forwarder:
         self._spool.listen(lambda: self._events.put(Woken()))
         while not stop.is_set():
             self._events = queue.SimpleQueue()
-            self.progress.turned_s = self._clock.monotonic_s()
+            self.progress.last_loop_s = self._clock.monotonic_s()
             try:
                 session = self._connect(self._events)
             except BrokerUnavailableError as error:
                 wait_s = self._reconnect.next_s()
-                _log.warning("broker unavailable", error=str(error), retry_in_s=round(wait_s, 1))
+                log.warning("broker_unavailable", error=str(error), retry_in_s=round(wait_s, 1))
                 self._wait(stop, wait_s)
                 continue
             how: Lost | None = None
             try:
                 self._serve(session, stop)
             except BrokerUnavailableError as error:
-                _log.warning("connection lost", error=str(error))
+                log.warning("connection_lost", error=str(error))
                 how = self._last_words()
             finally:
                 self.progress.is_connected = False
@@ -200,8 +200,12 @@ class Forwarder:
         self.last_wait_s = wait_s
         until_s = self._clock.monotonic_s() + wait_s
         while not stop.is_set() and (left_s := until_s - self._clock.monotonic_s()) > 0:
-            self.progress.turned_s = self._clock.monotonic_s()
+            self.progress.last_loop_s = self._clock.monotonic_s()
             stop.wait(min(left_s, _TURN_S))
+
+    def wake(self) -> None:
+        """Let the uplink's thread look at once whether it is to stop, instead of within a second. From any thread."""
+        self._events.put(Woken())
 
     def retune(self, config: UplinkConfig) -> None:
         """Another rate, schedule, share or least priority from now on. From any thread."""
@@ -229,7 +233,7 @@ class Forwarder:
         self._reporter.connected()
         self._spool.unpark_all(but_for=HANGS_UP)
         self.progress.is_connected = True
-        _log.info("connected", max_packet_bytes=session.max_packet_bytes)
+        log.info("connected", max_packet_bytes=session.max_packet_bytes)
         wait_s = 0.0
         while not stop.is_set():
             events = self._next_events(min(wait_s, _TICK_S))
@@ -237,7 +241,7 @@ class Forwarder:
                 self._handle(event)
             while not self._news.empty():
                 self._outbox.retune(self._news.get_nowait())
-            now_s = self.progress.turned_s = self._clock.monotonic_s()
+            now_s = self.progress.last_loop_s = self._clock.monotonic_s()
             if now_s - self._subscribed_s >= _SUBSCRIBE_AGAIN_S and self.progress.refused_topics.keys() & set(self._filters):
                 self._subscribe(session)
             self._tell(session)

@@ -3,7 +3,7 @@
 Paho gives up when nothing was heard for two keep-alive times. One long message on a slow link takes longer: it would be
 sent from its beginning again and again, for ever. So while the kernel's buffer empties, the connection lives.
 
-And how fast may it go within one message? The governor gives out whole messages; here they go to the socket as the pacer says,
+And how fast may it go within one message? The rate limiter releases whole messages; here they go to the socket as the pacer says,
 whatever lies below: TCP, TLS or WebSockets.
 
 (`TCP_USER_TIMEOUT` would seem to say the same, but ends a connection whose receive window stays smaller than a segment,
@@ -25,7 +25,7 @@ from catchment.runtime.puback import PubackClient
 from edge_agent.uplink.rate_limiter import NO_LIMIT_BYTES, TokenBucket
 
 # A rate within a message: how many bytes of what waits may go to the socket now. No IO; time is given. Thread-safe.
-# The governor decides which message is next, and gives it out whole; a body of 200 kB is two seconds of a rate of 100 kB/s.
+# The rate limiter decides which message is next, and releases it whole; a body of 200 kB is two seconds of a rate of 100 kB/s.
 # Each turn copies what is left of the message, and wakes a thread: ten of them a second are even enough.
 _PACE_S = 0.1
 
@@ -42,13 +42,13 @@ class Pacer:
         with self._lock:
             self._bucket.retune(bytes_per_s)
 
-    def room_bytes(self, now_s: float) -> int:
+    def available_bytes(self, now_s: float) -> int:
         """How many bytes may go now: none, or a turn's worth."""
         if self._bucket.bytes_per_s == 0:
             return NO_LIMIT_BYTES
         with self._lock:
-            room_bytes = self._bucket.room_bytes(now_s)
-            return room_bytes if room_bytes >= self._turn_bytes else 0
+            available_bytes = self._bucket.available_bytes(now_s)
+            return available_bytes if available_bytes >= self._turn_bytes else 0
 
     def sent(self, size_bytes: int) -> None:
         """So many bytes went."""
@@ -62,7 +62,7 @@ class Pacer:
         if self._bucket.bytes_per_s == 0:
             return 0.0
         with self._lock:
-            lacking_bytes = self._turn_bytes - self._bucket.room_bytes(now_s)
+            lacking_bytes = self._turn_bytes - self._bucket.available_bytes(now_s)
             # A rate that was lifted since is asked again.
             return max(0.0, lacking_bytes / max(1, self._bucket.bytes_per_s))
 
@@ -75,7 +75,7 @@ class Pacer:
 _BYTES_ACKED = struct.Struct("=120xQ")
 _LOOK_EVERY_S = 0.5
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class _HasDescriptor(Protocol):
@@ -84,7 +84,7 @@ class _HasDescriptor(Protocol):
         ...
 
 
-class PatientClient(PubackClient):
+class KeepaliveClient(PubackClient):
     """Paho's client, judging the keep-alive only when what goes out does not move; it bears any PUBACK."""
 
     _taken_bytes = 0
@@ -111,7 +111,7 @@ class PatientClient(PubackClient):
 
     def want_write(self) -> bool:
         """Whether something waits and may go."""
-        return super().want_write() and self.pacer.room_bytes(time.monotonic()) > 0
+        return super().want_write() and self.pacer.available_bytes(time.monotonic()) > 0
 
     def loop_misc(self) -> MQTTErrorCode:
         """Paho's housekeeping, once a second or more: the keep-alive."""
@@ -147,10 +147,10 @@ class PatientClient(PubackClient):
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         # What was offered and not taken must be offered again, and no less: TLS would fail, WebSockets count on it.
-        room_bytes = max(self._offered_bytes, self.pacer.room_bytes(time.monotonic()))
-        if room_bytes == 0:
+        available_bytes = max(self._offered_bytes, self.pacer.available_bytes(time.monotonic()))
+        if available_bytes == 0:
             raise BlockingIOError
-        offered = buf if len(buf) <= room_bytes else buf[:room_bytes]
+        offered = buf if len(buf) <= available_bytes else buf[:available_bytes]
         self._offered_bytes = len(offered)
         sent_bytes = super()._sock_send(offered)
         if sent_bytes == 0:

@@ -13,11 +13,11 @@ from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.parts import PartSender
-from edge_agent.uplink.poison_isolation import Caution
+from edge_agent.uplink.poison_isolation import PoisonIsolation
 from edge_agent.uplink.progress import Progress
-from edge_agent.uplink.rate_limiter import Governor
-from edge_agent.uplink.send_window import Flight
-from edge_agent.uplink.session import NO_SUBSCRIBERS, Lost, Message, Session, Verdict, judge
+from edge_agent.uplink.rate_limiter import RateLimiter
+from edge_agent.uplink.send_window import SendWindow
+from edge_agent.uplink.session import NO_SUBSCRIBERS, Lost, Message, PubackAction, Session, puback_action
 from edge_agent.uplink.times import UplinkTimes
 from schemas.envelope import ARROW_STREAM, EnvelopeHead
 from schemas.ids import DeviceId
@@ -33,7 +33,7 @@ _LOOK_EVERY_S = 5.0
 # So long after the core's last word about this device's share it is kept to the rate that was given.
 _SHARE_FOR_S = 600.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 def _describe(code: int) -> str:
@@ -69,10 +69,10 @@ class Outbox:
         self._device = device
         self._progress = progress
         self._clock = clock
-        self._flight = Flight(config.window_bytes, config.unsettled_bytes, config.resend_after_s)
+        self._send_window = SendWindow(config.window_bytes, config.unsettled_bytes, config.resend_after_s)
         self.parts = PartSender(spool, topics, device, config.part_bytes, min(_OBJECT_ANSWER_S, config.resend_after_s))
-        self._governor = Governor(config)
-        self._caution = Caution(spool, self._park, random.random, self._times)
+        self._rate_limiter = RateLimiter(config)
+        self._isolation = PoisonIsolation(spool, self._park, random.random, self._times)
         self._refused = Backoff(_REFUSED_FIRST_S, _REFUSED_CAP_S, random.random)
         self._paused_until_s = float("-inf")
         self._share_until_s: float | None = None
@@ -87,21 +87,21 @@ class Outbox:
 
     def retune(self, config: UplinkConfig) -> None:
         """Another rate, schedule, share or least priority from now on."""
-        self._governor.retune(config)
+        self._rate_limiter.retune(config)
         self._is_held = True
         self._tune(config)
 
     def connected(self, session: Session) -> None:
         """A new connection."""
-        session.pace(self._governor.terms.bytes_per_s)
+        session.pace(self._rate_limiter.limits.bytes_per_s)
         self._is_held = True
         self._parted_s = float("-inf")
-        self._caution.connected(self._clock.monotonic_s())
+        self._isolation.connected(self._clock.monotonic_s())
         self.parts.connected()
 
     def lost(self, how: Lost | None = None) -> None:
         """The connection is gone: what was not acknowledged is sent again. How it ended; None: by our own hand."""
-        self._spool.release(self._caution.ended(self._flight.lost(), self._clock.monotonic_s(), how))
+        self._spool.release(self._isolation.ended(self._send_window.lost(), self._clock.monotonic_s(), how))
 
     def over_share(self, notice: ShareNotice) -> None:
         """Keep to what the core takes of this device: send nothing for a while, then no faster than it says.
@@ -110,26 +110,26 @@ class Outbox:
         """
         now_s = self._clock.monotonic_s()
         if notice.reason != self._progress.over_share:
-            _log.warning("share_exceeded", limit=notice.limit, reason=notice.reason, wait_s=notice.wait_ms / 1000)
+            log.warning("share_exceeded", limit=notice.limit, reason=notice.reason, wait_s=notice.wait_ms / 1000)
         self._progress.over_share = notice.reason
         self._progress.share_notices += 1
         self._share_until_s = now_s + _SHARE_FOR_S
-        self._governor.keep_share(notice.bytes_per_s)
+        self._rate_limiter.keep_share(notice.bytes_per_s)
         self._is_held = True
         if notice.wait_ms:
             resume_s = now_s + notice.wait_ms / 1000
             self._paused_until_s = max(self._paused_until_s, resume_s)
-            self._flight.hasten(resume_s)
+            self._send_window.hasten(resume_s)
 
     def _end_share(self) -> None:
         self._share_until_s = None
         self._progress.over_share = ""
-        self._governor.keep_share(0)
-        _log.info("share_kept")
+        self._rate_limiter.keep_share(0)
+        log.info("share_kept")
 
     def control_sent(self, size_bytes: int) -> None:
         """Something went that waits for nothing, such as a report; it counts against the rate."""
-        self._governor.sent(size_bytes)
+        self._rate_limiter.sent(size_bytes)
 
     def step(self, session: Session, now_s: float, *, has_news: bool = True) -> float:
         """Send what may be sent now; returns after how many seconds to come again, if nothing happens before.
@@ -143,29 +143,29 @@ class Outbox:
             BrokerUnavailableError: the connection is gone.
         """
         self._forget(self._spool.take_removed(), now_s)
-        late = self._flight.overdue(now_s)
+        late = self._send_window.overdue(now_s)
         self._progress.resent_count += len(late)
         self._spool.release(late)
         if now_s - self._parted_s >= self._times.fresh_for_s:
             self._parted_s = now_s
             self._spool.part_backlog()
-            self._caution.look(now_s)
+            self._isolation.look(now_s)
         if self._share_until_s is not None and now_s >= self._share_until_s:
             self._end_share()
         local = time.localtime(self._clock.now_ms() / 1000)
-        if self._governor.look(local.tm_hour * 60 + local.tm_min):
-            self._tune(self._governor.config)
-            terms = self._governor.terms
-            session.pace(terms.bytes_per_s)
+        if self._rate_limiter.look(local.tm_hour * 60 + local.tm_min):
+            self._tune(self._rate_limiter.config)
+            limits = self._rate_limiter.limits
+            session.pace(limits.bytes_per_s)
             self._is_held = True
-            _log.info("uplink terms", bytes_per_s=terms.bytes_per_s, min_priority=terms.min_priority)
+            log.info("send_limits_changed", bytes_per_s=limits.bytes_per_s, min_priority=limits.min_priority)
         if now_s < self._paused_until_s:
             self._is_held = True
             return self._paused_until_s - now_s
         if has_news or late or self._is_held or now_s - self._looked_s >= _LOOK_EVERY_S:
             self._looked_s = now_s
             self._send(session, now_s)
-        wait_s = self._governor.wait_s(now_s) or (self._times.careful_turn_s if self._caution.is_on else 0.0)
+        wait_s = self._rate_limiter.wait_s(now_s) or (self._times.careful_turn_s if self._isolation.is_on else 0.0)
         self._is_held = wait_s > 0
         return wait_s or float("inf")
 
@@ -176,84 +176,84 @@ class Outbox:
             SpoolError: the spool is broken.
         """
         now_s = self._clock.monotonic_s()
-        self._caution.answered()
-        verdict = judge(code, 1)
-        refusal = f"the broker refuses its parts with reason 0x{code:02x}" if verdict is Verdict.NEVER else ""
+        self._isolation.answered()
+        action = puback_action(code, 1)
+        refusal = f"the broker refuses its parts with reason 0x{code:02x}" if action is PubackAction.NEVER else ""
         if self.parts.acked(mid, now_s, is_taken=code == 0, refusal=refusal):
-            self._after(verdict, code)
+            self._after(action, code)
             return
-        id_ = self._flight.acked(mid, now_s) if code == 0 else self._flight.refused(mid, now_s)
+        id_ = self._send_window.acked(mid, now_s) if code == 0 else self._send_window.refused(mid, now_s)
         if id_ is None:
             return
-        self._caution.passed(id_, now_s)
-        verdict = judge(code, self._flight.tries(id_))
-        if verdict is Verdict.NEVER:
+        self._isolation.passed(id_, now_s)
+        action = puback_action(code, self._send_window.tries(id_))
+        if action is PubackAction.NEVER:
             self._park(id_, f"the broker refuses it with reason 0x{code:02x}")
-        elif verdict is Verdict.NOT_SENT:
+        elif action is PubackAction.NOT_SENT:
             self._spool.release([id_])
-        self._after(verdict, code)
+        self._after(action, code)
 
     def _tune(self, config: UplinkConfig) -> None:
-        self._spool.tune(config.fresh_share, self._governor.terms.min_priority)
-        self.parts.tune(self._governor.terms.min_priority)
+        self._spool.tune(config.fresh_share, self._rate_limiter.limits.min_priority)
+        self.parts.tune(self._rate_limiter.limits.min_priority)
 
-    def _after(self, verdict: Verdict, code: int) -> None:
-        if verdict is Verdict.TAKEN:
+    def _after(self, action: PubackAction, code: int) -> None:
+        if action is PubackAction.TAKEN:
             self._progress.last_ack_s = self._clock.monotonic_s()
             self._refused.succeeded()
-        elif verdict is Verdict.NOT_SENT:
+        elif action is PubackAction.NOT_SENT:
             self._progress.not_sent_count += 1
             now_s = self._clock.monotonic_s()
             if now_s >= self._paused_until_s:
                 wait_s = self._refused.next_s()
                 self._paused_until_s = now_s + wait_s
-                _log.warning("samples_not_taken", reason=_describe(code), retry_in_s=round(wait_s, 1))
+                log.warning("samples_not_taken", reason=_describe(code), retry_in_s=round(wait_s, 1))
 
     def _forget(self, ids: list[int], now_s: float) -> None:
-        self._flight.forget(ids)
-        self._caution.forget(ids, now_s)
-        self._progress.waiting_streams = self._caution.barred
+        self._send_window.forget(ids)
+        self._isolation.forget(ids, now_s)
+        self._progress.waiting_streams = self._isolation.paused
 
     def _send_alone(self, session: Session, now_s: float) -> None:
         """One message at a time, envelopes and parts in turns: some of them is suspected of making the broker hang up."""
-        if self._flight.unacked_count or self.parts.is_on_its_way or self._room_bytes(now_s) <= 0:
+        if self._send_window.unacked_count or self.parts.is_on_its_way or self._available_bytes(now_s) <= 0:
             return
-        self._is_parts_turn = not self._is_parts_turn and self._caution.may_send_others()
+        self._is_parts_turn = not self._is_parts_turn and self._isolation.may_send_others()
         if self._is_parts_turn:
-            part_bytes = self.parts.step(session, now_s, self._governor.burst_bytes)
-            self._governor.sent(part_bytes)
+            part_bytes = self.parts.step(session, now_s, self._rate_limiter.burst_bytes)
+            self._rate_limiter.sent(part_bytes)
             self._progress.sent_bytes += part_bytes
             if part_bytes:
                 return
-        for envelope in self._caution.next_alone(now_s):
+        for envelope in self._isolation.next_alone(now_s):
             try:
                 self._publish(session, envelope, now_s)
             except BrokerUnavailableError:
-                self._spool.release(self._caution.ended([envelope.id], now_s, None))
+                self._spool.release(self._isolation.ended([envelope.id], now_s, None))
                 raise
 
     def _send(self, session: Session, now_s: float) -> None:
         """Parts and envelopes take turns by bytes; without a rate to share, a part goes whenever the last one arrived."""
-        if self._caution.is_on:
+        if self._isolation.is_on:
             self._send_alone(session, now_s)
             return
         if self._parts_ahead_bytes > 0:
             self._send_envelopes(session, now_s)
-        if self._governor.room_bytes(now_s) > 0:
-            part_bytes = self.parts.step(session, now_s, self._governor.burst_bytes)
-            self._governor.sent(part_bytes)
+        if self._rate_limiter.available_bytes(now_s) > 0:
+            part_bytes = self.parts.step(session, now_s, self._rate_limiter.burst_bytes)
+            self._rate_limiter.sent(part_bytes)
             self._progress.sent_bytes += part_bytes
             self._parts_ahead_bytes += part_bytes
             self._send_envelopes(session, now_s)
-        if self._governor.room_bytes(now_s) > 0 or not self.parts.is_busy:
+        if self._rate_limiter.available_bytes(now_s) > 0 or not self.parts.is_busy:
             # One of the two had nothing to send: nobody waits for a turn.
             self._parts_ahead_bytes = 0
 
     def _send_envelopes(self, session: Session, now_s: float) -> None:
         # After a refusal one message goes ahead alone: a whole window would only be refused again.
         most = 1 if self._refused.failures else session.receive_maximum
-        while self._flight.unacked_count < most and (room_bytes := self._room_bytes(now_s)) > 0:
-            envelopes = self._spool.next_unsent(room_bytes if most > 1 else 1)
+        while self._send_window.unacked_count < most and (available_bytes := self._available_bytes(now_s)) > 0:
+            envelopes = self._spool.next_unsent(available_bytes if most > 1 else 1)
             if not envelopes:
                 return
             for position, envelope in enumerate(envelopes):
@@ -263,8 +263,8 @@ class Outbox:
                     self._spool.release(left.id for left in envelopes[position:])
                     raise
 
-    def _room_bytes(self, now_s: float) -> int:
-        return min(self._flight.room_bytes(), self._governor.room_bytes(now_s))
+    def _available_bytes(self, now_s: float) -> int:
+        return min(self._send_window.available_bytes(), self._rate_limiter.available_bytes(now_s))
 
     def _publish(self, session: Session, envelope: Envelope, now_s: float) -> int:
         head = self._head(envelope)
@@ -275,10 +275,10 @@ class Outbox:
             self._park(envelope.id, f"{limit}; raise max_packet_size there or lower max_samples here")
             return 0
         mid = session.publish(message)
-        self._caution.sent(envelope, now_s)
-        self._governor.sent(message.packet_bytes)
+        self._isolation.sent(envelope, now_s)
+        self._rate_limiter.sent(message.packet_bytes)
         # Its answer is slow only from when its last byte may have left: our own rate says nothing about the link.
-        self._flight.sent(mid, envelope.id, len(envelope.body), now_s + self._governor.debt_s())
+        self._send_window.sent(mid, envelope.id, len(envelope.body), now_s + self._rate_limiter.debt_s())
         self._progress.sent_count += 1
         self._progress.sent_bytes += len(envelope.body)
         return message.packet_bytes
@@ -303,7 +303,7 @@ class Outbox:
         )
 
     def _park(self, id_: int, reason: str) -> None:
-        _log.error("envelope parked", id=id_, reason=reason)
+        log.error("envelope_parked", id=id_, reason=reason)
         self._progress.parked_count += 1
-        self._caution.forget([id_], self._clock.monotonic_s())
+        self._isolation.forget([id_], self._clock.monotonic_s())
         self._spool.park(id_, reason)

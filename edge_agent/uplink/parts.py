@@ -24,7 +24,7 @@ _PART_SLOW_S = 4.0
 _PART_FAST_S = 1.5
 MIN_PART_BYTES = 16 * 1024
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -219,7 +219,7 @@ class PartSender:
         if state.wait_ms is not msgspec.UNSET and state.wait_ms > 0:
             self._wait_s = min(state.wait_ms, MAX_WAIT_MS) / 1000
             reason = state.reason if state.reason is not msgspec.UNSET else state.error
-            _log.warning("parts_wait_for_room", digest=transfer.ref.digest, reason=reason[:500], wait_s=self._wait_s)
+            log.warning("parts_wait_for_room", digest=transfer.ref.digest, reason=reason[:500], wait_s=self._wait_s)
         if state.settled:
             self._spool.object_settled(transfer.ref.digest)
             self._transfer = None
@@ -227,7 +227,7 @@ class PartSender:
             self._park(transfer, f"refused {transfer.refusals} times: {state.error}")
 
     def _park(self, transfer: Transfer, reason: str) -> None:
-        _log.error("large payload parked", digest=transfer.ref.digest, reason=reason)
+        log.error("large_payload_parked", digest=transfer.ref.digest, reason=reason)
         self._spool.object_refused(transfer.ref.digest, reason)
         self._transfer = None
 
@@ -244,12 +244,12 @@ class PartSender:
         try:
             body = self._spool.read_object(transfer.ref.digest, low, high - low)
         except OSError as error:
-            _log.error("large payload cannot be read; parked", digest=transfer.ref.digest, error=str(error))
+            log.error("large_payload_unreadable", digest=transfer.ref.digest, error=str(error))  # noqa: TRY400
             self._spool.object_refused(transfer.ref.digest, f"cannot be read: {error}")
             self._transfer = None
             return 0
         if len(body) != high - low:
-            _log.warning("large payload is shorter than it was", digest=transfer.ref.digest)
+            log.warning("large_payload_truncated", digest=transfer.ref.digest)
             self._transfer = None
             return 0
         head = PartHead(transfer.ref.digest, low, len(body), transfer.ref.size_bytes)

@@ -1,14 +1,14 @@
 """Which envelope makes the broker end the connection, where the link itself is sound? A pure decision: no IO, no clock.
 
 Some brokers and proxies answer a message they do not want by hanging up. Sent again first on every connection, it would
-hold up all others for ever. But a link that merely breaks often must put no good envelope aside. So:
+hold up all others for ever. But a link that merely breaks often must not park a good envelope. So:
 
 * What was unanswered at the end of several connections in a row makes us *careful*: one envelope under way at a time.
-* One that was alone under way when the connection ended is *accused*: it is held back, others go, and once a connection has
-  stood for a while it goes alone again. That is a *probe*; one that ends the connection is a *strike*.
-* It is *convicted* when others passed meanwhile and it is most unlikely that a link that breaks as often as this one broke
-  by itself just then, each time. A slow link and a large envelope need more strikes for that; a steady link, three.
-* A stream none of whose envelopes passes between two accused is *barred* as a whole: it waits, and is tried again later.
+* One that was alone under way when the connection ended is a *suspect*: it is paused, others go, and once a connection has
+  stood for a while it goes alone again. That is a *probe*; one that ends the connection has *failed*.
+* It is *parked* when others passed meanwhile and it is most unlikely that a link that breaks as often as this one broke
+  by itself just then, each time. A slow link and a large envelope need more failed probes for that; a steady link, three.
+* A stream none of whose envelopes passes between two suspects is *paused* as a whole: it waits, and is tried again later.
 """
 
 import math
@@ -19,41 +19,41 @@ from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
 
 CAREFUL_AFTER = 3
-STRIKES = 3
+MIN_FAILED_PROBES = 3
 _CHANCE = 1e-4
-# The shortest a flight counts for: what is sent just as a link breaks is in flight for no time at all.
-_SHORTEST_FLIGHT_S = 0.02
+# The shortest time in flight that counts: what is sent just as a link breaks is in flight for no time at all.
+_MIN_IN_FLIGHT_S = 0.02
 _CONTROLS = 8
-# So many connections in a row that end before any probe: the link breaks by itself, and nobody is to blame.
-_ACQUIT_AFTER = 4
-_MAX_ACCUSED = 16
-_BAR_CAP_S = 3_600.0
+# So many connections in a row that end before any probe: the link breaks by itself, and no envelope is the cause.
+_CLEAR_AFTER = 4
+_MAX_SUSPECTS = 16
+_MAX_PAUSE_S = 3_600.0
 
 
 @dataclass(slots=True)
-class _Charge:
+class _Suspect:
     stream: StreamName
-    flights_s: list[float] = field(default_factory=list)
+    in_flight_times_s: list[float] = field(default_factory=list)
     has_control: bool = False
     has_foreign_control: bool = False
 
 
 @dataclass(slots=True)
-class _Bar:
+class _Pause:
     probe_id: int
     wait_s: float
     until_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Sentence:
+class Actions:
     """What follows from the end of a connection: envelopes to park, streams that wait from now on."""
 
     park: tuple[int, ...] = ()
-    bar: tuple[StreamName, ...] = ()
+    pause: tuple[StreamName, ...] = ()
 
 
-class Suspicion:
+class PoisonDetector:
     """Told of what goes out and how connections end; says what may go next. Times are monotonic.
 
     Args:
@@ -67,9 +67,9 @@ class Suspicion:
         self._unanswered: dict[int, int] = {}  # id -> connections in a row that ended with it under way
         self._watched: set[int] = set()
         self._passes_left = 0
-        self._charges: dict[int, _Charge] = {}
-        self._failed: dict[StreamName, int] = {}  # accused of a stream since one of it passed
-        self._bars: dict[StreamName, _Bar] = {}
+        self._suspects: dict[int, _Suspect] = {}
+        self._failed: dict[StreamName, int] = {}  # suspects of a stream since one of it passed
+        self._pauses: dict[StreamName, _Pause] = {}
         self._breaks = 0
         self._steady_s = 0.0
         self._idle_ends = 0
@@ -82,52 +82,54 @@ class Suspicion:
     @property
     def is_careful(self) -> bool:
         """Whether only one message may be under way at a time."""
-        return bool(self._watched or self._charges)
+        return bool(self._watched or self._suspects)
 
     @property
     def held(self) -> frozenset[int]:
         """Envelopes that go as probes alone."""
-        return frozenset(self._charges) | {bar.probe_id for bar in self._bars.values()}
+        return frozenset(self._suspects) | {pause.probe_id for pause in self._pauses.values()}
 
     @property
     def left_out(self) -> frozenset[StreamName]:
         """Streams of which nothing but probes goes now."""
-        accused = {charge.stream for charge in self._charges.values() if self._failed.get(charge.stream, 0) > 1}
-        return frozenset(accused | self._bars.keys())
+        suspected = {suspect.stream for suspect in self._suspects.values() if self._failed.get(suspect.stream, 0) > 1}
+        return frozenset(suspected | self._pauses.keys())
 
     @property
-    def barred(self) -> frozenset[StreamName]:
+    def paused(self) -> frozenset[StreamName]:
         """Streams that wait."""
-        return frozenset(self._bars)
+        return frozenset(self._pauses)
 
     def connected(self, now_s: float) -> None:
         """A new connection."""
-        longest_s = max((flight_s for charge in self._charges.values() for flight_s in charge.flights_s), default=0.0)
+        longest_s = max(
+            (in_flight_s for suspect in self._suspects.values() for in_flight_s in suspect.in_flight_times_s), default=0.0
+        )
         self._began_s = now_s
         self._next_probe_s = now_s + (0.5 + self._draw()) * max(self._times.steady_s, longest_s)
         self._is_answered = False
         self._controls = 0
         self._probe = None
 
-    def accuse(self, id_: int, stream: StreamName) -> None:
-        """This one was convicted before, and is given another chance."""
-        self._charges[id_] = _Charge(stream)
+    def add_suspect(self, id_: int, stream: StreamName) -> None:
+        """Suspect an envelope that was parked before, so that it gets another probe."""
+        self._suspects[id_] = _Suspect(stream)
 
-    def retry_barred(self, now_s: float) -> None:
+    def retry_paused(self, now_s: float) -> None:
         """Streams that waited long enough are tried again, by one envelope each."""
-        for stream, bar in self._bars.items():
-            if bar.until_s <= now_s and bar.probe_id not in self._charges:
-                self.accuse(bar.probe_id, stream)
+        for stream, pause in self._pauses.items():
+            if pause.until_s <= now_s and pause.probe_id not in self._suspects:
+                self.add_suspect(pause.probe_id, stream)
 
     def probe(self, now_s: float) -> int | None:
-        """The accused that may go now, where nothing else is under way."""
-        if not self._charges or not self._is_answered or now_s < self._next_probe_s:
+        """The suspect that may go now, where nothing else is under way."""
+        if not self._suspects or not self._is_answered or now_s < self._next_probe_s:
             return None
-        return min(self._charges, key=lambda id_: (len(self._charges[id_].flights_s), id_))
+        return min(self._suspects, key=lambda id_: (len(self._suspects[id_].in_flight_times_s), id_))
 
     def may_send_others(self) -> bool:
         """Whether something else may go now, where nothing else is under way."""
-        return not self._charges or (self._controls < _CONTROLS and len(self._charges) < _MAX_ACCUSED)
+        return not self._suspects or (self._controls < _CONTROLS and len(self._suspects) < _MAX_SUSPECTS)
 
     def nothing_waits(self) -> None:
         """Nothing else is there to be sent: what was watched left unseen."""
@@ -135,7 +137,7 @@ class Suspicion:
 
     def sent(self, id_: int, now_s: float) -> None:
         """An envelope went out."""
-        if id_ in self._charges:
+        if id_ in self._suspects:
             self._steady_s += max(0.0, now_s - self._began_s)
             self._probe = (id_, now_s)
             self._idle_ends = 0
@@ -150,10 +152,10 @@ class Suspicion:
         """An envelope was answered: it ends no connection."""
         self.gone((id_,), now_s)
         self._failed.pop(stream, None)
-        self._bars.pop(stream, None)
-        for charge in self._charges.values():
-            charge.has_control = True
-            charge.has_foreign_control = charge.has_foreign_control or charge.stream != stream
+        self._pauses.pop(stream, None)
+        for suspect in self._suspects.values():
+            suspect.has_control = True
+            suspect.has_foreign_control = suspect.has_foreign_control or suspect.stream != stream
         self._passes_left -= 1
         if self._passes_left <= 0:
             # What else was watched left the spool unseen, by a receipt or an eviction.
@@ -167,11 +169,11 @@ class Suspicion:
                 self._probe, self._began_s = None, now_s
             self._unanswered.pop(id_, None)
             self._watched.discard(id_)
-            self._charges.pop(id_, None)
-            for stream in [stream for stream, bar in self._bars.items() if bar.probe_id == id_]:
-                del self._bars[stream]
+            self._suspects.pop(id_, None)
+            for stream in [stream for stream, pause in self._pauses.items() if pause.probe_id == id_]:
+                del self._pauses[stream]
 
-    def ended(self, under_way: Sequence[tuple[int, StreamName]], now_s: float, *, is_by_peer: bool) -> Sentence:
+    def ended(self, under_way: Sequence[tuple[int, StreamName]], now_s: float, *, is_by_peer: bool) -> Actions:
         """The connection ended.
 
         Args:
@@ -180,14 +182,14 @@ class Suspicion:
             is_by_peer: the other side hung up, and said nothing that explains it otherwise.
         """
         if is_by_peer and self._probe is not None:
-            return self._strike(*self._probe, now_s)
+            return self._probe_failed(*self._probe, now_s)
         if self.is_careful:
             self._broke(under_way if is_by_peer else (), now_s)
         elif is_by_peer and under_way:
             self._count(under_way)
         elif not is_by_peer:
             self._unanswered.clear()
-        return Sentence()
+        return Actions()
 
     def _count(self, under_way: Sequence[tuple[int, StreamName]]) -> None:
         self._unanswered = {id_: self._unanswered.get(id_, 0) + 1 for id_, _ in under_way}
@@ -203,46 +205,46 @@ class Suspicion:
         self._steady_s += max(0.0, now_s - self._began_s)
         self._probe = None
         for id_, stream in under_way if len(under_way) == 1 else ():
-            if id_ not in self._charges:
+            if id_ not in self._suspects:
                 self._watched.discard(id_)
-                self._charges[id_] = _Charge(stream)
+                self._suspects[id_] = _Suspect(stream)
                 self._failed[stream] = self._failed.get(stream, 0) + 1
         if not under_way:
             self._idle_ends += 1
-        if self._idle_ends >= _ACQUIT_AFTER:
+        if self._idle_ends >= _CLEAR_AFTER:
             self._watched.clear()
-            self._charges.clear()
-            self._failed = {stream: count for stream, count in self._failed.items() if stream in self._bars}
+            self._suspects.clear()
+            self._failed = {stream: count for stream, count in self._failed.items() if stream in self._pauses}
             self._idle_ends = 0
 
-    def _strike(self, id_: int, sent_s: float, now_s: float) -> Sentence:
+    def _probe_failed(self, id_: int, sent_s: float, now_s: float) -> Actions:
         self._probe = None
-        charge = self._charges[id_]
-        charge.flights_s.append(max(_SHORTEST_FLIGHT_S, now_s - sent_s))
-        stream = charge.stream
-        if stream in self._bars:
-            return self._bar(stream, id_, now_s)
+        suspect = self._suspects[id_]
+        suspect.in_flight_times_s.append(max(_MIN_IN_FLIGHT_S, now_s - sent_s))
+        stream = suspect.stream
+        if stream in self._pauses:
+            return self._pause_stream(stream, id_, now_s)
         if self._failed.get(stream, 0) > 1:
-            of_stream = [other for other in self._charges.values() if other.stream == stream]
+            of_stream = [other for other in self._suspects.values() if other.stream == stream]
             has_control = any(other.has_foreign_control for other in of_stream)
-            if has_control and self._is_no_chance([flight_s for other in of_stream for flight_s in other.flights_s]):
-                return self._bar(stream, id_, now_s)
-        elif charge.has_control and self._is_no_chance(charge.flights_s):
-            del self._charges[id_]
-            return Sentence(park=(id_,))
-        return Sentence()
+            if has_control and self._is_unlikely([in_flight_s for other in of_stream for in_flight_s in other.in_flight_times_s]):
+                return self._pause_stream(stream, id_, now_s)
+        elif suspect.has_control and self._is_unlikely(suspect.in_flight_times_s):
+            del self._suspects[id_]
+            return Actions(park=(id_,))
+        return Actions()
 
-    def _is_no_chance(self, flights_s: Sequence[float]) -> bool:
+    def _is_unlikely(self, in_flight_times_s: Sequence[float]) -> bool:
         """Whether a link that breaks by itself as often as this one hardly broke just then, each time."""
-        breaks_per_s = (self._breaks + 1) / max(self._steady_s, _SHORTEST_FLIGHT_S)
-        chance = math.prod(-math.expm1(-breaks_per_s * flight_s) for flight_s in flights_s)
-        return len(flights_s) >= STRIKES and chance < _CHANCE
+        breaks_per_s = (self._breaks + 1) / max(self._steady_s, _MIN_IN_FLIGHT_S)
+        chance = math.prod(-math.expm1(-breaks_per_s * in_flight_s) for in_flight_s in in_flight_times_s)
+        return len(in_flight_times_s) >= MIN_FAILED_PROBES and chance < _CHANCE
 
-    def _bar(self, stream: StreamName, probe_id: int, now_s: float) -> Sentence:
-        before = self._bars.get(stream)
-        wait_s = self._times.first_bar_s if before is None else min(_BAR_CAP_S, 2 * before.wait_s)
-        self._bars[stream] = _Bar(probe_id, wait_s, now_s + wait_s)
-        self._charges = {id_: charge for id_, charge in self._charges.items() if charge.stream != stream}
+    def _pause_stream(self, stream: StreamName, probe_id: int, now_s: float) -> Actions:
+        before = self._pauses.get(stream)
+        wait_s = self._times.first_pause_s if before is None else min(_MAX_PAUSE_S, 2 * before.wait_s)
+        self._pauses[stream] = _Pause(probe_id, wait_s, now_s + wait_s)
+        self._suspects = {id_: suspect for id_, suspect in self._suspects.items() if suspect.stream != stream}
         # What else was watched may be of the same stream, and nothing of that comes to clear it.
         self._watched.clear()
-        return Sentence(bar=(stream,))
+        return Actions(pause=(stream,))

@@ -6,7 +6,7 @@ import structlog
 
 from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.poison_detector import Suspicion
+from edge_agent.uplink.poison_detector import PoisonDetector
 from edge_agent.uplink.session import Lost
 from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
@@ -16,16 +16,16 @@ HANGS_UP = "the other side ends the connection when it gets this"
 # What was parked for that is tried again so often, one at a time.
 _RETRY_EVERY_S = 3_600.0
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 Park = Callable[[int, str], None]
 
 
-class Caution:
-    """Tells the suspicion what happens, and does to the spool what it decides.
+class PoisonIsolation:
+    """Reports events to the poison detector and applies its decisions to the spool.
 
     Args:
         spool: what is sent.
-        park: puts an envelope aside, for a reason.
+        park: parks an envelope, for a reason.
         draw: a random number in [0, 1).
         times: passed to the suspicion.
     """
@@ -33,7 +33,7 @@ class Caution:
     def __init__(self, spool: Spool, park: Park, draw: Callable[[], float], times: UplinkTimes) -> None:
         self._spool = spool
         self._park = park
-        self._suspicion = Suspicion(draw, times)
+        self._detector = PoisonDetector(draw, times)
         self._streams: dict[int, StreamName] = {}  # of what is under way
         self._held: frozenset[int] = frozenset()
         self._left_out: frozenset[StreamName] = frozenset()
@@ -43,43 +43,43 @@ class Caution:
     @property
     def is_on(self) -> bool:
         """Whether only one message may be under way at a time."""
-        return self._suspicion.is_careful
+        return self._detector.is_careful
 
     @property
-    def barred(self) -> tuple[str, ...]:
+    def paused(self) -> tuple[str, ...]:
         """Streams that wait, for the other side hangs up on each of their envelopes."""
-        return tuple(sorted(self._suspicion.barred))
+        return tuple(sorted(self._detector.paused))
 
     def may_send_others(self) -> bool:
         """Whether something other than a suspect may go, where nothing is under way."""
-        return self._suspicion.may_send_others()
+        return self._detector.may_send_others()
 
     def connected(self, now_s: float) -> None:
         """A new connection."""
-        self._suspicion.connected(now_s)
+        self._detector.connected(now_s)
 
     def next_alone(self, now_s: float) -> list[Envelope]:
         """The one envelope that may go now, where nothing is under way; none when it is time to wait."""
-        while (id_ := self._suspicion.probe(now_s)) is not None:
+        while (id_ := self._detector.probe(now_s)) is not None:
             envelope = self._spool.lease(id_)
             if envelope is not None:
                 return [envelope]
             self.forget([id_], now_s)
-        if not self._suspicion.may_send_others():
+        if not self._detector.may_send_others():
             return []
         envelopes = self._spool.next_unsent(1)
         if not envelopes:
-            self._suspicion.nothing_waits()
+            self._detector.nothing_waits()
         return envelopes
 
     def sent(self, envelope: Envelope, now_s: float) -> None:
         """It went out."""
         self._streams[envelope.id] = envelope.stream
-        self._suspicion.sent(envelope.id, now_s)
+        self._detector.sent(envelope.id, now_s)
 
     def answered(self) -> None:
         """The broker answered a message, whichever."""
-        self._suspicion.answered()
+        self._detector.answered()
 
     def passed(self, id_: int, now_s: float) -> None:
         """The broker answered this envelope, whatever it said."""
@@ -87,7 +87,7 @@ class Caution:
         if stream is not None:
             # It stays leased until a receipt comes, as any other.
             self._held -= {id_}
-            self._suspicion.passed(id_, stream, now_s)
+            self._detector.passed(id_, stream, now_s)
             self._hold()
 
     def forget(self, ids: Iterable[int], now_s: float) -> None:
@@ -96,7 +96,7 @@ class Caution:
         for id_ in gone:
             self._streams.pop(id_, None)
         if gone:
-            self._suspicion.gone(gone, now_s)
+            self._detector.gone(gone, now_s)
             self._hold()
 
     def ended(self, ids: Sequence[int], now_s: float, lost: Lost | None) -> list[int]:
@@ -109,18 +109,18 @@ class Caution:
         """
         if lost is not None:
             under_way = [(id_, self._streams[id_]) for id_ in ids if id_ in self._streams]
-            sentence = self._suspicion.ended(under_way, now_s, is_by_peer=lost.is_by_peer)
-            for id_ in sentence.park:
+            actions = self._detector.ended(under_way, now_s, is_by_peer=lost.is_by_peer)
+            for id_ in actions.park:
                 self._park(id_, f"{HANGS_UP} ({lost.reason}), alone, again and again, and takes others")
-            for stream in sentence.bar:
-                _log.error("stream waits: the other side hangs up on all of it", stream=stream, reason=lost.reason)
+            for stream in actions.pause:
+                log.error("stream_paused", stream=stream, reason=lost.reason)
             self._hold()
         self._streams.clear()
         return [id_ for id_ in ids if id_ not in self._held]
 
     def look(self, now_s: float) -> None:
-        """Give what was put aside another chance, when it is time."""
-        self._suspicion.retry_barred(now_s)
+        """Retry parked envelopes and paused streams when it is time."""
+        self._detector.retry_paused(now_s)
         if self._retry_s is None:
             self._retry_s = now_s + _RETRY_EVERY_S
         if now_s >= self._retry_s:
@@ -136,14 +136,14 @@ class Caution:
         self._spool.replay([id_])
         envelope = self._spool.lease(id_)
         if envelope is not None:
-            self._suspicion.accuse(id_, envelope.stream)
+            self._detector.add_suspect(id_, envelope.stream)
 
     def _hold(self) -> None:
         """Keep the leases of suspects, give back those of others, and leave out their streams."""
-        held = self._suspicion.held
+        held = self._detector.held
         if held != self._held:
             released, self._held = self._held - held, held
             self._spool.release(released - self._streams.keys())
-        if self._suspicion.left_out != self._left_out:
-            self._left_out = self._suspicion.left_out
+        if self._detector.left_out != self._left_out:
+            self._left_out = self._detector.left_out
             self._spool.leave_out(self._left_out)

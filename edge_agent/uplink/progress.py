@@ -6,7 +6,7 @@ import structlog
 
 from schemas.reason_codes import describe_reason, is_refusal
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class Progress:
     waiting_streams: tuple[str, ...] = ()
     last_ack_s: float = float("-inf")
     last_receipt_s: float = float("-inf")
-    turned_s: float = float("-inf")
+    last_loop_s: float = float("-inf")
     refused_topics: dict[str, int] = field(default_factory=dict)
     refused_count: int = 0
     over_share: str = ""
@@ -41,11 +41,11 @@ class Progress:
         if not is_refusal(code):
             if topic in self.refused_topics:
                 self.refused_topics = {name: known for name, known in self.refused_topics.items() if name != topic}
-                _log.info("topic_accepted_again", topic=topic)
+                log.info("topic_accepted_again", topic=topic)
             return False
         self.refused_count += 1
         if self.refused_topics.get(topic) != code:
             # Replaced as a whole: other threads read it.
             self.refused_topics = {**self.refused_topics, topic: code}
-            _log.error("topic_refused", topic=topic, reason=describe_reason(code))
+            log.error("topic_refused", topic=topic, reason=describe_reason(code))
         return True

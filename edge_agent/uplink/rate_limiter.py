@@ -19,7 +19,7 @@ NO_LIMIT_BYTES = 2**50
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class SendLimits:
     """What holds now: bytes per second (0: no limit), and the least priority that is sent."""
 
     bytes_per_s: int
@@ -42,7 +42,7 @@ class TokenBucket:
         """What it holds at most."""
         return self.bytes_per_s * _BURST_S
 
-    def room_bytes(self, now_s: float) -> int:
+    def available_bytes(self, now_s: float) -> int:
         """How many bytes may go now; with room for one of them a whole message may go, and leaves a debt."""
         if self.bytes_per_s == 0:
             return NO_LIMIT_BYTES
@@ -60,7 +60,7 @@ class TokenBucket:
 
     def wait_s(self, now_s: float) -> float:
         """How long until there is room."""
-        if self.room_bytes(now_s) > 0:
+        if self.available_bytes(now_s) > 0:
             return 0.0
         return max(_LEAST_WAIT_S, (1.0 - self._tokens) / self.bytes_per_s)
 
@@ -77,7 +77,7 @@ class TokenBucket:
 
 
 @dataclass(slots=True)
-class Governor:
+class RateLimiter:
     """Keeps to the terms of the hour.
 
     Args:
@@ -85,13 +85,13 @@ class Governor:
     """
 
     config: UplinkConfig
-    terms: Terms = field(init=False)
+    limits: SendLimits = field(init=False)
     _bucket: TokenBucket = field(init=False)
     _share_bytes_per_s: int = 0
 
     def __post_init__(self) -> None:
-        self.terms = Terms(self.config.bytes_per_s, self.config.min_priority)
-        self._bucket = TokenBucket(self.terms.bytes_per_s)
+        self.limits = SendLimits(self.config.bytes_per_s, self.config.min_priority)
+        self._bucket = TokenBucket(self.limits.bytes_per_s)
 
     def retune(self, config: UplinkConfig) -> None:
         """Other values from now on."""
@@ -103,14 +103,14 @@ class Governor:
 
     def look(self, minute_of_day: int) -> bool:
         """Take the hour's terms; returns whether they changed."""
-        terms = terms_at(self.config, minute_of_day)
+        limits = limits_at(self.config, minute_of_day)
         if self._share_bytes_per_s:
-            rate = min(terms.bytes_per_s or self._share_bytes_per_s, self._share_bytes_per_s)
-            terms = Terms(rate, terms.min_priority)
-        if terms == self.terms:
+            rate = min(limits.bytes_per_s or self._share_bytes_per_s, self._share_bytes_per_s)
+            limits = SendLimits(rate, limits.min_priority)
+        if limits == self.limits:
             return False
-        self.terms = terms
-        self._bucket.retune(terms.bytes_per_s)
+        self.limits = limits
+        self._bucket.retune(limits.bytes_per_s)
         return True
 
     @property
@@ -122,9 +122,9 @@ class Governor:
         """How long the bytes that went last stay in the pacer."""
         return self._bucket.debt_s()
 
-    def room_bytes(self, now_s: float) -> int:
+    def available_bytes(self, now_s: float) -> int:
         """How many bytes may go now."""
-        return self._bucket.room_bytes(now_s)
+        return self._bucket.available_bytes(now_s)
 
     def sent(self, size_bytes: int) -> None:
         """A message of so many bytes went."""
@@ -135,11 +135,11 @@ class Governor:
         return self._bucket.wait_s(now_s)
 
 
-def terms_at(config: UplinkConfig, minute_of_day: int) -> Terms:
+def limits_at(config: UplinkConfig, minute_of_day: int) -> SendLimits:
     """The first schedule that holds at this minute, or the uplink's own values."""
     found = _holding(config.schedule, minute_of_day)
     chosen = config if found is None else found
-    return Terms(chosen.bytes_per_s, chosen.min_priority)
+    return SendLimits(chosen.bytes_per_s, chosen.min_priority)
 
 
 def _holding(schedules: Sequence[ScheduleConfig], minute_of_day: int) -> ScheduleConfig | None:

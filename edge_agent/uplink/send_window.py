@@ -1,4 +1,4 @@
-"""What is under way: sent and not acknowledged, or acknowledged and not settled. Pure bookkeeping, no IO, no clock of its own."""
+"""The send window: envelopes sent and not acknowledged, or acknowledged and not settled. Pure bookkeeping, no IO, no clock."""
 
 import heapq
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ _SLOW_ACK_S = 1.5
 
 
 @dataclass(slots=True)
-class _Flown:
+class _InFlight:
     body_bytes: int
     sent_s: float
     due_s: float
 
 
 @dataclass(slots=True)
-class Window:
+class ByteWindow:
     """How much may be unacknowledged: what the link carries in about a second, so that nothing waits long behind it.
 
     Without it a slow link would hold minutes of samples that a break sends again, and that all else must wait for.
@@ -47,7 +47,7 @@ class Window:
 
 
 @dataclass(slots=True)
-class Flight:
+class SendWindow:
     """The windows: bytes in memory until the broker acknowledges, bytes in doubt until the core settles.
 
     Args:
@@ -60,15 +60,15 @@ class Flight:
     unsettled_bytes: int
     resend_after_s: float
     _unacked: dict[int, int] = field(default_factory=dict)  # mid -> id
-    _flown: dict[int, _Flown] = field(default_factory=dict)  # id -> its size and when it is sent again
+    _in_flight: dict[int, _InFlight] = field(default_factory=dict)  # id -> its size and when it is sent again
     _tries: dict[int, int] = field(default_factory=dict)
     _due: list[tuple[float, int]] = field(default_factory=list)
     _unacked_bytes: int = 0
-    _flown_bytes: int = 0
-    _window: Window = field(init=False)
+    _in_flight_bytes: int = 0
+    _window: ByteWindow = field(init=False)
 
     def __post_init__(self) -> None:
-        self._window = Window(self.window_bytes)
+        self._window = ByteWindow(self.window_bytes)
 
     @property
     def unacked_count(self) -> int:
@@ -78,13 +78,13 @@ class Flight:
     @property
     def unsettled_count(self) -> int:
         """Envelopes sent and not settled."""
-        return len(self._flown)
+        return len(self._in_flight)
 
-    def room_bytes(self) -> int:
+    def available_bytes(self) -> int:
         """How many bytes of bodies may be sent now."""
-        if len(self._flown) >= _MAX_UNSETTLED:
+        if len(self._in_flight) >= _MAX_UNSETTLED:
             return 0
-        return max(0, min(self._window.now_bytes - self._unacked_bytes, self.unsettled_bytes - self._flown_bytes))
+        return max(0, min(self._window.now_bytes - self._unacked_bytes, self.unsettled_bytes - self._in_flight_bytes))
 
     def sent(self, mid: int, id_: int, body_bytes: int, now_s: float) -> None:
         """An envelope went out as message `mid`."""
@@ -93,22 +93,22 @@ class Flight:
         due_s = now_s + self.resend_after_s * 2 ** min(tries, _MAX_DOUBLINGS)
         self._unacked[mid] = id_
         self._unacked_bytes += body_bytes
-        self._flown[id_] = _Flown(body_bytes, now_s, due_s)
-        self._flown_bytes += body_bytes
+        self._in_flight[id_] = _InFlight(body_bytes, now_s, due_s)
+        self._in_flight_bytes += body_bytes
         heapq.heappush(self._due, (due_s, id_))
 
     def acked(self, mid: int, now_s: float) -> int | None:
         """The broker has message `mid`; its envelope's id, None if it is not ours or gone already."""
         id_ = self._unacked.pop(mid, None)
-        if id_ is not None and (flown := self._flown.get(id_)) is not None:
-            self._unacked_bytes -= flown.body_bytes
-            self._window.acked(flown.body_bytes, flown.sent_s, now_s)
+        if id_ is not None and (in_flight := self._in_flight.get(id_)) is not None:
+            self._unacked_bytes -= in_flight.body_bytes
+            self._window.acked(in_flight.body_bytes, in_flight.sent_s, now_s)
         return id_
 
     def refused(self, mid: int, now_s: float) -> int | None:
         """The broker did not take message `mid`: its envelope is not under way. Returns its id, None if it is gone."""
         id_ = self.acked(mid, now_s)
-        if id_ is None or id_ not in self._flown:
+        if id_ is None or id_ not in self._in_flight:
             return None
         self._land(id_)
         return id_
@@ -121,15 +121,15 @@ class Flight:
         """These left the spool."""
         gone = set(ids)
         for mid in [mid for mid, id_ in self._unacked.items() if id_ in gone]:
-            self._unacked_bytes -= self._flown[self._unacked.pop(mid)].body_bytes
+            self._unacked_bytes -= self._in_flight[self._unacked.pop(mid)].body_bytes
         for id_ in gone:
             self._tries.pop(id_, None)
-            if id_ in self._flown:
+            if id_ in self._in_flight:
                 self._land(id_)
 
     def lost(self) -> list[int]:
         """The connection is gone: what was not acknowledged is not under way any more; its ids, to be sent again."""
-        ids = [id_ for id_ in self._unacked.values() if id_ in self._flown]
+        ids = [id_ for id_ in self._unacked.values() if id_ in self._in_flight]
         self._unacked.clear()
         self._unacked_bytes = 0
         for id_ in ids:
@@ -142,13 +142,13 @@ class Flight:
         unacked = set(self._unacked.values()) if self._due and self._due[0][0] <= now_s else set()
         while self._due and self._due[0][0] <= now_s:
             due_s, id_ = heapq.heappop(self._due)
-            flown = self._flown.get(id_)
-            if flown is None or flown.due_s != due_s:
+            in_flight = self._in_flight.get(id_)
+            if in_flight is None or in_flight.due_s != due_s:
                 continue
             if id_ in unacked:
                 # The broker is slow, not the core: the same message is still on its way.
-                flown.due_s = now_s + self.resend_after_s
-                heapq.heappush(self._due, (flown.due_s, id_))
+                in_flight.due_s = now_s + self.resend_after_s
+                heapq.heappush(self._due, (in_flight.due_s, id_))
                 continue
             self._land(id_)
             late.append(id_)
@@ -157,11 +157,11 @@ class Flight:
     def hasten(self, due_s: float) -> None:
         """Have what is acknowledged and not settled sent again from `due_s` on: the core did not take it, or not all of it."""
         unacked = set(self._unacked.values())
-        for id_, flown in self._flown.items():
-            if id_ not in unacked and flown.due_s > due_s:
-                flown.due_s = due_s
+        for id_, in_flight in self._in_flight.items():
+            if id_ not in unacked and in_flight.due_s > due_s:
+                in_flight.due_s = due_s
                 self._tries[id_] = 1
                 heapq.heappush(self._due, (due_s, id_))
 
     def _land(self, id_: int) -> None:
-        self._flown_bytes -= self._flown.pop(id_).body_bytes
+        self._in_flight_bytes -= self._in_flight.pop(id_).body_bytes

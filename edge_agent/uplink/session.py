@@ -24,16 +24,16 @@ from catchment.runtime.tls import client_context
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.identity.key_password import refuse
-from edge_agent.uplink.keepalive import PatientClient
+from edge_agent.uplink.keepalive import KeepaliveClient
 
 
 # What the broker's answer to a message means for it, and what the end of a connection may mean: over MQTT 5 reason codes.
-class Verdict(Enum):
+class PubackAction(Enum):
     """What happens to the message next."""
 
     TAKEN = auto()  # the broker has it; now a receipt is awaited
     NOT_SENT = auto()  # nobody will get it: send it again after a while, and nothing else meanwhile
-    NEVER = auto()  # this very message will be refused again: put it aside
+    NEVER = auto()  # this very message will be refused again: park it
 
 
 NO_SUBSCRIBERS = 0x10
@@ -42,7 +42,7 @@ _NEVER = frozenset({0x90, 0x95, 0x99})  # topic invalid, packet too large, paylo
 MAX_TRIES = 8
 
 
-def judge(code: int, tries: int) -> Verdict:
+def puback_action(code: int, tries: int) -> PubackAction:
     """Judge a PUBACK.
 
     Args:
@@ -50,10 +50,10 @@ def judge(code: int, tries: int) -> Verdict:
         tries: how often this message was sent, this time included.
     """
     if code == 0:
-        return Verdict.TAKEN
+        return PubackAction.TAKEN
     if code in _NEVER or (code not in _NOT_SENT and tries >= MAX_TRIES):
-        return Verdict.NEVER
-    return Verdict.NOT_SENT
+        return PubackAction.NEVER
+    return PubackAction.NOT_SENT
 
 
 # Reasons of a DISCONNECT that have nothing to do with a message: busy, shutting down, keep alive, taken over, moved, by hand, ...
@@ -202,7 +202,7 @@ class PahoSession:
         self._is_gone = threading.Event()
         self.max_packet_bytes = _MQTT_MAX_PACKET_BYTES
         self.receive_maximum = 65_535
-        self._client = PatientClient(
+        self._client = KeepaliveClient(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             protocol=mqtt.MQTTv5,

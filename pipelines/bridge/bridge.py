@@ -35,7 +35,7 @@ from schemas.errors import IdError
 from schemas.ids import DeviceId
 from schemas.topics import Topics
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 _GROUP_BYTES = 8 * 1024 * 1024
 
 
@@ -51,7 +51,7 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
     lake = config.lake_root
     with starting(lake, "bridge", config.bridge.id, clock):
         made = _made(config, clock)
-    _log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
+    log.info("bridge_started", id=config.bridge.id, lake=str(lake), broker=f"{config.broker.host}:{config.broker.port}")
     try:
         with Heartbeats(lake_at(lake), "bridge", config.bridge.id, clock, made.stats.health):
             _run_both(made.subscriber, made.writer, stop)

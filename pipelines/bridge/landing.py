@@ -15,7 +15,7 @@ from pipelines.bridge.segment import SEALED_SUFFIX, OpenSegment
 from pipelines.bridge.ship import Away
 from pipelines.errors import ConfigError
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 LOCK_NAME = ".lock"
 
 
@@ -153,7 +153,7 @@ def _hold(folder: Path) -> int:
 
 
 def _tell(one: Recovered) -> None:
-    say = _log.warning if one.torn_bytes else _log.info
+    say = log.warning if one.torn_bytes else log.info
     say(
         "segment_recovered",
         number=one.number,

@@ -28,7 +28,7 @@ from schemas.ids import DeviceId, Digest
 from schemas.receipts import encode_object_state
 from schemas.shares import ShareNotice, encode_share_notice
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 _IDLE_S = 0.05
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 5.0
@@ -166,7 +166,7 @@ class LandingWriter:
                 self.counters.disk_errors += 1
                 has_failed = self.is_refused = True
                 wait_s = backoff.next_s()
-                _log.error("disk_refused", error=str(error), retry_in_s=wait_s)
+                log.error("disk_refused", error=str(error), retry_in_s=wait_s)  # noqa: TRY400
                 if stop.wait(wait_s):
                     return False
             else:
@@ -223,7 +223,7 @@ class LandingWriter:
             return
         name = sender.device[:_NAME_CHARS]
         if self._logged.due((name, notice.limit), now_s) is not None:
-            _log.warning("device_over_share", device=name, limit=notice.limit, reason=notice.reason, deferred=notice.deferred)
+            log.warning("device_over_share", device=name, limit=notice.limit, reason=notice.reason, deferred=notice.deferred)
         try:
             topic = self._reader.topics.share(DeviceId(sender.device))
         except IdError:

@@ -27,7 +27,7 @@ from schemas.parts import PartHead
 from schemas.ranges import Ranges
 from schemas.receipts import ObjectState
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 PARTS_FOLDER = ".parts"
 _READ_BYTES = 4 * 1024 * 1024
@@ -165,7 +165,7 @@ class Assembler:
         if received.total == head.total:
             return received
         if self._logged.due((path.parent.name, "restart"), time.monotonic()) is not None:
-            _log.warning("object_restarted", path=str(path), total_before=received.total, total=head.total)
+            log.warning("object_restarted", path=str(path), total_before=received.total, total=head.total)
         self._discard(path)
         return ReceivedRanges(head.total, Ranges())
 
@@ -187,7 +187,7 @@ class Assembler:
         self.refused += 1
         left_out = self._logged.due((device, "wait"), time.monotonic())
         if left_out is not None:
-            _log.warning(
+            log.warning(
                 "parts_wait", device=device, digest=head.digest, total=received.total, reason=refusal.reason, more=left_out
             )
         error = "" if received.have else refusal.reason
@@ -245,7 +245,7 @@ class Assembler:
             left_out = self._logged.due((device, "hash"), time.monotonic())
             if left_out is not None:
                 reason = "hash differs"
-                _log.warning("object_refused", device=device, digest=digest, total=received.total, reason=reason, more=left_out)
+                log.warning("object_refused", device=device, digest=digest, total=received.total, reason=reason, more=left_out)
             return ObjectState(
                 str(digest), received.total, [], error=f"the bytes hash to {found}; send them again from the start"
             )

@@ -10,7 +10,7 @@ from catchment.runtime.atomic_files import sync_folder, write_atomic
 from schemas.errors import SchemaError
 from schemas.ranges import Ranges
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 RECEIVED_SUFFIX = ".have"
 
 
@@ -40,10 +40,10 @@ def read_received(path: Path) -> ReceivedRanges | None:
     except FileNotFoundError:
         return None
     except (msgspec.MsgspecError, SchemaError) as error:
-        _log.warning("received_ranges_unreadable", path=str(path), error=str(error))
+        log.warning("received_ranges_unreadable", path=str(path), error=str(error))
         return None
     if received.have and received.have.spans[-1][1] > size:
-        _log.warning("received_ranges_beyond_file", path=str(path), claimed=received.have.spans[-1][1], size=size)
+        log.warning("received_ranges_beyond_file", path=str(path), claimed=received.have.spans[-1][1], size=size)
         return None
     return received
 

@@ -17,7 +17,7 @@ from pipelines.lake.store import Store
 
 _MAX_ABSENT = 10_000
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Away(Protocol):
@@ -116,7 +116,7 @@ class RemoteLanding:
             self._lake.store.create(name, sealed)
         except ConflictError as error:
             # Two disks have been this bridge. Its messages are not acknowledged: nothing is lost, but somebody must decide.
-            _log.exception("segment_number_taken", name=name, hint="give this bridge a new bridge.id and an empty `lake` folder")
+            log.exception("segment_number_taken", name=name, hint="give this bridge a new bridge.id and an empty `lake` folder")
             raise OSError(str(error)) from error
         except RetryLaterError as error:
             raise OSError(str(error)) from error

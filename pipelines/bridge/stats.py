@@ -14,7 +14,7 @@ from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
 from pipelines.heartbeat import Health
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 _TELL_EVERY_S = 60.0
 _NAME_CHARS = 80
 
@@ -67,7 +67,7 @@ class BridgeStats:
     def tell(self) -> None:
         """Into the log."""
         self._last_logged_s = time.monotonic()
-        _log.info("bridge_counters", **self._counters())
+        log.info("bridge_counters", **self._counters())
 
     def _counters(self) -> dict[str, float]:
         return {

@@ -35,7 +35,7 @@ from schemas.ids import DeviceId
 from schemas.reason_codes import NOT_AUTHORIZED, describe_reason
 from schemas.topics import Topics
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 SESSION_TAKEN_OVER = 0x8E
 # Not: server unavailable (0x88), server busy (0x89) and the like, which pass.
@@ -109,7 +109,7 @@ class Subscriber:
             try:
                 self._connect()
             except OSError as error:
-                _log.warning("broker_away", host=self._config.broker.host, port=self._config.broker.port, error=str(error))
+                log.warning("broker_away", host=self._config.broker.host, port=self._config.broker.port, error=str(error))
             else:
                 began_s = self._clock.monotonic_s()
                 self._serve(stop)
@@ -133,7 +133,7 @@ class Subscriber:
                 while sock.recv(65_536) and self._clock.monotonic_s() < until_s:
                     pass
             except OSError as error:
-                _log.info("goodbye_cut_short", error=str(error))
+                log.info("goodbye_cut_short", error=str(error))
         self._client.disconnect()
         self._client.loop_write()
 
@@ -236,7 +236,7 @@ class Subscriber:
 
     def _on_connect(self, client: mqtt.Client, _data: Any, flags: mqtt.ConnectFlags, reason: ReasonCode, _more: Any) -> None:
         if reason.is_failure:
-            _log.error("broker_refused", reason=str(reason))
+            log.error("broker_refused", reason=str(reason))
             if reason.value in _REFUSED_FOR_GOOD:
                 self._fatal = ConfigError(
                     f"the broker refuses bridge {self._config.bridge.id!r}: {reason}; check its certificate and the broker's ACL"
@@ -245,7 +245,7 @@ class Subscriber:
         self.connections += 1
         self._is_up = True
         if self.connections > 1 and not flags.session_present:
-            _log.warning("session_lost", hint="the broker forgot its queue; agents send again what has no receipt")
+            log.warning("session_lost", hint="the broker forgot its queue; agents send again what has no receipt")
         # Retained reports come once with a new subscription, not at every reconnect. What a device has the broker keep is
         # marked as such, so that it can be taken back, and that is not heard as a message again.
         once = SubscribeOptions(
@@ -265,7 +265,7 @@ class Subscriber:
             return
         # Only from here on does the broker keep for us what comes.
         self.is_subscribed = True
-        _log.info("connected", generation=self.connections)
+        log.info("connected", generation=self.connections)
 
     def _on_disconnect(
         self, _client: mqtt.Client, _data: Any, flags: mqtt.DisconnectFlags, reason: ReasonCode, _more: Any
@@ -273,7 +273,7 @@ class Subscriber:
         self._is_up = self.is_subscribed = False
         if flags.is_disconnect_packet_from_server and reason.value == SESSION_TAKEN_OVER:
             self._fatal = self._taken_over()
-        _log.warning("disconnected", reason=str(reason), from_broker=flags.is_disconnect_packet_from_server)
+        log.warning("disconnected", reason=str(reason), from_broker=flags.is_disconnect_packet_from_server)
 
     def _hear_instance(self, word: bytes) -> None:
         """A later word than ours is another process that took over; an earlier one is what a killed broker still knew."""

@@ -8,7 +8,7 @@ import structlog
 from pipelines.bridge.parts import PARTS_FOLDER, Assembler
 from pipelines.bridge.received_ranges import RECEIVED_SUFFIX
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 EVERY_S = 3_600.0
 
 
@@ -54,4 +54,4 @@ class Sweeper:
         self._assembler.forget(path)
         self.swept += 1
         self.swept_bytes += size
-        _log.warning("parts_abandoned", device=path.parent.name, digest=path.name, bytes=size)
+        log.warning("parts_abandoned", device=path.parent.name, digest=path.name, bytes=size)

@@ -50,7 +50,7 @@ class Watch:
         try:
             report = decode_reported(bytes(message.payload))
         except SchemaError as error:
-            log.warning("a device's report cannot be read", topic=message.topic, error=str(error))
+            log.warning("report_unreadable", topic=message.topic, error=str(error))
             return
         with self._lock:
             self._reports[report.device] = report

@@ -182,7 +182,7 @@ class BrokerLink:
     def _on_disconnect(self, client: Client, userdata: object, flags: object, reason: ReasonCode, properties: object) -> None:
         del client, userdata, flags, properties
         self._ready.clear()
-        log.info("broker connection ended", reason=str(reason))
+        log.info("broker_connection_ended", reason=str(reason))
 
     def _on_message(self, client: Client, userdata: object, message: MQTTMessage) -> None:
         del client, userdata

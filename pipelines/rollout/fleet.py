@@ -38,7 +38,7 @@ def reported_models(config: CoreConfig, quiet_s: float = _QUIET_S) -> dict[str, 
         try:
             reports[topics.parse(message.topic).device] = decode_reported(bytes(message.payload)).models
         except SchemaError:
-            log.warning("a report is unreadable and left out", topic=message.topic[:200])
+            log.warning("report_unreadable", topic=message.topic[:200])
 
     link = BrokerLink(config.broker, "", (topics.reported_filter(),), take)
     link.open()

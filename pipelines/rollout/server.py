@@ -249,11 +249,11 @@ class ModelServer:
         self._renew_at_s = self._clock.monotonic_s() + _RENEW_EVERY_S
         try:
             if self._repository.renew(when_within=RENEW_WITHIN):
-                log.info("repository is signed anew", expires=self._repository.timestamp_expires().isoformat())
+                log.info("repository_signed", expires=self._repository.timestamp_expires().isoformat())
         except NotFoundError:
-            log.info("there is no model repository yet; make one with: catchment model init")
+            log.info("model_repository_missing", hint="make one with: catchment model init")
         except (RefusedError, ConflictError) as error:
-            log.error("repository cannot be signed anew; devices stop taking models when it expires", error=str(error))  # noqa: TRY400
+            log.error("repository_not_signed", hint="devices stop taking models when it expires", error=str(error))  # noqa: TRY400
 
     def _halted_if_failing(self, rollout: Rollout, reports: dict[str, tuple[ModelReport, ...]]) -> Rollout:
         if rollout.state != "running":
@@ -264,7 +264,7 @@ class ModelServer:
         reason = f"{len(found.failed)} of {found.answers} devices failed"
         halted = msgspec.structs.replace(rollout, state="halted", reason=reason)
         self._rollouts.save(halted)
-        log.error("rollout is halted", rollout=rollout.name, reason=reason, failed=found.failed[:20])
+        log.error("rollout_halted", rollout=rollout.name, reason=reason, failed=found.failed[:20])
         return halted
 
     def _tell(self, device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...], orders: DesiredOrders) -> None:
@@ -280,7 +280,7 @@ class ModelServer:
             self._topics.desired(DeviceId(device)), body, retain=True, on_answer=partial(self._note_answer, device)
         )
         self._announced[device] = Announced(wanted, orders.public_keys, self._clock.now_ms())
-        log.info("device is told", device=device, rollout=None if wanted is None else wanted.name)
+        log.info("desired_state_published", device=device, rollout=None if wanted is None else wanted.name)
 
     def _is_stale(self, announced: Announced, orders: DesiredOrders) -> bool:
         """Whether what a device was told must be signed again: by other keys, or before it expires."""
@@ -317,7 +317,7 @@ def serve(config: CoreConfig, stop: threading.Event, clock: Clock | None = None)
                 try:
                     server.tick()
                 except (PipelineError, OSError) as error:
-                    log.exception("model server goes on after an error", error=str(error))
+                    log.exception("model_server_round_failed", error=str(error))
                 stop.wait(TICK_S)
     finally:
         server.close()
@@ -342,12 +342,12 @@ def answer(root: Path, request_body: bytes) -> PieceAnswer:
     try:
         request = decode_piece_request(request_body)
     except SchemaError as error:
-        log.warning("piece request is refused", error=str(error))
+        log.warning("piece_request_refused", error=str(error))
         return PieceAnswer(STATUS_REFUSED)
     path = (root / request.path).resolve()
     if not path.is_relative_to(root.resolve()):
         # The grammar of names lets none out; a link inside the repository could.
-        log.warning("piece request leaves the repository", path=request.path)
+        log.warning("piece_request_outside_repository", path=request.path)
         return PieceAnswer(STATUS_REFUSED)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -357,7 +357,7 @@ def answer(root: Path, request_body: bytes) -> PieceAnswer:
         total = os.fstat(descriptor).st_size
         return PieceAnswer(STATUS_OK, total, os.pread(descriptor, request.length, request.offset))
     except OSError as error:
-        log.exception("repository file cannot be read", path=request.path, error=str(error))
+        log.exception("repository_file_unreadable", path=request.path, error=str(error))
         return PieceAnswer(STATUS_MISSING)
     finally:
         os.close(descriptor)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import CORE, EDGE
-from tests.plant.programs import Plant
+from tests.plant.programs import CORE, EDGE, Plant
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.timeout(300)]
 

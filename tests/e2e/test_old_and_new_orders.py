@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.documents.trust import DocumentTrust
-from edge_agent.rules.policy_store import RuleDesk
+from edge_agent.rules.policy_store import PolicyStore
 from edge_agent.rules.trust import read_seen
 from pipelines.director.keys import DocumentSigner, parse_key, write_key
 from pipelines.policy.edge import signed_message
@@ -66,13 +66,13 @@ class Releases:
         path.write_bytes(signed_message(EdgePolicy(version, 0, {"vehicle_telemetry": (RULE,)}), signer))
         return path
 
-    def new_agent(self, *messages: Path) -> RuleDesk:
+    def new_agent(self, *messages: Path) -> PolicyStore:
         trust = DocumentTrust((self.public_key,), "car-1")
-        desk = RuleDesk(trust, (self.public_key,), self.state, HandClock())
+        store = PolicyStore(trust, (self.public_key,), self.state, HandClock())
         for path in messages:
-            desk.on_message(path.read_bytes())
-            assert desk.take_pending()
-        return desk
+            store.on_message(path.read_bytes())
+            assert store.take_pending()
+        return store
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +94,12 @@ def releases(tree: Path, tmp_path: Path) -> Releases:
 
 def test_rules_go_on_over_an_upgrade_and_a_way_back_of_core_and_agent(releases: Releases) -> None:
     assert releases.old_agent(releases.old_core(3) / "policy") == [3, 0, ""]
-    desk = releases.new_agent()  # the agent is upgraded first
-    assert desk.report().version == 3
-    desk = releases.new_agent(releases.old_core(4) / "policy")
-    assert desk.report().version == 4
-    desk = releases.new_agent(releases.new_core(4), releases.new_core(5))  # then the core
-    assert (desk.report().version, desk.report().refused) == (5, 0)
+    store = releases.new_agent()  # the agent is upgraded first
+    assert store.report().version == 3
+    store = releases.new_agent(releases.old_core(4) / "policy")
+    assert store.report().version == 4
+    store = releases.new_agent(releases.new_core(4), releases.new_core(5))  # then the core
+    assert (store.report().version, store.report().refused) == (5, 0)
     assert read_seen(releases.state, releases.public_key) == 5
     # The agent goes back: it finds the counter, and takes the core's messages as they come.
     assert releases.old_agent(releases.old_core(2) / "policy") == [

@@ -30,7 +30,7 @@ Tell = Callable[[dict[str, object]], None]
 def make_small() -> None:
     """Checkpoints, evictions and full logs after kilobytes instead of megabytes: the same code, more of it per state."""
     database.RESERVE_BYTES = 64 * 1024
-    space_budget.BALLAST_BYTES = 16 * 1024
+    space_budget.RESERVE_FILE_BYTES = 16 * 1024
     space_budget._SLACK_BYTES = 16 * 1024
     transactions._EVICT_AT_LEAST_BYTES = 32 * 1024
     bodies.MIN_BODY_BYTES = 2_500

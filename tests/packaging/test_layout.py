@@ -6,12 +6,20 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ("catchment", "edge_agent", "pipelines", "schemas")
 MAX_MODULE_LINES = 500
 # A name that says nothing collects everything.
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "misc", "base", "core", "lib", "shared"}
+
+# Words that name no thing: STYLE says message, reported, requested, logged, record_count. As parts of words they are free.
+EMPTY_WORDS = re.compile(r"(^|_)(told|said|asked)(_|$)", re.IGNORECASE)
+LOG_METHODS = {"debug", "info", "warning", "error", "critical", "exception"}
+EVENT = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+# Its one call logs what a device causes, once a minute for each event; its callers pass literal events.
+EVENTS_OF_CALLERS = {"pipelines/rollout/server.py"}
 
 # Files that grow in place and are synced before they are renamed; each syncs the folder after.
 RENAMES_ITSELF = {"pipelines/bridge/segment.py", "edge_agent/sources/directory/source.py"}  # the second moves what others wrote
@@ -20,13 +28,18 @@ RENAMES_ITSELF = {"pipelines/bridge/segment.py", "edge_agent/sources/directory/s
 MIN_MODULE_LINES = 80
 STANDS_ALONE = {
     "catchment.runtime.renamed_keys": "goes as a whole when the old names go",
+    "edge_agent.commands.check": "a command is found by its file",
+    "edge_agent.commands.enrol": "likewise",
+    "edge_agent.commands.root": "the list of commands, as in the core",
+    "edge_agent.commands.run": "a command is found by its file",
+    "edge_agent.commands.status": "likewise",
+    "edge_agent.health.heartbeat": "a source of samples, which health looks after",
     "edge_agent.identity.enrol_cryptography": "the only module that needs the extra `enrol`",
     "edge_agent.inspect.text": "each inspector is one module",
     "edge_agent.models.desired": "a decision about trust, read by itself",
     "edge_agent.process.later": "runs before anything else is imported",
     "edge_agent.process.stderr": "runs before anything else is imported",
     "edge_agent.run": "the program's entry must import it late",
-    "edge_agent.source_labels": "a decision without IO",
     "edge_agent.sources.can.live": "the only module that needs python-can",
     "edge_agent.trial.examine": "a command's look at files, apart from the configuration's rules",
     "pipelines.lake.storage": "goes into the store of buckets",
@@ -119,6 +132,51 @@ def test_files_take_their_place_only_through_the_atomic_module(repository_root):
         if re.search(r"\bos\.(replace|rename)\(|\bshutil\.move\(|[a-z_]path\.(rename|replace)\(", line)
     ]
     assert strays == []
+
+
+def _identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        line = getattr(node, "lineno", 0)
+        for field in ("id", "attr", "arg", "name", "asname", "rest"):
+            if isinstance(word := getattr(node, field, None), str):
+                yield line, word
+
+
+def test_no_identifier_is_told_said_or_asked(repository_root):
+    """Serialised names that hold such a word stay: they stand in strings (`rename=`, a column's name), which this leaves out."""
+    found = [
+        f"{path.relative_to(repository_root)}:{line}: {word}"
+        for path in _modules(repository_root)
+        for line, word in _identifiers(ast.parse(path.read_text()))
+        if EMPTY_WORDS.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word))
+    ]
+    assert found == []
+
+
+def test_every_logger_is_named_log(repository_root):
+    found = [
+        f"{path.relative_to(repository_root)}:{number}"
+        for path in _modules(repository_root)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "structlog.get_logger(" in line and not line.startswith("log = structlog.get_logger(__name__)")
+    ]
+    assert found == []
+
+
+def test_every_log_event_is_a_literal_in_snake_case(repository_root):
+    found, count = [], 0
+    for path in _modules(repository_root):
+        name = str(path.relative_to(repository_root))
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=method)) if method in LOG_METHODS:
+                    event = node.args[0] if node.args else None
+                    count += 1
+                    is_event = isinstance(event, ast.Constant) and isinstance(event.value, str) and EVENT.fullmatch(event.value)
+                    if not is_event and name not in EVENTS_OF_CALLERS:
+                        found.append(f"{name}:{node.lineno}")
+    assert found == []
+    assert count > 150
 
 
 def test_every_dependency_is_argued_for(repository_root):

@@ -184,7 +184,7 @@ def test_a_reload_takes_a_new_source_and_keeps_the_process(machine):
     before = machine.shows(AGENT, "MainPID")
     configure(machine, '[[source]]\nkind = "syslog"\nstream = "log_line"\noptions = { listen = ["udp://127.0.0.1:5514"] }\n')
     machine.run("systemctl", "reload", AGENT)
-    eventually(lambda: "configuration read again" in machine.journal("-u", AGENT), machine.journal)
+    eventually(lambda: "configuration_reloaded" in machine.journal("-u", AGENT), machine.journal)
     line = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'<13>Oct 11 22:14:15 box su: x', ('127.0.0.1', 5514))"
     eventually(lambda: bool(machine.run("python3", "-c", line) + "x") and rows(machine, "log_line") > 0, machine.journal)
     assert machine.shows(AGENT, "MainPID") == before

@@ -24,7 +24,7 @@ class Countdown:
         """This batch is durable: what it was made of may be deleted."""
 
     def close(self):
-        """Let go of files and ports."""
+        """Close files and ports."""
 
 
 def build(options, contract, clock, position):

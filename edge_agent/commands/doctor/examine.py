@@ -11,7 +11,7 @@ from edge_agent.checking import check_file
 from edge_agent.clock_quality import kernel_says_synchronised
 from edge_agent.commands.doctor.broker import ANSWER_WITHIN_S, RIGHTS, examine_reach, examine_rights
 from edge_agent.commands.doctor.certificate import examine_certificate
-from edge_agent.commands.doctor.findings import Diagnosis, Finding, Verdict, failed, good, skipped, warning
+from edge_agent.commands.doctor.findings import CheckResult, Diagnosis, Finding, failed, good, skipped, warning
 from edge_agent.commands.status_reader import is_alive
 from edge_agent.config import AgentConfig, load_agent_config
 from edge_agent.errors import AgentError, ConfigError
@@ -42,7 +42,7 @@ def diagnose(
     findings = findings or [good(CONFIGURATION, f"{path} is right")]
     findings += [*examine_disk(config), examine_clock(clock), *examine_certificate(config.broker, clock)]
     findings += examine_reach(config.broker)
-    if all(finding.verdict is not Verdict.FAILED for finding in findings if finding.what == "broker"):
+    if all(finding.verdict is not CheckResult.FAILED for finding in findings if finding.what == "broker"):
         findings += _rights(config, clock, answer_within_s, is_probing=is_probing)
     else:
         findings.append(skipped(RIGHTS, "the broker cannot be reached"))

@@ -5,7 +5,7 @@ from enum import StrEnum
 import msgspec
 
 
-class Verdict(StrEnum):
+class CheckResult(StrEnum):
     """How bad it is."""
 
     GOOD = "good"
@@ -18,7 +18,7 @@ class Finding(msgspec.Struct, frozen=True, rename={"message": "said"}):  # the n
     """One thing looked at: what was seen, and where it is not good, what to do."""
 
     what: str
-    verdict: Verdict
+    verdict: CheckResult
     message: str
     fix: str = ""
 
@@ -32,24 +32,24 @@ class Diagnosis(msgspec.Struct, frozen=True):
     @property
     def is_healthy(self) -> bool:
         """Whether nothing failed; warnings are allowed."""
-        return not any(finding.verdict is Verdict.FAILED for finding in self.findings)
+        return not any(finding.verdict is CheckResult.FAILED for finding in self.findings)
 
 
 def good(what: str, message: str) -> Finding:
     """As it should be."""
-    return Finding(what, Verdict.GOOD, message)
+    return Finding(what, CheckResult.GOOD, message)
 
 
 def warning(what: str, message: str, fix: str) -> Finding:
     """Works today."""
-    return Finding(what, Verdict.WARNING, message, fix)
+    return Finding(what, CheckResult.WARNING, message, fix)
 
 
 def failed(what: str, message: str, fix: str) -> Finding:
     """Does not work."""
-    return Finding(what, Verdict.FAILED, message, fix)
+    return Finding(what, CheckResult.FAILED, message, fix)
 
 
 def skipped(what: str, message: str) -> Finding:
     """Not looked at."""
-    return Finding(what, Verdict.SKIPPED, message)
+    return Finding(what, CheckResult.SKIPPED, message)

@@ -144,5 +144,5 @@ class FileCamera:
         """Nothing to do: the file stays as it is."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._video.close()

@@ -133,7 +133,7 @@ class Video:
                 yield last_s, frame
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
         self._container.close()
         self._close_file()
 

@@ -60,5 +60,5 @@ class CanLive:
         """Nothing to do: a bus does not repeat itself."""
 
     def close(self) -> None:
-        """Let go of the bus."""
+        """Close the bus."""
         self._bus.shutdown()

@@ -140,7 +140,7 @@ class CanLog:
         """Nothing to do: the log stays as it is."""
 
     def close(self) -> None:
-        """Let go of the log."""
+        """Close the log."""
         self._reader.stop()
 
 

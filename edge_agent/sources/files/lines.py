@@ -97,7 +97,7 @@ class Lines:
             self._rejects.count(f"row: line above {self._max} bytes", raw[:80])
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _skip_rest(self) -> None:

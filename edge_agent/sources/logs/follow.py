@@ -172,7 +172,7 @@ class FollowedLog:
         return chunk
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
         self._file = self._reader = self._lines = None

@@ -123,7 +123,7 @@ class PlainLines:
         return RawChunk({MESSAGE: rows}, len(rows)) if rows else None
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._lines.close()
 
 
@@ -205,7 +205,7 @@ class CsvLines:
             self._rejects.count(f"row: {len(cells)} cells under {len(names)} names", cells)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._lines.close()
 
 

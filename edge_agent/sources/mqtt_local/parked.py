@@ -15,7 +15,7 @@ from catchment.runtime.atomic_files import make_folder, sync_folder, write_atomi
 
 MAX_PARKED_BYTES = 64 * 1024 * 1024
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class ParkedMessage(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ class ParkedMessages:
             make_folder(self._folder)
             write_atomic(path, encoded)
         except OSError as error:
-            _log.warning("messages_not_parked", folder=str(self._folder), error=str(error))
+            log.warning("messages_not_parked", folder=str(self._folder), error=str(error))
             return False
         self._files[path], self._sizes[path] = parked, len(encoded)
         self._next = first + len(parked)
@@ -100,4 +100,4 @@ class ParkedMessages:
             self._sizes[path] = len(body)
         except (OSError, msgspec.MsgspecError) as error:
             # Left where it is: a person may still read what a program cannot.
-            _log.warning("parked_messages_unreadable", path=str(path), error=str(error))
+            log.warning("parked_messages_unreadable", path=str(path), error=str(error))

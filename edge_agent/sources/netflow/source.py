@@ -224,7 +224,7 @@ class NetflowSource:
         """Nothing to do: exporters do not wait for an answer."""
 
     def close(self) -> None:
-        """Let go of the port."""
+        """Close the port."""
         self._inbox.close()
 
 

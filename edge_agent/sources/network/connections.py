@@ -166,7 +166,7 @@ class Inbox:
         connection.socket.close()
 
     def close(self) -> None:
-        """Let go of every socket."""
+        """Close every socket."""
         for key in list(self._selector.get_map().values()):
             self._selector.unregister(key.fileobj)
             if isinstance(key.fileobj, socket.socket):

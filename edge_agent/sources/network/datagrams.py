@@ -15,7 +15,7 @@ _SO_RCVBUFFORCE = 33
 _ANCILLARY_BYTES = 64
 KERNEL_DROPPED = "row: dropped by the kernel: its receive buffer was full"
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Datagram(NamedTuple):
@@ -51,11 +51,11 @@ class DatagramSocket:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
         given = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel tells twice what it gave
         if given < buffer_bytes:
-            _log.warning("small receive buffer: raise net.core.rmem_max", wanted_bytes=buffer_bytes, given_bytes=given)
+            log.warning("receive_buffer_small", hint="raise net.core.rmem_max", wanted_bytes=buffer_bytes, given_bytes=given)
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
         except OSError as error:
-            _log.warning("the kernel does not tell what it drops", error=str(error))
+            log.warning("kernel_drops_not_counted", error=str(error))
 
     @property
     def port(self) -> int:
@@ -88,7 +88,7 @@ class DatagramSocket:
             self._rejects.count(KERNEL_DROPPED, times=fresh)
 
     def close(self) -> None:
-        """Let go of the port."""
+        """Close the port."""
         self.socket.close()
 
 

@@ -24,7 +24,7 @@ class ByteInput(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
         ...
 
 
@@ -64,7 +64,7 @@ class SerialInput:
         return piece
 
     def close(self) -> None:
-        """Let go of the device."""
+        """Close the device."""
         os.close(self._fd)
 
 
@@ -100,7 +100,7 @@ class TcpInput:
         return piece
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._socket.close()
 
 

@@ -199,7 +199,7 @@ class NmeaSource:
         """Nothing to do: a receiver does not repeat itself."""
 
     def close(self) -> None:
-        """Let go of the receiver."""
+        """Close the receiver."""
         self._input.close()
 
 

@@ -1,6 +1,6 @@
 """Sentences out of a receiver's bytes: messages in binary (UBX, RTCM 3) may stand between them, and noise anywhere. Pure.
 
-A binary message is passed over as a whole once its own checksum is right, so that nothing within it is taken for a sentence.
+A binary message is skipped as a whole once its own checksum is right, so that nothing within it is taken for a sentence.
 """
 
 import re

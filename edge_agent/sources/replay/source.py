@@ -222,7 +222,7 @@ class ReplaySource:
         """Nothing to do: the file stays as it is."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._reader.close()
 
 

@@ -114,7 +114,7 @@ class ColumnMapper:
         fresh = set(names) - self.left_out
         if fresh and len(self.left_out) < _MAX_LEFT_OUT:
             self.left_out |= fresh
-            log.info("columns are not in the contract and are left out", contract=self._contract.name, columns=sorted(fresh))
+            log.info("columns_not_in_contract", contract=self._contract.name, columns=sorted(fresh))
 
 
 def _unknown_fields(name: str, cells: Sequence[object], column: Column) -> set[str]:

@@ -55,7 +55,7 @@ class TableReader(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         ...
 
 
@@ -146,7 +146,7 @@ class CsvReader:
         return row
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._lines.close()
 
 
@@ -160,7 +160,7 @@ class LineSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         ...
 
 
@@ -199,7 +199,7 @@ class JsonlReader:
         return objects_chunk(objects)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._lines.close()
 
 
@@ -289,7 +289,7 @@ class ZeekReader:
         return fresh
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._lines.close()
 
 

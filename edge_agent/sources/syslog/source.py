@@ -137,7 +137,7 @@ class SyslogSource:
         """Nothing to do: syslog has no acknowledgement."""
 
     def close(self) -> None:
-        """Let go of the ports."""
+        """Close the ports."""
         self._inbox.close()
 
 

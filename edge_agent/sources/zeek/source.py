@@ -129,7 +129,7 @@ class ZeekSource:
         """Nothing to do: the logs are Zeek's."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._log.close()
 
 

@@ -47,11 +47,11 @@ from pipelines.policy.explain import Explained
 from pipelines.policy.preview import Conflict, ExampleRow, TagCount
 from pipelines.policy.retag import Retagged
 from pipelines.rollout.rollouts import Rollout
-from pipelines.status.health import Verdict
+from pipelines.status.health import HealthResult
 from pipelines.status.server import exposition
 from pipelines.status.survey import Survey
 from pipelines.training.card import render_card
-from pipelines.training.manifest import Manifest
+from pipelines.training.manifest import ClassCount, LeftOut, Manifest
 from pipelines.training.open import TrainingSet
 from schemas.reported import ModelReport
 from tests.fakes.hostile import MARK, TEXT, acts, forged, hostile
@@ -162,7 +162,20 @@ rules:
 
 def _manifest() -> Manifest:
     split = SimpleNamespace(group=(TEXT,), fractions=(("train", 1.0),))
-    return hostile(Manifest, split=split, shards=(), indexes=(), format="catchment.training-set/1", has_payload=False)
+    return hostile(
+        Manifest, split=split, shards=(), indexes=(), groups=None, format="catchment.training-set/1", has_payload=False
+    )
+
+
+def _draft() -> Any:
+    counts = (ClassCount("train", TEXT, 1),)
+    return SimpleNamespace(
+        rule=SimpleNamespace(fractions=((TEXT, 1.0),)),
+        plan=SimpleNamespace(coverage=counts),
+        split_rows=lambda: {TEXT: 1},
+        left_out=(LeftOut(TEXT, 1),),
+        notes=(TEXT,),
+    )
 
 
 def _survey() -> Survey:
@@ -196,7 +209,7 @@ def streams(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 
 def status(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     to.setattr(status_cli, "survey", lambda *_args: _survey())
-    to.setattr(status_cli, "judge", lambda *_args: hostile(Verdict))
+    to.setattr(status_cli, "assess", lambda *_args: hostile(HealthResult))
     return ["status"]
 
 
@@ -335,8 +348,14 @@ def policy_retag(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 
 
 def set_build(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(set_cli, "build_set", lambda *_args, **_more: _manifest())
+    to.setattr(set_cli, "draft_set", lambda *_args, **_more: _draft())
+    to.setattr(set_cli, "write_set", lambda *_args, **_more: _manifest())
     return ["set", "build", "views", "--from", "x", "--lake", str(folder / "lake")]
+
+
+def set_plan(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(set_cli, "draft_set", lambda *_args, **_more: _draft())
+    return ["set", "plan", "views", "--from", "x", "--lake", str(folder / "lake")]
 
 
 def set_ls(_: Path, to: pytest.MonkeyPatch) -> list[str]:
@@ -413,6 +432,7 @@ CORE: dict[str, Place] = {
     "policy explain": policy_explain,
     "policy retag": policy_retag,
     "set build": set_build,
+    "set plan": set_plan,
     "set ls": set_ls,
     "set show": set_show,
     "set verify": set_verify,
@@ -439,6 +459,7 @@ TAKES_JSON = {
         "policy preview",
         "policy explain",
         "set ls",
+        "set plan",
         "model ls",
         "model show",
         "rollout status",

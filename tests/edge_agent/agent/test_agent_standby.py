@@ -82,4 +82,4 @@ def test_it_ends_at_once_when_asked_to_while_it_waits(waiting: Waiting) -> None:
     waiting.process.send_signal(signal.SIGTERM)
     _, errors = waiting.process.communicate(timeout=30)
     assert waiting.process.returncode == 0
-    assert b"no spool yet" in errors
+    assert b"spool_not_open" in errors

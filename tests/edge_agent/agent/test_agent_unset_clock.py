@@ -10,10 +10,10 @@ import nanoarrow.ipc
 import pytest
 
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.transforms import build_refiner
+from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.sources.api import SampleBatch
-from edge_agent.spool.records import Append, NewEnvelope
+from edge_agent.spool.records import Append, Envelope, NewEnvelope
 from edge_agent.spool.sealing import Seal
 from edge_agent.spool.spool import Spool
 from edge_agent.unset_clock import BootClock, ClockHold
@@ -57,20 +57,21 @@ class Room:
         self.boot_clock = BootClock(clock, boot, clock.monotonic_s)
         self.spool = Spool(folder / "spool", max_bytes=64 << 20, linger_ms=0, clock=clock, seal=seal)
         self.hold = ClockHold(self.boot_clock, self.spool, HOUR_S, clock)
-        self._refine = build_refiner(TELEMETRY, None, b"", ClockWatch(clock, lambda: True), None)
+        self._transform = build_transforms(TELEMETRY, None, b"", ClockWatch(clock, lambda: True), None)
         self._encoder = Encoder(TELEMETRY, Limits(1 << 18, 1 << 20), self.spool.put_object, reference=self.boot_clock.reference)
 
     def capture(self, count: int = 3) -> list[int]:
         times = [self.clock.now_ms() * 1000 + n for n in range(count)]
-        batch = self._refine(SampleBatch(times, {"speed_mps": [1.0] * count}, agent_clock=True))
+        batch = self._transform(SampleBatch(times, {"speed_mps": [1.0] * count}, agent_clock=True))
         envelopes = self._encoder.encode(batch, self.clock.now_ms() * 1000)
         self.spool.append(Append(STREAM, envelopes)).result()
         return times
 
-    def offered(self) -> list[Any]:
+    def offered(self) -> list[Envelope]:
         return self.spool.next_unsent(1 << 20)
 
-    def shift_us(self, envelope: Any) -> int | None:
+    def shift_us(self, envelope: Envelope) -> int | None:
+        assert envelope.clock is not None
         known = self.spool.boot_offset_us(envelope.clock.boot)
         return None if known is None else envelope.clock.shift_us(known)
 
@@ -110,9 +111,9 @@ def test_samples_from_before_and_after_the_clock_was_set_share_no_envelope(room:
 
 
 def test_the_quality_of_an_unset_clock_is_none(room: Room) -> None:
-    refine = build_refiner(TELEMETRY, None, b"", ClockWatch(room.clock, lambda: True), None)
+    transform = build_transforms(TELEMETRY, None, b"", ClockWatch(room.clock, lambda: True), None)
     batch = SampleBatch([room.clock.now_ms() * 1000, TRUE_BOOT_MS * 1000], {}, agent_clock=True)
-    assert refine(batch).columns["clock_quality"][0] == "none"
+    assert transform(batch).columns["clock_quality"][0] == "none"
     room.spool.close()
 
 

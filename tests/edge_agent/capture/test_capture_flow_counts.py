@@ -261,10 +261,10 @@ def test_a_flow_whose_source_answered_is_turned_round(source):
     flow = template(256, *ENDS, *fields, is_ipfix=True)
     body = b"".join(ADDRESSES + struct.pack("!HHIIIIB", 80, 5_000, 1, 60, 2, 80, direction) for direction in (1, 2))
     send(source, ipfix(flow, one_set(256, body)))
-    as_sent, turned = rows(source, 2)
+    as_sent, note_loop = rows(source, 2)
     assert (as_sent["src_ip"], as_sent["src_port"], as_sent["orig_pkts"], as_sent["resp_ip_bytes"]) == ("10.0.0.1", 80, 1, 80)
-    assert (turned["src_ip"], turned["src_port"], turned["dst_port"]) == ("10.0.0.2", 5_000, 80)
-    assert counts(turned) == {"orig_pkts": 2, "orig_ip_bytes": 80, "resp_pkts": 1, "resp_ip_bytes": 60}
+    assert (note_loop["src_ip"], note_loop["src_port"], note_loop["dst_port"]) == ("10.0.0.2", 5_000, 80)
+    assert counts(note_loop) == {"orig_pkts": 2, "orig_ip_bytes": 80, "resp_pkts": 1, "resp_ip_bytes": 60}
 
 
 def test_cisco_nsel_tells_both_ways_and_when_it_ended(source):

@@ -13,7 +13,7 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent import sources
-from edge_agent.capture.position_handover import predecessor
+from edge_agent.capture.position_handover import previous_source
 from edge_agent.sources import registry
 from edge_agent.spool.spool import Spool
 
@@ -151,7 +151,7 @@ def test_a_kind_is_found_by_its_folder_alone(tmp_path, monkeypatch):
         assert registry.load_kind("count-up").identity == ("start",)
         assert "count_up" not in registry.built_in_kinds()
         one, two, three = (f'count-up:log_line:{{"start":{start},"rate":{rate}}}' for start, rate in ((1, 1), (1, 2), (2, 1)))
-        assert (predecessor(two, [one], ()), predecessor(three, [one], ())) == (one, None)
+        assert (previous_source(two, [one], ()), previous_source(three, [one], ())) == (one, None)
     finally:
         registry.built_in_kinds.cache_clear()
 

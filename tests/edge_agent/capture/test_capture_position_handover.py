@@ -8,10 +8,10 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
-from edge_agent.capture.position_handover import predecessor
+from edge_agent.capture.position_handover import previous_source
 from edge_agent.capture.pump import Restarts, SourcePump
-from edge_agent.capture.source_supervisor import Lineup
-from edge_agent.capture.transforms import build_refiner
+from edge_agent.capture.source_supervisor import SourceSupervisor
+from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.sources.registry import build_source, built_in_kinds, load_kind
@@ -39,13 +39,13 @@ def source(kind: str = "replay", stream: str = "vehicle_telemetry", **options: o
     ],
 )
 def test_what_is_read_decides_whether_a_source_goes_on(before, after, goes_on):
-    assert predecessor(after.name, [before.name, "what: ever", "replay:x:["], ()) == (before.name if goes_on else None)
+    assert previous_source(after.name, [before.name, "what: ever", "replay:x:["], ()) == (before.name if goes_on else None)
 
 
 def test_a_place_that_another_source_uses_or_that_is_not_certain_is_not_taken_over():
     one, two, three = (source(path="a", rate_hz=rate) for rate in (1.0, 2.0, 3.0))
-    assert predecessor(three.name, [one.name, two.name], {one.name}) == two.name
-    assert predecessor(three.name, [one.name, two.name], ()) is None
+    assert previous_source(three.name, [one.name, two.name], {one.name}) == two.name
+    assert previous_source(three.name, [one.name, two.name], ()) is None
 
 
 @pytest.mark.parametrize("kind", sorted(built_in_kinds()))
@@ -76,15 +76,15 @@ def test_a_file_is_read_once_though_its_options_change_while_it_is_read(tmp_path
 
 def _pump(spool: Spool, config: SourceConfig) -> SourcePump:
     encoder = Encoder(TELEMETRY, Limits(1 << 18, 1 << 20), spool.put_object)
-    refine = build_refiner(TELEMETRY, None, b"", ClockWatch(SystemClock()), None)
+    transform = build_transforms(TELEMETRY, None, b"", ClockWatch(SystemClock()), None)
     return SourcePump(
         config,
         lambda position: build_source(config.kind, config.options, TELEMETRY, SystemClock(), position),
         encoder,
         spool,
-        refine,
+        transform,
         SystemClock(),
-        choose=lambda known: predecessor(config.name, known, {config.name}),
+        choose=lambda known: previous_source(config.name, known, {config.name}),
     )
 
 
@@ -133,11 +133,11 @@ def test_the_successor_of_a_source_that_does_not_stop_is_not_started():
         begun.append(name)
         return Stuck()
 
-    lineup = Lineup(lambda _: _Runs(), spawn, lambda _, **__: None, 0.01)  # type: ignore[arg-type,return-value]  # parts that stand still
-    lineup.apply([source(path="a", rate_hz=1.0)])
-    lineup.apply([source(path="a", rate_hz=2.0)])
+    supervisor = SourceSupervisor(lambda _: _Runs(), spawn, lambda _, **__: None, 0.01)  # type: ignore[arg-type,return-value]  # parts that stand still
+    supervisor.apply([source(path="a", rate_hz=1.0)])
+    supervisor.apply([source(path="a", rate_hz=2.0)])
     assert len(begun) == 1
-    lineup.apply([source(path="b")])
+    supervisor.apply([source(path="b")])
     assert len(begun) == 2
 
 

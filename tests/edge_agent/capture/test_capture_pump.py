@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.encode import Encoder, Limits, PatientEncoder
+from edge_agent.capture.encode import Encoder, Limits, RetryingEncoder
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.transforms import build_refiner
+from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError
@@ -68,8 +68,8 @@ def pump(spool: Spool, values: list, fail_at: set[int] = frozenset(), contract=T
     config = SourceConfig(kind="scripted", stream=contract.name)
     build: Callable = lambda position: GuardedSource("scripted", lambda: Scripted(position, values, failing, contract))  # noqa: E731
     encoder = Encoder(contract, Limits(1 << 18, 64), spool.put_object)
-    refine = build_refiner(contract, report, b"", ClockWatch(SystemClock()), None)
-    return SourcePump(config, build, encoder, spool, refine, SystemClock())
+    transform = build_transforms(contract, report, b"", ClockWatch(SystemClock()), None)
+    return SourcePump(config, build, encoder, spool, transform, SystemClock())
 
 
 def captured(spool: Spool) -> int:
@@ -127,7 +127,7 @@ class Failing:
 
 def test_a_full_disk_is_waited_for_and_nothing_is_given_up():
     encoder, rejects = Failing(SpoolFullError("full"), 8), Rejects("test")
-    patient = PatientEncoder(encoder, rejects, first_wait_s=0.0001)
+    patient = RetryingEncoder(encoder, rejects, first_wait_s=0.0001)
     assert patient.encode(SampleBatch([1, 2], {}), 0, threading.Event()) == (0, 1)
     assert rejects.counts == {}
 
@@ -138,7 +138,7 @@ def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spo
     there = tmp_path / "there.jpg"
     there.write_bytes(b"x" * 100)
     batch = SampleBatch([1, 2, 3], {}, [b"a", tmp_path / "gone.jpg", there])
-    envelopes = PatientEncoder(encoder, rejects, first_wait_s=0.0001).encode(batch, 0, threading.Event())
+    envelopes = RetryingEncoder(encoder, rejects, first_wait_s=0.0001).encode(batch, 0, threading.Event())
     assert sum(envelope.count for envelope in envelopes) == 2
     assert sum(rejects.counts.values()) == 1
 
@@ -155,7 +155,7 @@ def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted():
     stop.set()
     rejects = Rejects("test")
     with pytest.raises(SpoolFullError):
-        PatientEncoder(Failing(SpoolFullError("full"), 99), rejects).encode(SampleBatch([1, 2], {}), 0, stop)
+        RetryingEncoder(Failing(SpoolFullError("full"), 99), rejects).encode(SampleBatch([1, 2], {}), 0, stop)
     assert rejects.counts == {"row: the disk was full when the agent stopped": 2}
 
 
@@ -163,7 +163,7 @@ def test_a_source_is_closed_even_if_its_last_samples_cannot_be_stored(spool, mon
     closed: list[bool] = []
     monkeypatch.setattr(Scripted, "close", lambda _: closed.append(True))
     made = pump(spool, [1.0, 2.0])
-    made._encoder = PatientEncoder(Failing(SpoolFullError("full"), 99), Rejects("test"))
+    made._encoder = RetryingEncoder(Failing(SpoolFullError("full"), 99), Rejects("test"))
     stop = threading.Event()
     monkeypatch.setattr(stop, "wait", lambda _: stop.set() or True)
     made.run(stop)

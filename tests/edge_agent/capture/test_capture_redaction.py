@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.transforms import build_refiner, read_redaction_key
+from edge_agent.capture.transforms import build_transforms, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.errors import ConfigError
 from edge_agent.sources.api import SampleBatch
@@ -29,13 +29,13 @@ def text(how: str, **more: object) -> dict:
     return {"name": "who", "type": "string", "pii": "text", "redact": {"how": how, **more}}
 
 
-def refine(made: Contract, batch: SampleBatch, key: bytes = KEY):
-    refiner = build_refiner(made, None, key, ClockWatch(SystemClock()), None)
-    return refiner(batch), refiner.rejects.counts
+def transform(made: Contract, batch: SampleBatch, key: bytes = KEY):
+    transforms = build_transforms(made, None, key, ClockWatch(SystemClock()), None)
+    return transforms(batch), transforms.rejects.counts
 
 
 def one(made: Contract, value: object) -> object:
-    batch, counts = refine(made, SampleBatch([0], {made.columns[0].name: [value]}))
+    batch, counts = transform(made, SampleBatch([0], {made.columns[0].name: [value]}))
     assert counts == {}
     return batch.columns[made.columns[0].name][0]
 
@@ -60,8 +60,8 @@ def test_keyed_hashes_are_equal_for_equal_texts_alone(first, second):
 def test_a_keyed_hash_says_something_else_under_another_key_and_in_another_column():
     made = contract(text("hash"), {"name": "too", "type": "string", "redact": {"how": "hash"}})
     batch = SampleBatch([0], {"who": [SECRET], "too": [SECRET]})
-    mine, _ = refine(made, batch)
-    other, _ = refine(made, batch, b"f" * 32)
+    mine, _ = transform(made, batch)
+    other, _ = transform(made, batch, b"f" * 32)
     assert len({mine.columns["who"][0], mine.columns["too"][0], other.columns["who"][0]}) == 3
 
 
@@ -76,20 +76,20 @@ def test_a_coarse_position_stays_within_a_step_and_within_its_bounds(value, step
 
 def test_times_are_cut_to_whole_steps():
     made = contract({"name": "n", "type": "int32"}, event_time_step_s=3600)
-    batch, _ = refine(made, SampleBatch([7_200_000_001, 7_199_999_999], {"n": [1, 2]}))
+    batch, _ = transform(made, SampleBatch([7_200_000_001, 7_199_999_999], {"n": [1, 2]}))
     assert list(batch.event_time_us) == [7_200_000_000, 3_600_000_000]
 
 
 def test_a_row_that_cannot_be_redacted_is_not_stored_and_counted_without_its_content():
     column = {"name": "lat", "type": "float64", "redact": {"how": "coarsen", "step": 1.0}}
-    batch, counts = refine(contract(column), SampleBatch([1, 2, 3], {"lat": [1.5, math.nan, 2.5]}))
+    batch, counts = transform(contract(column), SampleBatch([1, 2, 3], {"lat": [1.5, math.nan, 2.5]}))
     assert list(batch.event_time_us) == [1, 3]
     assert counts == {"row: cannot be redacted: column lat: no number to coarsen": 1}
 
 
 def test_without_a_key_a_contract_that_hashes_is_refused_at_the_start():
     with pytest.raises(ConfigError, match="redaction"):
-        refine(contract(text("hash")), SampleBatch([0], {"who": ["x"]}), b"")
+        transform(contract(text("hash")), SampleBatch([0], {"who": ["x"]}), b"")
 
 
 def test_a_short_key_is_no_key(tmp_path):
@@ -135,7 +135,7 @@ def image_contract(**redact: object) -> Contract:
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_a_filled_region_is_black_the_rest_stays_and_metadata_goes(form):
     before = picture(form)
-    batch, counts = refine(
+    batch, counts = transform(
         image_contract(how="fill", boxes=[[0.0, 0.0, 0.5, 1.0]]), SampleBatch([0], {"boxes": [None]}, [before])
     )
     assert counts == {}
@@ -150,7 +150,7 @@ def test_a_filled_region_is_black_the_rest_stays_and_metadata_goes(form):
 
 def test_regions_told_by_a_column_are_blurred_beyond_reading():
     boxes = json.dumps([[8, 8, 32, 32]])
-    batch, _ = refine(image_contract(how="blur", column="boxes"), SampleBatch([0], {"boxes": [boxes]}, [picture("PNG")]))
+    batch, _ = transform(image_contract(how="blur", column="boxes"), SampleBatch([0], {"boxes": [boxes]}, [picture("PNG")]))
     region = Image.open(io.BytesIO(batch.payloads[0])).crop((8, 8, 40, 40)).convert("L")
     neighbours = [abs(region.getpixel((x, y)) - region.getpixel((x + 1, y))) for x in range(31) for y in range(32)]
     assert max(neighbours) < 40  # noise of 100 before
@@ -158,7 +158,7 @@ def test_regions_told_by_a_column_are_blurred_beyond_reading():
 
 def test_labelme_shapes_are_understood():
     regions = json.dumps({"shapes": [{"points": [[0, 0], [63, 47]], "shape_type": "rectangle"}]})
-    batch, _ = refine(image_contract(how="fill", column="boxes"), SampleBatch([0], {"boxes": [regions]}, [picture("PNG")]))
+    batch, _ = transform(image_contract(how="fill", column="boxes"), SampleBatch([0], {"boxes": [regions]}, [picture("PNG")]))
     assert max(Image.open(io.BytesIO(batch.payloads[0])).crop((0, 0, 63, 47)).convert("L").tobytes()) == 0
 
 
@@ -177,7 +177,7 @@ def test_labelme_shapes_are_understood():
 )
 def test_a_picture_that_cannot_be_redacted_is_refused_and_counted(regions, payload):
     made = image_contract(how="fill", column="boxes")
-    batch, counts = refine(made, SampleBatch([0, 1], {"boxes": [regions, "[]"]}, [payload, picture()]))
+    batch, counts = transform(made, SampleBatch([0, 1], {"boxes": [regions, "[]"]}, [payload, picture()]))
     assert list(batch.event_time_us) == [1]
     assert sum(counts.values()) == 1
     assert all(reason.startswith("row: cannot be redacted") for reason in counts)
@@ -185,13 +185,13 @@ def test_a_picture_that_cannot_be_redacted_is_refused_and_counted(regions, paylo
 
 @given(st.binary(max_size=64), st.text(max_size=32))
 def test_no_bytes_and_no_text_get_past_the_wall(payload, regions):
-    batch, counts = refine(image_contract(how="fill", column="boxes"), SampleBatch([0], {"boxes": [regions]}, [payload]))
+    batch, counts = transform(image_contract(how="fill", column="boxes"), SampleBatch([0], {"boxes": [regions]}, [payload]))
     assert len(batch) == 0
     assert sum(counts.values()) == 1
 
 
 def test_a_text_that_cannot_even_be_encoded_is_refused_not_passed_on():
-    batch, counts = refine(contract(text("hash")), SampleBatch([1, 2], {"who": ["\ud800", "x"]}))
+    batch, counts = transform(contract(text("hash")), SampleBatch([1, 2], {"who": ["\ud800", "x"]}))
     assert list(batch.event_time_us) == [2]
     assert sum(counts.values()) == 1
 
@@ -211,6 +211,6 @@ def test_fields_of_a_struct_are_hidden_as_columns_are() -> None:
     assert SECRET not in str(found)
     assert one(made, None) is None
     with pytest.raises(ConfigError, match="keyed hash"):
-        refine(made, SampleBatch([0], {}), key=b"")
-    batch, counts = refine(made, SampleBatch([0], {"place": [{"who": 5, "lat": None, "note": None, "n": 1}]}))
+        transform(made, SampleBatch([0], {}), key=b"")
+    batch, counts = transform(made, SampleBatch([0], {"place": [{"who": 5, "lat": None, "note": None, "n": 1}]}))
     assert (len(batch), counts) == (0, {"row: cannot be redacted: no text": 1})

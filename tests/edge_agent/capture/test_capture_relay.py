@@ -52,9 +52,9 @@ def test_frames_become_durable_in_their_order_and_the_last_position_holds(tmp_pa
     spool = Spool(tmp_path / "spool", max_bytes=1 << 26, linger_ms=1, clock=SystemClock())
     relay = Relay(spool, "camera", cores=2)
     appends = [append(number) for number in range(40)]
-    handed = [relay.append(one) for one in (*appends, append(40, 100))]
-    assert [one.result().first_seq for one in handed] == list(range(41))
-    assert all(one.done() and one.exception() is None for one in handed)
+    pending = [relay.append(one) for one in (*appends, append(40, 100))]
+    assert [one.result().first_seq for one in pending] == list(range(41))
+    assert all(one.done() and one.exception() is None for one in pending)
     relay.close()
     assert spool.position("camera") == b"40"
     sent = spool.next_unsent(1 << 26)
@@ -66,17 +66,17 @@ def test_the_next_one_but_one_waits_so_that_no_more_than_two_are_in_memory() -> 
     gate = Gate()
     relay = Relay(gate, "camera", cores=2)  # type: ignore[arg-type]  # all that is asked of it
     first, second = append(1), append(2)
-    handed = [relay.append(first)]
-    assert not handed[0].done()
-    waiting = threading.Thread(target=lambda: handed.append(relay.append(second)))
+    pending = [relay.append(first)]
+    assert not pending[0].done()
+    waiting = threading.Thread(target=lambda: pending.append(relay.append(second)))
     waiting.start()
     assert gate.taken == []
-    assert len(handed) == 1
+    assert len(pending) == 1
     gate.may.release()
     waiting.join()
     assert gate.taken == [first]
     gate.may.release()
-    assert [one.result().first_seq for one in handed] == [1, 2]
+    assert [one.result().first_seq for one in pending] == [1, 2]
     relay.close()
 
 
@@ -96,8 +96,8 @@ def test_a_spool_that_refuses_is_told_by_the_result() -> None:
     gate.error = SpoolError("broken")
     relay = Relay(gate, "camera", cores=2)  # type: ignore[arg-type]  # as above
     gate.may.release(2)
-    handed = [relay.append(append(1)), relay.append(append(2))]
-    for one in handed:
+    pending = [relay.append(append(1)), relay.append(append(2))]
+    for one in pending:
         assert str(one.exception()) == "broken"
         assert one.done()
         with pytest.raises(SpoolError, match="broken"):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.transforms import UNCHANGED, ChangeReport, build_refiner
+from edge_agent.capture.transforms import UNCHANGED, ChangeReport, build_transforms
 from edge_agent.clock_quality import ClockQuality, ClockWatch
 from edge_agent.errors import ConfigError
 from edge_agent.report_config import ReportConfig
@@ -89,7 +89,7 @@ def test_a_deadband_on_a_text_or_an_unknown_column_or_a_payload_is_a_configurati
         ("camera_frame", ReportConfig(change_only=("camera",))),
     ):
         with pytest.raises(ConfigError):
-            build_refiner(builtin_contract(stream), config, b"", ClockWatch(clock), None)
+            build_transforms(builtin_contract(stream), config, b"", ClockWatch(clock), None)
 
 
 def test_a_clock_that_jumps_is_told_for_ten_minutes_whichever_way_it_jumps():
@@ -107,8 +107,8 @@ def test_a_clock_that_jumps_is_told_for_ten_minutes_whichever_way_it_jumps():
 
 def test_a_free_running_clock_is_told_and_a_devices_own_time_is_the_devices():
     contract = builtin_contract("vehicle_telemetry")
-    refiner = build_refiner(contract, None, b"", ClockWatch(TwoClocks(), lambda: False), None)
+    transforms = build_transforms(contract, None, b"", ClockWatch(TwoClocks(), lambda: False), None)
     now_us = TwoClocks().wall_ms * 1000
-    assert refiner(SampleBatch([now_us], {}, agent_clock=True)).columns["clock_quality"] == ["unsynchronised"]
-    assert refiner(SampleBatch([0], {})).columns["clock_quality"] == ["device"]
-    assert refiner(SampleBatch([0], {"clock_quality": ["gnss"]})).columns["clock_quality"] == ["gnss"]
+    assert transforms(SampleBatch([now_us], {}, agent_clock=True)).columns["clock_quality"] == ["unsynchronised"]
+    assert transforms(SampleBatch([0], {})).columns["clock_quality"] == ["device"]
+    assert transforms(SampleBatch([0], {"clock_quality": ["gnss"]})).columns["clock_quality"] == ["gnss"]

@@ -9,7 +9,7 @@ import pytest
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.transforms import build_refiner
+from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError
@@ -39,8 +39,8 @@ def pumped(spool: Spool, source: object, kind: str = "exec", **options: object) 
     def build(position: bytes | None) -> object:
         return source or build_source(kind, options, CONTRACT, clock, position)
 
-    refine = build_refiner(CONTRACT, None, b"", ClockWatch(clock), None)
-    pump = SourcePump(config, build, Encoder(CONTRACT, Limits(1 << 16, 1 << 20), spool.put_object), spool, refine, clock)  # type: ignore[arg-type]
+    transform = build_transforms(CONTRACT, None, b"", ClockWatch(clock), None)
+    pump = SourcePump(config, build, Encoder(CONTRACT, Limits(1 << 16, 1 << 20), spool.put_object), spool, transform, clock)  # type: ignore[arg-type]
     thread = threading.Thread(target=pump.run, args=(stop,))
     thread.start()
     while thread.is_alive() and not pump.failing:

@@ -11,8 +11,8 @@ import pytest
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import Encoder, Limits
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.source_supervisor import Lineup
-from edge_agent.capture.transforms import build_refiner
+from edge_agent.capture.source_supervisor import SourceSupervisor
+from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError
@@ -21,7 +21,7 @@ from edge_agent.sources.guarded import GuardedSource
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
-from edge_agent.spool.transactions import Ledgerhand
+from edge_agent.spool.transactions import Transactions
 from schemas.builtin import builtin_contract
 from schemas.ids import StreamName
 
@@ -57,16 +57,16 @@ class Camera:
     def __init__(self, folder: Path, *, tells_position: bool, pauses_s: float = 0.5) -> None:
         self.spool = Spool(folder, max_bytes=1 << 23, linger_ms=0, clock=SystemClock(), disk_full_pause_s=pauses_s)
         self.tells_position = tells_position
-        self.lineup = Lineup(self._pump, self._spawn, self.spool.leave, max(pauses_s, 15.0))
+        self.supervisor = SourceSupervisor(self._pump, self._spawn, self.spool.on_source_stopping, max(pauses_s, 15.0))
 
     def run(self, when_full: str) -> None:
-        self.lineup.apply([SourceConfig(kind="pictures", stream="camera_frame", when_full=when_full)])
+        self.supervisor.apply([SourceConfig(kind="pictures", stream="camera_frame", when_full=when_full)])
 
     def waits(self) -> bool:
         return self.spool.held_count > 0
 
     def ended(self) -> bool:
-        return self.lineup.running == 0
+        return self.supervisor.running == 0
 
     @property
     def books(self):
@@ -75,8 +75,8 @@ class Camera:
     def _pump(self, config: SourceConfig) -> SourcePump:
         build = lambda position: GuardedSource("pictures", lambda: Pictures(position, tells_position=self.tells_position))  # noqa: E731
         encoder = Encoder(FRAMES, Limits(1 << 18, 1 << 20), self.spool.put_object)
-        refine = build_refiner(FRAMES, None, b"", ClockWatch(SystemClock()), None)
-        return SourcePump(config, build, encoder, self.spool, refine, SystemClock())
+        transform = build_transforms(FRAMES, None, b"", ClockWatch(SystemClock()), None)
+        return SourcePump(config, build, encoder, self.spool, transform, SystemClock())
 
     @staticmethod
     def _spawn(name: str, target: Callable[[threading.Event], None], stop: threading.Event) -> threading.Thread:
@@ -89,7 +89,7 @@ class Camera:
 def camera(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Camera]:
     made = Camera(tmp_path / "spool", tells_position=getattr(request, "param", True))
     yield made
-    made.lineup.stop()
+    made.supervisor.stop()
     made.spool.close()
 
 
@@ -98,7 +98,7 @@ def patient_camera(tmp_path: Path) -> Iterator[Camera]:
     """The waits are an hour long here: only being woken ends them."""
     made = Camera(tmp_path / "spool", tells_position=True, pauses_s=3_600.0)
     yield made
-    made.lineup.stop()
+    made.supervisor.stop()
     made.spool.close()
 
 
@@ -145,8 +145,8 @@ def test_a_source_that_evicts_waits_as_soon_as_its_table_says_so(camera, monkeyp
 def test_a_source_that_waits_for_room_stops_at_once_and_comes_back_to_what_was_not_stored(camera):
     camera.run("block")
     eventually(camera.waits)
-    pump = camera.lineup.pumps[0]
-    camera.lineup.apply([])
+    pump = camera.supervisor.pumps[0]
+    camera.supervisor.apply([])
     assert camera.ended()
     assert not camera.waits()
     books = camera.books
@@ -158,8 +158,8 @@ def test_a_source_that_waits_for_room_stops_at_once_and_comes_back_to_what_was_n
 def test_what_cannot_be_read_again_and_found_no_room_is_counted(camera):
     camera.run("block")
     eventually(camera.waits)
-    pump = camera.lineup.pumps[0]
-    camera.lineup.apply([])
+    pump = camera.supervisor.pumps[0]
+    camera.supervisor.apply([])
     assert pump.left_out()["row: the spool was full when the source stopped"] > 0
 
 
@@ -167,9 +167,9 @@ def test_what_cannot_be_read_again_and_found_no_room_is_counted(camera):
 def test_a_source_that_waits_for_room_is_woken_when_it_is_to_stop(patient_camera, monkeypatch, full):
     if full == "the disk":
         refused = threading.Event()
-        commit = Ledgerhand.commit
+        commit = Transactions.commit
 
-        def refuse(self: Ledgerhand, appends, changes, in_flight):
+        def refuse(self: Transactions, appends, changes, in_flight):
             if len(appends) > 0:
                 refused.set()
                 error = sqlite3.OperationalError("database or disk is full")
@@ -177,14 +177,14 @@ def test_a_source_that_waits_for_room_is_woken_when_it_is_to_stop(patient_camera
                 raise error
             return commit(self, appends, changes, in_flight)
 
-        monkeypatch.setattr(Ledgerhand, "commit", refuse)
-        monkeypatch.setattr(Ledgerhand, "evict", lambda *_: Removed())
+        monkeypatch.setattr(Transactions, "commit", refuse)
+        monkeypatch.setattr(Transactions, "evict", lambda *_: Removed())
         patient_camera.run("block")
         eventually(refused.is_set)
     else:
         patient_camera.run("block")
         eventually(patient_camera.waits)
-    patient_camera.lineup.stop()
+    patient_camera.supervisor.stop()
     assert patient_camera.ended()
     assert all(books.is_balanced for books in patient_camera.spool.books())
 
@@ -196,7 +196,7 @@ def test_a_spool_that_closes_on_a_full_disk_refuses_what_waits(patient_camera, m
     def refuse(*_):
         raise error
 
-    monkeypatch.setattr(Ledgerhand, "commit", refuse)
+    monkeypatch.setattr(Transactions, "commit", refuse)
     future = patient_camera.spool.append(Append(StreamName("camera_frame"), (NewEnvelope(1, b"x", "1.0.0"),)))
     eventually(lambda: not patient_camera.spool._writer._waiting.appends)
     patient_camera.spool.close()

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from edge_agent.checking import check_file
 from edge_agent.cli import app
 from edge_agent.commands.doctor.examine import examine_orders
-from edge_agent.commands.doctor.findings import Verdict
+from edge_agent.commands.doctor.findings import CheckResult
 from edge_agent.config import load_agent_config
 from edge_agent.documents.trust import director_trust, rules_trust
 from edge_agent.errors import ConfigError
@@ -104,9 +104,9 @@ def test_enrolment_brings_the_directors_keys_to_where_the_examples_look(tmp_path
 @pytest.mark.parametrize(
     ("document", "verdict", "words"),
     [
-        (DocumentReport("desired", 5), Verdict.GOOD, "counter 5 was followed"),
-        (DocumentReport("desired"), Verdict.GOOD, "none came yet"),
-        (DocumentReport("desired", 5, 2, "counter 4 is not newer"), Verdict.WARNING, "2 refused"),
+        (DocumentReport("desired", 5), CheckResult.GOOD, "counter 5 was followed"),
+        (DocumentReport("desired"), CheckResult.GOOD, "none came yet"),
+        (DocumentReport("desired", 5, 2, "counter 4 is not newer"), CheckResult.WARNING, "2 refused"),
     ],
 )
 def test_the_doctor_tells_what_became_of_orders(tmp_path, document, verdict, words):
@@ -115,6 +115,6 @@ def test_the_doctor_tells_what_became_of_orders(tmp_path, document, verdict, wor
     health = Health(0, 1, True, 0, 0, 0, 0, 0, None, 0, 1, 0, documents=(document,))
     found = examine_orders(config, health)
     assert (found.verdict, words in found.message) == (verdict, True)
-    assert examine_orders(config, None).verdict is Verdict.SKIPPED
-    assert examine_orders(msgspec.structs.replace(config, director=None), health).verdict is Verdict.WARNING
-    assert examine_orders(msgspec.structs.replace(config, model=None), health).verdict is Verdict.SKIPPED
+    assert examine_orders(config, None).verdict is CheckResult.SKIPPED
+    assert examine_orders(msgspec.structs.replace(config, director=None), health).verdict is CheckResult.WARNING
+    assert examine_orders(msgspec.structs.replace(config, model=None), health).verdict is CheckResult.SKIPPED

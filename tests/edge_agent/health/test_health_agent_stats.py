@@ -12,15 +12,15 @@ import pytest
 
 from edge_agent.config import HealthConfig
 from edge_agent.errors import ConfigError, SpoolError
-from edge_agent.health.agent_stats import Vitals, judge_live, judge_ready, render_metrics
+from edge_agent.health.agent_stats import AgentStats, check_live, check_ready, render_metrics
 from edge_agent.health.server import HealthServer
 from schemas.receipts import RefusedStream
 from schemas.reported import StreamBooks
 
-GOOD = Vitals(
+GOOD = AgentStats(
     device="dev-a",
     version="1.2",
-    turned_s={"main": 0.1, "uplink": 0.4},
+    last_loop_age_s={"main": 0.1, "uplink": 0.4},
     is_connected=True,
     uptime_s=100.0,
     oldest_unsettled_s=None,
@@ -39,12 +39,12 @@ GOOD = Vitals(
 )
 
 
-def but(**changes: object) -> Vitals:
+def but(**changes: object) -> AgentStats:
     return dataclasses.replace(GOOD, **changes)  # type: ignore[arg-type]  # each test names fields of it
 
 
 @pytest.mark.parametrize(
-    ("vitals", "is_live", "is_ready", "fragment"),
+    ("stats", "is_live", "is_ready", "fragment"),
     [
         (GOOD, True, True, "nothing waits"),
         (but(is_connected=False), True, False, "no connection"),
@@ -52,7 +52,7 @@ def but(**changes: object) -> Vitals:
         (but(oldest_unsettled_s=4_000.0, last_receipt_s=2.0), True, True, "catching up"),
         (but(oldest_unsettled_s=4_000.0, last_receipt_s=900.0), True, False, "900 s ago"),
         (but(oldest_unsettled_s=4_000.0), True, False, "never"),
-        (but(turned_s={"main": 0.1, "uplink": 31.0}), False, False, "uplink came round 31 s ago"),
+        (but(last_loop_age_s={"main": 0.1, "uplink": 31.0}), False, False, "uplink came round 31 s ago"),
         (but(failure="disk gone"), False, False, "disk gone"),
         (
             but(refused=(("alpha", RefusedStream(40, 0, 40, "speed: above N")),)),
@@ -65,8 +65,8 @@ def but(**changes: object) -> Vitals:
         (but(refused=(("", RefusedStream(3, 0, 3)),)), True, False, "messages that name no stream: refused by the core: 100 %"),
     ],
 )
-def test_alive_is_not_the_same_as_in_progress(vitals: Vitals, is_live: bool, is_ready: bool, fragment: str) -> None:
-    live, ready = judge_live(vitals, 30.0), judge_ready(vitals, 30.0, 300.0)
+def test_alive_is_not_the_same_as_in_progress(stats: AgentStats, is_live: bool, is_ready: bool, fragment: str) -> None:
+    live, ready = check_live(stats, 30.0), check_ready(stats, 30.0, 300.0)
     assert (live.is_good, ready.is_good) == (is_live, is_ready)
     assert fragment in ready.message
 
@@ -104,26 +104,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Looking:
+class BatchInspector:
     """What the port looks at."""
 
     def __init__(self) -> None:
-        self.found: Vitals | Exception = GOOD
+        self.found: AgentStats | Exception = GOOD
 
-    def __call__(self) -> Vitals:
+    def __call__(self) -> AgentStats:
         if isinstance(self.found, Exception):
             raise self.found
         return self.found
 
 
 @pytest.fixture
-def look() -> Looking:
-    return Looking()
+def snapshot() -> BatchInspector:
+    return BatchInspector()
 
 
 @pytest.fixture
-def port(look: Looking, free_port: int) -> Iterator[int]:
-    with HealthServer(HealthConfig(port=free_port), look) as server:
+def port(snapshot: BatchInspector, free_port: int) -> Iterator[int]:
+    with HealthServer(HealthConfig(port=free_port), snapshot) as server:
         yield server.port
 
 
@@ -136,14 +136,14 @@ def ask(port: int, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_the_port_answers_by_what_it_sees(port: int, look: Looking) -> None:
+def test_the_port_answers_by_what_it_sees(port: int, snapshot: BatchInspector) -> None:
     assert ask(port, "/live") == (200, "live\n")
     assert ask(port, "/ready")[0] == 200
     assert "catchment_agent_connected 1" in ask(port, "/metrics")[1]
-    look.found = but(is_connected=False)
+    snapshot.found = but(is_connected=False)
     assert ask(port, "/live")[0] == 200
     assert ask(port, "/ready")[0] == 503
-    look.found = SpoolError("broken")
+    snapshot.found = SpoolError("broken")
     assert ask(port, "/metrics") == (503, "broken\n")
     assert ask(port, "/../etc/passwd")[0] == 404
 
@@ -154,6 +154,6 @@ def test_it_listens_on_the_loopback_alone(port: int) -> None:
     assert f"00000000:{port:04X}" not in listening
 
 
-def test_a_taken_port_is_told_with_its_key(port: int, look: Looking) -> None:
+def test_a_taken_port_is_told_with_its_key(port: int, snapshot: BatchInspector) -> None:
     with pytest.raises(ConfigError, match=r"\[health\] port"):
-        HealthServer(HealthConfig(port=port), look)
+        HealthServer(HealthConfig(port=port), snapshot)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.process.stderr import PatientStderr
+from edge_agent.process.stderr import TolerantStderr
 from edge_agent.spool.recovery import SUSPECT_NAME, mark_suspect
 from schemas.ids import StreamName
 from tests.fakes.fake_core import FakeCore
@@ -19,14 +19,14 @@ STREAM = StreamName("vehicle_telemetry")
 
 def test_lines_that_nobody_takes_are_counted_and_told_later():
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123 # a device
-        log = PatientStderr(full.fileno())
+        log = TolerantStderr(full.fileno())
         log.write("a\n")
         log.write("b\n")
     assert log.lost == 2
     reader, writer = os.pipe()
     log._descriptor = writer
     log.write("c\n")
-    assert os.read(reader, 1_000) == b'level=warning event="log lines were not taken" lines=2\nc\n'
+    assert os.read(reader, 1_000) == b"level=warning event=log_lines_lost lines=2\nc\n"
     os.close(reader)
     log.write("nobody reads\n")
     os.close(writer)

@@ -18,7 +18,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.cli import app
 from edge_agent.commands.doctor import examine
 from edge_agent.commands.doctor.examine import examine_rules, filesystem_of
-from edge_agent.commands.doctor.findings import Diagnosis, Verdict
+from edge_agent.commands.doctor.findings import CheckResult, Diagnosis
 from edge_agent.commands.exits import EXIT_UNHEALTHY
 from edge_agent.config import AgentConfig, PolicyConfig
 from edge_agent.health.file import Health, write_health
@@ -53,15 +53,15 @@ def diagnose(path: Path, *, is_probing: bool = False, clock: SystemClock | None 
     return examine.diagnose(path, is_probing=is_probing, clock=clock, answer_within_s=0.2)
 
 
-def message_of(diagnosis: Diagnosis, what: str, *verdicts: Verdict) -> str:
+def message_of(diagnosis: Diagnosis, what: str, *verdicts: CheckResult) -> str:
     return " | ".join(
-        f"{f.message} -> {f.fix}" for f in diagnosis.findings if f.what == what and f.verdict in (verdicts or tuple(Verdict))
+        f"{f.message} -> {f.fix}" for f in diagnosis.findings if f.what == what and f.verdict in (verdicts or tuple(CheckResult))
     )
 
 
 def bad(diagnosis: Diagnosis) -> list[str]:
     """What failed or warns, each with a fix."""
-    found = [finding for finding in diagnosis.findings if finding.verdict in (Verdict.FAILED, Verdict.WARNING)]
+    found = [finding for finding in diagnosis.findings if finding.verdict in (CheckResult.FAILED, CheckResult.WARNING)]
     assert all(finding.fix for finding in found)
     return [finding.what for finding in found]
 
@@ -72,7 +72,7 @@ def test_a_healthy_device_is_told_so_and_one_heartbeat_is_all_that_was_sent(site
     with FakeCore(site.broker.host, site.broker.port) as core:
         found = examine.diagnose(config)
         assert bad(found) == [], found
-        assert [finding.what for finding in found.findings if finding.verdict is Verdict.GOOD].count("topic rights") == 3
+        assert [finding.what for finding in found.findings if finding.verdict is CheckResult.GOOD].count("topic rights") == 3
         assert core.landed == []
         assert core.objects == {}
         ((head, body),) = core.unnumbered
@@ -107,9 +107,9 @@ def test_a_running_agent_is_not_thrown_off_unless_asked_for(site: Site) -> None:
                 assert time.monotonic() < deadline_s
                 time.sleep(0.05)
             log = site.broker.log_path.read_text().count(f"as {DEVICE}")
-            assert "the agent is connected" in message_of(examine.diagnose(config), "topic rights", Verdict.GOOD)
+            assert "the agent is connected" in message_of(examine.diagnose(config), "topic rights", CheckResult.GOOD)
             assert site.broker.log_path.read_text().count(f"as {DEVICE}") == log
-            assert "may publish" in message_of(examine.diagnose(config, is_probing=True), "topic rights", Verdict.GOOD)
+            assert "may publish" in message_of(examine.diagnose(config, is_probing=True), "topic rights", CheckResult.GOOD)
             process.terminate()
         assert core.landed == []
 
@@ -122,10 +122,10 @@ def test_rights_that_are_missing_are_named_with_their_topic(site: Site) -> None:
     site.broker.restart()
     with FakeCore(site.broker.host, site.broker.port):
         found = examine.diagnose(config)
-    assert f"may not publish to catchment/up/{DEVICE}/" in message_of(found, "topic rights", Verdict.FAILED)
-    assert "0x87" in message_of(found, "topic rights", Verdict.FAILED)
-    assert f"may publish to catchment/parts/{DEVICE}/" in message_of(found, "topic rights", Verdict.GOOD)
-    assert "nothing came down" in message_of(found, "topic rights", Verdict.WARNING)
+    assert f"may not publish to catchment/up/{DEVICE}/" in message_of(found, "topic rights", CheckResult.FAILED)
+    assert "0x87" in message_of(found, "topic rights", CheckResult.FAILED)
+    assert f"may publish to catchment/parts/{DEVICE}/" in message_of(found, "topic rights", CheckResult.GOOD)
+    assert "nothing came down" in message_of(found, "topic rights", CheckResult.WARNING)
     assert not found.is_healthy
 
 
@@ -134,22 +134,22 @@ def test_a_revoked_certificate_is_told_by_the_broker_alone(site: Site) -> None:
     site.authority.revoke(DEVICE)
     site.broker.restart()
     found = diagnose(config)
-    assert "vouches for it" in message_of(found, "certificate", Verdict.GOOD)
-    assert "refuses the certificate" in message_of(found, "broker", Verdict.FAILED) or "log says" in message_of(
-        found, "broker", Verdict.FAILED
+    assert "vouches for it" in message_of(found, "certificate", CheckResult.GOOD)
+    assert "refuses the certificate" in message_of(found, "broker", CheckResult.FAILED) or "log says" in message_of(
+        found, "broker", CheckResult.FAILED
     )
 
 
 @pytest.mark.parametrize(
     ("days", "verdict", "words"),
     [
-        (0, Verdict.GOOD, "holds until"),
-        (800, Verdict.WARNING, "days"),
-        (900, Verdict.FAILED, "expired"),
-        (-10, Verdict.FAILED, "only from"),
+        (0, CheckResult.GOOD, "holds until"),
+        (800, CheckResult.WARNING, "days"),
+        (900, CheckResult.FAILED, "expired"),
+        (-10, CheckResult.FAILED, "only from"),
     ],
 )
-def test_dates_are_judged_by_the_devices_clock(site: Site, days: int, verdict: Verdict, words: str) -> None:
+def test_dates_are_judged_by_the_devices_clock(site: Site, days: int, verdict: CheckResult, words: str) -> None:
     config = site.write_config(DEVICE)
     moment = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
     assert words in message_of(diagnose(config, clock=FixedClock(moment)), "certificate", verdict)
@@ -161,7 +161,7 @@ def test_a_key_of_another_certificate_and_a_foreign_authority_are_told_apart(sit
     mine = {name: config.parent / f"device.{end}" for name, end in (("key", "key"), ("cert", "pem"))}
     kept = mine["key"].read_bytes()
     shutil.copy(other["key"], mine["key"])
-    assert "does not belong to" in message_of(diagnose(config), "certificate", Verdict.FAILED)
+    assert "does not belong to" in message_of(diagnose(config), "certificate", CheckResult.FAILED)
     mine["key"].write_bytes(kept)
     foreign = config.parent / "foreign.key"
     subprocess.run(
@@ -169,14 +169,14 @@ def test_a_key_of_another_certificate_and_a_foreign_authority_are_told_apart(sit
          str(config.parent / "ca.pem")], check=True, capture_output=True,
     )  # fmt: skip
     found = diagnose(config)
-    assert "does not vouch for" in message_of(found, "certificate", Verdict.FAILED)
-    assert "broker's certificate is not believed" in message_of(found, "broker", Verdict.FAILED)
+    assert "does not vouch for" in message_of(found, "certificate", CheckResult.FAILED)
+    assert "broker's certificate is not believed" in message_of(found, "broker", CheckResult.FAILED)
 
 
 def test_a_key_that_others_can_read_is_a_warning(site: Site) -> None:
     config = site.write_config(DEVICE)
     (config.parent / "device.key").chmod(0o644)
-    assert "chmod 600" in message_of(diagnose(config), "certificate", Verdict.WARNING)
+    assert "chmod 600" in message_of(diagnose(config), "certificate", CheckResult.WARNING)
 
 
 def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(site: Site) -> None:
@@ -185,8 +185,8 @@ def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(site: Sit
     command = ["openssl", "ec", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(key)]
     subprocess.run(command, check=True, capture_output=True)
     found = diagnose(config)
-    assert "is encrypted" in message_of(found, "certificate", Verdict.FAILED)
-    assert "encrypted" in message_of(found, "broker", Verdict.FAILED)
+    assert "is encrypted" in message_of(found, "certificate", CheckResult.FAILED)
+    assert "encrypted" in message_of(found, "broker", CheckResult.FAILED)
 
 
 def test_sources_that_fail_at_this_moment_are_told(broker: RunningBroker, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_sources_that_fail_at_this_moment_are_told(broker: RunningBroker, tmp_pa
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "edge_agent"])
     write_health(tmp_path / "state", msgspec.structs.replace(health, pid=child.pid))
     try:
-        assert "nmea:position:{}: it is gone" in message_of(diagnose(config), "sources", Verdict.FAILED)
+        assert "nmea:position:{}: it is gone" in message_of(diagnose(config), "sources", CheckResult.FAILED)
     finally:
         child.kill()
         child.wait()
@@ -208,16 +208,16 @@ def test_sources_that_fail_at_this_moment_are_told(broker: RunningBroker, tmp_pa
 def test_files_that_are_not_there_are_named(site: Site) -> None:
     config = site.write_config(DEVICE)
     (config.parent / "device.key").unlink()
-    assert "device.key: No such file" in message_of(diagnose(config), "certificate", Verdict.FAILED)
+    assert "device.key: No such file" in message_of(diagnose(config), "certificate", CheckResult.FAILED)
 
 
 def test_a_name_that_nobody_knows_and_a_port_that_speaks_no_tls_are_told_apart(site: Site) -> None:
     config = site.write_config(DEVICE)
     right = config.read_text()
     config.write_text(right.replace('"localhost"', '"broker.invalid"'))
-    assert "is not known" in message_of(diagnose(config), "broker", Verdict.FAILED)
+    assert "is not known" in message_of(diagnose(config), "broker", CheckResult.FAILED)
     config.write_text(right.replace(str(site.secure_port), str(site.broker.port)))
-    assert "no TLS 1.3" in message_of(diagnose(config), "broker", Verdict.FAILED)
+    assert "no TLS 1.3" in message_of(diagnose(config), "broker", CheckResult.FAILED)
 
 
 def test_a_broker_that_knows_nobody_is_told(make_broker: MakeBroker, tmp_path: Path) -> None:
@@ -225,33 +225,33 @@ def test_a_broker_that_knows_nobody_is_told(make_broker: MakeBroker, tmp_path: P
     broker = make_broker(extra=f"allow_anonymous false\npassword_file {tmp_path}/passwords")
     config = tmp_path / "agent.toml"
     config.write_text(PLAIN.format(port=broker.port))
-    assert "does not know this device" in message_of(diagnose(config), "broker", Verdict.FAILED)
+    assert "does not know this device" in message_of(diagnose(config), "broker", CheckResult.FAILED)
 
 
 def test_without_a_core_the_silence_is_a_warning_and_not_a_failure(broker: RunningBroker, tmp_path: Path) -> None:
     config = tmp_path / "agent.toml"
     config.write_text(PLAIN.format(port=broker.port))
     found = diagnose(config)
-    assert "is the core's bridge running" in message_of(found, "topic rights", Verdict.WARNING)
+    assert "is the core's bridge running" in message_of(found, "topic rights", CheckResult.WARNING)
     assert found.is_healthy
 
 
 def test_the_disk_is_looked_at_as_it_is(broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "agent.toml"
     config.write_text(PLAIN.format(port=broker.port))
-    assert "not there yet" in message_of(diagnose(config), "disk", Verdict.SKIPPED)
+    assert "not there yet" in message_of(diagnose(config), "disk", CheckResult.SKIPPED)
     state = tmp_path / "state"
     state.mkdir()
-    assert "can be written and synced" in message_of(diagnose(config), "disk", Verdict.GOOD)
+    assert "can be written and synced" in message_of(diagnose(config), "disk", CheckResult.GOOD)
     assert list(state.iterdir()) == []
     config.write_text(PLAIN.format(port=broker.port).replace("16777216", str(2**49)))
-    assert "lower [spool] max_bytes" in message_of(diagnose(config), "disk", Verdict.FAILED)
+    assert "lower [spool] max_bytes" in message_of(diagnose(config), "disk", CheckResult.FAILED)
 
     def refuse(*_: object) -> None:
         raise OSError(30, os.strerror(30))
 
     monkeypatch.setattr(examine, "write_atomic", refuse)
-    assert "read-only" in message_of(diagnose(config), "disk", Verdict.FAILED)
+    assert "read-only" in message_of(diagnose(config), "disk", CheckResult.FAILED)
 
 
 def test_a_file_system_in_memory_is_told():
@@ -271,10 +271,10 @@ def test_a_clock_that_runs_free_or_was_never_set_is_told(
     config = tmp_path / "agent.toml"
     config.write_text(PLAIN.format(port=broker.port))
     assert "never set" in message_of(
-        diagnose(config, clock=FixedClock(dt.datetime(1970, 1, 2, tzinfo=dt.UTC))), "clock", Verdict.FAILED
+        diagnose(config, clock=FixedClock(dt.datetime(1970, 1, 2, tzinfo=dt.UTC))), "clock", CheckResult.FAILED
     )
     monkeypatch.setattr(examine, "kernel_says_synchronised", lambda: False)
-    assert "running free" in message_of(diagnose(config), "clock", Verdict.WARNING)
+    assert "running free" in message_of(diagnose(config), "clock", CheckResult.WARNING)
 
 
 def test_a_wrong_configuration_is_the_first_finding_and_the_only_one(tmp_path: Path) -> None:
@@ -289,15 +289,15 @@ def test_a_wrong_configuration_is_the_first_finding_and_the_only_one(tmp_path: P
 @pytest.mark.parametrize(
     ("policy", "verdict", "words"),
     [
-        (PolicyReport(3), Verdict.GOOD, "version 3 is in force"),
-        (PolicyReport(3, 2, "the signature is not of the trusted key"), Verdict.WARNING, "2 refused"),
-        (PolicyReport(3, suspended={"s/r": "it reads x"}), Verdict.WARNING, "s/r: it reads x"),
-        (None, Verdict.SKIPPED, "does not run"),
+        (PolicyReport(3), CheckResult.GOOD, "version 3 is in force"),
+        (PolicyReport(3, 2, "the signature is not of the trusted key"), CheckResult.WARNING, "2 refused"),
+        (PolicyReport(3, suspended={"s/r": "it reads x"}), CheckResult.WARNING, "s/r: it reads x"),
+        (None, CheckResult.SKIPPED, "does not run"),
     ],
 )
-def test_rules_are_told_as_the_running_agent_tells_them(tmp_path: Path, policy: Any, verdict: Verdict, words: str) -> None:
+def test_rules_are_told_as_the_running_agent_tells_them(tmp_path: Path, policy: Any, verdict: CheckResult, words: str) -> None:
     config = AgentConfig(state_dir=tmp_path, device=DEVICE, policy=PolicyConfig(public_key="0" * 64))
     health = Health(0, 1, True, 0, 0, 0, 0, 0, None, 0, 0, 0, policy=policy)
     found = examine_rules(config, health)
     assert (found.verdict, words in found.message) == (verdict, True)
-    assert examine_rules(msgspec.structs.replace(config, policy=None), None).verdict is Verdict.SKIPPED
+    assert examine_rules(msgspec.structs.replace(config, policy=None), None).verdict is CheckResult.SKIPPED

@@ -120,7 +120,7 @@ def test_a_revoked_device_is_shut_out_and_keeps_its_samples(site: Site, tmp_path
     with FakeCore(site.broker.host, site.broker.port) as core, log.open("wb") as output:
         with subprocess.Popen([sys.executable, "-m", "edge_agent", "-c", str(config)], stderr=output) as process:
             deadline_s = time.monotonic() + 40
-            while b"broker unavailable" not in log.read_bytes():
+            while b"broker_unavailable" not in log.read_bytes():
                 assert time.monotonic() < deadline_s, log.read_text()
                 time.sleep(0.05)
             process.terminate()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.rules.rule_filter import Sieve, chances, decide
+from edge_agent.rules.rule_filter import RuleFilter, chances, decide
 from edge_agent.sources.api import SampleBatch
 from schemas.builtin import builtin_contract
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule
@@ -44,22 +44,22 @@ def batch(*speeds: float | None) -> SampleBatch:
     return SampleBatch(list(range(len(speeds))), {"speed_mps": list(speeds), "frame": list(range(len(speeds)))}, position=b"p")
 
 
-def sieve(book: Book, filled: float = 0.0) -> Sieve:
-    return Sieve(book, CONTRACT, "car-1", 100, lambda: filled)
+def rule_filter(book: Book, filled: float = 0.0) -> RuleFilter:
+    return RuleFilter(book, CONTRACT, "car-1", 100, lambda: filled)
 
 
 def speeds_by_priority(book: Book, *speeds: float | None, filled: float = 0.0) -> dict[int, list[float | None]]:
-    return {priority: list(group.columns["speed_mps"]) for priority, group in sieve(book, filled)(batch(*speeds)).groups}
+    return {priority: list(group.columns["speed_mps"]) for priority, group in rule_filter(book, filled)(batch(*speeds)).groups}
 
 
 @given(st.lists(ANY_RULE, max_size=6), st.integers(0, 20), st.floats(0, 1), st.data())
 def test_every_row_is_kept_once_or_counted_once(rules, rows, filled, data):
-    verdicts = [data.draw(st.lists(st.sampled_from([True, False, None]), min_size=rows, max_size=rows)) for _ in rules]
-    fates = decide(rules, verdicts, rows, 100, filled, lambda row: row / 20)
-    kept = sorted(row for group in fates.kept.values() for row in group)
+    results = [data.draw(st.lists(st.sampled_from([True, False, None]), min_size=rows, max_size=rows)) for _ in rules]
+    decisions = decide(rules, results, rows, 100, filled, lambda row: row / 20)
+    kept = sorted(row for group in decisions.kept.values() for row in group)
     assert len(set(kept)) == len(kept)
-    assert len(kept) + sum(fates.left_out.values()) == rows
-    silent = [row for row in range(rows) if not any(matches[row] for matches in verdicts)]
+    assert len(kept) + sum(decisions.left_out.values()) == rows
+    silent = [row for row in range(rows) if not any(matches[row] for matches in results)]
     assert set(silent) <= set(kept)
 
 
@@ -70,23 +70,23 @@ def test_the_first_rule_that_is_true_decides_and_unknown_is_not_true():
         rule("fast", STREAM, "speed_mps > 30", EdgeAction.PRIORITY, priority=500),
         rule("slow", STREAM, "speed_mps <= 30", EdgeAction.PRIORITY, priority=10),
     )
-    sifted = sieve(book)(batch(0.0, 40.0, 10.0, None, 0.5))
-    assert {priority: list(group.columns["speed_mps"]) for priority, group in sifted.groups} == {
+    filtered = rule_filter(book)(batch(0.0, 40.0, 10.0, None, 0.5))
+    assert {priority: list(group.columns["speed_mps"]) for priority, group in filtered.groups} == {
         10: [10.0],
         100: [None],
         500: [40.0],
     }
-    assert sifted.left_out == {"rule:stands": 2}
-    assert all(group.position == b"p" for _, group in sifted.groups)
+    assert filtered.left_out == {"rule:stands": 2}
+    assert all(group.position == b"p" for _, group in filtered.groups)
     braking = SampleBatch([1], {"speed_mps": [0.0], "acceleration_mps2": [-9.0]})
-    assert [len(group) for _, group in sieve(book)(braking).groups] == [1]
+    assert [len(group) for _, group in rule_filter(book)(braking).groups] == [1]
 
 
 def test_without_rules_a_batch_passes_untouched():
     book, whole = Book(), batch(1.0, 2.0)
-    assert sieve(book)(whole).groups == ((100, whole),)
+    assert rule_filter(book)(whole).groups == ((100, whole),)
     book.policy = None
-    assert sieve(book)(whole).groups == ((100, whole),)
+    assert rule_filter(book)(whole).groups == ((100, whole),)
 
 
 def test_a_share_is_kept_evenly_and_the_same_samples_each_time():
@@ -95,7 +95,7 @@ def test_a_share_is_kept_evenly_and_the_same_samples_each_time():
     kept = speeds_by_priority(book, *speeds)[100]
     assert 1_800 < len(kept) < 2_200
     assert speeds_by_priority(book, *speeds)[100] == kept
-    halves = sieve(book)(batch(*speeds[:10_000])).groups[0][1]
+    halves = rule_filter(book)(batch(*speeds[:10_000])).groups[0][1]
     assert list(halves.columns["speed_mps"]) == [speed for speed in kept if speed < 10_000]
     more = Book(rule("fifth", STREAM, "speed_mps >= 0", EdgeAction.SAMPLE, rate=0.2))
     assert set(kept) < set(speeds_by_priority(more, *speeds)[100])
@@ -122,7 +122,7 @@ def test_a_rule_of_pressure_sleeps_until_the_spool_is_that_full():
 
 def test_a_new_policy_counts_from_the_next_batch_on():
     book = Book(rule("all", STREAM, "speed_mps >= 0", EdgeAction.DROP))
-    one = sieve(book)
+    one = rule_filter(book)
     assert one(batch(1.0)).groups == ()
     book.policy = EdgePolicy(2, 0, {})
     assert len(one(batch(1.0)).groups) == 1
@@ -154,12 +154,14 @@ def test_a_column_of_another_type_than_the_core_has_is_no_ground_to_drop():
 def test_values_that_are_not_of_the_contract_are_kept_for_the_contract_to_refuse():
     book = Book(rule("stands", STREAM, "speed_mps < 1", EdgeAction.DROP))
     strange = SampleBatch([1], {"speed_mps": ["fast"]})
-    assert sieve(book)(strange).groups == ((100, strange),)
+    assert rule_filter(book)(strange).groups == ((100, strange),)
     assert "kept whole" in book.suspended[f"{STREAM}/*"]
 
 
 def test_time_and_device_may_be_asked_for():
     book = Book(rule("mine", STREAM, "device = 'car-1' and hour(event_time) = 1", EdgeAction.DROP))
     numbers = count()
-    kept = sieve(book)(SampleBatch([0, 1, 3_600_000_000, 3_600_000_001], {"frame": [next(numbers) for _ in range(4)]})).groups
+    kept = rule_filter(book)(
+        SampleBatch([0, 1, 3_600_000_000, 3_600_000_001], {"frame": [next(numbers) for _ in range(4)]})
+    ).groups
     assert [list(group.columns["frame"]) for _, group in kept] == [[0, 1]]

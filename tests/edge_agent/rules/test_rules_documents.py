@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from edge_agent.documents.trust import DocumentTrust
-from edge_agent.rules.policy_store import FILE_NAME, RuleDesk
+from edge_agent.rules.policy_store import FILE_NAME, PolicyStore
 from edge_agent.rules.trust import read_seen, write_seen
 from pipelines.director.keys import DocumentSigner
 from pipelines.policy.edge import signed_message
@@ -37,20 +37,20 @@ class Device:
 
     def __init__(self, folder: Path, *keys: str, older: tuple[str, ...] = (), clock: HandClock | None = None) -> None:
         self.clock = clock or HandClock()
-        self.desk = RuleDesk(DocumentTrust((*keys, *older), "car-1", frozenset({"north"})), older, folder, self.clock)
+        self.store = PolicyStore(DocumentTrust((*keys, *older), "car-1", frozenset({"north"})), older, folder, self.clock)
 
     def take(self, body: bytes) -> bool:
         """Whether it is decided."""
-        self.desk.on_message(body)
-        return self.desk.take_pending()
+        self.store.on_message(body)
+        return self.store.take_pending()
 
     @property
     def version(self) -> int:
-        return self.desk.report().version
+        return self.store.report().version
 
     @property
     def reason(self) -> str:
-        return self.desk.report().reason
+        return self.store.report().reason
 
 
 @pytest.fixture(autouse=True)
@@ -80,12 +80,12 @@ def message(director: FakeDirector, made: EdgePolicy, expires_ms: int | None = N
 def test_rules_in_a_signed_document_are_in_force_and_outlive_a_restart_and_their_expiry(director, tmp_path):
     device = Device(tmp_path, director.public_key)
     assert device.take(director.sign(document(3, expires_ms=NOW_MS + DAY_MS)))
-    assert device.desk.current() == EdgePolicy(3, NOW_MS, {STREAM: (RULE,)})
+    assert device.store.current() == EdgePolicy(3, NOW_MS, {STREAM: (RULE,)})
     late = HandClock(NOW_MS + 90 * DAY_MS)
     again = Device(tmp_path, director.public_key, clock=late)
     assert again.version == 3
     assert not again.take(director.sign(document(4, expires_ms=NOW_MS + DAY_MS)))
-    assert (again.version, again.desk.report().refused) == (3, 1)
+    assert (again.version, again.store.report().refused) == (3, 1)
     assert "expired" in again.reason
 
 
@@ -108,7 +108,7 @@ def test_a_desired_state_is_no_policy_and_an_unsigned_one_is_none_either(directo
     device = Device(tmp_path, director.public_key)
     for body in (director.order(3), director.sign_text("{}", "edge-policy"), b'{"document":"{}"}', b'{"document":null}'):
         assert device.take(body)
-    assert device.desk.report().refused == 4
+    assert device.store.report().refused == 4
 
 
 def test_the_message_of_this_core_is_read_by_the_agent_of_the_release_before_and_by_this_one(director, tmp_path):
@@ -163,11 +163,11 @@ def test_the_same_rules_in_the_other_form_are_no_replay(director, tmp_path):
     assert device.take(msgspec.json.encode({name: plain[name] for name in ("policy", "signature")}))
     assert device.take(older)  # the core was upgraded, and pushed again
     assert device.take(message(director, msgspec.structs.replace(policy(3), issued_ms=5)))
-    assert (device.version, device.desk.report().refused) == (3, 0)
+    assert (device.version, device.store.report().refused) == (3, 0)
     other = msgspec.structs.replace(RULE, sql='"speed_mps" > ?')
     assert device.take(message(director, policy(3, rule=other)))
-    assert device.desk.report().refused == 1
-    assert device.desk.current() == policy(3)
+    assert device.store.report().refused == 1
+    assert device.store.current() == policy(3)
 
 
 def test_the_state_of_the_release_before_is_taken_over(tmp_path):
@@ -193,7 +193,7 @@ def test_a_key_file_that_cannot_be_read_costs_no_rules_that_are_kept(director, t
     assert Device(tmp_path, director.public_key).take(director.sign(document(3)))
     without = Device(tmp_path)
     assert not without.take(director.sign(document(4)))
-    assert (without.version, without.desk.report().refused) == (0, 0)
+    assert (without.version, without.store.report().refused) == (0, 0)
     assert (tmp_path / FILE_NAME).exists()
     assert Device(tmp_path, director.public_key).version == 3
 
@@ -203,7 +203,7 @@ def test_rules_that_wait_for_their_time_are_applied_when_it_has_come(director, t
     body = director.sign(document(3, not_before_ms=NOW_MS + DAY_MS))
     assert not device.take(body)
     assert "to be applied from" in device.reason
-    assert device.desk.report().refused == 0
+    assert device.store.report().refused == 0
     device.clock.sleep(2 * DAY_MS / 1000)
     assert device.take(body)
     assert (device.version, device.reason) == (3, "")

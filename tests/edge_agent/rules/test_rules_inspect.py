@@ -18,7 +18,7 @@ from edge_agent.inspect.errors import UninspectableError
 from edge_agent.inspect.inspected import requested_steps
 from edge_agent.inspect.picture import picture_facts
 from edge_agent.inspect.text import text_counts
-from edge_agent.rules.rule_filter import Sieve
+from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sources.api import SampleBatch
 from pipelines.contracts.registry import ContractSet
 from pipelines.inspect.columns import inspected, step_columns
@@ -127,23 +127,23 @@ def test_ordinary_log_lines_in_any_language_are_counted_here() -> None:
 
 def test_rules_read_what_was_inspected_before_anything_is_stored() -> None:
     book = Book(pushed())
-    sieve = Sieve(book, CAMERA, "cam-1", 100, lambda: 0.0)
+    rule_filter = RuleFilter(book, CAMERA, "cam-1", 100, lambda: 0.0)
     dark, lively = picture(1, 64, 48, level=10), picture(2, 64, 48)
-    sifted = sieve(SampleBatch([1, 2, 3], {}, [dark, lively, b"no picture"]))
-    assert {priority: list(group.payloads or ()) for priority, group in sifted.groups} == {900: [lively], 100: [b"no picture"]}
-    assert (sifted.left_out, book.suspended) == ({"rule:sharp-sample-1": 1}, {})
+    filtered = rule_filter(SampleBatch([1, 2, 3], {}, [dark, lively, b"no picture"]))
+    assert {priority: list(group.payloads or ()) for priority, group in filtered.groups} == {900: [lively], 100: [b"no picture"]}
+    assert (filtered.left_out, book.suspended) == ({"rule:sharp-sample-1": 1}, {})
     assert book.blind == {"camera_frame/image": 1}
-    assert all(not group.columns for _, group in sifted.groups)  # the contract here has no such column: the core computes it
+    assert all(not group.columns for _, group in filtered.groups)  # the contract here has no such column: the core computes it
 
 
 def test_columns_that_the_contract_has_are_stored_and_a_source_s_own_stay() -> None:
     contract = inspected(CAMERA, [POLICY])
     requested = requested_steps([InspectConfig(use="image")], contract)
     body = picture(2, 64, 48)
-    sifted = Sieve(Book(None), contract, "cam-1", 100, lambda: 0.0, requested)(
+    filtered = RuleFilter(Book(None), contract, "cam-1", 100, lambda: 0.0, requested)(
         SampleBatch([1, 2], {"image_width": [None, 7]}, [body, body])
     )
-    ((_, group),) = sifted.groups
+    ((_, group),) = filtered.groups
     assert list(group.columns["image_width"]) == [64, 7]
     assert list(group.columns["image_luma_mean"]) == [image_facts(body)[2]] * 2
 
@@ -151,8 +151,8 @@ def test_columns_that_the_contract_has_are_stored_and_a_source_s_own_stay() -> N
 @pytest.mark.parametrize("step", [EdgeInspect("image", VERSIONS["image"] + 1), EdgeInspect("onnx", 1)])
 def test_another_version_or_an_unknown_inspector_suspends_the_rules_that_read_it(step: EdgeInspect) -> None:
     book = Book(msgspec.structs.replace(pushed(), inspect={"camera_frame": (step,)}))
-    sifted = Sieve(book, CAMERA, "cam-1", 100, lambda: 0.0)(SampleBatch([1], {}, [picture(1, 64, 48, level=10)]))
-    assert len(sifted.groups) == 1
+    filtered = RuleFilter(book, CAMERA, "cam-1", 100, lambda: 0.0)(SampleBatch([1], {}, [picture(1, 64, 48, level=10)]))
+    assert len(filtered.groups) == 1
     assert all("which a device does not know of camera_frame; inspector" in reason for reason in book.suspended.values())
     assert len(book.suspended) == 2
 
@@ -162,10 +162,10 @@ def test_text_of_a_column_is_counted_for_rules() -> None:
     requested = requested_steps([InspectConfig(use="text", column="message")], msgspec.structs.replace(contract, columns=(
         *contract.columns, *TEXT_COLUMNS)))  # fmt: skip
     book = Book(None)
-    sieve = Sieve(
+    rule_filter = RuleFilter(
         book, msgspec.structs.replace(contract, columns=(*contract.columns, *TEXT_COLUMNS)), "d", 1, lambda: 0, requested
     )
-    ((_, group),) = sieve(SampleBatch([1, 2, 3], {"message": ["mail a@b.de", None, "x" * 70_000]})).groups
+    ((_, group),) = rule_filter(SampleBatch([1, 2, 3], {"message": ["mail a@b.de", None, "x" * 70_000]})).groups
     assert list(group.columns["text_emails"]) == [1, None, None]
     assert book.blind == {"notes/text": 1}
 

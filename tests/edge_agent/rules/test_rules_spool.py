@@ -3,7 +3,7 @@
 import pytest
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.rules.rule_filter import Sieve
+from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sources.api import SampleBatch
 from edge_agent.spool.records import Append, NewEnvelope, Passed
 from edge_agent.spool.space_budget import soft_limit_bytes
@@ -75,11 +75,11 @@ def test_within_a_batch_the_less_valuable_envelope_goes_first(spool):
 def test_a_spool_that_fills_wakes_the_rules_of_pressure_and_one_that_drains_lets_them_sleep(spool):
     contract = builtin_contract(STREAM)
     book = Book(rule("thin", STREAM, "speed_mps >= 0", EdgeAction.DROP, pressure=0.5))
-    sieve = Sieve(book, contract, "car-1", 100, lambda: spool.used_bytes() / soft_limit_bytes(8 * MIB))
+    rule_filter = RuleFilter(book, contract, "car-1", 100, lambda: spool.used_bytes() / soft_limit_bytes(8 * MIB))
     sample = SampleBatch([1], {"speed_mps": [1.0]})
-    assert len(sieve(sample).groups) == 1
+    assert len(rule_filter(sample).groups) == 1
     spans = [spool.append(Append(STREAM, (envelope(b"a"),))).result() for _ in range(25)]
-    assert sieve(sample).groups == ()
-    assert sieve(sample).left_out == {"rule:thin": 1}
+    assert rule_filter(sample).groups == ()
+    assert rule_filter(sample).left_out == {"rule:thin": 1}
     spool.settle(Receipt(1, {STREAM: {str(spans[0].epoch): [(0, spans[-1].end_seq)]}})).result()
-    assert len(sieve(sample).groups) == 1
+    assert len(rule_filter(sample).groups) == 1

@@ -1,4 +1,4 @@
-"""A start on a disk without a byte left: what was held back is let go for it, and where that is too little nothing is lost."""
+"""A start on a disk without a byte left: the reserve file is deleted for it, and where that is too little nothing is lost."""
 
 import sqlite3
 from contextlib import suppress
@@ -62,7 +62,7 @@ def test_a_start_on_a_full_disk_takes_what_was_held_back(small_disk: Path, is_da
         assert not (folder / space_budget.FILE_NAME).exists()
         (small_disk / "other").unlink()
         spool.append(Append(ALPHA, (NewEnvelope(1, b"more", "1.0.0"),))).result(timeout=60)
-        assert (folder / space_budget.FILE_NAME).stat().st_size == space_budget.BALLAST_BYTES, "and holds it back again"
+        assert (folder / space_budget.FILE_NAME).stat().st_size == space_budget.RESERVE_FILE_BYTES, "and holds it back again"
     finally:
         spool.close()
 

@@ -78,7 +78,7 @@ def test_two_unwanted_messages_among_many_are_parked_and_can_be_replayed_when_th
 def test_a_stream_without_a_right_waits_as_a_whole_and_goes_when_it_has_one_while_others_flow(
     broker: RunningBroker, device: Callable[..., Device]
 ) -> None:
-    times = replace(HURRIED, first_bar_s=1.0, fresh_for_s=0.2)
+    times = replace(HURRIED, first_pause_s=1.0, fresh_for_s=0.2)
     with FakeCore(broker.host, broker.port), HangUpFront(broker.port, lambda topic, _: topic.endswith("/beta")) as front:
         agent = device(front, times)
         for n in range(40):

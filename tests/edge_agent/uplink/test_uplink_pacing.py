@@ -14,8 +14,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_agent.config import BrokerConfig, UplinkConfig
 from edge_agent.uplink import keepalive
-from edge_agent.uplink.keepalive import PatientClient
-from edge_agent.uplink.rate_limiter import Governor
+from edge_agent.uplink.keepalive import KeepaliveClient
+from edge_agent.uplink.rate_limiter import RateLimiter
 from tests.fakes.bad_link import BadLink
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore
@@ -46,7 +46,7 @@ class Line:
             self.far, _ = listener.accept()
         for end in (self.near, self.far):
             end.setblocking(False)
-        self.client = PatientClient(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self.client = KeepaliveClient(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self.client._sock = self.near
         self.client._keepalive = KEEPALIVE_S
         self.client._thread = threading.current_thread()  # else paho writes as soon as something is queued
@@ -92,13 +92,13 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
 @pytest.mark.parametrize("rate", [100_000, 500_000])
 @pytest.mark.parametrize("body_bytes", [2_000, 40_000, 200_000, 4 * 1024 * 1024])
 def test_any_ten_seconds_carry_the_rate_within_five_per_cent_whatever_the_size(line: Line, rate: int, body_bytes: int) -> None:
-    governor = Governor(UplinkConfig(bytes_per_s=rate))
+    rate_limiter = RateLimiter(UplinkConfig(bytes_per_s=rate))
     line.client.pacer.retune(rate)
     carried = [0]
     for _ in range(int(40 / STEP_S)):
-        while governor.room_bytes(line.clock.now_s) > 0:
+        while rate_limiter.available_bytes(line.clock.now_s) > 0:
             line.queue(body_bytes)
-            governor.sent(body_bytes)
+            rate_limiter.sent(body_bytes)
         carried.append(carried[-1] + line.turn())
     after_the_first_s, window = int(1 / STEP_S), int(10 / STEP_S)
     for start in range(after_the_first_s, len(carried) - window, 7):

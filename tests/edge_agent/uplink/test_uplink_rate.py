@@ -8,8 +8,8 @@ from edge_agent.config import UplinkConfig
 from edge_agent.sections import ScheduleConfig
 from edge_agent.spool.leases import Lane, Lanes
 from edge_agent.uplink.parts import MIN_PART_BYTES, PartSize
-from edge_agent.uplink.rate_limiter import Governor, Terms, TokenBucket, terms_at
-from edge_agent.uplink.send_window import Window
+from edge_agent.uplink.rate_limiter import RateLimiter, SendLimits, TokenBucket, limits_at
+from edge_agent.uplink.send_window import ByteWindow
 
 
 @settings(max_examples=20)
@@ -20,14 +20,14 @@ from edge_agent.uplink.send_window import Window
 def test_any_ten_seconds_carry_the_rate_within_five_per_cent(rate: int, turns: list[tuple[float, float]]) -> None:
     bucket = TokenBucket(rate)
     now_s, sent = 0.0, [(0.0, 0)]
-    bucket.room_bytes(now_s)
+    bucket.available_bytes(now_s)
     position = 0
     while now_s < 35:
         pause_s, share = turns[position % len(turns)]
         position += 1
         # A turn comes late, or as soon as there is room; a message is up to a burst long.
         now_s += max(pause_s if position % 7 == 0 else 0.0, bucket.wait_s(now_s), 1e-6)
-        while bucket.room_bytes(now_s) > 0:
+        while bucket.available_bytes(now_s) > 0:
             size = max(1, int(bucket.burst_bytes * share))
             bucket.sent(size)
             sent.append((now_s, size))
@@ -38,52 +38,52 @@ def test_any_ten_seconds_carry_the_rate_within_five_per_cent(rate: int, turns: l
 
 def test_a_message_longer_than_the_burst_goes_and_is_paid_for() -> None:
     bucket = TokenBucket(1_000)
-    bucket.room_bytes(0.0)
-    assert bucket.room_bytes(1.0) == 250
+    bucket.available_bytes(0.0)
+    assert bucket.available_bytes(1.0) == 250
     bucket.sent(10_250)
-    assert bucket.room_bytes(10.9) == 0
+    assert bucket.available_bytes(10.9) == 0
     assert bucket.wait_s(10.9) == pytest.approx(0.1, abs=0.01)
-    assert bucket.room_bytes(11.1) > 0
+    assert bucket.available_bytes(11.1) > 0
 
 
 def test_without_a_rate_nothing_waits() -> None:
     bucket = TokenBucket(0)
     bucket.sent(10**12)
-    assert bucket.room_bytes(0.0) > 10**9
+    assert bucket.available_bytes(0.0) > 10**9
     assert bucket.wait_s(0.0) == 0.0
 
 
 @pytest.mark.parametrize(
-    ("at", "terms"),
+    ("at", "limits"),
     [
-        ("12:00", Terms(1_000, 50)),
-        ("22:29", Terms(1_000, 50)),
-        ("22:30", Terms(0, 0)),
-        ("23:59", Terms(0, 0)),
-        ("00:00", Terms(0, 0)),
-        ("05:59", Terms(0, 0)),
-        ("06:00", Terms(1_000, 50)),
-        ("07:15", Terms(500, 90)),
+        ("12:00", SendLimits(1_000, 50)),
+        ("22:29", SendLimits(1_000, 50)),
+        ("22:30", SendLimits(0, 0)),
+        ("23:59", SendLimits(0, 0)),
+        ("00:00", SendLimits(0, 0)),
+        ("05:59", SendLimits(0, 0)),
+        ("06:00", SendLimits(1_000, 50)),
+        ("07:15", SendLimits(500, 90)),
     ],
 )
-def test_hours_hold_over_midnight_and_the_first_counts(at: str, terms: Terms) -> None:
+def test_hours_hold_over_midnight_and_the_first_counts(at: str, limits: SendLimits) -> None:
     night = ScheduleConfig(start="22:30", end="06:00")
     morning = ScheduleConfig(start="07:00", end="08:00", bytes_per_s=500, min_priority=90)
     late = ScheduleConfig(start="07:00", end="07:30", bytes_per_s=900)
     config = UplinkConfig(bytes_per_s=1_000, min_priority=50, schedule=(night, morning, late))
     hours, _, minutes = at.partition(":")
-    assert terms_at(config, int(hours) * 60 + int(minutes)) == terms
+    assert limits_at(config, int(hours) * 60 + int(minutes)) == limits
 
 
 def test_the_governor_says_when_the_terms_change() -> None:
     config = UplinkConfig(bytes_per_s=1_000, schedule=(ScheduleConfig(start="01:00", end="02:00", bytes_per_s=2_000),))
-    governor = Governor(config)
-    assert not governor.look(0)
-    assert governor.look(60)
-    assert governor.terms == Terms(2_000, 0)
-    governor.retune(UplinkConfig())
-    assert governor.look(60)
-    assert governor.terms == Terms(0, 0)
+    rate_limiter = RateLimiter(config)
+    assert not rate_limiter.look(0)
+    assert rate_limiter.look(60)
+    assert rate_limiter.limits == SendLimits(2_000, 0)
+    rate_limiter.retune(UplinkConfig())
+    assert rate_limiter.look(60)
+    assert rate_limiter.limits == SendLimits(0, 0)
 
 
 @given(st.floats(0.1, 0.9), st.lists(st.integers(1, 10), min_size=50, max_size=300))
@@ -129,7 +129,7 @@ def test_nothing_is_given_out_twice_and_nothing_is_forgotten(steps: list[tuple[s
 
 
 def test_a_slow_link_has_little_under_way_and_a_fast_one_all_that_is_allowed() -> None:
-    window = Window(4_000_000)
+    window = ByteWindow(4_000_000)
     for second in range(20):
         window.acked(100_000, second, second + 3.0)
     assert window.now_bytes == 32 * 1024

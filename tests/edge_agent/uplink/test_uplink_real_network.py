@@ -128,7 +128,7 @@ def test_everything_arrives_once_though_packets_are_lost_the_wire_is_cut_and_the
         plant.ip(f"address del {FIRST}/24 dev wire")
         plant.ip(f"address add {SECOND}/24 dev wire")
         device.hosts_file.write_text(f"127.0.0.1 localhost\n{SECOND} broker.example\n")
-        eventually(lambda: "connection lost" in log.read_text(), log.read_text)
+        eventually(lambda: "connection_lost" in log.read_text(), log.read_text)
         wire.is_cut = False
         assert agent.wait(60) == 0, log.read_text()
         assert [ranges.spans for ranges in core.landed_seqs(STREAM).values()] == [((0, ROWS),)]

@@ -9,7 +9,7 @@ import pytest
 from catchment.runtime.clock import SystemClock
 from edge_agent.commands.doctor.broker import examine_rights
 from edge_agent.config import AgentConfig, BrokerConfig
-from edge_agent.health.agent_stats import Vitals, judge_ready, render_metrics
+from edge_agent.health.agent_stats import AgentStats, check_ready, render_metrics
 from edge_agent.uplink.downlink import ModelRequest
 from edge_agent.uplink.progress import Progress
 from tests.fakes.broker_fronts import RefusingFront
@@ -78,21 +78,21 @@ def test_the_doctor_names_the_subscription_that_is_refused(broker, front, tmp_pa
     assert "0x87 not authorised" in found[0].message
 
 
-def vitals(**changes: Any) -> Vitals:
-    return Vitals(
+def stats(**changes: Any) -> AgentStats:
+    return AgentStats(
         **{
-            "device": "d", "version": "0", "turned_s": {}, "is_connected": True, "uptime_s": 1.0, "oldest_unsettled_s": None,
-            "last_receipt_s": None, "last_ack_s": None, "sent": 0, "not_sent": 0, "resent": 0, "parked": 0, "used_bytes": 0,
-            "max_bytes": 1, "rss_bytes": 1, "sources_running": 0, "books": (), **changes,
+            "device": "d", "version": "0", "last_loop_age_s": {}, "is_connected": True, "uptime_s": 1.0,
+            "oldest_unsettled_s": None, "last_receipt_s": None, "last_ack_s": None, "sent": 0, "not_sent": 0, "resent": 0,
+            "parked": 0, "used_bytes": 0, "max_bytes": 1, "rss_bytes": 1, "sources_running": 0, "books": (), **changes,
         }
     )  # fmt: skip
 
 
 def test_an_agent_that_may_not_hear_receipts_is_not_ready_and_its_metrics_say_why():
-    found = vitals(refused_topics=((DOWN, 0x87),), refused_count=3)
-    assert DOWN in judge_ready(found, 30, 300).message
-    assert not judge_ready(found, 30, 300).is_good
-    assert judge_ready(vitals(refused_topics=(("catchment/models/get/d", 0x87),)), 30, 300).is_good
+    found = stats(refused_topics=((DOWN, 0x87),), refused_count=3)
+    assert DOWN in check_ready(found, 30, 300).message
+    assert not check_ready(found, 30, 300).is_good
+    assert check_ready(stats(refused_topics=(("catchment/models/get/d", 0x87),)), 30, 300).is_good
     page = render_metrics(found)
     assert f'catchment_agent_refused_topics{{topic="{DOWN}",reason="0x87"}} 1' in page
     assert "catchment_agent_refused_control_total 3" in page

@@ -139,7 +139,7 @@ def test_a_certificate_that_is_renewed_is_taken_without_a_new_start(
     use_certificate(secured, Authority(tmp_path / "stranger"), "dev-a")
     with secured.core() as core:
         running = agent(tls_table(secured), 100)
-        eventually(lambda: "broker unavailable" in running.log())
+        eventually(lambda: "broker_unavailable" in running.log())
         assert not core.landed
         use_certificate(secured, secured.authority, "dev-a")
         assert running.ended() == 0, running.log()

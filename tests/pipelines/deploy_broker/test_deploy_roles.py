@@ -170,7 +170,7 @@ def test_the_model_server_hears_reports_orders_models_and_hands_out_their_bytes(
     for name in ("cam-1", "cam-2", "cam-3"):
         peer = site.device(name)
         peer.client.publish(f"catchment/reported/{name}", report(name, failed), qos=1, retain=True).wait_for_publish(DEADLINE_S)
-    until(lambda: "rollout is halted" in site.log("models"))
+    until(lambda: "rollout_halted" in site.log("models"))
     assert "broker_refused" not in site.log("models")
     shown = json.loads(site.do("models", "rollout", "status", "--json").stdout.splitlines()[-1])
     assert shown["rollouts"][0]["state"] == "halted"
