@@ -1,27 +1,23 @@
-"""Read a band of rows out of a huge TIFF, decoding each tile or strip of the band once.
+"""Read tiles or strips out of a huge TIFF, each by itself.
 
-tifffile parses, imagecodecs decodes, on a few threads. Sizes are checked before anything is decoded: the bytes come from
-outside, and a header costs nothing to invent. No other image format is tried.
+tifffile parses, imagecodecs decodes. Sizes are checked before anything is decoded: the bytes come from outside, and a header
+costs nothing to invent. No other image format is tried.
 
-The size that a JPEG claims, read from its markers alone: a decoder believes it, and takes the memory for it.
-
-Cut a band of pixels into chips: arrays, how much of each is background, and encoded pictures.
+The size that a JPEG claims is read from its markers alone: a decoder believes it, and takes the memory for it.
 """
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
 
 from pipelines.errors import UnreadableImageError
-from pipelines.imaging.tiling import Band, Grid
+from pipelines.imaging.tiling import TileGrid
 
 Pixels = npt.NDArray[np.uint8]
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -36,13 +32,6 @@ _SLACK_BYTES = 64 * 1024
 _START_OF_SCAN = 0xDA
 _FRAME_HEADS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
-
-
-NEAR_WHITE = 235
-NEAR_BLACK = 20
-_JPEG_QUALITY = 90
-_PNG_LEVEL = 3
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,48 +54,37 @@ class Source:
 
 
 class TiffLevel:
-    """One pyramid level of an open TIFF."""
+    """One pyramid level of an open TIFF. Threads may share it."""
 
-    def __init__(self, page: Any, facts: ImageFacts, source: Source, threads: int) -> None:
+    def __init__(self, page: Any, facts: ImageFacts, source: Source) -> None:
         self.facts = facts
+        self.tiles = TileGrid(facts.width, facts.height, int(page.chunks[1]), int(page.chunks[0]))
         self._page = page
         self._source = source
-        self._threads = threads
 
-    def rows(self, low: int, high: int) -> Pixels:
-        """Rows `low` up to `high` (exclusive) as an array (rows, width, channels).
+    def decode(self, tile: int) -> Pixels:
+        """One tile or strip as an array (rows, columns, channels), without the padding beyond the image's edge.
 
         Raises:
-            UnreadableImageError: a tile or strip is damaged, cut off, or larger than the header tells.
+            UnreadableImageError: it is damaged, cut off, or larger than the header tells.
         """
-        band: Pixels = np.zeros((high - low, self.facts.width, self.facts.channels), np.uint8)
-        with _reasons("pixels cannot be decoded"), ThreadPoolExecutor(self._threads) as pool:
-            for _ in pool.map(lambda segment: self._place(segment, band, low), self._segments(low, high)):
-                pass
-        return band
+        with _reasons(f"tile {tile}: pixels cannot be decoded"):
+            return self._decode(tile)
 
-    def _segments(self, low: int, high: int) -> Iterator[int]:
-        down, across = self._page.chunks[:2]
-        columns = -(-self.facts.width // across)
-        yield from range((low // down) * columns, -(-high // down) * columns)
-
-    def _place(self, segment: int, band: Pixels, low: int) -> None:
-        page = self._page
-        start, size = page.dataoffsets[segment], page.databytecounts[segment]
+    def _decode(self, tile: int) -> Pixels:
+        page, box = self._page, self.tiles.box(tile)
+        start, size = page.dataoffsets[tile], page.databytecounts[tile]
         if size > int(np.prod(page.chunks)) * 2 + _SLACK_BYTES:
-            raise UnreadableImageError(f"tile {segment} of {size} bytes is larger than its pixels")
+            raise UnreadableImageError(f"tile {tile} of {size} bytes is larger than its pixels")
         if start < 0 or start + size > self._source.length:
-            raise UnreadableImageError(f"tile {segment} lies outside the image's own bytes")
+            raise UnreadableImageError(f"tile {tile} lies outside the image's own bytes")
         body = os.pread(self._source.descriptor, size, self._source.offset + start) if size else None
         if body is not None and self.facts.lossy and not self._modest(body):
-            raise UnreadableImageError(f"tile {segment} claims another size than the header tells")
-        pixels, place, _ = page.decode(body, segment, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
+            raise UnreadableImageError(f"tile {tile} claims another size than the header tells")
+        pixels, _place, _ = page.decode(body, tile, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
         if pixels is None:
-            return
-        top, left = place[2], place[3]
-        first, last = max(top, low), min(top + pixels.shape[1], low + len(band))
-        right = min(left + pixels.shape[2], self.facts.width)
-        band[first - low : last - low, left:right] = pixels[0, first - top : last - top, : right - left]
+            return np.zeros((box.height, box.width, self.facts.channels), np.uint8)
+        return np.asarray(pixels[0, : box.height, : box.width], np.uint8)
 
     def _modest(self, body: bytes) -> bool:
         """Whether a JPEG is no larger than its tile; a decoder takes the memory for whatever it claims."""
@@ -115,7 +93,7 @@ class TiffLevel:
 
 
 @contextmanager
-def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels: int, threads: int = 0) -> Iterator[TiffLevel]:
+def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels: int) -> Iterator[TiffLevel]:
     """Open one level of the TIFF in bytes `offset`..`offset + length` of an open file, which is closed afterwards.
 
     Raises:
@@ -131,7 +109,7 @@ def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels:
             with _reasons("header cannot be read"):
                 page = _page_of(tiff, level)
                 facts = _checked(page, max_pixels)
-            yield TiffLevel(page, facts, source, threads or min(4, os.cpu_count() or 1))
+            yield TiffLevel(page, facts, source)
 
 
 def _page_of(tiff: Any, level: int) -> Any:
@@ -192,68 +170,3 @@ def jpeg_size(body: bytes) -> tuple[int, int] | None:
             return (int.from_bytes(head[:2], "big"), int.from_bytes(head[2:], "big")) if len(head) == 4 else None
         at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class Chips:
-    """The chips of a band: pixels (n, size, size, channels), background shares (n), encoded pictures (n)."""
-
-    first_index: int
-    pixels: Pixels
-    background: Floats
-    encoded: tuple[bytes, ...]
-
-
-def media_type(lossy: bool) -> str:
-    """Pixels that went through a lossy codec become JPEG; exact ones stay exact, as PNG."""
-    return "image/jpeg" if lossy else "image/png"
-
-
-def cut_band(rows: Pixels, grid: Grid, band: Band, lossy: bool, threads: int = 0) -> Chips:
-    """Cut a band's rows into its chips.
-
-    Args:
-        rows: image rows `band.y_low` to `band.y_high`, as (rows, width, channels).
-        grid: where the chips lie.
-        band: which of them.
-        lossy: whether the pixels were lossy before.
-        threads: for encoding; 0 for as many as there are cores, at most 4.
-    """
-    low, high = band.row_low * grid.columns, band.row_high * grid.columns
-    pixels: Pixels = np.zeros((high - low, grid.size, grid.size, rows.shape[2]), np.uint8)
-    background = np.zeros(high - low, np.float32)
-
-    def one(index: int) -> bytes:
-        """Everything that is done to one chip, while it lies in the processor's cache."""
-        window, at = grid.window(index), index - low
-        top = window.y - band.y_low
-        pixels[at, : window.height, : window.width] = rows[top : top + window.height, window.x : window.x + window.width]
-        background[at] = background_share(pixels[at, : window.height, : window.width])
-        return _jpeg(pixels[at]) if lossy else _png(pixels[at])
-
-    with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
-        encoded = tuple(pool.map(one, range(low, high)))
-    return Chips(low, pixels, background, encoded)
-
-
-def background_share(pixels: Pixels) -> float:
-    """The share of pixels whose channels are all near white, or all near black; every second pixel each way is looked at."""
-    looked_at = pixels[::2, ::2]
-    white, black = looked_at >= NEAR_WHITE, looked_at <= NEAR_BLACK
-    all_white, all_black = white[..., 0], black[..., 0]
-    for channel in range(1, pixels.shape[2]):  # a reduction over so short an axis takes five times as long
-        all_white, all_black = all_white & white[..., channel], all_black & black[..., channel]
-    plain = int(np.count_nonzero(all_white | all_black))
-    return plain / all_white.size
-
-
-def _jpeg(chip: Pixels) -> bytes:
-    return bytes(imagecodecs.jpeg8_encode(_squeezed(chip), level=_JPEG_QUALITY, subsampling="444"))
-
-
-def _png(chip: Pixels) -> bytes:
-    return bytes(imagecodecs.png_encode(_squeezed(chip), level=_PNG_LEVEL))
-
-
-def _squeezed(chip: Pixels) -> Pixels:
-    return chip[:, :, 0] if chip.shape[2] == 1 else chip
