@@ -11,7 +11,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catchment.runtime.atomic_files import atomic_file, sync_folder, write_atomic
+from catchment.runtime.atomic_files import atomic_file, make_folder, write_atomic
 from pipelines.errors import UnreadableImageError
 from pipelines.imaging.cutting import Chips, Cutter, media_type
 from pipelines.imaging.reader import TiffLevel, open_level
@@ -103,6 +103,7 @@ def cut_slide(task: SlideTask, note: Callable[[str], None] = lambda _: None) -> 
 
 def save_result(task: SlideTask, result: ChipFile) -> None:
     """Make durable what became of a slide."""
+    make_folder(_result_path(task).parent)
     write_atomic(_result_path(task), msgspec.json.encode(result, enc_hook=str), mode=0o644)
 
 
@@ -140,8 +141,7 @@ def _write_band(task: SlideTask, cutter: Cutter, band: Band, media: str) -> None
     shard = write_pictures(task.lake, task.place, task.slide, band.index, chips)
     path = task.lake.root / task.place.band_rows(band.index)
     if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sync_folder(path.parent.parent)
+        make_folder(path.parent)
     with atomic_file(path, mode=0o644) as file:
         pq.write_table(_chip_rows(task, cutter.grid, band, chips, shard, media), file, compression="zstd")
 
@@ -150,8 +150,7 @@ def _write_rows(task: SlideTask, count: int) -> ChipFile:
     """Put the rows of all bands into one file, a row group for each band, so that few are in memory at once."""
     path = task.lake.root / task.place.rows
     if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sync_folder(path.parent.parent)
+        make_folder(path.parent)
     rows = 0
     with atomic_file(path, mode=0o644) as file:
         with pq.ParquetWriter(file, chip_schema(), compression="zstd") as writer:

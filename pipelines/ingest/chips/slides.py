@@ -63,9 +63,9 @@ def missing_bytes(lake: Lake, slides: list[SlideRef]) -> Iterator[RefusedSlide]:
 
 def _rows(lake: Lake, request: CutRequest, after: SlideKey | None) -> list[dict[str, Any]]:
     table = open_table(lake, stream_table(request.stream))
-    if table is None:
-        return []
     keys = [key for key in sorted(request.keys) if after is None or key > after][:MAX_LOOKED_UP]
+    if table is None or not (request.run or keys):
+        return []
     is_wanted = pc.field("run") == request.run
     if not request.run:
         is_wanted = pc.field("seq").isin([key.seq for key in keys]) & pc.field("device").isin([key.device for key in keys])
