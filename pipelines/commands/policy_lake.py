@@ -28,7 +28,7 @@ from pipelines.inspect.suspended import HINT, SuspensionBook
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import difference, load_policy
 from pipelines.policy.edge import edge_rules
-from pipelines.policy.guard import GuardedTagger
+from pipelines.policy.guard import SandboxedTagger
 from pipelines.policy.retag import Retagged, retag_stream, undo_retag
 from pipelines.policy.tag_file import RuleTagger
 from pipelines.policy.trial import require_sound
@@ -159,7 +159,7 @@ def retag(
             continue
         fill = StoredInspector(site.lake, site.contract(stream, ()), steps_of(policies, stream))
         book = SuspensionBook(site.lake)
-        rules = GuardedTagger.compile(policies, site.contract(stream, policies), book=book, is_strict=True)
+        rules = SandboxedTagger.compile(policies, site.contract(stream, policies), book=book, is_strict=True)
         try:
             with _Bar(stream) as bar:
                 done = retag_stream(site.lake, stream, policies, RuleTagger(rules, fill), bar, workers)

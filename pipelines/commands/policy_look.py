@@ -18,14 +18,14 @@ from pipelines.policy.committed import REFERENCES, blocks, row_count, sample_row
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.documents import load_policy
 from pipelines.policy.engine import Tagger
-from pipelines.policy.explain import Explained, Verdict, explain
-from pipelines.policy.guard import GuardedTagger
+from pipelines.policy.explain import Explained, RuleResult, explain
+from pipelines.policy.guard import SandboxedTagger
 from pipelines.policy.preview import Preview
 from schemas.policy import Policy
 
 SAMPLE_ROWS = 100_000
 _OVERLAP_TAGS = 12
-_COLOURS = {Verdict.TRUE: "green", Verdict.NEARLY: "yellow", Verdict.FALSE: "dim", Verdict.NULL: "dim"}
+_COLOURS = {RuleResult.TRUE: "green", RuleResult.NEARLY: "yellow", RuleResult.FALSE: "dim", RuleResult.NULL: "dim"}
 
 
 def preview(
@@ -63,9 +63,9 @@ def made_preview(site: Site, policy: Policy, stream: str, limit: int | None) -> 
     before = next((each for each in site.in_force() if each.id == policy.id), None)
     contract = site.contract(stream, (*others, policy))
     with ExitStack() as closing:
-        new = GuardedTagger.compile([*others, policy], contract, is_strict=True)
+        new = SandboxedTagger.compile([*others, policy], contract, is_strict=True)
         closing.callback(new.close)
-        old = GuardedTagger.compile([before], site.contract(stream, (before,)), is_strict=True) if before else None
+        old = SandboxedTagger.compile([before], site.contract(stream, (before,)), is_strict=True) if before else None
         if old is not None:
             closing.callback(old.close)
         found = Preview(policy, new, old)
@@ -106,7 +106,7 @@ def _tree(each: Explained) -> PlainTree:
     tree = PlainTree(joined(styled(each.verdict, colour), f" {each.tag} of {each.policy}: {each.text}"))
     if each.missing:
         tree.add(joined(styled("only this is missing:", colour), f" {each.missing}"))
-    if each.verdict in (Verdict.TRUE, Verdict.NEARLY):
+    if each.verdict in (RuleResult.TRUE, RuleResult.NEARLY):
         for part in each.parts:
             tree.add(f"{part.text} = {'NULL' if part.value is None else part.value}")
     return tree

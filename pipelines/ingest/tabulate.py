@@ -30,7 +30,7 @@ from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
-from pipelines.policy.guard import GuardedTagger
+from pipelines.policy.guard import SandboxedTagger
 from schemas.contract import Contract
 from schemas.policy import Policy
 
@@ -209,10 +209,10 @@ def _count(checked: _Checked, stream: str, written: Written) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tagger(lake: Lake, policies: bytes, contract: Contract) -> GuardedTagger:
+def _tagger(lake: Lake, policies: bytes, contract: Contract) -> SandboxedTagger:
     # By their JSON: a policy's examples are mappings, so a policy itself has no hash.
     given = msgspec.json.decode(policies, type=tuple[Policy, ...])
-    return GuardedTagger.compile(given, contract, book=SuspensionBook(lake))
+    return SandboxedTagger.compile(given, contract, book=SuspensionBook(lake))
 
 
 def row_bytes(rows: pa.Table | pa.RecordBatch) -> Int64s:

@@ -38,7 +38,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 log = structlog.get_logger(__name__)
 
 
-class WorkerDiedError(Exception):
+class PoolWorkerDiedError(Exception):
     """A worker ended in the middle of an item; `place` is the message it had named last. Never leaves this module."""
 
     def __init__(self, code: int, place: tuple[int, int] | None, text: str = "") -> None:
@@ -71,7 +71,7 @@ class Worker:
         """Wait until it has imported all it needs, which takes longer than many an item.
 
         Raises:
-            WorkerDiedError: it ended, or was not heard of in time.
+            PoolWorkerDiedError: it ended, or was not heard of in time.
         """
         if self._is_ready:
             return
@@ -79,14 +79,14 @@ class Worker:
             self._read(HEAD.size, START_TIMEOUT_S)
         except (OSError, EOFError, TimeoutError) as error:
             self.end()
-            raise WorkerDiedError(self._process.returncode, None) from error
+            raise PoolWorkerDiedError(self._process.returncode, None) from error
         self._is_ready = True
 
     def settle(self, work: Work) -> ItemResult:
         """Hand an item over and wait for its result.
 
         Raises:
-            WorkerDiedError: it ended, or was not heard of in time.
+            PoolWorkerDiedError: it ended, or was not heard of in time.
         """
         place: tuple[int, int] | None = None
         body = msgspec.json.encode(work)
@@ -104,10 +104,10 @@ class Worker:
                 place = msgspec.json.decode(frame, type=tuple[int, int])
         except TimeoutError as error:
             self.end()
-            raise WorkerDiedError(self._process.returncode, place, str(error)) from error
+            raise PoolWorkerDiedError(self._process.returncode, place, str(error)) from error
         except (OSError, EOFError) as error:
             self.end()
-            raise WorkerDiedError(self._process.returncode, place) from error
+            raise PoolWorkerDiedError(self._process.returncode, place) from error
 
     def end(self) -> None:
         """Kill it if it lives, and collect it."""
@@ -192,7 +192,7 @@ class WorkerPool:
         while True:
             try:
                 return self._worker().settle(msgspec.structs.replace(work, careful=search.careful, poison=tuple(search.poison)))
-            except WorkerDiedError as error:
+            except PoolWorkerDiedError as error:
                 self._forget()
                 log.error("worker_died", run=work.run, item=work.item, code=error.code, at=error.place)  # noqa: TRY400  # not a fault of this process
                 failure = search.died(error)
@@ -203,7 +203,7 @@ class WorkerPool:
         gate.wait()  # one thread, one worker: none may take the start of two
         try:
             self._worker().wait_ready()
-        except WorkerDiedError as error:
+        except PoolWorkerDiedError as error:
             self._forget()
             log.error("worker_died", code=error.code)  # noqa: TRY400  # not a fault of this process
 
@@ -231,7 +231,7 @@ class _Search:
     careful: bool = False
     unexplained: int = 0
 
-    def died(self, error: WorkerDiedError) -> Failure | None:
+    def died(self, error: PoolWorkerDiedError) -> Failure | None:
         """Take a death in: what to answer, or None to try the item again."""
         if not self.careful or error.place is None:
             self.unexplained += not error.is_of_the_item or (self.careful and error.place is None)

@@ -19,7 +19,7 @@ from pipelines.policy.tag_file import completed
 NEAR_SHARE = 0.1  # a number within a tenth of its limit was near
 
 
-class Verdict(StrEnum):
+class RuleResult(StrEnum):
     """What a rule said of the sample."""
 
     TRUE = "true"
@@ -43,7 +43,7 @@ class Explained:
     tag: str
     policy: str
     text: str
-    verdict: Verdict
+    verdict: RuleResult
     parts: tuple[Part, ...]
     missing: str = ""
 
@@ -59,7 +59,7 @@ def explain(tagger: Tagger, row: pa.Table) -> tuple[Explained, ...]:
     raw: Any = pl.from_arrow(completed(row, tagger.contract))
     frame: pl.DataFrame = raw
     found = [_explained(rule.tag, rule.policy, expression, frame) for rule in tagger.rules for expression in rule.expressions]
-    order = list(Verdict)
+    order = list(RuleResult)
     return tuple(sorted(found, key=lambda each: order.index(each.verdict)))
 
 
@@ -67,9 +67,9 @@ def _explained(tag: str, policy: str, expression: Expression, frame: pl.DataFram
     value = value_of(expression.node, frame)
     shown = tuple(Part(render(part), value_of(part, frame)) for part in parts(expression.node))
     if value is True:
-        return Explained(tag, policy, expression.text, Verdict.TRUE, shown)
+        return Explained(tag, policy, expression.text, RuleResult.TRUE, shown)
     missing = _missing(expression.node, frame)
-    verdict = Verdict.NEARLY if missing else Verdict.NULL if value is None else Verdict.FALSE
+    verdict = RuleResult.NEARLY if missing else RuleResult.NULL if value is None else RuleResult.FALSE
     return Explained(tag, policy, expression.text, verdict, shown, missing)
 
 
