@@ -102,7 +102,7 @@ class Subscribed:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
+class MessageArrived:
     """A message came down."""
 
     topic: str
@@ -129,12 +129,12 @@ class Woken:
     """Something changed in the spool."""
 
 
-Event = Acked | Subscribed | Arrived | Lost | Woken
+Event = Acked | Subscribed | MessageArrived | Lost | Woken
 Events = queue.SimpleQueue[Event]
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class OutgoingMessage:
     """A message to publish, with all that counts against the broker's packet limit."""
 
     topic: str
@@ -167,7 +167,7 @@ class Session(Protocol):
         """How many messages may be unacknowledged."""
         ...
 
-    def publish(self, message: Message) -> int:
+    def publish(self, message: OutgoingMessage) -> int:
         """Send with QoS 1; the returned number comes back in `Acked`.
 
         Raises:
@@ -222,7 +222,7 @@ class PahoSession:
         self._client.on_message = self._on_message
         self._connect(broker)
 
-    def publish(self, message: Message) -> int:
+    def publish(self, message: OutgoingMessage) -> int:
         """Send with QoS 1.
 
         Raises:
@@ -310,7 +310,7 @@ class PahoSession:
         properties = message.properties
         named = tuple(getattr(properties, "UserProperty", ()))
         correlation = getattr(properties, "CorrelationData", b"")
-        self._events.put(Arrived(message.topic, bytes(message.payload), named, correlation))
+        self._events.put(MessageArrived(message.topic, bytes(message.payload), named, correlation))
 
 
 def tls_context(broker: BrokerConfig) -> ssl.SSLContext:

@@ -10,7 +10,7 @@ import typer
 from catchment.runtime.output import say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable, PlainTree, joined, styled
 from pipelines.commands.options import AsJson, Config, Lake
-from pipelines.commands.site import Site
+from pipelines.commands.site import LakeSite
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
@@ -39,7 +39,7 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """What a policy would do: matches, overlaps, changes against the version in force, conflicts, twenty samples."""
-    site, policy = Site.open(config, lake), load_policy(file)
+    site, policy = LakeSite.open(config, lake), load_policy(file)
     name = stream or policy.streams[0]
     store_code(site.lake, [policy], file.parent)
     found = made_preview(site, policy, name, None if every else rows)
@@ -51,7 +51,7 @@ def preview(
     _print(found, name, row_count(site.lake, name), sheet)
 
 
-def made_preview(site: Site, policy: Policy, stream: str, limit: int | None) -> Preview:
+def made_preview(site: LakeSite, policy: Policy, stream: str, limit: int | None) -> Preview:
     """Try a policy on committed rows, beside the others that are in force.
 
     Raises:
@@ -84,7 +84,7 @@ def explain_sample(
     as_json: AsJson = False,
 ) -> None:
     """Which rules gave a sample its tags, with the value of each part of their expressions, and which nearly did."""
-    site = Site.open(config, lake)
+    site = LakeSite.open(config, lake)
     policies = (load_policy(file),) if file else site.in_force()
     if file:
         store_code(site.lake, policies, file.parent)

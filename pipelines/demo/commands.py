@@ -23,7 +23,7 @@ def command_line(program: str, *arguments: str) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Commands:
+class DemoCommands:
     """Runs commands in one demo folder."""
 
     folder: Path

@@ -17,7 +17,7 @@ import msgspec
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import load_core_config
 from pipelines.demo.broker import HOST, start_broker
-from pipelines.demo.commands import Commands
+from pipelines.demo.commands import DemoCommands
 from pipelines.demo.learn import build_and_read, publish, train_on
 from pipelines.demo.processes import ProcessGroup
 from pipelines.demo.proxy import Proxy
@@ -182,7 +182,7 @@ def open_stage(stack: ExitStack, site: DemoSite, agents: Sequence[AgentPlan], vi
     director = first_director(director_folder(load_core_config(site.core_config)))
     write_site(site, agents, Wiring(port, proxy.port, model, director.public_keys))
     watch = stack.enter_context(Watch(HOST, port, site.lake, streams))
-    stage = DemoStage(site, group, proxy, watch, view, clock, Commands(site.folder, view))
+    stage = DemoStage(site, group, proxy, watch, view, clock, DemoCommands(site.folder, view))
     stage.start_core()
     stage.start_agents(agents)
     view.event(f"started: broker, core and {len(agents)} agents; everything lies in {site.folder}")

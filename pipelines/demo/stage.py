@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 
 from catchment.runtime.clock import Clock
-from pipelines.demo.commands import Commands, command_line
+from pipelines.demo.commands import DemoCommands, command_line
 from pipelines.demo.processes import ProcessGroup, Program
 from pipelines.demo.proxy import Proxy
 from pipelines.demo.site import AgentPlan, DemoSite
@@ -34,7 +34,7 @@ class DemoStage:
     watch: Watch
     view: View
     clock: Clock
-    commands: Commands
+    commands: DemoCommands
     network_is_up: bool = True
 
     def start_core(self) -> Program:

@@ -29,7 +29,7 @@ class RuleResult(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RulePart:
     """A part of an expression and its value for the sample; None is NULL."""
 
     text: str
@@ -44,7 +44,7 @@ class Explained:
     policy: str
     text: str
     verdict: RuleResult
-    parts: tuple[Part, ...]
+    parts: tuple[RulePart, ...]
     missing: str = ""
 
 
@@ -65,7 +65,7 @@ def explain(tagger: Tagger, row: pa.Table) -> tuple[Explained, ...]:
 
 def _explained(tag: str, policy: str, expression: Expression, frame: pl.DataFrame) -> Explained:
     value = value_of(expression.node, frame)
-    shown = tuple(Part(render(part), value_of(part, frame)) for part in parts(expression.node))
+    shown = tuple(RulePart(render(part), value_of(part, frame)) for part in parts(expression.node))
     if value is True:
         return Explained(tag, policy, expression.text, RuleResult.TRUE, shown)
     missing = _missing(expression.node, frame)

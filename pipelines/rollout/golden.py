@@ -15,14 +15,14 @@ _SCORE_SLACK = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class GoldenTrial:
     """A model that was tried: the input it takes, and its answers to the golden input."""
 
     image: ImageInput
     golden: tuple[float, ...]
 
 
-def try_model(onnx: bytes, image: ImageInput | None = None, output: str = "") -> Trial:
+def try_model(onnx: bytes, image: ImageInput | None = None, output: str = "") -> GoldenTrial:
     """Load a model and run it once.
 
     Args:
@@ -41,10 +41,10 @@ def try_model(onnx: bytes, image: ImageInput | None = None, output: str = "") ->
     outputs = [found.name for found in session.get_outputs() if found.type in _TYPES and output in ("", found.name)]
     if not outputs:
         raise RefusedError(f"the model has no output {output!r} of floating numbers")
-    return Trial(image, _answers(session, inputs[0], outputs[0], image))
+    return GoldenTrial(image, _answers(session, inputs[0], outputs[0], image))
 
 
-def check_scores(trial: Trial, labels: tuple[str, ...], softmax: bool) -> None:
+def check_scores(trial: GoldenTrial, labels: tuple[str, ...], softmax: bool) -> None:
     """See to it that a device can read the answers as scores of classes.
 
     Raises:

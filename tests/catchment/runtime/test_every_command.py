@@ -44,7 +44,7 @@ from pipelines.open_lake import LakeView
 from pipelines.policy import notebook
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.explain import Explained
-from pipelines.policy.preview import Conflict, ExampleRow, TagCount
+from pipelines.policy.preview import Conflict, ExampleRow, PreviewTagCount
 from pipelines.policy.retag import Retagged
 from pipelines.rollout.rollouts import Rollout
 from pipelines.status.health import HealthResult
@@ -191,7 +191,7 @@ def _preview() -> Any:
         before=True,
         tags=(TEXT, "b"),
         overlap=np.ones((2, 2), np.int64),
-        counts={TEXT: TagCount(TEXT, 1, 1, 1, 1)},
+        counts={TEXT: PreviewTagCount(TEXT, 1, 1, 1, 1)},
         conflicts={(TEXT, "b"): Conflict(TEXT, TEXT, 1, row)},
         examples=lambda: [ExampleRow(row, (TEXT,))],
     )
