@@ -204,6 +204,7 @@ class Agent:
         self._stop_capture.set()
         self._supervisor.stop()
         self._stop_uplink.set()
+        self._forwarder.wake()
         if self._models is not None:
             self._models.close()
         if self._uplink is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
@@ -18,9 +18,6 @@ from edge_agent.commands.exits import EXIT_DAMAGED
 from edge_agent.commands.options import AGENT, AsJson, Config
 from edge_agent.config import load_agent_config
 from edge_agent.errors import AgentError, NotFoundError
-
-if TYPE_CHECKING:
-    from edge_agent.spool.inspection import SpoolEntry
 
 _TAKEN_WITHIN_S = 3.0
 _SPOOL_HELP = """Look at single envelopes. Works while the agent runs and after; changes nothing.
@@ -47,8 +44,8 @@ def list_spool(
     as_json: AsJson = False,
 ) -> None:
     """List envelopes, oldest first."""
-    from edge_agent.spool import inspection  # noqa: PLC0415 # each command loads only what it needs
-    from edge_agent.spool.records import State  # noqa: PLC0415
+    from edge_agent.spool import inspection
+    from edge_agent.spool.records import State
 
     if state is not None and state.upper() not in State.__members__:
         raise typer.BadParameter(f"{state!r} is none of ready, waiting, parked", param_hint="--state")
@@ -66,8 +63,8 @@ def show_envelope(
     as_json: AsJson = False,
 ) -> None:
     """Show one envelope, and whether it is what was stored."""
-    from edge_agent.spool import bodies, inspection, reading  # noqa: PLC0415
-    from edge_agent.spool.sealing import open_envelope, read_seal  # noqa: PLC0415
+    from edge_agent.spool import bodies, inspection, reading
+    from edge_agent.spool.sealing import open_envelope, read_seal
 
     with _reader(config) as (db, folder):
         found = inspection.entry(db, id_)
@@ -97,7 +94,7 @@ def verify_spool(config: Config = AGENT, as_json: AsJson = False) -> None:
 
     The agent gives damaged envelopes up by itself, counted as `corrupt`, when it comes to send them.
     """
-    from edge_agent.spool import inspection  # noqa: PLC0415
+    from edge_agent.spool import inspection
 
     with _reader(config) as (db, folder):
         check = inspection.verify(db, folder)
@@ -117,8 +114,8 @@ def verify_spool(config: Config = AGENT, as_json: AsJson = False) -> None:
 @park_app.command("ls")
 def list_parked(config: Config = AGENT, limit: LimitOption = 100, as_json: AsJson = False) -> None:
     """List parked envelopes and why each was put aside."""
-    from edge_agent.spool import inspection  # noqa: PLC0415
-    from edge_agent.spool.records import State  # noqa: PLC0415
+    from edge_agent.spool import inspection
+    from edge_agent.spool.records import State
 
     with _reader(config) as (db, _):
         found = inspection.entries(db, stream=None, state=State.PARKED, limit=limit)
@@ -134,9 +131,9 @@ def replay_parked(
     as_json: AsJson = False,
 ) -> None:
     """Have parked envelopes sent again. A running agent does it at once, a stopped one when it starts."""
-    from edge_agent.spool import inspection  # noqa: PLC0415
-    from edge_agent.spool.records import State  # noqa: PLC0415
-    from edge_agent.spool.requests import ask_replay  # noqa: PLC0415
+    from edge_agent.spool import inspection
+    from edge_agent.spool.records import State
+    from edge_agent.spool.requests import ask_replay
 
     if bool(ids) == everything:
         raise typer.BadParameter("give ids, or --all", param_hint="ID")
@@ -158,7 +155,7 @@ def replay_parked(
 
 @contextmanager
 def _reader(path: Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
-    from edge_agent.spool import inspection  # noqa: PLC0415
+    from edge_agent.spool import inspection
 
     folder = load_agent_config(path).spool_dir
     try:
@@ -169,7 +166,7 @@ def _reader(path: Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
 
 
 def _tell_entries(found: "list[SpoolEntry]", in_all: dict[str, int], *, as_json: bool, is_cut: bool) -> None:
-    from edge_agent.commands.tables import show_entries  # noqa: PLC0415
+    from edge_agent.commands.tables import show_entries
 
     if as_json:
         say_json(msgspec.json.encode({"envelopes": found, "in_all": in_all}))

@@ -1,4 +1,7 @@
-"""What the agent says of itself, as samples of a stream of its own: kept, sent and counted like any other."""
+"""The agent's own state as samples of a stream: kept, sent and counted like any other.
+
+Stands alone because the samples follow a contract that the core reads, whichever part of the agent makes them.
+"""
 
 from collections.abc import Callable
 

@@ -141,7 +141,7 @@ class BodyFiles:
                     self._remove(number)
 
     def freed_bytes(self, files: Iterable[int]) -> int:
-        """What a release of these would free."""
+        """Bytes that releasing one body in each of these files would free."""
         with self._lock:
             return sum(
                 self._files[number].size_bytes
@@ -192,7 +192,7 @@ class BodyFiles:
         self._unsynced.discard(number)
 
     def _abandon(self, priority: int, number: int) -> None:
-        """Nothing more is written to a file that refused; what it holds already is kept."""
+        """Stop writing to a file whose write failed; the bodies it holds already are kept."""
         file = self._files[number]
         file.wanted -= 1
         self._end(priority, number)

@@ -108,7 +108,7 @@ class Removed:
 
     @classmethod
     def all(cls, parts: Iterable["Removed"]) -> "Removed":
-        """All of these together."""
+        """Merge several removals into one."""
         kept = tuple(parts)
         return cls(
             tuple(chain.from_iterable(part.ids for part in kept)),

@@ -44,7 +44,7 @@ class Lanes:
         self._fresh_cursor = max(self._fresh_cursor, newest_id)
 
     def order(self) -> tuple[Lane, Lane]:
-        """Which lane to ask first, and which if that one is empty."""
+        """The lane to read first, and the one to read if that is empty."""
         if self._fresh_credit > 0 or self.fresh_share >= 1:
             return Lane.FRESH, Lane.OLD
         return Lane.OLD, Lane.FRESH
@@ -106,7 +106,7 @@ class Leases:
 
     @property
     def ids(self) -> frozenset[int]:
-        """What is given out."""
+        """The ids of all leased envelopes."""
         return frozenset(self._ids)
 
     @property
@@ -142,7 +142,7 @@ class Leases:
         return envelope
 
     def part(self, newest_id: int) -> None:
-        """What was captured up to this id is old from now on."""
+        """Count envelopes up to this id as old from now on."""
         self._lanes.part(newest_id)
 
     def take(self, db: sqlite3.Connection, limit_bytes: int) -> list[Envelope]:

@@ -95,16 +95,16 @@ class NewEnvelope:
 
     @property
     def cost_bytes(self) -> int:
-        """What it takes from the quota."""
+        """Bytes that count against the quota."""
         return self.row_bytes + (self.place.size_bytes if self.place else 0) + (self.large.size_bytes if self.large else 0)
 
     @property
     def row_bytes(self) -> int:
-        """What its row takes; the rest lies in files already."""
+        """Bytes of its database row; the rest lies in files already."""
         return len(self.body) + ROW_OVERHEAD_BYTES
 
     def sum_up(self) -> int:
-        """The body's CRC-32, made once: by whoever hands the envelope in, because the one writer thread has enough to do."""
+        """Compute the body's CRC-32 once, on the caller's thread, because the one writer thread has enough to do."""
         if self.body_crc < 0:
             object.__setattr__(self, "body_crc", zlib.crc32(self.body))
         return self.body_crc
@@ -141,12 +141,12 @@ class Append:
 
     @property
     def cost_bytes(self) -> int:
-        """What it takes from the quota."""
+        """Bytes that count against the quota."""
         return sum(envelope.cost_bytes for envelope in self.envelopes)
 
     @property
     def row_bytes(self) -> int:
-        """What its rows take; the rest lies in files already."""
+        """Bytes of its database rows; the rest lies in files already."""
         return sum(envelope.row_bytes for envelope in self.envelopes)
 
     @property

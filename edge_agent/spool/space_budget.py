@@ -101,7 +101,7 @@ class SpaceBudget:
 
     @property
     def used_bytes(self) -> int:
-        """What counts against the quota."""
+        """Bytes that count against the quota."""
         return self._database_bytes + self._objects.total_bytes + self._bodies.total_bytes
 
     def count_database(self, db: sqlite3.Connection) -> None:
@@ -109,7 +109,7 @@ class SpaceBudget:
         self._database_bytes, self._reusable_bytes = database.used_and_free_bytes(db)
 
     def for_rows_bytes(self) -> int:
-        """What more rows may take; below 0 when too much is taken already."""
+        """Bytes that further rows may take; negative when the quota is exceeded already."""
         return self.for_files_bytes() + self._reusable_bytes
 
     def takes_file(self, size_bytes: int) -> bool:

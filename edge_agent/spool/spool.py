@@ -193,7 +193,7 @@ class Spool:
             return self._leases.lease(id_)
 
     def part_backlog(self) -> None:
-        """What is spooled now is old; what comes is fresh."""
+        """Count everything spooled so far as old, and later appends as fresh."""
         with self._lock:
             self._leases.part(self._reader.execute("SELECT coalesce(max(id), 0) FROM envelope").fetchone()[0])
 
@@ -269,7 +269,7 @@ class Spool:
             return reading.books(self._reader)
 
     def refused(self) -> dict[str, RefusedStream]:
-        """What the core refuses, by stream, as its last receipt tells."""
+        """Refused samples by stream, as the core's last receipt reports them."""
         with self._lock:
             return reading.refused(self._reader)
 
@@ -285,7 +285,7 @@ class Spool:
         return int(row[0])
 
     def used_bytes(self) -> int:
-        """What counts against the quota now."""
+        """Bytes that count against the quota now."""
         return self._budget.used_bytes
 
     def oldest_unsettled_us(self) -> int | None:

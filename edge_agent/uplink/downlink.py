@@ -36,18 +36,18 @@ class ModelRequest:
 
 
 class ModelMessages(Protocol):
-    """What the uplink asks of the models' room."""
+    """The calls that the uplink makes to the model updater."""
 
     def on_desired(self, body: bytes) -> None:
-        """A desired state came down."""
+        """Take in a desired state from the core."""
         ...
 
     def on_piece(self, correlation: bytes, properties: list[tuple[str, str]], body: bytes) -> None:
-        """A piece of a repository file came down."""
+        """Take in a piece of a repository file."""
         ...
 
     def report(self) -> tuple[ModelReport, ...]:
-        """What runs here."""
+        """Report the models that run on this device."""
         ...
 
 

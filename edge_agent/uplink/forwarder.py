@@ -203,6 +203,10 @@ class Forwarder:
             self.progress.last_loop_s = self._clock.monotonic_s()
             stop.wait(min(left_s, _TURN_S))
 
+    def wake(self) -> None:
+        """Let the uplink's thread look at once whether it is to stop, instead of within a second. From any thread."""
+        self._events.put(Woken())
+
     def retune(self, config: UplinkConfig) -> None:
         """Another rate, schedule, share or least priority from now on. From any thread."""
         self._news.put(config)

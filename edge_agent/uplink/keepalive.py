@@ -51,7 +51,7 @@ class Pacer:
             return available_bytes if available_bytes >= self._turn_bytes else 0
 
     def sent(self, size_bytes: int) -> None:
-        """So many bytes went."""
+        """Count sent bytes against the rate limit."""
         if self._bucket.bytes_per_s == 0:
             return
         with self._lock:

@@ -132,7 +132,7 @@ class PoisonDetector:
         return not self._suspects or (self._controls < _CONTROLS and len(self._suspects) < _MAX_SUSPECTS)
 
     def nothing_waits(self) -> None:
-        """Nothing else is there to be sent: what was watched left unseen."""
+        """Forget watched envelopes: nothing waits in the spool, so they have left it."""
         self._watched.clear()
 
     def sent(self, id_: int, now_s: float) -> None:

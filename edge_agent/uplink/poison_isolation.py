@@ -73,7 +73,7 @@ class PoisonIsolation:
         return envelopes
 
     def sent(self, envelope: Envelope, now_s: float) -> None:
-        """It went out."""
+        """Note that an envelope was sent."""
         self._streams[envelope.id] = envelope.stream
         self._detector.sent(envelope.id, now_s)
 

@@ -39,7 +39,7 @@ class TokenBucket:
 
     @property
     def burst_bytes(self) -> float:
-        """What it holds at most."""
+        """The largest burst that the bucket allows."""
         return self.bytes_per_s * _BURST_S
 
     def available_bytes(self, now_s: float) -> int:

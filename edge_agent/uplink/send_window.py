@@ -37,7 +37,7 @@ class ByteWindow:
         self.now_bytes = min(self.max_bytes, _FIRST_WINDOW_BYTES)
 
     def acked(self, size_bytes: int, sent_s: float, now_s: float) -> None:
-        """So many bytes, sent at a time, were acknowledged."""
+        """Widen or shrink the window by how fast these bytes were acknowledged."""
         if now_s - sent_s < _FAST_ACK_S:
             self.now_bytes = min(self.max_bytes, self.now_bytes + size_bytes)
         elif now_s - sent_s > _SLOW_ACK_S and sent_s >= self._shrunk_s:

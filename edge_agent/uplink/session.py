@@ -14,12 +14,20 @@ from enum import Enum, auto
 from typing import Any, Protocol
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from catchment.runtime.mqtt_link import (
+    MQTT_RECEIVE_MAXIMUM,
+    BrokerLimits,
+    RefusedByBrokerError,
+    UnreachableBrokerError,
+    connect_properties,
+    make_client,
+    open_connection,
+)
 from catchment.runtime.tls import client_context
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
@@ -29,7 +37,7 @@ from edge_agent.uplink.keepalive import KeepaliveClient
 
 # What the broker's answer to a message means for it, and what the end of a connection may mean: over MQTT 5 reason codes.
 class PubackAction(Enum):
-    """What happens to the message next."""
+    """The next step for a message, by the broker's answer to it."""
 
     TAKEN = auto()  # the broker has it; now a receipt is awaited
     NOT_SENT = auto()  # nobody will get it: send it again after a while, and nothing else meanwhile
@@ -75,11 +83,8 @@ def is_hung_up(code: int, broke_errno: int, *, has_reason: bool) -> bool:
     return code == _UNSPECIFIED and broke_errno not in _OWN_SIDE
 
 
-CONNECT_TIMEOUT_S = 10.0
 # What is under way may take so long to leave before a goodbye.
 _GOODBYE_S = 2.0
-# What a broker that announces no limit is trusted with: MQTT's own.
-_MQTT_MAX_PACKET_BYTES = 268_435_455
 # How many messages the broker may send us before we acknowledge one.
 _RECEIVE_MAXIMUM = 32
 
@@ -126,7 +131,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Woken:
-    """Something changed in the spool."""
+    """Event: the spool changed, so there may be something to send."""
 
 
 Event = Acked | Subscribed | MessageArrived | Lost | Woken
@@ -197,30 +202,18 @@ class PahoSession:
 
     def __init__(self, broker: BrokerConfig, client_id: str, events: Events) -> None:
         self._events = events
-        self._welcome: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._is_over = threading.Event()
         self._is_gone = threading.Event()
-        self.max_packet_bytes = _MQTT_MAX_PACKET_BYTES
-        self.receive_maximum = 65_535
-        self._client = KeepaliveClient(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            protocol=mqtt.MQTTv5,
-            transport="websockets" if broker.transport == "websockets" else "tcp",
-            reconnect_on_failure=False,
-        )
-        if broker.transport == "websockets":
-            self._client.ws_set_options(path=broker.path)
-        self._client.max_inflight_messages_set(65_535)
-        self._client.on_connect = self._on_connect
-        self._client.on_connect_fail = self._on_connect_fail
+        self._client = self._make_client(broker, client_id)
+        self._client.max_inflight_messages_set(MQTT_RECEIVE_MAXIMUM)
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
         self._client.on_subscribe = self._on_subscribe
         self._filters: dict[int, tuple[str, ...]] = {}
         self._subscribing = threading.Lock()
         self._client.on_message = self._on_message
-        self._connect(broker)
+        limits = self._connect(broker)
+        self.max_packet_bytes, self.receive_maximum = limits.max_packet_bytes, limits.receive_maximum
 
     def publish(self, message: OutgoingMessage) -> int:
         """Send with QoS 1.
@@ -260,36 +253,27 @@ class PahoSession:
             self._client.cut_off()
         self._client.loop_stop()
 
-    def _connect(self, broker: BrokerConfig) -> None:
-        hello = PahoProperties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
-        hello.ReceiveMaximum = _RECEIVE_MAXIMUM
+    @staticmethod
+    def _make_client(broker: BrokerConfig, client_id: str) -> KeepaliveClient:
+        try:
+            context = None if broker.tls is None else tls_context(broker)
+        except OSError as error:
+            raise BrokerUnavailableError(f"broker {broker.host}:{broker.port} cannot be reached: {error}") from error
+        path = broker.path if broker.transport == "websockets" else None
+        return make_client(client_id, KeepaliveClient, context=context, websocket_path=path)
+
+    def _connect(self, broker: BrokerConfig) -> BrokerLimits:
         place = f"broker {broker.host}:{broker.port}"
+        hello = connect_properties(receive_maximum=_RECEIVE_MAXIMUM)
         try:
-            if broker.tls is not None:
-                self._client.tls_set_context(tls_context(broker))
-            self._client.connect(broker.host, broker.port, keepalive=broker.keepalive_s, clean_start=True, properties=hello)
-        except (OSError, ValueError) as error:
+            return open_connection(self._client, broker.host, broker.port, keepalive_s=broker.keepalive_s, properties=hello)
+        except UnreachableBrokerError as error:
             raise BrokerUnavailableError(f"{place} cannot be reached: {error}") from error
-        self._client.loop_start()
-        try:
-            refusal = self._welcome.get(timeout=CONNECT_TIMEOUT_S)
-        except queue.Empty:
-            refusal = f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
-        if refusal:
-            self.close()
-            raise BrokerUnavailableError(f"{place} refuses: {refusal}")
-
-    def _on_connect(self, _c: mqtt.Client, _u: Any, _f: Any, code: ReasonCode, properties: PahoProperties | None) -> None:
-        if properties is not None:
-            self.max_packet_bytes = getattr(properties, "MaximumPacketSize", self.max_packet_bytes)
-            self.receive_maximum = getattr(properties, "ReceiveMaximum", self.receive_maximum)
-        self._welcome.put(str(code) if code.is_failure else "")
-
-    def _on_connect_fail(self, _c: mqtt.Client, _u: Any) -> None:
-        self._welcome.put("the connection broke while it was made")
+        except RefusedByBrokerError as error:
+            self._is_over.set()
+            raise BrokerUnavailableError(f"{place} refuses: {error}") from error
 
     def _on_disconnect(self, _c: mqtt.Client, _u: Any, flags: mqtt.DisconnectFlags, code: ReasonCode, _p: Any) -> None:
-        self._welcome.put(str(code))
         self._is_gone.set()
         if not self._is_over.is_set():
             self._is_over.set()

@@ -18,14 +18,12 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import structlog
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
+from catchment.runtime.mqtt_link import connect_properties, make_client
 from pipelines.bridge.envelope_rows import BrokerMessage
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.config import CoreConfig
@@ -138,7 +136,8 @@ class Subscriber:
         self._client.loop_write()
 
     def _make_client(self) -> mqtt.Client:
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self._config.bridge.id, protocol=mqtt.MQTTv5, manual_ack=True)
+        context = broker_client_context(self._config.broker)
+        client = make_client(self._config.bridge.id, mqtt.Client, context=context, manual_ack=True)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -146,16 +145,11 @@ class Subscriber:
         client.on_publish = self._on_publish
         # With this set paho queues packets instead of writing each one from within `ack`; the loop below writes them.
         client.on_socket_register_write = lambda *_: None
-        context = broker_client_context(self._config.broker)
-        if context is not None:
-            client.tls_set_context(context)
         return client
 
     def _connect(self) -> None:
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = self._config.bridge.session_expiry_s
-        properties.ReceiveMaximum = self._config.bridge.receive_maximum
-        broker = self._config.broker
+        bridge, broker = self._config.bridge, self._config.broker
+        properties = connect_properties(session_expiry_s=bridge.session_expiry_s, receive_maximum=bridge.receive_maximum)
         self._is_up = False
         self._client.connect(broker.host, broker.port, broker.keepalive_s, clean_start=False, properties=properties)
 

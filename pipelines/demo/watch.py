@@ -9,8 +9,8 @@ from typing import Any, Self
 import paho.mqtt.client as mqtt
 import structlog
 from deltalake import DeltaTable
-from paho.mqtt.enums import CallbackAPIVersion
 
+from catchment.runtime.mqtt_link import make_client, open_connection
 from pipelines.demo.view import DeviceLine, Snapshot, StreamLine
 from schemas.errors import SchemaError
 from schemas.reported import ModelReport, Reported, decode_reported
@@ -28,14 +28,13 @@ class Watch:
         self._streams = tuple(streams)
         self._lock = threading.Lock()
         self._reports: dict[str, Reported] = {}
-        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="demo-watch", protocol=mqtt.MQTTv5)
+        self._client = make_client("demo-watch", mqtt.Client, reconnects=True)
         self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
 
     def __enter__(self) -> Self:
         """Connect."""
-        self._client.connect(self._host, self._port)
-        self._client.loop_start()
+        open_connection(self._client, self._host, self._port)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -21,7 +21,7 @@ _RAISED: dict[str, type[PipelineError]] = {AWAY: RetryLaterError, CORRUPT: Corru
 
 
 def failure_of(error: Exception) -> Failure:
-    """What an exception means to the loop."""
+    """The run loop's reaction to an exception."""
     trace = _trace(error)[-_MAX_TRACE_CHARS:]
     match error:
         case CorruptLakeError():

@@ -7,12 +7,11 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import structlog
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
+from catchment.runtime.mqtt_link import MQTT_MAX_PACKET_BYTES, MQTT_RECEIVE_MAXIMUM, make_client, open_connection
 from catchment.runtime.puback import PubackClient
 from catchment.runtime.tls import client_context
 from pipelines.config import BrokerConfig
@@ -21,8 +20,6 @@ from pipelines.ingest.receipt_messages import Outgoing
 from pipelines.ingest.receipt_outbox import NOT_SENT, Broken, LinkLimits, ReceiptAnswer
 from pipelines.ingest.receipts import Publisher
 
-MQTT_MAX_PACKET_BYTES = 268_435_455
-DEFAULT_RECEIVE_MAXIMUM = 65_535
 CONNECT_WITHIN_S = 5.0
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 30.0
@@ -39,8 +36,8 @@ class DirectLink:
         self._numbers = count(1)
 
     def limits(self) -> LinkLimits:
-        """None but MQTT's own."""
-        return LinkLimits(MQTT_MAX_PACKET_BYTES, DEFAULT_RECEIVE_MAXIMUM)
+        """The limits of MQTT itself; this link adds none."""
+        return LinkLimits(MQTT_MAX_PACKET_BYTES, MQTT_RECEIVE_MAXIMUM)
 
     def send(self, message: Outgoing) -> int:
         """Queue it until the next call of `answers`."""
@@ -110,7 +107,7 @@ class MqttLink:
         return number
 
     def answers(self) -> list[ReceiptAnswer | Broken]:
-        """What the broker answered, and whether it went."""
+        """Take the broker's answers and connection losses since the last call."""
         found: list[ReceiptAnswer | Broken] = []
         while not self._answers.empty():
             answer = self._answers.get_nowait()
@@ -135,11 +132,10 @@ class MqttLink:
             connection.close()
 
     def _connect(self) -> None:
-        connection = _Connection(self._broker, self._client_id, self._answers, self._wake)
         try:
+            connection = _Connection(self._broker, self._client_id, self._answers, self._wake)
             connection.open()
-        except (OSError, ValueError) as error:
-            connection.close()
+        except OSError as error:
             self._pause()
             log.warning("receipts_wait", broker=f"{self._broker.host}:{self._broker.port}", reason=str(error))
             return
@@ -160,16 +156,12 @@ class _Connection:
         self._answers = answers
         self._wake = wake
         self._numbers: dict[int, int] = {}
-        self._welcome: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.limits = LinkLimits(MQTT_MAX_PACKET_BYTES, DEFAULT_RECEIVE_MAXIMUM)
+        self.limits = LinkLimits(MQTT_MAX_PACKET_BYTES, MQTT_RECEIVE_MAXIMUM)
         self.is_over = False
-        self._client = PubackClient(
-            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=mqtt.MQTTv5, reconnect_on_failure=False
-        )
-        self._client.connect_timeout = CONNECT_WITHIN_S
-        self._client.max_inflight_messages_set(DEFAULT_RECEIVE_MAXIMUM)
-        self._client.on_connect = self._on_connect
-        self._client.on_connect_fail = lambda *_: self._welcome.put("the connection broke while it was made")
+        tls = broker.tls
+        context = None if tls is None else client_context(tls.ca, tls.cert, tls.key)
+        self._client = make_client(client_id, PubackClient, context=context)
+        self._client.max_inflight_messages_set(MQTT_RECEIVE_MAXIMUM)
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
 
@@ -178,19 +170,10 @@ class _Connection:
 
         Raises:
             OSError: the broker cannot be reached, or refuses.
-            ValueError: an address that cannot be.
         """
-        tls = self._broker.tls
-        if tls is not None:
-            self._client.tls_set_context(client_context(tls.ca, tls.cert, tls.key))
-        self._client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
-        self._client.loop_start()
-        try:
-            refusal = self._welcome.get(timeout=CONNECT_WITHIN_S)
-        except queue.Empty:
-            refusal = f"no answer within {CONNECT_WITHIN_S:.0f} s"
-        if refusal:
-            raise ConnectionError(refusal)
+        broker = self._broker
+        found = open_connection(self._client, broker.host, broker.port, keepalive_s=broker.keepalive_s, within_s=CONNECT_WITHIN_S)
+        self.limits = LinkLimits(found.max_packet_bytes, found.receive_maximum)
 
     def publish(self, number: int, message: Outgoing) -> None:
         """Send; the answer bears `number`.
@@ -227,16 +210,7 @@ class _Connection:
         self._answers.put(ReceiptAnswer(number, code))
         self._wake()
 
-    def _on_connect(self, _c: Any, _u: Any, _f: Any, code: ReasonCode, properties: Properties | None) -> None:
-        if properties is not None:
-            self.limits = LinkLimits(
-                getattr(properties, "MaximumPacketSize", MQTT_MAX_PACKET_BYTES),
-                getattr(properties, "ReceiveMaximum", DEFAULT_RECEIVE_MAXIMUM),
-            )
-        self._welcome.put(str(code) if code.is_failure else "")
-
     def _on_disconnect(self, _c: Any, _u: Any, _f: Any, code: ReasonCode, _p: Any) -> None:
-        self._welcome.put(str(code))
         self.end(str(code))
 
     def _on_publish(self, _c: Any, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:

@@ -70,17 +70,17 @@ class Link(Protocol):
         ...
 
     def answers(self) -> list[ReceiptAnswer | Broken]:
-        """What happened since the last call."""
+        """Take the answers and connection losses since the last call."""
         ...
 
     def reset(self, reason: str) -> None:
-        """Give the connection up; its end comes as an answer."""
+        """Close the connection; its end arrives as an answer."""
         ...
 
 
 @dataclass(slots=True)
 class _History:
-    """What was learned of a device whose receipt met trouble."""
+    """Failures of a device's receipt, and when to retry."""
 
     failures: int = 0
     reason: str = ""
@@ -101,7 +101,7 @@ class _Sending:
 
 @dataclass(slots=True)
 class _Inbox:
-    """What other threads hand in."""
+    """Requests from other threads."""
 
     lock: Lock = field(default_factory=Lock)
     ledger: Ledger = field(default_factory=Ledger)

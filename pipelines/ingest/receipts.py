@@ -7,9 +7,10 @@ from typing import Protocol, Self
 
 import paho.mqtt.client as mqtt
 import structlog
-from paho.mqtt.enums import CallbackAPIVersion
 
 from catchment.runtime.clock import Clock, SystemClock
+from catchment.runtime.mqtt_link import make_client, open_connection
+from catchment.runtime.puback import PubackClient
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.lake.ledger import Ledger
@@ -112,15 +113,11 @@ class MqttPublisher:
         if self._client is not None and self._client.is_connected():
             return self._client
         self._close()
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=mqtt.MQTTv5)
+        client = make_client(self._client_id, PubackClient, context=broker_client_context(self._broker))
         # Handlers of a connection that is gone are never called: message numbers begin again.
         self._tracker = tracker = PublishTracker()
-        client.on_publish = lambda _c, _d, mid, reason, _p: tracker.answered(mid, reason.value)
-        context = broker_client_context(self._broker)
-        if context is not None:
-            client.tls_set_context(context)
-        client.connect(self._broker.host, self._broker.port, self._broker.keepalive_s)
-        client.loop_start()
+        client.on_publish = lambda _c, _d, mid, reason, _p: tracker.answered(mid, client.take_code(mid, reason.value))
+        open_connection(client, self._broker.host, self._broker.port, keepalive_s=self._broker.keepalive_s)
         self._client = client
         return client
 

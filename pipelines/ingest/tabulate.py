@@ -50,7 +50,7 @@ class Target:
 
 @dataclass(slots=True)
 class Written:
-    """What became of some groups."""
+    """The files and rejections that some groups became."""
 
     files: list[NewFile] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)

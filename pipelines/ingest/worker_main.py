@@ -1,13 +1,10 @@
-"""A worker process of the pool: reads work items from its standard input and answers on its standard output, until that ends.
+"""The target of the pool's processes: settles work items. See `catchment.runtime.worker.child`.
 
-Whatever else is printed goes to standard error. Nothing here may import Beam: a worker must start quickly.
+Nothing here may import Beam: a worker must start quickly.
 """
 
-import ctypes
-import os
 import resource
-import signal
-import sys
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -21,28 +18,26 @@ from pipelines.ingest.outcome import FAULT, failure_of
 from pipelines.ingest.remote_worker import localize, upload
 from pipelines.ingest.settle import settle_item
 from pipelines.ingest.work import ItemResult, Work
-from pipelines.ingest.workers import HEAD, PLACE, READY, RESULT
 from pipelines.logs import log_to_stderr
-
-_PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger(__name__)
 
 
-def settle_or_fail(work: Work, answer: int | None = None) -> ItemResult:
+def settle_or_fail(work: Work, note: Callable[[bytes], None] | None = None) -> ItemResult:
     """The item's result, or why there is none, as a value.
 
     Args:
         work: the item.
-        answer: where each message is named before it is opened, if the item asks for care.
+        note: takes the name of each message before it is opened, if the item asks for care.
     """
 
     def tell(segment: int, message: int) -> None:
-        _send(answer, PLACE, msgspec.json.encode((segment, message)))
+        assert note is not None
+        note(msgspec.json.encode((segment, message)))
 
     try:
         work = localize(work)
-        return upload(work, settle_item(work, tell if work.careful and answer is not None else None))
+        return upload(work, settle_item(work, tell if work.careful and note is not None else None))
     except Exception as error:  # noqa: BLE001  # the family is told in the result, whatever it is
         failure = failure_of(error)
         is_of_the_item = failure.kind == FAULT or (isinstance(error, MemoryError) and work.limits.worker_memory_bytes > 0)
@@ -55,23 +50,17 @@ def settle_or_fail(work: Work, answer: int | None = None) -> ItemResult:
         return ItemResult(work.item, (), (), failure_of(error))
 
 
-def main() -> None:
-    """Serve until standard input ends."""
-    # Ctrl-C and an init system's SIGTERM reach the whole group: the loop decides when a worker ends, by closing its input.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    answer = os.dup(1)
-    os.dup2(2, 1)
+def open_settler(_options: bytes, note: Callable[[bytes], None]) -> Callable[[bytes], bytes]:
+    """Get ready to settle items; a request is one item, answered with its result."""
     log_to_stderr()
     _rehearse()
-    _send(answer, READY, b"")
-    source = sys.stdin.buffer
-    while head := source.read(HEAD.size):
-        _kind, size = HEAD.unpack(head)
-        work = msgspec.json.decode(source.read(size), type=Work)
+
+    def settle(request: bytes) -> bytes:
+        work = msgspec.json.decode(request, type=Work)
         _limit_memory(work.limits.worker_memory_bytes)
-        _send(answer, RESULT, msgspec.json.encode(settle_or_fail(work, answer)))
+        return msgspec.json.encode(settle_or_fail(work, note))
+
+    return settle
 
 
 def _rehearse() -> None:
@@ -85,14 +74,3 @@ def _limit_memory(max_bytes: int) -> None:
     """Memory of its own, not files mapped: a body that asks for more ends its worker, not the machine."""
     if max_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, resource.RLIM_INFINITY))
-
-
-def _send(descriptor: int | None, kind: bytes, body: bytes) -> None:
-    assert descriptor is not None
-    frame = memoryview(HEAD.pack(kind, len(body)) + body)
-    while frame:
-        frame = frame[os.write(descriptor, frame) :]
-
-
-if __name__ == "__main__":
-    main()

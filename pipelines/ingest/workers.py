@@ -1,39 +1,50 @@
 """The worker pool: warm child processes that settle work items, one per core. A body that crashes its decoder crashes a worker.
 
-Each worker is one process of `pipelines.ingest.worker_main`, spoken to over its own pipes. A worker that dies (a fault of the
+Each worker is a `catchment.runtime.worker` that runs `pipelines.ingest.worker_main`. A worker that dies (a fault of the
 processor, too much memory, no end of it) is replaced, and the item done again carefully: the worker then names each message
 before it opens it, and the one it dies of is refused (`Work.poison`) instead of opened.
 """
 
 import os
-import select
 import signal
-import struct
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import structlog
 
+from catchment.runtime.worker.frames import MAX_FRAME_BYTES
+from catchment.runtime.worker.limits import WorkerLimits
+from catchment.runtime.worker.outcome import Answered, Died, Outcome, OutOfMemory, Refused, TooLate
+from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.ingest.outcome import AWAY, FAULT
 from pipelines.ingest.work import Failure, ItemResult, Work
 
-HEAD = struct.Struct("<cI")
-RESULT, PLACE, READY = b"r", b"p", b"w"
 ITEM_TIMEOUT_S = 900.0
 MESSAGE_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 300.0
 MAX_POISON = 1_000
 MAX_UNEXPLAINED = 4
 _DEADLY = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
-_ONE_THREAD = {"POLARS_MAX_THREADS": "1"}  # a worker has one core; more threads of each would only wait for one another
-_ROOT = Path(__file__).resolve().parents[2]
+_GRACE_S = 1.0
+# Our own code: it needs the credentials of the storage, writes large files, and limits its memory item by item.
+_SPEC = WorkerSpec(
+    target="pipelines.ingest.worker_main:open_settler",
+    limits=WorkerLimits(
+        file_bytes=1 << 50,
+        open_files=1 << 20,
+        niceness=0,
+        start_timeout_s=START_TIMEOUT_S,
+        max_request_bytes=MAX_FRAME_BYTES,
+        max_answer_bytes=MAX_FRAME_BYTES,
+    ),
+    # A worker has one core; more threads of each would only wait for one another.
+    environment={"POLARS_MAX_THREADS": os.environ.get("POLARS_MAX_THREADS", "1")},
+    is_trusted=True,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -54,18 +65,19 @@ class PoolWorkerDiedError(Exception):
 
 
 class Worker:
-    """One child process. One thread uses it, the one that started it: the kernel ends the child with that thread."""
+    """One child process, used by one thread.
+
+    Raises:
+        PoolWorkerDiedError: it cannot be started.
+    """
 
     def __init__(self) -> None:
-        environment = {**_ONE_THREAD, **os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
-        command = [sys.executable, "-m", "pipelines.ingest.worker_main"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        self._is_ready = False
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+        self._process = WorkerProcess(_SPEC)
+        try:
+            self._process.spawn()
+        except OSError as error:
+            raise PoolWorkerDiedError(1, None) from error
+        self.pid = self._process.pid or 0
 
     def wait_ready(self) -> None:
         """Wait until it has imported all it needs, which takes longer than many an item.
@@ -73,14 +85,8 @@ class Worker:
         Raises:
             PoolWorkerDiedError: it ended, or was not heard of in time.
         """
-        if self._is_ready:
-            return
-        try:
-            self._read(HEAD.size, START_TIMEOUT_S)
-        except (OSError, EOFError, TimeoutError) as error:
-            self.end()
-            raise PoolWorkerDiedError(self._process.returncode, None) from error
-        self._is_ready = True
+        if not self._process.is_ready:
+            self._take(self._process.wait_ready())
 
     def settle(self, work: Work) -> ItemResult:
         """Hand an item over and wait for its result.
@@ -88,54 +94,36 @@ class Worker:
         Raises:
             PoolWorkerDiedError: it ended, or was not heard of in time.
         """
-        place: tuple[int, int] | None = None
-        body = msgspec.json.encode(work)
         self.wait_ready()
-        try:
-            assert self._process.stdin is not None
-            self._process.stdin.write(HEAD.pack(RESULT, len(body)) + body)
-            self._process.stdin.flush()
-            while True:
-                timeout_s = MESSAGE_TIMEOUT_S if work.careful else ITEM_TIMEOUT_S
-                kind, size = HEAD.unpack(self._read(HEAD.size, timeout_s))
-                frame = self._read(size, timeout_s)
-                if kind == RESULT:
-                    return msgspec.json.decode(frame, type=ItemResult)
-                place = msgspec.json.decode(frame, type=tuple[int, int])
-        except TimeoutError as error:
-            self.end()
-            raise PoolWorkerDiedError(self._process.returncode, place, str(error)) from error
-        except (OSError, EOFError) as error:
-            self.end()
-            raise PoolWorkerDiedError(self._process.returncode, place) from error
+        timeout_s = MESSAGE_TIMEOUT_S if work.careful else ITEM_TIMEOUT_S
+        body = self._take(self._process.request(msgspec.json.encode(work), timeout_s, notes_prolong=True))
+        return msgspec.json.decode(body, type=ItemResult)
 
     def end(self) -> None:
-        """Kill it if it lives, and collect it."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            try:
-                if pipe is not None:
-                    pipe.close()
-            except OSError:
-                log.debug("worker_pipe_broken", pid=self.pid)  # it died with bytes unread; it is collected below
-        if self._process.poll() is None and not _ends_by_itself(self._process):
-            self._process.kill()
-        self._process.wait()
+        """Let it end by itself, or kill it, and collect it."""
+        self._process.close(_GRACE_S)
 
-    def _read(self, size: int, timeout_s: float) -> bytes:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        parts: list[bytes] = []
-        while size:
-            ready, _, _ = select.select([descriptor], [], [], timeout_s)
-            if not ready:
-                self._process.kill()
-                raise TimeoutError(f"nothing heard of it for {timeout_s:g} s")
-            part = os.read(descriptor, size)
-            if not part:
-                raise EOFError
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+    def _take(self, outcome: Outcome | None) -> bytes:
+        if isinstance(outcome, Answered):
+            return outcome.body
+        self.end()
+        match outcome:
+            case Died():
+                raise PoolWorkerDiedError(-outcome.signal_number or outcome.exit_code, _place(outcome.note))
+            case TooLate():
+                reason = f"nothing heard of it for {outcome.timeout_s:g} s"
+                raise PoolWorkerDiedError(-signal.SIGKILL, _place(outcome.note), reason)
+            case OutOfMemory():
+                raise PoolWorkerDiedError(1, _place(outcome.note))
+            case Refused():
+                log.error("worker_failed", kind=outcome.kind, reason=outcome.reason)
+                raise PoolWorkerDiedError(1, None)
+            case _:
+                raise PoolWorkerDiedError(-signal.SIGKILL, None)
+
+
+def _place(note: bytes) -> tuple[int, int] | None:
+    return msgspec.json.decode(note, type=tuple[int, int]) if note else None
 
 
 class WorkerPool:
@@ -247,11 +235,3 @@ class _Search:
         if len(self.poison) > MAX_POISON:
             return Failure(FAULT, f"{error}: more than {MAX_POISON} messages of one item each ended a worker")
         return None
-
-
-def _ends_by_itself(process: subprocess.Popen[bytes]) -> bool:
-    try:
-        process.wait(1.0)
-    except subprocess.TimeoutExpired:
-        return False
-    return True

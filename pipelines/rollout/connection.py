@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import structlog
 from paho.mqtt.client import Client, ConnectFlags, MQTTMessage, MQTTMessageInfo
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from catchment.runtime.clock import Clock, SystemClock
+from catchment.runtime.mqtt_link import make_client
+from catchment.runtime.puback import PubackClient
 from pipelines.config import BrokerConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refusal_error, refused_filters
@@ -59,16 +60,13 @@ class BrokerLink:
         self._connack = ""
         self.connections = 0
         self._ready = threading.Event()
-        self._client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5)
+        self._client = make_client(client_id, PubackClient, context=broker_client_context(config), reconnects=True)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_publish = self._on_publish
         self._client.on_message = self._on_message
         self._client.reconnect_delay_set(1, 30)
-        context = broker_client_context(config)
-        if context is not None:
-            self._client.tls_set_context(context)
 
     @property
     def is_ready(self) -> bool:
@@ -177,7 +175,7 @@ class BrokerLink:
 
     def _on_publish(self, client: Client, userdata: object, mid: int, reason: ReasonCode, properties: Properties | None) -> None:
         del client, userdata, properties
-        self._tracker.answered(mid, reason.value)
+        self._tracker.answered(mid, self._client.take_code(mid, reason.value))
 
     def _on_disconnect(self, client: Client, userdata: object, flags: object, reason: ReasonCode, properties: object) -> None:
         del client, userdata, flags, properties

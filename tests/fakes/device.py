@@ -68,6 +68,7 @@ class Device:
 
     def close(self) -> None:
         self._stop.set()
+        self.forwarder.wake()
         self._thread.join()
         self.spool.close()
 

@@ -167,6 +167,9 @@ def choose(parts: Sequence[str], *, is_smoke: bool) -> list[tuple[str, list[str]
     strays = [part for part in parts if not any(part in one["path"] for one in listed)]
     if strays:
         raise MutantsError(f"no module {', '.join(strays)}; there are {', '.join(one['path'] for one in listed)}")
+    for path in (path for one in listed for path in (one["path"], *one["tests"]) if not (ROOT / path).is_file()):
+        found = [str(same.relative_to(ROOT)) for folder in COPIED for same in (ROOT / folder).rglob(Path(path).name)]
+        raise MutantsError(f"no {path}; did it become {' or '.join(found) or 'another name'}? correct tests/mutants/modules.toml")
     chosen = [one for one in listed if not parts or any(part in one["path"] for part in parts)]
     return [(one["path"], one["tests"]) for one in chosen if not is_smoke or one.get("is_smoke", False)]
 

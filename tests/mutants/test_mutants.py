@@ -107,3 +107,10 @@ def test_modules_are_chosen_by_parts_of_their_path_and_a_part_of_none_is_refused
     assert [path for path, _ in choose([], is_smoke=True)] == [module["path"] for module in MODULES if module.get("is_smoke")]
     with pytest.raises(mutants.MutantsError, match=r"^no module nowhere; there are pipelines/"):
         choose(["ranges", "nowhere"], is_smoke=False)
+
+
+def test_a_module_that_moved_is_named_with_where_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "modules.toml").write_text('[[module]]\npath = "old/ranges.py"\ntests = ["tests/mutants/test_mutants.py"]\n')
+    monkeypatch.setattr(mutants, "FOLDER", tmp_path)
+    with pytest.raises(mutants.MutantsError, match=r"^no old/ranges.py; did it become .*schemas/ranges.py.*modules.toml$"):
+        choose([], is_smoke=False)

@@ -226,6 +226,29 @@ def _is_running(pid: int) -> bool:
         return False
 
 
+def test_notes_prolong_the_time_of_a_request_that_asks_for_it(worker: WorkerProcess) -> None:
+    assert worker.request(b"notes 20", 2, notes_prolong=True) == Answered(b"done")
+    assert worker.request(b"notes 20", 2) == TooLate(2, b"still here")
+
+
+def test_a_child_that_is_given_time_ends_by_itself(tmp_path: Path) -> None:
+    for name, grace_s in (("killed", 0.0), ("gone", 60.0)):
+        process = WorkerProcess(_spec("parting", bytes(tmp_path / name)))
+        process.start()
+        process.close(grace_s)
+    assert [path.name for path in tmp_path.iterdir()] == ["gone"]
+
+
+def test_a_trusted_child_has_its_parent_s_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    spec = WorkerSpec(target=f"{TARGETS}:obedient", environment={"EXTRA": "1"}, is_trusted=True)
+    with WorkerProcess(spec) as process:
+        process.start()
+        outcome = process.request(b"environment", 10)
+    assert isinstance(outcome, Answered)
+    assert {"AWS_SECRET_ACCESS_KEY", "EXTRA", "PATH"} <= {*outcome.body.decode().split("\n")}
+
+
 def test_nonsense_limits_are_refused_at_birth() -> None:
     for wrong in ({"memory_bytes": -1}, {"start_timeout_s": 0}, {"max_answer_bytes": 0}, {"open_files": 0}):
         with pytest.raises(ValueError, match="must"):

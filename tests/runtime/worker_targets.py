@@ -112,7 +112,24 @@ def _raw(rest: bytes, _options: bytes, _note: object) -> bytes:
     return b""
 
 
+def _notes(rest: bytes, _options: bytes, note: Callable[[bytes], None]) -> bytes:
+    """Take a while, and say so on the way."""
+    for _ in range(int(rest)):
+        time.sleep(0.2)
+        note(b"still here")
+    return b"done"
+
+
+def parting(options: bytes, _note: Callable[[bytes], None]) -> Callable[[bytes], bytes]:
+    """Leaves a file when it ends by itself."""
+    import atexit
+
+    atexit.register(Path(options.decode()).touch)
+    return lambda request: request
+
+
 _VERBS = {
+    b"notes": _notes,
     b"echo": lambda rest, options, _note: options + rest,
     b"environment": _environment,
     b"descriptors": _descriptors,

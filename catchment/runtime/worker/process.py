@@ -125,6 +125,11 @@ class WorkerProcess:
             self._spawn()
             return self._wait_ready()
 
+    def wait_ready(self) -> Outcome | None:
+        """Wait until the child that is there is ready: `Answered` with an empty body then; None if there is no child."""
+        with self._busy:
+            return None if self._process is None else self._wait_ready()
+
     def request(
         self, body: bytes, timeout_s: float, max_wait_s: float | None = None, *, notes_prolong: bool = False
     ) -> Outcome | None:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from catchment.runtime.mqtt_link import RefusedByBrokerError, connect_properties, make_client, open_connection
 from edge_agent.errors import SourceError
 
 _FAILED = 0x80
@@ -75,30 +74,33 @@ class Subscription:
         self._waiting: deque[Received] = deque()
         self._ready = threading.Condition()
         self._failure = ""
-        self._client = Client(
-            CallbackAPIVersion.VERSION2,
-            access.client_id,
-            protocol=MQTTProtocolVersion.MQTTv5,
-            manual_ack=True,
-            reconnect_on_failure=False,
-        )
+        self._client = make_client(access.client_id, Client, manual_ack=True)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
         if access.username:
             self._client.username_pw_set(access.username, access.password or None)
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = access.session_expiry_s
-        properties.ReceiveMaximum = access.receive_maximum
-        properties.MaximumPacketSize = max_message_bytes
+        properties = connect_properties(
+            session_expiry_s=access.session_expiry_s,
+            receive_maximum=access.receive_maximum,
+            max_packet_bytes=max_message_bytes,
+        )
         try:
             if access.ca:
                 self._client.tls_set(access.ca)
-            self._client.connect(access.host, access.port, access.keepalive_s, clean_start=access.is_trial, properties=properties)
-        except (OSError, ValueError) as error:
+            open_connection(
+                self._client,
+                access.host,
+                access.port,
+                keepalive_s=access.keepalive_s,
+                clean_start=access.is_trial,
+                properties=properties,
+            )
+        except RefusedByBrokerError as error:
+            self._fail(f"the broker refuses: {error}; is username and password_file right?")
+        except OSError as error:
             raise SourceError(f"broker {access.host} port {access.port} does not answer: {error}; it is tried again") from error
-        self._client.loop_start()
 
     def take(self, most: int, wait_s: float) -> list[Received]:
         """At most so many messages; waits for the first.

@@ -13,7 +13,7 @@ from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.sources.api import SampleBatch
-from edge_agent.spool.records import Append, NewEnvelope
+from edge_agent.spool.records import Append, Envelope, NewEnvelope
 from edge_agent.spool.sealing import Seal
 from edge_agent.spool.spool import Spool
 from edge_agent.unset_clock import BootClock, ClockHold
@@ -69,10 +69,11 @@ class Room:
         self.spool.append(Append(STREAM, envelopes)).result()
         return times
 
-    def offered(self) -> list[Any]:
+    def offered(self) -> list[Envelope]:
         return self.spool.next_unsent(1 << 20)
 
-    def shift_us(self, envelope: Any) -> int | None:
+    def shift_us(self, envelope: Envelope) -> int | None:
+        assert envelope.clock is not None
         known = self.spool.boot_offset_us(envelope.clock.boot)
         return None if known is None else envelope.clock.shift_us(known)
 

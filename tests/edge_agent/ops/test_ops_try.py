@@ -107,8 +107,11 @@ def test_a_trial_that_is_ended_ends_the_program_it_started(tmp_path: Path, numbe
         f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\ntime.sleep(1000)\n"
     )
     path = configured(tmp_path, "exec", "vehicle_telemetry", f'command = ["{sys.executable}", "{script}"]')
-    program = str(Path(sys.executable).with_name("edge-agent"))
-    trial = subprocess.Popen([program, "try", "-c", str(path), "--wait-s", "600"], stdout=subprocess.DEVNULL)
+    # A shell that starts the suite in the background lets it ignore SIGINT, and every child of it.
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from edge_agent.cli import main; main()"
+    trial = subprocess.Popen(
+        [sys.executable, "-c", heeding, "try", "-c", str(path), "--wait-s", "600"], stdout=subprocess.DEVNULL
+    )
     until = time.monotonic() + 60
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < until:
         time.sleep(0.02)

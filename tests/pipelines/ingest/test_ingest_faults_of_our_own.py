@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -169,6 +172,26 @@ def test_a_worker_that_dies_before_it_is_ready_is_replaced_with_its_first_item(
     core.landing.seal([envelope(0, 10)])
     assert next(worker_pool.settle_all(items(core))).settled[0].committed == 10
     assert worker_pool.deaths == 1
+
+
+ORPHANS = """
+import time
+from pipelines.ingest.workers import WorkerPool
+pool = WorkerPool(2)
+pool.warm(2)
+print(*pool.pids, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_run_that_is_killed_leaves_no_worker() -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in run.stdout.readline().split()]
+        run.kill()
+    assert len(workers) == 2
+    psutil.wait_procs(workers, timeout=60)
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
 
 
 def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(

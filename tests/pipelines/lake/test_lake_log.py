@@ -204,6 +204,7 @@ def test_a_lake_whose_oldest_plans_are_gone_already_archives_the_others(lake: Co
     assert archived_run(lake_at(lake.root)) == 6
 
 
+@pytest.mark.slow
 def test_maintenance_that_is_killed_archives_each_run_once_and_leaves_every_table_whole(lake: Core, deaths: Deaths) -> None:
     rows = {name: lake.table(name).num_rows for name in (TELEMETRY, FRAMES, "commits")}
     names: list[str] = []

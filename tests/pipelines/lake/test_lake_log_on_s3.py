@@ -51,6 +51,7 @@ def check(core: RemoteCore, seqs: list[int]) -> None:
         read_payload(lake_at(core.root), row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"])
 
 
+@pytest.mark.slow
 def test_in_a_bucket_too_deleted_payloads_go_logs_are_short_and_runs_archived(
     filled: RemoteCore, envelope: MakeEnvelope, frames: MakeFrames
 ) -> None:

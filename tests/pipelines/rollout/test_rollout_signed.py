@@ -30,7 +30,7 @@ from schemas.signed_document import DocumentKind, decode_body, decode_document, 
 from tests.fakes import model_repository as fake
 from tests.fakes.director import DAY_MS, NOW_MS, HandClock, OrderTaker
 from tests.pipelines.rollout.test_rollout_push import WireDevice
-from tests.plant.broker import RunningBroker
+from tests.plant.broker import Address, RunningBroker
 
 TOPIC = "catchment/down/line-3/desired"
 
@@ -221,7 +221,7 @@ class SignedDevice(WireDevice):
 class Orders:
     """Hears all that is published as this device's order, by whomever."""
 
-    def __init__(self, broker: Any) -> None:
+    def __init__(self, broker: Address) -> None:
         self.heard: list[bytes] = []
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
         self._client.on_message = lambda _client, _data, message: self.heard.append(bytes(message.payload))

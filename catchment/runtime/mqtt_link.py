@@ -1,0 +1,165 @@
+"""One way to the broker for every role: make a client, connect, wait for the broker's answer with a deadline and a cause.
+
+MQTT 5 throughout. What a role does with its connection, and whether it comes back by itself, stays with the role.
+"""
+
+import queue
+import ssl
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+CONNECT_WITHIN_S = 10.0
+# What a broker that announces no limit is trusted with: MQTT's own.
+MQTT_MAX_PACKET_BYTES = 268_435_455
+MQTT_RECEIVE_MAXIMUM = 65_535
+_C = TypeVar("_C", bound=mqtt.Client)
+
+
+class UnreachableBrokerError(OSError):
+    """The broker cannot be reached."""
+
+
+class RefusedByBrokerError(OSError):
+    """The broker refuses the connection, ends it while it is made, or does not answer in time; the message is the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerLimits:
+    """What the broker takes.
+
+    Attributes:
+        max_packet_bytes: it closes the connection on anything larger.
+        receive_maximum: how many messages may be unacknowledged.
+    """
+
+    max_packet_bytes: int = MQTT_MAX_PACKET_BYTES
+    receive_maximum: int = MQTT_RECEIVE_MAXIMUM
+
+
+def make_client(
+    client_id: str,
+    kind: type[_C],
+    *,
+    context: ssl.SSLContext | None = None,
+    websocket_path: str | None = None,
+    manual_ack: bool = False,
+    reconnects: bool = False,
+) -> _C:
+    """A client that is not connected yet.
+
+    Args:
+        client_id: this role's name at the broker.
+        kind: `PubackClient`, or a class on top of it.
+        context: TLS; None: none.
+        websocket_path: path of the WebSocket; None: plain TCP.
+        manual_ack: whether messages are acknowledged by `ack` alone.
+        reconnects: whether paho's own loop connects again after a break.
+    """
+    client = kind(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        protocol=mqtt.MQTTv5,
+        transport="tcp" if websocket_path is None else "websockets",
+        manual_ack=manual_ack,
+        reconnect_on_failure=reconnects,
+    )
+    if websocket_path is not None:
+        client.ws_set_options(path=websocket_path)
+    if context is not None:
+        client.tls_set_context(context)
+    return client
+
+
+def connect_properties(
+    *, session_expiry_s: int | None = None, receive_maximum: int | None = None, max_packet_bytes: int | None = None
+) -> Properties:
+    """The properties of a CONNECT; None: the protocol's default."""
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+    if session_expiry_s is not None:
+        properties.SessionExpiryInterval = session_expiry_s
+    if receive_maximum is not None:
+        properties.ReceiveMaximum = receive_maximum
+    if max_packet_bytes is not None:
+        properties.MaximumPacketSize = max_packet_bytes
+    return properties
+
+
+def open_connection(
+    client: mqtt.Client,
+    host: str,
+    port: int,
+    *,
+    keepalive_s: int = 30,
+    clean_start: bool = True,
+    properties: Properties | None = None,
+    within_s: float = CONNECT_WITHIN_S,
+) -> BrokerLimits:
+    """Connect, start the network thread, and wait until the broker has taken the connection.
+
+    The client's own `on_connect` and `on_disconnect` are called as well, on the network thread. After an error the network
+    thread has ended.
+
+    Args:
+        client: made by `make_client`, not connected.
+        host: the broker's.
+        port: the broker's.
+        keepalive_s: of the connection.
+        clean_start: whether the broker drops the session that it may have.
+        properties: of the CONNECT.
+        within_s: how long the broker may take to answer.
+
+    Raises:
+        UnreachableBrokerError: the broker cannot be reached, or its address cannot be.
+        RefusedByBrokerError: the broker refuses, hangs up, or does not answer in time.
+    """
+    answers = _Answers(client)
+    try:
+        client.connect(host, port, keepalive_s, clean_start=clean_start, properties=properties)
+    except (OSError, ValueError) as error:
+        raise UnreachableBrokerError(str(error)) from error
+    client.loop_start()
+    try:
+        refusal = answers.first.get(timeout=within_s)
+    except queue.Empty:
+        refusal = f"no answer within {within_s:g} s"
+    if refusal:
+        client.on_disconnect = None  # what ends here was never begun
+        client.disconnect()
+        client.loop_stop()
+        raise RefusedByBrokerError(refusal)
+    return answers.limits
+
+
+class _Answers:
+    """Listens to the first answer of the broker, in front of the client's own callbacks."""
+
+    def __init__(self, client: mqtt.Client) -> None:
+        self.first: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.limits = BrokerLimits()
+        self._on_connect: Any = client.on_connect
+        self._on_disconnect: Any = client.on_disconnect
+        client.on_connect = self._connected
+        client.on_connect_fail = lambda *_: self.first.put("the connection broke while it was made")
+        client.on_disconnect = self._disconnected
+
+    def _connected(self, client: mqtt.Client, data: Any, flags: Any, reason: ReasonCode, properties: Properties | None) -> None:
+        self.limits = BrokerLimits(
+            getattr(properties, "MaximumPacketSize", MQTT_MAX_PACKET_BYTES),
+            getattr(properties, "ReceiveMaximum", MQTT_RECEIVE_MAXIMUM),
+        )
+        if self._on_connect is not None:
+            self._on_connect(client, data, flags, reason, properties)
+        self.first.put(str(reason) if reason.is_failure else "")
+
+    def _disconnected(
+        self, client: mqtt.Client, data: Any, flags: Any, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        self.first.put(str(reason))
+        if self._on_disconnect is not None:
+            self._on_disconnect(client, data, flags, reason, properties)
