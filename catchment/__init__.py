@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from pipelines.errors import PipelineError
     from pipelines.open_lake import LakeView, open_lake
     from pipelines.policy.notebook import Policy
-    from pipelines.training.open import Sample, ShuffledSamples, TrainingSet, open_set
+    from pipelines.training.open import ShuffledSamples, TrainingSet, open_set
     from pipelines.training.order import EpochState
+    from pipelines.training.sample import Sample
     from schemas.contract import Contract
 
 __all__ = [
@@ -45,7 +46,7 @@ __all__ = [
 _HOMES = {
     "open_set": "pipelines.training.open",
     "TrainingSet": "pipelines.training.open",
-    "Sample": "pipelines.training.open",
+    "Sample": "pipelines.training.sample",
     "ShuffledSamples": "pipelines.training.open",
     "EpochState": "pipelines.training.order",
     "open_lake": "pipelines.open_lake",

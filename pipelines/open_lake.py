@@ -21,8 +21,7 @@ from pipelines.config import load_core_config
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.lake.lake import Lake, lake_at, lake_of
 from pipelines.lake.layout import STREAMS, stream_table
-from pipelines.lake.reference import check_table_files
-from pipelines.lake.table import dataset_of, open_table
+from pipelines.lake.table import dataset_of
 from schemas.errors import SchemaError
 from schemas.ids import StreamName
 
@@ -42,7 +41,7 @@ class LakeView:
 
     def streams(self) -> list[str]:
         """The streams that have rows, by name."""
-        return sorted(name for name in self._lake.folders(STREAMS) if open_table(self._lake, stream_table(name)) is not None)
+        return sorted(name for name in self._lake.folders(STREAMS) if self._lake.view().table(stream_table(name)) is not None)
 
     def table(self, stream: str, version: int | None = None) -> DeltaTable:
         """A stream's Delta table, as it is now or as it was at a version.
@@ -51,16 +50,13 @@ class LakeView:
             NotFoundError: the stream has no rows, or there is no such version.
             BadReferenceError: a file of the table is a link.
         """
-        table = open_table(self._lake, stream_table(_checked_name(stream)))
+        try:
+            table = self._lake.view().checked_table(stream_table(_checked_name(stream)), version)
+        except DeltaError as error:
+            raise NotFoundError(f"stream {stream} has no version {version}: {str(error)[:200]}") from error
         if table is None:
             there = ", ".join(self.streams()) or "none"
             raise NotFoundError(f"lake {self._lake.root} has no stream {stream!r}; there are {there}")
-        if version is not None:
-            try:
-                table.load_as_version(version)
-            except DeltaError as error:
-                raise NotFoundError(f"stream {stream} has no version {version}: {str(error)[:200]}") from error
-        check_table_files(self._lake, stream_table(stream), table)
         return table
 
     def scan(self, stream: str, version: int | None = None) -> pl.LazyFrame:

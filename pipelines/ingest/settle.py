@@ -87,7 +87,7 @@ def _placed(work: Work) -> Iterator[tuple[tuple[int, int], Message, FreshSpans]]
     for index, (segment, fresh_by_place) in enumerate(zip(work.segments, work.fresh_by_place, strict=True)):
         place = 0
         # Its checksums were checked when it was planned or resumed, a moment ago.
-        for batch in read_segment(_at_hand(work, segment), checked=work.remote is None):
+        for batch in read_segment(_local_segment(work, segment), checked=work.remote is None):
             for message in messages(batch):
                 yield (index, place), message, fresh_by_place[place]
                 place += 1
@@ -259,7 +259,7 @@ class Settler:
         self._refusals.add(rejection.origin.device or "", name, rejection.reason, rejection.count)
 
 
-def _at_hand(work: Work, segment: SegmentRef) -> Path:
+def _local_segment(work: Work, segment: SegmentRef) -> Path:
     return lake_at(Path(work.root)).local(segment_path(lake_at(Path(work.root)), segment))
 
 

@@ -1,6 +1,8 @@
 """The target of the pool's processes: settles work items. See `catchment.runtime.worker.child`.
 
 Nothing here may import Beam: a worker must start quickly.
+
+Stands alone because worker processes start with it, without Beam.
 """
 
 import resource

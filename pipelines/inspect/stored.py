@@ -10,7 +10,6 @@ from pipelines.inspect.columns import step_columns
 from pipelines.inspect.run import Payloads, inspect_rows
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import object_name
-from pipelines.lake.payload import read_payload
 from pipelines.lake.reference import open_referred
 from schemas.contract import Contract
 from schemas.envelope import PAYLOAD, PAYLOAD_SHA256
@@ -54,7 +53,7 @@ def committed_payloads(lake: Lake, rows: pa.Table) -> Payloads:
         if shard is None or not length or length > MAX_INSPECTED_BYTES:
             return None
         sample = "/".join(str(column[place].as_py()) for column in keys)
-        return read_payload(lake, shard, offset or 0, length, row or 0, f"sample {sample}")
+        return lake.view().payload(shard, offset or 0, length, row or 0, f"sample {sample}")
 
     return payload
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +20,9 @@ from pipelines.lake.layout import OBJECTS
 from pipelines.lake.remote import LENDER as BUCKET_LENDER
 from pipelines.lake.remote import bind, lender_of, remote_of
 from pipelines.lake.store import NEW, LocalStore, Store, Stored
+
+if TYPE_CHECKING:
+    from pipelines.lake.view import View
 
 LENDER = "objects.lake"
 
@@ -37,6 +41,12 @@ class Lake:
     def root(self) -> Path:
         """Folder of this machine in which files are written and read: the lake itself, or the working copy of one in a bucket."""
         return self.store.folder
+
+    def view(self) -> "View":
+        """The rows and payloads of the lake, for a reader: the one place where rules of access can stand."""
+        from pipelines.lake.view import View  # noqa: PLC0415  # the table library, for readers only
+
+        return View(self)
 
     def name_of(self, path: Path) -> str:
         """A path as a name in the lake."""

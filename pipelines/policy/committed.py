@@ -13,9 +13,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
-from pipelines.lake.reference import table_path
 from pipelines.lake.replace import LiveFile, live_files
-from pipelines.lake.table import open_table
 from pipelines.lake.workplace import workplace
 
 KEY = ("device", "epoch", "seq")
@@ -52,7 +50,7 @@ def blocks(lake: Lake, stream: str, columns: Collection[str], limit: int | None,
     with workplace(lake, _look()) as there:
         for number, file in enumerate(files):
             share = None if left is None else max(1, left // (len(files) - number))
-            path = table_path(there, stream_table(stream), file.path)
+            path = there.view().file(stream_table(stream), file.path)
             for block in _read(path, columns, share, seed):
                 yield block
                 left = None if left is None else left - block.num_rows
@@ -75,7 +73,7 @@ def sample_row(lake: Lake, stream: str, sample: str) -> pa.Table:
     wanted = (pc.field("device") == steps[0]) & (pc.field("epoch") == int(steps[1])) & (pc.field("seq") == int(steps[2]))
     with workplace(lake, _look()) as there:
         for file in _files(lake, stream):
-            path = table_path(there, stream_table(stream), file.path)
+            path = there.view().file(stream_table(stream), file.path)
             try:
                 found = pq.read_table(path, filters=wanted, partitioning=None)
             except (pa.ArrowException, OSError) as error:
@@ -91,7 +89,7 @@ def _look() -> str:
 
 
 def _files(lake: Lake, stream: str) -> tuple[LiveFile, ...]:
-    table = open_table(lake, stream_table(stream))
+    table = lake.view().table(stream_table(stream))
     if table is None:
         raise NotFoundError(f"there is no stream {stream!r} in {lake.root}; `catchment streams` lists them")
     return live_files(table)

@@ -19,7 +19,6 @@ from catchment.runtime.worker.outcome import Answered, Refused
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import Lake
-from pipelines.lake.payload import read_payload
 from pipelines.policy.preview import ExampleRow
 from pipelines.policy.thumbnail_child import AS_JPEG, AS_TILE, SIDE_PX
 
@@ -106,7 +105,7 @@ class Sheet:
         if shard is None or not length or length > MAX_BYTES:
             return None
         sample = f"sample {row.get('device')}/{row.get('epoch')}/{row.get('seq')}"
-        body = read_payload(self.lake, shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
+        body = self.lake.view().payload(shard, row["payload_offset"] or 0, length, row.get("payload_row") or 0, sample)
         return thumbnails.make(body)
 
     def _html(self, pictures: Sequence[bytes | None]) -> bytes:

@@ -23,7 +23,6 @@ from pipelines.lake.lake import Lake
 from pipelines.lake.layout import retag_lock_path, stream_table
 from pipelines.lake.reference import table_path
 from pipelines.lake.replace import LiveFile, live_files, replace_files
-from pipelines.lake.table import open_table
 from pipelines.lake.workplace import only_maintainer, workplace
 from pipelines.policy.tag_file import FileTagger, retag_file
 from schemas.policy import Policy
@@ -193,7 +192,7 @@ def _files_at(lake: Lake, stream: str, version: int) -> tuple[LiveFile, ...]:
 
 
 def _opened(lake: Lake, stream: str) -> DeltaTable:
-    table = open_table(lake, stream_table(stream))
+    table = lake.view().table(stream_table(stream))
     if table is None:
         raise NotFoundError(f"there is no stream {stream!r} in {lake.root}; `catchment streams` lists them")
     return table

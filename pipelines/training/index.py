@@ -34,6 +34,8 @@ class SplitIndex:
         self._folder = folder
         self._manifest = manifest
         self._split = split
+        # To ask a batch for a column by its name costs more than to read a value of it.
+        self._columns: dict[tuple[int, str], pa.Array] = {}
 
     def __reduce__(self) -> tuple[type["SplitIndex"], tuple[Path, Manifest, str]]:
         return SplitIndex, (self._folder, self._manifest, self._split)
@@ -65,6 +67,19 @@ class SplitIndex:
         offsets, lengths = self._places[number]
         return int(offsets[at]), int(lengths[at])
 
+    def places(self, indexes: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Offsets and lengths of many rows' payloads."""
+        if len(self._places) == 1:
+            offsets, lengths = self._places[0]
+            return offsets[indexes], lengths[indexes]
+        numbers, at = np.divmod(indexes, self._batch_rows)
+        found = np.empty((2, len(indexes)), np.int64)
+        for number in np.unique(numbers).tolist():
+            chosen = numbers == number
+            for row, column in enumerate(self._places[number]):
+                found[row, chosen] = column[at[chosen]]
+        return found[0], found[1]
+
     def row(self, index: int) -> dict[str, Any]:
         """All columns of a row as Python values."""
         number, at = divmod(index, self._batch_rows)
@@ -78,7 +93,10 @@ class SplitIndex:
             KeyError: no such column.
         """
         number, at = divmod(index, self._batch_rows)
-        return self._batches[number].column(column)[at].as_py()
+        found = self._columns.get((number, column))
+        if found is None:
+            found = self._columns[number, column] = self._batches[number].column(column)
+        return found[at].as_py()
 
     def _mapped(self) -> list[pa.RecordBatch]:
         entry = next(entry for entry in self._manifest.indexes if entry.split == self._split)

@@ -3,10 +3,8 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -16,8 +14,7 @@ import pyarrow.dataset as ds
 
 from catchment.runtime.plain import html_text, plain
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
-from pipelines.lake.reference import sample_label
-from pipelines.training.index import ShardFiles, SplitIndex
+from pipelines.training.index import SplitIndex
 from pipelines.training.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -28,66 +25,11 @@ from pipelines.training.manifest import (
     set_file_path,
 )
 from pipelines.training.order import EpochOrder, EpochState, Tail
+from pipelines.training.payloads import Check, Int64s, PayloadReader
 from pipelines.training.permutation import Permutation
-from pipelines.training.shards import NAMED_BY, PAYLOAD_DIGEST
+from pipelines.training.sample import Sample
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
-
-
-class Check(StrEnum):
-    """When a payload is compared with its sha256: at its first read in this process, at each read, or never."""
-
-    FIRST = "first"
-    ALWAYS = "always"
-    NEVER = "never"
-
-
-class RowSource(Protocol):
-    """Where a sample's columns are looked up."""
-
-    def row(self, index: int) -> dict[str, Any]:
-        """All columns of a row as Python values."""
-        ...
-
-    def value(self, index: int, column: str) -> Any:
-        """One column of a row."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _OwnRow:
-    """The columns of one sample that left its process."""
-
-    columns: dict[str, Any]
-
-    def row(self, index: int) -> dict[str, Any]:  # noqa: ARG002 - there is one row
-        return dict(self.columns)
-
-    def value(self, index: int, column: str) -> Any:  # noqa: ARG002 - likewise
-        return self.columns[column]
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One sample: its payload (None in a tabular set), and its columns, looked up when asked for.
-
-    Pickled, it takes along its own columns and nothing of the set, so it is cheap to send to another process.
-    """
-
-    index: int
-    payload: bytes | None
-    _rows: RowSource
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """All columns of the row as Python values."""
-        return self._rows.row(self.index)
-
-    def __getitem__(self, column: str) -> Any:
-        return self._rows.value(self.index, column)
-
-    def __reduce__(self) -> tuple[type["Sample"], tuple[int, bytes | None, _OwnRow]]:
-        return Sample, (self.index, self.payload, _OwnRow(self.columns))
 
 
 class TrainingSet(Sequence[Sample]):
@@ -103,10 +45,9 @@ class TrainingSet(Sequence[Sample]):
         self.split = split
         self._shards = manifest.shards_of(split)
         self._rows = SplitIndex(folder, manifest, split)
-        self._files = ShardFiles(folder, self._shards)
+        self._payloads = PayloadReader(folder, manifest, split, self._rows, Check(check))
         self._count = manifest.split_rows()[split]
         self._digest = hashlib.sha256(encode_manifest(manifest)).hexdigest()[:16]
-        self._checks = _PayloadChecks(Check(check), manifest, self._count)
 
     def __len__(self) -> int:
         return self._count
@@ -119,21 +60,28 @@ class TrainingSet(Sequence[Sample]):
             raise IndexError(f"sample {index} of {self._count}")
         if not self.manifest.has_payload:
             return Sample(at, None, self._rows)
-        offset, length = self._rows.place(at)
-        payload = self._files.read(at, offset, length)
-        if self._checks.is_due(at):
-            self._check(at, payload)
-        return Sample(at, payload, self._rows)
+        return Sample(at, self._payloads.one(at), self._rows)
 
-    def _check(self, at: int, payload: bytes) -> None:
-        wanted = self._rows.value(at, PAYLOAD_DIGEST)
-        if wanted is not None and hashlib.sha256(payload).hexdigest() != wanted:
-            name = sample_label(*(self._rows.value(at, column) for column in NAMED_BY))
-            raise CorruptLakeError(
-                f"{self.folder}: the payload of sample {at} ({name}) is not the one that was captured: its sha256 is another; "
-                "run `set verify`, then restore the set or build it again"
-            )
-        self._checks.done(at)
+    def samples(self, indexes: Int64s) -> Iterator[Sample]:
+        """These samples, in their order."""
+        rows = self._rows
+        if not self.manifest.has_payload:
+            yield from (Sample(index, None, rows) for index in indexes.tolist())
+            return
+        for index, payload in zip(indexes.tolist(), self._payloads.many(indexes), strict=True):
+            yield Sample(index, payload, rows)
+
+    def __getitems__(self, indexes: Sequence[int]) -> list[Sample]:
+        """Several samples at once, as batch samplers ask for them.
+
+        Raises:
+            IndexError: one of them is outside the split.
+        """
+        wanted = np.asarray(indexes, np.int64)
+        wanted = np.where(wanted < 0, wanted + self._count, wanted)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= self._count):
+            raise IndexError(f"samples {wanted.min()} to {wanted.max()} of {self._count}")
+        return list(self.samples(wanted))
 
     def shuffled(
         self, seed: int, epoch: int = 0, *, rank: int = 0, world: int = 1, start: int = 0, tail: Tail | str = Tail.PAD
@@ -207,25 +155,6 @@ class TrainingSet(Sequence[Sample]):
         return f"<b>{title}</b><br>where <code>{html_text(self.manifest.where or 'all rows')}</code><table>{rows}</table>"
 
 
-class _PayloadChecks:
-    """Which payloads were compared with their sha256 already: a bit for each sample."""
-
-    def __init__(self, check: Check, manifest: Manifest, count: int) -> None:
-        has_digest = manifest.has_payload and PAYLOAD_DIGEST in {column.name for column in manifest.columns}
-        self._check = check if has_digest else Check.NEVER
-        self._bits = np.zeros(-(-count // 8) if self._check is Check.FIRST else 0, np.uint8)
-
-    def is_due(self, at: int) -> bool:
-        if self._check is Check.FIRST:
-            return not self._bits[at >> 3] >> (at & 7) & 1
-        return self._check is Check.ALWAYS
-
-    def done(self, at: int) -> None:
-        # Two threads may lose each other's bit; then a payload is compared once more.
-        if self._check is Check.FIRST:
-            self._bits[at >> 3] |= np.uint8(1 << (at & 7))
-
-
 class ShuffledSamples:
     """An epoch in progress: iterate it, and ask for its state at any sample.
 
@@ -245,9 +174,10 @@ class ShuffledSamples:
     def __iter__(self) -> Iterator[Sample]:
         if self._taken == len(self._order):
             self._taken = 0
-        for index in self._order.indexes(self._taken):
-            self._taken += 1
-            yield cast("Sample", self._samples[index])
+        for block in self._order.blocks(self._taken):
+            for sample in self._samples.samples(block):
+                self._taken += 1
+                yield sample
 
     def state(self) -> EpochState:
         """Where the epoch stands once every rank has taken as many samples as this one."""

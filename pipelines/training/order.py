@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.errors import RefusedError
 from pipelines.training.permutation import Permutation
@@ -75,13 +76,18 @@ class EpochOrder:
             return max(0, -(-(left - self.rank) // self.world))
         return -(-left // self.world) if self.tail is Tail.PAD else left // self.world
 
-    def indexes(self, first: int = 0) -> Iterator[int]:
+    def indexes(self) -> Iterator[int]:
+        """Sample indexes, one by one."""
+        for block in self.blocks():
+            yield from block.tolist()
+
+    def blocks(self, first: int = 0) -> Iterator[npt.NDArray[np.int64]]:
         """Sample indexes from this rank's `first` on, computed a few thousand at a time."""
         for low in range(first, len(self), _BLOCK):
             steps = np.arange(low, min(low + _BLOCK, len(self)), dtype=np.int64)
             # Beyond the end, which only padding reaches, the order begins again.
             positions = (self.rank + steps * self.world) % (self.permutation.count - self.start)
-            yield from self.permutation.at(self.start + positions).tolist()
+            yield self.permutation.at(self.start + positions)
 
     def position_after(self, taken: int) -> int:
         """How much of the order is done once every rank has taken so many samples."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import polars as pl
 import pyarrow as pa
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError
 
 from pipelines.errors import CorruptLakeError, NotFoundError
 from pipelines.lake.lake import Lake
@@ -128,11 +128,12 @@ def _is_list(of: pa.DataType) -> bool:
 def _open_table(lake: Lake, stream: str, version: int | None) -> DeltaTable:
     folder = lake.root / "streams" / stream
     try:
-        return DeltaTable(lake.store.table_uri(f"streams/{stream}"), version, storage_options=lake.store.table_options())
-    except TableNotFoundError as error:
-        raise NotFoundError(f"{folder}: no such stream in the lake") from error
+        table = lake.view().table(f"streams/{stream}", version)
     except DeltaError as error:
         raise NotFoundError(f"{folder}: cannot be opened at version {version}: {error}") from error
+    if table is None:
+        raise NotFoundError(f"{folder}: no such stream in the lake")
+    return table
 
 
 def _filtered(table: DeltaTable, where: str, compiler: Compiler) -> pa.Table:

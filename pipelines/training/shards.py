@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import BadReferenceError, CorruptLakeError, RefusedError
 from pipelines.lake.lake import Lake
-from pipelines.lake.payload import PAYLOAD_COLUMN, PayloadShard, PayloadWriter, group_bounds, read_payload
+from pipelines.lake.payload import PAYLOAD_COLUMN, PayloadShard, PayloadWriter, group_bounds
 from pipelines.lake.reference import sample_label
 from pipelines.training.manifest import FileEntry
 from pipelines.training.split import shard_bounds
@@ -117,7 +116,7 @@ def _with_payload(lake: Lake, rows: pa.Table, facts: pa.Table, low: int, high: i
     numbers = part.column("payload_row").fill_null(0).to_pylist()
     samples = [sample_label(*key) for key in zip(*(part.column(name).to_pylist() for name in NAMED_BY), strict=True)]
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        bodies = list(pool.map(partial(read_payload, lake), shards, offsets, lengths, numbers, samples))
+        bodies = list(pool.map(lake.view().payload, shards, offsets, lengths, numbers, samples))
         if PAYLOAD_DIGEST in part.schema.names:
             list(pool.map(_check_digest, bodies, part.column(PAYLOAD_DIGEST).to_pylist(), samples))
     return facts.slice(low, high - low).append_column(PAYLOAD_COLUMN, pa.array(bodies, pa.binary()))

@@ -33,7 +33,7 @@ STANDS_ALONE = {
     "edge_agent.commands.root": "the list of commands, as in the core",
     "edge_agent.commands.run": "a command is found by its file",
     "edge_agent.commands.status": "likewise",
-    "edge_agent.health.heartbeat": "a source of samples, which health looks after",
+    "edge_agent.health.heartbeat": "a stream of its own, as a source is",
     "edge_agent.identity.enrol_cryptography": "the only module that needs the extra `enrol`",
     "edge_agent.inspect.text": "each inspector is one module",
     "edge_agent.models.desired": "a decision about trust, read by itself",

@@ -142,4 +142,4 @@ class Plant:
         """A row's payload, by offset and length in the file that it names: no code of ours."""
         with (self.lake / row["payload_shard"]).open("rb") as file:
             file.seek(row["payload_offset"])
-            return file.read(row["payload_length"])
+            return bytes(file.read(row["payload_length"]))

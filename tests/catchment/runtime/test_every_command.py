@@ -523,7 +523,7 @@ def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
     to.setattr(inspection, "entries", lambda *_args, **_more: [hostile(inspection.Entry)])
     to.setattr(inspection, "entry", lambda *_args: hostile(inspection.Entry))
     to.setattr(inspection, "count", lambda _db: {TEXT: 1})
-    to.setattr(inspection, "verify", lambda *_args: hostile(inspection.Verdict))
+    to.setattr(inspection, "verify", lambda *_args: hostile(inspection.SpoolCheck))
 
     def rotten(*_args: Any) -> None:
         raise reading.RottenEnvelopeError(TEXT)

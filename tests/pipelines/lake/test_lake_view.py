@@ -1,0 +1,63 @@
+"""People and programs read rows and payloads of a lake through its view; only the modules named here open them beside it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from deltalake.exceptions import DeltaError
+
+from pipelines.lake.lake import lake_at
+from tests.plant.core import Core, MakeEnvelope
+
+OPENERS = {
+    "pipelines.lake.table.open_table",
+    "pipelines.lake.payload.read_payload",
+    "pipelines.lake.reference.open_referred",
+    "pipelines.lake.reference.referred_path",
+    "pipelines.lake.reference.table_path",
+}
+# Outside of `pipelines/lake`: what writes the lake, keeps it, or counts it. Rows and payloads that these read go to nobody.
+KEEPERS = {
+    "pipelines/demo/watch.py",  # the demo counts the rows of its own lake
+    "pipelines/imaging/work.py",  # a run cuts the chips of its own slides
+    "pipelines/ingest/backfill.py",  # a backfill replaces rows
+    "pipelines/ingest/chips.py",  # a run refers to the pictures that it has cut
+    "pipelines/ingest/payloads.py",  # a run looks at the objects that came with its rows
+    "pipelines/inspect/stored.py",  # a run inspects objects that came with its rows
+    "pipelines/maintenance/archive.py",
+    "pipelines/maintenance/vacuum.py",
+    "pipelines/policy/retag.py",  # a re-tagging names the files that it replaces
+    "pipelines/quality/store.py",  # profiles are kept without private values
+    "pipelines/status/survey.py",  # counts only
+}
+
+
+def opens_directly(path: Path) -> bool:
+    """Whether a module imports what opens tables or payloads, or makes a table itself."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and OPENERS & {f"{node.module}.{each.name}" for each in node.names}:
+            return True
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("DeltaTable", "deltalake.DeltaTable"):
+            return True
+    return False
+
+
+def test_only_the_named_modules_open_tables_and_payloads_beside_the_view(repository_root: Path) -> None:
+    paths = [path for path in sorted((repository_root / "pipelines").rglob("*.py")) if path.parent.name != "lake"]
+    assert {str(path.relative_to(repository_root)) for path in paths if opens_directly(path)} == KEEPERS
+
+
+def test_a_view_shows_a_table_as_it_is_and_as_it_was(core: Core, envelope: MakeEnvelope) -> None:
+    for run in range(2):
+        core.landing.seal([envelope(run * 10, 10)])
+        core.run()
+    view = lake_at(core.root).view()
+    now = view.table("streams/vehicle_telemetry")
+    assert now is not None
+    assert now.to_pyarrow_table().num_rows == 20
+    before = view.checked_table("streams/vehicle_telemetry", now.version() - 1)
+    assert before is not None
+    assert before.to_pyarrow_table().num_rows == 10
+    assert view.table("streams/nothing") is None
+    with pytest.raises(DeltaError):
+        view.table("streams/vehicle_telemetry", 1_000)
