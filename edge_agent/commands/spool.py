@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -18,6 +18,9 @@ from edge_agent.commands.exits import EXIT_DAMAGED
 from edge_agent.commands.options import AGENT, AsJson, Config
 from edge_agent.config import load_agent_config
 from edge_agent.errors import AgentError, NotFoundError
+
+if TYPE_CHECKING:
+    from edge_agent.spool.inspection import SpoolEntry
 
 _TAKEN_WITHIN_S = 3.0
 _SPOOL_HELP = """Look at single envelopes. Works while the agent runs and after; changes nothing.

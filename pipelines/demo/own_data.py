@@ -15,7 +15,7 @@ from pipelines.demo.learn import build_and_read, train_on
 from pipelines.demo.run import FIRST_ROWS_S, DemoOptions, Outcome, SetRead, account, open_stage, wind_down
 from pipelines.demo.site import AgentPlan, DemoSite, SourceTable
 from pipelines.demo.stage import DemoStage
-from pipelines.demo.view import View
+from pipelines.demo.view import DemoView
 from pipelines.errors import RefusedError
 from schemas.builtin import NAMES, builtin_contract
 
@@ -80,7 +80,7 @@ def _column_names(path: Path) -> set[str]:
         return set(first) if isinstance(first, dict) else set()
 
 
-def run_on_own_data(data: Path, options: DemoOptions, view: View, clock: Clock | None = None) -> Outcome:
+def run_on_own_data(data: Path, options: DemoOptions, view: DemoView, clock: Clock | None = None) -> Outcome:
     """Run the demo on a user's folder, which is only read.
 
     Raises:

@@ -23,7 +23,7 @@ from pipelines.demo.processes import ProcessGroup
 from pipelines.demo.proxy import Proxy
 from pipelines.demo.site import MODEL, AgentPlan, DemoSite, Wiring, device_command, simulated_agents, write_site
 from pipelines.demo.stage import DemoStage, tallies
-from pipelines.demo.view import Snapshot, View
+from pipelines.demo.view import DemoView, Snapshot
 from pipelines.demo.watch import Watch
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import first_director
@@ -148,7 +148,7 @@ class Outcome:
     skipped: tuple[str, ...] = ()
 
 
-def run_demo(options: DemoOptions, view: View, clock: Clock | None = None) -> Outcome:
+def run_demo(options: DemoOptions, view: DemoView, clock: Clock | None = None) -> Outcome:
     """Run the demo on simulated devices.
 
     Raises:
@@ -170,7 +170,7 @@ def run_demo(options: DemoOptions, view: View, clock: Clock | None = None) -> Ou
         return account(stage, agents, sets, accuracy, predicted)
 
 
-def open_stage(stack: ExitStack, site: DemoSite, agents: Sequence[AgentPlan], view: View, clock: Clock) -> DemoStage:
+def open_stage(stack: ExitStack, site: DemoSite, agents: Sequence[AgentPlan], view: DemoView, clock: Clock) -> DemoStage:
     """Start broker, core and agents; `stack` ends them."""
     group = stack.enter_context(ProcessGroup(site.logs))
     _, port = start_broker(group, site.folder / "broker", clock)

@@ -11,7 +11,7 @@ from pipelines.demo.commands import DemoCommands, command_line
 from pipelines.demo.processes import ProcessGroup, Program
 from pipelines.demo.proxy import Proxy
 from pipelines.demo.site import AgentPlan, DemoSite
-from pipelines.demo.view import Snapshot, View
+from pipelines.demo.view import DemoView, Snapshot
 from pipelines.demo.watch import Watch
 from pipelines.errors import PipelineError
 
@@ -32,7 +32,7 @@ class DemoStage:
     group: ProcessGroup
     proxy: Proxy
     watch: Watch
-    view: View
+    view: DemoView
     clock: Clock
     commands: DemoCommands
     network_is_up: bool = True

@@ -231,6 +231,7 @@ SHARED_CLASS_NAMES = {
     "Progress",
     "Refused",
     "Seen",
+    "ShardFiles",
     "Source",
     "TlsConfig",
     "Trial",
