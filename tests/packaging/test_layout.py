@@ -179,6 +179,14 @@ def test_every_log_event_is_a_literal_in_snake_case(repository_root):
     assert count > 150
 
 
+def test_connections_to_a_broker_are_made_in_one_place(repository_root):
+    """A client made elsewhere would have its own TLS, time-outs and causes."""
+    makers = [
+        str(path.relative_to(repository_root)) for path in _modules(repository_root) if "CallbackAPIVersion" in path.read_text()
+    ]
+    assert makers == ["catchment/runtime/mqtt_link.py"]
+
+
 def test_every_dependency_is_argued_for(repository_root):
     project = tomllib.loads((repository_root / "pyproject.toml").read_text())["project"]
     requirements = project["dependencies"] + [one for extra in project["optional-dependencies"].values() for one in extra]
