@@ -421,9 +421,8 @@ def test_every_shard_is_opened_once_however_many_there_are(tmp_path: Path, lake:
     split = open_set(built(lake, split={"train": 1.0}, limits=ShardLimits(max_rows=1)))
     for epoch in range(2):
         assert sum(1 for _ in split.shuffled(1, epoch)) == 239
-        shards = [
-            target for fd in Path("/proc/self/fd").iterdir() if (target := os.path.realpath(fd)).startswith(str(split.folder))
-        ]
+        opened = [os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").iterdir()]
+        shards = [path for path in opened if path.startswith(f"{split.folder}/train-")]
         assert len(set(shards)) == len(shards) == 239
 
 
