@@ -31,7 +31,7 @@ GIVEN = {
 }  # fmt: skip
 # No configuration is needed to do these.
 WITHOUT_CONFIG = {
-    "catchment": {"version", "demo", "policy keygen", "policy schema", "contract check", "contract infer"},
+    "catchment": {"version", "demo", "policy keygen", "policy schema", "set schema", "contract check", "contract infer"},
     "edge-agent": {"version", "enrol"},
 }
 # What is not there: words, and what of it must be in the message.
