@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
@@ -164,7 +163,7 @@ def stream_batches(
     *,
     version: int | None = None,
     where: str = "",
-    among: pc.SelectExpression | None = None,
+    among: Any = None,
     compiler: Compiler = policy_compiler,
 ) -> StreamBatches:
     """Read some columns of a stream in batches, without holding more than a few.
@@ -175,7 +174,7 @@ def stream_batches(
         columns: what to read; those that are not there are left out, and whoever needs them says so.
         version: the Delta version; the newest if None.
         where: an expression over all its columns and tags; empty keeps all rows.
-        among: a bound that files and row groups may be skipped by.
+        among: an Arrow filter that files and row groups may be skipped by; None: all.
         compiler: makes an expression of the text.
 
     Raises:
