@@ -21,7 +21,7 @@ from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConfigError
 from pipelines.rollout.cohorts import parse_cohort
 from pipelines.rollout.fleet import publish_desired, reported_models
-from pipelines.rollout.golden import Trial, check_scores, try_within_limits
+from pipelines.rollout.golden import GoldenTrial, check_scores, try_within_limits
 from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
@@ -102,7 +102,7 @@ def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of th
     out.print(f"{name} version {published.spec.version}: {published.size} bytes, sha256 {published.digest}")
 
 
-def _image(attempt: Callable[[], Trial], width: int, height: int, colour: str, layout: str, scale: float) -> ImageInput:
+def _image(attempt: Callable[[], GoldenTrial], width: int, height: int, colour: str, layout: str, scale: float) -> ImageInput:
     if not width or not height:
         shape = attempt().image
         width, height, colour, layout = shape.width, shape.height, colour or shape.colour, layout or shape.layout

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class TileWindow:
     """A chip's place: `x`, `y` of its upper left pixel, and how much of it lies inside the image (`width`, `height`)."""
 
     x: int
@@ -50,11 +50,11 @@ class Grid:
         """All chips."""
         return self.rows * self.columns
 
-    def window(self, index: int) -> Window:
+    def window(self, index: int) -> TileWindow:
         """The place of chip `index`."""
         row, column = divmod(index, self.columns)
         x, y = column * self.stride, row * self.stride
-        return Window(x, y, min(self.size, self.width - x), min(self.size, self.height - y))
+        return TileWindow(x, y, min(self.size, self.width - x), min(self.size, self.height - y))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import FaultError, PipelineError, RetryLaterError
-from pipelines.heartbeat import Health, Heartbeats, starting
+from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
 from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
 from pipelines.ingest.receipt_sender import ReceiptSender
@@ -109,7 +109,7 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
                 sender.drain()
 
 
-def _health(loop: RunLoop, budget: RetryBudget) -> Health:
+def _health(loop: RunLoop, budget: RetryBudget) -> ProcessHealth:
     workers = worker_pool.cache_info().currsize
     failing = loop.receipts_failing
     counters = {
@@ -124,7 +124,7 @@ def _health(loop: RunLoop, budget: RetryBudget) -> Health:
         "receipts_failing": len(failing),
         "worker_deaths": worker_pool(loop.worker_count).deaths if workers else 0,
     }
-    return Health(not budget.trouble, budget.trouble or loop.rules.broken, counters, _warnings(failing))
+    return ProcessHealth(not budget.trouble, budget.trouble or loop.rules.broken, counters, _warnings(failing))
 
 
 def _warnings(failing: Mapping[str, str]) -> tuple[str, ...]:

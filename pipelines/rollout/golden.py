@@ -24,7 +24,7 @@ _SCORE_SLACK = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class GoldenTrial:
     """A model that was tried: the input it takes, and its answers to the golden input."""
 
     image: ImageInput
@@ -46,7 +46,7 @@ def try_within_limits(
     *,
     memory_mib: int = MODEL_MEMORY_MIB,
     answer_ms: int = MODEL_ANSWER_MS,
-) -> Trial:
+) -> GoldenTrial:
     """Try a model as `try_model` does, in a process with the memory and time that a device gives it.
 
     Raises:
@@ -67,7 +67,7 @@ def try_within_limits(
             if isinstance(outcome, Answered):
                 outcome = worker.request(b"", answer_ms / 1_000) or outcome
     if isinstance(outcome, Answered):
-        return msgspec.msgpack.decode(outcome.body, type=Trial)
+        return msgspec.msgpack.decode(outcome.body, type=GoldenTrial)
     if isinstance(outcome, Refused):
         raise RefusedError(str(outcome))
     raise RefusedError(
@@ -83,7 +83,7 @@ def open_trial(options: bytes, _note: Callable[[bytes], None]) -> Callable[[byte
     return lambda _request: msgspec.msgpack.encode(_try(session, given.image, given.output))
 
 
-def try_model(onnx: bytes, image: ImageInput | None = None, output: str = "") -> Trial:
+def try_model(onnx: bytes, image: ImageInput | None = None, output: str = "") -> GoldenTrial:
     """Load a model and run it once.
 
     Args:
@@ -97,7 +97,7 @@ def try_model(onnx: bytes, image: ImageInput | None = None, output: str = "") ->
     return _try(_load(onnx), image, output)
 
 
-def _try(session: Any, image: ImageInput | None, output: str) -> Trial:
+def _try(session: Any, image: ImageInput | None, output: str) -> GoldenTrial:
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type not in _TYPES:
         raise RefusedError(f"the model must have one input of floating numbers; it has {[i.type for i in inputs]}")
@@ -105,10 +105,10 @@ def _try(session: Any, image: ImageInput | None, output: str) -> Trial:
     outputs = [found.name for found in session.get_outputs() if found.type in _TYPES and output in ("", found.name)]
     if not outputs:
         raise RefusedError(f"the model has no output {output!r} of floating numbers")
-    return Trial(image, _answers(session, inputs[0], outputs[0], image))
+    return GoldenTrial(image, _answers(session, inputs[0], outputs[0], image))
 
 
-def check_scores(trial: Trial, labels: tuple[str, ...], softmax: bool) -> None:
+def check_scores(trial: GoldenTrial, labels: tuple[str, ...], softmax: bool) -> None:
     """See to it that a device can read the answers as scores of classes.
 
     Raises:

@@ -30,7 +30,7 @@ _TYPES: tuple[tuple[pa.DataType, ColumnType], ...] = (
 )
 
 
-class Expression(Protocol):
+class SelectExpression(Protocol):
     """A compiled rule, as `pipelines.expressions.expression` gives it."""
 
     def to_polars(self) -> pl.Expr:
@@ -41,16 +41,16 @@ class Expression(Protocol):
 class Compiler(Protocol):
     """Turns the text of `--where` into an expression over these columns."""
 
-    def __call__(self, text: str, columns: Mapping[str, ColumnType]) -> Expression:
+    def __call__(self, text: str, columns: Mapping[str, ColumnType]) -> SelectExpression:
         """Compile, or raise ExpressionError."""
         ...
 
 
-def policy_compiler(text: str, columns: Mapping[str, ColumnType]) -> Expression:
+def policy_compiler(text: str, columns: Mapping[str, ColumnType]) -> SelectExpression:
     """The expression language of the policies, tags included."""
     from pipelines.expressions.expression import compile_expression  # noqa: PLC0415 - sqlglot only where there is an expression
 
-    compiled: Expression = compile_expression(text, columns, allow_tags=True)
+    compiled: SelectExpression = compile_expression(text, columns, allow_tags=True)
     return compiled
 
 

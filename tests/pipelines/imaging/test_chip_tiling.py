@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.imaging.tiling import Band, Grid, Window, bands, rows_per_band
+from pipelines.imaging.tiling import Band, Grid, TileWindow, bands, rows_per_band
 
 SIDES = st.integers(1, 90)
 GRIDS = st.builds(
@@ -65,7 +65,7 @@ def test_chips_lie_row_by_row_a_stride_apart_and_are_cut_at_the_edge_alone(grid:
     places = [(x * grid.stride, y * grid.stride) for y in range(grid.rows) for x in range(grid.columns)]
     for index, (x, y) in enumerate(places):
         width, height = min(grid.size, grid.width - x), min(grid.size, grid.height - y)
-        assert grid.window(index) == Window(x, y, width, height)
+        assert grid.window(index) == TileWindow(x, y, width, height)
 
 
 @given(GRIDS, st.integers(1, 8))
@@ -85,7 +85,7 @@ def test_a_band_has_as_many_rows_as_its_limit_allows(grid: Grid, row_bytes: int,
 
 def test_a_grid_overlaps_by_nothing_unless_it_is_said() -> None:
     assert Grid(10, 10, 5) == Grid(10, 10, 5, 0)
-    assert Grid(1, 1, 1).window(0) == Window(0, 0, 1, 1)
+    assert Grid(1, 1, 1).window(0) == TileWindow(0, 0, 1, 1)
 
 
 @pytest.mark.parametrize(
