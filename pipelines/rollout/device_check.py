@@ -1,4 +1,7 @@
-"""Whether a device accepts what is about to be published: the TUF client that devices use, on the files themselves."""
+"""Whether a device accepts what is about to be published: the TUF client that devices use, on the files themselves.
+
+Stands alone because it is the client's side, and what signs is the other.
+"""
 
 import tempfile
 from collections.abc import Iterable, Iterator

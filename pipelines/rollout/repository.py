@@ -37,7 +37,7 @@ from pipelines.rollout.model_roles import (
     target_files,
     withdrawn_versions,
 )
-from pipelines.rollout.role_files import TARGETS, Change, RoleFiles
+from pipelines.rollout.role_files import TARGETS, RoleChange, RoleFiles
 from schemas.errors import SchemaError
 from schemas.model import (
     MAX_DETAILS_BYTES,
@@ -154,7 +154,7 @@ class ModelRepository:
         with self._locked():
             soon = self.files.now() + when_within
             if self.files.snapshot().expires < soon:
-                self.files.publish(Change())
+                self.files.publish(RoleChange())
                 return True
             if self.files.timestamp().expires < soon:
                 self.files.publish_timestamp()
@@ -235,10 +235,10 @@ class ModelRepository:
 
     # -- parts of a change -------------------------------------------------------------------------------------------
 
-    def _change(self) -> Change:
+    def _change(self) -> RoleChange:
         """A change that begins with the targets role in today's form, signed again with everything that is old."""
         snapshot = self.files.snapshot()
-        change = Change()
+        change = RoleChange()
         top = change.roles[TARGETS] = self.files.targets(snapshot=snapshot)
         legacy = {path: entry for path, entry in top.targets.items() if parse_model_path(path)}
         has_changed = bool(legacy)
@@ -265,7 +265,7 @@ class ModelRepository:
         role.expires = self.files.expiry(TARGETS)
         return role
 
-    def _role(self, change: Change, role: str) -> Targets:
+    def _role(self, change: RoleChange, role: str) -> Targets:
         """A role below targets, in the change; made and delegated to where there is none."""
         if role in change.roles:
             return change.roles[role]
@@ -285,7 +285,7 @@ class ModelRepository:
         keys = [root.keys[keyid] for keyid in root.roles[TARGETS].keyids]
         return delegate(top, role, keys, root.roles[TARGETS].threshold)
 
-    def _highest(self, change: Change, name: str) -> int:
+    def _highest(self, change: RoleChange, name: str) -> int:
         """The highest version that a model ever had."""
         snapshot = self.files.snapshot()
         highest = 0
@@ -296,7 +296,7 @@ class ModelRepository:
                 highest = max(highest, *versions, *withdrawn_versions(found), 0)
         return highest
 
-    def _add(self, change: Change, spec: ModelSpec, onnx: TargetFile) -> TargetFile:
+    def _add(self, change: RoleChange, spec: ModelSpec, onnx: TargetFile) -> TargetFile:
         """Have the version's role vouch for it; its details are written, its ONNX file is not."""
         entry, details_entry, details = target_files(spec, onnx)
         role = self._role(change, role_of(spec.name, spec.version))
@@ -304,7 +304,7 @@ class ModelRepository:
         role.targets |= {entry.path: entry, details_entry.path: details_entry}
         return entry
 
-    def _migrate(self, change: Change, entry: TargetFile) -> None:
+    def _migrate(self, change: RoleChange, entry: TargetFile) -> None:
         try:
             spec = model_spec_from_plain(entry.custom)
             if len(encode_details(spec)) > MAX_DETAILS_BYTES:

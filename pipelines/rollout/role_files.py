@@ -39,7 +39,7 @@ SignedT = TypeVar("SignedT", Root, Targets, Snapshot, Timestamp)
 
 
 @dataclass(slots=True)
-class Change:
+class RoleChange:
     """Roles that are written together.
 
     Attributes:
@@ -121,10 +121,10 @@ class RoleFiles:
     def begin(self, root: Root) -> None:
         """Write the first files of an empty repository."""
         self._write(root, "root", f"{root.version}.root.json")
-        change = Change({TARGETS: Targets(expires=self.expiry(TARGETS))})
+        change = RoleChange({TARGETS: Targets(expires=self.expiry(TARGETS))})
         self._write_roles(change, Snapshot(1, expires=self.expiry("snapshot"), meta={}), 0)
 
-    def publish(self, change: Change) -> None:
+    def publish(self, change: RoleChange) -> None:
         """Sign the changed roles, check that a device accepts them, and make them what is published.
 
         Raises:
@@ -140,7 +140,7 @@ class RoleFiles:
         timestamp = self.timestamp()
         self._write(self._next_timestamp(timestamp.snapshot_meta.version, timestamp.version), "timestamp", "timestamp.json")
 
-    def _write_roles(self, change: Change, snapshot: Snapshot, timestamp_version: int) -> None:
+    def _write_roles(self, change: RoleChange, snapshot: Snapshot, timestamp_version: int) -> None:
         try:
             for role, targets in change.roles.items():
                 self._write(targets, role, f"{targets.version}.{role}.json", change)
@@ -157,7 +157,7 @@ class RoleFiles:
     def _next_timestamp(self, snapshot_version: int, version: int) -> Timestamp:
         return Timestamp(version + 1, expires=self.expiry("timestamp"), snapshot_meta=MetaFile(snapshot_version))
 
-    def _write(self, signed: SignedT, role: str, name: str, change: Change | None = None) -> None:
+    def _write(self, signed: SignedT, role: str, name: str, change: RoleChange | None = None) -> None:
         body = self._signed(signed, role)
         if change is not None:
             change.written.append(self.folder / name)
