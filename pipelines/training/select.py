@@ -208,13 +208,14 @@ def filter_rows(rows: pa.Table, where: str, compiler: Compiler = policy_compiler
     if not where.strip():
         return rows
     verdict = compiler(where, expression_columns(rows.schema)).to_polars()
-    frame = pl.DataFrame(pl.from_arrow(rows))
-    return rows.filter(frame.select(verdict.fill_null(value=False).alias("keep")).to_series().to_arrow())
+    return rows.filter(rows_that(verdict, rows))
+
+
+def rows_that(verdict: pl.Expr, batch: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
+    """For which rows a compiled expression is true."""
+    frame = pl.DataFrame(pl.from_arrow(batch))
+    return frame.select(verdict.fill_null(value=False).alias("keep")).to_series().to_arrow()
 
 
 def _keep(batch: pa.RecordBatch, verdict: pl.Expr | None) -> pa.RecordBatch:
-    if verdict is None or not batch.num_rows:
-        return batch
-    frame = pl.DataFrame(pl.from_arrow(batch))
-    mask = frame.select(verdict.fill_null(value=False).alias("keep")).to_series().to_arrow()
-    return batch.filter(mask)
+    return batch if verdict is None or not batch.num_rows else batch.filter(rows_that(verdict, batch))
