@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.transforms import Transforms
 from edge_agent.config import SourceConfig
@@ -152,7 +152,7 @@ def _appended(
     spool = Spool(folder, max_bytes=2 * GIB, linger_ms=20, clock=SystemClock(), page_bytes=pages)
     if commits is not None:
         spool.listen(lambda: commits.append(commits.pop() + 1))
-    encoder = Encoder(contract, Limits(256 * 1024, 1024 * 1024), spool.put_object)
+    encoder = Encoder(contract, BatchLimits(256 * 1024, 1024 * 1024), spool.put_object)
     source = _Fixed(batch, batches)
     config = SourceConfig(kind="bench", stream=contract.name, max_samples=1)
     pump = SourcePump(config, lambda _: source, encoder, spool, Transforms((), Rejects("bench")), SystemClock())

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from catchment.runtime.clock import Clock, SystemClock
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.capture.position_handover import previous_source, source_labels
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.source_supervisor import SourceSupervisor
@@ -255,7 +255,7 @@ class Agent:
 
     def _build_pump(self, source: SourceConfig) -> SourcePump:
         contract = load_contract(source)
-        limits = Limits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
+        limits = BatchLimits(self._config.uplink.envelope_bytes, self._config.spool.part_threshold_bytes)
         # What is redacted or encrypted in the spool must not lie in clear beside it.
         is_secret = contract.has_redaction or self._config.spool.key is not None
         folder = None if is_secret else self._config.state_dir / "parked"

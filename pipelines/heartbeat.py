@@ -51,7 +51,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class ProcessHealth:
     """What a process says of itself when asked; `over_share`: devices that send more than they may, and what of it waits."""
 
     is_ready: bool
@@ -72,7 +72,7 @@ class Heartbeats:
         ask: what to say; called on the heartbeat thread.
     """
 
-    def __init__(self, lake: Lake, role: str, name: str, clock: Clock, ask: Callable[[], Health]) -> None:
+    def __init__(self, lake: Lake, role: str, name: str, clock: Clock, ask: Callable[[], ProcessHealth]) -> None:
         self._path = lake.root / FOLDER / f"{role}-{name}.json"
         self._role, self._name, self._clock, self._ask = role, name, clock, ask
         self._started_ms = clock.now_ms()
@@ -93,7 +93,7 @@ class Heartbeats:
         self._stop.set()
         self._thread.join()
         self._write_heartbeat(
-            Health(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters)
+            ProcessHealth(False, f"stopped: {error}" if error is not None else "stopped in order", self._ask().counters)
         )
         self._is_over.set()
         if not self._store.is_on_disk:
@@ -117,7 +117,7 @@ class Heartbeats:
             except RetryLaterError as error:
                 log.warning("heartbeat_missed", path=self._store.table_uri(f"{FOLDER}/{self._path.name}"), error=str(error))
 
-    def _write_heartbeat(self, health: Health) -> None:
+    def _write_heartbeat(self, health: ProcessHealth) -> None:
         heartbeat = Heartbeat(
             self._role, self._name, os.getpid(), self._clock.now_ms(), self._started_ms, health.is_ready, health.trouble,
             dict(health.counters), socket.gethostname(), health.warnings, dict(health.over_share),

@@ -100,7 +100,7 @@ PutObject = Callable[[bytes | Path], ObjectRef]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BatchLimits:
     """How a batch is cut: bodies of about `envelope_bytes`; payloads above `part_threshold_bytes` travel as parts."""
 
     envelope_bytes: int
@@ -132,7 +132,7 @@ class Encoder:
     def __init__(
         self,
         contract: Contract,
-        limits: Limits,
+        limits: BatchLimits,
         put_object: PutObject,
         *,
         compress: bool = False,

@@ -20,7 +20,7 @@ from edge_agent.config import load_agent_config
 from edge_agent.errors import AgentError, NotFoundError
 
 if TYPE_CHECKING:
-    from edge_agent.spool.inspection import Entry
+    from edge_agent.spool.inspection import SpoolEntry
 
 _TAKEN_WITHIN_S = 3.0
 _SPOOL_HELP = """Look at single envelopes. Works while the agent runs and after; changes nothing.
@@ -168,7 +168,7 @@ def _reader(path: Path) -> Iterator[tuple[sqlite3.Connection, Path]]:
         raise AgentError(f"the spool in {folder} cannot be read: {error}; has `edge-agent run` been started?") from error
 
 
-def _tell_entries(found: "list[Entry]", in_all: dict[str, int], *, as_json: bool, is_cut: bool) -> None:
+def _tell_entries(found: "list[SpoolEntry]", in_all: dict[str, int], *, as_json: bool, is_cut: bool) -> None:
     from edge_agent.commands.tables import show_entries
 
     if as_json:

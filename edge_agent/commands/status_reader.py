@@ -38,7 +38,7 @@ class Status(msgspec.Struct, frozen=True):
     refused: dict[str, RefusedStream] = {}
 
 
-class Ledger(msgspec.Struct, frozen=True):
+class AgentBooks(msgspec.Struct, frozen=True):
     """What `edge-agent books` tells."""
 
     device: str
@@ -73,7 +73,7 @@ def read_status(path: Path) -> Status:
     )
 
 
-def read_ledger(path: Path) -> Ledger:
+def read_ledger(path: Path) -> AgentBooks:
     """The books and the epochs that are not settled in full.
 
     Raises:
@@ -85,7 +85,7 @@ def read_ledger(path: Path) -> Ledger:
         books = reading.books(db)
         row = db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
         epochs = reading.epochs(db, open_epoch=row[0] if row else -1)
-    return Ledger(config.device, books, epochs, is_balanced=all(entry.is_balanced for entry in books))
+    return AgentBooks(config.device, books, epochs, is_balanced=all(entry.is_balanced for entry in books))
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, stacked, styled
 from edge_agent.commands.doctor.findings import CheckResult, Diagnosis
-from edge_agent.commands.status_reader import Ledger, Status
+from edge_agent.commands.status_reader import AgentBooks, Status
 from edge_agent.health.agent_stats import refusal_text
 from edge_agent.health.file import Health
-from edge_agent.spool.inspection import Entry
+from edge_agent.spool.inspection import SpoolEntry
 from edge_agent.trial.result import Trial, TriedColumn
 from schemas.reported import DocumentReport, PolicyReport
 
@@ -96,7 +96,7 @@ def _cell(value: Any) -> str:
 
 
 # Tables of envelopes, for people.
-def show_entries(entries: Sequence[Entry], in_all: dict[str, int], *, is_cut: bool) -> None:
+def show_entries(entries: Sequence[SpoolEntry], in_all: dict[str, int], *, is_cut: bool) -> None:
     """Print envelopes, and how many there are in each state; `is_cut`: as many as the limit allows, there may be more."""
     console = PlainConsole()
     totals = ", ".join(f"{count:,} {state}" for state, count in sorted(in_all.items())) or "none"
@@ -188,7 +188,7 @@ def _add_refused(table: PlainTable, refused: dict[str, str], over_share: str) ->
         table.add_row(styled("the broker refuses", "red"), f"{topic}: {reason}")
 
 
-def show_ledger(ledger: Ledger) -> None:
+def show_ledger(ledger: AgentBooks) -> None:
     """Print one agent's books."""
     console = PlainConsole()
     table = PlainTable(title=f"books of {ledger.device}: captured = settled + spooled + dropped")

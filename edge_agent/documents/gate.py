@@ -29,7 +29,7 @@ _Body = TypeVar("_Body", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted(Generic[_Body]):
+class AdmittedDocument(Generic[_Body]):
     """A document that may be applied. `is_known`: the same order was taken before."""
 
     document: Document
@@ -74,7 +74,7 @@ class DocumentGate(Generic[_Body]):
         self._check = check
         self._checked = ""
 
-    def admit(self, message: bytes) -> Admitted[_Body]:
+    def admit(self, message: bytes) -> AdmittedDocument[_Body]:
         """Decide whether the document in a message may be applied now.
 
         Raises:
@@ -93,9 +93,9 @@ class DocumentGate(Generic[_Body]):
         self._verify(signed)
         if not is_known:
             judge_time(document, self._clock.now_ms())
-        return Admitted(document, body, is_known)
+        return AdmittedDocument(document, body, is_known)
 
-    def read_kept(self, message: bytes) -> Admitted[_Body]:
+    def read_kept(self, message: bytes) -> AdmittedDocument[_Body]:
         """Read a document that this device took before and kept: whatever its counter and its time, it stays in force.
 
         Raises:
@@ -106,7 +106,7 @@ class DocumentGate(Generic[_Body]):
         if not document.to.covers(self._trust.device, self._trust.cohorts):
             raise UntrustedDocumentError(f"counter {document.counter} is for other devices")
         self._verify(signed)
-        return Admitted(document, body, is_known=True)
+        return AdmittedDocument(document, body, is_known=True)
 
     def _read(self, message: bytes) -> tuple[SignedMessage, Document, _Body]:
         try:

@@ -26,7 +26,7 @@ class _DamagedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundState:
     """What was read.
 
     Attributes:
@@ -46,7 +46,7 @@ class StateFile:
     def __init__(self, folder: Path) -> None:
         self._paths = tuple(folder / name for name in NAMES)
 
-    def read(self) -> Found:
+    def read(self) -> FoundState:
         """The state. If no copy is whole, the damaged ones are moved to `.broken`."""
         states: list[StoreState] = []
         older: list[StoreState] = []
@@ -66,9 +66,9 @@ class StateFile:
         if not found:
             for path in damaged:
                 path.replace(path.with_suffix(".broken"))
-            return Found(StoreState(), is_lost=bool(damaged), is_whole=not damaged)
+            return FoundState(StoreState(), is_lost=bool(damaged), is_whole=not damaged)
         is_whole = len(states) == len(self._paths) and states[0] == states[1]
-        return Found(found[-1], is_lost=False, is_whole=is_whole)
+        return FoundState(found[-1], is_lost=False, is_whole=is_whole)
 
     def write(self, state: StoreState) -> None:
         """Replace both copies.

@@ -121,7 +121,7 @@ def apply_filter(rule_filter: "RuleFilter | None", batch: SampleBatch, priority:
     return whole(batch, priority) if rule_filter is None else rule_filter(batch)
 
 
-class RuleBook(Protocol):
+class RulesInForce(Protocol):
     """Where a rule filter finds the rules in force."""
 
     def current(self) -> EdgePolicy | None:
@@ -151,7 +151,7 @@ class RuleFilter:
 
     def __init__(
         self,
-        book: RuleBook,
+        book: RulesInForce,
         contract: Contract,
         device: str,
         priority: int,

@@ -15,7 +15,7 @@ import structlog
 from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import Clock
 from edge_agent.documents.counter import CounterFile, Seen
-from edge_agent.documents.gate import Admitted, DocumentGate
+from edge_agent.documents.gate import AdmittedDocument, DocumentGate
 from edge_agent.documents.signature import check_signatures
 from edge_agent.documents.trust import DocumentTrust
 from edge_agent.errors import UntrustedDocumentError
@@ -167,7 +167,7 @@ def is_document(body: bytes) -> bool:
         return False
 
 
-def _candidate(admitted: Admitted[EdgeRules]) -> Candidate:
+def _candidate(admitted: AdmittedDocument[EdgeRules]) -> Candidate:
     try:
         return Candidate(policy_in(admitted.document), admitted.seen)
     except DocumentError as error:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from edge_agent.spool.quota import Candidate
+from edge_agent.spool.quota import EvictionCandidate
 from edge_agent.spool.records import Append, BodyPlace, Passed, State, checksum
 from schemas.envelope import Span as EnvelopeSpan
 from schemas.ids import Digest
@@ -272,13 +272,13 @@ def set_state(db: sqlite3.Connection, ids: Iterable[int], state: State, reason: 
     )
 
 
-def candidates(db: sqlite3.Connection, in_flight: frozenset[int], limit: int) -> list[Candidate]:
+def candidates(db: sqlite3.Connection, in_flight: frozenset[int], limit: int) -> list[EvictionCandidate]:
     """The least valuable envelopes first: parked ones, then by priority and age."""
     parked = db.execute("SELECT id, cost_bytes, priority FROM envelope WHERE state = ? LIMIT ?", (State.PARKED, limit)).fetchall()
     known = {row[0] for row in parked}
     rest = db.execute("SELECT id, cost_bytes, priority FROM envelope ORDER BY priority, id LIMIT ?", (limit + len(in_flight),))
     rows = [*parked, *(row for row in rest if row[0] not in known)]
-    return [Candidate(id_, cost, priority, id_ in in_flight) for id_, cost, priority in rows]
+    return [EvictionCandidate(id_, cost, priority, id_ in in_flight) for id_, cost, priority in rows]
 
 
 def _settle_range(db: sqlite3.Connection, stream: str, epoch: int, low: int, high: int) -> Removed:

@@ -23,7 +23,7 @@ _AT_ONCE = 256
 _HASH_BYTES = 1024 * 1024
 
 
-class Entry(msgspec.Struct, frozen=True):
+class SpoolEntry(msgspec.Struct, frozen=True):
     """An envelope without its body.
 
     Attributes:
@@ -50,7 +50,7 @@ class Entry(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Finding(msgspec.Struct, frozen=True):
+class SpoolFinding(msgspec.Struct, frozen=True):
     """Something that is not as it was stored."""
 
     what: str
@@ -68,7 +68,7 @@ class SpoolCheck(msgspec.Struct, frozen=True):
     samples: int
     body_bytes: int
     objects: int
-    findings: tuple[Finding, ...]
+    findings: tuple[SpoolFinding, ...]
 
     @property
     def is_sound(self) -> bool:
@@ -76,7 +76,7 @@ class SpoolCheck(msgspec.Struct, frozen=True):
         return not self.findings
 
 
-def entries(db: sqlite3.Connection, *, stream: str | None, state: State | None, limit: int) -> list[Entry]:
+def entries(db: sqlite3.Connection, *, stream: str | None, state: State | None, limit: int) -> list[SpoolEntry]:
     """Envelopes, oldest first."""
     wanted = {"stream": stream, "state": None if state is None else int(state)}
     filters = {name: value for name, value in wanted.items() if value is not None}
@@ -85,7 +85,7 @@ def entries(db: sqlite3.Connection, *, stream: str | None, state: State | None, 
     return [_entry(row) for row in db.execute(query, (*filters.values(), limit))]
 
 
-def entry(db: sqlite3.Connection, id_: int) -> Entry | None:
+def entry(db: sqlite3.Connection, id_: int) -> SpoolEntry | None:
     """One envelope; None when it is not there."""
     row = db.execute(f"SELECT {_HEAD} FROM envelope WHERE id = ?", (id_,)).fetchone()  # noqa: S608 # a constant
     return None if row is None else _entry(row)
@@ -104,7 +104,7 @@ def verify(db: sqlite3.Connection, folder: Path) -> SpoolCheck:
         db: a reader.
         folder: the spool's.
     """
-    findings: list[Finding] = [Finding(f"database: {line}") for line in _pages(db)]
+    findings: list[SpoolFinding] = [SpoolFinding(f"database: {line}") for line in _pages(db)]
     envelopes = samples = body_bytes = 0
     digests: dict[str, int] = {}
     for row in _rows(db):
@@ -113,13 +113,13 @@ def verify(db: sqlite3.Connection, folder: Path) -> SpoolCheck:
         try:
             read = verify_row(row, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
         except (RottenEnvelopeError, OSError) as error:
-            findings.append(Finding(str(error), row[0], str(row[1]), row[2], row[3], row[4]))
+            findings.append(SpoolFinding(str(error), row[0], str(row[1]), row[2], row[3], row[4]))
             continue
         body_bytes += len(read.body)
         if row[9]:
             digests[row[9]] = row[0]
     findings += _wrong_objects(db, folder / OBJECTS_FOLDER, digests)
-    findings += [Finding(f"books of {entry.stream} do not balance") for entry in reading.books(db) if not entry.is_balanced]
+    findings += [SpoolFinding(f"books of {entry.stream} do not balance") for entry in reading.books(db) if not entry.is_balanced]
     return SpoolCheck(envelopes, samples, body_bytes, len(digests), tuple(findings))
 
 
@@ -132,10 +132,10 @@ def open_folder(folder: Path) -> sqlite3.Connection:
     return database.connect_reader(folder / database.FILE_NAME)
 
 
-def _entry(row: tuple[Any, ...]) -> Entry:
+def _entry(row: tuple[Any, ...]) -> SpoolEntry:
     state = State(row[5]).name.lower() if row[5] in list(State) else f"unknown ({row[5]})"
     values: list[Any] = [*row[:5], state, *row[6:]]
-    return Entry(*values)
+    return SpoolEntry(*values)
 
 
 def _rows(db: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
@@ -156,7 +156,7 @@ def _pages(db: sqlite3.Connection) -> list[str]:
         return [str(error)]
 
 
-def _wrong_objects(db: sqlite3.Connection, folder: Path, digests: dict[str, int]) -> Iterator[Finding]:
+def _wrong_objects(db: sqlite3.Connection, folder: Path, digests: dict[str, int]) -> Iterator[SpoolFinding]:
     for digest, id_ in digests.items():
         if (folder / f"{digest}{SEALED_SUFFIX}").exists():
             continue  # only its key could tell; a broken seal is found when it is sent
@@ -168,7 +168,7 @@ def _wrong_objects(db: sqlite3.Connection, folder: Path, digests: dict[str, int]
         except FileNotFoundError:
             if entry(db, id_) is None:
                 continue  # settled meanwhile
-            yield Finding(f"large payload {digest} is gone", id_)
+            yield SpoolFinding(f"large payload {digest} is gone", id_)
             continue
         if hasher.hexdigest() != digest:
-            yield Finding(f"large payload {digest} holds other bytes", id_)
+            yield SpoolFinding(f"large payload {digest} holds other bytes", id_)

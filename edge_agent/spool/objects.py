@@ -18,7 +18,7 @@ SEALED_SUFFIX = ".sealed"
 _COPY_BYTES = 256 * 1024
 
 
-class ObjectStore:
+class SpoolObjects:
     """The folder of large payloads. Thread-safe.
 
     Args:

@@ -14,7 +14,7 @@ from edge_agent.spool import changes, database, space_budget
 from edge_agent.spool.bodies import FOLDER_NAME as BODIES_FOLDER
 from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.database import used_and_free_bytes
-from edge_agent.spool.objects import ObjectStore
+from edge_agent.spool.objects import SpoolObjects
 from edge_agent.spool.records import DropReason, ObjectRef, State
 from edge_agent.spool.recovery import Opened, open_sound
 from edge_agent.spool.sealing import Seal
@@ -35,7 +35,7 @@ class SpoolFiles:
     opened: Opened
     epoch: int
     bodies: BodyFiles
-    objects: ObjectStore
+    objects: SpoolObjects
     reader: sqlite3.Connection
 
 
@@ -65,7 +65,7 @@ def _open_files(folder: Path, max_bytes: int, page_bytes: int, clock: Clock, sea
         check_key(opened.db, seal)
         compact(opened.db, max_bytes)
         epoch = open_epoch(opened.db, clock)
-        objects = ObjectStore(folder / OBJECTS_FOLDER, seal)
+        objects = SpoolObjects(folder / OBJECTS_FOLDER, seal)
         match_files(opened.db, objects, bodies)
         reader = database.connect_reader(folder / database.FILE_NAME)
     except (sqlite3.Error, OSError):
@@ -102,7 +102,7 @@ def check_key(db: sqlite3.Connection, seal: Seal | None) -> None:
         db.execute("INSERT OR REPLACE INTO meta VALUES ('key', ?)", (mine,))
 
 
-def match_files(db: sqlite3.Connection, objects: ObjectStore, bodies: BodyFiles) -> None:
+def match_files(db: sqlite3.Connection, objects: SpoolObjects, bodies: BodyFiles) -> None:
     """Give up rows whose large payload is gone or short (a damaged file system), and delete files that no row names."""
     rows = db.execute("SELECT id, digest, object_bytes, state FROM envelope WHERE digest <> ''").fetchall()
     lost = [

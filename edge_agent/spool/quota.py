@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class EvictionCandidate:
     """An envelope that could be given up."""
 
     id: int
@@ -22,7 +22,7 @@ class Eviction:
     freed_bytes: int
 
 
-def choose_victims(candidates: Iterable[Candidate], need_bytes: int, incoming_priority: int) -> Eviction:
+def choose_victims(candidates: Iterable[EvictionCandidate], need_bytes: int, incoming_priority: int) -> Eviction:
     """Choose what goes so that `need_bytes` become free, or as much as may be.
 
     Nothing goes that is worth more than what comes in: an incoming batch of low priority is then itself given up.

@@ -9,7 +9,7 @@ import structlog
 from edge_agent.errors import SpoolFullError
 from edge_agent.spool import database
 from edge_agent.spool.bodies import MIN_BODY_BYTES, BodyFiles
-from edge_agent.spool.objects import ObjectStore
+from edge_agent.spool.objects import SpoolObjects
 from edge_agent.spool.records import Append
 
 # A file that reserves disk space. A database on a full disk cannot even delete: deleting this file makes room for that.
@@ -90,7 +90,7 @@ class SpaceBudget:
         bodies: the bodies in files.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, min_free_bytes: int, objects: ObjectStore, bodies: BodyFiles) -> None:
+    def __init__(self, folder: Path, max_bytes: int, min_free_bytes: int, objects: SpoolObjects, bodies: BodyFiles) -> None:
         self.soft_limit_bytes = soft_limit_bytes(max_bytes)
         self._folder = folder
         self._min_free_bytes = min_free_bytes

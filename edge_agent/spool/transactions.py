@@ -11,7 +11,7 @@ from edge_agent.spool import changes
 from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.database import LARGE_PAGE_BYTES
-from edge_agent.spool.objects import ObjectStore
+from edge_agent.spool.objects import SpoolObjects
 from edge_agent.spool.quota import choose_victims
 from edge_agent.spool.records import Append, DropReason
 from edge_agent.spool.space_budget import ReserveFile, SpaceBudget
@@ -62,7 +62,7 @@ class Transactions:
         db: sqlite3.Connection,
         epoch: int,
         budget: SpaceBudget,
-        objects: ObjectStore,
+        objects: SpoolObjects,
         bodies: BodyFiles,
         reserve_file: ReserveFile,
     ) -> None:

@@ -9,7 +9,7 @@ import structlog
 
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.parts import PartSender
-from edge_agent.uplink.session import Arrived
+from edge_agent.uplink.session import MessageArrived
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.receipts import decode_object_state, decode_receipt
@@ -87,7 +87,7 @@ class Downlink:
         """Give notices that this device sends more than its share to whoever sends."""
         self._on_share = taker
 
-    def handle(self, message: Arrived) -> bool:
+    def handle(self, message: MessageArrived) -> bool:
         """Act on a message; a malformed one is told and counted. Returns whether it was a receipt that says something new.
 
         Raises:

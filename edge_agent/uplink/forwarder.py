@@ -20,7 +20,7 @@ from edge_agent.uplink.downlink import Downlink, ModelMessages, ModelRequest
 from edge_agent.uplink.outbox import Outbox
 from edge_agent.uplink.poison_isolation import HANGS_UP
 from edge_agent.uplink.progress import Progress
-from edge_agent.uplink.session import Acked, Arrived, Event, Events, Lost, Message, Session, Subscribed, Woken
+from edge_agent.uplink.session import Acked, Event, Events, Lost, MessageArrived, OutgoingMessage, Session, Subscribed, Woken
 from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import DeviceId
 from schemas.reported import DocumentReport, ModelReport, PolicyReport, Reported, encode_reported
@@ -281,7 +281,7 @@ class Forwarder:
             case Subscribed(answers):
                 for topic, code in answers:
                     self.progress.note_answer(topic, code)
-            case Arrived():
+            case MessageArrived():
                 if self._downlink.handle(event):
                     self.progress.last_receipt_s = self._clock.monotonic_s()
             case Lost(reason):
@@ -295,11 +295,11 @@ class Forwarder:
         report = self._reporter.due()
         if report is not None:
             topic = self._topics.reported(self._device)
-            self._publish(session, Message(topic, report, content_type=_JSON, is_retained=True))
+            self._publish(session, OutgoingMessage(topic, report, content_type=_JSON, is_retained=True))
         while not self._requests.empty():
             request = self._requests.get_nowait()
             answer_to = self._topics.model_data(self._device)
-            message = Message(
+            message = OutgoingMessage(
                 self._topics.model_get(self._device),
                 request.body,
                 content_type=_JSON,
@@ -314,6 +314,6 @@ class Forwarder:
         if topic is not None and self.progress.note_answer(topic, code) and topic == self._topics.reported(self._device):
             self._reporter.refused()
 
-    def _publish(self, session: Session, message: Message) -> None:
+    def _publish(self, session: Session, message: OutgoingMessage) -> None:
         self._control[session.publish(message)] = message.topic
         self._outbox.control_sent(message.packet_bytes)

@@ -17,7 +17,7 @@ from edge_agent.uplink.poison_isolation import PoisonIsolation
 from edge_agent.uplink.progress import Progress
 from edge_agent.uplink.rate_limiter import RateLimiter
 from edge_agent.uplink.send_window import SendWindow
-from edge_agent.uplink.session import NO_SUBSCRIBERS, Lost, Message, PubackAction, Session, puback_action
+from edge_agent.uplink.session import NO_SUBSCRIBERS, Lost, OutgoingMessage, PubackAction, Session, puback_action
 from edge_agent.uplink.times import UplinkTimes
 from schemas.envelope import ARROW_STREAM, EnvelopeHead
 from schemas.ids import DeviceId
@@ -269,7 +269,7 @@ class Outbox:
     def _publish(self, session: Session, envelope: Envelope, now_s: float) -> int:
         head = self._head(envelope)
         topic = self._topics.up(self._device, envelope.stream)
-        message = Message(topic, envelope.body, tuple(head.to_properties()), content_type=ARROW_STREAM)
+        message = OutgoingMessage(topic, envelope.body, tuple(head.to_properties()), content_type=ARROW_STREAM)
         if message.packet_bytes > session.max_packet_bytes:
             limit = f"{message.packet_bytes} bytes are above the broker's packet limit of {session.max_packet_bytes}"
             self._park(envelope.id, f"{limit}; raise max_packet_size there or lower max_samples here")

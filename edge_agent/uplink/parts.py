@@ -7,7 +7,7 @@ import structlog
 
 from edge_agent.spool.records import ObjectRef
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.session import Message, Session
+from edge_agent.uplink.session import OutgoingMessage, Session
 from schemas.ids import DeviceId
 from schemas.parts import PartHead
 from schemas.ranges import Ranges
@@ -259,7 +259,7 @@ class PartSender:
         return size_bytes
 
     def _publish(self, session: Session, transfer: Transfer, head: PartHead, body: bytes, now_s: float) -> int:
-        message = Message(self._topics.parts(self._device, transfer.ref.digest), body, tuple(head.to_properties()))
+        message = OutgoingMessage(self._topics.parts(self._device, transfer.ref.digest), body, tuple(head.to_properties()))
         self._mid = session.publish(message)
         self._moved_s = now_s
         return message.packet_bytes

@@ -107,7 +107,7 @@ class Subscribed:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
+class MessageArrived:
     """A message came down."""
 
     topic: str
@@ -134,12 +134,12 @@ class Woken:
     """Event: the spool changed, so there may be something to send."""
 
 
-Event = Acked | Subscribed | Arrived | Lost | Woken
+Event = Acked | Subscribed | MessageArrived | Lost | Woken
 Events = queue.SimpleQueue[Event]
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class OutgoingMessage:
     """A message to publish, with all that counts against the broker's packet limit."""
 
     topic: str
@@ -172,7 +172,7 @@ class Session(Protocol):
         """How many messages may be unacknowledged."""
         ...
 
-    def publish(self, message: Message) -> int:
+    def publish(self, message: OutgoingMessage) -> int:
         """Send with QoS 1; the returned number comes back in `Acked`.
 
         Raises:
@@ -215,7 +215,7 @@ class PahoSession:
         limits = self._connect(broker)
         self.max_packet_bytes, self.receive_maximum = limits.max_packet_bytes, limits.receive_maximum
 
-    def publish(self, message: Message) -> int:
+    def publish(self, message: OutgoingMessage) -> int:
         """Send with QoS 1.
 
         Raises:
@@ -294,7 +294,7 @@ class PahoSession:
         properties = message.properties
         named = tuple(getattr(properties, "UserProperty", ()))
         correlation = getattr(properties, "CorrelationData", b"")
-        self._events.put(Arrived(message.topic, bytes(message.payload), named, correlation))
+        self._events.put(MessageArrived(message.topic, bytes(message.payload), named, correlation))
 
 
 def tls_context(broker: BrokerConfig) -> ssl.SSLContext:

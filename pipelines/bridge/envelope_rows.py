@@ -28,7 +28,7 @@ _MAX_STREAMS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class BrokerMessage:
     """One MQTT message as it came. `received_us` is microseconds since 1970; `is_retained`: its sender had the broker keep it."""
 
     topic: str
@@ -87,7 +87,7 @@ class Numberer:
         self._next.clear()
 
 
-def to_row(message: Message, address: Address, numberer: Numberer, max_body_bytes: int) -> LandingRow:
+def to_row(message: BrokerMessage, address: Address, numberer: Numberer, max_body_bytes: int) -> LandingRow:
     """The landing row of an envelope or a report.
 
     Args:

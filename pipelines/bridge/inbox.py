@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.bridge.envelope_rows import Message
+from pipelines.bridge.envelope_rows import BrokerMessage
 
 _OVERHEAD_BYTES = 2_048  # What Python's objects around one message weigh, so that tiny messages are bounded as well.
 
@@ -14,7 +14,7 @@ _OVERHEAD_BYTES = 2_048  # What Python's objects around one message weigh, so th
 class Arrived:
     """A message and how to acknowledge it: `mid` means something only in the connection that `generation` counts."""
 
-    message: Message
+    message: BrokerMessage
     mid: int
     qos: int
     generation: int

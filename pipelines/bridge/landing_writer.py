@@ -14,7 +14,7 @@ import structlog
 
 from catchment.runtime.backoff import Backoff
 from pipelines.bridge.disk import Disk
-from pipelines.bridge.envelope_rows import Message
+from pipelines.bridge.envelope_rows import BrokerMessage
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler, Part
@@ -210,7 +210,7 @@ class LandingWriter:
             found.objects[part.device] += 1
         found.parts.setdefault(key, []).append(part)
 
-    def _take_back(self, sender: Sender, message: Message, found: _Sorted, now_s: float) -> None:
+    def _take_back(self, sender: Sender, message: BrokerMessage, found: _Sorted, now_s: float) -> None:
         """Have the broker forget a message that its sender had it keep for nothing."""
         self.counters.litter += 1
         found.answers.append(Answer(message.topic, b"", is_retained=True))

@@ -6,7 +6,7 @@ Which of several bridges lands a message: a device belongs to one of them, by a 
 import hashlib
 from dataclasses import dataclass
 
-from pipelines.bridge.envelope_rows import Message, Numberer, to_row
+from pipelines.bridge.envelope_rows import BrokerMessage, Numberer, to_row
 from pipelines.bridge.parts import Part
 from pipelines.bridge.rows import LandingRow
 from pipelines.errors import ConfigError
@@ -78,7 +78,7 @@ class Reader:
     max_body_bytes: int
     partition: Partition = Partition()
 
-    def sender(self, message: Message) -> Sender | None:
+    def sender(self, message: BrokerMessage) -> Sender | None:
         """Whose a message is, by its topic alone; None for a message that belongs to another bridge."""
         try:
             address = self.topics.parse(message.topic)
@@ -88,19 +88,19 @@ class Reader:
             return Sender(self.topics.sender_of(message.topic), None, str(error))
         return Sender(str(address.device), address) if self.partition.owns(address.device) else None
 
-    def is_litter(self, message: Message, sender: Sender) -> bool:
+    def is_litter(self, message: BrokerMessage, sender: Sender) -> bool:
         """Whether the broker keeps this message though nobody needs it kept: anything but a readable report."""
         if not message.is_retained:
             return False
         is_report = sender.address is not None and sender.address.kind is Kind.REPORTED
         return not is_report or len(message.payload) > MAX_REPORTED_BYTES
 
-    def read(self, message: Message) -> LandingRow | Part | None:
+    def read(self, message: BrokerMessage) -> LandingRow | Part | None:
         """What to make durable; None for a message that belongs to another bridge."""
         sender = self.sender(message)
         return None if sender is None else self.read_from(sender, message)
 
-    def read_from(self, sender: Sender, message: Message) -> LandingRow | Part:
+    def read_from(self, sender: Sender, message: BrokerMessage) -> LandingRow | Part:
         """What to make durable of a message whose sender is known."""
         address = sender.address
         if address is None:

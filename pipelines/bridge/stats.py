@@ -12,7 +12,7 @@ from pipelines.bridge.parts import Assembler
 from pipelines.bridge.shares import RETAINED, Shares
 from pipelines.bridge.subscriber import Subscriber
 from pipelines.bridge.sweep import Sweeper
-from pipelines.heartbeat import Health
+from pipelines.heartbeat import ProcessHealth
 
 log = structlog.get_logger(__name__)
 _TELL_EVERY_S = 60.0
@@ -41,7 +41,7 @@ class BridgeStats:
         self._shares = shares
         self._last_logged_s = time.monotonic()
 
-    def health(self) -> Health:
+    def health(self) -> ProcessHealth:
         """For the heartbeat; now and then for the log as well."""
         if time.monotonic() - self._last_logged_s >= _TELL_EVERY_S:
             self.tell()
@@ -52,7 +52,7 @@ class BridgeStats:
             trouble = "not subscribed at the broker"
         elif self._subscriber.refusals.trouble:
             trouble = self._subscriber.refusals.trouble
-        return Health(not trouble, trouble, self._counters(), over_share=self._over_share())
+        return ProcessHealth(not trouble, trouble, self._counters(), over_share=self._over_share())
 
     def _over_share(self) -> dict[str, str]:
         """Devices over their share, each with what of it waits on the device, or was taken back at the broker."""

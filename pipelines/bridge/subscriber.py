@@ -24,7 +24,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
 from catchment.runtime.mqtt_link import connect_properties, make_client
-from pipelines.bridge.envelope_rows import Message
+from pipelines.bridge.envelope_rows import BrokerMessage
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, PipelineError
@@ -315,7 +315,7 @@ class Subscriber:
         if message.topic == self._instance_topic:
             self._hear_instance(bytes(message.payload))
             return
-        arrived = Message(
+        arrived = BrokerMessage(
             topic=message.topic,
             payload=message.payload,
             content_type=getattr(properties, "ContentType", None),

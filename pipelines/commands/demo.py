@@ -12,7 +12,7 @@ from catchment.runtime.exits import INTERRUPTED, STOP
 from catchment.runtime.output import say, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.demo.run import DemoOptions, Outcome, folder_name, outcome_json, run_demo
-from pipelines.demo.view import View
+from pipelines.demo.view import DemoView
 from pipelines.errors import PipelineError
 
 
@@ -37,7 +37,7 @@ def demo(
     try:
         if folder.exists() and any(folder.iterdir()):
             raise typer.BadParameter(f"{folder} is not empty; give a new folder", param_hint="--out")
-        with View(console, clock) as view:
+        with DemoView(console, clock) as view:
             outcome = _run(data, DemoOptions(folder, seconds, seed), view)
     except KeyboardInterrupt:
         console.print(f"stopped; everything that was started has ended. What was written lies in {folder}")
@@ -53,7 +53,7 @@ def demo(
         raise typer.Exit(STOP)
 
 
-def _run(data: Path | None, options: DemoOptions, view: View) -> Outcome:
+def _run(data: Path | None, options: DemoOptions, view: DemoView) -> Outcome:
     if data is None:
         return run_demo(options, view)
     from pipelines.demo.own_data import run_on_own_data  # noqa: PLC0415  # needed only with --data

@@ -8,7 +8,7 @@ import typer
 
 from catchment.runtime.output import say, say_document
 from pipelines.commands.options import Config
-from pipelines.commands.site import Site
+from pipelines.commands.site import LakeSite
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import DocumentSigner, parse_key, require_director, write_key
@@ -36,7 +36,7 @@ def push(
 ) -> None:
     """Give devices the keep, sample and priority rules of the policies in force: compiled, signed, retained."""
     core = load_core_config(config)
-    give_out(Site.open(config, None), core, None if dry_run else policy_signer(core, key), device)
+    give_out(LakeSite.open(config, None), core, None if dry_run else policy_signer(core, key), device)
 
 
 def policy_signer(core: CoreConfig, path: Path | None) -> DocumentSigner:
@@ -62,7 +62,7 @@ def policy_signer(core: CoreConfig, path: Path | None) -> DocumentSigner:
     return DocumentSigner([parse_key(body, str(path))])
 
 
-def give_out(site: Site, core: CoreConfig, signer: DocumentSigner | None, device: list[str] | None = None) -> None:
+def give_out(site: LakeSite, core: CoreConfig, signer: DocumentSigner | None, device: list[str] | None = None) -> None:
     """Compile the device rules of the policies in force and show them; with a signer, sign and send them.
 
     Args:

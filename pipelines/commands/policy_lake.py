@@ -18,7 +18,7 @@ from catchment.runtime.plain import plain, plain_lines
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
 from pipelines.commands.options import AsJson, Config, Lake
 from pipelines.commands.policy_edge import give_out, policy_signer
-from pipelines.commands.site import Site
+from pipelines.commands.site import LakeSite
 from pipelines.config import load_core_config
 from pipelines.errors import NotFoundError
 from pipelines.inspect.code import store_code
@@ -28,7 +28,7 @@ from pipelines.inspect.suspended import HINT, SuspensionBook
 from pipelines.policy.active import active_policies, apply_policy, history, known_versions, read_document, withdraw_policy
 from pipelines.policy.documents import difference, load_policy
 from pipelines.policy.edge import edge_rules
-from pipelines.policy.guard import GuardedTagger
+from pipelines.policy.guard import SandboxedTagger
 from pipelines.policy.retag import Retagged, retag_stream, undo_retag
 from pipelines.policy.tag_file import RuleTagger
 from pipelines.policy.trial import require_sound
@@ -47,7 +47,7 @@ def apply(
     key: Annotated[Path | None, typer.Option("--key", help="Sign the device rules by it and send them too.")] = None,
 ) -> None:
     """Put policies in force: the next run tags by them. Refused if a rule does not compile or an example fails."""
-    site = Site.open(config, lake)
+    site = LakeSite.open(config, lake)
     console = _console()
     # Both before anything is put in force: a wrong path must not leave half of it done.
     core = load_core_config(config) if key is not None else None
@@ -81,7 +81,7 @@ def withdraw(
     who: Who = "",
 ) -> None:
     """Take a policy out of force; what it tagged stays tagged until a retag."""
-    site = Site.open(config, lake)
+    site = LakeSite.open(config, lake)
     before = [each for each in active_policies(site.lake) if each.id == policy_id]
     entry = withdraw_policy(site.lake, policy_id, who or getpass.getuser(), time.time_ns() // 1_000, note)
     _console().print(f"withdrawn {policy_id}, change {entry.number}")
@@ -90,7 +90,7 @@ def withdraw(
 
 def active(config: Config = None, lake: Lake = None, as_json: AsJson = False) -> None:
     """The policies that the next run tags by."""
-    site = Site.open(config, lake)
+    site = LakeSite.open(config, lake)
     applied = {policy.id for policy in active_policies(site.lake)}
     book = SuspensionBook(site.lake)
     rows = [
@@ -111,7 +111,7 @@ def active(config: Config = None, lake: Lake = None, as_json: AsJson = False) ->
 
 def changes(config: Config = None, lake: Lake = None, as_json: AsJson = False) -> None:
     """Who put which version in force or took it out, when and why."""
-    site = Site.open(config, lake)
+    site = LakeSite.open(config, lake)
     rows = [
         {
             "change": entry.number,
@@ -133,7 +133,7 @@ def diff(
     lake: Lake = None,
 ) -> None:
     """How two versions of a policy differ, line by line; exit code 1 if they do."""
-    site = Site.open(config, lake)
+    site = LakeSite.open(config, lake)
     first, second = _named(site, old), _named(site, new) if new else None
     if second is None:
         first, second = _named(site, first.id), first
@@ -151,7 +151,7 @@ def retag(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Files at a time.")] = 2,
 ) -> None:
     """Tag history by the policies in force: narrow rows only, one new version; interrupt it and start again as you like."""
-    site = Site.open(config, lake)
+    site = LakeSite.open(config, lake)
     policies = site.in_force()
     for stream in streams:
         if undo:
@@ -159,7 +159,7 @@ def retag(
             continue
         fill = StoredInspector(site.lake, site.contract(stream, ()), steps_of(policies, stream))
         book = SuspensionBook(site.lake)
-        rules = GuardedTagger.compile(policies, site.contract(stream, policies), book=book, is_strict=True)
+        rules = SandboxedTagger.compile(policies, site.contract(stream, policies), book=book, is_strict=True)
         try:
             with _Bar(stream) as bar:
                 done = retag_stream(site.lake, stream, policies, RuleTagger(rules, fill), bar, workers)
@@ -168,7 +168,7 @@ def retag(
         _tell(done, "tagged")
 
 
-def _lift(site: Site, policies: list[Policy]) -> None:
+def _lift(site: LakeSite, policies: list[Policy]) -> None:
     for name in SuspensionBook(site.lake).lift(policies):
         _console().print(joined(styled("lifted", "green"), f" the suspension of {name}"))
 
@@ -207,7 +207,7 @@ def _tell(done: Retagged, verb: str) -> None:
     _console().print(joined(styled(verb, "green"), what, f"version {done.before} -> {done.after}, no payload byte written"))
 
 
-def _named(site: Site, text: str) -> Policy:
+def _named(site: LakeSite, text: str) -> Policy:
     if text.endswith((".yaml", ".yml")):
         return load_policy(Path(text))
     policy_id, at, version = text.partition("@")

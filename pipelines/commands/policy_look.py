@@ -10,7 +10,7 @@ import typer
 from catchment.runtime.output import say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable, PlainTree, joined, styled
 from pipelines.commands.options import AsJson, Config, Lake
-from pipelines.commands.site import Site
+from pipelines.commands.site import LakeSite
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
@@ -18,14 +18,14 @@ from pipelines.policy.committed import REFERENCES, blocks, row_count, sample_row
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.documents import load_policy
 from pipelines.policy.engine import Tagger
-from pipelines.policy.explain import Explained, Verdict, explain
-from pipelines.policy.guard import GuardedTagger
+from pipelines.policy.explain import Explained, RuleResult, explain
+from pipelines.policy.guard import SandboxedTagger
 from pipelines.policy.preview import Preview
 from schemas.policy import Policy
 
 SAMPLE_ROWS = 100_000
 _OVERLAP_TAGS = 12
-_COLOURS = {Verdict.TRUE: "green", Verdict.NEARLY: "yellow", Verdict.FALSE: "dim", Verdict.NULL: "dim"}
+_COLOURS = {RuleResult.TRUE: "green", RuleResult.NEARLY: "yellow", RuleResult.FALSE: "dim", RuleResult.NULL: "dim"}
 
 
 def preview(
@@ -39,7 +39,7 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """What a policy would do: matches, overlaps, changes against the version in force, conflicts, twenty samples."""
-    site, policy = Site.open(config, lake), load_policy(file)
+    site, policy = LakeSite.open(config, lake), load_policy(file)
     name = stream or policy.streams[0]
     store_code(site.lake, [policy], file.parent)
     found = made_preview(site, policy, name, None if every else rows)
@@ -51,7 +51,7 @@ def preview(
     _print(found, name, row_count(site.lake, name), sheet)
 
 
-def made_preview(site: Site, policy: Policy, stream: str, limit: int | None) -> Preview:
+def made_preview(site: LakeSite, policy: Policy, stream: str, limit: int | None) -> Preview:
     """Try a policy on committed rows, beside the others that are in force.
 
     Raises:
@@ -63,9 +63,9 @@ def made_preview(site: Site, policy: Policy, stream: str, limit: int | None) -> 
     before = next((each for each in site.in_force() if each.id == policy.id), None)
     contract = site.contract(stream, (*others, policy))
     with ExitStack() as closing:
-        new = GuardedTagger.compile([*others, policy], contract, is_strict=True)
+        new = SandboxedTagger.compile([*others, policy], contract, is_strict=True)
         closing.callback(new.close)
-        old = GuardedTagger.compile([before], site.contract(stream, (before,)), is_strict=True) if before else None
+        old = SandboxedTagger.compile([before], site.contract(stream, (before,)), is_strict=True) if before else None
         if old is not None:
             closing.callback(old.close)
         found = Preview(policy, new, old)
@@ -84,7 +84,7 @@ def explain_sample(
     as_json: AsJson = False,
 ) -> None:
     """Which rules gave a sample its tags, with the value of each part of their expressions, and which nearly did."""
-    site = Site.open(config, lake)
+    site = LakeSite.open(config, lake)
     policies = (load_policy(file),) if file else site.in_force()
     if file:
         store_code(site.lake, policies, file.parent)
@@ -106,7 +106,7 @@ def _tree(each: Explained) -> PlainTree:
     tree = PlainTree(joined(styled(each.verdict, colour), f" {each.tag} of {each.policy}: {each.text}"))
     if each.missing:
         tree.add(joined(styled("only this is missing:", colour), f" {each.missing}"))
-    if each.verdict in (Verdict.TRUE, Verdict.NEARLY):
+    if each.verdict in (RuleResult.TRUE, RuleResult.NEARLY):
         for part in each.parts:
             tree.add(f"{part.text} = {'NULL' if part.value is None else part.value}")
     return tree

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class CommandGroup:
     """A command that another room brings: imported only when it is asked for, so that help stays fast."""
 
     module: str
@@ -31,21 +31,23 @@ class Room:
 
 
 ROOMS = {
-    "bridge": Room("pipelines.commands.bridge", "bridge", "Take messages from the broker and land them durably."),
-    "status": Room("pipelines.commands.status", "status", "What waits, since when, how fast, and is all well."),
-    "watch": Room("pipelines.commands.status", "watch", "Serve /metrics, /live and /ready."),
-    "gaps": Room("pipelines.commands.status", "gaps", "Samples that must exist and have not come."),
-    "compact": Room("pipelines.commands.maintenance", "compact", "Put small files together."),
-    "vacuum": Room("pipelines.commands.maintenance", "vacuum", "Delete what nothing refers to any more."),
-    "maintain": Room("pipelines.commands.maintenance", "maintain", "Roll-ups, compaction and vacuum."),
-    "quarantine": Room("pipelines.commands.quarantine", "quarantine_app", "Refused samples: see why, replay, discard."),
-    "contract": Room("pipelines.commands.contract", "contract_app", "Check, compile and show contracts."),
-    "policy": Room("pipelines.commands.policy", "policy_app", "Check, try and apply tagging policies."),
-    "set": Room("pipelines.commands.training_set", "set_app", "Build, verify and read training sets."),
-    "model": Room("pipelines.commands.rollout", "model_app", "Sign and publish models; serve them to devices."),
-    "rollout": Room("pipelines.commands.rollout", "rollout_app", "Roll a model out to cohorts of devices, watch it, halt it."),
-    "director": Room("pipelines.commands.director", "director_app", "The key that signs orders: make, give out, change."),
-    "demo": Room("pipelines.commands.demo", "demo", "See all of it work on this machine, in minutes."),
+    "bridge": CommandGroup("pipelines.commands.bridge", "bridge", "Take messages from the broker and land them durably."),
+    "status": CommandGroup("pipelines.commands.status", "status", "What waits, since when, how fast, and is all well."),
+    "watch": CommandGroup("pipelines.commands.status", "watch", "Serve /metrics, /live and /ready."),
+    "gaps": CommandGroup("pipelines.commands.status", "gaps", "Samples that must exist and have not come."),
+    "compact": CommandGroup("pipelines.commands.maintenance", "compact", "Put small files together."),
+    "vacuum": CommandGroup("pipelines.commands.maintenance", "vacuum", "Delete what nothing refers to any more."),
+    "maintain": CommandGroup("pipelines.commands.maintenance", "maintain", "Roll-ups, compaction and vacuum."),
+    "quarantine": CommandGroup("pipelines.commands.quarantine", "quarantine_app", "Refused samples: see why, replay, discard."),
+    "contract": CommandGroup("pipelines.commands.contract", "contract_app", "Check, compile and show contracts."),
+    "policy": CommandGroup("pipelines.commands.policy", "policy_app", "Check, try and apply tagging policies."),
+    "set": CommandGroup("pipelines.commands.training_set", "set_app", "Build, verify and read training sets."),
+    "model": CommandGroup("pipelines.commands.rollout", "model_app", "Sign and publish models; serve them to devices."),
+    "rollout": CommandGroup(
+        "pipelines.commands.rollout", "rollout_app", "Roll a model out to cohorts of devices, watch it, halt it."
+    ),
+    "director": CommandGroup("pipelines.commands.director", "director_app", "The key that signs orders: make, give out, change."),
+    "demo": CommandGroup("pipelines.commands.demo", "demo", "See all of it work on this machine, in minutes."),
 }
 
 
@@ -168,13 +170,13 @@ def _lake(path: Path | None) -> "Lake":
     return lake_of(load_core_config(path))
 
 
-def _stand_in(name: str, room: Room) -> typer.Typer:
+def _stand_in(name: str, room: CommandGroup) -> typer.Typer:
     stand_in = typer.Typer(add_completion=False)
     stand_in.command(name, help=room.help)(lambda: None)
     return stand_in
 
 
-def _load(name: str, room: Room) -> Any:
+def _load(name: str, room: CommandGroup) -> Any:
     try:
         found = getattr(importlib.import_module(room.module), room.name)
     except ModuleNotFoundError as error:

@@ -15,7 +15,7 @@ from schemas.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class LakeSite:
     """One core's lake and rules."""
 
     lake: Lake

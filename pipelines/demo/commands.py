@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.demo.view import View
+from pipelines.demo.view import DemoView
 from pipelines.errors import PipelineError
 
 TIMEOUT_S = 180.0
@@ -23,11 +23,11 @@ def command_line(program: str, *arguments: str) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Commands:
+class DemoCommands:
     """Runs commands in one demo folder."""
 
     folder: Path
-    view: View
+    view: DemoView
 
     def run(self, program: str, *arguments: str, is_shown: bool = True) -> str:
         """Run a command to its end.

@@ -4,15 +4,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.demo.commands import Commands
-from pipelines.demo.site import MODEL, Site
+from pipelines.demo.commands import DemoCommands
+from pipelines.demo.site import MODEL, DemoSite
 from pipelines.demo.train import TrainedModel, train
 from pipelines.training.open import open_set
 
 EPOCH_SEED = 1
 
 
-def build_and_read(commands: Commands, site: Site, name: str, stream: str, where: str) -> tuple[Path, int]:
+def build_and_read(commands: DemoCommands, site: DemoSite, name: str, stream: str, where: str) -> tuple[Path, int]:
     """Build a set and read a shuffled epoch of every split of it.
 
     Returns:
@@ -48,7 +48,7 @@ def train_on(folder: Path) -> TrainedModel:
     return train(labelled())
 
 
-def publish(commands: Commands, site: Site, model: TrainedModel) -> Path:
+def publish(commands: DemoCommands, site: DemoSite, model: TrainedModel) -> Path:
     """Sign the model and roll it out to all devices that run models of its name.
 
     Returns:

@@ -13,9 +13,9 @@ from pathlib import Path
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.demo.learn import build_and_read, train_on
 from pipelines.demo.run import FIRST_ROWS_S, DemoOptions, Outcome, SetRead, account, open_stage, wind_down
-from pipelines.demo.site import AgentPlan, Site, SourceTable
-from pipelines.demo.stage import Stage
-from pipelines.demo.view import View
+from pipelines.demo.site import AgentPlan, DemoSite, SourceTable
+from pipelines.demo.stage import DemoStage
+from pipelines.demo.view import DemoView
 from pipelines.errors import RefusedError
 from schemas.builtin import NAMES, builtin_contract
 
@@ -80,7 +80,7 @@ def _column_names(path: Path) -> set[str]:
         return set(first) if isinstance(first, dict) else set()
 
 
-def run_on_own_data(data: Path, options: DemoOptions, view: View, clock: Clock | None = None) -> Outcome:
+def run_on_own_data(data: Path, options: DemoOptions, view: DemoView, clock: Clock | None = None) -> Outcome:
     """Run the demo on a user's folder, which is only read.
 
     Raises:
@@ -88,7 +88,7 @@ def run_on_own_data(data: Path, options: DemoOptions, view: View, clock: Clock |
     """
     clock = clock or SystemClock()
     plan, skipped = plan_own_data(data)
-    site = Site(options.folder)
+    site = DemoSite(options.folder)
     site.folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stage = open_stage(stack, site, (plan,), view, clock)
@@ -99,7 +99,7 @@ def run_on_own_data(data: Path, options: DemoOptions, view: View, clock: Clock |
         return account(stage, (plan,), sets, accuracy, 0, (*skipped, *more))
 
 
-def _learn(stage: Stage) -> tuple[tuple[SetRead, ...], float | None, list[str]]:
+def _learn(stage: DemoStage) -> tuple[tuple[SetRead, ...], float | None, list[str]]:
     sets, skipped, accuracy = [], ["the rollout: your folder has no further frames that a device could look at"], None
     for line in stage.snapshot().streams:
         if line.committed:

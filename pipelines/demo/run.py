@@ -17,13 +17,13 @@ import msgspec
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import load_core_config
 from pipelines.demo.broker import HOST, start_broker
-from pipelines.demo.commands import Commands
+from pipelines.demo.commands import DemoCommands
 from pipelines.demo.learn import build_and_read, publish, train_on
 from pipelines.demo.processes import ProcessGroup
 from pipelines.demo.proxy import Proxy
-from pipelines.demo.site import MODEL, AgentPlan, Site, Wiring, device_command, simulated_agents, write_site
-from pipelines.demo.stage import Stage, tallies
-from pipelines.demo.view import Snapshot, View
+from pipelines.demo.site import MODEL, AgentPlan, DemoSite, Wiring, device_command, simulated_agents, write_site
+from pipelines.demo.stage import DemoStage, tallies
+from pipelines.demo.view import DemoView, Snapshot
 from pipelines.demo.watch import Watch
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import first_director
@@ -148,14 +148,14 @@ class Outcome:
     skipped: tuple[str, ...] = ()
 
 
-def run_demo(options: DemoOptions, view: View, clock: Clock | None = None) -> Outcome:
+def run_demo(options: DemoOptions, view: DemoView, clock: Clock | None = None) -> Outcome:
     """Run the demo on simulated devices.
 
     Raises:
         PipelineError: something could not be started, or did not happen in time; the message says what.
     """
     clock = clock or SystemClock()
-    site = Site(options.folder)
+    site = DemoSite(options.folder)
     site.folder.mkdir(parents=True, exist_ok=True)
     agents = simulated_agents(site, options.seed)
     with ExitStack() as stack:
@@ -170,7 +170,7 @@ def run_demo(options: DemoOptions, view: View, clock: Clock | None = None) -> Ou
         return account(stage, agents, sets, accuracy, predicted)
 
 
-def open_stage(stack: ExitStack, site: Site, agents: Sequence[AgentPlan], view: View, clock: Clock) -> Stage:
+def open_stage(stack: ExitStack, site: DemoSite, agents: Sequence[AgentPlan], view: DemoView, clock: Clock) -> DemoStage:
     """Start broker, core and agents; `stack` ends them."""
     group = stack.enter_context(ProcessGroup(site.logs))
     _, port = start_broker(group, site.folder / "broker", clock)
@@ -182,14 +182,14 @@ def open_stage(stack: ExitStack, site: Site, agents: Sequence[AgentPlan], view: 
     director = first_director(director_folder(load_core_config(site.core_config)))
     write_site(site, agents, Wiring(port, proxy.port, model, director.public_keys))
     watch = stack.enter_context(Watch(HOST, port, site.lake, streams))
-    stage = Stage(site, group, proxy, watch, view, clock, Commands(site.folder, view))
+    stage = DemoStage(site, group, proxy, watch, view, clock, DemoCommands(site.folder, view))
     stage.start_core()
     stage.start_agents(agents)
     view.event(f"started: broker, core and {len(agents)} agents; everything lies in {site.folder}")
     return stage
 
 
-def _make_repository(site: Site) -> Path:
+def _make_repository(site: DemoSite) -> Path:
     config = load_core_config(site.core_config)
     root = ModelRepository(models_folder(config), KeyFolder(keys_folder(config)), SystemClock()).init(KeyPlan())
     trusted = site.folder / "agents" / "root.json"
@@ -197,7 +197,7 @@ def _make_repository(site: Site) -> Path:
     return trusted
 
 
-def _capture(stage: Stage, seconds: float) -> None:
+def _capture(stage: DemoStage, seconds: float) -> None:
     stage.wait_for(
         lambda now: all(line.committed for line in now.streams), "first rows of every stream in the lake", FIRST_ROWS_S
     )
@@ -207,7 +207,7 @@ def _capture(stage: Stage, seconds: float) -> None:
     stage.pass_time(seconds / 3)
 
 
-def _learn(stage: Stage) -> tuple[tuple[SetRead, ...], float]:
+def _learn(stage: DemoStage) -> tuple[tuple[SetRead, ...], float]:
     wanted = (
         ("motion", "vehicle_telemetry", "speed_mps > 0"),
         ("surface", "camera_frame", "has('labelled')"),
@@ -232,7 +232,7 @@ def _rows(now: Snapshot, stream: str) -> int:
     return sum(line.committed for line in now.streams if line.stream == stream)
 
 
-def _await_predictions(stage: Stage) -> int:
+def _await_predictions(stage: DemoStage) -> int:
     def predicted(now: Snapshot) -> int:
         return sum(line.predicted for line in now.streams)
 
@@ -244,7 +244,7 @@ def _await_predictions(stage: Stage) -> int:
     return predicted(found)
 
 
-def wind_down(stage: Stage, agents: Sequence[AgentPlan]) -> None:
+def wind_down(stage: DemoStage, agents: Sequence[AgentPlan]) -> None:
     """End the devices, and wait until their agents have nothing left."""
     stage.site.end_mark.touch()
     quiet: Counter[tuple[int, int]] = Counter()
@@ -260,7 +260,7 @@ def wind_down(stage: Stage, agents: Sequence[AgentPlan]) -> None:
 
 
 def account(
-    stage: Stage, agents: Sequence[AgentPlan], sets: tuple[SetRead, ...], accuracy: float | None, predicted: int,
+    stage: DemoStage, agents: Sequence[AgentPlan], sets: tuple[SetRead, ...], accuracy: float | None, predicted: int,
     skipped: tuple[str, ...] = (),
 ) -> Outcome:  # fmt: skip
     """Ask both sides for their books, and compare them with each other, the lake and what the devices made."""
@@ -281,7 +281,7 @@ def account(
     return outcome
 
 
-def _made(site: Site) -> Mapping[str, int]:
+def _made(site: DemoSite) -> Mapping[str, int]:
     made: Counter[str] = Counter()
     for program, count in tallies(site.tallies).items():
         made[_FEEDS[program]] += count

@@ -32,7 +32,7 @@ class AgentPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class DemoSite:
     """Where everything of one demo lies."""
 
     folder: Path
@@ -82,7 +82,7 @@ class Site:
         return self.folder / "agents" / f"{device}.toml"
 
 
-def device_command(site: Site, device: str, name: str, seed: int) -> list[str]:
+def device_command(site: DemoSite, device: str, name: str, seed: int) -> list[str]:
     """The command line of one simulated device."""
     return [
         sys.executable, "-m", "pipelines.demo.devices", device, "--seed", str(seed), "--seconds", "3600",
@@ -90,7 +90,7 @@ def device_command(site: Site, device: str, name: str, seed: int) -> list[str]:
     ]  # fmt: skip
 
 
-def simulated_agents(site: Site, seed: int) -> tuple[AgentPlan, ...]:
+def simulated_agents(site: DemoSite, seed: int) -> tuple[AgentPlan, ...]:
     """The three agents: a line camera's watched folder, a vehicle with two streams, a switch."""
     line = site.folder / "devices" / "line-3"
     line.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ class Wiring:
     director_keys: tuple[str, ...] = ()
 
 
-def write_site(site: Site, agents: Sequence[AgentPlan], wiring: Wiring) -> None:
+def write_site(site: DemoSite, agents: Sequence[AgentPlan], wiring: Wiring) -> None:
     """Write every configuration, and copy the policies where a user can edit them."""
     for folder in (site.policies, site.contracts, site.tallies, site.folder / "agents"):
         folder.mkdir(parents=True, exist_ok=True)

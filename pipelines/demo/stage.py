@@ -7,11 +7,11 @@ from pathlib import Path
 import structlog
 
 from catchment.runtime.clock import Clock
-from pipelines.demo.commands import Commands, command_line
+from pipelines.demo.commands import DemoCommands, command_line
 from pipelines.demo.processes import ProcessGroup, Program
 from pipelines.demo.proxy import Proxy
-from pipelines.demo.site import AgentPlan, Site
-from pipelines.demo.view import Snapshot, View
+from pipelines.demo.site import AgentPlan, DemoSite
+from pipelines.demo.view import DemoView, Snapshot
 from pipelines.demo.watch import Watch
 from pipelines.errors import PipelineError
 
@@ -25,16 +25,16 @@ class NotReachedError(PipelineError):
 
 
 @dataclass(slots=True)
-class Stage:
+class DemoStage:
     """Everything that runs, and the view on it."""
 
-    site: Site
+    site: DemoSite
     group: ProcessGroup
     proxy: Proxy
     watch: Watch
-    view: View
+    view: DemoView
     clock: Clock
-    commands: Commands
+    commands: DemoCommands
     network_is_up: bool = True
 
     def start_core(self) -> Program:

@@ -61,7 +61,7 @@ class Snapshot:
         return sum(line.committed for line in self.streams)
 
 
-class View:
+class DemoView:
     """Shows snapshots and events. `with View(...)` owns the terminal's lower part on a TTY."""
 
     def __init__(self, console: PlainConsole, clock: Clock) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class TileWindow:
     """A chip's place: `x`, `y` of its upper left pixel, and how much of it lies inside the image (`width`, `height`)."""
 
     x: int
@@ -50,11 +50,11 @@ class Grid:
         """All chips."""
         return self.rows * self.columns
 
-    def window(self, index: int) -> Window:
+    def window(self, index: int) -> TileWindow:
         """The place of chip `index`."""
         row, column = divmod(index, self.columns)
         x, y = column * self.stride, row * self.stride
-        return Window(x, y, min(self.size, self.width - x), min(self.size, self.height - y))
+        return TileWindow(x, y, min(self.size, self.width - x), min(self.size, self.height - y))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,13 @@ class TileGrid:
         """All tiles of one plane."""
         return self.columns * -(-self.height // self.tile_height)
 
-    def box(self, tile: int) -> Window:
+    def box(self, tile: int) -> TileWindow:
         """The part of the image that a tile holds; what it has beyond the image's edge is padding."""
         row, column = divmod(tile, self.columns)
         x, y = column * self.tile_width, row * self.tile_height
-        return Window(x, y, min(self.tile_width, self.width - x), min(self.tile_height, self.height - y))
+        return TileWindow(x, y, min(self.tile_width, self.width - x), min(self.tile_height, self.height - y))
 
-    def under(self, window: Window) -> Iterator[int]:
+    def under(self, window: TileWindow) -> Iterator[int]:
         """The tiles that hold a pixel of `window`."""
         last_row = (window.y + window.height - 1) // self.tile_height
         last_column = (window.x + window.width - 1) // self.tile_width
@@ -91,7 +91,7 @@ class TileGrid:
             yield from range(first + window.x // self.tile_width, first + last_column + 1)
 
 
-def last_chip(grid: Grid, box: Window) -> int:
+def last_chip(grid: Grid, box: TileWindow) -> int:
     """The last chip that holds a pixel of `box`: after it nobody needs that part of the image."""
     row = min(grid.rows - 1, (box.y + box.height - 1) // grid.stride)
     column = min(grid.columns - 1, (box.x + box.width - 1) // grid.stride)

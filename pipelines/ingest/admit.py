@@ -33,7 +33,7 @@ class Head(NamedTuple):
     samples: int
 
 
-class Dropped(NamedTuple):
+class DropReport(NamedTuple):
     """A device's word that it gave up these seqs."""
 
     key: EpochKey
@@ -57,7 +57,7 @@ class Bounds:
 class Admission:
     """What a plan's envelopes change.
 
-    `fresh_by_place` has one entry per judged item in order (for `Dropped`: what was newly settled by it); `touched` the new
+    `fresh_by_place` has one entry per judged item in order (for `DropReport`: what was newly settled by it); `touched` the new
     settled ranges of every epoch that changed. By the index of their item: `late` has the spans of an envelope that are below
     the floor and not settled, `turned_away` the items of streams that are too many.
     """
@@ -68,7 +68,7 @@ class Admission:
     turned_away: set[int] = field(default_factory=set)
 
 
-def admit(arrivals: Iterable[Head | Dropped], settled: Mapping[EpochKey, Ranges], bounds: Bounds | None = None) -> Admission:
+def admit(arrivals: Iterable[Head | DropReport], settled: Mapping[EpochKey, Ranges], bounds: Bounds | None = None) -> Admission:
     """Judge arrivals in order against what was settled before them.
 
     Args:

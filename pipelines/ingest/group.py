@@ -17,7 +17,7 @@ from schemas.ranges import Span
 Int64s = npt.NDArray[np.int64]
 
 
-class Envelope(NamedTuple):
+class GroupEnvelope(NamedTuple):
     """A decoded envelope and which of its seqs are fresh."""
 
     message: Message
@@ -30,10 +30,10 @@ class Group:
     """Decoded envelopes that make one table."""
 
     contract: Contract
-    envelopes: list[Envelope] = field(default_factory=list)
+    envelopes: list[GroupEnvelope] = field(default_factory=list)
     bytes: int = 0
 
-    def add(self, envelope: Envelope) -> None:
+    def add(self, envelope: GroupEnvelope) -> None:
         """Take one more."""
         self.envelopes.append(envelope)
         self.bytes += envelope.rows.bytes
@@ -56,16 +56,16 @@ def in_order(group: Group) -> Group:
     return Group(group.contract, sorted(group.envelopes, key=_place), group.bytes)
 
 
-def _place(envelope: Envelope) -> tuple[str, int, int]:
+def _place(envelope: GroupEnvelope) -> tuple[str, int, int]:
     return envelope.message.device or "", envelope.message.epoch, envelope.message.first_seq
 
 
-def body_table(envelopes: Sequence[Envelope]) -> pa.Table:
+def body_table(envelopes: Sequence[GroupEnvelope]) -> pa.Table:
     """All rows, as the devices sent them."""
     return pa.Table.from_batches([envelope.rows.batch for envelope in envelopes])
 
 
-def row_keys(envelopes: Sequence[Envelope]) -> Keys:
+def row_keys(envelopes: Sequence[GroupEnvelope]) -> Keys:
     """The keys of `body_table`'s rows, for all envelopes at once."""
     counts = np.array([envelope.rows.batch.num_rows for envelope in envelopes], np.int64)
     firsts = np.array([envelope.message.first_seq for envelope in envelopes], np.int64)
@@ -78,7 +78,7 @@ def row_keys(envelopes: Sequence[Envelope]) -> Keys:
     return Keys(owner, seq)
 
 
-def fresh_mask(envelopes: Sequence[Envelope], keys: Keys) -> npt.NDArray[np.bool_] | None:
+def fresh_mask(envelopes: Sequence[GroupEnvelope], keys: Keys) -> npt.NDArray[np.bool_] | None:
     """Which rows are fresh; None if all are, which is the rule."""
     partly = [
         place

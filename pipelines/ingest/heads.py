@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipelines.bridge.rows import KIND_REPORTED, KIND_UP
 from pipelines.bridge.segment import read_segment, sealed_path
-from pipelines.ingest.admit import Dropped, Head
+from pipelines.ingest.admit import DropReport, Head
 from pipelines.ingest.plan import SegmentRef
 from pipelines.lake.books import EpochKey
 from pipelines.lake.lake import Lake
@@ -29,7 +29,7 @@ class SegmentHeads:
     `refused` counts per device the messages that are quarantined unjudged.
     """
 
-    arrivals: tuple[tuple[Head | Dropped, ...], ...]
+    arrivals: tuple[tuple[Head | DropReport, ...], ...]
     reports: tuple[Reported, ...]
     refused: dict[str, int]
 
@@ -45,7 +45,7 @@ def read_heads(lake: Lake, segment: SegmentRef) -> SegmentHeads:
     Raises:
         CorruptLakeError: its bytes are not what was written.
     """
-    arrivals: list[tuple[Head | Dropped, ...]] = []
+    arrivals: list[tuple[Head | DropReport, ...]] = []
     reports: dict[str, tuple[int, Reported]] = {}
     refused: dict[str, int] = {}
     for batch in read_segment(lake.local(segment_path(lake, segment))):
@@ -77,9 +77,9 @@ def read_report(batch: pa.RecordBatch, row: int) -> Reported | str:
     return report
 
 
-def _dropped(report: Reported) -> tuple[Dropped, ...]:
+def _dropped(report: Reported) -> tuple[DropReport, ...]:
     return tuple(
-        Dropped(
+        DropReport(
             EpochKey(report.device, epoch.stream, epoch.epoch),
             Ranges.of((gone.low, gone.high) for gone in epoch.dropped).spans,
         )

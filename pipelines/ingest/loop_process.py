@@ -17,7 +17,7 @@ from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.contracts.retention import warn_of_retention
 from pipelines.errors import FaultError, PipelineError, RetryLaterError
-from pipelines.heartbeat import Health, Heartbeats, starting
+from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
 from pipelines.ingest.chips.loop import ChipLoop, ChipThread
 from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
@@ -116,7 +116,7 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
                 _turn(loop, budget, config, stop, check_ours, chips.wake)
 
 
-def _health(loop: RunLoop, budget: RetryBudget, chips: ChipThread) -> Health:
+def _health(loop: RunLoop, budget: RetryBudget, chips: ChipThread) -> ProcessHealth:
     workers = worker_pool.cache_info().currsize
     failing = loop.receipts_failing
     counters = {
@@ -135,7 +135,7 @@ def _health(loop: RunLoop, budget: RetryBudget, chips: ChipThread) -> Health:
         "cutter_deaths": chips.loop.deaths,
     }
     warnings = (*_warnings(failing), *([f"slides are not cut: {chips.trouble[:300]}"] if chips.trouble else []))
-    return Health(not budget.trouble, budget.trouble or loop.rules.broken, counters, warnings)
+    return ProcessHealth(not budget.trouble, budget.trouble or loop.rules.broken, counters, warnings)
 
 
 def _warnings(failing: Mapping[str, str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from catchment.runtime.tls import client_context
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_messages import Outgoing
-from pipelines.ingest.receipt_outbox import NOT_SENT, Answer, Broken, LinkLimits
+from pipelines.ingest.receipt_outbox import NOT_SENT, Broken, LinkLimits, ReceiptAnswer
 from pipelines.ingest.receipts import Publisher
 
 CONNECT_WITHIN_S = 5.0
@@ -45,7 +45,7 @@ class DirectLink:
         self._queued[number] = message
         return number
 
-    def answers(self) -> list[Answer | Broken]:
+    def answers(self) -> list[ReceiptAnswer | Broken]:
         """Publish what is queued: success for each message, or none of them was sent."""
         if not self._queued:
             return []
@@ -56,7 +56,7 @@ class DirectLink:
         except RetryLaterError as error:
             log.warning("receipts_wait", messages=len(queued), reason=str(error))
             code = NOT_SENT
-        return [Answer(number, code) for number in queued]
+        return [ReceiptAnswer(number, code) for number in queued]
 
     def reset(self, reason: str) -> None:
         """There is no connection to give up."""
@@ -79,7 +79,7 @@ class MqttLink:
         self._wake = wake
         self._numbers = count(1)
         self._connection: _Connection | None = None
-        self._answers: queue.SimpleQueue[Answer | Broken] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[ReceiptAnswer | Broken] = queue.SimpleQueue()
         self._backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._due_s = float("-inf")
 
@@ -106,9 +106,9 @@ class MqttLink:
         self._connection.publish(number, message)
         return number
 
-    def answers(self) -> list[Answer | Broken]:
+    def answers(self) -> list[ReceiptAnswer | Broken]:
         """Take the broker's answers and connection losses since the last call."""
-        found: list[Answer | Broken] = []
+        found: list[ReceiptAnswer | Broken] = []
         while not self._answers.empty():
             answer = self._answers.get_nowait()
             found.append(answer)
@@ -150,7 +150,7 @@ class _Connection:
     """One connection, from CONNECT to its end, which is told once."""
 
     def __init__(
-        self, broker: BrokerConfig, client_id: str, answers: "queue.SimpleQueue[Answer | Broken]", wake: Callable[[], None]
+        self, broker: BrokerConfig, client_id: str, answers: "queue.SimpleQueue[ReceiptAnswer | Broken]", wake: Callable[[], None]
     ) -> None:
         self._broker = broker
         self._answers = answers
@@ -207,7 +207,7 @@ class _Connection:
             return
         del self._numbers[mid]
         number, code = (first, -1 - value) if value < 0 else (value, -1 - first)
-        self._answers.put(Answer(number, code))
+        self._answers.put(ReceiptAnswer(number, code))
         self._wake()
 
     def _on_disconnect(self, _c: Any, _u: Any, _f: Any, code: ReasonCode, _p: Any) -> None:

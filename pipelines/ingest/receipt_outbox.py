@@ -45,7 +45,7 @@ class LinkLimits(NamedTuple):
     receive_maximum: int
 
 
-class Answer(NamedTuple):
+class ReceiptAnswer(NamedTuple):
     """The broker answered message `number` with this MQTT 5 reason code; `NOT_SENT`: it was away, which is no message's fault."""
 
     number: int
@@ -69,7 +69,7 @@ class Link(Protocol):
         """Hand over a retained message and return its number. Raises RetryLaterError without a connection."""
         ...
 
-    def answers(self) -> list[Answer | Broken]:
+    def answers(self) -> list[ReceiptAnswer | Broken]:
         """Take the answers and connection losses since the last call."""
         ...
 

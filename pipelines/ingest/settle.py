@@ -17,7 +17,7 @@ from pipelines.bridge.segment import read_segment
 from pipelines.ingest.admit import FreshSpans
 from pipelines.ingest.decode import DecodeError, Rows, decode
 from pipelines.ingest.event_times import NEVER_SET, correct_times
-from pipelines.ingest.group import Envelope, Group
+from pipelines.ingest.group import Group, GroupEnvelope
 from pipelines.ingest.heads import read_report, segment_path
 from pipelines.ingest.messages import Message, messages
 from pipelines.ingest.plan import Pins, SegmentRef
@@ -189,7 +189,7 @@ class Settler:
                     Rejection(origin, STAGE_CONTRACT, rejected.reason, seq, 1, rejected.raw, BODY_JSON, ((seq, seq + 1),))
                 )
         if rows.batch.num_rows:
-            self._collect(contract, Envelope(message, rows, fresh_spans))
+            self._collect(contract, GroupEnvelope(message, rows, fresh_spans))
 
     def _decode(self, message: Message, contract: Contract) -> Rows:
         return decode(
@@ -203,7 +203,7 @@ class Settler:
             max_bytes=self._work.limits.max_envelope_bytes,
         )
 
-    def _collect(self, contract: Contract, envelope: Envelope) -> None:
+    def _collect(self, contract: Contract, envelope: GroupEnvelope) -> None:
         # Contracts hash by all they say, which is much for one envelope; the pinned object itself names them.
         key = (contract.name, contract.version, envelope.rows.batch.schema)
         group = self._groups.get(key)

@@ -18,7 +18,7 @@ import pyarrow.types as pt
 
 from pipelines.contracts.arrow import private_columns, table_schema
 from pipelines.contracts.check import ContractMismatchError, conform, reasons
-from pipelines.ingest.group import Envelope, Group, Keys, body_table, fresh_mask, in_order, row_keys, spans_of, take_text
+from pipelines.ingest.group import Group, GroupEnvelope, Keys, body_table, fresh_mask, in_order, row_keys, spans_of, take_text
 from pipelines.ingest.payloads import REFERENCE_FIELDS, check_payloads, store_payloads
 from pipelines.ingest.plan import Pins
 from pipelines.ingest.quarantine import BODY_ARROW, STAGE_CONTRACT, Rejection
@@ -30,7 +30,7 @@ from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
-from pipelines.policy.guard import GuardedTagger
+from pipelines.policy.guard import SandboxedTagger
 from schemas.contract import Contract
 from schemas.policy import Policy
 
@@ -63,7 +63,7 @@ class _Checked:
 
     rows: pa.Table
     keys: Keys
-    envelopes: Sequence[Envelope]
+    envelopes: Sequence[GroupEnvelope]
 
 
 def write_group(groups: Sequence[Group], target: Target) -> Written:
@@ -117,7 +117,7 @@ def _checked(group: Group, target: Target, written: Written) -> list[_Checked]:
         return []
 
 
-def _check(envelopes: Sequence[Envelope], contract: Contract, target: Target, written: Written) -> _Checked:
+def _check(envelopes: Sequence[GroupEnvelope], contract: Contract, target: Target, written: Written) -> _Checked:
     rows, keys = conform(body_table(envelopes), contract), row_keys(envelopes)
     fresh = fresh_mask(envelopes, keys)
     if fresh is not None:
@@ -209,10 +209,10 @@ def _count(checked: _Checked, stream: str, written: Written) -> None:
 
 
 @lru_cache(maxsize=64)
-def _tagger(lake: Lake, policies: bytes, contract: Contract) -> GuardedTagger:
+def _tagger(lake: Lake, policies: bytes, contract: Contract) -> SandboxedTagger:
     # By their JSON: a policy's examples are mappings, so a policy itself has no hash.
     given = msgspec.json.decode(policies, type=tuple[Policy, ...])
-    return GuardedTagger.compile(given, contract, book=SuspensionBook(lake))
+    return SandboxedTagger.compile(given, contract, book=SuspensionBook(lake))
 
 
 def row_bytes(rows: pa.Table | pa.RecordBatch) -> Int64s:

@@ -49,7 +49,7 @@ _SPEC = WorkerSpec(
 log = structlog.get_logger(__name__)
 
 
-class WorkerDiedError(Exception):
+class PoolWorkerDiedError(Exception):
     """A worker ended in the middle of an item; `place` is the message it had named last. Never leaves this module."""
 
     def __init__(self, code: int, place: tuple[int, int] | None, text: str = "") -> None:
@@ -68,7 +68,7 @@ class Worker:
     """One child process, used by one thread.
 
     Raises:
-        WorkerDiedError: it cannot be started.
+        PoolWorkerDiedError: it cannot be started.
     """
 
     def __init__(self) -> None:
@@ -76,14 +76,14 @@ class Worker:
         try:
             self._process.spawn()
         except OSError as error:
-            raise WorkerDiedError(1, None) from error
+            raise PoolWorkerDiedError(1, None) from error
         self.pid = self._process.pid or 0
 
     def wait_ready(self) -> None:
         """Wait until it has imported all it needs, which takes longer than many an item.
 
         Raises:
-            WorkerDiedError: it ended, or was not heard of in time.
+            PoolWorkerDiedError: it ended, or was not heard of in time.
         """
         if not self._process.is_ready:
             self._take(self._process.wait_ready())
@@ -92,7 +92,7 @@ class Worker:
         """Hand an item over and wait for its result.
 
         Raises:
-            WorkerDiedError: it ended, or was not heard of in time.
+            PoolWorkerDiedError: it ended, or was not heard of in time.
         """
         self.wait_ready()
         timeout_s = MESSAGE_TIMEOUT_S if work.careful else ITEM_TIMEOUT_S
@@ -109,17 +109,17 @@ class Worker:
         self.end()
         match outcome:
             case Died():
-                raise WorkerDiedError(-outcome.signal_number or outcome.exit_code, _place(outcome.note))
+                raise PoolWorkerDiedError(-outcome.signal_number or outcome.exit_code, _place(outcome.note))
             case TooLate():
                 reason = f"nothing heard of it for {outcome.timeout_s:g} s"
-                raise WorkerDiedError(-signal.SIGKILL, _place(outcome.note), reason)
+                raise PoolWorkerDiedError(-signal.SIGKILL, _place(outcome.note), reason)
             case OutOfMemory():
-                raise WorkerDiedError(1, _place(outcome.note))
+                raise PoolWorkerDiedError(1, _place(outcome.note))
             case Refused():
                 log.error("worker_failed", kind=outcome.kind, reason=outcome.reason)
-                raise WorkerDiedError(1, None)
+                raise PoolWorkerDiedError(1, None)
             case _:
-                raise WorkerDiedError(-signal.SIGKILL, None)
+                raise PoolWorkerDiedError(-signal.SIGKILL, None)
 
 
 def _place(note: bytes) -> tuple[int, int] | None:
@@ -180,7 +180,7 @@ class WorkerPool:
         while True:
             try:
                 return self._worker().settle(msgspec.structs.replace(work, careful=search.careful, poison=tuple(search.poison)))
-            except WorkerDiedError as error:
+            except PoolWorkerDiedError as error:
                 self._forget()
                 log.error("worker_died", run=work.run, item=work.item, code=error.code, at=error.place)  # noqa: TRY400  # not a fault of this process
                 failure = search.died(error)
@@ -191,7 +191,7 @@ class WorkerPool:
         gate.wait()  # one thread, one worker: none may take the start of two
         try:
             self._worker().wait_ready()
-        except WorkerDiedError as error:
+        except PoolWorkerDiedError as error:
             self._forget()
             log.error("worker_died", code=error.code)  # noqa: TRY400  # not a fault of this process
 
@@ -219,7 +219,7 @@ class _Search:
     careful: bool = False
     unexplained: int = 0
 
-    def died(self, error: WorkerDiedError) -> Failure | None:
+    def died(self, error: PoolWorkerDiedError) -> Failure | None:
         """Take a death in: what to answer, or None to try the item again."""
         if not self.careful or error.place is None:
             self.unexplained += not error.is_of_the_item or (self.careful and error.place is None)

@@ -195,7 +195,7 @@ def _inspect_by_user(lake: Lake | None, rows: pa.Table, step: InspectStep, paylo
     worker = _kept_worker(str(lake.root if lake else ""), msgspec.json.encode(step))
     book = SuspensionBook(lake) if lake else None
     if book is not None:  # another process may have suspended it, or a new version of its policy lifted it
-        worker.heed(is_suspended=book.inspector(step) is not None)
+        worker.sync_suspension(is_suspended=book.inspector(step) is not None)
     found = _answers_of_user(worker, rows, step, payload, cache)
     if book is not None and worker.is_suspended:
         book.suspend_inspector(step, f"killed {MAX_KILLS} times in a row, being late or out of memory")

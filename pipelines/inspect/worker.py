@@ -53,7 +53,7 @@ class UserWorker:
         """Whether it was killed too often in a row to be asked again by this process."""
         return self.kills >= MAX_KILLS
 
-    def heed(self, *, is_suspended: bool) -> None:
+    def sync_suspension(self, *, is_suspended: bool) -> None:
         """Take over what the lake's book says: not to ask any more, or to try again."""
         if is_suspended:
             self.kills = max(self.kills, MAX_KILLS)

@@ -30,7 +30,7 @@ class LogKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class LogFile:
+class DeltaLogFile:
     """One file: its name below the lake root, its version and kind, its size, and when it was stored, in seconds since 1970."""
 
     name: str
@@ -40,24 +40,24 @@ class LogFile:
     modified_s: float
 
 
-def log_files(lake: Lake, table: str) -> list[LogFile]:
+def log_files(lake: Lake, table: str) -> list[DeltaLogFile]:
     """The files of a table's log, by version. Of a remote lake: a listing.
 
     Raises:
         RetryLaterError: the storage is away.
     """
     prefix = f"{table}/{FOLDER}/"
-    found: list[LogFile] = []
+    found: list[DeltaLogFile] = []
     for file in lake.files(f"{table}/{FOLDER}"):
         base = file.name.removeprefix(prefix)
         for pattern, kind in _KINDS:
             match = pattern.fullmatch(base)
             if match is not None:
-                found.append(LogFile(file.name, int(match[1]), LogKind(kind), file.bytes, file.modified_s))
+                found.append(DeltaLogFile(file.name, int(match[1]), LogKind(kind), file.bytes, file.modified_s))
                 break
         else:
             if base.startswith("_sidecars/"):
-                found.append(LogFile(file.name, 0, LogKind.FOREIGN, file.bytes, file.modified_s))
+                found.append(DeltaLogFile(file.name, 0, LogKind.FOREIGN, file.bytes, file.modified_s))
     return sorted(found, key=lambda file: (file.version, file.name))
 
 

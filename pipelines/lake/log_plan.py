@@ -6,7 +6,7 @@ Stands alone because it is a decision without IO.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from pipelines.lake.delta_log import LogFile, LogKind
+from pipelines.lake.delta_log import DeltaLogFile, LogKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class KeepLog:
             raise ValueError(f"keep at least one version, and for no negative time: {self}")
 
 
-def first_kept(files: Sequence[LogFile], keep: KeepLog, now_s: float) -> int | None:
+def first_kept(files: Sequence[DeltaLogFile], keep: KeepLog, now_s: float) -> int | None:
     """The oldest version whose entry stays; None where no entry goes. The newest always stays: a commit follows from it."""
     entries = [file for file in files if file.kind is LogKind.ENTRY]
     for place, file in enumerate(entries):
@@ -33,7 +33,7 @@ def first_kept(files: Sequence[LogFile], keep: KeepLog, now_s: float) -> int | N
     return None
 
 
-def superfluous(files: Sequence[LogFile], first: int, pinned: Collection[int]) -> list[LogFile]:
+def superfluous(files: Sequence[DeltaLogFile], first: int, pinned: Collection[int]) -> list[DeltaLogFile]:
     """The files that no version from `first` on needs, oldest first, and neither do the pinned ones.
 
     A pinned version and the one before it can be opened: the entry of the first stays, and the checkpoint of the other.

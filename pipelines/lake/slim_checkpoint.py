@@ -18,7 +18,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from pipelines.errors import ConflictError, CorruptLakeError, RefusedError
-from pipelines.lake.delta_log import FOLDER, HINT, LogFile, LogKind, checkpoint_name, read_entry
+from pipelines.lake.delta_log import FOLDER, HINT, DeltaLogFile, LogKind, checkpoint_name, read_entry
 from pipelines.lake.lake import Lake
 from pipelines.lake.removed import REMOVED_SCHEMA
 from pipelines.lake.workplace import FOLDER as WORK
@@ -37,7 +37,7 @@ class Slim:
     removed: pa.Table
 
 
-def has_tombstones(lake: Lake, files: Sequence[LogFile]) -> bool:
+def has_tombstones(lake: Lake, files: Sequence[DeltaLogFile]) -> bool:
     """Whether the newest state of a table still carries names of removed files.
 
     Args:
@@ -55,7 +55,7 @@ def has_tombstones(lake: Lake, files: Sequence[LogFile]) -> bool:
     return False
 
 
-def build_slim(lake: Lake, table: str, version: int, files: Sequence[LogFile]) -> Slim:
+def build_slim(lake: Lake, table: str, version: int, files: Sequence[DeltaLogFile]) -> Slim:
     """Make the checkpoint of a version from the entries there are, in a folder of its own.
 
     Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from pipelines.errors import RefusedError
-from pipelines.lake.delta_log import LogFile, LogKind, log_files, read_entry
+from pipelines.lake.delta_log import DeltaLogFile, LogKind, log_files, read_entry
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import ARCHIVE, COMMITS, QUALITY, QUARANTINE, QUARANTINE_CLOSED, ROLLUPS, STREAMS
 from pipelines.lake.log_plan import KeepLog, first_kept, superfluous
@@ -103,7 +103,7 @@ def keep_log(versions_h: float, versions: int, grace_s: float) -> KeepLog:
     return KeepLog(versions_h * 3_600, versions, min(grace_s, MAX_LOG_GRACE_S))
 
 
-def _slim(lake: Lake, table: str, version: int, files: Sequence[LogFile], *, oldest_ms: int) -> None:
+def _slim(lake: Lake, table: str, version: int, files: Sequence[DeltaLogFile], *, oldest_ms: int) -> None:
     slim = build_slim(lake, table, version, files)
     # First the names, then the checkpoint without them: a crash between the two only has them twice.
     remember_removed(lake, table, slim.removed, oldest_ms)
@@ -114,14 +114,14 @@ def _oldest_ms(keep: KeepLog, now_s: float) -> int:
     return round((now_s - keep.age_s) * 1_000)
 
 
-def _pinned(lake: Lake, table: str, files: Sequence[LogFile], first: int, oldest_s: float) -> list[int]:
+def _pinned(lake: Lake, table: str, files: Sequence[DeltaLogFile], first: int, oldest_s: float) -> list[int]:
     """Of the versions before `first` those that a person may want to undo, while they are young enough."""
     if not table.startswith(f"{STREAMS}/"):
         return []
     return list(_noted(lake, [file for file in files if file.kind is LogKind.ENTRY and file.version < first], oldest_s))
 
 
-def _noted(lake: Lake, entries: Sequence[LogFile], oldest_s: float) -> Iterator[int]:
+def _noted(lake: Lake, entries: Sequence[DeltaLogFile], oldest_s: float) -> Iterator[int]:
     for file in entries:
         if file.modified_s <= oldest_s or file.version == 0:
             continue

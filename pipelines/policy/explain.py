@@ -19,7 +19,7 @@ from pipelines.policy.tag_file import completed
 NEAR_SHARE = 0.1  # a number within a tenth of its limit was near
 
 
-class Verdict(StrEnum):
+class RuleResult(StrEnum):
     """What a rule said of the sample."""
 
     TRUE = "true"
@@ -29,7 +29,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RulePart:
     """A part of an expression and its value for the sample; None is NULL."""
 
     text: str
@@ -43,8 +43,8 @@ class Explained:
     tag: str
     policy: str
     text: str
-    verdict: Verdict
-    parts: tuple[Part, ...]
+    verdict: RuleResult
+    parts: tuple[RulePart, ...]
     missing: str = ""
 
 
@@ -59,17 +59,17 @@ def explain(tagger: Tagger, row: pa.Table) -> tuple[Explained, ...]:
     raw: Any = pl.from_arrow(completed(row, tagger.contract))
     frame: pl.DataFrame = raw
     found = [_explained(rule.tag, rule.policy, expression, frame) for rule in tagger.rules for expression in rule.expressions]
-    order = list(Verdict)
+    order = list(RuleResult)
     return tuple(sorted(found, key=lambda each: order.index(each.verdict)))
 
 
 def _explained(tag: str, policy: str, expression: Expression, frame: pl.DataFrame) -> Explained:
     value = value_of(expression.node, frame)
-    shown = tuple(Part(render(part), value_of(part, frame)) for part in parts(expression.node))
+    shown = tuple(RulePart(render(part), value_of(part, frame)) for part in parts(expression.node))
     if value is True:
-        return Explained(tag, policy, expression.text, Verdict.TRUE, shown)
+        return Explained(tag, policy, expression.text, RuleResult.TRUE, shown)
     missing = _missing(expression.node, frame)
-    verdict = Verdict.NEARLY if missing else Verdict.NULL if value is None else Verdict.FALSE
+    verdict = RuleResult.NEARLY if missing else RuleResult.NULL if value is None else RuleResult.FALSE
     return Explained(tag, policy, expression.text, verdict, shown, missing)
 
 

@@ -67,7 +67,7 @@ class WorkerDiedError(Exception):
 
 
 @dataclass(slots=True)
-class GuardedTagger:
+class SandboxedTagger:
     """A tagger whose risky policies run in a process that is killed when they take too long.
 
     `suspended` tells, by `<policy>@<version>`, why a policy gives no tags any more: what `book` keeps, and without a book what

@@ -24,7 +24,7 @@ _Row = dict[str, Any]
 
 
 @dataclass(slots=True)
-class TagCount:
+class PreviewTagCount:
     """One tag of the policy: rows that get it, that had it from the version in force, that gain and that lose it."""
 
     tag: str
@@ -67,7 +67,7 @@ class Preview:
     before: Judge | None = None
     rows: int = 0
     tagged: int = 0
-    counts: dict[str, TagCount] = field(default_factory=dict)
+    counts: dict[str, PreviewTagCount] = field(default_factory=dict)
     overlap: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     conflicts: dict[tuple[str, str], Conflict] = field(default_factory=dict)
     _kept: dict[str, list[ExampleRow]] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Preview:
             old = {rule.tag: hit for rule, hit in zip(self.before.rules, self.before.verdicts(rows), strict=True)}
         nobody = np.zeros(rows.num_rows, np.bool_)
         for tag in dict.fromkeys([*mine, *old]):
-            count = self.counts.setdefault(tag, TagCount(tag))
+            count = self.counts.setdefault(tag, PreviewTagCount(tag))
             now, then = mine.get(tag, nobody), old.get(tag, nobody)
             count.rows += int(now.sum())
             count.before += int(then.sum())

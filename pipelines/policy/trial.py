@@ -21,7 +21,7 @@ from schemas.policy import Example, Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class TrialFailure:
     """An example whose row got other tags."""
 
     example: int
@@ -39,7 +39,7 @@ class Trial:
     """
 
     policy: Policy
-    failures: tuple[Failure, ...]
+    failures: tuple[TrialFailure, ...]
     unfired: tuple[str, ...]
     untrue: tuple[str, ...] = ()
 
@@ -67,7 +67,7 @@ def try_policy(policy: Policy, contracts: ContractSet) -> Trial:
         ExpressionError: a rule does not compile.
         ConfigError: an example names a column that no stream has, or gives it a value of another type.
     """
-    failures: list[Failure] = []
+    failures: list[TrialFailure] = []
     fired: set[str] = set()
     alternatives: dict[str, bool] = {}
     for tagger in compile_policy(policy, contracts):
@@ -81,7 +81,7 @@ def try_policy(policy: Policy, contracts: ContractSet) -> Trial:
         for (index, each), found in zip(fitting, tagger.tag(table)[0].to_pylist(), strict=True):
             fired.update(found)
             if sorted(set(found)) != sorted(set(each.tags)):
-                failures.append(Failure(index, tagger.contract.name, each.tags, tuple(found)))
+                failures.append(TrialFailure(index, tagger.contract.name, each.tags, tuple(found)))
     _refuse_strangers(policy, contracts)
     unfired = tuple(tag for tag in dict.fromkeys(rule.tag for rule in policy.rules) if tag not in fired)
     untrue = tuple(text for text, is_true in alternatives.items() if not is_true)

@@ -53,7 +53,7 @@ class Rollout(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RolloutProgress:
     """How far a rollout is among the devices that have reported: running it, failed on it, still to answer."""
 
     active: tuple[str, ...]
@@ -70,7 +70,7 @@ class Progress:
         return self.answers >= rollout.min_answers and len(self.failed) > rollout.halt_ratio * self.answers
 
 
-def progress(rollout: Rollout, reports: Mapping[str, Iterable[ModelReport]]) -> Progress:
+def progress(rollout: Rollout, reports: Mapping[str, Iterable[ModelReport]]) -> RolloutProgress:
     """How far a rollout is, from what devices last reported of their models."""
     active: list[str] = []
     failed: list[str] = []
@@ -83,7 +83,7 @@ def progress(rollout: Rollout, reports: Mapping[str, Iterable[ModelReport]]) -> 
             failed.append(device)
         else:
             waiting.append(device)
-    return Progress(tuple(active), tuple(failed), tuple(waiting))
+    return RolloutProgress(tuple(active), tuple(failed), tuple(waiting))
 
 
 def wanted_by(device: str, rollouts: Iterable[Rollout]) -> Rollout | None:

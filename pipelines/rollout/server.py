@@ -19,7 +19,7 @@ from pipelines.bridge.shares import Shares
 from pipelines.config import CoreConfig, ShareConfig
 from pipelines.director.orders import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
-from pipelines.heartbeat import Health, Heartbeats, starting
+from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
 from pipelines.lake.lake import lake_of
 from pipelines.log_limit import LogLimit
 from pipelines.rollout.connection import BrokerLink, reply_properties
@@ -103,7 +103,7 @@ class ModelServer:
         """Leave the broker."""
         self._link.close()
 
-    def health(self) -> Health:
+    def health(self) -> ProcessHealth:
         """Say what keeps it from serving, for the heartbeat. From any thread."""
         trouble = self._link.refusals.trouble or self._probe.trouble
         if not self._link.is_ready:
@@ -116,7 +116,7 @@ class ModelServer:
             "refused_messages": self._link.refusals.count,
             "devices": len(self._reports),
         }
-        return Health(not trouble, trouble, counters)
+        return ProcessHealth(not trouble, trouble, counters)
 
     def _note_answer(self, device: str, code: int) -> None:
         """Remember a refused order: the device does not know what it should run, so it is sent again."""

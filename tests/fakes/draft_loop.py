@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.errors import SourceEndedError
 from edge_agent.sources.registry import build_source
 from pipelines.contracts.check import conform, reasons
@@ -48,7 +48,7 @@ def drafted(path: Path, folder: Path, name: str = "drafted") -> Contract:
 def judged(path: Path, contract: Contract, **options: object) -> Admitted:
     """Every row of a file through the agent's replay and the core's checks."""
     source = build_source("replay", {"path": str(path), **options}, contract, SystemClock(), None)
-    encoder = Encoder(contract, Limits(1 << 20, 1 << 20), lambda _: None)  # type: ignore[arg-type,return-value]
+    encoder = Encoder(contract, BatchLimits(1 << 20, 1 << 20), lambda _: None)  # type: ignore[arg-type,return-value]
     tables: list[pa.Table] = []
     refused: Counter[str] = Counter()
     while True:

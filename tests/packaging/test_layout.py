@@ -212,3 +212,54 @@ def test_the_agents_lock_is_a_part_of_the_whole_lock(repository_root):
 
     assert pins("requirements-agent.lock") <= pins("requirements.lock")
     assert len(pins("requirements-agent.lock")) < 30
+
+
+# Classes of both sides, or of a layer and the one below it, that mean the same thing each for its own side.
+SHARED_CLASS_NAMES = {
+    "BrokerConfig",
+    "CellError",
+    "Chips",
+    "ConfigError",
+    "DirectorConfig",
+    "EdgeRule",
+    "Form",
+    "Kind",
+    "NotFoundError",
+    "Policy",
+    "Progress",
+    "Refused",
+    "Seen",
+    "Source",
+    "TlsConfig",
+    "Trial",
+    "UninspectableError",
+}
+
+
+def test_a_public_class_name_means_one_thing_in_all_packages() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in (path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(path))
+    shared = {name: places for name, places in homes.items() if len(places) > 1}
+    assert {name: places for name, places in shared.items() if name not in SHARED_CLASS_NAMES} == {}
+    assert shared.keys() >= SHARED_CLASS_NAMES  # one that is unique leaves the list
+
+
+# Words of our own making that the field does not know: see docs/glossary.md for those in their place.
+COINED_WORDS = {
+    "afield", "ballast", "crew", "desk", "fates", "flown", "governor", "heed", "ledgerhand", "leavings", "lineup", "sieve",
+    "sift", "sifted", "suspicion", "teller", "upkeep", "vitals",
+}  # fmt: skip
+
+
+def test_no_identifier_of_the_product_is_of_a_coined_word() -> None:
+    found: set[str] = set()
+    for path in (path for package in PACKAGES for path in sorted(Path(package).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "asname")]
+            for name in (name for name in names if isinstance(name, str)):
+                words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
+                found |= {f"{path}: {name}" for word in words if word.lower() in COINED_WORDS}
+    assert found == set()

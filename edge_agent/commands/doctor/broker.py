@@ -17,7 +17,17 @@ from edge_agent.commands.doctor.findings import Finding, failed, good, warning
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool import database, reading
-from edge_agent.uplink.session import NO_SUBSCRIBERS, Acked, Arrived, Event, Events, Message, PahoSession, Subscribed, tls_context
+from edge_agent.uplink.session import (
+    NO_SUBSCRIBERS,
+    Acked,
+    Event,
+    Events,
+    MessageArrived,
+    OutgoingMessage,
+    PahoSession,
+    Subscribed,
+    tls_context,
+)
 from schemas.envelope import JSON
 from schemas.ids import DeviceId, Digest, StreamName
 from schemas.parts import PartHead
@@ -81,8 +91,8 @@ def examine_rights(config: AgentConfig, clock: Clock, answer_within_s: float = A
     topics, device = Topics(config.broker.namespace), DeviceId(config.device)
     digest = Digest(hashlib.sha256(_PROBE).hexdigest())
     question = PartHead(digest, 0, 0, len(_PROBE))
-    beating = Message(topics.up(device, HEARTBEAT), heartbeat(clock.now_ms(), _books(config)), content_type=JSON)
-    asking = Message(topics.parts(device, digest), b"", tuple(question.to_properties()))
+    beating = OutgoingMessage(topics.up(device, HEARTBEAT), heartbeat(clock.now_ms(), _books(config)), content_type=JSON)
+    asking = OutgoingMessage(topics.parts(device, digest), b"", tuple(question.to_properties()))
     try:
         session.subscribe([topics.down_filter(device)])
         codes = {session.publish(message): message.topic for message in (beating, asking)}
@@ -134,7 +144,7 @@ def _listen(events: Events, clock: Clock, wanted: dict[int, str], within_s: floa
             break
         answered = {event.mid for event in found if isinstance(event, Acked)}
         is_refused = any(isinstance(event, Subscribed) and _refused(event) for event in found)
-        if answered >= wanted.keys() and (is_refused or any(isinstance(event, Arrived) for event in found)):
+        if answered >= wanted.keys() and (is_refused or any(isinstance(event, MessageArrived) for event in found)):
             break
     return found
 
@@ -161,7 +171,7 @@ def _hearing(answers: list[Event], down_filter: str, within_s: float) -> Finding
     refused = [text for event in answers if isinstance(event, Subscribed) for text in _refused(event)]
     if refused:
         return failed(RIGHTS, f"may not subscribe to {'; '.join(refused)}", f"let the device read {down_filter}; {_ACL_HINT}")
-    heard = [event.topic for event in answers if isinstance(event, Arrived)]
+    heard = [event.topic for event in answers if isinstance(event, MessageArrived)]
     if heard:
         return good(RIGHTS, f"hears {heard[0]}")
     fix = f"is the core's bridge running? If it is, let the device read {down_filter}; {_ACL_HINT}"

@@ -24,7 +24,7 @@ from edge_agent.sources.api import SampleBatch, Scalar
 from edge_agent.sources.netflow.export import REVERSE, Export, Exporter, Record
 from edge_agent.sources.netflow.memory import recall, remember
 from edge_agent.sources.network.addresses import read_address
-from edge_agent.sources.network.connections import Inbox
+from edge_agent.sources.network.connections import SocketInbox
 from edge_agent.sources.network.datagrams import DatagramSocket
 from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.options import read_options
@@ -133,7 +133,7 @@ class NetflowSource:
         self._rejects = Rejects("netflow")
         self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects)
         self._exporters = recall(position, self._rejects)
-        self._inbox = Inbox(lambda: FrameBuffer(_MAX_DATAGRAM_BYTES, self._rejects), 1, self._rejects)
+        self._inbox = SocketInbox(lambda: FrameBuffer(_MAX_DATAGRAM_BYTES, self._rejects), 1, self._rejects)
         at = read_address("netflow", options.listen, ("udp",))
         made = DatagramSocket(at.host, at.port, options.receive_buffer_bytes, _MAX_DATAGRAM_BYTES, self._rejects)
         self.port = self._inbox.add_datagrams(made)

@@ -8,7 +8,7 @@ from edge_agent.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class HostPort:
     """How (udp, tcp, tls) and where."""
 
     scheme: str
@@ -16,7 +16,7 @@ class Address:
     port: int
 
 
-def read_address(kind: str, text: str, schemes: Collection[str]) -> Address:
+def read_address(kind: str, text: str, schemes: Collection[str]) -> HostPort:
     """Read an address.
 
     Raises:
@@ -30,4 +30,4 @@ def read_address(kind: str, text: str, schemes: Collection[str]) -> Address:
         raise ConfigError(f"source {kind!r}: {text!r} is no address: {error}; write {example}") from error
     if parts.scheme not in schemes or not parts.hostname or port is None or parts.path or parts.query:
         raise ConfigError(f"source {kind!r}: {text!r} is no address like {example} ({', '.join(sorted(schemes))})")
-    return Address(parts.scheme, parts.hostname, port)
+    return HostPort(parts.scheme, parts.hostname, port)

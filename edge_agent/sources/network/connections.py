@@ -64,7 +64,7 @@ class _Connection:
         return found, True, None
 
 
-class Inbox:
+class SocketInbox:
     """All sockets of a listening source.
 
     Args:

@@ -7,7 +7,7 @@ import termios
 from typing import Protocol
 
 from edge_agent.errors import SourceError
-from edge_agent.sources.network.addresses import Address
+from edge_agent.sources.network.addresses import HostPort
 
 _CHUNK_BYTES = 64 * 1024
 
@@ -75,7 +75,7 @@ class TcpInput:
         SourceError: nobody answers.
     """
 
-    def __init__(self, at: Address, greeting: bytes, timeout_s: float) -> None:
+    def __init__(self, at: HostPort, greeting: bytes, timeout_s: float) -> None:
         self._name = f"{at.host} port {at.port}"
         try:
             self._socket = socket.create_connection((at.host, at.port), timeout_s)

@@ -24,8 +24,8 @@ from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.identity.key_password import refuse
 from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.network.addresses import Address, read_address
-from edge_agent.sources.network.connections import Inbox
+from edge_agent.sources.network.addresses import HostPort, read_address
+from edge_agent.sources.network.connections import SocketInbox
 from edge_agent.sources.network.datagrams import DatagramSocket
 from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.options import read_options
@@ -72,7 +72,7 @@ class SyslogSource:
         self._rejects = Rejects("syslog")
         self._mapper = ColumnMapper(contract, options.rename, frozenset(), self._rejects)
         self._zone = _zone(options.time_zone)
-        self._inbox = Inbox(self._frames, options.max_connections, self._rejects)
+        self._inbox = SocketInbox(self._frames, options.max_connections, self._rejects)
         self._read: deque[tuple[str, SyslogMessage]] = deque()
         try:
             self.ports = [self._listen(read_address("syslog", text, SCHEMES)) for text in options.listen]
@@ -98,7 +98,7 @@ class SyslogSource:
     def _frames(self) -> FrameBuffer:
         return FrameBuffer(self._options.max_message_bytes, self._rejects)
 
-    def _listen(self, at: Address) -> int:
+    def _listen(self, at: HostPort) -> int:
         options = self._options
         if at.scheme == "udp":
             made = DatagramSocket(at.host, at.port, options.receive_buffer_bytes, options.max_message_bytes, self._rejects)

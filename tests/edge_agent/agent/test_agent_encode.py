@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.encode import Encoder, Limits, join_batches, may_join
+from edge_agent.capture.encode import BatchLimits, Encoder, join_batches, may_join
 from edge_agent.errors import EncodingError, SourceError
 from edge_agent.sources.api import SampleBatch
 from edge_agent.spool.records import NewEnvelope, ObjectRef
@@ -53,7 +53,7 @@ def batches(draw: st.DrawFn) -> SampleBatch:
 
 @given(batches(), st.booleans())
 def test_every_value_and_null_comes_back(batch: SampleBatch, compress: bool) -> None:
-    envelopes = Encoder(CONTRACT, Limits(400, 200), put_object, compress=compress).encode(batch, 0)
+    envelopes = Encoder(CONTRACT, BatchLimits(400, 200), put_object, compress=compress).encode(batch, 0)
     table = pa.concat_tables(read(envelope) for envelope in envelopes)
     assert table.num_rows == len(batch)
     assert table["event_time"].type == pa.timestamp("us", "UTC")
@@ -70,7 +70,7 @@ def test_every_value_and_null_comes_back(batch: SampleBatch, compress: bool) -> 
 
 
 def test_a_value_of_another_type_is_the_sources_fault() -> None:
-    encoder = Encoder(CONTRACT, Limits(1000, 1000), put_object)
+    encoder = Encoder(CONTRACT, BatchLimits(1000, 1000), put_object)
     for name, value in (("c_int32", "x"), ("c_int32", 2**40), ("c_string", 3), ("c_bool", 1), ("nowhere", 1)):
         with pytest.raises(SourceError, match=name):
             encoder.encode(SampleBatch([0], {name: [value]}), 0)
@@ -87,7 +87,7 @@ def test_joined_batches_end_where_the_last_ends() -> None:
 def test_a_nested_column_that_a_source_names_travels_as_null() -> None:
     contract = Contract("nested", "1.0.0", (Column("labels", ColumnType.LIST_STRING), Column("x", ColumnType.BOOL)))
     batch = SampleBatch([1, 2], {"labels": [None, None], "x": [True, None]}, None)
-    (envelope,) = Encoder(contract, Limits(400, 200), put_object, compress=False).encode(batch, 0)
+    (envelope,) = Encoder(contract, BatchLimits(400, 200), put_object, compress=False).encode(batch, 0)
     assert read(envelope).select(["labels", "x"]).to_pydict() == {"labels": [None, None], "x": [True, None]}
 
 
@@ -95,7 +95,7 @@ def test_a_list_that_a_source_fills_is_refused_by_name() -> None:
     contract = Contract("nested", "1.0.0", (Column("labels", ColumnType.LIST_STRING),))
     batch = SampleBatch([1], {"labels": ["cat"]}, None)
     with pytest.raises(EncodingError, match="labels"):
-        Encoder(contract, Limits(400, 200), put_object, compress=False).encode(batch, 0)
+        Encoder(contract, BatchLimits(400, 200), put_object, compress=False).encode(batch, 0)
 
 
 NESTED = Contract("nested", "1.0.0", (
@@ -125,7 +125,7 @@ ROWS = st.fixed_dictionaries({
 @given(st.lists(ROWS, min_size=1, max_size=8))
 def test_lists_vectors_and_structs_come_out_as_they_went_in(rows: list[dict[str, object]]) -> None:
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    (envelope,) = Encoder(NESTED, Limits(1 << 20, 200), put_object, compress=False).encode(
+    (envelope,) = Encoder(NESTED, BatchLimits(1 << 20, 200), put_object, compress=False).encode(
         SampleBatch([1] * len(rows), columns), 0
     )
     table = read(envelope)

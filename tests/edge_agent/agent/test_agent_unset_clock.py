@@ -9,7 +9,7 @@ import nanoarrow as na
 import nanoarrow.ipc
 import pytest
 
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.sources.api import SampleBatch
@@ -58,7 +58,9 @@ class Room:
         self.spool = Spool(folder / "spool", max_bytes=64 << 20, linger_ms=0, clock=clock, seal=seal)
         self.hold = ClockHold(self.boot_clock, self.spool, HOUR_S, clock)
         self._transform = build_transforms(TELEMETRY, None, b"", ClockWatch(clock, lambda: True), None)
-        self._encoder = Encoder(TELEMETRY, Limits(1 << 18, 1 << 20), self.spool.put_object, reference=self.boot_clock.reference)
+        self._encoder = Encoder(
+            TELEMETRY, BatchLimits(1 << 18, 1 << 20), self.spool.put_object, reference=self.boot_clock.reference
+        )
 
     def capture(self, count: int = 3) -> list[int]:
         times = [self.clock.now_ms() * 1000 + n for n in range(count)]
@@ -102,7 +104,7 @@ def test_samples_of_a_set_clock_do_not_wait_behind_those_that_do(room: Room) -> 
 
 def test_samples_from_before_and_after_the_clock_was_set_share_no_envelope(room: Room) -> None:
     times = [room.clock.now_ms() * 1000, TRUE_BOOT_MS * 1000, TRUE_BOOT_MS * 1000 + 1]
-    encoder = Encoder(TELEMETRY, Limits(1 << 18, 1 << 20), room.spool.put_object, reference=room.boot_clock.reference)
+    encoder = Encoder(TELEMETRY, BatchLimits(1 << 18, 1 << 20), room.spool.put_object, reference=room.boot_clock.reference)
     made = encoder.encode(SampleBatch(times, {"speed_mps": [1.0, 2.0, 3.0]}, agent_clock=True), 0)
     assert [(envelope.count, envelope.clock is not None) for envelope in made] == [(1, True), (2, False)]
     encoded = encoder.encode(SampleBatch([5], {"speed_mps": [1.0]}), 0)

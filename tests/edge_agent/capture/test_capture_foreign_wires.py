@@ -17,7 +17,7 @@ from edge_agent.sources.api import Source
 from edge_agent.sources.mqtt_local.session import BrokerAccess, Subscription
 from edge_agent.sources.netflow.export import LOST, Exporter
 from edge_agent.sources.netflow.source import NetflowSource, build, flow_times
-from edge_agent.sources.network.connections import Inbox
+from edge_agent.sources.network.connections import SocketInbox
 from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.nmea.sentence import SentenceError, _rmc
 from edge_agent.sources.registry import build_source, check_source
@@ -84,7 +84,7 @@ def test_a_scanner_that_is_gone_at_once_closes_on_nobody_else():
             raise ConnectionResetError(104, "Connection reset by peer")
 
     rejects = Rejects("test")
-    inbox = Inbox(lambda: FrameBuffer(100, rejects), 10, rejects)
+    inbox = SocketInbox(lambda: FrameBuffer(100, rejects), 10, rejects)
     clear, tls = (inbox.add_listener("127.0.0.1", 0, context) for context in (None, Scanned(ssl.PROTOCOL_TLS_SERVER)))
     with socket.create_connection(("127.0.0.1", clear)) as sender:
         sender.sendall(b"<13>one\n")

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.errors import AgentError, ConfigError, SourceError
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source
-from edge_agent.spool.objects import ObjectStore
+from edge_agent.spool.objects import SpoolObjects
 from schemas.builtin import builtin_contract
 from tests.fakes.zeek_writer import HEADER, close_all, follow, uids
 
@@ -142,8 +142,8 @@ def test_a_large_file_exchanged_before_it_is_stored_is_refused_not_stored(folder
         os.mkfifo(folder / "a.jpg")
     else:
         (folder / "a.jpg").write_bytes(KEY)
-    store = ObjectStore(tmp_path / "objects")
-    encoder = Encoder(FRAMES, Limits(1 << 20, 100), store.put)
+    store = SpoolObjects(tmp_path / "objects")
+    encoder = Encoder(FRAMES, BatchLimits(1 << 20, 100), store.put)
     with pytest.raises(OSError, match=r"link|changed|pipe"):
         encoder.encode(batch, 0)
     assert not any(b"PRIVATE" in path.read_bytes() for path in (tmp_path / "objects").iterdir())

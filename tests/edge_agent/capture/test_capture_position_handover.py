@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.capture.position_handover import previous_source
 from edge_agent.capture.pump import Restarts, SourcePump
 from edge_agent.capture.source_supervisor import SourceSupervisor
@@ -75,7 +75,7 @@ def test_a_file_is_read_once_though_its_options_change_while_it_is_read(tmp_path
 
 
 def _pump(spool: Spool, config: SourceConfig) -> SourcePump:
-    encoder = Encoder(TELEMETRY, Limits(1 << 18, 1 << 20), spool.put_object)
+    encoder = Encoder(TELEMETRY, BatchLimits(1 << 18, 1 << 20), spool.put_object)
     transform = build_transforms(TELEMETRY, None, b"", ClockWatch(SystemClock()), None)
     return SourcePump(
         config,

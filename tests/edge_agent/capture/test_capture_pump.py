@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.encode import Encoder, Limits, RetryingEncoder
+from edge_agent.capture.encode import BatchLimits, Encoder, RetryingEncoder
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
@@ -17,7 +17,7 @@ from edge_agent.report_config import ReportConfig
 from edge_agent.sources.api import SampleBatch
 from edge_agent.sources.guarded import GuardedSource
 from edge_agent.sources.rejects import Rejects
-from edge_agent.spool.objects import ObjectStore
+from edge_agent.spool.objects import SpoolObjects
 from edge_agent.spool.spool import Spool
 from schemas.builtin import builtin_contract
 from schemas.contract import Contract
@@ -67,7 +67,7 @@ def pump(spool: Spool, values: list, fail_at: set[int] = frozenset(), contract=T
     failing = set(fail_at)
     config = SourceConfig(kind="scripted", stream=contract.name)
     build: Callable = lambda position: GuardedSource("scripted", lambda: Scripted(position, values, failing, contract))  # noqa: E731
-    encoder = Encoder(contract, Limits(1 << 18, 64), spool.put_object)
+    encoder = Encoder(contract, BatchLimits(1 << 18, 64), spool.put_object)
     transform = build_transforms(contract, report, b"", ClockWatch(SystemClock()), None)
     return SourcePump(config, build, encoder, spool, transform, SystemClock())
 
@@ -133,7 +133,7 @@ def test_a_full_disk_is_waited_for_and_nothing_is_given_up():
 
 
 def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spool, tmp_path):
-    encoder = Encoder(FRAMES, Limits(1 << 18, 64), spool.put_object)
+    encoder = Encoder(FRAMES, BatchLimits(1 << 18, 64), spool.put_object)
     rejects = Rejects("test")
     there = tmp_path / "there.jpg"
     there.write_bytes(b"x" * 100)
@@ -146,7 +146,7 @@ def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spo
 def test_a_payload_file_that_cannot_be_read_is_not_taken_for_a_full_disk(spool):
     """/proc/self/mem opens and then answers EIO, as a rotten sector does."""
     with pytest.raises(OSError, match="Input/output error") as error:
-        ObjectStore(spool._folder / "objects").put(Path("/proc/self/mem"))
+        SpoolObjects(spool._folder / "objects").put(Path("/proc/self/mem"))
     assert not isinstance(error.value, SpoolFullError)
 
 

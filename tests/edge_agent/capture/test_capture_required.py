@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
@@ -40,7 +40,7 @@ def pumped(spool: Spool, source: object, kind: str = "exec", **options: object) 
         return source or build_source(kind, options, CONTRACT, clock, position)
 
     transform = build_transforms(CONTRACT, None, b"", ClockWatch(clock), None)
-    pump = SourcePump(config, build, Encoder(CONTRACT, Limits(1 << 16, 1 << 20), spool.put_object), spool, transform, clock)  # type: ignore[arg-type]
+    pump = SourcePump(config, build, Encoder(CONTRACT, BatchLimits(1 << 16, 1 << 20), spool.put_object), spool, transform, clock)  # type: ignore[arg-type]
     thread = threading.Thread(target=pump.run, args=(stop,))
     thread.start()
     while thread.is_alive() and not pump.failing:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.source_supervisor import SourceSupervisor
 from edge_agent.capture.transforms import build_transforms
@@ -74,7 +74,7 @@ class Camera:
 
     def _pump(self, config: SourceConfig) -> SourcePump:
         build = lambda position: GuardedSource("pictures", lambda: Pictures(position, tells_position=self.tells_position))  # noqa: E731
-        encoder = Encoder(FRAMES, Limits(1 << 18, 1 << 20), self.spool.put_object)
+        encoder = Encoder(FRAMES, BatchLimits(1 << 18, 1 << 20), self.spool.put_object)
         transform = build_transforms(FRAMES, None, b"", ClockWatch(SystemClock()), None)
         return SourcePump(config, build, encoder, self.spool, transform, SystemClock())
 

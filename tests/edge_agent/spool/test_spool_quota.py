@@ -3,15 +3,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.spool.quota import Candidate, Eviction, choose_victims
+from edge_agent.spool.quota import Eviction, EvictionCandidate, choose_victims
 
 CANDIDATES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 4), st.booleans()), max_size=12).map(
-    lambda found: [Candidate(id_, cost, priority, flies) for id_, (cost, priority, flies) in enumerate(found, 1)]
+    lambda found: [EvictionCandidate(id_, cost, priority, flies) for id_, (cost, priority, flies) in enumerate(found, 1)]
 )
 
 
 @given(CANDIDATES, st.integers(0, 120), st.integers(0, 4))
-def test_the_least_worth_goes_first_and_no_more_than_is_needed(found: list[Candidate], need: int, incoming: int) -> None:
+def test_the_least_worth_goes_first_and_no_more_than_is_needed(found: list[EvictionCandidate], need: int, incoming: int) -> None:
     eviction = choose_victims(found, need, incoming)
     may_go = [one for one in found if one.priority <= incoming]
     in_order = [one for one in may_go if not one.is_in_flight] + [one for one in may_go if one.is_in_flight]
@@ -24,21 +24,26 @@ def test_the_least_worth_goes_first_and_no_more_than_is_needed(found: list[Candi
 
 
 def test_what_is_in_flight_goes_last_and_in_its_order() -> None:
-    found = [Candidate(1, 10, 0, True), Candidate(2, 10, 0, True), Candidate(3, 10, 1, False), Candidate(4, 10, 1, False)]
+    found = [
+        EvictionCandidate(1, 10, 0, True),
+        EvictionCandidate(2, 10, 0, True),
+        EvictionCandidate(3, 10, 1, False),
+        EvictionCandidate(4, 10, 1, False),
+    ]
     assert choose_victims(found, 30, 1) == Eviction((3, 4, 1), 30)
 
 
 def test_what_is_worth_as_much_as_what_comes_in_may_go_and_more_never() -> None:
-    found = [Candidate(1, 10, 1, False), Candidate(2, 10, 2, False), Candidate(3, 10, 3, False)]
+    found = [EvictionCandidate(1, 10, 1, False), EvictionCandidate(2, 10, 2, False), EvictionCandidate(3, 10, 3, False)]
     assert choose_victims(found, 1_000, 2) == Eviction((1, 2), 20)
     assert choose_victims(found, 1_000, 0) == Eviction((), 0)
 
 
 def test_nothing_goes_where_nothing_is_needed() -> None:
-    assert choose_victims([Candidate(1, 10, 0, False)], 0, 9) == Eviction((), 0)
+    assert choose_victims([EvictionCandidate(1, 10, 0, False)], 0, 9) == Eviction((), 0)
 
 
 def test_exactly_enough_is_enough() -> None:
-    found = [Candidate(1, 10, 0, False), Candidate(2, 10, 0, False)]
+    found = [EvictionCandidate(1, 10, 0, False), EvictionCandidate(2, 10, 0, False)]
     assert choose_victims(found, 10, 0) == Eviction((1,), 10)
     assert choose_victims(found, 11, 0) == Eviction((1, 2), 20)

@@ -14,7 +14,7 @@ from edge_agent.spool import changes, database, reading
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.downlink import Downlink
-from edge_agent.uplink.session import Arrived
+from edge_agent.uplink.session import MessageArrived
 from schemas.ids import DeviceId, StreamName
 from schemas.ranges import Ranges
 from schemas.receipt_pages import receipt_pages
@@ -85,9 +85,9 @@ def test_pages_in_any_order_settle_what_the_whole_receipt_settles(tmp_path: Path
     downlink = Downlink(spool, None, None, Topics(), DeviceId("dev-a"))  # type: ignore[arg-type]  # no parts, no models here
     for page in reversed(pages):
         topic = Topics().receipt_page(DeviceId("dev-a"), page.page)
-        assert downlink.handle(Arrived(topic, encode_receipt(page), (), b""))
-        assert not downlink.handle(Arrived(topic, encode_receipt(page), (), b""))
-    assert not downlink.handle(Arrived("catchment/down/dev-a/receipts/7", b"", (), b""))
+        assert downlink.handle(MessageArrived(topic, encode_receipt(page), (), b""))
+        assert not downlink.handle(MessageArrived(topic, encode_receipt(page), (), b""))
+    assert not downlink.handle(MessageArrived("catchment/down/dev-a/receipts/7", b"", (), b""))
     spool.settle(Receipt(1, {})).result()
     assert held(spool) == list(range(1, 600, 2))
 

@@ -14,7 +14,7 @@ from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.outbox import Outbox
 from edge_agent.uplink.progress import Progress
-from edge_agent.uplink.session import MAX_TRIES, Message
+from edge_agent.uplink.session import MAX_TRIES, OutgoingMessage
 from schemas.ids import DeviceId, StreamName
 from schemas.receipts import ObjectState
 from schemas.shares import ShareNotice
@@ -48,10 +48,10 @@ class HandSession:
     receive_maximum = 100
 
     def __init__(self) -> None:
-        self.sent: list[Message] = []
+        self.sent: list[OutgoingMessage] = []
         self.paced = -1
 
-    def publish(self, message: Message) -> int:
+    def publish(self, message: OutgoingMessage) -> int:
         self.sent.append(message)
         return len(self.sent)
 
@@ -84,7 +84,7 @@ class Bench:
         self.spool.append(Append(ALPHA, (NewEnvelope(1, b"row", "1.0.0", large=ref),))).result()
         return str(ref.digest)
 
-    def turn(self, seconds: float = 0.0, code: int = 0) -> list[Message]:
+    def turn(self, seconds: float = 0.0, code: int = 0) -> list[OutgoingMessage]:
         """One turn after so long; what it sent is answered with a code."""
         self.clock.sleep(seconds)
         before = len(self.session.sent)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.imaging.tiling import Band, Grid, TileGrid, Window, bands, chips_per_band, last_chip
+from pipelines.imaging.tiling import Band, Grid, TileGrid, TileWindow, bands, chips_per_band, last_chip
 
 SIDES = st.integers(1, 90)
 GRIDS = st.builds(
@@ -83,7 +83,7 @@ def test_a_tile_is_needed_until_its_last_chip_and_by_none_after_it(grid: Grid, t
         assert last_chip(grid, box) == max(chip for chip in range(grid.count) if _meet(box, grid.window(chip)))
 
 
-def _meet(one: Window, other: Window) -> bool:
+def _meet(one: TileWindow, other: TileWindow) -> bool:
     across = one.x < other.x + other.width and other.x < one.x + one.width
     return across and one.y < other.y + other.height and other.y < one.y + one.height
 
@@ -103,12 +103,12 @@ def test_chips_lie_row_by_row_a_stride_apart_and_are_cut_at_the_edge_alone(grid:
     places = [(x * grid.stride, y * grid.stride) for y in range(grid.rows) for x in range(grid.columns)]
     for index, (x, y) in enumerate(places):
         width, height = min(grid.size, grid.width - x), min(grid.size, grid.height - y)
-        assert grid.window(index) == Window(x, y, width, height)
+        assert grid.window(index) == TileWindow(x, y, width, height)
 
 
 def test_a_grid_overlaps_by_nothing_unless_it_is_said() -> None:
     assert Grid(10, 10, 5) == Grid(10, 10, 5, 0)
-    assert Grid(1, 1, 1).window(0) == Window(0, 0, 1, 1)
+    assert Grid(1, 1, 1).window(0) == TileWindow(0, 0, 1, 1)
 
 
 @pytest.mark.parametrize(

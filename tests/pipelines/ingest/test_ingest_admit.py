@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.ingest import span_set
-from pipelines.ingest.admit import Bounds, Dropped, Head, admit
+from pipelines.ingest.admit import Bounds, DropReport, Head, admit
 from pipelines.ingest.span_set import BLOCK_SPANS, SpanSet
 from pipelines.lake.books import EpochKey
 from schemas.ranges import Ranges
@@ -17,11 +17,11 @@ HEADS = st.builds(Head, KEYS, st.integers(0, 40), st.integers(1, 12))
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 10)), max_size=3).map(
     lambda found: Ranges.of((low, low + size) for low, size in found)
 )
-DROPS = st.builds(Dropped, KEYS, SPANS.map(lambda ranges: ranges.spans))
+DROPS = st.builds(DropReport, KEYS, SPANS.map(lambda ranges: ranges.spans))
 
 
 @given(st.lists(st.one_of(HEADS, DROPS), max_size=30), st.dictionaries(KEYS, SPANS, max_size=3))
-def test_admission_agrees_with_a_set_of_all_samples(arrivals: list[Head | Dropped], settled: dict[EpochKey, Ranges]) -> None:
+def test_admission_agrees_with_a_set_of_all_samples(arrivals: list[Head | DropReport], settled: dict[EpochKey, Ranges]) -> None:
     model = {(key, seq) for key, ranges in settled.items() for low, high in ranges for seq in range(low, high)}
     admission = admit(arrivals, settled)
     for arrival, fresh_spans in zip(arrivals, admission.fresh_by_place, strict=True):
@@ -46,7 +46,7 @@ FLOORS = st.dictionaries(
 
 @given(st.lists(st.one_of(HEADS, DROPS), max_size=30), st.dictionaries(KEYS, SPANS, max_size=3), FLOORS)
 def test_below_a_floor_nothing_becomes_a_row_and_each_sample_is_late_once(
-    arrivals: list[Head | Dropped], settled: dict[EpochKey, Ranges], floors: dict[tuple[str, str], Floor]
+    arrivals: list[Head | DropReport], settled: dict[EpochKey, Ranges], floors: dict[tuple[str, str], Floor]
 ) -> None:
     admission = admit(arrivals, settled, Bounds(floors))
     model = {(key, seq) for key, ranges in settled.items() for low, high in ranges for seq in range(low, high)}

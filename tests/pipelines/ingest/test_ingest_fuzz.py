@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from catchment.runtime.clock import SystemClock
-from pipelines.bridge.envelope_rows import Message, Numberer
+from pipelines.bridge.envelope_rows import BrokerMessage, Numberer
 from pipelines.bridge.parts import Part
 from pipelines.bridge.reader import Partition, Reader
 from pipelines.bridge.rows import KIND_REFUSED, LandingRow
@@ -166,7 +166,7 @@ def test_no_mutated_head_costs_the_bridge_more_than_a_refusal() -> None:
             texts[at] = mutate(rng, texts[at].encode()).decode("utf-8", "replace")
         pairs = list(zip(texts[1::2], texts[2::2], strict=True))
         rng.shuffle(pairs)
-        read = reader.read(Message(texts[0], rng.randbytes(8), "application/json", tuple(pairs), 1))
+        read = reader.read(BrokerMessage(texts[0], rng.randbytes(8), "application/json", tuple(pairs), 1))
         parts += isinstance(read, Part)
         if isinstance(read, LandingRow):
             rows += 1

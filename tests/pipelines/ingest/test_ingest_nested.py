@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 
 from pipelines.ingest import tabulate
-from pipelines.policy.guard import Budget, GuardedTagger, name_of
+from pipelines.policy.guard import Budget, SandboxedTagger, name_of
 from schemas.contract import Contract
 from schemas.policy import Policy
 from tests.plant.core import AsIpc, Core, MakeEnvelope
@@ -107,12 +107,12 @@ def test_a_policy_over_its_budget_is_suspended_and_the_run_commits_every_row(
         "id: slow\nstreams: [detections]\nrules:\n"
         "  - {tag: slow, when: \"matches(list_get(labels, 1), '(?:a.{0,40}b.{0,40}){20}c')\"}\n"
     )
-    made: list[GuardedTagger] = []
+    made: list[SandboxedTagger] = []
 
     @lru_cache
-    def tagger(_root: Path, policies: bytes, contract: Contract) -> GuardedTagger:
+    def tagger(_root: Path, policies: bytes, contract: Contract) -> SandboxedTagger:
         decoded = msgspec.json.decode(policies, type=tuple[Policy, ...])
-        made.append(GuardedTagger.compile(decoded, contract, Budget(start_ms=1_000, us_per_row=0)))
+        made.append(SandboxedTagger.compile(decoded, contract, Budget(start_ms=1_000, us_per_row=0)))
         return made[-1]
 
     monkeypatch.setattr(tabulate, "_tagger", tagger)

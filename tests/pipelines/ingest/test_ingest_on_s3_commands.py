@@ -20,7 +20,7 @@ from pipelines.bridge.ship import RemoteLanding
 from pipelines.commands.root import app
 from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
-from pipelines.heartbeat import Health, Heartbeats
+from pipelines.heartbeat import Heartbeats, ProcessHealth
 from pipelines.ingest.loop import load_state
 from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
 from pipelines.lake.books import EpochKey
@@ -248,7 +248,7 @@ def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_mac
 @pytest.mark.slow
 def test_status_tells_of_the_processes_of_other_machines(core: RemoteCore, tmp_path: Path) -> None:
     config = configured(core, tmp_path)
-    here = Heartbeats(lake_at(core.root), "bridge", "b0", SystemClock(), lambda: Health(True, counters={"messages": 3}))
+    here = Heartbeats(lake_at(core.root), "bridge", "b0", SystemClock(), lambda: ProcessHealth(True, counters={"messages": 3}))
     with patch.object(heartbeat.socket, "gethostname", return_value="far"), here:
         while core.remote.size("status/bridge-b0.json") is None:
             time.sleep(0.05)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.bridge.rows import LandingRow
-from pipelines.ingest.admit import Dropped, Head, admit
+from pipelines.ingest.admit import DropReport, Head, admit
 from pipelines.lake.books import EpochKey
 from pipelines.lake.gaps import gaps
 from pipelines.lake.ledger import Ledger
@@ -94,7 +94,7 @@ def test_any_order_and_any_repetition_over_several_runs_gives_each_sample_once(
     )
 )
 def test_what_is_settled_and_what_is_a_hole_make_the_whole(items: list[tuple[bool, int, int]]) -> None:
-    arrivals = [Head(KEY, low, size) if sent else Dropped(KEY, ((low, low + size),)) for sent, low, size in items]
+    arrivals = [Head(KEY, low, size) if sent else DropReport(KEY, ((low, low + size),)) for sent, low, size in items]
     done = admit(arrivals, {})
     seen: set[int] = set()
     for (_sent, low, size), fresh_spans in zip(items, done.fresh_by_place, strict=True):

@@ -15,7 +15,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_messages import Outgoing
-from pipelines.ingest.receipt_outbox import Answer, Broken, LinkLimits, ReceiptOutbox
+from pipelines.ingest.receipt_outbox import Broken, LinkLimits, ReceiptAnswer, ReceiptOutbox
 from pipelines.ingest.receipt_page_book import PageBook
 from pipelines.ingest.receipt_sender import ReceiptSender
 from pipelines.ingest.receipts import receipts_of
@@ -245,7 +245,7 @@ class FakeLink:
     is_away: bool = False
     published: list[str] = field(default_factory=list)
     connections: int = 1
-    _answers: list[Answer | Broken] = field(default_factory=list)
+    _answers: list[ReceiptAnswer | Broken] = field(default_factory=list)
     _number: int = 0
     _is_broken: bool = False
 
@@ -265,13 +265,13 @@ class FakeLink:
             self._answers.append(Broken("reset"))
             self._is_broken = True
         elif device in self.refuses:
-            self._answers.append(Answer(self._number, 0x87))
+            self._answers.append(ReceiptAnswer(self._number, 0x87))
         elif device not in self.swallows:
             self.published.append(device)
-            self._answers.append(Answer(self._number, 0))
+            self._answers.append(ReceiptAnswer(self._number, 0))
         return self._number
 
-    def answers(self) -> list[Answer | Broken]:
+    def answers(self) -> list[ReceiptAnswer | Broken]:
         taken, self._answers = self._answers, []
         return taken
 
@@ -314,7 +314,7 @@ def test_a_device_that_is_owed_a_newer_receipt_while_one_is_under_way_gets_both(
     outbox.step()
     outbox.mark_pending(ledger_with({"car-1": 2}, run=2), ["car-1"])
     link.swallows = set()
-    link._answers.append(Answer(1, 0))
+    link._answers.append(ReceiptAnswer(1, 0))
     outbox.step()
     assert (link.published, outbox.pending) == (["car-1"], 0)
 

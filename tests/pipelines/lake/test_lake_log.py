@@ -16,7 +16,7 @@ from pipelines.ingest.plan_files import read_plan
 from pipelines.lake import slim_checkpoint
 from pipelines.lake.commit import commit_once
 from pipelines.lake.compact import compact_all
-from pipelines.lake.delta_log import LogFile, LogKind, log_files
+from pipelines.lake.delta_log import DeltaLogFile, LogKind, log_files
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import lake_at
 from pipelines.lake.log_plan import KeepLog, first_kept, superfluous
@@ -148,8 +148,8 @@ def test_a_hint_to_a_checkpoint_that_is_gone_does_not_keep_the_table_from_openin
 
 
 def test_the_plan_of_what_stays_keeps_the_newest_a_suffix_and_what_is_pinned() -> None:
-    def of(version: int, kind: LogKind = LogKind.ENTRY, at_s: float = 0) -> LogFile:
-        return LogFile(f"{version}.{kind}", version, kind, 1, at_s)
+    def of(version: int, kind: LogKind = LogKind.ENTRY, at_s: float = 0) -> DeltaLogFile:
+        return DeltaLogFile(f"{version}.{kind}", version, kind, 1, at_s)
 
     log = [of(version, at_s=float(version)) for version in range(10)]
     assert first_kept(log, KeepLog(1e9, 3, 0), 10) == 7

@@ -19,7 +19,7 @@ from pipelines.lake.lake import lake_at
 from pipelines.policy import guard
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.engine import Tagger
-from pipelines.policy.guard import Budget, GuardedTagger, WorkerDiedError, name_of
+from pipelines.policy.guard import Budget, SandboxedTagger, WorkerDiedError, name_of
 from schemas.contract import Column, ColumnType, Contract, encode_contract
 from schemas.policy import Policy, Rule
 
@@ -32,8 +32,8 @@ LONG = "".join(random.Random(1).choices("ab", k=200_000))
 
 
 @pytest.fixture
-def taggers() -> Iterator[list[GuardedTagger]]:
-    made: list[GuardedTagger] = []
+def taggers() -> Iterator[list[SandboxedTagger]]:
+    made: list[SandboxedTagger] = []
     yield made
     for each in made:
         each.close()
@@ -43,17 +43,17 @@ def rows(*texts: str | None) -> pa.Table:
     return pa.table({"s": pa.array(texts, pa.string()), "x": [float(n) for n in range(len(texts))]})
 
 
-def test_policies_without_regular_expressions_start_no_process(taggers: list[GuardedTagger]) -> None:
-    tagger = GuardedTagger.compile([PLAIN], CONTRACT)
+def test_policies_without_regular_expressions_start_no_process(taggers: list[SandboxedTagger]) -> None:
+    tagger = SandboxedTagger.compile([PLAIN], CONTRACT)
     taggers.append(tagger)
     assert tagger.tag(rows("a", "b", "c"))[0].to_pylist() == [["low"], [], ["high"]]
     assert tagger._worker is None
 
 
-def test_a_guarded_tagger_gives_what_a_plain_one_gives_in_the_same_order(taggers: list[GuardedTagger]) -> None:
+def test_a_guarded_tagger_gives_what_a_plain_one_gives_in_the_same_order(taggers: list[SandboxedTagger]) -> None:
     other = Policy("after", ("probe",), (Rule("third", "x = 2"),))
     policies = [PLAIN, WORDS, other]
-    tagger = GuardedTagger.compile(policies, CONTRACT)
+    tagger = SandboxedTagger.compile(policies, CONTRACT)
     taggers.append(tagger)
     for table in (rows("E7", "E", "xE1"), rows(None, "E1\nE2", ""), rows()):
         wanted = Tagger.compile(policies, CONTRACT).tag(table)
@@ -61,8 +61,8 @@ def test_a_guarded_tagger_gives_what_a_plain_one_gives_in_the_same_order(taggers
     assert tagger.suspended == {}
 
 
-def test_a_rule_over_its_budget_is_killed_suspended_and_the_others_go_on(taggers: list[GuardedTagger]) -> None:
-    tagger = GuardedTagger.compile([PLAIN, SLOW, WORDS], CONTRACT, Budget(start_ms=1_500, us_per_row=0))
+def test_a_rule_over_its_budget_is_killed_suspended_and_the_others_go_on(taggers: list[SandboxedTagger]) -> None:
+    tagger = SandboxedTagger.compile([PLAIN, SLOW, WORDS], CONTRACT, Budget(start_ms=1_500, us_per_row=0))
     taggers.append(tagger)
     table = rows("b", LONG, "E1")
     assert tagger.tag(table)[0].to_pylist()[-1] == ["high", "error", "high"]
@@ -71,8 +71,8 @@ def test_a_rule_over_its_budget_is_killed_suspended_and_the_others_go_on(taggers
     assert tagger.tag(rows("E1", "b", "b"))[0].to_pylist() == [["low", "error"], [], ["high", "high"]]
 
 
-def test_a_process_that_dies_of_itself_suspends_the_policy_it_was_at(taggers: list[GuardedTagger]) -> None:
-    tagger = GuardedTagger.compile([WORDS], CONTRACT)
+def test_a_process_that_dies_of_itself_suspends_the_policy_it_was_at(taggers: list[SandboxedTagger]) -> None:
+    tagger = SandboxedTagger.compile([WORDS], CONTRACT)
     taggers.append(tagger)
     tagger.tag(rows("E1"))
     (child,) = [each for each in psutil.Process().children() if "pipelines.policy.worker" in " ".join(each.cmdline())]
@@ -106,10 +106,10 @@ def test_the_process_of_risky_rules_does_not_outlive_a_killed_run() -> None:
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_suspension_outlives_the_process_and_ends_with_a_new_version(tmp_path: Path, taggers: list[GuardedTagger]) -> None:
+def test_a_suspension_outlives_the_process_and_ends_with_a_new_version(tmp_path: Path, taggers: list[SandboxedTagger]) -> None:
     book, short = SuspensionBook(lake_at(tmp_path)), Budget(start_ms=200, us_per_row=0)
-    first = GuardedTagger.compile([SLOW], CONTRACT, short, book)
-    after_restart = GuardedTagger.compile([SLOW, PLAIN], CONTRACT, book=book)
+    first = SandboxedTagger.compile([SLOW], CONTRACT, short, book)
+    after_restart = SandboxedTagger.compile([SLOW, PLAIN], CONTRACT, book=book)
     taggers += [first, after_restart]
     assert first.tag(rows(LONG))[0].to_pylist() == [[]]
     assert after_restart.tag(rows("E1"))[0].to_pylist() == [["low"]]
@@ -143,23 +143,23 @@ def test_a_process_that_somebody_else_ended_is_no_reason_to_keep_a_suspension(
             pass
 
     monkeypatch.setattr(guard, "_Worker", Ended)
-    tagger = GuardedTagger.compile([WORDS], CONTRACT, book=SuspensionBook(lake_at(tmp_path)))
+    tagger = SandboxedTagger.compile([WORDS], CONTRACT, book=SuspensionBook(lake_at(tmp_path)))
     assert tagger.tag(rows("E1"))[0].to_pylist() == [["error"]]
     assert SuspensionBook(lake_at(tmp_path)).in_force([WORDS]) == ()
 
 
-def test_an_entry_that_cannot_be_read_suspends_and_says_what_to_do(tmp_path: Path, taggers: list[GuardedTagger]) -> None:
+def test_an_entry_that_cannot_be_read_suspends_and_says_what_to_do(tmp_path: Path, taggers: list[SandboxedTagger]) -> None:
     book = SuspensionBook(lake_at(tmp_path))
     book.suspend_policy(WORDS.label, "probe", "late")
     (tmp_path / "policies" / "suspended" / f"{WORDS.label}.json").write_text("{")
-    taggers.append(GuardedTagger.compile([WORDS], CONTRACT, book=book))
+    taggers.append(SandboxedTagger.compile([WORDS], CONTRACT, book=book))
     assert taggers[0].tag(rows("E1"))[0].to_pylist() == [[]]
     assert "remove it to lift" in taggers[0].suspended[WORDS.label]
 
 
-def test_who_asks_strictly_is_refused_and_nothing_is_suspended(tmp_path: Path, taggers: list[GuardedTagger]) -> None:
+def test_who_asks_strictly_is_refused_and_nothing_is_suspended(tmp_path: Path, taggers: list[SandboxedTagger]) -> None:
     book = SuspensionBook(lake_at(tmp_path))
-    strict = GuardedTagger.compile([SLOW], CONTRACT, Budget(start_ms=200, us_per_row=0), book, is_strict=True)
+    strict = SandboxedTagger.compile([SLOW], CONTRACT, Budget(start_ms=200, us_per_row=0), book, is_strict=True)
     taggers.append(strict)
     with pytest.raises(RefusedError, match=r"policy slow@.*, stream probe: the policy took more than its budget"):
         strict.verdicts(rows(LONG))

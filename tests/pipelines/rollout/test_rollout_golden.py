@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipelines.errors import RefusedError
-from pipelines.rollout.golden import Trial, check_scores, try_model
+from pipelines.rollout.golden import GoldenTrial, check_scores, try_model
 from tests.fakes.model_repository import IMAGE, LABELS, tiny_model
 
 
@@ -41,12 +41,12 @@ def test_a_detector_s_answers_are_no_classification(shape: tuple[int, ...]) -> N
 @pytest.mark.parametrize("answers", [(-3.2, 8.1), (0.2, 1.4), (-0.1, 0.5)])
 def test_logits_are_refused_unless_a_softmax_follows(answers: tuple[float, ...]) -> None:
     with pytest.raises(RefusedError, match=r"if these are logits, publish it with --softmax"):
-        check_scores(Trial(IMAGE, answers), LABELS, softmax=False)
-    check_scores(Trial(IMAGE, answers), LABELS, softmax=True)
+        check_scores(GoldenTrial(IMAGE, answers), LABELS, softmax=False)
+    check_scores(GoldenTrial(IMAGE, answers), LABELS, softmax=True)
 
 
 def test_scores_that_rounding_puts_above_1_are_scores() -> None:
-    check_scores(Trial(IMAGE, (1.0000002, -1e-7)), LABELS, softmax=False)
+    check_scores(GoldenTrial(IMAGE, (1.0000002, -1e-7)), LABELS, softmax=False)
 
 
 def test_each_answer_needs_a_label_where_there_are_labels() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.rollout.cohorts import Cohort
-from pipelines.rollout.rollouts import Progress, Rollout, RolloutStore, progress, wanted_by
+from pipelines.rollout.rollouts import Rollout, RolloutProgress, RolloutStore, progress, wanted_by
 from schemas.reported import ModelReport
 from schemas.rollout import Desired
 
@@ -27,7 +27,7 @@ def rollout(name: str = "r", **changes: Any) -> Rollout:
     return msgspec.structs.replace(Rollout(name, "bright", 2, "bright/2.onnx", "all", 10), **changes)
 
 
-def state_of(found: Progress, device: str) -> str:
+def state_of(found: RolloutProgress, device: str) -> str:
     return next(name for name in ("active", "failed", "waiting") if device in getattr(found, name))
 
 
@@ -65,16 +65,16 @@ def test_each_device_of_the_cohort_is_counted_once_by_its_report_of_this_model(r
     [(0, 2, False), (0, 3, True), (2, 1, True), (4, 1, False), (3, 1, True), (8, 2, False), (7, 2, True), (3, 0, False)],
 )
 def test_a_rollout_halts_above_its_ratio_of_enough_answers(active: int, failed: int, halts: bool) -> None:
-    found = Progress(("d",) * active, ("d",) * failed, ("d",) * 9)
+    found = RolloutProgress(("d",) * active, ("d",) * failed, ("d",) * 9)
     assert found.answers == active + failed
     assert found.should_halt(rollout()) is halts
 
 
 def test_the_least_answers_and_the_ratio_are_the_rollouts_own() -> None:
-    assert Progress((), ("a",), ()).should_halt(rollout(min_answers=1))
-    assert not Progress((), ("a",), ()).should_halt(rollout(min_answers=2))
-    assert not Progress((), ("a",), ()).should_halt(rollout(min_answers=1, halt_ratio=1.0))
-    assert not Progress(("b",), ("a",), ()).should_halt(rollout(min_answers=1, halt_ratio=0.5))
+    assert RolloutProgress((), ("a",), ()).should_halt(rollout(min_answers=1))
+    assert not RolloutProgress((), ("a",), ()).should_halt(rollout(min_answers=2))
+    assert not RolloutProgress((), ("a",), ()).should_halt(rollout(min_answers=1, halt_ratio=1.0))
+    assert not RolloutProgress(("b",), ("a",), ()).should_halt(rollout(min_answers=1, halt_ratio=0.5))
 
 
 def test_a_rollout_that_says_nothing_of_it_halts_above_a_fifth_of_three_answers() -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from catchment.runtime.clock import SystemClock
 from pipelines.commands.status import status
 from pipelines.config import AlarmConfig
-from pipelines.heartbeat import FOLDER, Health, Heartbeat, Heartbeats, read_heartbeats
+from pipelines.heartbeat import FOLDER, Heartbeat, Heartbeats, ProcessHealth, read_heartbeats
 from pipelines.ingest.fault_breaker import FaultStreak
 from pipelines.ingest.fault_file import keep_faults
 from pipelines.inspect.suspended import SuspensionBook
@@ -167,7 +167,7 @@ def test_live_ready_and_metrics_are_served(lake: Core) -> None:
 def test_a_heart_beats_and_says_why_it_stopped(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="no more"),
-        Heartbeats(lake_at(tmp_path), "run", "one", SystemClock(), lambda: Health(True)),
+        Heartbeats(lake_at(tmp_path), "run", "one", SystemClock(), lambda: ProcessHealth(True)),
     ):
         raise ValueError("no more")
     (last,) = read_heartbeats(lake_at(tmp_path))

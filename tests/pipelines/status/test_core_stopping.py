@@ -14,7 +14,7 @@ import pytest
 from catchment.runtime.clock import SystemClock
 from pipelines.commands.supervisor import Child, stop_all
 from pipelines.errors import ConfigError
-from pipelines.heartbeat import Health, Heartbeats, read_heartbeats, starting
+from pipelines.heartbeat import Heartbeats, ProcessHealth, read_heartbeats, starting
 from pipelines.lake.lake import lake_at
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -126,7 +126,7 @@ def test_a_second_process_that_may_not_start_leaves_the_word_of_the_one_at_work(
     clock = SystemClock()
     with subprocess.Popen(["sleep", "60"]) as other:
         try:
-            with Heartbeats(lake_at(tmp_path), "run", "loop", clock, lambda: Health(is_ready=True)):
+            with Heartbeats(lake_at(tmp_path), "run", "loop", clock, lambda: ProcessHealth(is_ready=True)):
                 pass
             path = tmp_path / "status/run-loop.json"
             heartbeat: dict[str, Any] = json.loads(path.read_text())
