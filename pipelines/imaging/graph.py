@@ -1,6 +1,7 @@
 """Chip cutting as a Beam pipeline: one element a slide, and one small reference to what became of it.
 
-For runners with machines of their own. Each element is cut in a limited child process of its worker.
+For runners with machines of their own. Each element is cut in a limited child process of its worker. Stands alone because no
+other module of this room needs Beam.
 """
 
 import functools

@@ -16,7 +16,8 @@ from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment
 from pipelines.config import CoreConfig
 from pipelines.errors import RetryLaterError
-from pipelines.ingest.chips.loop import ChipLoop
+from pipelines.ingest.chips.commit import commit_cut
+from pipelines.ingest.chips.loop import ChipLoop, Commit
 from pipelines.ingest.loop import RunLoop
 from pipelines.runners.engine import Engine
 from schemas.contract import Contract
@@ -86,9 +87,9 @@ class Core:
         return found
 
 
-def cut_all(config: CoreConfig, loop: RunLoop) -> None:
+def cut_all(config: CoreConfig, loop: RunLoop, commit: Commit = commit_cut) -> None:
     """Cut every slide that waits, as the run loop's process does beside its runs."""
-    with closing(ChipLoop(config, SystemClock(), lambda: loop.ledger.run)) as chips:
+    with closing(ChipLoop(config, SystemClock(), lambda: loop.ledger.run, commit=commit)) as chips:
         while chips.step():
             pass
 

@@ -20,7 +20,15 @@ from pipelines.lake.upload import cut_paths, upload_cut
 
 
 def commit_cut(lake: Lake, plan: CutPlan, cut: Sequence[ChipFile]) -> None:
-    """Commit what became of the slides of a plan, each table once.
+    """Commit what became of the slides of a plan, and make durable that it is done. Raises as `commit_tables`."""
+    commit_tables(lake, plan, cut)
+    last = LastCut(plan.cut, plan.request, plan.after)
+    write_last_cut(lake, last)
+    clear_cut(lake, last)
+
+
+def commit_tables(lake: Lake, plan: CutPlan, cut: Sequence[ChipFile]) -> None:
+    """Commit to each table once, however often it is called.
 
     Args:
         lake: the lake.
@@ -44,9 +52,6 @@ def commit_cut(lake: Lake, plan: CutPlan, cut: Sequence[ChipFile]) -> None:
     ]
     if refused:
         commit_once(lake, QUARANTINE, [_refused(lake, plan, refused)], QUARANTINE_SCHEMA, plan.cut, PRIVATE, app=APP)
-    last = LastCut(plan.cut, plan.request, plan.after)
-    write_last_cut(lake, last)
-    clear_cut(lake, last)
 
 
 def clear_cut(lake: Lake, last: LastCut) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from threading import Event, Thread
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import structlog
 
@@ -27,13 +27,14 @@ from pipelines.ingest.chips.requests import (
     write_last_cut,
 )
 from pipelines.ingest.chips.slides import missing_bytes, wanted_slides
-from pipelines.lake.lake import lake_of
+from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.layout import QUARANTINE, STREAMS, stream_table
 from pipelines.lake.reference import referred_path, sample_label
 from pipelines.lake.table import open_table
 from pipelines.runners.engine import Engine, RunnerKind
 
 IN_PROCESS = Engine()
+Commit: TypeAlias = Callable[[Lake, CutPlan, tuple[ChipFile, ...]], None]
 LOOK_EVERY_S = 0.5
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -50,12 +51,21 @@ class ChipLoop:
         clock: for the time of a plan.
         committed: the number of the last committed run: slides of later ones are no rows yet.
         engine: where slides are cut; with the direct runner in child processes of this machine.
+        commit: commits a cut.
 
     Raises:
         CorruptLakeError: the word of the last cut cannot be read.
     """
 
-    def __init__(self, config: CoreConfig, clock: Clock, committed: Callable[[], int], engine: Engine = IN_PROCESS) -> None:
+    def __init__(
+        self,
+        config: CoreConfig,
+        clock: Clock,
+        committed: Callable[[], int],
+        engine: Engine = IN_PROCESS,
+        commit: Commit = commit_cut,
+    ) -> None:
+        self._commit = commit
         self.cuts = 0
         self._config = config
         self._lake = lake_of(config)
@@ -158,7 +168,7 @@ class ChipLoop:
         except CorruptLakeError as error:
             self._drop(plan)
             raise RetryLaterError(f"cut {plan.cut} is planned again: {error}") from error
-        commit_cut(self._lake, plan, done)
+        self._commit(self._lake, plan, done)
         refused = len(plan.refused) + sum(file.rejection is not None for file in done)
         took_ms = round((self._clock.monotonic_s() - started) * 1_000)
         chips = sum(file.rows for file in done)

@@ -21,12 +21,14 @@ from pipelines.config import ChipsConfig, CoreConfig, RunConfig
 from pipelines.contracts.odcs import to_odcs
 from pipelines.imaging import work
 from pipelines.imaging.store import ChipPlace, SlideRef
+from pipelines.ingest.chips.commit import commit_tables
 from pipelines.ingest.chips.loop import ChipLoop, ChipThread
 from pipelines.ingest.chips.requests import open_requests, read_cut_plan, read_last_cut
 from pipelines.ingest.loop import NoReceipts, RunLoop
 from pipelines.ingest.requests import REPLAY, Request, write_request
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
+from pipelines.runners.engine import Engine
 from schemas.builtin import builtin_contract
 from schemas.contract import ChipSpec
 from schemas.ids import DeviceId, Digest, SampleKey, StreamName
@@ -80,6 +82,10 @@ def with_specs(core: Core, *specs: ChipSpec, **chips: Any) -> CoreConfig:
     folder.mkdir(exist_ok=True)
     (folder / "slide.odcs.yaml").write_text(to_odcs(contract))
     return msgspec.structs.replace(core.config, contracts=str(folder), chips=ChipsConfig(**chips))
+
+
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def chips_of(core: Core) -> dict[int, int]:
@@ -159,15 +165,14 @@ def test_a_raised_limit_helps_a_refused_slide_once_it_is_replayed(core: Core, sl
 
 
 def test_a_corrected_contract_replaces_the_plan_that_a_failed_try_has_left(
-    core: Core, slides: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    core: Core, slides: Callable[..., Any], tmp_path: Path
 ) -> None:
-    core.config = with_specs(core, ChipSpec("mistaken", 16, 15))
+    core.config = with_specs(core, ChipSpec("mistaken", 64))
     core.landing.seal([slides([tiff(tmp_path)])])
-    with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.chips.loop.commit_cut", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr("pipelines.imaging.pool.CutterPool.cut_all", lambda *_: ())
-        with pytest.raises(KeyboardInterrupt):
-            core.run()
+    loop = core.loop()
+    loop.step()
+    with pytest.raises(KeyboardInterrupt):
+        cut_all(core.config, loop, killed)
     assert read_cut_plan(lake_at(core.root), 1) is not None
     core.config = with_specs(core, ChipSpec("right", 256))
     core.run()
@@ -176,13 +181,17 @@ def test_a_corrected_contract_replaces_the_plan_that_a_failed_try_has_left(
 
 
 def test_a_cut_that_is_killed_between_its_commits_ends_the_same_at_the_next_try(
-    core: Core, slides: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    core: Core, slides: Callable[..., Any], tmp_path: Path
 ) -> None:
+    def killed_after_the_tables(*cut: Any) -> None:
+        commit_tables(*cut)
+        raise KeyboardInterrupt
+
     core.landing.seal([slides([tiff(tmp_path), b"no picture"])])
-    with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.chips.commit.write_last_cut", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            core.run()
+    loop = core.loop()
+    loop.step()
+    with pytest.raises(KeyboardInterrupt):
+        cut_all(core.config, loop, killed_after_the_tables)
     core.run()
     assert chips_of(core) == {0: 4}
     assert [row["seq"] for row in core.rows(QUARANTINE)] == [1]
@@ -253,7 +262,7 @@ def test_the_run_loop_of_a_command_leaves_slides_to_the_loop_that_is_at_work(
     core: Core, slides: Callable[..., Any], tmp_path: Path
 ) -> None:
     core.landing.seal([slides([tiff(tmp_path)])])
-    loop = RunLoop(core.config, NoReceipts(), SystemClock(), core.loop()._context.engine)
+    loop = RunLoop(core.config, NoReceipts(), SystemClock(), Engine())
     while loop.step():
         pass
     assert len(open_requests(lake_at(core.root))) == 1

@@ -28,7 +28,7 @@ from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import open_set
 from tests.fakes.inventory import every_file, referenced
 from tests.faults.deaths import Deaths
-from tests.plant.core import AsIpc, Core, MakeEnvelope, MakeFrames
+from tests.plant.core import AsIpc, Core, MakeEnvelope, MakeFrames, cut_all
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = range(10, 130, 5) if os.environ.get("CATCHMENT_THOROUGH") else (60,)
@@ -100,6 +100,10 @@ def check(core: Core) -> None:
         import zarr
 
         assert zarr.open_array(str(core.root / row["zarr_path"]), mode="r")[row["chip_index"]].any()
+
+
+def _killed(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def leave(root: Path, name: str, body: bytes = b"left by a crash") -> str:
@@ -203,15 +207,15 @@ def test_what_a_build_of_a_set_leaves_that_is_killed_is_gone_after_a_vacuum(lake
 
 @pytest.mark.slow
 def test_chips_of_older_versions_are_kept_for_their_time_and_those_of_the_cut_in_hand_in_any_case(
-    lake: Core, slide: Callable[[int], LandingRow], monkeypatch: pytest.MonkeyPatch
+    lake: Core, slide: Callable[[int], LandingRow]
 ) -> None:
     pinned = DeltaTable(lake.root / "streams/slide_chips").version()
     compact_all(lake_at(lake.root), 2)
     lake.landing.seal([slide(2)])
-    with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.chips.loop.commit_cut", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            lake.run()
+    loop = lake.loop()
+    loop.step()
+    with pytest.raises(KeyboardInterrupt):
+        cut_all(lake.config, loop, _killed)
     Vacuum(lake_at(lake.root), Keep(168, 0, 0, 0)).sweep()
     rows = pa.table(DeltaTable(lake.root / "streams/slide_chips", version=pinned).to_pyarrow_table()).to_pylist()
     assert len(rows) == 2
