@@ -47,7 +47,7 @@ class Cutter:
 
     def __init__(self, level: TiffLevel, grid: Grid, threads: int = 0) -> None:
         self.tiles_decoded = 0
-        self._level = level
+        self.level = level
         self.grid = grid
         self._tiles: dict[int, Pixels] = {}
         self._threads = threads or min(_MAX_THREADS, os.cpu_count() or 1)
@@ -58,9 +58,9 @@ class Cutter:
         Raises:
             UnreadableImageError: a tile cannot be decoded.
         """
-        grid, size, lossy = self.grid, self.grid.size, self._level.facts.lossy
+        grid, size, lossy = self.grid, self.grid.size, self.level.facts.lossy
         self._forget_before(band.first)
-        pixels: Pixels = np.zeros((band.end - band.first, size, size, self._level.facts.channels), np.uint8)
+        pixels: Pixels = np.zeros((band.end - band.first, size, size, self.level.facts.channels), np.uint8)
         background = np.zeros(len(pixels), np.float32)
 
         def one(index: int) -> bytes:
@@ -71,9 +71,9 @@ class Cutter:
             return _jpeg(chip) if lossy else _png(chip)
 
         with ThreadPoolExecutor(self._threads) as pool:
-            wanted = {tile for index in range(band.first, band.end) for tile in self._level.tiles.under(grid.window(index))}
+            wanted = {tile for index in range(band.first, band.end) for tile in self.level.tiles.under(grid.window(index))}
             missing = sorted(wanted - set(self._tiles))
-            for tile, found in zip(missing, pool.map(self._level.decode, missing), strict=True):
+            for tile, found in zip(missing, pool.map(self.level.decode, missing), strict=True):
                 self._tiles[tile] = found
                 self.tiles_decoded += 1
             encoded = tuple(pool.map(one, range(band.first, band.end)))
@@ -82,8 +82,8 @@ class Cutter:
 
     def _fill(self, chip: Pixels, index: int) -> None:
         window = self.grid.window(index)
-        for tile in self._level.tiles.under(window):
-            box, source = self._level.tiles.box(tile), self._tiles[tile]
+        for tile in self.level.tiles.under(window):
+            box, source = self.level.tiles.box(tile), self._tiles[tile]
             left, right = max(window.x, box.x), min(window.x + window.width, box.x + box.width)
             top, bottom = max(window.y, box.y), min(window.y + window.height, box.y + box.height)
             part = source[top - box.y : bottom - box.y, left - box.x : right - box.x]
@@ -91,7 +91,7 @@ class Cutter:
 
     def _forget_before(self, chip: int) -> None:
         """Drop the tiles that no chip from `chip` on needs."""
-        tiles = self._level.tiles
+        tiles = self.level.tiles
         for tile in [tile for tile in self._tiles if last_chip(self.grid, tiles.box(tile)) < chip]:
             del self._tiles[tile]
 

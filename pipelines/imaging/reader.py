@@ -1,7 +1,6 @@
 """Read tiles or strips out of a huge TIFF, each by itself.
 
-tifffile parses, imagecodecs decodes. Sizes are checked before anything is decoded: the bytes come from outside, and a header
-costs nothing to invent. No other image format is tried.
+tifffile parses; libvips decodes JPEG, strictly, and imagecodecs the rest. No other image format is tried.
 
 The size that a JPEG claims is read from its markers alone: a decoder believes it, and takes the memory for it.
 """
@@ -9,48 +8,26 @@ The size that a JPEG claims is read from its markers alone: a decoder believes i
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import pyvips
 import tifffile
 
 from pipelines.errors import UnreadableImageError
+from pipelines.imaging import picture_loader as _only_some_loaders  # noqa: F401  # blocks those that were not made for this
+from pipelines.imaging.header import ImageFacts, Source, check_chain, check_tiles, image_facts, slide_level
 from pipelines.imaging.tiling import TileGrid
 
 Pixels = npt.NDArray[np.uint8]
+MAX_SCANS = 100
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_JPEG = 7
-_CODECS = frozenset({1, 5, _JPEG, 8, 32773, 32946, 34925, 50000})  # none, LZW, JPEG, Deflate, PackBits, Deflate, LZMA, Zstandard
-_GRAY_OR_RGB = frozenset({1, 2, 6})  # minisblack, rgb, ycbcr
-MAX_SEGMENT_BYTES = 256 * 1024 * 1024
-_MAX_SEGMENTS = 50_000_000
 _SLACK_BYTES = 64 * 1024
-
-
 _START_OF_SCAN = 0xDA
 _FRAME_HEADS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """What the header tells of one level. `lossy`: its pixels went through a lossy codec already."""
-
-    width: int
-    height: int
-    channels: int
-    lossy: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Bytes of an open file that are the image; pread keeps no position, so threads may share it."""
-
-    descriptor: int
-    offset: int
-    length: int
+_IS_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x80\x00\x00\x00\x00"  # APP14: the transform is none
 
 
 class TiffLevel:
@@ -72,19 +49,44 @@ class TiffLevel:
             return self._decode(tile)
 
     def _decode(self, tile: int) -> Pixels:
-        page, box = self._page, self.tiles.box(tile)
+        page, box, facts = self._page, self.tiles.box(tile), self.facts
         start, size = page.dataoffsets[tile], page.databytecounts[tile]
         if size > int(np.prod(page.chunks)) * 2 + _SLACK_BYTES:
             raise UnreadableImageError(f"tile {tile} of {size} bytes is larger than its pixels")
-        if start < 0 or start + size > self._source.length:
+        if not size:
+            return np.full((box.height, box.width, facts.channels), facts.fill, np.uint8)
+        body = self._source.read(start, size)
+        if len(body) != size:
             raise UnreadableImageError(f"tile {tile} lies outside the image's own bytes")
-        body = os.pread(self._source.descriptor, size, self._source.offset + start) if size else None
-        if body is not None and self.facts.lossy and not self._modest(body):
-            raise UnreadableImageError(f"tile {tile} claims another size than the header tells")
-        pixels, _place, _ = page.decode(body, tile, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
-        if pixels is None:
-            return np.zeros((box.height, box.width, self.facts.channels), np.uint8)
-        return np.asarray(pixels[0, : box.height, : box.width], np.uint8)
+        if facts.lossy:
+            return self._decode_jpeg(tile, body)[: box.height, : box.width]
+        pixels, _place, _ = page.decode(body, tile)
+        found = np.asarray(pixels[0, : box.height, : box.width], np.uint8)
+        if found.shape[:2] != (box.height, box.width):
+            raise UnreadableImageError(f"tile {tile} has fewer pixels than the header says")
+        return found if facts.scale == 1 else np.multiply(found, facts.scale, dtype=np.uint8)
+
+    def _decode_jpeg(self, tile: int, body: bytes) -> Pixels:
+        """Decode strictly: data that is cut short or damaged is only a warning to most decoders, and comes out gray."""
+        scans = body.count(b"\xff\xda")
+        if scans > MAX_SCANS:
+            raise UnreadableImageError(f"tile {tile} has {scans} scans, above {MAX_SCANS}")
+        if not self._modest(body):
+            raise UnreadableImageError(f"tile {tile} claims another size than the header says")
+        if not body.rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise UnreadableImageError(f"tile {tile}: pixels cannot be decoded: its JPEG data has no end")
+        tables = self._page.jpegtables or b""
+        is_bare = b"JFIF" not in body[:64] and b"Adobe" not in body[:64] and b"Adobe" not in tables
+        marker = _IS_RGB if self.facts.is_rgb and self.facts.channels > 1 and is_bare else b""
+        whole = body[:2] + marker + tables[2:-2] + body[2:]
+        strict = pyvips.Image.jpegload_buffer(whole, fail_on="warning")
+        found: Pixels = np.ndarray((strict.height, strict.width, strict.bands), np.uint8, strict.write_to_memory())
+        if self.facts.is_rgb and not is_bare:  # what the tile says of its colours may be wrong, and the header is right
+            pixels, _, _ = self._page.decode(body, tile, jpegtables=self._page.jpegtables, jpegheader=self._page.jpegheader)
+            found = np.asarray(pixels[0], np.uint8)
+        if found.shape[2] != self.facts.channels:
+            raise UnreadableImageError(f"tile {tile} has {found.shape[2]} channels where the header says {self.facts.channels}")
+        return found
 
     def _modest(self, body: bytes) -> bool:
         """Whether a JPEG is no larger than its tile; a decoder takes the memory for whatever it claims."""
@@ -104,44 +106,14 @@ def open_level(file: BinaryIO, offset: int, length: int, level: int, max_pixels:
         if os.pread(source.descriptor, min(4, length), offset) not in _TIFF_HEADS:
             raise UnreadableImageError("not a TIFF; only tiled or striped TIFF (SVS, COG and their like) is cut")
         with _reasons("header cannot be read"):
+            check_chain(source)
             tiff = tifffile.TiffFile(file, offset=offset, size=length, _multifile=False)
         with tiff:
             with _reasons("header cannot be read"):
-                page = _page_of(tiff, level)
-                facts = _checked(page, max_pixels)
+                page, left_out = slide_level(tiff, level)
+                facts = image_facts(tiff, page, max_pixels, left_out)
+                check_tiles(page, facts, length)
             yield TiffLevel(page, facts, source)
-
-
-def _page_of(tiff: Any, level: int) -> Any:
-    levels = tiff.series[0].levels
-    if level >= len(levels):
-        raise UnreadableImageError(f"no level {level}; this image has {len(levels)}")
-    return levels[level].keyframe
-
-
-def _checked(page: Any, max_pixels: int) -> ImageFacts:
-    """Refuse what would not fit or would not mean pixels of 8 bits."""
-    width, height, channels = int(page.imagewidth), int(page.imagelength), int(page.samplesperpixel)
-    down, across, segments = page.chunks[0], page.chunks[1], len(page.dataoffsets)
-    segment_bytes = int(down) * int(across) * channels
-    needed = -(-width // across) * -(-height // down) if min(down, across) > 0 else -1
-    strange_count = segments > _MAX_SEGMENTS or segments != needed or len(page.databytecounts) != segments
-    checks: tuple[tuple[bool, str], ...] = (
-        (width < 1 or height < 1, f"{width} x {height} px is no image"),
-        (width * height > max_pixels, f"{width} x {height} px is above the limit of {max_pixels} pixels"),
-        (str(page.dtype) != "uint8", f"{page.bitspersample}-bit samples ({page.dtype}); only 8-bit is cut"),
-        (channels not in (1, 3), f"{channels} channels; 1 or 3 are cut"),
-        (int(page.compression) not in _CODECS, f"compressed as {page.compression!s}; JPEG and the exact codecs are cut"),
-        (int(page.photometric) not in _GRAY_OR_RGB, f"colours are {page.photometric!s}; gray, RGB and YCbCr are cut"),
-        (channels > 1 and int(page.planarconfig) != 1, "channels are stored apart; only interleaved ones are cut"),
-        (int(page.imagedepth) != 1 or len(page.chunks) not in (2, 3), "a volume; only flat images are cut"),
-        (segment_bytes > MAX_SEGMENT_BYTES, f"one tile or strip is {segment_bytes} bytes, above {MAX_SEGMENT_BYTES}"),
-        (strange_count, f"{segments} tiles where the size needs {needed}"),
-    )
-    for wrong, reason in checks:
-        if wrong:
-            raise UnreadableImageError(reason)
-    return ImageFacts(width, height, channels, int(page.compression) == _JPEG)
 
 
 @contextmanager

@@ -75,7 +75,8 @@ def chip_table(stream: str) -> str:
 def chip_schema() -> pa.Schema:
     """Columns of a chip row; its key is (device, epoch, seq, spec, chip_index).
 
-    `width` and `height` are the part inside the image; `background` is the share of it that is near white or near black.
+    `width` and `height` are the part inside the image; `background` is the share of it that is near white or near black;
+    `left_out` names the other images of the file, which are not cut.
     """
     return pa.schema([
         pa.field("device", pa.string()),
@@ -94,6 +95,7 @@ def chip_schema() -> pa.Schema:
         pa.field("background", pa.float32()),
         pa.field("media_type", pa.string()),
         pa.field("zarr_path", pa.string()),
+        pa.field("left_out", pa.string()),
         pa.field("tags", pa.list_(pa.string())),
         pa.field("tag_rules", pa.list_(pa.string())),
         pa.field("payload_shard", pa.string()),

@@ -87,12 +87,12 @@ def cut_slide(task: SlideTask, note: Callable[[str], None] = lambda _: None) -> 
     key, spec = task.slide.key, task.slide.spec.name
     try:
         with _opened(task) as level:
-            cutter, planned, media = _planned(task, level)
+            cutter, planned = _planned(task, level)
             note(f"header; {len(planned)} bands")
             for band in planned:
                 path = task.lake.root / task.place.band_rows(band.index)
                 if not path.exists():
-                    _write_band(task, cutter, band, media)
+                    _write_band(task, cutter, band)
                 note(f"band {band.index + 1} of {len(planned)}")
     except UnreadableImageError as error:
         discard(task.lake, task.place)
@@ -119,7 +119,7 @@ def _result_path(task: SlideTask) -> Path:
     return task.lake.root / cut_folder(task.place.cut) / f"{task.place.number}.json"
 
 
-def _planned(task: SlideTask, level: TiffLevel) -> tuple[Cutter, list[Band], str]:
+def _planned(task: SlideTask, level: TiffLevel) -> tuple[Cutter, list[Band]]:
     """The grid as bands, with the array that takes them; what cannot be held in memory is refused before a tile is decoded."""
     spec, facts = task.slide.spec, level.facts
     grid = Grid(facts.width, facts.height, spec.size, spec.overlap)
@@ -132,10 +132,10 @@ def _planned(task: SlideTask, level: TiffLevel) -> tuple[Cutter, list[Band], str
     chip_bytes = spec.size * spec.size * facts.channels
     per_band = chips_per_band(grid, chip_bytes, MAX_BAND_BYTES, MIN_BAND_BYTES, WANTED_BANDS)
     create_array(task.lake, task.place, (grid.count, spec.size, spec.size, facts.channels), per_band)
-    return Cutter(level, grid), list(bands(grid, per_band)), media_type(facts.lossy)
+    return Cutter(level, grid), list(bands(grid, per_band))
 
 
-def _write_band(task: SlideTask, cutter: Cutter, band: Band, media: str) -> None:
+def _write_band(task: SlideTask, cutter: Cutter, band: Band) -> None:
     chips = cutter.cut(band)
     write_pixels(task.lake, task.place, band.index, chips)
     shard = write_pictures(task.lake, task.place, task.slide, band.index, chips)
@@ -143,7 +143,7 @@ def _write_band(task: SlideTask, cutter: Cutter, band: Band, media: str) -> None
     if not path.parent.is_dir():
         make_folder(path.parent)
     with atomic_file(path, mode=0o644) as file:
-        pq.write_table(_chip_rows(task, cutter.grid, band, chips, shard, media), file, compression="zstd")
+        pq.write_table(_chip_rows(task, cutter, band, chips, shard), file, compression="zstd")
 
 
 def _write_rows(task: SlideTask, count: int) -> ChipFile:
@@ -180,8 +180,8 @@ def _opened(task: SlideTask) -> AbstractContextManager[TiffLevel]:
     return open_level(file, slide.offset, slide.length, slide.spec.level, task.max_pixels)
 
 
-def _chip_rows(task: SlideTask, grid: Grid, band: Band, chips: Chips, shard: PayloadShard, media: str) -> pa.Table:
-    slide, place = task.slide, task.place
+def _chip_rows(task: SlideTask, cutter: Cutter, band: Band, chips: Chips, shard: PayloadShard) -> pa.Table:
+    slide, place, grid, facts = task.slide, task.place, cutter.grid, cutter.level.facts
     count = len(chips.encoded)
     windows = [grid.window(chips.first_index + i) for i in range(count)]
     same: dict[str, object] = {
@@ -193,7 +193,8 @@ def _chip_rows(task: SlideTask, grid: Grid, band: Band, chips: Chips, shard: Pay
         "source_sha256": slide.sha256,
         "spec": slide.spec.name,
         "level": slide.spec.level,
-        "media_type": media,
+        "media_type": media_type(facts.lossy),
+        "left_out": facts.left_out,
         "zarr_path": place.zarr,
         "tags": list(slide.tags),
         "tag_rules": list(slide.tag_rules),
