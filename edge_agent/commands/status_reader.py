@@ -1,4 +1,4 @@
-"""Looking into an agent from outside: the spool is read beside its writer, nothing is changed."""
+"""Read an agent from outside: the spool is read while its writer works, nothing is changed."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class ParkedEntry(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What `edge-agent status` tells."""
+    """What `edge-agent status` shows."""
 
     device: str
     is_running: bool
@@ -39,7 +39,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class AgentBooks(msgspec.Struct, frozen=True):
-    """What `edge-agent books` tells."""
+    """What `edge-agent books` shows."""
 
     device: str
     books: tuple[StreamBooks, ...]
