@@ -17,6 +17,7 @@ from catchment.runtime.clock import Clock, SystemClock
 from pipelines.errors import ConflictError, RefusedError
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SET_DRAFT
+from pipelines.training.array_draft import ARRAY_ROW, ArrayRule, ArraySource, draft_arrays, write_arrays
 from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
 from pipelines.training.card import render_card
 from pipelines.training.line import SetLine, line_of, write_groups
@@ -45,6 +46,7 @@ from pipelines.training.split import LEFT_OUT, Int64s, SplitPlan, plan_splits, s
 DEFAULT_SPLIT: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _PUBLISH_ATTEMPTS = 100
 _SHARE_TOLERANCE = 0.02
+_NO_COLUMNS = (*REFERENCE_COLUMNS, ARRAY_ROW)
 _LINEAGE = (*KEY, "payload_sha256", "tags", "tag_rules")
 
 
@@ -53,7 +55,8 @@ class BuildOptions:
     """How to build, beyond which rows. `with_payload` None: with it where every stream has one.
 
     `stratify`: columns of classes; each must stand in every split unless `allow_missing`. Empty: the tags, which are balanced
-    as far as groups allow. `reassign`: place all groups again instead of keeping those of the version before.
+    as far as groups allow. `reassign`: place all groups again instead of keeping those of the version before. `arrays`: build a
+    set of Zarr arrays, windows or pixels; None: of Parquet alone.
     """
 
     split: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPLIT))
@@ -68,6 +71,7 @@ class BuildOptions:
     versions: Mapping[str, int] = field(default_factory=dict)
     limits: ShardLimits = field(default_factory=ShardLimits)
     compiler: Compiler = policy_compiler
+    arrays: ArrayRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class SetDraft:
     left_out: tuple[LeftOut, ...]
     line: int
     notes: tuple[str, ...]
+    arrays: ArraySource | None = None
 
     def check(self, allow_missing: bool) -> None:
         """Refuse a draft in which a split lacks a class that it was to hold.
@@ -157,7 +162,11 @@ def write_set(
         parts = [
             (split, shuffled_rows(draft.rows, splits, number, draft.seed)) for number, (split, _) in enumerate(rule.fractions)
         ]
-        shards, indexes = _write_splits(lake, folder, parts, draft.has_payload, options.limits, progress or Progress())
+        progress, arrays = progress or Progress(), None
+        if draft.arrays is not None:
+            parts, arrays = write_arrays(lake, folder, draft.arrays, parts, progress)
+            progress = Progress()
+        shards, indexes = _write_splits(lake, folder, parts, draft.has_payload, options.limits, progress)
         manifest = Manifest(
             name=draft.name,
             version=0,
@@ -178,6 +187,8 @@ def write_set(
             coverage=draft.plan.coverage,
             line=draft.line,
             notes=draft.notes,
+            arrays=arrays.part if arrays else None,
+            array_files=arrays.files if arrays else (),
         )
         return _publish(lake, home, folder, manifest)
     except BaseException:
@@ -197,19 +208,25 @@ def draft_set(
     if not streams:
         raise RefusedError("give at least one stream to build a set from")
     selection = select_rows(lake, streams, where, options.versions, options.compiler)
-    rows, has_payload, left_out = _usable(selection.rows, options.with_payload)
+    drafted = draft_arrays(selection.rows, options.arrays, options.group, options.stratify) if options.arrays else None
+    if drafted:
+        rows, has_payload, left_out = drafted.rows, False, drafted.left_out
+    else:
+        rows, has_payload, left_out = _usable(selection.rows, options.with_payload)
     if not len(rows):
-        raise RefusedError(f"no row of {', '.join(streams)} fulfils {where!r}; nothing to build")
+        lost = "".join(f"; {part.rows:,} left out: {part.reason}" for part in left_out)
+        raise RefusedError(f"no row of {', '.join(streams)} fulfils {where!r}{lost}; nothing to build")
     classes = options.stratify or (("tags",) if "tags" in rows.schema.names else ())
     shares = tuple(options.split.items())
-    rule = SplitRule(options.group, shares, classes, options.block_s, options.gap_s, "stratified")
+    gap_s = options.gap_s + (drafted.gap_s if drafted else 0.0)
+    rule = SplitRule(options.group, shares, classes, options.block_s, gap_s, "stratified")
     line = None if options.reassign else line_of(lake, name, rule)
     plan = plan_splits(rows, rule, seed, line.earlier if line else None)
     return SetDraft(
         name=name,
         where=where,
         seed=seed,
-        rows=_project(rows, options.columns, has_payload),
+        rows=rows if drafted else _project(rows, options.columns, has_payload),
         plan=plan,
         rule=rule,
         is_stratified=bool(options.stratify),
@@ -218,6 +235,7 @@ def draft_set(
         left_out=(*left_out, *_too_near(plan, rule)),
         line=line.number if line else 0,
         notes=_notes(plan, rule, line, options.reassign),
+        arrays=drafted.source if drafted else None,
     )
 
 
@@ -247,7 +265,7 @@ def _notes(plan: SplitPlan, rule: SplitRule, line: SetLine | None, is_reassigned
 
 
 def _columns(rows: pa.Table) -> tuple[ColumnEntry, ...]:
-    return tuple(ColumnEntry(column.name, str(column.type)) for column in rows.schema if column.name not in REFERENCE_COLUMNS)
+    return tuple(ColumnEntry(column.name, str(column.type)) for column in rows.schema if column.name not in _NO_COLUMNS)
 
 
 def _write_splits(
@@ -334,8 +352,9 @@ def _publish(lake: Lake, home: Path, folder: Path, manifest: Manifest) -> Manife
         numbered = msgspec.structs.replace(manifest, version=number, line=manifest.line or number)
         write_atomic(folder / MANIFEST_NAME, encode_manifest(numbered), mode=0o644)
         write_atomic(folder / "card.html", render_card(numbered, folder).encode(), mode=0o644)
-        for path in folder.iterdir():
-            path.chmod(0o444)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(0o444)
         sync_folder(folder)
         final = home / str(numbered.version)
         try:
