@@ -77,11 +77,8 @@ def plan_windows(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...] = ()
         RefusedError: a column is missing or holds no numbers, or there are too many windows.
     """
     _check_columns(rows, rule, carried)
-    timed = rows.filter(pc.is_valid(rows.column(_TIME)))
-    series_columns = (*_SERIES, *(name for name in carried if name not in _SERIES))
-    timed = timed.take(pc.sort_indices(timed, sort_keys=[(name, "ascending") for name in (*series_columns, _TIME, "seq")]))
-    time_us = _times_us(timed)
-    stretches = _stretches(time_us, _changes(timed, series_columns), rule)
+    timed, time_us, is_change = _in_order(rows.select(_needed(rows, rule, carried)), carried)
+    stretches = _stretches(time_us, is_change, rule)
     total = int(stretches.windows.sum())
     if total > MAX_WINDOWS:
         raise RefusedError(f"{total:,} windows are more than {MAX_WINDOWS:,}; choose a longer stride, or fewer rows (--where)")
@@ -102,33 +99,37 @@ def plan_windows(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...] = ()
 
 def resample_blocks(plan: WindowPlan, block_steps: int) -> Iterator[tuple[slice, npt.NDArray[np.float32], Bools]]:
     """Values and holes of the grid, a block of steps at a time: (steps, channels) each; True where there is a value."""
-    signals = [_signal(plan.rows, plan.rule, name) for name in plan.rule.columns]
-    lines = [plan.stretches.line_us[there] for there, _ in signals]
+    signals = _signals(plan.rows, plan.rule)
+    lines = [plan.stretches.line_us[signal.rows] for signal in signals]
     for low in range(0, plan.stretches.grid_steps, block_steps):
         high = min(low + block_steps, plan.stretches.grid_steps)
         at, following = _grid_lines(plan, low, high)
-        values = np.full((high - low, len(signals)), np.nan, np.float32)
+        values = np.full((high - low, len(plan.rule.columns)), np.nan, np.float32)
         mask = np.zeros(values.shape, bool)
-        for channel, (line, (_, numbers)) in enumerate(zip(lines, signals, strict=True)):
-            found, there = resample(line, numbers, at, following, plan.rule)
-            mask[:, channel] = there
-            np.copyto(values[:, channel], found, where=there, casting="same_kind")
+        for line, signal in zip(lines, signals, strict=True):
+            found, there = resample(line, signal.numbers, at, following, plan.rule)
+            found[~there] = np.nan
+            values[:, signal.channels] = found
+            mask[:, signal.channels] = there[:, None]
         yield slice(low, high), values, mask
 
 
 def resample(line: Int64s, numbers: Float64s, at: Int64s, following: Int64s, rule: WindowRule) -> tuple[Float64s, Bools]:
-    """The value at each step of the grid, and whether there is one.
+    """The values at each step of the grid, and whether there are any.
 
     Args:
         line: (rows,) times of the rows, ascending.
-        numbers: (rows,) their values.
+        numbers: (rows, channels) their values.
         at: (steps,) times of the steps, ascending.
         following: (steps,) time at which the next step begins.
         rule: which rows count, and how far away they may lie.
+
+    Returns:
+        (steps, channels) values, and (steps,) whether they count.
     """
     hole_us = round(rule.hole_s * _US)
     if not len(line):
-        return np.zeros(len(at)), np.zeros(len(at), bool)
+        return np.zeros((len(at), numbers.shape[1])), np.zeros(len(at), bool)
     if rule.resample is Resample.MEAN:
         return _mean(numbers, np.searchsorted(line, at), np.searchsorted(line, following))
     before = np.searchsorted(line, at, side="right") - 1
@@ -139,11 +140,12 @@ def resample(line: Int64s, numbers: Float64s, at: Int64s, following: Int64s, rul
     ahead = np.where(before + 1 < len(line), line[after] - at, np.iinfo(np.int64).max)
     if rule.resample is Resample.NEAREST:
         return numbers[np.where(back <= ahead, previous, after)], np.minimum(back, ahead) <= hole_us
-    between = (before >= 0) & (before + 1 < len(line))
-    span = np.where(between, line[after] - line[previous], hole_us + 1)
-    share = np.where(between, at - line[previous], 0) / np.maximum(span, 1)
-    values = numbers[previous] + share * (numbers[after] - numbers[previous])
-    return np.where(back == 0, numbers[previous], values), (back == 0) | (span <= hole_us)
+    is_between = (before >= 0) & (before + 1 < len(line))
+    span = np.where(is_between, line[after] - line[previous], hole_us + 1)
+    share = np.where(is_between, at - line[previous], 0) / np.maximum(span, 1)
+    values = numbers[previous]
+    values += np.where(back == 0, 0.0, share)[:, None] * (numbers[after] - values)
+    return values, (back == 0) | (span <= hole_us)
 
 
 def gather(grid: npt.NDArray[np.generic], first: Int64s, steps: int) -> npt.NDArray[np.generic]:
@@ -158,12 +160,12 @@ def gather(grid: npt.NDArray[np.generic], first: Int64s, steps: int) -> npt.NDAr
 
 def _mean(numbers: Float64s, low: npt.NDArray[np.intp], high: npt.NDArray[np.intp]) -> tuple[Float64s, Bools]:
     there = high > low
-    values = np.zeros(len(low))
+    values = np.zeros((len(low), numbers.shape[1]))
     if there.any():
         # Sums of parts, not differences of running sums: those lose the small values of long series.
         edges = np.stack([low[there], high[there]], axis=1).reshape(-1)
-        sums = np.add.reduceat(np.append(numbers, 0.0), edges)[::2]
-        values[there] = sums / (high - low)[there]
+        padded = np.concatenate([numbers, np.zeros((1, numbers.shape[1]))])
+        values[there] = np.add.reduceat(padded, edges, axis=0)[::2] / (high - low)[there][:, None]
     return values, there
 
 
@@ -220,6 +222,30 @@ def _keys(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...], start_us: 
     return keys
 
 
+@dataclass(frozen=True, slots=True)
+class _Signal:
+    """Channels that have values in the same rows: their numbers, those rows, and (rows, channels) the values."""
+
+    channels: list[int]
+    rows: npt.NDArray[np.intp]
+    numbers: Float64s
+
+
+def _signals(rows: pa.Table, rule: WindowRule) -> list[_Signal]:
+    """The channels' values, those of the same rows together: the rows near each step are then sought once."""
+    together: list[tuple[npt.NDArray[np.intp], list[int], list[Float64s]]] = []
+    for channel, name in enumerate(rule.columns):
+        there, numbers = _signal(rows, rule, name)
+        for others, channels, found in together:
+            if np.array_equal(others, there):
+                channels.append(channel)
+                found.append(numbers)
+                break
+        else:
+            together.append((there, [channel], [numbers]))
+    return [_Signal(channels, there, np.stack(found, axis=1)) for there, channels, found in together]
+
+
 def _signal(rows: pa.Table, rule: WindowRule, name: str) -> tuple[npt.NDArray[np.intp], Float64s]:
     """Which rows have a value of a channel, and the values."""
     if rule.signal_column:
@@ -250,15 +276,39 @@ def _check_columns(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...]) -
             raise RefusedError(f"windows: column {name} holds {rows.schema.field(name).type}; name a column of plain values")
 
 
-def _changes(rows: pa.Table, columns: tuple[str, ...]) -> Bools:
-    """Whether a row differs from the one before in any of the columns; the first row does."""
-    change = np.zeros(len(rows), bool)
-    change[:1] = True
-    for name in columns:
-        codes = rows.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
-        numbers = np.asarray(codes.indices.to_numpy(zero_copy_only=False))
-        change[1:] |= numbers[1:] != numbers[:-1]
-    return change
+def _needed(rows: pa.Table, rule: WindowRule, carried: tuple[str, ...]) -> list[str]:
+    channels = (rule.signal_column, rule.value_column) if rule.signal_column else rule.columns
+    wanted = {*_FACTS, _TIME, *carried, *channels, rule.label, *_TAGS}
+    return [name for name in rows.schema.names if name in wanted]
+
+
+def _in_order(rows: pa.Table, carried: tuple[str, ...]) -> tuple[pa.Table, Int64s, Bools]:
+    """The rows that have a time, by series, time and seq; their times; and whether a row begins a series."""
+    timed = rows if not rows.column(_TIME).null_count else rows.filter(pc.is_valid(rows.column(_TIME)))
+    series = [_ranks(timed.column(name)) for name in (*_SERIES, *(name for name in carried if name not in _SERIES))]
+    keys = [*series, _times_us(timed), np.asarray(timed.column("seq").to_numpy())]
+    same, is_behind = np.ones(max(0, len(timed) - 1), bool), np.zeros(max(0, len(timed) - 1), bool)
+    for key in keys:
+        is_behind |= same & (key[1:] < key[:-1])
+        same &= key[1:] == key[:-1]
+    if is_behind.any():
+        order = np.lexsort(keys[::-1])
+        timed, keys = timed.take(pa.array(order)), [key[order] for key in keys]
+    is_change = np.zeros(len(timed), bool)
+    is_change[:1] = True
+    for key in keys[: len(series)]:
+        is_change[1:] |= key[1:] != key[:-1]
+    return timed, keys[len(series)], is_change
+
+
+def _ranks(column: pa.ChunkedArray) -> Int64s:
+    """Numbers that compare as the values do; a null comes last."""
+    codes = column.combine_chunks().dictionary_encode()
+    order = np.asarray(pc.sort_indices(codes.dictionary).to_numpy(), np.int64)
+    rank = np.empty(len(order) + 1, np.int64)
+    rank[order] = np.arange(len(order))
+    rank[len(order)] = len(order)
+    return rank[np.asarray(pc.fill_null(codes.indices, len(order)).to_numpy(zero_copy_only=False), np.int64)]
 
 
 def _covered(low: Int64s, high: Int64s, rows: int) -> int:
