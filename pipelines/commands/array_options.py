@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -79,5 +79,5 @@ def _picture_rule(options: ArrayOptions) -> PictureRule:
     matched = re.fullmatch(r"(\d{1,6})x(\d{1,6})(?:x([13]))?", options.size)
     if matched is None or options.fit not in {"exact", "resize"}:
         raise RefusedError("pictures: give --size like 224x224 or 224x224x1, and --fit exact or resize")
-    channels = 1 if matched[3] == "1" else 3
-    return PictureRule(int(matched[1]), int(matched[2]), channels, "exact" if options.fit == "exact" else "resize")
+    fit: Literal["exact", "resize"] = "exact" if options.fit == "exact" else "resize"
+    return PictureRule(int(matched[1]), int(matched[2]), 1 if matched[3] == "1" else 3, fit)

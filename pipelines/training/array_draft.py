@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipelines.errors import RefusedError
 from pipelines.lake.lake import Lake
 from pipelines.training.array_rules import PictureRule, WindowRule
 from pipelines.training.manifest import LeftOut
@@ -31,12 +30,16 @@ class ArrayDraft:
     source: ArraySource
     gap_s: float
 
+    def near(self, groups: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64] | None:
+        """Groups of near-duplicates of the rows, for the samples; windows have none."""
+        return groups if isinstance(self.source, PictureRule) else None
+
 
 def draft_arrays(rows: pa.Table, rule: ArrayRule, group: tuple[str, ...], stratify: tuple[str, ...]) -> ArrayDraft:
     """Turn selected rows into one row for each sample.
 
     Args:
-        rows: the selected rows.
+        rows: the selected rows, for pixels those with a payload.
         rule: windows or pixels.
         group: columns that splits group by; no window crosses a change of one.
         stratify: columns of classes; likewise, but for the label.
@@ -45,11 +48,7 @@ def draft_arrays(rows: pa.Table, rule: ArrayRule, group: tuple[str, ...], strati
         RefusedError: the rows cannot give such samples.
     """
     if isinstance(rule, PictureRule):
-        if any(name not in rows.schema.names for name in REFERENCE_COLUMNS):
-            raise RefusedError("pictures: these streams have no payload; choose a stream of pictures or chips")
-        there = rows.filter(pc.is_valid(rows.column("payload_shard")))
-        gone = len(rows) - len(there)
-        return ArrayDraft(there, (LeftOut("no payload", gone),) if gone else (), rule, 0.0)
+        return ArrayDraft(rows, (), rule, 0.0)
     carried = tuple(name for name in dict.fromkeys((*group, *stratify)) if name not in {rule.label, *_NO_CLASS_COLUMN})
     plan = plan_windows(rows, rule, (*carried, *(("stream",) if "stream" in group else ())))
     keys = plan.keys.append_column(ARRAY_ROW, pa.array(np.arange(len(plan.first), dtype=np.int64)))

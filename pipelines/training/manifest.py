@@ -3,7 +3,7 @@
 import mmap
 import re
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 import pyarrow as pa
@@ -104,8 +104,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     `shards` of a split are in order: row i of the split is row i of its shards laid end to end. With a payload, `indexes`
     names for each split an Arrow IPC file of the same rows without payload, plus `payload_offset` and `payload_length`.
-    `groups` is a Parquet file of every group and its split. Versions of the same `line` never move a group. `arrays` are the
-    Zarr arrays of a set of windows or pixels, whose keys the shards hold; `array_files` are the files that they consist of.
+    `groups` is a Parquet file of every group and its split. Versions of the same `line` never move a group. `spec` is the set
+    spec that it was built by, if any. `arrays` are the Zarr arrays of a set of windows or pixels, whose keys the shards hold;
+    `array_files` are the files that they consist of.
     """
 
     format: str = FORMAT
@@ -130,6 +131,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     arrays: ArrayPart | None = None
     array_files: tuple[FileEntry, ...] = ()
+    spec: dict[str, Any] | None = None
 
     @property
     def rows(self) -> int:

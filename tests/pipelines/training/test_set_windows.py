@@ -245,6 +245,16 @@ def test_an_epoch_of_windows_stops_and_goes_on_like_any_other(driven: Path) -> N
     assert sample["device"] == split[5]["device"]
 
 
+def test_batches_and_filters_serve_windows_as_they_serve_payloads(driven: Path) -> None:
+    split = open_set(built(driven)).filter("has('fast')")
+    assert 0 < len(split) < split.manifest.split_rows()["train"]
+    batch = split.numpy(8, columns=("device", "seq"))[0]
+    assert batch["windows"].shape == batch["mask"].shape == (8, 20, 2)
+    of_key = {(sample["device"], sample["seq"]): sample for sample in split}
+    for at, key in enumerate(zip(batch["device"], batch["seq"].tolist(), strict=True)):
+        assert np.array_equal(batch["windows"][at], of_key[key].array, equal_nan=True)
+
+
 def damaged(folder: Path, name: str) -> TrainingSet:
     path = folder / name
     path.chmod(0o644)
