@@ -30,7 +30,7 @@ from edge_agent.rules.policy_store import PolicyStore, open_rules
 from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source, check_source
-from edge_agent.spool.requests import serve_replays
+from edge_agent.spool.inspection import serve_replays
 from edge_agent.spool.space_budget import soft_limit_bytes
 from edge_agent.spool.spool import Spool
 from edge_agent.trial.asking import is_trial_requested

@@ -17,8 +17,7 @@ from catchment.runtime.backoff import doubled_s
 from edge_agent.capture.ipc_form import Filled, Form
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.errors import EncodingError, SpoolFullError
-from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.spool.records import ClockReference, NewEnvelope, ObjectRef
 from schemas.contract import Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD

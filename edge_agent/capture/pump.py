@@ -17,7 +17,7 @@ from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
 from edge_agent.rules.rule_filter import RuleFilter, apply_filter
 from edge_agent.sources.api import SampleBatch, Source
-from edge_agent.sources.rows.required import FilledColumns, explain_unfilled
+from edge_agent.sources.rows.mapping import FilledColumns, explain_unfilled
 from edge_agent.spool.records import Append, Passed
 from edge_agent.spool.spool import Spool
 from schemas.contract import Contract

@@ -66,7 +66,8 @@ def show_envelope(
     as_json: AsJson = False,
 ) -> None:
     """Show one envelope, and whether it is what was stored."""
-    from edge_agent.spool import bodies, inspection, reading
+    from edge_agent.spool import inspection, reading
+    from edge_agent.spool import payload_files as bodies
     from edge_agent.spool.sealing import open_envelope, read_seal
 
     with _reader(config) as (db, folder):
@@ -135,8 +136,8 @@ def replay_parked(
 ) -> None:
     """Have parked envelopes sent again. A running agent does it at once, a stopped one when it starts."""
     from edge_agent.spool import inspection
+    from edge_agent.spool.inspection import ask_replay
     from edge_agent.spool.records import State
-    from edge_agent.spool.requests import ask_replay
 
     if bool(ids) == everything:
         raise typer.BadParameter("give ids, or --all", param_hint="ID")

@@ -1,17 +1,149 @@
-"""A source's options, read from the configuration into its frozen struct."""
+"""Read a source's options from the configuration into its frozen struct, and parse numbers and times as they say.
+
+time_unit = "ms"                  # s | ms | us | ns | rfc3339; auto: text, or numbers by their size
+time_format = "%d.%m.%Y %H:%M:%S" # as strptime has it; without it RFC 3339
+time_zone = "Europe/Berlin"       # of times that tell none: without it they are refused
+decimal = ","                     # of numbers in text
+thousands = "."                   # between groups of digits: , . ' or a blank; "": nothing
+"""
 
 import math
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import msgspec
 
 from edge_agent.errors import ConfigError
-from edge_agent.sources.rows.written import WrittenOptions, check_written
+from edge_agent.sources.api import Rejects
+from edge_agent.sources.rows.cells import CellError, to_time
 from schemas.contract import Contract
+from schemas.envelope import EVENT_TIME
+from schemas.source_names import TIME_NAMES, column_name_of
+from schemas.written_values import NumberForm, TimeForm, WrittenValueError, quick_micros, read_zone
+
+ZONE_GUESSED = "cell event_time: a time that tells no zone, taken as UTC; set time_zone"
 
 _MEASURES = ("_ms", "_s", "_hz", "_bytes")
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
+
+
+class WrittenOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How numbers and times are written; the module's docstring shows each."""
+
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "rfc3339"] = "auto"
+    time_format: str = ""
+    time_zone: str = ""
+    decimal: str = "."
+    thousands: str = ""
+
+    @property
+    def numbers(self) -> NumberForm:
+        """The form of numbers."""
+        return NumberForm(self.decimal, self.thousands)
+
+    @property
+    def times(self) -> TimeForm:
+        """The form of times."""
+        return TimeForm(self.time_unit, self.time_format, read_zone(self.time_zone), self.numbers)
+
+
+class RowOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which of a row's names fills which column, and which one holds the event time."""
+
+    rename: dict[str, str] = {}
+    time_column: str = ""
+
+
+def check_written(kind: str, chosen: WrittenOptions) -> None:
+    """Whether the options name forms that can be read.
+
+    Raises:
+        ConfigError: a zone is unknown, or two options contradict each other.
+    """
+    try:
+        form = chosen.times
+    except WrittenValueError as error:
+        raise ConfigError(f"source {kind!r}: {error}") from error
+    if form.format and not form.tells_zone:
+        raise ConfigError(f"source {kind!r}: time_format has no %z, so time_zone must name the zone: Europe/Berlin, or UTC")
+
+
+def time_column_of(names: Collection[str], rename: Mapping[str, str], chosen: str = "") -> str:
+    """Which of these names holds the event time; "" where none does.
+
+    Args:
+        names: as the source has them.
+        rename: from the configuration; a name renamed to event_time is the one.
+        chosen: from the configuration: it decides.
+    """
+    if chosen:
+        return chosen
+    renamed = [name for name in names if rename.get(name) == EVENT_TIME]
+    exact = [name for name in TIME_NAMES if name in names]
+    alike = [name for wanted in TIME_NAMES for name in names if column_name_of(name) == wanted]
+    return next(iter((*renamed, *exact, *alike)), "")
+
+
+class EventTimes:
+    """Reads a source's event times.
+
+    Args:
+        form: how they are written.
+        rejects: where what cannot be read is counted.
+        after_us: the last time read before, where the rows follow one another: tells apart local times that occur twice.
+        is_in_order: whether rows follow one another; else the time of arrival tells such times apart.
+
+    Attributes:
+        after_us: the last time read.
+        needs: settings that would change what could not be read, and how often; the caller may hold such rows back.
+    """
+
+    def __init__(self, form: TimeForm, rejects: Rejects, after_us: int | None = None, *, is_in_order: bool = True) -> None:
+        self._form = form
+        self._rejects = rejects
+        self._is_in_order = is_in_order
+        self.after_us = after_us
+        self.needs: dict[str, int] = {}
+
+    def read(self, cells: Sequence[object], now_us: int | None = None) -> list[int | None]:
+        """The times of n cells, microseconds since 1970 UTC; None, counted, where a cell tells no time."""
+        self.needs = {}
+        out: list[int | None] = []
+        is_quick = self._form.is_quick
+        for cell in cells:
+            if is_quick and (micros := quick_micros(cell)) is not None:
+                self.after_us = micros
+                out.append(micros)
+                continue
+            try:
+                found = to_time(cell, self._form, self.after_us if self._is_in_order else None, now_us)
+            except CellError as error:
+                self._rejects.count(f"row: event time is {error}{_remedy(error.needs)}", cell)
+                if error.needs:
+                    self.needs[error.needs] = self.needs.get(error.needs, 0) + 1
+                out.append(None)
+                continue
+            if found.doubt:
+                self._rejects.count(f"cell event_time: {found.doubt}", cell)
+            self.after_us = found.micros
+            out.append(found.micros)
+        return out
+
+
+def _remedy(needs: str) -> str:
+    return f"; set {needs}" if needs else ""
+
+
+def unreadable(kind: str, needs: Mapping[str, int], example: str = "") -> str:
+    """What is wrong with times that a setting would make readable, and what to do."""
+    what = {
+        "time_zone": "its times tell no zone: set time_zone, Europe/Berlin or UTC",
+        "time_format": "its times are not RFC 3339: set time_format, such as '%d.%m.%Y %H:%M:%S'",
+        "time_unit": "its times are out of range: set time_unit to s, ms, us or ns",
+        "decimal": "its times have another decimal sign: set decimal",
+    }
+    found = "; ".join(what[need] for need in needs if need in what)
+    return f"source {kind!r}: {found}{f' ({example[:80]!r})' if example else ''}"
 
 
 def read_options(kind: str, options: Mapping[str, object], form: type[OptionsT], contract: Contract) -> OptionsT:

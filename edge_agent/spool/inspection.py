@@ -1,16 +1,24 @@
-"""Looking at single envelopes from outside, beside a running agent: nothing is changed, nothing is held in memory."""
+"""Show single envelopes next to a running agent, and leave it requests to send parked ones again.
+
+The spool is read and never changed, and no backlog is held in memory. A request is a file in the spool's folder.
+"""
 
 import hashlib
+import os
+import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 
-from edge_agent.spool import bodies, database, reading
-from edge_agent.spool.objects import SEALED_SUFFIX
+from catchment.runtime.atomic_files import write_atomic
+from edge_agent.spool import database, reading
+from edge_agent.spool import payload_files as bodies
+from edge_agent.spool.payload_files import SEALED_SUFFIX
 from edge_agent.spool.reading import COLUMNS, RottenEnvelopeError, verify_row
 from edge_agent.spool.records import State
 
@@ -21,6 +29,9 @@ _HEAD = (
 )
 _AT_ONCE = 256
 _HASH_BYTES = 1024 * 1024
+
+_PREFIX = "replay-"
+log = structlog.get_logger(__name__)
 
 
 class SpoolEntry(msgspec.Struct, frozen=True):
@@ -172,3 +183,36 @@ def _wrong_objects(db: sqlite3.Connection, folder: Path, digests: dict[str, int]
             continue
         if hasher.hexdigest() != digest:
             yield SpoolFinding(f"large payload {digest} holds other bytes", id_)
+
+
+class ReplayRequest(msgspec.Struct, frozen=True):
+    """Send parked envelopes again. Without ids: all of them."""
+
+    ids: tuple[int, ...] | None = None
+
+
+def ask_replay(folder: Path, ids: tuple[int, ...] | None) -> Path:
+    """Leave the wish; the file is gone once an agent has taken it up.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.json"
+    write_atomic(path, msgspec.json.encode(ReplayRequest(ids)))
+    return path
+
+
+def serve_replays(folder: Path, replay: Callable[[Container[int] | None], None]) -> None:
+    """Do what was asked, and delete each wish when it is done. A malformed one is told and deleted.
+
+    Raises:
+        SpoolError: the spool is broken; the wish stays.
+    """
+    for path in sorted(folder.glob(f"{_PREFIX}*.json")):
+        try:
+            request = msgspec.json.decode(path.read_bytes(), type=ReplayRequest)
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("request_malformed", path=str(path), error=str(error))
+        else:
+            replay(None if request.ids is None else frozenset(request.ids))
+        path.unlink(missing_ok=True)

@@ -8,8 +8,7 @@ import structlog
 
 from edge_agent.errors import SpoolFullError
 from edge_agent.spool import database
-from edge_agent.spool.bodies import MIN_BODY_BYTES, BodyFiles
-from edge_agent.spool.objects import SpoolObjects
+from edge_agent.spool.payload_files import MIN_BODY_BYTES, BodyFiles, SpoolObjects
 from edge_agent.spool.records import Append
 
 # A file that reserves disk space. A database on a full disk cannot even delete: deleting this file makes room for that.

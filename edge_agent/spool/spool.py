@@ -13,10 +13,9 @@ from edge_agent.errors import SpoolError, SpoolFullError
 from edge_agent.spool import changes, database, reading
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.leases import Leases
-from edge_agent.spool.opening import open_files
+from edge_agent.spool.opening import mark_suspect, open_files
 from edge_agent.spool.reading import RottenEnvelopeError
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
-from edge_agent.spool.recovery import mark_suspect
 from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
 from edge_agent.spool.space_budget import ReserveFile, SpaceBudget
 from edge_agent.spool.transactions import Transactions

@@ -10,7 +10,7 @@ from pathlib import Path
 from edge_agent.config import SourceConfig
 from edge_agent.sources.registry import names_given
 from edge_agent.sources.rows.cells import tells_no_zone
-from edge_agent.sources.rows.required import explain_unfilled, unfilled_columns
+from edge_agent.sources.rows.mapping import explain_unfilled, unfilled_columns
 from edge_agent.trial.quiet import quiet_log
 from edge_agent.trial.reading import TrialReader
 from edge_agent.trial.result import Trial

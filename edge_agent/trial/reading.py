@@ -13,7 +13,7 @@ from edge_agent.config import SourceConfig
 from edge_agent.errors import AgentError, SourceAgainError, SourceEndedError
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.registry import build_trial_source
-from edge_agent.sources.rows.required import explain_unfilled
+from edge_agent.sources.rows.mapping import explain_unfilled
 from edge_agent.trial.result import Trial, tried_columns, tried_samples
 from schemas.contract import Contract
 

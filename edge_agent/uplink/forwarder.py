@@ -17,11 +17,10 @@ from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.downlink import Downlink, ModelMessages, ModelRequest
-from edge_agent.uplink.outbox import Outbox
+from edge_agent.uplink.outbox import Outbox, Progress
 from edge_agent.uplink.poison_isolation import HANGS_UP
-from edge_agent.uplink.progress import Progress
+from edge_agent.uplink.send_window import UplinkTimes
 from edge_agent.uplink.session import Acked, Event, Events, Lost, MessageArrived, OutgoingMessage, Session, Subscribed, Woken
-from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import DeviceId
 from schemas.reported import DocumentReport, ModelReport, PolicyReport, Reported, encode_reported
 from schemas.topics import Topics

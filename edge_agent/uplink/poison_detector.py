@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from edge_agent.uplink.times import UplinkTimes
+from edge_agent.uplink.send_window import UplinkTimes
 from schemas.ids import StreamName
 
 CAREFUL_AFTER = 3

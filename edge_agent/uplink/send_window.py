@@ -1,4 +1,7 @@
-"""The send window: envelopes sent and not acknowledged, or acknowledged and not settled. Pure bookkeeping, no IO, no clock."""
+"""Keep the send window: envelopes sent and not acknowledged, or acknowledged and not settled. Pure: no IO, no clock.
+
+The waiting times of the uplink that no operator sets stand here, too.
+"""
 
 import heapq
 from collections.abc import Iterable
@@ -10,6 +13,26 @@ _FIRST_WINDOW_BYTES = 512 * 1024
 _MIN_WINDOW_BYTES = 32 * 1024
 _FAST_ACK_S = 0.5
 _SLOW_ACK_S = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkTimes:
+    """Times in seconds.
+
+    Attributes:
+        first_reconnect_s: wait before the first attempt to connect again; it doubles.
+        steady_s: how long a connection has stood, times a random 0.5 to 1.5, before a suspect envelope is sent alone.
+        first_pause_s: how long a stream without a right waits at first; it doubles.
+        fresh_for_s: what was not sent by then is old, and shares the link with what is newer.
+        careful_turn_s: how often the next envelope is looked for while one at a time goes.
+    """
+
+    first_reconnect_s: float = 0.5
+    # Links also break right after they are made.
+    steady_s: float = 1.0
+    first_pause_s: float = 60.0
+    fresh_for_s: float = 60.0
+    careful_turn_s: float = 0.1
 
 
 @dataclass(slots=True)

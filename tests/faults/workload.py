@@ -15,7 +15,8 @@ from pathlib import Path
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolFullError
-from edge_agent.spool import bodies, database, space_budget, transactions
+from edge_agent.spool import database, space_budget, transactions
+from edge_agent.spool import payload_files as bodies
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import Digest, StreamName

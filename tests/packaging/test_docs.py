@@ -11,7 +11,7 @@ from edge_agent.config import BrokerConfig as AgentBroker
 from edge_agent.config import DirectorConfig as AgentDirector
 from edge_agent.models.config import ModelConfig
 from edge_agent.report_config import ReportConfig
-from edge_agent.sources.camera.options import CameraOptions
+from edge_agent.sources.camera.source import CameraOptions
 from edge_agent.sources.can.source import CanOptions
 from edge_agent.sources.directory.source import DirectoryOptions
 from edge_agent.sources.exec.source import ExecOptions

@@ -13,8 +13,7 @@ from cantools.database.can.signal import Signal as DatabaseSignal
 from cantools.database.namedsignalvalue import NamedSignalValue
 
 from edge_agent.errors import ConfigError
-from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from schemas.contract import Contract
 from schemas.source_names import match_columns
 

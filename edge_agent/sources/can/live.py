@@ -5,10 +5,9 @@ from typing import Any
 import can
 
 from edge_agent.errors import SourceError
-from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.can.rows import FrameSampler
 from edge_agent.sources.can.source import CanOptions
-from edge_agent.sources.rejects import Rejects
 from schemas.contract import Contract
 
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 
 import can
 
-from edge_agent.sources.api import SampleBatch, Scalar
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.sources.can.decoder import UNKNOWN, SignalDecoder, SignalRows, group_number, source_address
 from edge_agent.sources.can.source import CanOptions, wants_frames
-from edge_agent.sources.rejects import Rejects
 from schemas.contract import Contract
 from schemas.source_names import match_columns
 

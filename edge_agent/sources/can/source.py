@@ -22,9 +22,8 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError
-from edge_agent.sources.api import Source
+from edge_agent.sources.api import Rejects, Source
 from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.cells import CellError, start_time_us
 from schemas.contract import Contract
 from schemas.source_names import match_columns

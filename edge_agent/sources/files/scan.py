@@ -14,8 +14,8 @@ from pathlib import Path
 
 from catchment.runtime.beneath import IS_FOLDER
 from edge_agent.errors import SourceError
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.files.watched import why_unread
-from edge_agent.sources.rejects import Rejects
 
 _MAX_NAME_BYTES = 255
 

@@ -9,8 +9,7 @@ import msgspec
 
 from catchment.runtime.zeek_header import ZeekHeader
 from edge_agent.errors import ConfigError
-from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.rows.json_text import read_json
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.rows.tables import (
     INHERITED,
     JsonlReader,
@@ -19,6 +18,7 @@ from edge_agent.sources.rows.tables import (
     TablePosition,
     TableReader,
     ZeekReader,
+    read_json,
 )
 from schemas.source_names import separator_of
 

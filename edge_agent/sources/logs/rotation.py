@@ -1,4 +1,4 @@
-"""Log files under rotation: how they are called, which there are, and in which order they were written."""
+"""Find the files of a rotated log: how they are called, which exist, in which order they were written; the options for it."""
 
 import glob
 import os
@@ -6,17 +6,40 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from catchment.runtime.beneath import RefusedFileError, status_beneath
-from edge_agent.errors import SourceError
+from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.files.scan import Refused
 from edge_agent.sources.logs.file import LogFile, place_of
 from edge_agent.sources.logs.marks import DoneFile, Sum, head_of
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.options import RowOptions
 
 _PACKED_WITHIN_MS = 600_000
 _PACKED_NAME = re.compile(r"\.(gz|zst|bz2|xz)$")
 _NUMBER = re.compile(r"\.(\d{1,6})(?:\.[a-z]+)?$")
+
+
+class LogOptions(RowOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the log and its rotated files are, where to begin, and how long a line may be."""
+
+    path: str
+    rotated: tuple[str, ...] = ()
+    start: Literal["begin", "end", "rotated"] = "begin"
+    settle_ms: int = 2_000
+    max_line_bytes: int = 4 * 1024 * 1024
+
+
+def check_rotated(kind: str, patterns: Sequence[str]) -> None:
+    """Check the patterns of rotated files.
+
+    Raises:
+        ConfigError: one is empty or absolute.
+    """
+    for pattern in patterns:
+        if not pattern or pattern.startswith("/"):
+            raise ConfigError(f"source {kind!r}: rotated = {pattern!r} must be relative to the log's folder; ../ leads out of it")
 
 
 @dataclass(frozen=True, slots=True)

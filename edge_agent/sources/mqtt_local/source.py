@@ -31,15 +31,12 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.api import SampleBatch, Scalar
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.sources.mqtt_local.parked import ParkedMessage, ParkedMessages
 from edge_agent.sources.mqtt_local.session import BrokerAccess, Received, Subscription
-from edge_agent.sources.options import check_rename, read_options
-from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.rows.json_text import read_json
+from edge_agent.sources.options import EventTimes, RowOptions, check_rename, read_options, unreadable
 from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
-from edge_agent.sources.rows.tables import objects_chunk
-from edge_agent.sources.rows.written import EventTimes, RowOptions, unreadable
+from edge_agent.sources.rows.tables import objects_chunk, read_json
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
 

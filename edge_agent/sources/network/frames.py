@@ -2,7 +2,7 @@
 
 import re
 
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects
 
 _MAX_DIGITS = 7
 _DIGITS = b"0123456789"

@@ -7,7 +7,7 @@ import termios
 from typing import Protocol
 
 from edge_agent.errors import SourceError
-from edge_agent.sources.network.addresses import HostPort
+from edge_agent.sources.network.sockets import HostPort
 
 _CHUNK_BYTES = 64 * 1024
 

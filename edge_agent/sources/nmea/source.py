@@ -21,14 +21,12 @@ import msgspec
 from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import COLUMN, EARLIEST_MS, ClockQuality
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.network.addresses import read_address
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
+from edge_agent.sources.files.lines import LineBuffer
+from edge_agent.sources.network.sockets import read_address
 from edge_agent.sources.nmea.inputs import ByteInput, SerialInput, TcpInput, speeds
-from edge_agent.sources.nmea.sentence import Fix, FixBuilder, SentenceError, read_fields, read_tpv
-from edge_agent.sources.nmea.stream import SentenceStream
+from edge_agent.sources.nmea.sentence import Fix, FixBuilder, SentenceError, SentenceStream, read_fields, read_tpv
 from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.rows.line_buffer import LineBuffer
 from edge_agent.sources.rows.mapping import ColumnMapper
 from edge_agent.sources.rows.tables import RawChunk, decode_object
 from schemas.contract import Contract

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from edge_agent.sources.api import Source
-from edge_agent.sources.directory.picture_end import has_end
+from edge_agent.sources.directory.picture_formats import has_end
 from edge_agent.sources.registry import build_source
 from schemas.builtin import builtin_contract
 from schemas.contract import Contract

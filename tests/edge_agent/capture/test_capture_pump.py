@@ -14,10 +14,9 @@ from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError
 from edge_agent.report_config import ReportConfig
-from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.guarded import GuardedSource
-from edge_agent.sources.rejects import Rejects
-from edge_agent.spool.objects import SpoolObjects
+from edge_agent.sources.api import Rejects, SampleBatch
+from edge_agent.sources.registry import GuardedSource
+from edge_agent.spool.payload_files import SpoolObjects
 from edge_agent.spool.spool import Spool
 from schemas.builtin import builtin_contract
 from schemas.contract import Contract

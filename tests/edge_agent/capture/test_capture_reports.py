@@ -8,8 +8,7 @@ from edge_agent.capture.transforms import UNCHANGED, ChangeReport, build_transfo
 from edge_agent.clock_quality import ClockQuality, ClockWatch
 from edge_agent.errors import ConfigError
 from edge_agent.report_config import ReportConfig
-from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects, SampleBatch
 from schemas.builtin import builtin_contract
 
 

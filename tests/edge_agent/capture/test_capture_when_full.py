@@ -17,7 +17,7 @@ from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError
 from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.guarded import GuardedSource
+from edge_agent.sources.registry import GuardedSource
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool

@@ -13,9 +13,9 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.cli import main
 from edge_agent.health.file import Health, write_health
 from edge_agent.health.monitor import _by_source
-from edge_agent.spool import bodies
+from edge_agent.spool import payload_files as bodies
+from edge_agent.spool.inspection import serve_replays
 from edge_agent.spool.records import Append, NewEnvelope
-from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
 

@@ -13,7 +13,8 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolError
-from edge_agent.spool import bodies, database, recovery
+from edge_agent.spool import database, opening
+from edge_agent.spool import payload_files as bodies
 from edge_agent.spool import spool as spool_module
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
@@ -83,7 +84,7 @@ def test_what_rots_is_never_sent_as_good_and_never_stops_the_start(
         except (SpoolError, sqlite3.DatabaseError):
             # Damage met in service: the process ends, its next start mends.
             spool.close()
-            (tmp_path / "s" / recovery.SUSPECT_NAME).touch()
+            (tmp_path / "s" / opening.SUSPECT_NAME).touch()
     assert all(stored.get(body, (epoch, seq)) == (epoch, seq) for epoch, seq, body in found)
     assert all(body in stored or body == b"new" for _, _, body in found), "something rotten was sent as good"
     assert len({(epoch, seq) for epoch, seq, _ in found}) == len(found)

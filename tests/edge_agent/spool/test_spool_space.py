@@ -11,7 +11,7 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolError, SpoolFullError
-from edge_agent.spool import bodies
+from edge_agent.spool import payload_files as bodies
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.envelope import Span

@@ -10,8 +10,8 @@ import pytest
 
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.uplink.poison_isolation import HANGS_UP
+from edge_agent.uplink.send_window import UplinkTimes
 from edge_agent.uplink.session import PahoSession
-from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
 from tests.fakes.broker_fronts import HangUpFront
 from tests.fakes.device import Device, eventually
