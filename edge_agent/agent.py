@@ -12,9 +12,8 @@ import structlog
 
 from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.capture.encode import BatchLimits, Encoder
-from edge_agent.capture.position_handover import previous_source, source_labels
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.source_supervisor import SourceSupervisor
+from edge_agent.capture.source_supervisor import SourceSupervisor, previous_source, source_labels
 from edge_agent.capture.transforms import build_transforms, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import HEARTBEAT, AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
@@ -24,8 +23,8 @@ from edge_agent.health.file import notify_service_manager
 from edge_agent.health.heartbeat import HeartbeatSource, heartbeat_source
 from edge_agent.health.monitor import Monitor
 from edge_agent.inspect.inspected import requested_steps
-from edge_agent.process.open_spool import open_spool
 from edge_agent.process.ownership import claim
+from edge_agent.process.standby import open_spool
 from edge_agent.rules.policy_store import PolicyStore, open_rules
 from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sources.api import Source

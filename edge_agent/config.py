@@ -10,23 +10,22 @@ import msgspec
 
 from catchment.runtime.toml_config import Converted, TomlSyntaxError, convert_toml, read_toml
 from edge_agent.errors import ConfigError
-from edge_agent.inspect.config import InspectConfig
-from edge_agent.option_paths import resolve_paths
-from edge_agent.report_config import ReportConfig
 from edge_agent.sections import (
     MAX_PRIORITY,
     MIB,
     BrokerConfig,
     DirectorConfig,
     HealthConfig,
+    InspectConfig,
     PolicyConfig,
+    ReportConfig,
     Section,
     TlsConfig,
     UplinkConfig,
     within,
 )
-from schemas.builtin import builtin_contract
-from schemas.contract import Contract, decode_contract
+from edge_agent.sources.options import resolve_paths
+from schemas.contract import Contract, builtin_contract, decode_contract
 from schemas.envelope import MAX_SAMPLES_PER_ENVELOPE
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId, StreamName

@@ -16,9 +16,8 @@ import msgspec
 
 from schemas.contract import ColumnType
 from schemas.errors import DocumentError, PolicyDocumentError, SchemaError
-from schemas.ids import StreamName
+from schemas.ids import StreamName, encode_json
 from schemas.signed_document import Document, SignedMessage, decode_body, encode_message
-from schemas.wire_json import encode_json
 
 MAX_EDGE_POLICY_BYTES = 1024 * 1024
 MAX_EDGE_RULES = 100

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from schemas.errors import SchemaError
+from schemas.ids import encode_json
 from schemas.rollout import MODEL_NAME
-from schemas.wire_json import encode_json
 
 MAX_PIXELS = 16_777_216
 _GOLDEN_STEP = 2_654_435_761  # Knuth's multiplicative constant: neighbouring values are far apart

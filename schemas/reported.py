@@ -7,8 +7,7 @@ a closed epoch is known to end at `next_seq`.
 import msgspec
 
 from schemas.errors import SchemaError
-from schemas.ids import MAX_EPOCH, MAX_SEQ, StreamName
-from schemas.wire_json import encode_json
+from schemas.ids import MAX_EPOCH, MAX_SEQ, StreamName, encode_json
 
 MAX_REPORTED_BYTES = 4 * 1024 * 1024
 

@@ -9,8 +9,8 @@ import re
 import msgspec
 
 from schemas.errors import SchemaError
+from schemas.ids import encode_json
 from schemas.signed_document import SignedMessage, encode_message
-from schemas.wire_json import encode_json
 
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 REPOSITORY_FILE = re.compile(r"(metadata|targets)/[A-Za-z0-9][A-Za-z0-9._-]{0,200}(/[A-Za-z0-9][A-Za-z0-9._-]{0,200})?")

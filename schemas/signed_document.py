@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from schemas.errors import DocumentError, SchemaError
-from schemas.ids import DeviceId
-from schemas.wire_json import encode_json
+from schemas.ids import DeviceId, encode_json
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 MAX_SIGNATURES = 4

@@ -1,4 +1,4 @@
-"""One way to the broker for every role: make a client, connect, wait for the broker's answer with a deadline and a cause.
+"""Connect to the broker, the same way for every role: make a client, connect, wait for the answer with a deadline and a cause.
 
 MQTT 5 throughout. What a role does with its connection, and whether it comes back by itself, stays with the role.
 """
@@ -6,19 +6,49 @@ MQTT 5 throughout. What a role does with its connection, and whether it comes ba
 import queue
 import ssl
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+
+# In a PUBACK: where its reason code stands, which ones MQTT 5 lists, and the one of these that says nothing more.
+_CODE_AT = 2
+_LISTED = frozenset({0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99})
+_UNSPECIFIED = 0x80
 
 CONNECT_WITHIN_S = 10.0
 # What a broker that announces no limit is trusted with: MQTT's own.
 MQTT_MAX_PACKET_BYTES = 268_435_455
 MQTT_RECEIVE_MAXIMUM = 65_535
 _C = TypeVar("_C", bound=mqtt.Client)
+
+
+class PubackClient(mqtt.Client):
+    """Keeps the connection when a message is refused with an unlisted code, and tells that code.
+
+    Mosquitto answers a message above its `message_size_limit` with 0x95, which MQTT 5 gives to other packets alone. Paho would
+    break the connection, and the same message would break the next one, permanently.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._unlisted: dict[int, int] = {}
+
+    def take_code(self, mid: int, listed: int) -> int:
+        """The reason code the broker answered a message with, where paho tells a listed one."""
+        return self._unlisted.pop(mid, listed)
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        body = self._in_packet["packet"]
+        if cmd == "PUBACK" and len(body) > _CODE_AT and body[_CODE_AT] not in _LISTED:
+            self._unlisted[int.from_bytes(body[:_CODE_AT])] = body[_CODE_AT]
+            body = bytearray(body)
+            body[_CODE_AT] = _UNSPECIFIED
+            self._in_packet["packet"] = body
+        return super()._handle_pubackcomp(cmd)
 
 
 class UnreachableBrokerError(OSError):

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from edge_agent.clock_quality import COLUMN, EARLIEST_MS, ClockQuality, ClockWatch
 from edge_agent.errors import ConfigError
-from edge_agent.report_config import ReportConfig
+from edge_agent.sections import ReportConfig
 from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from schemas.contract import Contract
 

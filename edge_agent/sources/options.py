@@ -1,14 +1,17 @@
 """Read a source's options from the configuration into its frozen struct, and parse numbers and times as they say.
 
-time_unit = "ms"                  # s | ms | us | ns | rfc3339; auto: text, or numbers by their size
-time_format = "%d.%m.%Y %H:%M:%S" # as strptime has it; without it RFC 3339
-time_zone = "Europe/Berlin"       # of times that tell none: without it they are refused
-decimal = ","                     # of numbers in text
-thousands = "."                   # between groups of digits: , . ' or a blank; "": nothing
+Options that name files may be relative: they start at the folder of the configuration file. A source with a time column has:
+
+    time_unit = "ms"                  # s | ms | us | ns | rfc3339; auto: text, or numbers by their size
+    time_format = "%d.%m.%Y %H:%M:%S" # as strptime has it; without it RFC 3339
+    time_zone = "Europe/Berlin"       # of times that tell none: without it they are refused
+    decimal = ","                     # of numbers in text
+    thousands = "."                   # between groups of digits: , . ' or a blank; "": nothing
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
 
 import msgspec
@@ -25,6 +28,17 @@ ZONE_GUESSED = "cell event_time: a time that tells no zone, taken as UTC; set ti
 
 _MEASURES = ("_ms", "_s", "_hz", "_bytes")
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
+
+# kind -> the options that name files or folders. Those of a plug-in are its own.
+_PATHS: dict[str, tuple[str, ...]] = {
+    "can": ("log", "dbc", "dbc_by_channel"),
+    "directory": ("path", "sidecars", "masks", "attributes"),
+    "mqtt-local": ("password_file", "ca"),
+    "replay": ("path",),
+    "syslog": ("cert", "key", "client_ca"),
+    "tail": ("path",),
+    "zeek": ("path",),
+}
 
 
 class WrittenOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -187,3 +201,42 @@ def check_rename(kind: str, rename: Mapping[str, str], contract: Contract) -> No
         if contract.column(new) is None and new != "event_time":
             known = ", ".join(column.name for column in contract.columns)
             raise ConfigError(f"source {kind!r}: rename.{old} = {new!r} is no column of contract {contract.name} ({known})")
+
+
+def resolve_paths(kind: str, options: Mapping[str, object], folder: Path) -> dict[str, object]:
+    """The options with absolute paths."""
+    resolved = dict(options)
+
+    def place(value: str) -> str:
+        return str(folder / value) if value and not value.startswith("/") else value
+
+    for name in _PATHS.get(kind, ()):
+        if name in resolved:
+            resolved[name] = _each(resolved[name], place)
+    source, command = resolved.get("source"), resolved.get("command")
+    if kind == "camera" and isinstance(source, str) and "://" not in source and "format" not in resolved:
+        resolved["source"] = place(source)
+    if kind == "exec" and isinstance(command, list) and command and isinstance(command[0], str) and "/" in command[0]:
+        # A bare name is looked for on PATH, as ever.
+        resolved["command"] = [place(command[0]), *command[1:]]
+    return resolved
+
+
+def is_same_path(stored: str, now: str) -> bool:
+    """Whether a path kept in a position, by an agent that took relative paths as they were, means the one in use now."""
+    if stored == now:
+        return True
+    return (
+        not stored.startswith("/")
+        and PurePosixPath(now).parts[-len(PurePosixPath(stored).parts) :] == PurePosixPath(stored).parts
+    )
+
+
+def _each(value: object, place: Callable[[str], str]) -> object:
+    if isinstance(value, str):
+        return place(value)
+    if isinstance(value, list):
+        return [_each(one, place) for one in value]
+    if isinstance(value, dict):
+        return {key: _each(one, place) for key, one in value.items()}
+    return value

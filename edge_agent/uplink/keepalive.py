@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import structlog
 from paho.mqtt.enums import MQTTErrorCode
 
-from catchment.runtime.puback import PubackClient
+from catchment.runtime.mqtt_link import PubackClient
 from edge_agent.uplink.rate_limiter import NO_LIMIT_BYTES, TokenBucket
 
 # A rate within a message: how many bytes of what waits may go to the socket now. No IO; time is given. Thread-safe.

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.bridge.envelope_rows import BrokerMessage
+from pipelines.bridge.rows import BrokerMessage
 
 _OVERHEAD_BYTES = 2_048  # What Python's objects around one message weigh, so that tiny messages are bounded as well.
 

@@ -13,15 +13,13 @@ from threading import Event
 import structlog
 
 from catchment.runtime.backoff import Backoff
-from pipelines.bridge.disk import Disk
-from pipelines.bridge.envelope_rows import BrokerMessage
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.landing import Landing
-from pipelines.bridge.parts import Assembler, Part
+from pipelines.bridge.parts import Assembler, Part, Sweeper
+from pipelines.bridge.parts_room import Disk
 from pipelines.bridge.reader import Reader, Sender
-from pipelines.bridge.rows import KIND_REFUSED, LandingRow
+from pipelines.bridge.rows import KIND_REFUSED, BrokerMessage, LandingRow
 from pipelines.bridge.shares import Shares
-from pipelines.bridge.sweep import Sweeper
 from pipelines.log_limit import LogLimit
 from schemas.errors import IdError
 from schemas.ids import DeviceId, Digest

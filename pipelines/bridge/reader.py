@@ -6,9 +6,8 @@ Which of several bridges lands a message: a device belongs to one of them, by a 
 import hashlib
 from dataclasses import dataclass
 
-from pipelines.bridge.envelope_rows import BrokerMessage, Numberer, to_row
 from pipelines.bridge.parts import Part
-from pipelines.bridge.rows import LandingRow
+from pipelines.bridge.rows import BrokerMessage, LandingRow, Numberer, to_row
 from pipelines.errors import ConfigError
 from schemas.errors import SchemaError
 from schemas.parts import read_part_head

@@ -7,8 +7,7 @@ from typing import Self
 from pipelines.contracts.odcs import load_odcs
 from pipelines.contracts.yaml_source import yaml_files
 from pipelines.errors import ConfigError
-from schemas.builtin import NAMES, builtin_contract, past_contracts
-from schemas.contract import Contract
+from schemas.contract import NAMES, Contract, builtin_contract, past_contracts
 
 ODCS_SUFFIX = ".odcs.yaml"
 

@@ -17,7 +17,7 @@ from pipelines.demo.site import AgentPlan, DemoSite, SourceTable
 from pipelines.demo.stage import DemoStage
 from pipelines.demo.view import DemoView
 from pipelines.errors import RefusedError
-from schemas.builtin import NAMES, builtin_contract
+from schemas.contract import NAMES, builtin_contract
 
 DEVICE = "own-data"
 PICTURES = ("*.jpg", "*.jpeg", "*.png")

@@ -11,8 +11,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
-from catchment.runtime.mqtt_link import MQTT_MAX_PACKET_BYTES, MQTT_RECEIVE_MAXIMUM, make_client, open_connection
-from catchment.runtime.puback import PubackClient
+from catchment.runtime.mqtt_link import MQTT_MAX_PACKET_BYTES, MQTT_RECEIVE_MAXIMUM, PubackClient, make_client, open_connection
 from catchment.runtime.tls import client_context
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError

@@ -5,8 +5,7 @@ from typing import NamedTuple, Protocol
 
 from pipelines.lake.ledger import Ledger
 from schemas.ids import DeviceId
-from schemas.receipt_pages import receipt_pages
-from schemas.receipts import MAX_RECEIPT_BYTES, Receipt, encode_receipt
+from schemas.receipts import MAX_RECEIPT_BYTES, Receipt, encode_receipt, receipt_pages
 from schemas.topics import Topics
 
 _PACKET_FRAME_BYTES = 16

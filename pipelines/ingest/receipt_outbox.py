@@ -21,8 +21,7 @@ from pipelines.ingest.receipt_page_book import PageBook
 from pipelines.ingest.receipts import receipts_of
 from pipelines.lake.ledger import Ledger
 from schemas.errors import SchemaError
-from schemas.receipt_pages import MIN_PAGE_BYTES
-from schemas.receipts import Receipt
+from schemas.receipts import MIN_PAGE_BYTES, Receipt
 from schemas.topics import Topics
 
 WINDOW = 100

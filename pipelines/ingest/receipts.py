@@ -9,8 +9,7 @@ import paho.mqtt.client as mqtt
 import structlog
 
 from catchment.runtime.clock import Clock, SystemClock
-from catchment.runtime.mqtt_link import make_client, open_connection
-from catchment.runtime.puback import PubackClient
+from catchment.runtime.mqtt_link import PubackClient, make_client, open_connection
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
 from pipelines.lake.ledger import Ledger

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from catchment.runtime.worker.frames import MAX_FRAME_BYTES
-from catchment.runtime.worker.limits import WorkerLimits
+from catchment.runtime.worker.limits import MAX_FRAME_BYTES, WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Died, Outcome, OutOfMemory, Refused, TooLate
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.ingest.outcome import AWAY, FAULT

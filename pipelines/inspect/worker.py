@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from catchment.runtime.worker.frames import MAX_FRAME_BYTES
-from catchment.runtime.worker.limits import MIB, WorkerLimits
+from catchment.runtime.worker.limits import MAX_FRAME_BYTES, MIB, WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Refused, TooLate
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.errors import RefusedError

@@ -16,8 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import structlog
 
-from catchment.runtime.worker.frames import MAX_FRAME_BYTES
-from catchment.runtime.worker.limits import WorkerLimits
+from catchment.runtime.worker.limits import MAX_FRAME_BYTES, WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Outcome, Refused, TooLate
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.errors import RefusedError

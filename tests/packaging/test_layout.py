@@ -33,15 +33,11 @@ STANDS_ALONE = {
     "edge_agent.commands.root": "the list of commands, as in the core",
     "edge_agent.commands.run": "a command is found by its file",
     "edge_agent.commands.status": "likewise",
-    "edge_agent.health.heartbeat": "a stream of its own, as a source is",
     "edge_agent.identity.enrol_cryptography": "the only module that needs the extra `enrol`",
     "edge_agent.inspect.text": "each inspector is one module",
     "edge_agent.models.desired": "a decision about trust, read by itself",
-    "edge_agent.process.later": "runs before anything else is imported",
-    "edge_agent.process.stderr": "runs before anything else is imported",
     "edge_agent.run": "the program's entry must import it late",
     "edge_agent.sources.can.live": "the only module that needs python-can",
-    "edge_agent.trial.examine": "a command's look at files, apart from the configuration's rules",
     "pipelines.lake.storage": "goes into the store of buckets",
     "pipelines.maintenance.private": "finds private values, and deletes nothing",
     "pipelines.policy.json_schema": "a document format of its own",
@@ -83,15 +79,17 @@ def test_no_small_module_serves_one_other_alone(repository_root):
     for name, path in paths.items():
         for imported in _imports(path, set(paths)) - {name}:
             importers[imported].add(name)
-    alone = [
-        f"{name} <- {next(iter(importers[name]))}"
+    alone = {
+        name: next(iter(importers[name]))
         for name, path in paths.items()
         if len(importers[name]) == 1
         and len(path.read_text().splitlines()) < MIN_MODULE_LINES
-        and name not in STANDS_ALONE
         and "Stands alone because" not in (ast.get_docstring(ast.parse(path.read_text())) or "")
-    ]
-    assert alone == [], "join each to its importer, or say why it stands alone"
+    }
+    assert {name: importer for name, importer in alone.items() if name not in STANDS_ALONE} == {}, (
+        "join each to its importer, or say why it stands alone"
+    )
+    assert STANDS_ALONE.keys() - alone.keys() == set(), "these need no reason any more; remove them"
 
 
 def test_no_module_has_a_name_that_says_nothing(repository_root):

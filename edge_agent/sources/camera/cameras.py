@@ -14,11 +14,11 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import SourceEndedError, SourceError
-from edge_agent.option_paths import is_same_path
 from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.camera.source import MAX_BATCH_BYTES, CameraFrame, CameraOptions, FrameBatches
 from edge_agent.sources.camera.video import JpegEncoder, Video
 from edge_agent.sources.files.watched import open_named, what_to_do
+from edge_agent.sources.options import is_same_path
 from edge_agent.sources.rows.cells import start_time_us
 from schemas.contract import Contract
 

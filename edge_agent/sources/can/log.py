@@ -16,12 +16,12 @@ import msgspec
 
 from catchment.runtime.beneath import EXCHANGED, RefusedFileError
 from edge_agent.errors import SourceEndedError, SourceError
-from edge_agent.option_paths import is_same_path
 from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.can.rows import FrameSampler
 from edge_agent.sources.can.source import CanOptions
 from edge_agent.sources.files.unpacking import UnpackedFile, packing_of
 from edge_agent.sources.files.watched import open_named, what_to_do
+from edge_agent.sources.options import is_same_path
 from edge_agent.sources.rows.cells import start_time_us
 from schemas.contract import Contract
 

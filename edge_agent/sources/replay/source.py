@@ -19,10 +19,9 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SourceEndedError
-from edge_agent.option_paths import is_same_path
 from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.files.lines import head_mark, open_lines
-from edge_agent.sources.options import EventTimes, RowOptions, read_options, time_column_of, unreadable
+from edge_agent.sources.options import EventTimes, RowOptions, is_same_path, read_options, time_column_of, unreadable
 from edge_agent.sources.rows.cells import CellError, start_time_us
 from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, keep_rows, unfilled_columns
 from edge_agent.sources.rows.tables import CONN_RENAME, CsvReader, JsonlReader, RawChunk, TablePosition, TableReader, ZeekReader

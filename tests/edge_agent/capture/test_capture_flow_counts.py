@@ -16,7 +16,7 @@ from edge_agent.sources.netflow.export import Exporter, recall, remember
 from edge_agent.sources.netflow.sampling import Sampling
 from edge_agent.sources.netflow.source import NetflowSource, build
 from edge_agent.sources.registry import check_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 
 FLOWS = builtin_contract("network_flow")

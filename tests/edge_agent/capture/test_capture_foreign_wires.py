@@ -22,7 +22,7 @@ from edge_agent.sources.network.sockets import SocketInbox
 from edge_agent.sources.nmea.sentence import SentenceError, _rmc
 from edge_agent.sources.registry import build_source, check_source
 from edge_agent.sources.syslog.message import read_message
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 
 NOW_US = int(datetime(2024, 5, 31, 12, tzinfo=UTC).timestamp() * 1e6)

@@ -14,7 +14,7 @@ from edge_agent.errors import AgentError, ConfigError, SourceError
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source
 from edge_agent.spool.payload_files import SpoolObjects
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.zeek_writer import HEADER, close_all, follow, uids
 
 FRAMES = builtin_contract("camera_frame")

@@ -28,7 +28,7 @@ from edge_agent.sources.netflow.export import (
 )
 from edge_agent.sources.netflow.source import NetflowSource, build, flow_times
 from edge_agent.sources.registry import check_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 
 FLOWS = builtin_contract("network_flow")

@@ -22,7 +22,7 @@ from edge_agent.sources.api import Rejects, Source
 from edge_agent.sources.nmea.sentence import OTHER, RTCM, UBX, FixBuilder, SentenceError, SentenceStream, read_fields, read_tpv
 from edge_agent.sources.nmea.source import ROLLOVER_US, rollovers
 from edge_agent.sources.registry import build_source, check_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")
 GPSD = shutil.which("gpsd", path="/usr/sbin:/usr/bin:/usr/local/sbin")

@@ -25,7 +25,7 @@ from edge_agent.sources.network.sockets import KERNEL_DROPPED
 from edge_agent.sources.registry import check_source
 from edge_agent.sources.syslog.message import read_message
 from edge_agent.sources.syslog.source import SyslogSource, build
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 
 LOGS = builtin_contract("log_line")

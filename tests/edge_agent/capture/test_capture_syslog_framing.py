@@ -13,7 +13,7 @@ from edge_agent.sources.api import Rejects
 from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.syslog.message import read_message
 from edge_agent.sources.syslog.source import build
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 
 LOGS = builtin_contract("log_line")

@@ -22,7 +22,7 @@ from edge_agent.spool.changes import Removed
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from edge_agent.spool.transactions import Transactions
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.ids import StreamName
 
 FRAMES = builtin_contract("camera_frame")

@@ -17,8 +17,7 @@ from edge_agent.uplink.downlink import Downlink
 from edge_agent.uplink.session import MessageArrived
 from schemas.ids import DeviceId, StreamName
 from schemas.ranges import Ranges
-from schemas.receipt_pages import receipt_pages
-from schemas.receipts import Floor, Receipt, RefusedStream, encode_receipt
+from schemas.receipts import Floor, Receipt, RefusedStream, encode_receipt, receipt_pages
 from schemas.topics import Topics
 
 MIB = 1024 * 1024

@@ -15,7 +15,7 @@ from pipelines.ingest.event_times import NEVER_SET, ClockNote, correct_times
 from pipelines.ingest.requests import Request, write_request
 from pipelines.lake.lake import lake_at
 from pipelines.lake.quarantined import Where, heads
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.plant.core import AsIpc, Core, MakeContract, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"
