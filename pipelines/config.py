@@ -234,7 +234,9 @@ def load_core_config(path: Path | None = None) -> CoreConfig:
         raise ConfigError(f"{path}: {error}") from error
     found = convert_toml(text, document, CoreConfig)
     if found.faults or found.value is None:
-        raise ConfigError("\n".join(fault.located(path) for fault in found.faults) + "\nsee docs/data-engineer.md for every key")
+        raise ConfigError(
+            "\n".join(fault.located(path) for fault in found.faults) + "\nsee docs/data-engineer/reference.md for every key"
+        )
     config = found.value
     if config.broker.tls is None and config.broker.host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigError(f"{path}: broker.host {config.broker.host!r} is not loopback; give [broker.tls] ca, cert and key")

@@ -19,7 +19,7 @@ from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SET_DRAFT
 from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
 from pipelines.training.card import render_card
-from pipelines.training.line import Line, line_of, write_groups
+from pipelines.training.line import SetLine, line_of, write_groups
 from pipelines.training.manifest import (
     MANIFEST_NAME,
     ColumnEntry,
@@ -226,7 +226,7 @@ def _too_near(plan: SplitPlan, rule: SplitRule) -> tuple[LeftOut, ...]:
     return (LeftOut(f"within {rule.gap_s:g} s of another split", near),) if near else ()
 
 
-def _notes(plan: SplitPlan, rule: SplitRule, line: Line | None, is_reassigned: bool) -> tuple[str, ...]:
+def _notes(plan: SplitPlan, rule: SplitRule, line: SetLine | None, is_reassigned: bool) -> tuple[str, ...]:
     """What a person should know about the splits, in words."""
     notes: list[str] = []
     if plan.null_rows:

@@ -25,7 +25,7 @@ from pipelines.training.manifest import (
     set_file_path,
 )
 from pipelines.training.order import EpochOrder, EpochState, Tail
-from pipelines.training.payloads import Check, Int64s, PayloadReader
+from pipelines.training.payloads import Int64s, PayloadCheck, PayloadReader
 from pipelines.training.permutation import Permutation
 from pipelines.training.sample import Sample
 
@@ -35,7 +35,7 @@ _HASH_BLOCK_BYTES = 4 * 1024 * 1024
 class TrainingSet(Sequence[Sample]):
     """One split of a training set, as a sequence of samples. Safe to share between threads, to pickle and to fork."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, check: Check | str = Check.FIRST) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: str, check: PayloadCheck | str = PayloadCheck.FIRST) -> None:
         if split not in manifest.split_rows():
             raise NotFoundError(
                 f"set {manifest.name} {manifest.version} has no split {split!r}; there are {', '.join(manifest.split_rows())}"
@@ -45,7 +45,7 @@ class TrainingSet(Sequence[Sample]):
         self.split = split
         self._shards = manifest.shards_of(split)
         self._rows = SplitIndex(folder, manifest, split)
-        self._payloads = PayloadReader(folder, manifest, split, self._rows, Check(check))
+        self._payloads = PayloadReader(folder, manifest, split, self._rows, PayloadCheck(check))
         self._count = manifest.split_rows()[split]
         self._digest = hashlib.sha256(encode_manifest(manifest)).hexdigest()[:16]
 
@@ -186,7 +186,7 @@ class ShuffledSamples:
         return EpochState(self._set_digest, self._samples.split, permutation.seed, permutation.epoch, position)
 
 
-def open_set(uri: str | Path, split: str = "train", check: Check | str = Check.FIRST) -> TrainingSet:
+def open_set(uri: str | Path, split: str = "train", check: PayloadCheck | str = PayloadCheck.FIRST) -> TrainingSet:
     """Open one split of a training set by its folder or manifest. Only the manifest is read; no folder is walked.
 
     Args:
