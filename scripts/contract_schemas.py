@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pipelines.contracts.json_schema import arrow_schema, json_schema
+from pipelines.contracts.arrow import arrow_schema, json_schema
 from schemas.contract import NAMES, builtin_contract
 
 FOLDER = Path(__file__).parents[1] / "docs" / "contracts"

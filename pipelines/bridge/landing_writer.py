@@ -20,7 +20,7 @@ from pipelines.bridge.parts_room import Disk
 from pipelines.bridge.reader import Reader, Sender
 from pipelines.bridge.rows import KIND_REFUSED, BrokerMessage, LandingRow
 from pipelines.bridge.shares import Shares
-from pipelines.log_limit import LogLimit
+from pipelines.logs import LogLimit
 from schemas.errors import IdError
 from schemas.ids import DeviceId, Digest
 from schemas.receipts import encode_object_state

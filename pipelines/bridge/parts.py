@@ -31,7 +31,7 @@ from pipelines.bridge.parts_room import (
 from pipelines.bridge.rows import Body
 from pipelines.bridge.ship import StoredObjects
 from pipelines.lake.store import LocalStore
-from pipelines.log_limit import LogLimit
+from pipelines.logs import LogLimit
 from schemas.ids import DeviceId, Digest
 from schemas.parts import PartHead
 from schemas.ranges import Ranges

@@ -16,15 +16,12 @@ import msgspec
 
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import load_core_config
-from pipelines.demo.broker import HOST, start_broker
-from pipelines.demo.commands import DemoCommands
 from pipelines.demo.learn import build_and_read, publish, train_on
-from pipelines.demo.processes import ProcessGroup
+from pipelines.demo.processes import HOST, ProcessGroup, start_broker
 from pipelines.demo.proxy import Proxy
 from pipelines.demo.site import MODEL, AgentPlan, DemoSite, Wiring, device_command, simulated_agents, write_site
-from pipelines.demo.stage import DemoStage, tallies
-from pipelines.demo.view import DemoView, Snapshot
-from pipelines.demo.watch import Watch
+from pipelines.demo.stage import DemoStage, Watch, tallies
+from pipelines.demo.view import DemoCommands, DemoView, Snapshot
 from pipelines.director.counters import director_folder
 from pipelines.director.keys import first_director
 from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder

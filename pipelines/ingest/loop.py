@@ -14,13 +14,11 @@ from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
 from pipelines.ingest.fault_breaker import FaultBreaker
-from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef, make_plan
-from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
+from pipelines.ingest.plan_files import SegmentHeads, find_segments, read_heads, read_plan, segment_path, write_plan
 from pipelines.ingest.receipt_sender import ReceiptSender, sink_of
 from pipelines.ingest.receipts import Publisher
-from pipelines.ingest.replay import replay_plan
-from pipelines.ingest.requests import forget_request, look_again, oldest_request
+from pipelines.ingest.replay import forget_request, look_again, oldest_request, replay_plan
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import RunContext, execute, read_prepared
 from pipelines.ingest.work import Limits

@@ -16,9 +16,7 @@ import structlog
 from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
 from pipelines.errors import PipelineError, RetryLaterError
-from pipelines.ingest.receipt_messages import Outgoing, outgoing
-from pipelines.ingest.receipt_page_book import PageBook
-from pipelines.ingest.receipts import receipts_of
+from pipelines.ingest.receipts import Outgoing, PageBook, outgoing, receipts_of
 from pipelines.lake.ledger import Ledger
 from schemas.errors import SchemaError
 from schemas.receipts import MIN_PAGE_BYTES, Receipt

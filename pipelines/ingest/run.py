@@ -16,15 +16,22 @@ import msgspec
 from pipelines.errors import CorruptLakeError, FaultError
 from pipelines.ingest.admit import MAX_DEVICE_STREAMS, Admission, Bounds, FreshSpans, Head, admit
 from pipelines.ingest.chips import prepare_chips
-from pipelines.ingest.fault_breaker import FaultBreaker, FaultStreak, faults_of, is_systemic, paused, streak_after
-from pipelines.ingest.fault_file import keep_faults, read_faults
+from pipelines.ingest.fault_breaker import (
+    FaultBreaker,
+    FaultStreak,
+    faults_of,
+    is_systemic,
+    keep_faults,
+    paused,
+    read_faults,
+    streak_after,
+)
 from pipelines.ingest.graph import run_graph
-from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef
-from pipelines.ingest.plan_files import read_pins
+from pipelines.ingest.plan_files import SegmentHeads, listed_epochs, read_heads, read_pins, segment_path
 from pipelines.ingest.publish import publish_run
 from pipelines.ingest.quarantine import STAGE_FLOOR, STAGE_HEAD
-from pipelines.ingest.requests import DISCARD
+from pipelines.ingest.replay import DISCARD
 from pipelines.ingest.work import Limits, Prepared, Unadmitted, Work
 from pipelines.lake.books import BooksKey, Counts
 from pipelines.lake.lake import Lake

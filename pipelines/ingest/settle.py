@@ -15,13 +15,10 @@ import pyarrow as pa
 from pipelines.bridge.rows import KIND_REPORTED, KIND_UP
 from pipelines.bridge.segment import read_segment
 from pipelines.ingest.admit import FreshSpans
-from pipelines.ingest.decode import DecodeError, Rows, decode
-from pipelines.ingest.event_times import NEVER_SET, correct_times
-from pipelines.ingest.group import Group, GroupEnvelope
-from pipelines.ingest.heads import read_report, segment_path
-from pipelines.ingest.messages import Message, messages
+from pipelines.ingest.decode import NEVER_SET, DecodeError, Rows, correct_times, decode
+from pipelines.ingest.messages import Group, GroupEnvelope, Message, messages
 from pipelines.ingest.plan import Pins, SegmentRef
-from pipelines.ingest.plan_files import read_pins
+from pipelines.ingest.plan_files import read_pins, read_report, segment_path
 from pipelines.ingest.quarantine import (
     BODY_JSON,
     PRIVATE,

@@ -19,8 +19,7 @@ import structlog
 from catchment.runtime.worker.limits import MAX_FRAME_BYTES, WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Died, Outcome, OutOfMemory, Refused, TooLate
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
-from pipelines.ingest.outcome import AWAY, FAULT
-from pipelines.ingest.work import Failure, ItemResult, Work
+from pipelines.ingest.work import AWAY, FAULT, Failure, ItemResult, Work
 
 ITEM_TIMEOUT_S = 900.0
 MESSAGE_TIMEOUT_S = 120.0

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.errors import RefusedError
-from pipelines.inspect.errors import UninspectableError
-from pipelines.inspect.pixels import decoded
+from pipelines.errors import RefusedError, UninspectableError
+from pipelines.inspect.image import decoded
 from schemas.errors import SchemaError
 from schemas.model import ImageInput
 from schemas.policy import InspectStep

@@ -39,9 +39,6 @@ STANDS_ALONE = {
     "edge_agent.run": "the program's entry must import it late",
     "edge_agent.sources.can.live": "the only module that needs python-can",
     "pipelines.lake.storage": "goes into the store of buckets",
-    "pipelines.maintenance.private": "finds private values, and deletes nothing",
-    "pipelines.policy.json_schema": "a document format of its own",
-    "pipelines.quality.tags": "reads runs and policies, as the other figures do not",
 }
 
 
