@@ -98,17 +98,7 @@ class Agent:
                 self._models = self._build_models(config.model)
             self._forwarder = self._build_forwarder()
             self._supervisor = SourceSupervisor(self._build_pump, self._thread, self._spool.on_source_stopping)
-            self._monitor = Monitor(
-                config,
-                agent_version(),
-                self._spool,
-                self._forwarder.progress,
-                self._supervisor,
-                self._clock,
-                self._rules.report,
-                lambda: self._clock_hold.is_holding,
-            )
-            self._monitor.documents = self._document_reports
+            self._monitor = self._build_monitor()
             self._health = self._build_health_server() if config.health.port else None
         except BaseException:
             self._spool.close()
@@ -286,6 +276,20 @@ class Agent:
         self._model_streams = frozenset(model.streams)
         self._orders = open_orders(self._config, self._clock)
         return ModelUpdater(model, self._config.state_dir, self._request_piece, self._clock, orders=self._orders)
+
+    def _build_monitor(self) -> Monitor:
+        monitor = Monitor(
+            self._config,
+            agent_version(),
+            self._spool,
+            self._forwarder.progress,
+            self._supervisor,
+            self._clock,
+            self._rules.report,
+            lambda: self._clock_hold.is_holding,
+        )
+        monitor.documents = self._document_reports
+        return monitor
 
     def _build_health_server(self) -> "HealthServer":
         # Loaded only where somebody asks: an HTTP server brings 2 MB along.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from catchment.runtime.clock import Clock
-from catchment.runtime.tls import TlsFileError, client_context
+from catchment.runtime.mqtt_link import TlsFileError, client_context
 from pipelines.config import BrokerConfig
 from pipelines.errors import ConfigError, PipelineError, RetryLaterError
 from schemas.reason_codes import QUOTA_EXCEEDED, describe_reason, is_refusal

@@ -66,7 +66,7 @@ def show_envelope(
     as_json: AsJson = False,
 ) -> None:
     """Show one envelope, and whether it is what was stored."""
-    from edge_agent.spool import inspection, reading
+    from edge_agent.spool import database, inspection
     from edge_agent.spool import payload_files as bodies
     from edge_agent.spool.sealing import open_envelope, read_seal
 
@@ -75,9 +75,9 @@ def show_envelope(
         if found is None:
             raise NotFoundError(f"there is no envelope {id_}; it is settled, or never was: see `edge-agent spool ls`")
         try:
-            envelope = reading.load(db, id_, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
+            envelope = database.load(db, id_, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
             check = "as it was stored"
-        except reading.RottenEnvelopeError as error:
+        except database.RottenEnvelopeError as error:
             envelope, check = None, str(error)
     if body is not None:
         if envelope is None:

@@ -16,10 +16,10 @@ import msgspec
 import structlog
 
 from catchment.runtime.atomic_files import write_atomic
-from edge_agent.spool import database, reading
+from edge_agent.spool import database
 from edge_agent.spool import payload_files as bodies
+from edge_agent.spool.database import COLUMNS, RottenEnvelopeError, verify_row
 from edge_agent.spool.payload_files import SEALED_SUFFIX
-from edge_agent.spool.reading import COLUMNS, RottenEnvelopeError, verify_row
 from edge_agent.spool.records import State
 
 OBJECTS_FOLDER = "objects"
@@ -130,7 +130,7 @@ def verify(db: sqlite3.Connection, folder: Path) -> SpoolCheck:
         if row[9]:
             digests[row[9]] = row[0]
     findings += _wrong_objects(db, folder / OBJECTS_FOLDER, digests)
-    findings += [SpoolFinding(f"books of {entry.stream} do not balance") for entry in reading.books(db) if not entry.is_balanced]
+    findings += [SpoolFinding(f"books of {entry.stream} do not balance") for entry in database.books(db) if not entry.is_balanced]
     return SpoolCheck(envelopes, samples, body_bytes, len(digests), tuple(findings))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from edge_agent.spool import reading
+from edge_agent.spool import database
 from edge_agent.spool.records import Envelope
 
 
@@ -197,7 +197,7 @@ class Leases:
         for _ in range(_MAX_PASSED_ROWS // _CHUNK_ROWS):
             after_id, upto_id = self._lanes.bounds(lane)
             is_choosy = self._min_priority > 0 or bool(self._left_out) or bool(self._held_boot)
-            rows = reading.ready_after(db, after_id, upto_id, _CHUNK_ROWS, with_value=is_choosy)
+            rows = database.ready_after(db, after_id, upto_id, _CHUNK_ROWS, with_value=is_choosy)
             for id_, priority, stream, boot in rows:
                 is_wanted = priority >= self._min_priority and stream not in self._left_out
                 if id_ not in self._ids and is_wanted and not (boot and boot == self._held_boot):

@@ -16,10 +16,9 @@ from catchment.runtime.atomic_files import make_folder, sync_folder, write_atomi
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SpoolError
 from edge_agent.spool import changes, database, space_budget
-from edge_agent.spool.database import used_and_free_bytes
+from edge_agent.spool.database import ReadBody, RottenEnvelopeError, used_and_free_bytes, verify_row
 from edge_agent.spool.payload_files import FOLDER_NAME as BODIES_FOLDER
 from edge_agent.spool.payload_files import BodyFiles, SpoolObjects
-from edge_agent.spool.reading import ReadBody, RottenEnvelopeError, verify_row
 from edge_agent.spool.records import DropReason, ObjectRef, State
 from edge_agent.spool.sealing import Seal
 from schemas.ids import Digest, next_epoch

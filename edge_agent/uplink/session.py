@@ -24,11 +24,11 @@ from catchment.runtime.mqtt_link import (
     BrokerLimits,
     RefusedByBrokerError,
     UnreachableBrokerError,
+    client_context,
     connect_properties,
     make_client,
     open_connection,
 )
-from catchment.runtime.tls import client_context
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.identity.certificate import refuse_password

@@ -18,12 +18,10 @@ from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import load_core_config
 from pipelines.demo.learn import build_and_read, publish, train_on
 from pipelines.demo.processes import HOST, ProcessGroup, start_broker
-from pipelines.demo.proxy import Proxy
 from pipelines.demo.site import MODEL, AgentPlan, DemoSite, Wiring, device_command, simulated_agents, write_site
-from pipelines.demo.stage import DemoStage, Watch, tallies
+from pipelines.demo.stage import DemoStage, Proxy, Watch, tallies
 from pipelines.demo.view import DemoCommands, DemoView, Snapshot
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import first_director
+from pipelines.director import director_folder, first_director
 from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository
 from schemas.reported import StreamBooks

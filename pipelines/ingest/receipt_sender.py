@@ -16,8 +16,14 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
-from catchment.runtime.mqtt_link import MQTT_MAX_PACKET_BYTES, MQTT_RECEIVE_MAXIMUM, PubackClient, make_client, open_connection
-from catchment.runtime.tls import client_context
+from catchment.runtime.mqtt_link import (
+    MQTT_MAX_PACKET_BYTES,
+    MQTT_RECEIVE_MAXIMUM,
+    PubackClient,
+    client_context,
+    make_client,
+    open_connection,
+)
 from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.receipt_outbox import NOT_SENT, Broken, LinkLimits, ReceiptAnswer, ReceiptOutbox

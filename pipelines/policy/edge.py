@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pipelines.contracts.registry import ContractSet
-from pipelines.director.keys import DocumentSigner
+from pipelines.director import DocumentSigner
 from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, RefusedError
 from pipelines.expressions.expression import compile_expression, rule_columns
 from pipelines.inspect.columns import steps_of

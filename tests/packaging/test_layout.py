@@ -11,6 +11,7 @@ from pathlib import Path
 
 PACKAGES = ("catchment", "edge_agent", "pipelines", "schemas")
 MAX_MODULE_LINES = 500
+MAX_FUNCTION_LINES = 39  # without docstring and blank lines
 # A name that says nothing collects everything.
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "misc", "base", "core", "lib", "shared"}
 
@@ -37,7 +38,6 @@ STANDS_ALONE = {
     "edge_agent.inspect.text": "each inspector is one module",
     "edge_agent.models.desired": "a decision about trust, read by itself",
     "edge_agent.run": "the program's entry must import it late",
-    "edge_agent.sources.can.live": "the only module that needs python-can",
     "pipelines.lake.storage": "goes into the store of buckets",
 }
 
@@ -56,6 +56,27 @@ def test_import_arrows_hold(repository_root):
 def test_no_module_is_too_long_to_read(repository_root):
     lengths = {str(path.relative_to(repository_root)): len(path.read_text().splitlines()) for path in _modules(repository_root)}
     assert {name: count for name, count in lengths.items() if count > MAX_MODULE_LINES} == {}
+
+
+def _line_count(function: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> int:
+    """The lines of a function without its docstring and blank lines."""
+    first = function.body[0]
+    has_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    docstring = range(first.lineno, (first.end_lineno or first.lineno) + 1) if has_docstring else range(0)
+    numbers = range(function.lineno, (function.end_lineno or function.lineno) + 1)
+    return sum(bool(lines[number - 1].strip()) for number in numbers if number not in docstring)
+
+
+def test_no_function_is_too_long_to_read(repository_root):
+    long = {}
+    for path in _modules(repository_root):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = _line_count(node, text.splitlines())
+                if count > MAX_FUNCTION_LINES:
+                    long[f"{path.relative_to(repository_root)}:{node.lineno} {node.name}"] = count
+    assert long == {}
 
 
 def _imports(path: Path, modules: set[str]) -> set[str]:

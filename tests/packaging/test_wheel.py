@@ -20,9 +20,7 @@ CORE_LIBRARIES = (
 NEEDS_AN_EXTRA = {
     "edge_agent.sources.camera.cameras",
     "edge_agent.sources.can.decoder",
-    "edge_agent.sources.can.live",
-    "edge_agent.sources.can.log",
-    "edge_agent.sources.can.rows",
+    "edge_agent.sources.can.frames",
     "edge_agent.sources.camera.video",
     "edge_agent.identity.enrol_cryptography",
     "edge_agent.models.inference",

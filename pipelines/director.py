@@ -1,21 +1,34 @@
-"""The director's keys: `director-<n>.pem` in one folder, which only their owner may read. All of them sign, at most four.
+"""The director: the online keys that sign orders, the counters of documents, and desired state as signed documents.
 
-They are online, with the model server. What they can order is bounded: a device installs no model that the offline keys
-did not sign, and follows no document that is older than the newest one it took.
+The keys are `director-<n>.pem` in one folder, which only their owner may read. All of them sign, at most four. They are online,
+with the model server, and what they can order is bounded: a device installs no model that the offline keys did not sign, and
+follows no document that is older than the newest one it took.
+
+The counters are `<lake>/models/director/<kind>.counter`. A counter is at least the time in milliseconds: a lake that was restored
+from an older copy, or whose counter was lost, still goes on above the counters that devices have seen. Desired state is one
+document for each device, addressed to it alone.
 """
 
+import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from catchment.runtime.atomic_files import sync_folder, write_atomic
-from pipelines.errors import NotFoundError, RefusedError
+from catchment.runtime.clock import Clock
+from pipelines.config import CoreConfig
+from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from schemas.rollout import Desired, DesiredModels, encode_desired, encode_signed_desired
 from schemas.signed_document import (
+    MAX_NUMBER,
     MAX_SIGNATURES,
+    Addressees,
     Document,
+    DocumentKind,
     DocumentSignature,
     SignedMessage,
+    encode_body,
     encode_document,
     signing_bytes,
 )
@@ -23,7 +36,12 @@ from schemas.signed_document import (
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+
 _MAX_KEY_BYTES = 64 * 1024
+
+_MAX_BYTES = 100
+
+_HOUR_MS = 3_600_000
 
 
 class DocumentSigner:
@@ -181,3 +199,107 @@ def _read(path: Path) -> bytes:
         if os.fstat(descriptor).st_mode & 0o077:
             raise RefusedError(f"{path} may be read by others than its owner; chmod 600 it, and think whether it was")
         return file.read(_MAX_KEY_BYTES)
+
+
+def counters_folder(config: CoreConfig) -> Path:
+    """Where the counters are."""
+    return config.lake_root / "models" / "director"
+
+
+def director_folder(config: CoreConfig) -> Path:
+    """The director's keys: as configured, else `director` beside the models' signing keys. Never inside the lake."""
+    if config.director.keys:
+        return Path(config.director.keys)
+    return (Path(config.models) if config.models else config.lake_root.parent / "model-keys") / "director"
+
+
+def next_counter(folder: Path, kind: DocumentKind, now_ms: int) -> int:
+    """Take the next counter of a kind; it was given to nobody before, and no lower one will be. Safe between processes.
+
+    Raises:
+        CorruptLakeError: the last one cannot be read.
+        OSError: the disk refused.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{kind.value}.counter"
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        counter = max(_last(path) + 1, now_ms)
+        write_atomic(path, f"{counter}\n".encode(), mode=0o644)
+        return counter
+    finally:
+        os.close(descriptor)
+
+
+def _last(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES).decode("ascii", errors="replace").strip()
+    except FileNotFoundError:
+        return 0
+    if not text.isdecimal() or not int(text) < MAX_NUMBER - 1:
+        raise CorruptLakeError(f"{path}: not a counter; delete it, and the next one is the time in milliseconds")
+    return int(text)
+
+
+class DesiredOrders:
+    """Makes the messages for `down/<device>/desired`. Without a director key they are unsigned, as in the release before.
+
+    Args:
+        signer: the director; None: there is no key.
+        counters: the folder of the counters.
+        clock: when a document is issued.
+        lifetime_h: how long after that a device may take it.
+    """
+
+    def __init__(self, signer: DocumentSigner | None, counters: Path, clock: Clock, lifetime_h: float) -> None:
+        self._signer = signer
+        self._counters = counters
+        self._clock = clock
+        self._lifetime_ms = round(lifetime_h * _HOUR_MS)
+        self._counter: int | None = None
+
+    @classmethod
+    def open(cls, config: CoreConfig, clock: Clock) -> Self:
+        """With the keys that are there now.
+
+        Raises:
+            RefusedError: a key is unreadable, or others than its owner may read it.
+        """
+        return cls(load_director(director_folder(config)), counters_folder(config), clock, config.director.lifetime_h)
+
+    @property
+    def public_keys(self) -> tuple[str, ...]:
+        """The keys that sign; none without a director."""
+        return () if self._signer is None else self._signer.public_keys
+
+    @property
+    def renew_after_ms(self) -> int:
+        """After so long a message is signed again, so that a device that was away finds one that has not expired."""
+        return self._lifetime_ms // 2
+
+    def message(self, device: str, desired: Desired | None) -> bytes:
+        """What a device is to run; None: no model. Unsigned, that is an empty message.
+
+        All messages of one object share a counter: they are for different devices.
+
+        Raises:
+            CorruptLakeError: the counter cannot be read.
+            OSError: the counter cannot be kept.
+        """
+        if self._signer is None:
+            return b"" if desired is None else encode_desired(desired)
+        now_ms = self._clock.now_ms()
+        if self._counter is None:
+            self._counter = next_counter(self._counters, DocumentKind.DESIRED, now_ms)
+        models = DesiredModels(() if desired is None else (desired,))
+        document = Document(
+            kind=DocumentKind.DESIRED.value,
+            counter=self._counter,
+            issued_ms=now_ms,
+            to=Addressees(devices=(str(device),)),
+            body=encode_body(models),
+            expires_ms=now_ms + self._lifetime_ms,
+        )
+        return encode_signed_desired(self._signer.sign(document), models)
