@@ -1,5 +1,6 @@
 """The columns of a split by row number: mapped from the index file of a set with payload, read once from a tabular one."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import CorruptLakeError
+from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.training.manifest import Manifest, map_set_file, open_set_file
+from pipelines.training.select import expression_columns, policy_compiler, rows_that
 
 _HIDDEN = ("payload_offset", "payload_length")
 
@@ -85,6 +87,37 @@ class SplitIndex:
         if found is None:
             found = self._columns[number, column] = self._batches[number].column(column)
         return found[at].as_py()
+
+    def take(self, indexes: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """These columns of these rows, in their order.
+
+        Raises:
+            RefusedError: no such column.
+        """
+        schema = self._batches[0].schema if self._batches else pa.schema([])
+        missing = [name for name in columns if name not in schema.names]
+        if missing:
+            raise RefusedError(f"the set has no column {', '.join(missing)}; there are {', '.join(schema.names)}")
+        numbers, at = np.divmod(indexes, self._batch_rows)
+        order = np.argsort(numbers, kind="stable")
+        parts = [
+            self._batches[number].select(list(columns)).take(pa.array(at[order][numbers[order] == number]))
+            for number in np.unique(numbers).tolist()
+        ]
+        rows = pa.Table.from_batches(parts, pa.schema([schema.field(name) for name in columns]))
+        return rows.take(pa.array(np.argsort(order, kind="stable"))) if len(parts) > 1 else rows
+
+    def chosen_by(self, where: str) -> npt.NDArray[np.int64]:
+        """The numbers of the rows for which an expression is true, ascending.
+
+        Raises:
+            RefusedError: the expression is not in the language.
+        """
+        if not self._batches:
+            return np.zeros(0, np.int64)
+        keep = policy_compiler(where, expression_columns(self._batches[0].schema)).to_polars()
+        masks = [rows_that(keep, batch).to_numpy(zero_copy_only=False) for batch in self._batches]
+        return np.flatnonzero(np.concatenate(masks)).astype(np.int64)
 
     def _mapped(self) -> list[pa.RecordBatch]:
         entry = next(entry for entry in self._manifest.indexes if entry.split == self._split)

@@ -147,9 +147,11 @@ def _filtered(table: DeltaTable, where: str, compiler: Compiler) -> pa.Table:
     return pa.Table.from_batches([batch for batch in kept if batch.num_rows], schema)
 
 
-def _keep(batch: pa.RecordBatch, verdict: pl.Expr | None) -> pa.RecordBatch:
-    if verdict is None or not batch.num_rows:
-        return batch
+def rows_that(verdict: pl.Expr, batch: pa.RecordBatch) -> pa.BooleanArray:
+    """For which rows a compiled expression is true."""
     frame = pl.DataFrame(pl.from_arrow(batch))
-    mask = frame.select(verdict.fill_null(value=False).alias("keep")).to_series().to_arrow()
-    return batch.filter(mask)
+    return frame.select(verdict.fill_null(value=False).alias("keep")).to_series().to_arrow()
+
+
+def _keep(batch: pa.RecordBatch, verdict: pl.Expr | None) -> pa.RecordBatch:
+    return batch if verdict is None or not batch.num_rows else batch.filter(rows_that(verdict, batch))

@@ -482,7 +482,7 @@ WITHOUT_JSON = {
 SAYS_LITTLE = {"contract infer", "policy retag"}
 AGENT: dict[str, Callable[[pytest.MonkeyPatch], list[str]]] = {
     "status": lambda to: _agent(to, status_reader, "read_status", hostile(status_reader.Status), "status"),
-    "books": lambda to: _agent(to, status_reader, "read_ledger", hostile(status_reader.Ledger), "books"),
+    "books": lambda to: _agent(to, status_reader, "read_ledger", hostile(status_reader.AgentBooks), "books"),
     "doctor": lambda to: _agent(to, examine, "diagnose", hostile(Diagnosis), "doctor"),
     "try": lambda to: _tried(to),  # noqa: PLW0108  # likewise
     "check": lambda to: _checked(to),  # noqa: PLW0108  # it is defined below
@@ -520,8 +520,8 @@ def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
     from edge_agent.spool import database
 
     to.setattr(spool_cli, "_reader", lambda _path: nullcontext((None, Path())))
-    to.setattr(inspection, "entries", lambda *_args, **_more: [hostile(inspection.Entry)])
-    to.setattr(inspection, "entry", lambda *_args: hostile(inspection.Entry))
+    to.setattr(inspection, "entries", lambda *_args, **_more: [hostile(inspection.SpoolEntry)])
+    to.setattr(inspection, "entry", lambda *_args: hostile(inspection.SpoolEntry))
     to.setattr(inspection, "count", lambda _db: {TEXT: 1})
     to.setattr(inspection, "verify", lambda *_args: hostile(inspection.SpoolCheck))
 
