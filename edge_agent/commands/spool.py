@@ -66,8 +66,7 @@ def show_envelope(
     as_json: AsJson = False,
 ) -> None:
     """Show one envelope, and whether it is what was stored."""
-    from edge_agent.spool import database, inspection
-    from edge_agent.spool import payload_files as bodies
+    from edge_agent.spool import database, inspection, payload_files
     from edge_agent.spool.sealing import open_envelope, read_seal
 
     with _reader(config) as (db, folder):
@@ -75,7 +74,7 @@ def show_envelope(
         if found is None:
             raise NotFoundError(f"there is no envelope {id_}; it is settled, or never was: see `edge-agent spool ls`")
         try:
-            envelope = database.load(db, id_, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
+            envelope = database.load(db, id_, partial(payload_files.read_body, folder / payload_files.FOLDER_NAME))
             check = "as it was stored"
         except database.RottenEnvelopeError as error:
             envelope, check = None, str(error)

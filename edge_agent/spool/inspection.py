@@ -16,8 +16,7 @@ import msgspec
 import structlog
 
 from catchment.runtime.atomic_files import write_atomic
-from edge_agent.spool import database
-from edge_agent.spool import payload_files as bodies
+from edge_agent.spool import database, payload_files
 from edge_agent.spool.database import COLUMNS, RottenEnvelopeError, verify_row
 from edge_agent.spool.payload_files import SEALED_SUFFIX
 from edge_agent.spool.records import State
@@ -122,7 +121,7 @@ def verify(db: sqlite3.Connection, folder: Path) -> SpoolCheck:
         envelopes += 1
         samples += row[4] if isinstance(row[4], int) else 0
         try:
-            read = verify_row(row, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
+            read = verify_row(row, partial(payload_files.read_body, folder / payload_files.FOLDER_NAME))
         except (RottenEnvelopeError, OSError) as error:
             findings.append(SpoolFinding(str(error), row[0], str(row[1]), row[2], row[3], row[4]))
             continue
