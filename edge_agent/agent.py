@@ -168,7 +168,7 @@ class Agent:
         self._taps.serve()
 
     def _take_new_config(self) -> None:
-        """What may change while it runs does; what may not is told. A wrong file changes nothing."""
+        """Apply the settings that can change at run time and log those that need a restart. A wrong file changes nothing."""
         if self._reread is None:
             return
         try:

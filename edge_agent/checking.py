@@ -43,7 +43,7 @@ _FILES = {"replay": "path", "tail": "path", "zeek": "path"}
 
 
 def examine_source(source: SourceConfig, contract: Contract, key: bytes) -> Iterator[str]:
-    """What is wrong with a source whose options are right in themselves."""
+    """Find faults of a source whose options are right in themselves."""
     start = source.resolved.get("time_start", "")
     if isinstance(start, str) and tells_no_zone(start) and not source.resolved.get("time_zone"):
         yield f"source {source.kind!r}: time_start = {start!r} tells no zone; write 2024-05-01T00:00:00Z or +02:00 at its end"
@@ -85,7 +85,7 @@ class Fault(msgspec.Struct, frozen=True, rename={"message": "said"}):  # the nam
 
 
 class Checked(msgspec.Struct, frozen=True, rename={"report_lines": "told"}):  # the name in --json
-    """What a check found: faults, and where there are none the lines that tell what will run."""
+    """The result of a check: faults, or without any the lines that describe what will run."""
 
     faults: tuple[Fault, ...]
     report_lines: tuple[str, ...] = ()
@@ -168,7 +168,7 @@ class _Survey:
             self.report_lines.append(f"  not there yet: {', '.join(map(str, absent.values()))}; without them nothing is sent")
 
     def _director(self, config: AgentConfig) -> None:
-        """Whose orders are followed; where the key file is not there yet, nobody's."""
+        """Describe the keys whose orders are followed; none while the key file is missing."""
         director = config.director
         if director is None and config.model is not None:
             self.report_lines.append(
@@ -183,7 +183,7 @@ class _Survey:
             self.report_lines.append(f"  not there yet: {director.file}; without it no order is followed")
 
     def _try(self, steps: tuple[Step, ...], action: Callable[[], Any]) -> Any:
-        """What the action gives; None where it complains."""
+        """Return the result of the action; None where it reports a fault."""
         try:
             return action()
         except ConfigError as error:

@@ -105,7 +105,7 @@ class SourceConfig(Section, frozen=True, rename={"label": "name"}):
 
     @property
     def name(self) -> str:
-        """What the spool files its position under: stable while kind, stream and options stay the same."""
+        """The key of its position in the spool: stable while kind, stream and options stay the same."""
         return f"{self.kind}:{self.stream}:{msgspec.json.encode(self.options, order='sorted').decode()}"
 
     @property
@@ -171,7 +171,7 @@ class AgentConfig(Section, frozen=True):
 
     @property
     def spool_dir(self) -> Path:
-        """Where the spool lives."""
+        """The folder of the spool."""
         return self.state_dir / "spool"
 
 
@@ -217,7 +217,7 @@ def load_contract(source: SourceConfig) -> Contract:
 
 
 def needs_restart(old: AgentConfig, new: AgentConfig) -> tuple[str, ...]:
-    """Which tables differ that are read at the start alone: all but the sources and the rates of the uplink."""
+    """Name the changed tables that are read at the start alone: all but the sources and the rates of the uplink."""
     at_start = [name for name in AgentConfig.__struct_fields__ if name not in ("source", "uplink")]
     windows = ("window_bytes", "unsettled_bytes", "resend_after_s", "envelope_bytes", "part_bytes", "report_interval_s")
     changed = [name for name in at_start if getattr(old, name) != getattr(new, name)]

@@ -46,7 +46,7 @@ class TlsConfig(Section, frozen=True):
 
 
 class BrokerConfig(Section, frozen=True):
-    """Where the broker is. Without `tls` only a loopback address is accepted.
+    """The broker's address. Without `tls` only a loopback address is accepted.
 
     Attributes:
         transport: "tcp", or "websockets" where only the web's ports are open.
@@ -94,7 +94,7 @@ class ScheduleConfig(Section, frozen=True, rename={"start": "from", "end": "to"}
 
 
 class UplinkConfig(Section, frozen=True):
-    """How much may be under way at once, when it is sent again, and what share of the link is ours.
+    """Limits of the uplink: bytes under way, resending, and its share of the link.
 
     Attributes:
         window_bytes: bodies sent that the broker has not acknowledged; they are held in memory.
@@ -158,7 +158,7 @@ class HealthConfig(Section, frozen=True):
 
 
 class DirectorConfig(Section, frozen=True):
-    """Whose orders this device follows: the keys that sign desired models, rules and all later kinds of documents.
+    """The keys whose orders this device follows: desired models, rules and all later kinds of documents.
 
     Attributes:
         public_keys: Ed25519 keys, 64 hexadecimal digits each. Two during a change of keys.

@@ -202,7 +202,7 @@ def _read(path: Path) -> bytes:
 
 
 def counters_folder(config: CoreConfig) -> Path:
-    """Where the counters are."""
+    """Return the folder of the counters."""
     return config.lake_root / "models" / "director"
 
 
@@ -280,7 +280,7 @@ class DesiredOrders:
         return self._lifetime_ms // 2
 
     def message(self, device: str, desired: Desired | None) -> bytes:
-        """What a device is to run; None: no model. Unsigned, that is an empty message.
+        """Make the message with a device's model; None: no model. Unsigned, that is an empty message.
 
         All messages of one object share a counter: they are for different devices.
 

@@ -9,7 +9,7 @@ class UninspectableError(Exception):
 
 
 class InterruptedInspectionError(UninspectableError):
-    """It was killed, or not asked at all: another time the same payload may be inspected, so this is not remembered."""
+    """The inspection was killed or never started: the same payload may be inspected later, so this is not remembered."""
 
 
 class PipelineError(Exception):

@@ -23,7 +23,7 @@ class LogLimit:
         self._left_out: dict[Hashable, int] = {}
 
     def due(self, key: Hashable, now_s: float) -> int | None:
-        """How many like it were left out since the last one; None: leave this one out, too."""
+        """Return how many like it were left out since the last one; None: leave this one out, too."""
         last_s = self._last_s.get(key)
         if last_s is not None and now_s - last_s < self._every_s:
             self._left_out[key] = self._left_out.get(key, 0) + 1

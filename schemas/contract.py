@@ -79,7 +79,7 @@ NUMERIC_TYPES = frozenset({ColumnType.INT32, ColumnType.INT64, ColumnType.FLOAT3
 
 
 class PiiClass(StrEnum):
-    """What a column could tell about a person. Columns other than NONE keep out of table statistics."""
+    """Classes of personal data in a column. Columns other than NONE keep out of table statistics."""
 
     NONE = "none"
     DEVICE = "device"
@@ -138,7 +138,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
 
 
 def _check_shape(column: Column) -> None:
-    """What only vectors, structs and timestamps have."""
+    """Check the attributes that only vectors, structs and timestamps have."""
     if (column.length is not None) != (column.type in VECTOR_TYPES) or not 1 <= (column.length or 1) <= 65_536:
         raise ContractError(f"column {column.name[:80]}: a vector, and nothing else, has a length of 1 to 65,536")
     if bool(column.fields) != (column.type is ColumnType.STRUCT):
@@ -178,7 +178,7 @@ class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
 
 
 class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the images of a stream are cut: square chips of `size` px, neighbours sharing `overlap` px, at pyramid `level`."""
+    """Cut the images of a stream: square chips of `size` px, neighbours sharing `overlap` px, at pyramid `level`."""
 
     name: str
     size: int
@@ -199,7 +199,7 @@ class QualityRule(msgspec.Struct, frozen=True):
 
 
 class Contract(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What the samples of stream `name` must look like in contract version `version` (major.minor.patch).
+    """The form of the samples of stream `name` in contract version `version` (major.minor.patch).
 
     `event_time_step_s`: event times leave the device cut to whole steps of so many seconds.
 

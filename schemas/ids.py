@@ -93,7 +93,7 @@ class Digest(str):
 
 @dataclass(frozen=True, slots=True, order=True)
 class SampleKey:
-    """What makes a sample one sample, everywhere and forever."""
+    """The key of one sample, everywhere and permanently."""
 
     device: DeviceId
     stream: StreamName

@@ -37,7 +37,7 @@ class Floor(msgspec.Struct, frozen=True):
     seq: int
 
     def below(self, epoch: int) -> int:
-        """How many seqs of an epoch, from 0 on, are below the floor."""
+        """Count the seqs of an epoch, from 0 on, that are below the floor."""
         own = int(self.epoch)
         return self.seq if epoch == own else MAX_SEQ if epoch < own else 0
 
@@ -46,7 +46,7 @@ NO_FLOOR = Floor("0", 0)
 
 
 class RefusedStream(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the core refuses of one stream of the device.
+    """Refusals of one stream of the device.
 
     Attributes:
         quarantined: samples that are settled and wait in the quarantine.
@@ -75,7 +75,7 @@ class RefusedStream(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=False, omit_defaults=True):
-    """What is settled for one device after run `run`: stream -> epoch (as text) -> half-open seq ranges.
+    """Settled samples of one device after run `run`: stream -> epoch (as text) -> half-open seq ranges.
 
     Attributes:
         floors: of the streams that have one.

@@ -14,7 +14,7 @@ _MAX_TEXT_CHARS = 500
 
 
 class ShareNotice(msgspec.Struct, frozen=True):
-    """What a device is over, and what to do.
+    """The share that a device exceeds, and what to do.
 
     Attributes:
         limit: bytes, messages, streams or disk.

@@ -118,7 +118,7 @@ class RefusedByBrokerError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class BrokerLimits:
-    """What the broker takes.
+    """The limits that the broker announced.
 
     Attributes:
         max_packet_bytes: it closes the connection on anything larger.

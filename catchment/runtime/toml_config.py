@@ -119,7 +119,7 @@ class TomlSyntaxError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Converted(Generic[_T]):
-    """What became of a document.
+    """The result of converting a document.
 
     Attributes:
         value: the configuration, less what is wrong with it; None where nothing of it could be kept.

@@ -100,7 +100,7 @@ PutObject = Callable[[bytes | Path], ObjectRef]
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How a batch is cut: bodies of about `envelope_bytes`; payloads above `part_threshold_bytes` travel as parts."""
+    """Limits of a batch: bodies of about `envelope_bytes`; payloads above `part_threshold_bytes` travel as parts."""
 
     envelope_bytes: int
     part_threshold_bytes: int
@@ -250,7 +250,7 @@ def _schema(column: Column) -> object:
 
 
 def _item_of(column: Column) -> Column:
-    """What a list or vector holds, as a column."""
+    """Return the content of a list or vector as a column."""
     return Column("item", ColumnType(column.type.partition("<")[2].rstrip(">")))
 
 

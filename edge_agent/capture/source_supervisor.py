@@ -99,7 +99,7 @@ class OnStopping(Protocol):
     """Tells the spool of a source that stops: what waits there for room must not hold it up."""
 
     def __call__(self, source: str, *, is_gone: bool = False) -> None:
-        """It is to stop, or it has."""
+        """Notify the spool that a source is stopping (`is_gone=False`) or has stopped."""
         ...
 
 

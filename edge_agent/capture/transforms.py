@@ -20,7 +20,7 @@ UNCHANGED = "report: unchanged"
 
 
 class _Last:
-    """What was last reported of one key."""
+    """The last reported values of one key."""
 
     __slots__ = ("time_us", "values")
 
@@ -105,7 +105,7 @@ class Transforms:
         self.rejects = rejects
 
     def __call__(self, batch: SampleBatch) -> SampleBatch:
-        """What may be stored of a batch; empty where nothing of it may or need be."""
+        """Return the part of a batch that may be stored; empty where nothing may or need be."""
         for step in self._steps:
             if not len(batch):
                 return batch

@@ -26,7 +26,7 @@ class ParkedEntry(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What `edge-agent status` tells."""
+    """The output of `edge-agent status`."""
 
     device: str
     is_running: bool
@@ -39,7 +39,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class AgentBooks(msgspec.Struct, frozen=True):
-    """What `edge-agent books` tells."""
+    """The output of `edge-agent books`."""
 
     device: str
     books: tuple[StreamBooks, ...]

@@ -34,7 +34,7 @@ class DerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CertificateFacts:
-    """What a certificate says of itself."""
+    """The facts in a certificate."""
 
     common_names: tuple[str, ...]
     issuer: str
@@ -134,7 +134,7 @@ def _items(data: bytes) -> list[_Item]:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What a device's certificate says."""
+    """The facts of a device's certificate."""
 
     device: DeviceId
     issuer: str

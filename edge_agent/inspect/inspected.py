@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What an inspector found: its columns, how many samples it could not look at, and why not the last of them."""
+    """The result of an inspector: its columns, how many samples it could not inspect, and the reason of the last one."""
 
     columns: dict[str, Sequence[Scalar]]
     failures: int = 0
@@ -159,7 +159,7 @@ class BatchInspector:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """What the inspectors give."""
+        """The columns that the inspectors fill."""
         return tuple(column for inspector in self.inspectors for column in inspector.columns)
 
     def __call__(self, batch: SampleBatch) -> InspectedBatch:

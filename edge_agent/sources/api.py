@@ -34,7 +34,7 @@ class Rejects:
         self.counts: dict[str, int] = {}
 
     def count(self, reason: str, example: object = "", times: int = 1) -> None:
-        """So many more of that reason."""
+        """Count `times` more for that reason."""
         known = reason if reason in self.counts or len(self.counts) < _MAX_REASONS else "other"
         before = self.counts.get(known, 0)
         total = before + times

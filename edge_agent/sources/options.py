@@ -42,7 +42,7 @@ _PATHS: dict[str, tuple[str, ...]] = {
 
 
 class WrittenOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How numbers and times are written; the module's docstring shows each."""
+    """The form of numbers and times; the module's docstring shows each."""
 
     time_unit: Literal["auto", "s", "ms", "us", "ns", "rfc3339"] = "auto"
     time_format: str = ""
@@ -62,7 +62,7 @@ class WrittenOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class RowOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which of a row's names fills which column, and which one holds the event time."""
+    """Options that map a row's names to columns, and name the event time."""
 
     rename: dict[str, str] = {}
     time_column: str = ""
@@ -83,7 +83,7 @@ def check_written(kind: str, chosen: WrittenOptions) -> None:
 
 
 def time_column_of(names: Collection[str], rename: Mapping[str, str], chosen: str = "") -> str:
-    """Which of these names holds the event time; "" where none does.
+    """Return the one of these names that holds the event time; "" where none does.
 
     Args:
         names: as the source has them.
@@ -149,7 +149,7 @@ def _remedy(needs: str) -> str:
 
 
 def unreadable(kind: str, needs: Mapping[str, int], example: str = "") -> str:
-    """What is wrong with times that a setting would make readable, and what to do."""
+    """Describe times that a setting would make readable, and what to do."""
     what = {
         "time_zone": "its times tell no zone: set time_zone, Europe/Berlin or UTC",
         "time_format": "its times are not RFC 3339: set time_format, such as '%d.%m.%Y %H:%M:%S'",

@@ -57,7 +57,7 @@ class GuardedSource:
 
     @property
     def position(self) -> bytes | None:
-        """Where the source stands before anything was read, where it can tell."""
+        """The source's position before anything was read, where it has one."""
         found = getattr(self._source, "position", None)
         return found if isinstance(found, bytes) else None
 
@@ -81,7 +81,7 @@ class GuardedSource:
 
     @property
     def complaint(self) -> str:
-        """What is wrong although the source runs: what it holds back, and for which setting; empty where nothing is."""
+        """Describe what is wrong although the source runs: samples held back, and the missing setting; empty where nothing is."""
         found = getattr(self._source, "complaint", "")
         return found if isinstance(found, str) else ""
 
@@ -125,7 +125,7 @@ class GuardedSource:
 
 @dataclass(frozen=True, slots=True)
 class SourceKind:
-    """What a kind declares.
+    """The declarations of a kind.
 
     Attributes:
         build: makes a source that goes on at a position.

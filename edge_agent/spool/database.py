@@ -255,7 +255,7 @@ def books(db: sqlite3.Connection) -> tuple[StreamBooks, ...]:
 
 
 def refused(db: sqlite3.Connection) -> dict[str, RefusedStream]:
-    """What the core refuses, by stream, as its last receipt tells; stream "": messages that named none."""
+    """Return the refusals of the core's last receipt by stream; stream "": messages that named none."""
     if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'refused'").fetchone() is None:
         return {}  # a spool that only an older agent has opened
     rows = db.execute("SELECT stream, quarantined, committed, in_row, reason FROM refused ORDER BY stream")

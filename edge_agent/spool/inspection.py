@@ -72,7 +72,7 @@ class SpoolFinding(msgspec.Struct, frozen=True):
 
 
 class SpoolCheck(msgspec.Struct, frozen=True):
-    """What `edge-agent spool verify` found."""
+    """The result of `edge-agent spool verify`."""
 
     envelopes: int
     samples: int
@@ -102,7 +102,7 @@ def entry(db: sqlite3.Connection, id_: int) -> SpoolEntry | None:
 
 
 def count(db: sqlite3.Connection) -> dict[str, int]:
-    """How many envelopes are in each state."""
+    """Count the envelopes in each state."""
     rows = db.execute("SELECT state, count(*) FROM envelope GROUP BY state")
     return {State(state).name.lower(): number for state, number in rows}
 

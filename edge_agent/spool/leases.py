@@ -1,4 +1,4 @@
-"""What was given out to be sent and not given back yet, and what is given out next."""
+"""Lease envelopes for sending, and choose the next ones."""
 
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -61,7 +61,7 @@ class Lanes:
             self._fresh_cursor = max(self._fresh_cursor, id_)
 
     def sent(self, lane: Lane, size_bytes: int, *, are_both_waiting: bool) -> None:
-        """So many bytes of a lane were given out. Only competition moves the balance: an idle lane saves nothing up."""
+        """Count bytes of a lane as leased. Only competition moves the balance: an idle lane saves nothing up."""
         if not are_both_waiting:
             self._fresh_credit = 0.0
         elif lane is Lane.OLD:
@@ -115,7 +115,7 @@ class Leases:
         return self._is_cut_short
 
     def tune(self, fresh_share: float, min_priority: int) -> None:
-        """How the lanes share, and what is worth sending at all."""
+        """Set how the lanes share, and the least priority that is sent."""
         self._lanes.fresh_share = fresh_share
         if min_priority < self._min_priority:
             self._lanes.start_over()

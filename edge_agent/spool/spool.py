@@ -75,7 +75,7 @@ class Spool:
 
     @property
     def failure(self) -> SpoolError | None:
-        """Why nothing can be written any more; the process should end and start again, which mends the spool."""
+        """The reason why nothing can be written any more; the process should end and start again, which repairs the spool."""
         return self._writer.failure
 
     @property
@@ -134,7 +134,7 @@ class Spool:
         self._writer.change(self._transactions.make_room_for_file(size_bytes, priority, self._in_flight())).result()
 
     def position(self, source: str) -> bytes | None:
-        """Where a source resumes."""
+        """Return the position where a source resumes."""
         with self._lock:
             return changes.load_position(self._reader, source)
 
@@ -152,7 +152,7 @@ class Spool:
         return taken
 
     def tune(self, fresh_share: float, min_priority: int) -> None:
-        """How fresh and old samples share the link while both wait, and the least priority that is given out."""
+        """Set how fresh and old samples share the link while both wait, and the least priority that is sent."""
         with self._lock:
             self._leases.tune(fresh_share, min_priority)
 

@@ -31,7 +31,7 @@ Change = Callable[[sqlite3.Connection], Removed]
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a transaction did.
+    """The result of a transaction.
 
     Attributes:
         spans: the seqs given to each append; None where it must wait for room.

@@ -138,7 +138,7 @@ class TrialReader:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a source counted beside its samples; the fields are those of `Trial`, `matched` is column -> the source's name."""
+    """Counts of a source beyond its samples; the fields are those of `Trial`, `matched` is column -> the source's name."""
 
     rejected: dict[str, int]
     left_out: dict[str, int]

@@ -93,7 +93,7 @@ def _of_payload(payload: bytes | Path | None, contract: Contract) -> Iterator[st
 
 
 class TriedColumn(msgspec.Struct, frozen=True):
-    """What a column of the contract got: of how many samples, and from which name of the source where that is known."""
+    """A column of the contract: the number of samples that filled it, and the source's name for it where that is known."""
 
     name: str
     type: str
@@ -152,7 +152,7 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 def tried_columns(batches: Sequence[SampleBatch], contract: Contract, matched: Mapping[str, str]) -> tuple[TriedColumn, ...]:
-    """What each column of the contract got. `matched`: column -> the source's name for it."""
+    """Count what filled each column of the contract. `matched`: column -> the source's name for it."""
     return tuple(
         TriedColumn(
             column.name,

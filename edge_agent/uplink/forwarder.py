@@ -251,7 +251,7 @@ class Forwarder:
         session.subscribe(self._filters)
 
     def _last_words(self) -> Lost | None:
-        """What the connection still answered before it ended, and how it ended; None when that is not known."""
+        """Return the answers that came before the connection ended, and its end; None when that is not known."""
         for _ in range(_LAST_BATCHES):
             for event in (events := self._next_events(_LAST_WORDS_S)):
                 if isinstance(event, Lost):
@@ -290,7 +290,7 @@ class Forwarder:
                 return
 
     def _tell(self, session: Session) -> None:
-        """What goes whatever the rate is: it is little, and what waits for it is not the spool."""
+        """Send control messages, which bypass the rate limit: they are small and do not come from the spool."""
         report = self._reporter.due()
         if report is not None:
             topic = self._topics.reported(self._device)

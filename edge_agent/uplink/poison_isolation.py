@@ -1,4 +1,4 @@
-"""What goes out while an envelope is suspected of making the broker hang up, and what becomes of it. For the uplink's thread."""
+"""Send envelopes one by one while one is suspected of making the broker hang up, and settle the suspicion. One thread."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -44,7 +44,7 @@ class _InFlight:
 
 @dataclass(slots=True)
 class ByteWindow:
-    """How much may be unacknowledged: what the link carries in about a second, so that nothing waits long behind it.
+    """The limit of unacknowledged bytes: what the link carries in about a second, so that nothing waits long behind it.
 
     Without it a slow link would hold minutes of samples that a break sends again, and that all else must wait for.
 
@@ -104,7 +104,7 @@ class SendWindow:
         return len(self._in_flight)
 
     def available_bytes(self) -> int:
-        """How many bytes of bodies may be sent now."""
+        """Return the bytes of bodies that may be sent now."""
         if len(self._in_flight) >= _MAX_UNSETTLED:
             return 0
         return max(0, min(self._window.now_bytes - self._unacked_bytes, self.unsettled_bytes - self._in_flight_bytes))
@@ -137,7 +137,7 @@ class SendWindow:
         return id_
 
     def tries(self, id_: int) -> int:
-        """How often an envelope was sent."""
+        """Return how often an envelope was sent."""
         return self._tries.get(id_, 0)
 
     def forget(self, ids: Iterable[int]) -> None:

@@ -169,7 +169,7 @@ class Session(Protocol):
 
     @property
     def receive_maximum(self) -> int:
-        """How many messages may be unacknowledged."""
+        """The number of messages that may be unacknowledged."""
         ...
 
     def publish(self, message: OutgoingMessage) -> int:

@@ -138,7 +138,7 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What a bridge consists of."""
+    """The parts of a bridge."""
 
     subscriber: Subscriber
     writer: LandingWriter
@@ -176,7 +176,7 @@ def _made(config: CoreConfig, clock: Clock) -> _Made:
 
 
 def _places(config: CoreConfig, clock: Clock, disk: Disk) -> tuple[Landing, Assembler]:
-    """Where messages and objects go: this disk, and a remote lake behind it if there is one."""
+    """Open the places of messages and objects: this disk, and a remote lake behind it if there is one."""
     lake, bridge = lake_at(config.lake_root), config.bridge
     folder, objects = landing_folder(lake.root, bridge.id), lake.root / OBJECTS
     if lake.store.is_on_disk:

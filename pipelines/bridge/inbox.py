@@ -1,4 +1,4 @@
-"""What has arrived and is not durable yet: a queue bounded by bytes, between the network thread and the disk thread."""
+"""Queue the messages that are not durable yet, bounded by bytes, between the network thread and the disk thread."""
 
 import threading
 from collections import deque

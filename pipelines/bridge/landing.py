@@ -38,7 +38,7 @@ LOCK_NAME = ".lock"
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What became of one open segment: `sealed` is None where no whole message was in it and its number is free again."""
+    """The result of recovering an open segment: `sealed` is None where no whole message was in it and its number is free again."""
 
     number: int
     sealed: Path | None
@@ -70,7 +70,7 @@ def recover_folder(folder: Path) -> tuple[int, list[Recovered]]:
 
 
 def whole_prefix(path: Path) -> tuple[int, int, str]:
-    """How far an open segment is good.
+    """Return the length of the good part of an open segment.
 
     Returns:
         The byte behind the last whole batch (0 if there is none), the messages up to there, and what stood in the way of more.

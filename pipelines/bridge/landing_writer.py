@@ -39,7 +39,7 @@ _ROW_BYTES = 256
 
 @dataclass(slots=True)
 class Counters:
-    """What has been made durable since the start.
+    """Counts of what has been made durable since the start.
 
     `elsewhere` counts messages that are other bridges' affair, `litter` those that their sender had the broker keep for nothing,
     `parts_left` parts of more large payloads at once than one device may have handled.
@@ -58,7 +58,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What is let through: each device's share, and what the disk has left."""
+    """Limits on messages: each device's share, and the room on the disk."""
 
     shares: Shares
     disk: Disk
@@ -123,7 +123,7 @@ class LandingWriter:
             self._guard(self._look_around, stop)
 
     def _look_around(self) -> None:
-        """What is due by time, or was done beside."""
+        """Do the work that is due by time."""
         self._landing.seal_if_due()
         answers = [
             Answer(self._reader.topics.objects(device), encode_object_state(state))

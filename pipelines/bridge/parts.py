@@ -170,7 +170,7 @@ class Assembler:
         return any(self._objects / PARTS_FOLDER / device / digest == path for device, digest in self._hashing)
 
     def _received(self, path: Path, head: PartHead) -> ReceivedRanges:
-        """What is durable of it. Another total than before means the sender was wrong once: only a fresh start can come true."""
+        """Return the durable ranges. With another total than before the sender was wrong once: only a fresh start can come true."""
         received = read_received(path)
         if received is None:
             return ReceivedRanges(head.total, Ranges())
@@ -182,7 +182,7 @@ class Assembler:
         return ReceivedRanges(head.total, Ranges())
 
     def _refusal(self, device: DeviceId, received: ReceivedRanges, bring: Sequence[Part], head: PartHead) -> NoRoom | None:
-        """Why parts must wait; the room is looked at for each of them, and for a query that would begin an object."""
+        """Return why parts must wait; the room is checked for each of them, and for a query that would begin an object."""
         if not bring and received.have:
             return None
         new = Ranges.of([(part.head.offset, part.head.offset + part.head.length) for part in bring])

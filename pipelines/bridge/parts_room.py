@@ -106,7 +106,7 @@ class _Open:
 
 @dataclass(frozen=True, slots=True)
 class NoRoom:
-    """Why parts are not taken now; another try after `wait_ms` may be."""
+    """The reason why parts are not taken now; they may be retried after `wait_ms`."""
 
     reason: str
     wait_ms: int = WAIT_MS
@@ -146,7 +146,7 @@ class PartsRoom:
 
     @property
     def disk_bytes(self) -> int:
-        """What they take on disk."""
+        """The bytes that they take on disk."""
         return sum(one.disk_bytes for objects in self._devices.values() for one in objects.values())
 
     def refusal(self, device: str, digest: str, total_bytes: int, new_bytes: int) -> NoRoom | None:
@@ -205,12 +205,12 @@ def _promise(objects: dict[str, _Open]) -> int:
 
 
 def blocks_of(low: int, high: int) -> int:
-    """What bytes `[low, high)` of a file take on disk at most."""
+    """Return the most that bytes `[low, high)` of a file take on disk."""
     return (-(-high // _BLOCK_BYTES) - low // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
 def disk_bytes_of(path: Path) -> int:
-    """What a file takes on disk, with its received ranges: whole blocks, holes not counted."""
+    """Return the size of a file on disk, with its received ranges: whole blocks, holes not counted."""
     try:
         return path.stat().st_blocks * 512 + _LEAST_BYTES
     except FileNotFoundError:
@@ -218,7 +218,7 @@ def disk_bytes_of(path: Path) -> int:
 
 
 def free_bytes_of(folder: Path) -> int:
-    """What an ordinary user may still write to the disk of a folder.
+    """Return the bytes that an ordinary user may still write to the disk of a folder.
 
     Raises:
         OSError: the disk does not answer.
@@ -228,7 +228,7 @@ def free_bytes_of(folder: Path) -> int:
 
 
 def size_bytes_of(folder: Path) -> int:
-    """How large the disk of a folder is.
+    """Return the size of the disk of a folder.
 
     Raises:
         OSError: the disk does not answer.
@@ -255,7 +255,7 @@ class Disk:
         self.low_free_bytes = max(self.min_free_bytes, min(config.low_free_bytes, size_bytes // _LOW_PART))
 
     def free_bytes(self) -> int:
-        """What may be written to it now, the part that stays free not taken off. 0 where it does not answer.
+        """Return the bytes that may be written now, including the part that stays free. 0 where the disk does not answer.
 
         The write that follows meets the same disk, and says so.
         """
@@ -265,7 +265,7 @@ class Disk:
             return 0
 
     def low_room_bytes(self, free_bytes: int) -> int | None:
-        """What may still be written where so much is free; None: there is plenty."""
+        """Return the bytes that may still be written at this free space; None: there is plenty."""
         return None if free_bytes >= self.low_free_bytes else max(0, free_bytes - self.min_free_bytes)
 
     def demand_room(self, new_bytes: int) -> None:

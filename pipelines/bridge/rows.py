@@ -126,7 +126,7 @@ class BrokerMessage:
 
     @property
     def size_bytes(self) -> int:
-        """What it brings: the body and the words beside it, which are landed as well."""
+        """The bytes it brings: the body and the properties, which are landed as well."""
         words = sum(len(name) + len(value) for name, value in self.properties)
         return len(self.payload) + words + len(self.topic) + len(self.content_type or "")
 
@@ -216,7 +216,7 @@ def to_row(message: BrokerMessage, address: Address, numberer: Numberer, max_bod
 
 
 def count_json(body: Body, head: EnvelopeHead, max_body_bytes: int) -> int:
-    """How many samples a JSON body holds: the elements of its list, else 1 (one object, or something for quarantine).
+    """Count the samples of a JSON body: the elements of its list, else 1 (one object, or something for quarantine).
 
     Raises:
         EnvelopeError: it decompresses to more than the limit, or holds more samples than an envelope may.

@@ -66,7 +66,7 @@ def number_not_run(lake: Lake, bridge: str) -> int:
 
 
 class Away(Protocol):
-    """Where sealed segments go on to."""
+    """The interface to the place where sealed segments go on to."""
 
     def next_number(self) -> int:
         """The first number that is free there.

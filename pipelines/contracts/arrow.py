@@ -73,14 +73,14 @@ def contract_fields(contract: Contract) -> list[pa.Field]:
 
 @lru_cache(maxsize=256)
 def row_schema(contract: Contract) -> pa.Schema:
-    """What a batch of samples looks like: event_time, the contract's columns, then payload and payload_sha256 if any."""
+    """Return the schema of a batch of samples: event_time, the contract's columns, then payload and payload_sha256 if any."""
     payload = [pa.field(PAYLOAD, pa.binary()), pa.field(PAYLOAD_SHA256, pa.string())] if contract.payload else []
     return pa.schema([pa.field(EVENT_TIME, TIMESTAMP), *contract_fields(contract), *payload])
 
 
 @lru_cache(maxsize=256)
 def table_schema(contract: Contract) -> pa.Schema:
-    """What a row of the stream's table in the lake looks like: narrow, the payload by reference."""
+    """Return the schema of the stream's table in the lake: narrow, the payload by reference."""
     payload = [
         pa.field("payload_shard", pa.string()),
         pa.field("payload_row", pa.int32()),

@@ -87,7 +87,7 @@ def pixels(body: bytes) -> NDArray[np.float32]:
 
 
 def features(batch: NDArray[np.float32]) -> Features:
-    """What the filters find in pictures [n, 3, HEIGHT, WIDTH]: [n, 2 * filters]."""
+    """Compute the responses of the filters to pictures [n, 3, HEIGHT, WIDTH]: [n, 2 * filters]."""
     grey = np.einsum("nchw,c->nhw", batch, _LUMA)
     windows = np.lib.stride_tricks.sliding_window_view(grey, (5, 5), axis=(1, 2))
     found = np.abs(np.einsum("nhwij,kij->nkhw", windows, _filters(), optimize=True))

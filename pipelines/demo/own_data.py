@@ -25,7 +25,7 @@ TABLES = (".csv", ".jsonl", ".ndjson")
 
 
 def plan_own_data(data: Path) -> tuple[AgentPlan, tuple[str, ...]]:
-    """What can be captured from this folder, and what is skipped and why.
+    """List what can be captured from this folder, and what is skipped and why.
 
     Raises:
         RefusedError: nothing in it can be used.

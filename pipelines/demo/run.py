@@ -41,7 +41,7 @@ _FEEDS = {
 
 
 class AgentLedger(msgspec.Struct, frozen=True):
-    """What `edge-agent books --json` tells."""
+    """The output of `edge-agent books --json`."""
 
     device: str
     books: tuple[StreamBooks, ...]
@@ -113,7 +113,7 @@ def _core_faults(book: CoreStreamBooks, settled: int, rows: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """How to run it: the folder (made anew), for how many seconds the devices capture before training, and the seed."""
+    """Options of the demo: the folder (replaced), the seconds of capture before training, and the seed."""
 
     folder: Path
     seconds: float = 30.0
@@ -131,7 +131,7 @@ class SetRead:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the demo ended. `faults` is empty when the books balance and nothing is missing."""
+    """The result of the demo. `faults` is empty when the books balance and nothing is missing."""
 
     folder: str
     agents: tuple[AgentLedger, ...]

@@ -153,7 +153,7 @@ class Watch:
             self._reports[report.device] = report
 
     def snapshot(self, *, network_is_up: bool = True) -> Snapshot:
-        """What is known now."""
+        """Return the current figures."""
         with self._lock:
             reports = sorted(self._reports.values(), key=lambda report: report.device)
         devices = tuple(
@@ -186,7 +186,7 @@ class Watch:
 
 
 class NotReachedError(PipelineError):
-    """What the demo waits for has not come in time; the message tells what, and how things stand."""
+    """A state that the demo waits for was not reached in time; the message names it and the current one."""
 
 
 @dataclass(slots=True)
@@ -218,7 +218,7 @@ class DemoStage:
         return self.group.start(name, command)
 
     def snapshot(self) -> Snapshot:
-        """How things stand; also shown. Makes sure that all still run.
+        """Return the current figures, also shown, and check that all programs still run.
 
         Raises:
             ProgramFailedError: one has failed.

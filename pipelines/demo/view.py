@@ -47,7 +47,7 @@ class StreamLine:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is known at one moment."""
+    """Figures of one moment."""
 
     devices: tuple[DeviceLine, ...] = ()
     streams: tuple[StreamLine, ...] = ()
@@ -143,7 +143,7 @@ class CommandFailedError(PipelineError):
 
 
 def command_line(program: str, *arguments: str) -> list[str]:
-    """How to start one of the two programs with this interpreter, wherever its script was installed."""
+    """Return the command that starts one of the two programs with this interpreter, wherever its script was installed."""
     return [sys.executable, "-c", f"from {_PROGRAMS[program]} import main; main()", *arguments]
 
 

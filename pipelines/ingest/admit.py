@@ -128,7 +128,7 @@ FreshSpans: TypeAlias = tuple[Span, ...]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What admission keeps to: the floors of streams, and which streams each device has already."""
+    """Bounds of admission: the floors of streams, and the streams that each device has already."""
 
     floors: Mapping[BooksKey, Floor] = field(default_factory=lambda: MappingProxyType({}))
     streams: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
@@ -137,7 +137,7 @@ class Bounds:
 
 @dataclass(slots=True)
 class Admission:
-    """What a plan's envelopes change.
+    """The changes by a plan's envelopes.
 
     `fresh_by_place` has one entry per judged item in order (for `DropReport`: what was newly settled by it); `touched` the new
     settled ranges of every epoch that changed. By the index of their item: `late` has the spans of an envelope that are below

@@ -222,7 +222,7 @@ def _read_texts(schema: pa.Schema) -> None:
 
 
 class ClockNote(NamedTuple):
-    """What an envelope says of the clock its event times were read from, as text; None where it says nothing."""
+    """The envelope's note on the clock of its event times, as text; None where there is none."""
 
     boot: str | None = None
     shift: str | None = None

@@ -51,7 +51,7 @@ class FaultBreaker:
 
 @dataclass(frozen=True, slots=True)
 class FaultsOfRun:
-    """What a prepared run says of itself: its messages, how many met a fault with all they had, whose those are, one fault."""
+    """Faults of a prepared run: its messages, how many met a fault with all they had, whose those are, one fault."""
 
     messages: int
     refused: int

@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class LoopState:
-    """Where the lake stands: the ledger after the last committed run, and per bridge the next segment to read."""
+    """The state of the lake: the ledger after the last committed run, and per bridge the next segment to read."""
 
     ledger: Ledger
     cursors: dict[str, int]
@@ -121,7 +121,7 @@ class RunLoop:
 
     @property
     def receipts_pending(self) -> int:
-        """How many devices wait for a receipt."""
+        """The number of devices that wait for a receipt."""
         return self._receipts.pending
 
     @property
@@ -229,7 +229,7 @@ class RunLoop:
 
 
 def load_state(lake: Lake) -> LoopState:
-    """Where the lake stands, by the one pointer to the truth: the transaction of the commits table.
+    """Load the state of the lake, by the one pointer to the truth: the transaction of the commits table.
 
     Raises:
         CorruptLakeError: the plan or ledger of the last committed run is gone, or tables have seen later runs.

@@ -49,7 +49,7 @@ class Message(NamedTuple):
         return self.batch.column("payload")[self.row].as_buffer()
 
     def origin(self) -> Origin:
-        """Where this message came from; only refused ones are asked."""
+        """Return the origin of this message; needed for refused ones alone."""
         pairs = self.batch.column("properties")[self.row].as_py()
         return Origin(
             device=self.device,
@@ -116,7 +116,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Which envelope (by its place in the group) each row came in, and its seq."""
+    """For each row the envelope it came in (by its place in the group), and its seq."""
 
     envelope: Int64s
     seq: Int64s
@@ -154,7 +154,7 @@ def row_keys(envelopes: Sequence[GroupEnvelope]) -> Keys:
 
 
 def fresh_mask(envelopes: Sequence[GroupEnvelope], keys: Keys) -> npt.NDArray[np.bool_] | None:
-    """Which rows are fresh; None if all are, which is the rule."""
+    """Mark the rows that are fresh; None if all are, which is the rule."""
     partly = [
         place
         for place, envelope in enumerate(envelopes)
@@ -170,7 +170,7 @@ def fresh_mask(envelopes: Sequence[GroupEnvelope], keys: Keys) -> npt.NDArray[np
 
 
 def _within(seqs: Int64s, fresh_spans: FreshSpans) -> npt.NDArray[np.bool_]:
-    """Which seqs are in the spans; by search, because a device may make thousands of spans under a million rows."""
+    """Mark the seqs in the spans; by search, because a device may make thousands of spans under a million rows."""
     if not fresh_spans:
         return np.zeros(len(seqs), np.bool_)
     lows, ends = np.array(fresh_spans, np.int64).T

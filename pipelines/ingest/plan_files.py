@@ -134,7 +134,7 @@ class SegmentHeads:
 
 
 def segment_path(lake: Lake, segment: SegmentRef) -> Path:
-    """Where a segment lies."""
+    """Return the path of a segment."""
     return sealed_path(landing_folder(lake.root, segment.bridge), segment.number)
 
 

@@ -264,7 +264,7 @@ class ReceiptSender:
 
     @property
     def pending(self) -> int:
-        """How many devices wait for a receipt."""
+        """The number of devices that wait for a receipt."""
         return self._outbox.pending
 
     @property

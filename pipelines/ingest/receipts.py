@@ -41,7 +41,7 @@ class ReceiptSink(Protocol):
 
     @property
     def pending(self) -> int:
-        """How many devices wait for a receipt."""
+        """The number of devices that wait for a receipt."""
         ...
 
     @property
@@ -195,7 +195,7 @@ def _wait(info: mqtt.MQTTMessageInfo) -> None:
 
 
 class PageBook:
-    """How many further pages each device's receipt may have; noted before they are published. Used by one thread.
+    """The number of further pages of each device's receipt; noted before they are published. Used by one thread.
 
     Args:
         lake: the lake.
@@ -206,7 +206,7 @@ class PageBook:
         self._pages: dict[str, int] | None = None
 
     def pages(self, device: str) -> int:
-        """How many further pages may be retained.
+        """Return the number of further pages that may be retained.
 
         Raises:
             RetryLaterError: the storage is unavailable.
@@ -216,7 +216,7 @@ class PageBook:
         return self._pages.get(device, 0)
 
     def note(self, device: str, pages: int) -> None:
-        """So many further pages may be retained from now on; durable if that is another number than before.
+        """Note the number of further pages that may be retained from now on; durable if it differs from the one before.
 
         Raises:
             RetryLaterError: the storage is unavailable.

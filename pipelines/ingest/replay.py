@@ -87,7 +87,7 @@ def oldest_request(lake: Lake) -> tuple[Path, Request] | None:
 
 
 def forget_request(lake: Lake, path: Path) -> None:
-    """It is done.
+    """Delete a request that is done.
 
     Raises:
         RetryLaterError: the storage is away.

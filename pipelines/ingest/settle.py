@@ -238,7 +238,7 @@ class Settler:
         return f"{self._work.item}" if part == 0 else f"{self._work.item}.{part}"
 
     def _write_rejections(self) -> None:
-        """What was refused lies in memory unpacked, and a device that is wrong is wrong often: not all of an item at once."""
+        """Write refusals in pieces: they lie in memory unpacked, and a device that is wrong is wrong often."""
         if self._rejections:
             part = self._part(QUARANTINE)
             table = rejections_table(self._rejections, self._work.run, self._work.at_us, part)

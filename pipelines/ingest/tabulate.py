@@ -122,7 +122,7 @@ def _values(rows: pa.Table) -> Sequence[pa.Buffer | None]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where rows go: the lake, the run, the file name that the plan gives, and the rules."""
+    """The target of rows: the lake, the run, the file name that the plan gives, and the rules."""
 
     lake: Lake
     run: int

@@ -24,7 +24,7 @@ _RAISED: dict[str, type[PipelineError]] = {AWAY: RetryLaterError, CORRUPT: Corru
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How large one envelope may be unpacked, one row be, one image be cut, one table grow before it is written.
+    """Size limits: one envelope unpacked, one row, one image to cut, one table before it is written.
 
     `worker_memory_bytes` is what a child process may have of memory of its own; 0: no limit.
     """
@@ -71,7 +71,7 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """How many fresh samples of one device's stream an item committed and quarantined."""
+    """Counts of fresh samples of one device's stream that an item committed and quarantined."""
 
     device: str
     stream: str
@@ -80,7 +80,7 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 class RefusalCount(msgspec.Struct, frozen=True):
-    """How many samples of one device's stream an item refused for one kind of reason."""
+    """The count of samples of one device's stream that an item refused for one kind of reason."""
 
     device: str
     stream: str
@@ -89,7 +89,7 @@ class RefusalCount(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why an item could not be settled. `kind` names what the reader does next: away, corrupt, refused or fault."""
+    """The reason why an item could not be settled. `kind` names what the reader does next: away, corrupt, refused or fault."""
 
     kind: str
     text: str
@@ -145,7 +145,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _trace(error: Exception) -> str:
-    """Where it happened. What an exception says may quote a value of a row, and this is kept in a file."""
+    """Return the places of an error without its text, which may quote a value of a row and is kept in a file."""
     parts = traceback.format_exception(error)
     return "".join(part if part.startswith("  File") else kind_of(part) for part in parts)
 

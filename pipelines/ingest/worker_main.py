@@ -113,7 +113,7 @@ def open_settler(_options: bytes, note: Callable[[bytes], None]) -> Callable[[by
 
 
 def _rehearse() -> None:
-    """What libraries put off until their first use, done before anybody waits: Arrow imports pandas at its first array."""
+    """Do what libraries put off until their first use, before anybody waits: Arrow imports pandas at its first array."""
     column = pa.array(np.zeros(1))
     pq.write_table(pa.table({"": column}), pa.BufferOutputStream())
     pl.DataFrame({"": [0.0]}).select(pl.col("").is_finite()).get_columns()

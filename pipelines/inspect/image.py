@@ -63,7 +63,7 @@ def decoded(body: bytes, width: int, height: int, size: str = "down", bands: int
 
 
 def fields(body: bytes) -> dict[str, str]:
-    """What the header of a picture tells, by libvips' names; nothing is decoded.
+    """The fields of a picture's header, by libvips' names; nothing is decoded.
 
     Raises:
         UninspectableError: not a picture.

@@ -122,7 +122,7 @@ def _session(path: Path, threads: int) -> Any:
 
 
 def _image_input(step: InspectStep, shape: Sequence[Any]) -> ImageInput:
-    """What the options say, and for the rest what the input's shape does."""
+    """Combine the options with the input's shape."""
     options = step.options
     layout: Any = options.get("layout", "nhwc" if len(shape) == 4 and shape[3] in (1, 3) else "nchw")
     places = (2, 1, 3) if layout == "nhwc" else (3, 2, 1)

@@ -63,7 +63,7 @@ def edge_rules(policies: Sequence[Policy], contracts: ContractSet) -> dict[str, 
 
 
 def edge_inspectors(policies: Sequence[Policy], streams: dict[str, tuple[EdgeRule, ...]]) -> dict[str, tuple[EdgeInspect, ...]]:
-    """What devices must compute for the rules of each stream: the policies' steps whose columns a rule reads."""
+    """Return the steps that devices must compute for the rules of each stream: those whose columns a rule reads."""
     found: dict[str, tuple[EdgeInspect, ...]] = {}
     for stream, rules in streams.items():
         read = {name for rule in rules for name in rule.columns}

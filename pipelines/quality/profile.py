@@ -64,7 +64,7 @@ def profile_column(rows: pl.DataFrame, column: Column) -> pl.DataFrame:
 
 
 def profile_tags(rows: pl.DataFrame) -> pl.DataFrame:
-    """How often each tag was given: `tags` is no column of the contract, but drifts as one."""
+    """Count how often each tag was given: `tags` is no column of the contract, but drifts as one."""
     lines = (
         rows.group_by("run").agg(rows=pl.len(), nulls=(pl.col("tags").list.len() == 0).sum()).with_columns(column=pl.lit("tags"))
     )
@@ -139,7 +139,7 @@ def complete_lines(lines: pl.DataFrame) -> pl.DataFrame:
 
 
 class Reading(StrEnum):
-    """What an index says."""
+    """The reading of an index."""
 
     STABLE = "stable"
     SHIFTED = "shifted"

@@ -61,7 +61,7 @@ JOB_ENDPOINT = "--job_endpoint"
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Where graphs run.
+    """The runner of graphs.
 
     Args:
         runner: direct, dask, portable, flink, spark or dataflow; Beam's own name of one of these will do.
@@ -95,7 +95,7 @@ class Engine:
 
     @property
     def beam_name(self) -> str:
-        """What Beam calls it."""
+        """Beam's name of it."""
         return BEAM_NAMES[self.kind]
 
     def has_option(self, *names: str) -> bool:
@@ -130,7 +130,7 @@ class Engine:
 
 
 def remedy(error: BaseException | str) -> str:
-    """What to do about a failure that would come again each time; empty for one that may pass."""
+    """Return the remedy for a failure that would come again each time; empty for one that may pass."""
     texts = [error] if isinstance(error, str) else list(_texts(error))
     for words, hint in _REMEDIES:
         if any(word in text for text in texts for word in words):
@@ -139,7 +139,7 @@ def remedy(error: BaseException | str) -> str:
 
 
 def _texts(error: BaseException) -> Iterator[str]:
-    """What an error and those it came from say, each with its class."""
+    """Return the texts of an error and its causes, each with its class."""
     seen: set[int] = set()
     at: BaseException | None = error
     while at is not None and id(at) not in seen:

@@ -57,7 +57,7 @@ def check_graph(pipeline: Any, kind: RunnerKind) -> None:
 
 
 def dask_faults(pipeline: Any) -> Iterator[str]:
-    """Why a graph is not one linear chain of plain steps; nothing if it is one."""
+    """Return why a graph is not one linear chain of plain steps; nothing if it is one."""
     steps = [step for part in pipeline.transforms_stack[0].parts for step in _steps(part)]
     consumers = Counter(id(source) for step in steps for source in step.inputs)
     leaves = [step for step in steps if not any(consumers[id(output)] for output in step.outputs.values())]

@@ -1,4 +1,4 @@
-"""Where every sample is on its way, read from the lake: what waits, since when, what was committed, and do the books agree.
+"""Survey the lake: waiting samples and since when, committed ones, and whether the books balance.
 
 Which devices stand out: the core refuses all that one of their streams sends, or their settled ranges are many. No IO.
 """
@@ -68,7 +68,7 @@ class CrowdedDevice:
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What a person should know of single devices: the first of each kind, and how many there are.
+    """Facts on single devices for a person: the first of each kind, and how many there are.
 
     `refused` has one entry for each device, `refused_streams` counts the streams of all.
     """

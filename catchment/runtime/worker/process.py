@@ -37,7 +37,7 @@ _MAX_CONTROL_BYTES = 8 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What a child runs.
+    """The program of a child and its limits.
 
     Attributes:
         target: `package.module:factory`; see `catchment.runtime.worker.child`.

@@ -30,7 +30,7 @@ _STOP_S = 5.0
 
 
 class VideoPosition(msgspec.Struct, frozen=True):
-    """Where a file goes on: after the frame at `at_s` of it, which was frame `number`. `start_us`: when it began."""
+    """The position in a file: after the frame at `at_s`, which was frame `number`. `start_us`: when it began."""
 
     source: str
     size: int

@@ -28,7 +28,7 @@ Value = float | NamedSignalValue
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a frame of a multiplexed message holds.
+    """The content of a frame of a multiplexed message.
 
     Attributes:
         values: signal -> its value, in the order of the message.
@@ -111,7 +111,7 @@ def group_number(can_id: int) -> int:
 
 
 def source_address(can_id: int) -> int:
-    """Who sends it."""
+    """Return the sender's address."""
     return can_id & 0xFF
 
 
@@ -126,7 +126,7 @@ _J1939 = "j1939"
 
 
 class Frame(Protocol):
-    """What python-can hands out."""
+    """The interface of python-can's messages."""
 
     arbitration_id: int
     is_extended_id: bool
@@ -378,7 +378,7 @@ class FrameSampler:
         self.rows.add(time_us, signals)
 
     def filters(self, channel: str) -> list[tuple[int, int, bool]]:
-        """What to ask the kernel for: id, mask, whether extended; empty where every frame is wanted."""
+        """Kernel filters: id, mask, whether extended; empty where every frame is wanted."""
         decoder = self._by_channel.get(channel, self._decoder)
         return [] if self._is_raw or decoder is None else decoder.filters
 

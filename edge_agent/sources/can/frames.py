@@ -120,7 +120,7 @@ def _time_s(text: str | None) -> float:
 
 
 class CanLogPosition(msgspec.Struct, frozen=True):
-    """So many frames of this log were read; `shift_us` was added to their times."""
+    """The position in this log: frames read; `shift_us` was added to their times."""
 
     log: str
     head: int
@@ -190,7 +190,7 @@ class CanLog:
         return rows.batch(msgspec.json.encode(at), agent_clock=False)
 
     def _channel_of(self, frame: can.Message) -> str:
-        """What the log says of the frame's bus; the log's name where it says nothing."""
+        """Return the bus that the log names for a frame; else the log's name."""
         return Path(self._options.log).name if frame.channel in (None, "") else str(frame.channel)
 
     def _end(self) -> None:

@@ -147,7 +147,7 @@ class AttributeTable:
         return rows
 
     def row(self, name: str) -> dict[str, object]:
-        """What the table says of a picture; empty if nothing."""
+        """Return the table's row for a picture; empty if there is none."""
         return self._rows.get(name, {})
 
 

@@ -45,7 +45,7 @@ _TIFF_DIRECTORIES = (330, 34665)
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What the first bytes say; width and height in px are None where they cannot be read."""
+    """The facts in the first bytes; width and height in px are None where they cannot be read."""
 
     media_type: str
     width: int | None = None
@@ -359,7 +359,7 @@ class _Tiff:
         return [at for at in (after, *named) if at]
 
     def _place(self, kind: int, values: int, where: bytes) -> int | None:
-        """Where the values of an entry lie; None: in the entry itself."""
+        """Find the place of an entry's values; None: in the entry itself."""
         count = _TIFF_SIZES.get(kind, 0) * values
         if count <= len(where):
             return None

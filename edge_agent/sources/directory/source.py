@@ -134,7 +134,7 @@ class DirectoryOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class DirectoryPosition(msgspec.Struct, frozen=True):
-    """How far the folder was read.
+    """The position in the folder.
 
     `given`: what the files captured and still there are known by (keep), or fingerprints of those that may not be moved away
     yet (delete, move). It only grows at its end, so that the spool rewrites little. `is_whole`: all of them. An earlier agent

@@ -77,7 +77,7 @@ class LogFile:
 
     @property
     def broken(self) -> str:
-        """Why it could not be unpacked any further; empty as long as it could."""
+        """The reason why it could not be unpacked any further; empty as long as it could."""
         return self._stream.broken if self._stream is not None else ""
 
     def stat(self) -> os.stat_result:
@@ -86,7 +86,7 @@ class LogFile:
 
     @property
     def start(self) -> int:
-        """Where its content begins: at its first byte that is not NUL."""
+        """The offset of its content: its first byte that is not NUL."""
         if self._start is None:
             found = self.next_content(0)
             if found is None:
@@ -224,7 +224,7 @@ class GrowingLines:
 
     @property
     def rest(self) -> bytes:
-        """What was read of a line whose end is not there."""
+        """The bytes read of a line whose end is missing."""
         return self._bytes[self._at :]
 
     def join(self, lead: bytes) -> None:

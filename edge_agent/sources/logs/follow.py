@@ -112,7 +112,7 @@ class FollowedLog:
 
     @property
     def position(self) -> LogPosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         known = LogPosition(
             done=tuple(self._done),
             since_ns=self._since_ns,
@@ -250,7 +250,7 @@ class FollowedLog:
         return self._form != PLAIN or log_inode == self._inode or self._file.stat().st_ino != self._inode
 
     def _unfinished(self) -> bytes:
-        """What was read of a row that is not whole."""
+        """Return the bytes read of an incomplete row."""
         if self._lines is None:
             return b""
         torn = self._reader.torn if isinstance(self._reader, CsvLines) else b""

@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"\.(\d{1,6})(?:\.[a-z]+)?$")
 
 
 class LogOptions(RowOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the log and its rotated files are, where to begin, and how long a line may be."""
+    """Options of a followed log: its path and rotated files, the start, and the longest line."""
 
     path: str
     rotated: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class RotatedFile:
 
     @property
     def head(self) -> Sum:
-        """How it begins, as earlier agents knew it."""
+        """The mark of its beginning, as earlier agents stored it."""
         return head_of(self.begins)
 
     @property
@@ -148,7 +148,7 @@ def is_settled(modified_ns: int, now_ms: int) -> bool:
 
 
 def default_patterns(log: Path) -> tuple[str, ...]:
-    """How rotated files are called: conn.2024-05-01-12-00-00.log, conn-24-05-01_12.00.00.log, conn.log.1; with .gz, too.
+    """Patterns of rotated names: conn.2024-05-01-12-00-00.log, conn-24-05-01_12.00.00.log, conn.log.1; with .gz, too.
 
     Of logs that are not called .log, a number behind the stem says little (sensor-2.csv may be another sensor's): a date does.
     """

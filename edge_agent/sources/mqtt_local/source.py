@@ -150,7 +150,7 @@ class MqttLocalSource:
 
     @property
     def complaint(self) -> str:
-        """What is not acknowledged, or kept aside, until a setting makes it readable."""
+        """Describe the messages that are not acknowledged, or parked, until a setting makes them readable."""
         waiting = len(self._held) + (0 if self._parked is None else len(self._parked))
         if not waiting or not self._needs:
             return ""
@@ -158,7 +158,7 @@ class MqttLocalSource:
         return f"{waiting:,} messages wait {where}: {unreadable('mqtt-local', dict.fromkeys(sorted(self._needs), 1))}"
 
     def _parked_before(self) -> deque[Received]:
-        """What was parked under another configuration, to be read again; what was stored since is forgotten."""
+        """Load messages parked under another configuration, to be read again; drop those stored since."""
         if self._parked is None:
             return deque()
         messages = {message.number: _as_received(message) for message in self._parked.messages}

@@ -73,7 +73,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What the records of a data set hold: (information element; length), in order. Scopes of NetFlow 9 are negative.
+    """The fields of a data set's records: (information element; length), in order. Scopes of NetFlow 9 are negative.
 
     Attributes:
         is_kept: it was told before this agent's start; the exporter may have been given others meanwhile.

@@ -35,7 +35,7 @@ _HELD_S = 0.25  # after so long without a byte, what may be a whole message is o
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """How (udp, tcp, tls) and where."""
+    """An address: udp, tcp or tls, host and port."""
 
     scheme: str
     host: str
@@ -185,7 +185,7 @@ class _Connection:
         self.heard_s = time.monotonic()
 
     def messages(self) -> tuple[list[bytes], bool, OSError | None]:
-        """What has come, whether the connection is still open, and what broke it."""
+        """Return the messages that arrived, whether the connection is still open, and the error that broke it."""
         found: list[bytes] = []
         self.heard_s = time.monotonic()
         try:

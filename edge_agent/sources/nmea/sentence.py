@@ -140,12 +140,12 @@ class SentenceStream:
 
 
 class SentenceError(ValueError):
-    """It is damaged, or says what cannot be."""
+    """The sentence is damaged, or holds impossible values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fix:
-    """Where and when. None: not told.
+    """A fix: time, place and motion. None: not reported.
 
     Attributes:
         time_us: microseconds since 1970 UTC, of the satellites.
@@ -217,7 +217,7 @@ class FixBuilder:
         return done, ""
 
     def flush(self) -> Fix | None:
-        """What is known of the moment so far; None without time and place."""
+        """Return the fix of the current moment so far; None without time and place."""
         fix, more = self._fix, self._more
         self.dateless += fix is None and bool(more)
         self._fix, self._more, self._moment = None, {}, ""

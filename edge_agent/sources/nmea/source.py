@@ -48,10 +48,10 @@ _TOLERANCE_US = 86_400 * 1_000_000
 
 
 class ByteInput(Protocol):
-    """Where bytes come from."""
+    """The interface of an input of bytes."""
 
     def read(self, wait_s: float) -> bytes:
-        """What has come; empty where nothing comes in time.
+        """Return the bytes that arrived; empty where none arrive in time.
 
         Raises:
             SourceError: it is over.
@@ -87,7 +87,7 @@ class SerialInput:
             raise SourceError(f"{path} cannot be used as a serial line ({error.args[-1]}); is it one?") from error
 
     def read(self, wait_s: float) -> bytes:
-        """What has come."""
+        """Return the bytes that arrived; empty where none arrive in time."""
         if not select.select([self._fd], [], [], wait_s)[0]:
             return b""
         try:
@@ -123,7 +123,7 @@ class TcpInput:
             raise SourceError(f"{self._name} does not answer ({error.strerror or error}); it is tried again") from error
 
     def read(self, wait_s: float) -> bytes:
-        """What has come."""
+        """Return the bytes that arrived; empty where none arrive in time."""
         if not select.select([self._socket], [], [], wait_s)[0]:
             return b""
         try:
@@ -155,7 +155,7 @@ def _make_raw(fd: int, baud: int) -> None:
 
 
 def rollovers(reported_us: int, now_us: int) -> int:
-    """How many rollovers a live receiver's time is behind.
+    """Count the rollovers that a live receiver's time is behind.
 
     Args:
         reported_us: time that the receiver reports, microseconds since 1970.

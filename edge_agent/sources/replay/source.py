@@ -49,7 +49,7 @@ class ReplayOptions(RowOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class ReplayPosition(msgspec.Struct, frozen=True):
-    """Where a replay goes on.
+    """The position of a replay.
 
     `head` tells a replaced file, `shift_us` keeps shifted times in step across a restart, `time_us` is the last time read.
     """

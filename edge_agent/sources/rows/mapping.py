@@ -157,7 +157,7 @@ def unfilled_columns(
 
 
 def explain_unfilled(contract: Contract, columns: Sequence[str], names: Collection[str] = ()) -> str:
-    """What is wrong with a source that fills none of these columns, and what to do."""
+    """Describe the fault of a source that fills none of these columns, and what to do."""
     listed = ", ".join(columns)
     kind = "required column" if len(columns) == 1 else "required columns"
     there = f"; the source has {', '.join(sorted(names)[:30])}" if names else ""
@@ -168,7 +168,7 @@ def explain_unfilled(contract: Contract, columns: Sequence[str], names: Collecti
 
 
 class FilledColumns:
-    """Which required columns of a contract a source was seen to fill.
+    """The required columns of a contract that a source was seen to fill.
 
     Args:
         contract: of the stream.

@@ -29,7 +29,7 @@ CONN_RENAME = {
 
 
 def read_json(text: str) -> object:
-    """What a JSON text says.
+    """Read a JSON text.
 
     Raises:
         msgspec.MsgspecError: it is none, or says what cannot be written as UTF-8.
@@ -67,7 +67,7 @@ class RawChunk:
 
 @dataclass(frozen=True, slots=True)
 class TablePosition:
-    """Where a table goes on: the byte after the last row given out, and where the header in force begins."""
+    """The position in a table: the byte after the last row read, and where the header in force begins."""
 
     offset: int = 0
     header_offset: int = 0
@@ -87,7 +87,7 @@ class TableReader(Protocol):
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         ...
 
     def read(self, max_rows: int) -> RawChunk | None:
@@ -141,7 +141,7 @@ class CsvReader:
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._row_end)
 
     def read(self, max_rows: int) -> RawChunk | None:
@@ -218,12 +218,12 @@ class JsonlReader:
 
     @property
     def header(self) -> str:
-        """None: each row names its columns."""
+        """Return None: each row names its columns."""
         return ""
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._lines.offset)
 
     def read(self, max_rows: int) -> RawChunk | None:
@@ -289,7 +289,7 @@ class ZeekReader:
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._lines.offset, self._header_offset)
 
     def read(self, max_rows: int) -> RawChunk | None:

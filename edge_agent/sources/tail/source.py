@@ -79,7 +79,7 @@ class TailSource:
 
     @property
     def position(self) -> bytes:
-        """Where it stands; stored at the first start, so that a log that rotates before its first row is read is not missed."""
+        """The position; stored at the first start, so that a log that rotates before its first row is read is not missed."""
         return msgspec.json.encode(self._log.position)
 
     @property

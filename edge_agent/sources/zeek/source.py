@@ -69,7 +69,7 @@ class ZeekSource:
 
     @property
     def position(self) -> bytes:
-        """Where it stands; stored at the first start, so that a log that rotates before its first row is read is not missed."""
+        """The position; stored at the first start, so that a log that rotates before its first row is read is not missed."""
         return msgspec.json.encode(self._log.position)
 
     @property
