@@ -38,7 +38,7 @@ LOCK_NAME = ".lock"
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """The result of recovering an open segment: `sealed` is None where no whole message was in it and its number is free again."""
+    """The result of recovering a segment: `sealed` is None where no whole message was in it and its number is free again."""
 
     number: int
     sealed: Path | None

@@ -170,7 +170,7 @@ class Assembler:
         return any(self._objects / PARTS_FOLDER / device / digest == path for device, digest in self._hashing)
 
     def _received(self, path: Path, head: PartHead) -> ReceivedRanges:
-        """Return the durable ranges. With another total than before the sender was wrong once: only a fresh start can come true."""
+        """Return the durable ranges. With another total the sender was wrong once: only a fresh start can come true."""
         received = read_received(path)
         if received is None:
             return ReceivedRanges(head.total, Ranges())

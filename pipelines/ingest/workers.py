@@ -210,7 +210,7 @@ class WorkerPool:
 
 @dataclass(slots=True)
 class _Search:
-    """Finds the messages of an item that end their reader. After a death the item is done carefully; once one is known, plainly."""
+    """Finds messages of an item that end their reader. After a death the item is done carefully; once one is known, plainly."""
 
     poison: list[tuple[int, int]] = field(default_factory=list)
     suspects: Counter[tuple[int, int]] = field(default_factory=Counter)
