@@ -75,6 +75,7 @@ QUIET = {
         "quarantine discard": "prints counts and run numbers",
         "policy keygen": "prints a public key",
         "policy schema": "prints our own JSON Schema",
+        "set schema": "likewise",
         "policy withdraw": "prints the id that was typed",
         "policy apply": "prints ids, which are checked, and change numbers",
         "model init": "prints the folders that were typed",
