@@ -51,7 +51,7 @@ def list_spool(
     from edge_agent.spool.records import State
 
     if state is not None and state.upper() not in State.__members__:
-        raise typer.BadParameter(f"{state!r} is none of ready, waiting, parked", param_hint="--state")
+        raise typer.BadParameter(f"{state!r} is not one of ready, waiting, parked", param_hint="--state")
     with _reader(config) as (db, _):
         found = inspection.entries(db, stream=stream, state=None if state is None else State[state.upper()], limit=limit)
         in_all = inspection.count(db)
@@ -60,7 +60,7 @@ def list_spool(
 
 @spool_app.command("show")
 def show_envelope(
-    id_: Annotated[int, typer.Argument(metavar="ID", help="As `spool ls` tells it.")],
+    id_: Annotated[int, typer.Argument(metavar="ID", help="As `spool ls` shows it.")],
     config: Config = AGENT,
     body: Annotated[Path | None, typer.Option("--body", help="Write its body (an Arrow IPC stream) to this file.")] = None,
     as_json: AsJson = False,
@@ -129,7 +129,7 @@ def list_parked(config: Config = AGENT, limit: LimitOption = 100, as_json: AsJso
 @park_app.command("replay")
 def replay_parked(
     config: Config = AGENT,
-    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="As `park ls` tells them.")] = None,
+    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="As `park ls` shows them.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that is parked.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Looking into an agent from outside: the spool is read beside its writer, nothing is changed."""
+"""Read an agent from outside: the spool is read while its writer works, nothing is changed."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -26,7 +26,11 @@ class ParkedEntry(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
+<<<<<<< HEAD
     """The output of `edge-agent status`."""
+=======
+    """What `edge-agent status` shows."""
+>>>>>>> main
 
     device: str
     is_running: bool
@@ -39,7 +43,11 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class AgentBooks(msgspec.Struct, frozen=True):
+<<<<<<< HEAD
     """The output of `edge-agent books`."""
+=======
+    """What `edge-agent books` shows."""
+>>>>>>> main
 
     device: str
     books: tuple[StreamBooks, ...]

@@ -98,7 +98,7 @@ def _try_one(config: AgentConfig, source: SourceConfig, key: bytes, samples: int
         except NotRunningError as error:
             note = f"{error}; a second reader may take samples from it, so it was not read"
         except OSError as error:
-            note = f"the running agent cannot be asked: {error}; run it as the agent's user"
+            note = f"the running agent does not answer: {error}; run it as the agent's user"
         return Trial(source.name, source.kind, source.stream, contract.version, failure=f"{note}; reload or stop the agent")
     return TrialReader(source, contract, key).read(samples, wait_s)
 

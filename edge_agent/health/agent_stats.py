@@ -154,7 +154,7 @@ _SINGLES: tuple[tuple[str, str, str, Callable[[AgentStats], float | None]], ...]
 
 
 _REFUSALS: tuple[tuple[str, str, Callable[[RefusedStream], float]], ...] = (
-    ("refused_samples", "Settled by the core's quarantine, as the last receipt tells.", lambda one: one.quarantined),
+    ("refused_samples", "Settled by the core's quarantine, according to the last receipt.", lambda one: one.quarantined),
     ("refused_share", "Share the core refuses; 1: all that this stream sends.", lambda one: one.share),
     ("refused_in_row_samples", "Refused since the core last accepted one.", lambda one: one.in_row),
 )

@@ -165,7 +165,7 @@ class Monitor:
 
 
 def _by_source(counts: Iterable[tuple[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
-    """Counts by kind and stream: two folders that fill one stream are told as one."""
+    """Counts by kind and stream: two folders that fill one stream are counted as one."""
     total: dict[str, Counter[str]] = {}
     for name, by_reason in counts:
         total.setdefault(name, Counter()).update(by_reason)

@@ -109,7 +109,7 @@ def diff(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what changed between two versions, and whether what works today goes on working; exit 1 if not."""
+    """Show what changed between two versions, and whether they are compatible; exit 1 if not."""
     known = _load(contracts, config)
     found = diff_contracts(*(_find(*_named(each), known) for each in (old, new)))
     if as_json:

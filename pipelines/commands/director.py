@@ -19,7 +19,7 @@ def init(config: Config = None) -> None:
     """Make the first key, and print what devices are configured with."""
     folder = director_folder(load_core_config(config))
     if any(folder.glob("director-*.pem")):
-        raise RefusedError(f"{folder} holds a director key already; `catchment director add` makes another one beside it")
+        raise RefusedError(f"{folder} holds a director key already; `catchment director add` makes another one")
     path = add_director_key(folder)
     say(f"# The private key is {path}. It stays with the model server.", err=True)
     _print_keys(folder)
@@ -27,7 +27,7 @@ def init(config: Config = None) -> None:
 
 @director_app.command()
 def add(config: Config = None) -> None:
-    """Make another key beside those that are there: from now on all of them sign."""
+    """Make another key: from now on all keys sign."""
     folder = director_folder(load_core_config(config))
     require_director(folder)
     path = add_director_key(folder)

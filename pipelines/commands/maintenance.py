@@ -35,7 +35,7 @@ def vacuum(
     now: Annotated[bool, typer.Option("--now", help="Without grace; the run loop must not be at work.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete what nothing refers to any more: replaced files past their time, orphans of crashes, segments long since rows."""
+    """Delete files that nothing refers to: replaced files past their time, orphans of crashes, segments long since rows."""
     core = load_core_config(config)
     lake, keep = lake_of(core), keep_of(core)
     with ExitStack() as held:

@@ -58,7 +58,7 @@ def import_json(
     contracts: Contracts = "",
     config: Config = None,
 ) -> None:
-    """Turn policies of IBM Spectrum Discover into ours; what does not fit is told."""
+    """Convert policies of IBM Spectrum Discover, and list what cannot be converted."""
     known = ContractSet.load(contract_folder(config, contracts))
     names = dict(each.split("=", 1) for each in renamed or () if "=" in each)
     require_files([file])

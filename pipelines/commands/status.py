@@ -28,7 +28,7 @@ def status(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """What waits, since when, what was committed last, how fast, and is all well. Exit code 1 if something is not."""
+    """Show what waits and since when, the last commit, the rate, and alarms. Exit code 1 if there is an alarm."""
     core = load_core_config(config)
     found = survey(lake_of(core), SystemClock().now_ms() * 1_000)
     verdict = assess(found, core.alarms)

@@ -122,7 +122,7 @@ def heartbeat(now_ms: int, books: Sequence[StreamBooks]) -> bytes:
 
 
 def _books(config: AgentConfig) -> tuple[StreamBooks, ...]:
-    """The device's books, as far as they can be read beside the agent."""
+    """The device's books, as far as they can be read while the agent runs."""
     path = config.spool_dir / database.FILE_NAME
     if not path.exists():
         return ()
