@@ -26,11 +26,7 @@ class ParkedEntry(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-<<<<<<< HEAD
     """The output of `edge-agent status`."""
-=======
-    """What `edge-agent status` shows."""
->>>>>>> main
 
     device: str
     is_running: bool
@@ -43,11 +39,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class AgentBooks(msgspec.Struct, frozen=True):
-<<<<<<< HEAD
     """The output of `edge-agent books`."""
-=======
-    """What `edge-agent books` shows."""
->>>>>>> main
 
     device: str
     books: tuple[StreamBooks, ...]
