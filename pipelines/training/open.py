@@ -14,8 +14,7 @@ import pyarrow.dataset as ds
 
 from catchment.runtime.plain import html_text, plain
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
-from pipelines.training.array_reader import ArrayReader
-from pipelines.training.array_views import dask_array, xarray_dataset
+from pipelines.training.array_reader import ArrayReader, dask_array, xarray_dataset
 from pipelines.training.batches import BatchOptions, OnBad, SetBatches
 from pipelines.training.index import SplitIndex
 from pipelines.training.manifest import (
