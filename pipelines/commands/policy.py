@@ -20,10 +20,9 @@ from pipelines.contracts.registry import ContractSet
 from pipelines.contracts.yaml_source import read_yaml
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.inspect.run import check_step
-from pipelines.policy.documents import load_policy, to_yaml
+from pipelines.policy.documents import load_policy, schema_text, to_yaml
 from pipelines.policy.edge import edge_rules
 from pipelines.policy.engine import RuleError
-from pipelines.policy.json_schema import schema_text
 from pipelines.policy.pol_filter import import_policies
 from pipelines.policy.trial import Trial, compile_policy, try_policy
 from schemas.policy import Policy

@@ -544,7 +544,7 @@ def _tried(to: pytest.MonkeyPatch) -> list[str]:
 
 def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
     from edge_agent.commands import spool as spool_cli
-    from edge_agent.spool import reading
+    from edge_agent.spool import database
 
     to.setattr(spool_cli, "_reader", lambda _path: nullcontext((None, Path())))
     to.setattr(inspection, "entries", lambda *_args, **_more: [hostile(inspection.SpoolEntry)])
@@ -553,9 +553,9 @@ def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
     to.setattr(inspection, "verify", lambda *_args: hostile(inspection.SpoolCheck))
 
     def rotten(*_args: Any) -> None:
-        raise reading.RottenEnvelopeError(TEXT)
+        raise database.RottenEnvelopeError(TEXT)
 
-    to.setattr(reading, "load", rotten)
+    to.setattr(database, "load", rotten)
     return list(words)
 
 

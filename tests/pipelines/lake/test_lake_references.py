@@ -15,7 +15,7 @@ from deltalake import write_deltalake
 from pipelines.errors import BadReferenceError, CorruptLakeError, NotFoundError
 from pipelines.imaging.graph import cut_chips
 from pipelines.imaging.store import SlideRef
-from pipelines.ingest.payloads import check_payloads
+from pipelines.ingest.tabulate import check_payloads
 from pipelines.inspect.stored import committed_payloads, fresh_payloads
 from pipelines.lake.compact import compact_table
 from pipelines.lake.lake import lake_at
