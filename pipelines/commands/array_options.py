@@ -9,6 +9,7 @@ import typer
 from pipelines.errors import RefusedError
 from pipelines.training.array_draft import ArrayRule
 from pipelines.training.array_rules import LabelRule, PictureRule, Resample, WindowRule
+from pipelines.training.spec import parse_duration_s
 
 Format = Annotated[str, typer.Option("--format", help="parquet, or zarr: windows (--window) or pixels (--size).")]
 Window = Annotated[str, typer.Option(help="Length of a window, e.g. 2s.")]
@@ -25,14 +26,14 @@ Fit = Annotated[str, typer.Option(help="exact: refuse pictures of another size; 
 
 @dataclass(frozen=True, slots=True)
 class ArrayOptions:
-    """The options; durations in seconds, 0 where none was given."""
+    """The options as they were typed."""
 
     form: str = "parquet"
-    window_s: float = 0.0
-    stride_s: float = 0.0
+    window: str = ""
+    stride: str = ""
     rate_hz: float = 0.0
     resample: Resample = Resample.PREVIOUS
-    hole_s: float = 1.0
+    hole: str = "1s"
     label: str = ""
     label_rule: LabelRule = LabelRule.MAJORITY
     signals: str = ""
@@ -49,12 +50,12 @@ def array_rule(options: ArrayOptions, columns: tuple[str, ...]) -> ArrayRule | N
     if options.form not in {"parquet", "zarr"}:
         raise RefusedError(f"--format {options.form[:40]!r}: give parquet or zarr")
     if options.form == "parquet":
-        if options.window_s or options.size:
+        if options.window or options.size:
             raise RefusedError("--window and --size make arrays; add --format zarr")
         return None
-    if bool(options.window_s) == bool(options.size):
+    if bool(options.window) == bool(options.size):
         raise RefusedError("--format zarr needs --window (telemetry, logs) or --size (pictures), one of the two")
-    return _window_rule(options, columns) if options.window_s else _picture_rule(options)
+    return _window_rule(options, columns) if options.window else _picture_rule(options)
 
 
 def _window_rule(options: ArrayOptions, columns: tuple[str, ...]) -> WindowRule:
@@ -62,12 +63,12 @@ def _window_rule(options: ArrayOptions, columns: tuple[str, ...]) -> WindowRule:
         raise RefusedError("--window needs --rate: steps a second, e.g. --rate 50")
     signal, _, value = options.signals.partition(":")
     return WindowRule(
-        window_s=options.window_s,
-        stride_s=options.stride_s or options.window_s,
+        window_s=parse_duration_s(options.window),
+        stride_s=parse_duration_s(options.stride or options.window),
         rate_hz=options.rate_hz,
         columns=columns,
         resample=options.resample,
-        hole_s=options.hole_s,
+        hole_s=parse_duration_s(options.hole),
         label=options.label,
         label_rule=options.label_rule,
         signal_column=signal,

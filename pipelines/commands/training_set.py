@@ -81,6 +81,7 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
     as_json: AsJson = False,
 ) -> None:
     """Show what a build would give: rows and classes of each split. Writes nothing."""
+    typed = arrays.ArrayOptions(form, window, stride, rate, resample, hole, label, label_rule, signals, size, fit)
     options = BuildOptions(
         split=parse_split(split),
         group=tuple(group.split(",")),
@@ -89,22 +90,7 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
         gap_s=parse_duration_s(gap),
         reassign=reassign,
         with_payload=with_payload,
-        arrays=arrays.array_rule(
-            arrays.ArrayOptions(
-                form=form,
-                window_s=parse_duration_s(window),
-                stride_s=parse_duration_s(stride),
-                rate_hz=rate,
-                resample=resample,
-                hole_s=parse_duration_s(hole),
-                label=label,
-                label_rule=label_rule,
-                signals=signals,
-                size=size,
-                fit=fit,
-            ),
-            _listed(columns),
-        ),
+        arrays=arrays.array_rule(typed, _listed(columns)),
     )
     found = lake_from(lake, config)
     if _is_spec(name):
@@ -155,6 +141,7 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     as_json: AsJson = False,
 ) -> None:
     """Build the next version of a training set."""
+    typed = arrays.ArrayOptions(form, window, stride, rate, resample, hole, label, label_rule, signals, size, fit)
     options = BuildOptions(
         split=parse_split(split),
         group=tuple(group.split(",")),
@@ -165,22 +152,7 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
         reassign=reassign,
         columns=_listed(columns) or None,
         with_payload=with_payload,
-        arrays=arrays.array_rule(
-            arrays.ArrayOptions(
-                form=form,
-                window_s=parse_duration_s(window),
-                stride_s=parse_duration_s(stride),
-                rate_hz=rate,
-                resample=resample,
-                hole_s=parse_duration_s(hole),
-                label=label,
-                label_rule=label_rule,
-                signals=signals,
-                size=size,
-                fit=fit,
-            ),
-            _listed(columns),
-        ),
+        arrays=arrays.array_rule(typed, _listed(columns)),
     )
     found = lake_from(lake, config)
     with _Bar() as bar:
