@@ -43,7 +43,7 @@ class TiffLevel:
         """One tile or strip as an array (rows, columns, channels), without the padding beyond the image's edge.
 
         Raises:
-            UnreadableImageError: it is damaged, cut off, or larger than the header tells.
+            UnreadableImageError: it is damaged, cut off, or larger than the header says.
         """
         with _reasons(f"tile {tile}: pixels cannot be decoded"):
             return self._decode(tile)

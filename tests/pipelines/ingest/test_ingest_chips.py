@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tifffile
+from schemas.builtin import builtin_contract
 
 from catchment.runtime.clock import SystemClock
 from pipelines.config import ChipsConfig, CoreConfig, RunConfig
@@ -25,11 +26,10 @@ from pipelines.ingest.chips.commit import commit_tables
 from pipelines.ingest.chips.loop import ChipLoop, ChipThread
 from pipelines.ingest.chips.requests import open_requests, read_cut_plan, read_last_cut
 from pipelines.ingest.loop import NoReceipts, RunLoop
-from pipelines.ingest.requests import REPLAY, Request, write_request
+from pipelines.ingest.replay import REPLAY, Request, write_request
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.runners.engine import Engine
-from schemas.builtin import builtin_contract
 from schemas.contract import ChipSpec
 from schemas.ids import DeviceId, Digest, SampleKey, StreamName
 from tests.plant.core import AsIpc, Core, MakeEnvelope, cut_all

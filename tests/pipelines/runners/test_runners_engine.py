@@ -10,8 +10,8 @@ from pipelines.errors import ConfigError, RefusedError
 from pipelines.imaging import graph as imaging_graph
 from pipelines.imaging.pool import CutLimits
 from pipelines.ingest import graph as ingest_graph
-from pipelines.runners.check import check_graph, dask_faults
 from pipelines.runners.engine import Engine, RunnerKind
+from pipelines.runners.run import check_graph, dask_faults
 
 
 class Keeps(beam.DoFn):
