@@ -1,6 +1,7 @@
 """Find orphans: files that killed processes left half-written, and payloads that no table refers to any more.
 
-Half-written files, unfinished work and copies of what the bucket has are found by name or place, because nothing refers to them. Payloads that tables still need are the shards, objects and Zarr stores that a file of a stream's table refers to. The
+Half-written files, unfinished work and copies of what the bucket has are found by name or place, because nothing refers to
+them. Payloads that tables still need are the shards, objects and Zarr stores that a file of a stream's table refers to. The
 vacuum decides whether an orphan is old enough to be deleted.
 """
 
