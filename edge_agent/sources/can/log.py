@@ -6,26 +6,30 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from datetime import tzinfo
 from pathlib import Path
 
 import can
 import msgspec
 
 from catchment.runtime.beneath import EXCHANGED, RefusedFileError
-from edge_agent.errors import SourceEndedError, SourceError
+from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.option_paths import is_same_path
 from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.can.candump import CandumpReader
 from edge_agent.sources.can.rows import FrameSampler
 from edge_agent.sources.can.source import CanOptions
-from edge_agent.sources.can.view import ViewReader, is_view
+from edge_agent.sources.can.view import ViewReader, is_view, tells_differences
 from edge_agent.sources.files.unpacking import UnpackedFile, packing_of
 from edge_agent.sources.files.watched import open_named, what_to_do
 from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.cells import start_time_us
 from schemas.contract import Contract
+from schemas.written_values import read_zone
 
 _HEAD_BYTES = 4_096
 _MAX_FRAMES = 100_000
+_Reader = can.io.generic.MessageReader | ViewReader | CandumpReader
 _TEXT_LOGS = (".log", ".txt")
 
 
@@ -49,7 +53,7 @@ class CanLog:
         self._options = options
         self._rejects = Rejects(f"can {Path(options.log).name}")
         self._sampler = FrameSampler(options, contract, self._rejects)
-        self._reader, self._head, self._packed = _open(options.log)
+        self._reader, self._head, self._packed = _open(options.log, read_zone(options.time_zone))
         self._frames: Iterator[can.Message] = iter(self._reader)
         self._read_frames = 0
         self._resumed_at = 0
@@ -116,8 +120,10 @@ class CanLog:
         while True:
             try:
                 frame = next(self._frames, None)
+            except ConfigError:
+                raise  # the log waits for a setting
             except Exception as error:  # noqa: BLE001 # each reader raises its own; a broken log stays broken
-                if isinstance(self._reader, (can.CanutilsLogReader, ViewReader)):
+                if isinstance(self._reader, (CandumpReader, ViewReader)):
                     # Lines of text, each by itself: a torn one, as a power cut leaves, says nothing of those behind it.
                     self._rejects.count("row: no line of candump", f"{self._read_frames}: {error}")
                     self._frames = iter(self._reader)
@@ -153,13 +159,13 @@ def _check_same(reader: can.io.generic.MessageReader, descriptor: int, log: Path
         raise RefusedFileError(EXCHANGED, log)
 
 
-def _open(log: str) -> tuple[can.io.generic.MessageReader | ViewReader, int, UnpackedFile | None]:
+def _open(log: str, zone: tzinfo | None) -> tuple[_Reader, int, UnpackedFile | None]:
     """A reader of the log, the mark of its beginning, and the file that is unpacked for it, where it is packed."""
     path = Path(log)
     try:
         with open_named(path) as file:
             head = file.read(_HEAD_BYTES)
-            reader, packed = _reader(path, file.fileno(), is_packed=bool(packing_of(head)))
+            reader, packed = _reader(path, file.fileno(), zone, is_packed=bool(packing_of(head)))
             return reader, zlib.crc32(head), packed
     except OSError as error:
         raise SourceError(f"{log} cannot be read ({error.strerror}); {what_to_do(error, 'correct `log`')}") from error
@@ -167,27 +173,30 @@ def _open(log: str) -> tuple[can.io.generic.MessageReader | ViewReader, int, Unp
         raise SourceError(f"{log} is no log that python-can reads: {error}") from error
 
 
-def _reader(
-    log: Path, descriptor: int, *, is_packed: bool
-) -> tuple[can.io.generic.MessageReader | ViewReader, UnpackedFile | None]:
+def _reader(log: Path, descriptor: int, zone: tzinfo | None, *, is_packed: bool) -> tuple[_Reader, UnpackedFile | None]:
     """Packed logs are unpacked here and not by python-can, whose reader loses the frames before a break.
 
     Raises:
         ValueError: python-can has no reader for what is packed.
     """
-    suffixes = [suffix.lower() for suffix in log.suffixes]
-    if any(suffix in _TEXT_LOGS for suffix in suffixes[-2 if is_packed else -1 :]):
+    suffixes = [suffix.lower() for suffix in log.suffixes][-2 if is_packed else -1 :]
+    known = can.io.player.MESSAGE_READERS
+    if any(suffix in _TEXT_LOGS for suffix in suffixes):
         with _text(descriptor, "ascii") as beginning:
             shows_view = is_view(beginning)
         if shows_view:
+            with _text(descriptor, "ascii") as beginning:
+                are_differences = tells_differences(beginning)
             text = _text(descriptor, "ascii")
-            return ViewReader(text), text.buffer
+            return ViewReader(text, zone, are_differences=are_differences), text.buffer
+    kind = next((found for suffix in reversed(suffixes) if (found := known.get(suffix)) is not None), None)
+    if kind is can.CanutilsLogReader:
+        text = _text(descriptor, "utf-8")
+        return CandumpReader(text), text.buffer
     if not is_packed:
         reader = can.LogReader(log)
         _check_same(reader, descriptor, log)
         return reader, None
-    known = can.io.player.MESSAGE_READERS
-    kind = next((known[suffix] for suffix in reversed(suffixes) if suffix in known), None)
     if kind is not None and issubclass(kind, can.io.generic.TextIOMessageReader):
         text = _text(descriptor, "utf-8")
         return kind(text), text.buffer

@@ -4,12 +4,18 @@
 (1700000000.020000)  can0  RX - -  123   [2]  01 02   '..'
 """
 
+import math
 import re
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import tzinfo
+from itertools import pairwise
 from typing import TextIO
 
 import can
+
+from edge_agent.errors import ConfigError
+from edge_agent.sources.can.candump import ERROR_FLAG, ID_BITS, MAX_LINE_CHARS
+from schemas.written_values import TimeForm, WrittenValueError, read_time
 
 _LINE = re.compile(
     r"\s*(?:\((?P<time>[0-9.:\- ]+)\)\s+)?(?P<channel>\S+)\s+(?:[RT]X\s+\S\s+\S\s+)?"
@@ -17,10 +23,10 @@ _LINE = re.compile(
 )
 _BYTES = re.compile(r"(?:[0-9A-Fa-f]{2}(?: |$))*")
 _STANDARD_DIGITS = 3
-_ERROR_FLAG = 0x2000_0000
-_ID_BITS = 0x1FFF_FFFF
+_SECONDS = re.compile(r"\d+(?:\.\d+)?")
+# Seconds below this count from the start of a log, and not from 1970.
+EARLIEST_S = 1e8
 _PEEKED_LINES = 20
-_MAX_LINE_CHARS = 4_096
 
 
 class ViewLineError(ValueError):
@@ -33,8 +39,22 @@ def is_view(text: TextIO) -> bool:
     Raises:
         OSError: it cannot be read.
     """
-    lines = [line for _ in range(_PEEKED_LINES) if (line := text.readline(_MAX_LINE_CHARS)).strip()]
-    return any(_LINE.fullmatch(line.strip("\r\n")) is not None for line in lines)
+    return bool(_peek(text))
+
+
+def tells_differences(text: TextIO) -> bool:
+    """Whether the times of a text are distances from frame to frame (`-t d`): they go back and forth near zero.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    times = [float(match["time"]) for match in _peek(text) if _SECONDS.fullmatch(match["time"] or "")]
+    return any(later < earlier < EARLIEST_S for earlier, later in pairwise(times))
+
+
+def _peek(text: TextIO) -> Sequence[re.Match[str]]:
+    lines = [line for _ in range(_PEEKED_LINES) if (line := text.readline(MAX_LINE_CHARS)).strip()]
+    return [match for line in lines if (match := _LINE.fullmatch(line.strip("\r\n"))) is not None]
 
 
 class ViewReader:
@@ -42,26 +62,42 @@ class ViewReader:
 
     Args:
         text: of the file; it is closed with the reader.
+        zone: of times as dates (`-t A`), which tell none.
+        are_differences: each time is the distance from the frame before (`-t d`).
     """
 
-    def __init__(self, text: TextIO) -> None:
+    def __init__(self, text: TextIO, zone: tzinfo | None = None, *, are_differences: bool = False) -> None:
         self._file = text
+        self._zone = zone
+        self._are_differences = are_differences
+        self._time_us = 0
 
     def __iter__(self) -> Iterator[can.Message]:
-        while line := self._file.readline(_MAX_LINE_CHARS):
+        while line := self._file.readline(MAX_LINE_CHARS):
             if line.strip():
-                yield read_view_line(line.strip("\r\n"))
+                frame = read_view_line(line.strip("\r\n"), self._zone, self._time_us)
+                if not math.isnan(frame.timestamp):
+                    time_us = round(frame.timestamp * 1e6)
+                    self._time_us = self._time_us + time_us if self._are_differences else time_us
+                    frame.timestamp = self._time_us / 1e6
+                yield frame
 
     def stop(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def read_view_line(line: str) -> can.Message:
+def read_view_line(line: str, zone: tzinfo | None = None, after_us: int | None = None) -> can.Message:
     """The frame of one line; one without a time has the time NaN.
+
+    Args:
+        line: without its end.
+        zone: of a date.
+        after_us: when the frame before it was: tells apart local times that occur twice.
 
     Raises:
         ViewLineError: it is no such line.
+        ConfigError: its time is a date, and no zone is given.
     """
     match = _LINE.fullmatch(line)
     if match is None:
@@ -79,20 +115,21 @@ def read_view_line(line: str) -> can.Message:
         if len(data) < length:
             raise ViewLineError(f"{length} bytes are announced, {len(data)} are there")
     return can.Message(
-        timestamp=_time_s(match["time"]), arbitration_id=id_ & _ID_BITS, is_extended_id=is_extended, is_remote_frame=is_remote,
-        is_error_frame=is_extended and bool(id_ & _ERROR_FLAG), is_fd=len(match["length"]) > 1, dlc=length, data=data,
+        timestamp=_time_s(match["time"], zone, after_us),
+        arbitration_id=id_ & ID_BITS, is_extended_id=is_extended, is_remote_frame=is_remote,
+        is_error_frame=is_extended and bool(id_ & ERROR_FLAG), is_fd=len(match["length"]) > 1, dlc=length, data=data,
         channel=match["channel"],
     )  # fmt: skip
 
 
-def _time_s(text: str | None) -> float:
+def _time_s(text: str | None, zone: tzinfo | None, after_us: int | None) -> float:
     if text is None:
         return float("nan")
-    try:
+    if _SECONDS.fullmatch(text):
         return float(text)
-    except ValueError:
-        pass  # not seconds: a date, as -t A prints it
     try:
-        return datetime.fromisoformat(text.strip()).replace(tzinfo=UTC).timestamp()
-    except ValueError as error:
+        return read_time(text, TimeForm("rfc3339", zone=zone), after_us).micros / 1e6
+    except WrittenValueError as error:
+        if error.needs == "time_zone":
+            raise ConfigError(f"source 'can': times such as {text.strip()!r} tell no zone; set time_zone") from error
         raise ViewLineError("a time that cannot be") from error

@@ -48,10 +48,13 @@ class Lines:
 
     Attributes:
         offset: bytes (unpacked) read so far; every line before it was given out or counted as refused.
+        is_final: the file does not grow any more.
 
     Raises:
         SourceError: the file ends before `offset`, or cannot be read or unpacked.
     """
+
+    is_final = True
 
     def __init__(self, path: Path, offset: int, max_line_bytes: int, rejects: Rejects) -> None:
         self._path = path
