@@ -1,5 +1,6 @@
 """Lines of a file, plain or packed, with the byte offset after each: what a resume position is made of."""
 
+import codecs
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,17 @@ def open_lines(path: Path) -> UnpackedFile:
     except OSError as error:
         act = what_to_do(error, "put the file there or correct `path`")
         raise SourceError(f"{path} cannot be read ({error.strerror or error}); {act}") from error
+
+
+def check_encoding(path: Path, head: bytes) -> None:
+    """Refuse a file that begins as text in UTF-16 or UTF-32: its lines would be noise.
+
+    Raises:
+        SourceError: it does.
+    """
+    is_wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    if is_wide or (len(head) > 1 and head[:2].count(0) == 1 and head[:32].count(0) >= len(head[:32]) // 3):
+        raise SourceError(f"{path} is text in UTF-16 or UTF-32; write it in UTF-8: iconv -f UTF-16 -t UTF-8")
 
 
 def head_mark(path: Path) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import SourceError
+from edge_agent.sources.files.lines import check_encoding
 from edge_agent.sources.files.watched import what_to_do
 from edge_agent.sources.logs.file import LogFile
 from edge_agent.sources.logs.forms import (
@@ -432,6 +433,7 @@ class FollowedLog:
         begins = self._file.begins()
         if not begins:
             return False
+        check_encoding(self._file.path, begins)
         known = "" if self._form == ZEEK and "#fields" not in self._header else self._form
         form = recognise(begins, self._forms) or known or self._form_of_earlier(begins)
         if not form:
