@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow core-kills bucket-kills power-cuts soak gate fuzz mutants check format bench lock wheel wheels deb systemd-units clean
+.PHONY: help setup demo test test-slow test-torch core-kills bucket-kills power-cuts soak gate fuzz mutants check format bench lock wheel wheels deb systemd-units clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ test: setup ## the whole suite but the slow tests, in under five minutes
 
 test-slow: setup ## the slow tests: at least 300 kills of the core, large images, many devices
 	@CATCHMENT_LEAST_KILLS=300 $(BIN)/pytest -q -n $(JOBS) --dist worksteal -m "slow and not bench"
+
+test-torch: setup ## the loader's tests with the real PyTorch, fetched into .torch (5 GB; needs Linux on x86-64 or 64-bit ARM)
+	@[ -d .torch/torch ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .torch -r requirements-torch.lock
+	@$(BIN)/pytest -q tests/pipelines/training/test_set_torch.py
 
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy

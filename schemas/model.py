@@ -9,10 +9,16 @@ from typing import Any, Literal
 import msgspec
 
 from schemas.errors import SchemaError
+from schemas.ids import encode_json
 from schemas.rollout import MODEL_NAME
-from schemas.wire_json import encode_json
 
 MAX_PIXELS = 16_777_216
+# What a device takes, and gives a model, unless it is configured for more.
+MAX_MODEL_BYTES = 256 * 1024 * 1024
+MODEL_MEMORY_MIB = 192
+MODEL_ANSWER_MS = 2_000
+MODEL_LOAD_S = 20.0
+MAX_DETAILS_BYTES = 4 * 1024 * 1024
 _GOLDEN_STEP = 2_654_435_761  # Knuth's multiplicative constant: neighbouring values are far apart
 _GOLDEN_MODULUS = 1 << 32
 _OUTPUT = re.compile(r".{0,256}")
@@ -102,3 +108,33 @@ def model_spec_from_plain(custom: object) -> ModelSpec:
         return msgspec.json.decode(text, type=ModelSpec)
     except msgspec.MsgspecError as error:
         raise SchemaError(f"the signed target's model description is malformed: {error}") from error
+
+
+def details_path(name: str, version: int) -> str:
+    """Target path of the file with all that is said of a version: labels and golden answers, too."""
+    return f"{name}/{version}.json"
+
+
+def encode_details(spec: ModelSpec) -> bytes:
+    """The bytes of that file."""
+    return encode_json(spec)
+
+
+def decode_details(body: bytes) -> ModelSpec:
+    """Read what `encode_details` made.
+
+    Raises:
+        SchemaError: too large, or not a model's description.
+    """
+    if len(body) > MAX_DETAILS_BYTES:
+        raise SchemaError(f"model details of {len(body):,} bytes are above the limit of {MAX_DETAILS_BYTES:,}")
+    try:
+        return msgspec.json.decode(body, type=ModelSpec)
+    except msgspec.MsgspecError as error:
+        raise SchemaError(f"the model's details are malformed: {error}") from error
+
+
+def details_of(custom: object) -> str | None:
+    """The target path of a version's details, as said beside its ONNX file; None: everything is said there."""
+    path = custom.get("details") if isinstance(custom, dict) else None
+    return path if isinstance(path, str) else None

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Chooses every package's version anew and writes the two locks: the whole checkout's, and the bare agent's.
+# Chooses every package's version anew and writes the locks: the whole checkout's, the bare agent's, and that of the tests with PyTorch.
 # No index host is written into them: whoever installs decides where packages come from.
 set -eu
 cd "$(dirname "$0")/.."
@@ -9,3 +9,5 @@ common="--universal --python-version 3.11 --generate-hashes --no-emit-index-url 
 uv pip compile pyproject.toml --extra dev $common "$@" -o requirements.lock
 # shellcheck disable=SC2086
 uv pip compile pyproject.toml $common -c requirements.lock "$@" -o requirements-agent.lock
+# shellcheck disable=SC2086
+echo "torch>=2.5" | uv pip compile - $common -c requirements.lock "$@" -o requirements-torch.lock

@@ -4,6 +4,7 @@ import msgspec
 
 from edge_agent.errors import ConfigError
 from schemas.ids import StreamName
+from schemas.model import MAX_MODEL_BYTES, MODEL_ANSWER_MS, MODEL_LOAD_S, MODEL_MEMORY_MIB
 from schemas.rollout import MODEL_NAME
 
 MIN_MEMORY_MIB = 96  # what the runtime takes before any model
@@ -35,12 +36,12 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probation_s: float = 600.0
     self_test: bool = True
     labels: tuple[str, ...] = ()
-    max_bytes: int = 256 * 1024 * 1024
+    max_bytes: int = MAX_MODEL_BYTES
     max_failures: int = 5
     max_starts: int = 3
-    max_memory_mib: int = 192
-    max_ms: int = 2_000
-    max_load_s: float = 20.0
+    max_memory_mib: int = MODEL_MEMORY_MIB
+    max_ms: int = MODEL_ANSWER_MS
+    max_load_s: float = MODEL_LOAD_S
 
     def __post_init__(self) -> None:
         if not MODEL_NAME.fullmatch(self.name):

@@ -13,7 +13,7 @@ from tuf.ngclient.updater import Updater
 from edge_agent.errors import ModelError, ModelUnfitError, UntrustedModelError
 from edge_agent.models.fetcher import BASE_URL, PieceFetcher
 from schemas.errors import SchemaError
-from schemas.model import ModelSpec, model_spec_from_plain
+from schemas.model import MAX_DETAILS_BYTES, ModelSpec, decode_details, details_of, model_spec_from_plain
 from schemas.rollout import Desired
 
 Held: TypeAlias = Callable[[int, str], Path | None]
@@ -79,16 +79,17 @@ class TrustAnchor:
         info = updater.get_targetinfo(desired.target)
         if info is None:
             raise UntrustedModelError(f"{desired.target} is not among the targets that the keys vouch for")
-        spec = self._spec(info, desired)
+        spec = self._spec(updater, info, desired)
         digest = info.hashes["sha256"]
         path = held(spec.version, digest)
         if path is None:
             updater.download_target(info, str(into))
         return TrustedModel(path or into, digest, spec)
 
-    def _spec(self, info: TargetFile, desired: Desired) -> ModelSpec:
+    def _spec(self, updater: Updater, info: TargetFile, desired: Desired) -> ModelSpec:
         try:
-            spec = model_spec_from_plain(info.custom)
+            path = details_of(info.custom)
+            spec = model_spec_from_plain(info.custom) if path is None else self._details(updater, path)
         except SchemaError as error:
             raise UntrustedModelError(f"{desired.target}: {error}") from error
         if (spec.name, spec.version) != (desired.name, desired.version):
@@ -100,6 +101,17 @@ class TrustAnchor:
         if info.length > self._max_bytes:
             raise ModelUnfitError(f"{desired.target} has {info.length} bytes; this device takes {self._max_bytes}")
         return spec
+
+    def _details(self, updater: Updater, path: str) -> ModelSpec:
+        """What is said of a version in the target beside it."""
+        info = updater.get_targetinfo(path)
+        if info is None:
+            raise UntrustedModelError(f"{path} is not among the targets that the keys vouch for")
+        if info.length > MAX_DETAILS_BYTES:
+            raise ModelUnfitError(f"{path} has {info.length} bytes; a device takes {MAX_DETAILS_BYTES}")
+        file = self._folder / "details.json"
+        updater.download_target(info, str(file))
+        return decode_details(file.read_bytes())
 
 
 def _causes(error: BaseException) -> str:

@@ -1,6 +1,8 @@
 """`catchment model …` and `catchment rollout …`."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -13,19 +15,17 @@ from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands.options import AsJson, Config, require_files
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import first_director
-from pipelines.director.orders import DesiredOrders
+from pipelines.director import DesiredOrders, director_folder, first_director
 from pipelines.errors import ConfigError
 from pipelines.rollout.cohorts import parse_cohort
 from pipelines.rollout.fleet import publish_desired, reported_models
-from pipelines.rollout.golden import check_scores, try_model
+from pipelines.rollout.golden import GoldenTrial, check_scores, try_within_limits
 from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, PublishedModel
 from pipelines.rollout.rollouts import Rollout, RolloutStore, progress
 from pipelines.rollout.server import serve
 from pipelines.stopping import stop_on_signals
-from schemas.model import ImageInput
+from schemas.model import MODEL_ANSWER_MS, MODEL_MEMORY_MIB, ImageInput
 from schemas.reported import ModelReport
 
 __all__ = ["model_app", "rollout_app", "serve"]
@@ -85,21 +85,24 @@ def model_publish(  # noqa: PLR0913, PLR0917  # each argument is an option of th
     layout: Annotated[str, typer.Option(help="nchw, nhwc or flat; empty: as the model says.")] = "",
     scale: Annotated[float, typer.Option(help="Each pixel 0..255 is multiplied by this.")] = 1 / 255,
     softmax: Annotated[bool, typer.Option(help="The answers are logits.")] = False,
+    memory_mib: Annotated[int, typer.Option(help="Memory that your devices give a model (max_memory_mib).")] = MODEL_MEMORY_MIB,
+    answer_ms: Annotated[int, typer.Option(help="Time that they give it for a picture (max_ms).")] = MODEL_ANSWER_MS,
 ) -> None:
-    """Try a model here, then sign it as its next version."""
+    """Try a model within a device's limits, then sign it as its next version."""
     core = load_core_config(config)
     require_files([file])
     onnx = file.read_bytes()
-    image = _image(onnx, width, height, colour, layout, scale)
-    trial, names = try_model(onnx, image), _labels(labels)
+    attempt = partial(try_within_limits, onnx, memory_mib=memory_mib, answer_ms=answer_ms)
+    image = _image(attempt, width, height, colour, layout, scale)
+    trial, names = attempt(image), _labels(labels)
     check_scores(trial, names, softmax)
     published = _repository(core, keys).publish(name, onnx, image, labels=names, softmax=softmax, golden=trial.golden)
     out.print(f"{name} version {published.spec.version}: {published.size} bytes, sha256 {published.digest}")
 
 
-def _image(onnx: bytes, width: int, height: int, colour: str, layout: str, scale: float) -> ImageInput:
+def _image(attempt: Callable[[], GoldenTrial], width: int, height: int, colour: str, layout: str, scale: float) -> ImageInput:
     if not width or not height:
-        shape = try_model(onnx).image
+        shape = attempt().image
         width, height, colour, layout = shape.width, shape.height, colour or shape.colour, layout or shape.layout
     return ImageInput(
         width,
@@ -112,7 +115,7 @@ def _image(onnx: bytes, width: int, height: int, colour: str, layout: str, scale
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise ConfigError(f"--{option} {value[:40]!r} is none of {', '.join(known)}")
+        raise ConfigError(f"--{option} {value[:40]!r} is not one of {', '.join(known)}")
     return value
 
 
@@ -148,6 +151,19 @@ def model_show(name: str, version: int | None = None, config: Config = None, as_
         out.print(f"{key}: {plain(value)}")
 
 
+@model_app.command("withdraw")
+def model_withdraw(name: str, version: int, config: Config = None, keys: Keys = None) -> None:
+    """Vouch for a version no more, and halt its rollouts: no device installs it from then on."""
+    core = load_core_config(config)
+    gone = _repository(core, keys).withdraw(name, version)
+    store = RolloutStore(models_folder(core) / "rollouts")
+    halted = [each for each in store.all() if (each.model, each.version, each.state) == (name, version, "running")]
+    for rollout in halted:
+        store.save(msgspec.structs.replace(rollout, state="halted", reason="its version was withdrawn"))
+    names = ", ".join(rollout.name for rollout in halted) or "none"
+    out.print(f"{name} version {gone.spec.version} is withdrawn; rollouts halted: {names}")
+
+
 @rollout_app.command("start")
 def rollout_start(
     model: Annotated[str, typer.Argument(help="The model's name.")],
@@ -170,15 +186,15 @@ def rollout_start(
     published = publish_desired(core, rollout, orders)
     if not orders.public_keys:
         say("unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True)
-    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(published)} devices told")
+    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(published)} devices notified")
 
 
 @rollout_app.command("halt")
 def rollout_halt(name: str, config: Config = None) -> None:
-    """Stop a rollout: devices that run its version well keep it, others are told what came before."""
+    """Stop a rollout: devices that run its version well keep it, others get the order for the version before."""
     store = RolloutStore(models_folder(load_core_config(config)) / "rollouts")
     store.save(msgspec.structs.replace(store.get(name), state="halted", reason="halted by hand"))
-    out.print(f"rollout {name} is halted; the model server tells the devices")
+    out.print(f"rollout {name} is halted; the model server notifies the devices")
 
 
 @rollout_app.command("status")

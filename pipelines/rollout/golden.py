@@ -1,15 +1,24 @@
 """What a model answers to the golden input here, so that a device can check that it answers the same there."""
 
 import math
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from catchment.runtime.worker.limits import MIB, WorkerLimits
+from catchment.runtime.worker.outcome import Answered, Refused
+from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.errors import RefusedError
 from schemas.errors import SchemaError
-from schemas.model import ImageInput, golden_input
+from schemas.model import MODEL_ANSWER_MS, MODEL_LOAD_S, MODEL_MEMORY_MIB, ImageInput, golden_input
 
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 _QUIET = 4
+_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory")
 # What rounding may add to a share of 1.
 _SCORE_SLACK = 1e-3
 
@@ -20,6 +29,58 @@ class GoldenTrial:
 
     image: ImageInput
     golden: tuple[float, ...]
+
+
+class TrialOptions(msgspec.Struct, frozen=True):
+    """What a process tries: the ONNX file, the input it takes and the output to read."""
+
+    path: str
+    image: ImageInput | None
+    output: str
+
+
+def try_within_limits(
+    onnx: bytes,
+    image: ImageInput | None = None,
+    output: str = "",
+    *,
+    memory_mib: int = MODEL_MEMORY_MIB,
+    answer_ms: int = MODEL_ANSWER_MS,
+) -> GoldenTrial:
+    """Try a model as `try_model` does, in a process with the memory and time that a device gives it.
+
+    Raises:
+        RefusedError: as for `try_model`, or it crashes, or needs more than that.
+    """
+    limits = WorkerLimits(
+        memory_bytes=memory_mib * MIB,
+        cpu_s=max(1, answer_ms // 1_000) * 2,
+        start_timeout_s=MODEL_LOAD_S,
+        max_answer_bytes=64 * MIB,
+    )
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        file.write(onnx)
+        file.flush()
+        options = msgspec.msgpack.encode(TrialOptions(file.name, image, output))
+        with WorkerProcess(WorkerSpec(target="pipelines.rollout.golden:open_trial", options=options, limits=limits)) as worker:
+            outcome = worker.start()
+            if isinstance(outcome, Answered):
+                outcome = worker.request(b"", answer_ms / 1_000) or outcome
+    if isinstance(outcome, Answered):
+        return msgspec.msgpack.decode(outcome.body, type=GoldenTrial)
+    if isinstance(outcome, Refused):
+        raise RefusedError(str(outcome))
+    raise RefusedError(
+        f"the model cannot be tried within what a device gives it: {outcome}; "
+        "raise --memory-mib or --answer-ms if your devices have larger max_memory_mib and max_ms under [model]"
+    )
+
+
+def open_trial(options: bytes, _note: Callable[[bytes], None]) -> Callable[[bytes], bytes]:
+    """Load the model that the options name: the target of the process that tries it."""
+    given = msgspec.msgpack.decode(options, type=TrialOptions)
+    session = _load(Path(given.path).read_bytes())
+    return lambda _request: msgspec.msgpack.encode(_try(session, given.image, given.output))
 
 
 def try_model(onnx: bytes, image: ImageInput | None = None, output: str = "") -> GoldenTrial:
@@ -33,7 +94,10 @@ def try_model(onnx: bytes, image: ImageInput | None = None, output: str = "") ->
     Raises:
         RefusedError: it does not load, takes or answers something else, or its answers are not finite.
     """
-    session = _load(onnx)
+    return _try(_load(onnx), image, output)
+
+
+def _try(session: Any, image: ImageInput | None, output: str) -> GoldenTrial:
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type not in _TYPES:
         raise RefusedError(f"the model must have one input of floating numbers; it has {[i.type for i in inputs]}")
@@ -70,10 +134,13 @@ def _load(onnx: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False  # as on a device, whose limits it must keep
     try:
         return onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # The runtime's exceptions share no base but Exception.
+        _raise_if_out_of_memory(error)
         raise RefusedError(f"the model does not load: {error}") from error
 
 
@@ -85,6 +152,7 @@ def _answers(session: Any, taken: Any, output: str, image: ImageInput) -> tuple[
         (found,) = session.run([output], {taken.name: tensor})
     except Exception as error:
         # The runtime's exceptions share no base but Exception.
+        _raise_if_out_of_memory(error)
         raise RefusedError(f"the model fails on an input of {list(image.shape)}: {error}") from error
     shape = list(np.shape(found))
     if sum(size > 1 for size in shape) > 1:
@@ -96,6 +164,12 @@ def _answers(session: Any, taken: Any, output: str, image: ImageInput) -> tuple[
     if not answers or not all(map(math.isfinite, answers)):
         raise RefusedError("the model answers the golden input with nothing, or with numbers that are not finite")
     return answers
+
+
+def _raise_if_out_of_memory(error: Exception) -> None:
+    """The runtime reports memory that it was refused as one of its own exceptions, told apart by their text."""
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
+        raise MemoryError from error
 
 
 def image_of_shape(shape: list[Any]) -> ImageInput:

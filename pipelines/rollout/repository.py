@@ -1,9 +1,9 @@
 """The model repository: TUF metadata and model files in `<lake>/models/`, readable by any TUF client.
 
-    metadata/<n>.root.json  <n>.targets.json  <n>.snapshot.json  timestamp.json
-    targets/<name>/<sha256>.<version>.onnx
+    metadata/<n>.root.json  <n>.targets.json  <n>.<model>.<hundred>.json  <n>.snapshot.json  timestamp.json
+    targets/<model>/<sha256>.<version>.onnx   targets/<model>/<sha256>.<version>.json
 
-Every file but `timestamp.json` is written once. A change is published by replacing that one file, last.
+A repository of an earlier release, whose targets role holds everything, gets this form when something is published.
 """
 
 import fcntl
@@ -11,37 +11,46 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
 
-from tuf.api.exceptions import RepositoryError
+import structlog
+from msgspec.structs import replace
 from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported, but not in __all__
-    Metadata,
-    MetaFile,
     Root,
-    Snapshot,
     TargetFile,
     Targets,
-    Timestamp,
 )
-from tuf.api.serialization import DeserializationError
 
 from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import Clock
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
 from pipelines.rollout.keys import ROLES, KeyFolder, KeyPlan
+from pipelines.rollout.model_roles import (
+    WITHDRAWN,
+    brief_spec,
+    delegate,
+    delegated_roles,
+    model_path,
+    parse_model_path,
+    role_of,
+    target_files,
+    withdrawn_versions,
+)
+from pipelines.rollout.role_files import TARGETS, RoleChange, RoleFiles
 from schemas.errors import SchemaError
-from schemas.model import ImageInput, ModelSpec, model_spec_from_plain, model_spec_to_plain
+from schemas.model import (
+    MAX_DETAILS_BYTES,
+    MAX_MODEL_BYTES,
+    ImageInput,
+    ModelSpec,
+    decode_details,
+    details_path,
+    encode_details,
+    model_spec_from_plain,
+)
 
-LIFETIMES = {
-    "root": timedelta(days=3 * 365),
-    "targets": timedelta(days=365),
-    "snapshot": timedelta(days=90),
-    # How long a device can be held on old models by somebody who cuts it off from the repository.
-    "timestamp": timedelta(days=14),
-}
-SignedT = TypeVar("SignedT", Root, Targets, Snapshot, Timestamp)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +69,8 @@ class ModelRepository:
 
     def __init__(self, root: Path, keys: KeyFolder, clock: Clock) -> None:
         self.root = root
+        self.files = RoleFiles(root, keys, clock)
         self._keys = keys
-        self._clock = clock
-        self._metadata = root / "metadata"
 
     # -- making ------------------------------------------------------------------------------------------------------
 
@@ -72,21 +80,19 @@ class ModelRepository:
         Raises:
             RefusedError: there is a repository already.
         """
-        if self._metadata.exists():
+        if self.files.folder.exists():
             raise RefusedError(f"{self.root} already holds a repository; publish into it, or remove it knowingly")
         self._keys.generate(plan)
-        self._metadata.mkdir(parents=True)
+        self.files.folder.mkdir(parents=True)
         (self.root / "targets").mkdir(exist_ok=True)
-        root = Root(version=1, expires=self._expiry("root"), consistent_snapshot=True)
+        root = Root(version=1, expires=self.files.expiry("root"), consistent_snapshot=True)
         for role in ROLES:
             for signer in self._keys.signers(role):
                 root.add_key(signer.public_key, role)
             root.roles[role].threshold = plan.of(role)[1]
         with self._locked():
-            self._write(root, "root", f"{root.version}.root.json")
-            self._write(Targets(expires=self._expiry("targets")), "targets", "1.targets.json")
-            self._publish_snapshot(1, 1, 1)
-        return self._metadata / "1.root.json"
+            self.files.begin(root)
+        return self.files.folder / "1.root.json"
 
     def publish(
         self,
@@ -103,29 +109,40 @@ class ModelRepository:
         """Sign a model's bytes as the next version of `name`. Needs the targets, snapshot and timestamp keys.
 
         Raises:
-            RefusedError: a key is not here, or the description is malformed.
+            RefusedError: a key is not here, the description is malformed, or a device would refuse what came of it.
             CorruptLakeError: the repository is damaged.
         """
+        if len(onnx) > MAX_MODEL_BYTES:
+            raise RefusedError(f"model {name[:80]!r} has {len(onnx):,} bytes; a device takes {MAX_MODEL_BYTES:,}")
         with self._locked():
-            targets = self._newest(Targets, "targets")
-            version = 1 + max((model.spec.version for model in self.models() if model.spec.name == name), default=0)
+            change = self._change()
             try:
+                version = 1 + self._highest(change, name)
                 spec = ModelSpec(name, version, image, labels, output, softmax, golden, tolerance)
+                entry = self._add(change, spec, TargetFile.from_data(model_path(name, version), onnx, ["sha256"]))
             except SchemaError as error:
                 raise RefusedError(f"model {name[:80]!r} cannot be published: {error}") from error
-            path = f"{name}/{version}.onnx"
-            info = TargetFile.from_data(path, onnx, ["sha256"])
-            info.unrecognized_fields["custom"] = model_spec_to_plain(spec)
-            file = self.root / "targets" / _prefixed(info)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, onnx, mode=0o644)
-            targets.targets[path] = info
-            targets.version += 1
-            targets.expires = self._expiry("targets")
-            self._write(targets, "targets", f"{targets.version}.targets.json")
-            timestamp = self._timestamp()
-            self._publish_snapshot(timestamp.snapshot_meta.version + 1, targets.version, timestamp.version + 1)
-        return PublishedModel(spec, path, file, info.length, info.hashes["sha256"])
+            file = self._write_target(entry, onnx)
+            change.checked += [entry.path, details_path(name, version)]
+            self.files.publish(change)
+        return PublishedModel(spec, entry.path, file, entry.length, entry.hashes["sha256"])
+
+    def withdraw(self, name: str, version: int) -> PublishedModel:
+        """Vouch for a version no more: no device installs it from then on. Its number is not given again.
+
+        Raises:
+            NotFoundError: there is no such version.
+            RefusedError: as for `publish`.
+        """
+        with self._locked():
+            gone = self.model(name, version)
+            change = self._change()
+            role = self._role(change, role_of(name, version))
+            for path in (gone.target, details_path(name, version)):
+                role.targets.pop(path, None)
+            role.unrecognized_fields[WITHDRAWN] = sorted(withdrawn_versions(role) | {version})
+            self.files.publish(change)
+        return gone
 
     def renew(self, *, when_within: timedelta) -> bool:
         """Sign the timestamp (and the snapshot) anew if it expires within that time; whether it was done.
@@ -135,100 +152,173 @@ class ModelRepository:
             CorruptLakeError: the repository is damaged.
         """
         with self._locked():
-            timestamp = self._timestamp()
-            snapshot = self._newest(Snapshot, "snapshot")
-            soon = self._now() + when_within
-            if snapshot.expires < soon:
-                targets_version = snapshot.meta["targets.json"].version
-                self._publish_snapshot(snapshot.version + 1, targets_version, timestamp.version + 1)
+            soon = self.files.now() + when_within
+            if self.files.snapshot().expires < soon:
+                self.files.publish(RoleChange())
                 return True
-            if timestamp.expires < soon:
-                self._publish_timestamp(snapshot.version, timestamp.version + 1)
+            if self.files.timestamp().expires < soon:
+                self.files.publish_timestamp()
                 return True
         return False
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def models(self) -> list[PublishedModel]:
-        """All versions of all models, by name, then version.
+        """All versions of all models, by name, then version, without their golden answers; `model` gives all of one.
 
         Raises:
             NotFoundError: there is no repository.
             CorruptLakeError: the repository is damaged.
         """
-        found: list[PublishedModel] = []
-        for path, info in self._newest(Targets, "targets").targets.items():
-            try:
-                spec = model_spec_from_plain(info.custom)
-            except SchemaError as error:
-                raise CorruptLakeError(f"{path} in {self._metadata}: {error}") from error
-            found.append(PublishedModel(spec, path, self.root / "targets" / _prefixed(info), info.length, info.hashes["sha256"]))
-        return sorted(found, key=lambda model: (model.spec.name, model.spec.version))
+        snapshot = self.files.snapshot()
+        top = self.files.targets(snapshot=snapshot)
+        roles = [top, *(self.files.targets(role, snapshot) for role in delegated_roles(top))]
+        entries = [entry for role in roles for path, entry in role.targets.items() if parse_model_path(path)]
+        return sorted(map(self._published, entries), key=lambda model: (model.spec.name, model.spec.version))
 
     def model(self, name: str, version: int | None = None) -> PublishedModel:
-        """One version of a model; the newest if none is named.
+        """One version of a model, with all that is said of it; the newest if none is named.
 
         Raises:
             NotFoundError: there is none such; the message lists what there is.
+            CorruptLakeError: the repository is damaged.
         """
         models = self.models()
         fitting = [model for model in models if model.spec.name == name and version in (None, model.spec.version)]
         if not fitting:
             known = ", ".join(f"{model.spec.name} {model.spec.version}" for model in models) or "none"
             raise NotFoundError(f"no model {name[:80]!r}{'' if version is None else f' version {version}'}; published: {known}")
-        return fitting[-1]
+        return self._detailed(fitting[-1])
+
+    def withdrawn(self) -> dict[str, tuple[int, ...]]:
+        """The versions of each model that were withdrawn.
+
+        Raises:
+            NotFoundError, CorruptLakeError: as `models`.
+        """
+        snapshot = self.files.snapshot()
+        found: dict[str, set[int]] = {}
+        for role in delegated_roles(self.files.targets(snapshot=snapshot)):
+            gone = withdrawn_versions(self.files.targets(role, snapshot))
+            found.setdefault(role.rpartition(".")[0], set()).update(gone)
+        return {name: tuple(sorted(versions)) for name, versions in found.items() if versions}
 
     def timestamp_expires(self) -> datetime:
         """Until when devices accept what is published now."""
-        return self._timestamp().expires
+        return self.files.timestamp().expires
 
-    # -- parts of the above ------------------------------------------------------------------------------------------
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.now_ms() // 1000, tz=UTC)
-
-    def _expiry(self, role: str) -> datetime:
-        return self._now() + LIFETIMES[role]
-
-    def _publish_snapshot(self, version: int, targets_version: int, timestamp_version: int) -> None:
-        snapshot = Snapshot(version, expires=self._expiry("snapshot"), meta={"targets.json": MetaFile(targets_version)})
-        self._write(snapshot, "snapshot", f"{version}.snapshot.json")
-        self._publish_timestamp(version, timestamp_version)
-
-    def _publish_timestamp(self, snapshot_version: int, version: int) -> None:
-        timestamp = Timestamp(version, expires=self._expiry("timestamp"), snapshot_meta=MetaFile(snapshot_version))
-        self._write(timestamp, "timestamp", "timestamp.json")
-
-    def _write(self, signed: SignedT, role: str, name: str) -> None:
-        signers = self._keys.signers(role)
-        if not signers:
-            raise RefusedError(f"the {role} key is not in {self._keys.folder}; bring it there, and take it offline afterwards")
-        document = Metadata(signed)
-        for signer in signers:
-            document.sign(signer, append=True)
-        write_atomic(self._metadata / name, document.to_bytes(), mode=0o644)
-
-    def _timestamp(self) -> Timestamp:
-        return self._read(Timestamp, self._metadata / "timestamp.json")
-
-    def _newest(self, kind: type[SignedT], role: str) -> SignedT:
-        """What the timestamp leads to: a file that a killed publisher left unreferenced is not it."""
-        version = self._timestamp().snapshot_meta.version
-        if role == "targets":
-            snapshot = self._read(Snapshot, self._metadata / f"{version}.snapshot.json")
-            version = snapshot.meta["targets.json"].version
-        return self._read(kind, self._metadata / f"{version}.{role}.json")
-
-    def _read(self, kind: type[SignedT], path: Path) -> SignedT:
+    def _published(self, entry: TargetFile) -> PublishedModel:
         try:
-            signed = Metadata.from_bytes(path.read_bytes()).signed
-        except (DeserializationError, RepositoryError, OSError) as error:
-            if not self._metadata.exists():
-                raise NotFoundError(f"{self.root} holds no repository; make one with: catchment model init") from error
-            raise CorruptLakeError(f"{path} is missing or damaged: {error}; restore it") from error
-        if not isinstance(signed, kind):
-            raise CorruptLakeError(f"{path} holds {type(signed).__name__}, not {kind.__name__}; restore it")
-        return signed
+            spec = brief_spec(entry)
+        except SchemaError as error:
+            raise CorruptLakeError(f"{entry.path} in {self.files.folder}: {error}") from error
+        file = self.root / "targets" / _prefixed(entry)
+        return PublishedModel(spec, entry.path, file, entry.length, entry.hashes["sha256"])
+
+    def _detailed(self, model: PublishedModel) -> PublishedModel:
+        snapshot = self.files.snapshot()
+        top = self.files.targets(snapshot=snapshot)
+        if model.target in top.targets:
+            return replace_spec(model, model_spec_from_plain(top.targets[model.target].custom))
+        name, version = model.spec.name, model.spec.version
+        role = self.files.targets(role_of(name, version), snapshot)
+        entry = role.targets.get(details_path(name, version))
+        try:
+            if entry is None:
+                raise CorruptLakeError(
+                    f"{role_of(name, version)} does not name {details_path(name, version)}; restore the metadata"
+                )
+            path = self.root / "targets" / _prefixed(entry)
+            return replace_spec(model, decode_details(path.read_bytes()))
+        except (OSError, SchemaError) as error:
+            raise CorruptLakeError(f"{details_path(name, version)} is missing or damaged: {error}; restore it") from error
+
+    # -- parts of a change -------------------------------------------------------------------------------------------
+
+    def _change(self) -> RoleChange:
+        """A change that begins with the targets role in today's form, signed again with everything that is old."""
+        snapshot = self.files.snapshot()
+        change = RoleChange()
+        top = change.roles[TARGETS] = self.files.targets(snapshot=snapshot)
+        legacy = {path: entry for path, entry in top.targets.items() if parse_model_path(path)}
+        has_changed = bool(legacy)
+        for role in delegated_roles(top):
+            has_changed |= self._delegate(top, role)
+        for path, entry in legacy.items():
+            self._migrate(change, entry)
+            del top.targets[path]
+        if has_changed or self._is_old(top):
+            self._renew_role(top)
+        else:
+            del change.roles[TARGETS]
+        for role in delegated_roles(top):
+            if role not in change.roles and self._is_old(found := self.files.targets(role, snapshot)):
+                change.roles[role] = self._renew_role(found)
+        return change
+
+    def _is_old(self, role: Targets) -> bool:
+        """Whether half of the time for which it was signed is over."""
+        return role.expires - self.files.now() < (self.files.expiry(TARGETS) - self.files.now()) / 2
+
+    def _renew_role(self, role: Targets) -> Targets:
+        role.version += 1
+        role.expires = self.files.expiry(TARGETS)
+        return role
+
+    def _role(self, change: RoleChange, role: str) -> Targets:
+        """A role below targets, in the change; made and delegated to where there is none."""
+        if role in change.roles:
+            return change.roles[role]
+        top = change.roles.get(TARGETS) or self.files.targets()
+        snapshot = self.files.snapshot()
+        if f"{role}.json" in snapshot.meta:
+            found = self._renew_role(self.files.targets(role, snapshot))
+        else:
+            found = Targets(expires=self.files.expiry(TARGETS))
+        if self._delegate(top, role) and TARGETS not in change.roles:
+            change.roles[TARGETS] = self._renew_role(top)
+        change.roles[role] = found
+        return found
+
+    def _delegate(self, top: Targets, role: str) -> bool:
+        root = self.files.root()
+        keys = [root.keys[keyid] for keyid in root.roles[TARGETS].keyids]
+        return delegate(top, role, keys, root.roles[TARGETS].threshold)
+
+    def _highest(self, change: RoleChange, name: str) -> int:
+        """The highest version that a model ever had."""
+        snapshot = self.files.snapshot()
+        highest = 0
+        for role in delegated_roles(change.roles.get(TARGETS) or self.files.targets(snapshot=snapshot)):
+            if role.rpartition(".")[0] == name:
+                found = change.roles.get(role) or self.files.targets(role, snapshot)
+                versions = {parsed[1] for path in found.targets if (parsed := parse_model_path(path))}
+                highest = max(highest, *versions, *withdrawn_versions(found), 0)
+        return highest
+
+    def _add(self, change: RoleChange, spec: ModelSpec, onnx: TargetFile) -> TargetFile:
+        """Have the version's role vouch for it; its details are written, its ONNX file is not."""
+        entry, details_entry, details = target_files(spec, onnx)
+        role = self._role(change, role_of(spec.name, spec.version))
+        self._write_target(details_entry, details)
+        role.targets |= {entry.path: entry, details_entry.path: details_entry}
+        return entry
+
+    def _migrate(self, change: RoleChange, entry: TargetFile) -> None:
+        try:
+            spec = model_spec_from_plain(entry.custom)
+            if len(encode_details(spec)) > MAX_DETAILS_BYTES:
+                log.warning("golden_answers_dropped", model=spec.name, version=spec.version, answers=len(spec.golden))
+                spec = replace(spec, golden=())
+            self._add(change, spec, TargetFile(entry.length, entry.hashes, entry.path))
+        except SchemaError as error:
+            raise CorruptLakeError(f"{entry.path} in {self.files.folder}: {error}") from error
+
+    def _write_target(self, entry: TargetFile, body: bytes) -> Path:
+        file = self.root / "targets" / _prefixed(entry)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, body, mode=0o644)
+        return file
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -239,6 +329,11 @@ class ModelRepository:
             yield
         finally:
             os.close(descriptor)
+
+
+def replace_spec(model: PublishedModel, spec: ModelSpec) -> PublishedModel:
+    """The model with another description."""
+    return PublishedModel(spec, model.target, model.file, model.size, model.digest)
 
 
 def _prefixed(info: TargetFile) -> str:

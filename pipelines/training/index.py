@@ -1,15 +1,8 @@
-"""The columns of a split by row number: mapped from the index file of a set with payload, read once from a tabular one.
+"""The columns of a split by row number: mapped from the index file of a set with payload, read once from a tabular one."""
 
-The open shards of a split: a bounded number of descriptors, and one pread for each payload.
-"""
-
-import os
-from bisect import bisect_right
-from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,14 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import CorruptLakeError
-from pipelines.lake.payload import pread_exactly, read_row
-from pipelines.training.manifest import FileEntry, Manifest, map_set_file, open_set_file
+from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.training.manifest import Manifest, map_set_file, open_set_file
+from pipelines.training.select import expression_columns, policy_compiler, rows_that
 
 _HIDDEN = ("payload_offset", "payload_length")
-
-
-_MAX_OPEN = 256
 
 
 class SplitIndex:
@@ -98,6 +88,37 @@ class SplitIndex:
             found = self._columns[number, column] = self._batches[number].column(column)
         return found[at].as_py()
 
+    def take(self, indexes: npt.NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """These columns of these rows, in their order.
+
+        Raises:
+            RefusedError: no such column.
+        """
+        schema = self._batches[0].schema if self._batches else pa.schema([])
+        missing = [name for name in columns if name not in schema.names]
+        if missing:
+            raise RefusedError(f"the set has no column {', '.join(missing)}; there are {', '.join(schema.names)}")
+        numbers, at = np.divmod(indexes, self._batch_rows)
+        order = np.argsort(numbers, kind="stable")
+        parts = [
+            self._batches[number].select(list(columns)).take(pa.array(at[order][numbers[order] == number]))
+            for number in np.unique(numbers).tolist()
+        ]
+        rows = pa.Table.from_batches(parts, pa.schema([schema.field(name) for name in columns]))
+        return rows.take(pa.array(np.argsort(order, kind="stable"))) if len(parts) > 1 else rows
+
+    def chosen_by(self, where: str) -> npt.NDArray[np.int64]:
+        """The numbers of the rows for which an expression is true, ascending.
+
+        Raises:
+            RefusedError: the expression is not in the language.
+        """
+        if not self._batches:
+            return np.zeros(0, np.int64)
+        keep = policy_compiler(where, expression_columns(self._batches[0].schema)).to_polars()
+        masks = [rows_that(keep, batch).to_numpy(zero_copy_only=False) for batch in self._batches]
+        return np.flatnonzero(np.concatenate(masks)).astype(np.int64)
+
     def _mapped(self) -> list[pa.RecordBatch]:
         entry = next(entry for entry in self._manifest.indexes if entry.split == self._split)
         reader = pa.ipc.open_file(map_set_file(self._folder, entry.path))
@@ -110,65 +131,3 @@ class SplitIndex:
                 tables.append(pq.read_table(file))
         batches: list[pa.RecordBatch] = pa.concat_tables(tables).combine_chunks().to_batches()
         return batches
-
-
-class ShardFiles:
-    """Descriptors are opened on first use, never shared through a pickle, and closed with the object.
-
-    pread keeps no position, so threads and forked workers may read through the same descriptors.
-    """
-
-    def __init__(self, folder: Path, shards: tuple[FileEntry, ...]) -> None:
-        self._folder = folder
-        self._shards = shards
-        self._starts = [0, *accumulate(shard.rows for shard in shards)]
-        self._open: OrderedDict[int, _Descriptor] = OrderedDict()
-        self._lock = Lock()
-
-    def __reduce__(self) -> tuple[type["ShardFiles"], tuple[Path, tuple[FileEntry, ...]]]:
-        return ShardFiles, (self._folder, self._shards)
-
-    def read(self, index: int, offset: int, length: int) -> bytes:
-        """The payload of row `index` of the split.
-
-        Raises:
-            CorruptLakeError: the shard is missing, or holds something else there.
-        """
-        number = bisect_right(self._starts, index) - 1
-        held = self._open.get(number) or self._descriptor(number)
-        value = pread_exactly(held.number, offset, length)
-        if value is None:
-            with open_set_file(self._folder, self._shards[number].path) as shard:
-                return read_row(shard, index - self._starts[number], length)
-        return value
-
-    def _descriptor(self, number: int) -> "_Descriptor":
-        """Open a shard; the one opened longest ago closes when the last reader lets go of it."""
-        with self._lock:
-            held = self._open.get(number)
-            if held is None:
-                held = _Descriptor(self._folder, self._shards[number])
-                self._open[number] = held
-                if len(self._open) > _MAX_OPEN:
-                    self._open.popitem(last=False)
-            return held
-
-
-class _Descriptor:
-    """A descriptor that closes when nobody holds it any more, so no thread reads from a number given to another file."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, folder: Path, entry: FileEntry) -> None:
-        self.number = -1
-        with open_set_file(folder, entry.path) as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != entry.bytes:
-                raise CorruptLakeError(
-                    f"{file.name}: {found} bytes where the manifest tells {entry.bytes}; restore the set or build it anew"
-                )
-            self.number = os.dup(file.fileno())
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)

@@ -21,7 +21,7 @@ _ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class SetLine:
     """What the newest version of a set has assigned: `number` is the version that began the line."""
 
     number: int
@@ -29,7 +29,7 @@ class Line:
     earlier: EarlierSplits
 
 
-def line_of(lake: Lake, name: str, rule: SplitRule) -> Line | None:
+def line_of(lake: Lake, name: str, rule: SplitRule) -> SetLine | None:
     """The line that the next version of a set continues; None for a first version.
 
     Raises:
@@ -50,7 +50,7 @@ def line_of(lake: Lake, name: str, rule: SplitRule) -> Line | None:
         )
     assigned = _assigned(lake, folder, manifest)
     splits = np.array([names.index(split) for split in assigned.column("split").to_pylist()], np.int64)
-    return Line(
+    return SetLine(
         manifest.line or manifest.version, manifest.version, EarlierSplits(assigned.column("group").combine_chunks(), splits)
     )
 

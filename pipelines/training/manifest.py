@@ -3,7 +3,7 @@
 import mmap
 import re
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 import pyarrow as pa
@@ -103,7 +103,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     `shards` of a split are in order: row i of the split is row i of its shards laid end to end. With a payload, `indexes`
     names for each split an Arrow IPC file of the same rows without payload, plus `payload_offset` and `payload_length`.
-    `groups` is a Parquet file of every group and its split. Versions of the same `line` never move a group.
+    `groups` is a Parquet file of every group and its split. Versions of the same `line` never move a group. `spec` is the set
+    spec that it was built by, if any.
     """
 
     format: str = FORMAT
@@ -126,6 +127,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     coverage: tuple[ClassCount, ...] = ()
     line: int = 0
     notes: tuple[str, ...] = ()
+    spec: dict[str, Any] | None = None
 
     @property
     def rows(self) -> int:

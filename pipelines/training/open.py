@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 
 from catchment.runtime.plain import html_text, plain
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.training.batches import BatchOptions, OnBad, SetBatches
 from pipelines.training.index import SplitIndex
 from pipelines.training.manifest import (
     MANIFEST_NAME,
@@ -25,9 +26,12 @@ from pipelines.training.manifest import (
     set_file_path,
 )
 from pipelines.training.order import EpochOrder, EpochState, Tail
-from pipelines.training.payloads import Check, Int64s, PayloadReader
+from pipelines.training.payloads import Int64s, PayloadCheck, PayloadReader
 from pipelines.training.permutation import Permutation
 from pipelines.training.sample import Sample
+
+if TYPE_CHECKING:
+    from pipelines.training.torch_loader import TorchLoader
 
 _HASH_BLOCK_BYTES = 4 * 1024 * 1024
 
@@ -35,7 +39,9 @@ _HASH_BLOCK_BYTES = 4 * 1024 * 1024
 class TrainingSet(Sequence[Sample]):
     """One split of a training set, as a sequence of samples. Safe to share between threads, to pickle and to fork."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, check: Check | str = Check.FIRST) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, split: str, check: PayloadCheck | str = PayloadCheck.FIRST, where: str = ""
+    ) -> None:
         if split not in manifest.split_rows():
             raise NotFoundError(
                 f"set {manifest.name} {manifest.version} has no split {split!r}; there are {', '.join(manifest.split_rows())}"
@@ -45,9 +51,12 @@ class TrainingSet(Sequence[Sample]):
         self.split = split
         self._shards = manifest.shards_of(split)
         self._rows = SplitIndex(folder, manifest, split)
-        self._payloads = PayloadReader(folder, manifest, split, self._rows, Check(check))
-        self._count = manifest.split_rows()[split]
-        self._digest = hashlib.sha256(encode_manifest(manifest)).hexdigest()[:16]
+        self._payloads = PayloadReader(folder, manifest, split, self._rows, PayloadCheck(check))
+        self._check = PayloadCheck(check)
+        self.where = where
+        self._chosen = self._rows.chosen_by(where) if where.strip() else None
+        self._count = manifest.split_rows()[split] if self._chosen is None else len(self._chosen)
+        self._digest = hashlib.sha256(encode_manifest(manifest) + where.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return self._count
@@ -58,13 +67,27 @@ class TrainingSet(Sequence[Sample]):
         at = index + self._count if index < 0 else index
         if not 0 <= at < self._count:
             raise IndexError(f"sample {index} of {self._count}")
+        at = at if self._chosen is None else int(self._chosen[at])
         if not self.manifest.has_payload:
             return Sample(at, None, self._rows)
         return Sample(at, self._payloads.one(at), self._rows)
 
+    def filter(self, where: str) -> "TrainingSet":
+        """The samples for which an expression is true, for instance `has('night') AND speed_mps > 10`.
+
+        It is resolved once, over the columns; the result is shuffled, resumed and loaded as any set. `Sample.index` stays the row
+        in the split.
+
+        Raises:
+            RefusedError: the expression is not in the language; the message says where.
+        """
+        joined = f"({self.where}) AND ({where})" if self.where else where
+        return TrainingSet(self.folder, self.manifest, self.split, self._check, joined)
+
     def samples(self, indexes: Int64s) -> Iterator[Sample]:
         """These samples, in their order."""
         rows = self._rows
+        indexes = indexes if self._chosen is None else self._chosen[indexes]
         if not self.manifest.has_payload:
             yield from (Sample(index, None, rows) for index in indexes.tolist())
             return
@@ -82,6 +105,96 @@ class TrainingSet(Sequence[Sample]):
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= self._count):
             raise IndexError(f"samples {wanted.min()} to {wanted.max()} of {self._count}")
         return list(self.samples(wanted))
+
+    def take(self, indexes: Int64s, columns: Sequence[str]) -> pa.Table:
+        """These columns of these samples, in their order.
+
+        Raises:
+            RefusedError: no such column.
+        """
+        return self._rows.take(indexes if self._chosen is None else self._chosen[indexes], columns)
+
+    def numpy(  # noqa: PLR0913 - each is a word of its own at the call
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epoch: int | EpochState = 0,
+        columns: Sequence[str] = (),
+        image: tuple[int, int] | None = None,
+        rank: int = 0,
+        world: int = 1,
+        tail: Tail | str = Tail.PAD,
+        drop_last: bool = False,
+        on_bad: OnBad | str = OnBad.RAISE,
+    ) -> SetBatches:
+        """An epoch as a sequence of batches: dicts of NumPy arrays and lists, which JAX takes as they are.
+
+        Args:
+            batch_size: samples of a batch.
+            seed: of the order.
+            epoch: its number, or a state to go on from.
+            columns: beside `index` and `payload`.
+            image: (height, width) to decode and scale pictures to, as (N, height, width, 3) uint8; None: bytes.
+            rank: which of the readers this is.
+            world: how many readers share the epoch.
+            tail: as of `shuffled`: by default all ranks have the same number of batches.
+            drop_last: leave out a last batch that is not full.
+            on_bad: "raise", or "skip" and count samples that cannot be read or decoded.
+
+        Raises:
+            RefusedError: an argument does not fit the set, or the state is of another one.
+        """
+        options = BatchOptions(batch_size, tuple(columns), image, drop_last, OnBad(on_bad))
+        start = epoch.position if isinstance(epoch, EpochState) else 0
+        if isinstance(epoch, EpochState):
+            self._check_state(epoch)
+            seed, epoch = epoch.seed, epoch.epoch
+        order = EpochOrder(Permutation(self._count, seed, epoch), rank, world, start, Tail(tail))
+        return SetBatches(self, order, options, self._digest, self.split)
+
+    def torch(  # noqa: PLR0913 - each is a word of its own at the call
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        columns: Sequence[str] = (),
+        image: tuple[int, int] | None = None,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        tail: Tail | str = Tail.PAD,
+        drop_last: bool = False,
+        on_bad: OnBad | str = OnBad.RAISE,
+        **options: Any,
+    ) -> "TorchLoader":
+        """A loader of ready batches of tensors with `state_dict` and `load_state_dict`, exact after any batch.
+
+        Args:
+            batch_size: samples of a batch.
+            seed: of the order; each epoch has an order of its own.
+            columns: as of `numpy`.
+            image: as of `numpy`; decoded in the workers.
+            workers: processes that read and decode.
+            rank: which of the readers this is.
+            world: how many readers share each epoch.
+            tail: as of `shuffled`.
+            drop_last: leave out a last batch that is not full.
+            on_bad: as of `numpy`.
+            options: of `torch.utils.data.DataLoader`.
+
+        Raises:
+            RefusedError: PyTorch is not installed, or an argument does not fit the set.
+        """
+        from pipelines.training.torch_loader import TorchLoader  # noqa: PLC0415 - loaded only for those who use it
+
+        def batches_of(epoch: int | EpochState) -> SetBatches:
+            return self.numpy(
+                batch_size, seed=seed, epoch=epoch, columns=columns, image=image, rank=rank, world=world, tail=tail,
+                drop_last=drop_last, on_bad=on_bad,
+            )  # fmt: skip
+
+        return TorchLoader(batches_of, workers, **options)
 
     def shuffled(
         self, seed: int, epoch: int = 0, *, rank: int = 0, world: int = 1, start: int = 0, tail: Tail | str = Tail.PAD
@@ -106,18 +219,22 @@ class TrainingSet(Sequence[Sample]):
         Raises:
             RefusedError: the state is of another set, version or split.
         """
+        self._check_state(state)
+        return self.shuffled(state.seed, state.epoch, rank=rank, world=world, start=state.position, tail=tail)
+
+    def _check_state(self, state: EpochState) -> None:
         if (state.set_digest, state.split) != (self._digest, self.split):
             raise RefusedError(
-                f"this state is of another set or split than {self.manifest.name} {self.manifest.version} {self.split}"
+                f"this state is of another set, split or filter than {self.manifest.name} {self.manifest.version} {self.split}"
             )
-        return self.shuffled(state.seed, state.epoch, rank=rank, world=world, start=state.position, tail=tail)
 
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows as an Arrow table, in the set's own order; payloads only where `payload` is among the columns."""
         paths = [str(set_file_path(self.folder, shard.path)) for shard in self._shards]
         wanted = list(columns) if columns is not None else [column.name for column in self.manifest.columns]
         try:
-            return ds.dataset(paths, format="parquet").to_table(columns=wanted)
+            rows = ds.dataset(paths, format="parquet").to_table(columns=wanted)
+            return rows if self._chosen is None else rows.take(pa.array(self._chosen))
         except (OSError, pa.ArrowInvalid) as error:
             raise RefusedError(f"set {self.manifest.name} {self.manifest.version}: {error}") from error
 
@@ -186,7 +303,7 @@ class ShuffledSamples:
         return EpochState(self._set_digest, self._samples.split, permutation.seed, permutation.epoch, position)
 
 
-def open_set(uri: str | Path, split: str = "train", check: Check | str = Check.FIRST) -> TrainingSet:
+def open_set(uri: str | Path, split: str = "train", check: PayloadCheck | str = PayloadCheck.FIRST) -> TrainingSet:
     """Open one split of a training set by its folder or manifest. Only the manifest is read; no folder is walked.
 
     Args:

@@ -84,10 +84,14 @@ class EpochOrder:
     def blocks(self, first: int = 0) -> Iterator[npt.NDArray[np.int64]]:
         """Sample indexes from this rank's `first` on, computed a few thousand at a time."""
         for low in range(first, len(self), _BLOCK):
-            steps = np.arange(low, min(low + _BLOCK, len(self)), dtype=np.int64)
-            # Beyond the end, which only padding reaches, the order begins again.
-            positions = (self.rank + steps * self.world) % (self.permutation.count - self.start)
-            yield self.permutation.at(self.start + positions)
+            yield self.part(low, min(low + _BLOCK, len(self)))
+
+    def part(self, low: int, high: int) -> npt.NDArray[np.int64]:
+        """This rank's sample indexes from `low` to before `high`."""
+        steps = np.arange(low, high, dtype=np.int64)
+        # Beyond the end, which only padding reaches, the order begins again.
+        positions = (self.rank + steps * self.world) % max(1, self.permutation.count - self.start)
+        return self.permutation.at(self.start + positions)
 
     def position_after(self, taken: int) -> int:
         """How much of the order is done once every rank has taken so many samples."""

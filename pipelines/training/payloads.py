@@ -34,7 +34,7 @@ _AHEAD = 64
 _AHEAD_FOR = 2_048
 
 
-class Check(StrEnum):
+class PayloadCheck(StrEnum):
     """When a payload is compared with its sha256: at its first read in this process, at each read, or never."""
 
     FIRST = "first"
@@ -121,13 +121,13 @@ class Descriptor:
 class PayloadReader:
     """Reads payloads by row number, one or many; checks each as `check` says."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, rows: SplitIndex, check: Check) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: str, rows: SplitIndex, check: PayloadCheck) -> None:
         self._folder = folder
         self._rows = rows
         self._files = ShardFiles(folder, manifest.shards_of(split))
         has_digest = manifest.has_payload and PAYLOAD_DIGEST in {column.name for column in manifest.columns}
-        self._check = check if has_digest else Check.NEVER
-        count = manifest.split_rows()[split] if self._check is Check.FIRST else 0
+        self._check = check if has_digest else PayloadCheck.NEVER
+        count = manifest.split_rows()[split] if self._check is PayloadCheck.FIRST else 0
         self._checked = np.zeros(-(-count // 8), np.uint8)
         self._ahead_left = 0
 
@@ -158,7 +158,7 @@ class PayloadReader:
             yield payload
 
     def _read(self, descriptor: int, index: int, offset: int, length: int, *, is_due: bool) -> bytes:
-        if self._check is Check.NEVER:
+        if self._check is PayloadCheck.NEVER:
             value = pread_exactly(descriptor, offset, length)
             return self._files.slowly(index, length) if value is None else value
         payload = os.pread(descriptor, length, offset)
@@ -171,7 +171,7 @@ class PayloadReader:
             return payload
         if hashlib.sha256(payload).hexdigest() != wanted:
             payload = self._otherwise(index, length, wanted)
-        if self._check is Check.FIRST:
+        if self._check is PayloadCheck.FIRST:
             # Two threads may lose each other's bit; then a payload is compared once more.
             self._checked[index >> 3] |= np.uint8(1 << (index & 7))
         return payload
@@ -192,15 +192,15 @@ class PayloadReader:
         return payload
 
     def _is_due(self, index: int) -> bool:
-        if self._check is Check.FIRST:
+        if self._check is PayloadCheck.FIRST:
             return not self._checked[index >> 3] >> (index & 7) & 1
-        return self._check is Check.ALWAYS
+        return self._check is PayloadCheck.ALWAYS
 
     def _due(self, indexes: Int64s) -> list[bool] | None:
         """Which of these rows are to be compared; None: none of them."""
-        if self._check is Check.NEVER:
+        if self._check is PayloadCheck.NEVER:
             return None
-        if self._check is Check.ALWAYS:
+        if self._check is PayloadCheck.ALWAYS:
             return [True] * len(indexes)
         due = (self._checked[indexes >> 3] >> (indexes & 7).astype(np.uint8) & 1) == 0
         return due.tolist() if due.any() else None

@@ -109,7 +109,7 @@ def install_core(machine: BootedMachine) -> None:
     assert "site-packages" in site
     program = "#!/opt/catchment/bin/python\nfrom pipelines.cli import main\nmain()\n"
     machine.write("/opt/catchment/bin/catchment", program, "0755")
-    machine.run("bash", "-euc", "cd /mnt/ca; DEPLOY=/mnt/deploy/core\n" + documented("data-engineer.md", "core: units"))
+    machine.run("bash", "-euc", "cd /mnt/ca; DEPLOY=/mnt/deploy/core\n" + documented("data-engineer/install.md", "core: units"))
 
 
 def install_agent(machine: BootedMachine) -> None:

@@ -8,7 +8,7 @@ import re
 from collections import deque
 from dataclasses import dataclass
 
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects
 
 OPEN_QUOTE = "row: no CSV (a quote is not closed)"
 _CLOSE = re.compile(r'[^"]*(?:""[^"]*)*"(?!")')

@@ -48,8 +48,10 @@ def _cut_target(core: "fake.Core", _tmp: Path) -> None:
 
 
 def _unsigned_targets(core: "fake.Core", _tmp: Path) -> None:
-    path = core.folder / "metadata" / "3.targets.json"
-    path.write_text(path.read_text().replace('"bright/2.onnx"', '"bright/9.onnx"'))
+    path = core.folder / "metadata" / "2.bright.0.json"
+    body = path.read_text()
+    assert '"bright/2.onnx"' in body
+    path.write_text(body.replace('"bright/2.onnx"', '"bright/9.onnx"'))
 
 
 def _foreign_repository(core: "fake.Core", tmp: Path) -> None:

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from catchment.runtime.mqtt_link import BrokerLimits, open_connection
 from edge_agent.spool.records import Append, NewEnvelope
+from edge_agent.uplink import session
 from edge_agent.uplink.poison_isolation import HANGS_UP
-from edge_agent.uplink.session import PahoSession
-from edge_agent.uplink.times import UplinkTimes
+from edge_agent.uplink.send_window import UplinkTimes
 from schemas.ids import StreamName
 from tests.fakes.broker_fronts import HangUpFront
 from tests.fakes.device import Device, eventually
@@ -41,8 +41,11 @@ def device(tmp_path: Path) -> Iterator[Callable[..., Device]]:
 def test_a_real_mosquitto_that_hangs_up_on_a_packet_above_a_limit_it_did_not_tell_does_not_stop_the_rest(
     make_broker: Callable[..., Any], device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_connect = PahoSession._on_connect
-    monkeypatch.setattr(PahoSession, "_on_connect", lambda *a: on_connect(*a[:5], SimpleNamespace(ReceiveMaximum=65_535)))
+    def open_without_limits(*args: Any, **more: Any) -> BrokerLimits:
+        open_connection(*args, **more)
+        return BrokerLimits()
+
+    monkeypatch.setattr(session, "open_connection", open_without_limits)
     broker = make_broker(extra="max_packet_size 20000\n")
     with FakeCore(broker.host, broker.port):
         agent = device(broker)

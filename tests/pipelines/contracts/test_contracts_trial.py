@@ -6,9 +6,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.sources.api import SampleBatch
-from edge_agent.trial.judge import refusals
+from edge_agent.trial.result import refusals
 from pipelines.contracts.check import conform, reasons
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
 
@@ -34,6 +34,6 @@ TIMES = st.sampled_from([0, 631_152_000_000_000, 1_714_521_600_000_000, 4_102_44
 def test_the_reasons_of_a_trial_are_those_of_the_core(samples: list[tuple[dict[str, object], int, bytes | None]]) -> None:
     columns = {name: [row[name] for row, _, _ in samples] for name in samples[0][0]}
     batch = SampleBatch([time for _, time, _ in samples], columns, [payload for _, _, payload in samples])  # type: ignore[arg-type]
-    envelopes = Encoder(CONTRACT, Limits(1 << 20, 1 << 20), lambda _: None).encode(batch, 0)  # type: ignore[arg-type,return-value]
+    envelopes = Encoder(CONTRACT, BatchLimits(1 << 20, 1 << 20), lambda _: None).encode(batch, 0)  # type: ignore[arg-type,return-value]
     tables = [conform(pa.ipc.open_stream(io.BytesIO(envelope.body)).read_all(), CONTRACT) for envelope in envelopes]
     assert refusals(batch, CONTRACT) == reasons(pa.concat_tables(tables), CONTRACT).to_pylist()

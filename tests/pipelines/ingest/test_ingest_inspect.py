@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipelines.commands.site import DemoSite
+from pipelines.commands.site import LakeSite
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.lake.lake import lake_at
@@ -94,7 +94,7 @@ def test_rows_from_before_there_was_a_step_are_inspected_by_a_retag(
     core.landing.seal([envelope(0, 5, device="cam-1", stream=STREAM, body=frames(as_ipc, BODIES))])
     core.run()
     policy = load_policy(policy_path)
-    site = DemoSite.open(None, core.root)
+    site = LakeSite.open(None, core.root)
     from pipelines.inspect.code import store_code
 
     store_code(lake_at(core.root), [policy], policy_path.parent)

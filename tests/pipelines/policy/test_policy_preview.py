@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pipelines.commands.policy import policy_app
 from pipelines.commands.policy_look import made_preview
-from pipelines.commands.site import DemoSite
+from pipelines.commands.site import LakeSite
 from pipelines.contracts.arrow import table_schema
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError, RefusedError
@@ -29,7 +29,7 @@ from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import RuleResult, explain
 from pipelines.policy.preview import Preview
 from pipelines.policy.trial import try_policy
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.policy import Example, Policy, Rule
 
 CONTRACT = builtin_contract("vehicle_telemetry")
@@ -55,7 +55,7 @@ def test_every_count_is_what_the_rows_say(commit_rows: Commit) -> None:
     for run_number in (1, 2):
         root = commit_rows(run_number)
     apply_policy(lake_at(root), OLD, "ada", 1)
-    found = made_preview(DemoSite.open(None, root), NEW, STREAM, None)
+    found = made_preview(LakeSite.open(None, root), NEW, STREAM, None)
     speed = np.array(
         DeltaTable(root / "streams" / STREAM).to_pyarrow_table(columns=["speed_mps"])["speed_mps"].to_pylist(), float
     )
@@ -74,7 +74,7 @@ def test_every_count_is_what_the_rows_say(commit_rows: Commit) -> None:
 def test_two_policies_that_set_one_value_tag_differently_are_found_too(commit_rows: Commit) -> None:
     root = commit_rows(1)
     apply_policy(lake_at(root), Policy("other", (STREAM,), (Rule("speed:unknown", "speed_mps > 35"),)), "ada", 1)
-    found = made_preview(DemoSite.open(None, root), NEW, STREAM, None)
+    found = made_preview(LakeSite.open(None, root), NEW, STREAM, None)
     assert any("speed:unknown of other@" in first + second for first, second in found.conflicts)
 
 
@@ -211,4 +211,4 @@ def test_a_preview_refuses_a_policy_that_takes_more_than_its_budget(commit_rows:
     monkeypatch.setattr(guard, "_Worker", late)
     slow = Policy("slow", (STREAM,), (Rule("car", "matches(device, 'car')"),))
     with pytest.raises(RefusedError, match=r"policy slow@.*took more than its budget; mend or withdraw it"):
-        made_preview(DemoSite.open(None, commit_rows(1, 10)), slow, STREAM, None)
+        made_preview(LakeSite.open(None, commit_rows(1, 10)), slow, STREAM, None)

@@ -1,0 +1,174 @@
+"""An epoch as numbered batches of arrays: the part of a loader that NumPy, JAX and PyTorch share."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyvips
+
+from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.training.order import EpochOrder, EpochState
+from pipelines.training.sample import Sample
+
+Int64s = npt.NDArray[np.int64]
+Batch = dict[str, Any]
+INDEX = "index"
+PAYLOAD = "payload"
+_MAX_SIDE_PX = 16_384
+
+
+class OnBad(StrEnum):
+    """What happens to a sample that cannot be read or decoded: it ends the epoch, or it is left out and counted."""
+
+    RAISE = "raise"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """How batches are made.
+
+    `columns`: beside the payload; numbers become arrays, others lists. `image`: (height, width) that pictures are decoded and
+    scaled to, as (N, height, width, 3) uint8; None: payloads stay bytes. `drop_last`: a last batch that is not full is left out.
+    """
+
+    batch_size: int
+    columns: tuple[str, ...] = ()
+    image: tuple[int, int] | None = None
+    drop_last: bool = False
+    on_bad: OnBad = OnBad.RAISE
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise RefusedError(f"a batch of {self.batch_size} samples; give 1 or more")
+        if self.image is not None and not all(0 < side <= _MAX_SIDE_PX for side in self.image):
+            raise RefusedError(f"an image of {self.image[0]} x {self.image[1]} px; sides are from 1 to {_MAX_SIDE_PX:,}")
+
+
+class SampleSource(Protocol):
+    """What batches are read from: a training set, or the chosen part of one."""
+
+    def samples(self, indexes: Int64s) -> Iterator[Sample]:
+        """These samples, in their order."""
+        ...
+
+    def take(self, indexes: Int64s, columns: Sequence[str]) -> pa.Table:
+        """These columns of these rows, in their order."""
+        ...
+
+
+class SetBatches(Sequence[Batch]):
+    """The batches of one rank's epoch, by number. May be pickled and shared between workers, each of which reads what it needs.
+
+    `skipped` counts the samples that were left out in this process (`on_bad="skip"`).
+    """
+
+    def __init__(self, source: SampleSource, order: EpochOrder, options: BatchOptions, set_digest: str, split: str) -> None:
+        self._source = source
+        self._order = order
+        self._options = options
+        self._identity = (set_digest, split)
+        self.skipped = 0
+
+    def __len__(self) -> int:
+        samples, size = len(self._order), self._options.batch_size
+        return samples // size if self._options.drop_last else -(-samples // size)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[at] for at in range(*number.indices(len(self)))]
+        at = number + len(self) if number < 0 else number
+        if not 0 <= at < len(self):
+            raise IndexError(f"batch {number} of {len(self)}")
+        low = at * self._options.batch_size
+        return self._batch(self._order.part(low, min(low + self._options.batch_size, len(self._order))))
+
+    def state_after(self, batches: int) -> EpochState:
+        """Where the epoch stands once every rank has taken so many batches."""
+        taken = min(batches * self._options.batch_size, len(self._order))
+        permutation = self._order.permutation
+        return EpochState(*self._identity, permutation.seed, permutation.epoch, self._order.position_after(taken))
+
+    def _batch(self, indexes: Int64s) -> Batch:
+        chosen, payloads = self._payloads(indexes)
+        batch: Batch = {INDEX: chosen}
+        if payloads is not None:
+            batch[PAYLOAD] = payloads
+        if self._options.columns:
+            rows = self._source.take(chosen, self._options.columns)
+            batch |= {name: values_of(rows.column(name)) for name in self._options.columns}
+        return batch
+
+    def _payloads(self, indexes: Int64s) -> tuple[Int64s, Any]:
+        """The rows that could be read, and their payloads: bytes, one array of pixels, or None in a tabular set."""
+        image = self._options.image
+        pixels = np.empty((len(indexes), *image, 3), np.uint8) if image is not None else None
+        bodies: list[bytes] = []
+        good: list[int] = []
+        for index, sample in self._read(indexes):
+            if sample.payload is None:
+                return indexes, None
+            if pixels is None:
+                bodies.append(sample.payload)
+            elif not self._decode(sample, pixels[len(good)]):
+                continue
+            good.append(index)
+        chosen = indexes if len(good) == len(indexes) else np.array(good, np.int64)
+        return chosen, bodies if pixels is None else pixels[: len(good)]
+
+    def _read(self, indexes: Int64s) -> Iterator[tuple[int, Sample]]:
+        if self._options.on_bad is OnBad.RAISE:
+            yield from zip(indexes.tolist(), self._source.samples(indexes), strict=True)
+            return
+        for index in indexes.tolist():
+            try:
+                yield index, next(self._source.samples(np.array([index], np.int64)))
+            except CorruptLakeError:
+                # Counted: the caller asked for it, and sees the number.
+                self.skipped += 1
+
+    def _decode(self, sample: Sample, into: npt.NDArray[np.uint8]) -> bool:
+        try:
+            into[:] = decode_image(sample.payload or b"", into.shape[0], into.shape[1])
+        except CorruptLakeError as error:
+            if self._options.on_bad is OnBad.RAISE:
+                raise CorruptLakeError(f"sample {sample.index}: {error}") from error
+            self.skipped += 1
+            return False
+        return True
+
+
+def decode_image(payload: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Decode a JPEG or PNG and scale it to (height, width, 3) uint8, RGB. A JPEG is shrunk while it is decoded.
+
+    Raises:
+        CorruptLakeError: it is neither, or it is damaged.
+    """
+    load = "jpegload_buffer" if payload[:3] == b"\xff\xd8\xff" else "pngload_buffer" if payload[:4] == b"\x89PNG" else ""
+    if not load:
+        raise CorruptLakeError("the payload is neither JPEG nor PNG; read it as bytes and decode it yourself")
+    try:
+        picture = pyvips.Image.thumbnail_buffer(payload, width, height=height, size="force", fail_on="truncated")
+        if picture.hasalpha():
+            picture = picture.flatten()
+        pixels = picture.colourspace("srgb").cast("uchar").numpy()
+    except pyvips.Error as error:
+        raise CorruptLakeError(f"the picture cannot be decoded: {str(error).splitlines()[0][:200]}") from error
+    return np.ascontiguousarray(np.broadcast_to(pixels.reshape(height, width, -1)[:, :, :3], (height, width, 3)))
+
+
+def values_of(column: pa.ChunkedArray) -> Any:
+    """A column as an array where it holds numbers, booleans or times, else as a list; integers with nulls become float64."""
+    kind = column.type
+    if pa.types.is_integer(kind) and column.null_count:
+        column = pc.cast(column, pa.float64(), safe=False)
+    if pa.types.is_timestamp(kind):
+        return pc.cast(pc.cast(column, pa.timestamp("us", kind.tz)), pa.int64()).to_numpy()
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or (pa.types.is_boolean(kind) and not column.null_count):
+        return column.to_numpy()
+    return column.to_pylist()

@@ -1,0 +1,145 @@
+"""An epoch as batches of arrays: every sample once, exact states, filters, pictures, and what cannot be read."""
+
+import io
+import pickle
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipelines.errors import CorruptLakeError, RefusedError
+from pipelines.training.batches import BatchOptions, Int64s, SetBatches, decode_image
+from pipelines.training.order import EpochOrder, Tail
+from pipelines.training.permutation import Permutation
+from pipelines.training.sample import Sample
+from tests.pipelines.training.conftest import jpeg
+from tests.pipelines.training.test_set_build import built, open_set, rot
+
+ALL = {"train": 1.0}
+
+
+class Numbers:
+    """A source whose samples are their own numbers: for orders without files."""
+
+    def samples(self, indexes: Int64s) -> Iterator[Sample]:
+        return (Sample(index, None, self) for index in indexes.tolist())
+
+    def take(self, indexes: Int64s, columns: Sequence[str]) -> pa.Table:
+        raise AssertionError(f"no columns {columns} of {indexes} here")
+
+    def row(self, index: int) -> dict[str, int]:
+        return {"index": index}
+
+    def value(self, index: int, column: str) -> int:
+        return self.row(index)[column]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 120), st.integers(1, 17), st.data())
+def test_any_ranks_batch_sizes_and_stops_give_every_sample_exactly_once(count: int, size: int, data: st.DataObject) -> None:
+    permutation, position, seen = Permutation(count, 5, 1), 0, []
+    while position < count:
+        world, taken = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6))
+        ranks = [
+            SetBatches(Numbers(), EpochOrder(permutation, rank, world, position, Tail.UNEVEN), BatchOptions(size), "d", "train")
+            for rank in range(world)
+        ]
+        for batches in ranks:
+            seen += [index for number in range(min(taken, len(batches))) for index in batches[number]["index"].tolist()]
+        position = ranks[0].state_after(taken).position
+    assert Counter(seen) == Counter(range(count))
+
+
+def test_batches_carry_payloads_and_columns_of_the_same_samples(lake: Path) -> None:
+    split = open_set(built(lake, split=ALL))
+    seen = []
+    for batch in split.numpy(32, seed=3, columns=["brightness", "lane", "label", "event_time"]):
+        for at, index in enumerate(batch["index"].tolist()):
+            sample = split[index]
+            assert (batch["payload"][at], batch["brightness"][at], batch["label"][at]) == (
+                sample.payload, sample["brightness"], sample["label"],
+            )  # fmt: skip
+            assert np.isnan(batch["lane"][at]) if sample["lane"] is None else batch["lane"][at] == sample["lane"]
+            seen.append(index)
+    assert sorted(seen) == list(range(239))
+
+
+def test_ranks_have_the_same_number_of_batches(lake: Path) -> None:
+    split = open_set(built(lake, split=ALL))
+    for world in (1, 2, 3, 7):
+        assert len({len(split.numpy(10, rank=rank, world=world)) for rank in range(world)}) == 1
+    assert len(split.numpy(50)) == 5
+    assert len(split.numpy(50, drop_last=True)) == 4
+
+
+def test_a_filter_is_resolved_once_and_resumes_exactly(lake: Path) -> None:
+    split = open_set(built(lake, split=ALL)).filter("has('dark') AND brightness >= 10")
+    assert {sample["brightness"] for sample in split} == {10.0, 20.0}
+    epoch = split.numpy(8, seed=1)
+    first = np.concatenate([epoch[number]["index"] for number in range(3)])
+    rest = split.numpy(8, epoch=epoch.state_after(3))
+    indexes = np.concatenate([first, *(batch["index"] for batch in rest)])
+    assert len(indexes) == len(split) == len(set(indexes.tolist()))
+    with pytest.raises(RefusedError, match="another set, split or filter"):
+        open_set(split.folder).numpy(8, epoch=epoch.state_after(3))
+    assert len(split.filter("brightness = 10")) + len(split.filter("brightness = 20")) == len(split)
+
+
+def test_batches_may_be_sent_to_another_process(lake: Path) -> None:
+    batches = open_set(built(lake, split=ALL)).numpy(16, seed=2)
+    twin = pickle.loads(pickle.dumps(batches))
+    assert twin[3]["index"].tolist() == batches[3]["index"].tolist()
+    assert twin[3]["payload"] == batches[3]["payload"]
+
+
+def test_pictures_become_one_array_of_pixels(lake: Path) -> None:
+    split = open_set(built(lake, "NOT (epoch = 0) AND payload_length > 0", split=ALL))
+    batch = split.numpy(8, image=(24, 32))[0]
+    assert (batch["payload"].shape, batch["payload"].dtype) == ((8, 24, 32, 3), np.uint8)
+    assert batch["payload"][0].tolist() == decode_image(split[int(batch["index"][0])].payload, 24, 32).tolist()
+    assert split.numpy(8, image=(12, 16))[0]["payload"].shape == (8, 12, 16, 3)
+
+
+def test_grey_and_transparent_pictures_become_rgb() -> None:
+    for mode, colour in (("L", 90), ("RGBA", (90, 90, 90, 255))):
+        body = io.BytesIO()
+        Image.new(mode, (8, 8), colour).save(body, "PNG")
+        assert decode_image(body.getvalue(), 8, 8)[3, 3].tolist() == [90, 90, 90]
+
+
+@pytest.mark.parametrize("body", [b"", b"GIF89a", b"<svg/>", jpeg(1)[:200], b"\xff\xd8\xff"])
+def test_what_is_no_whole_picture_is_named(body: bytes) -> None:
+    with pytest.raises(CorruptLakeError):
+        decode_image(body, 8, 8)
+
+
+def test_a_sample_that_cannot_be_read_ends_the_epoch_or_is_skipped_and_counted(lake: Path) -> None:
+    folder = built(lake, split=ALL)
+    index = next(at for at, sample in enumerate(open_set(folder)) if sample.payload)
+    rot(folder, index)
+    with pytest.raises(CorruptLakeError, match=f"sample {index} "):
+        list(open_set(folder).numpy(64))
+    batches = open_set(folder).numpy(64, on_bad="skip")
+    seen = [at for batch in batches for at in batch["index"].tolist()]
+    assert (sorted(seen), batches.skipped) == ([at for at in range(239) if at != index], 1)
+
+
+def test_an_undecodable_picture_is_skipped_and_counted(lake: Path) -> None:
+    split = open_set(built(lake, split=ALL))
+    empty = sum(1 for sample in split if not sample.payload)
+    batches = split.numpy(64, image=(24, 32), on_bad="skip")
+    assert sum(len(batch["payload"]) for batch in batches) == 239 - empty
+    assert batches.skipped == empty > 0
+
+
+def test_without_torch_the_loader_says_what_to_do(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.data", None)
+    with pytest.raises(RefusedError, match=r"needs PyTorch; install torch, or use \.numpy"):
+        open_set(built(lake, split=ALL)).torch(8)
