@@ -26,7 +26,8 @@ _MAX_DIRECTORIES = 4_096
 _MAX_ENTRIES = 65_536
 _MAX_OFFSETS = 16_000_000
 _MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF87a", b"GIF89a", b"BM", b"RIFF")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".gif", ".bmp", ".webp", ".mp4", ".mov", ".heic", ".avif", ".jp2")
+_BOX_SUFFIXES = (".mp4", ".mov", ".heic", ".avif", ".jp2")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".gif", ".bmp", ".webp", *_BOX_SUFFIXES)
 # A marker within a JPEG's entropy-coded data: not a stuffed FF, a restart, or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -171,9 +172,9 @@ def has_end(file: BinaryIO, size: int, name: str = "") -> bool | None:
     magic = file.read(_MAGIC_BYTES)
     if magic and len(magic) < _MAGIC_BYTES and any(known.startswith(magic) for known in _MAGICS):
         return False
-    is_begun = magic.strip(b"\0") != b"" and len(magic) == _MAGIC_BYTES
-    if not is_begun and name.lower().endswith(_SUFFIXES):
-        return False  # nothing written yet, perhaps space that was allocated, or too little for any of these formats
+    is_named_boxes = len(magic) < _MAGIC_BYTES and name.lower().endswith(_BOX_SUFFIXES)
+    if is_named_boxes or (not magic.strip(b"\0") and name.lower().endswith(_SUFFIXES)):
+        return False  # nothing written yet, perhaps space that was allocated, or too little for a first box
     try:
         return _judge(file, size, magic)
     except (_CutShortError, struct.error, OverflowError):
