@@ -371,7 +371,7 @@ class FollowedLog:
         try:
             found = self._next_rotated()
         except OSError as error:
-            raise SourceError(f"rotated logs beside {self._path} cannot be read: {error}; they are tried again") from error
+            raise SourceError(f"rotated logs next to {self._path} cannot be read: {error}; they are tried again") from error
         if found is not None:
             self._open(*found, is_live=False)
         return found is not None
