@@ -138,7 +138,7 @@ def read_segment(path: Path, *, checked: bool = False) -> Iterator[pa.RecordBatc
         for _, batch in walk(content):
             yield batch
     except (OSError, pa.ArrowException) as error:
-        raise CorruptLakeError(f"{path}: not a readable segment ({error}); restore it, or move it away knowingly") from error
+        raise CorruptLakeError(f"{path}: not a readable segment ({error}); restore it, or move it out of the folder") from error
 
 
 def _validated(batches: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:

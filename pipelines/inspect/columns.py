@@ -60,7 +60,7 @@ def step_columns(step: InspectStep) -> tuple[Column, ...]:
     if step.use == "onnx":
         return _onnx_columns(step)
     known = ", ".join(VERSIONS)
-    raise ConfigError(f"inspector {step.use!r} is none of {known}; a user's own needs `columns` with the types it gives")
+    raise ConfigError(f"inspector {step.use!r} is not one of {known}; a user's own needs `columns` with the types it gives")
 
 
 def step_digest(step: InspectStep) -> str:

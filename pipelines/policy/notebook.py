@@ -65,7 +65,7 @@ class Policy:
 
     Args:
         document: what it says.
-        contracts: a folder of `*.odcs.yaml` beside the built-in contracts.
+        contracts: a folder of `*.odcs.yaml` in addition to the built-in contracts.
     """
 
     def __init__(self, document: Document, contracts: str | Path = "") -> None:
