@@ -1,6 +1,10 @@
 """Errors of the agent, in families named for what the reader does next. Third-party exceptions never leave their adapter."""
 
 
+class UninspectableError(Exception):
+    """This value cannot be inspected here; the next may be."""
+
+
 class AgentError(Exception):
     """Something of the agent's. The message says what to do next."""
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from schemas.errors import SchemaError
+from schemas.ids import encode_json
 from schemas.rollout import MODEL_NAME
-from schemas.wire_json import encode_json
 
 MAX_PIXELS = 16_777_216
 # What a device takes, and gives a model, unless it is configured for more.

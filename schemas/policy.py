@@ -13,8 +13,7 @@ import msgspec
 
 from schemas.contract import ColumnType
 from schemas.errors import PolicyDocumentError, SchemaError
-from schemas.ids import StreamName
-from schemas.wire_json import encode_json
+from schemas.ids import StreamName, encode_json
 
 _POLICY_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _TAG = re.compile(r"[a-z][a-z0-9_]{0,62}(:[a-z0-9_.-]{1,62})?")

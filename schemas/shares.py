@@ -6,7 +6,7 @@ What a device sends over its share is not landed and not settled: it keeps it, a
 import msgspec
 
 from schemas.errors import SchemaError
-from schemas.wire_json import encode_json
+from schemas.ids import encode_json
 
 MAX_NOTICE_BYTES = 64 * 1024
 MAX_WAIT_MS = 600_000
@@ -14,7 +14,7 @@ _MAX_TEXT_CHARS = 500
 
 
 class ShareNotice(msgspec.Struct, frozen=True):
-    """What a device is over, and what to do.
+    """The share that a device exceeds, and what to do.
 
     Attributes:
         limit: bytes, messages, streams or disk.

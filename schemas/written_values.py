@@ -64,7 +64,7 @@ def read_zone(name: str) -> tzinfo | None:
 
 @dataclass(frozen=True, slots=True)
 class NumberForm:
-    """How numbers are written: the decimal sign, and what stands between groups of digits ("": nothing).
+    """The form of numbers: the decimal sign, and the separator of groups of digits ("": none).
 
     Raises:
         WrittenValueError: the two are equal, or not in use anywhere.
@@ -116,7 +116,7 @@ def _groups(sign: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class TimeForm:
-    """How times are written.
+    """The form of times.
 
     Attributes:
         unit: of numbers: s, ms, us, ns; auto: by their size; rfc3339: no numbers, text alone.

@@ -38,7 +38,7 @@ class AdmittedDocument(Generic[_Body]):
 
     @property
     def seen(self) -> Seen:
-        """What to note of it before it is applied."""
+        """The note to keep of the document before it is applied."""
         return Seen(self.document.counter, body_digest(self.document))
 
 

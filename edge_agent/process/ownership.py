@@ -1,4 +1,4 @@
-"""Whose the state folder is: one agent's at a time, and one device's as long as samples of it wait there."""
+"""Claim the state folder: for one agent at a time, and for one device as long as samples of it wait there."""
 
 import fcntl
 from collections.abc import Iterator

@@ -258,7 +258,7 @@ class SpoolWriter:
             self._waiting.others.clear()
 
     def _tried(self, act: Callable[[], _T]) -> _T | None:
-        """What it gives; None when the disk or the database is full, and nothing was done."""
+        """Return the result; None when the disk or the database is full, and nothing was done."""
         try:
             return act()
         except sqlite3.OperationalError as error:

@@ -1,4 +1,4 @@
-"""What comes down: receipts, object states, desired models and their pieces. Nothing is trusted before it is decoded."""
+"""Receive receipts, object states, desired models and their pieces. Nothing is trusted before it is decoded."""
 
 import hashlib
 from collections.abc import Callable

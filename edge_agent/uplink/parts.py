@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Transfer:
-    """How far one payload is: what the core says it has, what was acknowledged by the broker since. Pure."""
+    """The progress of one payload: ranges durable at the core, and parts acknowledged by the broker since. Pure."""
 
     ref: ObjectRef
     have: Ranges | None = None
@@ -69,7 +69,7 @@ class Transfer:
 
 @dataclass(slots=True)
 class PartSize:
-    """How large a part is: what the link carries in a second or two, so that a link that breaks still gets parts through.
+    """The size of a part: what the link carries in a second or two, so that a link that breaks still gets parts through.
 
     Args:
         max_bytes: never larger.

@@ -35,12 +35,12 @@ _MAX_METADATA_BYTES = 16 * 1024
 
 
 def sealed_path(folder: Path, number: int) -> Path:
-    """Where segment `number` lies once it is sealed."""
+    """Return the path of segment `number` once it is sealed."""
     return folder / f"{number:012d}{SEALED_SUFFIX}"
 
 
 def open_path(folder: Path, number: int) -> Path:
-    """Where segment `number` lies while it is being written."""
+    """Return the path of segment `number` while it is being written."""
     return folder / f"{number:012d}{OPEN_SUFFIX}"
 
 

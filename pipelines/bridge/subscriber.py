@@ -24,8 +24,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
 from catchment.runtime.mqtt_link import connect_properties, make_client
-from pipelines.bridge.envelope_rows import BrokerMessage
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
+from pipelines.bridge.rows import BrokerMessage
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refused_filters

@@ -22,13 +22,14 @@ Lake = Annotated[
     Path | None, typer.Option("--lake", help="The lake root itself, with the built-in contracts; no TOML file needed.")
 ]
 Contracts = Annotated[
-    str, typer.Option("--contracts", help="Folder of *.odcs.yaml contracts beside the built-in ones; default: as configured.")
+    str,
+    typer.Option("--contracts", help="Folder of *.odcs.yaml contracts in addition to the built-in ones; default: as configured."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 
 
 def contract_folder(config: Path | None, given: str) -> str:
-    """The folder of contracts that a command uses beside the built-in ones; "" for none.
+    """The folder of contracts that a command uses in addition to the built-in ones; "" for none.
 
     Args:
         config: what `-c` names; without it the configuration that is found, if there is one.

@@ -15,9 +15,7 @@ from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands.options import AsJson, Config, require_files
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import first_director
-from pipelines.director.orders import DesiredOrders
+from pipelines.director import DesiredOrders, director_folder, first_director
 from pipelines.errors import ConfigError
 from pipelines.rollout.cohorts import parse_cohort
 from pipelines.rollout.fleet import publish_desired, reported_models
@@ -117,7 +115,7 @@ def _image(attempt: Callable[[], GoldenTrial], width: int, height: int, colour: 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise ConfigError(f"--{option} {value[:40]!r} is none of {', '.join(known)}")
+        raise ConfigError(f"--{option} {value[:40]!r} is not one of {', '.join(known)}")
     return value
 
 
@@ -188,15 +186,15 @@ def rollout_start(
     published = publish_desired(core, rollout, orders)
     if not orders.public_keys:
         say("unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True)
-    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(published)} devices told")
+    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(published)} devices notified")
 
 
 @rollout_app.command("halt")
 def rollout_halt(name: str, config: Config = None) -> None:
-    """Stop a rollout: devices that run its version well keep it, others are told what came before."""
+    """Stop a rollout: devices that run its version well keep it, others get the order for the version before."""
     store = RolloutStore(models_folder(load_core_config(config)) / "rollouts")
     store.save(msgspec.structs.replace(store.get(name), state="halted", reason="halted by hand"))
-    out.print(f"rollout {name} is halted; the model server tells the devices")
+    out.print(f"rollout {name} is halted; the model server notifies the devices")
 
 
 @rollout_app.command("status")

@@ -42,7 +42,7 @@ Stratify = Annotated[str, typer.Option(help="Columns of classes, by comma: each 
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Build although a split lacks a class.")]
 Block = Annotated[str, typer.Option(help="Split by blocks of event time within each group, e.g. 30s, 5min, 1h.")]
 Gap = Annotated[str, typer.Option(help="Leave out rows nearer than this to a row of another split.")]
-Reassign = Annotated[bool, typer.Option("--reassign", help="Place all groups again; else a group keeps its split for ever.")]
+Reassign = Annotated[bool, typer.Option("--reassign", help="Place all groups again; else a group keeps its split permanently.")]
 Columns = Annotated[str, typer.Option(help="Columns to keep, by comma; all if empty.")]
 WithPayload = Annotated[bool | None, typer.Option("--with-payload/--tabular", help="Default: where there is one.")]
 Seed = Annotated[int, typer.Option(help="Of split and shuffle.")]

@@ -77,7 +77,7 @@ def reasons(rows: pa.Table | pa.RecordBatch, contract: Contract) -> pa.StringArr
 
 
 def quality_columns(contract: Contract) -> dict[str, ColumnType]:
-    """What a contract's quality rules may read."""
+    """Return the columns that a contract's quality rules may read."""
     return {**contract_columns(contract), EVENT_TIME: ColumnType.TIMESTAMP}
 
 

@@ -1,4 +1,4 @@
-"""Which type a column of text or JSON values has, so that the agent can fill it with every one of them.
+"""Draft the type of a column of text or JSON values, so that the agent can fill it with every one of them.
 
 What the source that fills a drafted contract is configured with: its column of times, and how things are written.
 """

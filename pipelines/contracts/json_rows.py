@@ -50,7 +50,7 @@ class JsonRows:
 
     @property
     def count(self) -> int:
-        """How many rows the body has, refused ones with them."""
+        """The number of rows of the body, refused ones with them."""
         return len(self.indexes) + len(self.rejected)
 
 
@@ -90,7 +90,7 @@ def rows_from_json(
 
 
 def count_json_rows(body: bytes, max_bytes: int = MAX_JSON_BYTES) -> int:
-    """How many rows a body has: what a bridge needs to number them.
+    """Count the rows of a body: a bridge needs it to number them.
 
     Raises:
         JsonBodyError: as `rows_from_json`.

@@ -226,5 +226,5 @@ def column_type(logical: str, physical: str) -> ColumnType | None:
 
 
 def accepted_types() -> str:
-    """What may be written, for an error message."""
+    """List the accepted types for an error message."""
     return ", ".join(f"{logical}/{physical}" if physical else logical for logical, physical in _TYPES)

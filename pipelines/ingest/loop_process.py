@@ -15,7 +15,7 @@ import structlog
 from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
-from pipelines.contracts.retention import warn_of_retention
+from pipelines.contracts.registry import warn_of_retention
 from pipelines.errors import FaultError, PipelineError, RetryLaterError
 from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
 from pipelines.ingest.graph import worker_pool

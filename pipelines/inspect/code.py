@@ -15,7 +15,7 @@ MAX_CODE_BYTES = 512 * 1024 * 1024
 
 
 def code_path(lake: Lake, digest: str) -> Path:
-    """Where the lake keeps a step's file."""
+    """Return the path of a step's file in the lake."""
     return lake.root / "policies" / "code" / digest
 
 

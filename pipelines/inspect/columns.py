@@ -1,4 +1,4 @@
-"""Which columns an `inspect` step gives, and a contract with them. No IO, and no library that reads pixels.
+"""Derive the columns of an `inspect` step, and a contract with them. No IO, and no library that reads pixels.
 
 Inspected columns join the contract that a run pins: tables, statistics and rules then treat them as any other column, and a
 device may fill one itself; the core computes what is null.

@@ -88,7 +88,7 @@ def unfinished(lake: Lake, run: int) -> Iterator[Path]:
 
 
 def copies(lake: Lake, run: int, cursors: Mapping[str, int]) -> Iterator[Path]:
-    """What lies in the working copy of a remote lake and is not needed there: the bucket has it, or nobody has.
+    """Find files in the working copy of a remote lake that are not needed there: the bucket has them, or nobody does.
 
     Files of the run in hand stay, and sets that the bucket has whole: they were brought to be read.
     """

@@ -253,7 +253,7 @@ class Judge(Protocol):
 
     @property
     def columns(self) -> frozenset[str]:
-        """What the rules read."""
+        """The columns that the rules read."""
         ...
 
     def verdicts(self, table: pa.Table) -> Sequence[npt.NDArray[np.bool_]]:

@@ -16,8 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import structlog
 
-from catchment.runtime.worker.frames import MAX_FRAME_BYTES
-from catchment.runtime.worker.limits import WorkerLimits
+from catchment.runtime.worker.limits import MAX_FRAME_BYTES, WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Outcome, Refused, TooLate
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.errors import RefusedError
@@ -36,7 +35,7 @@ _LIMITS = WorkerLimits(start_timeout_s=120.0, max_request_bytes=MAX_FRAME_BYTES,
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one policy may take of one table: a start, and a share for each row."""
+    """The time that one policy may take for one table: a start, and a share for each row."""
 
     start_ms: float = 10_000
     us_per_row: float = 50
@@ -47,10 +46,10 @@ class Budget:
 
 
 class PolicyBook(Protocol):
-    """Where suspended policies are kept for every process and every start."""
+    """The interface to the suspended policies, kept for every process and every start."""
 
     def policy(self, label: str) -> Suspension | None:
-        """Why a policy is suspended; None if it is not."""
+        """Return the reason why a policy is suspended; None if it is not."""
         ...
 
     def suspend_policy(self, label: str, stream: str, reason: str) -> None:

@@ -10,7 +10,7 @@ import zstandard
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from pipelines.contracts.json_rows import rows_from_json
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.edge_policy import (
     EdgeRules,
     decode_edge_policy,

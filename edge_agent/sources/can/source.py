@@ -22,9 +22,8 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError
-from edge_agent.sources.api import Source
+from edge_agent.sources.api import Rejects, Source
 from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.cells import CellError, start_time_us
 from schemas.contract import Contract
 from schemas.source_names import match_columns
@@ -87,7 +86,7 @@ def check(options: Mapping[str, object], contract: Contract) -> CanOptions:
             raise ConfigError(f"source 'can': time_start = {chosen.time_start!r} is {error}") from error
     if find_spec("can") is None or find_spec("cantools") is None:
         raise ConfigError("source 'can' needs python-can and cantools: install catchment[can]")
-    from edge_agent.sources.can.rows import FrameSampler  # noqa: PLC0415 # the library comes with an extra
+    from edge_agent.sources.can.decoder import FrameSampler  # noqa: PLC0415 # the library comes with an extra
 
     FrameSampler(chosen, contract, Rejects("can"))
     return chosen
@@ -110,9 +109,9 @@ def build(options: Mapping[str, object], contract: Contract, clock: Clock, posit
     chosen = check(options, contract)
     # Loaded only here: they come with an extra.
     if chosen.log:
-        from edge_agent.sources.can.log import CanLog  # noqa: PLC0415
+        from edge_agent.sources.can.frames import CanLog  # noqa: PLC0415
 
         return CanLog(chosen, contract, position)
-    from edge_agent.sources.can.live import CanLive  # noqa: PLC0415
+    from edge_agent.sources.can.frames import CanLive  # noqa: PLC0415
 
     return CanLive(chosen, contract)

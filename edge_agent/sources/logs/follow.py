@@ -11,8 +11,9 @@ from pathlib import Path
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import SourceError
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.files.watched import what_to_do
-from edge_agent.sources.logs.file import LogFile
+from edge_agent.sources.logs.file import GrowingLines, LogFile
 from edge_agent.sources.logs.forms import (
     CSV,
     JSONL,
@@ -26,10 +27,8 @@ from edge_agent.sources.logs.forms import (
     one_row,
     recognise,
 )
-from edge_agent.sources.logs.lines import GrowingLines
 from edge_agent.sources.logs.marks import MARKED_BYTES, DoneFile, LogPosition, Mark, head_of, prints_of, sum_of
 from edge_agent.sources.logs.rotation import RotatedFile, RotatedFiles, is_settled
-from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.tables import RawChunk, TablePosition, TableReader
 
 _REMEMBERED = 32
@@ -113,7 +112,7 @@ class FollowedLog:
 
     @property
     def position(self) -> LogPosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         known = LogPosition(
             done=tuple(self._done),
             since_ns=self._since_ns,
@@ -251,7 +250,7 @@ class FollowedLog:
         return self._form != PLAIN or log_inode == self._inode or self._file.stat().st_ino != self._inode
 
     def _unfinished(self) -> bytes:
-        """What was read of a row that is not whole."""
+        """Return the bytes read of an incomplete row."""
         if self._lines is None:
             return b""
         torn = self._reader.torn if isinstance(self._reader, CsvLines) else b""

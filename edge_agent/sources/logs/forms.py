@@ -1,4 +1,4 @@
-"""How the rows of a followed log are written: Zeek's tabs, JSON lines, CSV, plain lines. Recognition, readers, torn lines."""
+"""The formats of a followed log: Zeek's tabs, JSON lines, CSV, plain lines. Recognition, readers, torn lines."""
 
 import csv
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ import msgspec
 
 from catchment.runtime.zeek_header import ZeekHeader
 from edge_agent.errors import ConfigError
-from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.rows.json_text import read_json
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.rows.tables import (
     INHERITED,
     JsonlReader,
@@ -19,6 +18,7 @@ from edge_agent.sources.rows.tables import (
     TablePosition,
     TableReader,
     ZeekReader,
+    read_json,
 )
 from schemas.source_names import separator_of
 
@@ -108,7 +108,7 @@ class PlainLines:
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._lines.offset)
 
     def read(self, max_rows: int) -> RawChunk | None:
@@ -151,7 +151,7 @@ class CsvLines:
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._row_end)
 
     def read(self, max_rows: int) -> RawChunk | None:

@@ -12,8 +12,7 @@ from datetime import UTC, tzinfo
 
 import msgspec
 
-from edge_agent.sources.api import Scalar
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects, Scalar
 from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, PiiClass
 from schemas.source_names import match_columns
 from schemas.written_values import MAX_DIGITS, NumberForm, TimeForm, WrittenTime, WrittenValueError, quick_micros, read_time

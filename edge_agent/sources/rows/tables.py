@@ -1,4 +1,7 @@
-"""Readers of tables: CSV, JSON lines and Zeek's logs, a chunk of columns at a time."""
+"""Read tables (CSV, JSON lines, Zeek's logs) a chunk of columns at a time.
+
+JSON is read strictly first, then with the NaN and Infinity that Python's own module prints.
+"""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +14,47 @@ import msgspec
 
 from catchment.runtime.zeek_header import ZeekHeader
 from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.files.lines import Lines
-from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.rows.json_text import read_json
 from schemas.source_names import read_header, separator_of
+
+_LOOSE = ("NaN", "Infinity")
+
+# Zeek's names of a connection's four corners, and how the built-in network_flow contract calls them.
+CONN_RENAME = {
+    "id.orig_h": "src_ip", "id.orig_p": "src_port", "id.resp_h": "dst_ip", "id.resp_p": "dst_port",
+    "id_orig_h": "src_ip", "id_orig_p": "src_port", "id_resp_h": "dst_ip", "id_resp_p": "dst_port",
+    "duration": "duration_s", "detailedlabel": "detailed_label", "detailed-label": "detailed_label",
+}  # fmt: skip
+
+
+def read_json(text: str) -> object:
+    """Read a JSON text.
+
+    Raises:
+        msgspec.MsgspecError: it is none, or says what cannot be written as UTF-8.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.MsgspecError:
+        if not any(word in text for word in _LOOSE):
+            raise
+        found = _loosely(text)
+        if found is None:
+            raise
+        return found
+
+
+def _loosely(text: str) -> object:
+    import json  # noqa: PLC0415 # loaded only where a program writes such
+
+    try:
+        found = json.loads(text)
+        msgspec.json.encode(found)  # half of a surrogate pair is no text that could be stored
+    except ValueError:
+        return None
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +67,7 @@ class RawChunk:
 
 @dataclass(frozen=True, slots=True)
 class TablePosition:
-    """Where a table goes on: the byte after the last row given out, and where the header in force begins."""
+    """The position in a table: the byte after the last row read, and where the header in force begins."""
 
     offset: int = 0
     header_offset: int = 0
@@ -47,7 +87,7 @@ class TableReader(Protocol):
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         ...
 
     def read(self, max_rows: int) -> RawChunk | None:
@@ -101,7 +141,7 @@ class CsvReader:
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._row_end)
 
     def read(self, max_rows: int) -> RawChunk | None:
@@ -178,12 +218,12 @@ class JsonlReader:
 
     @property
     def header(self) -> str:
-        """None: each row names its columns."""
+        """Return None: each row names its columns."""
         return ""
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._lines.offset)
 
     def read(self, max_rows: int) -> RawChunk | None:
@@ -249,7 +289,7 @@ class ZeekReader:
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._lines.offset, self._header_offset)
 
     def read(self, max_rows: int) -> RawChunk | None:

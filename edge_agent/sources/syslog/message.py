@@ -30,7 +30,7 @@ _HALF_YEAR_US = 183 * 86_400_000_000
 
 @dataclass(frozen=True, slots=True)
 class SyslogMessage:
-    """What a message says. None: it does not say.
+    """The fields of a message. None: missing.
 
     Attributes:
         time_us: its own time, microseconds since 1970.

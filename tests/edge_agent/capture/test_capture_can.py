@@ -18,7 +18,7 @@ from edge_agent.sources.api import Source
 from edge_agent.sources.can.decoder import UNKNOWN
 from edge_agent.sources.files.unpacking import open_unpacked
 from edge_agent.sources.registry import build_source, check_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 SIGNALS = builtin_contract("can_signal")
 # Three messages of the car of comma2k19, as its maker's network has them, one of our own with choices and a multiplexer.

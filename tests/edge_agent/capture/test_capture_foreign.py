@@ -14,12 +14,12 @@ from PIL import Image
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
+from edge_agent.pictures.child import as_errors
 from edge_agent.sources.api import SampleBatch, Source
-from edge_agent.sources.directory.image_header import ImageHeader, read_image_header
+from edge_agent.sources.directory.picture_formats import ImageHeader, read_image_header
 from edge_agent.sources.registry import build_source, check_source
 from edge_agent.sources.rows.mapping import NO_COLUMN
-from edge_agent.strict_warnings import as_errors
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 _BUILT: list[Source] = []
 HUGE = "9" * 5_000

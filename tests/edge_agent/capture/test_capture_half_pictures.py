@@ -12,10 +12,9 @@ import tifffile
 from PIL import Image
 
 from edge_agent.sources.api import Source
-from edge_agent.sources.directory.picture_end import has_end
+from edge_agent.sources.directory.picture_formats import has_end
 from edge_agent.sources.registry import build_source
-from schemas.builtin import builtin_contract
-from schemas.contract import Contract
+from schemas.contract import Contract, builtin_contract
 from tests.fakes.sources import HandClock, build, close_all
 
 NOISE = np.random.default_rng(3).integers(0, 255, (120, 160, 3), dtype=np.uint8)

@@ -18,13 +18,11 @@ from hypothesis import strategies as st
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.api import Source
-from edge_agent.sources.nmea.sentence import OTHER, FixBuilder, SentenceError, read_fields, read_tpv
+from edge_agent.sources.api import Rejects, Source
+from edge_agent.sources.nmea.sentence import OTHER, RTCM, UBX, FixBuilder, SentenceError, SentenceStream, read_fields, read_tpv
 from edge_agent.sources.nmea.source import ROLLOVER_US, rollovers
-from edge_agent.sources.nmea.stream import RTCM, UBX, SentenceStream
 from edge_agent.sources.registry import build_source, check_source
-from edge_agent.sources.rejects import Rejects
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")
 GPSD = shutil.which("gpsd", path="/usr/sbin:/usr/bin:/usr/local/sbin")

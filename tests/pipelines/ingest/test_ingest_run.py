@@ -209,8 +209,7 @@ def test_a_newer_contract_version_adds_its_columns(core: Core, envelope: MakeEnv
     from pipelines.ingest.plan import Pins
     from pipelines.ingest.publish import stream_shape
     from pipelines.lake.table import ensure_table
-    from schemas.builtin import builtin_contract
-    from schemas.contract import Column, ColumnType, PiiClass
+    from schemas.contract import Column, ColumnType, PiiClass, builtin_contract
 
     old = builtin_contract("vehicle_telemetry")
     extra = (Column("lidar_m", ColumnType.FLOAT64), Column("driver", ColumnType.INT64, pii=PiiClass.FACE))

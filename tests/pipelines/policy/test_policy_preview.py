@@ -29,7 +29,7 @@ from pipelines.policy.engine import Tagger
 from pipelines.policy.explain import RuleResult, explain
 from pipelines.policy.preview import Preview
 from pipelines.policy.trial import try_policy
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.policy import Example, Policy, Rule
 
 CONTRACT = builtin_contract("vehicle_telemetry")
