@@ -212,7 +212,7 @@ def read_prepared(lake: Lake, run: int) -> Prepared | None:
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:
-        raise CorruptLakeError(f"{path}: not what a run writes ({error}); delete it, and the run prepares anew") from error
+        raise CorruptLakeError(f"{path}: not what a run writes ({error}); delete it, and the run prepares it again") from error
 
 
 def check_fault_breaker(
