@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from catchment.runtime.clock import SystemClock
-from pipelines.commands.options import AsJson, Config
-from pipelines.commands.tables import show
+from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
 from pipelines.ingest.decode import RECEIVED

@@ -1,7 +1,4 @@
-"""The run loop as a process: one loop on a lake, its workers, its heartbeats, and what it does when a run fails.
-
-How often a failing run is tried before the loop says so and ends. No IO.
-"""
+"""Run the loop as a process: one loop on a lake, its workers, its heartbeats, and bounded retries of a failing run."""
 
 import os
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
-"""Finds orphans of killed processes: half-written files, folders of work never finished, copies of what the bucket has.
+"""Find orphans: files that killed processes left half-written, and payloads that no table refers to any more.
 
-Each is found by its name or place, for nothing refers to it. Whether it is old enough to be nobody's is asked by the vacuum.
-
-Which payloads the tables still need: every shard, object and Zarr store that a file of a stream's table refers to.
+Half-written files, unfinished work and copies of what the bucket has are found by name or place, because nothing refers to
+them. Payloads that tables still need are the shards, objects and Zarr stores that a file of a stream's table refers to. The
+vacuum decides whether an orphan is old enough to be deleted.
 """
 
 import os
