@@ -1,13 +1,9 @@
 """The landing file: written batch by batch, sealed by rename, read memory-mapped.
 
-`<n>.arrows` is a finished Arrow IPC stream, `<n>.arrows.open` the one being written. Each record batch vouches for its
-own bytes with a CRC-32 (see `frame`): a disk that lost power may hold a batch whose head is whole and whose pages are
-zero, and a rotten byte in a payload is valid Arrow.
-
-A record batch as the bytes of one Arrow IPC message that vouches for itself.
-
-The custom metadata of the message hold `catchment = "crc32:xxxxxxxx"`: the CRC-32 of the whole message, taken with
-zeros in place of the eight digits. Any Arrow tool reads past it.
+`<n>.arrows` is a finished Arrow IPC stream, `<n>.arrows.open` the one being written. Each record batch is one Arrow IPC message
+whose custom metadata hold `catchment = "crc32:xxxxxxxx"`: the CRC-32 of the whole message, taken with zeros in place of the eight
+digits. Any Arrow tool reads past it. It is there because a disk that lost power may hold a batch whose head is whole and whose
+pages are zero, and a rotten byte in a payload is valid Arrow.
 """
 
 import os

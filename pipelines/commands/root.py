@@ -11,8 +11,7 @@ import typer
 from catchment.runtime.exits import STOP, exit_table
 from catchment.runtime.output import say
 from catchment.runtime.renamed_commands import RenamedCommands
-from pipelines.commands.options import AsJson, Config
-from pipelines.commands.tables import show
+from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import config_path, load_core_config
 from pipelines.errors import RefusedError
 from pipelines.stopping import stop_on_signals

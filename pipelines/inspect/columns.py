@@ -1,9 +1,8 @@
 """Derive the columns of an `inspect` step, and a contract with them. No IO, and no library that reads pixels.
 
 Inspected columns join the contract that a run pins: tables, statistics and rules then treat them as any other column, and a
-device may fill one itself; the core computes what is null.
-
-What the text inspector counts. Patterns are for a linear-time engine: no look-around, no back references.
+device may fill one itself; the core computes those that are null. Patterns of the text inspector are for a linear-time engine:
+no look-around, no back references.
 """
 
 import hashlib

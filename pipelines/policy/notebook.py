@@ -1,6 +1,6 @@
-"""A policy in a notebook: load, check, apply to a frame, look, change, and put it in force when it is right.
+"""Use a policy in a notebook: load, check, apply to a frame, look, change, and put it in force when it is right.
 
-Tables of whatever library a data scientist brings, as Arrow and back: pyarrow, Polars, pandas.
+Tables of pyarrow, Polars and pandas are taken as Arrow, and given back as they came.
 """
 
 from dataclasses import dataclass

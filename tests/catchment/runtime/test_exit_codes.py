@@ -26,7 +26,8 @@ GIVEN = {
     "contract show": ["slide"], "contract diff": ["slide", "slide"], "contract quality": ["slide"],
     "set plan": ["s", "--from", "slide"], "set build": ["s", "--from", "slide"], "set show": ["s"], "set verify": ["s"],
     "set diff": ["s/1", "s/2"], "set check": ["s"], "set card": ["s"], "set pin": ["s", "-m", "why"], "set rm": ["s/1"],
-    "model publish": ["m", "m.onnx"], "model show": ["m"], "rollout start": ["m"], "rollout halt": ["m-1"],
+    "model publish": ["m", "m.onnx"], "model show": ["m"], "model withdraw": ["m", "1"], "rollout start": ["m"],
+    "rollout halt": ["m-1"],
     "quarantine show": ["slide"], "quarantine replay": ["--all"], "quarantine discard": ["--all", "--yes"],
     "director retire": ["00"], "spool show": ["1"], "park replay": ["1"], "run": [],
 }  # fmt: skip
@@ -45,7 +46,8 @@ MISSING = {
     "set plan": ["s", "--from", "none"], "set build": ["s", "--from", "none"], "set show": ["none"], "set verify": ["none"],
     "set diff": ["none", "none"], "set check": ["none"], "set card": ["none"], "set pin": ["none", "-m", "w"],
     "set rm": ["none/1"],
-    "model publish": ["m", "none.onnx"], "model show": ["none"], "rollout start": ["none"], "rollout halt": ["none"],
+    "model publish": ["m", "none.onnx"], "model show": ["none"], "model withdraw": ["none", "1"], "rollout start": ["none"],
+    "rollout halt": ["none"],
     "quarantine show": ["none"], "quarantine replay": ["--stream", "none"], "quarantine discard": ["--stream", "none", "--yes"],
     "director show": [], "director add": [], "director retire": ["00"],
 }  # fmt: skip
