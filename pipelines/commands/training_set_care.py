@@ -14,7 +14,6 @@ from catchment.runtime.output import say, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands.options import AsJson, Config, Lake
 from pipelines.commands.training_set import lake_from, set_app
-from pipelines.commands.training_set_export import export, exports
 from pipelines.errors import RefusedError
 from pipelines.lake import lake as lakes
 from pipelines.training.bucket_sets import bring_set
@@ -28,8 +27,6 @@ from pipelines.training.spec import parse_duration_s
 
 Reference = Annotated[str, typer.Argument(help="name, or name/version.")]
 _MIB = 1024 * 1024
-set_app.command("export")(export)
-set_app.command("exports")(exports)
 
 
 @set_app.command("diff")

@@ -12,6 +12,7 @@ from catchment.runtime.output import say, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands.options import AsJson, Config, Lake
 from pipelines.commands.training_set import lake_from
+from pipelines.commands.training_set_care import set_app
 from pipelines.errors import RefusedError
 from pipelines.training.bucket_sets import bring_set
 from pipelines.training.catalogue import set_folder
@@ -22,6 +23,7 @@ from pipelines.training.manifest import MANIFEST_NAME, load_manifest
 Reference = Annotated[str, typer.Argument(help="name, or name/version.")]
 
 
+@set_app.command("export")
 def export(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
     reference: Reference,
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is not there yet.")],
@@ -36,7 +38,7 @@ def export(  # noqa: PLR0913, PLR0917 - one argument for each option of the comm
     """Write a set in another tool's format, payloads byte for byte, and record who got it."""
     found = lake_from(lake, config)
     folder = set_folder(found, reference)
-    manifest = load_manifest(found.local(folder / MANIFEST_NAME))
+    manifest = load_manifest(folder / MANIFEST_NAME)
     bring_set(found, folder, manifest)
     order = ExportOrder(form, recipient, _day(expires), boxes)
     record = export_set(found, ExportSource(folder, manifest), target, order, SystemClock())
@@ -46,10 +48,11 @@ def export(  # noqa: PLR0913, PLR0917 - one argument for each option of the comm
     say(f"{target}: {record.rows:,} samples in {record.files:,} files, {record.bytes:,} bytes, for {record.recipient}")
 
 
+@set_app.command("exports")
 def exports(reference: Reference, lake: Lake = None, config: Config = None, as_json: AsJson = False) -> None:
     """List who got a set, in which format, and until when."""
     found = lake_from(lake, config)
-    records = exports_of(found, load_manifest(found.local(set_folder(found, reference) / MANIFEST_NAME)))
+    records = exports_of(found, load_manifest(set_folder(found, reference) / MANIFEST_NAME))
     if as_json:
         say_json(msgspec.json.encode(records))
         return
