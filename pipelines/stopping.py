@@ -44,7 +44,7 @@ def _watch(reading: int, stop: Event, within_s: float) -> None:
         pass
     stop.set()
     select.select([], [], [], within_s)
-    log.warning("stop_forced", after_s=within_s, hint="what was in hand is done again at the next start")
+    log.warning("stop_forced", after_s=within_s, hint="unfinished work is done again at the next start")
     end_descendants(os.getpid())
     os._exit(FORCED)
 

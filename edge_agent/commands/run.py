@@ -23,7 +23,7 @@ def run(
     device = load_agent_config(config).device
     arguments = [sys.executable, "-m", "edge_agent", "-c", str(config), "--device", device]
     arguments += ["--until-settled"] if until_settled else []
-    # Few malloc arenas: threads of bursts must not keep their peaks for ever.
+    # Few malloc arenas: threads of bursts must not keep their peaks permanently.
     environment = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072", **os.environ}
     sys.stdout.flush()
     os.execve(sys.executable, arguments, environment)  # noqa: S606 # our own interpreter and module

@@ -51,7 +51,7 @@ def list_spool(
     from edge_agent.spool.records import State
 
     if state is not None and state.upper() not in State.__members__:
-        raise typer.BadParameter(f"{state!r} is none of ready, waiting, parked", param_hint="--state")
+        raise typer.BadParameter(f"{state!r} is not one of ready, waiting, parked", param_hint="--state")
     with _reader(config) as (db, _):
         found = inspection.entries(db, stream=stream, state=None if state is None else State[state.upper()], limit=limit)
         in_all = inspection.count(db)
@@ -60,13 +60,13 @@ def list_spool(
 
 @spool_app.command("show")
 def show_envelope(
-    id_: Annotated[int, typer.Argument(metavar="ID", help="As `spool ls` tells it.")],
+    id_: Annotated[int, typer.Argument(metavar="ID", help="As `spool ls` shows it.")],
     config: Config = AGENT,
     body: Annotated[Path | None, typer.Option("--body", help="Write its body (an Arrow IPC stream) to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one envelope, and whether it is what was stored."""
-    from edge_agent.spool import bodies, inspection, reading
+    from edge_agent.spool import database, inspection, payload_files
     from edge_agent.spool.sealing import open_envelope, read_seal
 
     with _reader(config) as (db, folder):
@@ -74,9 +74,9 @@ def show_envelope(
         if found is None:
             raise NotFoundError(f"there is no envelope {id_}; it is settled, or never was: see `edge-agent spool ls`")
         try:
-            envelope = reading.load(db, id_, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
+            envelope = database.load(db, id_, partial(payload_files.read_body, folder / payload_files.FOLDER_NAME))
             check = "as it was stored"
-        except reading.RottenEnvelopeError as error:
+        except database.RottenEnvelopeError as error:
             envelope, check = None, str(error)
     if body is not None:
         if envelope is None:
@@ -129,14 +129,14 @@ def list_parked(config: Config = AGENT, limit: LimitOption = 100, as_json: AsJso
 @park_app.command("replay")
 def replay_parked(
     config: Config = AGENT,
-    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="As `park ls` tells them.")] = None,
+    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="As `park ls` shows them.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that is parked.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Have parked envelopes sent again. A running agent does it at once, a stopped one when it starts."""
     from edge_agent.spool import inspection
+    from edge_agent.spool.inspection import ask_replay
     from edge_agent.spool.records import State
-    from edge_agent.spool.requests import ask_replay
 
     if bool(ids) == everything:
         raise typer.BadParameter("give ids, or --all", param_hint="ID")

@@ -13,8 +13,7 @@ from edge_agent.config import AgentConfig, SourceConfig, load_agent_config, load
 from edge_agent.errors import ConfigError
 from edge_agent.health.file import read_health
 from edge_agent.sources.registry import check_source
-from edge_agent.trial.quiet import quiet_log
-from edge_agent.trial.reading import TrialReader
+from edge_agent.trial.reading import TrialReader, quiet_log
 from edge_agent.trial.result import Trial
 from edge_agent.trial.tap import NotRunningError, TapRequest, ask_tap
 
@@ -99,7 +98,7 @@ def _try_one(config: AgentConfig, source: SourceConfig, key: bytes, samples: int
         except NotRunningError as error:
             note = f"{error}; a second reader may take samples from it, so it was not read"
         except OSError as error:
-            note = f"the running agent cannot be asked: {error}; run it as the agent's user"
+            note = f"the running agent does not answer: {error}; run it as the agent's user"
         return Trial(source.name, source.kind, source.stream, contract.version, failure=f"{note}; reload or stop the agent")
     return TrialReader(source, contract, key).read(samples, wait_s)
 

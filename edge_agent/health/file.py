@@ -82,7 +82,7 @@ def read_health(state_dir: Path) -> Health | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
-        raise AgentError(f"{state_dir / HEALTH_NAME} cannot be read: {error}; the running agent writes it anew") from error
+        raise AgentError(f"{state_dir / HEALTH_NAME} cannot be read: {error}; the running agent writes it again") from error
 
 
 def rss_bytes() -> int:
@@ -91,7 +91,7 @@ def rss_bytes() -> int:
 
 
 def notify_service_manager(state: str) -> None:
-    """Tell systemd `READY=1`, `WATCHDOG=1` or `STOPPING=1`, where it asked to be told."""
+    """Tell systemd `READY=1`, `WATCHDOG=1` or `STOPPING=1`, where the unit has a notify socket."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

@@ -48,10 +48,10 @@ class HeartbeatSource:
         return SampleBatch([self._clock.now_ms() * 1_000], {name: [value] for name, value in _row(self._snapshot()).items()})
 
     def stored(self, batch: SampleBatch) -> None:
-        """Nothing to put away."""
+        """Do nothing: a heartbeat has no position."""
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """Do nothing: a heartbeat holds no resource."""
 
 
 def _row(stats: AgentStats) -> dict[str, Scalar]:

@@ -51,6 +51,7 @@ class ModelUpdater:
     Attributes:
         store: the versions that are installed, and what is known of them.
         running: the version that works, if one does.
+        worker: the thread of the install under way or the last one.
 
     Raises:
         ConfigError: the root metadata cannot be read, or the `infer` extra is missing.
@@ -75,7 +76,7 @@ class ModelUpdater:
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._wanted = WantedModel(config.name, orders, clock, self._on_change)
-        self._worker: threading.Thread | None = None
+        self.worker: threading.Thread | None = None
         self._loader = ModelLoader(self.store, config)
         self.running = RunningModel(self._wake)
         self._resting = ""
@@ -169,27 +170,27 @@ class ModelUpdater:
 
     # -- the updater's own thread -----------------------------------------------------------------------------------
 
-    def run_once(self) -> None:
-        """Do what is due, then wait up to a second for more.
+    def run_once(self, wait_s: float = _WAIT_S) -> None:
+        """Do what is due, then wait up to a second, or as long as given, for more.
 
         An install runs on a thread of its own; only a model whose process died is loaded here, within `max_load_s`.
         """
         self._watch_probation()
         self._wanted.decide()
         self._look_after_running()
-        if self._due() is not None and (self._worker is None or not self._worker.is_alive()):
+        if self._due() is not None and (self.worker is None or not self.worker.is_alive()):
             # A daemon: a download must not keep the agent from stopping, and a kill in the middle of it is harmless.
-            self._worker = threading.Thread(target=self._try_install, name=f"model-{self._config.name}", daemon=True)
-            self._worker.start()
-        self._wake.wait(_WAIT_S)
+            self.worker = threading.Thread(target=self._try_install, name=f"model-{self._config.name}", daemon=True)
+            self.worker.start()
+        self._wake.wait(wait_s)
         self._wake.clear()
 
     def close(self) -> None:
         """End a download or a load that is under way, and the model's process; the stop is recorded as orderly."""
         self._fetcher.close()
         self._loader.close()
-        if self._worker is not None:
-            self._worker.join(_WAIT_S * 5)
+        if self.worker is not None:
+            self.worker.join(_WAIT_S * 5)
         self.running.use(None)
         try:
             self.store.note_stop(self._watched_s)

@@ -1,4 +1,4 @@
-"""`catchment bridge`: run one bridge until it is told to stop."""
+"""`catchment bridge`: run one bridge until it is stopped."""
 
 from catchment.runtime.clock import SystemClock
 from pipelines.bridge.bridge import run_bridge

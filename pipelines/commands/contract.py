@@ -14,9 +14,9 @@ from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
 from pipelines.commands.options import AsJson, Config, Contracts, contract_folder, require_files
 from pipelines.commands.quality import quality
+from pipelines.contracts.arrow import arrow_schema, json_schema
 from pipelines.contracts.diff import Difference, diff_contracts
 from pipelines.contracts.infer import draft_contract
-from pipelines.contracts.json_schema import arrow_schema, json_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError, PipelineError
@@ -109,7 +109,7 @@ def diff(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what changed between two versions, and whether what works today goes on working; exit 1 if not."""
+    """Show what changed between two versions, and whether they are compatible; exit 1 if not."""
     known = _load(contracts, config)
     found = diff_contracts(*(_find(*_named(each), known) for each in (old, new)))
     if as_json:

@@ -8,8 +8,7 @@ import typer
 from catchment.runtime.output import say, say_document
 from pipelines.commands.options import Config
 from pipelines.config import load_core_config
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import add_director_key, require_director, retire_director_key
+from pipelines.director import add_director_key, director_folder, require_director, retire_director_key
 from pipelines.errors import RefusedError
 
 director_app = typer.Typer(help="The key that signs what devices are ordered to do.", no_args_is_help=True)
@@ -20,7 +19,7 @@ def init(config: Config = None) -> None:
     """Make the first key, and print what devices are configured with."""
     folder = director_folder(load_core_config(config))
     if any(folder.glob("director-*.pem")):
-        raise RefusedError(f"{folder} holds a director key already; `catchment director add` makes another one beside it")
+        raise RefusedError(f"{folder} holds a director key already; `catchment director add` makes another one")
     path = add_director_key(folder)
     say(f"# The private key is {path}. It stays with the model server.", err=True)
     _print_keys(folder)
@@ -28,7 +27,7 @@ def init(config: Config = None) -> None:
 
 @director_app.command()
 def add(config: Config = None) -> None:
-    """Make another key beside those that are there: from now on all of them sign."""
+    """Make another key: from now on all keys sign."""
     folder = director_folder(load_core_config(config))
     require_director(folder)
     path = add_director_key(folder)

@@ -7,10 +7,9 @@ from typing import Annotated
 import structlog
 import typer
 
-from pipelines.commands.options import AsJson, Config
-from pipelines.commands.tables import show
+from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.contracts.retention import warn_of_retention
+from pipelines.contracts.registry import warn_of_retention
 from pipelines.errors import RefusedError, RetryLaterError
 from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_of
@@ -35,7 +34,7 @@ def vacuum(
     now: Annotated[bool, typer.Option("--now", help="Without grace; the run loop must not be at work.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete what nothing refers to any more: replaced files past their time, orphans of crashes, segments long since rows."""
+    """Delete files that nothing refers to: replaced files past their time, orphans of crashes, segments long since rows."""
     core = load_core_config(config)
     lake, keep = lake_of(core), keep_of(core)
     with ExitStack() as held:

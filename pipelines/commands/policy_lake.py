@@ -144,7 +144,7 @@ def diff(
 
 
 def retag(
-    streams: Annotated[list[str], typer.Argument(help="Streams whose committed rows are tagged anew.")],
+    streams: Annotated[list[str], typer.Argument(help="Streams whose committed rows are tagged again.")],
     config: Config = None,
     lake: Lake = None,
     undo: Annotated[bool, typer.Option("--undo", help="Go back to the tags before the last retag.")] = False,

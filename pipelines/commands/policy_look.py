@@ -52,7 +52,7 @@ def preview(
 
 
 def made_preview(site: LakeSite, policy: Policy, stream: str, limit: int | None) -> Preview:
-    """Try a policy on committed rows, beside the others that are in force.
+    """Try a policy on committed rows, together with the others in force.
 
     Raises:
         NotFoundError: there is no such stream or contract.

@@ -17,7 +17,7 @@ from pipelines.config import load_core_config
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError
 from pipelines.lake.lake import lake_of
-from pipelines.quality.drift import NULLS, Drift, bounds_of, drift
+from pipelines.quality.profile import NULLS, Drift, bounds_of, drift
 from pipelines.quality.store import keep_quality, read_quality
 from schemas.contract import NUMERIC_TYPES, Contract, PiiClass
 
@@ -49,7 +49,7 @@ def quality(
     fail_above: Annotated[float | None, typer.Option(help="Exit 1 if an index is above, for use in a pipeline.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep what every new run looks like, and tell counts, ranges and drift of the last ones."""
+    """Store a profile of every new run, and show counts, ranges and drift of the last ones."""
     console = PlainConsole(highlight=False, soft_wrap=True)
     core = load_core_config(config)
     window = _window(reference)

@@ -1,4 +1,4 @@
-"""`catchment quarantine`: what was refused and why; put it through again once the cause is gone, or let it go."""
+"""`catchment quarantine`: what was refused and why; replay it once the cause is gone, or discard it."""
 
 import json
 import time
@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from catchment.runtime.clock import SystemClock
-from pipelines.commands.options import AsJson, Config
-from pipelines.commands.tables import show
+from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
-from pipelines.ingest.event_times import RECEIVED
+from pipelines.ingest.decode import RECEIVED
 from pipelines.ingest.quarantine import BODY_NONE
-from pipelines.ingest.requests import DISCARD, REPLAY, Request, write_request
+from pipelines.ingest.replay import DISCARD, REPLAY, Request, write_request
 from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.quarantined import Where, closed, grouped, heads
 from pipelines.lake.scratch import scratch
@@ -23,11 +22,13 @@ from schemas.envelope import parse_time
 from schemas.errors import EnvelopeError
 
 quarantine_app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Refused samples: see why, replay them once mended, or discard them."
+    no_args_is_help=True,
+    add_completion=False,
+    help="Refused samples: see why, replay them once the cause is gone, or discard them.",
 )
 
 Ids = Annotated[list[str] | None, typer.Option("--id", help="This row; may be given again.")]
-Stream = Annotated[str | None, typer.Option(help="Of this stream; '' for messages that told none.")]
+Stream = Annotated[str | None, typer.Option(help="Of this stream; '' for messages that named none.")]
 Stage = Annotated[str | None, typer.Option(help="Refused at this stage.")]
 Reason = Annotated[str | None, typer.Option(help="With this in the reason.")]
 Device = Annotated[str | None, typer.Option(help="Of this device.")]
@@ -50,7 +51,7 @@ def ls(config: Config = None, as_json: AsJson = False) -> None:
 
 @quarantine_app.command("show")
 def show_rows(
-    stream: Annotated[str, typer.Argument(help="A stream's name; '' for messages that told none.")],
+    stream: Annotated[str, typer.Argument(help="A stream's name; '' for messages that named none.")],
     config: Config = None,
     stage: Stage = None,
     reason: Reason = None,
@@ -103,7 +104,7 @@ def discard(  # noqa: PLR0913, PLR0917  # likewise
     where = _where(Where(stream, stage, reason, device, tuple(ids or ())), everything=everything)
     core = load_core_config(config)
     if not yes:
-        typer.confirm(f"Discard {heads(lake_of(core), where).num_rows} rows of the quarantine for ever?", abort=True)
+        typer.confirm(f"Discard {heads(lake_of(core), where).num_rows} rows of the quarantine permanently?", abort=True)
     _carry_out(core, DISCARD, where, wait_s, as_json=as_json)
 
 

@@ -15,9 +15,7 @@ from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands.options import AsJson, Config, require_files
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import first_director
-from pipelines.director.orders import DesiredOrders
+from pipelines.director import DesiredOrders, director_folder, first_director
 from pipelines.errors import ConfigError, RefusedError, RetryLaterError
 from pipelines.rollout.cohorts import BUCKETS, parse_cohort
 from pipelines.rollout.fleet import publish_orders, reported_models
@@ -117,7 +115,7 @@ def _image(attempt: Callable[[], GoldenTrial], width: int, height: int, colour: 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise ConfigError(f"--{option} {value[:40]!r} is none of {', '.join(known)}")
+        raise ConfigError(f"--{option} {value[:40]!r} is not one of {', '.join(known)}")
     return value
 
 
@@ -191,7 +189,7 @@ def rollout_start(
     published = publish_orders(core, rollout, reports, orders)
     if not orders.public_keys:
         say("unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True)
-    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(published)} devices told")
+    out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(published)} devices notified")
 
 
 def _say_coverage(rollout: Rollout, reports: Mapping[str, tuple[ModelReport, ...]], *, is_forced: bool) -> None:
@@ -228,7 +226,7 @@ def _order_again(halted: list[Rollout], core: CoreConfig) -> None:
         reports = reported_models(core)
         for rollout in halted:
             devices = publish_orders(core, rollout, reports, DesiredOrders.open(core, SystemClock()))
-            out.print(f"rollout {rollout.name}: {len(devices)} devices told")
+            out.print(f"rollout {rollout.name}: {len(devices)} devices notified")
     except RetryLaterError as error:
         raise RetryLaterError(
             f"it is halted, but its orders stand at the broker until the model server runs, or this is done again: {error}"

@@ -11,8 +11,7 @@ import typer
 from catchment.runtime.exits import STOP, exit_table
 from catchment.runtime.output import say
 from catchment.runtime.renamed_commands import RenamedCommands
-from pipelines.commands.options import AsJson, Config
-from pipelines.commands.tables import show
+from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import config_path, load_core_config
 from pipelines.errors import RefusedError
 from pipelines.stopping import stop_on_signals
@@ -36,12 +35,12 @@ ROOMS = {
     "watch": CommandGroup("pipelines.commands.status", "watch", "Serve /metrics, /live and /ready."),
     "gaps": CommandGroup("pipelines.commands.status", "gaps", "Samples that must exist and have not come."),
     "compact": CommandGroup("pipelines.commands.maintenance", "compact", "Put small files together."),
-    "vacuum": CommandGroup("pipelines.commands.maintenance", "vacuum", "Delete what nothing refers to any more."),
+    "vacuum": CommandGroup("pipelines.commands.maintenance", "vacuum", "Delete files that nothing refers to."),
     "maintain": CommandGroup("pipelines.commands.maintenance", "maintain", "Roll-ups, compaction and vacuum."),
     "quarantine": CommandGroup("pipelines.commands.quarantine", "quarantine_app", "Refused samples: see why, replay, discard."),
     "contract": CommandGroup("pipelines.commands.contract", "contract_app", "Check, compile and show contracts."),
     "policy": CommandGroup("pipelines.commands.policy", "policy_app", "Check, try and apply tagging policies."),
-    "set": CommandGroup("pipelines.commands.training_set", "set_app", "Build, verify and read training sets."),
+    "set": CommandGroup("pipelines.commands.training_set_care", "set_app", "Build, verify and read training sets."),
     "model": CommandGroup("pipelines.commands.rollout", "model_app", "Sign and publish models; serve them to devices."),
     "rollout": CommandGroup(
         "pipelines.commands.rollout", "rollout_app", "Roll a model out to cohorts of devices, watch it, halt it."
@@ -85,10 +84,10 @@ app = typer.Typer(
 
 @app.command()
 def up(config: Config = None) -> None:
-    """Run bridge, run loop and model server here, restart what falls over, stop in order on Ctrl-C or SIGTERM."""
+    """Run bridge, run loop and model server here, restart processes that exit, stop in order on Ctrl-C or SIGTERM."""
     from catchment.runtime.clock import SystemClock  # noqa: PLC0415  # likewise
     from pipelines.commands.supervisor import STOP_WITHIN_S, supervise  # noqa: PLC0415  # heavy only here
-    from pipelines.contracts.retention import warn_of_retention  # noqa: PLC0415  # likewise
+    from pipelines.contracts.registry import warn_of_retention  # noqa: PLC0415  # likewise
     from pipelines.status.server import serving  # noqa: PLC0415  # likewise
 
     path = config_path(config)
@@ -132,7 +131,7 @@ def run(
 
         with only_maintenance(lake_of(core)), scratch(core.lake_root, "backfill"):
             done = backfill(core, segments_of(from_landing), engine, SystemClock())
-        show("Made anew", [asdict(one) for one in done], as_json=as_json)
+        show("Replaced rows", [asdict(one) for one in done], as_json=as_json)
         return
     run_loop(core, stop_on_signals(), SystemClock(), once=once, engine=engine)
 

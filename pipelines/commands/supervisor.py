@@ -99,7 +99,7 @@ class Child:
         try:
             self.process.wait(max(0.0, wait_s))
         except subprocess.TimeoutExpired:
-            log.warning("killed", child=self.name, hint="what it had in hand is done again at the next start")
+            log.warning("killed", child=self.name, hint="its unfinished work is done again at the next start")
             end_descendants(self.process.pid)
             self.process.kill()
             self.process.wait()

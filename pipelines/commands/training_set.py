@@ -1,7 +1,6 @@
 """`catchment set`: build, list, show and verify training sets."""
 
 import json
-import re
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -12,27 +11,32 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from catchment.runtime.output import say, say_json
+from catchment.runtime.output import say, say_document, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
+from pipelines.commands import array_options as arrays
 from pipelines.commands.options import AsJson, Config, Lake
 from pipelines.config import load_core_config, require_folder
 from pipelines.errors import RefusedError
 from pipelines.lake import lake as lakes
 from pipelines.lake.lake import lake_at, lake_of
+from pipelines.training.array_rules import LabelRule, Resample
 from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, write_set
 from pipelines.training.catalogue import list_sets, set_folder
+from pipelines.training.from_spec import draft_from_spec, spec_options
 from pipelines.training.manifest import MANIFEST_NAME, ClassCount, LeftOut, Manifest, load_manifest
 from pipelines.training.open import open_set
 from pipelines.training.shards import Progress
+from pipelines.training.spec import parse_duration_s
+from pipelines.training.spec_file import load_spec, schema_text
 
-_UNIT_S = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0}
+_BESIDE_SPEC = frozenset({"name", "allow_missing", "reassign", "lake", "config", "as_json"})
 _MAX_CLASSES_SHOWN = 60
 set_app = typer.Typer(help="Training sets: build one, list them, look at one, check one.", no_args_is_help=True)
 
 
-SetName = Annotated[str, typer.Argument(help="Name of the set.")]
-Streams = Annotated[list[str], typer.Option("--from", help="Stream to select from; may be given again.")]
+SetName = Annotated[str, typer.Argument(metavar="NAME|SPEC", help="Name of the set, or the YAML file of its spec.")]
+Streams = Annotated[list[str] | None, typer.Option("--from", help="Stream to select from; may be given again.")]
 Where = Annotated[str, typer.Option(help="Expression over columns and tags, e.g. \"has('dark') AND speed > 30\".")]
 Shares = Annotated[str, typer.Option("--split", help="Shares, e.g. train=0.8,test=0.2.")]
 Group = Annotated[str, typer.Option(help="Columns whose equal values stay in one split.")]
@@ -40,7 +44,7 @@ Stratify = Annotated[str, typer.Option(help="Columns of classes, by comma: each 
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Build although a split lacks a class.")]
 Block = Annotated[str, typer.Option(help="Split by blocks of event time within each group, e.g. 30s, 5min, 1h.")]
 Gap = Annotated[str, typer.Option(help="Leave out rows nearer than this to a row of another split.")]
-Reassign = Annotated[bool, typer.Option("--reassign", help="Place all groups again; else a group keeps its split for ever.")]
+Reassign = Annotated[bool, typer.Option("--reassign", help="Place all groups again; else a group keeps its split permanently.")]
 Columns = Annotated[str, typer.Option(help="Columns to keep, by comma; all if empty.")]
 WithPayload = Annotated[bool | None, typer.Option("--with-payload/--tabular", help="Default: where there is one.")]
 Seed = Annotated[int, typer.Option(help="Of split and shuffle.")]
@@ -48,8 +52,9 @@ Seed = Annotated[int, typer.Option(help="Of split and shuffle.")]
 
 @set_app.command("plan")
 def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
+    context: typer.Context,
     name: SetName,
-    stream: Streams,
+    stream: Streams = None,
     where: Where = "",
     split: Shares = "",
     group: Group = "device",
@@ -57,13 +62,26 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
     block: Block = "",
     gap: Gap = "",
     reassign: Reassign = False,
+    columns: Columns = "",
     with_payload: WithPayload = None,
+    form: arrays.Format = "parquet",
+    window: arrays.Window = "",
+    stride: arrays.Stride = "",
+    rate: arrays.Rate = 0.0,
+    resample: arrays.ResampleBy = Resample.PREVIOUS,
+    hole: arrays.Hole = "1s",
+    label: arrays.Label = "",
+    label_rule: arrays.LabelBy = LabelRule.MAJORITY,
+    signals: arrays.Signals = "",
+    size: arrays.Size = "",
+    fit: arrays.Fit = "exact",
     seed: Seed = 0,
     lake: Lake = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a build would give: rows and classes of each split. Writes nothing."""
+    typed = arrays.ArrayOptions(form, window, stride, rate, resample, hole, label, label_rule, signals, size, fit)
     options = BuildOptions(
         split=parse_split(split),
         group=tuple(group.split(",")),
@@ -72,20 +90,30 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
         gap_s=parse_duration_s(gap),
         reassign=reassign,
         with_payload=with_payload,
+        arrays=arrays.array_rule(typed, _listed(columns)),
     )
-    draft = draft_set(_lake_of(lake, config), name, tuple(stream), where, seed=seed, options=options)
+    found = lake_from(lake, config)
+    if _is_spec(name):
+        _refuse_beside_spec(context)
+        spec = load_spec(Path(name))
+        draft = draft_from_spec(found, spec, spec_options(spec, reassign=reassign))
+    else:
+        draft = draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options)
     if as_json:
         say_json(msgspec.json.encode(_plan_facts(draft)))
         return
     PlainConsole().print(_coverage_table(draft))
+    for part in draft.left_out:
+        say(f"left out: {part.rows:,} rows: {part.reason}")
     for note in draft.notes:
         _note(note)
 
 
 @set_app.command("build")
 def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
+    context: typer.Context,
     name: SetName,
-    stream: Streams,
+    stream: Streams = None,
     where: Where = "",
     split: Shares = "",
     group: Group = "device",
@@ -96,12 +124,24 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     reassign: Reassign = False,
     columns: Columns = "",
     with_payload: WithPayload = None,
+    form: arrays.Format = "parquet",
+    window: arrays.Window = "",
+    stride: arrays.Stride = "",
+    rate: arrays.Rate = 0.0,
+    resample: arrays.ResampleBy = Resample.PREVIOUS,
+    hole: arrays.Hole = "1s",
+    label: arrays.Label = "",
+    label_rule: arrays.LabelBy = LabelRule.MAJORITY,
+    signals: arrays.Signals = "",
+    size: arrays.Size = "",
+    fit: arrays.Fit = "exact",
     seed: Seed = 0,
     lake: Lake = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Build the next version of a training set."""
+    typed = arrays.ArrayOptions(form, window, stride, rate, resample, hole, label, label_rule, signals, size, fit)
     options = BuildOptions(
         split=parse_split(split),
         group=tuple(group.split(",")),
@@ -112,21 +152,34 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
         reassign=reassign,
         columns=_listed(columns) or None,
         with_payload=with_payload,
+        arrays=arrays.array_rule(typed, _listed(columns)),
     )
-    found = _lake_of(lake, config)
+    found = lake_from(lake, config)
     with _Bar() as bar:
-        draft = draft_set(found, name, tuple(stream), where, seed=seed, options=options)
+        if _is_spec(name):
+            _refuse_beside_spec(context)
+            spec = load_spec(Path(name))
+            options = spec_options(spec, allow_missing=allow_missing, reassign=reassign)
+            draft = draft_from_spec(found, spec, options)
+        else:
+            draft = draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options)
         PlainConsole(stderr=True).print(_coverage_table(draft))
         manifest = write_set(found, draft, options, progress=bar)
-    _print_manifest(manifest, found.root / "sets" / name / str(manifest.version), as_json)
+    _print_manifest(manifest, found.root / "sets" / manifest.name / str(manifest.version), as_json)
     for note in manifest.notes:
         _note(note)
+
+
+@set_app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of set specs, for editors."""
+    say_document(schema_text().removesuffix("\n"))
 
 
 @set_app.command("ls")
 def ls(lake: Lake = None, config: Config = None, as_json: AsJson = False) -> None:
     """List the sets of the lake."""
-    sets = list_sets(_lake_of(lake, config))
+    sets = list_sets(lake_from(lake, config))
     if as_json:
         rows = [{"name": m.name, "version": m.version, "rows": m.rows, "bytes": m.bytes, "splits": m.split_rows()} for m in sets]
         say_json(json.dumps(rows))
@@ -146,7 +199,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one set: where it came from and what it holds."""
-    folder = set_folder(_lake_of(lake, config), reference)
+    folder = set_folder(lake_from(lake, config), reference)
     manifest = load_manifest(folder / MANIFEST_NAME)
     _print_manifest(manifest, folder, as_json)
 
@@ -159,7 +212,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Hash every file of a set against its manifest; from a lake in a bucket, bring them here first."""
-    found = _lake_of(lake, config)
+    found = lake_from(lake, config)
     folder = set_folder(found, reference)
     manifest = load_manifest(folder / MANIFEST_NAME)
     bring_set(found, folder, manifest)
@@ -188,18 +241,28 @@ def parse_split(text: str) -> dict[str, float]:
     return shares
 
 
-def parse_duration_s(text: str) -> float:
-    """Read `30s`, `5 min` or `1h` as seconds; empty text is 0.
+def _is_spec(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _is_typed(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_beside_spec(context: typer.Context) -> None:
+    """A spec says it all: what an option would change is changed in the file, where it is reviewed.
 
     Raises:
-        RefusedError: not of that form.
+        RefusedError: an option was given that the spec decides.
     """
-    if not text.strip():
-        return 0.0
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)", text.strip())
-    if matched is None:
-        raise RefusedError(f"{text[:40]!r} is no duration; write a number and ms, s, min, h or d, like 30s or 5min")
-    return float(matched[1]) * _UNIT_S[matched[2]]
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in _BESIDE_SPEC and _is_typed(context, str(parameter.name))
+    ]
+    if given:
+        raise RefusedError(f"{', '.join(given)}: a set spec decides this; change it in the file")
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -234,7 +297,8 @@ def _plan_facts(draft: SetDraft) -> PlanFacts:
     return PlanFacts(draft.split_rows(), draft.plan.coverage, draft.left_out, draft.notes)
 
 
-def _lake_of(lake: Path | None, config: Path | None) -> lakes.Lake:
+def lake_from(lake: Path | None, config: Path | None) -> lakes.Lake:
+    """The lake that `--lake` names, else the configured one."""
     if lake is None:
         return lake_of(load_core_config(config))
     require_folder(lake)
@@ -257,6 +321,8 @@ def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:
         table.add_row("left out", f"{part.rows:,} rows: {part.reason}")
     table.add_row("policies", ", ".join(manifest.policies) or "none")
     table.add_row("columns", ", ".join(column.name for column in manifest.columns))
+    for array in manifest.arrays.arrays if manifest.arrays else ():
+        table.add_row(f"array {array.path}", f"{array.dtype} {' x '.join(f'{side:,}' for side in array.shape)}")
     table.add_row("bytes", f"{manifest.bytes:,}")
     PlainConsole().print(table)
 

@@ -17,12 +17,13 @@ from pipelines.expressions.fold import fold
 from pipelines.expressions.ir import Kind, Node, cost, refs
 from pipelines.expressions.lower import Lowering
 from pipelines.expressions.parse import parse_bounded
-from pipelines.expressions.to_polars import as_column, to_polars
+from pipelines.expressions.to_polars import as_column, as_value_column, to_polars
 from pipelines.expressions.to_sqlite import to_sqlite
 from schemas.contract import ColumnType, Contract
 from schemas.envelope import EVENT_TIME
 
 MAX_COST = 2_000
+VALUE_KINDS = frozenset({Kind.NUMBER, Kind.TEXT, Kind.BOOL, Kind.TIME})
 
 # What a rule may read of every row, beside the contract's columns.
 ROW_COLUMNS: Mapping[str, ColumnType] = {
@@ -62,7 +63,8 @@ class Expression:
 
     def to_polars(self) -> pl.Expr:
         """The Polars expression with this meaning, for a frame with the raw columns."""
-        return as_column(to_polars(self.folded))
+        generated = to_polars(self.folded)
+        return as_column(generated) if self.node.kind is Kind.BOOL else as_value_column(generated)
 
     def errors(self) -> "Expression | None":
         """The expression that is true for the rows in which a part of this one failed; None if no part of it can.
@@ -95,13 +97,34 @@ def compile_expression(text: str, columns: Mapping[str, ColumnType], *, allow_ta
     node = Lowering(columns, allow_tags).lower(parse_bounded(text))
     if node.kind is not Kind.BOOL:
         raise ExpressionError(f"the expression gives {node.kind}, but must be true or false; compare it with something")
+    return _affordable(text, node)
+
+
+def compile_value(text: str, columns: Mapping[str, ColumnType], *, allow_tags: bool = False) -> Expression:
+    """Check an expression that gives a column: a number (a double), a text, a time, or true and false.
+
+    Args:
+        text: the expression.
+        columns: what it may read.
+        allow_tags: whether has('tag') may be used, for tables with a `tags` column.
+
+    Raises:
+        ExpressionError: not in the language, or it gives a list, bytes or always NULL; the message shows where.
+    """
+    node = Lowering(columns, allow_tags).lower(parse_bounded(text))
+    if node.kind not in VALUE_KINDS:
+        raise ExpressionError(f"the expression gives {node.kind}, but a column needs one of {', '.join(sorted(VALUE_KINDS))}")
+    return _affordable(text, node)
+
+
+def _affordable(text: str, node: Node) -> Expression:
     if cost(node) > MAX_COST:
         raise ExpressionError(f"too costly: nested BETWEEN, CASE or least() repeat their operands {cost(node):,} times in all")
     return Expression(text, node)
 
 
 def rule_columns(contract: Contract) -> dict[str, ColumnType]:
-    """What a policy's rule may read of the rows of this contract."""
+    """Return the columns that a policy's rule may read of the rows of this contract."""
     return {**contract_columns(contract), **ROW_COLUMNS}
 
 
@@ -151,7 +174,7 @@ def _is_strict(node: Node) -> bool:
 
 
 def _inputs(node: Node) -> tuple[list[Node], bool]:
-    """What a strict part of the tree is fed with, literals aside, and whether an operation in it can fail."""
+    """Collect the inputs of a strict part of the tree, literals aside, and whether an operation in it can fail."""
     found: dict[int, Node] = {}
     can_fail, waiting = False, [node]
     while waiting:

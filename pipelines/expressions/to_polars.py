@@ -70,6 +70,11 @@ def as_column(verdict: pl.Expr) -> pl.Expr:
     return verdict & pl.repeat(value=True, n=pl.len(), dtype=pl.Boolean)
 
 
+def as_value_column(value: pl.Expr) -> pl.Expr:
+    """A number, text or time as a column as long as the frame, for the same reason."""
+    return pl.when(pl.repeat(value=True, n=pl.len(), dtype=pl.Boolean)).then(value)
+
+
 def _raw(node: Node, read: ColumnReader) -> pl.Expr:
     """The same, but NaN may stand for NULL."""
     return _GENERATORS[type(node)](node, read)

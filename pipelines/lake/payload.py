@@ -1,9 +1,16 @@
 """Read a payload with one pread, wherever it lies: in a payload shard, or whole under `objects/`."""
 
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import BadReferenceError, CorruptLakeError
@@ -21,16 +28,21 @@ from pipelines.lake.store import Store
 
 __all__ = [
     "PAYLOAD_COLUMN",
+    "PayloadRefs",
     "PayloadShard",
     "PayloadWriter",
     "group_bounds",
     "pread_exactly",
     "read_payload",
+    "read_payloads",
     "value_offsets",
     "write_payload_shard",
 ]
 
+Int64s = npt.NDArray[np.int64]
 _PREFIX_BYTES = 4
+_READ_THREADS = 4
+_PIECE_ROWS = 64
 
 
 def read_payload(lake: Lake, shard: str, offset: int, length: int, row: int, of: str = "") -> bytes:
@@ -66,6 +78,59 @@ def read_payload(lake: Lake, shard: str, offset: int, length: int, row: int, of:
         return value if value is not None else read_row(file, row, length)
 
 
+@dataclass(frozen=True, slots=True)
+class PayloadRefs:
+    """Where the payloads of some rows lie, as their columns say: (rows,) each.
+
+    `shards`: path of the shard or object, relative to the lake root. `offsets`: file offset of the value's first byte, 0 for a
+    whole file. `lengths`: bytes. `rows`: row of the value in its shard. `samples`: names the sample of a row, for messages.
+    """
+
+    shards: Sequence[str]
+    offsets: Int64s
+    lengths: Int64s
+    rows: Int64s
+    samples: Callable[[int], str]
+
+
+def read_payloads(lake: Lake, refs: PayloadRefs) -> pa.Array:
+    """The payloads of many rows, in their order, as one Arrow array of less than 2 GiB.
+
+    Each shard is opened once and read by ascending offset, several at a time, straight into the array's memory. What is not as
+    its row tells is read again by `read_payload`, whose errors these are.
+    """
+    ends = np.concatenate(([0], np.cumsum(np.maximum(refs.lengths, 0))))
+    memory = np.empty(int(ends[-1]), np.uint8)
+    names = {name: number for number, name in enumerate(dict.fromkeys(refs.shards))}
+    shard_of = np.fromiter((names[name] for name in refs.shards), np.int64, len(refs.shards))
+    order = np.lexsort((refs.offsets, shard_of))
+    cuts = np.flatnonzero(np.diff(shard_of[order])) + 1
+    pieces = [piece[low : low + _PIECE_ROWS] for piece in np.split(order, cuts) for low in range(0, len(piece), _PIECE_ROWS)]
+    view = memory.data
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        for _ in pool.map(lambda piece: _read_piece(lake, refs, piece.tolist(), ends, view), pieces):
+            pass
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(memory)]
+    return pa.BinaryArray.from_buffers(pa.binary(), len(refs.shards), buffers)
+
+
+def _read_piece(lake: Lake, refs: PayloadRefs, rows: list[int], ends: Int64s, memory: memoryview) -> None:
+    """Read rows of one shard to their places."""
+    shard = refs.shards[rows[0]]
+    is_here = lake.store.is_on_disk or os.path.lexists(lake.root / shard)
+    with ExitStack() as stack:
+        file = stack.enter_context(open_referred(lake, shard, refs.samples(rows[0]))) if is_here else None
+        prefix = bytearray(_PREFIX_BYTES)
+        for row in rows:
+            offset, length = int(refs.offsets[row]), int(refs.lengths[row])
+            place = memory[int(ends[row]) : int(ends[row + 1])]
+            if file is not None and offset >= _PREFIX_BYTES and length >= 0:
+                got = os.preadv(file.fileno(), [prefix, place], offset - _PREFIX_BYTES)
+                if got == length + _PREFIX_BYTES and prefix == length.to_bytes(_PREFIX_BYTES, "little"):
+                    continue
+            place[:] = read_payload(lake, shard, offset, length, int(refs.rows[row]), refs.samples(row))
+
+
 def _read_part(store: Store, shard: str, offset: int, length: int) -> bytes:
     """The payload by one request for its bytes. There is no slow way: what is not as its row tells is for a hand to look at."""
     before = _PREFIX_BYTES if offset else 0
@@ -75,7 +140,7 @@ def _read_part(store: Store, shard: str, offset: int, length: int) -> bytes:
         raise CorruptLakeError(f"{store.table_uri(shard)}: is gone, and a row refers to it; restore it") from error
     if len(found) != length + before or found[:before] != length.to_bytes(_PREFIX_BYTES, "little")[:before]:
         raise CorruptLakeError(
-            f"{store.table_uri(shard)}: the value is not the {length} bytes that its row tells; restore the file"
+            f"{store.table_uri(shard)}: the value is not the {length} bytes that its row names; restore the file"
         )
     return found[before:]
 
@@ -113,7 +178,7 @@ def read_row(shard: BinaryIO, row: int, length: int) -> bytes:
     except (OSError, ValueError) as error:
         raise CorruptLakeError(f"{path}: not the payload shard that was written ({error}); restore the file") from error
     if value is None or len(value) != length:
-        raise CorruptLakeError(f"{path}: the value is not the {length} bytes that its row tells; restore the file")
+        raise CorruptLakeError(f"{path}: the value is not the {length} bytes that its row names; restore the file")
     return bytes(value)
 
 

@@ -8,10 +8,11 @@ There are none yet: all is passed through. What keeps the lake itself (runs, mai
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 from deltalake import DeltaTable
 
 from pipelines.lake.lake import Lake
-from pipelines.lake.payload import read_payload
+from pipelines.lake.payload import PayloadRefs, read_payload, read_payloads
 from pipelines.lake.reference import check_table_files, table_path
 from pipelines.lake.table import open_table
 
@@ -66,3 +67,7 @@ class View:
     def payload(self, shard: str, offset: int, length: int, row: int, of: str = "") -> bytes:
         """The payload of one sample; arguments and errors are those of `read_payload`."""
         return read_payload(self.lake, shard, offset, length, row, of)
+
+    def payloads(self, refs: PayloadRefs) -> pa.Array:
+        """The payloads of many samples; arguments and errors are those of `read_payloads`."""
+        return read_payloads(self.lake, refs)

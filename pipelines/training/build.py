@@ -3,9 +3,10 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version as distribution_version
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -17,6 +18,8 @@ from catchment.runtime.clock import Clock, SystemClock
 from pipelines.errors import ConflictError, RefusedError
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SET_DRAFT
+from pipelines.training.array_draft import ARRAY_ROW, ArrayRule, ArraySource, draft_arrays, write_arrays
+from pipelines.training.array_rules import PictureRule
 from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
 from pipelines.training.card import render_card
 from pipelines.training.line import SetLine, line_of, write_groups
@@ -40,11 +43,12 @@ from pipelines.training.shards import (
     write_payload_split,
     write_tabular_split,
 )
-from pipelines.training.split import LEFT_OUT, Int64s, SplitPlan, plan_splits, shuffled_rows
+from pipelines.training.split import LEFT_OUT, Int64s, SplitPlan, plan_splits, rows_in_time_order, shuffled_rows
 
 DEFAULT_SPLIT: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _PUBLISH_ATTEMPTS = 100
 _SHARE_TOLERANCE = 0.02
+_NO_COLUMNS = (*REFERENCE_COLUMNS, ARRAY_ROW)
 _LINEAGE = (*KEY, "payload_sha256", "tags", "tag_rules")
 
 
@@ -53,7 +57,8 @@ class BuildOptions:
     """How to build, beyond which rows. `with_payload` None: with it where every stream has one.
 
     `stratify`: columns of classes; each must stand in every split unless `allow_missing`. Empty: the tags, which are balanced
-    as far as groups allow. `reassign`: place all groups again instead of keeping those of the version before.
+    as far as groups allow. `reassign`: place all groups again instead of keeping those of the version before. `arrays`: build a
+    set of Zarr arrays, windows or pixels; None: of Parquet alone.
     """
 
     split: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPLIT))
@@ -68,6 +73,7 @@ class BuildOptions:
     versions: Mapping[str, int] = field(default_factory=dict)
     limits: ShardLimits = field(default_factory=ShardLimits)
     compiler: Compiler = policy_compiler
+    arrays: ArrayRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,9 @@ class SetDraft:
     left_out: tuple[LeftOut, ...]
     line: int
     notes: tuple[str, ...]
+    arrays: ArraySource | None = None
+    order: Literal["shuffled", "time"] = "shuffled"
+    spec: Mapping[str, Any] | None = None
 
     def check(self, allow_missing: bool) -> None:
         """Refuse a draft in which a split lacks a class that it was to hold.
@@ -154,10 +163,12 @@ def write_set(
     home = lake.root / "sets" / draft.name
     folder = _fresh_folder(home)
     try:
-        parts = [
-            (split, shuffled_rows(draft.rows, splits, number, draft.seed)) for number, (split, _) in enumerate(rule.fractions)
-        ]
-        shards, indexes = _write_splits(lake, folder, parts, draft.has_payload, options.limits, progress or Progress())
+        parts = [(split, _ordered(draft, number)) for number, (split, _) in enumerate(rule.fractions)]
+        progress, arrays = progress or Progress(), None
+        if draft.arrays is not None:
+            parts, arrays = write_arrays(lake, folder, draft.arrays, parts, progress)
+            progress = Progress()
+        shards, indexes = _write_splits(lake, folder, parts, draft.has_payload, options.limits, progress)
         manifest = Manifest(
             name=draft.name,
             version=0,
@@ -178,6 +189,9 @@ def write_set(
             coverage=draft.plan.coverage,
             line=draft.line,
             notes=draft.notes,
+            arrays=arrays.part if arrays else None,
+            array_files=arrays.files if arrays else (),
+            spec=None if draft.spec is None else dict(draft.spec),
         )
         return _publish(lake, home, folder, manifest)
     except BaseException:
@@ -197,28 +211,76 @@ def draft_set(
     if not streams:
         raise RefusedError("give at least one stream to build a set from")
     selection = select_rows(lake, streams, where, options.versions, options.compiler)
-    rows, has_payload, left_out = _usable(selection.rows, options.with_payload)
+    rows, has_payload, left_out = usable_rows(selection.rows, _wants_payload(options))
+    return draft_of(lake, name, Chosen(rows, has_payload, selection.sources, left_out, where), seed, options)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The rows that a set is to hold and where they came from. `near`: (rows,) their groups of near-duplicates, if any."""
+
+    rows: pa.Table
+    has_payload: bool
+    sources: tuple[Source, ...]
+    left_out: tuple[LeftOut, ...]
+    where: str
+    near: Int64s | None = None
+    notes: tuple[str, ...] = ()
+
+
+def draft_of(lake: Lake, name: str, chosen: Chosen, seed: int, options: BuildOptions) -> SetDraft:
+    """Plan the splits of chosen rows.
+
+    Raises:
+        RefusedError: there are none, or a split or column does not fit.
+    """
+    source, gap_s = None, options.gap_s
+    if options.arrays is not None:
+        drafted = draft_arrays(chosen.rows, options.arrays, options.group, options.stratify)
+        source, gap_s = drafted.source, gap_s + drafted.gap_s
+        chosen = replace(
+            chosen,
+            rows=drafted.rows,
+            has_payload=False,
+            left_out=(*chosen.left_out, *drafted.left_out),
+            near=drafted.near(chosen.near),
+        )
+    rows = chosen.rows
     if not len(rows):
-        raise RefusedError(f"no row of {', '.join(streams)} fulfils {where!r}; nothing to build")
+        streams = ", ".join(source.stream for source in chosen.sources)
+        lost = "".join(f"; {part.rows:,} left out: {part.reason}" for part in chosen.left_out)
+        raise RefusedError(f"no row of {streams} fulfils {chosen.where!r}{lost}; nothing to build")
     classes = options.stratify or (("tags",) if "tags" in rows.schema.names else ())
     shares = tuple(options.split.items())
-    rule = SplitRule(options.group, shares, classes, options.block_s, options.gap_s, "stratified")
+    rule = SplitRule(options.group, shares, classes, options.block_s, gap_s, "stratified")
     line = None if options.reassign else line_of(lake, name, rule)
-    plan = plan_splits(rows, rule, seed, line.earlier if line else None)
+    plan = plan_splits(rows, rule, seed, line.earlier if line else None, chosen.near)
     return SetDraft(
         name=name,
-        where=where,
+        where=chosen.where,
         seed=seed,
-        rows=_project(rows, options.columns, has_payload),
+        rows=_project(rows, options.columns, chosen.has_payload) if source is None else rows,
         plan=plan,
         rule=rule,
         is_stratified=bool(options.stratify),
-        has_payload=has_payload,
-        sources=selection.sources,
-        left_out=(*left_out, *_too_near(plan, rule)),
+        has_payload=chosen.has_payload,
+        sources=chosen.sources,
+        left_out=(*chosen.left_out, *_too_near(plan, rule)),
         line=line.number if line else 0,
-        notes=_notes(plan, rule, line, options.reassign),
+        notes=(*chosen.notes, *_notes(plan, rule, line, options.reassign)),
+        arrays=source,
     )
+
+
+def _wants_payload(options: BuildOptions) -> bool | None:
+    """Pixels are made of payloads; windows are not, and leave no row out for want of one."""
+    return options.with_payload if options.arrays is None else isinstance(options.arrays, PictureRule)
+
+
+def _ordered(draft: SetDraft, number: int) -> pa.Table:
+    if draft.order == "time":
+        return rows_in_time_order(draft.rows, draft.plan.splits, number)
+    return shuffled_rows(draft.rows, draft.plan.splits, number, draft.seed)
 
 
 def _too_near(plan: SplitPlan, rule: SplitRule) -> tuple[LeftOut, ...]:
@@ -231,6 +293,12 @@ def _notes(plan: SplitPlan, rule: SplitRule, line: SetLine | None, is_reassigned
     notes: list[str] = []
     if plan.null_rows:
         notes.append(f"{plan.null_rows:,} rows have no {', '.join(rule.group)}; they stay together as a group of their own")
+    if plan.joined_groups:
+        notes.append(f"{plan.joined_groups:,} groups share near-duplicates with another and are placed together")
+    if plan.torn_groups:
+        notes.append(
+            f"{plan.torn_groups:,} groups stand apart from their near-duplicates, where an earlier version put them (--reassign)"
+        )
     if line is not None:
         fresh = len(plan.groups) - plan.kept_groups
         notes.append(f"{plan.kept_groups:,} groups keep the split of version {line.version}, {fresh:,} groups are new")
@@ -247,7 +315,7 @@ def _notes(plan: SplitPlan, rule: SplitRule, line: SetLine | None, is_reassigned
 
 
 def _columns(rows: pa.Table) -> tuple[ColumnEntry, ...]:
-    return tuple(ColumnEntry(column.name, str(column.type)) for column in rows.schema if column.name not in REFERENCE_COLUMNS)
+    return tuple(ColumnEntry(column.name, str(column.type)) for column in rows.schema if column.name not in _NO_COLUMNS)
 
 
 def _write_splits(
@@ -266,7 +334,7 @@ def _write_splits(
     return tuple(shards), tuple(indexes)
 
 
-def _usable(rows: pa.Table, wanted: bool | None) -> tuple[pa.Table, bool, tuple[LeftOut, ...]]:
+def usable_rows(rows: pa.Table, wanted: bool | None) -> tuple[pa.Table, bool, tuple[LeftOut, ...]]:
     """Rows that can stand in the set; those without a payload are left out of a set with payload, and counted."""
     possible = all(name in rows.schema.names for name in REFERENCE_COLUMNS)
     if wanted and not possible:
@@ -334,8 +402,9 @@ def _publish(lake: Lake, home: Path, folder: Path, manifest: Manifest) -> Manife
         numbered = msgspec.structs.replace(manifest, version=number, line=manifest.line or number)
         write_atomic(folder / MANIFEST_NAME, encode_manifest(numbered), mode=0o644)
         write_atomic(folder / "card.html", render_card(numbered, folder).encode(), mode=0o644)
-        for path in folder.iterdir():
-            path.chmod(0o444)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(0o444)
         sync_folder(folder)
         final = home / str(numbered.version)
         try:

@@ -43,6 +43,7 @@ def render_card(manifest: Manifest, folder: Path) -> str:
             for source in manifest.sources
         ),
         *(("left out", f"{part.rows:,} rows: {part.reason}") for part in manifest.left_out),
+        *(("note", note) for note in manifest.notes),
         ("policies", ", ".join(manifest.policies) or "none"),
     ]
     splits = [(name, f"{rows:,}", f"{rows / max(manifest.rows, 1):.1%}") for name, rows in manifest.split_rows().items()]
@@ -53,9 +54,21 @@ def render_card(manifest: Manifest, folder: Path) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1>{_table(('', ''), facts)}{pictures}"
         f"<h2>Splits</h2>{_table(('split', 'rows', 'share'), splits)}"
+        f"{_coverage(manifest)}"
         f"<h2>Tags</h2>{_table(('tag', 'split', 'rows'), tags) if tags else '<p>No tags.</p>'}"
         f"<h2>Columns</h2>{_table(('column', 'type'), columns)}</html>\n"
     )
+
+
+def _coverage(manifest: Manifest) -> str:
+    """Rows of each class in each split, one row a class; nothing where the set has no classes."""
+    if not manifest.coverage:
+        return ""
+    splits = tuple(manifest.split_rows())
+    counts = {(count.name, count.split): count.rows for count in manifest.coverage}
+    names = dict.fromkeys(count.name for count in manifest.coverage)
+    rows = [(name, *(f"{counts.get((name, split), 0):,}" for split in splits)) for name in names]
+    return f"<h2>Classes</h2>{_table(('class', *splits), rows)}"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

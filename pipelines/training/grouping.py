@@ -80,9 +80,9 @@ def classes_of_rows(rows: pa.Table, columns: tuple[str, ...]) -> Classes:
     return Classes(tuple(names), np.concatenate(owners), np.concatenate(kinds))
 
 
-def count_groups(groups: Groups, classes: Classes, rank: Int64s) -> GroupCounts:
-    """What each group holds: its rows, and its rows of each class."""
-    count, kinds = len(groups.names), max(1, len(classes.names))
+def count_groups(groups: Groups, classes: Classes, rank: Int64s, count: int) -> GroupCounts:
+    """What each of `count` groups holds: its rows, and its rows of each class."""
+    kinds = max(1, len(classes.names))
     pairs, amount = np.unique(groups.of_row[classes.row] * kinds + classes.kind, return_counts=True)
     owner = pairs // kinds
     first = np.searchsorted(owner, np.arange(count + 1)).astype(np.int64)
@@ -100,7 +100,7 @@ def neighbours_elsewhere(rows: pa.Table, splits: Int64s, gap_s: float) -> npt.ND
     if gap_s <= 0 or not len(inside) or _BLOCK_TIME not in rows.schema.names:
         return near
     device = rows.column("device").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)[inside]
-    time_us = _times_us(rows)[inside]
+    time_us = times_us(rows)[inside]
     order = np.lexsort((time_us, device))
     device, time_us, split = device[order], time_us[order], splits[inside][order]
     step = round(gap_s * _US)
@@ -123,7 +123,7 @@ def _text(values: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
     try:
         return pc.cast(values, pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise RefusedError(f"{column} holds {values.type}, which cannot be told apart as text; name another column") from error
+        raise RefusedError(f"{column} holds {values.type}, which cannot be distinguished as text; name another column") from error
 
 
 def _named(text: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -142,9 +142,10 @@ def _items(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Int64s]:
 def _blocks(rows: pa.Table, block_s: float) -> Int64s:
     if _BLOCK_TIME not in rows.schema.names:
         raise RefusedError(f"no column {_BLOCK_TIME}, which blocks of time need")
-    return np.asarray(_times_us(rows) // max(1, round(block_s * _US)), np.int64)
+    return np.asarray(times_us(rows) // max(1, round(block_s * _US)), np.int64)
 
 
-def _times_us(rows: pa.Table) -> Int64s:
+def times_us(rows: pa.Table) -> Int64s:
+    """Event times in microseconds; 0 for a null."""
     times = pc.cast(pc.cast(rows.column(_BLOCK_TIME), pa.timestamp("us", "UTC")), pa.int64())
     return np.asarray(pc.fill_null(times, 0).to_numpy(), np.int64)

@@ -1,6 +1,6 @@
 """Pick the rows of a training set out of stream tables pinned to one Delta version each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,7 +65,7 @@ class Selection:
 def select_rows(
     lake: Lake,
     streams: tuple[str, ...],
-    where: str,
+    where: str | Mapping[str, str],
     versions: Mapping[str, int] | None = None,
     compiler: Compiler = policy_compiler,
 ) -> Selection:
@@ -74,7 +74,7 @@ def select_rows(
     Args:
         lake: the lake.
         streams: tables under `streams/`, chip tables included.
-        where: an expression over columns and tags; empty keeps all rows.
+        where: an expression over columns and tags, for all streams or for each; empty keeps all rows.
         versions: the Delta version to read of a stream; the newest where absent.
         compiler: makes an expression of the text.
 
@@ -88,7 +88,7 @@ def select_rows(
     for stream in streams:
         table = _open_table(lake, stream, (versions or {}).get(stream))
         check_table_files(lake, f"streams/{stream}", table)
-        rows = _filtered(table, where, compiler)
+        rows = _filtered(table, where if isinstance(where, str) else where.get(stream, ""), compiler)
         parts.append(rows.append_column("stream", pa.array([stream], pa.string()).take(pa.array([0] * len(rows), pa.int8()))))
         sources.append(Source(stream, table.version(), len(rows)))
     merged = pa.concat_tables(parts, promote_options="permissive")
@@ -147,7 +147,71 @@ def _filtered(table: DeltaTable, where: str, compiler: Compiler) -> pa.Table:
     return pa.Table.from_batches([batch for batch in kept if batch.num_rows], schema)
 
 
-def rows_that(verdict: pl.Expr, batch: pa.RecordBatch) -> pa.BooleanArray:
+@dataclass(frozen=True, slots=True)
+class StreamBatches:
+    """Some columns of a stream, to be read once in batches; `version` is the Delta version they are of."""
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    version: int
+
+
+def stream_batches(
+    lake: Lake,
+    stream: str,
+    columns: Sequence[str],
+    *,
+    version: int | None = None,
+    where: str = "",
+    among: Any = None,
+    compiler: Compiler = policy_compiler,
+) -> StreamBatches:
+    """Read some columns of a stream in batches, without holding more than a few.
+
+    Args:
+        lake: the lake.
+        stream: its table under `streams/`.
+        columns: what to read; those that are not there are left out, and whoever needs them says so.
+        version: the Delta version; the newest if None.
+        where: an expression over all its columns and tags; empty keeps all rows.
+        among: an Arrow filter that files and row groups may be skipped by; None: all.
+        compiler: makes an expression of the text.
+
+    Raises:
+        NotFoundError: no such stream or version.
+        ExpressionError: the expression is not in the language.
+        CorruptLakeError: the table cannot be read.
+    """
+    table = _open_table(lake, stream, version)
+    check_table_files(lake, f"streams/{stream}", table)
+    dataset: Any = table.to_pyarrow_dataset(filesystem=files_of(table))
+    verdict = compiler(where, expression_columns(dataset.schema)).to_polars() if where.strip() else None
+    wanted = [name for name in dict.fromkeys(columns) if name in dataset.schema.names]
+    read = wanted if verdict is None else dataset.schema.names
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in dataset.to_batches(columns=read, filter=among):
+                yield _keep(batch, verdict).select(wanted)
+        except (OSError, pa.ArrowInvalid, DeltaError) as error:
+            raise CorruptLakeError(f"{table.table_uri}: cannot be read: {error}; restore the missing files") from error
+
+    return StreamBatches(pa.schema([dataset.schema.field(name) for name in wanted]), batches(), table.version())
+
+
+def filter_rows(rows: pa.Table, where: str, compiler: Compiler = policy_compiler) -> pa.Table:
+    """The rows of a table for which an expression is true.
+
+    Raises:
+        ExpressionError: it is not in the language.
+    """
+    if not where.strip():
+        return rows
+    verdict = compiler(where, expression_columns(rows.schema)).to_polars()
+    return rows.filter(rows_that(verdict, rows))
+
+
+def rows_that(verdict: pl.Expr, batch: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
     """For which rows a compiled expression is true."""
     frame = pl.DataFrame(pl.from_arrow(batch))
     return frame.select(verdict.fill_null(value=False).alias("keep")).to_series().to_arrow()

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pipelines.training.allocation import FREE, allocate
 from pipelines.training.grouping import Classes, Groups, classes_of_rows, count_groups, group_rows, neighbours_elsewhere
 from pipelines.training.manifest import ClassCount, SplitRule
+from pipelines.training.near_duplicates import NO_GROUP, connected
 from pipelines.training.permutation import Permutation
 
 Int64s = npt.NDArray[np.int64]
@@ -38,6 +39,8 @@ class SplitPlan:
 
     `splits`: (rows,) the number of the split; `LEFT_OUT`: none, because a row of another split is too near in time.
     `groups`: a table of `group`, `split` (its name) and `rows`. `coverage`: rows of each class in each split, zeros included.
+    `joined_groups`: how many groups fewer there were to place, because near-duplicates join them;
+    `torn_groups`: how many of those an earlier version had put into another split, where they stay.
     """
 
     splits: Int64s
@@ -45,6 +48,8 @@ class SplitPlan:
     coverage: tuple[ClassCount, ...]
     null_rows: int
     kept_groups: int
+    joined_groups: int = 0
+    torn_groups: int = 0
 
     @property
     def missing(self) -> tuple[ClassCount, ...]:
@@ -52,7 +57,9 @@ class SplitPlan:
         return tuple(count for count in self.coverage if not count.rows)
 
 
-def plan_splits(rows: pa.Table, rule: SplitRule, seed: int, earlier: EarlierSplits | None = None) -> SplitPlan:
+def plan_splits(
+    rows: pa.Table, rule: SplitRule, seed: int, earlier: EarlierSplits | None = None, near: Int64s | None = None
+) -> SplitPlan:
     """Decide the split of each row: whole groups, exact shares, every class in every split where its groups allow.
 
     Args:
@@ -60,21 +67,64 @@ def plan_splits(rows: pa.Table, rule: SplitRule, seed: int, earlier: EarlierSpli
         rule: groups, shares, classes, blocks of time and the gap between splits.
         seed: decides between groups that are alike.
         earlier: groups that keep the split they have.
+        near: (rows,) the group of near-duplicates of each row, `NO_GROUP` for none: groups that share one go to one split,
+            unless `earlier` has them apart.
 
     Raises:
         RefusedError: there is no such column, or it cannot be grouped or stratified by.
     """
     groups = group_rows(rows, rule.group, rule.block_s)
     classes = classes_of_rows(rows, rule.stratify)
-    units = np.array([group_unit(seed, name) for name in groups.names.to_pylist()], np.float64)
-    counts = count_groups(groups, classes, np.argsort(np.argsort(units, kind="stable")).astype(np.int64))
     fixed = _fixed(groups, earlier)
-    split_of_group = allocate(counts, [share for _, share in rule.fractions], fixed)
+    together = _together(groups, near)
+    units = np.array([group_unit(seed, name) for name in groups.names.take(pa.array(together.first)).to_pylist()], np.float64)
+    joined = Groups(groups.names, together.of_group[groups.of_row], groups.null_rows)
+    rank = np.argsort(np.argsort(units, kind="stable")).astype(np.int64)
+    counts = count_groups(joined, classes, rank, len(together.first))
+    placed = allocate(counts, [share for _, share in rule.fractions], _fixed_together(fixed, together))
+    split_of_group = np.where(fixed != FREE, fixed, placed[together.of_group])
     splits = split_of_group[groups.of_row]
     splits = _apart(rows, splits, rule)
     names = pa.array([name for name, _ in rule.fractions], pa.string())
-    table = pa.table({"group": groups.names, "split": names.take(pa.array(split_of_group)), "rows": counts.rows})
-    return SplitPlan(splits, table, _coverage(splits, classes, rule), groups.null_rows, int((fixed != FREE).sum()))
+    table = pa.table({"group": groups.names, "split": names.take(pa.array(split_of_group)), "rows": _rows_of(groups)})
+    coverage = count_coverage(splits, classes, rule)
+    torn = int((split_of_group != split_of_group[together.first][together.of_group]).sum())
+    return SplitPlan(
+        splits, table, coverage, groups.null_rows, int((fixed != FREE).sum()), len(groups.names) - len(together.first), torn
+    )
+
+
+def _rows_of(groups: Groups) -> Int64s:
+    return np.bincount(groups.of_row, minlength=len(groups.names)).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Groups that near-duplicates join: `of_group` (groups,) the union of each, `first` (unions,) the first group of each."""
+
+    of_group: Int64s
+    first: Int64s
+
+
+def _together(groups: Groups, near: Int64s | None) -> _Together:
+    count = len(groups.names)
+    roots = np.arange(count, dtype=np.int64)
+    if near is not None and len(near):
+        rows = np.flatnonzero(near != NO_GROUP)
+        order = rows[np.argsort(near[rows], kind="stable")]
+        alike = near[order[1:]] == near[order[:-1]]
+        one, other = groups.of_row[order[1:]][alike], groups.of_row[order[:-1]][alike]
+        roots = connected(count, iter([(one, other)]))
+    first, of_group = np.unique(roots, return_inverse=True)
+    return _Together(of_group.astype(np.int64), first.astype(np.int64))
+
+
+def _fixed_together(fixed: Int64s, together: _Together) -> Int64s:
+    """The split of a union whose groups have one already: that of the first of them."""
+    found = np.full(len(together.first), FREE, np.int64)
+    has = np.flatnonzero(fixed != FREE)[::-1]
+    found[together.of_group[has]] = fixed[has]
+    return found
 
 
 def _fixed(groups: Groups, earlier: EarlierSplits | None) -> Int64s:
@@ -94,7 +144,8 @@ def _apart(rows: pa.Table, splits: Int64s, rule: SplitRule) -> Int64s:
     return apart
 
 
-def _coverage(splits: Int64s, classes: Classes, rule: SplitRule) -> tuple[ClassCount, ...]:
+def count_coverage(splits: Int64s, classes: Classes, rule: SplitRule) -> tuple[ClassCount, ...]:
+    """The rows of each class in each split, zeros included."""
     kinds = max(1, len(classes.names))
     of_split = splits[classes.row]
     inside = of_split >= 0
@@ -112,6 +163,13 @@ def shuffled_rows(rows: pa.Table, splits: Int64s, number: int, seed: int) -> pa.
     members = np.flatnonzero(splits == number)
     order = Permutation(len(members), seed, epoch=-1 - number).at(np.arange(len(members), dtype=np.int64))
     return rows.take(pa.array(members[order]))
+
+
+def rows_in_time_order(rows: pa.Table, splits: Int64s, number: int) -> pa.Table:
+    """The rows of one split by device and time, as windows over time need them."""
+    members = rows.take(pa.array(np.flatnonzero(splits == number)))
+    keys = [name for name in ("device", "event_time", "epoch", "seq") if name in members.schema.names]
+    return members.sort_by([(name, "ascending") for name in keys])
 
 
 def shard_bounds(sizes: Int64s, max_rows: int, max_bytes: int) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from catchment.runtime.clock import Clock
 from edge_agent.commands.doctor.findings import Finding, failed, good, warning
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
-from edge_agent.spool import database, reading
+from edge_agent.spool import database
 from edge_agent.uplink.session import (
     NO_SUBSCRIBERS,
     Acked,
@@ -122,13 +122,13 @@ def heartbeat(now_ms: int, books: Sequence[StreamBooks]) -> bytes:
 
 
 def _books(config: AgentConfig) -> tuple[StreamBooks, ...]:
-    """The device's books, as far as they can be read beside the agent."""
+    """The device's books, as far as they can be read while the agent runs."""
     path = config.spool_dir / database.FILE_NAME
     if not path.exists():
         return ()
     try:
         with closing(database.connect_reader(path)) as db:
-            return reading.books(db)
+            return database.books(db)
     except sqlite3.Error:
         return ()  # damaged: the agent mends it at its next start, and `status` says so
 

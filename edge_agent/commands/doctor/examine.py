@@ -37,7 +37,7 @@ def diagnose(
     try:
         config = load_agent_config(path)
     except ConfigError as error:
-        known = findings or [failed(CONFIGURATION, str(error), "correct it; edge-agent check tells when it is right")]
+        known = findings or [failed(CONFIGURATION, str(error), "correct it; edge-agent check shows what is left")]
         return Diagnosis("", tuple(known))
     findings = findings or [good(CONFIGURATION, f"{path} is right")]
     findings += [*examine_disk(config), examine_clock(clock), *examine_certificate(config.broker, clock)]
@@ -70,7 +70,7 @@ def _rights(config: AgentConfig, clock: Clock, answer_within_s: float, *, is_pro
     if health.not_sent and health.since_ack_s is None:
         return [
             failed(
-                RIGHTS, summary, "the broker lets it connect and takes nothing: --probe tells which topics; is the core running?"
+                RIGHTS, summary, "the broker lets it connect and takes nothing: --probe shows which topics; is the core running?"
             )
         ]
     return [good(RIGHTS, f"{summary} (--probe looks closer and interrupts it for a moment)")]
@@ -211,7 +211,9 @@ def examine_orders(config: AgentConfig, health: Health | None) -> Finding:
         return skipped(ORDERS, "no [model]: nothing is ordered")
     if config.director is None:
         fix = "add the [director] table that `catchment director show` prints"
-        return warning(ORDERS, "no [director]: this device runs what whoever keeps the broker orders, among signed models", fix)
+        return warning(
+            ORDERS, "no [director]: this device follows orders of anybody who controls the broker, among signed models", fix
+        )
     if health is None or not health.documents:
         return skipped(ORDERS, "the agent does not run")
     document = health.documents[0]

@@ -35,6 +35,7 @@ from pipelines.commands import quality as quality_cli
 from pipelines.commands import rollout as rollout_cli
 from pipelines.commands import status as status_cli
 from pipelines.commands import training_set as set_cli
+from pipelines.commands import training_set_care as set_care_cli
 from pipelines.errors import RefusedError
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
@@ -51,6 +52,8 @@ from pipelines.status.health import HealthResult
 from pipelines.status.server import exposition
 from pipelines.status.survey import Survey
 from pipelines.training.card import render_card
+from pipelines.training.compare import SetDifference
+from pipelines.training.leaks import LeakReport
 from pipelines.training.manifest import ClassCount, LeftOut, Manifest
 from pipelines.training.open import TrainingSet
 from schemas.reported import ModelReport
@@ -75,6 +78,11 @@ QUIET = {
         "quarantine discard": "prints counts and run numbers",
         "policy keygen": "prints a public key",
         "policy schema": "prints our own JSON Schema",
+        "set schema": "likewise",
+        "set card": "prints the path that was typed and a name, which is checked; the page is tried alone",
+        "set pin": "prints a name, which is checked",
+        "set rm": "prints a name, which is checked, and a size",
+        "set gc": "prints names, which are checked, and sizes",
         "policy withdraw": "prints the id that was typed",
         "policy apply": "prints ids, which are checked, and change numbers",
         "model init": "prints the folders that were typed",
@@ -380,6 +388,20 @@ def set_verify(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     return ["set", "verify", "views"]
 
 
+def set_diff(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
+    to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
+    to.setattr(set_care_cli, "difference", lambda *_args: hostile(SetDifference))
+    return ["set", "diff", "views/1", "views/2"]
+
+
+def set_check(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
+    to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
+    to.setattr(set_care_cli, "find_leaks", lambda *_args, **_more: hostile(LeakReport))
+    return ["set", "check", "views"]
+
+
 def _models(to: pytest.MonkeyPatch) -> None:
     model = SimpleNamespace(spec=_spec(), target=TEXT, size=1, digest=TEXT)
     shelf = SimpleNamespace(models=lambda: [model], model=lambda *_args: model)
@@ -436,6 +458,8 @@ CORE: dict[str, Place] = {
     "set ls": set_ls,
     "set show": set_show,
     "set verify": set_verify,
+    "set diff": set_diff,
+    "set check": set_check,
     "model ls": model_ls,
     "model show": model_show,
     "rollout status": rollout_status,
@@ -443,6 +467,7 @@ CORE: dict[str, Place] = {
 TAKES_CONFIG = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "policy active", "policy history"),
     *("policy diff", "policy push", "policy preview", "policy explain", "policy retag", "set ls", "set show", "set verify"),
+    *("set diff", "set check"),
     *("model ls", "model show", "rollout status"),
 }
 TAKES_JSON = {
@@ -460,6 +485,8 @@ TAKES_JSON = {
         "policy explain",
         "set ls",
         "set plan",
+        "set diff",
+        "set check",
         "model ls",
         "model show",
         "rollout status",
@@ -517,7 +544,7 @@ def _tried(to: pytest.MonkeyPatch) -> list[str]:
 
 def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
     from edge_agent.commands import spool as spool_cli
-    from edge_agent.spool import reading
+    from edge_agent.spool import database
 
     to.setattr(spool_cli, "_reader", lambda _path: nullcontext((None, Path())))
     to.setattr(inspection, "entries", lambda *_args, **_more: [hostile(inspection.SpoolEntry)])
@@ -526,9 +553,9 @@ def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
     to.setattr(inspection, "verify", lambda *_args: hostile(inspection.SpoolCheck))
 
     def rotten(*_args: Any) -> None:
-        raise reading.RottenEnvelopeError(TEXT)
+        raise database.RottenEnvelopeError(TEXT)
 
-    to.setattr(reading, "load", rotten)
+    to.setattr(database, "load", rotten)
     return list(words)
 
 

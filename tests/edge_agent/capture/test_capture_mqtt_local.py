@@ -23,7 +23,7 @@ from edge_agent.sources.api import Source
 from edge_agent.sources.mqtt_local.parked import ParkedMessages
 from edge_agent.sources.registry import build_source, check_source
 from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 pytestmark = pytest.mark.broker
 TELEMETRY = builtin_contract("vehicle_telemetry")
@@ -296,24 +296,24 @@ def test_a_full_park_leaves_messages_with_the_broker(tmp_path):
 CHILD = """
 import json, sys, threading
 from pathlib import Path
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.transforms import build_refiner
+from edge_agent.capture.transforms import build_transforms
 from edge_agent.sources.registry import build_source
 from catchment.runtime.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 contract, clock = builtin_contract("vehicle_telemetry"), SystemClock()
 spool = Spool(Path(sys.argv[1]), max_bytes=1 << 28, linger_ms=5, clock=clock)
 options = json.loads(sys.argv[2])
 config = SourceConfig(kind="mqtt-local", stream="vehicle_telemetry", options=options)
-refine = build_refiner(contract, None, b"", ClockWatch(clock), None)
+transforms = build_transforms(contract, None, b"", ClockWatch(clock), None)
 build = lambda position: build_source("mqtt-local", options, contract, clock, position)
-encoder = Encoder(contract, Limits(1 << 16, 1 << 20), spool.put_object)
+encoder = Encoder(contract, BatchLimits(1 << 16, 1 << 20), spool.put_object)
 Path(sys.argv[1] + ".ready").touch()
-SourcePump(config, build, encoder, spool, refine, clock).run(threading.Event())
+SourcePump(config, build, encoder, spool, transforms, clock).run(threading.Event())
 """
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent import sources
-from edge_agent.capture.position_handover import previous_source
+from edge_agent.capture.source_supervisor import previous_source
 from edge_agent.sources import registry
 from edge_agent.spool.spool import Spool
 
@@ -81,23 +81,23 @@ def test_without_its_package_the_kind_is_unknown_and_the_known_ones_are_named(tm
 RUN = """
 import sys, threading
 from pathlib import Path
-from edge_agent.capture.encode import Encoder, Limits
+from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.transforms import build_refiner
+from edge_agent.capture.transforms import build_transforms
 from edge_agent.sources.registry import build_source
 from catchment.runtime.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import load_agent_config, load_contract
 from edge_agent.spool.spool import Spool
-from edge_agent.capture.position_handover import predecessor
+from edge_agent.capture.source_supervisor import previous_source
 (config,) = load_agent_config(Path(sys.argv[1])).source
 contract, clock = load_contract(config), SystemClock()
 spool = Spool(Path(sys.argv[2]), max_bytes=1 << 27, linger_ms=5, clock=clock)
-refine = build_refiner(contract, None, b"", ClockWatch(clock), None)
-encoder = Encoder(contract, Limits(1 << 18, 1 << 20), spool.put_object)
+transforms = build_transforms(contract, None, b"", ClockWatch(clock), None)
+encoder = Encoder(contract, BatchLimits(1 << 18, 1 << 20), spool.put_object)
 build = lambda position: build_source(config.kind, config.options, contract, clock, position)
-choose = lambda known: predecessor(config.name, known, {config.name})
-SourcePump(config, build, encoder, spool, refine, clock, choose=choose).run(threading.Event())
+choose = lambda known: previous_source(config.name, known, {config.name})
+SourcePump(config, build, encoder, spool, transforms, clock, choose=choose).run(threading.Event())
 spool.close()
 """
 

@@ -12,7 +12,7 @@ from edge_agent.models.store import ModelStore
 from pipelines.rollout.server import PieceAnswer
 from schemas.rollout import Desired, encode_desired
 from tests.fakes import model_repository as fake
-from tests.fakes.director import DEVICE, FakeDirector, HandClock, OrderTaker, wanted
+from tests.fakes.director import DEVICE, NOW_MS, FakeDirector, OrderTaker, wanted
 from tests.fakes.model_repository import frames, picture
 
 
@@ -60,7 +60,7 @@ def test_what_a_killed_download_left_is_removed_at_the_next_start(tmp_path: Path
     assert not (tmp_path / "incoming.onnx").exists()
 
 
-def test_a_halt_reaches_a_download_under_way(core: "fake.Core", device: "fake.Device") -> None:
+def test_a_halt_reaches_a_download_under_way(core: "fake.Core", device: "fake.Device", tmp_path: Path) -> None:
     device.want(core.publish())
     second = core.publish(fake.tiny_model(0.2))
     halted = threading.Event()
@@ -76,7 +76,7 @@ def test_a_halt_reaches_a_download_under_way(core: "fake.Core", device: "fake.De
     assert halted.is_set()
     (report,) = device.updater.report()
     assert (report.version, report.state, report.refused) == (1, "active", ())
-    assert not any(device.updater.store._versions.glob("2-*"))
+    assert not any((tmp_path / "state/models/bright/versions").glob("2-*"))
 
 
 def test_a_halt_reaches_a_version_while_it_is_tried(
@@ -99,21 +99,21 @@ def test_a_halt_reaches_a_version_while_it_is_tried(
 
 
 def test_an_order_that_expired_while_the_device_was_away_is_void_when_it_returns(core: "fake.Core", tmp_path: Path) -> None:
-    director, clock = FakeDirector(), HandClock()
+    director, clock = FakeDirector(), fake.Clock()
+    clock.ahead_s = (NOW_MS - clock.now_ms()) / 1000
     published = core.publish()
-    order = director.order(5, models=(wanted(1, "bright"),), expires_ms=clock.wall_ms + 1_000)
+    order = director.order(5, models=(wanted(1, "bright"),), expires_ms=clock.now_ms() + 60_000)
     taker = OrderTaker(tmp_path / "state", director.public_key, clock=clock)
     assert taker.take(order) == (1,), DEVICE
-    clock.sleep(2.0)
+    clock.sleep(100.0)
     back = OrderTaker(tmp_path / "state", director.public_key, clock=clock)
-    device = fake.Device(core, tmp_path / "state", orders=back.inbox)
-    device.updater._wanted._clock = clock
+    device = fake.Device(core, tmp_path / "state", orders=back.inbox, clock=clock)
     device.updater.on_desired(order)
     device.settle()
     (report,) = device.updater.report()
     assert (report.version, report.state) == (0, "blocked")
     assert report.reason.startswith("clock: the order expired at 2027-")
-    device.updater.on_desired(director.order(6, models=(wanted(1, "bright"),), expires_ms=clock.wall_ms + 1_000))
+    device.updater.on_desired(director.order(6, models=(wanted(1, "bright"),), expires_ms=clock.now_ms() + 60_000))
     device.settle()
     assert device.version == published.spec.version
     device.close()

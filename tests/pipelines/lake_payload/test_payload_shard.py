@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import lake_at
-from pipelines.lake.payload import group_bounds, read_payload, write_payload_shard
+from pipelines.lake.payload import PayloadRefs, group_bounds, read_payload, read_payloads, write_payload_shard
 
 
 def rows_of(payloads: list[bytes]) -> pa.Table:
@@ -93,3 +94,36 @@ def test_row_groups_cover_all_rows_in_order_within_their_limits(lengths: list[in
     for low, high in bounds:
         assert high - low <= rows
         assert high - low == 1 or sum(lengths[low:high]) + 4 * (high - low) <= size
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.binary(max_size=300), min_size=1, max_size=90), min_size=1, max_size=3), st.randoms())
+def test_many_payloads_at_once_are_those_that_come_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, shards: list[list[bytes]], random: Random
+) -> None:
+    """Rows of several shards in any order, whole objects among them."""
+    folder = tmp_path_factory.mktemp("lake")
+    (folder / "objects").mkdir()
+    (folder / "objects/whole").write_bytes(b"a whole object")
+    places = [("objects/whole", 0, 14, 0, b"a whole object")]
+    for number, bodies in enumerate(shards):
+        written = write_payload_shard(folder / f"{number}.parquet", rows_of(bodies))
+        columns = (written.offsets.to_pylist(), written.lengths.to_pylist(), range(len(bodies)), bodies)
+        places += [(f"{number}.parquet", *place) for place in zip(*columns, strict=True)]
+    random.shuffle(places)
+    names, offsets, lengths, rows, bodies = zip(*places, strict=True)
+    refs = PayloadRefs(names, *(np.array(part, np.int64) for part in (offsets, lengths, rows)), str)
+    assert read_payloads(lake_at(folder), refs).to_pylist() == list(bodies)
+
+
+def test_of_many_payloads_one_with_a_wrong_offset_is_read_the_slow_way_and_a_missing_shard_is_named(tmp_path: Path) -> None:
+    shard = write_payload_shard(tmp_path / "a.parquet", rows_of([b"first", b"other", b"third"]))
+    offsets = np.array([shard.offsets[0].as_py(), shard.offsets[1].as_py() + 2, shard.offsets[2].as_py()], np.int64)
+    lengths, rows = np.full(3, 5, np.int64), np.arange(3, dtype=np.int64)
+    assert read_payloads(lake_at(tmp_path), PayloadRefs(["a.parquet"] * 3, offsets, lengths, rows, str)).to_pylist() == [
+        b"first", b"other", b"third",
+    ]  # fmt: skip
+    with pytest.raises(CorruptLakeError, match=r"gone\.parquet.*sample 1"):
+        read_payloads(
+            lake_at(tmp_path), PayloadRefs(["a.parquet", "gone.parquet", "a.parquet"], offsets, lengths, rows, "sample {}".format)
+        )

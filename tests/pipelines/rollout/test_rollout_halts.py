@@ -5,7 +5,9 @@ import shutil
 import tempfile
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +21,8 @@ from edge_agent.models.config import ModelConfig
 from edge_agent.models.trust import TrustedModel
 from edge_agent.models.updater import ModelUpdater
 from pipelines.config import load_core_config
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import first_director
-from pipelines.director.orders import DesiredOrders
+from pipelines.director import DesiredOrders, director_folder, first_director
+from pipelines.rollout import server
 from pipelines.rollout.fleet import sign_orders
 from pipelines.rollout.rollouts import Rollout, RolloutStore
 from pipelines.rollout.server import ModelServer
@@ -58,7 +59,10 @@ class FakeProcess:
 class SlowTrust:
     """A download that ends when the test says so."""
 
+    made: "list[SlowTrust]" = []
+
     def __init__(self, *_: object) -> None:
+        SlowTrust.made.append(self)
         self.began = threading.Event()
         self.release = threading.Event()
         self.is_killed = False
@@ -75,6 +79,21 @@ class SlowTrust:
         into.write_bytes(body)
         spec = ModelSpec(desired.name, desired.version, fake.IMAGE)
         return TrustedModel(into, hashlib.sha256(body).hexdigest(), spec)
+
+
+class FakeLink:
+    """A connection whose messages the test carries."""
+
+    made: "list[FakeLink]" = []
+    is_ready, connections = True, 1
+
+    def __init__(self, _config: object, _client_id: str, _filters: object, handler: Any, *_: object) -> None:
+        FakeLink.made.append(self)
+        self.hear = handler
+        self.send: Any = None
+
+    def publish(self, topic: str, body: bytes, **_: object) -> None:
+        self.send(topic.split("/")[2], body)
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,7 @@ class FleetDevice:
         orders = OrderTaker(self.state, self.key, device=self.name, clock=self.clock).inbox
         config = ModelConfig("bright", str(self.root), ("camera_frame",), probation_s=600.0)
         self.updater = ModelUpdater(config, self.state, lambda _request: None, self.clock, orders=orders)
-        self.trust: SlowTrust = self.updater._trust  # type: ignore[assignment]
+        self.trust = SlowTrust.made.pop()
 
     def receive(self, sent: Sent) -> None:
         self.pending.append(sent)
@@ -126,12 +145,11 @@ class FleetDevice:
 
     @property
     def worker(self) -> threading.Thread | None:
-        worker = self.updater._worker
+        worker = self.updater.worker
         return worker if worker is not None and worker.is_alive() else None
 
     def round(self) -> None:
-        self.updater._wake.set()
-        self.updater.run_once()
+        self.updater.run_once(wait_s=0.0)
         self.note_decided()
         if (worker := self.worker) is not None:
             while worker.is_alive() and not self.trust.began.wait(0.005):
@@ -172,6 +190,7 @@ class HaltMachine(RuleBasedStateMachine):
         self.store = RolloutStore(home / "lake/models/rollouts")
         self.changes = 0
         self.wires: dict[str, list[Sent]] = {"server 1": [], "server 2": [], "command": []}
+        self.links: dict[str, FakeLink] = {}
         self.servers = {name: self.new_server(name) for name in ("server 1", "server 2")}
         self.retained: dict[str, Sent] = {}
         self.devices = {name: FleetDevice(name, home / name, home / "root.json", key, self.clock) for name in DEVICES}
@@ -205,9 +224,10 @@ class HaltMachine(RuleBasedStateMachine):
 
     def new_server(self, name: str) -> ModelServer:
         self.wires[name] = []
-        server = ModelServer(self.config, self.clock)
-        server._link.publish = lambda topic, body, **_: self.send(name, topic.split("/")[2], body)  # type: ignore[method-assign]
-        return server
+        made = ModelServer(self.config, self.clock)
+        self.links[name] = FakeLink.made.pop()
+        self.links[name].send = partial(self.send, name)
+        return made
 
     def send(self, name: str, device: str, body: bytes) -> Any:
         self.wires[name].append(Sent(device, body, self.changes, self.halted()))
@@ -256,7 +276,8 @@ class HaltMachine(RuleBasedStateMachine):
     def tick(self, name: str) -> None:
         self.passes()
         for device, each in self.devices.items():
-            self.servers[name]._remember(device, encode_reported(Reported(device, 1, "0", models=each.updater.report())))  # type: ignore[arg-type]
+            body = encode_reported(Reported(device, 1, "0", models=each.updater.report()))
+            self.links[name].hear(SimpleNamespace(topic=f"catchment/reported/{device}", payload=body, retain=True))
         self.servers[name].tick()
 
     @rule(name=st.sampled_from(["server 1", "server 2"]))
@@ -314,4 +335,5 @@ def test_in_200_interleavings_no_device_installs_a_version_after_it_has_taken_in
 ) -> None:
     monkeypatch.setattr(loader, "ModelProcess", FakeProcess)
     monkeypatch.setattr(updater, "TrustAnchor", SlowTrust)
+    monkeypatch.setattr(server, "BrokerLink", FakeLink)
     run_state_machine_as_test(HaltMachine, settings=settings(max_examples=200, stateful_step_count=30, deadline=None))

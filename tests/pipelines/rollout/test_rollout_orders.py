@@ -11,8 +11,7 @@ from paho.mqtt.client import MQTTv5
 
 from pipelines.commands.rollout import serve
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import first_director
+from pipelines.director import director_folder, first_director
 from pipelines.rollout.fleet import reported_models
 from pipelines.rollout.rollouts import RolloutStore
 from schemas.reported import Reported, encode_reported
@@ -77,7 +76,7 @@ def test_a_halt_without_a_model_server_leaves_no_order_in_force(
     assert run_core("rollout", "start", "bright", "--cohort", "line-1", *config).code == 0
     assert retained(broker, "line-1") == [1]
     halted = run_core("rollout", "halt", "bright-1", *config)
-    assert (halted.code, "1 devices told" in halted.out) == (0, True)
+    assert (halted.code, "1 devices notified" in halted.out) == (0, True)
     assert retained(broker, "line-1") == []
 
 

@@ -206,7 +206,7 @@ def test_a_model_is_pushed_to_devices_through_a_real_broker(
     root = tmp_path / "lake/models/metadata/1.root.json"
     first = WireDevice(broker, "cam-1", root, tmp_path / "cam-1")
     try:
-        assert "1 devices told" in _do(rollout_app, "start", "bright", "--version", "1", "--cohort", "cam-*", *config)
+        assert "1 devices notified" in _do(rollout_app, "start", "bright", "--version", "1", "--cohort", "cam-*", *config)
         assert first.run_until(1).state == "active"
         _do(rollout_app, "start", "bright", "--cohort", "all", *config)
         assert first.run_until(2).state == "active"
