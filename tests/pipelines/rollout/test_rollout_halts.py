@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -59,7 +59,7 @@ class FakeProcess:
 class SlowTrust:
     """A download that ends when the test says so."""
 
-    made: "list[SlowTrust]" = []
+    made: "ClassVar[list[SlowTrust]]" = []
 
     def __init__(self, *_: object) -> None:
         SlowTrust.made.append(self)
@@ -84,7 +84,7 @@ class SlowTrust:
 class FakeLink:
     """A connection whose messages the test carries."""
 
-    made: "list[FakeLink]" = []
+    made: "ClassVar[list[FakeLink]]" = []
     is_ready, connections = True, 1
 
     def __init__(self, _config: object, _client_id: str, _filters: object, handler: Any, *_: object) -> None:
