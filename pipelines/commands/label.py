@@ -19,8 +19,8 @@ from pipelines.commands.training_set import lake_from
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.expressions.expression import compile_value
 from pipelines.labels.drawn import LabelTask
-from pipelines.labels.exchange import FORMATS, Imported, format_of, import_labels, label_tasks
-from pipelines.labels.matching import Origin
+from pipelines.labels.exchange import FORMATS, LabelImport, format_of, import_labels, label_tasks
+from pipelines.labels.matching import LabelOrigin
 from pipelines.labels.table import KEY, SCHEMA, read_labels, task_table
 from pipelines.lake import lake as lakes
 from pipelines.training.select import expression_columns, stream_batches
@@ -60,8 +60,8 @@ def import_(  # noqa: PLR0913, PLR0917 - one argument for each option of the com
     task_table(task)
     if role not in ("annotator", "reviewer", "import"):
         raise RefusedError(f"--role {role[:40]!r}: give annotator, reviewer or import")
-    origin = Origin(task, "", author or getpass.getuser(), role, guideline, time.time_ns() // 1_000)
-    samples = _samples(found, stream, "")
+    origin = LabelOrigin(task, author or getpass.getuser(), role, guideline, time.time_ns() // 1_000)
+    samples = read_samples(found, stream, "")
     done = import_labels(found, path, kind, samples, origin, is_partial=partial, empty_is_nothing=empty_is_nothing)
     if as_json:
         say_json(msgspec.json.encode(done))
@@ -85,7 +85,7 @@ def export(  # noqa: PLR0913, PLR0917 - one argument for each option of the comm
     """Write labelled samples and their labels in the form of a labelling tool."""
     found = lake_from(lake, config)
     labels, _ = read_labels(found, task, version)
-    samples = _samples(found, stream, where, pictures=pictures)
+    samples = read_samples(found, stream, where, pictures=pictures)
     keys = pl.DataFrame(pl.from_arrow(labels.select(list(KEY)))).unique()
     labelled = pl.DataFrame(pl.from_arrow(samples)).join(keys, on=list(KEY), how="semi", maintain_order="left").to_arrow()
     _write(found, labelled, labels, kind, output, pictures=pictures, as_json=as_json)
@@ -112,7 +112,7 @@ def queue(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
         labels, _ = read_labels(found, task)
     except NotFoundError:
         labels = SCHEMA.empty_table()
-    samples = _samples(found, stream, where, pictures=pictures, by=by)
+    samples = read_samples(found, stream, where, pictures=pictures, by=by)
     keys = pl.DataFrame(pl.from_arrow(labels.select(list(KEY)))).unique()
     number = pl.Series("order", row_numbers(samples, seed, "label queue"))
     frame = pl.DataFrame(pl.from_arrow(samples)).with_columns(number).join(keys, on=list(KEY), how="anti")
@@ -120,7 +120,7 @@ def queue(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     _write(found, first.to_arrow(), labels, kind, output, pictures=pictures, as_json=as_json)
 
 
-def _samples(lake: lakes.Lake, streams: list[str], where: str, *, pictures: bool = False, by: str = "") -> pa.Table:
+def read_samples(lake: lakes.Lake, streams: list[str], where: str, *, pictures: bool = False, by: str = "") -> pa.Table:
     """Key, hash, name and size of the samples of some streams, and what `by` gives for each."""
     parts: list[pa.Table] = []
     for stream in streams:
@@ -171,7 +171,7 @@ def _write_pictures(lake: lakes.Lake, samples: pa.Table, tasks: list[LabelTask],
         write_atomic(folder / task.name, lake.view().payload(*place, f"sample {task.sample}"), mode=0o644)
 
 
-def _print_import(done: Imported, path: Path) -> None:
+def _print_import(done: LabelImport, path: Path) -> None:
     say(f"{path}: {done.labels:,} labels, {done.new:,} new; images found by id {done.by_id:,}, by sha256 {done.by_sha256:,}, "
         f"by name {done.by_name:,}; without a sample {len(done.unmatched):,}, with several {len(done.ambiguous):,}")  # fmt: skip
     _print_losses(done.losses, "what the table does not get")

@@ -29,6 +29,7 @@ class Drawn(msgspec.Struct, frozen=True):
     `image`: name of the picture as the file has it. `sample`: our id of it, `sha256`: of its bytes, where the file carries them.
     `geometry` in pixels: a box is x, y, width, height; polygons, lines and points are x, y, x, y, ...; a mask is height,
     width and COCO's run lengths by columns. With `is_share` coordinates are shares of the picture's size.
+    `source`: the file of a folder that it stands in.
     """
 
     image: str
@@ -42,6 +43,7 @@ class Drawn(msgspec.Struct, frozen=True):
     made_us: int = 0
     attributes: dict[str, Any] = {}
     is_share: bool = False
+    source: str = ""
 
 
 class LabelTask(msgspec.Struct, frozen=True):

@@ -13,8 +13,7 @@ import pyarrow as pa
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind, LabelTask, sample_stem
 from pipelines.labels.formats import coco, csv_rows, labelme, masks, voc, yolo
-from pipelines.labels.formats.reading import files_of
-from pipelines.labels.matching import Matched, Origin, match_labels
+from pipelines.labels.matching import LabelOrigin, Matched, match_labels
 from pipelines.labels.table import KEY, append_labels
 from pipelines.lake.lake import Lake
 
@@ -42,7 +41,7 @@ FORMATS = {
 }
 
 
-class Imported(msgspec.Struct, frozen=True):
+class LabelImport(msgspec.Struct, frozen=True):
     """What an import did. `losses`: what the file holds and the table does not get, with counts."""
 
     labels: int
@@ -71,11 +70,11 @@ def import_labels(
     path: Path,
     kind: str,
     samples: pa.Table,
-    origin: Origin,
+    origin: LabelOrigin,
     *,
     is_partial: bool = False,
     empty_is_nothing: bool = False,
-) -> Imported:
+) -> LabelImport:
     """Append the labels of a file or folder to the table of a task.
 
     Args:
@@ -83,7 +82,7 @@ def import_labels(
         path: the file or folder.
         kind: its format.
         samples: the samples that the labels may be about.
-        origin: task, author and role; the digest of the file is put in here.
+        origin: task, author and role; the digests of the files are put in here.
         is_partial: whether labels without a sample are left out instead of refused.
         empty_is_nothing: whether a picture without labels was looked at and there is nothing.
 
@@ -97,11 +96,12 @@ def import_labels(
         found.labels += found.empty
     elif found.empty:
         found.losses[_EMPTY] += len(found.empty)
-    matched = match_labels(found, samples, replace(origin, source_sha256=digest_of(path)))
+    digests = {source: _digest_of(Path(source) if source else path) for source in {label.source for label in found.labels}}
+    matched = match_labels(found, samples, replace(origin, digests=digests))
     if (matched.unmatched or matched.ambiguous) and not is_partial:
         raise RefusedError(f"{path}: {_strangers(matched)}; import the others alone (--partial), or name more streams")
     new = append_labels(lake, origin.task, matched.rows)
-    return Imported(
+    return LabelImport(
         len(matched.rows), new, matched.by_id, matched.by_sha256, matched.by_name, matched.unmatched, matched.ambiguous,
         matched.losses,
     )  # fmt: skip
@@ -125,22 +125,11 @@ def label_tasks(samples: pa.Table, labels: pa.Table) -> list[LabelTask]:
     return [_task(row, of_sample) for row in samples.to_pylist()]
 
 
-def digest_of(path: Path) -> str:
-    """The SHA-256 of a file; of a folder that of its files' names and digests.
-
-    Raises:
-        NotFoundError: there is nothing.
-    """
-    if not path.exists():
-        raise NotFoundError(f"{path}: no such file or folder; give an existing one")
+def _digest_of(path: Path) -> str:
     digest = hashlib.sha256()
-    for file in files_of(path, ""):
-        if file.is_file():
-            if path.is_dir():
-                digest.update(f"{file.relative_to(path)}\0".encode())
-            with file.open("rb") as body:
-                while block := body.read(_BLOCK_BYTES):
-                    digest.update(block)
+    with path.open("rb") as body:
+        while block := body.read(_BLOCK_BYTES):
+            digest.update(block)
     return digest.hexdigest()
 
 

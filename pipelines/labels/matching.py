@@ -1,7 +1,9 @@
 """Which sample a foreign label is about: by our id, then the payload's SHA-256, then a file name that only one sample has."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -9,11 +11,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipelines.labels.drawn import ForeignFile, sample_of_name
+from pipelines.labels.drawn import Drawn, ForeignFile, sample_of_name
 from pipelines.labels.table import KEY, SCHEMA
 
 _UNSIZED = "labels in shares of a picture whose width and height are not known"
-_OTHER_BYTES = "labels of a picture whose bytes have changed since (the sha256 is another)"
+_OTHER_BYTES = "labels of a picture whose bytes are others now; kept, with the sha256 that was looked at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +32,18 @@ class Matched:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where labels come from: written into each row."""
+class LabelOrigin:
+    """Where labels come from: written into each row. `digests`: the SHA-256 of each file by its path."""
 
     task: str
-    source_sha256: str
     author: str
     role: str = "annotator"
     guideline: str = ""
     now_us: int = 0
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
-def match_labels(found: ForeignFile, samples: pa.Table, origin: Origin) -> Matched:
+def match_labels(found: ForeignFile, samples: pa.Table, origin: LabelOrigin) -> Matched:
     """Give each label its sample.
 
     Args:
@@ -49,38 +51,35 @@ def match_labels(found: ForeignFile, samples: pa.Table, origin: Origin) -> Match
         samples: the samples they may be about: key, and if there are any `payload_sha256`, `file_name`, `width`, `height`.
         origin: where the file came from.
     """
-    drawn = _frame(found)
-    known = _samples(samples)
+    drawn, known = _frame(found), _samples(samples)
     images = drawn.select("image", "sample", "sha256").unique(maintain_order=True).with_row_index("image_number")
     by_id = images.join(known.select("at", pl.col("id").alias("sample")), on="sample", how="inner")
     rest = images.join(by_id.select("image_number"), on="image_number", how="anti")
-    by_sha, torn = _unique(
-        rest.filter(pl.col("sha256") != ""), known.filter(pl.col("payload_sha256") != ""), "sha256", "payload_sha256"
-    )
+    hashed = known.filter(pl.col("payload_sha256") != "")
+    by_sha, torn = _unique(rest.filter(pl.col("sha256") != ""), hashed, "sha256", "payload_sha256")
     rest = rest.join(by_sha.select("image_number"), on="image_number", how="anti").join(torn, on="image_number", how="anti")
     named = rest.with_columns(_base(pl.col("image")).alias("base")).filter(pl.col("base") != "")
     by_name, torn_names = _unique(named, known.filter(pl.col("base") != ""), "base", "base")
-    matched = pl.concat([part.select("image_number", "at") for part in (by_id, by_sha, by_name)])
-    several = pl.concat([torn, torn_names])
-    none = images.join(matched, on="image_number", how="anti").join(several, on="image_number", how="anti")
-    placed = drawn.join(images, on=["image", "sample", "sha256"], how="inner", maintain_order="left").join(
-        matched, on="image_number", how="inner", maintain_order="left"
-    ).join(known, on="at", how="left", maintain_order="left")  # fmt: skip
-    losses = dict(found.losses)
-    changed = placed.filter(
-        (pl.col("sha256") != "") & (pl.col("payload_sha256") != "") & (pl.col("sha256") != pl.col("payload_sha256"))
-    )
-    if len(changed):
-        losses[_OTHER_BYTES] = len(changed)
-    unsized = placed.filter(pl.col("is_share") & ((pl.col("width") <= 0) | (pl.col("height") <= 0)))
-    if len(unsized):
-        losses[_UNSIZED] = len(unsized)
-    placed = placed.join(unsized.select("number"), on="number", how="anti", maintain_order="left")
-    ambiguous = images.join(several, on="image_number", how="semi")["image"].to_list()
+    places = pl.concat([part.select("image_number", "at") for part in (by_id, by_sha, by_name)])
+    several = images.join(pl.concat([torn, torn_names]), on="image_number", how="semi")
+    none = images.join(pl.concat([places.select("image_number"), several.select("image_number")]), on="image_number", how="anti")
+    placed = drawn.join(images, on=["image", "sample", "sha256"], how="inner", maintain_order="left")
+    placed = placed.join(places, on="image_number", how="inner", maintain_order="left")
+    placed, losses = _usable(placed.join(known, on="at", how="left", maintain_order="left"))
     return Matched(
-        _rows(placed, found, origin), len(by_id), len(by_sha), len(by_name), tuple(none["image"].to_list()), tuple(ambiguous),
-        losses,
+        _rows(placed, found, origin), len(by_id), len(by_sha), len(by_name), tuple(none["image"].to_list()),
+        tuple(several["image"].to_list()), {**found.losses, **losses},
     )  # fmt: skip
+
+
+def _usable(placed: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Labels whose place in pixels is known; and what a person should know of the others."""
+    has_both = (pl.col("sha256") != "") & (pl.col("payload_sha256") != "")
+    changed = len(placed.filter(has_both & (pl.col("sha256") != pl.col("payload_sha256"))))
+    is_sized = ~pl.col("is_share") | ((pl.col("width") > 0) & (pl.col("height") > 0))
+    sized = placed.filter(is_sized)
+    counts = {_OTHER_BYTES: changed, _UNSIZED: len(placed) - len(sized)}
+    return sized, {reason: count for reason, count in counts.items() if count}
 
 
 def _frame(found: ForeignFile) -> pl.DataFrame:
@@ -93,8 +92,9 @@ def _frame(found: ForeignFile) -> pl.DataFrame:
         "sha256": pl.Series([label.sha256 for label in labels], dtype=pl.String),
         "kind": pl.Series([str(label.kind) for label in labels], dtype=pl.String),
         "value": pl.Series([label.value for label in labels], dtype=pl.String),
-        "geometry": pl.Series([label.geometry for label in labels], dtype=pl.List(pl.Float64)),
+        "geometry": _geometries(labels),
         "drawn_by": pl.Series([label.author for label in labels], dtype=pl.String),
+        "source": pl.Series([label.source for label in labels], dtype=pl.String),
         "tool_id": pl.Series([label.tool_id for label in labels], dtype=pl.String),
         "made_us": pl.Series([label.made_us for label in labels], dtype=pl.Int64),
         "attributes": pl.Series(
@@ -102,6 +102,13 @@ def _frame(found: ForeignFile) -> pl.DataFrame:
         ),
         "is_share": pl.Series([label.is_share for label in labels], dtype=pl.Boolean),
     })  # fmt: skip
+
+
+def _geometries(labels: list[Drawn]) -> pl.Series:
+    """A list column out of flat numbers: Polars builds one out of tuples a hundred times as slowly."""
+    ends = np.cumsum([0, *(len(label.geometry) for label in labels)], dtype=np.int64)
+    numbers = np.fromiter(chain.from_iterable(label.geometry for label in labels), np.float64, int(ends[-1]))
+    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(numbers))))
 
 
 def _json(attributes: dict[str, Any]) -> str:
@@ -141,19 +148,22 @@ def _unique(images: pl.DataFrame, known: pl.DataFrame, mine: str, theirs: str) -
     return images.join(single, on=mine, how="inner"), torn
 
 
-def _rows(placed: pl.DataFrame, found: ForeignFile, origin: Origin) -> pa.Table:
+def _rows(placed: pl.DataFrame, found: ForeignFile, origin: LabelOrigin) -> pa.Table:
     """Rows of the table, in pixels, each with an id that the same label of the same file has again."""
     sizes = pl.concat_list(pl.col("width"), pl.col("height"), pl.col("width"), pl.col("height"))
     shared = placed.filter(pl.col("is_share")).with_columns(pl.col("geometry") * sizes)
     frame = pl.concat([placed.filter(~pl.col("is_share")), shared]).sort("number")
-    names = frame.select(pl.concat_str(["image", "tool_id", "kind", "value"], separator="\x1f")).to_series().to_list()
-    ids = [hashlib.sha256(f"{origin.source_sha256}\x1f{name}\x1f{at}".encode()).hexdigest()[:32] for at, name in _numbered(names)]
+    digest = pl.col("source").replace_strict(dict(origin.digests), default="", return_dtype=pl.String).alias("source_sha256")
+    frame = frame.with_columns(digest)
+    parts = ["source_sha256", "image", "tool_id", "kind", "value"]
+    names = frame.select(pl.concat_str(parts, separator="\x1f")).to_series().to_list()
+    ids = [hashlib.sha256(f"{name}\x1f{at}".encode()).hexdigest()[:32] for at, name in _numbered(names)]
     now = pl.lit(origin.now_us).cast(pl.Int64)
     chosen_sha = pl.when(pl.col("sha256") != "").then("sha256").otherwise("payload_sha256")
     author = pl.when(pl.col("drawn_by") != "").then("drawn_by").otherwise(pl.lit(origin.author))
     made = frame.select(
         *KEY,
-        *("kind", "value", "geometry", "attributes"),
+        *("kind", "value", "geometry", "attributes", "source_sha256"),
         pl.Series("label_id", ids, dtype=pl.String),
         chosen_sha.alias("payload_sha256"),
         author.alias("author"),
@@ -166,7 +176,7 @@ def _rows(placed: pl.DataFrame, found: ForeignFile, origin: Origin) -> pa.Table:
             name: pl.lit(text)
             for name, text in (
                 *(("task", origin.task), ("role", origin.role), ("guideline", origin.guideline), ("tool", found.tool)),
-                *(("state", "submitted"), ("source_sha256", origin.source_sha256)),
+                ("state", "submitted"),
             )
         },
     )

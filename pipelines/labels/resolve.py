@@ -1,4 +1,7 @@
-"""One answer out of several labels of a sample: the latest, or what most authors say. Pure functions over columns."""
+"""One answer out of several labels of a sample: the latest, or what most authors say.
+
+Stands alone because it is the decision about labels, pure, and read by itself.
+"""
 
 from typing import Literal
 
@@ -27,10 +30,10 @@ def resolved_classes(labels: pa.Table, rule: ResolveRule = "latest") -> pa.Table
     stated = frame.join(gone, on="label_id", how="anti").filter(
         pl.col("kind").is_in(["class", "nothing"]) & (pl.col("state") != "rejected")
     )
-    said = pl.when(pl.col("kind") == "nothing").then(pl.lit(NOTHING_CLASS)).otherwise(pl.col("value")).alias("value")
+    answer = pl.when(pl.col("kind") == "nothing").then(pl.lit(NOTHING_CLASS)).otherwise(pl.col("value")).alias("value")
     key = list(KEY)
     order = [pl.col("role") == "reviewer", pl.col("made_at"), pl.col("imported_at"), pl.col("label_id")]
-    votes = stated.with_columns(said).sort(order).unique([*key, "author"], keep="last", maintain_order=True)
+    votes = stated.with_columns(answer).sort(order).unique([*key, "author"], keep="last", maintain_order=True)
     votes = votes.with_columns(pl.len().over(key).alias("authors"), pl.len().over([*key, "value"]).alias("votes"))
     if rule == "latest":
         chosen = votes.unique(key, keep="last", maintain_order=True)

@@ -1,4 +1,7 @@
-"""Plain CSV, a row a label: columns sample, sha256 or file_name; value; and if there are any kind, geometry, author, made_at."""
+"""Plain CSV, a row a label: columns sample, sha256 or file_name; value; and if there are any kind, geometry, author, made_at.
+
+Stands alone because each format is one module.
+"""
 
 import csv
 import io
@@ -57,6 +60,8 @@ def write(path: Path, tasks: list[LabelTask]) -> Counter[str]:
 
 
 def _micros(texts: pl.Series) -> pl.Series:
+    if not (texts != "").any():
+        return pl.zeros(len(texts), pl.Int64, eager=True)
     return texts.str.to_datetime(time_unit="us", strict=False, time_zone="UTC").cast(pl.Int64).fill_null(0)
 
 

@@ -45,17 +45,19 @@ def read(path: Path) -> ForeignFile:
             geometry = _geometry(kind, shape.points)
             found.labels.append(
                 Drawn(
-                    document.image_path, kind, shape.label, geometry, sample=sample, sha256=sha256, tool_id=str(at),
-                    attributes=shape.flags,
+                    document.image_path, kind, shape.label, geometry, sample=sample, sha256=sha256, source=str(file),
+                    tool_id=str(at), attributes=shape.flags,
                 )
             )  # fmt: skip
         classes = [name for name, is_set in document.flags.items() if is_set is True]
         found.labels += [
-            Drawn(document.image_path, LabelKind.CLASS, name, sample=sample, sha256=sha256, tool_id=f"flag {name}")
+            Drawn(
+                document.image_path, LabelKind.CLASS, name, sample=sample, sha256=sha256, source=str(file), tool_id=f"flag {name}"
+            )
             for name in classes
         ]
         if not document.shapes and not classes:
-            found.empty.append(Drawn(document.image_path, LabelKind.NOTHING, sample=sample, sha256=sha256))
+            found.empty.append(Drawn(document.image_path, LabelKind.NOTHING, sample=sample, sha256=sha256, source=str(file)))
     return found
 
 

@@ -31,9 +31,11 @@ def read(path: Path) -> ForeignFile:
         if values and values[-1] >= len(names):
             raise RefusedError(f"{file}: value {values[-1]} has no line in {NAMES}")
         for value in values:
-            found.labels.append(Drawn(file.name, LabelKind.MASK, names[value], runs_of(mask == value), tool_id=str(value)))
+            found.labels.append(
+                Drawn(file.name, LabelKind.MASK, names[value], runs_of(mask == value), tool_id=str(value), source=str(file))
+            )
         if not values:
-            found.empty.append(Drawn(file.name, LabelKind.NOTHING))
+            found.empty.append(Drawn(file.name, LabelKind.NOTHING, source=str(file)))
     return found
 
 

@@ -33,12 +33,12 @@ def read(path: Path) -> ForeignFile:
             value = item.findtext("name") or ""
             found.labels.append(
                 Drawn(
-                    name, LabelKind.BOX, value, _box(file, item), sample=sample, sha256=sha256, tool_id=str(at),
+                    name, LabelKind.BOX, value, _box(file, item), sample=sample, sha256=sha256, source=str(file), tool_id=str(at),
                     attributes=attributes,
                 )
             )  # fmt: skip
         if not objects:
-            found.empty.append(Drawn(name, LabelKind.NOTHING, sample=sample, sha256=sha256))
+            found.empty.append(Drawn(name, LabelKind.NOTHING, sample=sample, sha256=sha256, source=str(file)))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from catchment.runtime.atomic_files import write_atomic
-from pipelines.errors import RefusedError
+from pipelines.errors import NotFoundError, RefusedError
 from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind, LabelTask
 from pipelines.labels.formats.reading import files_of, read_body, shapes_of
 
@@ -34,7 +34,7 @@ def read(path: Path) -> ForeignFile:
                 continue
             found.labels.append(_box(file, at, words, names))
         if not lines:
-            found.empty.append(Drawn(file.name, LabelKind.NOTHING))
+            found.empty.append(Drawn(file.name, LabelKind.NOTHING, source=str(file)))
     return found
 
 
@@ -58,6 +58,8 @@ def write(path: Path, tasks: list[LabelTask]) -> Counter[str]:
 
 
 def _names(path: Path) -> dict[int, str]:
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such file or folder; give an existing one")
     folder = path if path.is_dir() else path.parent
     for name in _NAME_FILES:
         if not (folder / name).is_file():
@@ -81,7 +83,7 @@ def _box(file: Path, at: int, words: list[str], names: dict[int, str]) -> Drawn:
     except (ValueError, KeyError) as error:
         raise RefusedError(f"{file}:{at + 1}: not a class of the names and four shares: {error}") from error
     geometry = (x - width / 2, y - height / 2, width, height)
-    return Drawn(file.name, LabelKind.BOX, value, geometry, tool_id=str(at), is_share=True)
+    return Drawn(file.name, LabelKind.BOX, value, geometry, tool_id=str(at), is_share=True, source=str(file))
 
 
 def _shares(label: Drawn, task: LabelTask) -> str:
