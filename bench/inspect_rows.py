@@ -16,8 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyvips
 
-from pipelines.inspect.image import SIDE_PX, image_facts
-from pipelines.inspect.pixels import decoded
+from pipelines.inspect.image import SIDE_PX, decoded, image_facts
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.text import compiled_patterns
 from pipelines.lake.lake import lake_at

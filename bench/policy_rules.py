@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from catchment.rules.evaluator import EdgeEvaluator
 from pipelines.policy.engine import Tagger
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.policy import Policy, Rule
 
 CONTRACT = builtin_contract("vehicle_telemetry")

@@ -22,7 +22,7 @@ from pipelines.lake.lake import lake_at
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.policy import Policy, Rule
 
 CONTRACT = builtin_contract("vehicle_telemetry")

@@ -25,8 +25,7 @@ from pipelines.config import CoreConfig
 from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import RunLoop
 from pipelines.ingest.run import Engine
-from schemas.builtin import builtin_contract
-from schemas.contract import ColumnType
+from schemas.contract import ColumnType, builtin_contract
 from schemas.envelope import ARROW_STREAM, EnvelopeHead, Span
 from schemas.ids import DeviceId, StreamName
 

@@ -27,8 +27,7 @@ from edge_agent.capture.pump import SourcePump
 from edge_agent.capture.transforms import Transforms
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError
-from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool

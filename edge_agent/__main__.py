@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO, cast
 
-from edge_agent.process.later import load_later
+from edge_agent.process.startup import load_later
 
 # What libraries load only because it happens to be installed stays out: rich (structlog, for coloured tracebacks) and
 # dnspython (paho, for SRV records) are 6 MB that a small device would keep for ever. None counts as not installed.
@@ -24,7 +24,7 @@ from catchment.runtime.plain import plain_event, plain_message, plain_tracebacks
 from edge_agent.commands.exits import EXIT_PARKED, exit_code  # noqa: E402
 from edge_agent.config import load_agent_config  # noqa: E402
 from edge_agent.errors import AgentError  # noqa: E402
-from edge_agent.process.stderr import TolerantStderr  # noqa: E402
+from edge_agent.process.startup import TolerantStderr  # noqa: E402
 from edge_agent.run import run_agent  # noqa: E402
 
 

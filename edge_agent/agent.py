@@ -12,9 +12,8 @@ import structlog
 
 from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.capture.encode import BatchLimits, Encoder
-from edge_agent.capture.position_handover import previous_source, source_labels
 from edge_agent.capture.pump import SourcePump
-from edge_agent.capture.source_supervisor import SourceSupervisor
+from edge_agent.capture.source_supervisor import SourceSupervisor, previous_source, source_labels
 from edge_agent.capture.transforms import build_transforms, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import HEARTBEAT, AgentConfig, SourceConfig, convert_table, load_contract, needs_restart
@@ -24,13 +23,13 @@ from edge_agent.health.file import notify_service_manager
 from edge_agent.health.heartbeat import HeartbeatSource, heartbeat_source
 from edge_agent.health.monitor import Monitor
 from edge_agent.inspect.inspected import requested_steps
-from edge_agent.process.open_spool import open_spool
 from edge_agent.process.ownership import claim
+from edge_agent.process.standby import open_spool
 from edge_agent.rules.policy_store import PolicyStore, open_rules
 from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source, check_source
-from edge_agent.spool.requests import serve_replays
+from edge_agent.spool.inspection import serve_replays
 from edge_agent.spool.space_budget import soft_limit_bytes
 from edge_agent.spool.spool import Spool
 from edge_agent.trial.asking import is_trial_requested
@@ -99,17 +98,7 @@ class Agent:
                 self._models = self._build_models(config.model)
             self._forwarder = self._build_forwarder()
             self._supervisor = SourceSupervisor(self._build_pump, self._thread, self._spool.on_source_stopping)
-            self._monitor = Monitor(
-                config,
-                agent_version(),
-                self._spool,
-                self._forwarder.progress,
-                self._supervisor,
-                self._clock,
-                self._rules.report,
-                lambda: self._clock_hold.is_holding,
-            )
-            self._monitor.documents = self._document_reports
+            self._monitor = self._build_monitor()
             self._health = self._build_health_server() if config.health.port else None
         except BaseException:
             self._spool.close()
@@ -136,7 +125,7 @@ class Agent:
         finally:
             self._shut_down()
         if self._failure is not None:
-            raise AgentError(f"stopped: {self._failure}; start again, which mends the spool") from self._failure
+            raise AgentError(f"stopped: {self._failure}; start again, which repairs the spool") from self._failure
         return is_clean
 
     def reload(self) -> None:
@@ -179,7 +168,7 @@ class Agent:
         self._taps.serve()
 
     def _take_new_config(self) -> None:
-        """What may change while it runs does; what may not is told. A wrong file changes nothing."""
+        """Apply the settings that can change at run time and log those that need a restart. A wrong file changes nothing."""
         if self._reread is None:
             return
         try:
@@ -287,6 +276,20 @@ class Agent:
         self._model_streams = frozenset(model.streams)
         self._orders = open_orders(self._config, self._clock)
         return ModelUpdater(model, self._config.state_dir, self._request_piece, self._clock, orders=self._orders)
+
+    def _build_monitor(self) -> Monitor:
+        monitor = Monitor(
+            self._config,
+            agent_version(),
+            self._spool,
+            self._forwarder.progress,
+            self._supervisor,
+            self._clock,
+            self._rules.report,
+            lambda: self._clock_hold.is_holding,
+        )
+        monitor.documents = self._document_reports
+        return monitor
 
     def _build_health_server(self) -> "HealthServer":
         # Loaded only where somebody asks: an HTTP server brings 2 MB along.

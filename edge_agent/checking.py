@@ -1,7 +1,12 @@
-"""`edge-agent check`: everything that is wrong with a configuration, at once, each with its line and what to do."""
+"""`edge-agent check`: report everything that is wrong with a configuration at once, each with its line and what to do.
+
+Files that a source names are read where a second reader takes nothing from the agent: columns never filled and times that
+cannot be read are found so. Nothing is listened to or started.
+"""
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,8 +15,7 @@ from typing import Any
 import msgspec
 
 from catchment.runtime.clock import SystemClock
-from catchment.runtime.toml_config import TomlSyntaxError, read_toml
-from catchment.runtime.toml_lines import Step, line_of
+from catchment.runtime.toml_config import Step, TomlSyntaxError, line_of, read_toml
 from edge_agent.capture.transforms import build_transforms, read_redaction_key
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import (
@@ -25,8 +29,49 @@ from edge_agent.config import (
 from edge_agent.documents.trust import read_key_file
 from edge_agent.errors import ConfigError
 from edge_agent.process.ownership import refuse_role_name
-from edge_agent.sources.registry import check_source
-from edge_agent.trial.examine import examine_source
+from edge_agent.sources.registry import check_source, names_given
+from edge_agent.sources.rows.cells import tells_no_zone
+from edge_agent.sources.rows.mapping import explain_unfilled, unfilled_columns
+from edge_agent.trial.reading import TrialReader, quiet_log
+from edge_agent.trial.result import Trial
+from schemas.contract import Contract
+
+_SAMPLES = 200
+_WAIT_S = 5.0
+# Kinds that read a file from its start, and the option that names it.
+_FILES = {"can": "log", "replay": "path", "tail": "path", "zeek": "path"}
+
+
+def examine_source(source: SourceConfig, contract: Contract, key: bytes) -> Iterator[str]:
+    """Find faults of a source whose options are right in themselves."""
+    start = source.resolved.get("time_start", "")
+    if isinstance(start, str) and tells_no_zone(start) and not source.resolved.get("time_zone"):
+        yield f"source {source.kind!r}: time_start = {start!r} tells no zone; write 2024-05-01T00:00:00Z or +02:00 at its end"
+    names = names_given(source.kind, source.resolved, contract)
+    if names is not None:
+        unfilled = unfilled_columns(contract, names)
+        if unfilled:
+            yield f"source {source.kind!r}: {explain_unfilled(contract, unfilled, names)}"
+            return
+    path = source.resolved.get(_FILES.get(source.kind, ""), "")
+    if isinstance(path, str) and path and Path(path).is_file():
+        with quiet_log():
+            trial = TrialReader(source, contract, key).read(_SAMPLES, _WAIT_S)
+        yield from _of_trial(trial, path)
+
+
+def _of_trial(trial: Trial, path: str) -> Iterator[str]:
+    if trial.failure:
+        yield f"source {trial.kind!r}: {path}: {trial.failure.removeprefix(f'source {trial.kind!r}: ')}"
+        return
+    refused = Counter({reason: count for reason, count in trial.rejected.items() if not reason.startswith("report:")})
+    if not trial.samples and refused:
+        reason, count = refused.most_common(1)[0]
+        yield f"source {trial.kind!r}: {path}: no row becomes a sample: {reason} ({count:,})"
+    elif trial.samples and trial.refused == len(trial.samples):
+        reason, count = Counter(sample.refusal for sample in trial.samples).most_common(1)[0]
+        why = next((f"; {cell}" for cell in trial.rejected if cell.startswith(f"cell {reason.partition(':')[0]}:")), "")
+        yield f"source {trial.kind!r}: {path}: the core would refuse each of the first {count:,} samples: {reason}{why}"
 
 
 class Fault(msgspec.Struct, frozen=True, rename={"message": "said"}):  # the name in --json
@@ -41,7 +86,7 @@ class Fault(msgspec.Struct, frozen=True, rename={"message": "said"}):  # the nam
 
 
 class Checked(msgspec.Struct, frozen=True, rename={"report_lines": "told"}):  # the name in --json
-    """What a check found: faults, and where there are none the lines that tell what will run."""
+    """The result of a check: faults, or without any the lines that describe what will run."""
 
     faults: tuple[Fault, ...]
     report_lines: tuple[str, ...] = ()
@@ -124,7 +169,7 @@ class _Survey:
             self.report_lines.append(f"  not there yet: {', '.join(map(str, absent.values()))}; without them nothing is sent")
 
     def _director(self, config: AgentConfig) -> None:
-        """Whose orders are followed; where the key file is not there yet, nobody's."""
+        """Describe the keys whose orders are followed; none while the key file is missing."""
         director = config.director
         if director is None and config.model is not None:
             self.report_lines.append(
@@ -139,7 +184,7 @@ class _Survey:
             self.report_lines.append(f"  not there yet: {director.file}; without it no order is followed")
 
     def _try(self, steps: tuple[Step, ...], action: Callable[[], Any]) -> Any:
-        """What the action gives; None where it complains."""
+        """Return the result of the action; None where it reports a fault."""
         try:
             return action()
         except ConfigError as error:

@@ -1,4 +1,4 @@
-"""How far an event time may be trusted: whose clock it is of, and whether that clock was right."""
+"""Judge how far an event time may be trusted, by the clock it was read from and whether that clock was right."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ _TIMEX_BYTES = 512  # struct timex is 208 bytes on 64 bits: larger does no harm
 
 
 class ClockQuality(StrEnum):
-    """What a sample's event time rests on. The words are the contracts' own."""
+    """The basis of a sample's event time. The words are the contracts' own."""
 
     GNSS = "gnss"  # satellites
     SYNCHRONISED = "synchronised"  # this machine's clock, disciplined by NTP or PTP
@@ -59,7 +59,7 @@ class ClockWatch:
 
 
 def kernel_says_synchronised() -> bool:
-    """What adjtimex(2) answers; False where it cannot be asked."""
+    """Return the answer of adjtimex(2); False where there is none."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "adjtimex") or os.name != "posix":
         return False

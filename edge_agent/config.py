@@ -10,23 +10,22 @@ import msgspec
 
 from catchment.runtime.toml_config import Converted, TomlSyntaxError, convert_toml, read_toml
 from edge_agent.errors import ConfigError
-from edge_agent.inspect.config import InspectConfig
-from edge_agent.option_paths import resolve_paths
-from edge_agent.report_config import ReportConfig
 from edge_agent.sections import (
     MAX_PRIORITY,
     MIB,
     BrokerConfig,
     DirectorConfig,
     HealthConfig,
+    InspectConfig,
     PolicyConfig,
+    ReportConfig,
     Section,
     TlsConfig,
     UplinkConfig,
     within,
 )
-from schemas.builtin import builtin_contract
-from schemas.contract import Contract, decode_contract
+from edge_agent.sources.options import resolve_paths
+from schemas.contract import Contract, builtin_contract, decode_contract
 from schemas.envelope import MAX_SAMPLES_PER_ENVELOPE
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId, StreamName
@@ -106,7 +105,7 @@ class SourceConfig(Section, frozen=True, rename={"label": "name"}):
 
     @property
     def name(self) -> str:
-        """What the spool files its position under: stable while kind, stream and options stay the same."""
+        """The key of its position in the spool: stable while kind, stream and options stay the same."""
         return f"{self.kind}:{self.stream}:{msgspec.json.encode(self.options, order='sorted').decode()}"
 
     @property
@@ -172,7 +171,7 @@ class AgentConfig(Section, frozen=True):
 
     @property
     def spool_dir(self) -> Path:
-        """Where the spool lives."""
+        """The folder of the spool."""
         return self.state_dir / "spool"
 
 
@@ -218,7 +217,7 @@ def load_contract(source: SourceConfig) -> Contract:
 
 
 def needs_restart(old: AgentConfig, new: AgentConfig) -> tuple[str, ...]:
-    """Which tables differ that are read at the start alone: all but the sources and the rates of the uplink."""
+    """Name the changed tables that are read at the start alone: all but the sources and the rates of the uplink."""
     at_start = [name for name in AgentConfig.__struct_fields__ if name not in ("source", "uplink")]
     windows = ("window_bytes", "unsettled_bytes", "resend_after_s", "envelope_bytes", "part_bytes", "report_interval_s")
     changed = [name for name in at_start if getattr(old, name) != getattr(new, name)]

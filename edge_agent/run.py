@@ -7,9 +7,8 @@ from collections.abc import Callable
 from catchment.runtime.clock import SystemClock
 from edge_agent.agent import Agent, agent_version
 from edge_agent.config import AgentConfig
-from edge_agent.process.open_spool import open_spool
 from edge_agent.process.ownership import held
-from edge_agent.process.standby import Standby
+from edge_agent.process.standby import Standby, open_spool
 
 
 def run_agent(config: AgentConfig, reread: Callable[[], AgentConfig], *, until_settled: bool) -> bool:

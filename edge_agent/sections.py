@@ -1,12 +1,16 @@
-"""The tables of the configuration that speak of the link: broker, uplink, health, director, policy."""
+"""The tables of the configuration: broker, uplink, health, director, policy; a source's report and inspectors."""
 
 import ipaddress
+import math
 import re
 from pathlib import Path
 
 import msgspec
 
+from edge_agent.errors import ConfigError
+from schemas.contract import NESTED_TYPES, NUMERIC_TYPES, Contract
 from schemas.ids import DeviceId
+from schemas.inspectors import ON_DEVICE
 from schemas.parts import MAX_PART_BYTES
 from schemas.signed_document import PUBLIC_KEY_HEX
 from schemas.topics import DEFAULT_NAMESPACE, Topics
@@ -42,7 +46,7 @@ class TlsConfig(Section, frozen=True):
 
 
 class BrokerConfig(Section, frozen=True):
-    """Where the broker is. Without `tls` only a loopback address is accepted.
+    """The broker's address. Without `tls` only a loopback address is accepted.
 
     Attributes:
         transport: "tcp", or "websockets" where only the web's ports are open.
@@ -90,7 +94,7 @@ class ScheduleConfig(Section, frozen=True, rename={"start": "from", "end": "to"}
 
 
 class UplinkConfig(Section, frozen=True):
-    """How much may be under way at once, when it is sent again, and what share of the link is ours.
+    """Limits of the uplink: bytes under way, resending, and its share of the link.
 
     Attributes:
         window_bytes: bodies sent that the broker has not acknowledged; they are held in memory.
@@ -154,7 +158,7 @@ class HealthConfig(Section, frozen=True):
 
 
 class DirectorConfig(Section, frozen=True):
-    """Whose orders this device follows: the keys that sign desired models, rules and all later kinds of documents.
+    """The keys whose orders this device follows: desired models, rules and all later kinds of documents.
 
     Attributes:
         public_keys: Ed25519 keys, 64 hexadecimal digits each. Two during a change of keys.
@@ -216,3 +220,61 @@ def _check_rate(bytes_per_s: int, min_priority: int) -> None:
     if bytes_per_s:
         within("bytes_per_s", bytes_per_s, 128, 2**40)
     within("min_priority", min_priority, 0, MAX_PRIORITY)
+
+
+class InspectConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[[source.inspect]]`.
+
+    Attributes:
+        use: image or text.
+        column: of text: the column whose texts are counted; without it the payload.
+    """
+
+    use: str
+    column: str = ""
+
+    def __post_init__(self) -> None:
+        if self.use not in ON_DEVICE:
+            raise ValueError(f"inspect: use {self.use[:80]!r} is not one of {', '.join(ON_DEVICE)}")
+
+
+class ReportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[source.report]`.
+
+    Attributes:
+        deadband: numeric column -> by how much it must change, in its own unit, to be reported.
+        change_only: columns that are reported when their value is another.
+        key: columns that name what is observed (a signal, a camera): each value is watched by itself.
+        max_interval_s: report at least so often, by event time; 0: only changes.
+    """
+
+    deadband: dict[str, float] = {}
+    change_only: tuple[str, ...] = ()
+    key: tuple[str, ...] = ()
+    max_interval_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.deadband and not self.change_only:
+            raise ValueError("report: name columns under deadband or change_only")
+        if any(not 0 <= width < math.inf for width in self.deadband.values()):
+            raise ValueError("report: a deadband is a number from 0 on")
+        if not 0 <= self.max_interval_s < math.inf:
+            raise ValueError("report: max_interval_s is a number of seconds from 0 on")
+
+    def check_against(self, contract: Contract) -> None:
+        """Whether the contract has these columns.
+
+        Raises:
+            ConfigError: it has not, or a deadband is on a column that is no number.
+        """
+        if contract.payload is not None:
+            raise ConfigError(f"source.report is for telemetry: stream {contract.name} has a payload with each sample")
+        for name in (*self.deadband, *self.change_only, *self.key):
+            column = contract.column(name)
+            if column is None:
+                known = ", ".join(column.name for column in contract.columns)
+                raise ConfigError(f"source.report: {name!r} is no column of contract {contract.name} ({known})")
+            if name in self.key and column.type in NESTED_TYPES:
+                raise ConfigError(f"source.report: key {name!r}: the column is {column.type}; a key is a plain value")
+            if name in self.deadband and column.type not in NUMERIC_TYPES:
+                raise ConfigError(f"source.report: deadband {name!r}: the column is {column.type}, not a number")

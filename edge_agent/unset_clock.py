@@ -56,7 +56,7 @@ class BootClock:
         return True
 
     def reference(self) -> ClockReference:
-        """What the times of an unset clock rest on: the offset as it was last seen."""
+        """The basis of the times of an unset clock: the offset as it was last seen."""
         if self._unset_offset_us is None:
             # Read in the instant before the first look: the clock has counted from zero since boot, as far as anybody knows.
             return ClockReference(self.boot, 0)

@@ -31,7 +31,7 @@ class TlsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the broker listens. Without `tls` only a loopback host is accepted."""
+    """The broker's address. Without `tls` only a loopback host is accepted."""
 
     host: str = "127.0.0.1"
     port: int = 1883
@@ -41,7 +41,7 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How messages become segments: a segment is sealed at `seal_bytes` or `seal_ms` after its first message.
+    """Limits of a segment: it is sealed at `seal_bytes` or `seal_ms` after its first message.
 
     Of several bridges each has its own `id` and `partition`, and all have the same `partitions`.
     """
@@ -59,7 +59,7 @@ class BridgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one device may bring, and what stays free on the disk; 0: no limit.
+    """Limits of one device, and the space that stays free on the disk; 0: no limit.
 
     Over its rates a device is deferred: what it sends is not landed, and it keeps what has no receipt. Below `low_free_bytes`
     one device may bring an eighth of what is left, below `min_free_bytes` nothing is landed. On a small disk a tenth and a
@@ -86,7 +86,7 @@ class ShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How segments become rows, and where: `runner`, `dask_workers` and `beam_options` are what `catchment run` takes.
+    """Settings of runs: `runner`, `dask_workers` and `beam_options` are the options of `catchment run`.
 
     A run is paused where `fault_breaker_share` of its messages, and `fault_breaker_count` in sequence, meet an internal error.
     Of one device no more than `max_device_ranges` settled ranges are kept apart: beyond them its oldest gaps are closed.
@@ -124,7 +124,7 @@ class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WatchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where `catchment up` serves /metrics, /live and /ready; port 0: nowhere."""
+    """The address at which `catchment up` serves /metrics, /live and /ready; port 0: none."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -147,7 +147,7 @@ class AlarmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MaintainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long things are kept, in hours, and how often `catchment up` cleans up; `every_s` 0: never.
+    """Hours for which data is kept, and the interval at which `catchment up` cleans up; `every_s` 0: never.
 
     `keep_versions`: how many versions of a table can be opened at most, however young the older ones are.
     """

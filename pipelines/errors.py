@@ -4,6 +4,14 @@ A bad sample is none of these: it is data, and goes to quarantine with stage and
 """
 
 
+class UninspectableError(Exception):
+    """This payload cannot be inspected; the next may be."""
+
+
+class InterruptedInspectionError(UninspectableError):
+    """The inspection was killed or never started: the same payload may be inspected later, so this is not remembered."""
+
+
 class PipelineError(Exception):
     """Something of the core's. The message says what to do next."""
 

@@ -52,7 +52,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ProcessHealth:
-    """What a process says of itself when asked; `over_share`: devices that send more than they may, and what of it waits."""
+    """The report of a process; `over_share`: devices that send more than they may, and what of it waits."""
 
     is_ready: bool
     trouble: str = ""

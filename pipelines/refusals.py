@@ -1,4 +1,4 @@
-"""What the broker refuses of a role's messages and subscriptions: counted, logged with the next step, never ignored."""
+"""Count the broker's refusals of a role's messages and subscriptions, and log each with the next step."""
 
 import ssl
 import threading
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from catchment.runtime.clock import Clock
-from catchment.runtime.tls import TlsFileError, client_context
+from catchment.runtime.mqtt_link import TlsFileError, client_context
 from pipelines.config import BrokerConfig
 from pipelines.errors import ConfigError, PipelineError, RetryLaterError
 from schemas.reason_codes import QUOTA_EXCEEDED, describe_reason, is_refusal
@@ -42,7 +42,7 @@ class Refusals:
 
     @property
     def trouble(self) -> str:
-        """What was refused and has not been accepted since; empty if nothing is."""
+        """Describe the refusals that were not followed by an acceptance; empty if there are none."""
         with self._lock:
             standing = dict(self._standing)
         topics = Counter(self._topics.rule_of(topic) for topic in standing)

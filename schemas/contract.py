@@ -1,21 +1,22 @@
-"""A contract: what the samples of one stream look like. The compiled form of an ODCS document, small enough for a device.
+"""A contract describes the samples of one stream. This is the compiled form of an ODCS document, small enough for a device.
 
 The authored form is Open Data Contract Standard 3 YAML (`schemas/contracts/*.odcs.yaml`, read by `pipelines.contracts`);
-this compiled form is JSON, ships beside it, and a test keeps the two equal.
+the compiled form is JSON, ships beside it, and a test keeps the two equal. `builtin_contract` reads those that ship.
 """
 
 import hashlib
 import re
 from enum import StrEnum
+from functools import cache
+from importlib import resources
 from typing import Any
 
 import msgspec
 
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256
 from schemas.errors import ContractError, SchemaError
-from schemas.ids import StreamName
+from schemas.ids import StreamName, encode_json
 from schemas.redaction import ImageRedact, Redact
-from schemas.wire_json import encode_json
 
 MAX_CONTRACT_BYTES = 1024 * 1024
 MAX_SOURCE_NAME_CHARS = 1_024
@@ -27,6 +28,26 @@ RESERVED_COLUMNS = frozenset({
     EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, "device", "stream", "epoch", "seq", "received_at", "run", "contract_version",
     "tags", "tag_rules", "payload_shard", "payload_row", "payload_offset", "payload_length",
 })  # fmt: skip
+
+NAMES = (
+    "agent_heartbeat",
+    "camera_frame",
+    "can_frame",
+    "can_signal",
+    "log_line",
+    "network_flow",
+    "slide",
+    "vehicle_telemetry",
+)
+# Versions that devices in the field may still write; the core reads them for ever.
+_PAST = (
+    "camera_frame-1.0.0",
+    "can_signal-1.0.0",
+    "network_flow-1.0.0",
+    "network_flow-1.1.0",
+    "slide-1.0.0",
+    "vehicle_telemetry-1.0.0",
+)
 
 
 class ColumnType(StrEnum):
@@ -58,7 +79,7 @@ NUMERIC_TYPES = frozenset({ColumnType.INT32, ColumnType.INT64, ColumnType.FLOAT3
 
 
 class PiiClass(StrEnum):
-    """What a column could tell about a person. Columns other than NONE keep out of table statistics."""
+    """Classes of personal data in a column. Columns other than NONE keep out of table statistics."""
 
     NONE = "none"
     DEVICE = "device"
@@ -117,7 +138,7 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
 
 
 def _check_shape(column: Column) -> None:
-    """What only vectors, structs and timestamps have."""
+    """Check the attributes that only vectors, structs and timestamps have."""
     if (column.length is not None) != (column.type in VECTOR_TYPES) or not 1 <= (column.length or 1) <= 65_536:
         raise ContractError(f"column {column.name[:80]}: a vector, and nothing else, has a length of 1 to 65,536")
     if bool(column.fields) != (column.type is ColumnType.STRUCT):
@@ -157,7 +178,7 @@ class PayloadSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
 
 
 class ChipSpec(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the images of a stream are cut: square chips of `size` px, neighbours sharing `overlap` px, at pyramid `level`."""
+    """Cut the images of a stream: square chips of `size` px, neighbours sharing `overlap` px, at pyramid `level`."""
 
     name: str
     size: int
@@ -178,7 +199,7 @@ class QualityRule(msgspec.Struct, frozen=True):
 
 
 class Contract(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What the samples of stream `name` must look like in contract version `version` (major.minor.patch).
+    """The form of the samples of stream `name` in contract version `version` (major.minor.patch).
 
     `event_time_step_s`: event times leave the device cut to whole steps of so many seconds.
 
@@ -266,3 +287,24 @@ def contract_from_plain(document: Any) -> Contract:
         return msgspec.convert(document, type=Contract)
     except (msgspec.MsgspecError, SchemaError) as error:
         raise ContractError(f"not a contract: {error}") from error
+
+
+@cache
+def builtin_contract(name: str) -> Contract:
+    """A contract that ships with Catchment.
+
+    Raises:
+        ContractError: there is none of that name.
+    """
+    if name not in NAMES:
+        raise ContractError(
+            f"no built-in contract {name[:80]!r}; there are {', '.join(NAMES)}. Give a compiled contract's path instead"
+        )
+    return decode_contract(resources.files("schemas.contracts").joinpath(f"{name}.json").read_bytes())
+
+
+@cache
+def past_contracts() -> tuple[Contract, ...]:
+    """The earlier versions of what ships with Catchment."""
+    folder = resources.files("schemas.contracts").joinpath("past")
+    return tuple(decode_contract(folder.joinpath(f"{name}.json").read_bytes()) for name in _PAST)

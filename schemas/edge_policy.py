@@ -16,9 +16,8 @@ import msgspec
 
 from schemas.contract import ColumnType
 from schemas.errors import DocumentError, PolicyDocumentError, SchemaError
-from schemas.ids import StreamName
+from schemas.ids import StreamName, encode_json
 from schemas.signed_document import Document, SignedMessage, decode_body, encode_message
-from schemas.wire_json import encode_json
 
 MAX_EDGE_POLICY_BYTES = 1024 * 1024
 MAX_EDGE_RULES = 100
@@ -32,7 +31,7 @@ Parameter = str | int | float | None
 
 
 class EdgeAction(StrEnum):
-    """What a rule does with a sample for which its expression is true."""
+    """The actions of a rule on a sample for which its expression is true."""
 
     KEEP = "keep"  # whatever later rules say
     DROP = "drop"  # it is counted and forgotten
@@ -134,7 +133,7 @@ class EdgeRules(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SignedEdgePolicy(msgspec.Struct, frozen=True):
-    """What travels: the policy's JSON as text, exactly as it was signed, and the signature in hexadecimal."""
+    """The message: the policy's JSON as text, exactly as it was signed, and the signature in hexadecimal."""
 
     policy: str
     signature: str
@@ -149,7 +148,7 @@ class SignedEdgePolicy(msgspec.Struct, frozen=True):
 
 
 def rules_of(policy: EdgePolicy) -> EdgeRules:
-    """What of a policy is the body of its document."""
+    """Take the part of a policy that is the body of its document."""
     return EdgeRules(policy.streams, policy.inspect)
 
 
@@ -185,7 +184,7 @@ def encode_edge_policy(policy: EdgePolicy) -> str:
 
 
 def signing_bytes(text: str) -> bytes:
-    """What the signature is over: the text, and what it is signed as, so that it can stand for nothing else."""
+    """Return the signed bytes: the text and its form, so that a signature can stand for nothing else."""
     return _SIGNED_AS + text.encode()
 
 

@@ -1,11 +1,13 @@
-"""The names of things: devices, streams, digests, epochs and the key of one sample.
+"""The names of things: devices, streams, digests, epochs and the key of one sample; and how they are written in JSON.
 
 Each is validated at birth, so the code behind never checks a string again and never builds a path from free text.
 """
 
 import re
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
+
+import msgspec
 
 from schemas.errors import IdError
 
@@ -91,7 +93,7 @@ class Digest(str):
 
 @dataclass(frozen=True, slots=True, order=True)
 class SampleKey:
-    """What makes a sample one sample, everywhere and forever."""
+    """The key of one sample, everywhere and permanently."""
 
     device: DeviceId
     stream: StreamName
@@ -116,3 +118,18 @@ def next_epoch(previous: int, now_ms: int, entropy: int) -> int:
     """
     fresh = (max(now_ms, 0) << EPOCH_ENTROPY_BITS) | (entropy & ((1 << EPOCH_ENTROPY_BITS) - 1))
     return max(previous + 1, fresh)
+
+
+def encode_json(value: Any) -> bytes:
+    """The JSON bytes; checked names (`DeviceId`, `StreamName`, `Digest`, …) as the texts they are.
+
+    Raises:
+        TypeError: something in it is no part of the language.
+    """
+    return msgspec.json.encode(value, enc_hook=_plain)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} is no part of the language")

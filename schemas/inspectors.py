@@ -1,4 +1,4 @@
-"""What the inspectors that also run on a device compute: names, columns, versions and patterns. No arithmetic, no library.
+"""Names, columns, versions and patterns of the inspectors that also run on a device. No arithmetic, no library.
 
 Core and device read this one page, so that a column means the same wherever it was computed.
 """

@@ -17,7 +17,7 @@ MAX_OBJECT_BYTES = 64 * 1024**3
 
 @dataclass(frozen=True, slots=True)
 class PartHead:
-    """Which bytes of which payload a part carries: `[offset, offset + length)` of `total`. Length 0 asks what is there.
+    """The head of a part: bytes `[offset, offset + length)` of a payload of `total`. Length 0 queries the durable ranges.
 
     Raises:
         EnvelopeError: the numbers contradict each other or are above the limits.

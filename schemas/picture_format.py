@@ -1,4 +1,4 @@
-"""Which picture format bytes are, by their first bytes alone: what is none of these never reaches a decoder. Pure.
+"""Recognise a picture format by its first bytes alone: bytes of no known format never reach a decoder. Pure.
 
 A media type is the sender's claim. A library that chooses among all its decoders by content can be made to run any of them.
 """

@@ -43,7 +43,7 @@ class Ranges:
 
     @property
     def count(self) -> int:
-        """How many integers are in the set."""
+        """The number of integers in the set."""
         return sum(high - low for low, high in self.spans)
 
     def __iter__(self) -> Iterator[Span]:

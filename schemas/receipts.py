@@ -1,19 +1,26 @@
-"""Receipts: the core's word that samples are settled; and object states: which bytes of a large payload are durable.
+"""The core's messages to a device about its samples: receipts, states of large payloads, and share notices.
 
-A receipt is the whole truth for one device, retained, so that a device that was away for a month needs only the last
-one: ``{"run": 42, "settled": {"camera_frame": {"1797…": [[0, 1200]]}}}``. Epochs are text because JSON readers in
-other languages hold numbers as doubles. One that is larger than the broker takes goes out as pages
-(`schemas.receipt_pages`), each a receipt of its own.
+A receipt confirms that samples are settled. It is the whole truth for one device, retained, so that a device that was away
+for a month needs only the last one: ``{"run": 42, "settled": {"camera_frame": {"1797…": [[0, 1200]]}}}``. Epochs are text
+because JSON readers in other languages hold numbers as doubles.
+
+A receipt that is larger than the broker takes goes out as pages, each a receipt of its own, true without the others. Settled
+samples stay settled, so pages need no order and no common moment: a device acts on each as it comes. The first page, which
+stands in the receipt's place, has the longest ranges: a device that knows nothing of pages settles most by it.
+
+An object state tells which bytes of a large payload are durable. A share notice tells a device that it sends more than its
+share, and when to go on. Samples over the share are not landed and not settled: the device keeps them, as it keeps all
+that has no receipt.
 """
 
 import re
+from collections.abc import Iterator
 
 import msgspec
 
 from schemas.errors import SchemaError
-from schemas.ids import MAX_EPOCH, MAX_SEQ, Digest, StreamName
+from schemas.ids import MAX_EPOCH, MAX_SEQ, Digest, StreamName, encode_json
 from schemas.ranges import Ranges
-from schemas.wire_json import encode_json
 
 MAX_RECEIPT_BYTES = 16 * 1024 * 1024
 MAX_REASON_CHARS = 200
@@ -21,6 +28,10 @@ ALL_REFUSED_FROM = 10
 """So many samples in a row make a stream one that the core refuses entirely."""
 # One way to write each number: `01` beside `1` would be two entries for one epoch, and `²` is a digit to Unicode.
 _EPOCH = re.compile(r"0|[1-9][0-9]{0,18}")
+
+MAX_NOTICE_BYTES = 64 * 1024
+MAX_WAIT_MS = 600_000
+_MAX_TEXT_CHARS = 500
 
 
 class Floor(msgspec.Struct, frozen=True):
@@ -34,7 +45,7 @@ class Floor(msgspec.Struct, frozen=True):
     seq: int
 
     def below(self, epoch: int) -> int:
-        """How many seqs of an epoch, from 0 on, are below the floor."""
+        """Count the seqs of an epoch, from 0 on, that are below the floor."""
         own = int(self.epoch)
         return self.seq if epoch == own else MAX_SEQ if epoch < own else 0
 
@@ -43,7 +54,7 @@ NO_FLOOR = Floor("0", 0)
 
 
 class RefusedStream(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the core refuses of one stream of the device.
+    """Refusals of one stream of the device.
 
     Attributes:
         quarantined: samples that are settled and wait in the quarantine.
@@ -72,7 +83,7 @@ class RefusedStream(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=False, omit_defaults=True):
-    """What is settled for one device after run `run`: stream -> epoch (as text) -> half-open seq ranges.
+    """Settled samples of one device after run `run`: stream -> epoch (as text) -> half-open seq ranges.
 
     Attributes:
         floors: of the streams that have one.
@@ -175,3 +186,129 @@ def decode_object_state(body: bytes) -> ObjectState:
         raise SchemaError(f"not an object state: {error}") from error
     Digest(state.digest)
     return state
+
+
+MIN_PAGE_BYTES = 512
+_FRAME = len(encode_receipt(Receipt(2**63 - 1, {}, page=2**31, pages=2**31))) + len(b',"floors":{},"refused":{}')
+_Item = tuple[str, str, str, Floor | RefusedStream | tuple[int, int], int]
+_FLOOR, _REFUSED, _RANGE = "floor", "refused", "range"
+
+
+def receipt_pages(receipt: Receipt, max_bytes: int) -> list[Receipt]:
+    """The receipt as it is if it fits, else as pages that do.
+
+    Args:
+        receipt: not a page.
+        max_bytes: how long an encoded page may be.
+
+    Raises:
+        SchemaError: not even a page of one entry would fit.
+    """
+    if len(encode_receipt(receipt)) <= max_bytes:
+        return [receipt]
+    if max_bytes < MIN_PAGE_BYTES:
+        raise SchemaError(f"a page of a receipt needs {MIN_PAGE_BYTES} bytes; {max_bytes} are too few")
+    drafts: list[_Draft] = [_Draft()]
+    for item in _items(receipt, max_bytes):
+        if not drafts[-1].takes(item, max_bytes):
+            drafts.append(_Draft())
+            drafts[-1].takes(item, max_bytes)
+    pages = len(drafts)
+    return [draft.page(receipt.run, number, pages) for number, draft in enumerate(drafts)]
+
+
+class _Draft:
+    """A page that is being filled."""
+
+    def __init__(self) -> None:
+        self._size = _FRAME
+        self._settled: dict[str, dict[str, list[tuple[int, int]]]] = {}
+        self._floors: dict[str, Floor] = {}
+        self._refused: dict[str, RefusedStream] = {}
+
+    def takes(self, item: _Item, max_bytes: int) -> bool:
+        """Put an entry on the page if there is room."""
+        kind, stream, epoch, value, size = item
+        if kind == _RANGE:
+            epochs = self._settled.get(stream)
+            size += 0 if epochs is not None else len(stream) + len('"":{},')
+            size += 0 if epochs is not None and epoch in epochs else len(epoch) + len('"":[],')
+        if self._size + size > max_bytes:
+            return False
+        self._size += size
+        if isinstance(value, Floor):
+            self._floors[stream] = value
+        elif isinstance(value, RefusedStream):
+            self._refused[stream] = value
+        else:
+            self._settled.setdefault(stream, {}).setdefault(epoch, []).append(value)
+        return True
+
+    def page(self, run: int, number: int, pages: int) -> Receipt:
+        """The page, its ranges in order."""
+        for epochs in self._settled.values():
+            for spans in epochs.values():
+                spans.sort()
+        return Receipt(run, self._settled, self._floors, self._refused, number, pages)
+
+
+def _items(receipt: Receipt, max_bytes: int) -> Iterator[_Item]:
+    for stream, floor in sorted(receipt.floors.items()):
+        yield _FLOOR, stream, "", floor, len(encode_json({stream: floor}))
+    for stream, refused in sorted(receipt.refused.items()):
+        # Escaped signs may make a short reason long; the figures matter more.
+        is_long = _FRAME + len(encode_json({stream: refused})) > max_bytes
+        entry = msgspec.structs.replace(refused, reason="") if is_long else refused
+        yield _REFUSED, stream, "", entry, len(encode_json({stream: entry}))
+    ranges = (
+        (low - high, -int(epoch), stream, low, epoch, high)
+        for stream, epochs in receipt.settled.items()
+        for epoch, spans in epochs.items()
+        for low, high in spans
+    )
+    for _length, _age, stream, low, epoch, high in sorted(ranges):
+        yield _RANGE, stream, epoch, (low, high), len(f"[{low},{high}],")
+
+
+class ShareNotice(msgspec.Struct, frozen=True):
+    """The share that a device exceeds, and what to do.
+
+    Attributes:
+        limit: bytes, messages, streams or disk.
+        reason: the same as a sentence.
+        wait_ms: send nothing for so long; 0: go on.
+        bytes_per_s: what may be sent on average from then on; 0: no limit of its own.
+        deferred: messages that were not landed since the device went over its share.
+    """
+
+    limit: str
+    reason: str
+    wait_ms: int = 0
+    bytes_per_s: int = 0
+    deferred: int = 0
+
+
+def encode_share_notice(notice: ShareNotice) -> bytes:
+    """The JSON bytes to publish."""
+    return encode_json(notice)
+
+
+def decode_share_notice(body: bytes) -> ShareNotice:
+    """Read a notice; a longer wait than `MAX_WAIT_MS` is shortened, and long texts are cut.
+
+    Raises:
+        SchemaError: not a notice, or too large.
+    """
+    if len(body) > MAX_NOTICE_BYTES:
+        raise SchemaError(f"share notice of {len(body)} bytes is above the limit of {MAX_NOTICE_BYTES}")
+    try:
+        notice = msgspec.json.decode(body, type=ShareNotice)
+    except msgspec.MsgspecError as error:
+        raise SchemaError(f"not a share notice: {error}") from error
+    return ShareNotice(
+        notice.limit[:_MAX_TEXT_CHARS],
+        notice.reason[:_MAX_TEXT_CHARS],
+        min(max(notice.wait_ms, 0), MAX_WAIT_MS),
+        max(notice.bytes_per_s, 0),
+        max(notice.deferred, 0),
+    )

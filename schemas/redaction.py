@@ -1,4 +1,4 @@
-"""What must not leave a device as it is: how a contract says so. The device applies it before anything is stored."""
+"""Declare in a contract the values that must not leave a device as they are. The device redacts them before storing."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ _COARSE = ("int32", "int64", "float32", "float64", "timestamp")
 
 
 class Redact(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How one column is made harmless.
+    """The redaction of one column.
 
     Attributes:
         how: drop: null; mask: `***` and the last `keep` characters; hash: 32 hexadecimal digits of HMAC-SHA-256 under the
@@ -33,7 +33,7 @@ class Redact(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
             raise ContractError("redact: step, above 0, belongs to how: coarsen and to it alone")
 
     def problem_with(self, kind: str, *, required: bool, has_list: bool, max_length: int | None) -> str:
-        """Why a column of this kind cannot be redacted so; empty if it can."""
+        """Return the reason why a column of this kind cannot be redacted so; empty if it can."""
         if self.how == "drop":
             return "a required column cannot be dropped" if required else ""
         if self.how == "coarsen":
@@ -45,7 +45,7 @@ class Redact(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
 
 
 class ImageRedact(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Which regions of a picture are made unreadable.
+    """The regions of a picture that are made unreadable.
 
     Attributes:
         how: fill: black; blur: so strongly that nothing below an eighth of the box is left.
@@ -60,7 +60,7 @@ class ImageRedact(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
 
     def __post_init__(self) -> None:
         if not self.boxes and not self.column:
-            raise ContractError("payload redact: give boxes, or the column that tells them")
+            raise ContractError("payload redact: give boxes, or the column that has them")
         for x, y, width, height in self.boxes:
             if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 - x + 1e-9 and 0 < height <= 1 - y + 1e-9):
                 raise ContractError("payload redact: a box is x, y, width, height as shares of the picture, within it")

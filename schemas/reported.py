@@ -1,4 +1,4 @@
-"""What a device says of itself: its books, its epochs, its running model. Retained, so the newest is always known.
+"""The report of a device: its books, its epochs, its running model. Retained, so the newest is always known.
 
 The core folds `epochs` into its ledger: a range the device had to drop is settled as dropped (it will never come), and
 a closed epoch is known to end at `next_seq`.
@@ -7,8 +7,7 @@ a closed epoch is known to end at `next_seq`.
 import msgspec
 
 from schemas.errors import SchemaError
-from schemas.ids import MAX_EPOCH, MAX_SEQ, StreamName
-from schemas.wire_json import encode_json
+from schemas.ids import MAX_EPOCH, MAX_SEQ, StreamName, encode_json
 
 MAX_REPORTED_BYTES = 4 * 1024 * 1024
 
@@ -75,7 +74,7 @@ class PolicyReport(msgspec.Struct, frozen=True):
 
 
 class DocumentReport(msgspec.Struct, frozen=True):
-    """What a device took of the signed documents of one kind.
+    """The signed documents of one kind that a device took.
 
     Attributes:
         kind: of the documents.

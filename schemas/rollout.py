@@ -9,8 +9,8 @@ import re
 import msgspec
 
 from schemas.errors import SchemaError
+from schemas.ids import encode_json
 from schemas.signed_document import SignedMessage, encode_message
-from schemas.wire_json import encode_json
 
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 REPOSITORY_FILE = re.compile(r"(metadata|targets)/[A-Za-z0-9][A-Za-z0-9._-]{0,200}(/[A-Za-z0-9][A-Za-z0-9._-]{0,200})?")
@@ -27,7 +27,7 @@ STATUS_REFUSED = "refused"
 
 
 class Desired(msgspec.Struct, frozen=True):
-    """What the core wants a device to run: `target` is the TUF target path of version `version` of model `name`."""
+    """The model a device should run: `target` is the TUF target path of version `version` of model `name`."""
 
     rollout: str
     name: str
@@ -57,7 +57,7 @@ class DesiredModels(msgspec.Struct, frozen=True):
             raise SchemaError(f"a device runs at most {MAX_DESIRED_MODELS} models, each wanted once")
 
     def of(self, name: str) -> Desired | None:
-        """What is wanted of the model with this name; None: nothing."""
+        """Return the desired state of the model with this name; None: no wish."""
         return next((model for model in self.models if model.name == name), None)
 
 

@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from schemas.errors import DocumentError, SchemaError
-from schemas.ids import DeviceId
-from schemas.wire_json import encode_json
+from schemas.ids import DeviceId, encode_json
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 MAX_SIGNATURES = 4
@@ -37,14 +36,14 @@ _Body = TypeVar("_Body")
 
 
 class DocumentKind(StrEnum):
-    """What a document orders. Kinds to come: remote configuration, campaigns, erasures."""
+    """Kinds of orders. Kinds to come: remote configuration, campaigns, erasures."""
 
     DESIRED = "desired"
     EDGE_POLICY = "edge-policy"
 
 
 class Addressees(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Whom a document is for: devices by name, cohorts by name, or both.
+    """The addressees of a document: devices by name, cohorts by name, or both.
 
     Attributes:
         devices: device ids.
@@ -70,7 +69,7 @@ class Addressees(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Document(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is signed.
+    """The signed content of a document.
 
     Attributes:
         kind: what it orders; it is in the signed bytes a second time, as the verifier expects it.
@@ -117,7 +116,7 @@ class DocumentSignature(msgspec.Struct, frozen=True):
 
 
 class SignedMessage(msgspec.Struct, frozen=True):
-    """What travels: the document as text, exactly as it was signed, and its signatures. During a change of keys there are two."""
+    """The message: the document's text, exactly as it was signed, and its signatures. During a change of keys there are two."""
 
     document: str
     signatures: tuple[DocumentSignature, ...]
@@ -138,7 +137,7 @@ def encode_document(document: Document) -> str:
 
 
 def signing_bytes(kind: str, text: str) -> bytes:
-    """What the signature is over: the form, the kind that the verifier expects, and the text."""
+    """Return the signed bytes: the form, the kind that the verifier expects, and the text."""
     return _PREFIX + kind.encode() + b"\n" + text.encode()
 
 

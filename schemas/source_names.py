@@ -1,4 +1,4 @@
-"""Which column of a contract a name in a file or message fills, and which column name is made of such a name. Pure."""
+"""Match names of a file or message to columns of a contract, and make column names of such names. Pure."""
 
 import csv
 import re
@@ -39,7 +39,7 @@ def is_time_name(source_name: str) -> bool:
 def match_columns(
     names: Iterable[str], columns: Sequence[Column], rename: Mapping[str, str], usual: Mapping[str, str] | None = None
 ) -> dict[str, Column]:
-    """Which column each of these names fills; names that fill none are left out.
+    """Map each of these names to the column it fills; names that fill none are left out.
 
     Args:
         names: as the file or message has them.
@@ -71,7 +71,7 @@ def match_columns(
 
 
 def separator_of(header: str) -> str:
-    """What separates the names of a header: which of comma, semicolon, tab and bar it has most of, outside of quotes."""
+    """Find the separator of a header: the one of comma, semicolon, tab and bar that it has most of, outside of quotes."""
     bare = _QUOTED.sub("", header)
     return max(_SEPARATORS, key=bare.count)
 

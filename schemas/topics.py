@@ -26,7 +26,7 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64}){0,3}")
 
 
 class Kind(StrEnum):
-    """What an upward topic carries."""
+    """Kinds of messages to the core."""
 
     UP = "up"
     PARTS = "parts"
@@ -59,23 +59,23 @@ class Topics:
             raise TopicError(f"namespace {self.namespace[:80]!r} must be words of letters, digits, '_' and '-' joined by '/'")
 
     def up(self, device: DeviceId, stream: StreamName) -> str:
-        """Where a device publishes the envelopes of a stream."""
+        """Topic of the envelopes of a stream, published by its device."""
         return f"{self.namespace}/up/{device}/{stream}"
 
     def parts(self, device: DeviceId, digest: Digest) -> str:
-        """Where a device publishes the parts of the payload with this digest."""
+        """Topic of the parts of the payload with this digest, published by the device."""
         return f"{self.namespace}/parts/{device}/{digest}"
 
     def reported(self, device: DeviceId) -> str:
-        """Where a device publishes its books."""
+        """Topic of a device's books."""
         return f"{self.namespace}/reported/{device}"
 
     def receipts(self, device: DeviceId) -> str:
-        """Where a device hears what is settled."""
+        """Topic of a device's receipts."""
         return f"{self.namespace}/down/{device}/receipts"
 
     def receipt_page(self, device: DeviceId, page: int) -> str:
-        """Where a device hears page `page` of a receipt that is too large for one message; page 0 is the receipt itself."""
+        """Topic of page `page` of a receipt that is too large for one message; page 0 is the receipt itself."""
         return f"{self.receipts(device)}/{page}" if page else self.receipts(device)
 
     def receipt_page_filter(self, device: DeviceId) -> str:
@@ -83,19 +83,19 @@ class Topics:
         return f"{self.receipts(device)}/+"
 
     def desired(self, device: DeviceId) -> str:
-        """Where a device hears which model it should run."""
+        """Topic of the model that a device should run."""
         return f"{self.namespace}/down/{device}/desired"
 
     def policy(self, device: DeviceId) -> str:
-        """Where a device hears its edge rules."""
+        """Topic of a device's edge rules."""
         return f"{self.namespace}/down/{device}/policy"
 
     def objects(self, device: DeviceId) -> str:
-        """Where a device hears which bytes of its large payloads are durable."""
+        """Topic of the durable ranges of a device's large payloads."""
         return f"{self.namespace}/down/{device}/objects"
 
     def share(self, device: DeviceId) -> str:
-        """Where a device hears that it sends more than its share."""
+        """Topic of notices that a device sends more than its share."""
         return f"{self.namespace}/down/{device}/share"
 
     def down_filter(self, device: DeviceId) -> str:
@@ -103,15 +103,15 @@ class Topics:
         return f"{self.namespace}/down/{device}/+"
 
     def model_get(self, device: DeviceId) -> str:
-        """Where a device asks for a piece of a TUF file."""
+        """Topic of a device's requests for pieces of a TUF file."""
         return f"{self.namespace}/models/get/{device}"
 
     def model_data(self, device: DeviceId) -> str:
-        """Where a device receives the pieces it asked for."""
+        """Topic of the pieces that a device requested."""
         return f"{self.namespace}/models/data/{device}"
 
     def bridge_filters(self) -> tuple[str, ...]:
-        """What a bridge subscribes to: everything that must become durable."""
+        """Subscriptions of a bridge: everything that must become durable."""
         return (f"{self.namespace}/up/+/+", f"{self.namespace}/parts/+/+", f"{self.namespace}/reported/+")
 
     def reported_filter(self) -> str:
@@ -119,11 +119,11 @@ class Topics:
         return f"{self.namespace}/reported/+"
 
     def bridge_instance(self, bridge: DeviceId) -> str:
-        """Where a bridge's process says that it is the one; an older process with the same id hears it and stops."""
+        """Topic on which a bridge's process claims its id; an older process with the same id hears it and stops."""
         return f"{self.namespace}/bridges/{bridge}"
 
     def model_get_filter(self) -> str:
-        """What the model server subscribes to."""
+        """Subscription of the model server."""
         return f"{self.namespace}/models/get/+"
 
     def rule_of(self, topic: str) -> str:

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from pipelines.contracts.json_schema import arrow_schema, json_schema
-from schemas.builtin import NAMES, builtin_contract
+from pipelines.contracts.arrow import arrow_schema, json_schema
+from schemas.contract import NAMES, builtin_contract
 
 FOLDER = Path(__file__).parents[1] / "docs" / "contracts"
 

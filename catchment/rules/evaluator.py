@@ -52,7 +52,7 @@ _ACCEPTED: dict[ColumnType, frozenset[type]] = {
 
 @dataclass(frozen=True, slots=True)
 class EdgeLimits:
-    """What a rule may cost: engine instructions per row, bytes of one value, and rules in one evaluator."""
+    """Limits of a rule: engine instructions per row, bytes of one value, and rules in one evaluator."""
 
     max_steps_per_row: int = 20_000
     max_value_bytes: int = 1024 * 1024

@@ -30,7 +30,7 @@ _POINT = re.compile(r"(-?\d{1,3}(?:\.\d{1,15})?)\s+(-?\d{1,3}(?:\.\d{1,15})?)", 
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """What differs between one number and a column of them: the square root, and a choice by a condition."""
+    """Operations that differ between one number and a column of them: the square root, and a choice by a condition."""
 
     sqrt: Callable[[Numbers], Numbers]
     choose: Callable[[Numbers, Numbers, Numbers], Numbers]

@@ -1,1 +1,1 @@
-"""What agent and core both run and neither owns: side effects without a business noun. Imports nothing of the other packages."""
+"""Run-time parts that agent and core share: side effects without a business noun. Imports nothing of the other packages."""

@@ -1,4 +1,4 @@
-"""How long to wait before the next try: doubling, capped, with jitter where many clients would return at once. Pure."""
+"""Compute the wait before the next try: doubling, capped, with jitter where many clients would return at once. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

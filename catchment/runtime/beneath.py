@@ -37,7 +37,7 @@ class RefusedFileError(OSError):
 
 
 def why_refused(seen: os.stat_result) -> str:
-    """Why a file of this status is not read; empty for a plain file."""
+    """Return the reason why a file of this status is not read; empty for a plain file."""
     return "" if stat.S_ISREG(seen.st_mode) else _KINDS.get(stat.S_IFMT(seen.st_mode), "not a plain file")
 
 

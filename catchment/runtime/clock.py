@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What anything that looks at a clock is given."""
+    """The interface of a clock, passed to all code that needs the time."""
 
     def now_ms(self) -> int:
         """Wall clock, milliseconds since 1970. May jump; use it only as data."""

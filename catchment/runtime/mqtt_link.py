@@ -1,24 +1,111 @@
-"""One way to the broker for every role: make a client, connect, wait for the broker's answer with a deadline and a cause.
+"""Connect to the broker, the same way for every role: TLS context, client, and the broker's answer with a deadline and a cause.
 
-MQTT 5 throughout. What a role does with its connection, and whether it comes back by itself, stays with the role.
+MQTT 5 and, where TLS is used, mutual TLS 1.3 at least. What a role does with its connection, and whether it comes back by
+itself, stays with the role.
 """
 
 import queue
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+
+Password = Callable[[], str]
+
+# In a PUBACK: where its reason code stands, which ones MQTT 5 lists, and the one of these that says nothing more.
+_CODE_AT = 2
+_LISTED = frozenset({0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99})
+_UNSPECIFIED = 0x80
 
 CONNECT_WITHIN_S = 10.0
 # What a broker that announces no limit is trusted with: MQTT's own.
 MQTT_MAX_PACKET_BYTES = 268_435_455
 MQTT_RECEIVE_MAXIMUM = 65_535
 _C = TypeVar("_C", bound=mqtt.Client)
+
+
+class TlsFileError(OSError):
+    """A file of the TLS configuration cannot be used; the message names its key, the file and what to do."""
+
+
+def client_context(ca: Path | str, cert: Path | str, key: Path | str, password: Password | None = None) -> ssl.SSLContext:
+    """The context of a client that shows a certificate and judges the server's by one authority.
+
+    Args:
+        ca: the broker's authority, PEM.
+        cert: this client's certificate with its chain, PEM.
+        key: its private key, PEM.
+        password: gives the key's password; None: an encrypted key is refused, because nobody is there to type one.
+
+    Raises:
+        TlsFileError: one of the files cannot be read, is not what it should be, or certificate and key do not belong together.
+    """
+    for name, file in (("ca", ca), ("cert", cert), ("key", key)):
+        _check_readable(name, file)
+    try:
+        context = ssl.create_default_context(cafile=str(ca))
+    except (ssl.SSLError, OSError) as error:
+        raise TlsFileError(f"tls.ca {ca}: not a certificate in PEM ({_reason(error)}); give the broker's authority") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # From Python 3.13 on, an authority that says too little of itself (no key usage) is refused, which 3.11 takes: a new
+    # release of the system must not cut devices off. Chain, name, dates and purpose are judged all the same.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+
+    def refuse() -> str:
+        # Without it OpenSSL would ask the terminal, and a service would wait for an answer.
+        raise TlsFileError(f"tls.key {key}: is encrypted; write it in clear, mode 0600: openssl pkey -in KEY -out PLAIN")
+
+    try:
+        context.load_cert_chain(str(cert), str(key), password or refuse)
+    except ssl.SSLError as error:
+        raise TlsFileError(
+            f"tls.cert {cert} and tls.key {key}: {_reason(error)}; give a certificate and its own key, both in PEM"
+        ) from error
+    return context
+
+
+def _check_readable(name: str, file: Path | str) -> None:
+    try:
+        with Path(file).open("rb"):
+            return
+    except OSError as error:
+        raise TlsFileError(f"tls.{name} {file}: {error.strerror}; correct the path, or who may read it") from error
+
+
+def _reason(error: OSError) -> str:
+    return (error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error)).replace("_", " ").lower()
+
+
+class PubackClient(mqtt.Client):
+    """Keeps the connection when a message is refused with an unlisted code, and tells that code.
+
+    Mosquitto answers a message above its `message_size_limit` with 0x95, which MQTT 5 gives to other packets alone. Paho would
+    break the connection, and the same message would break the next one, permanently.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._unlisted: dict[int, int] = {}
+
+    def take_code(self, mid: int, listed: int) -> int:
+        """The reason code the broker answered a message with, where paho tells a listed one."""
+        return self._unlisted.pop(mid, listed)
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        body = self._in_packet["packet"]
+        if cmd == "PUBACK" and len(body) > _CODE_AT and body[_CODE_AT] not in _LISTED:
+            self._unlisted[int.from_bytes(body[:_CODE_AT])] = body[_CODE_AT]
+            body = bytearray(body)
+            body[_CODE_AT] = _UNSPECIFIED
+            self._in_packet["packet"] = body
+        return super()._handle_pubackcomp(cmd)
 
 
 class UnreachableBrokerError(OSError):
@@ -31,7 +118,7 @@ class RefusedByBrokerError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class BrokerLimits:
-    """What the broker takes.
+    """The limits that the broker announced.
 
     Attributes:
         max_packet_bytes: it closes the connection on anything larger.

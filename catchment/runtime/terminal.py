@@ -56,7 +56,7 @@ class PlainConsole(Console):
         return super().render_str(plain_lines(text), **{**layout, "markup": False, "emoji": False})
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What is written, without characters that act on a terminal but rich's own."""
+        """Render to text without characters that act on a terminal, except rich's own."""
         for segment in super().render(renderable, options):
             is_ours = segment.control is not None
             yield segment if is_ours else Segment(plain_lines(segment.text), segment.style)

@@ -1,4 +1,4 @@
-"""Reads a TOML configuration into frozen structs, and says everything that is wrong with it: the line, the key, a hint.
+"""Read a TOML configuration into frozen structs, and report every error in it: the line, the key, a hint.
 
 Each table is converted key by key, so that all errors are found at once and a wrong key costs nothing but itself.
 """
@@ -6,14 +6,15 @@ Each table is converted key by key, so that all errors are found at once and a w
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
 
-from catchment.runtime.toml_lines import Step, line_of, parse_path, path_text
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([\w.\s\"-]+?)\s*\]\]?\s*(#.*)?$")
+Step = str | int
 
 MAX_CONFIG_BYTES = 1024 * 1024
 _T = TypeVar("_T")
@@ -38,6 +39,64 @@ _EXPECTED = {
 }
 
 
+def parse_path(text: str) -> tuple[Step, ...]:
+    """`source[1].options.path` as its steps: source, 1, options, path."""
+    found = re.findall(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]", text)
+    return tuple(int(number) if number.isdigit() else name for name, number in found if name or number.isdigit())
+
+
+def path_text(path: Sequence[Step]) -> str:
+    """The path that `parse_path` reads."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def line_of(text: str, path: Sequence[Step]) -> int | None:
+    """The line of the key a path leads to; else of the deepest table on the way to it; None where there is none."""
+    lines = text.splitlines()
+    names = [step for step in path if isinstance(step, str)]
+    index = next((step for step in path if isinstance(step, int)), 0)
+    best: int | None = None
+    for start, end, header in _tables(lines, index):
+        if header != names[: len(header)]:
+            continue
+        if header:
+            best = start  # a table's header stands one line above its first key, and lines count from 1
+        if (found := _key_line(lines, start, end, names[len(header) :])) is not None:
+            return found
+    return best
+
+
+def _key_line(lines: Sequence[str], start: int, end: int, names: Sequence[str]) -> int | None:
+    """A key of the table, dotted or within an inline table on one line."""
+    for depth in range(len(names), 0, -1):
+        dotted = r"\s*\.\s*".join(re.escape(name) for name in names[:depth])
+        pattern = re.compile(rf"^\s*\"?{dotted}\"?\s*(=|\.)")
+        for number in range(start, end):
+            if pattern.match(lines[number]):
+                return number + 1
+    return None
+
+
+def _tables(lines: Sequence[str], index: int) -> Iterator[tuple[int, int, list[str]]]:
+    """Start (the line after the header, counted from 0), end and name of each table; of arrays' tables the one asked for."""
+    seen: dict[str, int] = {}
+    current: tuple[int, list[str]] | None = (0, [])
+    for number, line in enumerate(lines):
+        header = _HEADER.match(line)
+        if header is None:
+            continue
+        if current is not None:
+            yield current[0], number, current[1]
+        name = re.sub(r"[\s\"]", "", header.group(2))
+        if header.group(1) == "[[":
+            seen[name] = seen.get(name, -1) + 1
+        array = next((known for known in seen if name == known or name.startswith(f"{known}.")), None)
+        is_ours = array is None or seen[array] == index
+        current = (number + 1, name.split(".")) if is_ours else None
+    if current is not None:
+        yield current[0], len(lines), current[1]
+
+
 @dataclass(frozen=True, slots=True)
 class TomlFault:
     """One thing that is wrong. `line` counts from 1; None: it is nowhere in the file."""
@@ -60,7 +119,7 @@ class TomlSyntaxError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Converted(Generic[_T]):
-    """What became of a document.
+    """The result of converting a document.
 
     Attributes:
         value: the configuration, less what is wrong with it; None where nothing of it could be kept.

@@ -17,8 +17,7 @@ from catchment.runtime.backoff import doubled_s
 from edge_agent.capture.ipc_form import Filled, Form
 from edge_agent.clock_quality import EARLIEST_MS
 from edge_agent.errors import EncodingError, SpoolFullError
-from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.spool.records import ClockReference, NewEnvelope, ObjectRef
 from schemas.contract import Column, ColumnType, Contract
 from schemas.envelope import EVENT_TIME, PAYLOAD, PAYLOAD_SHA256, ZSTD
@@ -101,7 +100,7 @@ PutObject = Callable[[bytes | Path], ObjectRef]
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How a batch is cut: bodies of about `envelope_bytes`; payloads above `part_threshold_bytes` travel as parts."""
+    """Limits of a batch: bodies of about `envelope_bytes`; payloads above `part_threshold_bytes` travel as parts."""
 
     envelope_bytes: int
     part_threshold_bytes: int
@@ -251,7 +250,7 @@ def _schema(column: Column) -> object:
 
 
 def _item_of(column: Column) -> Column:
-    """What a list or vector holds, as a column."""
+    """Return the content of a list or vector as a column."""
     return Column("item", ColumnType(column.type.partition("<")[2].rstrip(">")))
 
 

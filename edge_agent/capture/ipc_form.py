@@ -123,7 +123,7 @@ def _number(data: bytes, at: int) -> int:
 
 
 def _field(data: bytes, table: int, number: int) -> int:
-    """Where a table's field lies."""
+    """Find the place of a table's field."""
     entries = table - struct.unpack_from("<i", data, table)[0]
     offset: int = struct.unpack_from("<H", data, entries + 4 + 2 * number)[0]
     if offset == 0:
@@ -132,6 +132,6 @@ def _field(data: bytes, table: int, number: int) -> int:
 
 
 def _target(data: bytes, table: int, number: int) -> int:
-    """Where what a table's field points at lies."""
+    """Find the place that a table's field points at."""
     at = _field(data, table, number)
     return at + _number(data, at)

@@ -17,7 +17,7 @@ from edge_agent.config import SourceConfig
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError, SpoolFullError
 from edge_agent.rules.rule_filter import RuleFilter, apply_filter
 from edge_agent.sources.api import SampleBatch, Source
-from edge_agent.sources.rows.required import FilledColumns, explain_unfilled
+from edge_agent.sources.rows.mapping import FilledColumns, explain_unfilled
 from edge_agent.spool.records import Append, Passed
 from edge_agent.spool.spool import Spool
 from schemas.contract import Contract
@@ -90,7 +90,7 @@ class Tap:
             self._left -= rows
 
     def since(self, rejected: Counter[str], left_out: Counter[str]) -> tuple[dict[str, int], dict[str, int]]:
-        """What was counted since the copying began."""
+        """Counts since the copying began."""
         before_rejected, before_left_out = self._before
         return dict(rejected - before_rejected), dict(left_out - before_left_out)
 
@@ -154,7 +154,7 @@ class SourcePump:
 
     @property
     def failing(self) -> str:
-        """Why the source does not run now and is tried again, or what it gives is of no use; else empty. From any thread."""
+        """The reason why the source does not run and is retried, or gives nothing of use; else empty. From any thread."""
         if self._failing:
             return self._failing
         never = self._filled.never_filled

@@ -7,9 +7,8 @@ from typing import Protocol
 
 from edge_agent.clock_quality import COLUMN, EARLIEST_MS, ClockQuality, ClockWatch
 from edge_agent.errors import ConfigError
-from edge_agent.report_config import ReportConfig
-from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sections import ReportConfig
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from schemas.contract import Contract
 
 # Which samples of a telemetry stream are worth reporting: those that say something new. Pure but for its memory.
@@ -21,7 +20,7 @@ UNCHANGED = "report: unchanged"
 
 
 class _Last:
-    """What was last reported of one key."""
+    """The last reported values of one key."""
 
     __slots__ = ("time_us", "values")
 
@@ -106,7 +105,7 @@ class Transforms:
         self.rejects = rejects
 
     def __call__(self, batch: SampleBatch) -> SampleBatch:
-        """What may be stored of a batch; empty where nothing of it may or need be."""
+        """Return the part of a batch that may be stored; empty where nothing may or need be."""
         for step in self._steps:
             if not len(batch):
                 return batch

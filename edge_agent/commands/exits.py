@@ -1,4 +1,4 @@
-"""How the commands of the agent end: what they raise, as one line on standard error and an exit code."""
+"""Map errors of the agent's commands to one line on standard error and an exit code."""
 
 import sqlite3
 

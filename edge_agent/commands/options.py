@@ -14,7 +14,7 @@ CONFIG_PLACES = (AGENT, Path("/etc/catchment/agent.toml"))
 
 
 def found_config(ctx: typer.Context, param: typer.CallbackParam, value: Path) -> Path:
-    """What `-c` names; without it, the configuration that is found.
+    """Return the configuration that `-c` names; without it, the one that is found.
 
     Raises:
         ConfigError: there is none.

@@ -66,7 +66,7 @@ def show_envelope(
     as_json: AsJson = False,
 ) -> None:
     """Show one envelope, and whether it is what was stored."""
-    from edge_agent.spool import bodies, inspection, reading
+    from edge_agent.spool import database, inspection, payload_files
     from edge_agent.spool.sealing import open_envelope, read_seal
 
     with _reader(config) as (db, folder):
@@ -74,9 +74,9 @@ def show_envelope(
         if found is None:
             raise NotFoundError(f"there is no envelope {id_}; it is settled, or never was: see `edge-agent spool ls`")
         try:
-            envelope = reading.load(db, id_, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
+            envelope = database.load(db, id_, partial(payload_files.read_body, folder / payload_files.FOLDER_NAME))
             check = "as it was stored"
-        except reading.RottenEnvelopeError as error:
+        except database.RottenEnvelopeError as error:
             envelope, check = None, str(error)
     if body is not None:
         if envelope is None:
@@ -135,8 +135,8 @@ def replay_parked(
 ) -> None:
     """Have parked envelopes sent again. A running agent does it at once, a stopped one when it starts."""
     from edge_agent.spool import inspection
+    from edge_agent.spool.inspection import ask_replay
     from edge_agent.spool.records import State
-    from edge_agent.spool.requests import ask_replay
 
     if bool(ids) == everything:
         raise typer.BadParameter("give ids, or --all", param_hint="ID")

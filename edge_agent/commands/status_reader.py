@@ -10,7 +10,7 @@ import msgspec
 from edge_agent.config import AgentConfig, load_agent_config
 from edge_agent.errors import AgentError
 from edge_agent.health.file import Health, read_health
-from edge_agent.spool import database, reading
+from edge_agent.spool import database
 from schemas.receipts import RefusedStream
 from schemas.reported import EpochReport, StreamBooks
 
@@ -26,7 +26,7 @@ class ParkedEntry(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What `edge-agent status` shows."""
+    """The output of `edge-agent status`."""
 
     device: str
     is_running: bool
@@ -39,7 +39,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class AgentBooks(msgspec.Struct, frozen=True):
-    """What `edge-agent books` shows."""
+    """The output of `edge-agent books`."""
 
     device: str
     books: tuple[StreamBooks, ...]
@@ -57,9 +57,9 @@ def read_status(path: Path) -> Status:
     config = load_agent_config(path)
     health = read_health(config.state_dir)
     with _spool_or_empty(config, health) as db:
-        books = reading.books(db)
-        refused = reading.refused(db)
-        parked = tuple(ParkedEntry(p.stream, p.epoch, p.first_seq, p.count, p.reason) for p in reading.parked(db))
+        books = database.books(db)
+        refused = database.refused(db)
+        parked = tuple(ParkedEntry(p.stream, p.epoch, p.first_seq, p.count, p.reason) for p in database.parked(db))
     aside = sorted(str(found) for found in config.spool_dir.glob("*.corrupt-*") if not found.name.endswith(("-wal", "-shm")))
     return Status(
         device=config.device,
@@ -82,9 +82,9 @@ def read_ledger(path: Path) -> AgentBooks:
     """
     config = load_agent_config(path)
     with _spool(config) as db:
-        books = reading.books(db)
+        books = database.books(db)
         row = db.execute("SELECT value FROM meta WHERE name = 'epoch'").fetchone()
-        epochs = reading.epochs(db, open_epoch=row[0] if row else -1)
+        epochs = database.epochs(db, open_epoch=row[0] if row else -1)
     return AgentBooks(config.device, books, epochs, is_balanced=all(entry.is_balanced for entry in books))
 
 
@@ -111,7 +111,7 @@ def _spool(config: AgentConfig) -> Iterator[sqlite3.Connection]:
         with closing(database.connect_reader(path)) as db:
             yield db
     except sqlite3.Error as error:
-        raise AgentError(f"the spool {path} cannot be read: {error}; the agent mends it at its next start") from error
+        raise AgentError(f"the spool {path} cannot be read: {error}; the agent repairs it at its next start") from error
 
 
 def is_alive(pid: int) -> bool:

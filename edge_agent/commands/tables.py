@@ -217,7 +217,7 @@ def _reasons(counts: dict[str, dict[str, int]]) -> Iterator[str]:
 
 
 def _policy(policy: PolicyReport) -> Text:
-    """What is in force, what is suspended, what was refused."""
+    """Describe the rules in force, suspended and refused."""
     words = [joined(f"version {policy.version}" if policy.version else "none yet")]
     words += [joined(styled("suspended", "red"), f" {name}: {reason}") for name, reason in sorted(policy.suspended.items())]
     blind = sorted(policy.uninspected.items()) if policy.uninspected else []

@@ -13,8 +13,7 @@ from edge_agent.config import AgentConfig, SourceConfig, load_agent_config, load
 from edge_agent.errors import ConfigError
 from edge_agent.health.file import read_health
 from edge_agent.sources.registry import check_source
-from edge_agent.trial.quiet import quiet_log
-from edge_agent.trial.reading import TrialReader
+from edge_agent.trial.reading import TrialReader, quiet_log
 from edge_agent.trial.result import Trial
 from edge_agent.trial.tap import NotRunningError, TapRequest, ask_tap
 

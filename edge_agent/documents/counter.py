@@ -34,7 +34,7 @@ class Seen:
 
 
 class CounterFile:
-    """What was taken, in two files. Used by one thread.
+    """The newest document taken, in two files. Used by one thread.
 
     The counter goes on as long as one of the keys under which it was noted is still trusted. A device that trusts none
     of them any more begins again: that is how an operator recovers from a lost counter in the core.

@@ -81,7 +81,7 @@ class DocumentInbox(Generic[_Body]):
         return admitted.body
 
     def report(self) -> DocumentReport:
-        """What was taken and what was refused."""
+        """Report the documents taken and refused."""
         with self._lock:
             return DocumentReport(self._kind.value, self._counter.seen.counter, self._refused, self._reason)
 

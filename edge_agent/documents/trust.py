@@ -1,4 +1,4 @@
-"""Whom a device believes, from its configuration and the key file that enrolment wrote."""
+"""Read the keys that a device trusts, from its configuration and the key file that enrolment wrote."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DocumentTrust:
-    """Whom a device believes, and who it is: public keys in hexadecimal, its id, the cohorts it was configured to be in."""
+    """Trusted public keys in hexadecimal, the device's id, and the cohorts it was configured to be in."""
 
     keys: tuple[str, ...]
     device: str
@@ -27,7 +27,7 @@ class DocumentTrust:
 
 
 def director_trust(config: AgentConfig) -> DocumentTrust | None:
-    """Whom a device believes in every kind of document; None where `[director]` is absent.
+    """Return the trust in every kind of document; None where `[director]` is absent.
 
     A key file that cannot be read gives no keys: the device captures and delivers, and follows no order until it can.
     """
@@ -44,7 +44,7 @@ def director_trust(config: AgentConfig) -> DocumentTrust | None:
 
 
 def rules_trust(config: AgentConfig) -> DocumentTrust | None:
-    """Whom a device believes in rules: the director's keys and those of `[policy]`; None without either."""
+    """Return the trust in rules: the director's keys and those of `[policy]`; None without either."""
     trust = director_trust(config)
     if config.policy is None:
         return trust

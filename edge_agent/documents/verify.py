@@ -9,7 +9,7 @@ import sys
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import Signature, SSlibKey  # type: ignore[attr-defined]  # exported, but not in __all__
 
-from edge_agent.documents.verify_codes import EXIT_FORGED, EXIT_SIGNED
+from edge_agent.documents.signature import EXIT_FORGED, EXIT_SIGNED
 
 _KEY_TYPE = "ed25519"
 _MAX_SIGNED_BYTES = 2 * 1024 * 1024

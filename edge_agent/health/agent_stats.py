@@ -109,7 +109,7 @@ def _check_progress(stats: AgentStats, waited_s: float | None, ready_within_s: f
 
 
 def _obstacle(stats: AgentStats) -> str:
-    """Why no sample can get through at this moment; empty if nothing says so."""
+    """Return the reason why no sample can get through at this moment; empty if there is none."""
     waiting = _waiting(stats.oldest_unsettled_s)
     if stats.waits_for:
         return f"nothing is captured yet: {stats.waits_for}"
@@ -123,7 +123,7 @@ def _obstacle(stats: AgentStats) -> str:
 
 
 def refusal_text(stream: str, one: RefusedStream) -> str:
-    """How much of a stream the core refuses, and why."""
+    """Describe how much of a stream the core refuses, and why."""
     named = stream or "messages that name no stream"
     count = f"{one.in_row:,} in a row" if one.is_total else f"{one.quarantined:,} of {one.quarantined + one.committed:,}"
     return f"{named}: refused by the core: {one.share * 100:.3g} % ({count}), mostly: {one.reason or 'no reason given'}"

@@ -13,7 +13,7 @@ from edge_agent.config import AgentConfig
 from edge_agent.health.agent_stats import AgentStats, check_live
 from edge_agent.health.file import Health, notify_service_manager, rss_bytes, write_health
 from edge_agent.spool.spool import Spool
-from edge_agent.uplink.progress import Progress
+from edge_agent.uplink.outbox import Progress
 from schemas.reason_codes import describe_reason
 from schemas.reported import DocumentReport, PolicyReport
 

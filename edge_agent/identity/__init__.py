@@ -1,1 +1,1 @@
-"""Who the device is: its certificate and key."""
+"""The device's identity: its certificate and key."""

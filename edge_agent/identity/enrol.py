@@ -57,7 +57,7 @@ def enrol(device: DeviceId, key_path: Path, request_path: Path, smith: Keysmith 
 
 
 def find_keysmith() -> Keysmith:
-    """What this machine makes keys with.
+    """Find a way to make keys on this machine.
 
     Raises:
         ConfigError: it has nothing to.

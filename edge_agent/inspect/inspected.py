@@ -1,20 +1,121 @@
-"""All inspectors of one stream over a batch: what the rules are asked about, and what of it is stored."""
+"""Run the inspectors of one stream over a batch: columns that rules may use, and those of them that are stored.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The libraries of an inspector are loaded when a step asks for them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import structlog
 
-from edge_agent.errors import ConfigError
-from edge_agent.inspect.config import InspectConfig
-from edge_agent.inspect.steps import Inspector, open_inspector
-from edge_agent.sources.api import SampleBatch
-from schemas.contract import Column, Contract
+from edge_agent.errors import ConfigError, SourceError, UninspectableError
+from edge_agent.pictures.process import HarmfulPictureError, shared_pictures
+from edge_agent.sections import InspectConfig
+from edge_agent.sources.api import SampleBatch, Scalar
+from schemas.contract import Column, ColumnType, Contract
 from schemas.edge_policy import EdgeInspect
-from schemas.inspectors import VERSIONS
+from schemas.inspectors import ON_DEVICE, VERSIONS, device_columns
+
+_Value = str | bytes | Path
+_Look = Callable[[_Value], Sequence[Scalar]]
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The result of an inspector: its columns, how many samples it could not inspect, and the reason of the last one."""
+
+    columns: dict[str, Sequence[Scalar]]
+    failures: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspector:
+    """One step, ready to look.
+
+    Attributes:
+        step: what was asked for.
+        columns: what it gives.
+        look: the values for one payload or text.
+    """
+
+    step: EdgeInspect
+    columns: tuple[Column, ...]
+    look: _Look = field(repr=False)
+
+    def __call__(self, batch: SampleBatch) -> Seen:
+        """The columns for a batch; what a sample has already stays."""
+        values = batch.columns.get(self.step.column) if self.step.column else batch.payloads
+        nothing: tuple[Scalar, ...] = (None,) * len(self.columns)
+        rows: list[Sequence[Scalar]] = []
+        failures, reason = 0, ""
+        for value in values or [None] * len(batch):
+            try:
+                rows.append(nothing if not isinstance(value, str | bytes | Path) else self.look(value))
+            except UninspectableError as error:
+                rows.append(nothing)
+                failures, reason = failures + 1, str(error)
+        found = {column.name: [row[place] for row in rows] for place, column in enumerate(self.columns)}
+        return Seen({name: _filled(batch.columns.get(name), column) for name, column in found.items()}, failures, reason)
+
+
+def open_inspector(step: EdgeInspect, contract: Contract) -> Inspector:
+    """Make a step ready.
+
+    Raises:
+        ConfigError: a device has no such inspector or version, its libraries are not installed, or the stream has nothing for it.
+    """
+    if step.use not in ON_DEVICE:
+        raise ConfigError(f"inspector {step.use!r} does not run on a device; there are {', '.join(ON_DEVICE)}")
+    if step.version != VERSIONS[step.use]:
+        raise ConfigError(
+            f"inspector {step.use} has version {VERSIONS[step.use]} here, {step.version} was asked for; update the agent"
+        )
+    types = {column.name: column.type for column in contract.columns}
+    if step.column and types.get(step.column) is not ColumnType.STRING:
+        raise ConfigError(f"inspector {step.use}: {contract.name} has no text column {step.column!r}")
+    if not step.column and contract.payload is None:
+        raise ConfigError(f"inspector {step.use}: {contract.name} has no payload; name a column")
+    columns = device_columns(step.use)
+    for column in columns:
+        if types.get(column.name, column.type) is not column.type:
+            raise ConfigError(f"inspector {step.use}: {contract.name} has {column.name} as {types[column.name]}")
+    return Inspector(step, columns, _picture_look() if step.use == "image" else _text)
+
+
+def _filled(had: Sequence[Scalar] | None, found: Sequence[Scalar]) -> Sequence[Scalar]:
+    if had is None:
+        return found
+    return [new if old is None else old for old, new in zip(had, found, strict=True)]
+
+
+def _picture_look() -> _Look:
+    try:
+        pictures = shared_pictures("inspect")
+    except ConfigError as error:
+        raise ConfigError(f"inspector image: {error}: pip install 'catchment[infer]'") from error
+
+    def look(value: _Value) -> Sequence[Scalar]:
+        if isinstance(value, str):
+            raise UninspectableError("a text is no picture")
+        try:
+            return pictures.facts(value)
+        except (HarmfulPictureError, SourceError) as error:
+            raise UninspectableError(str(error)) from error
+
+    return look
+
+
+def _text(value: _Value) -> Sequence[Scalar]:
+    from edge_agent.inspect.text import text_counts  # noqa: PLC0415  # its patterns are compiled only where they are asked for
+
+    if isinstance(value, Path):
+        raise UninspectableError("a text too large for memory is left to the core")
+    return text_counts(value if isinstance(value, str) else value.decode("utf-8", "replace"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +159,7 @@ class BatchInspector:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """What the inspectors give."""
+        """The columns that the inspectors fill."""
         return tuple(column for inspector in self.inspectors for column in inspector.columns)
 
     def __call__(self, batch: SampleBatch) -> InspectedBatch:

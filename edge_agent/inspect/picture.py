@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from edge_agent.inspect.errors import UninspectableError
-from edge_agent.strict_warnings import as_errors
+from edge_agent.errors import UninspectableError
+from edge_agent.pictures.child import as_errors
 from schemas.inspectors import SIDE_PX
 
 MAX_PIXELS = 64 * 1024 * 1024

@@ -6,7 +6,7 @@ A step's own patterns are for the core alone: here the engine goes back on itsel
 import re
 import unicodedata
 
-from edge_agent.inspect.errors import UninspectableError
+from edge_agent.errors import UninspectableError
 from schemas.inspectors import PATTERNS
 
 MAX_CHARS = 65_536

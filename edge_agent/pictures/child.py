@@ -1,11 +1,47 @@
-"""The target of the process that decodes pictures. See `catchment.runtime.worker.child`."""
+"""The process that decodes pictures: its requests, and the target that serves them. See `catchment.runtime.worker.child`."""
 
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from edge_agent.pictures.messages import InspectRequest, PictureRequest
+from schemas.redaction import ImageRedact
+
+_LOCK = threading.Lock()
+
+
+class InspectRequest(msgspec.Struct, frozen=True, tag="inspect"):
+    """Ask for the statistics of a picture, given as bytes or as the path of a file."""
+
+    body: bytes = b""
+    path: str = ""
+
+
+class RedactRequest(msgspec.Struct, frozen=True, tag="redact"):
+    """Ask for a picture without what must not be seen; `regions` is what the contract's column says of its regions."""
+
+    redact: ImageRedact
+    regions: str | None
+    body: bytes = b""
+    path: str = ""
+
+
+PictureRequest = InspectRequest | RedactRequest
+
+
+@contextmanager
+def as_errors() -> Iterator[None]:
+    """Within it every warning is raised.
+
+    The filters are the whole process's: two threads that came in and left crosswise would leave them changed for good, and
+    then some harmless warning, anywhere, would end a thread. So one waits for the other.
+    """
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 def open_decoder(options: bytes, _note: Callable[[bytes], None]) -> Callable[[bytes], bytes]:

@@ -13,7 +13,7 @@ from catchment.runtime.worker.limits import MIB, WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Closed, Outcome, Refused
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.pictures.messages import InspectRequest, PictureRequest, RedactRequest
+from edge_agent.pictures.child import InspectRequest, PictureRequest, RedactRequest
 from schemas.redaction import ImageRedact
 
 Kind = Literal["inspect", "redact"]

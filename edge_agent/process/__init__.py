@@ -1,1 +1,1 @@
-"""What the operating system sees of the agent: its lock, its log, its start."""
+"""The agent as a process of the operating system: its lock, its log, its start."""

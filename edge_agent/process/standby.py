@@ -1,4 +1,4 @@
-"""Until the spool can be opened: the agent stays up, says what is wrong wherever one asks, and tries again.
+"""Open the agent's spool, and stand by until it can be opened: stay up, report the failure everywhere, try again.
 
 A disk without a byte left, or one that refuses, is no reason to end: whoever watches over the device would see a service that
 restarts for ever, and nothing of why.
@@ -12,11 +12,12 @@ import structlog
 
 from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
-from edge_agent.config import AgentConfig
+from edge_agent.config import AgentConfig, load_contract
 from edge_agent.errors import SpoolError
 from edge_agent.health.agent_stats import AgentStats
 from edge_agent.health.file import Health, notify_service_manager, rss_bytes, write_health
-from edge_agent.process.open_spool import open_spool
+from edge_agent.spool.database import LARGE_PAGE_BYTES, SMALL_PAGE_BYTES
+from edge_agent.spool.sealing import read_seal
 from edge_agent.spool.spool import Spool
 
 _FIRST_S = 1.0
@@ -24,6 +25,25 @@ _CAP_S = 60.0
 _TURN_S = 1.0
 
 log = structlog.get_logger(__name__)
+
+
+def open_spool(config: AgentConfig, clock: Clock) -> Spool:
+    """Open the agent's spool.
+
+    Raises:
+        ConfigError: a source's contract is wrong, or the spool's key.
+        SpoolError: the disk refuses even a new file.
+    """
+    has_payloads = any(load_contract(source).payload is not None for source in config.source)
+    return Spool(
+        config.spool_dir,
+        max_bytes=config.spool.max_bytes,
+        linger_ms=config.spool.linger_ms,
+        clock=clock,
+        page_bytes=LARGE_PAGE_BYTES if has_payloads else SMALL_PAGE_BYTES,
+        min_free_bytes=config.spool.min_free_bytes,
+        seal=read_seal(config.spool.key),
+    )
 
 
 class Standby:

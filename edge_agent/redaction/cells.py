@@ -20,7 +20,7 @@ class UnredactableError(ValueError):
 
 
 def redactor(column: Column, key: bytes) -> Redactor | None:
-    """What makes a cell of this column harmless; None if the contract asks for nothing. Null stays null.
+    """Make the function that redacts a cell of this column; None if the contract declares no redaction. Null stays null.
 
     Args:
         column: of the contract.
@@ -40,7 +40,7 @@ def redactor(column: Column, key: bytes) -> Redactor | None:
 
 
 def _fields_redactor(column: Column, key: bytes) -> Redactor | None:
-    """What makes the fields of a struct harmless; None where nothing is asked for any of them."""
+    """Make the function that redacts the fields of a struct; None where none of them is redacted."""
     qualified = {field.name: msgspec.structs.replace(field, name=f"{column.name}_{field.name}"[:63]) for field in column.fields}
     found = {name: one for name, field in qualified.items() if (one := redactor(field, key)) is not None}
     if not found:

@@ -1,4 +1,4 @@
-"""Regions of a picture made unreadable, by pillow (the `redact` extra).
+"""Make regions of a picture unreadable, by pillow (the `redact` extra).
 
 Of its metadata only which side is up is kept: the rest may hold a place or a thumbnail.
 """
@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 from PIL import Image, ImageFilter
 
+from edge_agent.pictures.child import as_errors
 from edge_agent.redaction.cells import UnredactableError
-from edge_agent.strict_warnings import as_errors
 from schemas.redaction import ImageRedact
 
 # Which pixels of a picture must not be seen: shares, pixel boxes and labelme's shapes, made into whole pixel boxes. Pure.

@@ -7,8 +7,7 @@ from pathlib import Path
 from edge_agent.errors import ConfigError
 from edge_agent.pictures.process import HarmfulPictureError, PictureProcess, shared_pictures
 from edge_agent.redaction.cells import Redactor, UnredactableError, cut_time, redactor
-from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from schemas.contract import Contract
 
 

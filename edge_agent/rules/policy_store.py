@@ -58,7 +58,7 @@ class PolicyStore:
         return self._policy
 
     def report(self) -> PolicyReport:
-        """What is in force and what was refused."""
+        """Report the rules in force and those refused."""
         with self._lock:
             version = 0 if self._policy is None else self._policy.version
             reason = self._waits_for or self._reason
@@ -191,10 +191,10 @@ class PolicyStore:
 
 
 class NoPolicy:
-    """What stands in where neither `[director]` nor `[policy]` names a key: nothing is believed, everything is kept."""
+    """The stand-in where neither `[director]` nor `[policy]` names a key: no rules are accepted, every sample is kept."""
 
     def current(self) -> EdgePolicy | None:
-        """No policy."""
+        """Return no policy."""
         return None
 
     def report(self) -> PolicyReport | None:
@@ -205,7 +205,7 @@ class NoPolicy:
         """There is no rule to suspend."""
 
     def uninspected(self, stream: str, inspector: str, samples: int, reason: str) -> None:
-        """Nobody is told of rules here, so the log is."""
+        """Log it, because there is no rule report here."""
         log.warning("samples_not_inspected", inspector=f"{stream}/{inspector}", samples=samples, reason=reason)
 
     def on_message(self, body: bytes) -> None:

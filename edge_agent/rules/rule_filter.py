@@ -105,7 +105,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Filtered:
-    """What is left of a batch: samples of each priority, and how many were left out, by reason."""
+    """The rest of a batch: samples of each priority, and how many were left out, by reason."""
 
     groups: tuple[tuple[int, SampleBatch], ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -122,7 +122,7 @@ def apply_filter(rule_filter: "RuleFilter | None", batch: SampleBatch, priority:
 
 
 class RulesInForce(Protocol):
-    """Where a rule filter finds the rules in force."""
+    """The interface to the rules in force."""
 
     def current(self) -> EdgePolicy | None:
         """The policy in force; the same object as long as it is."""

@@ -1,1 +1,1 @@
-"""Where samples come from: a folder for each kind, and what kinds share to read rows, files, logs and the network."""
+"""Sources of samples: a folder for each kind, and shared readers of rows, files, logs and the network."""

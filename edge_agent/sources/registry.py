@@ -18,13 +18,18 @@ from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+import structlog
 
 from catchment.runtime.clock import Clock
-from edge_agent.errors import ConfigError
-from edge_agent.sources.api import Source
-from edge_agent.sources.guarded import GuardedSource
+from edge_agent.errors import AgentError, ConfigError, SourceError
+from edge_agent.sources.api import SampleBatch, Source
 from schemas.contract import Contract
+
+ResultT = TypeVar("ResultT")
+
+log = structlog.get_logger(__name__)
 
 Builder = Callable[[Mapping[str, object], Contract, Clock, bytes | None], Source]
 
@@ -33,9 +38,94 @@ _PACKAGE = "edge_agent.sources"
 _MODULE = "source"
 
 
+class GuardedSource:
+    """Another source whose foreign exceptions (a plug-in's, a decoder's) do not end the agent.
+
+    Attributes:
+        rejected: reason -> rows, cells or files refused, where the source counts them.
+    """
+
+    def __init__(self, kind: str, build: Callable[[], Source]) -> None:
+        self._kind = kind
+        self._source = self._guarded("build", build)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many rows, cells or files were refused since the source was built."""
+        counts = getattr(self._source, "rejected", None)
+        return dict(counts) if isinstance(counts, dict) else {}
+
+    @property
+    def position(self) -> bytes | None:
+        """The source's position before anything was read, where it has one."""
+        found = getattr(self._source, "position", None)
+        return found if isinstance(found, bytes) else None
+
+    @property
+    def unfilled(self) -> tuple[str, ...]:
+        """Required columns of the contract that the source knows it never fills."""
+        found = getattr(self._source, "unfilled", ())
+        return found if isinstance(found, tuple) else ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names in what the source reads that fill no column, where it knows."""
+        found = getattr(self._source, "left_out", ())
+        return found if isinstance(found, tuple) else ()
+
+    @property
+    def matched(self) -> dict[str, str]:
+        """Column -> the source's name for it, where the source knows."""
+        found = getattr(self._source, "matched", {})
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def complaint(self) -> str:
+        """Describe what is wrong although the source runs: samples held back, and the missing setting; empty where nothing is."""
+        found = getattr(self._source, "complaint", "")
+        return found if isinstance(found, str) else ""
+
+    @property
+    def inner(self) -> Source:
+        """The source itself."""
+        return self._source
+
+    def read(self, max_samples: int) -> SampleBatch | None:
+        """The next samples.
+
+        Raises:
+            SourceError: the source failed.
+            SourceEndedError: there will never be more.
+        """
+        return self._guarded("read", lambda: self._source.read(max_samples))
+
+    def stored(self, batch: SampleBatch) -> None:
+        """The batch is durable.
+
+        Raises:
+            SourceError: the source failed.
+        """
+        self._guarded("stored", lambda: self._source.stored(batch))
+
+    def close(self) -> None:
+        """Close files and end processes. A source that cannot is left behind: what comes next must not wait for it."""
+        try:
+            self._source.close()
+        except Exception as error:  # noqa: BLE001 # a foreign source may raise anything, and it is done with
+            log.warning("source_not_closed", source=self._kind, error=f"{type(error).__name__}: {error}")
+
+    def _guarded(self, step: str, action: Callable[[], ResultT]) -> ResultT:
+        try:
+            return action()
+        except AgentError:
+            raise
+        except Exception as error:
+            raise SourceError(f"source {self._kind!r} failed in {step}: {type(error).__name__}: {error}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class SourceKind:
-    """What a kind declares.
+    """The declarations of a kind.
 
     Attributes:
         build: makes a source that goes on at a position.
@@ -77,7 +167,7 @@ def load_kind(kind: str) -> SourceKind:
     except Exception as error:
         raise ConfigError(f"source kind {kind[:80]!r} cannot be loaded: {error}; is its package installed whole?") from error
     known = sorted({*built_in_kinds(), *metadata.entry_points(group=ENTRY_POINTS).names})
-    raise ConfigError(f"source kind {kind[:80]!r} is none of {', '.join(known)}; a plug-in's package must be installed")
+    raise ConfigError(f"source kind {kind[:80]!r} is not one of {', '.join(known)}; a plug-in's package must be installed")
 
 
 def identity_options(kind: str) -> tuple[str, ...] | None:

@@ -44,7 +44,7 @@ def load_position(db: sqlite3.Connection, source: str) -> bytes | None:
 
 
 def hand_over_position(db: sqlite3.Connection, before: str, source: str) -> None:
-    """What one source left becomes the position of another that has none."""
+    """Give the position of one source to another that has none."""
     moved = db.execute("UPDATE OR IGNORE position SET source = ? WHERE source = ?", (source, before))
     if moved.rowcount > 0:
         db.execute("DELETE FROM position_tail WHERE source = ?", (source,))

@@ -1,17 +1,24 @@
-"""Looking at single envelopes from outside, beside a running agent: nothing is changed, nothing is held in memory."""
+"""Show single envelopes next to a running agent, and leave it requests to send parked ones again.
+
+The spool is read and never changed, and no backlog is held in memory. A request is a file in the spool's folder.
+"""
 
 import hashlib
+import os
+import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 
-from edge_agent.spool import bodies, database, reading
-from edge_agent.spool.objects import SEALED_SUFFIX
-from edge_agent.spool.reading import COLUMNS, RottenEnvelopeError, verify_row
+from catchment.runtime.atomic_files import write_atomic
+from edge_agent.spool import database, payload_files
+from edge_agent.spool.database import COLUMNS, RottenEnvelopeError, verify_row
+from edge_agent.spool.payload_files import SEALED_SUFFIX
 from edge_agent.spool.records import State
 
 OBJECTS_FOLDER = "objects"
@@ -21,6 +28,9 @@ _HEAD = (
 )
 _AT_ONCE = 256
 _HASH_BYTES = 1024 * 1024
+
+_PREFIX = "replay-"
+log = structlog.get_logger(__name__)
 
 
 class SpoolEntry(msgspec.Struct, frozen=True):
@@ -62,7 +72,7 @@ class SpoolFinding(msgspec.Struct, frozen=True):
 
 
 class SpoolCheck(msgspec.Struct, frozen=True):
-    """What `edge-agent spool verify` found."""
+    """The result of `edge-agent spool verify`."""
 
     envelopes: int
     samples: int
@@ -92,7 +102,7 @@ def entry(db: sqlite3.Connection, id_: int) -> SpoolEntry | None:
 
 
 def count(db: sqlite3.Connection) -> dict[str, int]:
-    """How many envelopes are in each state."""
+    """Count the envelopes in each state."""
     rows = db.execute("SELECT state, count(*) FROM envelope GROUP BY state")
     return {State(state).name.lower(): number for state, number in rows}
 
@@ -111,7 +121,7 @@ def verify(db: sqlite3.Connection, folder: Path) -> SpoolCheck:
         envelopes += 1
         samples += row[4] if isinstance(row[4], int) else 0
         try:
-            read = verify_row(row, partial(bodies.read_body, folder / bodies.FOLDER_NAME))
+            read = verify_row(row, partial(payload_files.read_body, folder / payload_files.FOLDER_NAME))
         except (RottenEnvelopeError, OSError) as error:
             findings.append(SpoolFinding(str(error), row[0], str(row[1]), row[2], row[3], row[4]))
             continue
@@ -119,7 +129,7 @@ def verify(db: sqlite3.Connection, folder: Path) -> SpoolCheck:
         if row[9]:
             digests[row[9]] = row[0]
     findings += _wrong_objects(db, folder / OBJECTS_FOLDER, digests)
-    findings += [SpoolFinding(f"books of {entry.stream} do not balance") for entry in reading.books(db) if not entry.is_balanced]
+    findings += [SpoolFinding(f"books of {entry.stream} do not balance") for entry in database.books(db) if not entry.is_balanced]
     return SpoolCheck(envelopes, samples, body_bytes, len(digests), tuple(findings))
 
 
@@ -172,3 +182,36 @@ def _wrong_objects(db: sqlite3.Connection, folder: Path, digests: dict[str, int]
             continue
         if hasher.hexdigest() != digest:
             yield SpoolFinding(f"large payload {digest} holds other bytes", id_)
+
+
+class ReplayRequest(msgspec.Struct, frozen=True):
+    """Send parked envelopes again. Without ids: all of them."""
+
+    ids: tuple[int, ...] | None = None
+
+
+def ask_replay(folder: Path, ids: tuple[int, ...] | None) -> Path:
+    """Leave the wish; the file is gone once an agent has taken it up.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}.json"
+    write_atomic(path, msgspec.json.encode(ReplayRequest(ids)))
+    return path
+
+
+def serve_replays(folder: Path, replay: Callable[[Container[int] | None], None]) -> None:
+    """Do what was asked, and delete each wish when it is done. A malformed one is told and deleted.
+
+    Raises:
+        SpoolError: the spool is broken; the wish stays.
+    """
+    for path in sorted(folder.glob(f"{_PREFIX}*.json")):
+        try:
+            request = msgspec.json.decode(path.read_bytes(), type=ReplayRequest)
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("request_malformed", path=str(path), error=str(error))
+        else:
+            replay(None if request.ids is None else frozenset(request.ids))
+        path.unlink(missing_ok=True)

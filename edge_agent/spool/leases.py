@@ -1,11 +1,11 @@
-"""What was given out to be sent and not given back yet, and what is given out next."""
+"""Lease envelopes for sending, and choose the next ones."""
 
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from edge_agent.spool import reading
+from edge_agent.spool import database
 from edge_agent.spool.records import Envelope
 
 
@@ -61,7 +61,7 @@ class Lanes:
             self._fresh_cursor = max(self._fresh_cursor, id_)
 
     def sent(self, lane: Lane, size_bytes: int, *, are_both_waiting: bool) -> None:
-        """So many bytes of a lane were given out. Only competition moves the balance: an idle lane saves nothing up."""
+        """Count bytes of a lane as leased. Only competition moves the balance: an idle lane saves nothing up."""
         if not are_both_waiting:
             self._fresh_credit = 0.0
         elif lane is Lane.OLD:
@@ -115,7 +115,7 @@ class Leases:
         return self._is_cut_short
 
     def tune(self, fresh_share: float, min_priority: int) -> None:
-        """How the lanes share, and what is worth sending at all."""
+        """Set how the lanes share, and the least priority that is sent."""
         self._lanes.fresh_share = fresh_share
         if min_priority < self._min_priority:
             self._lanes.start_over()
@@ -197,7 +197,7 @@ class Leases:
         for _ in range(_MAX_PASSED_ROWS // _CHUNK_ROWS):
             after_id, upto_id = self._lanes.bounds(lane)
             is_choosy = self._min_priority > 0 or bool(self._left_out) or bool(self._held_boot)
-            rows = reading.ready_after(db, after_id, upto_id, _CHUNK_ROWS, with_value=is_choosy)
+            rows = database.ready_after(db, after_id, upto_id, _CHUNK_ROWS, with_value=is_choosy)
             for id_, priority, stream, boot in rows:
                 is_wanted = priority >= self._min_priority and stream not in self._left_out
                 if id_ not in self._ids and is_wanted and not (boot and boot == self._held_boot):

@@ -1,4 +1,4 @@
-"""What to give up when the spool is full: a pure decision. Lowest priority first, then oldest; what is in flight goes last."""
+"""Choose what to evict when the spool is full: lowest priority first, then oldest; samples in flight last. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What goes into the spool and what comes out of it: value objects, no IO."""
+"""The value objects that go into the spool and come out of it. No IO."""
 
 import zlib
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ KEPT_PRIORITY = 2_000_000
 
 
 class State(IntEnum):
-    """Where an envelope stands. Leases are kept in memory only: after a restart everything unsettled is sent again."""
+    """The state of an envelope. Leases are kept in memory only: after a restart everything unsettled is sent again."""
 
     READY = 0  # may be sent
     WAITING = 1  # its large payload is not settled yet
@@ -23,7 +23,7 @@ class State(IntEnum):
 
 
 class DropReason:
-    """Why samples were given up. The words appear in books, reports and metrics."""
+    """The reasons for dropping samples. The words appear in books, reports and metrics."""
 
     EVICTED = "evicted"
     CORRUPT = "corrupt"
@@ -39,7 +39,7 @@ class ObjectRef:
 
 @dataclass(frozen=True, slots=True)
 class BodyPlace:
-    """Where a body lies that is not in its row: which file of the bodies' folder, from which byte, how long."""
+    """The place of a body that is not in its row: file of the bodies' folder, first byte, length."""
 
     file: int
     offset: int
@@ -48,7 +48,7 @@ class BodyPlace:
 
 @dataclass(frozen=True, slots=True)
 class ClockReference:
-    """What event times rest on that were read from a clock that was not set, so that they can be corrected once it is.
+    """The basis of event times read from a clock that was not set, so that they can be corrected once it is.
 
     Attributes:
         boot: the kernel's id of the boot in which they were read.
@@ -59,7 +59,7 @@ class ClockReference:
     offset_us: int
 
     def shift_us(self, true_offset_us: int) -> int:
-        """What to add to the event times, given the offset that held once the clock was set."""
+        """Return the correction of the event times, given the offset that held once the clock was set."""
         return true_offset_us - self.offset_us
 
 
@@ -162,7 +162,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What a source read and nothing of which is to be stored: where it resumes, and what was left out, by reason."""
+    """Samples that were read and none of which is stored: where the source resumes, and the counts by reason."""
 
     stream: StreamName
     source: str

@@ -139,7 +139,7 @@ def _bound(stream: str, envelope: Envelope | NewEnvelope) -> bytes:
 
 
 def sealed_bytes(size_bytes: int) -> int:
-    """How long a sealed file of so many bytes is."""
+    """Return the size of a sealed file for a content of this size."""
     return _SALT_BYTES + size_bytes + -(-size_bytes // CHUNK_BYTES) * _TAG_BYTES
 
 

@@ -1,4 +1,4 @@
-"""How much room is left: below the quota, and above the free space that must stay on the disk."""
+"""Keep within the room: below the quota, and above the free space that must stay on the disk."""
 
 import os
 import sqlite3
@@ -8,8 +8,7 @@ import structlog
 
 from edge_agent.errors import SpoolFullError
 from edge_agent.spool import database
-from edge_agent.spool.bodies import MIN_BODY_BYTES, BodyFiles
-from edge_agent.spool.objects import SpoolObjects
+from edge_agent.spool.payload_files import MIN_BODY_BYTES, BodyFiles, SpoolObjects
 from edge_agent.spool.records import Append
 
 # A file that reserves disk space. A database on a full disk cannot even delete: deleting this file makes room for that.
@@ -128,7 +127,7 @@ class SpaceBudget:
         return bool(bodies_bytes) and append.cost_bytes <= self.soft_limit_bytes and bodies_bytes > self.for_files_bytes()
 
     def for_files_bytes(self) -> int:
-        """What more files may take: the database's freed pages still take their place on the disk."""
+        """Return the room for more files: the database's freed pages still take their place on the disk."""
         disk = os.statvfs(self._folder)
         on_disk = disk.f_bavail * disk.f_frsize - self._min_free_bytes
         return min(self.soft_limit_bytes - self.used_bytes - self._reusable_bytes, on_disk)

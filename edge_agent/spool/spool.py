@@ -10,13 +10,12 @@ import structlog
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import SpoolError, SpoolFullError
-from edge_agent.spool import changes, database, reading
+from edge_agent.spool import changes, database
 from edge_agent.spool.changes import Removed
+from edge_agent.spool.database import RottenEnvelopeError
 from edge_agent.spool.leases import Leases
-from edge_agent.spool.opening import open_files
-from edge_agent.spool.reading import RottenEnvelopeError
+from edge_agent.spool.opening import mark_suspect, open_files
 from edge_agent.spool.records import Append, DropReason, Envelope, ObjectRef, Passed, State, WaitingObject
-from edge_agent.spool.recovery import mark_suspect
 from edge_agent.spool.sealing import Seal, SealBrokenError, open_envelope, seal_append
 from edge_agent.spool.space_budget import ReserveFile, SpaceBudget
 from edge_agent.spool.transactions import Transactions
@@ -76,7 +75,7 @@ class Spool:
 
     @property
     def failure(self) -> SpoolError | None:
-        """Why nothing can be written any more; the process should end and start again, which mends the spool."""
+        """The reason why nothing can be written any more; the process should end and start again, which repairs the spool."""
         return self._writer.failure
 
     @property
@@ -135,7 +134,7 @@ class Spool:
         self._writer.change(self._transactions.make_room_for_file(size_bytes, priority, self._in_flight())).result()
 
     def position(self, source: str) -> bytes | None:
-        """Where a source resumes."""
+        """Return the position where a source resumes."""
         with self._lock:
             return changes.load_position(self._reader, source)
 
@@ -153,7 +152,7 @@ class Spool:
         return taken
 
     def tune(self, fresh_share: float, min_priority: int) -> None:
-        """How fresh and old samples share the link while both wait, and the least priority that is given out."""
+        """Set how fresh and old samples share the link while both wait, and the least priority that is sent."""
         with self._lock:
             self._leases.tune(fresh_share, min_priority)
 
@@ -209,13 +208,13 @@ class Spool:
     def unpark_all(self, but_for: str) -> None:
         """Let parked envelopes be tried again, but for those whose reason begins so. Raises SpoolError."""
         with self._lock:
-            found = [entry.id for entry in reading.parked(self._reader, limit=100_000) if not entry.reason.startswith(but_for)]
+            found = [entry.id for entry in database.parked(self._reader, limit=100_000) if not entry.reason.startswith(but_for)]
         self.replay(found)
 
     def oldest_parked(self, reason: str, after_id: int) -> int | None:
         """The oldest above an id that is parked for a reason that begins so; None when there is none."""
         with self._lock:
-            return reading.oldest_parked(self._reader, reason, after_id)
+            return database.oldest_parked(self._reader, reason, after_id)
 
     def replay(self, ids: Container[int] | None) -> None:
         """Let these parked envelopes be tried again; None: all that are parked.
@@ -224,14 +223,14 @@ class Spool:
             SpoolError: the spool is closed or broken.
         """
         with self._lock:
-            found = [entry.id for entry in reading.parked(self._reader, limit=100_000) if ids is None or entry.id in ids]
+            found = [entry.id for entry in database.parked(self._reader, limit=100_000) if ids is None or entry.id in ids]
         if found:
             self._change_state(found, State.READY)
 
     def waiting_objects(self, limit: int = 1, min_priority: int = 0) -> list[WaitingObject]:
         """The large payloads to send next, oldest first."""
         with self._lock:
-            return reading.waiting_objects(self._reader, limit, min_priority)
+            return database.waiting_objects(self._reader, limit, min_priority)
 
     def read_object(self, digest: Digest, offset: int, length: int) -> bytes:
         """Bytes of a large payload. Raises OSError when it is gone or was changed."""
@@ -240,13 +239,13 @@ class Spool:
     def object_settled(self, digest: Digest) -> None:
         """A large payload is settled: the envelopes that waited for it may be sent. Raises SpoolError."""
         with self._lock:
-            ids = reading.ids_waiting_for(self._reader, digest)
+            ids = database.ids_waiting_for(self._reader, digest)
         self._change_state(ids, State.READY)
 
     def object_refused(self, digest: Digest, reason: str) -> None:
         """A large payload can never be sent: park the envelopes that wait for it. Raises SpoolError."""
         with self._lock:
-            ids = reading.ids_waiting_for(self._reader, digest)
+            ids = database.ids_waiting_for(self._reader, digest)
         self._change_state(ids, State.PARKED, reason)
 
     def settle(self, receipt: Receipt) -> "Future[Removed]":
@@ -266,17 +265,17 @@ class Spool:
     def books(self) -> tuple[StreamBooks, ...]:
         """The books of every stream, over the device's whole life."""
         with self._lock:
-            return reading.books(self._reader)
+            return database.books(self._reader)
 
     def refused(self) -> dict[str, RefusedStream]:
         """Refused samples by stream, as the core's last receipt reports them."""
         with self._lock:
-            return reading.refused(self._reader)
+            return database.refused(self._reader)
 
     def epochs(self) -> tuple[EpochReport, ...]:
         """Every epoch that is not settled in full."""
         with self._lock:
-            return reading.epochs(self._reader, self.epoch)
+            return database.epochs(self._reader, self.epoch)
 
     def parked_samples(self) -> int:
         """Samples in parked envelopes: as things are they will never be settled."""
@@ -291,7 +290,7 @@ class Spool:
     def oldest_unsettled_us(self) -> int | None:
         """When the oldest envelope that waits was made; None when none waits."""
         with self._lock:
-            return reading.oldest_unsettled_us(self._reader)
+            return database.oldest_unsettled_us(self._reader)
 
     def close(self) -> None:
         """Commit what is pending, then let go of the files."""
@@ -305,7 +304,7 @@ class Spool:
 
     def _load(self, id_: int) -> Envelope | None:
         try:
-            return open_envelope(reading.load(self._reader, id_, self._bodies.read), self._seal)
+            return open_envelope(database.load(self._reader, id_, self._bodies.read), self._seal)
         except (RottenEnvelopeError, SealBrokenError, sqlite3.DatabaseError) as error:
             log.error("envelope_corrupt", id=id_, error=str(error))  # noqa: TRY400
             self._leases.add(id_)

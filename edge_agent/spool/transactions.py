@@ -8,10 +8,9 @@ from functools import partial
 import structlog
 
 from edge_agent.spool import changes
-from edge_agent.spool.bodies import BodyFiles
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.database import LARGE_PAGE_BYTES
-from edge_agent.spool.objects import SpoolObjects
+from edge_agent.spool.payload_files import BodyFiles, SpoolObjects
 from edge_agent.spool.quota import choose_victims
 from edge_agent.spool.records import Append, DropReason
 from edge_agent.spool.space_budget import ReserveFile, SpaceBudget
@@ -32,7 +31,7 @@ Change = Callable[[sqlite3.Connection], Removed]
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a transaction did.
+    """The result of a transaction.
 
     Attributes:
         spans: the seqs given to each append; None where it must wait for room.

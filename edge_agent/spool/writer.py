@@ -258,7 +258,7 @@ class SpoolWriter:
             self._waiting.others.clear()
 
     def _tried(self, act: Callable[[], _T]) -> _T | None:
-        """What it gives; None when the disk or the database is full, and nothing was done."""
+        """Return the result; None when the disk or the database is full, and nothing was done."""
         try:
             return act()
         except sqlite3.OperationalError as error:
@@ -267,7 +267,7 @@ class SpoolWriter:
             return None
 
     def _fail(self, taken: _Waiting, error: Exception) -> None:
-        failure = SpoolError(f"the spool cannot be written: {error}; it is checked and mended at the next start")
+        failure = SpoolError(f"the spool cannot be written: {error}; it is checked and repaired at the next start")
         failure.__cause__ = error
         log.error("spool_broken", error=str(error))
         with self._changed:

@@ -1,4 +1,4 @@
-"""How a trial's program asks a running agent: a socket of this name in its state folder."""
+"""The socket in a running agent's state folder by which a trial's program requests samples."""
 
 from pathlib import Path
 

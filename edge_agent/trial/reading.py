@@ -1,10 +1,13 @@
-"""Reads the first samples of one source for a trial: nothing is stored, acknowledged, moved or deleted."""
+"""Read the first samples of one source for a trial: nothing is stored, acknowledged, moved, deleted or logged."""
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
+
+import structlog
 
 from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.capture.transforms import build_transforms
@@ -13,7 +16,7 @@ from edge_agent.config import SourceConfig
 from edge_agent.errors import AgentError, SourceAgainError, SourceEndedError
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.registry import build_trial_source
-from edge_agent.sources.rows.required import explain_unfilled
+from edge_agent.sources.rows.mapping import explain_unfilled
 from edge_agent.trial.result import Trial, tried_columns, tried_samples
 from schemas.contract import Contract
 
@@ -29,6 +32,21 @@ _AT_ONCE: Mapping[str, Mapping[str, Any]] = {
     "exec": {"restart": False},
     "camera": {"as_fast_as_it_goes": True, "loop": False},
 }
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Log nothing while this lasts."""
+    before = structlog.get_config()
+    structlog.configure(processors=[_drop])
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def _drop(*_: object) -> NoReturn:
+    raise structlog.DropEvent
 
 
 class TrialReader:
@@ -120,7 +138,7 @@ class TrialReader:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a source counted beside its samples; the fields are those of `Trial`, `matched` is column -> the source's name."""
+    """Counts of a source beyond its samples; the fields are those of `Trial`, `matched` is column -> the source's name."""
 
     rejected: dict[str, int]
     left_out: dict[str, int]

@@ -1,6 +1,11 @@
-"""What a trial of one source found: columns, samples, refusals; made of batches. Pure but for the sizes of files."""
+"""The result of a trial of one source: columns, samples, and refusals by its contract. Pure but for the sizes of files.
 
-from collections.abc import Mapping, Sequence
+The core checks whole columns by its engine; here is the same list for a handful of samples, with the core's own reasons, and
+a test keeps the two equal. Quality rules are the core's alone: their language is compiled there.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,15 +13,87 @@ from typing import Any
 import msgspec
 
 from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.trial.judge import refusals
-from schemas.contract import Column, ColumnType, Contract
+from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract
+from schemas.envelope import EVENT_TIME, PAYLOAD
+
+EARLIEST, LATEST = "1990-01-01T00:00:00Z", "2100-01-01T00:00:00Z"
+EARLIEST_US, LATEST_US = 631_152_000_000_000, 4_102_444_800_000_000
+_FLOATS = frozenset({ColumnType.FLOAT32, ColumnType.FLOAT64})
 
 _MAX_SHOWN_CHARS = 120
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def refusals(batch: SampleBatch, contract: Contract) -> list[str | None]:
+    """For each sample the first reason why the core refuses it; None where it accepts it."""
+    return [next(_problems(batch, row, contract), None) for row in range(len(batch))]
+
+
+def _problems(batch: SampleBatch, row: int, contract: Contract) -> Iterator[str]:
+    time_us = batch.event_time_us[row]
+    # A clock that is not set yet is corrected by the core once it is.
+    is_corrected = batch.agent_clock and time_us < EARLIEST_US
+    if not is_corrected and not EARLIEST_US <= time_us < LATEST_US:
+        yield f"{EVENT_TIME}: before {EARLIEST} or after {LATEST}"
+    for column in contract.columns:
+        values = batch.columns.get(column.name)
+        value = None if values is None else values[row]
+        yield from _of_value(column, value, column.name)
+        if isinstance(value, dict):
+            for field in column.fields:
+                yield from _of_value(field, value.get(field.name), f"{column.name}.{field.name}")
+    if contract.payload is not None:
+        yield from _of_payload(None if batch.payloads is None else batch.payloads[row], contract)
+
+
+def _of_value(column: Column, value: Any, name: str) -> Iterator[str]:
+    if value is None:
+        if column.required:
+            yield f"{name}: required, but null"
+        return
+    if _is_infinite(column, value):
+        yield f"{name}: NaN or infinite"
+    if column.minimum is not None and value < column.minimum:
+        yield f"{name}: below the minimum of {column.minimum:g}"
+    if column.maximum is not None and value > column.maximum:
+        yield f"{name}: above the maximum of {column.maximum:g}"
+    if column.allowed and value not in column.allowed:
+        yield f"{name}: not one of {', '.join(column.allowed)}"[:200]
+    if column.length is not None and (len(value) != column.length or None in value):
+        yield f"{name}: not a vector of {column.length} numbers"
+    if column.max_length is not None and len(value) > column.max_length:
+        unit = {ColumnType.STRING: "characters", ColumnType.BINARY: "bytes"}.get(column.type, "items")
+        yield f"{name}: longer than {column.max_length} {unit}"
+
+
+def _is_infinite(column: Column, value: Any) -> bool:
+    if column.type in _FLOATS:
+        return not math.isfinite(value)
+    if column.type in LIST_TYPES | VECTOR_TYPES and "float" in column.type:
+        return not all(item is None or math.isfinite(item) for item in value)
+    return False
+
+
+def _of_payload(payload: bytes | Path | None, contract: Contract) -> Iterator[str]:
+    spec = contract.payload
+    assert spec is not None
+    if payload is None:
+        if spec.required:
+            yield f"{PAYLOAD}: missing"
+        return
+    try:
+        size_bytes = len(payload) if isinstance(payload, bytes) else payload.stat().st_size
+    except OSError as error:
+        yield f"{PAYLOAD}: cannot be read ({error.strerror})"
+        return
+    if size_bytes > spec.max_bytes:
+        yield f"{PAYLOAD}: larger than {spec.max_bytes} bytes"
+    if not size_bytes:
+        yield f"{PAYLOAD}: empty"
+
+
 class TriedColumn(msgspec.Struct, frozen=True):
-    """What a column of the contract got: of how many samples, and from which name of the source where that is known."""
+    """A column of the contract: the number of samples that filled it, and the source's name for it where that is known."""
 
     name: str
     type: str
@@ -75,7 +152,7 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 def tried_columns(batches: Sequence[SampleBatch], contract: Contract, matched: Mapping[str, str]) -> tuple[TriedColumn, ...]:
-    """What each column of the contract got. `matched`: column -> the source's name for it."""
+    """Count what filled each column of the contract. `matched`: column -> the source's name for it."""
     return tuple(
         TriedColumn(
             column.name,

@@ -17,11 +17,10 @@ from edge_agent.config import UplinkConfig
 from edge_agent.errors import BrokerUnavailableError
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.downlink import Downlink, ModelMessages, ModelRequest
-from edge_agent.uplink.outbox import Outbox
+from edge_agent.uplink.outbox import Outbox, Progress
 from edge_agent.uplink.poison_isolation import HANGS_UP
-from edge_agent.uplink.progress import Progress
+from edge_agent.uplink.send_window import UplinkTimes
 from edge_agent.uplink.session import Acked, Event, Events, Lost, MessageArrived, OutgoingMessage, Session, Subscribed, Woken
-from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import DeviceId
 from schemas.reported import DocumentReport, ModelReport, PolicyReport, Reported, encode_reported
 from schemas.topics import Topics
@@ -252,7 +251,7 @@ class Forwarder:
         session.subscribe(self._filters)
 
     def _last_words(self) -> Lost | None:
-        """What the connection still answered before it ended, and how it ended; None when that is not known."""
+        """Return the answers that came before the connection ended, and its end; None when that is not known."""
         for _ in range(_LAST_BATCHES):
             for event in (events := self._next_events(_LAST_WORDS_S)):
                 if isinstance(event, Lost):
@@ -291,7 +290,7 @@ class Forwarder:
                 return
 
     def _tell(self, session: Session) -> None:
-        """What goes whatever the rate is: it is little, and what waits for it is not the spool."""
+        """Send control messages, which bypass the rate limit: they are small and do not come from the spool."""
         report = self._reporter.due()
         if report is not None:
             topic = self._topics.reported(self._device)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import structlog
 from paho.mqtt.enums import MQTTErrorCode
 
-from catchment.runtime.puback import PubackClient
+from catchment.runtime.mqtt_link import PubackClient
 from edge_agent.uplink.rate_limiter import NO_LIMIT_BYTES, TokenBucket
 
 # A rate within a message: how many bytes of what waits may go to the socket now. No IO; time is given. Thread-safe.
@@ -43,7 +43,7 @@ class Pacer:
             self._bucket.retune(bytes_per_s)
 
     def available_bytes(self, now_s: float) -> int:
-        """How many bytes may go now: none, or a turn's worth."""
+        """Return the bytes that may go now: none, or a turn's worth."""
         if self._bucket.bytes_per_s == 0:
             return NO_LIMIT_BYTES
         with self._lock:
@@ -58,7 +58,7 @@ class Pacer:
             self._bucket.sent(size_bytes)
 
     def wait_s(self, now_s: float) -> float:
-        """How long until there is room."""
+        """Return the time until there is room."""
         if self._bucket.bytes_per_s == 0:
             return 0.0
         with self._lock:
@@ -162,7 +162,7 @@ class KeepaliveClient(PubackClient):
 
 
 def taken_bytes(opened: _HasDescriptor) -> int:
-    """What the other side has taken of all that the socket was ever given; 0 for one that is closed."""
+    """Return how much the other side has taken of everything written to the socket; 0 for one that is closed."""
     if opened.fileno() < 0:
         return 0
     borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, opened.fileno())
@@ -175,7 +175,7 @@ def taken_bytes(opened: _HasDescriptor) -> int:
 
 
 def unsent_bytes(opened: _HasDescriptor) -> int:
-    """What the socket holds that the other side has not taken yet; 0 for one that is closed."""
+    """Return how much the socket holds that the other side has not taken yet; 0 for one that is closed."""
     descriptor = opened.fileno()
     if descriptor < 0:
         return 0

@@ -11,8 +11,7 @@ from edge_agent.uplink.session import OutgoingMessage, Session
 from schemas.ids import DeviceId
 from schemas.parts import PartHead
 from schemas.ranges import Ranges
-from schemas.receipts import ObjectState
-from schemas.shares import MAX_WAIT_MS
+from schemas.receipts import MAX_WAIT_MS, ObjectState
 from schemas.topics import Topics
 
 _MAX_REFUSALS = 5
@@ -29,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Transfer:
-    """How far one payload is: what the core says it has, what was acknowledged by the broker since. Pure."""
+    """The progress of one payload: ranges durable at the core, and parts acknowledged by the broker since. Pure."""
 
     ref: ObjectRef
     have: Ranges | None = None
@@ -69,7 +68,7 @@ class Transfer:
 
 @dataclass(slots=True)
 class PartSize:
-    """How large a part is: what the link carries in a second or two, so that a link that breaks still gets parts through.
+    """The size of a part: what the link carries in a second or two, so that a link that breaks still gets parts through.
 
     Args:
         max_bytes: never larger.

@@ -1,4 +1,4 @@
-"""Which envelope makes the broker end the connection, where the link itself is sound? A pure decision: no IO, no clock.
+"""Find the envelope that makes the broker end the connection, where the link itself is sound. Pure: no IO, no clock.
 
 Some brokers and proxies answer a message they do not want by hanging up. Sent again first on every connection, it would
 hold up all others for ever. But a link that merely breaks often must not park a good envelope. So:
@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from edge_agent.uplink.times import UplinkTimes
+from edge_agent.uplink.send_window import UplinkTimes
 from schemas.ids import StreamName
 
 CAREFUL_AFTER = 3
@@ -47,14 +47,14 @@ class _Pause:
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What follows from the end of a connection: envelopes to park, streams that wait from now on."""
+    """Actions after the end of a connection: envelopes to park, streams to pause."""
 
     park: tuple[int, ...] = ()
     pause: tuple[StreamName, ...] = ()
 
 
 class PoisonDetector:
-    """Told of what goes out and how connections end; says what may go next. Times are monotonic.
+    """Learns from sent envelopes and ended connections; decides what may be sent next. Times are monotonic.
 
     Args:
         draw: a random number in [0, 1).
@@ -200,7 +200,7 @@ class PoisonDetector:
             self._breaks, self._steady_s, self._idle_ends = 0, 0.0, 0
 
     def _broke(self, under_way: Sequence[tuple[int, StreamName]], now_s: float) -> None:
-        """It ended without a probe under way: whoever it was, it counts as a break of the link's own."""
+        """Count an end without a probe under way as a break of the link's own."""
         self._breaks += 1
         self._steady_s += max(0.0, now_s - self._began_s)
         self._probe = None

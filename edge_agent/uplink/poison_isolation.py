@@ -1,4 +1,4 @@
-"""What goes out while an envelope is suspected of making the broker hang up, and what becomes of it. For the uplink's thread."""
+"""Send envelopes one by one while one is suspected of making the broker hang up, and settle the suspicion. One thread."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -7,8 +7,8 @@ import structlog
 from edge_agent.spool.records import Envelope
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.poison_detector import PoisonDetector
+from edge_agent.uplink.send_window import UplinkTimes
 from edge_agent.uplink.session import Lost
-from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import StreamName
 
 # How a parked envelope's reason begins: a new connection alone is no reason to try it again.

@@ -1,6 +1,6 @@
-"""How fast, and what: a token bucket over the bytes sent, and the hours in which other values hold. Pure; time is given.
+"""Limit the rate by a token bucket over the bytes sent, with hours in which other limits hold. Pure; time is an argument.
 
-Here whole messages are given out; the pacer (`pacer.py`) spreads the bytes of each.
+Whole messages are released here; `keepalive.Pacer` spreads the bytes of each.
 """
 
 import math
@@ -20,7 +20,7 @@ NO_LIMIT_BYTES = 2**50
 
 @dataclass(frozen=True, slots=True)
 class SendLimits:
-    """What holds now: bytes per second (0: no limit), and the least priority that is sent."""
+    """The limits in force: bytes per second (0: no limit), and the least priority that is sent."""
 
     bytes_per_s: int
     min_priority: int
@@ -43,7 +43,7 @@ class TokenBucket:
         return self.bytes_per_s * _BURST_S
 
     def available_bytes(self, now_s: float) -> int:
-        """How many bytes may go now; with room for one of them a whole message may go, and leaves a debt."""
+        """Return the bytes that may go now; with room for one of them a whole message may go, and leaves a debt."""
         if self.bytes_per_s == 0:
             return NO_LIMIT_BYTES
         self._fill(now_s)
@@ -55,11 +55,11 @@ class TokenBucket:
             self._tokens -= size_bytes
 
     def debt_s(self) -> float:
-        """How long what was sent takes at this rate, beyond the time it was last asked at."""
+        """Return the time that the bytes sent take at this rate, beyond the time of the last call."""
         return max(0.0, -self._tokens / self.bytes_per_s) if self.bytes_per_s else 0.0
 
     def wait_s(self, now_s: float) -> float:
-        """How long until there is room."""
+        """Return the time until there is room."""
         if self.available_bytes(now_s) > 0:
             return 0.0
         return max(_LEAST_WAIT_S, (1.0 - self._tokens) / self.bytes_per_s)
@@ -119,11 +119,11 @@ class RateLimiter:
         return int(self._bucket.burst_bytes) or NO_LIMIT_BYTES
 
     def debt_s(self) -> float:
-        """How long the bytes that went last stay in the pacer."""
+        """Return the time that the bytes sent take at this rate, beyond the time of the last call."""
         return self._bucket.debt_s()
 
     def available_bytes(self, now_s: float) -> int:
-        """How many bytes may go now."""
+        """Return the bytes that may go now; with room for one of them a whole message may go, and leaves a debt."""
         return self._bucket.available_bytes(now_s)
 
     def sent(self, size_bytes: int) -> None:
@@ -131,7 +131,7 @@ class RateLimiter:
         self._bucket.sent(size_bytes)
 
     def wait_s(self, now_s: float) -> float:
-        """How long until there is room."""
+        """Return the time until there is room."""
         return self._bucket.wait_s(now_s)
 
 

@@ -1,4 +1,7 @@
-"""The send window: envelopes sent and not acknowledged, or acknowledged and not settled. Pure bookkeeping, no IO, no clock."""
+"""Keep the send window: envelopes sent and not acknowledged, or acknowledged and not settled. Pure: no IO, no clock.
+
+The waiting times of the uplink that no operator sets stand here, too.
+"""
 
 import heapq
 from collections.abc import Iterable
@@ -12,6 +15,26 @@ _FAST_ACK_S = 0.5
 _SLOW_ACK_S = 1.5
 
 
+@dataclass(frozen=True, slots=True)
+class UplinkTimes:
+    """Times in seconds.
+
+    Attributes:
+        first_reconnect_s: wait before the first attempt to connect again; it doubles.
+        steady_s: how long a connection has stood, times a random 0.5 to 1.5, before a suspect envelope is sent alone.
+        first_pause_s: how long a stream without a right waits at first; it doubles.
+        fresh_for_s: what was not sent by then is old, and shares the link with what is newer.
+        careful_turn_s: how often the next envelope is looked for while one at a time goes.
+    """
+
+    first_reconnect_s: float = 0.5
+    # Links also break right after they are made.
+    steady_s: float = 1.0
+    first_pause_s: float = 60.0
+    fresh_for_s: float = 60.0
+    careful_turn_s: float = 0.1
+
+
 @dataclass(slots=True)
 class _InFlight:
     body_bytes: int
@@ -21,7 +44,7 @@ class _InFlight:
 
 @dataclass(slots=True)
 class ByteWindow:
-    """How much may be unacknowledged: what the link carries in about a second, so that nothing waits long behind it.
+    """The limit of unacknowledged bytes: what the link carries in about a second, so that nothing waits long behind it.
 
     Without it a slow link would hold minutes of samples that a break sends again, and that all else must wait for.
 
@@ -81,7 +104,7 @@ class SendWindow:
         return len(self._in_flight)
 
     def available_bytes(self) -> int:
-        """How many bytes of bodies may be sent now."""
+        """Return the bytes of bodies that may be sent now."""
         if len(self._in_flight) >= _MAX_UNSETTLED:
             return 0
         return max(0, min(self._window.now_bytes - self._unacked_bytes, self.unsettled_bytes - self._in_flight_bytes))
@@ -114,7 +137,7 @@ class SendWindow:
         return id_
 
     def tries(self, id_: int) -> int:
-        """How often an envelope was sent."""
+        """Return how often an envelope was sent."""
         return self._tries.get(id_, 0)
 
     def forget(self, ids: Iterable[int]) -> None:

@@ -24,14 +24,14 @@ from catchment.runtime.mqtt_link import (
     BrokerLimits,
     RefusedByBrokerError,
     UnreachableBrokerError,
+    client_context,
     connect_properties,
     make_client,
     open_connection,
 )
-from catchment.runtime.tls import client_context
 from edge_agent.config import BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
-from edge_agent.identity.key_password import refuse
+from edge_agent.identity.certificate import refuse_password
 from edge_agent.uplink.keepalive import KeepaliveClient
 
 
@@ -169,7 +169,7 @@ class Session(Protocol):
 
     @property
     def receive_maximum(self) -> int:
-        """How many messages may be unacknowledged."""
+        """The number of messages that may be unacknowledged."""
         ...
 
     def publish(self, message: OutgoingMessage) -> int:
@@ -306,4 +306,4 @@ def tls_context(broker: BrokerConfig) -> ssl.SSLContext:
     """
     if broker.tls is None:
         raise ValueError("no TLS files are configured")
-    return client_context(broker.tls.ca, broker.tls.cert, broker.tls.key, refuse)
+    return client_context(broker.tls.ca, broker.tls.cert, broker.tls.key, refuse_password)

@@ -1,33 +1,33 @@
 """The bridge: MQTT on one side, durable landing files and objects on the other, and an ack only after both.
 
-broker ── Subscriber ──> Inbox ─> LandingWriter ─> Landing (segments)
-▲          ▲                      └─────> Assembler (objects)
-└── acks ──┴──── Done ────────────┘
+    broker ── Subscriber ──> Inbox ─> LandingWriter ─> Landing (segments)
+      ▲          ▲                      └─────> Assembler (objects)
+      └── acks ──┴──── Done ────────────┘
+
+Its figures go into its heartbeat, and once a minute into the log.
 """
 
 import os
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 
 import structlog
 
 from catchment.runtime.clock import Clock
-from pipelines.bridge.disk import Disk
-from pipelines.bridge.envelope_rows import Numberer
 from pipelines.bridge.inbox import Inbox
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.landing_writer import Gate, LandingWriter
-from pipelines.bridge.parts import Assembler
+from pipelines.bridge.parts import Assembler, Sweeper
+from pipelines.bridge.parts_room import Disk
 from pipelines.bridge.reader import Partition, Reader
-from pipelines.bridge.resume_number import resume_number
-from pipelines.bridge.shares import Shares
-from pipelines.bridge.ship import RemoteLanding, StoredObjects
-from pipelines.bridge.stats import BridgeStats
+from pipelines.bridge.rows import Numberer
+from pipelines.bridge.shares import RETAINED, Shares
+from pipelines.bridge.ship import RemoteLanding, StoredObjects, resume_number
 from pipelines.bridge.subscriber import Subscriber
-from pipelines.bridge.sweep import Sweeper
 from pipelines.config import CoreConfig
 from pipelines.errors import ConfigError, RetryLaterError
-from pipelines.heartbeat import Heartbeats, starting
+from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import OBJECTS, landing_folder
 from pipelines.lake.remote import bind
@@ -36,7 +36,81 @@ from schemas.ids import DeviceId
 from schemas.topics import Topics
 
 log = structlog.get_logger(__name__)
+_TELL_EVERY_S = 60.0
+_NAME_CHARS = 80
+
 _GROUP_BYTES = 8 * 1024 * 1024
+
+
+class BridgeStats:
+    """Reads the counters of the bridge's parts; each is written by one thread and only read here."""
+
+    def __init__(  # it tells of all of them
+        self,
+        inbox: Inbox,
+        subscriber: Subscriber,
+        writer: LandingWriter,
+        landing: Landing,
+        assembler: Assembler,
+        sweeper: Sweeper,
+        shares: Shares,
+    ) -> None:
+        self._inbox = inbox
+        self._subscriber = subscriber
+        self._writer = writer
+        self._landing = landing
+        self._assembler = assembler
+        self._sweeper = sweeper
+        self._shares = shares
+        self._last_logged_s = time.monotonic()
+
+    def health(self) -> ProcessHealth:
+        """For the heartbeat; now and then for the log as well."""
+        if time.monotonic() - self._last_logged_s >= _TELL_EVERY_S:
+            self.tell()
+        trouble = ""
+        if self._writer.is_refused:
+            trouble = "the disk refuses"
+        elif not self._subscriber.is_subscribed:
+            trouble = "not subscribed at the broker"
+        elif self._subscriber.refusals.trouble:
+            trouble = self._subscriber.refusals.trouble
+        return ProcessHealth(not trouble, trouble, self._counters(), over_share=self._over_share())
+
+    def _over_share(self) -> dict[str, str]:
+        """Devices over their share, each with what of it waits on the device, or was taken back at the broker."""
+        found: dict[str, str] = {}
+        for one in self._shares.over(time.monotonic()):
+            what = "taken back at the broker" if one.limit == RETAINED else "left to the device"
+            text = f"{one.limit} for {one.for_s:.0f} s, {one.messages} messages of {one.bytes} bytes {what}"
+            name = one.device[:_NAME_CHARS]
+            found[name] = f"{found[name]}; {text}" if name in found else text
+        return found
+
+    def tell(self) -> None:
+        """Into the log."""
+        self._last_logged_s = time.monotonic()
+        log.info("bridge_counters", **self._counters())
+
+    def _counters(self) -> dict[str, float]:
+        return {
+            **asdict(self._writer.counters),
+            "held_bytes": self._inbox.held_bytes,
+            "fsyncs": self._landing.syncs,
+            "sealed": self._landing.sealed,
+            "objects_settled": self._assembler.settled,
+            "objects_refused": self._assembler.refused,
+            "parts_swept": self._sweeper.swept,
+            "connections": self._subscriber.connections,
+            "deferred_messages": self._shares.deferred_messages,
+            "deferred_bytes": self._shares.deferred_bytes,
+            "devices_over_share": self._shares.count_over(time.monotonic()),
+            "parts_open": self._assembler.room.open_objects,
+            "parts_disk_bytes": self._assembler.room.disk_bytes,
+            "parts_deferred": self._assembler.room.deferred,
+            "stale_acks": self._subscriber.stale_acks,
+            "refused_messages": self._subscriber.refusals.count,
+        }
 
 
 def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
@@ -64,7 +138,7 @@ def run_bridge(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What a bridge consists of."""
+    """The parts of a bridge."""
 
     subscriber: Subscriber
     writer: LandingWriter
@@ -88,7 +162,7 @@ def _made(config: CoreConfig, clock: Clock) -> _Made:
         disk = Disk(lake, config.shares)
         landing, assembler = _places(config, clock, disk)
     except OSError as error:
-        raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); mend it, then start again") from error
+        raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); correct that, then start again") from error
     sweeper = Sweeper(lake / "objects", assembler, bridge.keep_parts_s)
     shares = Shares(config.shares)
     subscriber = Subscriber(config, inbox, clock)
@@ -102,7 +176,7 @@ def _made(config: CoreConfig, clock: Clock) -> _Made:
 
 
 def _places(config: CoreConfig, clock: Clock, disk: Disk) -> tuple[Landing, Assembler]:
-    """Where messages and objects go: this disk, and a remote lake behind it if there is one."""
+    """Open the places of messages and objects: this disk, and a remote lake behind it if there is one."""
     lake, bridge = lake_at(config.lake_root), config.bridge
     folder, objects = landing_folder(lake.root, bridge.id), lake.root / OBJECTS
     if lake.store.is_on_disk:

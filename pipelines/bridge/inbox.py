@@ -1,11 +1,11 @@
-"""What has arrived and is not durable yet: a queue bounded by bytes, between the network thread and the disk thread."""
+"""Queue the messages that are not durable yet, bounded by bytes, between the network thread and the disk thread."""
 
 import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.bridge.envelope_rows import BrokerMessage
+from pipelines.bridge.rows import BrokerMessage
 
 _OVERHEAD_BYTES = 2_048  # What Python's objects around one message weigh, so that tiny messages are bounded as well.
 

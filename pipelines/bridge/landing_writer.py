@@ -13,20 +13,17 @@ from threading import Event
 import structlog
 
 from catchment.runtime.backoff import Backoff
-from pipelines.bridge.disk import Disk
-from pipelines.bridge.envelope_rows import BrokerMessage
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.landing import Landing
-from pipelines.bridge.parts import Assembler, Part
+from pipelines.bridge.parts import Assembler, Part, Sweeper
+from pipelines.bridge.parts_room import Disk
 from pipelines.bridge.reader import Reader, Sender
-from pipelines.bridge.rows import KIND_REFUSED, LandingRow
+from pipelines.bridge.rows import KIND_REFUSED, BrokerMessage, LandingRow
 from pipelines.bridge.shares import Shares
-from pipelines.bridge.sweep import Sweeper
-from pipelines.log_limit import LogLimit
+from pipelines.logs import LogLimit
 from schemas.errors import IdError
 from schemas.ids import DeviceId, Digest
-from schemas.receipts import encode_object_state
-from schemas.shares import ShareNotice, encode_share_notice
+from schemas.receipts import ShareNotice, encode_object_state, encode_share_notice
 
 log = structlog.get_logger(__name__)
 _IDLE_S = 0.05
@@ -41,7 +38,7 @@ _ROW_BYTES = 256
 
 @dataclass(slots=True)
 class Counters:
-    """What has been made durable since the start.
+    """Counts of what has been made durable since the start.
 
     `elsewhere` counts messages that are other bridges' affair, `litter` those that their sender had the broker keep for nothing,
     `parts_left` parts of more large payloads at once than one device may have handled.
@@ -60,7 +57,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What is let through: each device's share, and what the disk has left."""
+    """Limits on messages: each device's share, and the room on the disk."""
 
     shares: Shares
     disk: Disk
@@ -125,7 +122,7 @@ class LandingWriter:
             self._guard(self._look_around, stop)
 
     def _look_around(self) -> None:
-        """What is due by time, or was done beside."""
+        """Do the work that is due by time."""
         self._landing.seal_if_due()
         answers = [
             Answer(self._reader.topics.objects(device), encode_object_state(state))

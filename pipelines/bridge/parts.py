@@ -1,8 +1,8 @@
-"""Puts large payloads together from their parts, so that only durable bytes are ever claimed.
+"""Put large payloads together from their parts, so that only durable bytes are ever claimed.
 
-`objects/.parts/<device>/<sha256>` holds the bytes, `<sha256>.have` beside it which of them are durable. The bytes are
+`objects/.parts/<device>/<sha256>` holds the bytes, `<sha256>.have` next to it which of them are durable. The bytes are
 synced before the ranges are written, and the ranges before the device gets an answer. Paths are built from a `DeviceId` and a
-`Digest` alone, both validated at birth.
+`Digest` alone, both validated at birth. Parts whose device has sent nothing more for days are deleted.
 """
 
 import hashlib
@@ -16,12 +16,22 @@ from pathlib import Path
 import structlog
 
 from catchment.runtime.atomic_files import sync_folder
-from pipelines.bridge.parts_room import MAX_PIECES, NoRoom, PartsRoom, blocks_of, free_bytes_of
-from pipelines.bridge.received_ranges import ReceivedRanges, discard_received, read_received, write_received
+from pipelines.bridge.parts_room import (
+    MAX_PIECES,
+    RECEIVED_SUFFIX,
+    NoRoom,
+    PartsRoom,
+    ReceivedRanges,
+    blocks_of,
+    discard_received,
+    free_bytes_of,
+    read_received,
+    write_received,
+)
 from pipelines.bridge.rows import Body
 from pipelines.bridge.ship import StoredObjects
 from pipelines.lake.store import LocalStore
-from pipelines.log_limit import LogLimit
+from pipelines.logs import LogLimit
 from schemas.ids import DeviceId, Digest
 from schemas.parts import PartHead
 from schemas.ranges import Ranges
@@ -36,6 +46,8 @@ _MAX_UNFINISHED_PER_DEVICE = 256
 _MAX_HASHES = 1_024
 _MAX_HASHES_PER_DEVICE = 16
 _INLINE_BYTES = 32 * 1024 * 1024
+
+EVERY_S = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +170,7 @@ class Assembler:
         return any(self._objects / PARTS_FOLDER / device / digest == path for device, digest in self._hashing)
 
     def _received(self, path: Path, head: PartHead) -> ReceivedRanges:
-        """What is durable of it. Another total than before means the sender was wrong once: only a fresh start can come true."""
+        """Return the durable ranges. With another total the sender was wrong once: only a fresh start can come true."""
         received = read_received(path)
         if received is None:
             return ReceivedRanges(head.total, Ranges())
@@ -170,7 +182,7 @@ class Assembler:
         return ReceivedRanges(head.total, Ranges())
 
     def _refusal(self, device: DeviceId, received: ReceivedRanges, bring: Sequence[Part], head: PartHead) -> NoRoom | None:
-        """Why parts must wait; the room is looked at for each of them, and for a query that would begin an object."""
+        """Return why parts must wait; the room is checked for each of them, and for a query that would begin an object."""
         if not bring and received.have:
             return None
         new = Ranges.of([(part.head.offset, part.head.offset + part.head.length) for part in bring])
@@ -277,3 +289,48 @@ def _pwrite(descriptor: int, content: memoryview, offset: int) -> None:
     while content:
         written = os.pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written
+
+
+class Sweeper:
+    """Looks for abandoned parts now and then, on the disk thread.
+
+    Args:
+        objects: `<lake>/objects`.
+        assembler: whose parts they are.
+        keep_s: how long parts lie untouched before they count as abandoned.
+    """
+
+    def __init__(self, objects: Path, assembler: Assembler, keep_s: float) -> None:
+        self.swept = 0
+        self.swept_bytes = 0
+        self._parts = objects / PARTS_FOLDER
+        self._assembler = assembler
+        self._keep_s = keep_s
+        self._due_s = 0.0
+
+    def sweep_if_due(self, now_s: float) -> None:
+        """Look, once an hour.
+
+        Args:
+            now_s: monotonic seconds.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        if now_s < self._due_s:
+            return
+        self._due_s = now_s + EVERY_S
+        before = time.time() - self._keep_s
+        for folder in sorted(self._parts.iterdir()):
+            for path in {path.with_name(path.name.removesuffix(RECEIVED_SUFFIX)) for path in folder.iterdir()}:
+                self._sweep(path, before)
+
+    def _sweep(self, path: Path, before: float) -> None:
+        files = [file for file in (path, path.with_name(path.name + RECEIVED_SUFFIX)) if file.exists()]
+        if not files or max(file.stat().st_mtime for file in files) >= before or self._assembler.is_hashing(path):
+            return
+        size = path.stat().st_size if path.exists() else 0
+        self._assembler.forget(path)
+        self.swept += 1
+        self.swept_bytes += size
+        log.warning("parts_abandoned", device=path.parent.name, digest=path.name, bytes=size)

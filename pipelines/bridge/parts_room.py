@@ -1,16 +1,29 @@
-"""Room for unfinished large payloads: on the disk, and for each device its share of it. Checked at every part.
+"""Keep room for large payloads that are being put together, and record which of their bytes are durable.
 
 What a payload takes is counted in blocks of the disk, not in bytes sent: one byte in every block fills it just as well.
 A device that begins a payload has room reserved for its rest, though never more than it has brought already (and a little to
-begin with): whoever declares much and brings nothing keeps nobody out.
+begin with): whoever declares much and brings nothing keeps nobody out. The whole disk counts as plenty, little, or so little
+that nothing more is landed.
+
+The durable ranges of an unfinished object lie in one small JSON file next to it, replaced as a whole.
 """
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.bridge.received_ranges import RECEIVED_SUFFIX, read_received
+import msgspec
+import structlog
+
+from catchment.runtime.atomic_files import sync_folder, write_atomic
+from pipelines.config import ShareConfig
+from schemas.errors import SchemaError
+from schemas.ranges import Ranges
+
+log = structlog.get_logger(__name__)
+RECEIVED_SUFFIX = ".have"
 
 FIRST_PROMISE_BYTES = 64 * 1024 * 1024
 # A payload in more pieces than this is not how anyone sends; each piece costs at every part.
@@ -19,6 +32,67 @@ WAIT_MS = 30_000
 # What a directory entry, an inode and the received ranges take.
 _LEAST_BYTES = 8_192
 _BLOCK_BYTES = 4_096
+
+_LOW_PART, _MIN_PART = 10, 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedRanges:
+    """`have` of `total` bytes are durable."""
+
+    total: int
+    have: Ranges
+
+
+class _Document(msgspec.Struct, frozen=True):
+    total: int
+    have: list[tuple[int, int]]
+
+
+def read_received(path: Path) -> ReceivedRanges | None:
+    """Read the received ranges of the bytes at `path`; None where there are none, or they cannot be trusted.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    try:
+        document = msgspec.json.decode(_beside(path).read_bytes(), type=_Document)
+        received = ReceivedRanges(document.total, Ranges.of(document.have))
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return None
+    except (msgspec.MsgspecError, SchemaError) as error:
+        log.warning("received_ranges_unreadable", path=str(path), error=str(error))
+        return None
+    if received.have and received.have.spans[-1][1] > size:
+        log.warning("received_ranges_beyond_file", path=str(path), claimed=received.have.spans[-1][1], size=size)
+        return None
+    return received
+
+
+def write_received(path: Path, received: ReceivedRanges) -> None:
+    """Write the received ranges; the bytes must be durable already.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    write_atomic(_beside(path), msgspec.json.encode(_Document(received.total, list(received.have))))
+
+
+def discard_received(path: Path) -> None:
+    """Delete the received ranges, durably.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    beside = _beside(path)
+    if beside.exists():
+        beside.unlink()
+        sync_folder(beside.parent)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + RECEIVED_SUFFIX)
 
 
 @dataclass(slots=True)
@@ -32,7 +106,7 @@ class _Open:
 
 @dataclass(frozen=True, slots=True)
 class NoRoom:
-    """Why parts are not taken now; another try after `wait_ms` may be."""
+    """The reason why parts are not taken now; they may be retried after `wait_ms`."""
 
     reason: str
     wait_ms: int = WAIT_MS
@@ -72,7 +146,7 @@ class PartsRoom:
 
     @property
     def disk_bytes(self) -> int:
-        """What they take on disk."""
+        """The bytes that they take on disk."""
         return sum(one.disk_bytes for objects in self._devices.values() for one in objects.values())
 
     def refusal(self, device: str, digest: str, total_bytes: int, new_bytes: int) -> NoRoom | None:
@@ -131,12 +205,12 @@ def _promise(objects: dict[str, _Open]) -> int:
 
 
 def blocks_of(low: int, high: int) -> int:
-    """What bytes `[low, high)` of a file take on disk at most."""
+    """Return the most that bytes `[low, high)` of a file take on disk."""
     return (-(-high // _BLOCK_BYTES) - low // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
 def disk_bytes_of(path: Path) -> int:
-    """What a file takes on disk, with its received ranges: whole blocks, holes not counted."""
+    """Return the size of a file on disk, with its received ranges: whole blocks, holes not counted."""
     try:
         return path.stat().st_blocks * 512 + _LEAST_BYTES
     except FileNotFoundError:
@@ -144,7 +218,7 @@ def disk_bytes_of(path: Path) -> int:
 
 
 def free_bytes_of(folder: Path) -> int:
-    """What an ordinary user may still write to the disk of a folder.
+    """Return the bytes that an ordinary user may still write to the disk of a folder.
 
     Raises:
         OSError: the disk does not answer.
@@ -154,10 +228,53 @@ def free_bytes_of(folder: Path) -> int:
 
 
 def size_bytes_of(folder: Path) -> int:
-    """How large the disk of a folder is.
+    """Return the size of the disk of a folder.
 
     Raises:
         OSError: the disk does not answer.
     """
     found = os.statvfs(folder)
     return found.f_blocks * found.f_frsize
+
+
+class Disk:
+    """Looks at the disk of a folder.
+
+    Args:
+        folder: on it.
+        config: below how many free bytes it is low, and full; on a small disk a tenth and a twentieth of it are enough.
+
+    Raises:
+        OSError: the disk does not answer.
+    """
+
+    def __init__(self, folder: Path, config: ShareConfig) -> None:
+        size_bytes = size_bytes_of(folder)
+        self._folder = folder
+        self.min_free_bytes = min(config.min_free_bytes, size_bytes // _MIN_PART)
+        self.low_free_bytes = max(self.min_free_bytes, min(config.low_free_bytes, size_bytes // _LOW_PART))
+
+    def free_bytes(self) -> int:
+        """Return the bytes that may be written now, including the part that stays free. 0 where the disk does not answer.
+
+        The write that follows meets the same disk, and says so.
+        """
+        try:
+            return free_bytes_of(self._folder)
+        except OSError:
+            return 0
+
+    def low_room_bytes(self, free_bytes: int) -> int | None:
+        """Return the bytes that may still be written at this free space; None: there is plenty."""
+        return None if free_bytes >= self.low_free_bytes else max(0, free_bytes - self.min_free_bytes)
+
+    def demand_room(self, new_bytes: int) -> None:
+        """Refuse to fill the disk: runs, and whatever else lives on it, need some of it to make room again.
+
+        Raises:
+            OSError: less than `min_free_bytes` would be left.
+        """
+        free_bytes = free_bytes_of(self._folder)
+        if free_bytes - new_bytes < self.min_free_bytes:
+            reason = f"{free_bytes} bytes are free, {new_bytes} wait, {self.min_free_bytes} stay free; make room"
+            raise OSError(errno.ENOSPC, reason, str(self._folder))

@@ -1,14 +1,13 @@
-"""What a message is to this bridge: a landing row, a part of a large payload, or another bridge's affair. No IO.
+"""Sort messages of this bridge: a landing row, a part of a large payload, or a message of another bridge. No IO.
 
-Which of several bridges lands a message: a device belongs to one of them, by a hash of its id. No IO.
+A device belongs to one of several bridges, by a hash of its id.
 """
 
 import hashlib
 from dataclasses import dataclass
 
-from pipelines.bridge.envelope_rows import BrokerMessage, Numberer, to_row
 from pipelines.bridge.parts import Part
-from pipelines.bridge.rows import LandingRow
+from pipelines.bridge.rows import BrokerMessage, LandingRow, Numberer, to_row
 from pipelines.errors import ConfigError
 from schemas.errors import SchemaError
 from schemas.parts import read_part_head
@@ -50,7 +49,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Whose a message is. `device` is a word of the topic, well formed only where there is an `address`."""
+    """The sender of a message. `device` is a word of the topic, well formed only where there is an `address`."""
 
     device: str
     address: Address | None
@@ -79,7 +78,7 @@ class Reader:
     partition: Partition = Partition()
 
     def sender(self, message: BrokerMessage) -> Sender | None:
-        """Whose a message is, by its topic alone; None for a message that belongs to another bridge."""
+        """Return the sender of a message, by its topic alone; None for a message that belongs to another bridge."""
         try:
             address = self.topics.parse(message.topic)
         except SchemaError as error:
@@ -96,12 +95,12 @@ class Reader:
         return not is_report or len(message.payload) > MAX_REPORTED_BYTES
 
     def read(self, message: BrokerMessage) -> LandingRow | Part | None:
-        """What to make durable; None for a message that belongs to another bridge."""
+        """Return the row or part to make durable; None for a message that belongs to another bridge."""
         sender = self.sender(message)
         return None if sender is None else self.read_from(sender, message)
 
     def read_from(self, sender: Sender, message: BrokerMessage) -> LandingRow | Part:
-        """What to make durable of a message whose sender is known."""
+        """Return the row or part to make durable of a message whose sender is known."""
         address = sender.address
         if address is None:
             return message.refused(sender.error)

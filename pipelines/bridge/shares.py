@@ -1,4 +1,4 @@
-"""What one device may bring: rates of bytes and messages, streams, and its part of a disk that is nearly full. No IO.
+"""Limit each device: rates of bytes and messages, streams, and its part of a disk that is nearly full. No IO.
 
 A device over its share is deferred: nothing of it is landed until it may go on, nobody else notices, and it keeps what
 has no receipt. Rates are token buckets; a message goes while anything is left in them, whatever its size, and leaves a debt.
@@ -7,7 +7,7 @@ has no receipt. Rates are token buckets; a message goes while anything is left i
 from dataclasses import dataclass, field
 
 from pipelines.config import ShareConfig
-from schemas.shares import ShareNotice
+from schemas.receipts import ShareNotice
 
 BYTES, MESSAGES, STREAMS, DISK, RETAINED = "bytes", "messages", "streams", "disk", "retained"
 # After it was over, a device goes on once it may send for so long at its rate.
@@ -120,7 +120,7 @@ class Shares:
         return ShareNotice(RETAINED, "only the report may be retained; the broker was told to forget the rest", 0, 0, 0)
 
     def notice(self, device: str, now_s: float) -> ShareNotice | None:
-        """What to say to a device whose message was just deferred; None if it was said a moment ago."""
+        """Return the notice for a device whose message was just deferred; None if it got one a moment ago."""
         account = self._accounts.get(device)
         if account is None or not account.limit or now_s - account.noticed_s < _NOTICE_EVERY_S:
             return None
@@ -145,7 +145,7 @@ class Shares:
         return sorted(found, key=lambda one: (-one.bytes, one.device))[:_SHOWN]
 
     def count_over(self, now_s: float) -> int:
-        """How many devices are over their share."""
+        """Count the devices that are over their share."""
         return sum(
             now_s - max(account.deferred_s, account.litter_s) < _STAYS_OVER_S for account in list(self._deferring.values())
         )

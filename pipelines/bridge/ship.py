@@ -1,18 +1,19 @@
-"""Bringing segments and objects to a remote lake, before anyone is told that they are durable.
+"""Bring segments and objects to a remote lake before anyone is told that they are durable.
 
-The disk thread tries again on OSError and keeps the messages meanwhile; a storage that is away is the same to it.
+The disk thread tries again on OSError and keeps the messages meanwhile; a storage that is unavailable is the same to it.
+A bridge whose landing folder is new goes on at the number that the runs wait for, read from one of their plans.
 """
 
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import structlog
 
-from pipelines.bridge.resume_number import number_not_run
 from pipelines.bridge.segment import segment_number
-from pipelines.errors import ConflictError, PipelineError, RetryLaterError
+from pipelines.errors import ConflictError, CorruptLakeError, PipelineError, RetryLaterError
 from pipelines.lake.lake import Lake
-from pipelines.lake.layout import LANDING, OBJECTS
+from pipelines.lake.layout import COMMITS, LANDING, OBJECTS, RUNS, plan_path
 from pipelines.lake.store import Store
 
 _MAX_ABSENT = 10_000
@@ -20,8 +21,52 @@ _MAX_ABSENT = 10_000
 log = structlog.get_logger(__name__)
 
 
+class _Cursors(msgspec.Struct):
+    next_numbers: dict[str, int]
+
+
+def resume_number(lake: Path, bridge: str) -> int:
+    """The number of this bridge's next segment that a run will ask for; what lands below it would never be read.
+
+    Raises:
+        CorruptLakeError: the newest plan cannot be read.
+        OSError: the disk refused.
+    """
+    runs = [int(path.stem) for path in (lake / RUNS).glob("[0-9]*.json") if path.stem.isdigit()]
+    if not runs:
+        return 1
+    path = plan_path(lake, max(runs))
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Cursors).next_numbers.get(bridge, 1)
+    except msgspec.MsgspecError as error:
+        raise CorruptLakeError(f"{path}: not a plan ({error}); restore it") from error
+
+
+def number_not_run(lake: Lake, bridge: str) -> int:
+    """The number of this bridge's next segment that no committed run has read; all below are rows, or may be deleted.
+
+    Raises:
+        CorruptLakeError: the plan of the last committed run is gone, or is not a plan.
+        RetryLaterError: the storage is away.
+    """
+    from pipelines.lake.commit import committed_run  # noqa: PLC0415  # the table library, for a remote lake only
+
+    run = committed_run(lake, COMMITS)
+    if run == 0:
+        return 1
+    path = plan_path(lake.root, run)
+    try:
+        return msgspec.json.decode(lake.read(path), type=_Cursors).next_numbers.get(bridge, 1)
+    except FileNotFoundError as error:
+        raise CorruptLakeError(
+            f"{lake.root}: run {run} is committed, its plan in runs/ is gone; restore it from a copy"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise CorruptLakeError(f"{path}: not a plan ({error}); restore it") from error
+
+
 class Away(Protocol):
-    """Where sealed segments go on to."""
+    """The interface to the place where sealed segments go on to."""
 
     def next_number(self) -> int:
         """The first number that is free there.

@@ -14,9 +14,9 @@ from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable, joined, styled
 from pipelines.commands.options import AsJson, Config, Contracts, contract_folder, require_files
 from pipelines.commands.quality import quality
+from pipelines.contracts.arrow import arrow_schema, json_schema
 from pipelines.contracts.diff import Difference, diff_contracts
 from pipelines.contracts.infer import draft_contract
-from pipelines.contracts.json_schema import arrow_schema, json_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import NotFoundError, PipelineError

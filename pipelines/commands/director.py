@@ -8,8 +8,7 @@ import typer
 from catchment.runtime.output import say, say_document
 from pipelines.commands.options import Config
 from pipelines.config import load_core_config
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import add_director_key, require_director, retire_director_key
+from pipelines.director import add_director_key, director_folder, require_director, retire_director_key
 from pipelines.errors import RefusedError
 
 director_app = typer.Typer(help="The key that signs what devices are ordered to do.", no_args_is_help=True)

@@ -1,4 +1,4 @@
-"""How the commands of the core end: what they raise, as one line on standard error and an exit code.
+"""Map errors of the core's commands to one line on standard error and an exit code.
 
 Stands alone because the exit codes of all commands are in one place.
 """

@@ -1,7 +1,4 @@
-"""`catchment policy`: check and test policies before they are merged.
-
-`catchment policy schema | import`: what editors check policies by, and policies of others.
-"""
+"""`catchment policy check | test | schema | import`: check policies before they are merged, and take over policies of others."""
 
 import json
 from pathlib import Path
@@ -20,10 +17,9 @@ from pipelines.contracts.registry import ContractSet
 from pipelines.contracts.yaml_source import read_yaml
 from pipelines.errors import ConfigError, PipelineError
 from pipelines.inspect.run import check_step
-from pipelines.policy.documents import load_policy, to_yaml
+from pipelines.policy.documents import load_policy, schema_text, to_yaml
 from pipelines.policy.edge import edge_rules
 from pipelines.policy.engine import RuleError
-from pipelines.policy.json_schema import schema_text
 from pipelines.policy.pol_filter import import_policies
 from pipelines.policy.trial import Trial, compile_policy, try_policy
 from schemas.policy import Policy

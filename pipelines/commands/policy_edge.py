@@ -10,8 +10,7 @@ from catchment.runtime.output import say, say_document
 from pipelines.commands.options import Config
 from pipelines.commands.site import LakeSite
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import DocumentSigner, parse_key, require_director, write_key
+from pipelines.director import DocumentSigner, director_folder, parse_key, require_director, write_key
 from pipelines.errors import ConfigError, NotFoundError
 from pipelines.ingest.receipts import MqttPublisher
 from pipelines.policy.edge import edge_inspectors, edge_rules, numbered_policy, signed_message

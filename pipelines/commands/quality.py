@@ -17,7 +17,7 @@ from pipelines.config import load_core_config
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, NotFoundError
 from pipelines.lake.lake import lake_of
-from pipelines.quality.drift import NULLS, Drift, bounds_of, drift
+from pipelines.quality.profile import NULLS, Drift, bounds_of, drift
 from pipelines.quality.store import keep_quality, read_quality
 from schemas.contract import NUMERIC_TYPES, Contract, PiiClass
 

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from catchment.runtime.clock import SystemClock
-from pipelines.commands.options import AsJson, Config
-from pipelines.commands.tables import show
+from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
-from pipelines.ingest.event_times import RECEIVED
+from pipelines.ingest.decode import RECEIVED
 from pipelines.ingest.quarantine import BODY_NONE
-from pipelines.ingest.requests import DISCARD, REPLAY, Request, write_request
+from pipelines.ingest.replay import DISCARD, REPLAY, Request, write_request
 from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.quarantined import Where, closed, grouped, heads
 from pipelines.lake.scratch import scratch

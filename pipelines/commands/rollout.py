@@ -15,9 +15,7 @@ from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands.options import AsJson, Config, require_files
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import first_director
-from pipelines.director.orders import DesiredOrders
+from pipelines.director import DesiredOrders, director_folder, first_director
 from pipelines.errors import ConfigError
 from pipelines.rollout.cohorts import parse_cohort
 from pipelines.rollout.fleet import publish_desired, reported_models

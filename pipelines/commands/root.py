@@ -11,8 +11,7 @@ import typer
 from catchment.runtime.exits import STOP, exit_table
 from catchment.runtime.output import say
 from catchment.runtime.renamed_commands import RenamedCommands
-from pipelines.commands.options import AsJson, Config
-from pipelines.commands.tables import show
+from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import config_path, load_core_config
 from pipelines.errors import RefusedError
 from pipelines.stopping import stop_on_signals
@@ -89,7 +88,7 @@ def up(config: Config = None) -> None:
     """Run bridge, run loop and model server here, restart processes that exit, stop in order on Ctrl-C or SIGTERM."""
     from catchment.runtime.clock import SystemClock  # noqa: PLC0415  # likewise
     from pipelines.commands.supervisor import STOP_WITHIN_S, supervise  # noqa: PLC0415  # heavy only here
-    from pipelines.contracts.retention import warn_of_retention  # noqa: PLC0415  # likewise
+    from pipelines.contracts.registry import warn_of_retention  # noqa: PLC0415  # likewise
     from pipelines.status.server import serving  # noqa: PLC0415  # likewise
 
     path = config_path(config)

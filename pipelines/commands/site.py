@@ -1,4 +1,4 @@
-"""What a policy command works on: the lake, the contracts and the policy folder of one core."""
+"""Open the site of a policy command: the lake, the contracts and the policy folder of one core."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,7 @@ import typer
 from catchment.runtime.clock import SystemClock
 from catchment.runtime.exits import STOP
 from catchment.runtime.output import say, say_json
-from pipelines.commands.options import AsJson, Config
-from pipelines.commands.tables import show
+from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import load_core_config
 from pipelines.inspect.suspended import HINT
 from pipelines.lake.commit import committed_run
@@ -72,6 +71,16 @@ def _print(found: Survey) -> None:
         for stream in found.streams
     ]
     show(f"Streams after run {found.run}", rows, as_json=False)
+    _print_waiting(found)
+    _print_processes(found)
+    if found.suspended:
+        rows = [{"suspended": f"{one.kind} {one.name}", "stream": one.stream, "since": _age(found.at_us, one.at_us),
+                 "reason": one.reason} for one in found.suspended]  # fmt: skip
+        show("Suspended: give no tags, or no columns", rows, as_json=False)
+        say(HINT)
+
+
+def _print_waiting(found: Survey) -> None:
     stages: list[dict[str, Any]] = [
         {
             "stage": f"landing {one.bridge}",
@@ -83,6 +92,9 @@ def _print(found: Survey) -> None:
     ]
     if stages:
         show("Landed, not run", stages, as_json=False)
+
+
+def _print_processes(found: Survey) -> None:
     processes: list[dict[str, Any]] = [
         {
             "process": f"{heartbeat.role} {heartbeat.name}",
@@ -95,11 +107,6 @@ def _print(found: Survey) -> None:
         for heartbeat in (*found.heartbeats, *found.remote_heartbeats)
     ]
     show("Processes", processes, as_json=False)
-    if found.suspended:
-        rows = [{"suspended": f"{one.kind} {one.name}", "stream": one.stream, "since": _age(found.at_us, one.at_us),
-                 "reason": one.reason} for one in found.suspended]  # fmt: skip
-        show("Suspended: give no tags, or no columns", rows, as_json=False)
-        say(HINT)
 
 
 def _age(now_us: int, then_us: int | None) -> str:

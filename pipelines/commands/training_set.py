@@ -13,11 +13,13 @@ from rich.progress import Progress as RichProgress
 
 from catchment.runtime.output import say, say_document, say_json
 from catchment.runtime.terminal import PlainConsole, PlainTable
+from pipelines.commands import array_options as arrays
 from pipelines.commands.options import AsJson, Config, Lake
 from pipelines.config import load_core_config, require_folder
 from pipelines.errors import RefusedError
 from pipelines.lake import lake as lakes
 from pipelines.lake.lake import lake_at, lake_of
+from pipelines.training.array_rules import LabelRule, Resample
 from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, write_set
 from pipelines.training.catalogue import list_sets, set_folder
@@ -60,13 +62,26 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
     block: Block = "",
     gap: Gap = "",
     reassign: Reassign = False,
+    columns: Columns = "",
     with_payload: WithPayload = None,
+    form: arrays.Format = "parquet",
+    window: arrays.Window = "",
+    stride: arrays.Stride = "",
+    rate: arrays.Rate = 0.0,
+    resample: arrays.ResampleBy = Resample.PREVIOUS,
+    hole: arrays.Hole = "1s",
+    label: arrays.Label = "",
+    label_rule: arrays.LabelBy = LabelRule.MAJORITY,
+    signals: arrays.Signals = "",
+    size: arrays.Size = "",
+    fit: arrays.Fit = "exact",
     seed: Seed = 0,
     lake: Lake = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a build would give: rows and classes of each split. Writes nothing."""
+    typed = arrays.ArrayOptions(form, window, stride, rate, resample, hole, label, label_rule, signals, size, fit)
     options = BuildOptions(
         split=parse_split(split),
         group=tuple(group.split(",")),
@@ -75,6 +90,7 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
         gap_s=parse_duration_s(gap),
         reassign=reassign,
         with_payload=with_payload,
+        arrays=arrays.array_rule(typed, _listed(columns)),
     )
     found = lake_from(lake, config)
     if _is_spec(name):
@@ -108,12 +124,24 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     reassign: Reassign = False,
     columns: Columns = "",
     with_payload: WithPayload = None,
+    form: arrays.Format = "parquet",
+    window: arrays.Window = "",
+    stride: arrays.Stride = "",
+    rate: arrays.Rate = 0.0,
+    resample: arrays.ResampleBy = Resample.PREVIOUS,
+    hole: arrays.Hole = "1s",
+    label: arrays.Label = "",
+    label_rule: arrays.LabelBy = LabelRule.MAJORITY,
+    signals: arrays.Signals = "",
+    size: arrays.Size = "",
+    fit: arrays.Fit = "exact",
     seed: Seed = 0,
     lake: Lake = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Build the next version of a training set."""
+    typed = arrays.ArrayOptions(form, window, stride, rate, resample, hole, label, label_rule, signals, size, fit)
     options = BuildOptions(
         split=parse_split(split),
         group=tuple(group.split(",")),
@@ -124,6 +152,7 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
         reassign=reassign,
         columns=_listed(columns) or None,
         with_payload=with_payload,
+        arrays=arrays.array_rule(typed, _listed(columns)),
     )
     found = lake_from(lake, config)
     with _Bar() as bar:
@@ -292,6 +321,8 @@ def _print_manifest(manifest: Manifest, folder: Path, as_json: bool) -> None:
         table.add_row("left out", f"{part.rows:,} rows: {part.reason}")
     table.add_row("policies", ", ".join(manifest.policies) or "none")
     table.add_row("columns", ", ".join(column.name for column in manifest.columns))
+    for array in manifest.arrays.arrays if manifest.arrays else ():
+        table.add_row(f"array {array.path}", f"{array.dtype} {' x '.join(f'{side:,}' for side in array.shape)}")
     table.add_row("bytes", f"{manifest.bytes:,}")
     PlainConsole().print(table)
 

@@ -1,4 +1,4 @@
-"""What changed between two versions of a contract, and whether devices and readers of the old one go on undisturbed."""
+"""Compare two versions of a contract, and decide whether devices and readers of the old one go on undisturbed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

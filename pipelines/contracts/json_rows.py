@@ -1,8 +1,7 @@
-"""Rows from JSON bodies: what a device without our agent sends. Each row is accepted or refused on its own, with a reason.
+"""Read rows from JSON bodies of devices without our agent. Each row is accepted or refused on its own, with a reason.
 
-This is the slow path by nature (text, one row at a time); Arrow bodies never come here.
-
-Reads one JSON value as a value of a column type, strictly: no text for numbers, no numbers for truth.
+Values are read strictly as the types of their columns: no text for numbers, no numbers for truth. This is the slow path by nature
+(text, one row at a time); Arrow bodies never come here.
 """
 
 import base64
@@ -50,7 +49,7 @@ class JsonRows:
 
     @property
     def count(self) -> int:
-        """How many rows the body has, refused ones with them."""
+        """The number of rows of the body, refused ones with them."""
         return len(self.indexes) + len(self.rejected)
 
 
@@ -90,7 +89,7 @@ def rows_from_json(
 
 
 def count_json_rows(body: bytes, max_bytes: int = MAX_JSON_BYTES) -> int:
-    """How many rows a body has: what a bridge needs to number them.
+    """Count the rows of a body: a bridge needs it to number them.
 
     Raises:
         JsonBodyError: as `rows_from_json`.

@@ -1,16 +1,23 @@
-"""The contracts a core knows: those that ship with Catchment, and a folder of ODCS documents."""
+"""Load the contracts a core knows: those that ship with Catchment, and a folder of ODCS documents.
+
+At the start of a process a warning names contracts that ask for a retention: this release deletes no rows by their age.
+"""
 
 import re
 from dataclasses import dataclass
 from typing import Self
 
+import structlog
+
 from pipelines.contracts.odcs import load_odcs
 from pipelines.contracts.yaml_source import yaml_files
 from pipelines.errors import ConfigError
-from schemas.builtin import NAMES, builtin_contract, past_contracts
-from schemas.contract import Contract
+from schemas.contract import NAMES, Contract, builtin_contract, past_contracts
 
 ODCS_SUFFIX = ".odcs.yaml"
+
+log = structlog.get_logger(__name__)
+HINT = "rows stay until you delete them; the data engineer's page says how, and what goes with them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +60,25 @@ class ContractSet:
 
 def _ordered(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)))
+
+
+def requested_retention(contracts: ContractSet) -> dict[str, int]:
+    """The days of retention that the newest contract of each stream asks for; streams that ask for none are left out."""
+    newest = {contract.name: contract for contract in contracts.all()}
+    return {name: contract.retention_days for name, contract in newest.items() if contract.retention_days is not None}
+
+
+def warn_of_retention(folder: str) -> dict[str, int]:
+    """Log a warning if contracts ask for a retention; the streams and their days. A broken folder is for others to report.
+
+    Args:
+        folder: the folder of contracts, or "" for the built-in ones alone.
+    """
+    try:
+        requested = requested_retention(ContractSet.load(folder))
+    except ConfigError as error:
+        log.debug("retention_unknown", reason=str(error))
+        return {}
+    if requested:
+        log.warning("retention_not_enforced", days_by_stream=requested, hint=HINT)
+    return requested

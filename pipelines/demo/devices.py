@@ -28,7 +28,7 @@ Emit = Callable[[int], int]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How a device runs: until `seconds` have passed, the file `until` exists, or its reader goes away."""
+    """When a device stops: after `seconds`, when the file `until` exists, or when its reader goes away."""
 
     seed: int
     seconds: float

@@ -1,15 +1,150 @@
-"""From the lake to a model: training sets are built, an epoch of each is read back, and a classifier is trained."""
+"""Make a model from the lake: build training sets, read an epoch of each back, train a small classifier, write it as ONNX.
 
+The network is a bank of fixed 5 x 5 filters over the grey picture (differences at two scales, in both directions), the
+largest and the mean response of each, and a logistic regression on those: few enough weights for a demo's few pictures, and
+seconds on one core. All of it is in the ONNX file, from pixels in 0..1 to class probabilities.
+"""
+
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.demo.commands import DemoCommands
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
 from pipelines.demo.site import MODEL, DemoSite
-from pipelines.demo.train import TrainedModel, train
+from pipelines.demo.view import DemoCommands
+from pipelines.errors import RefusedError
 from pipelines.training.open import open_set
 
+HEIGHT = 96
+WIDTH = 128
+OPSET = 17
+IR_VERSION = 8  # the oldest that opset 17 allows: devices carry older runtimes
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+Features = NDArray[np.float32]
+
 EPOCH_SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """A model as ONNX bytes, the class names in the order of its outputs, and how often it was right."""
+
+    onnx: bytes
+    labels: tuple[str, ...]
+    samples: int
+    train_accuracy: float
+    test_accuracy: float
+
+
+def train(samples: Iterable[tuple[bytes, str]], seed: int = 0) -> TrainedModel:
+    """Train on (JPEG or PNG file, label) pairs; one in four is kept for the test.
+
+    Raises:
+        RefusedError: fewer than 8 pictures, or only one label.
+    """
+    pictures: list[NDArray[np.float32]] = []
+    names: list[str] = []
+    for body, label in samples:
+        pictures.append(pixels(body))
+        names.append(label)
+    labels = tuple(sorted(set(names)))
+    if len(names) < 8 or len(labels) < 2:
+        raise RefusedError(f"{len(names)} pictures with labels {', '.join(labels) or 'none'}: give at least 8 with 2 labels")
+    x = features(np.asarray(pictures, dtype=np.float32))
+    y = np.array([labels.index(name) for name in names])
+    held = np.random.default_rng(seed).permutation(len(y)) < len(y) // 4
+    if len(set(y[~held])) < len(labels):
+        held[:] = False  # a label so rare that the split would take its last picture
+    scaler = StandardScaler().fit(x[~held])
+    classifier = LogisticRegression(C=1.0, class_weight="balanced", max_iter=2_000).fit(scaler.transform(x[~held]), y[~held])
+    right = classifier.predict(scaler.transform(x)) == y
+    weight, bias = _folded(classifier, scaler)
+    return TrainedModel(
+        onnx=_as_onnx(weight, bias, labels),
+        labels=labels,
+        samples=len(y),
+        train_accuracy=float(right[~held].mean()),
+        test_accuracy=float(right[held].mean()) if held.any() else float("nan"),
+    )
+
+
+def pixels(body: bytes) -> NDArray[np.float32]:
+    """A picture file as the model's input [3, HEIGHT, WIDTH], 0..1."""
+    with Image.open(io.BytesIO(body)) as image:
+        image.draft("RGB", (WIDTH, HEIGHT))  # as the device does it
+        small = image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+    return np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+
+
+def features(batch: NDArray[np.float32]) -> Features:
+    """Compute the responses of the filters to pictures [n, 3, HEIGHT, WIDTH]: [n, 2 * filters]."""
+    grey = np.einsum("nchw,c->nhw", batch, _LUMA)
+    windows = np.lib.stride_tricks.sliding_window_view(grey, (5, 5), axis=(1, 2))
+    found = np.abs(np.einsum("nhwij,kij->nkhw", windows, _filters(), optimize=True))
+    return np.concatenate([found.max(axis=(2, 3)), found.mean(axis=(2, 3))], axis=1).astype(np.float32)
+
+
+def _filters() -> NDArray[np.float32]:
+    line = np.array([-1, -1, 4, -1, -1]) / 4
+    step = np.array([-1, -1, 0, 1, 1]) / 4
+    smooth = np.array([1, 2, 3, 2, 1]) / 9
+    spot = np.full((5, 5), -1 / 16)
+    spot[1:4, 1:4] = 1 / 9
+    bank: list[NDArray[np.float64]] = [
+        np.outer(smooth, line),
+        np.outer(line, smooth),
+        np.outer(smooth, step),
+        np.outer(step, smooth),
+        spot,
+    ]
+    return np.asarray(bank, dtype=np.float32)
+
+
+def _folded(classifier: LogisticRegression, scaler: StandardScaler) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scaling and regression as one matrix [features, classes] and one bias [classes]."""
+    weight, bias = classifier.coef_, classifier.intercept_
+    if len(weight) == 1:  # two classes: scikit-learn keeps one row, the soft maximum wants two
+        weight, bias = np.vstack([np.zeros_like(weight), weight]), np.concatenate([np.zeros(1), bias])
+    folded = weight / scaler.scale_
+    return folded.T.astype(np.float32), (bias - folded @ scaler.mean_).astype(np.float32)
+
+
+def _as_onnx(weight: NDArray[np.float32], bias: NDArray[np.float32], labels: tuple[str, ...]) -> bytes:
+    bank = _filters()[:, None] * _LUMA[None, :, None, None]  # the grey picture and the filters are one convolution
+    nodes = [
+        helper.make_node("Conv", ["input", "bank"], ["response"]),
+        helper.make_node("Abs", ["response"], ["strength"]),
+        helper.make_node("GlobalMaxPool", ["strength"], ["largest"]),
+        helper.make_node("GlobalAveragePool", ["strength"], ["mean"]),
+        helper.make_node("Concat", ["largest", "mean"], ["pooled"], axis=1),
+        helper.make_node("Flatten", ["pooled"], ["features"], axis=1),
+        helper.make_node("Gemm", ["features", "weight", "bias"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "catchment-demo",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, HEIGHT, WIDTH])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [1, len(labels)])],
+        [
+            numpy_helper.from_array(value.astype(np.float32), name)
+            for name, value in (("bank", bank), ("weight", weight), ("bias", bias))
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    helper.set_model_props(model, {"labels": ",".join(labels)})
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
 
 
 def build_and_read(commands: DemoCommands, site: DemoSite, name: str, stream: str, where: str) -> tuple[Path, int]:

@@ -17,7 +17,7 @@ from pipelines.demo.site import AgentPlan, DemoSite, SourceTable
 from pipelines.demo.stage import DemoStage
 from pipelines.demo.view import DemoView
 from pipelines.errors import RefusedError
-from schemas.builtin import NAMES, builtin_contract
+from schemas.contract import NAMES, builtin_contract
 
 DEVICE = "own-data"
 PICTURES = ("*.jpg", "*.jpeg", "*.png")
@@ -25,7 +25,7 @@ TABLES = (".csv", ".jsonl", ".ndjson")
 
 
 def plan_own_data(data: Path) -> tuple[AgentPlan, tuple[str, ...]]:
-    """What can be captured from this folder, and what is skipped and why.
+    """List what can be captured from this folder, and what is skipped and why.
 
     Raises:
         RefusedError: nothing in it can be used.

@@ -1,6 +1,6 @@
-"""The whole loop on one machine: devices capture, the network drops, sets are built, a model goes back, the books balance.
+"""Run the whole loop on one machine: devices capture, the network drops, sets are built, a model goes back, the books balance.
 
-Do the books balance? The devices' and the core's, against each other and against what the devices say they made.
+The books of the devices and of the core are checked against each other and against the counts that the devices print.
 """
 
 import json
@@ -16,17 +16,12 @@ import msgspec
 
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.config import load_core_config
-from pipelines.demo.broker import HOST, start_broker
-from pipelines.demo.commands import DemoCommands
 from pipelines.demo.learn import build_and_read, publish, train_on
-from pipelines.demo.processes import ProcessGroup
-from pipelines.demo.proxy import Proxy
+from pipelines.demo.processes import HOST, ProcessGroup, start_broker
 from pipelines.demo.site import MODEL, AgentPlan, DemoSite, Wiring, device_command, simulated_agents, write_site
-from pipelines.demo.stage import DemoStage, tallies
-from pipelines.demo.view import DemoView, Snapshot
-from pipelines.demo.watch import Watch
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import first_director
+from pipelines.demo.stage import DemoStage, Proxy, Watch, tallies
+from pipelines.demo.view import DemoCommands, DemoView, Snapshot
+from pipelines.director import director_folder, first_director
 from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository
 from schemas.reported import StreamBooks
@@ -46,7 +41,7 @@ _FEEDS = {
 
 
 class AgentLedger(msgspec.Struct, frozen=True):
-    """What `edge-agent books --json` tells."""
+    """The output of `edge-agent books --json`."""
 
     device: str
     books: tuple[StreamBooks, ...]
@@ -118,7 +113,7 @@ def _core_faults(book: CoreStreamBooks, settled: int, rows: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """How to run it: the folder (made anew), for how many seconds the devices capture before training, and the seed."""
+    """Options of the demo: the folder (replaced), the seconds of capture before training, and the seed."""
 
     folder: Path
     seconds: float = 30.0
@@ -136,7 +131,7 @@ class SetRead:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the demo ended. `faults` is empty when the books balance and nothing is missing."""
+    """The result of the demo. `faults` is empty when the books balance and nothing is missing."""
 
     folder: str
     agents: tuple[AgentLedger, ...]

@@ -16,7 +16,7 @@ DEFECT_SHARE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class StripFrame:
-    """What the line camera sees of the metal strip: pixels [height, width], mask of the same shape (255 = defect)."""
+    """A picture of the metal strip: pixels [height, width], mask of the same shape (255 = defect)."""
 
     pixels: Pixels
     mask: Pixels
@@ -43,7 +43,7 @@ def strip_frame(seed: int, index: int) -> StripFrame:
 
 
 def road_frame(seed: int, index: int, *, hour: float, steering_deg: float) -> Pixels:
-    """What a vehicle's camera sees at this hour (0..24) with this steering: sky, land, road and lane lines.
+    """Draw the view of a vehicle's camera at this hour (0..24) with this steering: sky, land, road and lane lines.
 
     Returns:
         Pixels of shape [height, width, 3], RGB.
@@ -64,7 +64,7 @@ def road_frame(seed: int, index: int, *, hour: float, steering_deg: float) -> Pi
 
 
 def daylight(hour: float) -> float:
-    """How light it is at this hour: 0.12 at night, 1 at noon."""
+    """Return the light at this hour: 0.12 at night, 1 at noon."""
     return float(max(0.12, np.sin((hour - 6.0) / 12.0 * np.pi)))
 
 

@@ -16,7 +16,7 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True, slots=True)
 class DriveState:
-    """Where the vehicle is and how it moves, `t_s` seconds after it set out. Columns are named as in the contract."""
+    """The vehicle's place and motion, `t_s` seconds after it set out. Columns are named as in the contract."""
 
     t_s: float
     speed_mps: float

@@ -33,7 +33,7 @@ class AgentPlan:
 
 @dataclass(frozen=True, slots=True)
 class DemoSite:
-    """Where everything of one demo lies."""
+    """The paths of one demo."""
 
     folder: Path
 
@@ -64,7 +64,7 @@ class DemoSite:
 
     @property
     def logs(self) -> Path:
-        """What the programs print."""
+        """The folder of the programs' output."""
         return self.folder / "logs"
 
     @property
@@ -74,7 +74,7 @@ class DemoSite:
 
     @property
     def tallies(self) -> Path:
-        """How many samples each device says it made."""
+        """The folder of counts of samples that each device made."""
         return self.folder / "tallies"
 
     def agent_config(self, device: str) -> Path:

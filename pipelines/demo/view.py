@@ -1,7 +1,11 @@
-"""What the demo shows while it runs: live tables on a terminal, plain lines anywhere else."""
+"""Show the demo while it runs (live tables on a terminal, plain lines elsewhere), and run the commands that a reader would."""
 
+import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -11,9 +15,13 @@ from rich.text import Text
 
 from catchment.runtime.clock import Clock
 from catchment.runtime.terminal import PlainConsole, PlainTable, styled
+from pipelines.errors import PipelineError
 
 KEPT_EVENTS = 12
 PLAIN_EVERY_S = 5.0
+
+TIMEOUT_S = 180.0
+_PROGRAMS = {"catchment": "pipelines.cli", "edge-agent": "edge_agent.cli"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ class StreamLine:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is known at one moment."""
+    """Figures of one moment."""
 
     devices: tuple[DeviceLine, ...] = ()
     streams: tuple[StreamLine, ...] = ()
@@ -128,3 +136,43 @@ def _picture(snapshot: Snapshot, events: Sequence[Text]) -> Group:
     for row in snapshot.streams:
         streams.add_row(row.stream, f"{row.committed:,}", f"{row.predicted:,}" if row.predicted else "")
     return Group(devices, streams, *events)
+
+
+class CommandFailedError(PipelineError):
+    """A command that the demo ran has failed; the message shows it and what it said."""
+
+
+def command_line(program: str, *arguments: str) -> list[str]:
+    """Return the command that starts one of the two programs with this interpreter, wherever its script was installed."""
+    return [sys.executable, "-c", f"from {_PROGRAMS[program]} import main; main()", *arguments]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoCommands:
+    """Runs commands in one demo folder."""
+
+    folder: Path
+    view: DemoView
+
+    def run(self, program: str, *arguments: str, is_shown: bool = True) -> str:
+        """Run a command to its end.
+
+        Returns:
+            Its standard output.
+
+        Raises:
+            CommandFailedError: it failed, or took too long.
+        """
+        text = shlex.join([program, *arguments])
+        if is_shown:
+            self.view.event(f"$ {text}", "cyan")
+        try:
+            done = subprocess.run(
+                command_line(program, *arguments), cwd=self.folder, capture_output=True, timeout=TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise CommandFailedError(f"{text}: not done after {TIMEOUT_S:.0f} s") from error
+        if done.returncode != 0:
+            output = (done.stderr or done.stdout).decode(errors="replace")[-2_000:]
+            raise CommandFailedError(f"{text}: ended with {done.returncode}: {output}")
+        return done.stdout.decode()

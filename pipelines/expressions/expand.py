@@ -1,4 +1,4 @@
-"""What a function of the language means in terms of the nodes that every engine knows.
+"""Expand a function of the language into the nodes that every engine knows.
 
 The fewer nodes an engine must know, the fewer places there are in which two engines could differ.
 
@@ -93,7 +93,7 @@ def split_part(args: Sequence[Node]) -> Node:
 
 
 def occurrences(args: Sequence[Node]) -> Node:
-    """How often a part stands in the text, without overlap."""
+    """Count how often a part stands in the text, without overlap."""
     return ir.Call("occurrences", (args[0], ir.Text(_filled(args[1]))), Kind.NUMBER)
 
 

@@ -124,7 +124,7 @@ def _affordable(text: str, node: Node) -> Expression:
 
 
 def rule_columns(contract: Contract) -> dict[str, ColumnType]:
-    """What a policy's rule may read of the rows of this contract."""
+    """Return the columns that a policy's rule may read of the rows of this contract."""
     return {**contract_columns(contract), **ROW_COLUMNS}
 
 
@@ -174,7 +174,7 @@ def _is_strict(node: Node) -> bool:
 
 
 def _inputs(node: Node) -> tuple[list[Node], bool]:
-    """What a strict part of the tree is fed with, literals aside, and whether an operation in it can fail."""
+    """Collect the inputs of a strict part of the tree, literals aside, and whether an operation in it can fail."""
     found: dict[int, Node] = {}
     can_fail, waiting = False, [node]
     while waiting:

@@ -8,7 +8,7 @@ from schemas.contract import ColumnType
 
 
 class Kind(StrEnum):
-    """What an expression gives. All numbers are doubles, on every engine."""
+    """Kinds of values of an expression. All numbers are doubles, on every engine."""
 
     NUMBER = "number"
     TEXT = "text"
@@ -89,7 +89,7 @@ class Ref:
 
     @property
     def kind(self) -> Kind:
-        """What the column's type counts as."""
+        """The kind of the column's type."""
         return KINDS[self.type]
 
     @property
@@ -257,7 +257,7 @@ def refs(node: Node) -> frozenset[Ref]:
 
 
 def cost(node: Node) -> int:
-    """How many operations an engine is given for this expression, counted without walking them.
+    """Count the operations that an engine is given for this expression, without walking them.
 
     BETWEEN and `CASE x WHEN` read their operand more than once, so a nest of them grows with a power of its depth;
     nodes are shared in our tree, not in the engine's.
@@ -278,7 +278,7 @@ def cost(node: Node) -> int:
 
 
 def _repeats(node: Node) -> int:
-    """How often an engine's text names the operands."""
+    """Count how often an engine's text names the operands."""
     return 2 if isinstance(node, Call) and node.name in ("least", "greatest") else 1
 
 

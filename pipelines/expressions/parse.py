@@ -1,4 +1,4 @@
-"""What is refused before and right after parsing: size, nesting, and every node or argument that is not on the list."""
+"""Parse an expression, and refuse it by size, nesting, and every node or argument that is not on the list."""
 
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -48,7 +48,7 @@ ALLOWED: dict[type[exp.Expression], frozenset[str]] = {
 
 
 class _Grammar(Parser):
-    """No function has a syntax of its own, CASE aside: which functions there are is ours to say."""
+    """The grammar, without functions that have a syntax of their own (CASE aside): the language lists its functions itself."""
 
     FUNCTIONS: ClassVar = {}
     FUNCTION_PARSERS: ClassVar = {}
@@ -85,7 +85,7 @@ def parse_bounded(text: str) -> exp.Expression:
 
 
 def position(node: exp.Expression) -> str:
-    """Where the node stands in the text, as ' at line l, column c', counted from 1."""
+    """Return the place of the node in the text, as ' at line l, column c', counted from 1."""
     found = [meta for below in node.walk() if (meta := below.meta).get("start") is not None and meta.get("line")]
     if not found:
         return ""

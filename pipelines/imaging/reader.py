@@ -77,7 +77,7 @@ class TiffLevel:
         """Rows `low` up to `high` (exclusive) as an array (rows, width, channels).
 
         Raises:
-            UnreadableImageError: a tile or strip is damaged, cut off, or larger than the header tells.
+            UnreadableImageError: a tile or strip is damaged, cut off, or larger than the header says.
         """
         band: Pixels = np.zeros((high - low, self.facts.width, self.facts.channels), np.uint8)
         with _reasons("pixels cannot be decoded"), ThreadPoolExecutor(self._threads) as pool:
@@ -99,7 +99,7 @@ class TiffLevel:
             raise UnreadableImageError(f"tile {segment} lies outside the image's own bytes")
         body = os.pread(self._source.descriptor, size, self._source.offset + start) if size else None
         if body is not None and self.facts.lossy and not self._modest(body):
-            raise UnreadableImageError(f"tile {segment} claims another size than the header tells")
+            raise UnreadableImageError(f"tile {segment} claims another size than the header says")
         pixels, place, _ = page.decode(body, segment, jpegtables=page.jpegtables, jpegheader=page.jpegheader)
         if pixels is None:
             return

@@ -54,7 +54,7 @@ class Segments:
 
 @dataclass(frozen=True, slots=True)
 class Backfilled:
-    """What became of one stream: rows made anew, files written, and the table's version."""
+    """The result for one stream: rows made again, files written, and the table's version."""
 
     stream: str
     rows: int

@@ -54,7 +54,7 @@ def prepare_chips(lake: Lake, plan: Plan, prepared: Prepared, pins: Pins, max_pi
     except FileNotFoundError:
         pass  # not cut yet
     except msgspec.MsgspecError as error:
-        raise CorruptLakeError(f"{path}: not a list of chip files ({error}); delete it, and the run cuts anew") from error
+        raise CorruptLakeError(f"{path}: not a list of chip files ({error}); delete it, and the run cuts them again") from error
     cut = cut_chips(lake, plan.run, slides, max_pixels, engine)
     files = (*(_new_file(lake, file) for file in cut if file.rejection is None), *_rejections(lake, plan, cut))
     write_atomic(path, msgspec.json.encode(Chips(files)), mode=0o644)

@@ -1,9 +1,10 @@
-"""Decides when an internal error is systemic: (nearly) every message meets it, again and again. Pure decisions.
+"""Decide when an internal error is systemic: (nearly) every message meets it, again and again.
 
 A fault that few messages meet is got around: those are refused alone (see `isolate`). But a broken library or a missing file
 fails on whatever comes, and would put all that comes into quarantine. So consecutive faults are counted over runs, because a
 run may hold one message alone; a message that is settled in any other way ends the streak. One device alone cannot block others:
-where there are several, consecutive faults must be of two.
+where there are several, consecutive faults must be of two. Decisions are pure; the streak has a file
+only while it lasts.
 """
 
 from collections.abc import Collection
@@ -11,7 +12,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from pipelines.errors import CorruptLakeError
 from pipelines.ingest.work import Prepared
+from pipelines.lake.lake import Lake
+from pipelines.lake.layout import faults_path
 
 _ENOUGH_DEVICES = 2
 
@@ -47,7 +51,7 @@ class FaultBreaker:
 
 @dataclass(frozen=True, slots=True)
 class FaultsOfRun:
-    """What a prepared run says of itself: its messages, how many met a fault with all they had, whose those are, one fault."""
+    """Faults of a prepared run: its messages, how many met a fault with all they had, whose those are, one fault."""
 
     messages: int
     refused: int
@@ -99,3 +103,34 @@ def paused(run: int, now_us: int, found: FaultsOfRun, before: FaultStreak) -> Fa
 
 def _exceeds(found: FaultsOfRun, limit: FaultBreaker) -> bool:
     return bool(limit.share and found.refused and found.refused >= limit.share * found.messages)
+
+
+def read_faults(lake: Lake) -> FaultStreak:
+    """Read the consecutive faults; none where there is no file.
+
+    Raises:
+        CorruptLakeError: it is not what was written.
+        RetryLaterError: the storage is away.
+    """
+    path = faults_path(lake.root)
+    try:
+        return msgspec.json.decode(lake.read(path), type=FaultStreak)
+    except FileNotFoundError:
+        return FaultStreak()
+    except msgspec.MsgspecError as error:
+        raise CorruptLakeError(f"{path}: not what the run loop writes ({error}); delete it") from error
+
+
+def keep_faults(lake: Lake, before: FaultStreak, after: FaultStreak) -> None:
+    """Keep the consecutive faults, durable, if they have changed.
+
+    Raises:
+        RetryLaterError: the storage is away.
+        OSError: the disk refused.
+    """
+    if after == before:
+        return
+    if after == FaultStreak():
+        lake.delete(faults_path(lake.root))
+    else:
+        lake.put(faults_path(lake.root), msgspec.json.encode(after))

@@ -13,10 +13,8 @@ from typing import Any
 
 import msgspec
 
-from pipelines.ingest.outcome import keep_failures, raise_failures
-from pipelines.ingest.remote_worker import local_folder
-from pipelines.ingest.work import ItemResult, Prepared, Work
-from pipelines.ingest.worker_main import settle_or_fail
+from pipelines.ingest.work import ItemResult, Prepared, Work, keep_failures, raise_failures
+from pipelines.ingest.worker_main import local_folder, settle_or_fail
 from pipelines.ingest.workers import WorkerPool
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import failed_path, prepared_path

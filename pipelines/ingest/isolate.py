@@ -106,7 +106,7 @@ class _Search:
 
 
 def fault_of(work: Callable[[], None]) -> str:
-    """What fault of our own `work` fails of; "" if it does not. Other errors pass: they are not the samples' doing."""
+    """Return the internal error that `work` fails of; "" if it does not. Other errors pass: they are not the samples' doing."""
     try:
         work()
     except (PipelineError, OSError):

@@ -14,13 +14,11 @@ from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
 from pipelines.errors import CorruptLakeError, RefusedError, RetryLaterError
 from pipelines.ingest.fault_breaker import FaultBreaker
-from pipelines.ingest.heads import SegmentHeads, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef, make_plan
-from pipelines.ingest.plan_files import find_segments, read_plan, write_plan
+from pipelines.ingest.plan_files import SegmentHeads, find_segments, read_heads, read_plan, segment_path, write_plan
 from pipelines.ingest.receipt_sender import ReceiptSender, sink_of
 from pipelines.ingest.receipts import Publisher
-from pipelines.ingest.replay import replay_plan
-from pipelines.ingest.requests import forget_request, look_again, oldest_request
+from pipelines.ingest.replay import forget_request, look_again, oldest_request, replay_plan
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import RunContext, execute, read_prepared
 from pipelines.ingest.work import Limits
@@ -39,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class LoopState:
-    """Where the lake stands: the ledger after the last committed run, and per bridge the next segment to read."""
+    """The state of the lake: the ledger after the last committed run, and per bridge the next segment to read."""
 
     ledger: Ledger
     cursors: dict[str, int]
@@ -123,7 +121,7 @@ class RunLoop:
 
     @property
     def receipts_pending(self) -> int:
-        """How many devices wait for a receipt."""
+        """The number of devices that wait for a receipt."""
         return self._receipts.pending
 
     @property
@@ -214,7 +212,7 @@ class RunLoop:
                 raise
             # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it anew.
             self._lake.delete(plan_path(self._lake.root, plan.run))
-            raise RetryLaterError(f"run {plan.run} is planned anew: {error}") from error
+            raise RetryLaterError(f"run {plan.run} is planned again: {error}") from error
         before, self._state = self._state.ledger, LoopState(after, dict(plan.next_numbers))
         prune_ledgers(self._lake, before, after)
         self._receipts.mark_pending(after, devices)
@@ -231,7 +229,7 @@ class RunLoop:
 
 
 def load_state(lake: Lake) -> LoopState:
-    """Where the lake stands, by the one pointer to the truth: the transaction of the commits table.
+    """Load the state of the lake, by the one pointer to the truth: the transaction of the commits table.
 
     Raises:
         CorruptLakeError: the plan or ledger of the last committed run is gone, or tables have seen later runs.

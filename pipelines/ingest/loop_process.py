@@ -1,7 +1,4 @@
-"""The run loop as a process: one loop on a lake, its workers, its heartbeats, and what it does when a run fails.
-
-How often a failing run is tried before the loop says so and ends. No IO.
-"""
+"""Run the loop as a process: one loop on a lake, its workers, its heartbeats, and bounded retries of a failing run."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +12,7 @@ import structlog
 from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
 from pipelines.config import CoreConfig
-from pipelines.contracts.retention import warn_of_retention
+from pipelines.contracts.registry import warn_of_retention
 from pipelines.errors import FaultError, PipelineError, RetryLaterError
 from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
 from pipelines.ingest.graph import worker_pool

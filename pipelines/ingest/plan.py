@@ -51,7 +51,7 @@ class ReplayItem(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What run `run` does: read `segments` in this order by the rules `pins`, then leave the cursors at `next_numbers`.
+    """The work of run `run`: read `segments` in this order by the rules `pins`, then leave the cursors at `next_numbers`.
 
     With `replay_items` it carries out a request instead: message k of its one segment holds the seqs of release k.
     """

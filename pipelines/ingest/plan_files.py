@@ -1,19 +1,33 @@
-"""Plans, pins and segments on disk: found without listing landing folders, written once and never over another's."""
+"""Plans, pins, segments and the heads of planned envelopes on disk.
 
-from collections.abc import Mapping
+Segments are found without listing landing folders. Files are written once and never over another's. Heads are what admission
+needs, read without opening any body.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 
 from catchment.runtime.atomic_files import sync_folder
-from pipelines.bridge.segment import sealed_path
+from pipelines.bridge.rows import KIND_REPORTED, KIND_UP
+from pipelines.bridge.segment import read_segment, sealed_path
 from pipelines.errors import ConflictError, CorruptLakeError
+from pipelines.ingest.admit import DropReport, Head
 from pipelines.ingest.plan import Pins, Plan, SegmentRef, encode_pins, pins_digest
+from pipelines.lake.books import EpochKey
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import landing_folder, pins_path, plan_path
 from pipelines.lake.upload import bridges_of
+from schemas.errors import SchemaError
+from schemas.ranges import Ranges
+from schemas.reported import Reported, decode_reported
 
 LOOKS_BEYOND_A_HOLE = 8
+
+_HEAD_COLUMNS = ("kind", "device", "stream", "epoch", "first_seq", "count")
 
 
 def find_segments(lake: Lake, cursors: Mapping[str, int], limit: int) -> list[SegmentRef]:
@@ -103,3 +117,79 @@ def read_plan(lake: Lake, run: int) -> Plan | None:
         return None
     except msgspec.MsgspecError as error:
         raise CorruptLakeError(f"{plan_path(lake.root, run)}: not a plan ({error}); restore it") from error
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeads:
+    """One segment's messages, in order.
+
+    `arrivals` holds, per message, what admission judges (a report may give several, a refused message none).
+    `reports` has the last readable report of each device: it says all that those before it say and still holds.
+    `refused` counts per device the messages that are quarantined unjudged.
+    """
+
+    arrivals: tuple[tuple[Head | DropReport, ...], ...]
+    reports: tuple[Reported, ...]
+    refused: dict[str, int]
+
+
+def segment_path(lake: Lake, segment: SegmentRef) -> Path:
+    """Return the path of a segment."""
+    return sealed_path(landing_folder(lake.root, segment.bridge), segment.number)
+
+
+def read_heads(lake: Lake, segment: SegmentRef) -> SegmentHeads:
+    """The heads of a sealed segment.
+
+    Raises:
+        CorruptLakeError: its bytes are not what was written.
+    """
+    arrivals: list[tuple[Head | DropReport, ...]] = []
+    reports: dict[str, tuple[int, Reported]] = {}
+    refused: dict[str, int] = {}
+    for batch in read_segment(lake.local(segment_path(lake, segment))):
+        for row, head in enumerate(zip(*(batch.column(name).to_pylist() for name in _HEAD_COLUMNS), strict=True)):
+            kind, device, stream, epoch, first_seq, count = head
+            if kind == KIND_UP:
+                arrivals.append((Head(EpochKey(device, stream, epoch), first_seq, count),))
+                continue
+            report = read_report(batch, row) if kind == KIND_REPORTED else None
+            arrivals.append(())
+            if isinstance(report, Reported):
+                reports[report.device] = (len(arrivals) - 1, report)
+                continue
+            refused[device or ""] = refused.get(device or "", 0) + 1
+    for place, report in reports.values():
+        arrivals[place] = _dropped(report)
+    return SegmentHeads(tuple(arrivals), tuple(report for _, report in reports.values()), refused)
+
+
+def read_report(batch: pa.RecordBatch, row: int) -> Reported | str:
+    """The report that a landing row carries, or the reason why it is none."""
+    device = batch.column("device")[row].as_py()
+    try:
+        report = decode_reported(batch.column("payload")[row].as_py())
+    except SchemaError as error:
+        return str(error)
+    if report.device != device:
+        return f"the report names device {report.device[:80]!r}, the topic {device!r}"
+    return report
+
+
+def _dropped(report: Reported) -> tuple[DropReport, ...]:
+    return tuple(
+        DropReport(
+            EpochKey(report.device, epoch.stream, epoch.epoch),
+            Ranges.of((gone.low, gone.high) for gone in epoch.dropped).spans,
+        )
+        for epoch in report.epochs
+        if epoch.dropped
+    )
+
+
+def listed_epochs(reports: Sequence[Reported]) -> dict[str, frozenset[EpochKey]]:
+    """Per device, the epochs that its last report knows."""
+    return {
+        report.device: frozenset(EpochKey(report.device, epoch.stream, epoch.epoch) for epoch in report.epochs)
+        for report in reports
+    }

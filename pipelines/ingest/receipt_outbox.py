@@ -1,4 +1,4 @@
-"""Which receipts are still to be published, and what a broker's answers mean for each device. No device waits for another.
+"""Keep the receipts that are still to be published, and act on a broker's answers per device. No device waits for another.
 
 Every device is on its own: its receipt is made and size-checked alone, sent page after page, and a refusal is that device's
 failure, tried again after a pause of its own. A connection that ends tells nothing of which message it ended for: those under way
@@ -16,13 +16,10 @@ import structlog
 from catchment.runtime.backoff import doubled_s
 from catchment.runtime.clock import Clock
 from pipelines.errors import PipelineError, RetryLaterError
-from pipelines.ingest.receipt_messages import Outgoing, outgoing
-from pipelines.ingest.receipt_page_book import PageBook
-from pipelines.ingest.receipts import receipts_of
+from pipelines.ingest.receipts import Outgoing, PageBook, outgoing, receipts_of
 from pipelines.lake.ledger import Ledger
 from schemas.errors import SchemaError
-from schemas.receipt_pages import MIN_PAGE_BYTES
-from schemas.receipts import Receipt
+from schemas.receipts import MIN_PAGE_BYTES, Receipt
 from schemas.topics import Topics
 
 WINDOW = 100
@@ -39,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 
 class LinkLimits(NamedTuple):
-    """What the broker announced: how large a packet may be, and how many may be unanswered."""
+    """The limits that the broker announced: the largest packet, and the number of unanswered ones."""
 
     max_packet_bytes: int
     receive_maximum: int
@@ -140,7 +137,7 @@ class ReceiptOutbox:
 
     @property
     def pending(self) -> int:
-        """How many devices wait for a receipt."""
+        """The number of devices that wait for a receipt."""
         with self._inbox.lock:
             places = (self._waiting, self._suspects, self._resting, self._sending, self._inbox.devices)
             return len(set().union(*(list(place) for place in places)))

@@ -1,28 +1,236 @@
-"""Receipts on a thread of their own: a broker that is slow, away or at odds with one device holds no run up."""
+"""Send receipts on a thread of their own: a broker that is slow, unavailable or refuses one device holds no run up.
 
-from collections.abc import Iterable, Mapping
+A receipt goes by a connection that never makes its user wait for an answer, or by any publisher.
+"""
+
+import queue
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 from threading import Event, Thread
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import paho.mqtt.client as mqtt
 import structlog
+from paho.mqtt.reasoncodes import ReasonCode
 
+from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
-from pipelines.config import CoreConfig
-from pipelines.ingest.receipt_link import DirectLink, MqttLink
-from pipelines.ingest.receipt_messages import ReceiptSink
-from pipelines.ingest.receipt_outbox import ReceiptOutbox
-from pipelines.ingest.receipt_page_book import PageBook
-from pipelines.ingest.receipts import Publisher
+from catchment.runtime.mqtt_link import (
+    MQTT_MAX_PACKET_BYTES,
+    MQTT_RECEIVE_MAXIMUM,
+    PubackClient,
+    client_context,
+    make_client,
+    open_connection,
+)
+from pipelines.config import BrokerConfig, CoreConfig
+from pipelines.errors import RetryLaterError
+from pipelines.ingest.receipt_outbox import NOT_SENT, Broken, LinkLimits, ReceiptAnswer, ReceiptOutbox
+from pipelines.ingest.receipts import Outgoing, PageBook, Publisher, ReceiptSink
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger
 from schemas.topics import Topics
+
+CONNECT_WITHIN_S = 5.0
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 30.0
+
+log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = 0.5
 LAST_ANSWERS_S = 3.0
 IDLE_FOR_S = 10.0
 
-log = structlog.get_logger(__name__)
+
+class DirectLink:
+    """A publisher that waits for the broker, as a link: what is sent goes out, all of it at once, when answers are wanted."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._queued: dict[int, Outgoing] = {}
+        self._numbers = count(1)
+
+    def limits(self) -> LinkLimits:
+        """The limits of MQTT itself; this link adds none."""
+        return LinkLimits(MQTT_MAX_PACKET_BYTES, MQTT_RECEIVE_MAXIMUM)
+
+    def send(self, message: Outgoing) -> int:
+        """Queue it until the next call of `answers`."""
+        number = next(self._numbers)
+        self._queued[number] = message
+        return number
+
+    def answers(self) -> list[ReceiptAnswer | Broken]:
+        """Publish what is queued: success for each message, or none of them was sent."""
+        if not self._queued:
+            return []
+        queued, self._queued = self._queued, {}
+        code = 0
+        try:
+            self._publisher.publish(dict(queued.values()))
+        except RetryLaterError as error:
+            log.warning("receipts_wait", messages=len(queued), reason=str(error))
+            code = NOT_SENT
+        return [ReceiptAnswer(number, code) for number in queued]
+
+    def reset(self, reason: str) -> None:
+        """There is no connection to give up."""
+
+
+class MqttLink:
+    """One paho client per connection, so that nothing of a broken one is sent again behind our back. Used by one thread.
+
+    Args:
+        broker: where it listens.
+        client_id: this role's name at the broker.
+        clock: monotonic time for pauses between attempts.
+        wake: called, from paho's thread, when there is an answer; must not block.
+    """
+
+    def __init__(self, broker: BrokerConfig, client_id: str, clock: Clock, wake: Callable[[], None]) -> None:
+        self._broker = broker
+        self._client_id = client_id
+        self._clock = clock
+        self._wake = wake
+        self._numbers = count(1)
+        self._connection: _Connection | None = None
+        self._answers: queue.SimpleQueue[ReceiptAnswer | Broken] = queue.SimpleQueue()
+        self._backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        self._due_s = float("-inf")
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the last attempt to connect failed, or the connection ended since."""
+        return self._connection is None and self._backoff.failures > 0
+
+    def limits(self) -> LinkLimits | None:
+        """The broker's limits; connects when it is time to, and waits for that at most `CONNECT_WITHIN_S` twice."""
+        if self._connection is None and self._clock.monotonic_s() >= self._due_s:
+            self._connect()
+        return None if self._connection is None else self._connection.limits
+
+    def send(self, message: Outgoing) -> int:
+        """Hand over a retained message.
+
+        Raises:
+            RetryLaterError: the connection is gone.
+        """
+        if self._connection is None or self._connection.is_over:
+            raise RetryLaterError(f"broker {self._broker.host}:{self._broker.port}: the connection is gone")
+        number = next(self._numbers)
+        self._connection.publish(number, message)
+        return number
+
+    def answers(self) -> list[ReceiptAnswer | Broken]:
+        """Take the broker's answers and connection losses since the last call."""
+        found: list[ReceiptAnswer | Broken] = []
+        while not self._answers.empty():
+            answer = self._answers.get_nowait()
+            found.append(answer)
+            if isinstance(answer, Broken):
+                self.close()
+                self._pause()
+            else:
+                self._backoff.succeeded()
+        return found
+
+    def reset(self, reason: str) -> None:
+        """Give the connection up."""
+        connection = self._connection
+        if connection is not None:
+            connection.end(reason)
+
+    def close(self) -> None:
+        """Disconnect for good."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _connect(self) -> None:
+        try:
+            connection = _Connection(self._broker, self._client_id, self._answers, self._wake)
+            connection.open()
+        except OSError as error:
+            self._pause()
+            log.warning("receipts_wait", broker=f"{self._broker.host}:{self._broker.port}", reason=str(error))
+            return
+        self._connection = connection
+
+    def _pause(self) -> None:
+        """Wait before the next attempt: longer each time, but for a connection over which anything was answered."""
+        self._due_s = self._clock.monotonic_s() + self._backoff.next_s()
+
+
+class _Connection:
+    """One connection, from CONNECT to its end, which is told once."""
+
+    def __init__(
+        self, broker: BrokerConfig, client_id: str, answers: "queue.SimpleQueue[ReceiptAnswer | Broken]", wake: Callable[[], None]
+    ) -> None:
+        self._broker = broker
+        self._answers = answers
+        self._wake = wake
+        self._numbers: dict[int, int] = {}
+        self.limits = LinkLimits(MQTT_MAX_PACKET_BYTES, MQTT_RECEIVE_MAXIMUM)
+        self.is_over = False
+        tls = broker.tls
+        context = None if tls is None else client_context(tls.ca, tls.cert, tls.key)
+        self._client = make_client(client_id, PubackClient, context=context)
+        self._client.max_inflight_messages_set(MQTT_RECEIVE_MAXIMUM)
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_publish = self._on_publish
+
+    def open(self) -> None:
+        """Connect.
+
+        Raises:
+            OSError: the broker cannot be reached, or refuses.
+        """
+        broker = self._broker
+        found = open_connection(self._client, broker.host, broker.port, keepalive_s=broker.keepalive_s, within_s=CONNECT_WITHIN_S)
+        self.limits = LinkLimits(found.max_packet_bytes, found.receive_maximum)
+
+    def publish(self, number: int, message: Outgoing) -> None:
+        """Send; the answer bears `number`.
+
+        Raises:
+            RetryLaterError: the connection is gone.
+        """
+        # Paho's thread may have the answer before `publish` has returned: the number waits for it, or it for the number.
+        info = self._client.publish(message.topic, message.body, qos=1, retain=True)
+        if info.rc != mqtt.MQTT_ERR_SUCCESS:
+            raise RetryLaterError(f"not sent: {mqtt.error_string(info.rc)}")
+        self._settle(info.mid, number)
+
+    def end(self, reason: str) -> None:
+        """Close it, and tell of the end."""
+        if not self.is_over:
+            self.is_over = True
+            self._answers.put(Broken(reason))
+            self._wake()
+
+    def close(self) -> None:
+        """Disconnect and end the network thread; nothing is told."""
+        self.is_over = True
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _settle(self, mid: int, value: int) -> None:
+        """Join a message's number and its answer, whichever comes second; an answer is kept as -1 - code."""
+        first = self._numbers.setdefault(mid, value)
+        if first == value:
+            return
+        del self._numbers[mid]
+        number, code = (first, -1 - value) if value < 0 else (value, -1 - first)
+        self._answers.put(ReceiptAnswer(number, code))
+        self._wake()
+
+    def _on_disconnect(self, _c: Any, _u: Any, _f: Any, code: ReasonCode, _p: Any) -> None:
+        self.end(str(code))
+
+    def _on_publish(self, _c: Any, _u: Any, mid: int, code: ReasonCode, _p: Any) -> None:
+        self._settle(mid, -1 - self._client.take_code(mid, code.value))
 
 
 class ReceiptSender:
@@ -56,7 +264,7 @@ class ReceiptSender:
 
     @property
     def pending(self) -> int:
-        """How many devices wait for a receipt."""
+        """The number of devices that wait for a receipt."""
         return self._outbox.pending
 
     @property

@@ -1,29 +1,89 @@
-"""Receipts: after a commit, each device that it touched is told what is settled. Retained, so the last one is enough."""
+"""Make receipts: after a commit, each device it touched gets the ranges that are settled, retained, in pages if they are many.
+
+They are retained, so the last one is enough. A book keeps the devices whose receipts may have further pages at the broker:
+without it nobody would ever empty them.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
+import msgspec
 import paho.mqtt.client as mqtt
 import structlog
 
 from catchment.runtime.clock import Clock, SystemClock
-from catchment.runtime.mqtt_link import make_client, open_connection
-from catchment.runtime.puback import PubackClient
+from catchment.runtime.mqtt_link import PubackClient, make_client, open_connection
 from pipelines.config import BrokerConfig
 from pipelines.errors import RetryLaterError
+from pipelines.lake.lake import Lake
+from pipelines.lake.layout import receipt_pages_path
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_books import floors_of, refused_of
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context
+from schemas.ids import DeviceId
 from schemas.reason_codes import describe_reason
-from schemas.receipts import Floor, Receipt, RefusedStream
+from schemas.receipts import MAX_RECEIPT_BYTES, Floor, Receipt, RefusedStream, encode_receipt, receipt_pages
 from schemas.topics import Topics
+
+_PACKET_FRAME_BYTES = 16
+"""What MQTT 5 puts around topic and body of a PUBLISH without properties: header, lengths, packet id."""
 
 PUBACK_TIMEOUT_S = 10.0
 IN_FLIGHT = 500
 
 log = structlog.get_logger(__name__)
+
+
+class ReceiptSink(Protocol):
+    """Sees to it that receipts reach the broker, at once or later, each device on its own."""
+
+    @property
+    def pending(self) -> int:
+        """The number of devices that wait for a receipt."""
+        ...
+
+    @property
+    def failing(self) -> Mapping[str, str]:
+        """Devices whose receipt cannot be published, and why; each is tried again."""
+        ...
+
+    def mark_pending(self, ledger: Ledger, devices: Iterable[str]) -> None:
+        """Publish the receipts of these devices as `ledger`, or one after it, has them."""
+        ...
+
+    def step(self) -> None:
+        """Do what can be done without waiting."""
+        ...
+
+
+class Outgoing(NamedTuple):
+    """One retained message of a device's receipt."""
+
+    topic: str
+    body: bytes
+
+
+def outgoing(receipt: Receipt, device: str, topics: Topics, max_packet_bytes: int, stale_pages: int) -> list[Outgoing]:
+    """The messages that put a receipt in the place of the one before.
+
+    Args:
+        receipt: the whole of it.
+        device: whose.
+        topics: of the namespace.
+        max_packet_bytes: how large a packet may be.
+        stale_pages: how many further pages of receipts before may be retained; those no longer needed are emptied.
+
+    Raises:
+        SchemaError: the device has no proper name, or the limit is too small for any receipt.
+    """
+    name = DeviceId(device)
+    room = max_packet_bytes - len(topics.receipt_page(name, 1_000_000)) - _PACKET_FRAME_BYTES
+    pages = receipt_pages(receipt, min(room, MAX_RECEIPT_BYTES))
+    messages = [Outgoing(topics.receipt_page(name, number), encode_receipt(page)) for number, page in enumerate(pages)]
+    emptied = range(len(pages), stale_pages + 1)
+    return messages + [Outgoing(topics.receipt_page(name, number), b"") for number in emptied]
 
 
 class Publisher(Protocol):
@@ -132,3 +192,54 @@ def _wait(info: mqtt.MQTTMessageInfo) -> None:
     info.wait_for_publish(PUBACK_TIMEOUT_S)
     if not info.is_published():
         raise TimeoutError("no PUBACK in time")
+
+
+class PageBook:
+    """The number of further pages of each device's receipt; noted before they are published. Used by one thread.
+
+    Args:
+        lake: the lake.
+    """
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+        self._pages: dict[str, int] | None = None
+
+    def pages(self, device: str) -> int:
+        """Return the number of further pages that may be retained.
+
+        Raises:
+            RetryLaterError: the storage is unavailable.
+        """
+        if self._pages is None:
+            self._pages = self._read()
+        return self._pages.get(device, 0)
+
+    def note(self, device: str, pages: int) -> None:
+        """Note the number of further pages that may be retained from now on; durable if it differs from the one before.
+
+        Raises:
+            RetryLaterError: the storage is unavailable.
+            OSError: the disk refused.
+        """
+        if self.pages(device) == pages:
+            return
+        assert self._pages is not None, "read a line above"
+        after = {**self._pages, device: pages}
+        if not pages:
+            del after[device]
+        path = receipt_pages_path(self._lake.root)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lake.put(path, msgspec.json.encode(after))
+        self._pages = after
+
+    def _read(self) -> dict[str, int]:
+        path = receipt_pages_path(self._lake.root)
+        try:
+            return msgspec.json.decode(self._lake.read(path), type=dict[str, int])
+        except FileNotFoundError:
+            return {}
+        except msgspec.MsgspecError as error:
+            # What is forgotten are pages that stay true: they cost the broker room, and no sample.
+            log.warning("receipt_pages_unreadable", path=str(path), error=str(error))
+            return {}

@@ -16,15 +16,22 @@ import msgspec
 from pipelines.errors import CorruptLakeError, FaultError
 from pipelines.ingest.admit import MAX_DEVICE_STREAMS, Admission, Bounds, FreshSpans, Head, admit
 from pipelines.ingest.chips import prepare_chips
-from pipelines.ingest.fault_breaker import FaultBreaker, FaultStreak, faults_of, is_systemic, paused, streak_after
-from pipelines.ingest.fault_file import keep_faults, read_faults
+from pipelines.ingest.fault_breaker import (
+    FaultBreaker,
+    FaultStreak,
+    faults_of,
+    is_systemic,
+    keep_faults,
+    paused,
+    read_faults,
+    streak_after,
+)
 from pipelines.ingest.graph import run_graph
-from pipelines.ingest.heads import SegmentHeads, listed_epochs, read_heads, segment_path
 from pipelines.ingest.plan import Plan, SegmentRef
-from pipelines.ingest.plan_files import read_pins
+from pipelines.ingest.plan_files import SegmentHeads, listed_epochs, read_heads, read_pins, segment_path
 from pipelines.ingest.publish import publish_run
 from pipelines.ingest.quarantine import STAGE_FLOOR, STAGE_HEAD
-from pipelines.ingest.requests import DISCARD
+from pipelines.ingest.replay import DISCARD
 from pipelines.ingest.work import Limits, Prepared, Unadmitted, Work
 from pipelines.lake.books import BooksKey, Counts
 from pipelines.lake.lake import Lake
@@ -56,7 +63,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What a run is carried out with: the engine, how many children settle its items, what one envelope may be, when to stop."""
+    """Settings of a run: the engine, the children that settle its items, limits of one envelope, when to stop."""
 
     engine: Engine
     limits: Limits
@@ -164,7 +171,7 @@ def count_replay(plan: Plan, prepared: Prepared) -> dict[BooksKey, Counts]:
 
 
 def count(admitted: Admitted, prepared: Prepared) -> dict[BooksKey, Counts]:
-    """What a run adds to the books: received and duplicate from the heads, committed and quarantined from what was written."""
+    """Count what a run adds to the books: received and duplicate from the heads, committed and quarantined from its results."""
     found: dict[BooksKey, Counter[str]] = defaultdict(Counter)
     admission = admitted.admission
     for index, heads in admitted.heads.items():
@@ -189,7 +196,7 @@ def count(admitted: Admitted, prepared: Prepared) -> dict[BooksKey, Counts]:
 
 
 def reasons_of(prepared: Prepared) -> dict[BooksKey, Counter[str]]:
-    """How many samples of each stream a run refused for which kind of reason."""
+    """Count the samples of each stream that a run refused, by kind of reason."""
     found: dict[BooksKey, Counter[str]] = defaultdict(Counter)
     for item in prepared.items:
         for row in item.refusals:
@@ -198,14 +205,14 @@ def reasons_of(prepared: Prepared) -> dict[BooksKey, Counter[str]]:
 
 
 def read_prepared(lake: Lake, run: int) -> Prepared | None:
-    """What the graph of a run wrote; None if it has not come to its end."""
+    """Read the result of a run's graph; None if it has not come to its end."""
     path = lake.local(prepared_path(lake.root, run))
     try:
         return msgspec.json.decode(path.read_bytes(), type=Prepared)
     except FileNotFoundError:
         return None
     except msgspec.MsgspecError as error:
-        raise CorruptLakeError(f"{path}: not what a run writes ({error}); delete it, and the run prepares anew") from error
+        raise CorruptLakeError(f"{path}: not what a run writes ({error}); delete it, and the run prepares it again") from error
 
 
 def check_fault_breaker(
@@ -271,7 +278,7 @@ def _unadmitted(admitted: Admitted, index: int, segment: int) -> Iterator[Unadmi
 
 
 def _cutter(lake: Lake, context: RunContext) -> Engine:
-    """Where images are cut: of a remote lake in this process, for their bands lie in this folder."""
+    """Choose where images are cut: of a remote lake in this process, because their bands lie in this folder."""
     return context.engine if lake.store.is_on_disk else Engine()
 
 

@@ -1,8 +1,8 @@
-"""One work item: its fresh samples become rows of stream tables or rows of quarantine, each exactly one of both.
+"""Settle one work item: its fresh samples become rows of stream tables or rows of quarantine, each exactly one of both.
 
-decode each envelope -> put equal ones together -> conform -> reasons -> payloads -> tags -> files
+    decode each envelope -> put equal ones together -> conform -> reasons -> payloads -> tags -> files
 
-Which reasons a work item refuses samples for, and how often: the kinds of them, without values of samples. No IO.
+The reasons of refusals are counted by kind, without values of samples.
 """
 
 from collections import Counter
@@ -15,13 +15,10 @@ import pyarrow as pa
 from pipelines.bridge.rows import KIND_REPORTED, KIND_UP
 from pipelines.bridge.segment import read_segment
 from pipelines.ingest.admit import FreshSpans
-from pipelines.ingest.decode import DecodeError, Rows, decode
-from pipelines.ingest.event_times import NEVER_SET, correct_times
-from pipelines.ingest.group import Group, GroupEnvelope
-from pipelines.ingest.heads import read_report, segment_path
-from pipelines.ingest.messages import Message, messages
+from pipelines.ingest.decode import NEVER_SET, DecodeError, Rows, correct_times, decode
+from pipelines.ingest.messages import Group, GroupEnvelope, Message, messages
 from pipelines.ingest.plan import Pins, SegmentRef
-from pipelines.ingest.plan_files import read_pins
+from pipelines.ingest.plan_files import read_pins, read_report, segment_path
 from pipelines.ingest.quarantine import (
     BODY_JSON,
     PRIVATE,
@@ -241,7 +238,7 @@ class Settler:
         return f"{self._work.item}" if part == 0 else f"{self._work.item}.{part}"
 
     def _write_rejections(self) -> None:
-        """What was refused lies in memory unpacked, and a device that is wrong is wrong often: not all of an item at once."""
+        """Write refusals in pieces: they lie in memory unpacked, and a device that is wrong is wrong often."""
         if self._rejections:
             part = self._part(QUARANTINE)
             table = rejections_table(self._rejections, self._work.run, self._work.at_us, part)

@@ -1,8 +1,10 @@
-"""Groups of envelopes as rows of a stream's table: conform, check, payloads, tags, one file. Whole columns at a time.
+"""Turn groups of envelopes into rows of a stream's table: conform, check, payloads, tags, one file. Whole columns at a time.
 
-How many bytes each row holds. Whole columns at a time.
+Hashes of payloads are checked; their bytes go into a shard that is read with one pread, large ones are looked up. The bytes
+that each row holds are counted, too.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from catchment.runtime.beneath import status_beneath
 from pipelines.contracts.arrow import private_columns, table_schema
 from pipelines.contracts.check import ContractMismatchError, conform, reasons
-from pipelines.ingest.group import Group, GroupEnvelope, Keys, body_table, fresh_mask, in_order, row_keys, spans_of, take_text
-from pipelines.ingest.payloads import REFERENCE_FIELDS, check_payloads, store_payloads
+from pipelines.errors import BadReferenceError
+from pipelines.ingest.messages import Group, GroupEnvelope, Keys, body_table, fresh_mask, in_order, row_keys, spans_of, take_text
 from pipelines.ingest.plan import Pins
-from pipelines.ingest.quarantine import BODY_ARROW, STAGE_CONTRACT, Rejection
+from pipelines.ingest.quarantine import BODY_ARROW, STAGE_CONTRACT, STAGE_OBJECT, STAGE_PAYLOAD, Rejection
 from pipelines.ingest.work import Limits
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.run import inspect_rows
@@ -29,17 +32,97 @@ from pipelines.inspect.stored import fresh_payloads
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.files import NewFile, write_table_file
 from pipelines.lake.lake import Lake
-from pipelines.lake.layout import stream_table
+from pipelines.lake.layout import PAYLOAD, object_name, stream_table
+from pipelines.lake.payload import write_payload_shard
+from pipelines.lake.reference import referred_path
 from pipelines.policy.guard import SandboxedTagger
-from schemas.contract import Contract
+from schemas.contract import Contract, PayloadSpec
+from schemas.envelope import PAYLOAD_SHA256
 from schemas.policy import Policy
+
+REFERENCE_FIELDS = (
+    pa.field("payload_shard", pa.string()),
+    pa.field("payload_row", pa.int32()),
+    pa.field("payload_offset", pa.int64()),
+    pa.field("payload_length", pa.int64()),
+)
 
 Int64s = npt.NDArray[np.int64]
 
 
+def check_payloads(lake: Lake, rows: pa.Table, spec: PayloadSpec) -> tuple[pa.StringArray, pa.StringArray]:
+    """Compare each payload with its hash; for one that travelled as parts, ask whether it is there and not too large.
+
+    Returns:
+        Per row, the stage and the reason to refuse it; both null where there is none.
+    """
+    stages: list[str | None] = []
+    reasons: list[str | None] = []
+    for value, digest in zip(_values(rows), rows.column(PAYLOAD_SHA256).to_pylist(), strict=True):
+        stage, reason = STAGE_OBJECT, None
+        if value is not None:
+            actual = hashlib.sha256(value).hexdigest()
+            stage, reason = STAGE_PAYLOAD, None if actual == digest else f"payload_sha256: the payload's is {actual}"
+        elif digest is not None:
+            reason = _object_fault(lake, digest, spec.max_bytes)
+        stages.append(stage)
+        reasons.append(reason)
+    return pa.array(stages, pa.string()), pa.array(reasons, pa.string())
+
+
+def store_payloads(lake: Lake, stream: str, name: str, keyed: pa.Table) -> list[pa.Array]:
+    """Write the payloads of rows and return their reference columns, in the order of `REFERENCE_FIELDS`.
+
+    Args:
+        lake: the lake.
+        stream: the stream's name.
+        name: the shard's file name, derived from the plan.
+        keyed: columns device, epoch, seq, payload_sha256, payload.
+    """
+    inline = np.asarray(pc.is_valid(keyed.column("payload")).to_numpy(zero_copy_only=False), np.bool_)
+    shards = np.full(keyed.num_rows, None, object)
+    places, offsets, lengths = (np.zeros(keyed.num_rows, np.int64) for _ in range(3))
+    known = inline.copy()
+    if inline.any():
+        path = f"{PAYLOAD}/{stream}/{name}"
+        shard = write_payload_shard(lake.root / path, keyed.filter(pa.array(inline)))
+        shards[inline] = path
+        places[inline] = np.arange(shard.rows)
+        offsets[inline], lengths[inline] = shard.offsets.to_numpy(), shard.lengths.to_numpy()
+    digests = keyed.column(PAYLOAD_SHA256)
+    for row in np.flatnonzero(~inline).tolist():
+        digest = digests[row].as_py()
+        if digest is not None:
+            shards[row] = object_name(digest)
+            lengths[row] = status_beneath(lake.root, object_name(digest)).st_size
+            known[row] = True
+    return [
+        pa.array(shards.tolist(), pa.string()),
+        pa.array(places.astype(np.int32), mask=~inline),
+        pa.array(offsets, mask=~known),
+        pa.array(lengths, mask=~known),
+    ]
+
+
+def _object_fault(lake: Lake, digest: str, max_bytes: int) -> str | None:
+    name = object_name(digest)
+    try:
+        path = referred_path(lake, name, "a sample")
+        size = path.stat(follow_symlinks=False).st_size
+    except BadReferenceError as error:
+        return f"payload_sha256: {error}"
+    except FileNotFoundError:
+        return f"payload_sha256: no payload came with the sample, and {name} is not in the lake"
+    return f"payload: {size} bytes are above the contract's {max_bytes}" if size > max_bytes else None
+
+
+def _values(rows: pa.Table) -> Sequence[pa.Buffer | None]:
+    return [value.as_buffer() if value.is_valid else None for chunk in rows.column("payload").chunks for value in chunk]
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where rows go: the lake, the run, the file name that the plan gives, and the rules."""
+    """The target of rows: the lake, the run, the file name that the plan gives, and the rules."""
 
     lake: Lake
     run: int

@@ -1,12 +1,16 @@
-"""The target of the pool's processes: settles work items. See `catchment.runtime.worker.child`.
+"""Settle work items in a process of the pool, or on a remote machine. See `catchment.runtime.worker.child`.
 
 Nothing here may import Beam: a worker must start quickly.
 
-Stands alone because worker processes start with it, without Beam.
+A remote machine shares nothing with the run loop but the bucket: `CATCHMENT_WORK_FOLDER` names its own folder, and the files
+are brought to the bucket. Without it the worker uses the loop's folder, as it must where the lake is a folder that all
+machines see.
 """
 
+import os
 import resource
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -15,14 +19,57 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
+from pipelines.config import RemoteConfig
 from pipelines.ingest.isolate import settle_around_faults
-from pipelines.ingest.outcome import FAULT, failure_of
-from pipelines.ingest.remote_worker import localize, upload
 from pipelines.ingest.settle import settle_item
-from pipelines.ingest.work import ItemResult, Work
+from pipelines.ingest.work import FAULT, ItemResult, Work, failure_of
+from pipelines.lake.lake import lake_at
+from pipelines.lake.remote import bind, remote_of
+from pipelines.lake.upload import payload_paths, upload_files, upload_payloads
 from pipelines.logs import log_to_stderr
 
+FOLDER_VARIABLE = "CATCHMENT_WORK_FOLDER"
+
 log = structlog.get_logger(__name__)
+
+
+def localize(work: Work) -> Work:
+    """The same work item, with the folder that this machine works in.
+
+    Raises:
+        ConfigError: the folder belongs to another lake.
+    """
+    return msgspec.structs.replace(work, root=str(local_folder(work.root, work.remote)))
+
+
+def local_folder(root: str, remote: RemoteConfig | None) -> Path:
+    """The folder that this machine works in, for a lake whose loop works in `root`.
+
+    Raises:
+        ConfigError: the folder belongs to another lake.
+    """
+    if remote is None:
+        return Path(root)
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or root)
+    folder.mkdir(parents=True, exist_ok=True)
+    if remote_of(folder) is None:
+        bind(folder, remote)
+    return folder
+
+
+def upload(work: Work, result: ItemResult) -> ItemResult:
+    """The same result, once its files are in the remote lake; those here are deleted.
+
+    Raises:
+        RetryLaterError: the storage is away.
+        CorruptLakeError: a file is gone, or of another size.
+    """
+    lake = lake_at(Path(work.root))
+    if work.remote is not None and result.failure is None:
+        upload_payloads(lake, work.run, result.files)
+        upload_files(lake, result.files)
+        lake.evict([*payload_paths(lake, work.run, result.files), *(lake.root / file.path for file in result.files)])
+    return result
 
 
 def settle_or_fail(work: Work, note: Callable[[bytes], None] | None = None) -> ItemResult:
@@ -66,7 +113,7 @@ def open_settler(_options: bytes, note: Callable[[bytes], None]) -> Callable[[by
 
 
 def _rehearse() -> None:
-    """What libraries put off until their first use, done before anybody waits: Arrow imports pandas at its first array."""
+    """Do what libraries put off until their first use, before anybody waits: Arrow imports pandas at its first array."""
     column = pa.array(np.zeros(1))
     pq.write_table(pa.table({"": column}), pa.BufferOutputStream())
     pl.DataFrame({"": [0.0]}).select(pl.col("").is_finite()).get_columns()

@@ -16,12 +16,10 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from catchment.runtime.worker.frames import MAX_FRAME_BYTES
-from catchment.runtime.worker.limits import WorkerLimits
+from catchment.runtime.worker.limits import MAX_FRAME_BYTES, WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Died, Outcome, OutOfMemory, Refused, TooLate
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
-from pipelines.ingest.outcome import AWAY, FAULT
-from pipelines.ingest.work import Failure, ItemResult, Work
+from pipelines.ingest.work import AWAY, FAULT, Failure, ItemResult, Work
 
 ITEM_TIMEOUT_S = 900.0
 MESSAGE_TIMEOUT_S = 120.0
@@ -212,7 +210,7 @@ class WorkerPool:
 
 @dataclass(slots=True)
 class _Search:
-    """Which messages of an item end their reader. After a death the item is done carefully; after that one is known, plainly."""
+    """Finds messages of an item that end their reader. After a death the item is done carefully; once one is known, plainly."""
 
     poison: list[tuple[int, int]] = field(default_factory=list)
     suspects: Counter[tuple[int, int]] = field(default_factory=Counter)

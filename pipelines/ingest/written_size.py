@@ -1,4 +1,4 @@
-"""How many bytes a body's rows take once they are cast to their contract: counted from lengths and codes, never by casting.
+"""Compute the bytes that a body's rows take once cast to their contract: from lengths and codes, never by casting.
 
 A body of kilobytes can stand for gigabytes: a few codes name one long text, a list of codes names it often, a null takes no
 byte until it has a type, and a column that is left out costs as much as one that is there. Whole columns at a time; what a
@@ -63,7 +63,7 @@ def row_width(wanted: pa.Schema) -> int:
 
 @lru_cache(maxsize=256)
 def _plan(schema: pa.Schema, wanted: pa.Schema | None) -> tuple[int, tuple[int, ...]]:
-    """What each row costs by its types alone, and the columns that must be looked at."""
+    """Return the cost of each row by its types alone, and the columns that must be measured."""
     per_row, places = 0, []
     for place, field in enumerate(schema):
         type_ = None if wanted is None else _named(wanted, field.name)
@@ -190,7 +190,7 @@ def _is_list(type_: pa.DataType) -> bool:
 
 
 def _reach(array: Any) -> tuple[int, int]:
-    """Where a list's elements, or a text's bytes, begin, and how many there are."""
+    """Return where a list's elements, or a text's bytes, begin, and how many there are."""
     offsets = _raw_offsets(array)
     return int(offsets[0]), int(offsets[-1]) - int(offsets[0])
 
@@ -240,7 +240,7 @@ def _width(type_: pa.DataType | None) -> int:
 
 
 def _absent_width(given: pa.DataType, wanted: pa.DataType | None) -> int:
-    """What the fields cost that a struct lacks."""
+    """Return the cost of the fields that a struct lacks."""
     if wanted is None or not pt.is_struct(wanted):
         return 0
     names = {given.field(index).name for index in range(given.num_fields)}

@@ -1,4 +1,4 @@
-"""What inspectors found, by what was asked and the SHA-256 of the payload. A cache: losing it costs time, nothing else.
+"""Cache the results of inspectors by step and SHA-256 of the payload. Losing the cache costs time, nothing else.
 
 Answers that could tell about a person are not put here (`pipelines.inspect.run`). Files of before that was so are emptied.
 """
@@ -29,7 +29,7 @@ class InspectCache:
         self._path = path
 
     def get(self, step: str, digests: Sequence[str]) -> dict[str, bytes]:
-        """What is known of these payloads."""
+        """Return the cached results of these payloads."""
         if self._path is None or not self._path.exists():
             return {}
         found: dict[str, bytes] = {}

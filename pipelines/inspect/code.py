@@ -15,7 +15,7 @@ MAX_CODE_BYTES = 512 * 1024 * 1024
 
 
 def code_path(lake: Lake, digest: str) -> Path:
-    """Where the lake keeps a step's file."""
+    """Return the path of a step's file in the lake."""
     return lake.root / "policies" / "code" / digest
 
 
@@ -77,4 +77,4 @@ def _read(path: Path) -> bytes:
             raise ConfigError(f"{path}: larger than {MAX_CODE_BYTES} bytes")
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); an inspector's file lies beside its policy") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); an inspector's file lies next to its policy") from error

@@ -1,18 +1,81 @@
-"""Statistics and the perceptual hash of a picture, taken at 512 px so that they mean the same for every camera."""
+"""Inspect pictures: statistics, the perceptual hash, and what the camera wrote into them (maker, exposure, time, place).
 
+Pictures are decoded to arrays of a bounded size: 512 px, so that figures mean the same for every camera. A picture that is too
+large is refused by its header, before a pixel is decoded.
+"""
+
+import re
+from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyvips
 
-from pipelines.inspect.pixels import decoded
+from pipelines.errors import UninspectableError, UnreadableImageError
+from pipelines.imaging.picture_loader import open_header, shrink
 from schemas.inspectors import SIDE_PX
+
+Pixels = npt.NDArray[np.uint8]
+MAX_PIXELS = 400_000_000
 
 _HASH_SIDE, _SAMPLED = 8, 32
 _Floats = npt.NDArray[np.float32]
 _FREQUENCIES, _PLACES = np.arange(_HASH_SIDE)[:, None], np.arange(_SAMPLED)[None, :]
 _COSINES = np.cos(np.pi * _FREQUENCIES * (2 * _PLACES + 1) / (2 * _SAMPLED))
 Facts = tuple[int, int, float, float, float, float, float, str]
+
+ExifFacts = tuple[
+    str | None, str | None, str | None, str | None, int | None, float | None, float | None, int | None, float | None, float | None
+]
+_MAX_TEXT = 200
+_VALUE = re.compile(r"(?s)(?P<twice>.*), (?P<type>[A-Za-z]+), \d+ components, \d+ bytes\)")
+
+
+def decoded(body: bytes, width: int, height: int, size: str = "down", bands: int = 3) -> tuple[Pixels, int, int]:
+    """A picture no larger than `width` x `height` px as rows x columns x bands, and the size it has in full.
+
+    Args:
+        body: JPEG, PNG, TIFF, WebP or GIF.
+        width: px.
+        height: px.
+        size: "down" keeps the proportions and never enlarges; "force" gives exactly this size.
+        bands: 3 for sRGB, 1 for grey.
+
+    Raises:
+        UninspectableError: not a picture, or one too large.
+    """
+    try:
+        head = open_header(body, MAX_PIXELS)
+        small: Any = shrink(body, width, height, MAX_PIXELS, size=size, no_rotate=True)
+        if small.hasalpha():
+            small = small.flatten(background=0)
+        wanted = "srgb" if bands == 3 else "b-w"
+        if small.interpretation != wanted or small.format != "uchar":
+            small = small.colourspace(wanted).cast("uchar")
+        raw = small.write_to_memory()
+    except UnreadableImageError as error:
+        raise UninspectableError(str(error)) from error
+    except pyvips.Error as error:
+        raise UninspectableError(f"not a picture: {' '.join(str(error).split())[:120]}") from error
+    return np.ndarray(buffer=raw, dtype=np.uint8, shape=(small.height, small.width, small.bands)), head.width, head.height
+
+
+def fields(body: bytes) -> dict[str, str]:
+    """The fields of a picture's header, by libvips' names; nothing is decoded.
+
+    Raises:
+        UninspectableError: not a picture.
+    """
+    try:
+        head = open_header(body, MAX_PIXELS)
+        names = [name for name in head.get_fields() if name.startswith("exif-ifd")]
+        return {name: str(head.get(name)) for name in names}
+    except UnreadableImageError as error:
+        raise UninspectableError(str(error)) from error
+    except pyvips.Error as error:
+        raise UninspectableError(f"not a picture: {' '.join(str(error).split())[:120]}") from error
 
 
 def image_facts(body: bytes) -> Facts:
@@ -89,3 +152,64 @@ def _colourfulness(red: _Floats, green: _Floats, blue: _Floats) -> float:
     one, other = red - green, np.float32(0.5) * (red + green) - blue
     (mean_one, var_one), (mean_other, var_other) = _moments(one), _moments(other)
     return float((var_one + var_other) ** 0.5 + 0.3 * (mean_one**2 + mean_other**2) ** 0.5)
+
+
+def exif_facts(body: bytes) -> ExifFacts:
+    """The exif columns, in order; None for what the camera did not write.
+
+    Raises:
+        UninspectableError: not a picture.
+    """
+    values = {name.rpartition("-")[2]: _plain(value) for name, value in fields(body).items()}
+    taken = values.get("DateTimeOriginal") or values.get("DateTime")
+    return (
+        values.get("Make"),
+        values.get("Model"),
+        values.get("Software"),
+        taken,
+        _whole(values.get("Orientation")),
+        _number(values.get("ExposureTime")),
+        _number(values.get("FNumber")),
+        _whole(values.get("ISOSpeedRatings")),
+        _degrees(values.get("GPSLatitude"), values.get("GPSLatitudeRef"), "S", 90),
+        _degrees(values.get("GPSLongitude"), values.get("GPSLongitudeRef"), "W", 180),
+    )
+
+
+def _plain(value: str) -> str | None:
+    """The value in what libvips tells: `20/10 (2.0, Rational, 1 components, 8 bytes)`, and of text `V (V, ASCII, ...)`."""
+    match = _VALUE.fullmatch(value)
+    if match is None:
+        text = value
+    elif match["type"] == "ASCII":
+        text = match["twice"][: (len(match["twice"]) - len(" (")) // 2]  # the text may hold brackets itself
+    else:
+        text = match["twice"].partition(" (")[0]
+    return text.strip("\0 ")[:_MAX_TEXT] or None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(Fraction(text.split()[0])) if text else None
+    except (ValueError, ZeroDivisionError, IndexError, OverflowError):
+        return None
+
+
+def _whole(text: str | None) -> int | None:
+    number = _number(text)
+    return int(number) if number is not None and abs(number) < 2**31 else None
+
+
+def _degrees(text: str | None, side: str | None, negative: str, limit: int) -> float | None:
+    """Degrees, minutes, seconds as rationals; None unless all of it makes sense."""
+    parts = [_number(part) for part in (text or "").split()]
+    if not 1 <= len(parts) <= 3:
+        return None
+    total = 0.0
+    for place, part in enumerate(parts):
+        if part is None:
+            return None
+        total += part / 60**place
+    if not 0 <= total <= limit:
+        return None
+    return -total if side == negative else total

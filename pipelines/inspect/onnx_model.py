@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.errors import RefusedError
-from pipelines.inspect.errors import UninspectableError
-from pipelines.inspect.pixels import decoded
+from pipelines.errors import RefusedError, UninspectableError
+from pipelines.inspect.image import decoded
 from schemas.errors import SchemaError
 from schemas.model import ImageInput
 from schemas.policy import InspectStep
@@ -123,7 +122,7 @@ def _session(path: Path, threads: int) -> Any:
 
 
 def _image_input(step: InspectStep, shape: Sequence[Any]) -> ImageInput:
-    """What the options say, and for the rest what the input's shape does."""
+    """Combine the options with the input's shape."""
     options = step.options
     layout: Any = options.get("layout", "nhwc" if len(shape) == 4 and shape[3] in (1, 3) else "nchw")
     places = (2, 1, 3) if layout == "nhwc" else (3, 2, 1)

@@ -1,6 +1,6 @@
-"""Fills in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own.
+"""Fill in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own.
 
-Runs of near-duplicates: of a camera that stands still, the pictures after the first tell nothing new.
+Near-duplicates in a row are marked as bursts: of a camera that stands still, only the first picture is new.
 """
 
 import atexit
@@ -16,13 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contracts.arrow import ARROW_TYPES
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, InterruptedInspectionError, UninspectableError
 from pipelines.inspect.cache import InspectCache
 from pipelines.inspect.code import checked_code
 from pipelines.inspect.columns import ERRORS, step_columns, step_digest
-from pipelines.inspect.errors import InterruptedInspectionError, UninspectableError
-from pipelines.inspect.exif import exif_facts
-from pipelines.inspect.image import image_facts
+from pipelines.inspect.image import exif_facts, image_facts
 from pipelines.inspect.onnx_model import ModelInspector
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.inspect.text import compiled_patterns, count_patterns

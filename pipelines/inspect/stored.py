@@ -1,4 +1,4 @@
-"""Where the payloads of rows are: in the table itself while a run writes it, in shards and objects afterwards."""
+"""Read the payloads of rows: in the table itself while a run writes it, in shards and objects afterwards."""
 
 import os
 from typing import Any
@@ -72,7 +72,7 @@ class StoredInspector:
 
     @property
     def columns(self) -> frozenset[str]:
-        """What it needs of a row: its key, its payload's place, the columns that a step reads and those it gives."""
+        """The columns that it needs: a row's key, its payload's place, the columns that a step reads and those it gives."""
         if not self._steps:
             return frozenset()
         own = {column.name for column in self._contract.columns}

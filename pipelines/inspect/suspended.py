@@ -1,4 +1,4 @@
-"""What may not run any more, kept in the lake: policies over their budget and inspectors that were killed too often.
+"""Keep suspensions in the lake: of policies over their budget, and of inspectors that were killed too often.
 
     policies/suspended/<id>@<version>.json            a policy
     policies/suspended/inspector-<digest>.json        an inspect step
@@ -54,11 +54,11 @@ class SuspensionBook:
     clock: Clock = field(default_factory=SystemClock)
 
     def policy(self, label: str) -> Suspension | None:
-        """Why a policy is suspended; None if it is not."""
+        """Return the reason why a policy is suspended; None if it is not."""
         return _read(_path(self.lake, label))
 
     def inspector(self, step: InspectStep) -> Suspension | None:
-        """Why an inspect step is suspended; None if it is not."""
+        """Return the reason why an inspect step is suspended; None if it is not."""
         return _read(_path(self.lake, _step_name(step)))
 
     def suspend_policy(self, label: str, stream: str, reason: str) -> None:

@@ -7,13 +7,11 @@ from typing import Any
 import msgspec
 import structlog
 
-from catchment.runtime.worker.frames import MAX_FRAME_BYTES
-from catchment.runtime.worker.limits import MIB, WorkerLimits
+from catchment.runtime.worker.limits import MAX_FRAME_BYTES, MIB, WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Refused, TooLate
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
-from pipelines.errors import RefusedError
+from pipelines.errors import InterruptedInspectionError, RefusedError, UninspectableError
 from pipelines.inspect.child import WANTS_ROW, YES
-from pipelines.inspect.errors import InterruptedInspectionError, UninspectableError
 
 log = structlog.get_logger(__name__)
 

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """What became of one table's log: files before and after."""
+    """The result for one table's log: files before and after."""
 
     table: str
     files_before: int
@@ -99,7 +99,7 @@ def trim_log(lake: Lake, table: str, keep: KeepLog, now_s: float) -> Trimmed | N
 
 
 def keep_log(versions_h: float, versions: int, grace_s: float) -> KeepLog:
-    """How long the logs are kept, by the vacuum's own times."""
+    """Return how long the logs are kept, by the vacuum's own times."""
     return KeepLog(versions_h * 3_600, versions, min(grace_s, MAX_LOG_GRACE_S))
 
 

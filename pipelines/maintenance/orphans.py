@@ -1,8 +1,8 @@
-"""Finds orphans of killed processes: half-written files, folders of work never finished, copies of what the bucket has.
+"""Find orphans: files that killed processes left half-written, and payloads that no table refers to any more.
 
-Each is found by its name or place, for nothing refers to it. Whether it is old enough to be nobody's is asked by the vacuum.
-
-Which payloads the tables still need: every shard, object and Zarr store that a file of a stream's table refers to.
+Half-written files, unfinished work and copies of what the bucket has are found by name or place, because nothing refers to
+them. Payloads that tables still need are the shards, objects and Zarr stores that a file of a stream's table refers to. The
+vacuum decides whether an orphan is old enough to be deleted.
 """
 
 import os
@@ -88,7 +88,7 @@ def unfinished(lake: Lake, run: int) -> Iterator[Path]:
 
 
 def copies(lake: Lake, run: int, cursors: Mapping[str, int]) -> Iterator[Path]:
-    """What lies in the working copy of a remote lake and is not needed there: the bucket has it, or nobody has.
+    """Find files in the working copy of a remote lake that are not needed there: the bucket has them, or nobody does.
 
     Files of the run in hand stay, and sets that the bucket has whole: they were brought to be read.
     """

@@ -66,7 +66,7 @@ _OURS = (STREAMS, ROLLUPS, PAYLOAD, CHIPS, QUARANTINE, QUARANTINE_CLOSED, COMMIT
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How long what might still be wanted is kept: table versions to go back to, segments to run again, objects to be named.
+    """How long things are kept: table versions to go back to, segments to run again, objects to be named.
 
     What belongs to nobody is kept `grace_s`, or `others_s` where its writer may be neither a run nor maintenance. Of each table
     the last `versions` versions can be opened while they are younger than `versions_h`.
@@ -82,7 +82,7 @@ class Keep:
 
 @dataclass(slots=True)
 class Vacuumed:
-    """What was taken away, by kind."""
+    """Counts of deleted things, by kind."""
 
     files: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
@@ -238,7 +238,7 @@ class Vacuum:
                 self._delete_all("half_sets", files, version)
 
     def _orphans(self) -> None:
-        """What killed processes left on this disk; of a remote lake also copies that are no longer needed here."""
+        """Find what killed processes left on this disk; of a remote lake also copies that are no longer needed here."""
         for path in half_written(self._lake):
             with self._quiet("/".join(path.relative_to(self._lake.root).parts[:2])) as is_quiet:
                 if is_quiet:

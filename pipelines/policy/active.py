@@ -75,7 +75,7 @@ def active_policies(lake: Lake, number: int | None = None) -> tuple[Policy, ...]
 
 
 def policies_in_force(lake: Lake, folder: str) -> tuple[Policy, ...]:
-    """What a run tags by: the lake's active set, and the policies of the configured folder whose ids it does not have.
+    """Return the policies that a run tags by: the lake's active set, and those of the configured folder whose ids it lacks.
 
     Raises:
         ConfigError: a file of the folder is no policy.

@@ -21,7 +21,7 @@ REFERENCES = ("payload_shard", "payload_row", "payload_offset", "payload_length"
 
 
 def row_count(lake: Lake, stream: str) -> int:
-    """How many rows a stream has.
+    """Count the rows of a stream.
 
     Raises:
         NotFoundError: there is no such stream.

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pipelines.contracts.registry import ContractSet
-from pipelines.director.keys import DocumentSigner
+from pipelines.director import DocumentSigner
 from pipelines.errors import CorruptLakeError, ExpressionError, NotFoundError, RefusedError
 from pipelines.expressions.expression import compile_expression, rule_columns
 from pipelines.inspect.columns import steps_of
@@ -63,7 +63,7 @@ def edge_rules(policies: Sequence[Policy], contracts: ContractSet) -> dict[str, 
 
 
 def edge_inspectors(policies: Sequence[Policy], streams: dict[str, tuple[EdgeRule, ...]]) -> dict[str, tuple[EdgeInspect, ...]]:
-    """What devices must compute for the rules of each stream: the policies' steps whose columns a rule reads."""
+    """Return the steps that devices must compute for the rules of each stream: those whose columns a rule reads."""
     found: dict[str, tuple[EdgeInspect, ...]] = {}
     for stream, rules in streams.items():
         read = {name for rule in rules for name in rule.columns}

@@ -1,4 +1,4 @@
-"""Why a sample has its tags: each rule's verdict, the value of each part of its expression, and how near it was. No IO."""
+"""Explain a sample's tags: each rule's result, the value of each part of its expression, and how near it was. No IO."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,7 +20,7 @@ NEAR_SHARE = 0.1  # a number within a tenth of its limit was near
 
 
 class RuleResult(StrEnum):
-    """What a rule said of the sample."""
+    """The result of a rule for the sample."""
 
     TRUE = "true"
     NEARLY = "nearly"
@@ -81,7 +81,7 @@ def value_of(node: Node, frame: pl.DataFrame) -> Any:
 
 
 def _missing(node: Node, frame: pl.DataFrame) -> str:
-    """What is false in an expression that is nearly true; empty if more than a little is."""
+    """Return the false parts of an expression that is nearly true; empty if there are more than a few."""
     if isinstance(node, ir.And):
         false = [part for part in node.parts if value_of(part, frame) is not True]
         return _tell(false[0], frame) if len(false) == 1 else ""

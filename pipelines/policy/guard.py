@@ -16,8 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import structlog
 
-from catchment.runtime.worker.frames import MAX_FRAME_BYTES
-from catchment.runtime.worker.limits import WorkerLimits
+from catchment.runtime.worker.limits import MAX_FRAME_BYTES, WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Outcome, Refused, TooLate
 from catchment.runtime.worker.process import WorkerProcess, WorkerSpec
 from pipelines.errors import RefusedError
@@ -36,7 +35,7 @@ _LIMITS = WorkerLimits(start_timeout_s=120.0, max_request_bytes=MAX_FRAME_BYTES,
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one policy may take of one table: a start, and a share for each row."""
+    """The time that one policy may take for one table: a start, and a share for each row."""
 
     start_ms: float = 10_000
     us_per_row: float = 50
@@ -47,10 +46,10 @@ class Budget:
 
 
 class PolicyBook(Protocol):
-    """Where suspended policies are kept for every process and every start."""
+    """The interface to the suspended policies, kept for every process and every start."""
 
     def policy(self, label: str) -> Suspension | None:
-        """Why a policy is suspended; None if it is not."""
+        """Return the reason why a policy is suspended; None if it is not."""
         ...
 
     def suspend_policy(self, label: str, stream: str, reason: str) -> None:
@@ -176,7 +175,7 @@ class SandboxedTagger:
             bits = self._rule_bits(index, table)
         except WorkerDiedError as error:
             if self.is_strict:
-                raise RefusedError(f"policy {name}, stream {self.contract.name}: {error}; mend or withdraw it") from error
+                raise RefusedError(f"policy {name}, stream {self.contract.name}: {error}; correct or withdraw it") from error
             self.suspended[name] = str(error)
             self._report(name, rows)
             return nothing
@@ -205,7 +204,7 @@ class SandboxedTagger:
         return name in self.suspended
 
     def _report(self, name: str, rows: int) -> None:
-        hint = "its tags are missing from now on; mend or withdraw it, then retag"
+        hint = "its tags are missing from now on; correct or withdraw it, then retag"
         stream, reason = self.whole.contract.name, self.suspended[name]
         log.error("policy_suspended", policy=name, stream=stream, rows=rows, reason=reason, hint=hint)
         if self.book is not None:

@@ -1,4 +1,4 @@
-"""What a policy would do to committed rows: matches, overlaps, changes against the version in force, conflicts. No IO.
+"""Preview a policy over committed rows: matches, overlaps, changes against the version in force, conflicts. No IO.
 
 Blocks go in one after another; what is kept is counts and a few example rows, so memory does not grow with the stream.
 """
@@ -79,7 +79,7 @@ class Preview:
 
     @property
     def columns(self) -> frozenset[str]:
-        """What the rules read, and what names a row and its payload."""
+        """The columns that the rules read, and those that name a row and its payload."""
         read = self.tagger.columns | (self.before.columns if self.before else frozenset())
         return read | set(KEY) | set(REFERENCES)
 

@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Retagged:
-    """What came of it: the table's version before and after, and the work done. Equal versions: nothing was to be done."""
+    """The result: the table's version before and after, and the work done. Equal versions: nothing was to be done."""
 
     stream: str
     before: int
@@ -120,7 +120,7 @@ def undo_retag(lake: Lake, stream: str) -> Retagged:
 
 
 class _Counted:
-    """How far the work is, over all attempts."""
+    """The progress of the work, over all attempts."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -219,7 +219,7 @@ def _check_present(lake: Lake, name: str, files: Sequence[LiveFile]) -> None:
 
 @contextmanager
 def _only_one(lake: Lake, stream: str) -> Iterator[Lake]:
-    """Where to work, as the only one that tags this stream anew; of a remote lake, as the only one that rewrites anything."""
+    """Hold the lock of tagging this stream again; of a remote lake, that of every rewrite."""
     with held_alone(retag_lock_path(lake.root, stream)) as is_ours:
         if not is_ours:
             raise RefusedError(f"another retag of {stream} is at work; wait for it")

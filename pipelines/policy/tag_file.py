@@ -20,7 +20,7 @@ TAG_COLUMNS = ("tags", "tag_rules")
 
 
 class FileTagger(Protocol):
-    """What judges the rows of a file."""
+    """The interface that judges the rows of a file."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -33,7 +33,7 @@ class FileTagger(Protocol):
 
 
 class Filler(Protocol):
-    """What computes columns that rows lack."""
+    """The interface that computes columns that rows lack."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -54,7 +54,7 @@ class RuleTagger:
 
     @property
     def columns(self) -> frozenset[str]:
-        """What the rules read, and what filling in needs."""
+        """The columns that the rules read, and those that filling in needs."""
         return self.tagger.columns | (self.fill.columns if self.fill else frozenset())
 
     def tag(self, rows: pa.Table) -> pa.Table:

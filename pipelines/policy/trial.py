@@ -32,7 +32,7 @@ class TrialFailure:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of a policy's examples.
+    """The result of a policy's examples.
 
     `unfired` are the tags that no example ever got; `untrue` the alternatives (sides of an OR, conditions of a CASE) that
     no example made true, as `tag: text`. Both are rules, or parts of rules, without a test.

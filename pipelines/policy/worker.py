@@ -23,7 +23,7 @@ class _Options(msgspec.Struct, frozen=True):
 
 
 def encode_options(contract: Contract, policies: Sequence[Policy]) -> bytes:
-    """What the process is started with: the contract and the policies it judges by."""
+    """Encode the options of the process: the contract and the policies it judges by."""
     return msgspec.msgpack.encode(_Options(encode_contract(contract), tuple(policies)))
 
 

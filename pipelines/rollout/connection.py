@@ -11,8 +11,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from catchment.runtime.clock import Clock, SystemClock
-from catchment.runtime.mqtt_link import make_client
-from catchment.runtime.puback import PubackClient
+from catchment.runtime.mqtt_link import PubackClient, make_client
 from pipelines.config import BrokerConfig
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.refusals import PublishTracker, Refusals, broker_client_context, refusal_error, refused_filters

@@ -7,7 +7,7 @@ import structlog
 from paho.mqtt.client import MQTTMessage
 
 from pipelines.config import CoreConfig
-from pipelines.director.orders import DesiredOrders
+from pipelines.director import DesiredOrders
 from pipelines.refusals import refusal_error
 from pipelines.rollout.connection import BrokerLink
 from pipelines.rollout.rollouts import Rollout

@@ -19,6 +19,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported, but no
 )
 
 from schemas.errors import SchemaError
+from schemas.ids import encode_json
 from schemas.model import (
     MAX_DETAILS_BYTES,
     ModelSpec,
@@ -27,7 +28,6 @@ from schemas.model import (
     model_spec_from_plain,
     model_spec_to_plain,
 )
-from schemas.wire_json import encode_json
 
 VERSIONS_PER_ROLE = 100
 WITHDRAWN = "withdrawn"

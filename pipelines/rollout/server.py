@@ -17,11 +17,11 @@ from paho.mqtt.client import MQTTMessage
 from catchment.runtime.clock import Clock, SystemClock
 from pipelines.bridge.shares import Shares
 from pipelines.config import CoreConfig, ShareConfig
-from pipelines.director.orders import DesiredOrders
+from pipelines.director import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
 from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
 from pipelines.lake.lake import lake_of
-from pipelines.log_limit import LogLimit
+from pipelines.logs import LogLimit
 from pipelines.rollout.connection import BrokerLink, reply_properties
 from pipelines.rollout.keys import KeyFolder, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository

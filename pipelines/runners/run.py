@@ -1,20 +1,169 @@
-"""Build a graph and run it to its end on the chosen runner.
+"""Build a graph, check it, and run it to its end on the chosen runner.
 
-A Dask cluster on this machine, kept open over runs: to start one costs seconds, a run on a warm one tenths of them.
+Beam's Dask runner computes the last leaf of a graph and nothing else, gives every consumer of tagged outputs all elements,
+drops what `finish_bundle` returns, and forgets windows. It ends such a job as done. So a graph for it is checked first. A Dask
+cluster on this machine is kept open over runs: to start one costs seconds, a run on a warm one tenths of them.
+
+A runner with workers elsewhere is tried with one tiny graph in a process of its own before the first run: a job service waits
+for workers for minutes, within calls that nothing interrupts. The graph's one step comes from this package, so a worker that
+can do it has Beam and this release.
 """
 
+import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigError, PipelineError, RetryLaterError
-from pipelines.runners.beam import PipelineOptions, beam
-from pipelines.runners.check import check_graph
-from pipelines.runners.engine import ADDRESS_OPTIONS, Engine, RunnerKind
-from pipelines.runners.failure import last_line, remedy
-from pipelines.runners.trial import WITHIN_S, demand_workers
+from pipelines.errors import ConfigError, PipelineError, RefusedError, RetryLaterError
+from pipelines.runners.beam import DoFnSignature, PipelineOptions, Read, beam
+from pipelines.runners.engine import ADDRESS_OPTIONS, JOB_ENDPOINT, Engine, RunnerKind, last_line, remedy
+from pipelines.stopping import end_descendants
+
+# Steps that the Dask runner carries out as a whole; what Beam makes of them inside is not run there.
+_WHOLE = (beam.Create, beam.Reshuffle, beam.GroupByKey, Read)
+
+WITHIN_S = 60.0
+# Dataflow begins machines for each job, which takes minutes and costs money.
+TRIED = frozenset({RunnerKind.PORTABLE, RunnerKind.FLINK, RunnerKind.SPARK})
+_LAST_BYTES = 20_000
+_ANSWER_S = 5.0
+# Imported, not run as a file: the workers must find its step under the same name.
+_PROGRAM = "from pipelines.runners.trial_graph import main; main()"
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def check_graph(pipeline: Any, kind: RunnerKind) -> None:
+    """Refuse a graph that the runner is known to get wrong silently.
+
+    Args:
+        pipeline: a Beam pipeline, built and not run.
+        kind: the runner.
+
+    Raises:
+        RefusedError: with every reason.
+    """
+    found = list(dask_faults(pipeline)) if kind is RunnerKind.DASK else []
+    if found:
+        raise RefusedError(f"this graph would come out wrong on {kind.value}: {'; '.join(found)}. Use --runner direct")
+
+
+def dask_faults(pipeline: Any) -> Iterator[str]:
+    """Return why a graph is not one linear chain of plain steps; nothing if it is one."""
+    steps = [step for part in pipeline.transforms_stack[0].parts for step in _steps(part)]
+    consumers = Counter(id(source) for step in steps for source in step.inputs)
+    leaves = [step for step in steps if not any(consumers[id(output)] for output in step.outputs.values())]
+    if len(leaves) > 1:
+        yield f"{len(leaves)} ends ({', '.join(step.full_label for step in leaves)}), of which only the last is computed"
+    for step in steps:
+        if any(consumers[id(output)] > 1 for output in step.outputs.values()):
+            yield f"{step.full_label} has more than one consumer"
+        yield from (f"{step.full_label} {fault}" for fault in _step_faults(step))
+
+
+def _steps(node: Any) -> Iterator[Any]:
+    if isinstance(node.transform, _WHOLE) or not node.parts:
+        yield node
+        return
+    for part in node.parts:
+        yield from _steps(part)
+
+
+def _step_faults(step: Any) -> Iterator[str]:
+    if len(step.outputs) > 1:
+        yield "has tagged outputs"
+    if len(step.inputs) > 1:
+        yield "has more than one input"
+    if step.side_inputs:
+        yield "has side inputs"
+    if isinstance(step.transform, Read):
+        yield "reads with beam.io"
+    if isinstance(step.transform, beam.WindowInto) or any(not out.windowing.is_default() for out in step.outputs.values()):
+        yield "has windows"
+    if isinstance(step.transform, beam.ParDo):
+        yield from _function_faults(step.transform.fn)
+
+
+def _function_faults(function: Any) -> Iterator[str]:
+    signature: Any = DoFnSignature(function)
+    if signature.is_stateful_dofn():
+        yield "keeps state or timers"
+    if signature.has_bundle_finalization():
+        yield "waits for a bundle's end"
+    if type(function).finish_bundle is not beam.DoFn.finish_bundle and not _is_wrapper(function):
+        yield "may return elements from finish_bundle"
+    if getattr(function, "_process_batch_defined", False):
+        yield "takes batches"
+
+
+def _is_wrapper(function: Any) -> bool:
+    """Map and FlatMap wrap a plain function, which has no bundle."""
+    return isinstance(function, beam.transforms.core.CallableWrapperDoFn)
+
+
+def demand_workers(engine: Engine, within_s: float = WITHIN_S) -> None:
+    """Run the tiny graph.
+
+    Args:
+        engine: where.
+        within_s: how long it may take; 0: it is not tried.
+
+    Raises:
+        ConfigError: it cannot work as it is configured; the message says what would.
+        RetryLaterError: the job server does not answer.
+    """
+    if engine.kind not in TRIED or not within_s:
+        return
+    _demand_job_server(engine)
+    with tempfile.TemporaryFile() as output:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+        command = [sys.executable, "-c", _PROGRAM, engine.runner, json.dumps(engine.options)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+        try:
+            code: int | None = process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            end_descendants(process.pid)
+            process.kill()
+            process.wait()
+        size = output.seek(0, os.SEEK_END)
+        output.seek(max(0, size - _LAST_BYTES))
+        text = output.read().decode(errors="replace")
+    if code != 0:
+        raise _failure(engine, text, within_s if code is None else None)
+
+
+def _demand_job_server(engine: Engine) -> None:
+    """Connect to the job server that is named, which Beam would wait for a minute."""
+    host, colon, port = engine.option(JOB_ENDPOINT).rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except OSError as error:
+        raise RetryLaterError(f"runner {engine.runner}: job server {host}:{port}: {error}; is it running?") from error
+
+
+def _failure(engine: Engine, text: str, waited_s: float | None) -> ConfigError | RetryLaterError:
+    hint = remedy(text)
+    if hint:
+        return ConfigError(f"runner {engine.runner}: {hint}. It said: {last_line(text)}")
+    if waited_s is not None:
+        return ConfigError(
+            f"runner {engine.runner}: no worker did a tiny test within {waited_s:g} s: where the workers run"
+            " (--environment_type, --environment_config) install this release of catchment with the same apache-beam;"
+            f" if the cluster is only slow, raise run.worker_test_s. It said: {last_line(text) or 'nothing'}"
+        )
+    return RetryLaterError(f"runner {engine.runner}: a tiny test failed: {last_line(text)}; is the job server running?")
 
 
 @contextmanager

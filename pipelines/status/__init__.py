@@ -1,1 +1,1 @@
-"""What the core is doing: heartbeats of its processes, lag per stage and stream, metrics, health."""
+"""The state of the core: heartbeats of its processes, lag per stage and stream, metrics, health."""

@@ -1,4 +1,4 @@
-"""What a survey means: alive, ready, alarms. No IO.
+"""Judge a survey: alive, ready, alarms. No IO.
 
 Alive: the processes send heartbeats. Ready: they get on. That a pipeline stands still while all its processes live is the
 failure that nobody sees, so waiting work that no run takes is not ready. An alarm that is no standstill (rules refused, a
@@ -18,7 +18,7 @@ DEFAULTS = AlarmConfig()
 
 
 class Kind(StrEnum):
-    """What an alarm is about."""
+    """The subject of an alarm."""
 
     BOOKS = "books"
     SILENT = "silent"
@@ -60,7 +60,7 @@ class HealthResult:
         return tuple(alarm.text for alarm in self.found)
 
     def counts(self) -> dict[str, int]:
-        """How many alarms there are of each kind, none left out."""
+        """Count the alarms of each kind, none left out."""
         counted = Counter(alarm.kind for alarm in self.found)
         return {kind.value: counted[kind] for kind in Kind}
 
@@ -113,12 +113,12 @@ def _silent(found: Survey, limits: AlarmConfig) -> Iterator[str]:
 
 
 def _last_word(heartbeat: Heartbeat) -> str:
-    """What a process that is silent said last, if it was trouble."""
+    """Return the last report of a process that is silent, if it was trouble."""
     return f"; its last word: {heartbeat.trouble}" if heartbeat.trouble else ""
 
 
 def _remote(found: Survey, limits: AlarmConfig) -> Iterator[str]:
-    """Whoever is asked whether this machine lives must not be told of another one's death."""
+    """Judge processes of other machines apart: a liveness probe of this machine must not fail because of another one."""
     for heartbeat in found.remote_heartbeats:
         if _age_ms(found, heartbeat.at_ms) > limits.remote_silent_s * 1_000:
             silent_s = _age_ms(found, heartbeat.at_ms) // 1000

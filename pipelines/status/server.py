@@ -1,7 +1,4 @@
-"""`/metrics`, `/live` and `/ready` over HTTP, on the loopback unless configured otherwise.
-
-A survey as Prometheus text. No IO.
-"""
+"""Serve `/metrics` (a survey as Prometheus text), `/live` and `/ready` over HTTP, on the loopback unless configured otherwise."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -68,6 +65,16 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     page.add_one("catchment_books_unbalanced", "Streams of devices whose books do not balance", float(len(found.unbalanced)))
     page.add_one("catchment_run", "The last committed run", float(found.run))
     _ages(page, found)
+    _add_streams(page, found)
+    page.add("catchment_run_paused", "The run paused by an internal error; 0: none", [({}, float(found.faults.stopped_run))])
+    page.add_one("catchment_requests_open", "Replays and discards asked for and not done", float(found.open_requests))
+    page.add_one("catchment_suspended", "Policies and inspectors in force that may not run", float(len(found.suspended)))
+    _add_devices(page, found)
+    _add_processes(page, found)
+    return page.text()
+
+
+def _add_streams(page: MetricsPage, found: Survey) -> None:
     for name in ("received", "committed", "quarantined", "discarded", "duplicate", "dropped", "closed"):
         samples = [({"stream": stream.stream}, float(getattr(stream.counts, name))) for stream in found.streams]
         page.add(f"catchment_samples_{name}_total", f"Samples {name} since the lake began", samples, kind="counter")
@@ -77,9 +84,9 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
              [({"stage": stage}, float(count)) for stage, count in sorted(found.quarantined_open.items())])  # fmt: skip
     shares = [({"stream": stream.stream}, quarantine_share(stream)) for stream in found.streams]
     page.add("catchment_quarantine_share", "Share of what the last runs settled that went to quarantine", shares)
-    page.add("catchment_run_paused", "The run paused by an internal error; 0: none", [({}, float(found.faults.stopped_run))])
-    page.add_one("catchment_requests_open", "Replays and discards asked for and not done", float(found.open_requests))
-    page.add_one("catchment_suspended", "Policies and inspectors in force that may not run", float(len(found.suspended)))
+
+
+def _add_devices(page: MetricsPage, found: Survey) -> None:
     over = [({"device": device}, 1.0) for heartbeat in found.heartbeats for device in heartbeat.over_share]
     page.add("catchment_device_over_share", "Devices that send more than their share; at most 20 of each bridge", over)
     page.add("catchment_refused_streams", "Streams of devices of which the core refuses everything",
@@ -87,6 +94,9 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
     page.add_one("catchment_ledger_ranges", "Settled ranges of all devices", float(found.devices.ranges))
     page.add("catchment_ledger_device_ranges_max", "Settled ranges of the device with the most",
              [({}, float(max((one.ranges for one in found.devices.crowded), default=0)))])  # fmt: skip
+
+
+def _add_processes(page: MetricsPage, found: Survey) -> None:
     for heartbeat in found.heartbeats:
         labels = {"role": heartbeat.role, "name": heartbeat.name}
         page.add(
@@ -101,7 +111,6 @@ def exposition(found: Survey, limits: AlarmConfig = DEFAULTS) -> str:
                 f"{name} of the {heartbeat.role}, since it started",
                 [({"name": heartbeat.name}, value)],
             )
-    return page.text()
 
 
 def _ages(page: MetricsPage, found: Survey) -> None:

@@ -1,6 +1,6 @@
-"""Where every sample is on its way, read from the lake: what waits, since when, what was committed, and do the books agree.
+"""Survey the lake: waiting samples and since when, committed ones, and whether the books balance.
 
-Which devices stand out: the core refuses all that one of their streams sends, or their settled ranges are many. No IO.
+Devices that stand out are listed: the core refuses all that one of their streams sends, or their settled ranges are many.
 """
 
 import json
@@ -16,11 +16,10 @@ import pyarrow.compute as pc
 
 from pipelines.bridge.segment import SEALED_SUFFIX, sealed_path
 from pipelines.heartbeat import Heartbeat, read_heartbeats, read_remote_heartbeats
-from pipelines.ingest.fault_breaker import FaultStreak
-from pipelines.ingest.fault_file import read_faults
+from pipelines.ingest.fault_breaker import FaultStreak, read_faults
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
-from pipelines.ingest.requests import open_requests
+from pipelines.ingest.replay import open_requests
 from pipelines.inspect.suspended import Suspension, SuspensionBook
 from pipelines.lake.books import Counts
 from pipelines.lake.commit import APP, committed_run
@@ -69,7 +68,7 @@ class CrowdedDevice:
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What a person should know of single devices: the first of each kind, and how many there are.
+    """Facts on single devices for a person: the first of each kind, and how many there are.
 
     `refused` has one entry for each device, `refused_streams` counts the streams of all.
     """

@@ -61,6 +61,10 @@ class SampleSource(Protocol):
         """These columns of these rows, in their order."""
         ...
 
+    def array_batch(self, indexes: Int64s) -> Batch:
+        """The arrays of these samples, by name; none in a set without arrays."""
+        ...
+
 
 class SetBatches(Sequence[Batch]):
     """The batches of one rank's epoch, by number. May be pickled and shared between workers, each of which reads what it needs.
@@ -99,6 +103,8 @@ class SetBatches(Sequence[Batch]):
         batch: Batch = {INDEX: chosen}
         if payloads is not None:
             batch[PAYLOAD] = payloads
+        else:
+            batch |= self._source.array_batch(chosen)
         if self._options.columns:
             rows = self._source.take(chosen, self._options.columns)
             batch |= {name: values_of(rows.column(name)) for name in self._options.columns}

@@ -31,7 +31,7 @@ def share_set(lake: Lake, folder: Path) -> None:
         RetryLaterError: the storage is away; the set is not there for others, and its number stays empty.
     """
     manifest = folder / MANIFEST_NAME
-    lake.upload(path for path in sorted(folder.iterdir()) if path.is_file() and path != manifest)
+    lake.upload(path for path in sorted(folder.rglob("*")) if path.is_file() and path != manifest)
     lake.upload([manifest])
 
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,8 @@ from catchment.runtime.clock import Clock, SystemClock
 from pipelines.errors import ConflictError, RefusedError
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import SET_DRAFT
+from pipelines.training.array_draft import ARRAY_ROW, ArrayRule, ArraySource, draft_arrays, write_arrays
+from pipelines.training.array_rules import PictureRule
 from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
 from pipelines.training.card import render_card
 from pipelines.training.line import SetLine, line_of, write_groups
@@ -46,6 +48,7 @@ from pipelines.training.split import LEFT_OUT, Int64s, SplitPlan, plan_splits, r
 DEFAULT_SPLIT: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _PUBLISH_ATTEMPTS = 100
 _SHARE_TOLERANCE = 0.02
+_NO_COLUMNS = (*REFERENCE_COLUMNS, ARRAY_ROW)
 _LINEAGE = (*KEY, "payload_sha256", "tags", "tag_rules")
 
 
@@ -54,7 +57,8 @@ class BuildOptions:
     """How to build, beyond which rows. `with_payload` None: with it where every stream has one.
 
     `stratify`: columns of classes; each must stand in every split unless `allow_missing`. Empty: the tags, which are balanced
-    as far as groups allow. `reassign`: place all groups again instead of keeping those of the version before.
+    as far as groups allow. `reassign`: place all groups again instead of keeping those of the version before. `arrays`: build a
+    set of Zarr arrays, windows or pixels; None: of Parquet alone.
     """
 
     split: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_SPLIT))
@@ -69,6 +73,7 @@ class BuildOptions:
     versions: Mapping[str, int] = field(default_factory=dict)
     limits: ShardLimits = field(default_factory=ShardLimits)
     compiler: Compiler = policy_compiler
+    arrays: ArrayRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ class SetDraft:
     left_out: tuple[LeftOut, ...]
     line: int
     notes: tuple[str, ...]
+    arrays: ArraySource | None = None
     order: Literal["shuffled", "time"] = "shuffled"
     spec: Mapping[str, Any] | None = None
 
@@ -158,7 +164,11 @@ def write_set(
     folder = _fresh_folder(home)
     try:
         parts = [(split, _ordered(draft, number)) for number, (split, _) in enumerate(rule.fractions)]
-        shards, indexes = _write_splits(lake, folder, parts, draft.has_payload, options.limits, progress or Progress())
+        progress, arrays = progress or Progress(), None
+        if draft.arrays is not None:
+            parts, arrays = write_arrays(lake, folder, draft.arrays, parts, progress)
+            progress = Progress()
+        shards, indexes = _write_splits(lake, folder, parts, draft.has_payload, options.limits, progress)
         manifest = Manifest(
             name=draft.name,
             version=0,
@@ -179,6 +189,8 @@ def write_set(
             coverage=draft.plan.coverage,
             line=draft.line,
             notes=draft.notes,
+            arrays=arrays.part if arrays else None,
+            array_files=arrays.files if arrays else (),
             spec=None if draft.spec is None else dict(draft.spec),
         )
         return _publish(lake, home, folder, manifest)
@@ -199,7 +211,7 @@ def draft_set(
     if not streams:
         raise RefusedError("give at least one stream to build a set from")
     selection = select_rows(lake, streams, where, options.versions, options.compiler)
-    rows, has_payload, left_out = usable_rows(selection.rows, options.with_payload)
+    rows, has_payload, left_out = usable_rows(selection.rows, _wants_payload(options))
     return draft_of(lake, name, Chosen(rows, has_payload, selection.sources, left_out, where), seed, options)
 
 
@@ -222,6 +234,17 @@ def draft_of(lake: Lake, name: str, chosen: Chosen, seed: int, options: BuildOpt
     Raises:
         RefusedError: there are none, or a split or column does not fit.
     """
+    source, gap_s = None, options.gap_s
+    if options.arrays is not None:
+        drafted = draft_arrays(chosen.rows, options.arrays, options.group, options.stratify)
+        source, gap_s = drafted.source, gap_s + drafted.gap_s
+        chosen = replace(
+            chosen,
+            rows=drafted.rows,
+            has_payload=False,
+            left_out=(*chosen.left_out, *drafted.left_out),
+            near=drafted.near(chosen.near),
+        )
     rows = chosen.rows
     if not len(rows):
         streams = ", ".join(source.stream for source in chosen.sources)
@@ -229,14 +252,14 @@ def draft_of(lake: Lake, name: str, chosen: Chosen, seed: int, options: BuildOpt
         raise RefusedError(f"no row of {streams} fulfils {chosen.where!r}{lost}; nothing to build")
     classes = options.stratify or (("tags",) if "tags" in rows.schema.names else ())
     shares = tuple(options.split.items())
-    rule = SplitRule(options.group, shares, classes, options.block_s, options.gap_s, "stratified")
+    rule = SplitRule(options.group, shares, classes, options.block_s, gap_s, "stratified")
     line = None if options.reassign else line_of(lake, name, rule)
     plan = plan_splits(rows, rule, seed, line.earlier if line else None, chosen.near)
     return SetDraft(
         name=name,
         where=chosen.where,
         seed=seed,
-        rows=_project(rows, options.columns, chosen.has_payload),
+        rows=_project(rows, options.columns, chosen.has_payload) if source is None else rows,
         plan=plan,
         rule=rule,
         is_stratified=bool(options.stratify),
@@ -245,7 +268,13 @@ def draft_of(lake: Lake, name: str, chosen: Chosen, seed: int, options: BuildOpt
         left_out=(*chosen.left_out, *_too_near(plan, rule)),
         line=line.number if line else 0,
         notes=(*chosen.notes, *_notes(plan, rule, line, options.reassign)),
+        arrays=source,
     )
+
+
+def _wants_payload(options: BuildOptions) -> bool | None:
+    """Pixels are made of payloads; windows are not, and leave no row out for want of one."""
+    return options.with_payload if options.arrays is None else isinstance(options.arrays, PictureRule)
 
 
 def _ordered(draft: SetDraft, number: int) -> pa.Table:
@@ -286,7 +315,7 @@ def _notes(plan: SplitPlan, rule: SplitRule, line: SetLine | None, is_reassigned
 
 
 def _columns(rows: pa.Table) -> tuple[ColumnEntry, ...]:
-    return tuple(ColumnEntry(column.name, str(column.type)) for column in rows.schema if column.name not in REFERENCE_COLUMNS)
+    return tuple(ColumnEntry(column.name, str(column.type)) for column in rows.schema if column.name not in _NO_COLUMNS)
 
 
 def _write_splits(
@@ -373,8 +402,9 @@ def _publish(lake: Lake, home: Path, folder: Path, manifest: Manifest) -> Manife
         numbered = msgspec.structs.replace(manifest, version=number, line=manifest.line or number)
         write_atomic(folder / MANIFEST_NAME, encode_manifest(numbered), mode=0o644)
         write_atomic(folder / "card.html", render_card(numbered, folder).encode(), mode=0o644)
-        for path in folder.iterdir():
-            path.chmod(0o444)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(0o444)
         sync_folder(folder)
         final = home / str(numbered.version)
         try:

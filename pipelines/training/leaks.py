@@ -8,8 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import RefusedError
-from pipelines.inspect.errors import UninspectableError
+from pipelines.errors import RefusedError, UninspectableError
 from pipelines.inspect.image import image_facts
 from pipelines.lake.lake import Lake
 from pipelines.training.bucket_sets import bring_set

@@ -10,13 +10,14 @@ import pyarrow as pa
 
 from catchment.runtime.beneath import RefusedFileError, binary_beneath
 from pipelines.errors import BadReferenceError, CorruptLakeError, NotFoundError, RefusedError
+from pipelines.training.array_rules import ArrayPart
 
 FORMAT = "catchment.training-set/1"
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 MAX_BLOCK_S = 366 * 86_400
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_FILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_FILE = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(/[a-z0-9][a-z0-9._-]{0,127}){0,7}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -55,7 +56,7 @@ class SplitRule(msgspec.Struct, frozen=True):
 
 
 class FileEntry(msgspec.Struct, frozen=True):
-    """One file of the set. `path` lies beside the manifest; `sha256` is of the whole file."""
+    """One file of the set. `path` is relative to the manifest's folder; `sha256` is of the whole file."""
 
     split: str
     path: str
@@ -104,7 +105,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     `shards` of a split are in order: row i of the split is row i of its shards laid end to end. With a payload, `indexes`
     names for each split an Arrow IPC file of the same rows without payload, plus `payload_offset` and `payload_length`.
     `groups` is a Parquet file of every group and its split. Versions of the same `line` never move a group. `spec` is the set
-    spec that it was built by, if any.
+    spec that it was built by, if any. `arrays` are the Zarr arrays of a set of windows or pixels, whose keys the shards hold;
+    `array_files` are the files that they consist of.
     """
 
     format: str = FORMAT
@@ -127,6 +129,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     coverage: tuple[ClassCount, ...] = ()
     line: int = 0
     notes: tuple[str, ...] = ()
+    arrays: ArrayPart | None = None
+    array_files: tuple[FileEntry, ...] = ()
     spec: dict[str, Any] | None = None
 
     @property
@@ -137,7 +141,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """Every file that the manifest names."""
-        return (*self.shards, *self.indexes, *((self.groups,) if self.groups else ()))
+        return (*self.shards, *self.indexes, *self.array_files, *((self.groups,) if self.groups else ()))
 
     @property
     def bytes(self) -> int:
@@ -182,7 +186,7 @@ def open_set_file(folder: Path, name: str) -> BinaryIO:
         raise BadReferenceError(f"{folder / name}: {error.strerror}; copy the file itself into the set's folder") from error
     except OSError as error:
         raise CorruptLakeError(
-            f"{folder / name}: cannot be opened ({error.strerror}); restore the set or build it anew"
+            f"{folder / name}: cannot be opened ({error.strerror}); restore the set or build it again"
         ) from error
 
 
@@ -218,11 +222,11 @@ def load_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise NotFoundError(f"{path}: no training set there ({error.strerror}); `set ls` shows what there is") from error
     if len(body) > MAX_MANIFEST_BYTES:
-        raise CorruptLakeError(f"{path}: a manifest above {MAX_MANIFEST_BYTES} bytes; restore the set or build it anew")
+        raise CorruptLakeError(f"{path}: a manifest above {MAX_MANIFEST_BYTES} bytes; restore the set or build it again")
     try:
         manifest = msgspec.json.decode(body, type=Manifest)
     except (msgspec.MsgspecError, RefusedError) as error:
-        raise CorruptLakeError(f"{path}: not a manifest ({error}); restore the set or build it anew") from error
+        raise CorruptLakeError(f"{path}: not a manifest ({error}); restore the set or build it again") from error
     if manifest.format != FORMAT:
         raise CorruptLakeError(f"{path}: format {manifest.format!r}, this version reads {FORMAT!r}")
     return manifest

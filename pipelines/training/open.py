@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 
 from catchment.runtime.plain import html_text, plain
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.training.array_reader import ArrayReader, dask_array, xarray_dataset
 from pipelines.training.batches import BatchOptions, OnBad, SetBatches
 from pipelines.training.index import SplitIndex
 from pipelines.training.manifest import (
@@ -52,6 +53,7 @@ class TrainingSet(Sequence[Sample]):
         self._shards = manifest.shards_of(split)
         self._rows = SplitIndex(folder, manifest, split)
         self._payloads = PayloadReader(folder, manifest, split, self._rows, PayloadCheck(check))
+        self._arrays = ArrayReader(folder, manifest, split, PayloadCheck(check)) if manifest.arrays else None
         self._check = PayloadCheck(check)
         self.where = where
         self._chosen = self._rows.chosen_by(where) if where.strip() else None
@@ -68,6 +70,8 @@ class TrainingSet(Sequence[Sample]):
         if not 0 <= at < self._count:
             raise IndexError(f"sample {index} of {self._count}")
         at = at if self._chosen is None else int(self._chosen[at])
+        if self._arrays is not None:
+            return self._arrays.sample(at, self._rows)
         if not self.manifest.has_payload:
             return Sample(at, None, self._rows)
         return Sample(at, self._payloads.one(at), self._rows)
@@ -88,6 +92,9 @@ class TrainingSet(Sequence[Sample]):
         """These samples, in their order."""
         rows = self._rows
         indexes = indexes if self._chosen is None else self._chosen[indexes]
+        if self._arrays is not None:
+            yield from self._arrays.samples(indexes, rows)
+            return
         if not self.manifest.has_payload:
             yield from (Sample(index, None, rows) for index in indexes.tolist())
             return
@@ -134,7 +141,7 @@ class TrainingSet(Sequence[Sample]):
             batch_size: samples of a batch.
             seed: of the order.
             epoch: its number, or a state to go on from.
-            columns: beside `index` and `payload`.
+            columns: in addition to `index` and `payload`.
             image: (height, width) to decode and scale pictures to, as (N, height, width, 3) uint8; None: bytes.
             rank: which of the readers this is.
             world: how many readers share the epoch.
@@ -243,6 +250,41 @@ class TrainingSet(Sequence[Sample]):
         table = self.to_arrow(columns)
         return {name: _numpy_of(table.column(name)) for name in columns}
 
+    def arrays(self, indexes: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
+        """The arrays of these samples, by name, samples first: `windows` and `mask`, or `pixels`.
+
+        Raises:
+            RefusedError: this set has no arrays.
+            IndexError: a sample is outside the split.
+        """
+        if self._arrays is None:
+            raise RefusedError(f"set {self.manifest.name} {self.manifest.version} has no arrays; build it with --format zarr")
+        wanted = np.asarray(indexes, np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= self._count):
+            raise IndexError(f"samples {wanted.min()} to {wanted.max()} of {self._count}")
+        return self.array_batch(wanted)
+
+    def array_batch(self, indexes: Int64s) -> dict[str, np.ndarray[Any, Any]]:
+        """The arrays of these samples, by name; none in a set without arrays."""
+        chosen = indexes if self._chosen is None else self._chosen[indexes]
+        return self._arrays.batch(chosen) if self._arrays is not None else {}
+
+    def to_dask(self, name: str = "") -> Any:
+        """An array of this split as a Dask array, read when it is computed; without a name, the one that holds the values.
+
+        Raises:
+            RefusedError: this set has no such array, or Dask is not installed.
+        """
+        return dask_array(self.folder, self.manifest, self.split, name)
+
+    def to_xarray(self) -> Any:
+        """The arrays of this split as an xarray Dataset, with the columns of the rows as coordinates of its samples.
+
+        Raises:
+            RefusedError: this set has no arrays, or xarray is not installed.
+        """
+        return xarray_dataset(self.folder, self.manifest, self.split, self.to_arrow())
+
     def verify(self) -> int:
         """Hash every file of this split against the manifest; with the first split, the list of groups too.
 
@@ -252,7 +294,8 @@ class TrainingSet(Sequence[Sample]):
         Raises:
             CorruptLakeError: a file is missing or is not what was written.
         """
-        files = [*self._shards, *(index for index in self.manifest.indexes if index.split == self.split)]
+        beside = (*self.manifest.indexes, *self.manifest.array_files)
+        files = [*self._shards, *(entry for entry in beside if entry.split == self.split)]
         if self.manifest.groups is not None and self.split == next(iter(self.manifest.split_rows())):
             files.append(self.manifest.groups)
         for entry in files:
@@ -344,6 +387,6 @@ def _verify_file(folder: Path, entry: FileEntry) -> None:
                 digest.update(block)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise CorruptLakeError(f"{path}: cannot be read ({error.strerror}); restore the set or build it anew") from error
+        raise CorruptLakeError(f"{path}: cannot be read ({error.strerror}); restore the set or build it again") from error
     if size != entry.bytes or digest.hexdigest() != entry.sha256:
-        raise CorruptLakeError(f"{path}: not the file that the manifest tells; restore the set or build it anew")
+        raise CorruptLakeError(f"{path}: not the file that the manifest lists; restore the set or build it again")

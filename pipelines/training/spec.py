@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from pipelines.errors import RefusedError
-from schemas.wire_json import encode_json
+from schemas.ids import encode_json
 
 MAX_EXPRESSION_CHARS = 4_000
 MAX_PARTS = 100

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.demo.commands import command_line
+from pipelines.demo.view import command_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.timeout(400)]
 

@@ -12,7 +12,7 @@ import pytest
 from edge_agent.documents.trust import DocumentTrust
 from edge_agent.rules.policy_store import PolicyStore
 from edge_agent.rules.trust import read_seen
-from pipelines.director.keys import DocumentSigner, parse_key, write_key
+from pipelines.director import DocumentSigner, parse_key, write_key
 from pipelines.policy.edge import signed_message
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule
 from schemas.rollout import DesiredModels, decode_desired

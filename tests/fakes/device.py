@@ -14,8 +14,8 @@ from edge_agent.spool import database
 from edge_agent.spool.records import Append, NewEnvelope, State
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.forwarder import Forwarder, Reporter
+from edge_agent.uplink.send_window import UplinkTimes
 from edge_agent.uplink.session import PahoSession
-from edge_agent.uplink.times import UplinkTimes
 from schemas.ids import DeviceId, StreamName
 from schemas.topics import Topics
 from tests.plant.broker import Address

@@ -3,7 +3,7 @@
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pipelines.expressions.expression import compile_expression, rule_columns
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.edge_policy import (
     EdgeAction,
     EdgePolicy,

@@ -3,7 +3,7 @@
 from edge_agent.errors import SourceEndedError
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.registry import build_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 
 class HandClock:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edge_agent.sources.registry import build_source
 from edge_agent.sources.zeek.source import ZeekSource
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 FLOWS = builtin_contract("network_flow")
 HEADER = (

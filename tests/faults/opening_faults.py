@@ -18,7 +18,7 @@ import structlog
 
 from edge_agent.errors import SpoolError
 from edge_agent.spool import database
-from edge_agent.spool.recovery import Opened
+from edge_agent.spool.opening import Opened
 from tests.faults import powercut, workload
 from tests.faults.call_faults import MODES
 from tests.faults.promises import Promises, check, hold

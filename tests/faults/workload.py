@@ -15,7 +15,7 @@ from pathlib import Path
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolFullError
-from edge_agent.spool import bodies, database, space_budget, transactions
+from edge_agent.spool import database, payload_files, space_budget, transactions
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import Digest, StreamName
@@ -33,9 +33,9 @@ def make_small() -> None:
     space_budget.RESERVE_FILE_BYTES = 16 * 1024
     space_budget._SLACK_BYTES = 16 * 1024
     transactions._EVICT_AT_LEAST_BYTES = 32 * 1024
-    bodies.MIN_BODY_BYTES = 2_500
-    bodies._LARGEST_FILE_BYTES = 20_000
-    bodies._FILE_SHARE = 16
+    payload_files.MIN_BODY_BYTES = 2_500
+    payload_files._LARGEST_FILE_BYTES = 20_000
+    payload_files._FILE_SHARE = 16
 
 
 def open_small(folder: Path) -> Spool:
@@ -146,7 +146,7 @@ def live(folder: Path, seed: int, steps: int) -> None:
 def sabotage(what: str) -> None:
     """Leave syncs out, to see that the simulator notices."""
     if what == "bodies":
-        bodies.BodyFiles.sync = lambda _self: None  # type: ignore[method-assign]
+        payload_files.BodyFiles.sync = lambda _self: None  # type: ignore[method-assign]
     elif what == "database":
         connect = database.connect_writer
 

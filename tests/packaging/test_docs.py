@@ -10,8 +10,8 @@ from edge_agent.config import AgentConfig, PolicyConfig, SourceConfig, SpoolConf
 from edge_agent.config import BrokerConfig as AgentBroker
 from edge_agent.config import DirectorConfig as AgentDirector
 from edge_agent.models.config import ModelConfig
-from edge_agent.report_config import ReportConfig
-from edge_agent.sources.camera.options import CameraOptions
+from edge_agent.sections import ReportConfig
+from edge_agent.sources.camera.source import CameraOptions
 from edge_agent.sources.can.source import CanOptions
 from edge_agent.sources.directory.source import DirectoryOptions
 from edge_agent.sources.exec.source import ExecOptions
@@ -31,7 +31,7 @@ from pipelines.config import (
     ShareConfig,
     WatchConfig,
 )
-from schemas import builtin
+from schemas import contract
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCE_OPTIONS = (
@@ -90,8 +90,8 @@ def test_every_make_target_named_in_a_page_exists(name):
 def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page):
     text = " ".join((ROOT / "docs" / page).read_text().split())
     [(count, names)] = re.findall(r"(\w+) ship with Catchment[^:]*: ((?:`\w+`(?:, | and )?)+)\.", text)
-    assert sorted(re.findall(r"`(\w+)`", names)) == sorted(builtin.NAMES)
-    assert count == ("Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")[len(builtin.NAMES) - 6]
+    assert sorted(re.findall(r"`(\w+)`", names)) == sorted(contract.NAMES)
+    assert count == ("Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")[len(contract.NAMES) - 6]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import catchment
 from edge_agent.sources.registry import check_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 
 def _blocks(root: Path, language: str) -> list[str]:

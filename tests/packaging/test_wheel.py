@@ -18,13 +18,9 @@ CORE_LIBRARIES = (
 )
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
 NEEDS_AN_EXTRA = {
-    "edge_agent.sources.camera.file",
-    "edge_agent.sources.camera.live",
+    "edge_agent.sources.camera.cameras",
     "edge_agent.sources.can.decoder",
-    "edge_agent.sources.can.live",
-    "edge_agent.sources.can.log",
-    "edge_agent.sources.can.rows",
-    "edge_agent.sources.can.view",
+    "edge_agent.sources.can.frames",
     "edge_agent.sources.camera.video",
     "edge_agent.identity.enrol_cryptography",
     "edge_agent.models.inference",

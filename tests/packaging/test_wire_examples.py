@@ -9,7 +9,7 @@ import paho.mqtt.client as mqtt
 import pytest
 
 from pipelines.contracts.json_rows import rows_from_json
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.envelope import JSON, Span, read_head
 from schemas.topics import Topics
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from catchment.runtime.clock import SystemClock
-from pipelines.demo.broker import (
+from pipelines.demo.processes import (
     HOST,
     MAX_PACKET_BYTES,
     START_S,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from catchment.runtime.tls import TlsFileError, client_context
+from catchment.runtime.mqtt_link import TlsFileError, client_context
 from edge_agent.config import BrokerConfig as AgentBroker
 from edge_agent.config import TlsConfig as AgentTls
 from edge_agent.uplink.session import tls_context

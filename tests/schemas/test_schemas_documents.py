@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.builtin import NAMES, builtin_contract
 from schemas.contract import (
     MAX_CONTRACT_BYTES,
+    NAMES,
     ChipSpec,
     Column,
     ColumnType,
     Contract,
     PayloadSpec,
+    builtin_contract,
     contract_from_plain,
     decode_contract,
     encode_contract,

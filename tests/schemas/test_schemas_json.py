@@ -3,11 +3,10 @@
 import pytest
 
 from schemas.contract import Contract, decode_contract, encode_contract
-from schemas.ids import DeviceId, Digest, StreamName
+from schemas.ids import DeviceId, Digest, StreamName, encode_json
 from schemas.policy import Policy, Rule
 from schemas.receipts import ObjectState, Receipt, decode_receipt, encode_object_state, encode_receipt
 from schemas.reported import Reported, decode_reported, encode_reported
-from schemas.wire_json import encode_json
 
 
 def test_a_checked_name_goes_over_the_wire_as_its_text() -> None:

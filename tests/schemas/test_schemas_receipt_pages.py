@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import SchemaError
 from schemas.ranges import Ranges
-from schemas.receipt_pages import MIN_PAGE_BYTES, receipt_pages
-from schemas.receipts import Floor, Receipt, RefusedStream, decode_receipt, encode_receipt
+from schemas.receipts import MIN_PAGE_BYTES, Floor, Receipt, RefusedStream, decode_receipt, encode_receipt, receipt_pages
 
 STREAMS = st.from_regex(r"[a-z][a-z0-9_]{0,62}", fullmatch=True)
 EPOCHS = st.integers(0, 2**63 - 1).map(str)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from catchment.runtime.worker.frames import (
+from catchment.runtime.worker.limits import (
     ANSWER,
     HEAD,
     MAX_NOTE_BYTES,
@@ -20,9 +20,12 @@ from catchment.runtime.worker.frames import (
     NOTE,
     READY,
     REFUSED,
+    WorkerLimits,
+    allow_cpu,
+    apply_limits,
     encode_refusal,
+    end_with_parent,
 )
-from catchment.runtime.worker.limits import WorkerLimits, allow_cpu, apply_limits, end_with_parent
 
 Note: TypeAlias = Callable[[bytes], None]
 Handler: TypeAlias = Callable[[bytes], bytes]

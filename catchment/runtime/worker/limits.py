@@ -1,17 +1,40 @@
-"""What a child process may use: validated in the parent, applied in the child before it imports anything else."""
+"""The limits of a child process, and the frames of its messages: what parent and child have to agree on.
+
+Limits are validated in the parent and applied in the child before it imports anything else. A frame is one byte of kind, four
+of length, then the body.
+"""
 
 import contextlib
 import ctypes
 import os
 import resource
 import signal
+import struct
 from dataclasses import dataclass
 from pathlib import Path
+
+HEAD = struct.Struct("<cI")
+MAX_FRAME_BYTES = (1 << 32) - 1
+REQUEST, ANSWER, REFUSED, NOTE, READY, NO_MEMORY = b"q", b"a", b"e", b"n", b"r", b"m"
+MAX_NOTE_BYTES = 256
+MAX_REASON_CHARS = 500
 
 MIB = 1024 * 1024
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _KILL_FIRST = "1000"
+
+
+def encode_refusal(error: BaseException) -> bytes:
+    """Class name and message of an exception, on one line each."""
+    message = " ".join(str(error).split())[:MAX_REASON_CHARS]
+    return f"{type(error).__name__}\n{message}".encode("utf-8", "replace")
+
+
+def decode_refusal(body: bytes) -> tuple[str, str]:
+    """Class name and message; the child may have sent anything."""
+    kind, _, reason = body.decode("utf-8", "replace").partition("\n")
+    return kind[:80], reason[:MAX_REASON_CHARS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How a request to a child process can end."""
+"""The outcomes of a request to a child process."""
 
 import signal
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from catchment.runtime.worker.frames import (
+from catchment.runtime.worker.limits import (
     ANSWER,
     HEAD,
     MAX_FRAME_BYTES,
@@ -24,9 +24,9 @@ from catchment.runtime.worker.frames import (
     READY,
     REFUSED,
     REQUEST,
+    WorkerLimits,
     decode_refusal,
 )
-from catchment.runtime.worker.limits import WorkerLimits
 from catchment.runtime.worker.outcome import Answered, Closed, Died, Gone, Outcome, OutOfMemory, Refused, TooLate
 from catchment.runtime.worker.spawn import spawn_python
 
@@ -37,7 +37,7 @@ _MAX_CONTROL_BYTES = 8 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What a child runs.
+    """The program of a child and its limits.
 
     Attributes:
         target: `package.module:factory`; see `catchment.runtime.worker.child`.

@@ -1,1 +1,1 @@
-"""What keeps an agent from doing its work, looked for from outside; each finding with its remedy."""
+"""Diagnose from outside what keeps an agent from doing its work; each finding has a remedy."""

@@ -16,7 +16,7 @@ from catchment.runtime.clock import Clock
 from edge_agent.commands.doctor.findings import Finding, failed, good, warning
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.errors import BrokerUnavailableError
-from edge_agent.spool import database, reading
+from edge_agent.spool import database
 from edge_agent.uplink.session import (
     NO_SUBSCRIBERS,
     Acked,
@@ -128,7 +128,7 @@ def _books(config: AgentConfig) -> tuple[StreamBooks, ...]:
         return ()
     try:
         with closing(database.connect_reader(path)) as db:
-            return reading.books(db)
+            return database.books(db)
     except sqlite3.Error:
         return ()  # damaged: the agent mends it at its next start, and `status` says so
 

@@ -12,8 +12,7 @@ from catchment.runtime.clock import Clock
 from edge_agent.commands.doctor.findings import Finding, failed, good, skipped, warning
 from edge_agent.config import BrokerConfig, TlsConfig
 from edge_agent.errors import ConfigError, KeyEncryptedError
-from edge_agent.identity.certificate import read_certificate
-from edge_agent.identity.key_password import refuse
+from edge_agent.identity.certificate import read_certificate, refuse_password
 from schemas.ids import is_role_name
 
 WHAT = "certificate"
@@ -116,14 +115,14 @@ def _verify_fix(code: int) -> str:
 
 def _contexts(tls: TlsConfig) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     judge = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    judge.load_cert_chain(tls.cert, tls.key, refuse)
+    judge.load_cert_chain(tls.cert, tls.key, refuse_password)
     judge.load_verify_locations(tls.ca)
     judge.verify_mode = ssl.CERT_REQUIRED
     device = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # It talks to itself: only the judge judges.
     device.check_hostname = False
     device.verify_mode = ssl.CERT_NONE
-    device.load_cert_chain(tls.cert, tls.key, refuse)
+    device.load_cert_chain(tls.cert, tls.key, refuse_password)
     for context in (judge, device):
         context.minimum_version = ssl.TLSVersion.TLSv1_3
     return judge, device

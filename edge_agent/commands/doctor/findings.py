@@ -1,4 +1,4 @@
-"""What was found, and what to do about it. No IO."""
+"""Findings of a diagnosis, each with its remedy. No IO."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class CheckResult(StrEnum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     GOOD = "good"
     WARNING = "warning"  # works today

@@ -12,8 +12,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 
 from edge_agent.errors import SourceError
-from edge_agent.sources.camera.options import CameraOptions
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects
+from edge_agent.sources.camera.source import CameraOptions
 
 _MAX_BROKEN = 100
 # No protocol is called so: a file may open none.

@@ -1,4 +1,7 @@
-"""CAN frames into signals, by cantools and a DBC."""
+"""Decode CAN frames into signals, by cantools and a DBC, and make the samples of one batch.
+
+Signals are decoded by the channel's own databases; without one, a sample is the frame as it is.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -6,6 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+import can
 import cantools.database
 from cantools.database import Database
 from cantools.database.can.message import Message
@@ -13,8 +17,8 @@ from cantools.database.can.signal import Signal as DatabaseSignal
 from cantools.database.namedsignalvalue import NamedSignalValue
 
 from edge_agent.errors import ConfigError
-from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
+from edge_agent.sources.can.source import CanOptions, wants_frames
 from schemas.contract import Contract
 from schemas.source_names import match_columns
 
@@ -24,7 +28,7 @@ Value = float | NamedSignalValue
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a frame of a multiplexed message holds.
+    """The content of a frame of a multiplexed message.
 
     Attributes:
         values: signal -> its value, in the order of the message.
@@ -97,6 +101,9 @@ def _part(message: Message, signals: list[DatabaseSignal]) -> Message:
 # A database names messages with this address: nobody sends with it (SAE J1939-81, the null address).
 NULL_ADDRESS = 0xFE
 _FIRST_BROADCAST_FORMAT = 0xF0
+_CLASSIC_BYTES = 8
+# Groups of NMEA 2000 that may be longer than a frame: 126,208 to 131,071.
+_FAST_PACKETS = range(0x1ED00, 0x20000)
 
 
 def group_number(can_id: int) -> int:
@@ -106,8 +113,13 @@ def group_number(can_id: int) -> int:
     return pages_and_format if pdu_format < _FIRST_BROADCAST_FORMAT else pages_and_format | (can_id >> 8 & 0xFF)
 
 
+def is_fast_packet(frame: "Frame") -> bool:
+    """Whether a message of more than eight bytes comes in pieces, each a frame of this id: so NMEA 2000 sends its own groups."""
+    return len(frame.data) <= _CLASSIC_BYTES and group_number(frame.arbitration_id) in _FAST_PACKETS
+
+
 def source_address(can_id: int) -> int:
-    """Who sends it."""
+    """Return the sender's address."""
     return can_id & 0xFF
 
 
@@ -117,12 +129,13 @@ def group_mask(can_id: int) -> int:
 
 
 # Left out as asked for, so never a warning.
+FAST_PACKET = "report: piece of a message of several frames (NMEA 2000 fast packet), which are not put together"
 UNKNOWN = "report: frame of no message asked for"
 _J1939 = "j1939"
 
 
 class Frame(Protocol):
-    """What python-can hands out."""
+    """The interface of python-can's messages."""
 
     arbitration_id: int
     is_extended_id: bool
@@ -208,6 +221,10 @@ class SignalDecoder:
         if known is None:
             rejects.count(UNKNOWN)
             return []
+        if sender is not None and known.message.length > _CLASSIC_BYTES and is_fast_packet(frame):
+            # The frame begins with a counter, and what follows it is a piece of the message: its signals would be made up.
+            rejects.count(FAST_PACKET)
+            return []
         try:
             values = _values(known, bytes(frame.data), rejects)
         except (cantools.database.DecodeError, ValueError, KeyError, TypeError) as error:
@@ -292,3 +309,91 @@ def _signal(
     if isinstance(value, NamedSignalValue):
         return Signal(*head, name, float(value.value), unit, str(value), sender)
     return Signal(*head, name, float(value), unit, None, sender)
+
+
+@dataclass(slots=True)
+class FrameRows:
+    """Frames gathered for one batch, undecoded."""
+
+    contract: Contract
+    times_us: list[int] = field(default_factory=list)
+    frames: list[tuple[str, can.Message]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def batch(self, position: bytes | None, *, agent_clock: bool) -> SampleBatch | None:
+        """One batch of all; None of nothing."""
+        if not self.frames:
+            return None
+        ids = [(frame.arbitration_id, frame.is_extended_id) for _, frame in self.frames]
+        columns: dict[str, Sequence[Scalar]] = {
+            "channel": [channel for channel, _ in self.frames],
+            "can_id": [id_ for id_, _ in ids],
+            "is_extended": [extended for _, extended in ids],
+            "group_number": [group_number(id_) if extended else None for id_, extended in ids],
+            "source_address": [source_address(id_) if extended else None for id_, extended in ids],
+            "is_fd": [frame.is_fd for _, frame in self.frames],
+            "is_remote": [frame.is_remote_frame for _, frame in self.frames],
+            "data": [bytes(frame.data) for _, frame in self.frames],
+        }
+        matched = match_columns(columns, self.contract.columns, {})
+        known = {column.name: columns[name] for name, column in matched.items()}
+        return SampleBatch(self.times_us, known, None, position, agent_clock)
+
+
+class FrameSampler:
+    """Turns frames into rows.
+
+    Args:
+        options: databases, for all channels and for each.
+        contract: of signals (`can_signal`), or of frames as they are (`can_frame`).
+        rejects: where frames are counted that give nothing.
+
+    Attributes:
+        matched: frames that gave rows.
+
+    Raises:
+        ConfigError: a database cannot be read.
+    """
+
+    def __init__(self, options: CanOptions, contract: Contract, rejects: Rejects) -> None:
+        self._contract = contract
+        self._rejects = rejects
+        self._is_raw = wants_frames(contract)
+        self._decoder = SignalDecoder(options.dbc, options.signals, options.j1939) if options.dbc else None
+        self._by_channel = {
+            channel: SignalDecoder(files, options.signals, options.j1939) for channel, files in options.dbc_by_channel.items()
+        }
+        self.matched = 0
+        self.rows: SignalRows | FrameRows = self._new_rows()
+
+    def begin(self) -> None:
+        """Start the next batch."""
+        self.rows = self._new_rows()
+
+    def take(self, time_us: int, frame: can.Message, channel: str) -> None:
+        """One frame."""
+        if isinstance(self.rows, FrameRows):
+            if frame.is_error_frame:
+                self._rejects.count("row: error frame")
+                return
+            self.rows.times_us.append(time_us)
+            self.rows.frames.append((channel, frame))
+            self.matched += 1
+            return
+        decoder = self._by_channel.get(channel, self._decoder)
+        if decoder is None:
+            self._rejects.count(UNKNOWN)
+            return
+        signals = decoder.decode(frame, channel, self._rejects)
+        self.matched += bool(signals)
+        self.rows.add(time_us, signals)
+
+    def filters(self, channel: str) -> list[tuple[int, int, bool]]:
+        """Kernel filters: id, mask, whether extended; empty where every frame is wanted."""
+        decoder = self._by_channel.get(channel, self._decoder)
+        return [] if self._is_raw or decoder is None else decoder.filters
+
+    def _new_rows(self) -> SignalRows | FrameRows:
+        return FrameRows(self._contract) if self._is_raw else SignalRows(self._contract)

@@ -37,15 +37,13 @@ import msgspec
 from catchment.runtime.beneath import folder_beneath
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
-from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.directory.files import FileSamples
-from edge_agent.sources.directory.picture_end import has_end
+from edge_agent.sources.directory.picture_formats import has_end
 from edge_agent.sources.files.scan import FoundFile, Refused, Remembered, Settling, is_unchanged, look, second_name
 from edge_agent.sources.files.watched import open_watched
-from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.options import WrittenOptions, read_options
 from edge_agent.sources.rows.cells import CellError, start_time_us
-from edge_agent.sources.rows.written import WrittenOptions
 from schemas.contract import Contract
 
 # The options that say what is read: a change of any other keeps the position.
@@ -136,7 +134,7 @@ class DirectoryOptions(WrittenOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class DirectoryPosition(msgspec.Struct, frozen=True):
-    """How far the folder was read.
+    """The position in the folder.
 
     `given`: what the files captured and still there are known by (keep), or fingerprints of those that may not be moved away
     yet (delete, move). It only grows at its end, so that the spool rewrites little. `is_whole`: all of them. An earlier agent

@@ -6,7 +6,7 @@
     restart = true                # false: a program that ends well ends the source
 
 `event_time` (or the key that `time_column` names) is RFC 3339 text or a number since 1970 (absent: the time of reading),
-`payload_b64` the payload, binary columns are base64. Times and numbers in other forms: see `edge_agent.sources.rows.written`.
+`payload_b64` the payload, binary columns are base64. Times and numbers in other forms: see `edge_agent.sources.options`.
 
 A program that can go on somewhere tells where in each line: `resume_position`, text of at most 4,096 bytes that means "up to
 and with this sample". When it is started again it finds the last one that was stored in CATCHMENT_RESUME_POSITION. A
@@ -29,14 +29,12 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SourceAgainError, SourceEndedError, SourceError
-from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects, SampleBatch
+from edge_agent.sources.files.lines import LineBuffer
+from edge_agent.sources.options import ZONE_GUESSED, EventTimes, RowOptions, read_options
 from edge_agent.sources.rows.cells import tells_no_zone
-from edge_agent.sources.rows.line_buffer import LineBuffer
 from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
 from edge_agent.sources.rows.tables import RawChunk, decode_object, objects_chunk
-from edge_agent.sources.rows.written import ZONE_GUESSED, EventTimes, RowOptions
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
 

@@ -1,14 +1,15 @@
-"""Lines of a file, plain or packed, with the byte offset after each: what a resume position is made of."""
+"""Cut bytes into lines: of a file, plain or packed, with the byte offset after each, and of a pipe or connection."""
 
+import codecs
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from edge_agent.errors import SourceError
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.files.unpacking import UnpackedFile, open_unpacked
 from edge_agent.sources.files.watched import what_to_do
-from edge_agent.sources.rejects import Rejects
 
 ResultT = TypeVar("ResultT")
 _HEAD_BYTES = 1024
@@ -25,6 +26,17 @@ def open_lines(path: Path) -> UnpackedFile:
     except OSError as error:
         act = what_to_do(error, "put the file there or correct `path`")
         raise SourceError(f"{path} cannot be read ({error.strerror or error}); {act}") from error
+
+
+def check_encoding(path: Path, head: bytes) -> None:
+    """Refuse a file that begins as text in UTF-16 or UTF-32: its lines would be noise.
+
+    Raises:
+        SourceError: it does.
+    """
+    is_wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    if is_wide or (len(head) > 1 and head[:2].count(0) == 1 and head[:32].count(0) >= len(head[:32]) // 3):
+        raise SourceError(f"{path} is text in UTF-16 or UTF-32; write it in UTF-8: iconv -f UTF-16 -t UTF-8")
 
 
 def head_mark(path: Path) -> int:
@@ -48,10 +60,13 @@ class Lines:
 
     Attributes:
         offset: bytes (unpacked) read so far; every line before it was given out or counted as refused.
+        is_final: the file does not grow any more.
 
     Raises:
         SourceError: the file ends before `offset`, or cannot be read or unpacked.
     """
+
+    is_final = True
 
     def __init__(self, path: Path, offset: int, max_line_bytes: int, rejects: Rejects) -> None:
         self._path = path
@@ -124,3 +139,55 @@ class Lines:
             return action()
         except OSError as error:
             raise SourceError(f"{self._path}: cannot be read at byte {self.offset}: {error}") from error
+
+
+class LineBuffer:
+    """Bytes made into lines, none longer than the limit: a longer one is dropped as it comes, and counted."""
+
+    def __init__(self, max_line_bytes: int, rejects: Rejects) -> None:
+        self._max = max_line_bytes
+        self._rejects = rejects
+        self._bytes = bytearray()
+        self._dropping = False
+
+    @property
+    def has_line(self) -> bool:
+        """Whether a whole line is there."""
+        return self._bytes.find(b"\n") >= 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough is buffered to work on first."""
+        return len(self._bytes) > self._max
+
+    def add(self, piece: bytes) -> None:
+        """More bytes."""
+        if self._dropping:
+            end = piece.find(b"\n")
+            if end < 0:
+                return
+            piece, self._dropping = piece[end + 1 :], False
+        self._bytes += piece
+        if len(self._bytes) > self._max and self._bytes.find(b"\n") < 0:
+            self._rejects.count(f"row: line above {self._max} bytes", bytes(self._bytes[:80]))
+            self._bytes.clear()
+            self._dropping = True
+
+    def take(self, max_lines: int, *, ended: bool) -> list[str]:
+        """At most so many whole lines; when the program has ended, an unfinished last one as well."""
+        lines: list[str] = []
+        start = 0
+        while len(lines) < max_lines:
+            end = self._bytes.find(b"\n", start)
+            if end < 0:
+                if ended and start < len(self._bytes):
+                    lines.append(self._bytes[start:].decode("utf-8", errors="replace"))
+                    start = len(self._bytes)
+                break
+            if end - start <= self._max:
+                lines.append(self._bytes[start:end].decode("utf-8", errors="replace"))
+            else:
+                self._rejects.count(f"row: line above {self._max} bytes", bytes(self._bytes[start : start + 80]))
+            start = end + 1
+        del self._bytes[:start]
+        return lines

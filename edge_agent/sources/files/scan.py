@@ -1,4 +1,4 @@
-"""Which files of a folder are new and no longer being written.
+"""Find the files of a folder that are new and no longer being written.
 
 Files are taken in the order of their inode change time, which a copy that keeps the old modification time cannot put
 into the past, and only once two looks, `settle_s` apart, have seen the same size and times.
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from catchment.runtime.beneath import IS_FOLDER
 from edge_agent.errors import SourceError
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.files.watched import why_unread
-from edge_agent.sources.rejects import Rejects
 
 _MAX_NAME_BYTES = 255
 
@@ -32,7 +32,7 @@ class FoundFile:
 
     @property
     def identity(self) -> tuple[str, int, int, int]:
-        """What stays the same when only rights, owner or links of the file change."""
+        """The part of the status that stays the same when only rights, owner or links of the file change."""
         return self.name, self.modified_ns, self.size, self.inode
 
     @property
@@ -42,12 +42,12 @@ class FoundFile:
 
     @property
     def content(self) -> tuple[int, int, int]:
-        """What stays the same when the file gets another name, too."""
+        """The part of the status that stays the same when the file gets another name, too."""
         return self.modified_ns, self.size, self.inode
 
     @property
     def memory(self) -> str:
-        """What a captured file is known by later, in two halves: under any name, and by its name alone.
+        """The two halves by which a captured file is recognised later: under any name, and by its name alone.
 
         The second is for file systems without inodes of their own, which give others each time they are mounted.
         """
@@ -60,7 +60,7 @@ class FoundFile:
 
     @property
     def mark(self) -> tuple[int, str]:
-        """What the order is by."""
+        """The sort key."""
         return self.changed_ns, self.shown
 
 
@@ -79,7 +79,7 @@ class Remembered:
         self.memories.extend(file.memory for file in files)
 
     def resume(self, memories: Sequence[str], here: Sequence[FoundFile]) -> list[FoundFile]:
-        """Which files were captured before; what is not there any more is forgotten."""
+        """Load the files that were captured before; forget those that no longer exist."""
         middle = len(_short(()))
         contents = {memory[:middle] for memory in memories}
         names = {memory[middle:] for memory in memories}

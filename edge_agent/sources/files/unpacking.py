@@ -137,7 +137,7 @@ class UnpackedFile(io.BufferedReader):
 
     @property
     def broken(self) -> str:
-        """Why it could not be unpacked any further; empty as long as it could."""
+        """The reason why it could not be unpacked any further; empty as long as it could."""
         return self._unpacking.broken
 
     @property
@@ -274,7 +274,7 @@ class _Unpacking(io.RawIOBase):
         self._decoder = self._make()
 
     def _salvage(self, reason: str) -> bytes:
-        """What stands before damage: the decoders give nothing of the piece in which they meet it, so it is fed byte by byte."""
+        """Unpack the bytes before damage one by one: decoders give nothing of the piece in which they meet it."""
         assert self._make is not None
         decoder = self._make()
         out = bytearray()

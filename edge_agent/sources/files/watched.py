@@ -17,7 +17,7 @@ CHANGED = "changed since it was found; it is read again when it settles"
 
 
 def why_unread(seen: os.stat_result, folder_owner: int) -> str:
-    """Why a file found in a watched folder is not read; empty where it is.
+    """Return the reason why a file found in a watched folder is not read; empty where it is.
 
     Args:
         seen: its status, of the link itself where it is one.

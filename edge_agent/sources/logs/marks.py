@@ -86,7 +86,7 @@ class DoneFile(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LogPosition(msgspec.Struct, frozen=True):
-    """Where following goes on.
+    """The position of a followed log.
 
     Attributes:
         head, offset, tail, prints: mark of the place in the file that is being read; head (0, 0): nothing of it was read yet.

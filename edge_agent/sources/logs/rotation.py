@@ -1,4 +1,4 @@
-"""Log files under rotation: how they are called, which there are, and in which order they were written."""
+"""Find the files of a rotated log: how they are called, which exist, in which order they were written; the options for it."""
 
 import glob
 import os
@@ -6,17 +6,40 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from catchment.runtime.beneath import RefusedFileError, status_beneath
-from edge_agent.errors import SourceError
+from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.files.scan import Refused
 from edge_agent.sources.logs.file import LogFile, place_of
 from edge_agent.sources.logs.marks import DoneFile, Sum, head_of
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.options import RowOptions
 
 _PACKED_WITHIN_MS = 600_000
 _PACKED_NAME = re.compile(r"\.(gz|zst|bz2|xz)$")
 _NUMBER = re.compile(r"\.(\d{1,6})(?:\.[a-z]+)?$")
+
+
+class LogOptions(RowOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of a followed log: its path and rotated files, the start, and the longest line."""
+
+    path: str
+    rotated: tuple[str, ...] = ()
+    start: Literal["begin", "end", "rotated"] = "begin"
+    settle_ms: int = 2_000
+    max_line_bytes: int = 4 * 1024 * 1024
+
+
+def check_rotated(kind: str, patterns: Sequence[str]) -> None:
+    """Check the patterns of rotated files.
+
+    Raises:
+        ConfigError: one is empty or absolute.
+    """
+    for pattern in patterns:
+        if not pattern or pattern.startswith("/"):
+            raise ConfigError(f"source {kind!r}: rotated = {pattern!r} must be relative to the log's folder; ../ leads out of it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +52,7 @@ class RotatedFile:
 
     @property
     def head(self) -> Sum:
-        """How it begins, as earlier agents knew it."""
+        """The mark of its beginning, as earlier agents stored it."""
         return head_of(self.begins)
 
     @property
@@ -101,7 +124,7 @@ class RotatedFiles:
                 if begins:
                     found.append(RotatedFile(path, stat.st_mtime_ns, begins))
         except OSError as error:
-            raise SourceError(f"rotated logs beside {self._log} cannot be listed: {error}; they are listed again") from error
+            raise SourceError(f"rotated logs next to {self._log} cannot be listed: {error}; they are listed again") from error
         return sorted(found, key=lambda file: file.order)
 
     def _begins(self, path: Path, stat: os.stat_result, now_ms: int) -> bytes:
@@ -125,7 +148,7 @@ def is_settled(modified_ns: int, now_ms: int) -> bool:
 
 
 def default_patterns(log: Path) -> tuple[str, ...]:
-    """How rotated files are called: conn.2024-05-01-12-00-00.log, conn-24-05-01_12.00.00.log, conn.log.1; with .gz, too.
+    """Patterns of rotated names: conn.2024-05-01-12-00-00.log, conn-24-05-01_12.00.00.log, conn.log.1; with .gz, too.
 
     Of logs that are not called .log, a number behind the stem says little (sensor-2.csv may be another sensor's): a date does.
     """

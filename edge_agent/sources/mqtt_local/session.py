@@ -20,7 +20,7 @@ _SHARED = re.compile(r"^\$share/[^/]+/")
 
 @dataclass(frozen=True, slots=True)
 class BrokerAccess:
-    """Where the broker is, and who we are to it.
+    """The broker's address, and our credentials.
 
     Attributes:
         receive_maximum: messages not acknowledged, at most.

@@ -31,15 +31,12 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.api import SampleBatch, Scalar
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.sources.mqtt_local.parked import ParkedMessage, ParkedMessages
 from edge_agent.sources.mqtt_local.session import BrokerAccess, Received, Subscription
-from edge_agent.sources.options import check_rename, read_options
-from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.rows.json_text import read_json
+from edge_agent.sources.options import EventTimes, RowOptions, check_rename, read_options, unreadable
 from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
-from edge_agent.sources.rows.tables import objects_chunk
-from edge_agent.sources.rows.written import EventTimes, RowOptions, unreadable
+from edge_agent.sources.rows.tables import objects_chunk, read_json
 from schemas.contract import Contract
 from schemas.envelope import EVENT_TIME
 
@@ -153,7 +150,7 @@ class MqttLocalSource:
 
     @property
     def complaint(self) -> str:
-        """What is not acknowledged, or kept aside, until a setting makes it readable."""
+        """Describe the messages that are not acknowledged, or parked, until a setting makes them readable."""
         waiting = len(self._held) + (0 if self._parked is None else len(self._parked))
         if not waiting or not self._needs:
             return ""
@@ -161,7 +158,7 @@ class MqttLocalSource:
         return f"{waiting:,} messages wait {where}: {unreadable('mqtt-local', dict.fromkeys(sorted(self._needs), 1))}"
 
     def _parked_before(self) -> deque[Received]:
-        """What was parked under another configuration, to be read again; what was stored since is forgotten."""
+        """Load messages parked under another configuration, to be read again; drop those stored since."""
         if self._parked is None:
             return deque()
         messages = {message.number: _as_received(message) for message in self._parked.messages}

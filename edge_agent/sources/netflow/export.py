@@ -1,16 +1,20 @@
-"""NetFlow v5, v9 and IPFIX (RFC 3954, RFC 7011) datagrams into flow records. Pure: one exporter's templates are its memory.
+"""Decode NetFlow v5, v9 and IPFIX (RFC 3954, RFC 7011) datagrams into flow records. Pure: an exporter's templates are its memory.
 
-Lengths are checked before anything is read: a datagram is a stranger's.
+Lengths are checked before anything is read: a datagram is a stranger's. Exporters repeat templates and sampling rates once
+in minutes, so they are kept over a restart as the position of the source: the first flows would wait for the templates, and
+count too little without the rates.
 """
 
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import msgspec
+
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.netflow.sampling import Sampling
-from edge_agent.sources.rejects import Rejects
 
 MALFORMED = "row: datagram is malformed"
 NO_TEMPLATE = "row: data set whose template never came"
@@ -38,6 +42,14 @@ _MAX_UNUSED = 64
 # One flow: information element -> its bytes. An enterprise's element is its number above that of the enterprise.
 Record = dict[int, bytes]
 
+# It is written to flash with each change of a template; who has more begins without the rest.
+MAX_BYTES = 64 * 1024
+UNREADABLE = "file: the stored templates are unreadable; each exporter's are waited for"
+
+_OVERALL, _SAMPLER, _INTERFACE = "all", "sampler", "interface"
+
+Key = tuple[str, bytes]
+
 
 class MalformedError(ValueError):
     """The lengths it tells contradict each other."""
@@ -61,7 +73,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What the records of a data set hold: (information element; length), in order. Scopes of NetFlow 9 are negative.
+    """The fields of a data set's records: (information element; length), in order. Scopes of NetFlow 9 are negative.
 
     Attributes:
         is_kept: it was told before this agent's start; the exporter may have been given others meanwhile.
@@ -307,3 +319,65 @@ def _variable_length(body: bytes, at: int) -> tuple[int, int]:
     if body[at] < 255:
         return body[at], at + 1
     return int.from_bytes(body[at + 1 : at + 3], "big"), at + 3
+
+
+class KeptExporter(msgspec.Struct, frozen=True, array_like=True):
+    """One exporter: who (address, version and domain), its templates, what its clock says of its own start, and its sampling.
+
+    `sampling` holds (what, id, rate); a file of the release before has none.
+    """
+
+    peer: str
+    domain: bytes
+    templates: dict[int, tuple[tuple[tuple[int, int], ...], bool]]
+    init_ms: int | None
+    boot_ms: int | None
+    sampling: list[tuple[str, int, float]] = []
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(list[KeptExporter])
+
+
+def remember(exporters: Mapping[Key, Exporter]) -> bytes:
+    """The templates of all exporters, at most `MAX_BYTES`."""
+    kept: list[KeptExporter] = []
+    size_bytes = 16
+    for (peer, domain), exporter in sorted(exporters.items(), key=lambda item: not item[1].is_heard):
+        templates = {id_: (template.fields, template.is_options) for id_, template in exporter.templates.items()}
+        boot_ms = exporter.kept_boot_ms if exporter.boot_ms is None else exporter.boot_ms
+        one = KeptExporter(peer, domain, templates, exporter.init_ms, boot_ms, _sampling(exporter.sampling))
+        size_bytes += len(_ENCODER.encode(one))
+        if size_bytes > MAX_BYTES:
+            break
+        kept.append(one)
+    return _ENCODER.encode(kept)
+
+
+def recall(position: bytes | None, rejects: Rejects) -> dict[Key, Exporter]:
+    """The exporters as they were; none where nothing was kept, or it cannot be read."""
+    if position is None:
+        return {}
+    try:
+        kept = _DECODER.decode(position)
+    except msgspec.MsgspecError:
+        rejects.count(UNREADABLE)
+        return {}
+    return {(one.peer, one.domain): _exporter(one, rejects) for one in kept}
+
+
+def _exporter(kept: KeptExporter, rejects: Rejects) -> Exporter:
+    templates = {id_: Template(fields, is_options, is_kept=True) for id_, (fields, is_options) in kept.templates.items()}
+    sampling = Sampling()
+    for what, id_, rate in kept.sampling:
+        if what == _OVERALL:
+            sampling.overall = rate
+        else:
+            (sampling.samplers if what == _SAMPLER else sampling.interfaces)[id_] = rate
+    return Exporter(rejects, templates, init_ms=kept.init_ms, kept_boot_ms=kept.boot_ms, sampling=sampling)
+
+
+def _sampling(sampling: Sampling) -> list[tuple[str, int, float]]:
+    overall = [] if sampling.overall is None else [(_OVERALL, 0, sampling.overall)]
+    samplers = [(_SAMPLER, id_, rate) for id_, rate in sampling.samplers.items()]
+    return [*overall, *samplers, *((_INTERFACE, id_, rate) for id_, rate in sampling.interfaces.items())]

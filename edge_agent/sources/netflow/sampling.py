@@ -1,4 +1,4 @@
-"""What an exporter tells of its packet sampling, and so how many packets a counted one stands for. Pure.
+"""Read the packet sampling of an exporter: how many packets a counted one stands for. Pure.
 
 It is told in one of four ways, and the nearest to the flow counts: in the flow's own record; for the sampler that the
 record names; for the interface that it came in by; for the whole exporter. A sampler, an interface or the whole
@@ -50,7 +50,7 @@ class Sampling:
         return before != self.overall
 
     def rate(self, record: Mapping[int, bytes]) -> float | None:
-        """How many packets each one that a record counts stands for; None: the exporter does not tell."""
+        """The number of packets that each counted one stands for; None: the exporter does not announce it."""
         if own := _declared_rate(record):
             return own
         sampler = _first(record, _SAMPLERS)

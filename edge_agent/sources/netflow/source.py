@@ -20,15 +20,11 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError
-from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.netflow.export import REVERSE, Export, Exporter, Record
-from edge_agent.sources.netflow.memory import recall, remember
-from edge_agent.sources.network.addresses import read_address
-from edge_agent.sources.network.connections import SocketInbox
-from edge_agent.sources.network.datagrams import DatagramSocket
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
+from edge_agent.sources.netflow.export import REVERSE, Export, Exporter, Record, recall, remember
 from edge_agent.sources.network.frames import FrameBuffer
+from edge_agent.sources.network.sockets import DatagramSocket, SocketInbox, read_address
 from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.mapping import ColumnMapper
 from edge_agent.sources.rows.tables import RawChunk
 from schemas.contract import Contract
@@ -282,7 +278,7 @@ def check(options: Mapping[str, object], contract: Contract) -> NetflowOptions:
     if chosen.max_exporters < 1:
         raise ConfigError("source 'netflow': max_exporters must be 1 or more")
     if not 0 <= chosen.sampling_rate <= _MAX_SAMPLING_RATE:
-        raise ConfigError(f"source 'netflow': sampling_rate {chosen.sampling_rate} must be 0 (as told) to 2^32")
+        raise ConfigError(f"source 'netflow': sampling_rate {chosen.sampling_rate} must be 0 (as reported) to 2^32")
     return chosen
 
 

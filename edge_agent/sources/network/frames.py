@@ -2,7 +2,7 @@
 
 import re
 
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects
 
 _MAX_DIGITS = 7
 _DIGITS = b"0123456789"
@@ -126,7 +126,7 @@ class FrameBuffer:
         return line
 
     def _end_of_line(self) -> int | None:
-        """Where the trailer of the first message stands: a line feed, or a NUL before a new message (RFC 6587, 3.4.2).
+        """Find the trailer of the first message: a line feed, or a NUL before a new message (RFC 6587, 3.4.2).
 
         A NUL may also stand within a line, so only what follows tells. Once a connection has ended a message by NUL, every NUL
         does, and a line feed is part of a message unless a new one follows.
@@ -160,7 +160,7 @@ class FrameBuffer:
         return None if _BEGIN_CUT.fullmatch(ahead) else False
 
     def _held_bytes(self) -> int:
-        """How many bytes at the end may be a trailer and the beginning of what follows it."""
+        """Count the bytes at the end that may be a trailer and the beginning of the next message."""
         last = max(self._bytes.rfind(_NUL), self._bytes.rfind(b"\n"))
         return len(self._bytes) - last if last >= 0 and len(self._bytes) - last <= _AHEAD_BYTES else 0
 

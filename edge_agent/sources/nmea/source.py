@@ -14,24 +14,28 @@ A sentence with a wrong checksum is refused.
 Tag blocks (NMEA 4.10) may stand before a sentence, binary messages (UBX, RTCM 3) between two.
 """
 
+import os
+import select
+import socket
+import termios
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.clock_quality import COLUMN, EARLIEST_MS, ClockQuality
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.network.addresses import read_address
-from edge_agent.sources.nmea.inputs import ByteInput, SerialInput, TcpInput, speeds
-from edge_agent.sources.nmea.sentence import Fix, FixBuilder, SentenceError, read_fields, read_tpv
-from edge_agent.sources.nmea.stream import SentenceStream
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
+from edge_agent.sources.files.lines import LineBuffer
+from edge_agent.sources.network.sockets import HostPort, read_address
+from edge_agent.sources.nmea.sentence import Fix, FixBuilder, SentenceError, SentenceStream, read_fields, read_tpv
 from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.rows.line_buffer import LineBuffer
 from edge_agent.sources.rows.mapping import ColumnMapper
 from edge_agent.sources.rows.tables import RawChunk, decode_object
 from schemas.contract import Contract
+
+_CHUNK_BYTES = 64 * 1024
 
 # The options that say what is read: a change of any other keeps the position.
 IDENTITY = ("source",)
@@ -43,8 +47,115 @@ ROLLOVER_US = 1_024 * 7 * 86_400 * 1_000_000
 _TOLERANCE_US = 86_400 * 1_000_000
 
 
+class ByteInput(Protocol):
+    """The interface of an input of bytes."""
+
+    def read(self, wait_s: float) -> bytes:
+        """Return the bytes that arrived; empty where none arrive in time.
+
+        Raises:
+            SourceError: it is over.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close it."""
+        ...
+
+
+class SerialInput:
+    """A serial line: 8 data bits, no parity, one stop bit.
+
+    Args:
+        path: of the device.
+        baud: bits per second, one of the kernel's own numbers.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+
+    def __init__(self, path: str, baud: int) -> None:
+        self._path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError as error:
+            raise SourceError(f"{path} cannot be opened ({error.strerror}); may the agent's user read it?") from error
+        try:
+            _make_raw(self._fd, baud)
+        except (OSError, termios.error) as error:
+            os.close(self._fd)
+            raise SourceError(f"{path} cannot be used as a serial line ({error.args[-1]}); is it one?") from error
+
+    def read(self, wait_s: float) -> bytes:
+        """Return the bytes that arrived; empty where none arrive in time."""
+        if not select.select([self._fd], [], [], wait_s)[0]:
+            return b""
+        try:
+            piece = os.read(self._fd, _CHUNK_BYTES)
+        except OSError as error:
+            raise SourceError(f"{self._path} went away: {error.strerror}") from error
+        if not piece:
+            raise SourceError(f"{self._path} went away")
+        return piece
+
+    def close(self) -> None:
+        """Close the device."""
+        os.close(self._fd)
+
+
+class TcpInput:
+    """A connection to a server that talks by itself, or once it was greeted.
+
+    Raises:
+        SourceError: nobody answers.
+    """
+
+    def __init__(self, at: HostPort, greeting: bytes, timeout_s: float) -> None:
+        self._name = f"{at.host} port {at.port}"
+        try:
+            self._socket = socket.create_connection((at.host, at.port), timeout_s)
+        except OSError as error:
+            raise SourceError(f"{self._name} does not answer ({error.strerror or error}); it is tried again") from error
+        try:
+            self._socket.sendall(greeting)
+        except OSError as error:
+            self._socket.close()
+            raise SourceError(f"{self._name} does not answer ({error.strerror or error}); it is tried again") from error
+
+    def read(self, wait_s: float) -> bytes:
+        """Return the bytes that arrived; empty where none arrive in time."""
+        if not select.select([self._socket], [], [], wait_s)[0]:
+            return b""
+        try:
+            piece = self._socket.recv(_CHUNK_BYTES)
+        except OSError as error:
+            raise SourceError(f"the connection to {self._name} broke: {error.strerror or error}") from error
+        if not piece:
+            raise SourceError(f"{self._name} closed the connection")
+        return piece
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+
+def speeds() -> dict[int, int]:
+    """Bits per second -> the kernel's constant."""
+    found = {name[1:]: value for name, value in vars(termios).items() if name.startswith("B") and name[1:].isdigit()}
+    return {int(name): value for name, value in found.items() if int(name) > 0}
+
+
+def _make_raw(fd: int, baud: int) -> None:
+    mode = termios.tcgetattr(fd)
+    speed = speeds()[baud]
+    mode[0] = mode[1] = mode[3] = 0  # no translation, no flow control, no echo, no lines
+    mode[2] = termios.CS8 | termios.CREAD | termios.CLOCAL
+    mode[4] = mode[5] = speed
+    termios.tcsetattr(fd, termios.TCSANOW, mode)
+
+
 def rollovers(reported_us: int, now_us: int) -> int:
-    """How many rollovers a live receiver's time is behind.
+    """Count the rollovers that a live receiver's time is behind.
 
     Args:
         reported_us: time that the receiver reports, microseconds since 1970.
@@ -219,7 +330,7 @@ def check(options: Mapping[str, object], contract: Contract) -> NmeaOptions:
     if not chosen.source.startswith("/"):
         read_address("nmea", chosen.source, ("tcp", "gpsd"))
     if chosen.baud not in speeds():
-        raise ConfigError(f"source 'nmea': baud {chosen.baud} is none of {', '.join(map(str, sorted(speeds())))}")
+        raise ConfigError(f"source 'nmea': baud {chosen.baud} is not one of {', '.join(map(str, sorted(speeds())))}")
     if chosen.timeout_s <= 0:
         raise ConfigError("source 'nmea': timeout_s must be above 0")
     return chosen

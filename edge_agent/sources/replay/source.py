@@ -7,10 +7,11 @@ rate_hz = 100.0                 # 0: as fast as it goes
 rename = { can_speed_mps = "speed_mps" }
 time_column = "t_s"             # auto: event_time, ts, timestamp or time, whichever the file has; else the time of reading
 time_unit = "auto"              # s | ms | us | ns | rfc3339; auto: RFC 3339 text, or numbers by their size
-time_zone = "Europe/Berlin"     # of times that tell none; time_format, decimal and thousands: see edge_agent.sources.rows.written
+time_zone = "Europe/Berlin"     # of times that tell none; time_format, decimal and thousands: see edge_agent.sources.options
 time_start = "2024-05-01T00:00:00Z"   # the first row's event time, the others keep their distance; "now" is one, too
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,24 +19,20 @@ from typing import Literal
 import msgspec
 
 from catchment.runtime.clock import Clock
-from edge_agent.errors import ConfigError, SourceEndedError
-from edge_agent.option_paths import is_same_path
-from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.files.lines import head_mark, open_lines
-from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
+from edge_agent.errors import ConfigError, SourceEndedError, SourceError
+from edge_agent.sources.api import Rejects, SampleBatch
+from edge_agent.sources.files.lines import check_encoding, head_mark, open_lines
+from edge_agent.sources.options import EventTimes, RowOptions, is_same_path, read_options, time_column_of, unreadable
 from edge_agent.sources.rows.cells import CellError, start_time_us
-from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, keep_rows
-from edge_agent.sources.rows.required import unfilled_columns
-from edge_agent.sources.rows.tables import CsvReader, JsonlReader, RawChunk, TablePosition, TableReader, ZeekReader
-from edge_agent.sources.rows.written import EventTimes, RowOptions, time_column_of, unreadable
-from edge_agent.sources.rows.zeek_names import CONN_RENAME
+from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, keep_rows, unfilled_columns
+from edge_agent.sources.rows.tables import CONN_RENAME, CsvReader, JsonlReader, RawChunk, TablePosition, TableReader, ZeekReader
 from schemas.contract import Contract
 
 # The options that say what is read: a change of any other keeps the position.
 IDENTITY = ("path",)
 
 _HEAD_ROWS = 1_000
+_ARRAY = re.compile(rb"\[\s*(?:\{|\]|\Z)")
 _READERS: dict[str, Callable[[Path, TablePosition, int, Rejects], TableReader]] = {
     "csv": CsvReader,
     "jsonl": JsonlReader,
@@ -54,7 +51,7 @@ class ReplayOptions(RowOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class ReplayPosition(msgspec.Struct, frozen=True):
-    """Where a replay goes on.
+    """The position of a replay.
 
     `head` tells a replaced file, `shift_us` keeps shifted times in step across a restart, `time_us` is the last time read.
     """
@@ -191,7 +188,7 @@ class ReplaySource:
         needs = self._event_times.needs
         is_none_read = is_first and len(times) > 1 and not any(time is not None for time in times)
         if "time_zone" in needs or (needs and is_none_read):
-            raise ConfigError(f"{unreadable('replay', needs, str(cells[times.index(None)]))}; nothing of {self._path} is skipped")
+            raise ConfigError(f"{unreadable('replay', needs, self._event_times.example)}; nothing of {self._path} is skipped")
         return times
 
     def _shifted(self, times: list[int | None], now_us: int) -> list[int | None]:
@@ -228,7 +225,11 @@ class ReplaySource:
 
 def _guess(path: Path) -> str:
     with open_lines(path) as file:
-        head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+        head = file.read(64)
+    check_encoding(path, head)
+    head = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if _ARRAY.match(head):
+        raise SourceError(f"{path} is one JSON array; write one object a line: jq -c '.[]'")
     if head.startswith(b"#separator"):
         return "zeek"
     return "jsonl" if head.startswith(b"{") else "csv"

@@ -1,7 +1,10 @@
-"""Readers of tables: CSV, JSON lines and Zeek's logs, a chunk of columns at a time."""
+"""Read tables (CSV, JSON lines, Zeek's logs) a chunk of columns at a time.
+
+JSON is read strictly first, then with the NaN and Infinity that Python's own module prints.
+"""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -11,10 +14,48 @@ import msgspec
 
 from catchment.runtime.zeek_header import ZeekHeader
 from edge_agent.errors import ConfigError, SourceError
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.files.lines import Lines
-from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.rows.json_text import read_json
+from edge_agent.sources.rows.csv_rows import RowAssembler
 from schemas.source_names import read_header, separator_of
+
+_LOOSE = ("NaN", "Infinity")
+
+# Zeek's names of a connection's four corners, and how the built-in network_flow contract calls them.
+CONN_RENAME = {
+    "id.orig_h": "src_ip", "id.orig_p": "src_port", "id.resp_h": "dst_ip", "id.resp_p": "dst_port",
+    "id_orig_h": "src_ip", "id_orig_p": "src_port", "id_resp_h": "dst_ip", "id_resp_p": "dst_port",
+    "duration": "duration_s", "detailedlabel": "detailed_label", "detailed-label": "detailed_label",
+}  # fmt: skip
+
+
+def read_json(text: str) -> object:
+    """Read a JSON text.
+
+    Raises:
+        msgspec.MsgspecError: it is none, or says what cannot be written as UTF-8.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.MsgspecError:
+        if not any(word in text for word in _LOOSE):
+            raise
+        found = _loosely(text)
+        if found is None:
+            raise
+        return found
+
+
+def _loosely(text: str) -> object:
+    import json  # noqa: PLC0415 # loaded only where a program writes such
+
+    try:
+        found = json.loads(text)
+        msgspec.json.encode(found)  # half of a surrogate pair is no text that could be stored
+    except ValueError:
+        return None
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +68,7 @@ class RawChunk:
 
 @dataclass(frozen=True, slots=True)
 class TablePosition:
-    """Where a table goes on: the byte after the last row given out, and where the header in force begins."""
+    """The position in a table: the byte after the last row read, and where the header in force begins."""
 
     offset: int = 0
     header_offset: int = 0
@@ -47,7 +88,7 @@ class TableReader(Protocol):
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         ...
 
     def read(self, max_rows: int) -> RawChunk | None:
@@ -82,17 +123,12 @@ class CsvReader:
         if start.offset > first.offset:
             first.close()
             self._lines = Lines(path, start.offset, max_line_bytes, rejects)
-        self._taken = 0
         self._failure: SourceError | None = None
         # After the last whole row: a row may be several lines, and the file may end within it.
         self._row_end = self._lines.offset
-        self._rows = csv.reader(self._counted_lines(), delimiter=separator)
+        self._separator = separator
+        self._rows = RowAssembler(separator, len(self._names), max_line_bytes, rejects)
         self.header = line
-
-    def _counted_lines(self) -> Iterator[str]:
-        for line in self._lines:
-            self._taken += 1
-            yield line
 
     @property
     def names(self) -> list[str]:
@@ -101,7 +137,7 @@ class CsvReader:
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._row_end)
 
     def read(self, max_rows: int) -> RawChunk | None:
@@ -110,14 +146,12 @@ class CsvReader:
         width = len(self._names)
         ended = False
         while len(rows) < max_rows:
-            before = self._taken
-            row = self._next_row()
-            if row is None:
+            text = self._next_row()
+            if text is None:
                 ended = True
                 break
-            if isinstance(row, csv.Error):
-                # A quote that is never closed takes the lines behind it along.
-                self._rejects.count(f"row: no CSV ({row})", times=self._taken - before)
+            row = self._cells(text)
+            if row is None:
                 continue
             if len(row) == width:
                 rows.append(row)
@@ -127,23 +161,32 @@ class CsvReader:
             raise self._failure
         return None if ended and not rows else _chunk(self._names, rows)
 
-    def _next_row(self) -> list[str] | csv.Error | None:
-        """The next row; None at the end, or where the file breaks: what was read before comes first."""
-        if self._failure is not None:
-            return None
+    def _cells(self, text: str) -> list[str] | None:
         try:
-            row = next(self._rows)
-        except StopIteration:
-            self._row_end = self._lines.offset
-            return None
-        except SourceError as error:
-            self._failure = error
-            return None
+            return next(csv.reader([text], delimiter=self._separator), [])
         except csv.Error as error:
-            self._row_end = self._lines.offset
-            return error
-        self._row_end = self._lines.offset
-        return row
+            self._rejects.count(f"row: no CSV ({error})")
+            return None
+
+    def _next_row(self) -> str | None:
+        """The next row; None at the end, or where the file breaks: what was read before comes first."""
+        while (row := self._rows.take()) is None:
+            if self._failure is not None:
+                return None
+            try:
+                line = self._lines.next_line()
+            except SourceError as error:
+                self._failure = error
+                return None
+            if line is not None:
+                self._rows.add(line, self._lines.offset)
+            elif self._rows.held:
+                self._rows.end()
+            else:
+                self._row_end = self._lines.offset
+                return None
+        self._row_end = row.end
+        return row.text
 
     def close(self) -> None:
         """Close the file."""
@@ -154,6 +197,11 @@ class LineSource(Protocol):
     """Lines of a file, and how far they were read."""
 
     offset: int
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the file does not grow any more."""
+        ...
 
     def next_line(self) -> str | None:
         """The next line; None where there is none (yet)."""
@@ -178,12 +226,12 @@ class JsonlReader:
 
     @property
     def header(self) -> str:
-        """None: each row names its columns."""
+        """Return None: each row names its columns."""
         return ""
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._lines.offset)
 
     def read(self, max_rows: int) -> RawChunk | None:
@@ -249,7 +297,7 @@ class ZeekReader:
 
     @property
     def position(self) -> TablePosition:
-        """Where to go on after the chunks given out so far."""
+        """The position after the chunks read so far."""
         return TablePosition(self._lines.offset, self._header_offset)
 
     def read(self, max_rows: int) -> RawChunk | None:

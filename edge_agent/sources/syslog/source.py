@@ -22,14 +22,11 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.identity.key_password import refuse
-from edge_agent.sources.api import SampleBatch, Scalar
-from edge_agent.sources.network.addresses import HostPort, read_address
-from edge_agent.sources.network.connections import SocketInbox
-from edge_agent.sources.network.datagrams import DatagramSocket
+from edge_agent.identity.certificate import refuse_password
+from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.sources.network.frames import FrameBuffer
+from edge_agent.sources.network.sockets import DatagramSocket, HostPort, SocketInbox, read_address
 from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.rows.mapping import ColumnMapper
 from edge_agent.sources.rows.tables import RawChunk
 from edge_agent.sources.syslog.message import SyslogMessage, read_message
@@ -149,7 +146,7 @@ def _tls(options: SyslogOptions) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # many switches speak no 1.3
     try:
-        context.load_cert_chain(options.cert, options.key, refuse)
+        context.load_cert_chain(options.cert, options.key, refuse_password)
         if options.client_ca:
             context.load_verify_locations(options.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED

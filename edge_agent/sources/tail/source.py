@@ -7,7 +7,7 @@
     start = "begin"                # begin | end of the log, or rotated: those already rotated first
     rename = { v = "speed_mps" }   # a plain line is called message
     time_column = "t"              # default: event_time, ts, timestamp or time, whichever is there; else the time of reading
-    time_zone = "Europe/Berlin"    # and time_unit, time_format, decimal, thousands: see edge_agent.sources.rows.written
+    time_zone = "Europe/Berlin"    # and time_unit, time_format, decimal, thousands: see edge_agent.sources.options
     settle_ms = 2000               # so long after a rotation the old file may still grow
 
 Rotation by name and by copy (logrotate's copytruncate) are both followed; see `edge_agent.sources.logs.follow`.
@@ -21,18 +21,14 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError
-from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.logs.follow import FollowedLog
 from edge_agent.sources.logs.forms import CSV, JSONL, ZEEK
 from edge_agent.sources.logs.marks import LogPosition
-from edge_agent.sources.logs.options import LogOptions, check_rotated
-from edge_agent.sources.logs.rotation import default_patterns
-from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, keep_rows
-from edge_agent.sources.rows.required import unfilled_columns
-from edge_agent.sources.rows.written import EventTimes, time_column_of, unreadable
-from edge_agent.sources.rows.zeek_names import CONN_RENAME
+from edge_agent.sources.logs.rotation import LogOptions, check_rotated, default_patterns
+from edge_agent.sources.options import EventTimes, read_options, time_column_of, unreadable
+from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, keep_rows, unfilled_columns
+from edge_agent.sources.rows.tables import CONN_RENAME
 from schemas.contract import Contract
 
 # The options that say what is read: a change of any other keeps the position.
@@ -83,7 +79,7 @@ class TailSource:
 
     @property
     def position(self) -> bytes:
-        """Where it stands; stored at the first start, so that a log that rotates before its first row is read is not missed."""
+        """The position; stored at the first start, so that a log that rotates before its first row is read is not missed."""
         return msgspec.json.encode(self._log.position)
 
     @property

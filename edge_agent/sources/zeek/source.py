@@ -18,18 +18,14 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError
-from edge_agent.sources.api import SampleBatch
+from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.logs.follow import FollowedLog
 from edge_agent.sources.logs.forms import JSONL, ZEEK
 from edge_agent.sources.logs.marks import LogPosition
-from edge_agent.sources.logs.options import LogOptions, check_rotated
-from edge_agent.sources.logs.rotation import default_patterns
-from edge_agent.sources.options import read_options
-from edge_agent.sources.rejects import Rejects
-from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows
-from edge_agent.sources.rows.required import unfilled_columns
-from edge_agent.sources.rows.written import EventTimes, time_column_of, unreadable
-from edge_agent.sources.rows.zeek_names import CONN_RENAME
+from edge_agent.sources.logs.rotation import LogOptions, check_rotated, default_patterns
+from edge_agent.sources.options import EventTimes, read_options, time_column_of, unreadable
+from edge_agent.sources.rows.mapping import ColumnMapper, keep_rows, unfilled_columns
+from edge_agent.sources.rows.tables import CONN_RENAME
 from schemas.contract import Contract
 
 # The options that say what is read: a change of any other keeps the position.
@@ -73,7 +69,7 @@ class ZeekSource:
 
     @property
     def position(self) -> bytes:
-        """Where it stands; stored at the first start, so that a log that rotates before its first row is read is not missed."""
+        """The position; stored at the first start, so that a log that rotates before its first row is read is not missed."""
         return msgspec.json.encode(self._log.position)
 
     @property

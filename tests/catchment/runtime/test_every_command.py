@@ -80,7 +80,7 @@ QUIET = {
         "quarantine discard": "prints counts and run numbers",
         "policy keygen": "prints a public key",
         "policy schema": "prints our own JSON Schema",
-        "set schema": "likewise",
+        "set schema": "prints our own JSON Schema",
         "label export": "prints the path that was typed, counts and our own words for losses",
         "label queue": "prints the path that was typed, counts and our own words for losses",
         "set card": "prints the path that was typed and a name, which is checked; the page is tried alone",
@@ -91,6 +91,7 @@ QUIET = {
         "policy apply": "prints ids, which are checked, and change numbers",
         "model init": "prints the folders that were typed",
         "model publish": "prints the name that was typed, sizes and hashes",
+        "model withdraw": "prints the name that was typed",
         "model serve": "speaks through the log",
         "rollout start": "prints names that were typed and counts",
         "rollout halt": "prints the name that was typed",
@@ -175,7 +176,14 @@ rules:
 def _manifest() -> Manifest:
     split = SimpleNamespace(group=(TEXT,), fractions=(("train", 1.0),))
     return hostile(
-        Manifest, split=split, shards=(), indexes=(), groups=None, format="catchment.training-set/1", has_payload=False
+        Manifest,
+        split=split,
+        shards=(),
+        indexes=(),
+        groups=None,
+        array_files=(),
+        format="catchment.training-set/1",
+        has_payload=False,
     )
 
 
@@ -557,7 +565,7 @@ def _tried(to: pytest.MonkeyPatch) -> list[str]:
 
 def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
     from edge_agent.commands import spool as spool_cli
-    from edge_agent.spool import reading
+    from edge_agent.spool import database
 
     to.setattr(spool_cli, "_reader", lambda _path: nullcontext((None, Path())))
     to.setattr(inspection, "entries", lambda *_args, **_more: [hostile(inspection.SpoolEntry)])
@@ -566,9 +574,9 @@ def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
     to.setattr(inspection, "verify", lambda *_args: hostile(inspection.SpoolCheck))
 
     def rotten(*_args: Any) -> None:
-        raise reading.RottenEnvelopeError(TEXT)
+        raise database.RottenEnvelopeError(TEXT)
 
-    to.setattr(reading, "load", rotten)
+    to.setattr(database, "load", rotten)
     return list(words)
 
 

@@ -29,7 +29,8 @@ GIVEN = {
     "label export": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
     "label queue": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
     "set diff": ["s/1", "s/2"], "set check": ["s"], "set card": ["s"], "set pin": ["s", "-m", "why"], "set rm": ["s/1"],
-    "model publish": ["m", "m.onnx"], "model show": ["m"], "rollout start": ["m"], "rollout halt": ["m-1"],
+    "model publish": ["m", "m.onnx"], "model show": ["m"], "model withdraw": ["m", "1"], "rollout start": ["m"],
+    "rollout halt": ["m-1"],
     "quarantine show": ["slide"], "quarantine replay": ["--all"], "quarantine discard": ["--all", "--yes"],
     "director retire": ["00"], "spool show": ["1"], "park replay": ["1"], "run": [],
 }  # fmt: skip
@@ -51,7 +52,8 @@ MISSING = {
     "label queue": ["--task", "t", "--from", "none", "--as", "csv", "-o", "l.csv"],
     "set diff": ["none", "none"], "set check": ["none"], "set card": ["none"], "set pin": ["none", "-m", "w"],
     "set rm": ["none/1"],
-    "model publish": ["m", "none.onnx"], "model show": ["none"], "rollout start": ["none"], "rollout halt": ["none"],
+    "model publish": ["m", "none.onnx"], "model show": ["none"], "model withdraw": ["none", "1"], "rollout start": ["none"],
+    "rollout halt": ["none"],
     "quarantine show": ["none"], "quarantine replay": ["--stream", "none"], "quarantine discard": ["--stream", "none", "--yes"],
     "director show": [], "director add": [], "director retire": ["00"],
 }  # fmt: skip

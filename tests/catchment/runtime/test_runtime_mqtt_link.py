@@ -8,13 +8,13 @@ import pytest
 
 from catchment.runtime.mqtt_link import (
     BrokerLimits,
+    PubackClient,
     RefusedByBrokerError,
     UnreachableBrokerError,
     connect_properties,
     make_client,
     open_connection,
 )
-from catchment.runtime.puback import PubackClient
 
 CONNACK_NOT_AUTHORIZED = bytes((0x20, 3, 0, 0x87, 0))
 # A receive maximum of 7 and a maximum packet size of 1,000 bytes.

@@ -5,8 +5,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from catchment.runtime.toml_config import MAX_CONFIG_BYTES, TomlSyntaxError, convert_toml, read_toml
-from catchment.runtime.toml_lines import line_of, parse_path, path_text
+from catchment.runtime.toml_config import (
+    MAX_CONFIG_BYTES,
+    TomlSyntaxError,
+    convert_toml,
+    line_of,
+    parse_path,
+    path_text,
+    read_toml,
+)
 
 
 class Inner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

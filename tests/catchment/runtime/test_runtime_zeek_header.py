@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from catchment.runtime.zeek_header import ZeekHeader
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.rows.tables import TablePosition, ZeekReader
 from pipelines.contracts.head_rows import read_zeek
 

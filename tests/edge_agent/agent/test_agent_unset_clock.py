@@ -17,7 +17,7 @@ from edge_agent.spool.records import Append, Envelope, NewEnvelope
 from edge_agent.spool.sealing import Seal
 from edge_agent.spool.spool import Spool
 from edge_agent.unset_clock import BootClock, ClockHold
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.ids import StreamName
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore

@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.sources.api import SampleBatch, Source
-from edge_agent.sources.camera.live import DROPPED
+from edge_agent.sources.camera.cameras import DROPPED
 from edge_agent.sources.registry import build_source, check_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.plant.broker import free_port
 
 FRAMES = builtin_contract("camera_frame")

@@ -18,7 +18,7 @@ from edge_agent.sources.api import Source
 from edge_agent.sources.can.decoder import UNKNOWN
 from edge_agent.sources.files.unpacking import open_unpacked
 from edge_agent.sources.registry import build_source, check_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 SIGNALS = builtin_contract("can_signal")
 # Three messages of the car of comma2k19, as its maker's network has them, one of our own with choices and a multiplexer.
@@ -412,7 +412,7 @@ VIEW = """\
 def test_what_candump_prints_for_people_is_read(dbc, truck, tmp_path, newline, name):
     path = tmp_path / name
     path.write_bytes(VIEW.format(long="00 " * 6 + "68 " + "00 " * 57).replace("\n", newline).encode())
-    made = source(dbc, log=str(path), dbc_by_channel={"can1": [truck]})
+    made = source(dbc, log=str(path), dbc_by_channel={"can1": [truck]}, time_zone="UTC")
     found = [(row["t"] % 1_000_000, row["channel"], round(row["value"], 6)) for row in drain(made)]
     assert found == [
         (10_000, "can0", 1.0),

@@ -10,7 +10,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SourceEndedError
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 pytest.importorskip("asammdf", reason="pip install 'catchment[mf4]'")
 SIGNALS = builtin_contract("can_signal")

@@ -7,7 +7,7 @@ import pytest
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SourceEndedError, SourceError
 from edge_agent.sources.registry import build_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")
 COUNTS = """

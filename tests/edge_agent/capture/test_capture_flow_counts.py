@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError
-from edge_agent.sources.netflow.export import Exporter
-from edge_agent.sources.netflow.memory import recall, remember
+from edge_agent.sources.api import Rejects
+from edge_agent.sources.netflow.export import Exporter, recall, remember
 from edge_agent.sources.netflow.sampling import Sampling
 from edge_agent.sources.netflow.source import NetflowSource, build
 from edge_agent.sources.registry import check_source
-from edge_agent.sources.rejects import Rejects
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 
 FLOWS = builtin_contract("network_flow")

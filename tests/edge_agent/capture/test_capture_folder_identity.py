@@ -8,7 +8,7 @@ import pytest
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError
 from edge_agent.sources.registry import build_source, check_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 FRAMES = builtin_contract("camera_frame")
 

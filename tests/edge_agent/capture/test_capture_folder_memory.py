@@ -12,7 +12,7 @@ from edge_agent.sources.registry import build_source
 from edge_agent.spool import changes, database
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.ids import StreamName
 
 FRAMES = builtin_contract("camera_frame")

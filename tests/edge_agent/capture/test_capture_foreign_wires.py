@@ -13,17 +13,16 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.api import Source
+from edge_agent.sources.api import Rejects, Source
 from edge_agent.sources.mqtt_local.session import BrokerAccess, Subscription
 from edge_agent.sources.netflow.export import LOST, Exporter
 from edge_agent.sources.netflow.source import NetflowSource, build, flow_times
-from edge_agent.sources.network.connections import SocketInbox
 from edge_agent.sources.network.frames import FrameBuffer
+from edge_agent.sources.network.sockets import SocketInbox
 from edge_agent.sources.nmea.sentence import SentenceError, _rmc
 from edge_agent.sources.registry import build_source, check_source
-from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.syslog.message import read_message
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 
 NOW_US = int(datetime(2024, 5, 31, 12, tzinfo=UTC).timestamp() * 1e6)

@@ -12,10 +12,9 @@ import tifffile
 from PIL import Image
 
 from edge_agent.sources.api import Source
-from edge_agent.sources.directory.picture_end import has_end
+from edge_agent.sources.directory.picture_formats import has_end
 from edge_agent.sources.registry import build_source
-from schemas.builtin import builtin_contract
-from schemas.contract import Contract
+from schemas.contract import Contract, builtin_contract
 from tests.fakes.sources import HandClock, build, close_all
 
 NOISE = np.random.default_rng(3).integers(0, 255, (120, 160, 3), dtype=np.uint8)
@@ -71,6 +70,23 @@ def test_a_picture_has_its_end_whatever_follows_it_and_none_of_its_beginnings_ha
     dice = random.Random(2)
     for cut in (*range(1, 20), *(dice.randrange(20, len(body) - 60) for _ in range(40))):
         assert has_end(io.BytesIO(body[:cut]), cut) is False, cut
+
+
+def heic() -> bytes:
+    """Boxes as a telephone writes them: what is in it, then its content."""
+    boxes = ((b"ftyp", b"heic\0\0\0\0mif1heic"), (b"meta", bytes(40)), (b"mdat", NOISE.tobytes()[:4_000]))
+    return b"".join(struct.pack(">I4s", len(body) + 8, kind) + body for kind, body in boxes)
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("JPEG2000", ".jp2"), ("AVIF", ".avif"), ("HEIF", ".heic"), ("WEBP", ".webp")])
+def test_a_picture_of_boxes_has_no_end_in_any_of_its_beginnings_nor_in_space_that_was_allocated(form: str, suffix: str) -> None:
+    body = heic() if form == "HEIF" else saved(form)
+    name = f"x{suffix}"
+    assert has_end(io.BytesIO(body), len(body), name) is True
+    assert [cut for cut in range(len(body)) if has_end(io.BytesIO(body[:cut]), cut, name) is not False] == []
+    for written in (0, len(body) // 3, len(body) - 70):
+        space = body[:written] + bytes(len(body) - written)
+        assert has_end(io.BytesIO(space), len(space), name) is False
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "gif"])

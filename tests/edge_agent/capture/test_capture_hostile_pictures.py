@@ -16,8 +16,7 @@ from edge_agent.errors import ConfigError, SourceError
 from edge_agent.pictures import process as pictures
 from edge_agent.pictures.process import HarmfulPictureError, PictureProcess
 from edge_agent.redaction.redactor import BatchRedactor
-from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.rejects import Rejects
+from edge_agent.sources.api import Rejects, SampleBatch
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
 from schemas.redaction import ImageRedact
 

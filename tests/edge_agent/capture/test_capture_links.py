@@ -13,8 +13,8 @@ from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.errors import AgentError, ConfigError, SourceError
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source
-from edge_agent.spool.objects import SpoolObjects
-from schemas.builtin import builtin_contract
+from edge_agent.spool.payload_files import SpoolObjects
+from schemas.contract import builtin_contract
 from tests.fakes.zeek_writer import HEADER, close_all, follow, uids
 
 FRAMES = builtin_contract("camera_frame")

@@ -23,7 +23,7 @@ from edge_agent.sources.api import Source
 from edge_agent.sources.mqtt_local.parked import ParkedMessages
 from edge_agent.sources.registry import build_source, check_source
 from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 pytestmark = pytest.mark.broker
 TELEMETRY = builtin_contract("vehicle_telemetry")
@@ -304,7 +304,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 contract, clock = builtin_contract("vehicle_telemetry"), SystemClock()
 spool = Spool(Path(sys.argv[1]), max_bytes=1 << 28, linger_ms=5, clock=clock)
 options = json.loads(sys.argv[2])

@@ -14,12 +14,21 @@ from hypothesis import strategies as st
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError
-from edge_agent.sources.netflow.export import LOST, MALFORMED, NO_TEMPLATE, Export, Exporter, Template
-from edge_agent.sources.netflow.memory import UNREADABLE, recall, remember
+from edge_agent.sources.api import Rejects
+from edge_agent.sources.netflow.export import (
+    LOST,
+    MALFORMED,
+    NO_TEMPLATE,
+    UNREADABLE,
+    Export,
+    Exporter,
+    Template,
+    recall,
+    remember,
+)
 from edge_agent.sources.netflow.source import NetflowSource, build, flow_times
 from edge_agent.sources.registry import check_source
-from edge_agent.sources.rejects import Rejects
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 
 FLOWS = builtin_contract("network_flow")

@@ -18,13 +18,11 @@ from hypothesis import strategies as st
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.api import Source
-from edge_agent.sources.nmea.sentence import OTHER, FixBuilder, SentenceError, read_fields, read_tpv
+from edge_agent.sources.api import Rejects, Source
+from edge_agent.sources.nmea.sentence import OTHER, RTCM, UBX, FixBuilder, SentenceError, SentenceStream, read_fields, read_tpv
 from edge_agent.sources.nmea.source import ROLLOVER_US, rollovers
-from edge_agent.sources.nmea.stream import RTCM, UBX, SentenceStream
 from edge_agent.sources.registry import build_source, check_source
-from edge_agent.sources.rejects import Rejects
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")
 GPSD = shutil.which("gpsd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
@@ -206,6 +204,21 @@ def test_damaged_sentences_and_moments_without_a_fix_are_counted_and_the_next_is
         "row: no fix": 1,
         "row: a place that cannot be": 1,
     }
+
+
+@pytest.mark.parametrize("time", ["120000", "120000.0", "120000.000"])
+def test_sentences_of_one_moment_are_joined_however_long_its_fraction_is_written(time: str) -> None:
+    builder = FixBuilder()
+    assert builder.take(read_fields(sentence("GPRMC,120000.00,A,4807.038,N,01131.000,E,022.4,084.4,230394,,"))) == (None, "")
+    builder.take(read_fields(sentence(f"GPGGA,{time},4807.038,N,01131.000,E,1,08,0.9,545.4,M,46.9,M,,")))
+    fix = builder.flush()
+    assert fix is not None
+    assert fix.altitude_m == 545.4
+
+
+def test_minutes_beyond_a_degree_are_no_place() -> None:
+    body = "GPRMC,120000.00,A,4860.000,N,01131.000,E,022.4,084.4,230394,,"
+    assert FixBuilder().take(read_fields(sentence(body))) == (None, "a place that cannot be")
 
 
 def ubx(payload: bytes) -> bytes:

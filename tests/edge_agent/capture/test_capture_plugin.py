@@ -13,7 +13,7 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent import sources
-from edge_agent.capture.position_handover import previous_source
+from edge_agent.capture.source_supervisor import previous_source
 from edge_agent.sources import registry
 from edge_agent.spool.spool import Spool
 
@@ -89,7 +89,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import load_agent_config, load_contract
 from edge_agent.spool.spool import Spool
-from edge_agent.capture.position_handover import previous_source
+from edge_agent.capture.source_supervisor import previous_source
 (config,) = load_agent_config(Path(sys.argv[1])).source
 contract, clock = load_contract(config), SystemClock()
 spool = Spool(Path(sys.argv[2]), max_bytes=1 << 27, linger_ms=5, clock=clock)

@@ -8,15 +8,14 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import BatchLimits, Encoder
-from edge_agent.capture.position_handover import previous_source
 from edge_agent.capture.pump import Restarts, SourcePump
-from edge_agent.capture.source_supervisor import SourceSupervisor
+from edge_agent.capture.source_supervisor import SourceSupervisor, previous_source
 from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.sources.registry import build_source, built_in_kinds, load_kind
 from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")
 

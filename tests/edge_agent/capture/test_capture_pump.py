@@ -13,14 +13,12 @@ from edge_agent.capture.transforms import build_transforms
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError
-from edge_agent.report_config import ReportConfig
-from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.guarded import GuardedSource
-from edge_agent.sources.rejects import Rejects
-from edge_agent.spool.objects import SpoolObjects
+from edge_agent.sections import ReportConfig
+from edge_agent.sources.api import Rejects, SampleBatch
+from edge_agent.sources.registry import GuardedSource
+from edge_agent.spool.payload_files import SpoolObjects
 from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
-from schemas.contract import Contract
+from schemas.contract import Contract, builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")
 FRAMES = builtin_contract("camera_frame")

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from edge_agent.capture.transforms import UNCHANGED, ChangeReport, build_transforms
 from edge_agent.clock_quality import ClockQuality, ClockWatch
 from edge_agent.errors import ConfigError
-from edge_agent.report_config import ReportConfig
-from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.rejects import Rejects
-from schemas.builtin import builtin_contract
+from edge_agent.sections import ReportConfig
+from edge_agent.sources.api import Rejects, SampleBatch
+from schemas.contract import builtin_contract
 
 
 class TwoClocks:

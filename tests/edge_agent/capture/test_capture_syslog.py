@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.network.datagrams import KERNEL_DROPPED
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.network.frames import FrameBuffer
+from edge_agent.sources.network.sockets import KERNEL_DROPPED
 from edge_agent.sources.registry import check_source
-from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.syslog.message import read_message
 from edge_agent.sources.syslog.source import SyslogSource, build
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 
 LOGS = builtin_contract("log_line")
@@ -255,6 +255,14 @@ def test_the_year_of_an_old_time_is_the_nearest_one():
         assert datetime.fromtimestamp(time_us / 1e6, UTC) == datetime(year, 12, 31, 23, 59, 58, tzinfo=UTC)
     berlin = read_message(b"<13>Jun  1 02:00:00 h a: x", NOW_US, ZoneInfo("Europe/Berlin")).time_us
     assert berlin == NOW_US
+
+
+@pytest.mark.parametrize(
+    "text", ["<13>Oct 27 02:30:00 h a: x", "<13>2024-10-27T02:30:00 h a: x", "<13>1 2024-10-27T02:30:00 h a - - - x"]
+)
+@pytest.mark.parametrize("arrived_us", [1_729_989_000_000_000, 1_729_992_600_000_000], ids=["summer", "winter"])
+def test_an_hour_that_comes_twice_is_the_one_nearer_to_its_arrival(text: str, arrived_us: int) -> None:
+    assert read_message(text.encode(), arrived_us + 5_000_000, ZoneInfo("Europe/Berlin")).time_us == arrived_us
 
 
 @given(st.binary(max_size=200), st.integers(0, 4_000_000_000_000_000))

@@ -9,11 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from catchment.runtime.clock import SystemClock
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.network.frames import FrameBuffer
-from edge_agent.sources.rejects import Rejects
 from edge_agent.sources.syslog.message import read_message
 from edge_agent.sources.syslog.source import build
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
 
 LOGS = builtin_contract("log_line")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edge_agent.errors import ConfigError
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source, check_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.log_writer import CutWriter
 from tests.fakes.zeek_writer import HandClock
 

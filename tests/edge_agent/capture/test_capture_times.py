@@ -9,9 +9,9 @@ import pytest
 
 from edge_agent.checking import check_file
 from edge_agent.errors import ConfigError
+from edge_agent.sources.options import ZONE_GUESSED
 from edge_agent.sources.registry import check_source
-from edge_agent.sources.rows.written import ZONE_GUESSED
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.fakes.sources import HandClock, build, close_all, column, count, drain
 
 MAY_US = 1_714_521_600_000_000  # 2024-05-01T00:00:00Z

@@ -17,12 +17,12 @@ from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.errors import SourceEndedError, SpoolFullError
 from edge_agent.sources.api import SampleBatch
-from edge_agent.sources.guarded import GuardedSource
+from edge_agent.sources.registry import GuardedSource
 from edge_agent.spool.changes import Removed
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from edge_agent.spool.transactions import Transactions
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.ids import StreamName
 
 FRAMES = builtin_contract("camera_frame")

@@ -28,7 +28,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.clock_quality import ClockWatch
 from edge_agent.config import SourceConfig
 from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 contract, clock = builtin_contract("network_flow"), SystemClock()
 spool = Spool(Path(sys.argv[1]), max_bytes=1 << 28, linger_ms=5, clock=clock)
 options = {"path": sys.argv[2], "settle_ms": 50}

@@ -23,7 +23,7 @@ from edge_agent.commands.exits import EXIT_UNHEALTHY
 from edge_agent.config import AgentConfig, PolicyConfig
 from edge_agent.health.file import Health, write_health
 from pipelines.contracts.json_rows import rows_from_json
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.reported import PolicyReport
 from tests.edge_agent.ops.conftest import Site
 from tests.fakes.fake_core import FakeCore

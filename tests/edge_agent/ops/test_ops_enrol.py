@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from edge_agent.cli import app
 from edge_agent.errors import ConfigError
 from edge_agent.identity import enrol as enrolling
-from edge_agent.identity.certificate import read_certificate
-from edge_agent.identity.der import DerError, read_pem
+from edge_agent.identity.certificate import DerError, read_certificate, read_pem
 from edge_agent.identity.enrol import CommandKeysmith, enrol
 from edge_agent.identity.enrol_cryptography import LibraryKeysmith
 from schemas.ids import DeviceId, StreamName

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent.capture.position_handover import source_labels
+from edge_agent.capture.source_supervisor import source_labels
 from edge_agent.cli import app
 from edge_agent.config import load_agent_config
 from edge_agent.errors import ConfigError
-from edge_agent.option_paths import is_same_path, resolve_paths
+from edge_agent.sources.options import is_same_path, resolve_paths
 
 TWO = """\
 device = "d1"

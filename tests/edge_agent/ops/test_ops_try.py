@@ -19,7 +19,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.cli import app
 from edge_agent.commands.exits import EXIT_CONFIG, EXIT_RETRY, EXIT_UNHEALTHY
 from edge_agent.sources.registry import build_source
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 HEAD = 'device = "d1"\nstate_dir = "state"\n'
 

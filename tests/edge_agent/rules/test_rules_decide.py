@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_agent.rules.rule_filter import RuleFilter, chances, decide
 from edge_agent.sources.api import SampleBatch
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule
 from schemas.ids import StreamName
 from tests.fakes.policy_signer import rule

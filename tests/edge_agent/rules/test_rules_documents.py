@@ -8,7 +8,7 @@ import pytest
 from edge_agent.documents.trust import DocumentTrust
 from edge_agent.rules.policy_store import FILE_NAME, PolicyStore
 from edge_agent.rules.trust import read_seen, write_seen
-from pipelines.director.keys import DocumentSigner
+from pipelines.director import DocumentSigner
 from pipelines.policy.edge import signed_message
 from schemas.edge_policy import (
     MAX_EDGE_POLICY_BYTES,

@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_agent.errors import ConfigError
-from edge_agent.inspect.config import InspectConfig
-from edge_agent.inspect.errors import UninspectableError
+from edge_agent.errors import ConfigError, UninspectableError
 from edge_agent.inspect.inspected import requested_steps
 from edge_agent.inspect.picture import picture_facts
 from edge_agent.inspect.text import text_counts
 from edge_agent.rules.rule_filter import RuleFilter
+from edge_agent.sections import InspectConfig
 from edge_agent.sources.api import SampleBatch
 from pipelines.contracts.registry import ContractSet
 from pipelines.inspect.columns import inspected, step_columns
@@ -26,8 +25,7 @@ from pipelines.inspect.image import image_facts
 from pipelines.inspect.text import count_patterns
 from pipelines.policy.documents import parse_policy
 from pipelines.policy.edge import edge_inspectors, edge_rules
-from schemas.builtin import builtin_contract
-from schemas.contract import Column, ColumnType, Contract
+from schemas.contract import Column, ColumnType, Contract, builtin_contract
 from schemas.edge_policy import EdgeInspect, EdgePolicy, decode_edge_policy, encode_edge_policy
 from schemas.ids import StreamName
 from schemas.inspectors import PATTERNS, PICTURE_COLUMNS, TEXT_COLUMNS, VERSIONS

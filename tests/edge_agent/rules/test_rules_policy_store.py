@@ -101,7 +101,7 @@ def test_a_changed_byte_of_the_signed_text_is_noticed(signer, tmp_path):
 
 
 def test_what_the_core_signs_is_what_a_device_believes(tmp_path):
-    from pipelines.director.keys import DocumentSigner, parse_key, write_key
+    from pipelines.director import DocumentSigner, parse_key, write_key
     from pipelines.policy.edge import signed_message
 
     public_key = write_key(tmp_path / "policy.pem")

@@ -8,7 +8,7 @@ from edge_agent.sources.api import SampleBatch
 from edge_agent.spool.records import Append, NewEnvelope, Passed
 from edge_agent.spool.space_budget import soft_limit_bytes
 from edge_agent.spool.spool import Spool
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.edge_policy import EdgeAction, EdgePolicy, EdgeRule
 from schemas.ids import StreamName
 from schemas.receipts import Receipt

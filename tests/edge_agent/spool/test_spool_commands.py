@@ -13,9 +13,9 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.cli import main
 from edge_agent.health.file import Health, write_health
 from edge_agent.health.monitor import _by_source
-from edge_agent.spool import bodies
+from edge_agent.spool import payload_files
+from edge_agent.spool.inspection import serve_replays
 from edge_agent.spool.records import Append, NewEnvelope
-from edge_agent.spool.requests import serve_replays
 from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
 
@@ -94,7 +94,7 @@ def test_show_tells_one_envelope_and_writes_its_body(run: Run, tmp_path: Path) -
 
 def test_verify_finds_what_a_disk_changed(run: Run, agent: Path) -> None:
     assert json_of(run, "spool", "verify")["is_sound"] is True
-    file = next((agent.parent / "state" / "spool" / bodies.FOLDER_NAME).iterdir())
+    file = next((agent.parent / "state" / "spool" / payload_files.FOLDER_NAME).iterdir())
     content = bytearray(file.read_bytes())
     content[7] ^= 1
     file.write_bytes(content)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.spool import bodies
+from edge_agent.spool import payload_files
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.ids import StreamName
@@ -26,8 +26,8 @@ class SpoolModel(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         # Bodies in files after a few bytes instead of 64 kB, some of them sharing a file.
-        self.limits = (bodies.MIN_BODY_BYTES, bodies._LARGEST_FILE_BYTES)
-        bodies.MIN_BODY_BYTES, bodies._LARGEST_FILE_BYTES = 20, 70
+        self.limits = (payload_files.MIN_BODY_BYTES, payload_files._LARGEST_FILE_BYTES)
+        payload_files.MIN_BODY_BYTES, payload_files._LARGEST_FILE_BYTES = 20, 70
         self.root = Path(tempfile.mkdtemp(prefix="spool-model-"))
         self.generation = 0
         self.stored: list[tuple[str, int, int, int, bytes]] = []
@@ -117,7 +117,7 @@ class SpoolModel(RuleBasedStateMachine):
         if hasattr(self, "spool"):
             self.spool.close()
             shutil.rmtree(self.root)
-            bodies.MIN_BODY_BYTES, bodies._LARGEST_FILE_BYTES = self.limits
+            payload_files.MIN_BODY_BYTES, payload_files._LARGEST_FILE_BYTES = self.limits
 
 
 SpoolModel.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)

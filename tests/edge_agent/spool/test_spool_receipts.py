@@ -10,15 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.spool import changes, database, reading
+from edge_agent.spool import changes, database
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from edge_agent.uplink.downlink import Downlink
 from edge_agent.uplink.session import MessageArrived
 from schemas.ids import DeviceId, StreamName
 from schemas.ranges import Ranges
-from schemas.receipt_pages import receipt_pages
-from schemas.receipts import Floor, Receipt, RefusedStream, encode_receipt
+from schemas.receipts import Floor, Receipt, RefusedStream, encode_receipt, receipt_pages
 from schemas.topics import Topics
 
 MIB = 1024 * 1024
@@ -110,7 +109,7 @@ def test_a_spool_of_before_refusals_is_read_and_opened(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "s" / database.FILE_NAME)) as db:
         db.execute("DROP TABLE refused")
         db.commit()
-        assert reading.refused(db) == {}
+        assert database.refused(db) == {}
     with closing(open_spool(tmp_path / "s")) as spool:
         assert (spool.refused(), held(spool)) == ({}, [0])
 
@@ -138,10 +137,10 @@ def test_only_what_is_listed_leaves_and_the_books_balance(
         changes.settle(db, Receipt(1, {str(ALPHA): {"7": list(ranges.spans)}}, floors={str(ALPHA): Floor("7", seq)}), OPEN)
         left = {id_: span for id_, span in left.items() if not ranges.covers(*span)}
         assert {id_ for (id_,) in db.execute("SELECT id FROM envelope")} == left.keys()
-        (books,) = reading.books(db)
+        (books,) = database.books(db)
         assert books.is_balanced
         assert books.spooled == sum(high - low for low, high in left.values())
-        if not reading.epochs(db, OPEN):
+        if not database.epochs(db, OPEN):
             assert not left
             assert ranges.union([(0, min(seq, next_seq))]).covers(0, next_seq)
             break

@@ -13,7 +13,7 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolError
-from edge_agent.spool import bodies, database, recovery
+from edge_agent.spool import database, opening, payload_files
 from edge_agent.spool import spool as spool_module
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
@@ -59,7 +59,7 @@ def worn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, tu
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("where", ["spool.db", "spool.db-wal", bodies.FOLDER_NAME])
+@pytest.mark.parametrize("where", ["spool.db", "spool.db-wal", payload_files.FOLDER_NAME])
 def test_what_rots_is_never_sent_as_good_and_never_stops_the_start(
     tmp_path: Path, worn: tuple[Path, dict[bytes, tuple[int, int]]], where: str, seed: int
 ) -> None:
@@ -83,14 +83,14 @@ def test_what_rots_is_never_sent_as_good_and_never_stops_the_start(
         except (SpoolError, sqlite3.DatabaseError):
             # Damage met in service: the process ends, its next start mends.
             spool.close()
-            (tmp_path / "s" / recovery.SUSPECT_NAME).touch()
+            (tmp_path / "s" / opening.SUSPECT_NAME).touch()
     assert all(stored.get(body, (epoch, seq)) == (epoch, seq) for epoch, seq, body in found)
     assert all(body in stored or body == b"new" for _, _, body in found), "something rotten was sent as good"
     assert len({(epoch, seq) for epoch, seq, _ in found}) == len(found)
     assert epoch not in epochs
     books = spool.books()[0]
     assert books.is_balanced
-    if where == bodies.FOLDER_NAME:
+    if where == payload_files.FOLDER_NAME:
         assert books.captured == 121
         assert books.dropped["corrupt"] == 120 - len(found)
     spool.close()

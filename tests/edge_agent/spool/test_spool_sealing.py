@@ -9,8 +9,8 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SpoolError
-from edge_agent.spool.objects import SEALED_SUFFIX
 from edge_agent.spool.opening import OBJECTS_FOLDER
+from edge_agent.spool.payload_files import SEALED_SUFFIX
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.sealing import CHUNK_BYTES, Seal, read_seal, sealed_bytes
 from edge_agent.spool.spool import Spool

@@ -11,7 +11,7 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import SpoolError, SpoolFullError
-from edge_agent.spool import bodies
+from edge_agent.spool import payload_files
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.envelope import Span
@@ -81,14 +81,14 @@ def test_a_body_above_64_kb_lies_in_a_file_and_goes_with_its_file(tmp_path: Path
     sent = [os.urandom(size) for size in (63 * 1024, 64 * 1024, 300_000, 900_000, 100)]
     for body in sent:
         spool.append(Append(ALPHA, (NewEnvelope(1, body, "1"),))).result()
-    files = list((tmp_path / "s" / bodies.FOLDER_NAME).iterdir())
+    files = list((tmp_path / "s" / payload_files.FOLDER_NAME).iterdir())
     assert sum(path.stat().st_size for path in files) == 64 * 1024 + 300_000 + 900_000
     spool.close()
     spool = open_spool(tmp_path / "s", 64 * MIB)
     assert [body for _, _, body in drain(spool)] == sent
     epoch = spool.epochs()[0].epoch
     spool.settle(Receipt(1, {ALPHA: {str(epoch): [(0, 5)]}})).result()
-    assert list((tmp_path / "s" / bodies.FOLDER_NAME).iterdir()) == []
+    assert list((tmp_path / "s" / payload_files.FOLDER_NAME).iterdir()) == []
     assert spool.books()[0].settled == 5
     spool.close()
 
@@ -99,7 +99,7 @@ def test_a_rotten_or_lost_body_file_costs_its_own_samples_alone(tmp_path: Path) 
     for body in sent:
         spool.append(Append(ALPHA, (NewEnvelope(1, body, "1"),))).result()
     spool.close()
-    files = sorted((tmp_path / "s" / bodies.FOLDER_NAME).iterdir(), key=lambda path: int(path.name))
+    files = sorted((tmp_path / "s" / payload_files.FOLDER_NAME).iterdir(), key=lambda path: int(path.name))
     content = bytearray(files[0].read_bytes())
     content[5_000] ^= 4
     files[0].write_bytes(content)

@@ -11,7 +11,7 @@ from catchment.runtime.mqtt_link import BrokerLimits, open_connection
 from edge_agent.spool.records import Append, NewEnvelope
 from edge_agent.uplink import session
 from edge_agent.uplink.poison_isolation import HANGS_UP
-from edge_agent.uplink.times import UplinkTimes
+from edge_agent.uplink.send_window import UplinkTimes
 from schemas.ids import StreamName
 from tests.fakes.broker_fronts import HangUpFront
 from tests.fakes.device import Device, eventually

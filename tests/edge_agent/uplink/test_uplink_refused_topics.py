@@ -11,7 +11,7 @@ from edge_agent.commands.doctor.broker import examine_rights
 from edge_agent.config import AgentConfig, BrokerConfig
 from edge_agent.health.agent_stats import AgentStats, check_ready, render_metrics
 from edge_agent.uplink.downlink import ModelRequest
-from edge_agent.uplink.progress import Progress
+from edge_agent.uplink.outbox import Progress
 from tests.fakes.broker_fronts import RefusingFront
 from tests.fakes.device import Device, eventually
 from tests.fakes.fake_core import FakeCore

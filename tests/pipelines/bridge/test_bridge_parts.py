@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.bridge.parts import Assembler, Part
-from pipelines.bridge.received_ranges import ReceivedRanges, read_received, write_received
-from pipelines.bridge.sweep import Sweeper
+from pipelines.bridge.parts import Assembler, Part, Sweeper
+from pipelines.bridge.parts_room import ReceivedRanges, read_received, write_received
 from schemas.ids import DeviceId, Digest
 from schemas.parts import PartHead
 from schemas.ranges import Ranges

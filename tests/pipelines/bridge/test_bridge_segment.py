@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catchment.runtime.clock import SystemClock
-from pipelines.bridge.landing import Landing
-from pipelines.bridge.recovery import recover_folder, whole_prefix
+from pipelines.bridge.landing import Landing, recover_folder, whole_prefix
 from pipelines.bridge.rows import SEGMENT_SCHEMA, LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment, open_path, read_segment, sealed_path
 from pipelines.errors import ConfigError, CorruptLakeError

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.bridge.disk import Disk
+from pipelines.bridge.parts_room import Disk
 from pipelines.bridge.shares import BYTES, DISK, MESSAGES, RETAINED, STREAMS, Shares
 from pipelines.config import ShareConfig
-from pipelines.log_limit import LogLimit
+from pipelines.logs import LogLimit
 
 MB = 1_000_000
 

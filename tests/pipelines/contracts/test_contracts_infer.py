@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipelines.commands.contract import contract_app
+from pipelines.contracts.arrow import json_schema
 from pipelines.contracts.infer import draft_contract
-from pipelines.contracts.json_schema import json_schema
 from pipelines.errors import ConfigError
 from schemas.contract import Column, ColumnType, Contract, decode_contract, encode_contract
 from schemas.errors import ContractError

@@ -12,8 +12,7 @@ from pipelines.contracts.arrow import row_schema, table_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError
-from schemas.builtin import NAMES, builtin_contract
-from schemas.contract import LIST_TYPES, VECTOR_TYPES, Column, ColumnType, Contract, QualityRule
+from schemas.contract import LIST_TYPES, NAMES, VECTOR_TYPES, Column, ColumnType, Contract, QualityRule, builtin_contract
 from tests.fakes.run_core import RunCore
 
 ROOT = Path(__file__).parents[3]

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft201909Validator, Draft202012Validator
 
+from pipelines.contracts.arrow import json_schema
 from pipelines.contracts.check import reasons
 from pipelines.contracts.json_rows import rows_from_json
-from pipelines.contracts.json_schema import json_schema
 from pipelines.contracts.odcs import load_odcs, to_odcs
-from schemas.builtin import NAMES, builtin_contract
-from schemas.contract import Column, ColumnType, Contract, PayloadSpec, QualityRule
+from schemas.contract import NAMES, Column, ColumnType, Contract, PayloadSpec, QualityRule, builtin_contract
 from scripts import contract_schemas
 
 ROOT = Path(__file__).parents[3]

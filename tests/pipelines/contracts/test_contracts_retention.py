@@ -14,8 +14,7 @@ from pipelines.commands.maintenance import maintain
 from pipelines.commands.root import app
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.contracts.odcs import to_odcs
-from pipelines.contracts.registry import ContractSet
-from pipelines.contracts.retention import requested_retention, warn_of_retention
+from pipelines.contracts.registry import ContractSet, requested_retention, warn_of_retention
 from pipelines.ingest.loop_process import run_loop
 from schemas.contract import Column, ColumnType, Contract
 

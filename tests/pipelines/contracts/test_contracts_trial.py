@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.sources.api import SampleBatch
-from edge_agent.trial.judge import refusals
+from edge_agent.trial.result import refusals
 from pipelines.contracts.check import conform, reasons
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
 

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from pipelines.demo.proxy import Proxy
+from pipelines.demo.stage import Proxy
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from PIL import Image
 
 from pipelines.demo import scenes
 from pipelines.demo.signals import DAY_S, LAP_S, drive, flows
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 
 def test_the_same_seed_draws_the_same_strip() -> None:

@@ -3,7 +3,7 @@ import onnxruntime
 import pytest
 
 from pipelines.demo import scenes
-from pipelines.demo.train import features, pixels, train
+from pipelines.demo.learn import features, pixels, train
 from pipelines.errors import RefusedError
 
 

@@ -12,7 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
-from pipelines.director.orders import DesiredOrders
+from pipelines.director import DesiredOrders
 from pipelines.errors import ConfigError, RetryLaterError
 from pipelines.heartbeat import read_heartbeats
 from pipelines.ingest.receipts import MqttPublisher

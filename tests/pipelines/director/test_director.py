@@ -11,9 +11,15 @@ from typer.testing import CliRunner
 
 from pipelines.commands.director import director_app
 from pipelines.config import CoreConfig, load_core_config
-from pipelines.director.counters import counters_folder, director_folder, next_counter
-from pipelines.director.keys import add_director_key, load_director, require_director
-from pipelines.director.orders import DesiredOrders
+from pipelines.director import (
+    DesiredOrders,
+    add_director_key,
+    counters_folder,
+    director_folder,
+    load_director,
+    next_counter,
+    require_director,
+)
 from pipelines.errors import ConfigError, CorruptLakeError, NotFoundError, RefusedError
 from schemas.rollout import DesiredModels, decode_desired
 from schemas.signed_document import DocumentKind, decode_body, decode_document, decode_message
@@ -131,7 +137,7 @@ def test_a_counter_that_cannot_be_read_is_not_guessed(tmp_path, text):
 
 def test_two_processes_never_get_the_same_counter(tmp_path, repository_root):
     script = (
-        "import sys; from pathlib import Path; from pipelines.director.counters import next_counter;"
+        "import sys; from pathlib import Path; from pipelines.director import next_counter;"
         "from schemas.signed_document import DocumentKind;"
         "print(*[next_counter(Path(sys.argv[1]), DocumentKind.DESIRED, 7) for _ in range(40)])"
     )

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ingest import span_set
-from pipelines.ingest.admit import Bounds, DropReport, Head, admit
-from pipelines.ingest.span_set import BLOCK_SPANS, SpanSet
+from pipelines.ingest import admit as admission
+from pipelines.ingest.admit import BLOCK_SPANS, Bounds, DropReport, Head, SpanSet, admit
 from pipelines.lake.books import EpochKey
 from schemas.ranges import Ranges
 from schemas.receipts import Floor
@@ -108,7 +107,7 @@ def test_a_span_set_in_blocks_agrees_with_ranges(claims: list[tuple[int, int]]) 
 @given(SPANS, CLAIMS)
 def test_blocks_stay_small_and_are_found_by_where_they_begin(settled: Ranges, claims: list[tuple[int, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(span_set, "BLOCK_SPANS", 2)
+        patch.setattr(admission, "BLOCK_SPANS", 2)
         known, model = SpanSet(settled), settled
         for low, size in claims:
             assert Ranges(known.claim(low, low + size)) == Ranges.of([(low, low + size)]).minus(model)

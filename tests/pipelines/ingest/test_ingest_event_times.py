@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipelines.commands.quarantine import quarantine_app
-from pipelines.ingest.decode import DecodeError, Rows
-from pipelines.ingest.event_times import NEVER_SET, ClockNote, correct_times
-from pipelines.ingest.requests import Request, write_request
+from pipelines.ingest.decode import NEVER_SET, ClockNote, DecodeError, Rows, correct_times
+from pipelines.ingest.replay import Request, write_request
 from pipelines.lake.lake import lake_at
 from pipelines.lake.quarantined import Where, heads
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from tests.plant.core import AsIpc, Core, MakeContract, MakeEnvelope
 
 STREAM = "streams/vehicle_telemetry"

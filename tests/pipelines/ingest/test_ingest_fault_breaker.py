@@ -6,8 +6,7 @@ import pytest
 
 from pipelines.config import CoreConfig, RunConfig
 from pipelines.errors import FaultError
-from pipelines.ingest.fault_breaker import FaultBreaker, FaultsOfRun, FaultStreak, is_systemic, streak_after
-from pipelines.ingest.fault_file import read_faults
+from pipelines.ingest.fault_breaker import FaultBreaker, FaultsOfRun, FaultStreak, is_systemic, read_faults, streak_after
 from pipelines.lake.lake import lake_at
 from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.inventory import every_file, referenced

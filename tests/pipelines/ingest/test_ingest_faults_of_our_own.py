@@ -305,8 +305,7 @@ def test_a_contract_that_changes_a_type_is_refused_with_the_difference(
     core: Core, envelope: MakeEnvelope, tmp_path: Path
 ) -> None:
     from pipelines.contracts.odcs import to_odcs
-    from schemas.builtin import builtin_contract
-    from schemas.contract import Column, ColumnType
+    from schemas.contract import Column, ColumnType, builtin_contract
 
     core.landing.seal([envelope(0, 10)])
     core.run()

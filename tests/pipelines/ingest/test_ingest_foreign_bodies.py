@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from pipelines.contracts.check import conform
 from pipelines.contracts.json_rows import JsonBodyError, rows_from_json
 from pipelines.ingest.decode import DecodeError, arrow_rows, plain_body
-from pipelines.ingest.requests import Request, write_request
+from pipelines.ingest.replay import Request, write_request
 from pipelines.ingest.work import Limits
 from pipelines.lake.lake import lake_at
 from schemas.contract import Column, ColumnType

@@ -14,10 +14,9 @@ import pytest
 import zstandard
 
 from catchment.runtime.clock import SystemClock
-from pipelines.bridge.envelope_rows import BrokerMessage, Numberer
 from pipelines.bridge.parts import Part
 from pipelines.bridge.reader import Partition, Reader
-from pipelines.bridge.rows import KIND_REFUSED, LandingRow
+from pipelines.bridge.rows import KIND_REFUSED, BrokerMessage, LandingRow, Numberer
 from pipelines.config import CoreConfig
 from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import RunLoop

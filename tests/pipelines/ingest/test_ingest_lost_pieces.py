@@ -8,7 +8,7 @@ from deltalake import DeltaTable, TableFeatures, write_deltalake
 
 from catchment.runtime.clock import SystemClock
 from pipelines.bridge.landing import Landing
-from pipelines.bridge.resume_number import resume_number
+from pipelines.bridge.ship import resume_number
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.compact import compact_table
 from pipelines.lake.lake import lake_at

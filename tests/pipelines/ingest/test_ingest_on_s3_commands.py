@@ -22,7 +22,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import NotFoundError, RefusedError
 from pipelines.heartbeat import Heartbeats, ProcessHealth
 from pipelines.ingest.loop import load_state
-from pipelines.ingest.requests import DISCARD, Request, look_again, open_requests, write_request
+from pipelines.ingest.replay import DISCARD, Request, look_again, open_requests, write_request
 from pipelines.lake.books import EpochKey
 from pipelines.lake.compact import compact_all
 from pipelines.lake.lake import lake_at

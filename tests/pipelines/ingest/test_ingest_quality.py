@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pipelines.commands.contract import contract_app
 from pipelines.contracts.registry import ContractSet
 from pipelines.lake.lake import lake_at
-from pipelines.quality.drift import NULLS, bounds_of, drift
+from pipelines.quality.profile import NULLS, bounds_of, drift
 from pipelines.quality.store import keep_quality, read_quality
 from tests.fakes.run_core import RunCore
 from tests.plant.core import Core, MakeEnvelope

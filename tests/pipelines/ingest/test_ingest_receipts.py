@@ -14,11 +14,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
 from pipelines.errors import RetryLaterError
-from pipelines.ingest.receipt_messages import Outgoing
 from pipelines.ingest.receipt_outbox import Broken, LinkLimits, ReceiptAnswer, ReceiptOutbox
-from pipelines.ingest.receipt_page_book import PageBook
 from pipelines.ingest.receipt_sender import ReceiptSender
-from pipelines.ingest.receipts import receipts_of
+from pipelines.ingest.receipts import Outgoing, PageBook, receipts_of
 from pipelines.lake.books import Counts, EpochKey
 from pipelines.lake.lake import lake_at
 from pipelines.lake.layout import RUNS, receipt_pages_path

@@ -209,8 +209,7 @@ def test_a_newer_contract_version_adds_its_columns(core: Core, envelope: MakeEnv
     from pipelines.ingest.plan import Pins
     from pipelines.ingest.publish import stream_shape
     from pipelines.lake.table import ensure_table
-    from schemas.builtin import builtin_contract
-    from schemas.contract import Column, ColumnType, PiiClass
+    from schemas.contract import Column, ColumnType, PiiClass, builtin_contract
 
     old = builtin_contract("vehicle_telemetry")
     extra = (Column("lidar_m", ColumnType.FLOAT64), Column("driver", ColumnType.INT64, pii=PiiClass.FACE))
@@ -232,7 +231,7 @@ def test_a_segment_that_rots_after_it_was_planned_is_planned_anew(core: Core, en
     body = bytearray(rotten.read_bytes())
     body[len(body) // 2] ^= 1
     rotten.write_bytes(body)
-    with pytest.raises(RetryLaterError, match="planned anew"):
+    with pytest.raises(RetryLaterError, match="planned again"):
         loop.step()
     assert loop.step()
     assert keys(core) == [("car-1", 7, seq) for seq in range(10, 20)]

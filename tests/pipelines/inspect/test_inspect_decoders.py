@@ -14,12 +14,9 @@ import pytest
 import pyvips
 from PIL import Image
 
-from pipelines.errors import UnreadableImageError
+from pipelines.errors import UninspectableError, UnreadableImageError
 from pipelines.imaging.picture_loader import open_header, shrink
-from pipelines.inspect.errors import UninspectableError
-from pipelines.inspect.exif import exif_facts
-from pipelines.inspect.image import image_facts
-from pipelines.inspect.pixels import decoded
+from pipelines.inspect.image import decoded, exif_facts, image_facts
 from pipelines.policy.contact_sheet import Thumbnails
 from pipelines.policy.thumbnail_child import AS_JPEG, AS_TILE, SIDE_PX
 from schemas.picture_format import PictureFormat, picture_format

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
-from pipelines.inspect.errors import UninspectableError
-from pipelines.inspect.exif import exif_facts
-from pipelines.inspect.image import image_facts
+from pipelines.errors import UninspectableError
+from pipelines.inspect.image import exif_facts, image_facts
 from pipelines.inspect.run import bursts
 
 Draw = Callable[..., bytes]

@@ -18,8 +18,7 @@ from pipelines.inspect.columns import inspected, step_columns, step_digest
 from pipelines.inspect.run import check_step, inspect_rows
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.lake import lake_at
-from schemas.builtin import builtin_contract
-from schemas.contract import ColumnType
+from schemas.contract import ColumnType, builtin_contract
 from schemas.policy import InspectStep, Policy, Rule
 
 CAMERA = builtin_contract("camera_frame")

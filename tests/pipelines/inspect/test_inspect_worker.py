@@ -13,8 +13,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipelines.errors import RefusedError
-from pipelines.inspect.errors import InterruptedInspectionError, UninspectableError
+from pipelines.errors import InterruptedInspectionError, RefusedError, UninspectableError
 from pipelines.inspect.run import inspect_rows
 from pipelines.inspect.worker import MAX_KILLS, UserWorker
 from pipelines.lake.lake import lake_at

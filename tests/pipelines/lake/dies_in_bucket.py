@@ -24,7 +24,7 @@ from pipelines.maintenance.vacuum import Keep, Vacuum
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.policy import Policy, Rule
 
 STREAM = "vehicle_telemetry"

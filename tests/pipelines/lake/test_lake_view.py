@@ -18,11 +18,11 @@ OPENERS = {
 }
 # Outside of `pipelines/lake`: what writes the lake, keeps it, or counts it. Rows and payloads that these read go to nobody.
 KEEPERS = {
-    "pipelines/demo/watch.py",  # the demo counts the rows of its own lake
+    "pipelines/demo/stage.py",  # the demo counts the rows of its own lake
     "pipelines/imaging/work.py",  # a run cuts the chips of its own slides
     "pipelines/ingest/backfill.py",  # a backfill replaces rows
     "pipelines/ingest/chips.py",  # a run refers to the pictures that it has cut
-    "pipelines/ingest/payloads.py",  # a run looks at the objects that came with its rows
+    "pipelines/ingest/tabulate.py",  # a run looks at the objects that came with its rows
     "pipelines/inspect/stored.py",  # a run inspects objects that came with its rows
     "pipelines/maintenance/archive.py",
     "pipelines/maintenance/vacuum.py",

@@ -12,7 +12,7 @@ from pipelines.lake.commit import commit_once
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import lake_at
 from pipelines.policy.engine import Tagger
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.policy import Policy
 
 CONTRACT = builtin_contract("vehicle_telemetry")

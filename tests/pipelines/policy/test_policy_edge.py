@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pipelines.commands.policy import policy_app
 from pipelines.contracts.registry import ContractSet
-from pipelines.director.keys import parse_key, write_key
+from pipelines.director import parse_key, write_key
 from pipelines.errors import ExpressionError, NotFoundError, RefusedError
 from pipelines.lake.lake import lake_at
 from pipelines.policy.active import active_policies, apply_policy

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from pipelines.commands.policy import policy_app
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError
-from pipelines.policy.documents import load_policies, load_policy, parse_policy
-from pipelines.policy.json_schema import policy_schema, schema_text
+from pipelines.policy.documents import load_policies, load_policy, parse_policy, policy_schema, schema_text
 from pipelines.policy.pol_filter import import_policies
 from pipelines.policy.trial import try_policy
 

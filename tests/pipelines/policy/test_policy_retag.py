@@ -26,7 +26,7 @@ from pipelines.maintenance.log_trim import trim_log
 from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream, undo_retag
 from pipelines.policy.tag_file import RuleTagger
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.policy import Policy, Rule
 
 CONTRACT = builtin_contract("vehicle_telemetry")
@@ -176,7 +176,7 @@ from pipelines.policy.engine import Tagger
 from pipelines.policy.retag import retag_stream
 from pipelines.policy.tag_file import RuleTagger
 from pipelines.maintenance.log_trim import trim_log
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.policy import Policy, Rule
 import pipelines.lake.splice as splice
 

@@ -13,7 +13,7 @@ import pyarrow.csv as pa_csv
 import pytest
 
 from pipelines.policy import Policy
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 
 SHIPPED = Path(__file__).parents[3] / "deploy" / "policies"
 RENAMED = {

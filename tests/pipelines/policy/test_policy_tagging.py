@@ -15,7 +15,7 @@ from pipelines.errors import ConfigError, ExpressionError, RefusedError
 from pipelines.policy.documents import load_policies, load_policy
 from pipelines.policy.engine import Tagger, assemble
 from pipelines.policy.trial import try_policy
-from schemas.builtin import builtin_contract
+from schemas.contract import builtin_contract
 from schemas.policy import Policy, Rule
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "policies"

@@ -20,8 +20,7 @@ from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.documents.trust import DocumentTrust
 from pipelines.commands.rollout import model_app, rollout_app, serve
 from pipelines.config import load_core_config
-from pipelines.director.counters import director_folder
-from pipelines.director.keys import add_director_key, first_director, require_director
+from pipelines.director import add_director_key, director_folder, first_director, require_director
 from pipelines.rollout.rollouts import Rollout, RolloutStore
 from pipelines.rollout.server import ModelServer
 from schemas.reported import DocumentReport, Reported, encode_reported

@@ -9,8 +9,8 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from pipelines.errors import ConfigError, RefusedError
 from pipelines.imaging import graph as imaging_graph
 from pipelines.ingest import graph as ingest_graph
-from pipelines.runners.check import check_graph, dask_faults
 from pipelines.runners.engine import Engine, RunnerKind
+from pipelines.runners.run import check_graph, dask_faults
 
 
 class Keeps(beam.DoFn):

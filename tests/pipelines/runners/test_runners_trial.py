@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ConfigError, RetryLaterError
-from pipelines.runners.engine import Engine
-from pipelines.runners.failure import last_line, remedy
-from pipelines.runners.run import opened, run_pipeline
-from pipelines.runners.trial import demand_workers
+from pipelines.runners.engine import Engine, last_line, remedy
+from pipelines.runners.run import demand_workers, opened, run_pipeline
 
 ROOT = Path(__file__).resolve().parents[3]
 WAIT_S = 60.0

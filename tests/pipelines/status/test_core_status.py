@@ -15,8 +15,7 @@ from catchment.runtime.clock import SystemClock
 from pipelines.commands.status import status
 from pipelines.config import AlarmConfig
 from pipelines.heartbeat import FOLDER, Heartbeat, Heartbeats, ProcessHealth, read_heartbeats
-from pipelines.ingest.fault_breaker import FaultStreak
-from pipelines.ingest.fault_file import keep_faults
+from pipelines.ingest.fault_breaker import FaultStreak, keep_faults
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.lake import lake_at
 from pipelines.policy.active import apply_policy, withdraw_policy

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipelines.lake.payload import write_payload_shard
 
+START = datetime(2026, 1, 1, tzinfo=UTC)
 DEVICES = 12
 FRAMES = 20
 SHARD = "payload/camera_frame/000000000001-0.parquet"
@@ -80,4 +81,34 @@ def lake(tmp_path: Path) -> Path:
             {**key_columns(trips), "speed": pa.array(np.arange(len(trips)) % 140 * 1.0), **tag_columns([[] for _ in trips])}
         ),
     )
+    return root
+
+
+def drive(device: str, times_s: list[float], *, epoch: int = 1, first_seq: int = 0, **columns: list[object]) -> pa.Table:
+    count = len(times_s)
+    return pa.table({
+        "device": pa.array([device] * count, pa.string()),
+        "epoch": pa.array([epoch] * count, pa.int64()),
+        "seq": pa.array(range(first_seq, first_seq + count), pa.int64()),
+        "event_time": pa.array([START + timedelta(seconds=at) for at in times_s], pa.timestamp("us", "UTC")),
+        **{name: pa.array(values) for name, values in columns.items()},
+        **tag_columns([["fast"] if at >= 5 else [] for at in times_s]),
+    })  # fmt: skip
+
+
+@pytest.fixture
+def driven(tmp_path: Path) -> Path:
+    root = tmp_path / "lake"
+    times = [number / 20 for number in range(600)]
+    parts = [
+        drive(
+            f"car-{car}",
+            times,
+            speed=[car * 100.0 + at for at in times],
+            yaw=[None if 10 <= at < 13 else at for at in times],
+            event=[["idle", "turn", "brake"][int(at) % 3] for at in times],
+        )
+        for car in range(6)
+    ]
+    write_deltalake(root / "streams/telemetry", pa.concat_tables(parts))
     return root

@@ -31,6 +31,9 @@ class Numbers:
     def samples(self, indexes: Int64s) -> Iterator[Sample]:
         return (Sample(index, None, self) for index in indexes.tolist())
 
+    def array_batch(self, indexes: np.ndarray) -> dict[str, np.ndarray]:
+        return {}
+
     def take(self, indexes: Int64s, columns: Sequence[str]) -> pa.Table:
         raise AssertionError(f"no columns {columns} of {indexes} here")
 
