@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tifffile
-from schemas.builtin import builtin_contract
 
 from catchment.runtime.clock import SystemClock
 from pipelines.config import ChipsConfig, CoreConfig, RunConfig
@@ -30,7 +29,7 @@ from pipelines.ingest.replay import REPLAY, Request, write_request
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload
 from pipelines.runners.engine import Engine
-from schemas.contract import ChipSpec
+from schemas.contract import ChipSpec, builtin_contract
 from schemas.ids import DeviceId, Digest, SampleKey, StreamName
 from tests.plant.core import AsIpc, Core, MakeEnvelope, cut_all
 
