@@ -134,6 +134,7 @@ class ModelRepository:
             NotFoundError: there is no such version.
             RefusedError: as for `publish`.
         """
+        self.model(name, version)  # a repository that is not there has no folder for the lock
         with self._locked():
             gone = self.model(name, version)
             change = self._change()
