@@ -59,7 +59,7 @@ class FakeProcess:
 class SlowTrust:
     """A download that ends when the test says so."""
 
-    made: "ClassVar[list[SlowTrust]]" = []
+    made: ClassVar[list[Any]] = []
 
     def __init__(self, *_: object) -> None:
         SlowTrust.made.append(self)
@@ -84,7 +84,7 @@ class SlowTrust:
 class FakeLink:
     """A connection whose messages the test carries."""
 
-    made: "ClassVar[list[FakeLink]]" = []
+    made: ClassVar[list[Any]] = []
     is_ready, connections = True, 1
 
     def __init__(self, _config: object, _client_id: str, _filters: object, handler: Any, *_: object) -> None:
