@@ -125,7 +125,7 @@ class Agent:
         finally:
             self._shut_down()
         if self._failure is not None:
-            raise AgentError(f"stopped: {self._failure}; start again, which mends the spool") from self._failure
+            raise AgentError(f"stopped: {self._failure}; start again, which repairs the spool") from self._failure
         return is_clean
 
     def reload(self) -> None:

@@ -39,7 +39,7 @@ from schemas.contract import Contract
 _SAMPLES = 200
 _WAIT_S = 5.0
 # Kinds that read a file from its start, and the option that names it.
-_FILES = {"replay": "path", "tail": "path", "zeek": "path"}
+_FILES = {"can": "log", "replay": "path", "tail": "path", "zeek": "path"}
 
 
 def examine_source(source: SourceConfig, contract: Contract, key: bytes) -> Iterator[str]:
@@ -52,7 +52,7 @@ def examine_source(source: SourceConfig, contract: Contract, key: bytes) -> Iter
         unfilled = unfilled_columns(contract, names)
         if unfilled:
             yield f"source {source.kind!r}: {explain_unfilled(contract, unfilled, names)}"
-        return
+            return
     path = source.resolved.get(_FILES.get(source.kind, ""), "")
     if isinstance(path, str) and path and Path(path).is_file():
         with quiet_log():
@@ -64,8 +64,9 @@ def _of_trial(trial: Trial, path: str) -> Iterator[str]:
     if trial.failure:
         yield f"source {trial.kind!r}: {path}: {trial.failure.removeprefix(f'source {trial.kind!r}: ')}"
         return
-    if not trial.samples and trial.rejected:
-        reason, count = Counter(trial.rejected).most_common(1)[0]
+    refused = Counter({reason: count for reason, count in trial.rejected.items() if not reason.startswith("report:")})
+    if not trial.samples and refused:
+        reason, count = refused.most_common(1)[0]
         yield f"source {trial.kind!r}: {path}: no row becomes a sample: {reason} ({count:,})"
     elif trial.samples and trial.refused == len(trial.samples):
         reason, count = Counter(sample.refusal for sample in trial.samples).most_common(1)[0]

@@ -18,15 +18,15 @@ class NotFoundError(AgentError):
 
 
 class SourceError(AgentError):
-    """A source failed: it is closed and built anew after a while; other sources go on."""
+    """A source failed: it is closed and built again after a while; other sources go on."""
 
 
 class SourceEndedError(SourceError):
-    """A source has come to its end (a replayed file is done): do not build it anew."""
+    """A source has come to its end (a replayed file is done): do not build it again."""
 
 
 class SourceAgainError(SourceError):
-    """A source's round is over, as it should be: build it anew after a moment; it has not failed."""
+    """A source's round is over, as it should be: build it again after a moment; it has not failed."""
 
 
 class EncodingError(SourceError):

@@ -235,7 +235,7 @@ class InspectConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     def __post_init__(self) -> None:
         if self.use not in ON_DEVICE:
-            raise ValueError(f"inspect: use {self.use[:80]!r} is none of {', '.join(ON_DEVICE)}")
+            raise ValueError(f"inspect: use {self.use[:80]!r} is not one of {', '.join(ON_DEVICE)}")
 
 
 class ReportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What the signed `custom` metadata of a model says: which model it is, what it takes, what it answers, how it is tested.
+"""The signed `custom` metadata of a model: its name, its input, its answers, and how it is tested.
 
 It is part of the TUF target, so the keys that vouch for the bytes vouch for the labels and the golden answers as well.
 """

@@ -112,7 +112,7 @@ class InspectStep(msgspec.Struct, frozen=True, omit_defaults=True):
         if not _INSPECTOR.fullmatch(self.use):
             raise PolicyDocumentError(f"inspector {self.use[:80]!r} must be of a-z, 0-9, '-' and '_'")
         if self.file and not _FILE.fullmatch(self.file):
-            raise PolicyDocumentError(f"inspector {self.use}: file {self.file[:80]!r} must be a plain name beside the policy")
+            raise PolicyDocumentError(f"inspector {self.use}: file {self.file[:80]!r} must be a plain name next to the policy")
         if self.code and not _SHA256.fullmatch(self.code):
             raise PolicyDocumentError(f"inspector {self.use}: code must be a SHA-256")
         if self.file and self.file.endswith(".py") and not (self.function and self.columns):

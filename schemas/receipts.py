@@ -1,12 +1,16 @@
-"""Receipts confirm that samples are settled; object states tell which bytes of a large payload are durable.
+"""The core's messages to a device about its samples: receipts, states of large payloads, and share notices.
 
-A receipt is the whole truth for one device, retained, so that a device that was away for a month needs only the last
-one: ``{"run": 42, "settled": {"camera_frame": {"1797…": [[0, 1200]]}}}``. Epochs are text because JSON readers in
-other languages hold numbers as doubles.
+A receipt confirms that samples are settled. It is the whole truth for one device, retained, so that a device that was away
+for a month needs only the last one: ``{"run": 42, "settled": {"camera_frame": {"1797…": [[0, 1200]]}}}``. Epochs are text
+because JSON readers in other languages hold numbers as doubles.
 
 A receipt that is larger than the broker takes goes out as pages, each a receipt of its own, true without the others. Settled
 samples stay settled, so pages need no order and no common moment: a device acts on each as it comes. The first page, which
 stands in the receipt's place, has the longest ranges: a device that knows nothing of pages settles most by it.
+
+An object state tells which bytes of a large payload are durable. A share notice tells a device that it sends more than its
+share, and when to go on. Samples over the share are not landed and not settled: the device keeps them, as it keeps all
+that has no receipt.
 """
 
 import re
@@ -24,6 +28,10 @@ ALL_REFUSED_FROM = 10
 """So many samples in a row make a stream one that the core refuses entirely."""
 # One way to write each number: `01` beside `1` would be two entries for one epoch, and `²` is a digit to Unicode.
 _EPOCH = re.compile(r"0|[1-9][0-9]{0,18}")
+
+MAX_NOTICE_BYTES = 64 * 1024
+MAX_WAIT_MS = 600_000
+_MAX_TEXT_CHARS = 500
 
 
 class Floor(msgspec.Struct, frozen=True):
@@ -260,3 +268,47 @@ def _items(receipt: Receipt, max_bytes: int) -> Iterator[_Item]:
     )
     for _length, _age, stream, low, epoch, high in sorted(ranges):
         yield _RANGE, stream, epoch, (low, high), len(f"[{low},{high}],")
+
+
+class ShareNotice(msgspec.Struct, frozen=True):
+    """The share that a device exceeds, and what to do.
+
+    Attributes:
+        limit: bytes, messages, streams or disk.
+        reason: the same as a sentence.
+        wait_ms: send nothing for so long; 0: go on.
+        bytes_per_s: what may be sent on average from then on; 0: no limit of its own.
+        deferred: messages that were not landed since the device went over its share.
+    """
+
+    limit: str
+    reason: str
+    wait_ms: int = 0
+    bytes_per_s: int = 0
+    deferred: int = 0
+
+
+def encode_share_notice(notice: ShareNotice) -> bytes:
+    """The JSON bytes to publish."""
+    return encode_json(notice)
+
+
+def decode_share_notice(body: bytes) -> ShareNotice:
+    """Read a notice; a longer wait than `MAX_WAIT_MS` is shortened, and long texts are cut.
+
+    Raises:
+        SchemaError: not a notice, or too large.
+    """
+    if len(body) > MAX_NOTICE_BYTES:
+        raise SchemaError(f"share notice of {len(body)} bytes is above the limit of {MAX_NOTICE_BYTES}")
+    try:
+        notice = msgspec.json.decode(body, type=ShareNotice)
+    except msgspec.MsgspecError as error:
+        raise SchemaError(f"not a share notice: {error}") from error
+    return ShareNotice(
+        notice.limit[:_MAX_TEXT_CHARS],
+        notice.reason[:_MAX_TEXT_CHARS],
+        min(max(notice.wait_ms, 0), MAX_WAIT_MS),
+        max(notice.bytes_per_s, 0),
+        max(notice.deferred, 0),
+    )

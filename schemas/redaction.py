@@ -60,7 +60,7 @@ class ImageRedact(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
 
     def __post_init__(self) -> None:
         if not self.boxes and not self.column:
-            raise ContractError("payload redact: give boxes, or the column that tells them")
+            raise ContractError("payload redact: give boxes, or the column that has them")
         for x, y, width, height in self.boxes:
             if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 - x + 1e-9 and 0 < height <= 1 - y + 1e-9):
                 raise ContractError("payload redact: a box is x, y, width, height as shares of the picture, within it")

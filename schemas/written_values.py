@@ -25,6 +25,7 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _LEAST_DIGITS = 4
 _ZONE_AT_END = re.compile(r"(?<=\d) ?(Z|z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$")
 _LEAP_SECOND = re.compile(r"([T ]\d\d:\d\d:)60(?!\d)")
+_LEAP_SECOND_OF_FORMAT = re.compile(r"(\d\d[:.]?\d\d[:.]?)60(?!\d)")
 _YEAR_FIRST = re.compile(r"(\d{4})/(\d\d)/(\d\d)(?=$|[T ])")
 _SECONDS_BELOW = 1e11
 _ISO_CHARS = 19  # 2024-05-01T00:00:00
@@ -262,9 +263,17 @@ def _rounded(value: int, power: int) -> int:
 
 
 def _by_format(text: str, form: str) -> datetime:
+    text = text.strip()
+    # A leap second, as in RFC 3339 text.
+    plain, leaps = _LEAP_SECOND_OF_FORMAT.subn(r"\g<1>59", text, count=1) if "%S" in form or "%T" in form else (text, 0)
     try:
-        return datetime.strptime(text.strip(), form)  # noqa: DTZ007 # a zone is put in next
-    except ValueError as error:
+        try:
+            return datetime.strptime(text, form)  # noqa: DTZ007 # a zone is put in next
+        except ValueError:
+            if not leaps:
+                raise
+            return datetime.strptime(plain, form) + timedelta(seconds=1)  # noqa: DTZ007
+    except (ValueError, OverflowError) as error:
         raise WrittenValueError("not written as time_format says", "time_format") from error
 
 

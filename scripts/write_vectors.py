@@ -26,7 +26,16 @@ from schemas.edge_policy import (
 from schemas.envelope import ARROW_STREAM, JSON, ZSTD, EnvelopeHead, Span
 from schemas.ids import DeviceId, Digest, StreamName
 from schemas.parts import PartHead
-from schemas.receipts import Floor, ObjectState, Receipt, RefusedStream, encode_object_state, encode_receipt
+from schemas.receipts import (
+    Floor,
+    ObjectState,
+    Receipt,
+    RefusedStream,
+    ShareNotice,
+    encode_object_state,
+    encode_receipt,
+    encode_share_notice,
+)
 from schemas.reported import DroppedRange, EpochReport, ModelReport, PolicyReport, Reported, StreamBooks, encode_reported
 from schemas.rollout import (
     Desired,
@@ -36,7 +45,6 @@ from schemas.rollout import (
     encode_piece_request,
     encode_signed_desired,
 )
-from schemas.shares import ShareNotice, encode_share_notice
 from schemas.signed_document import (
     EVERY_DEVICE,
     Addressees,

@@ -111,7 +111,7 @@ def _spool(config: AgentConfig) -> Iterator[sqlite3.Connection]:
         with closing(database.connect_reader(path)) as db:
             yield db
     except sqlite3.Error as error:
-        raise AgentError(f"the spool {path} cannot be read: {error}; the agent mends it at its next start") from error
+        raise AgentError(f"the spool {path} cannot be read: {error}; the agent repairs it at its next start") from error
 
 
 def is_alive(pid: int) -> bool:

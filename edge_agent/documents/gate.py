@@ -120,7 +120,7 @@ class DocumentGate(Generic[_Body]):
         if signed.document == self._checked:
             return  # it waited for its time, and was checked when it came
         if not self._trust.keys:  # the key file is gone or broken: that says nothing of the document
-            raise DocumentLaterError("no key could be read that this device trusts; mend [director] file and start again")
+            raise DocumentLaterError("no key could be read that this device trusts; correct [director] file and start again")
         trusted = [(each.key, each.signature) for each in signed.signatures if each.key in self._trust.keys]
         if not trusted:
             raise UntrustedDocumentError("it is signed by no key that this device trusts")

@@ -63,7 +63,9 @@ def refuse_role_name(state_dir: Path, device: str, *, is_known: bool | None = No
     if is_known is None:
         is_known = _noted(state_dir / FILE_NAME) == device
     if is_known:
-        log.warning("device_has_role_name", device=device, hint="its certificate has the core's rights; enrol it anew, renamed")
+        log.warning(
+            "device_has_role_name", device=device, hint="its certificate has the core's rights; enrol it again under another name"
+        )
         return
     try:
         enrolled_id(device)

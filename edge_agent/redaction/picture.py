@@ -1,4 +1,4 @@
-"""Regions of a picture made unreadable, by pillow (the `redact` extra).
+"""Make regions of a picture unreadable, by pillow (the `redact` extra).
 
 Of its metadata only which side is up is kept: the rest may hold a place or a thumbnail.
 """

@@ -55,7 +55,7 @@ class SampleBatch:
         payloads: n payloads, or None for a stream without payload. A Path names a file too large to hold in memory.
         position: where the source resumes after this batch; the spool stores it in the batch's own transaction, so a
             restart neither skips nor repeats. None where a source cannot resume.
-        agent_clock: whether the event times were read from this machine's clock, not told by what was observed.
+        agent_clock: whether the event times were read from this machine's clock, not from the observed device.
     """
 
     event_time_us: Sequence[int]
@@ -87,19 +87,19 @@ class SampleBatch:
 
 
 class Source(Protocol):
-    """Something that yields samples. One thread calls it; it is told where to resume when it is built."""
+    """Something that yields samples. One thread calls it; it gets the position to resume from when it is built."""
 
     def read(self, max_samples: int) -> SampleBatch | None:
         """The next samples, at most so many; None when there is nothing right now.
 
         Raises:
-            SourceError: the source failed; the agent closes it and builds it anew after a while.
+            SourceError: the source failed; the agent closes it and builds it again after a while.
             SourceEndedError: there will never be more.
         """
         ...
 
     def stored(self, batch: SampleBatch) -> None:
-        """The batch is durable in the spool: files it came from may be moved away."""
+        """Act on a batch that is durable in the spool: its files may be moved or deleted."""
         ...
 
     def close(self) -> None:

@@ -110,6 +110,7 @@ class EventTimes:
     Attributes:
         after_us: the last time read.
         needs: settings that would change what could not be read, and how often; the caller may hold such rows back.
+        example: the first cell that such a setting would change; empty where there is none.
     """
 
     def __init__(self, form: TimeForm, rejects: Rejects, after_us: int | None = None, *, is_in_order: bool = True) -> None:
@@ -118,10 +119,11 @@ class EventTimes:
         self._is_in_order = is_in_order
         self.after_us = after_us
         self.needs: dict[str, int] = {}
+        self.example = ""
 
     def read(self, cells: Sequence[object], now_us: int | None = None) -> list[int | None]:
         """The times of n cells, microseconds since 1970 UTC; None, counted, where a cell tells no time."""
-        self.needs = {}
+        self.needs, self.example = {}, ""
         out: list[int | None] = []
         is_quick = self._form.is_quick
         for cell in cells:
@@ -134,6 +136,7 @@ class EventTimes:
             except CellError as error:
                 self._rejects.count(f"row: event time is {error}{_remedy(error.needs)}", cell)
                 if error.needs:
+                    self.example = self.example or str(cell)
                     self.needs[error.needs] = self.needs.get(error.needs, 0) + 1
                 out.append(None)
                 continue

@@ -167,7 +167,7 @@ def load_kind(kind: str) -> SourceKind:
     except Exception as error:
         raise ConfigError(f"source kind {kind[:80]!r} cannot be loaded: {error}; is its package installed whole?") from error
     known = sorted({*built_in_kinds(), *metadata.entry_points(group=ENTRY_POINTS).names})
-    raise ConfigError(f"source kind {kind[:80]!r} is none of {', '.join(known)}; a plug-in's package must be installed")
+    raise ConfigError(f"source kind {kind[:80]!r} is not one of {', '.join(known)}; a plug-in's package must be installed")
 
 
 def identity_options(kind: str) -> tuple[str, ...] | None:

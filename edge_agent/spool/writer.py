@@ -267,7 +267,7 @@ class SpoolWriter:
             return None
 
     def _fail(self, taken: _Waiting, error: Exception) -> None:
-        failure = SpoolError(f"the spool cannot be written: {error}; it is checked and mended at the next start")
+        failure = SpoolError(f"the spool cannot be written: {error}; it is checked and repaired at the next start")
         failure.__cause__ = error
         log.error("spool_broken", error=str(error))
         with self._changed:

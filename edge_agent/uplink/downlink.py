@@ -12,9 +12,8 @@ from edge_agent.uplink.parts import PartSender
 from edge_agent.uplink.session import MessageArrived
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
-from schemas.receipts import decode_object_state, decode_receipt
+from schemas.receipts import ShareNotice, decode_object_state, decode_receipt, decode_share_notice
 from schemas.reported import ModelReport
-from schemas.shares import ShareNotice, decode_share_notice
 from schemas.topics import Topics
 
 _MAX_REMEMBERED = 10_000

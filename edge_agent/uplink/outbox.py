@@ -21,7 +21,7 @@ from edge_agent.uplink.session import NO_SUBSCRIBERS, Lost, OutgoingMessage, Pub
 from schemas.envelope import ARROW_STREAM, EnvelopeHead
 from schemas.ids import DeviceId
 from schemas.reason_codes import describe_reason, is_refusal
-from schemas.shares import ShareNotice
+from schemas.receipts import ShareNotice
 from schemas.topics import Topics
 
 log = structlog.get_logger(__name__)

@@ -11,8 +11,7 @@ from edge_agent.uplink.session import OutgoingMessage, Session
 from schemas.ids import DeviceId
 from schemas.parts import PartHead
 from schemas.ranges import Ranges
-from schemas.receipts import ObjectState
-from schemas.shares import MAX_WAIT_MS
+from schemas.receipts import MAX_WAIT_MS, ObjectState
 from schemas.topics import Topics
 
 _MAX_REFUSALS = 5

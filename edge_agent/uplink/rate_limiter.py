@@ -1,6 +1,6 @@
 """Limit the rate by a token bucket over the bytes sent, with hours in which other limits hold. Pure; time is an argument.
 
-Here whole messages are given out; the pacer (`pacer.py`) spreads the bytes of each.
+Whole messages are released here; `keepalive.Pacer` spreads the bytes of each.
 """
 
 import math

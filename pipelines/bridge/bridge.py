@@ -162,7 +162,7 @@ def _made(config: CoreConfig, clock: Clock) -> _Made:
         disk = Disk(lake, config.shares)
         landing, assembler = _places(config, clock, disk)
     except OSError as error:
-        raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); mend it, then start again") from error
+        raise RetryLaterError(f"the lake root {lake} cannot be written ({error}); correct that, then start again") from error
     sweeper = Sweeper(lake / "objects", assembler, bridge.keep_parts_s)
     shares = Shares(config.shares)
     subscriber = Subscriber(config, inbox, clock)

@@ -23,8 +23,7 @@ from pipelines.bridge.shares import Shares
 from pipelines.logs import LogLimit
 from schemas.errors import IdError
 from schemas.ids import DeviceId, Digest
-from schemas.receipts import encode_object_state
-from schemas.shares import ShareNotice, encode_share_notice
+from schemas.receipts import ShareNotice, encode_object_state, encode_share_notice
 
 log = structlog.get_logger(__name__)
 _IDLE_S = 0.05

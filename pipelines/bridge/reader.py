@@ -1,6 +1,6 @@
 """Sort messages of this bridge: a landing row, a part of a large payload, or a message of another bridge. No IO.
 
-Which of several bridges lands a message: a device belongs to one of them, by a hash of its id. No IO.
+A device belongs to one of several bridges, by a hash of its id.
 """
 
 import hashlib

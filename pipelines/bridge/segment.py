@@ -1,13 +1,9 @@
 """The landing file: written batch by batch, sealed by rename, read memory-mapped.
 
-`<n>.arrows` is a finished Arrow IPC stream, `<n>.arrows.open` the one being written. Each record batch vouches for its
-own bytes with a CRC-32 (see `frame`): a disk that lost power may hold a batch whose head is whole and whose pages are
-zero, and a rotten byte in a payload is valid Arrow.
-
-A record batch as the bytes of one Arrow IPC message that vouches for itself.
-
-The custom metadata of the message hold `catchment = "crc32:xxxxxxxx"`: the CRC-32 of the whole message, taken with
-zeros in place of the eight digits. Any Arrow tool reads past it.
+`<n>.arrows` is a finished Arrow IPC stream, `<n>.arrows.open` the one being written. Each record batch is one Arrow IPC message
+whose custom metadata hold `catchment = "crc32:xxxxxxxx"`: the CRC-32 of the whole message, taken with zeros in place of the eight
+digits. Any Arrow tool reads past it. It is there because a disk that lost power may hold a batch whose head is whole and whose
+pages are zero, and a rotten byte in a payload is valid Arrow.
 """
 
 import os
@@ -142,7 +138,7 @@ def read_segment(path: Path, *, checked: bool = False) -> Iterator[pa.RecordBatc
         for _, batch in walk(content):
             yield batch
     except (OSError, pa.ArrowException) as error:
-        raise CorruptLakeError(f"{path}: not a readable segment ({error}); restore it, or move it away knowingly") from error
+        raise CorruptLakeError(f"{path}: not a readable segment ({error}); restore it, or move it out of the folder") from error
 
 
 def _validated(batches: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:

@@ -7,7 +7,7 @@ has no receipt. Rates are token buckets; a message goes while anything is left i
 from dataclasses import dataclass, field
 
 from pipelines.config import ShareConfig
-from schemas.shares import ShareNotice
+from schemas.receipts import ShareNotice
 
 BYTES, MESSAGES, STREAMS, DISK, RETAINED = "bytes", "messages", "streams", "disk", "retained"
 # After it was over, a device goes on once it may send for so long at its rate.

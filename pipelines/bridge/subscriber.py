@@ -128,8 +128,9 @@ class Subscriber:
                 sock.sendall(_DISCONNECT)
                 sock.shutdown(socket.SHUT_WR)
                 until_s = self._clock.monotonic_s() + _GOODBYE_S
-                while sock.recv(65_536) and self._clock.monotonic_s() < until_s:
-                    pass
+                while sock.recv(65_536):
+                    if self._clock.monotonic_s() >= until_s:
+                        raise TimeoutError("the broker keeps the connection open")
             except OSError as error:
                 log.info("goodbye_cut_short", error=str(error))
         self._client.disconnect()
@@ -166,8 +167,14 @@ class Subscriber:
                 stopped_s = stopped_s or now_s
                 if not self._is_up or self._inbox.held_bytes == 0 or now_s - stopped_s > _LAST_ACKS_S:
                     self._send_done()
+                    self._log_unacknowledged()
                     return
             self._turn(is_reading=not (stop.is_set() or self._inbox.is_full))
+
+    def _log_unacknowledged(self) -> None:
+        if held_bytes := self._inbox.held_bytes:
+            hint = "the disk is slow; the broker sends these messages again at the next start"
+            log.warning("acks_left_out", held_bytes=held_bytes, hint=hint)
 
     def _turn(self, *, is_reading: bool) -> None:
         """Wait for the socket or for something durable, and do what can be done."""

@@ -7,8 +7,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from pipelines.commands.options import AsJson, Config
-from pipelines.commands.tables import show
+from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.contracts.registry import warn_of_retention
 from pipelines.errors import RefusedError, RetryLaterError

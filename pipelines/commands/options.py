@@ -1,11 +1,13 @@
-"""The options that commands of the core share."""
+"""The options that commands of the core share, and how they print rows: a table for people, one JSON document for programs."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from catchment.runtime.output import say_json
 from pipelines.config import found_config, load_core_config
 from pipelines.errors import NotFoundError
 
@@ -52,3 +54,23 @@ def require_files(paths: Iterable[Path]) -> None:
     for path in paths:
         if not path.exists():
             raise NotFoundError(f"{path}: no such file; give an existing one")
+
+
+def show(title: str, rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print rows, all of the same columns."""
+    if as_json:
+        say_json(json.dumps(rows, default=str))
+        return
+    from catchment.runtime.terminal import PlainConsole, PlainTable  # noqa: PLC0415  # heavy only here
+
+    terminal = PlainConsole()
+    console = terminal if terminal.is_terminal else PlainConsole(width=160)
+    if not rows:
+        console.print(f"{title}: nothing yet")
+        return
+    table = PlainTable(title=title)
+    for name, value in rows[0].items():
+        table.add_column(name, justify="right" if isinstance(value, int) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) and value is not True else str(value) for value in row.values()))
+    console.print(table)

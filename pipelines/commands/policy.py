@@ -1,7 +1,4 @@
-"""`catchment policy`: check and test policies before they are merged.
-
-`catchment policy schema | import`: what editors check policies by, and policies of others.
-"""
+"""`catchment policy check | test | schema | import`: check policies before they are merged, and take over policies of others."""
 
 import json
 from pathlib import Path

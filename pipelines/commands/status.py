@@ -9,8 +9,7 @@ import typer
 from catchment.runtime.clock import SystemClock
 from catchment.runtime.exits import STOP
 from catchment.runtime.output import say, say_json
-from pipelines.commands.options import AsJson, Config
-from pipelines.commands.tables import show
+from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import load_core_config
 from pipelines.inspect.suspended import HINT
 from pipelines.lake.commit import committed_run

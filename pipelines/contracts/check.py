@@ -1,6 +1,6 @@
-"""Checks values: for each row of a conformed batch, the first reason why the contract refuses it. Whole columns at once.
+"""Check a batch against its contract, whole columns at once: cast its types, then find the first reason to refuse each row.
 
-Brings a batch from a device to the contract's schema, or says why its body does not fit. Types only, no values.
+A body whose types do not fit is refused as a whole, with the reason; values are checked only after that.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Draft the type of a column of text or JSON values, so that the agent can fill it with every one of them.
 
-What the source that fills a drafted contract is configured with: its column of times, and how things are written.
+The settings of the source that fills a drafted contract are drafted, too: its column of times, and the form of its values.
 """
 
 import json

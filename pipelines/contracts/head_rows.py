@@ -1,6 +1,6 @@
-"""The first rows of separated values and of JSON, read as the agent reads them: the same names, the same rows.
+"""Read the first rows of separated values, JSON and tab-separated Zeek logs as the agent reads them: the same names and rows.
 
-Reads the first rows of a tab-separated Zeek log, in the types that its head names.
+A Zeek log has the types that its header names.
 """
 
 import csv

@@ -1,8 +1,7 @@
-"""Rows from JSON bodies: what a device without our agent sends. Each row is accepted or refused on its own, with a reason.
+"""Read rows from JSON bodies of devices without our agent. Each row is accepted or refused on its own, with a reason.
 
-This is the slow path by nature (text, one row at a time); Arrow bodies never come here.
-
-Reads one JSON value as a value of a column type, strictly: no text for numbers, no numbers for truth.
+Values are read strictly as the types of their columns: no text for numbers, no numbers for truth. This is the slow path by nature
+(text, one row at a time); Arrow bodies never come here.
 """
 
 import base64

@@ -1,9 +1,7 @@
-"""Reads contracts from Open Data Contract Standard 3 YAML; the subset is told in docs/contracts.md.
+"""Read and write contracts as Open Data Contract Standard 3 YAML; docs/contracts.md describes the subset.
 
-What the subset does not have and would change the meaning (another logical type, a pattern, a library quality check) is
-refused, never skipped; what only describes (servers, roles, support, pricing) is let through unread.
-
-Writes a contract as Open Data Contract Standard 3 YAML: what `load_odcs` reads back to an equal contract.
+A construct that the subset lacks and that would change the meaning (another logical type, a pattern, a library quality check) is
+refused, never skipped; descriptions (servers, roles, support, pricing) are not read. A written contract is read back equal.
 """
 
 from pathlib import Path

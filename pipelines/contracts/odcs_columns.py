@@ -1,6 +1,6 @@
-"""Columns in ODCS: a property to the plain form of a column, and a column to a property.
+"""Convert columns between ODCS properties and the plain form of a contract.
 
-How ODCS's logical types, with physical type or format, name the column types of a contract, and back.
+ODCS's logical types, with physical type or format, name the column types of a contract, and back.
 """
 
 from typing import Any

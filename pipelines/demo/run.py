@@ -1,6 +1,6 @@
-"""The whole loop on one machine: devices capture, the network drops, sets are built, a model goes back, the books balance.
+"""Run the whole loop on one machine: devices capture, the network drops, sets are built, a model goes back, the books balance.
 
-Do the books balance? The devices' and the core's, against each other and against what the devices say they made.
+The books of the devices and of the core are checked against each other and against the counts that the devices print.
 """
 
 import json

@@ -212,7 +212,7 @@ class RunLoop:
                 raise
             # A segment rotted after it was planned. Nothing of this run is prepared, let alone committed: plan it anew.
             self._lake.delete(plan_path(self._lake.root, plan.run))
-            raise RetryLaterError(f"run {plan.run} is planned anew: {error}") from error
+            raise RetryLaterError(f"run {plan.run} is planned again: {error}") from error
         before, self._state = self._state.ledger, LoopState(after, dict(plan.next_numbers))
         prune_ledgers(self._lake, before, after)
         self._receipts.mark_pending(after, devices)

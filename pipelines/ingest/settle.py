@@ -1,8 +1,8 @@
-"""One work item: its fresh samples become rows of stream tables or rows of quarantine, each exactly one of both.
+"""Settle one work item: its fresh samples become rows of stream tables or rows of quarantine, each exactly one of both.
 
-decode each envelope -> put equal ones together -> conform -> reasons -> payloads -> tags -> files
+    decode each envelope -> put equal ones together -> conform -> reasons -> payloads -> tags -> files
 
-Which reasons a work item refuses samples for, and how often: the kinds of them, without values of samples. No IO.
+The reasons of refusals are counted by kind, without values of samples.
 """
 
 from collections import Counter

@@ -77,4 +77,4 @@ def _read(path: Path) -> bytes:
             raise ConfigError(f"{path}: larger than {MAX_CODE_BYTES} bytes")
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); an inspector's file lies beside its policy") from error
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); an inspector's file lies next to its policy") from error

@@ -1,9 +1,8 @@
 """Derive the columns of an `inspect` step, and a contract with them. No IO, and no library that reads pixels.
 
 Inspected columns join the contract that a run pins: tables, statistics and rules then treat them as any other column, and a
-device may fill one itself; the core computes what is null.
-
-What the text inspector counts. Patterns are for a linear-time engine: no look-around, no back references.
+device may fill one itself; the core computes those that are null. Patterns of the text inspector are for a linear-time engine:
+no look-around, no back references.
 """
 
 import hashlib
@@ -61,7 +60,7 @@ def step_columns(step: InspectStep) -> tuple[Column, ...]:
     if step.use == "onnx":
         return _onnx_columns(step)
     known = ", ".join(VERSIONS)
-    raise ConfigError(f"inspector {step.use!r} is none of {known}; a user's own needs `columns` with the types it gives")
+    raise ConfigError(f"inspector {step.use!r} is not one of {known}; a user's own needs `columns` with the types it gives")
 
 
 def step_digest(step: InspectStep) -> str:

@@ -1,6 +1,6 @@
-"""Fills in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own.
+"""Fill in the columns that inspect steps give, for a whole table: from the cache, else computed; never over a device's own.
 
-Runs of near-duplicates: of a camera that stands still, the pictures after the first tell nothing new.
+Near-duplicates in a row are marked as bursts: of a camera that stands still, only the first picture is new.
 """
 
 import atexit

@@ -140,7 +140,7 @@ def _read_part(store: Store, shard: str, offset: int, length: int) -> bytes:
         raise CorruptLakeError(f"{store.table_uri(shard)}: is gone, and a row refers to it; restore it") from error
     if len(found) != length + before or found[:before] != length.to_bytes(_PREFIX_BYTES, "little")[:before]:
         raise CorruptLakeError(
-            f"{store.table_uri(shard)}: the value is not the {length} bytes that its row tells; restore the file"
+            f"{store.table_uri(shard)}: the value is not the {length} bytes that its row names; restore the file"
         )
     return found[before:]
 
@@ -178,7 +178,7 @@ def read_row(shard: BinaryIO, row: int, length: int) -> bytes:
     except (OSError, ValueError) as error:
         raise CorruptLakeError(f"{path}: not the payload shard that was written ({error}); restore the file") from error
     if value is None or len(value) != length:
-        raise CorruptLakeError(f"{path}: the value is not the {length} bytes that its row tells; restore the file")
+        raise CorruptLakeError(f"{path}: the value is not the {length} bytes that its row names; restore the file")
     return bytes(value)
 
 

@@ -5,6 +5,7 @@ set. All readers of payloads and of table files come through here. The lake root
 """
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,7 @@ from pipelines.errors import BadReferenceError, CorruptLakeError
 from pipelines.lake.lake import Lake
 
 _SHOWN = 120
+IS_SECOND_NAME = "a second name (hard link) of a private file"
 
 
 def sample_label(stream: object, device: object, epoch: object, seq: object) -> str:
@@ -66,10 +68,10 @@ def open_referred(lake: Lake, name: object, of: str) -> BinaryIO:
     checked = checked_name(name, of)
     try:
         try:
-            return binary_beneath(lake.root, checked)
+            return _opened(lake, checked)
         except FileNotFoundError:
             lake.local(lake.root / checked)
-            return binary_beneath(lake.root, checked)
+            return _opened(lake, checked)
     except RefusedFileError as error:
         raise _refused(name, of, str(error.strerror)) from error
     except OSError as error:
@@ -106,7 +108,32 @@ def referred_path(lake: Lake, name: object, of: str, *, fetch: bool = True) -> P
 
 def _check_status(lake: Lake, path: Path) -> None:
     with suppress(FileNotFoundError):
-        status_beneath(lake.root, str(path.relative_to(lake.root)))
+        _refuse_second_name(status_beneath(lake.root, str(path.relative_to(lake.root))), path)
+
+
+def _opened(lake: Lake, name: str) -> BinaryIO:
+    file = binary_beneath(lake.root, name)
+    try:
+        _refuse_second_name(os.fstat(file.fileno()), lake.root / name)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _refuse_second_name(seen: os.stat_result, path: Path) -> None:
+    """Refuse a second name of a private file where somebody else than its owner could have made it.
+
+    Second names as such are in use: objects that a backfill shares, backups made by hard links.
+
+    Raises:
+        RefusedFileError: it is one.
+    """
+    if seen.st_nlink < 2 or stat.S_IMODE(seen.st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
+        return
+    folder = path.parent.stat()
+    if seen.st_uid != folder.st_uid or stat.S_IMODE(folder.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
+        raise RefusedFileError(IS_SECOND_NAME, path)
 
 
 def table_path(lake: Lake, table: str, path: object, *, fetch: bool = True) -> Path:

@@ -109,7 +109,7 @@ def publish_slim(lake: Lake, table: str, slim: Slim) -> bool:
         return False
     if _live_at(lake, table, slim.version) != slim.live:
         lake.delete(path)
-        raise CorruptLakeError(f"{path}: the table reads otherwise by its new checkpoint, which was taken away again; report it")
+        raise CorruptLakeError(f"{path}: the table reads otherwise by its new checkpoint, which was removed again; report it")
     _write_hint(lake, table, slim)
     return True
 

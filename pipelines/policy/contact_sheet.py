@@ -1,6 +1,6 @@
-"""Example samples as one page: small pictures with the tags they would get, as HTML that needs nothing else, or as a PNG.
+"""Render example samples as one page: small pictures with the tags they would get, as self-contained HTML or as a PNG.
 
-Small pictures of samples, decoded in a limited process: a picture that harms its decoder is only missing on the page.
+Pictures are decoded in a limited process: a picture that harms its decoder is only missing on the page.
 """
 
 import base64

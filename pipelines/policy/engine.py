@@ -1,6 +1,6 @@
-"""Tags rows: every rule of every policy over a whole table in one Polars select, then lists without a row loop.
+"""Tag rows: every rule of every policy over a whole table in one Polars select, then lists without a row loop.
 
-What judges whole tables by rules: the tagger itself, or one whose risky policies run where they can be killed.
+`Judge` is the interface to judge whole tables: by the tagger itself, or with risky policies in a process that can be killed.
 """
 
 from collections.abc import Iterable, Sequence

@@ -175,7 +175,7 @@ class SandboxedTagger:
             bits = self._rule_bits(index, table)
         except WorkerDiedError as error:
             if self.is_strict:
-                raise RefusedError(f"policy {name}, stream {self.contract.name}: {error}; mend or withdraw it") from error
+                raise RefusedError(f"policy {name}, stream {self.contract.name}: {error}; correct or withdraw it") from error
             self.suspended[name] = str(error)
             self._report(name, rows)
             return nothing
@@ -204,7 +204,7 @@ class SandboxedTagger:
         return name in self.suspended
 
     def _report(self, name: str, rows: int) -> None:
-        hint = "its tags are missing from now on; mend or withdraw it, then retag"
+        hint = "its tags are missing from now on; correct or withdraw it, then retag"
         stream, reason = self.whole.contract.name, self.suspended[name]
         log.error("policy_suspended", policy=name, stream=stream, rows=rows, reason=reason, hint=hint)
         if self.book is not None:

@@ -1,6 +1,6 @@
-"""A policy in a notebook: load, check, apply to a frame, look, change, and put it in force when it is right.
+"""Use a policy in a notebook: load, check, apply to a frame, look, change, and put it in force when it is right.
 
-Tables of whatever library a data scientist brings, as Arrow and back: pyarrow, Polars, pandas.
+Tables of pyarrow, Polars and pandas are taken as Arrow, and given back as they came.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class Policy:
 
     Args:
         document: what it says.
-        contracts: a folder of `*.odcs.yaml` beside the built-in contracts.
+        contracts: a folder of `*.odcs.yaml` in addition to the built-in contracts.
     """
 
     def __init__(self, document: Document, contracts: str | Path = "") -> None:

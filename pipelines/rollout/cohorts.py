@@ -62,5 +62,5 @@ def parse_cohort(text: str) -> Cohort:
         elif _NAME.fullmatch(part):
             names.append(part)
         else:
-            raise RefusedError(f"cohort {part[:80]!r} is none of: all, 10%, a device's name, a pattern like line-*")
+            raise RefusedError(f"cohort {part[:80]!r} is not one of: all, 10%, a device's name, a pattern like line-*")
     return Cohort(share, tuple(names))

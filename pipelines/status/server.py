@@ -1,7 +1,4 @@
-"""`/metrics`, `/live` and `/ready` over HTTP, on the loopback unless configured otherwise.
-
-A survey as Prometheus text. No IO.
-"""
+"""Serve `/metrics` (a survey as Prometheus text), `/live` and `/ready` over HTTP, on the loopback unless configured otherwise."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

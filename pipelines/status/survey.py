@@ -1,6 +1,6 @@
 """Survey the lake: waiting samples and since when, committed ones, and whether the books balance.
 
-Which devices stand out: the core refuses all that one of their streams sends, or their settled ranges are many. No IO.
+Devices that stand out are listed: the core refuses all that one of their streams sends, or their settled ranges are many.
 """
 
 import json

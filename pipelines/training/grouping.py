@@ -123,7 +123,7 @@ def _text(values: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
     try:
         return pc.cast(values, pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise RefusedError(f"{column} holds {values.type}, which cannot be told apart as text; name another column") from error
+        raise RefusedError(f"{column} holds {values.type}, which cannot be distinguished as text; name another column") from error
 
 
 def _named(text: pa.ChunkedArray) -> pa.ChunkedArray:

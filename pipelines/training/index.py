@@ -39,7 +39,7 @@ class SplitIndex:
                 f"{self._folder}: the index of {self._split} cannot be read: {error}; run `set verify`"
             ) from error
         if sum(batch.num_rows for batch in batches) != self._manifest.split_rows()[self._split]:
-            raise CorruptLakeError(f"{self._folder}: {self._split} has other rows than its manifest tells; run `set verify`")
+            raise CorruptLakeError(f"{self._folder}: {self._split} has other rows than its manifest lists; run `set verify`")
         return batches
 
     @cached_property

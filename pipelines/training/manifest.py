@@ -186,7 +186,7 @@ def open_set_file(folder: Path, name: str) -> BinaryIO:
         raise BadReferenceError(f"{folder / name}: {error.strerror}; copy the file itself into the set's folder") from error
     except OSError as error:
         raise CorruptLakeError(
-            f"{folder / name}: cannot be opened ({error.strerror}); restore the set or build it anew"
+            f"{folder / name}: cannot be opened ({error.strerror}); restore the set or build it again"
         ) from error
 
 
@@ -222,11 +222,11 @@ def load_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise NotFoundError(f"{path}: no training set there ({error.strerror}); `set ls` shows what there is") from error
     if len(body) > MAX_MANIFEST_BYTES:
-        raise CorruptLakeError(f"{path}: a manifest above {MAX_MANIFEST_BYTES} bytes; restore the set or build it anew")
+        raise CorruptLakeError(f"{path}: a manifest above {MAX_MANIFEST_BYTES} bytes; restore the set or build it again")
     try:
         manifest = msgspec.json.decode(body, type=Manifest)
     except (msgspec.MsgspecError, RefusedError) as error:
-        raise CorruptLakeError(f"{path}: not a manifest ({error}); restore the set or build it anew") from error
+        raise CorruptLakeError(f"{path}: not a manifest ({error}); restore the set or build it again") from error
     if manifest.format != FORMAT:
         raise CorruptLakeError(f"{path}: format {manifest.format!r}, this version reads {FORMAT!r}")
     return manifest

@@ -141,7 +141,7 @@ class TrainingSet(Sequence[Sample]):
             batch_size: samples of a batch.
             seed: of the order.
             epoch: its number, or a state to go on from.
-            columns: beside `index` and `payload`.
+            columns: in addition to `index` and `payload`.
             image: (height, width) to decode and scale pictures to, as (N, height, width, 3) uint8; None: bytes.
             rank: which of the readers this is.
             world: how many readers share the epoch.
@@ -387,6 +387,6 @@ def _verify_file(folder: Path, entry: FileEntry) -> None:
                 digest.update(block)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise CorruptLakeError(f"{path}: cannot be read ({error.strerror}); restore the set or build it anew") from error
+        raise CorruptLakeError(f"{path}: cannot be read ({error.strerror}); restore the set or build it again") from error
     if size != entry.bytes or digest.hexdigest() != entry.sha256:
-        raise CorruptLakeError(f"{path}: not the file that the manifest tells; restore the set or build it anew")
+        raise CorruptLakeError(f"{path}: not the file that the manifest lists; restore the set or build it again")

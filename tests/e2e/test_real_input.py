@@ -3,6 +3,7 @@
 import csv
 import gzip
 import hashlib
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -161,8 +162,8 @@ def test_a_set_built_from_real_pictures_reads_with_plain_tools(plant: Plant, rea
     plant.ended_well("edge-a")
     output = plant.core("set", "build", "pictures", "--from", "camera_frame", "--group", "file_name", "--json")
     assert "pictures" in output
-    (folder,) = (plant.lake / "sets/pictures").glob("*/manifest.json")
-    shards = sorted(str(path) for path in folder.parent.rglob("*.parquet"))
+    (manifest,) = (plant.lake / "sets/pictures").glob("*/manifest.json")
+    shards = [str(manifest.parent / shard["path"]) for shard in json.loads(manifest.read_bytes())["shards"]]
     table = pq.ParquetFile(shards[0]).read()
     assert all(
         hashlib.sha256(body.as_py()).hexdigest() == digest.as_py()

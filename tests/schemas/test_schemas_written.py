@@ -38,6 +38,8 @@ NAIVE = datetime  # Hypothesis puts the zone in
         ("20240501T000000Z", TimeForm(), MAY_US),
         ("2024-05-01 02:00:00", TimeForm(zone=BERLIN), MAY_US),
         ("2024-05-01", TimeForm(zone=UTC), MAY_US),
+        ("31.12.2016 23:59:60", TimeForm(format="%d.%m.%Y %H:%M:%S", zone=UTC), 1_483_228_800_000_000),
+        ("20161231235960+0000", TimeForm(format="%Y%m%d%H%M%S%z"), 1_483_228_800_000_000),
         ("01.05.2024 02:00:00", TimeForm(format="%d.%m.%Y %H:%M:%S", zone=BERLIN), MAY_US),
         (20_240_501_020_000, TimeForm(format="%Y%m%d%H%M%S", zone=BERLIN), MAY_US),
         ("01/May/2024:02:00:00 +0200", TimeForm(format="%d/%b/%Y:%H:%M:%S %z"), MAY_US),

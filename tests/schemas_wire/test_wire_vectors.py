@@ -22,10 +22,16 @@ from schemas.edge_policy import (
 )
 from schemas.envelope import ARROW_STREAM, read_head
 from schemas.parts import read_part_head
-from schemas.receipts import decode_object_state, decode_receipt, encode_object_state, encode_receipt
+from schemas.receipts import (
+    decode_object_state,
+    decode_receipt,
+    decode_share_notice,
+    encode_object_state,
+    encode_receipt,
+    encode_share_notice,
+)
 from schemas.reported import decode_reported, encode_reported
 from schemas.rollout import DesiredModels, decode_desired, decode_piece_request, encode_desired, encode_piece_request
-from schemas.shares import decode_share_notice, encode_share_notice
 from schemas.signed_document import DocumentKind, decode_body, decode_document, decode_message
 from schemas.signed_document import signing_bytes as document_bytes
 from schemas.topics import Kind, Topics

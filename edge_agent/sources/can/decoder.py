@@ -101,6 +101,9 @@ def _part(message: Message, signals: list[DatabaseSignal]) -> Message:
 # A database names messages with this address: nobody sends with it (SAE J1939-81, the null address).
 NULL_ADDRESS = 0xFE
 _FIRST_BROADCAST_FORMAT = 0xF0
+_CLASSIC_BYTES = 8
+# Groups of NMEA 2000 that may be longer than a frame: 126,208 to 131,071.
+_FAST_PACKETS = range(0x1ED00, 0x20000)
 
 
 def group_number(can_id: int) -> int:
@@ -108,6 +111,11 @@ def group_number(can_id: int) -> int:
     pdu_format = can_id >> 16 & 0xFF
     pages_and_format = can_id >> 8 & 0x3FF00
     return pages_and_format if pdu_format < _FIRST_BROADCAST_FORMAT else pages_and_format | (can_id >> 8 & 0xFF)
+
+
+def is_fast_packet(frame: "Frame") -> bool:
+    """Whether a message of more than eight bytes comes in pieces, each a frame of this id: so NMEA 2000 sends its own groups."""
+    return len(frame.data) <= _CLASSIC_BYTES and group_number(frame.arbitration_id) in _FAST_PACKETS
 
 
 def source_address(can_id: int) -> int:
@@ -121,6 +129,7 @@ def group_mask(can_id: int) -> int:
 
 
 # Left out as asked for, so never a warning.
+FAST_PACKET = "report: piece of a message of several frames (NMEA 2000 fast packet), which are not put together"
 UNKNOWN = "report: frame of no message asked for"
 _J1939 = "j1939"
 
@@ -211,6 +220,10 @@ class SignalDecoder:
             known, sender = known or by_group, source_address(frame.arbitration_id)
         if known is None:
             rejects.count(UNKNOWN)
+            return []
+        if sender is not None and known.message.length > _CLASSIC_BYTES and is_fast_packet(frame):
+            # The frame begins with a counter, and what follows it is a piece of the message: its signals would be made up.
+            rejects.count(FAST_PACKET)
             return []
         try:
             values = _values(known, bytes(frame.data), rejects)

@@ -1,25 +1,22 @@
-"""Read CAN frames by python-can: from a log, at the frame where it was left, or from a bus.
-
-A log may also be the saved output of `candump` for people.
-"""
+"""Read CAN frames by python-can: from a log, at the frame where it was left, or from a bus."""
 
 import io
 import math
 import os
-import re
 import struct
 import zlib
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import tzinfo
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import can
 import msgspec
 
 from catchment.runtime.beneath import EXCHANGED, RefusedFileError
-from edge_agent.errors import SourceEndedError, SourceError
+from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.sources.api import Rejects, SampleBatch
+from edge_agent.sources.can.candump import CandumpReader, ViewReader, is_view, tells_differences
 from edge_agent.sources.can.decoder import FrameSampler
 from edge_agent.sources.can.source import CanOptions
 from edge_agent.sources.files.unpacking import UnpackedFile, packing_of
@@ -27,96 +24,12 @@ from edge_agent.sources.files.watched import open_named, what_to_do
 from edge_agent.sources.options import is_same_path
 from edge_agent.sources.rows.cells import start_time_us
 from schemas.contract import Contract
-
-_LINE = re.compile(
-    r"\s*(?:\((?P<time>[0-9.:\- ]+)\)\s+)?(?P<channel>\S+)\s+(?:[RT]X\s+\S\s+\S\s+)?"
-    r"(?P<id>[0-9A-Fa-f]{3}|[0-9A-Fa-f]{8})\s+\[(?P<length>\d{1,2})\]\s*(?P<data>.*)"
-)
-_BYTES = re.compile(r"(?:[0-9A-Fa-f]{2}(?: |$))*")
-_STANDARD_DIGITS = 3
-_ERROR_FLAG = 0x2000_0000
-_ID_BITS = 0x1FFF_FFFF
-_PEEKED_LINES = 20
-_MAX_LINE_CHARS = 4_096
+from schemas.written_values import read_zone
 
 _HEAD_BYTES = 4_096
 _MAX_FRAMES = 100_000
+_Reader = can.io.generic.MessageReader | ViewReader | CandumpReader
 _TEXT_LOGS = (".log", ".txt")
-
-
-class ViewLineError(ValueError):
-    """A line that is none of `candump`; those after it are read on."""
-
-
-def is_view(text: TextIO) -> bool:
-    """Whether a text begins as what `candump` prints for people.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    lines = [line for _ in range(_PEEKED_LINES) if (line := text.readline(_MAX_LINE_CHARS)).strip()]
-    return any(_LINE.fullmatch(line.strip("\r\n")) is not None for line in lines)
-
-
-class ViewReader:
-    """Iterates over the frames of such a file, like python-can's readers; a line that cannot be read raises and is left behind.
-
-    Args:
-        text: of the file; it is closed with the reader.
-    """
-
-    def __init__(self, text: TextIO) -> None:
-        self._file = text
-
-    def __iter__(self) -> Iterator[can.Message]:
-        while line := self._file.readline(_MAX_LINE_CHARS):
-            if line.strip():
-                yield read_view_line(line.strip("\r\n"))
-
-    def stop(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_view_line(line: str) -> can.Message:
-    """The frame of one line; one without a time has the time NaN.
-
-    Raises:
-        ViewLineError: it is no such line.
-    """
-    match = _LINE.fullmatch(line)
-    if match is None:
-        raise ViewLineError("no line of candump")
-    id_ = int(match["id"], 16)
-    is_extended = len(match["id"]) > _STANDARD_DIGITS
-    length, rest = int(match["length"]), match["data"]
-    is_remote = rest.startswith("remote request")
-    data = b""
-    if not is_remote:
-        found = _BYTES.match(rest)
-        data = bytes.fromhex(found[0]) if found else b""
-        if len(data) > length:
-            data = data[:length]  # the text that -a adds may begin like a byte
-        if len(data) < length:
-            raise ViewLineError(f"{length} bytes are announced, {len(data)} are there")
-    return can.Message(
-        timestamp=_time_s(match["time"]), arbitration_id=id_ & _ID_BITS, is_extended_id=is_extended, is_remote_frame=is_remote,
-        is_error_frame=is_extended and bool(id_ & _ERROR_FLAG), is_fd=len(match["length"]) > 1, dlc=length, data=data,
-        channel=match["channel"],
-    )  # fmt: skip
-
-
-def _time_s(text: str | None) -> float:
-    if text is None:
-        return float("nan")
-    try:
-        return float(text)
-    except ValueError:
-        pass  # not seconds: a date, as -t A prints it
-    try:
-        return datetime.fromisoformat(text.strip()).replace(tzinfo=UTC).timestamp()
-    except ValueError as error:
-        raise ViewLineError("a time that cannot be") from error
 
 
 class CanLogPosition(msgspec.Struct, frozen=True):
@@ -139,7 +52,7 @@ class CanLog:
         self._options = options
         self._rejects = Rejects(f"can {Path(options.log).name}")
         self._sampler = FrameSampler(options, contract, self._rejects)
-        self._reader, self._head, self._packed = _open(options.log)
+        self._reader, self._head, self._packed = _open(options.log, read_zone(options.time_zone))
         self._frames: Iterator[can.Message] = iter(self._reader)
         self._read_frames = 0
         self._resumed_at = 0
@@ -206,8 +119,10 @@ class CanLog:
         while True:
             try:
                 frame = next(self._frames, None)
+            except ConfigError:
+                raise  # the log waits for a setting
             except Exception as error:  # noqa: BLE001 # each reader raises its own; a broken log stays broken
-                if isinstance(self._reader, (can.CanutilsLogReader, ViewReader)):
+                if isinstance(self._reader, (CandumpReader, ViewReader)):
                     # Lines of text, each by itself: a torn one, as a power cut leaves, says nothing of those behind it.
                     self._rejects.count("row: no line of candump", f"{self._read_frames}: {error}")
                     self._frames = iter(self._reader)
@@ -243,13 +158,13 @@ def _check_same(reader: can.io.generic.MessageReader, descriptor: int, log: Path
         raise RefusedFileError(EXCHANGED, log)
 
 
-def _open(log: str) -> tuple[can.io.generic.MessageReader | ViewReader, int, UnpackedFile | None]:
+def _open(log: str, zone: tzinfo | None) -> tuple[_Reader, int, UnpackedFile | None]:
     """A reader of the log, the mark of its beginning, and the file that is unpacked for it, where it is packed."""
     path = Path(log)
     try:
         with open_named(path) as file:
             head = file.read(_HEAD_BYTES)
-            reader, packed = _reader(path, file.fileno(), is_packed=bool(packing_of(head)))
+            reader, packed = _reader(path, file.fileno(), zone, is_packed=bool(packing_of(head)))
             return reader, zlib.crc32(head), packed
     except OSError as error:
         raise SourceError(f"{log} cannot be read ({error.strerror}); {what_to_do(error, 'correct `log`')}") from error
@@ -257,27 +172,30 @@ def _open(log: str) -> tuple[can.io.generic.MessageReader | ViewReader, int, Unp
         raise SourceError(f"{log} is no log that python-can reads: {error}") from error
 
 
-def _reader(
-    log: Path, descriptor: int, *, is_packed: bool
-) -> tuple[can.io.generic.MessageReader | ViewReader, UnpackedFile | None]:
+def _reader(log: Path, descriptor: int, zone: tzinfo | None, *, is_packed: bool) -> tuple[_Reader, UnpackedFile | None]:
     """Packed logs are unpacked here and not by python-can, whose reader loses the frames before a break.
 
     Raises:
         ValueError: python-can has no reader for what is packed.
     """
-    suffixes = [suffix.lower() for suffix in log.suffixes]
-    if any(suffix in _TEXT_LOGS for suffix in suffixes[-2 if is_packed else -1 :]):
+    suffixes = [suffix.lower() for suffix in log.suffixes][-2 if is_packed else -1 :]
+    known = can.io.player.MESSAGE_READERS
+    if any(suffix in _TEXT_LOGS for suffix in suffixes):
         with _text(descriptor, "ascii") as beginning:
             shows_view = is_view(beginning)
         if shows_view:
+            with _text(descriptor, "ascii") as beginning:
+                are_differences = tells_differences(beginning)
             text = _text(descriptor, "ascii")
-            return ViewReader(text), text.buffer
+            return ViewReader(text, zone, are_differences=are_differences), text.buffer
+    kind = next((found for suffix in reversed(suffixes) if (found := known.get(suffix)) is not None), None)
+    if kind is can.CanutilsLogReader:
+        text = _text(descriptor, "utf-8")
+        return CandumpReader(text), text.buffer
     if not is_packed:
         reader = can.LogReader(log)
         _check_same(reader, descriptor, log)
         return reader, None
-    known = can.io.player.MESSAGE_READERS
-    kind = next((known[suffix] for suffix in reversed(suffixes) if suffix in known), None)
     if kind is not None and issubclass(kind, can.io.generic.TextIOMessageReader):
         text = _text(descriptor, "utf-8")
         return kind(text), text.buffer

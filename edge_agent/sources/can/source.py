@@ -10,6 +10,7 @@
     j1939 = "auto"                 # extended messages by group number: "yes" all, "no" none
     signals = ["SPEED.*", "*.STEER_ANGLE"]   # message.signal; default: all
     time_start = "2024-05-01T00:00:00Z"      # a log whose times count from 0: its first frame's time
+    time_zone = "Europe/Berlin"              # of a log with dates that tell none: candump -t A
 
 Needs the `can` extra (python-can and cantools). A log resumes at the frame where it was left; a bus does not repeat itself.
 """
@@ -27,6 +28,7 @@ from edge_agent.sources.options import read_options
 from edge_agent.sources.rows.cells import CellError, start_time_us
 from schemas.contract import Contract
 from schemas.source_names import match_columns
+from schemas.written_values import WrittenValueError, read_zone
 
 # The options that say what is read: a change of any other keeps the position.
 IDENTITY = ("channel", "interface", "log")
@@ -47,6 +49,7 @@ class CanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log: str = ""
     signals: tuple[str, ...] = ("*",)
     time_start: str = ""
+    time_zone: str = ""
     wait_ms: int = 100
 
 
@@ -84,6 +87,10 @@ def check(options: Mapping[str, object], contract: Contract) -> CanOptions:
             start_time_us(chosen.time_start)
         except CellError as error:
             raise ConfigError(f"source 'can': time_start = {chosen.time_start!r} is {error}") from error
+    try:
+        read_zone(chosen.time_zone)
+    except WrittenValueError as error:
+        raise ConfigError(f"source 'can': {error}") from error
     if find_spec("can") is None or find_spec("cantools") is None:
         raise ConfigError("source 'can' needs python-can and cantools: install catchment[can]")
     from edge_agent.sources.can.decoder import FrameSampler  # noqa: PLC0415 # the library comes with an extra

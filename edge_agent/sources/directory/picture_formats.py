@@ -26,7 +26,8 @@ _MAX_DIRECTORIES = 4_096
 _MAX_ENTRIES = 65_536
 _MAX_OFFSETS = 16_000_000
 _MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF87a", b"GIF89a", b"BM", b"RIFF")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".gif", ".bmp", ".webp", ".mp4", ".mov", ".heic", ".avif")
+_BOX_SUFFIXES = (".mp4", ".mov", ".heic", ".avif", ".jp2")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".gif", ".bmp", ".webp", *_BOX_SUFFIXES)
 # A marker within a JPEG's entropy-coded data: not a stuffed FF, a restart, or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 _JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -34,6 +35,10 @@ _JPEG_APPLICATION = range(0xE0, 0xF0)
 # What an application's segment begins with: JFIF, Exif, ICC_PROFILE, http://ns.adobe.com/xap/1.0/
 _JPEG_SIGNATURE = re.compile(rb"[ -~]{3,80}\0|Adobe")
 _SIGNATURE_BYTES = 96
+# No compressed picture ends in so many NUL bytes.
+_COMPRESSED_END_BYTES = 64
+# Of JPEG 2000.
+_CODESTREAM_END = b"\xff\xd9"
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 # Bytes of a TIFF value by its type.
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -167,8 +172,9 @@ def has_end(file: BinaryIO, size: int, name: str = "") -> bool | None:
     magic = file.read(_MAGIC_BYTES)
     if magic and len(magic) < _MAGIC_BYTES and any(known.startswith(magic) for known in _MAGICS):
         return False
-    if not magic.strip(b"\0") and name.lower().endswith(_SUFFIXES):
-        return False  # space that was allocated, perhaps, and nothing written yet
+    is_named_boxes = len(magic) < _MAGIC_BYTES and name.lower().endswith(_BOX_SUFFIXES)
+    if is_named_boxes or (not magic.strip(b"\0") and name.lower().endswith(_SUFFIXES)):
+        return False  # nothing written yet, perhaps space that was allocated, or too little for a first box
     try:
         return _judge(file, size, magic)
     except (_CutShortError, struct.error, OverflowError):
@@ -184,15 +190,23 @@ def _judge(file: BinaryIO, size: int, magic: bytes) -> bool | None:
         return _Tiff(file, size, magic).has_end()
     if magic.startswith((b"GIF87a", b"GIF89a")):
         return _gif(file)
-    return _boxes(file, size) if magic[4:8] == b"ftyp" else _by_size(size, magic)
+    return _boxes(file, size) if magic[4:8] in (b"ftyp", b"jP  ") else _by_size(file, size, magic)
 
 
-def _by_size(size: int, magic: bytes) -> bool | None:
+def _by_size(file: BinaryIO, size: int, magic: bytes) -> bool | None:
     """Formats that tell their size where they begin."""
     if magic.startswith(b"RIFF"):
-        return size >= 8 + int(struct.unpack_from("<I", magic, 4)[0])
+        end = 8 + int(struct.unpack_from("<I", magic, 4)[0])
+        is_picture = magic[8:12] == b"WEBP"
+        return size >= end and not (is_picture and _is_empty(file, end))
     declared_bytes = int(struct.unpack_from("<I", magic, 2)[0]) if magic.startswith(b"BM") else 0
     return size >= declared_bytes if declared_bytes > _MAGIC_BYTES else None
+
+
+def _is_empty(file: BinaryIO, end: int) -> bool:
+    """Whether compressed content ends in NUL bytes: its size was set before it came."""
+    file.seek(max(0, end - _COMPRESSED_END_BYTES))
+    return not file.read(_COMPRESSED_END_BYTES).strip(b"\0")
 
 
 def _exactly(file: BinaryIO, count: int) -> bytes:
@@ -292,24 +306,42 @@ def _pass_colours(file: BinaryIO, more: int) -> None:
 
 
 def _boxes(file: BinaryIO, size: int) -> bool | None:
-    """MP4, MOV, HEIF, AVIF: each box lies within the file, and one of them says what is in it."""
-    at, has_index = 0, False
+    """MP4, MOV, HEIF, AVIF, JPEG 2000: each box lies within the file; one says what is in it, and one holds it.
+
+    A video may be an index alone, as the first segment of a stream is.
+    """
+    at, kinds = 0, set[bytes]()
     for _ in range(_MAX_STEPS):
         if at == size:
-            return has_index
+            return _has_parts(file, size, kinds)
         file.seek(at)
         length, kind = struct.unpack(">I4s", _exactly(file, 8))
         if length == 1:
             (length,) = struct.unpack(">Q", _exactly(file, 8))
         if not kind.strip(b"\0"):
             return False
-        has_index = has_index or kind in (b"moov", b"meta")
+        kinds.add(kind)
+        if kind == b"meta" and b"idat" in file.read(min(length, _CHUNK_BYTES)):
+            kinds.add(b"mdat")  # a small picture within its index
         if length == 0:  # to the end of the file, wherever that is
-            return has_index or None
+            return _has_parts(file, size, kinds) if kind == b"jp2c" else _has_index(kinds) or None
         if length < 8 or at + length > size:
             return False
         at += length
     return None
+
+
+def _has_index(kinds: set[bytes]) -> bool:
+    return not kinds.isdisjoint((b"moov", b"meta", b"jp2h"))
+
+
+def _has_parts(file: BinaryIO, size: int, kinds: set[bytes]) -> bool | None:
+    if b"jp2h" in kinds:
+        file.seek(size - 2)
+        return b"jp2c" in kinds and file.read(2) == _CODESTREAM_END
+    if b"moov" not in kinds and b"meta" in kinds:
+        return b"mdat" in kinds and not _is_empty(file, size)
+    return _has_index(kinds) and (b"mdat" in kinds or None)
 
 
 class _Tiff:

@@ -1,5 +1,6 @@
 """Cut bytes into lines: of a file, plain or packed, with the byte offset after each, and of a pipe or connection."""
 
+import codecs
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,17 @@ def open_lines(path: Path) -> UnpackedFile:
         raise SourceError(f"{path} cannot be read ({error.strerror or error}); {act}") from error
 
 
+def check_encoding(path: Path, head: bytes) -> None:
+    """Refuse a file that begins as text in UTF-16 or UTF-32: its lines would be noise.
+
+    Raises:
+        SourceError: it does.
+    """
+    is_wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    if is_wide or (len(head) > 1 and head[:2].count(0) == 1 and head[:32].count(0) >= len(head[:32]) // 3):
+        raise SourceError(f"{path} is text in UTF-16 or UTF-32; write it in UTF-8: iconv -f UTF-16 -t UTF-8")
+
+
 def head_mark(path: Path) -> int:
     """A number made of the file's first kilobyte: tells a file that was replaced under the same name.
 
@@ -48,10 +60,13 @@ class Lines:
 
     Attributes:
         offset: bytes (unpacked) read so far; every line before it was given out or counted as refused.
+        is_final: the file does not grow any more.
 
     Raises:
         SourceError: the file ends before `offset`, or cannot be read or unpacked.
     """
+
+    is_final = True
 
     def __init__(self, path: Path, offset: int, max_line_bytes: int, rejects: Rejects) -> None:
         self._path = path

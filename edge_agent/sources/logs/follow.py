@@ -12,15 +12,18 @@ from pathlib import Path
 from catchment.runtime.clock import Clock
 from edge_agent.errors import SourceError
 from edge_agent.sources.api import Rejects
+from edge_agent.sources.files.lines import check_encoding
 from edge_agent.sources.files.watched import what_to_do
 from edge_agent.sources.logs.file import GrowingLines, LogFile
 from edge_agent.sources.logs.forms import (
     CSV,
     JSONL,
+    MAX_HEADER_CHARS,
     PLAIN,
     ZEEK,
     CsvLines,
     is_header,
+    is_only_header,
     is_whole,
     joins,
     make_reader,
@@ -32,8 +35,7 @@ from edge_agent.sources.logs.rotation import RotatedFile, RotatedFiles, is_settl
 from edge_agent.sources.rows.tables import RawChunk, TablePosition, TableReader
 
 _REMEMBERED = 32
-# More of a header, or of a torn line, is not kept in the position.
-_MAX_HEADER_CHARS = 16 * 1024
+# More of a torn line is not kept in the position.
 _MAX_LEAD_BYTES = 64 * 1024
 GONE = "file: the log that was being read is gone; rows at its end may be missing"
 CUT = "file: the log was cut and no copy of it is found; rows at its end may be missing"
@@ -80,6 +82,8 @@ class FollowedLog:
         self._start = TablePosition()
         self._rotated_s: float | None = None
         self._was_empty = False
+        self._touched_ns = 0
+        self._look_until_s = 0.0
         # What outlives a file: the log's inode, how rows are written, the header, a torn line, where the content before ended.
         self._inode = 0
         self._form = ""
@@ -171,25 +175,47 @@ class FollowedLog:
         return chunk
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; its header holds on."""
+        if self._reader is not None:
+            self._header = self._reader.header or self._header
         if self._file is not None:
             self._file.close()
         self._file = self._reader = self._lines = None
 
     def _look_behind(self) -> None:
-        """The log was empty when it was opened: what was written to it and rotated away meanwhile comes first."""
-        if self._was_empty and self._reader is None and self._file is not None and self._file.begins():
-            self._open_next()
+        """No row of the log was read yet: rows that were written to it and rotated away meanwhile come first.
+
+        A log that is cut and given the same header again looks as it did before.
+        """
+        if self._file is None or not self._file.is_live or self._has_given_rows():
+            return
+        is_filled = self._was_empty and bool(self._file.begins())
+        if is_filled or self._was_touched(self._file):
+            self._was_empty = self._was_empty and not is_filled
+            self._open_rotated()
+
+    def _has_given_rows(self) -> bool:
+        """Whether more than a header of the open file was read."""
+        if self._reader is None or self._file is None:
+            return False
+        read = self._file.begins()[: max(0, self._reader.position.offset - self._file.start)]
+        return bool(read) and not (len(read) < MARKED_BYTES and is_only_header(self._form, read, self._reader.header))
+
+    def _was_touched(self, log: LogFile) -> bool:
+        """Whether a log without rows may have had some and was cut: perhaps nothing more is ever written to it."""
+        touched_ns, now_s = log.stat().st_ctime_ns, self._clock.monotonic_s()
+        if touched_ns != self._touched_ns:
+            self._touched_ns, self._look_until_s = touched_ns, now_s + self._settle_s  # times of files are coarse
+        return now_s <= self._look_until_s
 
     def _read_rows(self, max_rows: int) -> RawChunk | None:
         assert self._reader is not None
         assert self._lines is not None
         if self._lead:
             first = self._lines.peek()
-            if first is None:
-                return None  # the end of the torn line may still be written
-            row = self._place_lead(first)
-            if row is not None:
+            # The end of the torn line may still be written.
+            row = None if first is None else self._place_lead(first)
+            if first is None or row is not None:
                 return row
         return self._reader.read(max_rows)
 
@@ -268,15 +294,12 @@ class FollowedLog:
             mark = self._file.mark(size)
             self._remember(DoneFile(mark.head, self._file.stat().st_mtime_ns, size, mark.tail, mark.prints))
             self._ended_at = size
-        if self._reader is not None:
-            self._header = self._reader.header or self._header
         self._seen_rest = b""
         self.close()
 
     def _leave_cut(self) -> None:
         """The log was emptied where it stands: its rest is in the copy, if there is one."""
         at = self.position
-        self._header = self._reader.header or self._header if self._reader is not None else self._header
         self._seen_rest = self._unfinished()
         self.close()
         if at.head[0] and not self._find(at.mark, TablePosition(at.offset, at.header_offset), CUT):
@@ -337,17 +360,21 @@ class FollowedLog:
             self._since_ns = max(self._since_ns, self._done.pop(0).modified_ns)
 
     def _open_next(self) -> bool:
-        try:
-            found = self._next_rotated()
-        except OSError as error:
-            raise SourceError(f"rotated logs beside {self._path} cannot be read: {error}; they are tried again") from error
-        if found is not None:
-            self._open(*found, is_live=False)
+        if self._open_rotated():
             return True
         if not os.path.lexists(self._path):
             return False
         self._open(self._path, TablePosition(), is_live=True)
         return True
+
+    def _open_rotated(self) -> bool:
+        try:
+            found = self._next_rotated()
+        except OSError as error:
+            raise SourceError(f"rotated logs next to {self._path} cannot be read: {error}; they are tried again") from error
+        if found is not None:
+            self._open(*found, is_live=False)
+        return found is not None
 
     def _next_rotated(self) -> tuple[Path, TablePosition] | None:
         """The oldest rotated file that was not read, and where to begin in it."""
@@ -405,6 +432,7 @@ class FollowedLog:
         begins = self._file.begins()
         if not begins:
             return False
+        check_encoding(self._file.path, begins)
         known = "" if self._form == ZEEK and "#fields" not in self._header else self._form
         form = recognise(begins, self._forms) or known or self._form_of_earlier(begins)
         if not form:
@@ -467,4 +495,4 @@ class FollowedLog:
 
 def _kept(header: str) -> str:
     """A header as it is kept in a position: whole or not at all."""
-    return header if len(header) <= _MAX_HEADER_CHARS else ""
+    return header if len(header) <= MAX_HEADER_CHARS else ""

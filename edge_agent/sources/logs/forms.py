@@ -10,6 +10,7 @@ import msgspec
 from catchment.runtime.zeek_header import ZeekHeader
 from edge_agent.errors import ConfigError
 from edge_agent.sources.api import Rejects
+from edge_agent.sources.rows.csv_rows import CsvRow, RowAssembler, leaves_open
 from edge_agent.sources.rows.tables import (
     INHERITED,
     JsonlReader,
@@ -25,6 +26,8 @@ from schemas.source_names import separator_of
 ZEEK, JSONL, CSV, PLAIN = "zeek", "jsonl", "csv", "plain"
 # The column that a line of a plain log becomes.
 MESSAGE = "message"
+# A longer header is not kept over a restart, nor looked for in several lines.
+MAX_HEADER_CHARS = 16 * 1024
 
 
 def recognise(begins: bytes, forms: Sequence[str]) -> str:
@@ -53,9 +56,9 @@ def joins(form: str, header: str, lead: bytes, first: bytes) -> bool:
     """Whether the end of a cut log and the first line of what was written next are one row: together they are whole."""
     if form == PLAIN:
         return True  # nothing tells a whole line from the half of one, and writers that buffer tear them
-    if form == CSV and lead.count(b'"') % 2:
+    if form == CSV and _leaves_open(lead, header):
         return True  # within quotes
-    if form == CSV and (lead + first).count(b'"') % 2:
+    if form == CSV and _leaves_open(lead + first, header):
         # The row goes on behind this line. Two rows would have too many cells.
         return len(_cells(_text(lead + first), header)) <= len(_cells(header, header))
     return is_whole(form, header, lead + first)
@@ -68,13 +71,20 @@ def is_whole(form: str, header: str, line: bytes) -> bool:
         zeek = _zeek(header)
         return not text.startswith("#") and len(zeek.cells(text)) == len(zeek.fields)
     if form == CSV:
-        return text.count('"') % 2 == 0 and len(_cells(text, header)) == len(_cells(header, header))
+        return not leaves_open(text, separator_of(header)) and len(_cells(text, header)) == len(_cells(header, header))
     if form == JSONL:
         try:
             return isinstance(read_json(text), dict)
         except (msgspec.MsgspecError, RecursionError):
             return False
     return bool(text)
+
+
+def is_only_header(form: str, content: bytes, header: str) -> bool:
+    """Whether this beginning of a file is a header and no row."""
+    if form == ZEEK:
+        return all(line.startswith(b"#") for line in content.splitlines())
+    return form == CSV and content.removeprefix(b"\xef\xbb\xbf") == header.encode()
 
 
 def one_row(form: str, header: str, line: bytes, rejects: Rejects) -> RawChunk | None:
@@ -144,10 +154,15 @@ class CsvLines:
         self._lines = open_lines(path, start.offset, max_line_bytes, rejects)
         self._rejects = rejects
         self._max = max_line_bytes
-        self._open = ""
         self._row_end = self._lines.offset
         self._is_first = start.offset == 0
+        self._begun: list[CsvRow] = []
         self.header = header
+        self._rows = self._assembler()
+
+    def _assembler(self) -> RowAssembler:
+        names = _cells(self.header, self.header)
+        return RowAssembler(separator_of(self.header), len(names), self._max, self._rejects)
 
     @property
     def position(self) -> TablePosition:
@@ -158,38 +173,49 @@ class CsvLines:
         """At most so many rows; None where there are none now."""
         rows: list[list[str]] = []
         while len(rows) < max_rows:
-            line = self._lines.next_line()
-            if line is None:
+            row = self._rows.take()
+            if row is not None:
+                self._take(row.text, rows)
+                self._row_end = row.end
+            elif not self._add_line():
                 break
-            text = self._whole(line)
-            if text is None:
-                continue
-            first, self._is_first = self._is_first, False
-            if first and is_header(CSV, text.encode(), self.header):
-                self.header = self._checked(text.removeprefix("\ufeff"))
-            else:
-                self._take(text, rows)
-            self._row_end = self._lines.offset
         names = _cells(self.header, self.header)
         columns = zip(*rows, strict=True) if rows else ()
         return RawChunk(dict(zip(names, columns, strict=True)), len(rows)) if rows else None
 
-    def _whole(self, line: str) -> str | None:
-        """The lines of a row, once its quotes are closed."""
-        text, self._open = self._open + line, ""
-        if text.count('"') % 2 == 0:
-            return text
-        if len(text) > self._max:
-            self._rejects.count("row: no CSV (a quote is not closed)", text[:80])
-            self._row_end = self._lines.offset
+    def _add_line(self) -> bool:
+        """Take one more line, or give up an open quote where no more come; False where neither is possible."""
+        line = self._lines.next_line()
+        if line is None:
+            is_over = bool(self._rows.held) and self._lines.is_final
+            if is_over:
+                self._rows.end()
+            return is_over
+        if self._is_first:
+            self._begin(line)
         else:
-            self._open = text
-        return None
+            self._rows.add(line, self._lines.offset)
+        return True
+
+    def _begin(self, line: str) -> None:
+        """Take one of the first lines: the header, whose names may be several lines, or rows under the header in force."""
+        self._begun.append(CsvRow(line, self._lines.offset))
+        text = "".join(begun.text for begun in self._begun)
+        if leaves_open(text, separator_of(text)) and len(text) < MAX_HEADER_CHARS:
+            return
+        begun, self._begun, self._is_first = self._begun, [], False
+        if is_header(CSV, text.encode(), self.header):
+            self.header = self._checked(text.removeprefix("\ufeff"))
+            self._rows = self._assembler()
+            self._row_end = self._lines.offset
+            return
+        for one in begun:
+            self._rows.add(one.text, one.end)
 
     @property
     def torn(self) -> bytes:
         """The lines of a row whose quotes are not closed yet."""
-        return self._open.encode()
+        return ("".join(begun.text for begun in self._begun) + self._rows.held).encode()
 
     def _checked(self, header: str) -> str:
         names = _cells(header, header)
@@ -215,6 +241,7 @@ class _OneLine:
     def __init__(self, line: str) -> None:
         self._line: str | None = line
         self.offset = 0
+        self.is_final = True
 
     def next_line(self) -> str | None:
         line, self._line = self._line, None
@@ -238,6 +265,10 @@ def _cells(text: str, header: str) -> list[str]:
     except csv.Error:
         return []
     return [cell.strip() for cell in cells] if text is header else cells
+
+
+def _leaves_open(line: bytes, header: str) -> bool:
+    return leaves_open(_text(line), separator_of(header))
 
 
 def _text(line: bytes) -> str:

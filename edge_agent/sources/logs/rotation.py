@@ -124,7 +124,7 @@ class RotatedFiles:
                 if begins:
                     found.append(RotatedFile(path, stat.st_mtime_ns, begins))
         except OSError as error:
-            raise SourceError(f"rotated logs beside {self._log} cannot be listed: {error}; they are listed again") from error
+            raise SourceError(f"rotated logs next to {self._log} cannot be listed: {error}; they are listed again") from error
         return sorted(found, key=lambda file: file.order)
 
     def _begins(self, path: Path, stat: os.stat_result, now_ms: int) -> bytes:

@@ -278,7 +278,7 @@ def check(options: Mapping[str, object], contract: Contract) -> NetflowOptions:
     if chosen.max_exporters < 1:
         raise ConfigError("source 'netflow': max_exporters must be 1 or more")
     if not 0 <= chosen.sampling_rate <= _MAX_SAMPLING_RATE:
-        raise ConfigError(f"source 'netflow': sampling_rate {chosen.sampling_rate} must be 0 (as told) to 2^32")
+        raise ConfigError(f"source 'netflow': sampling_rate {chosen.sampling_rate} must be 0 (as reported) to 2^32")
     return chosen
 
 

@@ -203,8 +203,9 @@ class FixBuilder:
         kind = fields[0][-3:]
         if kind not in ("RMC", "GGA") or len(fields) < 10:
             return None, OTHER
-        done = self.flush() if fields[1] != self._moment else None
-        self._moment = fields[1]
+        moment = _plain_moment(fields[1])
+        done = self.flush() if moment != self._moment else None
+        self._moment = moment
         try:
             if kind == "RMC":
                 self._fix = _rmc(fields)
@@ -273,9 +274,16 @@ def _moment(date: str, time: str) -> int:
     return round((day + since).timestamp()) * 1_000_000 + micros
 
 
+def _plain_moment(time: str) -> str:
+    """One form of a time of day: sentences of one moment write its fraction in different lengths."""
+    whole, _, fraction = time.partition(".")
+    return f"{whole}.{fraction.rstrip('0')}"
+
+
 def _angle(text: str, side: str, digits: int, most: float) -> float:
-    number = int(text[:digits]) + float(text[digits:]) / 60
-    if side not in ("N", "S", "E", "W") or not 0 <= number <= most:
+    minutes = float(text[digits:])
+    number = int(text[:digits]) + minutes / 60
+    if side not in ("N", "S", "E", "W") or not 0 <= minutes < 60 or not number <= most:
         raise SentenceError("a place that cannot be")
     return -number if side in ("S", "W") else number
 

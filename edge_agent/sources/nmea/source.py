@@ -330,7 +330,7 @@ def check(options: Mapping[str, object], contract: Contract) -> NmeaOptions:
     if not chosen.source.startswith("/"):
         read_address("nmea", chosen.source, ("tcp", "gpsd"))
     if chosen.baud not in speeds():
-        raise ConfigError(f"source 'nmea': baud {chosen.baud} is none of {', '.join(map(str, sorted(speeds())))}")
+        raise ConfigError(f"source 'nmea': baud {chosen.baud} is not one of {', '.join(map(str, sorted(speeds())))}")
     if chosen.timeout_s <= 0:
         raise ConfigError("source 'nmea': timeout_s must be above 0")
     return chosen

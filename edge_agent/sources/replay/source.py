@@ -11,6 +11,7 @@ time_zone = "Europe/Berlin"     # of times that tell none; time_format, decimal 
 time_start = "2024-05-01T00:00:00Z"   # the first row's event time, the others keep their distance; "now" is one, too
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,9 +19,9 @@ from typing import Literal
 import msgspec
 
 from catchment.runtime.clock import Clock
-from edge_agent.errors import ConfigError, SourceEndedError
+from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.sources.api import Rejects, SampleBatch
-from edge_agent.sources.files.lines import head_mark, open_lines
+from edge_agent.sources.files.lines import check_encoding, head_mark, open_lines
 from edge_agent.sources.options import EventTimes, RowOptions, is_same_path, read_options, time_column_of, unreadable
 from edge_agent.sources.rows.cells import CellError, start_time_us
 from edge_agent.sources.rows.mapping import NO_COLUMN, ColumnMapper, keep_rows, unfilled_columns
@@ -31,6 +32,8 @@ from schemas.contract import Contract
 IDENTITY = ("path",)
 
 _HEAD_ROWS = 1_000
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_ARRAY = re.compile(rb"\[\s*(?:\{|\]|\Z)")
 _READERS: dict[str, Callable[[Path, TablePosition, int, Rejects], TableReader]] = {
     "csv": CsvReader,
     "jsonl": JsonlReader,
@@ -186,7 +189,7 @@ class ReplaySource:
         needs = self._event_times.needs
         is_none_read = is_first and len(times) > 1 and not any(time is not None for time in times)
         if "time_zone" in needs or (needs and is_none_read):
-            raise ConfigError(f"{unreadable('replay', needs, str(cells[times.index(None)]))}; nothing of {self._path} is skipped")
+            raise ConfigError(f"{unreadable('replay', needs, self._event_times.example)}; nothing of {self._path} is skipped")
         return times
 
     def _shifted(self, times: list[int | None], now_us: int) -> list[int | None]:
@@ -223,7 +226,13 @@ class ReplaySource:
 
 def _guess(path: Path) -> str:
     with open_lines(path) as file:
-        head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+        head = file.read(64)
+    check_encoding(path, head)
+    if _BINARY.search(head.partition(b"\n")[0]):
+        raise SourceError(f"{path} is no text, nor packed by gzip, zstd, bzip2 or xz; unpack it, or correct `path`")
+    head = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if _ARRAY.match(head):
+        raise SourceError(f"{path} is one JSON array; write one object a line: jq -c '.[]'")
     if head.startswith(b"#separator"):
         return "zeek"
     return "jsonl" if head.startswith(b"{") else "csv"

@@ -42,6 +42,8 @@ def to_int(value: object, bits: int, numbers: NumberForm = PLAIN_NUMBERS) -> int
     if isinstance(value, str):
         if len(value) > MAX_DIGITS:
             raise CellError("integer out of range" if _NUMBER.fullmatch(value.strip()) else "not an integer")
+        if "_" in value:
+            raise CellError("not an integer")  # Python would read 12_34 as 1234
         value = _plain_number(value, numbers)
     try:
         number = int(value)
@@ -65,6 +67,8 @@ def _whole(value: object) -> int:
 def to_float(value: object, numbers: NumberForm = PLAIN_NUMBERS) -> float:
     """A double; NaN and infinities pass, the contract refuses them in the core."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise CellError("not a number")
+    if isinstance(value, str) and "_" in value:
         raise CellError("not a number")
     try:
         return float(_plain_number(value, numbers) if isinstance(value, str) else value)
@@ -265,7 +269,7 @@ def _quick(values: Sequence[object], column: Column) -> list[Scalar] | None:
     """The columns where every cell converts at once: no branch per cell. None if one does not."""
     if column.type not in (ColumnType.FLOAT64, ColumnType.FLOAT32):
         return None
-    if set(map(type, values)) != {str}:
+    if set(map(type, values)) != {str} or any("_" in value for value in values):  # type: ignore[operator]  # all are text
         return None
     try:
         return list(map(float, values))  # type: ignore[arg-type]  # all are text: checked above

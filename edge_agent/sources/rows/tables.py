@@ -4,7 +4,7 @@ JSON is read strictly first, then with the NaN and Infinity that Python's own mo
 """
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from catchment.runtime.zeek_header import ZeekHeader
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.sources.api import Rejects
 from edge_agent.sources.files.lines import Lines
+from edge_agent.sources.rows.csv_rows import RowAssembler
 from schemas.source_names import read_header, separator_of
 
 _LOOSE = ("NaN", "Infinity")
@@ -122,17 +123,12 @@ class CsvReader:
         if start.offset > first.offset:
             first.close()
             self._lines = Lines(path, start.offset, max_line_bytes, rejects)
-        self._taken = 0
         self._failure: SourceError | None = None
         # After the last whole row: a row may be several lines, and the file may end within it.
         self._row_end = self._lines.offset
-        self._rows = csv.reader(self._counted_lines(), delimiter=separator)
+        self._separator = separator
+        self._rows = RowAssembler(separator, len(self._names), max_line_bytes, rejects)
         self.header = line
-
-    def _counted_lines(self) -> Iterator[str]:
-        for line in self._lines:
-            self._taken += 1
-            yield line
 
     @property
     def names(self) -> list[str]:
@@ -150,14 +146,12 @@ class CsvReader:
         width = len(self._names)
         ended = False
         while len(rows) < max_rows:
-            before = self._taken
-            row = self._next_row()
-            if row is None:
+            text = self._next_row()
+            if text is None:
                 ended = True
                 break
-            if isinstance(row, csv.Error):
-                # A quote that is never closed takes the lines behind it along.
-                self._rejects.count(f"row: no CSV ({row})", times=self._taken - before)
+            row = self._cells(text)
+            if row is None:
                 continue
             if len(row) == width:
                 rows.append(row)
@@ -167,23 +161,32 @@ class CsvReader:
             raise self._failure
         return None if ended and not rows else _chunk(self._names, rows)
 
-    def _next_row(self) -> list[str] | csv.Error | None:
-        """The next row; None at the end, or where the file breaks: what was read before comes first."""
-        if self._failure is not None:
-            return None
+    def _cells(self, text: str) -> list[str] | None:
         try:
-            row = next(self._rows)
-        except StopIteration:
-            self._row_end = self._lines.offset
-            return None
-        except SourceError as error:
-            self._failure = error
-            return None
+            return next(csv.reader([text], delimiter=self._separator), [])
         except csv.Error as error:
-            self._row_end = self._lines.offset
-            return error
-        self._row_end = self._lines.offset
-        return row
+            self._rejects.count(f"row: no CSV ({error})")
+            return None
+
+    def _next_row(self) -> str | None:
+        """The next row; None at the end, or where the file breaks: what was read before comes first."""
+        while (row := self._rows.take()) is None:
+            if self._failure is not None:
+                return None
+            try:
+                line = self._lines.next_line()
+            except SourceError as error:
+                self._failure = error
+                return None
+            if line is not None:
+                self._rows.add(line, self._lines.offset)
+            elif self._rows.held:
+                self._rows.end()
+            else:
+                self._row_end = self._lines.offset
+                return None
+        self._row_end = row.end
+        return row.text
 
     def close(self) -> None:
         """Close the file."""
@@ -194,6 +197,11 @@ class LineSource(Protocol):
     """Lines of a file, and how far they were read."""
 
     offset: int
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the file does not grow any more."""
+        ...
 
     def next_line(self) -> str | None:
         """The next line; None where there is none (yet)."""

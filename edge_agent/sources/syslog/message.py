@@ -4,11 +4,10 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
-from edge_agent.sources.rows.cells import CellError, to_time_us
+from edge_agent.sources.rows.cells import CellError, to_time
 from schemas.written_values import TimeForm
 
 _NIL = "-"
-_RFC_3339 = TimeForm("rfc3339", zone=UTC)
 _PRI = re.compile(r"<(\d{1,3})>")
 _MAX_PRI = 191
 _HEADER = re.compile(r"1 (\S{1,64}) (\S{1,255}) (\S{1,128}) (\S{1,128}) (\S{1,128}) ")
@@ -73,16 +72,18 @@ def read_message(raw: bytes, now_us: int, zone: tzinfo | None) -> SyslogMessage:
     if meraki is not None and (header is None or not _STRUCTURED_NEXT.match(text, header.end())):
         return _meraki(text, meraki, (facility, severity), problem)
     if header is not None:
-        return _rfc5424(text, header, (facility, severity), problem)
+        return _rfc5424(text, header, (facility, severity), now_us, zone, problem)
     return _rfc3164(text[found.end() :], (facility, severity), now_us, zone, problem)
 
 
-def _rfc5424(text: str, header: re.Match[str], pri: tuple[int, int], problem: str) -> SyslogMessage:
+def _rfc5424(
+    text: str, header: re.Match[str], pri: tuple[int, int], now_us: int, zone: tzinfo | None, problem: str
+) -> SyslogMessage:
     timestamp, host, app, proc_id, msg_id = (None if value == _NIL else value for value in header.groups())
     time_us = None
     if timestamp is not None:
         try:
-            time_us = _epoch_us(timestamp) if _EPOCH.fullmatch(timestamp) else to_time_us(timestamp, _RFC_3339)
+            time_us = _epoch_us(timestamp) if _EPOCH.fullmatch(timestamp) else _iso_time(timestamp, now_us, zone)
         except CellError:
             problem = problem or "its time is no RFC 3339 time"
     structured, end = _structured(text, header.end())
@@ -135,7 +136,7 @@ def _rfc3164(text: str, pri: tuple[int, int], now_us: int, zone: tzinfo | None, 
 def _bsd_time(text: str, now_us: int, zone: tzinfo | None) -> tuple[int | None, int]:
     try:
         if found := _ISO_TIME.match(text):
-            return to_time_us(found[1], TimeForm("rfc3339", zone=zone or UTC)), found.end()
+            return _iso_time(found[1], now_us, zone), found.end()
         found = _BSD_TIME.match(text)
         if found is None or found[1] not in _MONTHS:
             return None, 0
@@ -144,17 +145,25 @@ def _bsd_time(text: str, now_us: int, zone: tzinfo | None) -> tuple[int | None, 
         micros = int((found[7] or "").ljust(6, "0"))
         month = _MONTHS.index(found[1])
         if found[3] is not None:
-            moment = _moment((int(found[3]), month, *numbers), micros, zone)
+            moment = _moment((int(found[3]), month, *numbers), micros, zone, now_us)
             return (None, 0) if moment is None else (moment, found.end())
-        moments = [_moment((year + step, month, *numbers), micros, zone) for step in (-1, 0, 1)]
+        moments = [_moment((year + step, month, *numbers), micros, zone, now_us) for step in (-1, 0, 1)]
         near = [moment for moment in moments if moment is not None and abs(moment - now_us) <= _HALF_YEAR_US]
         return (near[0], found.end()) if near else (None, 0)
     except (CellError, ValueError, OverflowError, OSError):
         return None, 0
 
 
-def _moment(numbers: tuple[int, ...], micros: int, zone: tzinfo | None) -> int | None:
+def _iso_time(text: str, now_us: int, zone: tzinfo | None) -> int:
+    """An RFC 3339 time; one that tells no zone is of the configured one, or UTC."""
+    return to_time(text, TimeForm("rfc3339", zone=zone or UTC), near_us=now_us).micros
+
+
+def _moment(numbers: tuple[int, ...], micros: int, zone: tzinfo | None, now_us: int) -> int | None:
+    """A local time; of one that occurs twice, as the clocks are set back, the one nearer to its arrival."""
     try:
-        return round(datetime(*numbers, micros, tzinfo=zone).timestamp() * 1e6)  # type: ignore[arg-type,misc]
+        moments = [datetime(*numbers, micros, tzinfo=zone, fold=fold) for fold in (0, 1)]  # type: ignore[arg-type,misc]
     except ValueError:
         return None  # February 29 of another year
+    early, late = (round(moment.timestamp() * 1e6) for moment in moments)
+    return late if late > early and abs(late - now_us) < abs(early - now_us) else early

@@ -412,7 +412,7 @@ VIEW = """\
 def test_what_candump_prints_for_people_is_read(dbc, truck, tmp_path, newline, name):
     path = tmp_path / name
     path.write_bytes(VIEW.format(long="00 " * 6 + "68 " + "00 " * 57).replace("\n", newline).encode())
-    made = source(dbc, log=str(path), dbc_by_channel={"can1": [truck]})
+    made = source(dbc, log=str(path), dbc_by_channel={"can1": [truck]}, time_zone="UTC")
     found = [(row["t"] % 1_000_000, row["channel"], round(row["value"], 6)) for row in drain(made)]
     assert found == [
         (10_000, "can0", 1.0),

@@ -91,6 +91,34 @@ def test_a_row_that_a_buffering_writer_tore_over_a_cut_is_put_together(tmp_path,
     assert source.rejected == {}
 
 
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["running", "stopped"])
+@pytest.mark.parametrize("form", ["tsv", "json"])
+def test_rows_of_a_log_that_was_empty_and_is_empty_again_after_its_rotation_are_read(tmp_path, form, is_stopped):
+    writer = CutWriter(tmp_path / "conn.log", form)
+    writer.rows(2)
+    source = follow(writer.log)
+    seen, position = uids(source)
+    writer.rotate()
+    seen += uids(source)[0]  # from now on the empty log is open
+    if is_stopped:
+        source = follow(writer.log, position)
+    writer.rows(3)
+    writer.rotate()
+    assert seen + uids(source)[0] == writer.written
+
+
+def test_rows_are_read_that_were_rotated_away_from_behind_a_header_which_stands_there_again(tmp_path):
+    writer = CutWriter(tmp_path / "conn.log")
+    source = follow(writer.log)
+    assert uids(source)[0] == []  # the header was read, and no row
+    for _ in range(2):
+        writer.rows(3)
+        writer.rotate()
+        with writer.log.open("ab") as log:
+            log.write(HEADER.encode())
+        assert uids(source)[0] == writer.written[-3:]
+
+
 def test_rows_that_were_read_before_the_copy_ended_short_are_not_read_again(tmp_path):
     writer = CutWriter(tmp_path / "conn.log")
     writer.rows(9)

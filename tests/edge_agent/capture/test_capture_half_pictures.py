@@ -72,6 +72,23 @@ def test_a_picture_has_its_end_whatever_follows_it_and_none_of_its_beginnings_ha
         assert has_end(io.BytesIO(body[:cut]), cut) is False, cut
 
 
+def heic() -> bytes:
+    """Boxes as a telephone writes them: what is in it, then its content."""
+    boxes = ((b"ftyp", b"heic\0\0\0\0mif1heic"), (b"meta", bytes(40)), (b"mdat", NOISE.tobytes()[:4_000]))
+    return b"".join(struct.pack(">I4s", len(body) + 8, kind) + body for kind, body in boxes)
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("JPEG2000", ".jp2"), ("AVIF", ".avif"), ("HEIF", ".heic"), ("WEBP", ".webp")])
+def test_a_picture_of_boxes_has_no_end_in_any_of_its_beginnings_nor_in_space_that_was_allocated(form: str, suffix: str) -> None:
+    body = heic() if form == "HEIF" else saved(form)
+    name = f"x{suffix}"
+    assert has_end(io.BytesIO(body), len(body), name) is True
+    assert [cut for cut in range(len(body)) if has_end(io.BytesIO(body[:cut]), cut, name) is not False] == []
+    for written in (0, len(body) // 3, len(body) - 70):
+        space = body[:written] + bytes(len(body) - written)
+        assert has_end(io.BytesIO(space), len(space), name) is False
+
+
 @pytest.mark.parametrize("kind", ["jpeg", "png", "gif"])
 def test_space_that_was_allocated_before_the_content_came_is_no_picture(kind):
     body = WHOLE[kind]()

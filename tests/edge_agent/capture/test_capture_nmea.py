@@ -206,6 +206,21 @@ def test_damaged_sentences_and_moments_without_a_fix_are_counted_and_the_next_is
     }
 
 
+@pytest.mark.parametrize("time", ["120000", "120000.0", "120000.000"])
+def test_sentences_of_one_moment_are_joined_however_long_its_fraction_is_written(time: str) -> None:
+    builder = FixBuilder()
+    assert builder.take(read_fields(sentence("GPRMC,120000.00,A,4807.038,N,01131.000,E,022.4,084.4,230394,,"))) == (None, "")
+    builder.take(read_fields(sentence(f"GPGGA,{time},4807.038,N,01131.000,E,1,08,0.9,545.4,M,46.9,M,,")))
+    fix = builder.flush()
+    assert fix is not None
+    assert fix.altitude_m == 545.4
+
+
+def test_minutes_beyond_a_degree_are_no_place() -> None:
+    body = "GPRMC,120000.00,A,4860.000,N,01131.000,E,022.4,084.4,230394,,"
+    assert FixBuilder().take(read_fields(sentence(body))) == (None, "a place that cannot be")
+
+
 def ubx(payload: bytes) -> bytes:
     body = b"\x01\x07" + len(payload).to_bytes(2, "little") + payload
     first = second = 0

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.errors import SourceEndedError
+from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from tests.fakes.sources import HandClock, build, close_all, column, count, drain
 
 
@@ -90,6 +91,56 @@ def test_a_bad_cell_becomes_null_and_is_counted_and_its_row_goes_on(tmp_path: Pa
         "cell frame: not an integer": 1,
         "cell speed_mps: not a number": 1,
     }
+
+
+@pytest.mark.parametrize("cells", [["1_2", "3.5"], ["1_2", "x"]], ids=["numbers", "text"])
+def test_an_underscore_makes_no_number(tmp_path: Path, cells: list[str]) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("ts,duration_s,src_port\n" + "".join(f"{n},{cell},12_34\n" for n, cell in enumerate(cells, 1)))
+    batches = drain(build("replay", "network_flow", path=str(path)))
+    assert column(batches, "duration_s") == [None, 3.5 if cells[1] == "3.5" else None]
+    assert column(batches, "src_port") == [None, None]
+
+
+@pytest.mark.parametrize("text", ['[{"ts":1,"proto":"tcp"},{"ts":2,"proto":"udp"}]', '[\n  {"ts":1},\n  {"ts":2}\n]', "[]"])
+def test_a_json_array_is_no_empty_table(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "flows.json"
+    path.write_text(text)
+    with pytest.raises(SourceError, match="one object a line"):
+        build("replay", "network_flow", path=str(path)).read(1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"PK\3\4" + bytes(100),
+        gzip.compress(gzip.compress(b"ts,proto\n1,tcp\n")),
+        lzma.compress(b"ts,proto\n1,tcp\n", lzma.FORMAT_ALONE),
+    ],
+    ids=["zip", "packed twice", "lzma"],
+)
+def test_a_file_that_is_no_text_is_no_empty_table(tmp_path: Path, body: bytes) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(body)
+    with pytest.raises(SourceError, match="no text"):
+        build("replay", "network_flow", path=str(path)).read(1)
+
+
+@pytest.mark.parametrize("kind", ["replay", "tail"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("text", ["ts,proto\n1,tcp\n2,udp\n", '{"ts":1,"proto":"tcp"}\n'], ids=["csv", "json"])
+def test_text_in_another_encoding_waits_instead_of_being_noise(tmp_path: Path, kind: str, encoding: str, text: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding)
+    with pytest.raises(SourceError, match="write it in UTF-8"):
+        build(kind, "network_flow", path=str(path)).read(1)
+
+
+def test_the_example_of_a_time_without_a_zone_is_such_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"ts":null,"proto":"tcp"}\n{"ts":"2024-05-01 00:00:00","proto":"tcp"}\n')
+    with pytest.raises(ConfigError, match="2024-05-01 00:00:00"):
+        build("replay", "network_flow", path=str(path)).read(9)
 
 
 def test_a_row_that_can_be_no_sample_is_counted(tmp_path: Path) -> None:

@@ -257,6 +257,14 @@ def test_the_year_of_an_old_time_is_the_nearest_one():
     assert berlin == NOW_US
 
 
+@pytest.mark.parametrize(
+    "text", ["<13>Oct 27 02:30:00 h a: x", "<13>2024-10-27T02:30:00 h a: x", "<13>1 2024-10-27T02:30:00 h a - - - x"]
+)
+@pytest.mark.parametrize("arrived_us", [1_729_989_000_000_000, 1_729_992_600_000_000], ids=["summer", "winter"])
+def test_an_hour_that_comes_twice_is_the_one_nearer_to_its_arrival(text: str, arrived_us: int) -> None:
+    assert read_message(text.encode(), arrived_us + 5_000_000, ZoneInfo("Europe/Berlin")).time_us == arrived_us
+
+
 @given(st.binary(max_size=200), st.integers(0, 4_000_000_000_000_000))
 def test_no_bytes_break_the_reader(raw, now_us):
     found = read_message(raw, now_us, UTC)

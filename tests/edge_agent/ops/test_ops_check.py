@@ -74,7 +74,7 @@ def test_ten_faults_are_told_at_once_each_on_its_line(tmp_path):
     found = check(tmp_path, BAD)
     expected = [
         (None, "device is missing"), (1, "did you mean device"), (5, "broker.port"), (6, "add [broker.tls]"), (9, "max_bytes 5"),
-        (17, "'directori' is none of"), (25, "priority -3"), (28, "`don`"), (30, "field `kind`"),
+        (17, "'directori' is not one of"), (25, "priority -3"), (28, "`don`"), (30, "field `kind`"),
         (35, "no built-in contract 'nope'"),
     ]  # fmt: skip
     assert [line for line, _ in found] == [line for line, _ in expected]

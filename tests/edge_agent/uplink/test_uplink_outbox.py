@@ -15,8 +15,7 @@ from edge_agent.spool.spool import Spool
 from edge_agent.uplink.outbox import Outbox, Progress
 from edge_agent.uplink.session import MAX_TRIES, OutgoingMessage
 from schemas.ids import DeviceId, StreamName
-from schemas.receipts import ObjectState
-from schemas.shares import ShareNotice
+from schemas.receipts import ObjectState, ShareNotice
 from schemas.topics import Topics
 
 ALPHA = StreamName("alpha")

@@ -231,7 +231,7 @@ def test_a_segment_that_rots_after_it_was_planned_is_planned_anew(core: Core, en
     body = bytearray(rotten.read_bytes())
     body[len(body) // 2] ^= 1
     rotten.write_bytes(body)
-    with pytest.raises(RetryLaterError, match="planned anew"):
+    with pytest.raises(RetryLaterError, match="planned again"):
         loop.step()
     assert loop.step()
     assert keys(core) == [("car-1", 7, seq) for seq in range(10, 20)]

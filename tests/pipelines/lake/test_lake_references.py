@@ -21,6 +21,7 @@ from pipelines.lake.compact import compact_table
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import read_payload, write_payload_shard
 from pipelines.lake.quarantined import Where, heads, open_rows
+from pipelines.lake.reference import referred_path
 from pipelines.lake.table import open_table
 from pipelines.policy.committed import blocks, sample_row
 from pipelines.policy.contact_sheet import Sheet
@@ -94,6 +95,19 @@ def commit(lake: Path, table: pa.Table, name: str = "streams/camera_frame") -> N
 def test_no_payload_is_read_outside_the_lake_and_the_refusal_names_its_row(lake: Path, kind: str) -> None:
     with pytest.raises(BadReferenceError, match=r"sample cam-9/5/77"):
         read_payload(lake_at(lake), hostile(lake, kind), 0, len(SECRET), 0, "sample cam-9/5/77")
+
+
+@pytest.mark.parametrize("by_path", [False, True], ids=["opened", "by path"])
+def test_a_second_name_of_a_private_file_is_refused_where_others_may_write(lake: Path, by_path: bool) -> None:
+    folder = (lake / SHARD).parent
+    name = str(SHARD.rpartition("/")[0] + "/second.bin")
+    (lake.parent / "secret").chmod(0o600)
+    (lake / name).hardlink_to(lake.parent / "secret")
+    folder.chmod(0o775)
+    with pytest.raises(BadReferenceError, match="second name"):
+        referred_path(lake_at(lake), name, "a row") if by_path else read_payload(lake_at(lake), name, 0, len(SECRET), 0, "a row")
+    folder.chmod(0o755)  # only its owner could have made it: a backup by hard links, or a backfill
+    assert read_payload(lake_at(lake), name, 0, len(SECRET), 0, "a row") == SECRET
 
 
 @pytest.mark.parametrize("numbers", [(-1, 3, 0), (2, 3, 0), (8, -3, 0), (8, 3, -1)])

@@ -210,5 +210,5 @@ def test_a_preview_refuses_a_policy_that_takes_more_than_its_budget(commit_rows:
 
     monkeypatch.setattr(guard, "_Worker", late)
     slow = Policy("slow", (STREAM,), (Rule("car", "matches(device, 'car')"),))
-    with pytest.raises(RefusedError, match=r"policy slow@.*took more than its budget; mend or withdraw it"):
+    with pytest.raises(RefusedError, match=r"policy slow@.*took more than its budget; correct or withdraw it"):
         made_preview(LakeSite.open(None, commit_rows(1, 10)), slow, STREAM, None)

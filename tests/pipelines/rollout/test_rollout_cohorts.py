@@ -84,10 +84,10 @@ def test_a_cohort_is_read_as_written(text: str, cohort: Cohort) -> None:
 
 @pytest.mark.parametrize("text", ["", ",", "a,", "101%", "100.01%", "1000%", "1.234%", "10 %", "-a", "A", "a_b", "a" * 64])
 def test_a_part_that_is_no_cohort_is_refused(text: str) -> None:
-    with pytest.raises(RefusedError, match=r"^cohort '[^']*' is none of: all, 10%, a device's name, a pattern like line-\*$"):
+    with pytest.raises(RefusedError, match=r"^cohort '[^']*' is not one of: all, 10%, a device's name, a pattern like line-\*$"):
         parse_cohort(text)
 
 
 def test_a_part_that_is_too_long_to_print_is_cut_in_the_message() -> None:
-    with pytest.raises(RefusedError, match=f"^cohort '{'A' * 80}' is none"):
+    with pytest.raises(RefusedError, match=f"^cohort '{'A' * 80}' is not one of"):
         parse_cohort("A" * 81)
