@@ -108,6 +108,18 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_device_ranges: int = 20_000
 
 
+class ChipsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What cutting slides into chips may take: how many at once, memory of each process, and time for one band of a slide."""
+
+    processes: int = 1
+    worker_memory_bytes: int = 2 * 1024**3
+    band_timeout_s: float = 120
+
+    def __post_init__(self) -> None:
+        if self.processes < 1 or self.worker_memory_bytes < 256 * 1024**2 or self.band_timeout_s <= 0:
+            raise ValueError("chips: processes is at least 1, worker_memory_bytes at least 256 MiB, band_timeout_s above 0")
+
+
 class RemoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A lake root on S3-compatible storage: `s3://bucket/prefix`; keys and secrets come from the environment.
 
@@ -181,6 +193,7 @@ class CoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bridge: BridgeConfig = BridgeConfig()
     shares: ShareConfig = ShareConfig()
     run: RunConfig = RunConfig()
+    chips: ChipsConfig = ChipsConfig()
     remote: RemoteConfig | None = None
     watch: WatchConfig = WatchConfig()
     alarms: AlarmConfig = AlarmConfig()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from pipelines.commands.options import AsJson, Config, show
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.errors import NotFoundError, RefusedError, RetryLaterError
 from pipelines.ingest.decode import RECEIVED
-from pipelines.ingest.quarantine import BODY_NONE
+from pipelines.ingest.quarantine import BODY_NONE, STAGE_CHIPS
 from pipelines.ingest.replay import DISCARD, REPLAY, Request, write_request
 from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.quarantined import Where, closed, grouped, heads
@@ -129,10 +130,12 @@ def _carry_out(
 ) -> None:
     lake = lake_of(core)
     found = heads(lake, where)
-    rows = [
-        (row_id, form) for row_id, form in zip(*(found.column(name).to_pylist() for name in ("id", "body_format")), strict=True)
-    ]
-    ids = tuple(row_id for row_id, form in rows if row_id is not None and (kind == DISCARD or form != BODY_NONE))
+    rows = zip(*(found.column(name).to_pylist() for name in ("id", "body_format", "stage")), strict=True)
+    ids = tuple(
+        row_id
+        for row_id, form, stage in rows
+        if row_id is not None and (kind == DISCARD or form != BODY_NONE or stage == STAGE_CHIPS)
+    )
     if not ids:
         raise NotFoundError(f"nothing to {kind}; `catchment quarantine ls` shows what there is")
     requested_at_us = SystemClock().now_ms() * 1_000
@@ -144,18 +147,30 @@ def _carry_out(
 
 def _wait(core: CoreConfig, path: Path, wait_s: float) -> None:
     """Do it here if no run loop is at work, else wait for that one to do it."""
-    from pipelines.ingest.loop import NoReceipts, RunLoop, only_loop  # noqa: PLC0415  # Beam is heavy, and only here
-    from pipelines.runners.engine import Engine  # noqa: PLC0415  # likewise
+    from pipelines.ingest.loop import only_loop  # noqa: PLC0415  # Beam is heavy, and only here
 
     ends = time.monotonic() + wait_s
     while lake_of(core).size(path) is not None:
         try:
             with only_loop(lake_of(core)), scratch(core.lake_root, "quarantine"):
-                RunLoop(core, NoReceipts(), SystemClock(), Engine()).carry_out_requests()
+                _do_here(core)
         except RefusedError:
             if time.monotonic() > ends:
                 raise RetryLaterError(f"the run loop has not come to it in {wait_s:g} s; it will: {path}") from None
             Event().wait(_POLL_S)
+
+
+def _do_here(core: CoreConfig) -> None:
+    """Carry out what is asked, and cut the slides that are replayed."""
+    from pipelines.ingest.chips.loop import ChipLoop  # noqa: PLC0415  # as above
+    from pipelines.ingest.loop import NoReceipts, RunLoop  # noqa: PLC0415  # likewise
+    from pipelines.runners.engine import Engine  # noqa: PLC0415  # likewise
+
+    loop = RunLoop(core, NoReceipts(), SystemClock(), Engine())
+    loop.carry_out_requests()
+    with closing(ChipLoop(core, SystemClock(), lambda: loop.ledger.run)) as chips:
+        while chips.step():
+            pass
 
 
 def _outcome(lake: Lake, ids: tuple[str, ...]) -> dict[str, Any]:

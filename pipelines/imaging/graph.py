@@ -1,90 +1,72 @@
-"""Chip cutting as a Beam pipeline: slides -> bands -> cut bands -> one file of chip rows for each slide.
+"""Chip cutting as a Beam pipeline: one element a slide, and one small reference to what became of it.
 
-One linear chain of small references; pixels live inside a step. A slide that cannot be read rides along as a refusal.
+For runners with machines of their own. Each element is cut in a limited child process of its worker. Stands alone because no
+other module of this room needs Beam.
 """
 
+import functools
 import shutil
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from catchment.runtime.atomic_files import write_atomic
 from pipelines.errors import CorruptLakeError
+from pipelines.imaging.pool import CutLimits, CutterPool
 from pipelines.imaging.store import ChipFile, ChipPlace, SlideRef
-from pipelines.imaging.work import BandRows, Refusal, SlideTask, cut, finish_slide, plan_bands
+from pipelines.imaging.work import SlideTask, cut_slide, read_result
 from pipelines.lake.lake import Lake
+from pipelines.lake.layout import cut_folder
 from pipelines.runners.beam import beam
 from pipelines.runners.engine import Engine
 from pipelines.runners.run import run_pipeline
 
-IN_PROCESS = Engine()
 
-
-def cut_chips(
-    lake: Lake, run: int, slides: tuple[SlideRef, ...], max_pixels: int, engine: Engine = IN_PROCESS
-) -> tuple[ChipFile, ...]:
-    """Cut slides into chips; writes their pixels, pictures and chip rows, and commits nothing.
-
-    Every name follows from `run` and the slide's place in `slides`, so running again after a crash gives the same files.
-
-    Args:
-        lake: the lake, reachable from every worker.
-        run: number of the ingest run.
-        slides: what to cut; one entry for each slide and chip spec.
-        max_pixels: a level with more pixels is refused before it is decoded.
-        engine: where the graph runs.
-
-    Returns:
-        One for each slide, in their order; `rejection` tells why a slide could not be cut.
-    """
-    if not slides:
-        return ()
-    done = lake.root / "chips" / ".done" / f"{run:012d}"
-    shutil.rmtree(done, ignore_errors=True)
-    done.mkdir(parents=True)
-    tasks = [
-        SlideTask(lake, ChipPlace(slide.key.stream, slide.spec.name, run, number), slide, max_pixels)
+def slide_tasks(lake: Lake, cut: int, slides: tuple[SlideRef, ...], max_pixels: int) -> list[SlideTask]:
+    """The slides of a cut with the places of their chips: every name follows from the cut and the slide's place in it."""
+    return [
+        SlideTask(lake, ChipPlace(slide.key.stream, slide.spec.name, cut, number), slide, max_pixels)
         for number, slide in enumerate(slides)
     ]
-    run_pipeline(engine, f"chips of run {run}", lambda pipeline: build(pipeline, tasks, done))
-    files = tuple(_read_done(done / f"{number}.json") for number in range(len(slides)))
-    shutil.rmtree(done)
-    return files
 
 
-def build(pipeline: Any, tasks: list[SlideTask], done: Path) -> Any:
+def cut_chips(lake: Lake, cut: int, slides: tuple[SlideRef, ...], max_pixels: int) -> tuple[ChipFile, ...]:
+    """Cut slides in this process, without limits of memory and time, and commit nothing: for trials and for trusted files.
+
+    Args:
+        lake: the lake.
+        cut: number in the files' names.
+        slides: what to cut; one entry for each slide and chip spec.
+        max_pixels: a level with more pixels is refused before it is decoded.
+
+    Returns:
+        One for each slide, in their order; `rejection` says why a slide could not be cut.
+    """
+    done = tuple(cut_slide(task) for task in slide_tasks(lake, cut, slides, max_pixels))
+    shutil.rmtree(lake.root / cut_folder(cut), ignore_errors=True)
+    return done
+
+
+def cut_on(engine: Engine, tasks: list[SlideTask], limits: CutLimits) -> tuple[ChipFile, ...]:
+    """Cut slides on a runner; as `CutterPool.cut_all`."""
+    left = [task for task in tasks if read_result(task) is None]
+    if left:
+        run_pipeline(engine, f"chips of cut {tasks[0].place.cut}", lambda pipeline: build(pipeline, left, limits))
+    results = [read_result(task) for task in tasks]
+    found = tuple(result for result in results if result is not None)
+    if len(found) != len(tasks):
+        raise CorruptLakeError("the pipeline ended without a result for each slide; run it again")
+    return found
+
+
+def build(pipeline: Any, tasks: list[SlideTask], limits: CutLimits) -> Any:
     """The chain itself."""
-    return (
-        pipeline
-        | "slides" >> beam.Create(tasks)
-        | "plan bands" >> beam.FlatMap(plan_bands)
-        | "spread" >> beam.Reshuffle()
-        | "cut band" >> beam.Map(cut)
-        | "by slide" >> beam.Map(_by_slide)
-        | "gather" >> beam.GroupByKey()
-        | "write rows" >> beam.Map(_finish, str(done))
-    )
+    return pipeline | "slides" >> beam.Create(tasks) | "spread" >> beam.Reshuffle() | "cut slide" >> beam.Map(_cut_here, limits)
 
 
-def _by_slide(part: BandRows | Refusal) -> tuple[int, BandRows | Refusal]:
-    return part.task.place.number, part
+def _cut_here(task: SlideTask, limits: CutLimits) -> int:
+    _pool(limits).cut(task)
+    return task.place.number
 
 
-def _finish(numbered: tuple[int, Iterable[BandRows | Refusal]], done: str) -> int:
-    number, parts = numbered
-    write_atomic(Path(done) / f"{number}.json", msgspec.json.encode(finish_slide(parts), enc_hook=str))
-    return number
-
-
-def _read_done(path: Path) -> ChipFile:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=ChipFile, dec_hook=_text)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise CorruptLakeError(f"{path}: the pipeline ended without a result for this slide; run it again") from error
-
-
-def _text(kind: type, value: Any) -> Any:
-    """Ids are texts that check themselves."""
-    return kind(value)
+@functools.cache
+def _pool(limits: CutLimits) -> CutterPool:
+    """The child process of this worker, for its life."""
+    return CutterPool(limits)

@@ -14,8 +14,9 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from catchment.runtime.atomic_files import sync_file, sync_folder
 from pipelines.errors import CorruptLakeError
-from pipelines.imaging.reader import Chips
+from pipelines.imaging.cutting import Chips
 from pipelines.lake.lake import Lake
+from pipelines.lake.layout import CHIPS, cut_folder, cut_prefix
 from pipelines.lake.payload import PayloadShard, write_payload_shard
 from schemas.contract import ChipSpec
 from schemas.ids import Digest, SampleKey
@@ -28,7 +29,7 @@ class SlideRef:
     """An image in the lake that shall be cut by `spec`.
 
     `shard`, `offset`, `length` tell where its bytes lie, as in the stream's row: a file under `objects/` (offset 0) or a value
-    inside a payload shard. `tags` and `tag_rules` are handed on to every chip.
+    inside a payload shard. `run` committed the image; `tags` and `tag_rules` are handed on to every chip.
     """
 
     key: SampleKey
@@ -40,6 +41,7 @@ class SlideRef:
     event_time_us: int | None = None
     tags: tuple[str, ...] = ()
     tag_rules: tuple[str, ...] = ()
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class ChipFile:
         rows: chip rows in it.
         bytes: its size.
         rejection: why the slide could not be cut; None where it was.
+        tiles_decoded: how many tiles this try decoded; those of bands that an earlier one has cut are not among them.
     """
 
     key: SampleKey
@@ -61,6 +64,7 @@ class ChipFile:
     rows: int
     bytes: int
     rejection: str | None = None
+    tiles_decoded: int = 0
 
 
 def chip_table(stream: str) -> str:
@@ -71,7 +75,8 @@ def chip_table(stream: str) -> str:
 def chip_schema() -> pa.Schema:
     """Columns of a chip row; its key is (device, epoch, seq, spec, chip_index).
 
-    `width` and `height` are the part inside the image; `background` is the share of it that is near white or near black.
+    `width` and `height` are the part inside the image; `background` is the share of it that is near white or near black;
+    `left_out` names the other images of the file, which are not cut.
     """
     return pa.schema([
         pa.field("device", pa.string()),
@@ -90,6 +95,7 @@ def chip_schema() -> pa.Schema:
         pa.field("background", pa.float32()),
         pa.field("media_type", pa.string()),
         pa.field("zarr_path", pa.string()),
+        pa.field("left_out", pa.string()),
         pa.field("tags", pa.list_(pa.string())),
         pa.field("tag_rules", pa.list_(pa.string())),
         pa.field("payload_shard", pa.string()),
@@ -102,17 +108,20 @@ def chip_schema() -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class ChipPlace:
-    """Where the chips of slide `number` of run `run` lie; every name follows from the plan, so a re-run writes the same."""
+    """Where the chips of slide `number` of cut `cut` lie; names follow from the plan, so that a repeated try writes the same.
+
+    The names begin unlike those of earlier versions, which were made of the numbers of ingest runs.
+    """
 
     stream: str
     spec: str
-    run: int
+    cut: int
     number: int
 
     @property
     def stem(self) -> str:
         """What the names of this slide's files have in common, relative to the lake root."""
-        return f"chips/{self.stream}/{self.spec}/{self.run:012d}-{self.number}"
+        return f"{CHIPS}/{self.stream}/{self.spec}/{cut_prefix(self.cut)}-{self.number}"
 
     @property
     def zarr(self) -> str:
@@ -123,19 +132,25 @@ class ChipPlace:
         """The payload shard of a band."""
         return f"{self.stem}-{band:05d}.parquet"
 
+    def band_rows(self, band: int) -> str:
+        """The chip rows of a finished band, until the slide's file of rows is written: the word that the band is durable."""
+        return f"{cut_folder(self.cut)}/{self.number}-{band:05d}.parquet"
+
     @property
     def rows(self) -> str:
         """The file of chip rows."""
-        return f"streams/{self.stream}_chips/{self.run:012d}-{self.number}.parquet"
+        return f"streams/{self.stream}_chips/{cut_prefix(self.cut)}-{self.number}.parquet"
 
 
 def create_array(lake: Lake, place: ChipPlace, shape: tuple[int, int, int, int], shard_chips: int) -> None:
-    """Create the array (chips, height, width, channels): one chip an inner chunk, one band a shard. An equal one stays."""
+    """Create the array (chips, height, width, channels): one chip an inner chunk, one band a shard.
+
+    An equal one stays, with the bands that an earlier try has finished; of another one nothing is kept.
+    """
     path = lake.root / place.zarr
-    if path.exists() and not _fits(path, shape, shard_chips):
-        shutil.rmtree(path)
-    if path.exists():
+    if path.exists() and _fits(path, shape, shard_chips):
         return
+    discard(lake, place)
     path.parent.mkdir(parents=True, exist_ok=True)
     zarr.create_array(
         store=str(path),
@@ -186,10 +201,10 @@ def write_pictures(lake: Lake, place: ChipPlace, slide: SlideRef, band: int, chi
 
 def discard(lake: Lake, place: ChipPlace) -> None:
     """Remove what a slide left that turned out unreadable halfway; no row refers to it."""
+    stem, band_rows = lake.root / place.stem, lake.root / place.band_rows(0)
+    for path in (*band_rows.parent.glob(f"{place.number}-*.parquet"), *stem.parent.glob(f"{stem.name}-*.parquet")):
+        path.unlink(missing_ok=True)
     shutil.rmtree(lake.root / place.zarr, ignore_errors=True)
-    stem = lake.root / place.stem
-    for path in stem.parent.glob(f"{stem.name}-*.parquet"):
-        path.unlink()
 
 
 def _fits(path: Path, shape: tuple[int, int, int, int], shard_chips: int) -> bool:

@@ -1,4 +1,4 @@
-"""Where chips lie in an image, and which rows of it make one piece of work. Pure arithmetic."""
+"""Where chips and stored tiles lie in an image, and which chips make one piece of work. Pure arithmetic."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,31 +58,70 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class TileGrid:
+    """The tiles or strips that an image of `width` x `height` px is stored in, row by row from the upper left."""
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+
+    @property
+    def columns(self) -> int:
+        """Tiles in a row."""
+        return -(-self.width // self.tile_width)
+
+    @property
+    def count(self) -> int:
+        """All tiles of one plane."""
+        return self.columns * -(-self.height // self.tile_height)
+
+    def box(self, tile: int) -> TileWindow:
+        """The part of the image that a tile holds; what it has beyond the image's edge is padding."""
+        row, column = divmod(tile, self.columns)
+        x, y = column * self.tile_width, row * self.tile_height
+        return TileWindow(x, y, min(self.tile_width, self.width - x), min(self.tile_height, self.height - y))
+
+    def under(self, window: TileWindow) -> Iterator[int]:
+        """The tiles that hold a pixel of `window`."""
+        last_row = (window.y + window.height - 1) // self.tile_height
+        last_column = (window.x + window.width - 1) // self.tile_width
+        for row in range(window.y // self.tile_height, last_row + 1):
+            first = row * self.columns
+            yield from range(first + window.x // self.tile_width, first + last_column + 1)
+
+
+def last_chip(grid: Grid, box: TileWindow) -> int:
+    """The last chip that holds a pixel of `box`: after it nobody needs that part of the image."""
+    row = min(grid.rows - 1, (box.y + box.height - 1) // grid.stride)
+    column = min(grid.columns - 1, (box.x + box.width - 1) // grid.stride)
+    return row * grid.columns + column
+
+
+@dataclass(frozen=True, slots=True)
 class Band:
-    """Chip rows `row_low` up to `row_high` (exclusive), which need the image rows `y_low` up to `y_high` (exclusive)."""
+    """Chips `first` up to `end` (exclusive) in the grid's order: what is cut, and made durable, at once."""
 
     index: int
-    row_low: int
-    row_high: int
-    y_low: int
-    y_high: int
+    first: int
+    end: int
 
 
-def rows_per_band(grid: Grid, row_bytes: int, max_band_bytes: int) -> int:
-    """How many chip rows fit in `max_band_bytes` of pixels; 0 where not even one does.
+def chips_per_band(grid: Grid, chip_bytes: int, max_band_bytes: int, min_band_bytes: int, wanted_bands: int) -> int:
+    """How many chips make a band: a small part of the slide, that what a killed try loses is little, within bounds of bytes.
 
     Args:
         grid: the chips.
-        row_bytes: bytes of one row of pixels.
-        max_band_bytes: bytes of pixels that may be held at once.
+        chip_bytes: bytes of one chip's pixels.
+        max_band_bytes: bytes of chips that may be held at once; one chip always may.
+        min_band_bytes: bytes below which a band is not worth its files.
+        wanted_bands: how many bands a slide is better cut in, where these bounds allow it.
     """
-    lines = max_band_bytes // row_bytes
-    return min(grid.rows, max(0, (lines - grid.overlap) // grid.stride))
+    share = max(-(-grid.count // wanted_bands), min_band_bytes // chip_bytes)
+    return max(1, min(grid.count, share, max_band_bytes // chip_bytes))
 
 
-def bands(grid: Grid, rows: int) -> Iterator[Band]:
-    """The image as bands of `rows` chip rows each; the last may have fewer."""
-    for index, low in enumerate(range(0, grid.rows, rows)):
-        high = min(low + rows, grid.rows)
-        last = grid.window((high - 1) * grid.columns)
-        yield Band(index, low, high, low * grid.stride, last.y + last.height)
+def bands(grid: Grid, chips: int) -> Iterator[Band]:
+    """All chips as bands of `chips` each; the last may have fewer."""
+    for index, first in enumerate(range(0, grid.count, chips)):
+        yield Band(index, first, min(first + chips, grid.count))

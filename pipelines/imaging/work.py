@@ -1,17 +1,20 @@
-"""The steps of chip cutting as plain functions: plan a slide's bands, cut one band, write a slide's chip rows."""
+"""Cut one slide, band after band, each durable before the next: what a killed try leaves is not cut again."""
 
 import hashlib
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catchment.runtime.atomic_files import write_atomic
+from catchment.runtime.atomic_files import atomic_file, make_folder, write_atomic
 from pipelines.errors import UnreadableImageError
-from pipelines.imaging.reader import Chips, TiffLevel, cut_band, media_type, open_level
+from pipelines.imaging.cutting import Chips, Cutter, media_type
+from pipelines.imaging.reader import TiffLevel, open_level
 from pipelines.imaging.store import (
     ChipFile,
     ChipPlace,
@@ -22,18 +25,21 @@ from pipelines.imaging.store import (
     write_pictures,
     write_pixels,
 )
-from pipelines.imaging.tiling import Band, Grid, bands, rows_per_band
-from pipelines.lake.lake import Lake
+from pipelines.imaging.tiling import Band, Grid, bands, chips_per_band
+from pipelines.lake.lake import Lake, lake_at
+from pipelines.lake.layout import cut_folder
 from pipelines.lake.payload import PayloadShard
 from pipelines.lake.reference import open_referred, sample_label
 
-MAX_BAND_BYTES = 64 * 1024 * 1024
-_MAX_SINGLE_ROW_BYTES = 512 * 1024 * 1024
+MAX_BAND_BYTES = 32 * 1024 * 1024
+MIN_BAND_BYTES = 1024 * 1024
+WANTED_BANDS = 40
+MAX_HELD_BYTES = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class SlideTask:
-    """One slide of a run, and its number there."""
+    """One slide of a cut, where its chips go, and the largest image that is looked at."""
 
     lake: Lake
     place: ChipPlace
@@ -41,95 +47,130 @@ class SlideTask:
     max_pixels: int
 
 
-@dataclass(frozen=True, slots=True)
-class BandTask:
-    """One band of a slide to be cut."""
-
-    task: SlideTask
-    grid: Grid
-    band: Band
+class _TaskFields(msgspec.Struct, frozen=True):
+    root: str
+    place: ChipPlace
+    slide: SlideRef
+    max_pixels: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A slide, or a band of it, that cannot be read."""
-
-    task: SlideTask
-    reason: str
+def encode_task(task: SlideTask) -> bytes:
+    """A task as bytes for another process."""
+    return msgspec.json.encode(_TaskFields(str(task.lake.root.resolve()), task.place, task.slide, task.max_pixels), enc_hook=str)
 
 
-@dataclass(frozen=True, slots=True)
-class BandRows:
-    """The chip rows of a finished band, as an Arrow IPC stream: a pickled table would carry more than its rows."""
-
-    task: SlideTask
-    band: int
-    body: bytes
+def decode_task(body: bytes) -> SlideTask:
+    """The task that `encode_task` wrote."""
+    fields = msgspec.json.decode(body, type=_TaskFields, dec_hook=as_id)
+    return SlideTask(lake_at(Path(fields.root)), fields.place, fields.slide, fields.max_pixels)
 
 
-def plan_bands(task: SlideTask) -> Iterator[BandTask | Refusal]:
-    """Look at the header, create the array, and deal out the bands; or one refusal."""
-    spec = task.slide.spec
+def as_id(kind: type, value: Any) -> Any:
+    """Ids are texts that check themselves."""
+    return kind(value)
+
+
+def cut_slide(task: SlideTask, note: Callable[[str], None] = lambda _: None) -> ChipFile:
+    """Cut a slide, but for the bands that an earlier try has cut.
+
+    Args:
+        task: the slide.
+        note: called with each step that is done, such as `band 3 of 40`.
+
+    Returns:
+        The file of its chip rows, or the reason why it cannot be cut; then nothing of it is left.
+
+    Raises:
+        CorruptLakeError: its bytes are gone.
+        OSError: the disk refused.
+    """
+    key, spec = task.slide.key, task.slide.spec.name
     try:
         with _opened(task) as level:
-            facts = level.facts
-        grid = Grid(facts.width, facts.height, spec.size, spec.overlap)
-        chip_rows = _chip_rows_per_band(grid, facts.width * facts.channels)
+            cutter, planned = _planned(task, level)
+            note(f"header; {len(planned)} bands")
+            for band in planned:
+                path = task.lake.root / task.place.band_rows(band.index)
+                if not path.exists():
+                    _write_band(task, cutter, band)
+                note(f"band {band.index + 1} of {len(planned)}")
     except UnreadableImageError as error:
-        yield Refusal(task, str(error))
-        return
-    shape = (grid.count, spec.size, spec.size, facts.channels)
-    create_array(task.lake, task.place, shape, chip_rows * grid.columns)
-    for band in bands(grid, chip_rows):
-        yield BandTask(task, grid, band)
+        discard(task.lake, task.place)
+        return ChipFile(key, spec, "", 0, 0, str(error))
+    done = _write_rows(task, len(planned))
+    return replace(done, tiles_decoded=cutter.tiles_decoded)
 
 
-def cut(work: BandTask | Refusal) -> BandRows | Refusal:
-    """Read, cut and store one band."""
-    if isinstance(work, Refusal):
-        return work
-    task, band = work.task, work.band
+def save_result(task: SlideTask, result: ChipFile) -> None:
+    """Make durable what became of a slide."""
+    make_folder(_result_path(task).parent)
+    write_atomic(_result_path(task), msgspec.json.encode(result, enc_hook=str), mode=0o644)
+
+
+def read_result(task: SlideTask) -> ChipFile | None:
+    """What became of a slide at an earlier try; None if it did not come to its end."""
     try:
-        with _opened(task) as level:
-            rows, lossy = level.rows(band.y_low, band.y_high), level.facts.lossy
-    except UnreadableImageError as error:
-        return Refusal(task, str(error))
-    chips = cut_band(rows, work.grid, band, lossy)
-    del rows  # half of what a band holds
+        return msgspec.json.decode(_result_path(task).read_bytes(), type=ChipFile, dec_hook=as_id)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _result_path(task: SlideTask) -> Path:
+    return task.lake.root / cut_folder(task.place.cut) / f"{task.place.number}.json"
+
+
+def _planned(task: SlideTask, level: TiffLevel) -> tuple[Cutter, list[Band]]:
+    """The grid as bands, with the array that takes them; what cannot be held in memory is refused before a tile is decoded."""
+    spec, facts = task.slide.spec, level.facts
+    grid = Grid(facts.width, facts.height, spec.size, spec.overlap)
+    held = (spec.size + level.tiles.tile_height) * facts.width * facts.channels
+    if held > MAX_HELD_BYTES:
+        raise UnreadableImageError(
+            f"one row of {spec.size} px chips over tiles of {level.tiles.tile_height} rows holds {held} bytes, "
+            f"above {MAX_HELD_BYTES}; use smaller chips, or a file with smaller tiles"
+        )
+    chip_bytes = spec.size * spec.size * facts.channels
+    per_band = chips_per_band(grid, chip_bytes, MAX_BAND_BYTES, MIN_BAND_BYTES, WANTED_BANDS)
+    create_array(task.lake, task.place, (grid.count, spec.size, spec.size, facts.channels), per_band)
+    return Cutter(level, grid), list(bands(grid, per_band))
+
+
+def _write_band(task: SlideTask, cutter: Cutter, band: Band) -> None:
+    chips = cutter.cut(band)
     write_pixels(task.lake, task.place, band.index, chips)
     shard = write_pictures(task.lake, task.place, task.slide, band.index, chips)
-    table = _chip_rows(work, chips, shard, media_type(lossy))
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return BandRows(task, band.index, sink.getvalue())
+    path = task.lake.root / task.place.band_rows(band.index)
+    if not path.parent.is_dir():
+        make_folder(path.parent)
+    with atomic_file(path, mode=0o644) as file:
+        pq.write_table(_chip_rows(task, cutter, band, chips, shard), file, compression="zstd")
 
 
-def finish_slide(parts: Iterable[BandRows | Refusal]) -> ChipFile:
-    """Write the chip rows of a slide from all its bands; one refused band refuses the slide."""
-    found = list(parts)
-    task = found[0].task
-    key, spec, place = task.slide.key, task.slide.spec.name, task.place
-    refusal = next((part for part in found if isinstance(part, Refusal)), None)
-    if refusal is not None:
-        discard(task.lake, place)
-        return ChipFile(key, spec, "", 0, 0, refusal.reason)
-    done = sorted((part for part in found if isinstance(part, BandRows)), key=lambda part: part.band)
-    table = pa.concat_tables(pa.ipc.open_stream(part.body).read_all() for part in done)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    path = task.lake.root / place.rows
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, sink.getvalue(), mode=0o644)
-    return ChipFile(key, spec, place.rows, len(table), path.stat().st_size)
+def _write_rows(task: SlideTask, count: int) -> ChipFile:
+    """Put the rows of all bands into one file, a row group for each band, so that few are in memory at once."""
+    path = task.lake.root / task.place.rows
+    if not path.parent.is_dir():
+        make_folder(path.parent)
+    rows = 0
+    with atomic_file(path, mode=0o644) as file:
+        with pq.ParquetWriter(file, chip_schema(), compression="zstd") as writer:
+            for table in _gathered(task, count):
+                writer.write_table(table)
+                rows += len(table)
+        size = file.tell()
+    return ChipFile(task.slide.key, task.slide.spec.name, task.place.rows, rows, size)
 
 
-def _chip_rows_per_band(grid: Grid, row_bytes: int) -> int:
-    if grid.size * row_bytes > _MAX_SINGLE_ROW_BYTES:
-        raise UnreadableImageError(
-            f"one row of {grid.size} px chips is {row_bytes * grid.size} bytes, above {_MAX_SINGLE_ROW_BYTES}; use smaller chips"
-        )
-    return max(1, rows_per_band(grid, row_bytes, MAX_BAND_BYTES))
+def _gathered(task: SlideTask, count: int, rows_at_once: int = 65_536) -> Iterator[pa.Table]:
+    """The rows of all bands in their order, some bands at a time."""
+    waiting: list[pa.Table] = []
+    for index in range(count):
+        waiting.append(pq.read_table(task.lake.root / task.place.band_rows(index), schema=chip_schema(), partitioning=None))
+        if sum(map(len, waiting)) >= rows_at_once:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _opened(task: SlideTask) -> AbstractContextManager[TiffLevel]:
@@ -139,24 +180,25 @@ def _opened(task: SlideTask) -> AbstractContextManager[TiffLevel]:
     return open_level(file, slide.offset, slide.length, slide.spec.level, task.max_pixels)
 
 
-def _chip_rows(work: BandTask, chips: Chips, shard: PayloadShard, media: str) -> pa.Table:
-    slide, place = work.task.slide, work.task.place
+def _chip_rows(task: SlideTask, cutter: Cutter, band: Band, chips: Chips, shard: PayloadShard) -> pa.Table:
+    slide, place, grid, facts = task.slide, task.place, cutter.grid, cutter.level.facts
     count = len(chips.encoded)
-    windows = [work.grid.window(chips.first_index + i) for i in range(count)]
+    windows = [grid.window(chips.first_index + i) for i in range(count)]
     same: dict[str, object] = {
         "device": slide.key.device,
         "epoch": slide.key.epoch,
         "seq": slide.key.seq,
         "event_time": slide.event_time_us,
-        "run": place.run,
+        "run": slide.run,
         "source_sha256": slide.sha256,
         "spec": slide.spec.name,
         "level": slide.spec.level,
-        "media_type": media,
+        "media_type": media_type(facts.lossy),
+        "left_out": facts.left_out,
         "zarr_path": place.zarr,
         "tags": list(slide.tags),
         "tag_rules": list(slide.tag_rules),
-        "payload_shard": place.pictures(work.band.index),
+        "payload_shard": place.pictures(band.index),
     }
     own: dict[str, object] = {
         "chip_index": range(chips.first_index, chips.first_index + count),

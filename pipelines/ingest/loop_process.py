@@ -15,6 +15,7 @@ from pipelines.config import CoreConfig
 from pipelines.contracts.registry import warn_of_retention
 from pipelines.errors import FaultError, PipelineError, RetryLaterError
 from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
+from pipelines.ingest.chips.loop import ChipLoop, ChipThread
 from pipelines.ingest.graph import worker_pool
 from pipelines.ingest.loop import IN_PROCESS, RunLoop, only_loop
 from pipelines.ingest.receipt_sender import ReceiptSender
@@ -97,16 +98,22 @@ def run_loop(config: CoreConfig, stop: Event, clock: Clock, *, once: bool = Fals
             if workers:
                 workers.start(config.run.worker_processes)
             loop = RunLoop(config, sender, clock, ready, config.run.worker_processes)
+            chip_loop = ChipLoop(config, clock, lambda: loop.ledger.run, ready)
+            stack.callback(chip_loop.close)
             if workers and not once:
                 workers.wait_ready()
-        budget = RetryBudget()
-        with Heartbeats(lake, "run", "loop", clock, lambda: _health(loop, budget)):
-            _turn(loop, budget, config, stop, check_ours, once=once)
+        budget, chips = RetryBudget(), ChipThread(chip_loop)
+        with Heartbeats(lake, "run", "loop", clock, lambda: _health(loop, budget, chips)):
             if once:
+                _turn(loop, budget, config, stop, check_ours, once=True)
+                chips.drain(stop)
                 sender.drain()
+                return
+            with chips:
+                _turn(loop, budget, config, stop, check_ours, chips.wake)
 
 
-def _health(loop: RunLoop, budget: RetryBudget) -> ProcessHealth:
+def _health(loop: RunLoop, budget: RetryBudget, chips: ChipThread) -> ProcessHealth:
     workers = worker_pool.cache_info().currsize
     failing = loop.receipts_failing
     counters = {
@@ -120,8 +127,12 @@ def _health(loop: RunLoop, budget: RetryBudget) -> ProcessHealth:
         "receipts_pending": loop.receipts_pending,
         "receipts_failing": len(failing),
         "worker_deaths": worker_pool(loop.worker_count).deaths if workers else 0,
+        "cuts": chips.loop.cuts,
+        "cuts_failed": chips.failures,
+        "cutter_deaths": chips.loop.deaths,
     }
-    return ProcessHealth(not budget.trouble, budget.trouble or loop.rules.broken, counters, _warnings(failing))
+    warnings = (*_warnings(failing), *([f"slides are not cut: {chips.trouble[:300]}"] if chips.trouble else []))
+    return ProcessHealth(not budget.trouble, budget.trouble or loop.rules.broken, counters, warnings)
 
 
 def _warnings(failing: Mapping[str, str]) -> tuple[str, ...]:
@@ -133,7 +144,14 @@ def _warnings(failing: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _turn(
-    loop: RunLoop, budget: RetryBudget, config: CoreConfig, stop: Event, check_ours: Callable[[], None], *, once: bool
+    loop: RunLoop,
+    budget: RetryBudget,
+    config: CoreConfig,
+    stop: Event,
+    check_ours: Callable[[], None],
+    committed: Callable[[], None] = lambda: None,
+    *,
+    once: bool = False,
 ) -> None:
     while not stop.is_set():
         check_ours()
@@ -146,6 +164,7 @@ def _turn(
             continue
         budget.succeeded()
         if busy:
+            committed()
             continue
         if once:
             return

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from pipelines.contracts.arrow import private_columns, table_schema
 from pipelines.errors import ConfigError
-from pipelines.imaging.store import chip_schema
 from pipelines.ingest.plan import Pins, Plan
 from pipelines.ingest.plan_files import read_pins
 from pipelines.ingest.quarantine import (
@@ -98,10 +97,7 @@ def _shape(table: str, pins: Pins) -> tuple[pa.Schema, frozenset[str]]:
         return QUARANTINE_SCHEMA, PRIVATE
     if table == QUARANTINE_CLOSED:
         return CLOSED_SCHEMA, frozenset()
-    stream = table.removeprefix(stream_table(""))
-    if pins.contract(stream, None) is None:
-        return chip_schema(), frozenset()
-    return stream_shape(stream, pins)
+    return stream_shape(table.removeprefix(stream_table("")), pins)
 
 
 def _skipped_rows(lake: Lake, plan: Plan) -> list[NewFile]:

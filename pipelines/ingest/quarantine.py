@@ -44,6 +44,7 @@ STAGE_OBJECT = "object"
 STAGE_LANDING = "landing"
 STAGE_FAULT = "fault"
 STAGE_FLOOR = "floor"
+STAGE_CHIPS = "chips"
 
 BODY_ENVELOPE = "envelope"
 BODY_ARROW = "arrow"

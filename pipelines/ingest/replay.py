@@ -21,9 +21,11 @@ from catchment.runtime.atomic_files import sync_folder
 from pipelines.bridge.rows import KIND_UP, LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment, sealed_path
 from pipelines.errors import CorruptLakeError
+from pipelines.ingest.chips.plan import CutRequest, SlideKey
+from pipelines.ingest.chips.requests import request_slides
 from pipelines.ingest.decode import CLOCK_BOOT, CLOCK_SET, CLOCK_SHIFT, ROWS
 from pipelines.ingest.plan import Plan, ReplayItem, SegmentRef
-from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON, STAGE_FLOOR, STAGE_HEAD, STAGE_REPORT
+from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON, STAGE_CHIPS, STAGE_FLOOR, STAGE_HEAD, STAGE_REPORT
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import REPLAYS, REQUESTS, RUNS, landing_folder, requests_folder
 from pipelines.lake.polling import poll_again, polled
@@ -128,21 +130,38 @@ def replay_plan(lake: Lake, run: int, now_us: int, pins: str, cursors: dict[str,
     rows = open_rows(lake, request.ids, MAX_ROWS, MAX_BYTES)
     if request.kind == REPLAY:
         rows = [row for row in rows if is_replayable(row)]
+        rows = list(filter(is_slide, rows)) or rows  # by themselves: they have no message to be read again
     if not rows:
         return None
+    if request.kind == REPLAY:
+        for row in filter(is_slide, rows):
+            request_slides(lake, request.requested_at_us, cut_request(row))
     replay_items = tuple(
         ReplayItem(row["id"], request.kind, row["device"] or "", _books_of(row), row["epoch"] or 0, _spans(row), row["count"])
         for row in rows
     )
-    if request.kind != REPLAY:
+    if request.kind != REPLAY or all(map(is_slide, rows)):
         return Plan(run, now_us, pins, (), cursors, replay_items)
     return Plan(run, now_us, pins, (_write_segment(lake, run, rows, request),), cursors, replay_items)
+
+
+def is_slide(row: dict[str, Any]) -> bool:
+    """Whether a quarantine row is of a slide that could not be cut: its bytes are in its stream's row."""
+    return bool(row["stage"] == STAGE_CHIPS)
+
+
+def cut_request(row: dict[str, Any]) -> CutRequest:
+    """The request to cut the slide of a quarantine row again, by the spec that its reason begins with."""
+    spec = str(row["reason"]).split(":", 1)[0]
+    return CutRequest(row["stream"], keys=(SlideKey(row["device"], row["epoch"], row["seq"]),), specs=(spec,))
 
 
 def is_replayable(row: dict[str, Any]) -> bool:
     """Whether a quarantine row says enough to be read again: whose it is, and which seqs; and is surely no copy of a row."""
     if row["stage"] == STAGE_FLOOR:
         return False
+    if is_slide(row):
+        return True
     return row["body_format"] in REPLAYABLE and None not in (row["device"], row["stream"], row["epoch"]) and bool(_spans(row))
 
 

@@ -6,7 +6,7 @@
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from types import MappingProxyType
@@ -15,7 +15,7 @@ import msgspec
 
 from pipelines.errors import CorruptLakeError, FaultError
 from pipelines.ingest.admit import MAX_DEVICE_STREAMS, Admission, Bounds, FreshSpans, Head, admit
-from pipelines.ingest.chips import prepare_chips
+from pipelines.ingest.chips.requests import request_run
 from pipelines.ingest.fault_breaker import (
     FaultBreaker,
     FaultStreak,
@@ -27,15 +27,16 @@ from pipelines.ingest.fault_breaker import (
     streak_after,
 )
 from pipelines.ingest.graph import run_graph
-from pipelines.ingest.plan import Plan, SegmentRef
+from pipelines.ingest.plan import Pins, Plan, SegmentRef
 from pipelines.ingest.plan_files import SegmentHeads, listed_epochs, read_heads, read_pins, segment_path
 from pipelines.ingest.publish import publish_run
 from pipelines.ingest.quarantine import STAGE_FLOOR, STAGE_HEAD
 from pipelines.ingest.replay import DISCARD
 from pipelines.ingest.work import Limits, Prepared, Unadmitted, Work
 from pipelines.lake.books import BooksKey, Counts
+from pipelines.lake.files import NewFile
 from pipelines.lake.lake import Lake
-from pipelines.lake.layout import prepared_path
+from pipelines.lake.layout import prepared_path, stream_table
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_books import floors_of, streams_of
 from pipelines.lake.ledger_bounds import MAX_DEVICE_RANGES
@@ -95,9 +96,6 @@ def execute(
     admitted = admit_replay(lake, plan) if plan.replay_items else admit_plan(lake, plan, before, known)
     prepared = read_prepared(lake, plan.run) or _prepare(lake, plan, admitted, context)
     faults = check_fault_breaker(lake, plan, prepared, before, context.fault_breaker)
-    chips = prepare_chips(
-        lake, plan, prepared, read_pins(lake, plan.pins), context.limits.max_image_pixels, _cutter(lake, context)
-    )
     counts = count_replay(plan, prepared) if plan.replay_items else count(admitted, prepared)
     reports = [report for index in sorted(admitted.heads) for report in admitted.heads[index].reports]
     after = before.after(
@@ -114,12 +112,13 @@ def execute(
             f"run {plan.run}: received is not committed + quarantined + discarded + duplicate for {unbalanced[:3]}; nothing was "
             f"committed. Delete {prepared_path(lake.root, plan.run)} to prepare the run anew"
         )
-    files = [*prepared.files(), *chips]
+    files = prepared.files()
+    request_run(lake, plan.run, _streams_with_chips(files, read_pins(lake, plan.pins)))
     upload_run(lake, plan.run, files)
     write_ledger(lake, after)
     publish_run(lake, plan, files, counts)
     keep_faults(lake, *faults)
-    lake.evict([*payload_paths(lake, plan.run, files), *(segment_path(lake, segment) for segment in plan.segments)])
+    lake.evict([*payload_paths(lake, files), *(segment_path(lake, segment) for segment in plan.segments)])
     devices = {key.device for key in admitted.admission.touched} | {device for device, _ in counts if device}
     return after, frozenset(devices | {report.device for report in reports})
 
@@ -277,9 +276,11 @@ def _unadmitted(admitted: Admitted, index: int, segment: int) -> Iterator[Unadmi
             yield Unadmitted(segment, message, STAGE_FLOOR, LATE, admission.late[place])
 
 
-def _cutter(lake: Lake, context: RunContext) -> Engine:
-    """Choose where images are cut: of a remote lake in this process, because their bands lie in this folder."""
-    return context.engine if lake.store.is_on_disk else Engine()
+def _streams_with_chips(files: Sequence[NewFile], pins: Pins) -> set[str]:
+    """The streams of which a run has rows whose images are to be cut, once the run is committed."""
+    prefix = stream_table("")
+    streams = {file.table.removeprefix(prefix) for file in files if file.table.startswith(prefix)}
+    return {stream for stream in streams if (contract := pins.contract(stream, None)) is not None and contract.chips}
 
 
 def _prepare(lake: Lake, plan: Plan, admitted: Admitted, context: RunContext) -> Prepared:

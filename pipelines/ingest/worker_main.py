@@ -66,9 +66,9 @@ def upload(work: Work, result: ItemResult) -> ItemResult:
     """
     lake = lake_at(Path(work.root))
     if work.remote is not None and result.failure is None:
-        upload_payloads(lake, work.run, result.files)
+        upload_payloads(lake, result.files)
         upload_files(lake, result.files)
-        lake.evict([*payload_paths(lake, work.run, result.files), *(lake.root / file.path for file in result.files)])
+        lake.evict([*payload_paths(lake, result.files), *(lake.root / file.path for file in result.files)])
     return result
 
 

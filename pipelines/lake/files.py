@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from catchment.runtime.atomic_files import atomic_file, sync_folder
 from pipelines.lake.lake import Lake
 
 ROW_GROUP_ROWS = 256 * 1024
+_BY_COLUMN = ("minValues", "maxValues", "nullCount")
 
 
 class NewFile(msgspec.Struct, frozen=True):
@@ -82,6 +83,13 @@ def table_stats(rows: pa.Table, private: Collection[str] = ()) -> str:
         if bounds is not None:
             low[field.name], high[field.name] = _plain(bounds[0]), _plain(bounds[1])
     return json.dumps({"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls})
+
+
+def merged_stats(parts: Sequence[str]) -> str:
+    """The statistics of a file from those of its columns, each looked at by itself."""
+    found = [json.loads(part) for part in parts]
+    joined = {name: {key: value for part in found for key, value in part[name].items()} for name in _BY_COLUMN}
+    return json.dumps({"numRecords": max((part["numRecords"] for part in found), default=0), **joined})
 
 
 def _bounds(column: pa.ChunkedArray) -> tuple[Any, Any] | None:

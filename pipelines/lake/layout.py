@@ -9,6 +9,7 @@ STREAMS = "streams"
 PAYLOAD = "payload"
 CHIPS = "chips"
 SETS = "sets"
+LABELS = "labels"
 SET_DRAFT = ".build-"
 SET_NUMBERS = ".numbers"
 QUALITY = "quality"
@@ -21,6 +22,7 @@ ARCHIVE = "archive"
 REMOVED = "removed"
 REPLAYS = ".replay"
 STALE = "runs/stale"
+CUT_REQUESTS = "chips/requests"
 
 
 def plan_path(root: Path, run: int) -> Path:
@@ -48,9 +50,29 @@ def receipt_pages_path(root: Path) -> Path:
     return root / RUNS / "receipt_pages.json"
 
 
-def chips_path(root: Path, run: int) -> Path:
-    """The chip files that run `run` has cut and not yet committed."""
-    return root / RUNS / f"{run:012d}.chips.json"
+def cut_prefix(cut: int) -> str:
+    """How the names of all files begin that cut `cut` makes."""
+    return f"cut-{cut:012d}"
+
+
+def cut_folder(cut: int) -> str:
+    """The rows of finished bands and slides of a cut that is not committed yet, relative to the lake root."""
+    return f"{CHIPS}/.done/{cut_prefix(cut)}"
+
+
+def cut_plan_path(root: Path, cut: int) -> Path:
+    """What cut `cut` has set out to do; there only until it is committed."""
+    return root / RUNS / CHIPS / f"{cut:012d}.json"
+
+
+def last_cut_path(root: Path) -> Path:
+    """The number of the last committed cut, and how far it got with which request."""
+    return root / RUNS / CHIPS / "last.json"
+
+
+def cut_requests_folder(root: Path) -> Path:
+    """Slides that wait to be cut into chips."""
+    return root / RUNS / CUT_REQUESTS
 
 
 def ledger_path(root: Path, run: int) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.files import NewFile
 from pipelines.lake.lake import Lake
-from pipelines.lake.layout import LANDING, PAYLOAD, STREAMS, chips_path, prepared_path
+from pipelines.lake.layout import CHIPS, LANDING, PAYLOAD, STREAMS, cut_prefix, prepared_path
 from pipelines.lake.polling import polled
 
 
@@ -25,13 +25,13 @@ def upload_files(lake: Lake, files: Sequence[NewFile]) -> None:
             raise CorruptLakeError(f"{path}: prepared with {file.bytes} bytes and no longer so; delete its run's prepared.json")
 
 
-def upload_payloads(lake: Lake, run: int, files: Sequence[NewFile]) -> None:
-    """Bring the payload shards and chips of a run's rows to the store.
+def upload_payloads(lake: Lake, files: Sequence[NewFile]) -> None:
+    """Bring the payload shards of a run's rows to the store.
 
     Raises:
         RetryLaterError: the storage is unavailable.
     """
-    lake.upload(payload_paths(lake, run, files))
+    lake.upload(payload_paths(lake, files))
 
 
 def upload_run(lake: Lake, run: int, files: Sequence[NewFile]) -> None:
@@ -43,16 +43,29 @@ def upload_run(lake: Lake, run: int, files: Sequence[NewFile]) -> None:
         CorruptLakeError: a file is gone, or of another size.
         RetryLaterError: the storage is unavailable.
     """
-    upload_payloads(lake, run, files)
+    upload_payloads(lake, files)
     upload_files(lake, files)
-    lake.upload(path for path in (chips_path(lake.root, run), prepared_path(lake.root, run)) if path.is_file())
+    lake.upload(path for path in (prepared_path(lake.root, run),) if path.is_file())
 
 
-def payload_paths(lake: Lake, run: int, files: Iterable[NewFile]) -> Iterator[Path]:
+def payload_paths(lake: Lake, files: Iterable[NewFile]) -> Iterator[Path]:
     """The files in the lake's folder that hold the payloads of a run's rows."""
     rows = (lake.root / file.path for file in files if file.table.startswith(f"{STREAMS}/"))
     yield from filter(Path.is_file, (lake.root / PAYLOAD / path.parent.name / path.name for path in rows))
-    for found in (lake.root / "chips").glob(f"*/*/{run:012d}-*"):
+
+
+def upload_cut(lake: Lake, cut: int) -> None:
+    """Bring the pixels and pictures of a cut to the store, before rows name them.
+
+    Raises:
+        RetryLaterError: the storage is unavailable.
+    """
+    lake.upload(cut_paths(lake, cut))
+
+
+def cut_paths(lake: Lake, cut: int) -> Iterator[Path]:
+    """The files in the lake's folder that hold the pixels and pictures of a cut."""
+    for found in (lake.root / CHIPS).glob(f"[!.]*/*/{cut_prefix(cut)}-*"):
         yield from filter(Path.is_file, ([found], found.rglob("*"))[found.is_dir()])
 
 

@@ -36,6 +36,7 @@ from pipelines.lake.layout import (
     SETS,
     STREAMS,
     backfills_folder,
+    cut_prefix,
     landing_folder,
 )
 from pipelines.lake.ledger import KEPT_LEDGERS, Ledger
@@ -70,29 +71,29 @@ def half_written(lake: Lake) -> Iterator[Path]:
         yield from (here / name for name in sorted(names) if is_half_written(name))
 
 
-def unfinished(lake: Lake, run: int) -> Iterator[Path]:
+def unfinished(lake: Lake, run: int, cut: int) -> Iterator[Path]:
     """Files and folders of work that did not come to its end: drafts of sets, backfills, lists of chips cut, replays unsealed.
 
     Args:
         lake: the lake.
         run: the last committed run.
+        cut: the last committed cut of slides.
     """
     yield from sorted((lake.root / SETS).glob(f"*/{SET_DRAFT}*"))
     yield from sorted(backfills_folder(lake.root).glob("*"))
     yield from sorted((lake.root / WORK).glob("*"))
-    yield from (
-        path for path in sorted((lake.root / CHIPS / ".done").glob("*")) if path.name.isdecimal() and int(path.name) <= run
-    )
+    in_hand = cut_prefix(cut + 1)
+    yield from (path for path in sorted((lake.root / CHIPS / ".done").glob("*")) if not path.name.startswith(in_hand))
     replays = sorted(landing_folder(lake.root, REPLAYS).glob(f"*{OPEN_SUFFIX}"))
     yield from (path for path in replays if (segment_number(path) or 0) <= run)
 
 
-def copies(lake: Lake, run: int, cursors: Mapping[str, int]) -> Iterator[Path]:
+def copies(lake: Lake, run: int, cut: int, cursors: Mapping[str, int]) -> Iterator[Path]:
     """Find files in the working copy of a remote lake that are not needed there: the bucket has them, or nobody does.
 
-    Files of the run in hand stay, and sets that the bucket has whole: they were brought to be read.
+    Files of the run and the cut in hand stay, and sets that the bucket has whole: they were brought to be read.
     """
-    in_hand = f"{run + 1:012d}"
+    in_hand = (f"{run + 1:012d}", cut_prefix(cut + 1))
     for parent in _TABLES_AND_PAYLOADS:
         found = (path for path in sorted((lake.root / parent).rglob("*")) if path.is_file() and not is_half_written(path.name))
         yield from (path for path in found if not any(part.startswith(in_hand) for part in path.relative_to(lake.root).parts))

@@ -18,6 +18,7 @@ from deltalake.exceptions import DeltaError
 
 from pipelines.bridge.segment import segment_number
 from pipelines.errors import RetryLaterError
+from pipelines.ingest.chips.requests import read_last_cut
 from pipelines.ingest.plan import Plan
 from pipelines.ingest.plan_files import read_plan
 from pipelines.lake.alone import held_alone
@@ -37,6 +38,7 @@ from pipelines.lake.layout import (
     RUNS,
     SETS,
     STREAMS,
+    cut_prefix,
     landing_folder,
     retag_lock_path,
 )
@@ -113,6 +115,7 @@ class Vacuum:
         self._now_s = time.time()
         self._run = committed_run(lake, COMMITS)
         self._plan: Plan | None = read_plan(lake, self._run) if self._run else None
+        self._cut = read_last_cut(lake).cut
         self._gone: set[str] = set()
 
     def sweep(self) -> Vacuumed:
@@ -174,8 +177,8 @@ class Vacuum:
         return [file for file in self._lake.files(folder) if _fits(file.name.removeprefix(f"{folder}/"), patterns)]
 
     def _is_in_hand(self, base: str) -> bool:
-        """Whether a file may belong to the run after the last commit."""
-        return base.startswith(f"{self._run + 1:012d}")
+        """Whether a file may belong to the run after the last commit, or to the cut after the last one."""
+        return base.startswith((f"{self._run + 1:012d}", cut_prefix(self._cut + 1)))
 
     def _payloads(self, referenced: set[str]) -> None:
         for file in self._files(PAYLOAD, "*", "*.parquet"):
@@ -243,13 +246,13 @@ class Vacuum:
             with self._quiet("/".join(path.relative_to(self._lake.root).parts[:2])) as is_quiet:
                 if is_quiet:
                     self._clear("orphans", path)
-        for path in unfinished(self._lake, self._run):
+        for path in unfinished(self._lake, self._run, self._cut):
             self._clear("orphans", path)
         for path in abandoned(self._lake.root):
             self._clear("orphans", path, is_dead=True)
         if not self._lake.store.is_on_disk:
             cursors = {} if self._plan is None else self._plan.next_numbers
-            for path in list(copies(self._lake, self._run, cursors)):
+            for path in list(copies(self._lake, self._run, self._cut, cursors)):
                 self._clear("working_copies", path)
 
     def _clear(self, kind: str, path: Path, *, is_dead: bool = False) -> None:

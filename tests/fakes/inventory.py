@@ -77,7 +77,11 @@ def _runs(root: Path, there: set[str]) -> set[str]:
     last = committed_run(lake_at(root), "commits")
     plan = read_plan(lake_at(root), last)
     cursors: dict[str, Any] = {} if plan is None else plan.next_numbers
-    found = {name for name in there if name.startswith(("runs/pins/", "runs/requests/", "runs/stale/")) and "/." not in name}
+    found = {
+        name
+        for name in there
+        if name.startswith(("runs/pins/", "runs/requests/", "runs/stale/", "runs/chips/")) and "/." not in name
+    }
     found |= {f"runs/{base:012d}.{kind}.parquet" for base in ledger_bases(lake_at(root), last) for kind in ("ledger", "books")}
     found |= {name for name in there if name.startswith("runs/") and name.endswith((".lock", ".claim"))}
     for name in there:

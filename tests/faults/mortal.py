@@ -26,6 +26,7 @@ from pipelines.maintenance.vacuum import Keep
 from pipelines.runners.engine import Engine
 from tests.faults.forks import fork
 from tests.faults.steps import Steps
+from tests.plant.core import cut_all
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -63,6 +64,7 @@ def run(request: Request, steps: Steps) -> None:
     loop = RunLoop(config, Nobody(steps), SystemClock(), Engine("FnApiRunner"))
     while loop.step():
         pass
+    cut_all(config, loop)
 
 
 def maintenance(request: Request, _steps: Steps) -> None:

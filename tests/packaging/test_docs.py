@@ -24,6 +24,7 @@ from pipelines.config import (
     AlarmConfig,
     BridgeConfig,
     BrokerConfig,
+    ChipsConfig,
     CoreConfig,
     DirectorConfig,
     MaintainConfig,
@@ -113,12 +114,13 @@ def test_the_pages_name_the_contracts_that_ship_and_count_them_right(page):
                 BridgeConfig,
                 ShareConfig,
                 RunConfig,
+                ChipsConfig,
                 WatchConfig,
                 AlarmConfig,
                 MaintainConfig,
                 DirectorConfig,
             )
-            if pair[1] not in ("broker", "bridge", "shares", "run", "watch", "alarms", "maintain")
+            if pair[1] not in ("broker", "bridge", "shares", "run", "chips", "watch", "alarms", "maintain")
         ],
     ],
 )
@@ -134,6 +136,7 @@ def test_every_configuration_key_is_told(page, form, key):
         ("data-engineer/reference.md", BridgeConfig),
         ("data-engineer/reference.md", ShareConfig),
         ("data-engineer/reference.md", RunConfig),
+        ("data-engineer/reference.md", ChipsConfig),
         ("data-engineer/reference.md", WatchConfig),
         ("data-engineer/reference.md", MaintainConfig),
         ("data-engineer/reference.md", DirectorConfig),

@@ -231,7 +231,6 @@ def test_the_agents_lock_is_a_part_of_the_whole_lock(repository_root):
 SHARED_CLASS_NAMES = {
     "BrokerConfig",
     "CellError",
-    "Chips",
     "ConfigError",
     "DirectorConfig",
     "EdgeRule",

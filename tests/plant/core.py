@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from pipelines.bridge.rows import LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment
 from pipelines.config import CoreConfig
 from pipelines.errors import RetryLaterError
+from pipelines.ingest.chips.commit import commit_cut
+from pipelines.ingest.chips.loop import ChipLoop, Commit
 from pipelines.ingest.loop import RunLoop
 from pipelines.runners.engine import Engine
 from schemas.contract import Contract
@@ -71,6 +74,7 @@ class Core:
         loop = self.loop()
         while loop.step():
             pass
+        cut_all(self.config, loop)
         return loop
 
     def table(self, name: str) -> pa.Table:
@@ -81,6 +85,13 @@ class Core:
             return []
         found: list[dict[str, Any]] = self.table(name).to_pylist()
         return found
+
+
+def cut_all(config: CoreConfig, loop: RunLoop, commit: Commit = commit_cut) -> None:
+    """Cut every slide that waits, as the run loop's process does beside its runs."""
+    with closing(ChipLoop(config, SystemClock(), lambda: loop.ledger.run, commit=commit)) as chips:
+        while chips.step():
+            pass
 
 
 class MakeEnvelope(Protocol):

@@ -8,6 +8,7 @@ import bz2
 import io
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ _NO_LIMIT = -1
 _LONGEST_LINE_BYTES = 4 * 1024 * 1024
 _ZSTD_WINDOW_BYTES = 128 * 1024 * 1024
 _XZ_MEMORY_BYTES = 128 * 1024 * 1024
+# Frames without content, as writers in parts (pzstd, seekable zstd) put before and between others.
+_ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
@@ -94,6 +97,8 @@ _PACKINGS: tuple[tuple[str, bytes, Callable[[], _Decoder]], ...] = (
 
 def packing_of(head: bytes) -> str:
     """The kind of packing of a file that begins so; empty: none."""
+    if _ZSTD_SKIPPABLE.match(head):
+        return "zstd"
     return next((name for name, magic, _ in _PACKINGS if head.startswith(magic)), "")
 
 

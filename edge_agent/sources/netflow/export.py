@@ -24,6 +24,7 @@ _MAX_FIELDS = 512
 _MAX_WAITING = 256
 _VARIABLE = 0xFFFF
 _WORD_BYTES = 4
+_FIRST_DATA_SET = 256
 # An exporter's clock may be set a little; further apart, it was started anew.
 _SAME_START_MS = 60_000
 # So far back in the sequence a datagram is a late one: a network's queues hold no more.
@@ -189,28 +190,31 @@ class Exporter:
             sets.append((set_id, data[at + 4 : at + length]))
             at += length
         has_templates = False
+        found: list[tuple[int, bytes, Template | None]] = []
         for set_id, body in sets:
             if set_id in kinds:
                 has_templates = True
                 self._take_templates(body, is_options=set_id == kinds[1], is_ipfix=kinds[0] == 2)
+            elif set_id >= _FIRST_DATA_SET:
+                # A template holds for what follows it, also where the same datagram replaces it.
+                known = self.templates.get(set_id)
+                found.append((set_id, body, None if known is None or known.is_kept else known))
         early: list[tuple[int, bytes, int, int | None]] = []
         if has_templates:
             early = list(self.waiting)
             self.waiting.clear()
-        exports = [self._data(*one) for one in early]
+        exports = [
+            self._data(set_id, body, self.templates.get(set_id), early_ms, early_uptime_ms)
+            for set_id, body, early_ms, early_uptime_ms in early
+        ]
         self.record_count = 0
-        data_sets = [(set_id, body) for set_id, body in sets if set_id >= 256]
+        data_sets = [(set_id, body, template or self.templates.get(set_id)) for set_id, body, template in found]
         # What options tell of sampling holds for the flows beside them, in whatever order they stand.
-        data_sets.sort(key=lambda one: not self._is_options(one[0]))
-        exports += [self._data(set_id, body, at_ms, uptime_ms) for set_id, body in data_sets]
+        data_sets.sort(key=lambda one: one[2] is None or not one[2].is_options)
+        exports += [self._data(set_id, body, template, at_ms, uptime_ms) for set_id, body, template in data_sets]
         return [export for export in exports if export is not None]
 
-    def _is_options(self, set_id: int) -> bool:
-        template = self.templates.get(set_id)
-        return template is not None and template.is_options
-
-    def _data(self, set_id: int, body: bytes, at_ms: int, uptime_ms: int | None) -> Export | None:
-        template = self.templates.get(set_id)
+    def _data(self, set_id: int, body: bytes, template: Template | None, at_ms: int, uptime_ms: int | None) -> Export | None:
         if template is None or (template.is_kept and not template.fits(body)):
             self.record_count = None
             if len(self.waiting) >= _MAX_WAITING:

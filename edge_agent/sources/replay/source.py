@@ -32,6 +32,7 @@ from schemas.contract import Contract
 IDENTITY = ("path",)
 
 _HEAD_ROWS = 1_000
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _ARRAY = re.compile(rb"\[\s*(?:\{|\]|\Z)")
 _READERS: dict[str, Callable[[Path, TablePosition, int, Rejects], TableReader]] = {
     "csv": CsvReader,
@@ -227,6 +228,8 @@ def _guess(path: Path) -> str:
     with open_lines(path) as file:
         head = file.read(64)
     check_encoding(path, head)
+    if _BINARY.search(head.partition(b"\n")[0]):
+        raise SourceError(f"{path} is no text, nor packed by gzip, zstd, bzip2 or xz; unpack it, or correct `path`")
     head = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if _ARRAY.match(head):
         raise SourceError(f"{path} is one JSON array; write one object a line: jq -c '.[]'")

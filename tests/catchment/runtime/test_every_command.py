@@ -27,6 +27,7 @@ from edge_agent.commands import status_reader
 from edge_agent.commands.doctor import examine
 from edge_agent.commands.doctor.findings import Diagnosis
 from edge_agent.spool import inspection
+from pipelines.commands import label as label_cli
 from pipelines.commands import maintenance as maintenance_cli
 from pipelines.commands import policy_edge as edge_cli
 from pipelines.commands import policy_lake as lake_cli
@@ -37,6 +38,7 @@ from pipelines.commands import status as status_cli
 from pipelines.commands import training_set as set_cli
 from pipelines.commands import training_set_care as set_care_cli
 from pipelines.errors import RefusedError
+from pipelines.labels.exchange import LabelImport
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.gaps import Gap
@@ -54,7 +56,7 @@ from pipelines.status.survey import Survey
 from pipelines.training.card import render_card
 from pipelines.training.compare import SetDifference
 from pipelines.training.leaks import LeakReport
-from pipelines.training.manifest import ClassCount, LeftOut, Manifest
+from pipelines.training.manifest import ClassCount, LeftOut, Manifest, Source
 from pipelines.training.open import TrainingSet
 from schemas.reported import ModelReport
 from tests.fakes.hostile import MARK, TEXT, acts, forged, hostile
@@ -78,7 +80,9 @@ QUIET = {
         "quarantine discard": "prints counts and run numbers",
         "policy keygen": "prints a public key",
         "policy schema": "prints our own JSON Schema",
-        "set schema": "likewise",
+        "set schema": "prints our own JSON Schema",
+        "label export": "prints the path that was typed, counts and our own words for losses",
+        "label queue": "prints the path that was typed, counts and our own words for losses",
         "set card": "prints the path that was typed and a name, which is checked; the page is tried alone",
         "set pin": "prints a name, which is checked",
         "set rm": "prints a name, which is checked, and a size",
@@ -87,6 +91,7 @@ QUIET = {
         "policy apply": "prints ids, which are checked, and change numbers",
         "model init": "prints the folders that were typed",
         "model publish": "prints the name that was typed, sizes and hashes",
+        "model withdraw": "prints the name that was typed",
         "model serve": "speaks through the log",
         "rollout start": "prints names that were typed and counts",
         "rollout halt": "prints the name that was typed",
@@ -171,7 +176,14 @@ rules:
 def _manifest() -> Manifest:
     split = SimpleNamespace(group=(TEXT,), fractions=(("train", 1.0),))
     return hostile(
-        Manifest, split=split, shards=(), indexes=(), groups=None, format="catchment.training-set/1", has_payload=False
+        Manifest,
+        split=split,
+        shards=(),
+        indexes=(),
+        groups=None,
+        array_files=(),
+        format="catchment.training-set/1",
+        has_payload=False,
     )
 
 
@@ -179,7 +191,9 @@ def _draft() -> Any:
     counts = (ClassCount("train", TEXT, 1),)
     return SimpleNamespace(
         rule=SimpleNamespace(fractions=((TEXT, 1.0),)),
-        plan=SimpleNamespace(coverage=counts),
+        plan=SimpleNamespace(coverage=counts, splits=np.zeros(0, np.int64)),
+        rows=pa.table({}),
+        sources=(Source(TEXT, 1, 1),),
         split_rows=lambda: {TEXT: 1},
         left_out=(LeftOut(TEXT, 1),),
         notes=(TEXT,),
@@ -388,6 +402,13 @@ def set_verify(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     return ["set", "verify", "views"]
 
 
+def label_import(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(label_cli, "import_labels", lambda *_args, **_more: hostile(LabelImport))
+    to.setattr(label_cli, "read_samples", lambda *_args, **_more: None)
+    words = ["label", "import", str(folder), "--task", "t", "--from", "x", "--as", "csv"]
+    return [*words, "--lake", str(folder / "lake")]
+
+
 def set_diff(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
     to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
@@ -459,6 +480,7 @@ CORE: dict[str, Place] = {
     "set show": set_show,
     "set verify": set_verify,
     "set diff": set_diff,
+    "label import": label_import,
     "set check": set_check,
     "model ls": model_ls,
     "model show": model_show,
@@ -487,6 +509,7 @@ TAKES_JSON = {
         "set plan",
         "set diff",
         "set check",
+        "label import",
         "model ls",
         "model show",
         "rollout status",

@@ -151,6 +151,16 @@ def test_what_the_sequence_of_ipfix_misses_is_counted_in_records():
     assert rejects.counts == {LOST: 10}
 
 
+def test_a_template_that_is_replaced_within_a_datagram_does_not_reach_back() -> None:
+    def template(*elements: int) -> bytes:
+        return one_set(2, struct.pack("!HH", 256, len(elements)) + b"".join(struct.pack("!HH", id_, 4) for id_ in elements))
+
+    data = one_set(256, bytes([10, 0, 0, 1, 10, 0, 0, 2]))
+    exports = Exporter(Rejects("test")).read(ipfix(0, data, template(8, 12), data, template(12, 8), data))
+    sources = [record[8][3] for export in exports for record in export.records]
+    assert sorted(sources) == [1, 2, 2]  # the first set had none before it: it is read by the last
+
+
 def test_an_ipfix_datagram_that_cannot_be_counted_makes_no_loss_up():
     rejects = Rejects("test")
     exporter = Exporter(rejects)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,22 @@ def test_a_json_array_is_no_empty_table(tmp_path: Path, text: str) -> None:
     path = tmp_path / "flows.json"
     path.write_text(text)
     with pytest.raises(SourceError, match="one object a line"):
+        build("replay", "network_flow", path=str(path)).read(1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"PK\3\4" + bytes(100),
+        gzip.compress(gzip.compress(b"ts,proto\n1,tcp\n")),
+        lzma.compress(b"ts,proto\n1,tcp\n", lzma.FORMAT_ALONE),
+    ],
+    ids=["zip", "packed twice", "lzma"],
+)
+def test_a_file_that_is_no_text_is_no_empty_table(tmp_path: Path, body: bytes) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(body)
+    with pytest.raises(SourceError, match="no text"):
         build("replay", "network_flow", path=str(path)).read(1)
 
 

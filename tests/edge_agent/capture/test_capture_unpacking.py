@@ -39,6 +39,13 @@ def test_a_packed_file_of_one_or_several_members_is_read_whole(tmp_path, kind):
     assert "no " + kind in broken
 
 
+@pytest.mark.parametrize("magic", [0x50, 0x5E])
+def test_frames_without_content_that_zstd_writers_put_between_others_are_skipped(tmp_path: Path, magic: int) -> None:
+    pack, skippable = PACK["zstd"], bytes((magic, 0x2A, 0x4D, 0x18, 4, 0, 0, 0)) + b"abcd"
+    body = skippable + pack(TEXT[:1000]) + skippable + skippable + pack(TEXT[1000:]) + skippable
+    assert unpack(tmp_path / "x", body) == (TEXT, "")
+
+
 @pytest.mark.parametrize("kind", PACK)
 def test_a_file_cut_anywhere_gives_what_stands_before_the_cut_and_says_so(tmp_path, kind):
     body = PACK[kind](TEXT[:150_000]) + PACK[kind](TEXT[150_000:])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.imaging.tiling import Band, Grid, TileWindow, bands, rows_per_band
+from pipelines.imaging.tiling import Band, Grid, TileGrid, TileWindow, bands, chips_per_band, last_chip
 
 SIDES = st.integers(1, 90)
 GRIDS = st.builds(
@@ -32,22 +32,60 @@ def test_chips_cover_each_pixel_and_without_overlap_exactly_once(grid: Grid) -> 
         assert seen.max() == 1
 
 
-@given(GRIDS, st.integers(1, 8))
-def test_bands_deal_out_each_chip_row_once_with_all_the_pixels_it_needs(grid: Grid, rows: int) -> None:
-    dealt = list(bands(grid, rows))
-    assert [row for band in dealt for row in range(band.row_low, band.row_high)] == list(range(grid.rows))
-    for band in dealt:
-        for row in range(band.row_low, band.row_high):
-            window = grid.window(row * grid.columns)
-            assert band.y_low <= window.y
-            assert window.y + window.height <= band.y_high
+@given(GRIDS, st.integers(1, 50))
+def test_bands_deal_out_each_chip_once_and_in_order(grid: Grid, chips: int) -> None:
+    dealt = list(bands(grid, chips))
+    assert [chip for band in dealt for chip in range(band.first, band.end)] == list(range(grid.count))
+    assert [band.index for band in dealt] == list(range(len(dealt)))
+    assert all(band.end - band.first == chips for band in dealt[:-1])
+    assert dealt[0] == Band(0, 0, min(chips, grid.count))
 
 
-@given(GRIDS, st.integers(1, 10), st.integers(1, 20_000))
-def test_a_band_of_several_rows_keeps_its_limit(grid: Grid, row_bytes: int, limit: int) -> None:
-    rows = rows_per_band(grid, row_bytes, limit)
-    if rows:
-        assert all((band.y_high - band.y_low) * row_bytes <= limit for band in bands(grid, rows))
+@given(GRIDS, st.integers(1, 3_000), st.integers(1, 20_000), st.integers(0, 5_000), st.integers(1, 50))
+def test_a_band_keeps_its_bounds_of_bytes_and_is_a_small_part_of_the_slide(
+    grid: Grid, chip_bytes: int, most: int, least: int, wanted: int
+) -> None:
+    chips = chips_per_band(grid, chip_bytes, most, least, wanted)
+    assert 1 <= chips <= grid.count
+    assert chips == 1 or chips * chip_bytes <= most
+    small = max(-(-grid.count // wanted), least // chip_bytes)
+    assert chips <= max(1, small)
+    assert chips in (grid.count, max(1, most // chip_bytes), max(1, small)), "no smaller than these bounds make it"
+
+
+TILES = st.builds(TileGrid, st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40))
+
+
+@given(TILES)
+def test_tiles_hold_each_pixel_of_the_image_once(tiles: TileGrid) -> None:
+    seen = np.zeros((tiles.height, tiles.width), int)
+    for tile in range(tiles.count):
+        box = tiles.box(tile)
+        seen[box.y : box.y + box.height, box.x : box.x + box.width] += 1
+        assert (box.x % tiles.tile_width, box.y % tiles.tile_height) == (0, 0)
+    assert (seen == 1).all()
+    assert tiles.count % tiles.columns == 0
+
+
+@given(GRIDS, st.integers(1, 40), st.integers(1, 40))
+def test_the_tiles_under_a_chip_are_those_that_share_a_pixel_with_it(grid: Grid, tile_width: int, tile_height: int) -> None:
+    tiles = TileGrid(grid.width, grid.height, tile_width, tile_height)
+    boxes = [tiles.box(tile) for tile in range(tiles.count)]
+    for window in (grid.window(0), grid.window(grid.count // 2), grid.window(grid.count - 1)):
+        assert list(tiles.under(window)) == [tile for tile, box in enumerate(boxes) if _meet(box, window)]
+
+
+@given(GRIDS, st.integers(1, 40), st.integers(1, 40))
+def test_a_tile_is_needed_until_its_last_chip_and_by_none_after_it(grid: Grid, tile_width: int, tile_height: int) -> None:
+    tiles = TileGrid(grid.width, grid.height, tile_width, tile_height)
+    for tile in (0, tiles.count // 2, tiles.count - 1):
+        box = tiles.box(tile)
+        assert last_chip(grid, box) == max(chip for chip in range(grid.count) if _meet(box, grid.window(chip)))
+
+
+def _meet(one: TileWindow, other: TileWindow) -> bool:
+    across = one.x < other.x + other.width and other.x < one.x + one.width
+    return across and one.y < other.y + other.height and other.y < one.y + one.height
 
 
 @given(GRIDS)
@@ -66,21 +104,6 @@ def test_chips_lie_row_by_row_a_stride_apart_and_are_cut_at_the_edge_alone(grid:
     for index, (x, y) in enumerate(places):
         width, height = min(grid.size, grid.width - x), min(grid.size, grid.height - y)
         assert grid.window(index) == TileWindow(x, y, width, height)
-
-
-@given(GRIDS, st.integers(1, 8))
-def test_a_band_holds_no_pixel_row_that_none_of_its_chips_needs(grid: Grid, rows: int) -> None:
-    for number, band in enumerate(bands(grid, rows)):
-        windows = [grid.window(row * grid.columns) for row in range(band.row_low, band.row_high)]
-        needs = min(window.y for window in windows), max(window.y + window.height for window in windows)
-        assert band == Band(number, number * rows, min(grid.rows, (number + 1) * rows), *needs)
-
-
-@given(GRIDS, st.integers(1, 10), st.integers(0, 2_000))
-def test_a_band_has_as_many_rows_as_its_limit_allows(grid: Grid, row_bytes: int, limit: int) -> None:
-    rows = rows_per_band(grid, row_bytes, limit)
-    most = [count for count in range(grid.rows + 1) if count == 0 or (count * grid.stride + grid.overlap) * row_bytes <= limit]
-    assert rows == max(most)
 
 
 def test_a_grid_overlaps_by_nothing_unless_it_is_said() -> None:

@@ -25,7 +25,7 @@ from pipelines.runners.engine import Engine
 from tests.fakes.s3_faults import FaultyProxy
 from tests.fakes.s3_server import S3, served
 from tests.pipelines.ingest import test_ingest_run as same
-from tests.plant.core import Core, MakeEnvelope
+from tests.plant.core import Core, MakeEnvelope, cut_all
 
 STREAM = "streams/vehicle_telemetry"
 DEADLINE_S = 60.0
@@ -67,6 +67,7 @@ class RemoteCore:
         loop = self.loop()
         while loop.step():
             pass
+        cut_all(self.config, loop)
         self.pull()
         return loop
 

@@ -28,7 +28,7 @@ from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.open import open_set
 from tests.fakes.inventory import every_file, referenced
 from tests.faults.deaths import Deaths
-from tests.plant.core import AsIpc, Core, MakeEnvelope, MakeFrames
+from tests.plant.core import AsIpc, Core, MakeEnvelope, MakeFrames, cut_all
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = range(10, 130, 5) if os.environ.get("CATCHMENT_THOROUGH") else (60,)
@@ -43,6 +43,7 @@ build.build_set(lake_at(Path(sys.argv[1])), "views", ("camera_frame",), options=
 """
 NOTHING = Keep(0, 0, 0, 0, 0)
 SPEC = "chips/slide/s256"  # of the built-in contract
+ROWS = "streams/slide_chips/cut-000000000001-0.parquet"
 
 
 def picture(folder: Path, seed: int) -> bytes:
@@ -101,6 +102,10 @@ def check(core: Core) -> None:
         assert zarr.open_array(str(core.root / row["zarr_path"]), mode="r")[row["chip_index"]].any()
 
 
+def _killed(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def leave(root: Path, name: str, body: bytes = b"left by a crash") -> str:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,13 +119,17 @@ def leave_all_kinds(root: Path) -> list[str]:
         leave(root, f"{SPEC}/000000000001-7-00000.parquet"),
         leave(root, f"{SPEC}/000000000001-7.zarr/zarr.json"),
         leave(root, f"{SPEC}/000000000001-7.zarr/c/0/0/0/0"),
-        leave(root, f"{SPEC}/000000000001-0.zarr/zarr.0123456789abcdef.partial"),
+        leave(root, f"{SPEC}/cut-000000000001-0.zarr/zarr.0123456789abcdef.partial"),
         leave(root, f"{SPEC}/.000000000001-0-00000.parquet.77.tmp"),
         leave(root, "chips/.done/000000000001/0.json"),
+        leave(root, "chips/.done/cut-000000000001/0.json"),
+        leave(root, f"{SPEC}/cut-000000000001-7-00000.parquet"),
         leave(root, "payload/camera_frame/000000000001-9.parquet"),
         leave(root, "payload/camera_frame/.000000000001-9.parquet.77.tmp"),
         leave(
-            root, "streams/slide_chips/000000000001-7.parquet", (root / "streams/slide_chips/000000000001-0.parquet").read_bytes()
+            root,
+            "streams/slide_chips/000000000001-7.parquet",
+            (root / "streams/slide_chips/cut-000000000001-0.parquet").read_bytes(),
         ),
         leave(root, "streams/camera_frame/.retag-0-1.parquet.77.tmp"),
         leave(root, "streams/camera_frame/_delta_log/_commit_0f0e.json.tmp"),
@@ -197,17 +206,16 @@ def test_what_a_build_of_a_set_leaves_that_is_killed_is_gone_after_a_vacuum(lake
 
 
 @pytest.mark.slow
-def test_chips_of_older_versions_are_kept_for_their_time_and_those_of_the_run_in_hand_in_any_case(
-    lake: Core, slide: Callable[[int], LandingRow], monkeypatch: pytest.MonkeyPatch
+def test_chips_of_older_versions_are_kept_for_their_time_and_those_of_the_cut_in_hand_in_any_case(
+    lake: Core, slide: Callable[[int], LandingRow]
 ) -> None:
     pinned = DeltaTable(lake.root / "streams/slide_chips").version()
     compact_all(lake_at(lake.root), 2)
     lake.landing.seal([slide(2)])
     loop = lake.loop()
-    with monkeypatch.context() as patch:
-        patch.setattr("pipelines.ingest.run.publish_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            loop.step()
+    loop.step()
+    with pytest.raises(KeyboardInterrupt):
+        cut_all(lake.config, loop, _killed)
     Vacuum(lake_at(lake.root), Keep(168, 0, 0, 0)).sweep()
     rows = pa.table(DeltaTable(lake.root / "streams/slide_chips", version=pinned).to_pyarrow_table()).to_pylist()
     assert len(rows) == 2

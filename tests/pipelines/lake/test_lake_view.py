@@ -21,7 +21,8 @@ KEEPERS = {
     "pipelines/demo/stage.py",  # the demo counts the rows of its own lake
     "pipelines/imaging/work.py",  # a run cuts the chips of its own slides
     "pipelines/ingest/backfill.py",  # a backfill replaces rows
-    "pipelines/ingest/chips.py",  # a run refers to the pictures that it has cut
+    "pipelines/ingest/chips/loop.py",  # a cut fetches the slides that it names
+    "pipelines/ingest/chips/slides.py",  # a cut looks up its slides, and which of them have chips
     "pipelines/ingest/tabulate.py",  # a run looks at the objects that came with its rows
     "pipelines/inspect/stored.py",  # a run inspects objects that came with its rows
     "pipelines/maintenance/archive.py",

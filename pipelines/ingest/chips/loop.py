@@ -1,0 +1,258 @@
+"""Cuts what waits, plan after plan, on a thread of its own: no run waits for a slide."""
+
+from collections.abc import Callable
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import structlog
+
+from catchment.runtime.backoff import doubled_s
+from catchment.runtime.clock import Clock
+from pipelines.config import CoreConfig
+from pipelines.contracts.registry import ContractSet
+from pipelines.errors import ConfigError, CorruptLakeError, PipelineError, RetryLaterError
+from pipelines.imaging.graph import cut_on, slide_tasks
+from pipelines.imaging.pool import CutLimits, CutterPool
+from pipelines.imaging.store import ChipFile, chip_table
+from pipelines.ingest.chips.commit import clear_cut, commit_cut
+from pipelines.ingest.chips.plan import APP, CutPlan, CutRequest, LastCut, key_of, portion
+from pipelines.ingest.chips.requests import (
+    forget_request,
+    read_cut_plan,
+    read_last_cut,
+    read_request,
+    waiting_requests,
+    write_cut_plan,
+    write_last_cut,
+)
+from pipelines.ingest.chips.slides import missing_bytes, wanted_slides
+from pipelines.lake.lake import Lake, lake_of
+from pipelines.lake.layout import QUARANTINE, STREAMS, stream_table
+from pipelines.lake.reference import referred_path, sample_label
+from pipelines.lake.table import open_table
+from pipelines.runners.engine import Engine, RunnerKind
+
+IN_PROCESS = Engine()
+Commit: TypeAlias = Callable[[Lake, CutPlan, tuple[ChipFile, ...]], None]
+LOOK_EVERY_S = 0.5
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+CLOSING_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class ChipLoop:
+    """Carries out one cut at a time. The run loop's lock covers it: one per lake.
+
+    Args:
+        config: the core's configuration.
+        clock: for the time of a plan.
+        committed: the number of the last committed run: slides of later ones are no rows yet.
+        engine: where slides are cut; with the direct runner in child processes of this machine.
+        commit: commits a cut.
+
+    Raises:
+        CorruptLakeError: the word of the last cut cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        clock: Clock,
+        committed: Callable[[], int],
+        engine: Engine = IN_PROCESS,
+        commit: Commit = commit_cut,
+    ) -> None:
+        self._commit = commit
+        self.cuts = 0
+        self._config = config
+        self._lake = lake_of(config)
+        self._clock = clock
+        self._committed = committed
+        self._engine = engine if self._lake.store.is_on_disk else IN_PROCESS
+        chips = config.chips
+        self._limits = CutLimits(config.run.max_image_pixels, chips.processes, chips.worker_memory_bytes, chips.band_timeout_s)
+        self._pool = CutterPool(self._limits)
+        self._contracts = ContractSet.load(config.contracts)
+        self._last: LastCut | None = None
+
+    @property
+    def deaths(self) -> int:
+        """How many child processes slides have ended."""
+        return self._pool.deaths
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait; of a remote lake as of the last listing."""
+        return len(waiting_requests(self._lake))
+
+    def step(self) -> bool:
+        """Do one cut if anything waits; whether a cut was done.
+
+        Raises:
+            RetryLaterError: try again later.
+            CorruptLakeError: a table or a plan cannot be read; the message says what to restore.
+        """
+        try:
+            last = self._last or self._found_last()
+            plan = self._plan_in_hand(last) or self._next_plan(self._last or last)
+            if plan is None:
+                return False
+            self._carry_out(plan)
+        except OSError as error:
+            raise RetryLaterError(f"{self._lake.root}: the disk refuses ({error}); is there room?") from error
+        self._last = LastCut(plan.cut, plan.request, plan.after)
+        self.cuts += 1
+        return True
+
+    def close(self) -> None:
+        """End the child processes."""
+        self._pool.close()
+
+    def _found_last(self) -> LastCut:
+        """The last cut, at the start. Where its word is older than the tables, cuts are counted on from those."""
+        last = read_last_cut(self._lake)
+        clear_cut(self._lake, last)
+        names = [stream_table(name) for name in self._lake.folders(STREAMS) if name.endswith(chip_table(""))]
+        tables = [open_table(self._lake, name) for name in (*names, QUARANTINE)]
+        seen = max((table.transaction_version(APP) or 0 for table in tables if table is not None), default=0)
+        if seen > last.cut + 1 or (seen > last.cut and read_cut_plan(self._lake, seen) is None):
+            last = LastCut(seen, last.request, last.after)
+        self._last = last
+        return last
+
+    def _plan_in_hand(self, last: LastCut) -> CutPlan | None:
+        """The plan that an earlier try has left; planned again where a contract has changed since, so that it pins no mistake."""
+        plan = read_cut_plan(self._lake, last.cut + 1)
+        if plan is None:
+            return None
+        self._read_contracts()
+        for slide in plan.slides:
+            contract = self._contracts.get(slide.key.stream, None)
+            if contract is None or slide.spec not in contract.chips:
+                self._drop(plan)
+                return None
+        return plan
+
+    def _next_plan(self, last: LastCut) -> CutPlan | None:
+        for path in waiting_requests(self._lake):
+            request = read_request(self._lake, path)
+            if request is None or request.run > self._committed():
+                continue
+            self._read_contracts()
+            plan = self._planned(last, path.name, request)
+            if plan is None:
+                forget_request(self._lake, path.name)
+                continue
+            write_cut_plan(self._lake, plan)
+            return plan
+        return None
+
+    def _planned(self, last: LastCut, name: str, request: CutRequest) -> CutPlan | None:
+        after = last.after if last.request == name else None
+        waiting = wanted_slides(self._lake, request, after, self._contracts.get(request.stream, None))
+        chosen = portion(waiting)
+        if not chosen:
+            return None
+        refused = tuple(missing_bytes(self._lake, chosen))
+        away = [one.slide for one in refused]
+        slides = tuple(slide for slide in chosen if slide not in away)
+        return CutPlan(last.cut + 1, self._clock.now_ms() * 1_000, name, slides, refused, key_of(chosen[-1]))
+
+    def _carry_out(self, plan: CutPlan) -> None:
+        started = self._clock.monotonic_s()
+        try:
+            done = self._cut(plan)
+        except CorruptLakeError as error:
+            self._drop(plan)
+            raise RetryLaterError(f"cut {plan.cut} is planned again: {error}") from error
+        self._commit(self._lake, plan, done)
+        refused = len(plan.refused) + sum(file.rejection is not None for file in done)
+        took_ms = round((self._clock.monotonic_s() - started) * 1_000)
+        chips = sum(file.rows for file in done)
+        log.info("cut_committed", cut=plan.cut, slides=len(plan.slides), refused=refused, chips=chips, took_ms=took_ms)
+
+    def _cut(self, plan: CutPlan) -> tuple[ChipFile, ...]:
+        for slide in plan.slides:
+            key = slide.key
+            referred_path(self._lake, slide.shard, sample_label(key.stream, key.device, key.epoch, key.seq))
+        tasks = slide_tasks(self._lake, plan.cut, plan.slides, self._limits.max_pixels)
+        if self._engine.kind is RunnerKind.DIRECT:
+            return tuple(self._pool.cut_all(tasks))
+        return cut_on(self._engine, tasks, self._limits)
+
+    def _drop(self, plan: CutPlan) -> None:
+        """Forget a plan and its number, because a table may have its share of it already; the rest is planned again."""
+        last = self._last or read_last_cut(self._lake)
+        self._last = LastCut(plan.cut, last.request, last.after)
+        write_last_cut(self._lake, self._last)
+        clear_cut(self._lake, self._last)
+
+    def _read_contracts(self) -> None:
+        """Take the contracts as they are now; a broken folder leaves those before it in force, as it does for runs."""
+        try:
+            self._contracts = ContractSet.load(self._config.contracts)
+        except (ConfigError, OSError) as error:
+            log.warning("chip_contracts_refused", reason=str(error))
+
+
+class ChipThread:
+    """Cuts until the block is left.
+
+    Args:
+        loop: the loop.
+    """
+
+    def __init__(self, loop: ChipLoop) -> None:
+        self.failures = 0
+        self.trouble = ""
+        self.loop = loop
+        self._stop = Event()
+        self._wake = Event()
+        self._thread = Thread(target=self._run, name="chips", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._wake.set()
+        self.loop.close()
+        self._thread.join(CLOSING_S)
+
+    def wake(self) -> None:
+        """Look now whether slides wait."""
+        self._wake.set()
+
+    def drain(self, stop: Event) -> None:
+        """Cut all that waits, in the caller's thread instead.
+
+        Raises:
+            PipelineError: as `ChipLoop.step`.
+        """
+        while not stop.is_set() and self.loop.step():
+            pass
+
+    def _run(self) -> None:
+        """Whatever goes wrong with chips is logged, shown in the heartbeat and tried again: runs go on meanwhile."""
+        in_a_row = 0
+        while not self._stop.is_set():
+            try:
+                is_busy = self.loop.step()
+                in_a_row, self.trouble = 0, ""
+            except Exception as error:  # an internal error must not end the runs
+                if self._stop.is_set():
+                    return
+                in_a_row += 1
+                self.failures += 1
+                self.trouble = str(error)
+                pause_s = doubled_s(FIRST_PAUSE_S, LONGEST_PAUSE_S, in_a_row - 1)
+                log.warning("cut_retried", reason=str(error), again_in_s=pause_s, exc_info=not isinstance(error, PipelineError))
+                self._stop.wait(pause_s)
+                continue
+            if not is_busy:
+                self._wake.wait(LOOK_EVERY_S)
+                self._wake.clear()
