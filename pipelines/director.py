@@ -279,6 +279,21 @@ class DesiredOrders:
         """After so long a message is signed again, so that a device that was away finds one that has not expired."""
         return self._lifetime_ms // 2
 
+    def take_counter(self) -> None:
+        """Take the counter of the messages to come, before what they order is read. Unsigned ones have none.
+
+        Raises:
+            CorruptLakeError: the counter cannot be read.
+            OSError: the counter cannot be kept.
+        """
+        if self._signer is not None:
+            self._counter = next_counter(self._counters, DocumentKind.DESIRED, self._clock.now_ms())
+
+    @property
+    def expiry_s(self) -> int | None:
+        """After so long the broker need not keep a message any more; None: it does not expire."""
+        return None if self._signer is None else max(1, self._lifetime_ms // 1000)
+
     def message(self, device: str, desired: Desired | None) -> bytes:
         """Make the message with a device's model; None: no model. Unsigned, that is an empty message.
 

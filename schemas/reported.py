@@ -46,13 +46,24 @@ class StreamBooks(msgspec.Struct, frozen=True):
 
 
 class ModelReport(msgspec.Struct, frozen=True):
-    """The model a device runs: `state` is active, none, refused or rolled_back; `refused` lists versions never to try again."""
+    """The model a device runs.
+
+    Attributes:
+        name: the model's.
+        version: the one that runs; 0: none.
+        state: `active`, `none`, `rolled_back`, `refused`, or `blocked`: what is wanted cannot be installed for a reason that says
+            nothing of the model: network, disk, clock, an expired repository or order.
+        reason: why.
+        refused: versions never to try again.
+        on_probation: whether the version that runs has yet to prove itself.
+    """
 
     name: str
     version: int
     state: str
     reason: str = ""
     refused: tuple[int, ...] = ()
+    on_probation: bool | msgspec.UnsetType = msgspec.UNSET  # absent on the wire where it has proved itself
 
 
 class PolicyReport(msgspec.Struct, frozen=True):

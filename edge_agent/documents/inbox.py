@@ -9,7 +9,7 @@ import structlog
 from catchment.runtime.backoff import Backoff
 from catchment.runtime.clock import Clock
 from edge_agent.documents.counter import CounterFile
-from edge_agent.documents.gate import DocumentGate
+from edge_agent.documents.gate import AdmittedDocument, DocumentGate
 from edge_agent.errors import DocumentLaterError, ExpiredDocumentError, UntrustedDocumentError
 from schemas.reported import DocumentReport
 from schemas.signed_document import DocumentKind
@@ -55,11 +55,22 @@ class DocumentInbox(Generic[_Body]):
             self._retry.succeeded()
             self._due_s = float("-inf")
 
+    @property
+    def is_due(self) -> bool:
+        """Whether a message has come that is to be decided about now."""
+        with self._lock:
+            return self._pending is not None and self._clock.monotonic_s() >= self._due_s
+
     def take(self) -> _Body | None:
+        """Decide about the newest message, as `take_admitted` does; its order alone."""
+        admitted = self.take_admitted()
+        return None if admitted is None else admitted.body
+
+    def take_admitted(self) -> AdmittedDocument[_Body] | None:
         """Decide about the newest message, if it is time to.
 
         Returns:
-            The order to follow from now on, noted durably before; None: nothing new.
+            The document to follow from now on, noted durably before; None: nothing new.
         """
         with self._lock:
             body = self._pending
@@ -78,7 +89,7 @@ class DocumentInbox(Generic[_Body]):
         self._end(body, "")
         if not admitted.is_known:
             log.info("document_taken", kind=self._kind.value, counter=admitted.document.counter)
-        return admitted.body
+        return admitted
 
     def report(self) -> DocumentReport:
         """Report the documents taken and refused."""

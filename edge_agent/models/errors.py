@@ -21,3 +21,7 @@ class ModelStoppedError(ModelError):
 
 class RottenModelError(ModelError):
     """Fetch this version again: its bytes on disk are not those that were installed."""
+
+
+class ModelNotWantedError(ModelError):
+    """Leave it: the rollout was halted, or another version is wanted by now."""

@@ -78,6 +78,7 @@ class PieceFetcher(FetcherInterface):
         self._arrived = threading.Condition()
         self._by_correlation: dict[bytes, _Piece] = {}
         self._closed = False
+        self._is_interrupted = False
 
     def on_piece(self, correlation: bytes, properties: Properties, body: bytes) -> None:
         """A piece came. One that nobody asked for, or that came twice, is skipped."""
@@ -90,6 +91,17 @@ class PieceFetcher(FetcherInterface):
             piece.total = int(total) if total.isdecimal() and len(total) < 16 else -1
             piece.body = body
             piece.status = known.get(STATUS_PROPERTY, "(none)")
+            self._arrived.notify_all()
+
+    def begin(self) -> None:
+        """Allow fetches again after `interrupt`."""
+        with self._arrived:
+            self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """End the fetch under way: its file is not wanted any more."""
+        with self._arrived:
+            self._is_interrupted = True
             self._arrived.notify_all()
 
     def close(self) -> None:
@@ -171,9 +183,10 @@ class PieceFetcher(FetcherInterface):
     def _has_come(self, piece: _Piece) -> bool:
         """Wait for a piece until it is late."""
         with self._arrived:
-            self._arrived.wait_for(lambda: piece.is_here or self._closed, max(0.0, piece.due_s - time.monotonic()))
-            if self._closed:
-                raise DownloadError("the agent stops")
+            is_over = lambda: piece.is_here or self._closed or self._is_interrupted  # noqa: E731
+            self._arrived.wait_for(is_over, max(0.0, piece.due_s - time.monotonic()))
+            if self._closed or self._is_interrupted:
+                raise DownloadError("the agent stops" if self._closed else "it is not wanted any more")
             return piece.is_here
 
     def _forget(self, piece: _Piece) -> None:

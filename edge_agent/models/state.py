@@ -49,6 +49,7 @@ class StoreState(msgspec.Struct, frozen=True):
         reason: why that was.
         generation: counts the changes, so that the newer of two copies is known.
         is_running: whether the agent runs; found at a start, it ended abnormally.
+        watched_s: for how long the active version has run on probation, in seconds, over all starts of the agent.
         deaths: how often the process of the active version died since it was put on probation.
         attempts: versions being tried.
         retired: names of files in the folder of versions that nothing needs any more.
@@ -66,6 +67,7 @@ class StoreState(msgspec.Struct, frozen=True):
     deaths: int = 0
     attempts: tuple[Attempt, ...] = ()
     retired: tuple[str, ...] = ()
+    watched_s: float = 0.0
 
     @property
     def needed(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ instruction the power fails at, it names files that are whole. Files are deleted
 import hashlib
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -63,6 +64,7 @@ class ModelStore:
             )
         elif not found.is_whole and self.state != StoreState():
             self._repair()
+        self.discard_incoming()
         self._sweep()
         self._report_unexplained()
 
@@ -74,6 +76,11 @@ class ModelStore:
     def incoming(self) -> Path:
         """Where a download goes before it is one of the versions."""
         return self._folder / "incoming.onnx"
+
+    def discard_incoming(self) -> None:
+        """Remove a download that became no version, so that it takes no room."""
+        with suppress(OSError):
+            self.incoming.unlink(missing_ok=True)
 
     def whole(self, installed: Installed) -> Path:
         """Where a version's bytes are, once they are seen to be those that were vouched for.
@@ -172,7 +179,13 @@ class ModelStore:
     @_exclusive
     def confirm(self) -> None:
         """The active version has proved itself."""
-        self._write(replace(self.state, on_probation=False, starts=0, deaths=0))
+        self._write(replace(self.state, on_probation=False, starts=0, deaths=0, watched_s=0.0))
+
+    @_exclusive
+    def note_watched(self, seconds: float) -> None:
+        """Record for how long the version on probation has run."""
+        if self.state.on_probation and seconds > self.state.watched_s:
+            self._write(replace(self.state, watched_s=seconds))
 
     @_exclusive
     def note_start(self, *, counts: bool) -> None:
@@ -186,10 +199,11 @@ class ModelStore:
             self._write(replace(self.state, starts=self.state.starts + abnormal, is_running=True))
 
     @_exclusive
-    def note_stop(self) -> None:
-        """The agent stops in order."""
+    def note_stop(self, watched_s: float = 0.0) -> None:
+        """The agent stops in order; the version on probation, if there is one, has run for so long."""
         if self.state.is_running:
-            self._write(replace(self.state, is_running=False))
+            watched_s = max(watched_s, self.state.watched_s) if self.state.on_probation else 0.0
+            self._write(replace(self.state, is_running=False, watched_s=watched_s))
 
     @_exclusive
     def count_death(self) -> int:

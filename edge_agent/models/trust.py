@@ -1,11 +1,14 @@
 """Whether the signing keys vouch for a model: The Update Framework's client, with our transport under it."""
 
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
-from tuf.api.exceptions import DownloadError, DownloadLengthMismatchError, RepositoryError
+from tuf.api.exceptions import DownloadError, DownloadLengthMismatchError, ExpiredMetadataError, RepositoryError
 from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # exported, but not in __all__
 from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.updater import Updater
@@ -16,6 +19,9 @@ from schemas.errors import SchemaError
 from schemas.model import MAX_DETAILS_BYTES, ModelSpec, decode_details, details_of, model_spec_from_plain
 from schemas.rollout import Desired
 
+# The verified bytes are copied once from where they came in.
+_COPIES = 2
+_SPARE_BYTES = 1024 * 1024
 Held: TypeAlias = Callable[[int, str], Path | None]
 
 
@@ -53,14 +59,20 @@ class TrustAnchor:
             held: where the bytes of a version with a digest are already, whole; then they are not fetched.
 
         Raises:
-            UntrustedModelError: tampered, rolled back, expired, foreign, or signed as another model.
+            UntrustedModelError: tampered, rolled back, foreign, or signed as another model.
             ModelUnfitError: too large for this device.
-            ModelError: the repository cannot be reached, or the disk refuses: try again later.
+            ModelError: the repository cannot be reached or is expired by this device's clock, or the disk refuses.
         """
         try:
             return self._fetch(desired, into, held)
         except DownloadLengthMismatchError as error:
             raise UntrustedModelError(f"{desired.target}: {error}") from error
+        except ExpiredMetadataError as error:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            raise ModelError(
+                f"clock or repository: {error}; this device's clock shows {now}; if that is right, the core must sign again "
+                "(catchment model expiry)"
+            ) from error
         except RepositoryError as error:
             raise UntrustedModelError(f"{desired.target}: {type(error).__name__}: {error}") from error
         except (DownloadError, OSError) as error:
@@ -83,8 +95,21 @@ class TrustAnchor:
         digest = info.hashes["sha256"]
         path = held(spec.version, digest)
         if path is None:
-            updater.download_target(info, str(into))
+            self._download(updater, info, into)
         return TrustedModel(path or into, digest, spec)
+
+    def _download(self, updater: Updater, info: TargetFile, into: Path) -> None:
+        """Fetch the bytes; a download that fails leaves nothing behind."""
+        needed = _COPIES * info.length + _SPARE_BYTES
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise ModelError(f"disk: {info.path} needs {needed:,} bytes while it is fetched, and {free:,} are free")
+        try:
+            updater.download_target(info, str(into))
+        except BaseException:
+            with suppress(OSError):
+                into.unlink(missing_ok=True)
+            raise
 
     def _spec(self, updater: Updater, info: TargetFile, desired: Desired) -> ModelSpec:
         try:

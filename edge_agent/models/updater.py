@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from catchment.runtime.backoff import Backoff
@@ -11,7 +12,7 @@ from catchment.runtime.clock import Clock
 from edge_agent.documents.inbox import DocumentInbox
 from edge_agent.errors import ConfigError, ModelError, ModelUnfitError, UntrustedModelError
 from edge_agent.models.config import ModelConfig
-from edge_agent.models.errors import ModelDiedError, RottenModelError
+from edge_agent.models.errors import ModelDiedError, ModelNotWantedError, ModelStoppedError, RottenModelError
 from edge_agent.models.fetcher import PieceFetcher
 from edge_agent.models.loader import ModelLoader
 from edge_agent.models.model_process import check_extra
@@ -19,17 +20,18 @@ from edge_agent.models.running import ModelProblem, RunningModel
 from edge_agent.models.state import MAX_ATTEMPTS, Installed
 from edge_agent.models.store import ModelStore
 from edge_agent.models.trust import TrustAnchor
+from edge_agent.models.wanted import WantedModel
 from edge_agent.sources.api import SampleBatch
 from edge_agent.uplink.downlink import ModelRequest
 from schemas.envelope import Properties
-from schemas.errors import SchemaError
 from schemas.reported import ModelReport
-from schemas.rollout import Desired, DesiredModels, decode_desired
+from schemas.rollout import Desired, DesiredModels
 
 _WAIT_S = 1.0
 _FIRST_RETRY_S = 15.0
 _LONGEST_RETRY_S = 3_600.0
 _LONGEST_REVIVE_S = 60.0
+_KEEP_WATCHED_EVERY_S = 30.0
 _MANY_ANSWERS = 100  # a process that gave so many was no crash at once
 
 log = structlog.get_logger(__name__)
@@ -49,6 +51,7 @@ class ModelUpdater:
     Attributes:
         store: the versions that are installed, and what is known of them.
         running: the version that works, if one does.
+        worker: the thread of the install under way or the last one.
 
     Raises:
         ConfigError: the root metadata cannot be read, or the `infer` extra is missing.
@@ -65,7 +68,6 @@ class ModelUpdater:
     ) -> None:
         check_extra()
         self._config = config
-        self._orders = orders
         self._clock = clock
         folder = state_dir / "models" / config.name
         self.store = ModelStore(folder)
@@ -73,17 +75,19 @@ class ModelUpdater:
         self._trust = TrustAnchor(_root(config), folder / "metadata", self._fetcher, config.max_bytes)
         self._lock = threading.RLock()
         self._wake = threading.Event()
-        self._wanted: Desired | None = None
-        self._worker: threading.Thread | None = None
+        self._wanted = WantedModel(config.name, orders, clock, self._on_change)
+        self.worker: threading.Thread | None = None
         self._loader = ModelLoader(self.store, config)
         self.running = RunningModel(self._wake)
         self._resting = ""
         self._revive_s = 0.0
         self._revive_at_s = 0.0
         self._refusal = ""
+        self._blocked = ""
         self._retry = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
         self._retry_at_s = 0.0
-        self._proven_at_s = clock.monotonic_s() + config.probation_s
+        self._watched_s = self.store.state.watched_s
+        self._looked_at_s = clock.monotonic_s()
         self._start()
 
     # -- at start ---------------------------------------------------------------------------------------------------
@@ -149,27 +153,16 @@ class ModelUpdater:
 
     def on_desired(self, body: bytes) -> None:
         """The core says which model to run. Another model's, and what cannot be read, is skipped with a log line."""
-        if self._orders is not None:
-            # Decided about within a second on the models' own thread: one signature check at a time, however many come.
-            self._orders.hand_in(body)
-            return
-        try:
-            desired = decode_desired(body)
-        except SchemaError as error:
-            log.warning("desired_state_refused", error=str(error))
-            return
-        if desired.name != self._config.name:
-            log.info("desired_state_of_other_model", model=desired.name, ours=self._config.name)
-            return
-        self._want(desired)
-        self._wake.set()
+        if self._wanted.receive(body):
+            self._wake.set()
 
-    def _want(self, desired: Desired | None) -> None:
+    def _on_change(self) -> None:
+        """Something else is wanted, or nothing: what is fetched now is not needed, and what went wrong with it does not count."""
+        self._fetcher.interrupt()
         with self._lock:
-            if desired != self._wanted:
-                self._wanted, self._refusal = desired, ""
-                self._retry.succeeded()
-                self._retry_at_s = 0.0
+            self._refusal = self._blocked = ""
+            self._retry.succeeded()
+            self._retry_at_s = 0.0
 
     def on_piece(self, correlation: bytes, properties: Properties, body: bytes) -> None:
         """A piece of a file came."""
@@ -177,31 +170,30 @@ class ModelUpdater:
 
     # -- the updater's own thread -----------------------------------------------------------------------------------
 
-    def run_once(self) -> None:
-        """Do what is due, then wait up to a second for more.
+    def run_once(self, wait_s: float = _WAIT_S) -> None:
+        """Do what is due, then wait up to a second, or as long as given, for more.
 
         An install runs on a thread of its own; only a model whose process died is loaded here, within `max_load_s`.
         """
-        self._confirm_when_due()
-        if self._orders is not None and (desired := self._orders.take()) is not None:
-            self._want(desired.of(self._config.name))
+        self._watch_probation()
+        self._wanted.decide()
         self._look_after_running()
-        if self._due() is not None and (self._worker is None or not self._worker.is_alive()):
+        if self._due() is not None and (self.worker is None or not self.worker.is_alive()):
             # A daemon: a download must not keep the agent from stopping, and a kill in the middle of it is harmless.
-            self._worker = threading.Thread(target=self._try_install, name=f"model-{self._config.name}", daemon=True)
-            self._worker.start()
-        self._wake.wait(_WAIT_S)
+            self.worker = threading.Thread(target=self._try_install, name=f"model-{self._config.name}", daemon=True)
+            self.worker.start()
+        self._wake.wait(wait_s)
         self._wake.clear()
 
     def close(self) -> None:
         """End a download or a load that is under way, and the model's process; the stop is recorded as orderly."""
         self._fetcher.close()
         self._loader.close()
-        if self._worker is not None:
-            self._worker.join(_WAIT_S * 5)
+        if self.worker is not None:
+            self.worker.join(_WAIT_S * 5)
         self.running.use(None)
         try:
-            self.store.note_stop()
+            self.store.note_stop(self._watched_s)
         except ModelError as error:
             log.warning("model_stop_not_recorded", model=self._config.name, reason=str(error))
 
@@ -240,18 +232,29 @@ class ModelUpdater:
         self._load_active()
 
     def _due(self) -> Desired | None:
+        wanted = self._wanted.current  # its lock comes before ours
         with self._lock:
-            wanted, state = self._wanted, self.store.state
+            state = self.store.state
             if wanted is None or wanted.version in state.refused or self._clock.monotonic_s() < self._retry_at_s:
                 return None
             return None if state.active is not None and state.active.version == wanted.version else wanted
 
-    def _confirm_when_due(self) -> None:
+    def _watch_probation(self) -> None:
+        """Count the time for which the version on probation has run, also over restarts, until it is enough."""
+        now_s = self._clock.monotonic_s()
         with self._lock:
-            is_due = self.store.state.on_probation and self._clock.monotonic_s() >= self._proven_at_s
-            if is_due and self.running.process is not None:
-                self.store.confirm()
-                log.info("model_probation_passed", model=self._config.name, version=self._version())
+            elapsed_s, self._looked_at_s = now_s - self._looked_at_s, now_s
+            if not self.store.state.on_probation or self.running.process is None:
+                return
+            self._watched_s += elapsed_s
+            try:
+                if self._watched_s >= self._config.probation_s:
+                    self.store.confirm()
+                    log.info("model_probation_passed", model=self._config.name, version=self._version())
+                elif self._watched_s - self.store.state.watched_s >= _KEEP_WATCHED_EVERY_S:
+                    self.store.note_watched(self._watched_s)
+            except ModelError as error:
+                log.warning("model_probation_not_recorded", model=self._config.name, reason=str(error))
 
     def _try_install(self) -> None:
         wanted = self._due()
@@ -266,9 +269,13 @@ class ModelUpdater:
             # Not for good: the same version may be vouched for once the repository is put right.
             log.error("model_signature_invalid", model=wanted.name, version=wanted.version, error=str(error))  # noqa: TRY400  # the reason says it all
             self._later(str(error))
+        except ModelNotWantedError as error:
+            log.info("model_not_wanted", model=wanted.name, version=wanted.version, reason=str(error))
+        except ModelStoppedError:
+            log.info("model_install_broken_off", model=wanted.name, version=wanted.version)
         except ModelError as error:
-            log.warning("model_fetch_delayed", model=wanted.name, version=wanted.version, error=str(error))
-            self._later("")
+            log.warning("model_blocked", model=wanted.name, version=wanted.version, reason=str(error))
+            self._block(wanted, str(error))
         finally:
             self._wake.set()
 
@@ -281,6 +288,14 @@ class ModelUpdater:
             log.warning("model_refusal_not_recorded", model=self._config.name, version=version, reason=str(error))
             self._later(reason)
 
+    def _block(self, wanted: Desired, reason: str) -> None:
+        """Try again later: the network, the disk or the clock is in the way, not the model."""
+        is_current = wanted == self._wanted.current
+        with self._lock:
+            if is_current:
+                self._blocked = reason[:500]
+                self._retry_at_s = self._clock.monotonic_s() + self._retry.next_s()
+
     def _later(self, refusal: str) -> None:
         with self._lock:
             self._refusal = refusal or self._refusal
@@ -290,15 +305,22 @@ class ModelUpdater:
         """Fetch, verify, load, test, switch: the model in force is not touched before the last step."""
         if self._loader.is_exhausted(wanted.version):
             raise ModelUnfitError(f"version {wanted.version} did not survive {MAX_ATTEMPTS} attempts to load it")
-        trusted = self._trust.fetch(wanted, self.store.incoming, self.store.held)
-        installed = Installed(wanted.version, trusted.digest, trusted.spec)
-        self.store.add(installed)
+        self._fetcher.begin()
+        if wanted != self._wanted.current:
+            raise ModelNotWantedError(f"version {wanted.version} is not wanted any more")
+        try:
+            trusted = self._trust.fetch(wanted, self.store.incoming, self.store.held)
+            installed = Installed(wanted.version, trusted.digest, trusted.spec)
+            self.store.add(installed)
+        except ModelError:
+            self.store.discard_incoming()
+            raise
         fresh = self._loader.load_new(installed)
         try:
-            with self._lock:
+            with self._wanted.holding(wanted), self._lock:
                 self.store.activate(installed)
-                self._refusal, self._resting, self._revive_s, self._revive_at_s = "", "", 0.0, 0.0
-                self._proven_at_s = self._clock.monotonic_s() + self._config.probation_s
+                self._refusal = self._blocked = self._resting = ""
+                self._revive_s = self._revive_at_s = self._watched_s = 0.0
         except ModelError:
             fresh.close()
             raise
@@ -309,18 +331,22 @@ class ModelUpdater:
 
     def report(self) -> tuple[ModelReport, ...]:
         """The model's line in the device's report."""
+        wanted, trouble = self._wanted.ordered, self._wanted.trouble
         with self._lock:
             state = self.store.state
-            wanted = self._wanted
+            blocked = self._blocked or (trouble if wanted is not None and wanted.version != self._version() else "")
             refused = bool(self._refusal) or (wanted is not None and wanted.version in state.refused)
             reason = self._refusal or state.reason
-            if state.rolled_back and not self._refusal:
+            if blocked:
+                kind, reason = "blocked", blocked
+            elif state.rolled_back and not self._refusal:
                 kind = "rolled_back"
             elif refused:
                 kind = "refused"
             else:
                 kind, reason = ("active" if state.active is not None else "none"), self._resting
-            return (ModelReport(self._config.name, self._version(), kind, reason, state.refused),)
+            on_probation = True if state.on_probation else msgspec.UNSET
+            return (ModelReport(self._config.name, self._version(), kind, reason, state.refused, on_probation),)
 
     def _version(self) -> int:
         active = self.store.state.active

@@ -1,7 +1,7 @@
 """`catchment model …` and `catchment rollout …`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -16,9 +16,9 @@ from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands.options import AsJson, Config, require_files
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.director import DesiredOrders, director_folder, first_director
-from pipelines.errors import ConfigError
-from pipelines.rollout.cohorts import parse_cohort
-from pipelines.rollout.fleet import publish_desired, reported_models
+from pipelines.errors import ConfigError, RefusedError, RetryLaterError
+from pipelines.rollout.cohorts import BUCKETS, parse_cohort
+from pipelines.rollout.fleet import publish_orders, reported_models
 from pipelines.rollout.golden import GoldenTrial, check_scores, try_within_limits
 from pipelines.rollout.keys import KeyFolder, KeyPlan, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository, PublishedModel
@@ -157,11 +157,11 @@ def model_withdraw(name: str, version: int, config: Config = None, keys: Keys = 
     core = load_core_config(config)
     gone = _repository(core, keys).withdraw(name, version)
     store = RolloutStore(models_folder(core) / "rollouts")
-    halted = [each for each in store.all() if (each.model, each.version, each.state) == (name, version, "running")]
-    for rollout in halted:
-        store.save(msgspec.structs.replace(rollout, state="halted", reason="its version was withdrawn"))
+    running = [each for each in store.all() if (each.model, each.version, each.state) == (name, version, "running")]
+    halted = [store.halt(rollout.name, "its version was withdrawn") for rollout in running]
     names = ", ".join(rollout.name for rollout in halted) or "none"
     out.print(f"{name} version {gone.spec.version} is withdrawn; rollouts halted: {names}")
+    _order_again(halted, core)
 
 
 @rollout_app.command("start")
@@ -172,6 +172,7 @@ def rollout_start(
     version: Annotated[int | None, typer.Option(help="The model's version; default: the newest.")] = None,
     name: Annotated[str, typer.Option(help="The rollout's name; default: <model>-<version>.")] = "",
     halt_ratio: Annotated[float, typer.Option(help="Stop when more than this share of answers are failures.")] = 0.2,
+    force: Annotated[bool, typer.Option(help="Start although the cohort covers no device that is known.")] = False,
 ) -> None:
     """Start a rollout, or widen it: the same name with a larger cohort."""
     core = load_core_config(config)
@@ -181,20 +182,55 @@ def rollout_start(
         name or f"{model}-{found.spec.version}", model, found.spec.version, found.target, text,
         SystemClock().now_ms(), halt_ratio=halt_ratio,
     )  # fmt: skip
+    reports = reported_models(core)
+    _say_coverage(rollout, reports, is_forced=force)
     RolloutStore(models_folder(core) / "rollouts").save(rollout)
     orders = DesiredOrders.open(core, SystemClock())
-    published = publish_desired(core, rollout, orders)
+    published = publish_orders(core, rollout, reports, orders)
     if not orders.public_keys:
         say("unsigned: there is no director key, and devices with [director] refuse it; catchment director init", err=True)
     out.print(f"rollout {rollout.name}: {model} version {rollout.version} to {text}; {len(published)} devices notified")
 
 
+def _say_coverage(rollout: Rollout, reports: Mapping[str, tuple[ModelReport, ...]], *, is_forced: bool) -> None:
+    """Say how many devices a cohort has, before anything is ordered.
+
+    Raises:
+        RefusedError: it has none, and that was not asked for.
+    """
+    cohort = rollout.devices
+    covered = {*cohort.among(rollout.name, reports), *cohort.named_devices}
+    known = f"{len(reports)} device{'' if len(reports) == 1 else 's'} known"
+    if not covered and cohort.share < BUCKETS and not is_forced:
+        raise RefusedError(
+            f"cohort {cohort} covers 0 of {known}, so nobody would try the model; take a larger share, name a device, "
+            "or give --force for devices that will report later; nothing was started"
+        )
+    out.print(f"cohort {cohort} covers {len(covered)} of {known}")
+
+
 @rollout_app.command("halt")
 def rollout_halt(name: str, config: Config = None) -> None:
-    """Stop a rollout: devices that run its version well keep it, others get the order for the version before."""
-    store = RolloutStore(models_folder(load_core_config(config)) / "rollouts")
-    store.save(msgspec.structs.replace(store.get(name), state="halted", reason="halted by hand"))
-    out.print(f"rollout {name} is halted; the model server notifies the devices")
+    """Stop a rollout: devices that run its version well keep it, others are ordered what came before."""
+    core = load_core_config(config)
+    rollout = RolloutStore(models_folder(core) / "rollouts").halt(name, "halted by hand")
+    out.print(f"rollout {name} is halted")
+    _order_again([rollout], core)
+
+
+def _order_again(halted: list[Rollout], core: CoreConfig) -> None:
+    """Replace the orders of halted rollouts at the broker, whether or not a model server runs."""
+    if not halted:
+        return
+    try:
+        reports = reported_models(core)
+        for rollout in halted:
+            devices = publish_orders(core, rollout, reports, DesiredOrders.open(core, SystemClock()))
+            out.print(f"rollout {rollout.name}: {len(devices)} devices notified")
+    except RetryLaterError as error:
+        raise RetryLaterError(
+            f"it is halted, but its orders stand at the broker until the model server runs, or this is done again: {error}"
+        ) from error
 
 
 @rollout_app.command("status")
@@ -207,7 +243,8 @@ def rollout_status(config: Config = None, as_json: AsJson = False) -> None:
         done = progress(rollout, reports)
         rows.append({"rollout": rollout.name, "model": rollout.model, "version": rollout.version, "cohort": rollout.cohort,
                      "state": rollout.state, "active": list(done.active), "failed": list(done.failed),
-                     "waiting": list(done.waiting), "reason": rollout.reason})  # fmt: skip
+                     "waiting": list(done.waiting), "on_probation": list(done.on_probation),
+                     "blocked": list(done.blocked), "reason": rollout.reason})  # fmt: skip
     devices = {device: [msgspec.to_builtins(item) for item in models] for device, models in sorted(reports.items())}
     if as_json:
         say_json(json.dumps({"rollouts": rows, "devices": devices}))
@@ -216,9 +253,9 @@ def rollout_status(config: Config = None, as_json: AsJson = False) -> None:
 
 
 def _print_status(rows: list[dict[str, object]], reports: dict[str, tuple[ModelReport, ...]]) -> None:
-    table = PlainTable("rollout", "model", "cohort", "state", "active", "failed", "waiting")
+    table = PlainTable("rollout", "model", "cohort", "state", "active", "on probation", "failed", "blocked", "waiting")
     for row in rows:
-        counts = [str(len(cast("list[str]", row[key]))) for key in ("active", "failed", "waiting")]
+        counts = [str(len(cast("list[str]", row[key]))) for key in ("active", "on_probation", "failed", "blocked", "waiting")]
         table.add_row(str(row["rollout"]), f"{row['model']} {row['version']}", str(row["cohort"]), str(row["state"]), *counts)
     out.print(table)
     devices = PlainTable("device", "model", "version", "state", "reason")

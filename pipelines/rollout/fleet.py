@@ -1,6 +1,7 @@
 """The devices as the broker knows them: what they last reported, and what they are told."""
 
 import time
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import structlog
@@ -9,8 +10,9 @@ from paho.mqtt.client import MQTTMessage
 from pipelines.config import CoreConfig
 from pipelines.director import DesiredOrders
 from pipelines.refusals import refusal_error
-from pipelines.rollout.connection import BrokerLink
-from pipelines.rollout.rollouts import Rollout
+from pipelines.rollout.connection import BrokerLink, expiring
+from pipelines.rollout.keys import models_folder
+from pipelines.rollout.rollouts import Rollout, RolloutStore, order_for
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reason_codes import is_refusal
@@ -52,12 +54,17 @@ def reported_models(config: CoreConfig, quiet_s: float = _QUIET_S) -> dict[str, 
     return dict(reports)
 
 
-def publish_desired(config: CoreConfig, rollout: Rollout, orders: DesiredOrders) -> list[str]:
-    """Tell the rollout's devices: those that have reported, and those named in full. Later ones are told by the server.
+def publish_orders(
+    config: CoreConfig, rollout: Rollout, reports: Mapping[str, tuple[ModelReport, ...]], orders: DesiredOrders
+) -> list[str]:
+    """Order a rollout's devices what they are to run now: those that have reported, and those named in full.
+
+    Devices that report later are ordered it by the model server.
 
     Args:
-        config: names the broker.
-        rollout: what they are to run.
+        config: names the broker and the lake.
+        rollout: whose devices are ordered something; what, all rollouts together decide.
+        reports: what devices last reported.
         orders: signs it for each of them.
 
     Raises:
@@ -65,16 +72,18 @@ def publish_desired(config: CoreConfig, rollout: Rollout, orders: DesiredOrders)
         ConfigError: the broker refuses the messages.
     """
     cohort = rollout.devices
-    devices = sorted({*cohort.among(rollout.name, reported_models(config)), *cohort.named_devices})
+    devices = sorted({*cohort.among(rollout.name, reports), *cohort.named_devices})
     topics = Topics(config.broker.namespace)
     codes: dict[str, int] = {}
     link = BrokerLink(config.broker, "", (), lambda _message: None)
     link.open()
     try:
-        messages = {topics.desired(DeviceId(device)): orders.message(device, rollout.desired) for device in devices}
+        messages = sign_orders(devices, reports, RolloutStore(models_folder(config) / "rollouts"), orders)
         infos = [
-            link.publish(topic, body, retain=True, on_answer=partial(codes.__setitem__, topic))
-            for topic, body in messages.items()
+            link.publish(
+                topic, body, retain=True, properties=expiring(orders.expiry_s), on_answer=partial(codes.__setitem__, topic)
+            )
+            for topic, body in ((topics.desired(DeviceId(device)), body) for device, body in messages.items())
         ]
         link.wait_published(infos, _LONGEST_S)
     finally:
@@ -83,3 +92,12 @@ def publish_desired(config: CoreConfig, rollout: Rollout, orders: DesiredOrders)
         if is_refusal(code):
             raise refusal_error(topic, code)
     return devices
+
+
+def sign_orders(
+    devices: Iterable[str], reports: Mapping[str, tuple[ModelReport, ...]], store: RolloutStore, orders: DesiredOrders
+) -> dict[str, bytes]:
+    """The messages that say what devices are to run, by all rollouts as they stand now."""
+    rollouts = store.read_for_orders(orders.take_counter)
+    wanted = {device: order_for(device, rollouts, reports.get(device, ())) for device in devices}
+    return {device: orders.message(device, None if each is None else each.desired) for device, each in wanted.items()}

@@ -324,6 +324,8 @@ class ModelRepository:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One writer at a time: `publish` by a person, `renew` by the server."""
+        if not self.root.exists():
+            raise NotFoundError(f"{self.root} holds no repository; make one with: catchment model init")
         descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,6 +1,9 @@
 """Rollouts: which version which devices should run, as documents in `<lake>/models/rollouts/`."""
 
-from collections.abc import Iterable, Mapping
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +17,7 @@ from schemas.reported import ModelReport
 from schemas.rollout import MODEL_NAME, Desired
 
 State = Literal["running", "halted"]
-FAILED_STATES = frozenset({"refused", "rolled_back"})
+NOT_RUNNING_STATES = frozenset({"refused", "rolled_back", "blocked"})
 
 
 class Rollout(msgspec.Struct, frozen=True):
@@ -54,11 +57,21 @@ class Rollout(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class RolloutProgress:
-    """How far a rollout is among the devices that have reported: running it, failed on it, still to answer."""
+    """How far a rollout is among the devices that have reported.
+
+    Attributes:
+        active: run it, and it has proved itself there.
+        failed: gave it up for good.
+        waiting: have not answered.
+        on_probation: run it, and it has yet to prove itself.
+        blocked: cannot install it for a reason that says nothing of it: network, disk, clock, expired or forged metadata.
+    """
 
     active: tuple[str, ...]
     failed: tuple[str, ...]
     waiting: tuple[str, ...]
+    on_probation: tuple[str, ...] = ()
+    blocked: tuple[str, ...] = ()
 
     @property
     def answers(self) -> int:
@@ -72,18 +85,20 @@ class RolloutProgress:
 
 def progress(rollout: Rollout, reports: Mapping[str, Iterable[ModelReport]]) -> RolloutProgress:
     """How far a rollout is, from what devices last reported of their models."""
-    active: list[str] = []
-    failed: list[str] = []
-    waiting: list[str] = []
+    found: dict[str, list[str]] = {name: [] for name in ("active", "failed", "waiting", "on_probation", "blocked")}
     for device in rollout.devices.among(rollout.name, reports):
         ours = next((report for report in reports[device] if report.name == rollout.model), None)
-        if ours is not None and ours.version == rollout.version and ours.state not in FAILED_STATES:
-            active.append(device)
-        elif ours is not None and (rollout.version in ours.refused or ours.state == "refused"):
-            failed.append(device)
-        else:
-            waiting.append(device)
-    return RolloutProgress(tuple(active), tuple(failed), tuple(waiting))
+        found["waiting" if ours is None else _state_of(rollout, ours)].append(device)
+    return RolloutProgress(**{name: tuple(devices) for name, devices in found.items()})
+
+
+def _state_of(rollout: Rollout, report: ModelReport) -> str:
+    if report.version == rollout.version and report.state not in NOT_RUNNING_STATES:
+        return "on_probation" if report.on_probation is True else "active"
+    if rollout.version in report.refused:
+        return "failed"
+    # "refused" without the version among those refused for good: what vouches for it is in doubt, not the model.
+    return "blocked" if report.state in {"blocked", "refused"} else "waiting"
 
 
 def wanted_by(device: str, rollouts: Iterable[Rollout]) -> Rollout | None:
@@ -92,16 +107,70 @@ def wanted_by(device: str, rollouts: Iterable[Rollout]) -> Rollout | None:
     return max(covering, key=lambda item: item.issued_ms, default=None)
 
 
+def runs_halted(device: str, rollouts: Iterable[Rollout], models: Iterable[ModelReport]) -> bool:
+    """Whether the newest rollout that covers the device is halted, and the device runs its version well."""
+    covering = [item for item in rollouts if item.devices.covers(item.name, device)]
+    newest = max(covering, key=lambda item: item.issued_ms, default=None)
+    if newest is None or newest.state != "halted":
+        return False
+    return any((report.name, report.version, report.state) == (newest.model, newest.version, "active") for report in models)
+
+
+def order_for(device: str, rollouts: Iterable[Rollout], models: Iterable[ModelReport]) -> Rollout | None:
+    """The rollout whose version a device is ordered to install; None: it installs nothing, and keeps what it runs.
+
+    A device that runs a halted version well is ordered nothing: a halted rollout takes nothing away, it only goes no further.
+    """
+    known = list(rollouts)
+    return None if runs_halted(device, known, models) else wanted_by(device, known)
+
+
 class RolloutStore:
-    """The documents of one folder (`<lake>/models/rollouts`)."""
+    """The documents of one folder (`<lake>/models/rollouts`). One process at a time changes them, or reads them for orders."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def save(self, rollout: Rollout) -> None:
         """Write a rollout's document, replacing an earlier one of its name."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._write(rollout)
+
+    def halt(self, name: str, reason: str) -> Rollout:
+        """Halt a rollout as it stands now; one that is halted already keeps its reason.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        with self._locked():
+            rollout = self.get(name)
+            if rollout.state == "running":
+                rollout = msgspec.structs.replace(rollout, state="halted", reason=reason)
+                self._write(rollout)
+            return rollout
+
+    def read_for_orders(self, take_counter: Callable[[], None]) -> list[Rollout]:
+        """Every rollout, for orders that are signed under the counter that is taken first.
+
+        No rollout changes between the two, so of two orders the one with the higher counter knows at least as much: an order
+        of a server that has not heard of a halt never outlives that of one that has.
+        """
+        with self._locked():
+            take_counter()
+            return self.all()
+
+    def _write(self, rollout: Rollout) -> None:
         write_atomic(self._folder / f"{rollout.name}.json", msgspec.json.format(msgspec.json.encode(rollout)), mode=0o644)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def all(self) -> list[Rollout]:
         """Every rollout, oldest first.

@@ -10,7 +10,6 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import structlog
 from paho.mqtt.client import MQTTMessage
 
@@ -20,13 +19,14 @@ from pipelines.config import CoreConfig, ShareConfig
 from pipelines.director import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
 from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
+from pipelines.lake.alone import held_alone
 from pipelines.lake.lake import lake_of
 from pipelines.logs import LogLimit
-from pipelines.rollout.connection import BrokerLink, reply_properties
+from pipelines.rollout.connection import BrokerLink, expiring, reply_properties
 from pipelines.rollout.keys import KeyFolder, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository
 from pipelines.rollout.rights import RightsProbe
-from pipelines.rollout.rollouts import Rollout, RolloutStore, progress, wanted_by
+from pipelines.rollout.rollouts import Rollout, RolloutStore, order_for, progress
 from schemas.errors import SchemaError
 from schemas.ids import DeviceId
 from schemas.reason_codes import is_refusal
@@ -44,6 +44,7 @@ from schemas.topics import Kind, Topics
 
 RENEW_WITHIN = timedelta(days=7)
 TICK_S = 0.5
+_LEASE = ".serving"
 _RENEW_EVERY_S = 600.0
 # One device's part of the pieces: an answer is counted as the largest there is.
 _PIECE_BYTES = MAX_PIECE_BYTES
@@ -88,7 +89,9 @@ class ModelServer:
         self._read_s: dict[str, float] = {}
         self._logged = LogLimit()
         filters = (self._topics.model_get_filter(), self._topics.reported_filter())
-        self._link = BrokerLink(config.broker, "catchment-models", filters, self._on_message, clock, filters[:1])
+        # A name of its own: two servers that know nothing of each other would take turns in ending the other's connection.
+        client_id = f"catchment-models-{os.getpid()}-{os.urandom(3).hex()}"
+        self._link = BrokerLink(config.broker, client_id, filters, self._on_message, clock, filters[:1])
         self._probe = RightsProbe(config.broker, self._topics, self._link, clock)
 
     def open(self) -> None:
@@ -218,10 +221,14 @@ class ModelServer:
         with self._lock:
             reports = dict(self._reports)
         rollouts = [self._halted_if_failing(item, reports) for item in self._rollouts.all()]
-        named = {device for item in rollouts if item.state == "running" for device in item.devices.named_devices}
+        named = {device for item in rollouts for device in item.devices.named_devices}
         orders = self._open_orders()
-        for device in sorted({*reports, *named, *self._announced}):
-            self._tell(device, rollouts, reports.get(device, ()), orders)
+        devices = sorted({*reports, *named, *self._announced})
+        due = [device for device in devices if self._is_due(device, rollouts, reports.get(device, ()), orders)]
+        if due:
+            rollouts = self._rollouts.read_for_orders(orders.take_counter)
+        for device in due:
+            self._order(device, order_for(device, rollouts, reports.get(device, ())), orders)
 
     def _open_orders(self) -> DesiredOrders:
         """What signs this round's orders, with the keys that are there now."""
@@ -262,22 +269,26 @@ class ModelServer:
         if not found.should_halt(rollout):
             return rollout
         reason = f"{len(found.failed)} of {found.answers} devices failed"
-        halted = msgspec.structs.replace(rollout, state="halted", reason=reason)
-        self._rollouts.save(halted)
+        halted = self._rollouts.halt(rollout.name, reason)
         log.error("rollout_halted", rollout=rollout.name, reason=reason, failed=found.failed[:20])
         return halted
 
-    def _tell(self, device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...], orders: DesiredOrders) -> None:
-        wanted, announced = wanted_by(device, rollouts), self._announced.get(device, Announced(None))
-        if wanted == announced.rollout and (wanted is None or not self._is_stale(announced, orders)):
-            return
-        if runs_halted(device, rollouts, models):
-            # It works there: a halted rollout takes nothing away, it only goes no further.
-            self._announced[device] = Announced(wanted)
-            return
+    def _is_due(self, device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...], orders: DesiredOrders) -> bool:
+        """Whether a device must be ordered something, as far as is known without the lock of the rollouts."""
+        wanted, announced = order_for(device, rollouts, models), self._announced.get(device)
+        if announced is None:
+            # Nobody knows what the broker holds for it: an order of a halted rollout, perhaps, from before this start.
+            return any(each.devices.covers(each.name, device) for each in rollouts)
+        return wanted != announced.rollout or (wanted is not None and self._is_stale(announced, orders))
+
+    def _order(self, device: str, wanted: Rollout | None, orders: DesiredOrders) -> None:
         body = orders.message(device, None if wanted is None else wanted.desired)
         self._link.publish(
-            self._topics.desired(DeviceId(device)), body, retain=True, on_answer=partial(self._note_answer, device)
+            self._topics.desired(DeviceId(device)),
+            body,
+            retain=True,
+            properties=expiring(orders.expiry_s),
+            on_answer=partial(self._note_answer, device),
         )
         self._announced[device] = Announced(wanted, orders.public_keys, self._clock.now_ms())
         log.info("desired_state_published", device=device, rollout=None if wanted is None else wanted.name)
@@ -289,23 +300,29 @@ class ModelServer:
         return bool(announced.keys) and self._clock.now_ms() - announced.at_ms >= orders.renew_after_ms
 
 
-def runs_halted(device: str, rollouts: list[Rollout], models: tuple[ModelReport, ...]) -> bool:
-    """Whether the newest rollout that covers the device is halted, and the device runs its version well."""
-    covering = [item for item in rollouts if item.devices.covers(item.name, device)]
-    newest = max(covering, key=lambda item: item.issued_ms, default=None)
-    if newest is None or newest.state != "halted":
-        return False
-    return any((report.name, report.version, report.state) == (newest.model, newest.version, "active") for report in models)
-
-
 def serve(config: CoreConfig, stop: threading.Event, clock: Clock | None = None) -> None:
     """Serve until `stop` is set. Errors that pass by themselves are logged and waited out.
+
+    A second server of the same lake waits, and takes over when the first one ends.
 
     Raises:
         RetryLaterError: the broker cannot be reached at the start.
         ConfigError: it refuses a subscription, or a TLS file is not what it should be.
     """
     clock = clock or SystemClock()
+    is_waiting = False
+    while not stop.is_set():
+        with held_alone(models_folder(config) / _LEASE) as is_ours:
+            if is_ours:
+                _serve(config, stop, clock)
+                return
+        if not is_waiting:
+            log.warning("model_server_waits", reason="another one serves this lake; this one takes over when it ends")
+            is_waiting = True
+        stop.wait(TICK_S)
+
+
+def _serve(config: CoreConfig, stop: threading.Event, clock: Clock) -> None:
     lake = lake_of(config)
     with starting(lake.root, "models", "server", clock):
         server = ModelServer(config, clock)

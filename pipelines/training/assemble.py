@@ -1,6 +1,7 @@
 """The rows of a set spec: streams joined in time, columns derived, classes mapped, and what was left out counted."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,8 +10,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import RefusedError
+from pipelines.errors import ExpressionError, RefusedError
 from pipelines.expressions.expression import compile_value
+from pipelines.labels.resolve import resolved_classes
+from pipelines.labels.table import read_labels, task_table
 from pipelines.lake.lake import Lake
 from pipelines.training.asof import AsOf, join_as_of, seconds_as_us
 from pipelines.training.grouping import group_rows, times_us
@@ -84,12 +87,15 @@ def assemble(lake: Lake, spec: SetSpec, rows: pa.Table) -> Assembly:
     for join in spec.joins:
         _join(lake, made, join)
     for derived in spec.derive:
-        _derive(made, derived)
+        with _named(f"derive {derived.name}"):
+            _derive(made, derived)
     if spec.split.expression:
-        _derive(made, DerivedSpec(GROUP_COLUMN, spec.split.expression))
-    made.replace(filter_rows(made.rows, spec.where), "where is not true")
+        with _named("split expression"):
+            _derive(made, DerivedSpec(GROUP_COLUMN, spec.split.expression))
+    with _named("where"):
+        made.replace(filter_rows(made.rows, spec.where), "where is not true")
     if spec.label is not None:
-        _classes(made, spec.label)
+        _classes(lake, made, spec.label)
     if spec.near_duplicates is not None and spec.near_duplicates.action == "drop":
         _drop_near_duplicates(made, spec.near_duplicates, spec.label)
     for cap in spec.caps:
@@ -98,6 +104,15 @@ def assemble(lake: Lake, spec: SetSpec, rows: pa.Table) -> Assembly:
     if spec.sample.share < 1 or spec.sample.rows:
         made.keep(sampled(made.rows, spec.seed, spec.sample.share, spec.sample.rows), "not in the sample")
     return made
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Name the key of the spec in an error of its expression."""
+    try:
+        yield
+    except ExpressionError as error:
+        raise ExpressionError(f"{key}: {error}") from error
 
 
 def near_of(rows: pa.Table, rule: NearDuplicateSpec) -> Int64s:
@@ -185,9 +200,9 @@ def _derive(made: Assembly, derived: DerivedSpec) -> None:
     made.add(derived.name, computed)
 
 
-def _classes(made: Assembly, label: LabelSpec) -> None:
+def _classes(lake: Lake, made: Assembly, label: LabelSpec) -> None:
     """The class column: mapped, merged, and what has none or another one treated as the spec says."""
-    values = _class_texts(made.rows, label.column)
+    values = _labelled(lake, made, label) if label.task else _class_texts(made.rows, label.column)
     mapped = _mapped(values, label)
     if label.name in made.rows.schema.names:
         if label.name != label.column:
@@ -199,6 +214,21 @@ def _classes(made: Assembly, label: LabelSpec) -> None:
         made.keep(~unlisted, "a class that is not listed")
     if label.unlabelled == "drop":
         made.keep(pc.is_valid(made.rows.column(label.name)).to_numpy(), "no class")
+
+
+def _labelled(lake: Lake, made: Assembly, label: LabelSpec) -> pa.ChunkedArray:
+    """What people said of each row, resolved by the spec's rule; null where nobody, or no majority, said anything."""
+    labels, version = read_labels(lake, label.task, label.version)
+    resolved = resolved_classes(labels, label.resolve)
+    made.sources.append(Source(task_table(label.task), version, len(resolved)))
+    key = list(KEY)
+    found = pl.DataFrame(pl.from_arrow(resolved))
+    frame = pl.DataFrame(pl.from_arrow(made.rows.select(key)))
+    joined = frame.join(found, on=key, how="left", maintain_order="left")
+    torn = int((joined["agreement"] < 1).sum())
+    if torn:
+        made.notes.append(f"{torn:,} rows have labels that differ between authors; `resolve: {label.resolve}` decided")
+    return pa.chunked_array([joined["value"].to_arrow().cast(pa.string())])
 
 
 def _class_texts(rows: pa.Table, column: str) -> pa.ChunkedArray:

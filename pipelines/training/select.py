@@ -149,11 +149,15 @@ def _filtered(table: DeltaTable, where: str, compiler: Compiler) -> pa.Table:
 
 @dataclass(frozen=True, slots=True)
 class StreamBatches:
-    """Some columns of a stream, to be read once in batches; `version` is the Delta version they are of."""
+    """Some columns of a stream, to be read once in batches; `version` is the Delta version they are of.
+
+    `schema` is that of the batches, `full_schema` that of the table.
+    """
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
     version: int
+    full_schema: pa.Schema
 
 
 def stream_batches(
@@ -196,7 +200,7 @@ def stream_batches(
         except (OSError, pa.ArrowInvalid, DeltaError) as error:
             raise CorruptLakeError(f"{table.table_uri}: cannot be read: {error}; restore the missing files") from error
 
-    return StreamBatches(pa.schema([dataset.schema.field(name) for name in wanted]), batches(), table.version())
+    return StreamBatches(pa.schema([dataset.schema.field(name) for name in wanted]), batches(), table.version(), dataset.schema)
 
 
 def filter_rows(rows: pa.Table, where: str, compiler: Compiler = policy_compiler) -> pa.Table:

@@ -50,7 +50,7 @@ def predicted(plant: Plant, prefix: str) -> list[tuple[str, int, str, float]]:
 
 def test_a_signed_model_runs_on_the_device_and_a_forged_one_does_not(plant: Plant, device: Path, shared_data: Path) -> None:
     plant.core("rollout", "start", "digits", "--cohort", "edge-a")
-    plant.eventually(lambda: '"active": ["edge-a"]' in rollout_state(plant, "digits-1"), "version 1 active")
+    plant.eventually(lambda: '"on_probation": ["edge-a"]' in rollout_state(plant, "digits-1"), "version 1 on probation")
     feed(shared_data, device, 0, 6)
     first = plant.eventually(lambda: len(found := predicted(plant, "0-")) == 6 and found, "six predictions")
     assert {(name, version) for name, version, _, _ in first} == {("digits", 1)}
@@ -62,7 +62,7 @@ def test_a_signed_model_runs_on_the_device_and_a_forged_one_does_not(plant: Plan
     body[len(body) // 2] ^= 1
     forged.write_bytes(body)
     plant.core("rollout", "start", "digits", "--cohort", "edge-a")
-    plant.eventually(lambda: '"failed": ["edge-a"]' in rollout_state(plant, "digits-2"), "version 2 refused")
+    plant.eventually(lambda: '"blocked": ["edge-a"]' in rollout_state(plant, "digits-2"), "version 2 blocked")
     feed(shared_data, device, 6, 3)
     second = plant.eventually(lambda: len(found := predicted(plant, "6-")) == 3 and found, "three more predictions")
     assert {(name, version) for name, version, _, _ in second} == {("digits", 1)}

@@ -6,6 +6,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from catchment.runtime.clock import Clock
 from edge_agent.documents.counter import CounterFile
 from edge_agent.documents.gate import DocumentGate
 from edge_agent.documents.inbox import DocumentInbox
@@ -91,7 +92,7 @@ class OrderTaker:
     """A device's part for desired states: whom it trusts, what it noted on disk, what it was handed."""
 
     def __init__(
-        self, folder: Path, *keys: str, device: str = DEVICE, cohorts: Sequence[str] = (), clock: HandClock | None = None
+        self, folder: Path, *keys: str, device: str = DEVICE, cohorts: Sequence[str] = (), clock: Clock | None = None
     ) -> None:
         self.clock = clock or HandClock()
         self.counter = CounterFile(folder, DocumentKind.DESIRED, keys)

@@ -99,10 +99,11 @@ class Device:
         *,
         root: Path | None = None,
         orders: DocumentInbox[DesiredModels] | None = None,
+        clock: Clock | None = None,
         **config: object,
     ) -> None:
         self.core = core
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self.config = ModelConfig("bright", str(root or core.root), ("camera_frame",), **config)  # type: ignore[arg-type]
         self.updater = ModelUpdater(self.config, state, self._send, self.clock, piece_timeout_s=0.2, orders=orders)
 
@@ -125,9 +126,8 @@ class Device:
 
     def settle(self) -> None:
         """One round, to the end of the install it starts."""
-        self.updater._wake.set()
-        self.updater.run_once()
-        worker = self.updater._worker
+        self.updater.run_once(wait_s=0.0)
+        worker = self.updater.worker
         if worker is not None:
             worker.join(30)
 

@@ -27,6 +27,7 @@ from edge_agent.commands import status_reader
 from edge_agent.commands.doctor import examine
 from edge_agent.commands.doctor.findings import Diagnosis
 from edge_agent.spool import inspection
+from pipelines.commands import label as label_cli
 from pipelines.commands import maintenance as maintenance_cli
 from pipelines.commands import policy_edge as edge_cli
 from pipelines.commands import policy_lake as lake_cli
@@ -36,7 +37,9 @@ from pipelines.commands import rollout as rollout_cli
 from pipelines.commands import status as status_cli
 from pipelines.commands import training_set as set_cli
 from pipelines.commands import training_set_care as set_care_cli
+from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
+from pipelines.labels.exchange import LabelImport
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.gaps import Gap
@@ -51,10 +54,12 @@ from pipelines.rollout.rollouts import Rollout
 from pipelines.status.health import HealthResult
 from pipelines.status.server import exposition
 from pipelines.status.survey import Survey
+from pipelines.training.array_rules import ArrayPart
 from pipelines.training.card import render_card
 from pipelines.training.compare import SetDifference
+from pipelines.training.export.run import ExportRecord
 from pipelines.training.leaks import LeakReport
-from pipelines.training.manifest import ClassCount, LeftOut, Manifest
+from pipelines.training.manifest import ClassCount, LeftOut, Manifest, Source
 from pipelines.training.open import TrainingSet
 from schemas.reported import ModelReport
 from tests.fakes.hostile import MARK, TEXT, acts, forged, hostile
@@ -79,9 +84,12 @@ QUIET = {
         "policy keygen": "prints a public key",
         "policy schema": "prints our own JSON Schema",
         "set schema": "prints our own JSON Schema",
+        "label export": "prints the path that was typed, counts and our own words for losses",
+        "label queue": "prints the path that was typed, counts and our own words for losses",
         "set card": "prints the path that was typed and a name, which is checked; the page is tried alone",
         "set pin": "prints a name, which is checked",
         "set rm": "prints a name, which is checked, and a size",
+        "set export": "prints the path that was typed, and a recipient, which is checked",
         "set gc": "prints names, which are checked, and sizes",
         "policy withdraw": "prints the id that was typed",
         "policy apply": "prints ids, which are checked, and change numbers",
@@ -171,16 +179,18 @@ rules:
 
 def _manifest() -> Manifest:
     split = SimpleNamespace(group=(TEXT,), fractions=(("train", 1.0),))
-    return hostile(
-        Manifest, split=split, shards=(), indexes=(), groups=None, format="catchment.training-set/1", has_payload=False
-    )
+    arrays = hostile(ArrayPart, windows=None, pictures=None)
+    files = {"shards": (), "indexes": (), "groups": None, "array_files": (), "arrays": arrays}
+    return hostile(Manifest, split=split, format="catchment.training-set/1", has_payload=False, **files)
 
 
 def _draft() -> Any:
     counts = (ClassCount("train", TEXT, 1),)
     return SimpleNamespace(
         rule=SimpleNamespace(fractions=((TEXT, 1.0),)),
-        plan=SimpleNamespace(coverage=counts),
+        plan=SimpleNamespace(coverage=counts, splits=np.zeros(0, np.int64)),
+        rows=pa.table({}),
+        sources=(Source(TEXT, 1, 1),),
         split_rows=lambda: {TEXT: 1},
         left_out=(LeftOut(TEXT, 1),),
         notes=(TEXT,),
@@ -389,6 +399,13 @@ def set_verify(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     return ["set", "verify", "views"]
 
 
+def label_import(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(label_cli, "import_labels", lambda *_args, **_more: hostile(LabelImport))
+    to.setattr(label_cli, "read_samples", lambda *_args, **_more: None)
+    words = ["label", "import", str(folder), "--task", "t", "--from", "x", "--as", "csv"]
+    return [*words, "--lake", str(folder / "lake")]
+
+
 def set_diff(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
     to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
@@ -401,6 +418,13 @@ def set_check(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
     to.setattr(set_care_cli, "find_leaks", lambda *_args, **_more: hostile(LeakReport))
     return ["set", "check", "views"]
+
+
+def set_exports(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(set_export_cli, "set_folder", lambda *_args: Path(_SHOWN))
+    to.setattr(set_export_cli, "load_manifest", lambda _path: _manifest())
+    to.setattr(set_export_cli, "exports_of", lambda *_args: [hostile(ExportRecord, expires=None)])
+    return ["set", "exports", "views"]
 
 
 def _models(to: pytest.MonkeyPatch) -> None:
@@ -460,7 +484,9 @@ CORE: dict[str, Place] = {
     "set show": set_show,
     "set verify": set_verify,
     "set diff": set_diff,
+    "label import": label_import,
     "set check": set_check,
+    "set exports": set_exports,
     "model ls": model_ls,
     "model show": model_show,
     "rollout status": rollout_status,
@@ -468,7 +494,7 @@ CORE: dict[str, Place] = {
 TAKES_CONFIG = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "policy active", "policy history"),
     *("policy diff", "policy push", "policy preview", "policy explain", "policy retag", "set ls", "set show", "set verify"),
-    *("set diff", "set check"),
+    *("set diff", "set check", "set exports"),
     *("model ls", "model show", "rollout status"),
 }
 TAKES_JSON = {
@@ -488,6 +514,8 @@ TAKES_JSON = {
         "set plan",
         "set diff",
         "set check",
+        "set exports",
+        "label import",
         "model ls",
         "model show",
         "rollout status",

@@ -117,6 +117,7 @@ def test_a_json_array_is_no_empty_table(tmp_path: Path, text: str) -> None:
         gzip.compress(gzip.compress(b"ts,proto\n1,tcp\n")),
         lzma.compress(b"ts,proto\n1,tcp\n", lzma.FORMAT_ALONE),
     ],
+    ids=["zip", "packed twice", "lzma"],
 )
 def test_a_file_that_is_no_text_is_no_empty_table(tmp_path: Path, body: bytes) -> None:
     path = tmp_path / "t.csv"

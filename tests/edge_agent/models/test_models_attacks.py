@@ -82,7 +82,6 @@ ATTACKS: dict[str, Callable[["fake.Core", Path], None]] = {
     "target cut short": _cut_target,
     "targets metadata changed without the key": _unsigned_targets,
     "foreign repository": _foreign_repository,
-    "expired timestamp": _expired_timestamp,
     "snapshot of another time": _mixed_snapshot,
 }
 
@@ -99,6 +98,23 @@ def test_what_the_keys_do_not_vouch_for_is_refused_and_the_old_model_runs_on(
     assert report.version == 1
     assert report.reason
     assert device.updater.annotate(frames(picture(250))).columns["model_version"] == [1]
+
+
+def test_a_repository_that_is_expired_by_this_devices_clock_blocks_and_says_nothing_of_the_model(
+    core: "fake.Core", device: "fake.Device", tmp_path: Path
+) -> None:
+    device.want(core.publish())
+    second = core.publish(fake.tiny_model(0.2))
+    _expired_timestamp(core, tmp_path)
+    assert device.want(second) == "blocked"
+    (report,) = device.updater.report()
+    assert (report.version, report.refused) == (1, ())
+    assert "timestamp.json is expired; this device's clock shows" in report.reason
+    core.clock.ahead_s = 0.0
+    core.publish(fake.tiny_model(0.3))
+    device.clock.sleep(60)
+    device.settle()
+    assert (device.version, device.updater.report()[0].state) == (2, "active")
 
 
 def test_metadata_that_go_back_are_refused(core: "fake.Core", device: "fake.Device", tmp_path: Path) -> None:
@@ -134,4 +150,7 @@ def test_a_refused_model_is_taken_once_the_repository_is_put_right(core: "fake.C
 def test_a_core_that_is_away_is_no_refusal(core: "fake.Core", device: "fake.Device") -> None:
     published = core.publish()
     core.tamper = lambda _request, _found: None
-    assert device.want(published) == "none"
+    assert device.want(published) == "blocked"
+    (report,) = device.updater.report()
+    assert (report.version, report.refused) == (0, ())
+    assert "no answer to 6 requests" in report.reason

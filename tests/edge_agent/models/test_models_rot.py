@@ -99,7 +99,7 @@ def test_a_model_that_rots_while_it_is_tried_is_fetched_again_and_not_refused(
             super().start()
 
     monkeypatch.setattr(loader, "ModelProcess", Rotting)
-    assert device.want(published) == "none"
+    assert device.want(published) == "blocked"
     device.clock.sleep(60)
     device.settle()
     (report,) = device.updater.report()

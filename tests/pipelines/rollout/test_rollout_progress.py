@@ -18,7 +18,7 @@ REPORTS = st.builds(
     ModelReport,
     st.sampled_from(["bright", "other"]),
     st.sampled_from([0, 1, 2]),
-    st.sampled_from(["active", "none", "refused", "rolled_back"]),
+    st.sampled_from(["active", "none", "refused", "rolled_back", "blocked"]),
     refused=st.sampled_from([(), (1,), (2,), (1, 2)]),
 )
 
@@ -28,7 +28,7 @@ def rollout(name: str = "r", **changes: Any) -> Rollout:
 
 
 def state_of(found: RolloutProgress, device: str) -> str:
-    return next(name for name in ("active", "failed", "waiting") if device in getattr(found, name))
+    return next(name for name in ("active", "failed", "waiting", "on_probation", "blocked") if device in getattr(found, name))
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,18 @@ def state_of(found: RolloutProgress, device: str) -> str:
     [
         (ModelReport("bright", 2, "active"), "active"),
         (ModelReport("bright", 2, "active", refused=(2,)), "active"),
-        (ModelReport("bright", 2, "refused"), "failed"),
-        (ModelReport("bright", 1, "refused"), "failed"),
+        (ModelReport("bright", 2, "active", on_probation=True), "on_probation"),
+        (ModelReport("bright", 2, "refused"), "blocked"),
+        (ModelReport("bright", 1, "refused"), "blocked"),
+        (ModelReport("bright", 1, "refused", refused=(2,)), "failed"),
+        (ModelReport("bright", 1, "blocked", "disk: full"), "blocked"),
         (ModelReport("bright", 2, "rolled_back"), "waiting"),
         (ModelReport("bright", 1, "rolled_back", refused=(2,)), "failed"),
         (ModelReport("bright", 1, "active", refused=(2,)), "failed"),
         (ModelReport("bright", 1, "active", refused=(3,)), "waiting"),
         (ModelReport("other", 2, "active"), "waiting"),
         (ModelReport("other", 2, "refused", refused=(2,)), "waiting"),
+        (ModelReport("bright", 1, "blocked", "network", refused=(2,)), "failed"),
     ],
 )
 def test_a_devices_last_report_says_how_it_went(report: ModelReport, state: str) -> None:
@@ -53,7 +57,9 @@ def test_a_devices_last_report_says_how_it_went(report: ModelReport, state: str)
 @given(st.dictionaries(st.sampled_from(["a", "b", "c", "d"]), st.lists(REPORTS, max_size=3)))
 def test_each_device_of_the_cohort_is_counted_once_by_its_report_of_this_model(reports: dict[str, list[ModelReport]]) -> None:
     found = progress(rollout(cohort="a,b,c"), reports)
-    assert sorted((*found.active, *found.failed, *found.waiting)) == sorted({"a", "b", "c"} & reports.keys())
+    assert sorted((*found.active, *found.failed, *found.waiting, *found.on_probation, *found.blocked)) == sorted(
+        {"a", "b", "c"} & reports.keys()
+    )
     assert found.answers == len(found.active) + len(found.failed)
     for device in {"a", "b", "c"} & reports.keys():
         alone = progress(rollout(cohort="a,b,c"), {device: [one for one in reports[device] if one.name == "bright"][:1]})

@@ -220,7 +220,7 @@ def test_a_model_is_pushed_to_devices_through_a_real_broker(
         first.close()
     assert [row["version"] for row in json.loads(_do(model_app, "ls", "--json", *config).splitlines()[-1])] == [1, 2]
     newest = next(row for row in status["rollouts"] if row["version"] == 2)
-    assert (newest["state"], newest["active"]) == ("running", ["cam-1", "cam-2"])
+    assert (newest["state"], newest["active"], newest["on_probation"]) == ("running", [], ["cam-1", "cam-2"])
 
 
 def test_a_real_model_is_published_and_answers_on_the_device_as_it_did_here(shared_data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""Which version the core wants here now. An order that came down takes effect before the next switch, whatever is under way."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import structlog
+
+from catchment.runtime.clock import Clock
+from edge_agent.clock_quality import EARLIEST_MS
+from edge_agent.documents.inbox import DocumentInbox
+from edge_agent.errors import ModelError
+from edge_agent.models.errors import ModelNotWantedError
+from schemas.errors import SchemaError
+from schemas.rollout import Desired, DesiredModels, decode_desired
+
+_MAX_ROUNDS = 5
+
+log = structlog.get_logger(__name__)
+
+
+class WantedModel:
+    """The newest order for one model. Any thread may call.
+
+    Args:
+        name: the model's.
+        orders: admits signed desired states; None: unsigned ones are followed.
+        clock: for when an order expires.
+        on_change: called when another version, or none, is wanted.
+    """
+
+    def __init__(
+        self, name: str, orders: DocumentInbox[DesiredModels] | None, clock: Clock, on_change: Callable[[], None]
+    ) -> None:
+        self._name = name
+        self._orders = orders
+        self._clock = clock
+        self._on_change = on_change
+        self._lock = threading.RLock()
+        self._judging = threading.Lock()
+        self._desired: Desired | None = None
+        self._expires_ms: int | None = None
+
+    def receive(self, body: bytes) -> bool:
+        """Take in an order as it came; whether it has been decided about already.
+
+        Signed ones are decided about within a second on the models' own thread: one signature check at a time, however
+        many come.
+        """
+        with self._lock:  # not in the middle of a switch
+            if self._orders is not None:
+                self._orders.hand_in(body)
+                return False
+            if not body:
+                self._set(None, None)
+                return True
+            try:
+                desired = decode_desired(body)
+            except SchemaError as error:
+                log.warning("desired_state_refused", error=str(error))
+                return False
+            if desired.name != self._name:
+                log.info("desired_state_of_other_model", model=desired.name, ours=self._name)
+                return False
+            self._set(desired, None)
+            return True
+
+    def decide(self) -> None:
+        """Decide about the newest signed order, if one has come."""
+        if self._orders is None:
+            return
+        with self._judging:
+            admitted = self._orders.take_admitted()
+            if admitted is not None:
+                self._set(admitted.body.of(self._name), admitted.document.expires_ms)
+
+    def _set(self, desired: Desired | None, expires_ms: int | None) -> None:
+        with self._lock:
+            has_changed = desired != self._desired
+            self._desired, self._expires_ms = desired, expires_ms
+        if has_changed:
+            self._on_change()
+
+    @property
+    def ordered(self) -> Desired | None:
+        """What the newest order wants, expired or not."""
+        return self._desired
+
+    @property
+    def current(self) -> Desired | None:
+        """What may be installed now; None: nothing."""
+        with self._lock:
+            return None if self._is_expired() else self._desired
+
+    @property
+    def trouble(self) -> str:
+        """Why what is ordered may not be installed."""
+        with self._lock:
+            if self._desired is None or not self._is_expired():
+                return ""
+            until = datetime.fromtimestamp((self._expires_ms or 0) / 1000, tz=UTC).isoformat(timespec="seconds")
+            return f"clock: the order expired at {until} by this device's clock; waiting for a newer one"
+
+    def _is_expired(self) -> bool:
+        """Whether the order is too old to begin with; a clock that was never set says nothing of that."""
+        now_ms = self._clock.now_ms()
+        return self._expires_ms is not None and now_ms >= EARLIEST_MS and now_ms >= self._expires_ms
+
+    @contextmanager
+    def holding(self, desired: Desired) -> Iterator[None]:
+        """Keep out newer orders while a version is switched to. Those that came before are decided about first.
+
+        Raises:
+            ModelNotWantedError: another version, or none, is wanted by now.
+            ModelError: orders come faster than they can be decided about.
+        """
+        for _ in range(_MAX_ROUNDS):
+            self.decide()
+            with self._lock:
+                if self._orders is not None and self._orders.is_due:
+                    continue
+                if self.current != desired:
+                    raise ModelNotWantedError(f"version {desired.version} is not wanted any more")
+                yield
+                return
+        raise ModelError("orders come faster than they can be checked")

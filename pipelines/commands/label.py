@@ -1,0 +1,186 @@
+"""`catchment label import | export | queue`: what people say about samples, from and for labelling tools."""
+
+import getpass
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import polars as pl
+import pyarrow as pa
+import typer
+
+from catchment.runtime.atomic_files import write_atomic
+from catchment.runtime.output import say, say_json
+from catchment.runtime.terminal import PlainConsole, PlainTable
+from pipelines.commands.options import AsJson, Config, Lake
+from pipelines.commands.training_set import lake_from
+from pipelines.errors import NotFoundError, RefusedError
+from pipelines.expressions.expression import compile_value
+from pipelines.labels.drawn import LabelTask
+from pipelines.labels.exchange import FORMATS, LabelImport, format_of, import_labels, label_tasks
+from pipelines.labels.matching import LabelOrigin
+from pipelines.labels.table import KEY, SCHEMA, read_labels, task_table
+from pipelines.lake import lake as lakes
+from pipelines.training.select import expression_columns, stream_batches
+from pipelines.training.thin import row_numbers
+
+label_app = typer.Typer(help="Labels: bring them in, give samples out to be labelled.", no_args_is_help=True)
+_SAMPLE_COLUMNS = (*KEY[1:], "payload_sha256", "file_name", "width", "height")
+_PAYLOAD_COLUMNS = ("payload_shard", "payload_offset", "payload_length", "payload_row")
+
+Task = Annotated[str, typer.Option("--task", help="What is labelled, as a word: the table labels/<task>.")]
+Streams = Annotated[list[str], typer.Option("--from", help="Stream of the samples; may be given again.")]
+Where = Annotated[str, typer.Option(help="Expression over columns and tags.")]
+Kind = Annotated[str, typer.Option("--as", help=f"Format: {', '.join(FORMATS)}.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="File or folder that is written.")]
+Pictures = Annotated[bool, typer.Option("--pictures", help="Write the payloads too, into a folder images beside.")]
+
+
+@label_app.command("import")
+def import_(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
+    path: Annotated[Path, typer.Argument(help="File or folder of the labelling tool.")],
+    task: Task,
+    stream: Streams,
+    kind: Kind,
+    author: Annotated[str, typer.Option(help="Who labelled, where the file does not say; default: the user.")] = "",
+    role: Annotated[str, typer.Option(help="annotator, reviewer or import.")] = "annotator",
+    guideline: Annotated[str, typer.Option(help="Version of the guideline that was followed.")] = "",
+    partial: Annotated[bool, typer.Option("--partial", help="Leave out images without a sample instead of refusing.")] = False,
+    empty_is_nothing: Annotated[
+        bool, typer.Option("--empty-is-nothing", help='A picture without labels counts as "nothing here".')
+    ] = False,
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Append a labelling tool's file to the table of a task; the same file twice adds nothing."""
+    found = lake_from(lake, config)
+    task_table(task)
+    if role not in ("annotator", "reviewer", "import"):
+        raise RefusedError(f"--role {role[:40]!r}: give annotator, reviewer or import")
+    origin = LabelOrigin(task, author or getpass.getuser(), role, guideline, time.time_ns() // 1_000)
+    samples = read_samples(found, stream, "")
+    done = import_labels(found, path, kind, samples, origin, is_partial=partial, empty_is_nothing=empty_is_nothing)
+    if as_json:
+        say_json(msgspec.json.encode(done))
+        return
+    _print_import(done, path)
+
+
+@label_app.command("export")
+def export(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
+    task: Task,
+    stream: Streams,
+    kind: Kind,
+    output: Output,
+    where: Where = "",
+    version: Annotated[int | None, typer.Option(help="Delta version of the labels; default: the newest.")] = None,
+    pictures: Pictures = False,
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write labelled samples and their labels in the form of a labelling tool."""
+    found = lake_from(lake, config)
+    labels, _ = read_labels(found, task, version)
+    samples = read_samples(found, stream, where, pictures=pictures)
+    keys = pl.DataFrame(pl.from_arrow(labels.select(list(KEY)))).unique()
+    labelled = pl.DataFrame(pl.from_arrow(samples)).join(keys, on=list(KEY), how="semi", maintain_order="left").to_arrow()
+    _write(found, labelled, labels, kind, output, pictures=pictures, as_json=as_json)
+
+
+@label_app.command("queue")
+def queue(  # noqa: PLR0913, PLR0917 - one argument for each option of the command
+    task: Task,
+    stream: Streams,
+    kind: Kind,
+    output: Output,
+    where: Where = "",
+    by: Annotated[str, typer.Option(help="Expression: the lowest first, e.g. predicted_score; default: at random.")] = "",
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many samples.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the random order.")] = 0,
+    pictures: Pictures = False,
+    lake: Lake = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write samples that nobody has labelled for a task, with their ids and hashes, in the form of a labelling tool."""
+    found = lake_from(lake, config)
+    try:
+        labels, _ = read_labels(found, task)
+    except NotFoundError:
+        labels = SCHEMA.empty_table()
+    samples = read_samples(found, stream, where, pictures=pictures, by=by)
+    keys = pl.DataFrame(pl.from_arrow(labels.select(list(KEY)))).unique()
+    number = pl.Series("order", row_numbers(samples, seed, "label queue"))
+    frame = pl.DataFrame(pl.from_arrow(samples)).with_columns(number).join(keys, on=list(KEY), how="anti")
+    first = frame.sort([*(["by"] if by else []), "order"], nulls_last=True).head(rows).drop("order")
+    _write(found, first.to_arrow(), labels, kind, output, pictures=pictures, as_json=as_json)
+
+
+def read_samples(lake: lakes.Lake, streams: list[str], where: str, *, pictures: bool = False, by: str = "") -> pa.Table:
+    """Key, hash, name and size of the samples of some streams, and what `by` gives for each."""
+    parts: list[pa.Table] = []
+    for stream in streams:
+        columns = (*_SAMPLE_COLUMNS, *(_PAYLOAD_COLUMNS if pictures else ()))
+        if by:
+            schema = stream_batches(lake, stream, columns).full_schema
+            ordered = compile_value(by, expression_columns(schema), allow_tags="tags" in schema.names)
+            columns = (*columns, *sorted(ordered.columns), *(("tags",) if "tags" in schema.names else ()))
+        read = stream_batches(lake, stream, columns, where=where)
+        rows = pa.Table.from_batches(read.batches, read.schema)
+        if by:
+            value = pl.DataFrame(pl.from_arrow(rows)).select(ordered.to_polars().alias("by")).to_arrow().column(0)
+            wanted = [name for name in (*_SAMPLE_COLUMNS, *_PAYLOAD_COLUMNS) if name in rows.schema.names]
+            rows = rows.select(wanted).append_column("by", value)
+        parts.append(rows.append_column("stream", pa.array([stream] * len(rows), pa.string())))
+    return pa.concat_tables(parts, promote_options="permissive")
+
+
+def _write(
+    lake: lakes.Lake, samples: pa.Table, labels: pa.Table, kind: str, output: Path, *, pictures: bool, as_json: bool
+) -> None:
+    form = format_of(kind)
+    tasks = label_tasks(samples, labels)
+    if not tasks:
+        raise RefusedError("no sample fulfils this; nothing is written")
+    losses = form.write(output, tasks)
+    if pictures:
+        _write_pictures(lake, samples, tasks, (output.parent if form.suffix else output) / "images", losses)
+    if as_json:
+        say_json(
+            msgspec.json.encode({"samples": len(tasks), "labels": sum(len(task.labels) for task in tasks), "losses": losses})
+        )
+        return
+    say(f"{output}: {len(tasks):,} samples, {sum(len(task.labels) for task in tasks):,} labels")
+    _print_losses(losses, "what the format does not hold")
+
+
+def _write_pictures(lake: lakes.Lake, samples: pa.Table, tasks: list[LabelTask], folder: Path, losses: Counter[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if "payload_shard" not in samples.schema.names:
+        losses["pictures: the stream has no payload"] += len(tasks)
+        return
+    for row, task in zip(samples.to_pylist(), tasks, strict=True):
+        if row["payload_shard"] is None:
+            losses["pictures: the sample has no payload"] += 1
+            continue
+        place = (row["payload_shard"], row["payload_offset"], row["payload_length"], row["payload_row"] or 0)
+        write_atomic(folder / task.name, lake.view().payload(*place, f"sample {task.sample}"), mode=0o644)
+
+
+def _print_import(done: LabelImport, path: Path) -> None:
+    say(f"{path}: {done.labels:,} labels, {done.new:,} new; images found by id {done.by_id:,}, by sha256 {done.by_sha256:,}, "
+        f"by name {done.by_name:,}; without a sample {len(done.unmatched):,}, with several {len(done.ambiguous):,}")  # fmt: skip
+    _print_losses(done.losses, "what the table does not get")
+
+
+def _print_losses(losses: Any, title: str) -> None:
+    if not losses:
+        return
+    table = PlainTable(title, "count")
+    for reason, count in sorted(losses.items()):
+        table.add_row(reason, f"{count:,}")
+    PlainConsole().print(table)

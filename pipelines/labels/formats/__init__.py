@@ -1,0 +1,1 @@
+"""Readers and writers of labelling tools' files, one module a format."""

@@ -1,0 +1,249 @@
+"""Labels come back into the lake: found by id, hash or name, added once, resolved, and used by a set."""
+
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+from typer.testing import CliRunner
+
+from pipelines.commands.label import label_app
+from pipelines.errors import NotFoundError, RefusedError
+from pipelines.labels.resolve import resolved_classes
+from pipelines.labels.table import SCHEMA, read_labels
+from pipelines.lake.lake import lake_at
+from pipelines.lake.payload import write_payload_shard
+from pipelines.training.from_spec import draft_from_spec, spec_options
+from pipelines.training.manifest import Source
+from pipelines.training.spec_file import parse_spec
+
+RUN = CliRunner()
+COUNT = 12
+SHARD = "payload/camera_frame/1-0.parquet"
+BODIES = [f"picture {at}".encode() for at in range(COUNT)]
+DIGESTS = [hashlib.sha256(body).hexdigest() for body in BODIES]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """Twelve pictures of two cameras; the last two have one file name."""
+    root = tmp_path / "shop"
+    key = {
+        "device": [f"cam-{at % 2}" for at in range(COUNT)],
+        "epoch": pa.array([5] * COUNT, pa.int64()),
+        "seq": pa.array(range(COUNT), pa.int64()),
+    }
+    payload = {"payload_sha256": DIGESTS, "payload": pa.array(BODIES, pa.binary())}
+    shard = write_payload_shard(root / SHARD, pa.table({**key, **payload}))
+    times = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=at) for at in range(COUNT)]
+    rows = {
+        **key,
+        "event_time": pa.array(times, pa.timestamp("us", "UTC")),
+        "file_name": [f"shots/p{min(at, COUNT - 2)}.png" for at in range(COUNT)],
+        "width": pa.array([100] * COUNT, pa.int32()),
+        "height": pa.array([50] * COUNT, pa.int32()),
+        "score": pa.array([at / 10 for at in range(COUNT)]),
+        "payload_sha256": DIGESTS,
+        "payload_shard": [SHARD] * COUNT,
+        "payload_row": pa.array(range(COUNT), pa.int32()),
+        "payload_offset": shard.offsets,
+        "payload_length": shard.lengths,
+    }
+    write_deltalake(root / "streams/camera_frame", pa.table(rows))
+    return root
+
+
+def imported(root: Path, path: Path, kind: str = "csv", *more: str) -> dict[str, Any]:
+    words = ["import", str(path), "--task", "defect", "--from", "camera_frame", "--as", kind, "--json", "--lake", str(root)]
+    done = RUN.invoke(label_app, [*words, *more])
+    if done.exception:
+        raise done.exception
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def labels_of(root: Path) -> pl.DataFrame:
+    return pl.DataFrame(pl.from_arrow(read_labels(lake_at(root), "defect")[0]))
+
+
+def write_csv(path: Path, *rows: str, head: str = "sample,sha256,file_name,kind,value,author,made_at") -> Path:
+    path.write_text("\n".join((head, *rows)) + "\n")
+    return path
+
+
+def test_images_are_found_by_id_then_by_hash_then_by_a_name_that_one_sample_has(shop: Path, tmp_path: Path) -> None:
+    file = write_csv(
+        tmp_path / "a.csv",
+        "camera_frame/cam-1/5/1,,x.png,,dent,ann,",
+        f",{DIGESTS[2]},y.png,,dent,ann,",
+        ",,C:\\out\\p3.jpg,,ok,ann,",
+        ",,camera_frame~cam-0~5~4.png,,ok,ann,",
+    )
+    done = imported(shop, file)
+    assert (done["by_id"], done["by_sha256"], done["by_name"], done["new"]) == (2, 1, 1, 4)
+    assert labels_of(shop).sort("seq")["seq"].to_list() == [1, 2, 3, 4]
+    assert set(labels_of(shop)["author"]) == {"ann"}
+    assert labels_of(shop).sort("seq")["payload_sha256"].to_list() == DIGESTS[1:5]
+
+
+def test_an_image_without_a_sample_or_with_several_is_refused_unless_partial(shop: Path, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", ",,p1.png,,ok,,", ",,p10.png,,ok,,", ",,stranger.png,,ok,,")
+    with pytest.raises(RefusedError, match=r"no sample: stranger.png; 1 images have several samples by that name: p10.png"):
+        imported(shop, file)
+    with pytest.raises(NotFoundError):
+        labels_of(shop)
+    done = imported(shop, file, "csv", "--partial")
+    assert (done["new"], done["unmatched"], done["ambiguous"]) == (1, ["stranger.png"], ["p10.png"])
+
+
+def test_the_same_file_twice_adds_nothing_and_a_folder_adds_only_new_files(shop: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "yolo"
+    folder.mkdir()
+    (folder / "classes.txt").write_text("ok\ndent\n")
+    (folder / "p1.txt").write_text("1 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n")
+    assert [imported(shop, folder, "yolo")["new"] for _ in range(2)] == [2, 0]
+    (folder / "p2.txt").write_text("0 0.1 0.1 0.1 0.1\n")
+    assert imported(shop, folder, "yolo")["new"] == 1
+    assert labels_of(shop).sort("seq")["geometry"].to_list()[0] == pytest.approx([40.0, 15.0, 20.0, 20.0])
+
+
+def test_a_later_label_of_the_same_author_supersedes_the_earlier_one(shop: Path, tmp_path: Path) -> None:
+    imported(shop, write_csv(tmp_path / "a.csv", ",,p1.png,,ok,ann,", ",,p1.png,,dent,bob,"))
+    imported(shop, write_csv(tmp_path / "b.csv", ",,p1.png,,dent,ann,"))
+    table = labels_of(shop)
+    assert len(table) == 3
+    (superseded,) = table.filter(pl.col("supersedes").list.len() > 0)["supersedes"].to_list()
+    assert superseded == table.filter(pl.col("value") == "ok")["label_id"].to_list()
+
+
+def test_nothing_here_is_a_row_only_where_somebody_says_so(shop: Path, tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"images": [{"id": 1, "file_name": "p1.png"}], "annotations": [], "categories": []}))
+    done = imported(shop, file, "coco")
+    assert done["labels"] == 0
+    assert list(done["losses"].values()) == [1]
+    assert imported(shop, file, "coco", "--empty-is-nothing")["new"] == 1
+    assert labels_of(shop)["kind"].to_list() == ["nothing"]
+
+
+def test_bytes_that_changed_since_and_unknown_sizes_are_counted(shop: Path, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", f"camera_frame/cam-1/5/1,{DIGESTS[9]},,,ok,ann,")
+    done = imported(shop, file)
+    assert "bytes are others now" in next(iter(done["losses"]))
+    assert labels_of(shop)["payload_sha256"].to_list() == [DIGESTS[9]]
+
+
+def label_rows(*said: tuple[int, str, str, str, int]) -> pa.Table:
+    """Rows by (seq, author, role, value, minute)."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    fixed = {"stream": "s", "device": "d", "epoch": 1, "imported_at": start, "supersedes": [], "state": "submitted"}
+    rows = [
+        {
+            **fixed,
+            "label_id": f"{at:03d}",
+            "seq": seq,
+            "kind": "class" if value else "nothing",
+            "value": value,
+            "author": author,
+            "role": role,
+            "made_at": start + timedelta(minutes=minute),
+        }
+        for at, (seq, author, role, value, minute) in enumerate(said)
+    ]
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def resolved(table: pa.Table, rule: Any) -> dict[int, str]:
+    found = resolved_classes(table, rule)
+    return dict(zip(found["seq"].to_pylist(), found["value"].to_pylist(), strict=True))
+
+
+def test_the_latest_label_counts_and_a_reviewer_before_all() -> None:
+    table = label_rows(
+        (1, "a", "annotator", "ok", 1),
+        (1, "b", "annotator", "dent", 2),
+        (2, "r", "reviewer", "ok", 1),
+        (2, "a", "annotator", "dent", 9),
+        (3, "a", "annotator", "", 1),
+    )
+    assert resolved(table, "latest") == {1: "dent", 2: "ok", 3: "nothing"}
+
+
+def test_a_majority_counts_each_author_once_and_a_tie_gives_no_class() -> None:
+    table = label_rows(
+        (1, "a", "annotator", "ok", 1),
+        (1, "a", "annotator", "ok", 2),
+        (1, "b", "annotator", "dent", 3),
+        (1, "c", "annotator", "dent", 1),
+        (2, "a", "annotator", "ok", 1),
+        (2, "b", "annotator", "dent", 1),
+    )
+    assert resolved(table, "majority") == {1: "dent"}
+    assert resolved_classes(table, "majority")["agreement"].to_pylist() == [pytest.approx(2 / 3)]
+
+
+def test_a_set_takes_its_classes_from_a_task_at_a_pinned_version(shop: Path, tmp_path: Path) -> None:
+    imported(shop, write_csv(tmp_path / "a.csv", *(f",,p{at}.png,,{('ok', 'dent')[at % 2]},ann," for at in range(6))))
+    version = read_labels(lake_at(shop), "defect")[1]
+    imported(shop, write_csv(tmp_path / "b.csv", ",,p1.png,,ok,bob,2026-05-01T00:00:00Z"))
+
+    def classes(pinned: str) -> tuple[list[str], tuple[Source, ...], tuple[str, ...]]:
+        spec = parse_spec(f"id: a\nsources: [{{stream: camera_frame}}]\npayload: false\nlabel: {{task: defect{pinned}}}\n")
+        draft = draft_from_spec(lake_at(shop), spec, spec_options(spec))
+        return draft.rows.sort_by("seq")["label"].to_pylist(), draft.sources, draft.notes
+
+    assert classes(f", version: {version}")[0] == ["ok", "dent", "ok", "dent", "ok", "dent"]
+    values, sources, notes = classes("")
+    assert len(values) == 6
+    assert sources[-1] == Source("labels/defect", version + 1, 6)
+    assert any("1 rows have labels that differ between authors" in note for note in notes)
+    spec = parse_spec("id: a\nsources: [{stream: camera_frame}]\nlabel: {task: other}\n")
+    with pytest.raises(NotFoundError, match="no labels for task other"):
+        draft_from_spec(lake_at(shop), spec, spec_options(spec))
+
+
+def test_a_queue_gives_unlabelled_samples_with_id_and_hash_and_their_pictures(shop: Path, tmp_path: Path) -> None:
+    imported(shop, write_csv(tmp_path / "a.csv", ",,p0.png,,ok,ann,"))
+    words = ["--task", "defect", "--from", "camera_frame", "--as", "csv", "-o", str(tmp_path / "out/q.csv"), "--lake", str(shop)]
+    (tmp_path / "out").mkdir()
+    done = RUN.invoke(label_app, ["queue", *words, "-n", "3", "--by", "score", "--pictures"])
+    assert done.exit_code == 0, done.output
+    queued = pl.read_csv(tmp_path / "out/q.csv")
+    assert queued["sample"].to_list() == [f"camera_frame/cam-{at % 2}/5/{at}" for at in (1, 2, 3)]
+    assert queued["sha256"].to_list() == DIGESTS[1:4]
+    assert (tmp_path / "out/images/camera_frame~cam-1~5~1.png").read_bytes() == BODIES[1]
+    filled = write_csv(tmp_path / "f.csv", *(f"{sample},,,,dent,ann," for sample in queued["sample"]))
+    assert imported(shop, filled)["by_id"] == 3
+
+
+def test_an_export_holds_the_labels_and_comes_back_by_id(shop: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "yolo"
+    folder.mkdir()
+    (folder / "classes.txt").write_text("ok\ndent\n")
+    (folder / "p1.txt").write_text("1 0.5 0.5 0.2 0.4\n")
+    imported(shop, folder, "yolo")
+    for kind, name in (("coco", "out.json"), ("voc", "voc"), ("yolo", "y"), ("labelme", "l"), ("csv", "o.csv")):
+        words = [
+            "export",
+            "--task",
+            "defect",
+            "--from",
+            "camera_frame",
+            "--as",
+            kind,
+            "-o",
+            str(tmp_path / name),
+            "--lake",
+            str(shop),
+        ]
+        done = RUN.invoke(label_app, words)
+        assert done.exit_code == 0, done.output
+        assert "1 samples, 1 labels" in done.stdout
+        assert imported(shop, tmp_path / name, kind)["by_id"] == 1
+    boxes = labels_of(shop)["geometry"].to_list()
+    assert boxes == [pytest.approx([40.0, 15.0, 20.0, 20.0])] * 6
