@@ -24,7 +24,8 @@ from pipelines.training.bucket_sets import bring_set
 from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, write_set
 from pipelines.training.catalogue import list_sets, set_folder
 from pipelines.training.from_spec import draft_from_spec, spec_options
-from pipelines.training.manifest import MANIFEST_NAME, ClassCount, LeftOut, Manifest, load_manifest
+from pipelines.training.grouping import neighbours_elsewhere
+from pipelines.training.manifest import MANIFEST_NAME, ClassCount, LeftOut, Manifest, Source, load_manifest
 from pipelines.training.open import open_set
 from pipelines.training.shards import Progress
 from pipelines.training.spec import parse_duration_s
@@ -32,6 +33,7 @@ from pipelines.training.spec_file import load_spec, schema_text
 
 _BESIDE_SPEC = frozenset({"name", "allow_missing", "reassign", "lake", "config", "as_json"})
 _MAX_CLASSES_SHOWN = 60
+_NEIGHBOUR_S = 2.0
 set_app = typer.Typer(help="Training sets: build one, list them, look at one, check one.", no_args_is_help=True)
 
 
@@ -99,10 +101,15 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
         draft = draft_from_spec(found, spec, spec_options(spec, reassign=reassign))
     else:
         draft = draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options)
+    facts = _plan_facts(draft)
     if as_json:
-        say_json(msgspec.json.encode(_plan_facts(draft)))
+        say_json(msgspec.json.encode(facts))
         return
     PlainConsole().print(_coverage_table(draft))
+    for source in draft.sources:
+        say(f"from: {source.stream} at Delta version {source.delta_version}: {source.rows:,} rows")
+    for split_name, rows in facts.neighbours.items():
+        say(f"leak: {rows:,} rows of {split_name} have a neighbour of another split within {_NEIGHBOUR_S:g} s")
     for part in draft.left_out:
         say(f"left out: {part.rows:,} rows: {part.reason}")
     for note in draft.notes:
@@ -291,10 +298,20 @@ class PlanFacts(msgspec.Struct, frozen=True):
     coverage: tuple[ClassCount, ...]
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
+    sources: tuple[Source, ...]
+    neighbours: dict[str, int]
 
 
 def _plan_facts(draft: SetDraft) -> PlanFacts:
-    return PlanFacts(draft.split_rows(), draft.plan.coverage, draft.left_out, draft.notes)
+    return PlanFacts(draft.split_rows(), draft.plan.coverage, draft.left_out, draft.notes, draft.sources, _neighbours(draft))
+
+
+def _neighbours(draft: SetDraft) -> dict[str, int]:
+    """The rows of each split with a row of another one, of the same device, close in time; only splits that have some."""
+    splits = draft.plan.splits
+    near = neighbours_elsewhere(draft.rows, splits, _NEIGHBOUR_S)
+    counts = {name: int((near & (splits == number)).sum()) for number, (name, _) in enumerate(draft.rule.fractions)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def lake_from(lake: Path | None, config: Path | None) -> lakes.Lake:

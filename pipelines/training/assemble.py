@@ -1,6 +1,7 @@
 """The rows of a set spec: streams joined in time, columns derived, classes mapped, and what was left out counted."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.errors import RefusedError
+from pipelines.errors import ExpressionError, RefusedError
 from pipelines.expressions.expression import compile_value
 from pipelines.labels.resolve import resolved_classes
 from pipelines.labels.table import read_labels, task_table
@@ -86,10 +87,13 @@ def assemble(lake: Lake, spec: SetSpec, rows: pa.Table) -> Assembly:
     for join in spec.joins:
         _join(lake, made, join)
     for derived in spec.derive:
-        _derive(made, derived)
+        with _named(f"derive {derived.name}"):
+            _derive(made, derived)
     if spec.split.expression:
-        _derive(made, DerivedSpec(GROUP_COLUMN, spec.split.expression))
-    made.replace(filter_rows(made.rows, spec.where), "where is not true")
+        with _named("split expression"):
+            _derive(made, DerivedSpec(GROUP_COLUMN, spec.split.expression))
+    with _named("where"):
+        made.replace(filter_rows(made.rows, spec.where), "where is not true")
     if spec.label is not None:
         _classes(lake, made, spec.label)
     if spec.near_duplicates is not None and spec.near_duplicates.action == "drop":
@@ -100,6 +104,15 @@ def assemble(lake: Lake, spec: SetSpec, rows: pa.Table) -> Assembly:
     if spec.sample.share < 1 or spec.sample.rows:
         made.keep(sampled(made.rows, spec.seed, spec.sample.share, spec.sample.rows), "not in the sample")
     return made
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Name the key of the spec in an error of its expression."""
+    try:
+        yield
+    except ExpressionError as error:
+        raise ExpressionError(f"{key}: {error}") from error
 
 
 def near_of(rows: pa.Table, rule: NearDuplicateSpec) -> Int64s:

@@ -56,7 +56,7 @@ from pipelines.status.survey import Survey
 from pipelines.training.card import render_card
 from pipelines.training.compare import SetDifference
 from pipelines.training.leaks import LeakReport
-from pipelines.training.manifest import ClassCount, LeftOut, Manifest
+from pipelines.training.manifest import ClassCount, LeftOut, Manifest, Source
 from pipelines.training.open import TrainingSet
 from schemas.reported import ModelReport
 from tests.fakes.hostile import MARK, TEXT, acts, forged, hostile
@@ -191,7 +191,9 @@ def _draft() -> Any:
     counts = (ClassCount("train", TEXT, 1),)
     return SimpleNamespace(
         rule=SimpleNamespace(fractions=((TEXT, 1.0),)),
-        plan=SimpleNamespace(coverage=counts),
+        plan=SimpleNamespace(coverage=counts, splits=np.zeros(0, np.int64)),
+        rows=pa.table({}),
+        sources=(Source(TEXT, 1, 1),),
         split_rows=lambda: {TEXT: 1},
         left_out=(LeftOut(TEXT, 1),),
         notes=(TEXT,),

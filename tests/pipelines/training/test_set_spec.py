@@ -137,7 +137,7 @@ where: speed_kmh IS NOT NULL
 def test_a_column_that_is_there_already_is_refused(drive: Path) -> None:
     with pytest.raises(RefusedError, match="there is a column kind already"):
         drafted(drive, "derive: [{name: kind, value: \"'x'\"}]")
-    with pytest.raises(ExpressionError, match="gives list of text, but a column needs one of"):
+    with pytest.raises(ExpressionError, match="derive all: the expression gives list of text, but a column needs one of"):
         drafted(drive, "derive: [{name: all, value: tags}]")
 
 
@@ -236,6 +236,9 @@ def test_a_spec_is_planned_and_built_and_stands_in_the_manifest(drive: Path, tmp
     where = ["--lake", str(drive)]
     planned = json.loads(RUN.invoke(set_app, ["plan", str(path), "--json", *where]).stdout)
     assert planned["splits"] == {"train": 60, "test": 40}
+    assert planned["sources"] == [{"stream": "camera_frame", "delta_version": 0, "rows": 100}]
+    assert planned["neighbours"]["test"] > 0
+    assert "rows of test have a neighbour of another split within 2 s" in RUN.invoke(set_app, ["plan", str(path), *where]).stdout
     assert not (drive / "sets").exists()
     built = RUN.invoke(set_app, ["build", str(path), "--json", *where])
     assert built.exit_code == 0, built.output
