@@ -10,6 +10,7 @@ from securesystemslib.signer import Key  # type: ignore[attr-defined]  # exporte
 from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import SystemClock
 from catchment.runtime.output import say_json
+from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable
 from pipelines.commands.options import AsJson, Config, require_files
 from pipelines.config import load_core_config
@@ -41,7 +42,7 @@ def model_expiry(config: Config = None, as_json: AsJson = False) -> None:
         return
     table = PlainTable("role", "expires", "days left", "state", "signed again by")
     for each, state in rows:
-        table.add_row(each.role, f"{each.expires:%Y-%m-%d}", str(each.left(now).days), state, each.remedy)
+        table.add_row(plain(each.role), f"{each.expires:%Y-%m-%d}", str(each.left(now).days), state, each.remedy)
     out.print(table)
 
 
@@ -88,7 +89,7 @@ def root_verify(file: Path, config: Config = None) -> None:
     """Print what a draft changes, to read aloud, and what it lacks."""
     changes, lacks = check_draft(_repository(config).files, read_draft(file))
     for line in changes:
-        out.print(line)
+        out.print(plain(line))
     if lacks:
         raise RefusedError(f"it cannot be installed yet: {'; '.join(lacks)}")
     out.print("complete: catchment model root install puts it in force")
