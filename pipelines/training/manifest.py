@@ -133,6 +133,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     array_files: tuple[FileEntry, ...] = ()
     spec: dict[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        for file in (*self.shards, *self.indexes, *((self.groups,) if self.groups else ())):
+            if "/" in file.path:
+                raise CorruptLakeError(f"manifest: the entry of file {file.path!r} is malformed: only arrays lie in folders")
+
     @property
     def rows(self) -> int:
         """Rows of all splits together."""

@@ -127,7 +127,7 @@ def test_a_compaction_that_another_rewrite_overtook_changes_nothing(lake: Core, 
 
     def late(root: Any, name: str, old: Any, new: Any, note: Any) -> bool:
         monkeypatch.setattr(compact, "swap_files", swap)
-        compact_table(lake_at(root), name, 2)  # somebody else is first
+        compact_table(root, name, 2)  # somebody else is first
         return swap(root, name, old, new, note)
 
     monkeypatch.setattr(compact, "swap_files", late)
