@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-torch core-kills bucket-kills power-cuts soak gate fuzz mutants check format bench lock wheel wheels deb systemd-units clean
+.PHONY: help setup demo test test-slow test-torch test-peers core-kills bucket-kills power-cuts soak gate fuzz mutants check format bench lock wheel wheels deb systemd-units clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,10 @@ test-slow: setup ## the slow tests: at least 300 kills of the core, large images
 test-torch: setup ## the loader's tests with the real PyTorch, fetched into .torch (5 GB; needs Linux on x86-64 or 64-bit ARM)
 	@[ -d .torch/torch ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .torch -r requirements-torch.lock
 	@$(BIN)/pytest -q tests/pipelines/training/test_set_torch.py
+
+test-peers: setup ## what exports and Zarr sets are to the tools they are for, fetched into .peers (1 GB)
+	@[ -d .peers/xarray ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .peers -r requirements-peers.lock
+	@PYTHONPATH=.peers $(BIN)/pytest -q tests/pipelines/training/test_set_export.py tests/pipelines/training/test_set_windows.py
 
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Chooses every package's version anew and writes the locks: the whole checkout's, the bare agent's, and that of the tests with PyTorch.
+# Chooses every package's version anew and writes the locks: the whole checkout's, the bare agent's, those of the tests with PyTorch and with peers.
 # No index host is written into them: whoever installs decides where packages come from.
 set -eu
 cd "$(dirname "$0")/.."
@@ -11,3 +11,6 @@ uv pip compile pyproject.toml --extra dev $common "$@" -o requirements.lock
 uv pip compile pyproject.toml $common -c requirements.lock "$@" -o requirements-agent.lock
 # shellcheck disable=SC2086
 echo "torch>=2.5" | uv pip compile - $common -c requirements.lock "$@" -o requirements-torch.lock
+# shellcheck disable=SC2086
+printf '%s\n' "datasets>=3.0" "mlcroissant>=1.0" "pycocotools>=2.0.8" "pylance>=1.0" "tfrecord>=1.14" "webdataset>=1.0" "xarray>=2025.6" |
+    uv pip compile - $common -c requirements.lock "$@" -o requirements-peers.lock

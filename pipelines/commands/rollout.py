@@ -13,6 +13,7 @@ from catchment.runtime.clock import SystemClock
 from catchment.runtime.output import say, say_json
 from catchment.runtime.plain import plain
 from catchment.runtime.terminal import PlainConsole, PlainTable
+from pipelines.commands.model_keys import key_app, model_expiry, model_sign, root_app
 from pipelines.commands.options import AsJson, Config, require_files
 from pipelines.config import CoreConfig, load_core_config
 from pipelines.director import DesiredOrders, director_folder, first_director
@@ -31,6 +32,10 @@ from schemas.reported import ModelReport
 __all__ = ["model_app", "rollout_app", "serve"]
 
 model_app = typer.Typer(help="The models that the signing keys vouch for.", no_args_is_help=True)
+model_app.command("expiry")(model_expiry)
+model_app.command("sign")(model_sign)
+model_app.add_typer(key_app, name="key")
+model_app.add_typer(root_app, name="root")
 rollout_app = typer.Typer(help="Which devices run which model.", no_args_is_help=True)
 out = PlainConsole()
 

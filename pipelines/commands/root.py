@@ -38,9 +38,10 @@ ROOMS = {
     "vacuum": CommandGroup("pipelines.commands.maintenance", "vacuum", "Delete files that nothing refers to."),
     "maintain": CommandGroup("pipelines.commands.maintenance", "maintain", "Roll-ups, compaction and vacuum."),
     "quarantine": CommandGroup("pipelines.commands.quarantine", "quarantine_app", "Refused samples: see why, replay, discard."),
+    "chips": CommandGroup("pipelines.commands.chips", "chips_app", "Cut slides again, or by a new spec."),
     "contract": CommandGroup("pipelines.commands.contract", "contract_app", "Check, compile and show contracts."),
     "policy": CommandGroup("pipelines.commands.policy", "policy_app", "Check, try and apply tagging policies."),
-    "set": CommandGroup("pipelines.commands.training_set_care", "set_app", "Build, verify and read training sets."),
+    "set": CommandGroup("pipelines.commands.training_set_export", "set_app", "Build, verify and read training sets."),
     "label": CommandGroup("pipelines.commands.label", "label_app", "Labels from and for labelling tools."),
     "model": CommandGroup("pipelines.commands.rollout", "model_app", "Sign and publish models; serve them to devices."),
     "rollout": CommandGroup(

@@ -25,6 +25,7 @@ from pipelines.training.manifest import MANIFEST_NAME, load_manifest
 from pipelines.training.retire import Pin, pin_set, release_set, removable_sets, remove_set
 from pipelines.training.spec import parse_duration_s
 
+__all__ = ["set_app"]
 Reference = Annotated[str, typer.Argument(help="name, or name/version.")]
 _MIB = 1024 * 1024
 

@@ -56,7 +56,7 @@ class CutterPool:
         self._spec = WorkerSpec(
             target="pipelines.imaging.child:open_cutter",
             # It writes chips of any size into the lake; the rest of the core's work goes first.
-            limits=WorkerLimits(memory_bytes=limits.worker_memory_bytes, file_bytes=1 << 50, niceness=10, start_timeout_s=120.0),
+            limits=WorkerLimits(memory_bytes=limits.worker_memory_bytes, file_bytes=1 << 50, niceness=19, start_timeout_s=120.0),
         )
 
     def cut_all(self, tasks: Sequence[SlideTask]) -> Iterator[ChipFile]:

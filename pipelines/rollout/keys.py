@@ -13,18 +13,20 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
-from securesystemslib.signer import CryptoSigner, Signer  # type: ignore[attr-defined]  # exported, but not in __all__
+from securesystemslib.signer import CryptoSigner, Key, Signer  # type: ignore[attr-defined]  # exported, but not in __all__
 
 from catchment.runtime.atomic_files import write_atomic
 from pipelines.config import CoreConfig
 from pipelines.errors import RefusedError
 from schemas.errors import SchemaError
 
+PASSPHRASE = "CATCHMENT_KEY_PASSPHRASE"  # noqa: S105  # the name of a variable of the environment
 ROLES = ("root", "targets", "snapshot", "timestamp")
 
 
@@ -63,8 +65,7 @@ class KeyFolder:
         for role in ROLES:
             for number in range(1, plan.of(role)[0] + 1):
                 private = Ed25519PrivateKey.generate()
-                body = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-                write_atomic(self.folder / f"{role}-{number}.pem", body, mode=0o600)
+                write_atomic(self.folder / f"{role}-{number}.pem", _pem(private), mode=0o600)
 
     def signers(self, role: str) -> list[Signer]:
         """The role's keys that are here; none if they are offline.
@@ -75,12 +76,48 @@ class KeyFolder:
         return [self._load(path) for path in sorted(self.folder.glob(f"{role}-*.pem"))]
 
     def _load(self, path: Path) -> Signer:
+        return load_signer(path)
+
+
+def new_key(path: Path) -> Key:
+    """Make a private key in a file, encrypted if there is a passphrase; its public half.
+
+    Raises:
+        RefusedError: there is a file already.
+    """
+    if path.exists():
+        raise RefusedError(f"{path}: there is a file already, and keys are never overwritten")
+    private = Ed25519PrivateKey.generate()
+    write_atomic(path, _pem(private), mode=0o600)
+    return CryptoSigner(private).public_key
+
+
+def load_signer(path: Path) -> Signer:
+    """Read a private key.
+
+    Raises:
+        RefusedError: it is unreadable, encrypted with another passphrase, or others than its owner may read it.
+    """
+    try:
         if path.stat().st_mode & 0o077:
             raise RefusedError(f"{path} may be read by others than its owner; chmod 600 it, and think whether it was")
-        try:
-            return CryptoSigner(load_pem_private_key(_read(path), None))
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise RefusedError(f"{path} is no usable private key: {error}") from error
+        body = _read(path)
+        return CryptoSigner(load_pem_private_key(body, _passphrase() if b"ENCRYPTED" in body else None))
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise RefusedError(
+            f"{path} is no usable private key: {error}; the passphrase of an encrypted one is ${PASSPHRASE}"
+        ) from error
+
+
+def _passphrase() -> bytes | None:
+    found = os.environ.get(PASSPHRASE, "")
+    return found.encode() if found else None
+
+
+def _pem(private: Ed25519PrivateKey) -> bytes:
+    passphrase = _passphrase()
+    encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+    return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
 
 def _read(path: Path) -> bytes:

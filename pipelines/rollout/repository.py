@@ -25,6 +25,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # exported, but no
 from catchment.runtime.atomic_files import write_atomic
 from catchment.runtime.clock import Clock
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.rollout.expiry import RoleExpiry
 from pipelines.rollout.keys import ROLES, KeyFolder, KeyPlan
 from pipelines.rollout.model_roles import (
     WITHDRAWN,
@@ -37,7 +38,7 @@ from pipelines.rollout.model_roles import (
     target_files,
     withdrawn_versions,
 )
-from pipelines.rollout.role_files import TARGETS, RoleChange, RoleFiles
+from pipelines.rollout.role_files import LIFETIMES, TARGETS, RoleChange, RoleFiles
 from schemas.errors import SchemaError
 from schemas.model import (
     MAX_DETAILS_BYTES,
@@ -144,6 +145,37 @@ class ModelRepository:
             role.unrecognized_fields[WITHDRAWN] = sorted(withdrawn_versions(role) | {version})
             self.files.publish(change)
         return gone
+
+    def sign(self) -> int:
+        """Sign the targets role and all below it again, with the keys that the root names now; how many roles that were.
+
+        Raises:
+            RefusedError: as for `publish`.
+        """
+        with self._locked():
+            change = self._change()
+            top = change.roles.get(TARGETS) or self._renew_role(self.files.targets())
+            change.roles[TARGETS] = top
+            for role in delegated_roles(top):
+                if role not in change.roles:
+                    change.roles[role] = self._renew_role(self.files.targets(role))
+            newest = max(self.models(), key=lambda model: model.spec.version, default=None)
+            change.checked += [] if newest is None else [newest.target]
+            self.files.publish(change)
+            return len(change.roles)
+
+    def expiries(self) -> list[RoleExpiry]:
+        """Until when each role's signature holds.
+
+        Raises:
+            NotFoundError, CorruptLakeError: as `models`.
+        """
+        snapshot, root = self.files.snapshot(), self.files.root()
+        top = self.files.targets(snapshot=snapshot)
+        below = {role: self.files.targets(role, snapshot).expires for role in delegated_roles(top)}
+        ends = {"root": root.expires, TARGETS: top.expires, **below, "snapshot": snapshot.expires}
+        ends["timestamp"] = self.files.timestamp().expires
+        return [RoleExpiry(role, expires, LIFETIMES.get(role, LIFETIMES[TARGETS])) for role, expires in ends.items()]
 
     def renew(self, *, when_within: timedelta) -> bool:
         """Sign the timestamp (and the snapshot) anew if it expires within that time; whether it was done.

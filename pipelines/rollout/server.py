@@ -23,6 +23,7 @@ from pipelines.lake.alone import held_alone
 from pipelines.lake.lake import lake_of
 from pipelines.logs import LogLimit
 from pipelines.rollout.connection import BrokerLink, expiring, reply_properties
+from pipelines.rollout.expiry import expiry_warnings
 from pipelines.rollout.keys import KeyFolder, keys_folder, models_folder
 from pipelines.rollout.repository import ModelRepository
 from pipelines.rollout.rights import RightsProbe
@@ -84,6 +85,8 @@ class ModelServer:
         self._renew_at_s = clock.monotonic_s()
         self._refused_at_s: dict[str, float] = {}
         self._pieces = self._reports_heard = self._deferred = self._litter = 0
+        self._expires_in_s = 0.0
+        self._warnings: tuple[str, ...] = ()
         self._budget = Shares(_PIECE_SHARE)
         self._unread: dict[str, bytes] = {}  # each device's newest report that came too soon after another
         self._read_s: dict[str, float] = {}
@@ -118,8 +121,9 @@ class ModelServer:
             "litter": self._litter,
             "refused_messages": self._link.refusals.count,
             "devices": len(self._reports),
+            "repository_expires_in_s": self._expires_in_s,
         }
-        return ProcessHealth(not trouble, trouble, counters)
+        return ProcessHealth(not trouble, trouble, counters, self._warnings)
 
     def _note_answer(self, device: str, code: int) -> None:
         """Remember a refused order: the device does not know what it should run, so it is sent again."""
@@ -255,12 +259,24 @@ class ModelServer:
             return
         self._renew_at_s = self._clock.monotonic_s() + _RENEW_EVERY_S
         try:
+            self._note_expiries()
             if self._repository.renew(when_within=RENEW_WITHIN):
                 log.info("repository_signed", expires=self._repository.timestamp_expires().isoformat())
         except NotFoundError:
             log.info("model_repository_missing", hint="make one with: catchment model init")
         except (RefusedError, ConflictError) as error:
             log.error("repository_not_signed", hint="devices stop taking models when it expires", error=str(error))  # noqa: TRY400
+
+    def _note_expiries(self) -> None:
+        """Warn of signatures that somebody must make again, from when a third of their life is left; what is over, at once."""
+        now = self._repository.files.now()
+        theirs = [each for each in self._repository.expiries() if each.role not in {"snapshot", "timestamp"}]
+        self._expires_in_s = min(each.left(now).total_seconds() for each in theirs)
+        warnings = expiry_warnings(theirs, now)
+        if warnings != self._warnings:
+            for text in warnings:
+                log.warning("repository_expires_soon", reason=text)
+        self._warnings = warnings
 
     def _halted_if_failing(self, rollout: Rollout, reports: dict[str, tuple[ModelReport, ...]]) -> Rollout:
         if rollout.state != "running":

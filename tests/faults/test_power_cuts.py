@@ -21,6 +21,7 @@ def test_after_hundreds_of_power_cuts_nothing_acknowledged_is_lost_nothing_inven
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("share", range(SHARES))
 def test_after_thousands_of_power_cuts_nothing_acknowledged_is_lost_nothing_invented_nothing_double(share: int) -> None:
     """All shares together are 20,000 states; `make power-cuts` tries 100,000."""
@@ -54,6 +55,7 @@ def test_a_start_on_a_disk_that_refuses_leaves_all_to_the_next_start(mode: str, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("part", range(PARTS if os.environ.get("CATCHMENT_THOROUGH") == "1" else 1))
 @pytest.mark.parametrize("mode", list(call_faults.MODES))
 def test_every_single_call_may_fail_or_end_the_process(mode: str, part: int) -> None:

@@ -1,6 +1,6 @@
 """Looks up the slides of a request in their table: where their bytes lie now, and which specs they are not cut by yet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -39,7 +39,7 @@ def wanted_slides(lake: Lake, request: CutRequest, after: SlideKey | None, contr
     if not specs:
         return []
     rows = _rows(lake, request, after)
-    done = _cut_already(lake, request.stream, [row["seq"] for row in rows])
+    done = cut_already(lake, request.stream, [SlideKey(row["device"], row["epoch"], row["seq"]) for row in rows])
     return [
         _slide(row, request.stream, spec)
         for row in rows
@@ -78,12 +78,12 @@ def _rows(lake: Lake, request: CutRequest, after: SlideKey | None) -> list[dict[
     return wanted[:MAX_LOOKED_UP]
 
 
-def _cut_already(lake: Lake, stream: str, seqs: list[int]) -> set[tuple[str, int, int, str]]:
-    """Keys and specs of slides that have chips; every slide that was cut has a first chip."""
-    table = open_table(lake, stream_table(chip_table(stream))) if seqs else None
+def cut_already(lake: Lake, stream: str, keys: Sequence[SlideKey]) -> set[tuple[str, int, int, str]]:
+    """The slides among these, or with the same seq, that have chips, each with the spec; every one has a first chip."""
+    table = open_table(lake, stream_table(chip_table(stream))) if keys else None
     if table is None:
         return set()
-    is_first = (pc.field("chip_index") == 0) & pc.field("seq").isin(sorted(set(seqs)))
+    is_first = (pc.field("chip_index") == 0) & pc.field("seq").isin(sorted({key.seq for key in keys}))
     found = dataset_of(table).to_table(columns=["device", "epoch", "seq", "spec"], filter=is_first)
     return {(row["device"], row["epoch"], row["seq"], row["spec"]) for row in found.to_pylist()}
 

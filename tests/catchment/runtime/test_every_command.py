@@ -37,6 +37,7 @@ from pipelines.commands import rollout as rollout_cli
 from pipelines.commands import status as status_cli
 from pipelines.commands import training_set as set_cli
 from pipelines.commands import training_set_care as set_care_cli
+from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
 from pipelines.labels.exchange import LabelImport
 from pipelines.lake import report
@@ -53,8 +54,10 @@ from pipelines.rollout.rollouts import Rollout
 from pipelines.status.health import HealthResult
 from pipelines.status.server import exposition
 from pipelines.status.survey import Survey
+from pipelines.training.array_rules import ArrayPart
 from pipelines.training.card import render_card
 from pipelines.training.compare import SetDifference
+from pipelines.training.export.run import ExportRecord
 from pipelines.training.leaks import LeakReport
 from pipelines.training.manifest import ClassCount, LeftOut, Manifest, Source
 from pipelines.training.open import TrainingSet
@@ -86,12 +89,20 @@ QUIET = {
         "set card": "prints the path that was typed and a name, which is checked; the page is tried alone",
         "set pin": "prints a name, which is checked",
         "set rm": "prints a name, which is checked, and a size",
+        "set export": "prints the path that was typed, and a recipient, which is checked",
         "set gc": "prints names, which are checked, and sizes",
         "policy withdraw": "prints the id that was typed",
         "policy apply": "prints ids, which are checked, and change numbers",
         "model init": "prints the folders that were typed",
         "model publish": "prints the name that was typed, sizes and hashes",
         "model withdraw": "prints the name that was typed",
+        "model expiry": "prints roles, made plain, and dates",
+        "model sign": "prints a count",
+        "model key new": "prints a hash and the paths that were typed",
+        "model root draft": "prints the path that was typed and a number",
+        "model root sign": "prints the path that was typed and a count",
+        "model root verify": "prints roles and keys of the file, made plain",
+        "model root install": "prints a path of ours and a count",
         "model serve": "speaks through the log",
         "rollout start": "prints names that were typed and counts",
         "rollout halt": "prints the name that was typed",
@@ -175,16 +186,9 @@ rules:
 
 def _manifest() -> Manifest:
     split = SimpleNamespace(group=(TEXT,), fractions=(("train", 1.0),))
-    return hostile(
-        Manifest,
-        split=split,
-        shards=(),
-        indexes=(),
-        groups=None,
-        array_files=(),
-        format="catchment.training-set/1",
-        has_payload=False,
-    )
+    arrays = hostile(ArrayPart, windows=None, pictures=None)
+    files = {"shards": (), "indexes": (), "groups": None, "array_files": (), "arrays": arrays}
+    return hostile(Manifest, split=split, format="catchment.training-set/1", has_payload=False, **files)
 
 
 def _draft() -> Any:
@@ -423,6 +427,13 @@ def set_check(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     return ["set", "check", "views"]
 
 
+def set_exports(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    to.setattr(set_export_cli, "set_folder", lambda *_args: Path(_SHOWN))
+    to.setattr(set_export_cli, "load_manifest", lambda _path: _manifest())
+    to.setattr(set_export_cli, "exports_of", lambda *_args: [hostile(ExportRecord, expires=None)])
+    return ["set", "exports", "views"]
+
+
 def _models(to: pytest.MonkeyPatch) -> None:
     model = SimpleNamespace(spec=_spec(), target=TEXT, size=1, digest=TEXT)
     shelf = SimpleNamespace(models=lambda: [model], model=lambda *_args: model)
@@ -482,6 +493,7 @@ CORE: dict[str, Place] = {
     "set diff": set_diff,
     "label import": label_import,
     "set check": set_check,
+    "set exports": set_exports,
     "model ls": model_ls,
     "model show": model_show,
     "rollout status": rollout_status,
@@ -489,7 +501,7 @@ CORE: dict[str, Place] = {
 TAKES_CONFIG = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "policy active", "policy history"),
     *("policy diff", "policy push", "policy preview", "policy explain", "policy retag", "set ls", "set show", "set verify"),
-    *("set diff", "set check"),
+    *("set diff", "set check", "set exports"),
     *("model ls", "model show", "rollout status"),
 }
 TAKES_JSON = {
@@ -509,6 +521,7 @@ TAKES_JSON = {
         "set plan",
         "set diff",
         "set check",
+        "set exports",
         "label import",
         "model ls",
         "model show",
@@ -731,7 +744,7 @@ def test_every_module_that_makes_a_page_is_tried(repository_root: Path):
         if making.search(path.read_text())
     }
     ours = {"pipelines/training/card.py", "pipelines/training/open.py", "pipelines/policy/contact_sheet.py"}
-    ours |= {"pipelines/policy/notebook.py", "pipelines/open_lake.py"}
+    ours |= {"pipelines/policy/notebook.py", "pipelines/open_lake.py", "pipelines/training/card_charts.py"}
     assert found - {"pipelines/lake/files.py"} == ours  # the first only speaks of <table>
 
 

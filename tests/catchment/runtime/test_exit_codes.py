@@ -30,13 +30,24 @@ GIVEN = {
     "label queue": ["--task", "t", "--from", "slide", "--as", "csv", "-o", "l.csv"],
     "set diff": ["s/1", "s/2"], "set check": ["s"], "set card": ["s"], "set pin": ["s", "-m", "why"], "set rm": ["s/1"],
     "model publish": ["m", "m.onnx"], "model show": ["m"], "model withdraw": ["m", "1"], "rollout start": ["m"],
+    "model root draft": ["next.json"], "model root install": ["next.json"], "model root verify": ["next.json"],
     "rollout halt": ["m-1"],
     "quarantine show": ["slide"], "quarantine replay": ["--all"], "quarantine discard": ["--all", "--yes"],
     "director retire": ["00"], "spool show": ["1"], "park replay": ["1"], "run": [],
 }  # fmt: skip
 # No configuration is needed to do these.
 WITHOUT_CONFIG = {
-    "catchment": {"version", "demo", "policy keygen", "policy schema", "set schema", "contract check", "contract infer"},
+    "catchment": {
+        "version",
+        "demo",
+        "policy keygen",
+        "policy schema",
+        "set schema",
+        "contract check",
+        "contract infer",
+        "model key new",
+        "model root sign",
+    },
     "edge-agent": {"version", "enrol"},
 }
 # What is not there: words, and what of it must be in the message.
@@ -53,6 +64,8 @@ MISSING = {
     "set diff": ["none", "none"], "set check": ["none"], "set card": ["none"], "set pin": ["none", "-m", "w"],
     "set rm": ["none/1"],
     "model publish": ["m", "none.onnx"], "model show": ["none"], "model withdraw": ["none", "1"], "rollout start": ["none"],
+    "model root draft": ["next.json"], "model root install": ["none.json"], "model root verify": ["none.json"],
+    "model root sign": ["none.json", "none.pem"],
     "rollout halt": ["none"],
     "quarantine show": ["none"], "quarantine replay": ["--stream", "none"], "quarantine discard": ["--stream", "none", "--yes"],
     "director show": [], "director add": [], "director retire": ["00"],

@@ -1,6 +1,7 @@
 """Slides become chips in runs of their own: they hold no stream up, break nothing, and are cut again when asked."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from pipelines.lake.payload import read_payload
 from pipelines.runners.engine import Engine
 from schemas.contract import ChipSpec, builtin_contract
 from schemas.ids import DeviceId, Digest, SampleKey, StreamName
+from tests.fakes.run_core import RunCore
 from tests.plant.core import AsIpc, Core, MakeEnvelope, cut_all
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -265,3 +267,23 @@ def test_the_run_loop_of_a_command_leaves_slides_to_the_loop_that_is_at_work(
     while loop.step():
         pass
     assert len(open_requests(lake_at(core.root))) == 1
+
+
+def test_committed_slides_are_cut_by_a_new_spec_once_however_often_it_is_asked_for(
+    core: Core, slides: Callable[..., Any], tmp_path: Path, run_core: RunCore
+) -> None:
+    core.config = with_specs(core, ChipSpec("s256", 256))
+    core.landing.seal([slides([tiff(tmp_path), tiff(tmp_path, seed=2), b"no picture"])])
+    core.run()
+    with_specs(core, ChipSpec("s256", 256), ChipSpec("s128", 128))
+    (tmp_path / "core.toml").write_text(f'lake = "{core.root}"\ncontracts = "contracts"\n')
+    command = ("chips", "cut", "-c", str(tmp_path / "core.toml"), "--spec", "s128", "--where", "seq > 0", "--json")
+    results = [run_core(*command) for _ in range(2)]
+    assert [result.code for result in results] == [0, 0], results
+    first, second = (json.loads(result.out.splitlines()[-1])[0] for result in results)
+    assert first == {"slides": 2, "cut": 1, "cut_before": 0, "not_cut": 1}
+    assert second == {"slides": 2, "cut": 0, "cut_before": 1, "not_cut": 1}
+    assert "slides" in results[0].err, "the progress bar"
+    specs = [(row["seq"], row["spec"]) for row in core.rows(CHIPS)]
+    assert {pair: specs.count(pair) for pair in specs} == {(0, "s256"): 4, (1, "s256"): 4, (1, "s128"): 12}
+    assert run_core(*command[:-4], "--spec", "s9").code == 2

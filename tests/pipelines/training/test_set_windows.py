@@ -224,7 +224,7 @@ def test_a_split_gives_dask_arrays_and_an_xarray_dataset(driven: Path) -> None:
     assert split.to_dask("mask").dtype == bool
     with pytest.raises(RefusedError, match="there are windows, mask"):
         split.to_dask("labels")
-    pytest.importorskip("xarray", reason='install the extra "peers"')
+    pytest.importorskip("xarray", reason="make test-peers fetches it; make setup does not")
     whole = split.to_xarray()
     assert dict(whole.sizes) == {"window": len(split), "step": 20, "channel": 2}
     first = whole.isel(window=0)
