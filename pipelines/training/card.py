@@ -12,9 +12,10 @@ from catchment.runtime.plain import html_text
 from pipelines.errors import UnreadableImageError
 from pipelines.imaging.picture_loader import shrink
 from pipelines.lake.payload import pread_exactly
+from pipelines.training.card_charts import class_bars, data_charts
 from pipelines.training.manifest import Manifest, map_set_file, open_set_file
 
-_THUMBNAILS = 6
+_THUMBNAILS = 24
 _THUMBNAIL_PX = 128
 _MAX_SOURCE_BYTES = 8 * 1024 * 1024
 _MAX_SOURCE_PIXELS = 50_000_000
@@ -23,7 +24,12 @@ _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1b2430}"
     "table{border-collapse:collapse;margin:.5rem 0}"
     "td,th{text-align:left;padding:.2rem .9rem .2rem 0;border-bottom:1px solid #dde3ea}"
-    "td.n{text-align:right;font-variant-numeric:tabular-nums}"
+    "table.chart td{border:0;padding:.1rem .6rem .1rem 0}table.chart svg{width:100%;height:1rem;display:block}"
+    "td.bar{width:60%}.key{display:inline-block;width:.8rem;height:.8rem;margin:0 .3rem 0 .8rem;border-radius:2px}"
+    ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:1rem}"
+    "figure{margin:0;overflow-wrap:anywhere}figure svg{width:100%;height:3.4rem;background:#f2f5f8}"
+    "figcaption{font-size:12px}"
+    "td.n{font-variant-numeric:tabular-nums}"
     "img{margin:2px;border-radius:4px}code{background:#f2f5f8;padding:0 .3rem}"
 )
 
@@ -54,21 +60,10 @@ def render_card(manifest: Manifest, folder: Path) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1>{_table(('', ''), facts)}{pictures}"
         f"<h2>Splits</h2>{_table(('split', 'rows', 'share'), splits)}"
-        f"{_coverage(manifest)}"
+        f"{class_bars(manifest)}{data_charts(manifest, folder)}"
         f"<h2>Tags</h2>{_table(('tag', 'split', 'rows'), tags) if tags else '<p>No tags.</p>'}"
         f"<h2>Columns</h2>{_table(('column', 'type'), columns)}</html>\n"
     )
-
-
-def _coverage(manifest: Manifest) -> str:
-    """Rows of each class in each split, one row a class; nothing where the set has no classes."""
-    if not manifest.coverage:
-        return ""
-    splits = tuple(manifest.split_rows())
-    counts = {(count.name, count.split): count.rows for count in manifest.coverage}
-    names = dict.fromkeys(count.name for count in manifest.coverage)
-    rows = [(name, *(f"{counts.get((name, split), 0):,}" for split in splits)) for name in names]
-    return f"<h2>Classes</h2>{_table(('class', *splits), rows)}"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
