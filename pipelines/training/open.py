@@ -58,7 +58,7 @@ class TrainingSet(Sequence[Sample]):
         self.where = where
         self._chosen = self._rows.chosen_by(where) if where.strip() else None
         self._count = manifest.split_rows()[split] if self._chosen is None else len(self._chosen)
-        self._digest = hashlib.sha256(encode_manifest(manifest) + where.encode()).hexdigest()[:16]
+        self._digest = hashlib.sha256(_manifest_bytes(folder, manifest) + where.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return self._count
@@ -362,6 +362,16 @@ def open_set(uri: str | Path, split: str = "train", check: PayloadCheck | str = 
     path = _local_path(uri)
     manifest_path = path if path.name == MANIFEST_NAME else path / MANIFEST_NAME
     return TrainingSet(manifest_path.parent, load_manifest(manifest_path), split, check)
+
+
+def _manifest_bytes(folder: Path, manifest: Manifest) -> bytes:
+    """The manifest as it was written: what a release writes beside it later must not make old states another set's."""
+    try:
+        with open_set_file(folder, MANIFEST_NAME) as file:
+            return file.read()
+    except CorruptLakeError:
+        # A manifest that was handed over without its file stands for itself.
+        return encode_manifest(manifest)
 
 
 def _local_path(uri: str | Path) -> Path:

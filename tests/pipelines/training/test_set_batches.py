@@ -1,6 +1,8 @@
 """An epoch as batches of arrays: every sample once, exact states, filters, pictures, and what cannot be read."""
 
+import hashlib
 import io
+import json
 import pickle
 import sys
 from collections import Counter
@@ -16,7 +18,7 @@ from PIL import Image
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.training.batches import BatchOptions, Int64s, SetBatches, decode_image
-from pipelines.training.order import EpochOrder, Tail
+from pipelines.training.order import EpochOrder, EpochState, Tail
 from pipelines.training.permutation import Permutation
 from pipelines.training.sample import Sample
 from tests.pipelines.training.conftest import jpeg
@@ -146,3 +148,17 @@ def test_without_torch_the_loader_says_what_to_do(lake: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "torch.utils.data", None)
     with pytest.raises(RefusedError, match=r"needs PyTorch; install torch, or use \.numpy"):
         open_set(built(lake, split=ALL)).torch(8)
+
+
+def test_a_state_of_the_release_before_is_of_the_same_set(lake: Path) -> None:
+    """Its digest is that of the manifest's bytes, whatever fields this release knows besides."""
+    folder = built(lake, split=ALL)
+    path = folder / "manifest.json"
+    old = json.loads(path.read_bytes())
+    for key in ("groups", "coverage", "line", "notes"):
+        del old[key]
+    body = json.dumps(old, indent=1).encode()
+    path.chmod(0o644)
+    path.write_bytes(body)
+    state = EpochState(hashlib.sha256(body).hexdigest()[:16], "train", 3, 0, 200)
+    assert sum(len(batch["index"]) for batch in open_set(folder).numpy(16, epoch=state)) == 39
