@@ -84,6 +84,7 @@ QUIET = {
         "policy keygen": "prints a public key",
         "policy schema": "prints our own JSON Schema",
         "set schema": "prints our own JSON Schema",
+        "chips cut": "prints names that were typed or are checked, and counts",
         "label export": "prints the path that was typed, counts and our own words for losses",
         "label queue": "prints the path that was typed, counts and our own words for losses",
         "set card": "prints the path that was typed and a name, which is checked; the page is tried alone",
