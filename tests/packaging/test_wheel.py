@@ -14,11 +14,12 @@ CORE_LIBRARIES = (
     *("numpy", "pyarrow", "apache_beam", "polars", "deltalake", "duckdb", "yaml", "zarr", "zarrs", "dask", "distributed"),
     *("sqlglot", "tifffile", "imagecodecs", "pyvips", "PIL", "onnxruntime", "onnx", "sklearn", "skl2onnx", "pandas"),
     *("pydantic", "open_data_contract_standard", "torch", "fastapi", "uvicorn", "hypothesis", "pytest", "psutil"),
-    *("cryptography", "av", "obstore", "can", "cantools", "asammdf"),
+    *("cryptography", "av", "obstore", "can", "cantools", "asammdf", "google_crc32c"),
 )
 # Modules that only an extra can import, loaded when a model is configured; named here so that the list cannot grow unseen.
 NEEDS_AN_EXTRA = {
     "edge_agent.sources.camera.cameras",
+    "edge_agent.sources.can.candump",
     "edge_agent.sources.can.decoder",
     "edge_agent.sources.can.frames",
     "edge_agent.sources.camera.video",

@@ -32,7 +32,10 @@ from schemas.contract import Contract
 IDENTITY = ("path",)
 
 _HEAD_ROWS = 1_000
-_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+# A control character may be a separator or a slip. So many, or the head of an archive, are no text.
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_MOST_CONTROLS = 5
+_ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
 _ARRAY = re.compile(rb"\[\s*(?:\{|\]|\Z)")
 _READERS: dict[str, Callable[[Path, TablePosition, int, Rejects], TableReader]] = {
     "csv": CsvReader,
@@ -228,7 +231,7 @@ def _guess(path: Path) -> str:
     with open_lines(path) as file:
         head = file.read(64)
     check_encoding(path, head)
-    if _BINARY.search(head.partition(b"\n")[0]):
+    if head.startswith(_ARCHIVES) or len(_CONTROLS.findall(head)) > _MOST_CONTROLS:
         raise SourceError(f"{path} is no text, nor packed by gzip, zstd, bzip2 or xz; unpack it, or correct `path`")
     head = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if _ARRAY.match(head):
