@@ -19,7 +19,7 @@ from pipelines.ingest.receipts import MqttPublisher
 from pipelines.lake.lake import lake_at
 from pipelines.refusals import PublishTracker, Refusals
 from pipelines.rollout.connection import BrokerLink
-from pipelines.rollout.fleet import publish_desired, reported_models
+from pipelines.rollout.fleet import publish_orders, reported_models
 from pipelines.rollout.rollouts import Rollout, RolloutStore
 from pipelines.rollout.server import ModelServer
 from schemas.reason_codes import describe_reason
@@ -157,12 +157,13 @@ def test_a_rollout_whose_orders_are_refused_is_an_error_and_not_a_number(front, 
         20
     )
     rollout, config = Rollout("r", "bright", 1, "bright/1.onnx", "all", 1), config_of(front, tmp_path)
+    reports = reported_models(config)
     front.publishes = {"catchment/down/": NOT_AUTHORIZED}
     with pytest.raises(ConfigError, match="cam-1/desired: 0x87 not authorised"):
-        publish_desired(config, rollout, DesiredOrders.open(config, SystemClock()))
+        publish_orders(config, rollout, reports, DesiredOrders.open(config, SystemClock()))
     front.publishes = {"catchment/down/": QUOTA_EXCEEDED}
     with pytest.raises(RetryLaterError, match="0x97 quota exceeded"):
-        publish_desired(config, rollout, DesiredOrders.open(config, SystemClock()))
+        publish_orders(config, rollout, reports, DesiredOrders.open(config, SystemClock()))
     front.subscriptions = {"catchment/reported/": NOT_AUTHORIZED}
     with pytest.raises(ConfigError, match="0x87"):
         reported_models(config)
