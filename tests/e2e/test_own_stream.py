@@ -53,6 +53,7 @@ def reader(repository_root: Path, tmp_path: Path, broker: Broker) -> Reader:
     return Reader(repository_root / "docs/own-stream.md", tmp_path, broker.port)
 
 
+@pytest.mark.slow
 def test_a_csv_file_becomes_rows_as_the_page_says(reader: Reader, tmp_path: Path) -> None:
     for step in ("file: oven.csv", "contract", "core"):
         reader.shell(step)

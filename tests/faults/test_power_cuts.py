@@ -14,6 +14,7 @@ SHARES = 8
 PARTS = 8
 
 
+@pytest.mark.slow
 def test_after_hundreds_of_power_cuts_nothing_acknowledged_is_lost_nothing_invented_nothing_double() -> None:
     done = powercut.in_a_process(seed=1, wanted=250)
     assert done["states"] >= 200

@@ -84,6 +84,7 @@ def test_a_leak_ends_at_the_limit_and_not_later(worker: WorkerProcess) -> None:
     assert outcome == OutOfMemory(128 * MIB)
 
 
+@pytest.mark.slow
 def test_processor_time_of_a_request_is_limited_but_not_that_of_all_requests_together() -> None:
     with WorkerProcess(_spec(cpu_s=1)) as process:
         process.start()
@@ -226,6 +227,7 @@ def _is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_notes_prolong_the_time_of_a_request_that_asks_for_it(worker: WorkerProcess) -> None:
     assert worker.request(b"notes 20", 2, notes_prolong=True) == Answered(b"done")
     assert worker.request(b"notes 20", 2) == TooLate(2, b"still here")

@@ -102,6 +102,7 @@ def test_nothing_of_the_outside_is_read_by_any_name(room, name):
         return
 
 
+@pytest.mark.slow
 @given(name=st.text())
 def test_parts_of_a_name_never_hold_a_way_up_or_out(name):
     try:

@@ -40,6 +40,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_it_delivers_a_file_and_ends_when_all_is_settled(broker: RunningBroker, tmp_path: Path) -> None:
     config = write_config(tmp_path, broker.port, 3_000)
     with FakeCore(broker.host, broker.port) as core:
@@ -55,6 +56,7 @@ def test_it_delivers_a_file_and_ends_when_all_is_settled(broker: RunningBroker, 
     assert "connected" in cli("status", "-c", str(config)).stdout
 
 
+@pytest.mark.slow
 def test_kills_at_any_time_neither_lose_nor_repeat_a_row(broker: RunningBroker, tmp_path: Path) -> None:
     config = write_config(tmp_path, broker.port, 4_000, rate_hz=2_000)
     with FakeCore(broker.host, broker.port) as core:
@@ -69,6 +71,7 @@ def test_kills_at_any_time_neither_lose_nor_repeat_a_row(broker: RunningBroker, 
     assert ledger["books"][0] == {"stream": STREAM, "captured": 4_000, "settled": 4_000, "spooled": 0, "dropped": {}}
 
 
+@pytest.mark.slow
 def test_it_stops_in_order_on_sigterm_and_only_one_runs_per_folder(broker: RunningBroker, tmp_path: Path) -> None:
     config = write_config(tmp_path, broker.port, 100_000, rate_hz=1_000)
     process = subprocess.Popen(agent("-c", str(config)), stderr=subprocess.DEVNULL)

@@ -65,6 +65,7 @@ def waiting(tmp_path: Path) -> Iterator[Waiting]:
     made.process.communicate()
 
 
+@pytest.mark.slow
 def test_it_is_live_and_not_ready_and_says_why_until_the_spool_opens(waiting: Waiting) -> None:
     eventually(lambda: waiting.ask("/live")[0] == 200)
     live, ready = waiting.ask("/live"), waiting.ask("/ready")

@@ -81,6 +81,7 @@ def test_a_table_is_read_as_its_options_say(tmp_path: Path, body: str, options: 
     assert (times(got), column(got, "speed_mps")) == ([MAY_US], [1.5])
 
 
+@pytest.mark.slow
 def test_milliseconds_in_zeeks_json_are_known_by_their_size(tmp_path: Path) -> None:
     path = tmp_path / "conn.log"
     row = {"ts": 1714521600123.0, "uid": "F0", "id.orig_h": "10.1.0.1", "id.resp_h": "10.1.0.2", "proto": "tcp"}

@@ -340,6 +340,7 @@ def test_whatever_comes_is_refused_by_name(body):
         decode_message(body)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     st.recursive(

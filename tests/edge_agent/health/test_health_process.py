@@ -160,6 +160,7 @@ def test_a_wrong_new_configuration_keeps_the_old_one_and_says_so(broker: Running
         assert agent.figure("sources_running") == 1
 
 
+@pytest.mark.slow
 def test_a_heartbeat_with_the_books_is_a_sample_like_any_other(broker: RunningBroker, agent: Running) -> None:
     agent.write(agent.table("one", 100), uplink="heartbeat_s = 1\n")
     with FakeCore(broker.host, broker.port) as core:

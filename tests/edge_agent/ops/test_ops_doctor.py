@@ -114,6 +114,7 @@ def test_a_running_agent_is_not_thrown_off_unless_asked_for(site: Site) -> None:
         assert core.landed == []
 
 
+@pytest.mark.slow
 def test_rights_that_are_missing_are_named_with_their_topic(site: Site) -> None:
     config = site.write_config(DEVICE)
     acl = site.folder / "acl"

@@ -176,6 +176,7 @@ def free_port() -> int:
         return int(made.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_a_port_that_the_running_agent_holds_is_tried_through_it(tmp_path: Path, free_port: int) -> None:
     path = configured(tmp_path, "syslog", "log_line", f'listen = ["udp://127.0.0.1:{free_port}"]')
     program = str(Path(sys.executable).with_name("edge-agent"))

@@ -29,6 +29,7 @@ def heard(listener: socket.socket, wanted: str) -> None:
     pytest.fail(f"never said {wanted}")
 
 
+@pytest.mark.slow
 def test_the_agent_tells_the_service_manager_ready_then_alive_then_stopping(manager, tmp_path: Path) -> None:
     listener, address = manager
     config = tmp_path / "agent.toml"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from paho.mqtt import publish
 from paho.mqtt.client import MQTTv5
 
@@ -74,6 +75,7 @@ def expected() -> tuple[int, int]:
     return sum(speed < 1 for speed in speeds), sum(1 <= speed <= 20 for speed in speeds)
 
 
+@pytest.mark.slow
 def test_a_policy_is_taken_applied_offline_and_an_older_one_refused(broker: RunningBroker, tmp_path: Path) -> None:
     signer = PolicySigner()
     config = write_config(tmp_path, broker.port, signer.public_key, source="")
@@ -106,6 +108,7 @@ def test_a_policy_is_taken_applied_offline_and_an_older_one_refused(broker: Runn
     assert all(row["speed_mps"] >= 1 or row["acceleration_mps2"] < -5 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_refused_policy_is_reported_to_the_core(broker: RunningBroker, tmp_path: Path) -> None:
     signer = PolicySigner()
     config = write_config(tmp_path, broker.port, signer.public_key, source="")

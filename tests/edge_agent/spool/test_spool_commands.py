@@ -104,6 +104,7 @@ def test_verify_finds_what_a_disk_changed(run: Run, agent: Path) -> None:
     assert "1 DAMAGED" in run("spool", "verify")[1]
 
 
+@pytest.mark.slow
 def test_what_is_parked_is_listed_with_its_reason_and_replayed_by_the_agent(run: Run, agent: Path) -> None:
     assert [e["reason"] for e in json_of(run, "park", "ls")["envelopes"]] == ["above the broker's packet limit"]
     assert run("park", "replay")[0] == 2

@@ -59,6 +59,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_nothing_acknowledged_is_lost_and_no_seq_is_used_twice_over_sigkills(tmp_path: Path) -> None:
     acknowledged: list[tuple[int, int]] = []
     chance = random.Random(7)

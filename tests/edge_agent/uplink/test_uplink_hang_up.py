@@ -61,6 +61,7 @@ def test_a_real_mosquitto_that_hangs_up_on_a_packet_above_a_limit_it_did_not_tel
         eventually(lambda: agent.spool.books()[0].settled == 9)
 
 
+@pytest.mark.slow
 def test_two_unwanted_messages_among_many_are_parked_and_can_be_replayed_when_the_reason_is_gone(
     broker: RunningBroker, device: Callable[..., Device]
 ) -> None:

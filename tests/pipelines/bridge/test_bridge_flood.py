@@ -40,6 +40,7 @@ def notices(device: Device) -> list[dict]:
     return [json.loads(body) for topic, body in device.heard if topic.endswith("/share")]
 
 
+@pytest.mark.slow
 def test_a_flood_waits_on_its_device_and_every_message_of_another_is_landed(make_bridge, device, flooder):
     bridge = make_bridge(more=f"seal_ms = 50\nreceive_maximum = 20\n{SHARES}")
     bridge.start_connected()
@@ -135,6 +136,7 @@ def retained(broker, topic_filter: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_what_a_device_has_the_broker_keep_is_taken_back_but_for_its_report(broker, make_bridge, device, flooder):
     bridge = make_bridge(more=f"seal_ms = 50\n{SHARES}")
     bridge.start_connected()
@@ -160,6 +162,7 @@ def test_what_a_device_has_the_broker_keep_is_taken_back_but_for_its_report(brok
     assert bridge.stop() == 0
 
 
+@pytest.mark.slow
 def test_two_bridges_that_both_own_a_device_do_not_take_back_from_each_other_for_ever(broker, make_bridge, device):
     first, second = make_bridge(id="bridge-0"), make_bridge(id="bridge-1")
     first.start_connected()

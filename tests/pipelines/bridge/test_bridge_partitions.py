@@ -31,6 +31,7 @@ def test_a_share_that_cannot_be_is_refused(index, count):
         Partition(index, count)
 
 
+@pytest.mark.slow
 def test_two_bridges_that_are_stopped_and_killed_land_every_message_and_each_only_its_own(make_bridge, device):
     bridges = [
         make_bridge(id=f"bridge-{index}", more=f"partition = {index}\npartitions = 2\nseal_ms = 50\nreceive_maximum = 100")

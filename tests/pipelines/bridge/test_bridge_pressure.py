@@ -39,6 +39,7 @@ def beside():
         thread.join(30)
 
 
+@pytest.mark.slow
 def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config, device, beside):
     inbox = Inbox(config.bridge.max_queue_bytes, 50_000)
     subscriber = Subscriber(config, inbox, SystemClock())

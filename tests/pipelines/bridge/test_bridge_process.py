@@ -72,6 +72,7 @@ def test_a_bad_topic_or_head_lands_as_refused_with_the_reason(bridge, device, to
         assert rows[0]["payload"] == b"{}"
 
 
+@pytest.mark.slow
 def test_nothing_the_broker_acknowledged_is_lost_when_the_bridge_is_killed_again_and_again(make_bridge, device):
     bridge = make_bridge(more="seal_ms = 50\nreceive_maximum = 200")
     bridge.start_connected()  # From here on the broker holds a session for it.
@@ -95,6 +96,7 @@ def test_nothing_the_broker_acknowledged_is_lost_when_the_bridge_is_killed_again
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+@pytest.mark.slow
 def test_a_restarted_broker_gives_the_bridge_what_came_meanwhile(bridge, broker, device):
     bridge.start_connected()
     bridge.kill()
@@ -128,6 +130,7 @@ def test_a_second_bridge_in_the_same_lake_does_not_start(make_bridge):
     assert first.stop() == 0
 
 
+@pytest.mark.slow
 def test_stopping_acknowledges_what_is_durable_so_that_nothing_comes_twice(bridge, device):
     """A disk that is too slow for a stop makes a bridge leave acknowledgements out, and it says so: then once more."""
     for epoch in range(7, 7 + STOPS):

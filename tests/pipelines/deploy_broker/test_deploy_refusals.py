@@ -100,6 +100,7 @@ def test_a_bridge_without_its_rights_stops_with_the_remedy(front, tmp_path, publ
     assert hint in (tmp_path / "bridge.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_bridge_whose_answers_are_refused_says_so_in_its_heartbeat(front, client, tmp_path):
     front.publishes = {"catchment/down/dev-a/objects": NOT_AUTHORIZED}
     process = start_bridge(tmp_path, front.port)

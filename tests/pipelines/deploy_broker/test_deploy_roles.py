@@ -110,6 +110,7 @@ def report(name: str, *models: ModelReport) -> bytes:
     return encode_reported(Reported(name, 0, "test", models=models))
 
 
+@pytest.mark.slow
 def test_bridge_core_and_agent_settle_samples_and_large_payloads(site: Site, bridge_and_loop: None, tmp_path: Path) -> None:
     certificate, key = site.broker.authority.issue("line-1")
     pictures = tmp_path / "pictures"
@@ -139,6 +140,7 @@ def test_bridge_core_and_agent_settle_samples_and_large_payloads(site: Site, bri
     assert settled.keys() == {"vehicle_telemetry", "camera_frame"}
 
 
+@pytest.mark.slow
 def test_the_core_role_gives_devices_their_rules(site: Site, bridge_and_loop: None) -> None:
     device = site.device("line-5")
     key = site.folder / "policy.pem"
@@ -150,6 +152,7 @@ def test_the_core_role_gives_devices_their_rules(site: Site, bridge_and_loop: No
     until(lambda: bool(heard(device, "/policy")))
 
 
+@pytest.mark.slow
 def test_the_model_server_hears_reports_orders_models_and_hands_out_their_bytes(
     site: Site, model_server: subprocess.Popen[bytes]
 ) -> None:

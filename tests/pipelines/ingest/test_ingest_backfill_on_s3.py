@@ -53,6 +53,7 @@ def policies(tmp_path: Path) -> str:
     return str(tmp_path / "policies")
 
 
+@pytest.mark.slow
 def test_a_backfill_in_a_bucket_gives_the_rows_that_it_gives_in_a_folder(
     core: RemoteCore, core_on_disk: Core, envelope: MakeEnvelope, as_ipc: AsIpc, policies: str, tmp_path: Path
 ) -> None:

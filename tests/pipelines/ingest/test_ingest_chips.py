@@ -107,6 +107,7 @@ def test_a_run_commits_its_rows_before_any_of_its_slides_is_cut(
     assert open_requests(lake_at(core.root)) == []
 
 
+@pytest.mark.slow
 def test_other_streams_commit_while_a_slide_is_being_cut(
     core: Core, envelope: MakeEnvelope, slides: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_band_that_takes_too_long_refuses_its_slide_by_that_reason(
     assert [path for path in (core.root / "chips").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_a_raised_limit_helps_a_refused_slide_once_it_is_replayed(core: Core, slides: Callable[..., Any], tmp_path: Path) -> None:
     core.config = msgspec.structs.replace(core.config, run=RunConfig(max_image_pixels=1_000))
     core.landing.seal([slides([tiff(tmp_path)])])
@@ -165,6 +167,7 @@ def test_a_raised_limit_helps_a_refused_slide_once_it_is_replayed(core: Core, sl
     assert not loop.ledger.unbalanced()
 
 
+@pytest.mark.slow
 def test_a_corrected_contract_replaces_the_plan_that_a_failed_try_has_left(
     core: Core, slides: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -181,6 +184,7 @@ def test_a_corrected_contract_replaces_the_plan_that_a_failed_try_has_left(
     assert chips_of(core) == {0: 4}
 
 
+@pytest.mark.slow
 def test_a_cut_that_is_killed_between_its_commits_ends_the_same_at_the_next_try(
     core: Core, slides: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -213,6 +217,7 @@ def test_a_slide_whose_bytes_are_gone_is_a_rejection_that_names_them(
     assert f"there is no {row['payload_shard']}" in refused["reason"]
 
 
+@pytest.mark.slow
 def test_a_compaction_between_run_and_cut_loses_no_slide(core: Core, slides: Callable[..., Any], tmp_path: Path) -> None:
     from pipelines.lake.compact import compact_all
 
@@ -229,6 +234,7 @@ def test_a_compaction_between_run_and_cut_loses_no_slide(core: Core, slides: Cal
     assert chips_of(core) == {0: 4, 1: 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [0, 128])
 def test_a_slide_that_is_killed_at_half_decodes_at_most_55_of_100_tiles_at_the_next_try(tmp_path: Path, overlap: int) -> None:
     body = tiff(tmp_path, (5120, 1280, 3), tile=(256, 256), compression="zlib")
@@ -269,6 +275,7 @@ def test_the_run_loop_of_a_command_leaves_slides_to_the_loop_that_is_at_work(
     assert len(open_requests(lake_at(core.root))) == 1
 
 
+@pytest.mark.slow
 def test_committed_slides_are_cut_by_a_new_spec_once_however_often_it_is_asked_for(
     core: Core, slides: Callable[..., Any], tmp_path: Path, run_core: RunCore
 ) -> None:

@@ -184,6 +184,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_no_worker() -> None:
     with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
@@ -194,6 +195,7 @@ def test_a_run_that_is_killed_leaves_no_worker() -> None:
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
 
 
+@pytest.mark.slow
 def test_a_body_that_kills_its_reader_is_refused_and_the_others_are_rows(
     core: Core, envelope: MakeEnvelope, worker_pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,7 @@ def test_two_loops_on_two_machines_one_wins_and_the_other_says_so(make_core: Cal
         pass
 
 
+@pytest.mark.slow
 def test_a_loop_that_died_is_followed_by_another_and_finds_out_if_it_was_only_slow(
     make_core: Callable[..., RemoteCore], envelope: MakeEnvelope
 ) -> None:

@@ -94,6 +94,7 @@ def filled(core: RemoteCore, envelope: MakeEnvelope, frames: MakeFrames) -> Remo
     return core
 
 
+@pytest.mark.slow
 def test_a_bucket_is_compacted_vacuumed_and_run_on_and_every_row_and_payload_is_there(
     filled: RemoteCore, envelope: MakeEnvelope, tmp_path: Path
 ) -> None:
@@ -216,6 +217,7 @@ def test_two_machines_number_the_rules_of_devices_one_after_the_other(make_core:
     assert numbered_policy(lake_at(one.root), {}, 4).version == 3
 
 
+@pytest.mark.slow
 def test_refused_samples_of_a_bucket_are_replayed_and_discarded_from_another_machine(
     core: RemoteCore,
     envelope: MakeEnvelope,

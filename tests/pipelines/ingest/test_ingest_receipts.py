@@ -173,6 +173,7 @@ def test_a_device_that_the_broker_refuses_is_an_alarm_of_its_own_and_is_tried_ag
     until(lambda: one.failing == {} and one.pending == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_a_receipt_for_which_the_connection_is_cut_off_blocks_no_other(
     make_broker: MakeBroker, sender: Callable[[int], ReceiptSender]

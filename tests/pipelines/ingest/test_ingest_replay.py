@@ -194,6 +194,7 @@ def kill_at_each(room: Core, deaths: Deaths, part: slice) -> list[str]:
     return deaths.at_each("run", room.root, part, lambda _name: check_replayed(room), room.root.parent / "contracts")
 
 
+@pytest.mark.slow
 def test_a_replay_that_is_killed_commits_each_sample_once(replay_requested: Core, deaths: Deaths) -> None:
     kill_at_each(replay_requested, deaths, slice(9, None, 50))
 

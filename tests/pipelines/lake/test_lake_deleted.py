@@ -72,6 +72,7 @@ def whereabouts(root: Path, seqs: list[int]) -> set[str]:
     return {str(path.relative_to(root)) for path in files for seq in seqs if body_of(seq)[:32] in path.read_bytes()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [1, 6])
 @pytest.mark.parametrize("deleted", DELETIONS)
 def test_payloads_of_deleted_rows_are_gone_after_maintenance_and_the_others_are_there(
@@ -88,6 +89,7 @@ def test_payloads_of_deleted_rows_are_gone_after_maintenance_and_the_others_are_
     assert orphans(core.root) == set()
 
 
+@pytest.mark.slow
 def test_payloads_of_rows_deleted_after_a_compaction_are_gone_too(sixty: Callable[[int], Core]) -> None:
     core = sixty(6)
     compact_all(lake_at(core.root))
@@ -167,6 +169,7 @@ def test_a_rewrite_that_was_overtaken_changes_nothing_and_the_next_does_it(
     assert orphans(core.root) == set()
 
 
+@pytest.mark.slow
 def test_maintenance_that_is_killed_while_payloads_are_dropped_loses_none(sixty: Callable[[int], Core], deaths: Deaths) -> None:
     core = sixty(1)
     DeltaTable(core.root / FRAMES).delete("seq % 2 = 0")

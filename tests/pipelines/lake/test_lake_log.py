@@ -187,6 +187,7 @@ def test_which_run_read_which_segments_by_which_rules_is_archived_once_before_pl
     assert len(archive(lake.root)) == 6
 
 
+@pytest.mark.slow
 def test_no_plan_goes_before_it_is_archived(core: Core, envelope: MakeEnvelope) -> None:
     for run in range(25):
         core.landing.seal([envelope(run, 1)])

@@ -135,6 +135,7 @@ def check_kept(core: Core) -> None:
     assert orphans(core.root) == set()
 
 
+@pytest.mark.slow
 def test_maintenance_that_is_killed_loses_nothing_and_leaves_no_orphan(lake: Core, deaths: Deaths) -> None:
     deaths.at_each("maintenance", lake.root, slice(5, None, 40), lambda _name: check_kept(lake))
 

@@ -210,6 +210,7 @@ def test_what_other_tools_write_into_footers_is_taken_out(lake: Core) -> None:
     assert leaks(lake.root) == set()
 
 
+@pytest.mark.slow
 def test_a_column_that_becomes_private_later_is_taken_out_of_what_was_kept_before(
     core: Core, envelope: MakeEnvelope, as_ipc: AsIpc
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_cache_that_cannot_be_read_is_made_anew(many: Core, body: bytes) -> No
     assert isinstance(TableStates(lake_at(many.root), "ingest")._known(f"streams/{MANY[0]}"), TableState)
 
 
+@pytest.mark.slow
 def test_runs_of_many_streams_that_are_killed_end_with_every_sample_once(
     many: Core, envelope: MakeEnvelope, deaths: Deaths
 ) -> None:

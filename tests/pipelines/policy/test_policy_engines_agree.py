@@ -54,6 +54,7 @@ def differing(count: int, seed: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_two_thousand_random_expressions_give_the_same_verdict_on_both_engines() -> None:
     assert differing(2_000, 20_260_101) == []
 

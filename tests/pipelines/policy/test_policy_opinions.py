@@ -97,6 +97,7 @@ def rows() -> pa.Table:
     return pa.table({name: pa.array(values, types.get(name, pa.float64())) for name, values in some.items()})
 
 
+@pytest.mark.slow
 def test_duckdb_gives_the_same_verdicts_on_what_it_defines_alike() -> None:
     data, writer, differing, count = rows(), Alike(31), [], 0
     frame = pl.from_arrow(data)

@@ -192,6 +192,7 @@ def _do(app: Any, *arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_a_model_is_pushed_to_devices_through_a_real_broker(
     broker: RunningBroker, core_file: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -229,6 +229,7 @@ def test_a_withdrawn_version_is_installed_by_nobody_and_its_number_is_not_given_
         core.repository.withdraw("bright", 2)
 
 
+@pytest.mark.slow
 def test_withdrawing_halts_the_rollouts_of_the_version(tmp_path: Path, run_core: RunCore) -> None:
     from pipelines.rollout.rollouts import Rollout, RolloutStore
 

@@ -152,6 +152,7 @@ def run(app: Any, *arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_through_a_real_broker_only_the_directors_orders_are_followed(
     broker: RunningBroker, core_file: Path, tmp_path: Path, request: pytest.FixtureRequest

@@ -97,6 +97,7 @@ def catchment(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=WAIT_S)
 
 
+@pytest.mark.slow
 def test_a_core_whose_own_contract_is_broken_at_its_first_start_says_so_in_its_status(tmp_path: Path) -> None:
     contracts = tmp_path / "contracts"
     contracts.mkdir()

@@ -43,6 +43,7 @@ def by_hand(sample: dict[str, Any], others: list[dict[str, Any]], join: AsOf) ->
     return min(found)[-1] if found else None
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 99), st.sampled_from(["nearest", "backward", "forward"]), st.sampled_from([3, 60, 5_000]), st.integers(1, 40)

@@ -417,6 +417,7 @@ def test_ranks_have_one_length_and_the_policy_says_how(lake: Path, world: int) -
     assert [len(split.shuffled(1, rank=rank, world=world)) for rank in range(world)] == [len(part) for part in padded]
 
 
+@pytest.mark.slow
 def test_every_shard_is_opened_once_however_many_there_are(tmp_path: Path, lake: Path) -> None:
     split = open_set(built(lake, split={"train": 1.0}, limits=ShardLimits(max_rows=1)))
     for epoch in range(2):
