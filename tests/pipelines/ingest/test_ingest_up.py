@@ -24,7 +24,7 @@ from tests.plant.broker import RunningBroker
 from tests.plant.core import MakeEnvelope
 
 ROOT = Path(__file__).resolve().parents[3]
-WAIT_S = 60
+WAIT_S = 180
 
 
 def properties_of(row: Any) -> Properties:
