@@ -26,9 +26,9 @@ test-torch: setup ## the loader's tests with the real PyTorch, fetched into .tor
 	@[ -d .torch/torch ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .torch -r requirements-torch.lock
 	@$(BIN)/pytest -q tests/pipelines/training/test_set_torch.py
 
-test-peers: setup ## what exports and Zarr sets are to the tools they are for, fetched into .peers (1 GB)
-	@[ -d .peers/xarray ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .peers -r requirements-peers.lock
-	@PYTHONPATH=.peers $(BIN)/pytest -q tests/pipelines/training/test_set_export.py tests/pipelines/training/test_set_windows.py
+test-peers: setup ## exports, Zarr sets and the files for Kubernetes by the tools they are for, fetched into .peers (1 GB)
+	@[ -d .peers/xarray ] && [ -d .peers/kubernetes_validate ] || $(BIN)/pip install --quiet --no-deps --require-hashes --target .peers -r requirements-peers.lock
+	@PYTHONPATH=.peers $(BIN)/pytest -q tests/pipelines/training/test_set_export.py tests/pipelines/training/test_set_windows.py tests/packaging/test_kubernetes_schemas.py
 
 gate: setup ## 100,000 random rules on both engines: not one verdict may differ (about ten minutes)
 	@CATCHMENT_GATE_EXPRESSIONS=100000 $(BIN)/pytest -q -n $(JOBS) -k many_random_expressions tests/pipelines/policy
