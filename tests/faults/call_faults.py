@@ -54,7 +54,7 @@ def live_armed(folder: Path, mode: str, at: int, many: int) -> None:
 
 
 def _record_file(folder: Path) -> Path:
-    return folder.parent.with_name(f"{folder.name}.told")
+    return folder.parent.with_name(f"{folder.name}.record")
 
 
 def one(folder: Path, mode: str, at: int, many: int) -> tuple[int, int]:

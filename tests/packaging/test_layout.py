@@ -185,7 +185,7 @@ def _identifiers(module: Module) -> Iterator[tuple[int, str]]:
                 yield line, word
 
 
-def test_no_identifier_is_told_said_or_asked(repository_root: Path) -> None:
+def test_no_identifier_is_of_a_word_that_names_no_thing(repository_root: Path) -> None:
     """Serialised names that hold such a word stay: they stand in strings (`rename=`, a column's name), which this leaves out."""
     found = [
         f"{module.name}:{line}: {word}"

@@ -188,7 +188,7 @@ def test_a_disk_that_refuses_is_tried_again_later(fetch: Fetch, tmp_path: Path) 
     assert type(caught.value) is ModelError
 
 
-def test_what_lies_behind_a_failed_fetch_is_said_too(repository: Repository, fetch: Fetch) -> None:
+def test_what_lies_behind_a_failed_fetch_is_reported_too(repository: Repository, fetch: Fetch) -> None:
     target = f"bright/{'2' * 180}.onnx"
     repository.publish(target=target)
     message = rf"^{target} cannot be fetched: catchment://models/targets/.* is malformed: repository file .* is malformed$"

@@ -138,7 +138,7 @@ def test_bytes_that_changed_since_and_unknown_sizes_are_counted(shop: Path, tmp_
     assert labels_of(shop)["payload_sha256"].to_list() == [DIGESTS[9]]
 
 
-def label_rows(*said: tuple[int, str, str, str, int]) -> pa.Table:
+def label_rows(*judgements: tuple[int, str, str, str, int]) -> pa.Table:
     """Rows by (seq, author, role, value, minute)."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     fixed = {"stream": "s", "device": "d", "epoch": 1, "imported_at": start, "supersedes": [], "state": "submitted"}
@@ -153,7 +153,7 @@ def label_rows(*said: tuple[int, str, str, str, int]) -> pa.Table:
             "role": role,
             "made_at": start + timedelta(minutes=minute),
         }
-        for at, (seq, author, role, value, minute) in enumerate(said)
+        for at, (seq, author, role, value, minute) in enumerate(judgements)
     ]
     return pa.Table.from_pylist(rows, SCHEMA)
 
