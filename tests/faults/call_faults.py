@@ -113,7 +113,7 @@ def in_a_process(mode: str, stride: int = 1, many: int = 1, first: int = 1) -> s
 
 def main() -> None:
     if "SHIM_ROOT" not in os.environ:
-        with tempfile.TemporaryDirectory(prefix="calls-", dir=powercut._memory()) as name:
+        with tempfile.TemporaryDirectory(prefix="calls-", dir=powercut.folder_in_memory()) as name:
             disk = Path(name) / "disk"  # what is told lies beside it, where nothing fails
             disk.mkdir()
             environment = {**os.environ, "LD_PRELOAD": str(preload()), "SHIM_ROOT": str(disk)}

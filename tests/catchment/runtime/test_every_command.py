@@ -584,7 +584,7 @@ def _spooled(to: pytest.MonkeyPatch, *words: str) -> list[str]:
     from edge_agent.commands import spool as spool_cli
     from edge_agent.spool import database
 
-    to.setattr(spool_cli, "_reader", lambda _path: nullcontext((None, Path())))
+    to.setattr(spool_cli, "opened_spool", lambda _path: nullcontext((None, Path())))
     to.setattr(inspection, "entries", lambda *_args, **_more: [hostile(inspection.SpoolEntry)])
     to.setattr(inspection, "entry", lambda *_args: hostile(inspection.SpoolEntry))
     to.setattr(inspection, "count", lambda _db: {TEXT: 1})

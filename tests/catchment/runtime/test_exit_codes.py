@@ -15,7 +15,9 @@ import pipelines.cli as core_program
 import pipelines.commands.root as core_cli
 from catchment.runtime.exits import MEANINGS
 from edge_agent import cli as agent_cli
+from edge_agent.commands import options as command_options
 from edge_agent.commands.root import app as agent_app
+from pipelines import config as core_config_module
 from pipelines.commands.exits import code_of
 
 CORE_TOML = 'lake = "lake"\n[broker]\nport = 1\n'
@@ -96,8 +98,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("CATCHMENT_CONFIG", "CATCHMENT_AGENT_CONFIG"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pipelines.config.CONFIG_PLACES", (Path("core.toml"), tmp_path / "etc" / "core.toml"))
-    monkeypatch.setattr("edge_agent.commands.options.CONFIG_PLACES", (Path("agent.toml"), tmp_path / "etc" / "agent.toml"))
+    monkeypatch.setattr(core_config_module, "CONFIG_PLACES", (Path("core.toml"), tmp_path / "etc" / "core.toml"))
+    monkeypatch.setattr(command_options, "CONFIG_PLACES", (Path("agent.toml"), tmp_path / "etc" / "agent.toml"))
     return tmp_path
 
 

@@ -115,7 +115,7 @@ def test_a_policy_over_its_budget_is_suspended_and_the_run_commits_every_row(
         made.append(SandboxedTagger.compile(decoded, contract, Budget(start_ms=1_000, us_per_row=0)))
         return made[-1]
 
-    monkeypatch.setattr(tabulate, "_tagger", tagger)
+    monkeypatch.setattr(tabulate, "kept_tagger", tagger)
     text = "".join(random.Random(1).choices("ab", k=200_000))
     rows = [{"event_time": "2026-09-01T00:00:00Z", "labels": labels} for labels in ([text], ["person"])]
     for first in (0, 2):

@@ -208,7 +208,7 @@ def test_a_preview_refuses_a_policy_that_takes_more_than_its_budget(commit_rows:
     def late(*_: object) -> None:
         raise guard.WorkerDiedError("the policy took more than its budget", is_late=True)
 
-    monkeypatch.setattr(guard, "_Worker", late)
+    monkeypatch.setattr(guard, "RuleWorker", late)
     slow = Policy("slow", (STREAM,), (Rule("car", "matches(device, 'car')"),))
     with pytest.raises(RefusedError, match=r"policy slow@.*took more than its budget; correct or withdraw it"):
         made_preview(LakeSite.open(None, commit_rows(1, 10)), slow, STREAM, None)
