@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-import polars as pl
 import pyarrow as pa
 
 from pipelines.errors import NotFoundError, RefusedError
@@ -15,6 +14,7 @@ from pipelines.labels.drawn import Drawn, ForeignFile, LabelKind, LabelTask, sam
 from pipelines.labels.formats import coco, csv_rows, cvat, datumaro, geojson, label_studio, labelme, masks, voc
 from pipelines.labels.formats.yolo import DIALECTS
 from pipelines.labels.matching import LabelOrigin, Matched, match_labels
+from pipelines.labels.resolve import current_labels
 from pipelines.labels.table import KEY, append_labels
 from pipelines.lake.lake import Lake
 
@@ -114,9 +114,7 @@ def import_labels(
 
 def label_tasks(samples: pa.Table, labels: pa.Table) -> list[LabelTask]:
     """Samples with their current labels, for a tool: what was superseded or rejected stays behind."""
-    frame = pl.DataFrame(pl.from_arrow(labels))
-    gone = frame.select(pl.col("supersedes").explode().alias("label_id")).drop_nulls()
-    current = frame.join(gone, on="label_id", how="anti").filter(pl.col("state") != "rejected").sort(*KEY, "made_at", "label_id")
+    current = current_labels(labels).sort(*KEY, "made_at", "label_id")
     of_sample: dict[str, list[Drawn]] = {}
     for row in current.iter_rows(named=True):
         sample = "/".join(str(row[name]) for name in KEY)

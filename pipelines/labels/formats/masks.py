@@ -1,4 +1,7 @@
-"""Folders of masks: a grey PNG a picture, each value a class by classes.txt (line 1 is value 0, which means no class)."""
+"""Folders of masks: a grey PNG a picture, each value a class by classes.txt (line 1 is value 0, which means no class).
+
+Stands alone because each format is one module.
+"""
 
 from collections import Counter
 from pathlib import Path

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,7 @@ from pipelines.commands import training_set_care as set_care_cli
 from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
 from pipelines.labels.exchange import LabelImport
+from pipelines.labels.table import SCHEMA as LABEL_SCHEMA
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.gaps import Gap
@@ -414,6 +416,36 @@ def label_import(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
     return [*words, "--lake", str(folder / "lake")]
 
 
+def _hostile_labels(to: pytest.MonkeyPatch) -> None:
+    """A table of labels in which classes, authors and kinds are hostile."""
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    fixed = {
+        "stream": "s",
+        "device": "d",
+        "epoch": 1,
+        "made_at": when,
+        "imported_at": when,
+        "supersedes": [],
+        "state": "submitted",
+    }
+    rows = [
+        {**fixed, "label_id": str(at), "seq": at // 2, "kind": kind, "value": TEXT, "author": f"{TEXT}{at % 2}", "geometry": []}
+        for kind in ("class", TEXT)
+        for at in range(4)
+    ]
+    to.setattr(label_cli, "read_labels", lambda *_args: (pa.Table.from_pylist(rows, LABEL_SCHEMA), 1))
+
+
+def label_agreement(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _hostile_labels(to)
+    return ["label", "agreement", "--task", "t", "--lake", str(folder / "lake")]
+
+
+def label_resolve(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _hostile_labels(to)
+    return ["label", "resolve", "--task", "t", "--lake", str(folder / "lake")]
+
+
 def set_diff(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
     to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
@@ -493,6 +525,8 @@ CORE: dict[str, Place] = {
     "set verify": set_verify,
     "set diff": set_diff,
     "label import": label_import,
+    "label agreement": label_agreement,
+    "label resolve": label_resolve,
     "set check": set_check,
     "set exports": set_exports,
     "model ls": model_ls,
@@ -524,6 +558,8 @@ TAKES_JSON = {
         "set check",
         "set exports",
         "label import",
+        "label agreement",
+        "label resolve",
         "model ls",
         "model show",
         "rollout status",
