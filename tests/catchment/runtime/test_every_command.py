@@ -29,6 +29,7 @@ from edge_agent.commands.doctor.findings import Diagnosis
 from edge_agent.spool import inspection
 from pipelines.commands import label as label_cli
 from pipelines.commands import maintenance as maintenance_cli
+from pipelines.commands import mining as mining_cli
 from pipelines.commands import policy_edge as edge_cli
 from pipelines.commands import policy_lake as lake_cli
 from pipelines.commands import policy_look as look_cli
@@ -44,6 +45,9 @@ from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.gaps import Gap
 from pipelines.lake.lake import lake_at
+from pipelines.mining.index import IndexState
+from pipelines.mining.picks import Pick, Picked
+from pipelines.mining.rows import NO_PLACES
 from pipelines.open_lake import LakeView
 from pipelines.policy import notebook
 from pipelines.policy.contact_sheet import Sheet
@@ -414,6 +418,32 @@ def label_import(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
     return [*words, "--lake", str(folder / "lake")]
 
 
+def _mined(to: pytest.MonkeyPatch, command: str) -> list[str]:
+    rows = SimpleNamespace(stream=TEXT, version=1, schema=pa.schema([("a_embedding", pa.binary())]))
+    site = SimpleNamespace(rows=rows, only=None, private=frozenset())
+    to.setattr(mining_cli, "MiningSite", SimpleNamespace(open=lambda *_args: site))
+    to.setattr(mining_cli, "EmbeddingIndex", lambda *_args: SimpleNamespace(sync=lambda: hostile(IndexState)))
+    to.setattr(mining_cli.picks, command, lambda *_args, **_more: Picked(NO_PLACES, "score", ()))
+    to.setattr(mining_cli.picks, "describe", lambda *_args: ([Pick(TEXT, 1.0, {TEXT: TEXT})], pa.table({})))
+    return [command, *(["car-1/1/1"] if command == "similar" else []), "--from", "x"]
+
+
+def similar(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "similar")
+
+
+def rare(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "rare")
+
+
+def uncertain(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "uncertain")
+
+
+def disagreeing(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "disagreeing")
+
+
 def set_diff(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
     to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
@@ -493,6 +523,10 @@ CORE: dict[str, Place] = {
     "set verify": set_verify,
     "set diff": set_diff,
     "label import": label_import,
+    "similar": similar,
+    "rare": rare,
+    "uncertain": uncertain,
+    "disagreeing": disagreeing,
     "set check": set_check,
     "set exports": set_exports,
     "model ls": model_ls,
@@ -502,7 +536,7 @@ CORE: dict[str, Place] = {
 TAKES_CONFIG = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "policy active", "policy history"),
     *("policy diff", "policy push", "policy preview", "policy explain", "policy retag", "set ls", "set show", "set verify"),
-    *("set diff", "set check", "set exports"),
+    *("set diff", "set check", "set exports", "similar", "rare", "uncertain", "disagreeing"),
     *("model ls", "model show", "rollout status"),
 }
 TAKES_JSON = {
@@ -524,6 +558,10 @@ TAKES_JSON = {
         "set check",
         "set exports",
         "label import",
+        "similar",
+        "rare",
+        "uncertain",
+        "disagreeing",
         "model ls",
         "model show",
         "rollout status",
