@@ -26,6 +26,7 @@ from edge_agent.checking import Fault
 from edge_agent.commands import status_reader
 from edge_agent.commands.doctor import examine
 from edge_agent.commands.doctor.findings import Diagnosis
+from edge_agent.commands.root import app as agent_app
 from edge_agent.spool import inspection
 from pipelines.commands import label as label_cli
 from pipelines.commands import maintenance as maintenance_cli
@@ -642,16 +643,18 @@ def invoke(app: typer.Typer, words: list[str], *, coloured: bool = False) -> str
     return done.output
 
 
-def test_every_command_is_driven_here_or_has_its_reason():
+def test_every_command_is_driven_here_or_has_its_reason() -> None:
     """Whoever adds a command adds it to one of the two."""
     assert commands(core_cli.app) == set(CORE) | set(QUIET["catchment"])
-    assert commands(agent_cli.app) == set(AGENT) | set(QUIET["edge-agent"])
+    assert commands(agent_app) == set(AGENT) | set(QUIET["edge-agent"])
     assert all(len(reason) > 10 for reasons in QUIET.values() for reason in reasons.values())
 
 
 @pytest.mark.parametrize("coloured", [False, True], ids=["kept", "on a terminal"])
 @pytest.mark.parametrize("name", CORE)
-def test_no_command_of_the_core_obeys_what_it_shows(core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool):
+def test_no_command_of_the_core_obeys_what_it_shows(
+    core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool
+) -> None:
     words = CORE[name](core_toml.parent, monkeypatch)
     config = ["-c", str(core_toml)] if name in TAKES_CONFIG else []
     _check(invoke(core_cli.app, [*words, *config], coloured=coloured), name)
@@ -659,7 +662,7 @@ def test_no_command_of_the_core_obeys_what_it_shows(core_toml: Path, monkeypatch
 
 def test_every_command_that_prints_a_table_takes_json() -> None:
     assert set(CORE) - TAKES_JSON == set(WITHOUT_JSON)
-    takes = {name for app in (core_cli.app, agent_cli.app) for name in _with_json(app)}
+    takes = {name for app in (core_cli.app, agent_app) for name in _with_json(app)}
     assert takes >= TAKES_JSON | {"contract show", "set build", "set show", "run", "vacuum"} | set(AGENT)
 
 
@@ -673,7 +676,9 @@ def _with_json(app: typer.Typer) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", sorted(TAKES_JSON))
-def test_json_of_the_core_is_faithful_and_holds_no_raw_control(core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_json_of_the_core_is_faithful_and_holds_no_raw_control(
+    core_toml: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     words = CORE[name](core_toml.parent, monkeypatch)
     config = ["-c", str(core_toml)] if name in TAKES_CONFIG else []
     output = invoke(core_cli.app, [*words, *config, "--json"])
@@ -682,21 +687,25 @@ def test_json_of_the_core_is_faithful_and_holds_no_raw_control(core_toml: Path, 
 
 
 @pytest.mark.parametrize("form", ["table", "odcs", "json-schema", "arrow", "agent"])
-def test_a_contract_is_shown_in_every_form_without_obeying_it(core_toml: Path, form: str):
+def test_a_contract_is_shown_in_every_form_without_obeying_it(core_toml: Path, form: str) -> None:
     output = invoke(core_cli.app, ["contract", "show", str(_contract(core_toml.parent)), "--as", form])
     assert acts(output) == ""
 
 
 @pytest.mark.parametrize("coloured", [False, True], ids=["kept", "on a terminal"])
 @pytest.mark.parametrize("name", AGENT)
-def test_no_command_of_the_agent_obeys_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool):
+def test_no_command_of_the_agent_obeys_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool
+) -> None:
     words = AGENT[name](monkeypatch)
-    _check(invoke(agent_cli.app, [*words, "-c", str(tmp_path / "agent.toml")], coloured=coloured), name)
+    _check(invoke(agent_app, [*words, "-c", str(tmp_path / "agent.toml")], coloured=coloured), name)
 
 
 @pytest.mark.parametrize("name", sorted(set(AGENT) - {"check"}))
-def test_json_of_the_agent_is_faithful_and_holds_no_raw_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    output = invoke(agent_cli.app, [*AGENT[name](monkeypatch), "-c", str(tmp_path / "agent.toml"), "--json"])
+def test_json_of_the_agent_is_faithful_and_holds_no_raw_control(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    output = invoke(agent_app, [*AGENT[name](monkeypatch), "-c", str(tmp_path / "agent.toml"), "--json"])
     assert acts(output) == ""
     assert TEXT in _texts(json.loads(output))
 
@@ -715,7 +724,9 @@ def _check(output: str, name: str) -> None:
     assert name in SAYS_LITTLE or MARK in output, name
 
 
-def test_an_error_is_shown_by_both_commands_and_not_obeyed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_an_error_is_shown_by_both_commands_and_not_obeyed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse() -> None:
         raise RefusedError(TEXT)
 
@@ -760,7 +771,7 @@ def _policy_shown() -> Any:
     )
 
 
-def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing():
+def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing() -> None:
     shown = SimpleNamespace(manifest=_manifest(), split=TEXT, _count=1)
     lake = SimpleNamespace(_lake=SimpleNamespace(root=TEXT), streams=lambda: [TEXT])
     texts = (
@@ -774,7 +785,7 @@ def test_what_a_notebook_or_a_shell_shows_of_an_object_acts_on_nothing():
         assert MARK in text
 
 
-def test_every_module_that_makes_a_page_is_tried(repository_root: Path):
+def test_every_module_that_makes_a_page_is_tried(repository_root: Path) -> None:
     making = re.compile(r"<!doctype|<table|<html|_repr_html_")
     found = {
         str(path.relative_to(repository_root))
@@ -787,7 +798,7 @@ def test_every_module_that_makes_a_page_is_tried(repository_root: Path):
     assert found - {"pipelines/lake/files.py"} == ours  # the first only speaks of <table>
 
 
-def test_nobody_prints_but_through_the_runtime(repository_root: Path):
+def test_nobody_prints_but_through_the_runtime(repository_root: Path) -> None:
     """`say`, `say_json`, `PlainConsole`, `PlainTable` make text from outside plain; other ways to print would not."""
     other = re.compile(
         r"\btyper\.s?echo|\btyper\.secho|\bclick\.s?echo|(?<![\w.\"'(])print\(|\bsys\.(stdout|stderr)\.write\(|\bhtml\.escape"
@@ -812,7 +823,7 @@ def test_nobody_prints_but_through_the_runtime(repository_root: Path):
     assert strays == [], "print by catchment.runtime.output or catchment.runtime.terminal"
 
 
-def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path):
+def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path) -> None:
     for name, page in pages(tmp_path).items():
         assert acts(page) == "", name
         assert MARK in page, name
@@ -820,7 +831,7 @@ def test_no_page_holds_markup_or_acting_characters_of_others(tmp_path: Path):
         assert not re.search(r"<[^>]*HOSTILE", page), name
 
 
-def test_metrics_hold_no_acting_character():
+def test_metrics_hold_no_acting_character() -> None:
     from catchment.runtime.metrics_text import MetricsPage
     from pipelines.config import AlarmConfig
 
