@@ -46,6 +46,7 @@ from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.gaps import Gap
 from pipelines.lake.lake import lake_at
+from pipelines.mining import picks
 from pipelines.mining.index import IndexState
 from pipelines.mining.picks import Pick, Picked
 from pipelines.mining.rows import NO_PLACES
@@ -424,8 +425,8 @@ def _mined(to: pytest.MonkeyPatch, command: str) -> list[str]:
     site = SimpleNamespace(rows=rows, only=None, private=frozenset())
     to.setattr(mining_cli, "MiningSite", SimpleNamespace(open=lambda *_args: site))
     to.setattr(mining_cli, "EmbeddingIndex", lambda *_args: SimpleNamespace(sync=lambda: hostile(IndexState)))
-    to.setattr(mining_cli.picks, command, lambda *_args, **_more: Picked(NO_PLACES, "score", ()))
-    to.setattr(mining_cli.picks, "describe", lambda *_args: ([Pick(TEXT, 1.0, {TEXT: TEXT})], pa.table({})))
+    to.setattr(picks, command, lambda *_args, **_more: Picked(NO_PLACES, "score", ()))
+    to.setattr(picks, "describe", lambda *_args: ([Pick(TEXT, 1.0, {TEXT: TEXT})], pa.table({})))
     return [command, *(["car-1/1/1"] if command == "similar" else []), "--from", "x"]
 
 
