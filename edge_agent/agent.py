@@ -23,8 +23,7 @@ from edge_agent.health.file import notify_service_manager
 from edge_agent.health.heartbeat import HeartbeatSource, heartbeat_source
 from edge_agent.health.monitor import Monitor
 from edge_agent.inspect.inspected import requested_steps
-from edge_agent.process.ownership import claim
-from edge_agent.process.standby import open_spool
+from edge_agent.process import claim, open_spool
 from edge_agent.rules.policy_store import PolicyStore, open_rules
 from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sources.api import Source

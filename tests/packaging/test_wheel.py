@@ -23,7 +23,6 @@ NEEDS_AN_EXTRA = {
     "edge_agent.sources.can.decoder",
     "edge_agent.sources.can.frames",
     "edge_agent.sources.camera.video",
-    "edge_agent.identity.enrol_cryptography",
     "edge_agent.models.inference",
     "edge_agent.inspect.picture",
     "edge_agent.models.inference_child",

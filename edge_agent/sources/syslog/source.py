@@ -22,7 +22,7 @@ import msgspec
 
 from catchment.runtime.clock import Clock
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.identity.certificate import refuse_password
+from edge_agent.identity import refuse_password
 from edge_agent.sources.api import Rejects, SampleBatch, Scalar
 from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.network.sockets import DatagramSocket, HostPort, SocketInbox, read_address
