@@ -15,8 +15,7 @@ from pathlib import Path
 import structlog
 
 from catchment.runtime.atomic_files import make_folder, write_atomic
-from catchment.runtime.backoff import Backoff
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Backoff, Clock
 from edge_agent.config import AgentConfig, load_contract
 from edge_agent.errors import AgentError, ConfigError, SpoolError
 from edge_agent.health.agent_stats import AgentStats
