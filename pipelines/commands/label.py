@@ -3,6 +3,7 @@
 import getpass
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from pipelines.labels.exchange import FORMATS, LabelImport, format_of, import_la
 from pipelines.labels.matching import LabelOrigin
 from pipelines.labels.table import KEY, SCHEMA, read_labels, task_table
 from pipelines.lake import lake as lakes
+from pipelines.training.sample_list import places_in_list, read_sample_list
 from pipelines.training.select import expression_columns, stream_batches
 from pipelines.training.thin import row_numbers
 
@@ -101,6 +103,9 @@ def queue(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
     by: Annotated[str, typer.Option(help="Expression: the lowest first, e.g. predicted_score; default: at random.")] = "",
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many samples.")] = 200,
     seed: Annotated[int, typer.Option(help="Of the random order.")] = 0,
+    chosen: Annotated[
+        Path | None, typer.Option("--samples", help="File of samples' names, one a line: only these, in this order.")
+    ] = None,
     pictures: Pictures = False,
     lake: Lake = None,
     config: Config = None,
@@ -108,16 +113,53 @@ def queue(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
 ) -> None:
     """Write samples that nobody has labelled for a task, with their ids and hashes, in the form of a labelling tool."""
     found = lake_from(lake, config)
-    try:
-        labels, _ = read_labels(found, task)
-    except NotFoundError:
-        labels = SCHEMA.empty_table()
+    labels = _labels_so_far(found, task)
     samples = read_samples(found, stream, where, pictures=pictures, by=by)
+    if chosen is not None:
+        samples = _listed(samples, read_sample_list(chosen))
     keys = pl.DataFrame(pl.from_arrow(labels.select(list(KEY)))).unique()
     number = pl.Series("order", row_numbers(samples, seed, "label queue"))
     frame = pl.DataFrame(pl.from_arrow(samples)).with_columns(number).join(keys, on=list(KEY), how="anti")
-    first = frame.sort([*(["by"] if by else []), "order"], nulls_last=True).head(rows).drop("order")
+    order = [*(["by"] if by else []), "listed" if chosen is not None else "order"]
+    first = frame.sort(order, nulls_last=True).head(rows).drop("order")
     _write(found, first.to_arrow(), labels, kind, output, pictures=pictures, as_json=as_json)
+
+
+class QueueWritten(msgspec.Struct, frozen=True):
+    """What a queue or an export wrote. `losses`: what the format does not hold, with counts."""
+
+    samples: int
+    labels: int
+    losses: dict[str, int]
+
+
+def write_queue(lake: lakes.Lake, task: str, names: list[str], kind: str, output: Path, *, pictures: bool) -> QueueWritten:
+    """Write samples by their names, those without a label for the task, as `label queue` does.
+
+    Raises:
+        RefusedError: none of them is left.
+    """
+    streams = list(dict.fromkeys(name.partition("/")[0] for name in names))
+    if not streams:
+        raise RefusedError("no sample fulfils this; nothing is written")
+    labels = _labels_so_far(lake, task)
+    frame = pl.DataFrame(pl.from_arrow(_listed(read_samples(lake, streams, "", pictures=pictures), names)))
+    keys = pl.DataFrame(pl.from_arrow(labels.select(list(KEY)))).unique()
+    left = frame.join(keys, on=list(KEY), how="anti").sort("listed")
+    return _written(lake, left.to_arrow(), labels, kind, output, pictures=pictures)
+
+
+def _labels_so_far(lake: lakes.Lake, task: str) -> pa.Table:
+    try:
+        return read_labels(lake, task)[0]
+    except NotFoundError:
+        return SCHEMA.empty_table()
+
+
+def _listed(samples: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Those of some samples whose names are listed, with their place in the list as `listed`."""
+    place = places_in_list(samples, names)
+    return samples.append_column("listed", pa.array(place)).filter(pa.array(place >= 0))
 
 
 def read_samples(lake: lakes.Lake, streams: list[str], where: str, *, pictures: bool = False, by: str = "") -> pa.Table:
@@ -142,6 +184,15 @@ def read_samples(lake: lakes.Lake, streams: list[str], where: str, *, pictures: 
 def _write(
     lake: lakes.Lake, samples: pa.Table, labels: pa.Table, kind: str, output: Path, *, pictures: bool, as_json: bool
 ) -> None:
+    done = _written(lake, samples, labels, kind, output, pictures=pictures)
+    if as_json:
+        say_json(msgspec.json.encode(done))
+        return
+    say(f"{output}: {done.samples:,} samples, {done.labels:,} labels")
+    _print_losses(done.losses, "what the format does not hold")
+
+
+def _written(lake: lakes.Lake, samples: pa.Table, labels: pa.Table, kind: str, output: Path, *, pictures: bool) -> QueueWritten:
     form = format_of(kind)
     tasks = label_tasks(samples, labels)
     if not tasks:
@@ -149,13 +200,7 @@ def _write(
     losses = form.write(output, tasks)
     if pictures:
         _write_pictures(lake, samples, tasks, (output.parent if form.suffix else output) / "images", losses)
-    if as_json:
-        say_json(
-            msgspec.json.encode({"samples": len(tasks), "labels": sum(len(task.labels) for task in tasks), "losses": losses})
-        )
-        return
-    say(f"{output}: {len(tasks):,} samples, {sum(len(task.labels) for task in tasks):,} labels")
-    _print_losses(losses, "what the format does not hold")
+    return QueueWritten(len(tasks), sum(len(task.labels) for task in tasks), losses)
 
 
 def _write_pictures(lake: lakes.Lake, samples: pa.Table, tasks: list[LabelTask], folder: Path, losses: Counter[str]) -> None:
