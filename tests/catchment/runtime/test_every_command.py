@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,11 +43,12 @@ from pipelines.commands import training_set_care as set_care_cli
 from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
 from pipelines.labels.exchange import LabelImport
+from pipelines.labels.table import SCHEMA as LABEL_SCHEMA
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.gaps import Gap
 from pipelines.lake.lake import lake_at
-from pipelines.mining import picks
+from pipelines.mining import picks as mining_picks
 from pipelines.mining.index import IndexState
 from pipelines.mining.picks import Pick, Picked
 from pipelines.mining.rows import NO_PLACES
@@ -420,13 +422,43 @@ def label_import(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
     return [*words, "--lake", str(folder / "lake")]
 
 
+def _hostile_labels(to: pytest.MonkeyPatch) -> None:
+    """A table of labels in which classes, authors and kinds are hostile."""
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    fixed = {
+        "stream": "s",
+        "device": "d",
+        "epoch": 1,
+        "made_at": when,
+        "imported_at": when,
+        "supersedes": [],
+        "state": "submitted",
+    }
+    rows = [
+        {**fixed, "label_id": str(at), "seq": at // 2, "kind": kind, "value": TEXT, "author": f"{TEXT}{at % 2}", "geometry": []}
+        for kind in ("class", TEXT)
+        for at in range(4)
+    ]
+    to.setattr(label_cli, "read_labels", lambda *_args: (pa.Table.from_pylist(rows, LABEL_SCHEMA), 1))
+
+
+def label_agreement(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _hostile_labels(to)
+    return ["label", "agreement", "--task", "t", "--lake", str(folder / "lake")]
+
+
+def label_resolve(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _hostile_labels(to)
+    return ["label", "resolve", "--task", "t", "--lake", str(folder / "lake")]
+
+
 def _mined(to: pytest.MonkeyPatch, command: str) -> list[str]:
     rows = SimpleNamespace(stream=TEXT, version=1, schema=pa.schema([("a_embedding", pa.binary())]))
     site = SimpleNamespace(rows=rows, only=None, private=frozenset())
     to.setattr(mining_cli, "MiningSite", SimpleNamespace(open=lambda *_args: site))
     to.setattr(mining_cli, "EmbeddingIndex", lambda *_args: SimpleNamespace(sync=lambda: hostile(IndexState)))
-    to.setattr(picks, command, lambda *_args, **_more: Picked(NO_PLACES, "score", ()))
-    to.setattr(picks, "describe", lambda *_args: ([Pick(TEXT, 1.0, {TEXT: TEXT})], pa.table({})))
+    to.setattr(mining_picks, command, lambda *_args, **_more: Picked(NO_PLACES, "score", ()))
+    to.setattr(mining_picks, "describe", lambda *_args: ([Pick(TEXT, 1.0, {TEXT: TEXT})], pa.table({})))
     return [command, *(["car-1/1/1"] if command == "similar" else []), "--from", "x"]
 
 
@@ -525,6 +557,8 @@ CORE: dict[str, Place] = {
     "set verify": set_verify,
     "set diff": set_diff,
     "label import": label_import,
+    "label agreement": label_agreement,
+    "label resolve": label_resolve,
     "similar": similar,
     "rare": rare,
     "uncertain": uncertain,
@@ -560,6 +594,8 @@ TAKES_JSON = {
         "set check",
         "set exports",
         "label import",
+        "label agreement",
+        "label resolve",
         "similar",
         "rare",
         "uncertain",
