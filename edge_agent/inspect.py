@@ -1,8 +1,12 @@
 """Run the inspectors of one stream over a batch: columns that rules may use, and those of them that are stored.
 
-The libraries of an inspector are loaded when a step asks for them.
+Pictures are left to a process of their own, which loads the libraries when a step asks for them. Texts are counted here, by the
+standard library: the same counts as the core's engine gives. A step's own patterns are for the core alone: here the engine
+backtracks, and a pattern could stall the device.
 """
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +20,36 @@ from edge_agent.sections import InspectConfig
 from edge_agent.sources.api import SampleBatch, Scalar
 from schemas.contract import Column, ColumnType, Contract
 from schemas.edge_policy import EdgeInspect
-from schemas.inspectors import ON_DEVICE, VERSIONS, device_columns
+from schemas.inspectors import ON_DEVICE, PATTERNS, VERSIONS, device_columns
+
+log = structlog.get_logger(__name__)
+
+MAX_CHARS = 65_536
+_COMPILED = tuple(re.compile(pattern) for pattern in PATTERNS.values())
+# Where the two engines draw the line between word, space and neither differently, or their Unicode is of another year.
+_DIFFERS = re.compile("[\x1c-\x1f]")
+_SAME = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "Zs"})
+
+
+def text_counts(text: str) -> tuple[int, ...]:
+    """The values of `schemas.inspectors.TEXT_COLUMNS`, in order.
+
+    Raises:
+        UninspectableError: too long for a device, or with characters that the core's engine sorts otherwise.
+    """
+    if len(text) > MAX_CHARS:
+        raise UninspectableError(f"a text of {len(text)} characters is left to the core; a device reads {MAX_CHARS}")
+    if _DIFFERS.search(text) or not (text.isascii() or all(_is_same(character) for character in set(text))):
+        raise UninspectableError("a text with combining or control characters is left to the core")
+    return tuple(sum(1 for _ in pattern.finditer(text)) for pattern in _COMPILED)
+
+
+def _is_same(character: str) -> bool:
+    return character.isascii() or unicodedata.category(character) in _SAME
+
 
 _Value = str | bytes | Path
 _Look = Callable[[_Value], Sequence[Scalar]]
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +139,6 @@ def _picture_look() -> _Look:
 
 
 def _text(value: _Value) -> Sequence[Scalar]:
-    from edge_agent.inspect.text import text_counts  # noqa: PLC0415  # its patterns are compiled only where they are asked for
 
     if isinstance(value, Path):
         raise UninspectableError("a text too large for memory is left to the core")

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 from PIL import Image, ImageFilter
 
+from edge_agent.errors import UnredactableError
 from edge_agent.pictures.child import as_errors
-from edge_agent.redaction.cells import UnredactableError
 from schemas.redaction import ImageRedact
 
 # Which pixels of a picture must not be seen: shares, pixel boxes and labelme's shapes, made into whole pixel boxes. Pure.
