@@ -18,9 +18,11 @@ import pyarrow.types as pt
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.training.array_rules import ArrayEntry
-from pipelines.training.manifest import Manifest, set_file_path
-from pipelines.training.payloads import PayloadCheck, ShardFiles
+from pipelines.training.manifest import Manifest
+from pipelines.training.payloads import PayloadCheck
 from pipelines.training.sample import RowSource, Sample
+from pipelines.training.set_files import SetFiles
+from pipelines.training.shard_files import ShardFiles
 
 Int64s = npt.NDArray[np.int64]
 _CRC_BYTES = 4
@@ -52,28 +54,28 @@ class ArraySample(Sample):
 class _Shard:
     """Where the inner chunks of an open shard lie, and which of them were compared with their CRC32C."""
 
-    places: npt.NDArray[np.uint64]
-    is_checked: npt.NDArray[np.bool_]
+    offsets: list[int]
+    is_checked: bytearray
 
 
 class ArrayFile:
     """One Zarr array of a split. Shards are opened on first use; nothing open goes along in a pickle."""
 
-    def __init__(self, folder: Path, manifest: Manifest, entry: ArrayEntry, check: PayloadCheck) -> None:
-        self._parts = (folder, manifest, entry, check)
+    def __init__(self, files: SetFiles, manifest: Manifest, entry: ArrayEntry, check: PayloadCheck) -> None:
+        self._parts = (files, manifest, entry, check)
         self._entry = entry
         self._check = check
-        self._name = f"{folder / entry.path}"
+        self._name = f"{files.folder / entry.path}"
         self._shape = entry.shape[1:]
         self._dtype = np.dtype(entry.dtype)
         self._sample_bytes = int(np.prod(self._shape)) * self._dtype.itemsize
         self._chunk_bytes = self._sample_bytes * entry.chunk_rows
         prefix = f"{entry.path}/c/"
         self._entries = tuple(file for file in manifest.array_files if file.path.startswith(prefix))
-        self._files = ShardFiles(folder, self._entries)
+        self._files = ShardFiles(files, self._entries)
         self._shards: dict[int, _Shard] = {}
 
-    def __reduce__(self) -> tuple[type["ArrayFile"], tuple[Path, Manifest, ArrayEntry, PayloadCheck]]:
+    def __reduce__(self) -> tuple[type["ArrayFile"], tuple[SetFiles, Manifest, ArrayEntry, PayloadCheck]]:
         return ArrayFile, self._parts
 
     def read(self, index: int) -> npt.NDArray[Any]:
@@ -86,15 +88,34 @@ class ArrayFile:
         chunk, at = divmod(row, self._entry.chunk_rows)
         opened = self._files.descriptor(number)
         shard = self._shards.get(number) or self._opened(number)
-        offset = int(shard.places[chunk, 0])
+        offset = shard.offsets[chunk]
         if self._check is PayloadCheck.NEVER or (self._check is PayloadCheck.FIRST and shard.is_checked[chunk]):
             body = _exactly(opened.number, offset + at * self._sample_bytes, self._sample_bytes, self._name)
             return np.frombuffer(body, self._dtype).reshape(self._shape)
         body = _exactly(opened.number, offset, self._chunk_bytes + _CRC_BYTES, self._name)
         _check_crc(body, f"{self._name}: chunk {chunk} of shard {number}")
-        shard.is_checked[chunk] = True
+        shard.is_checked[chunk] = 1
         start = at * self._sample_bytes
         return np.frombuffer(body[start : start + self._sample_bytes], self._dtype).reshape(self._shape)
+
+    def read_into(self, indexes: list[int], block: npt.NDArray[Any]) -> None:
+        """The samples of these numbers, into (samples, ...) of the array's own type; raises as `read`."""
+        entry, size = self._entry, self._sample_bytes
+        never, first = self._check is PayloadCheck.NEVER, self._check is PayloadCheck.FIRST
+        rows = block.reshape(-1).view(np.uint8).data if block.size else memoryview(b"")
+        for at, index in enumerate(indexes):
+            number, row = divmod(index, entry.shard_rows)
+            chunk, place = divmod(row, entry.chunk_rows)
+            shard = self._shards.get(number)
+            is_known = shard is not None and (never or (first and shard.is_checked[chunk]))
+            if shard is None or not is_known:
+                block[at] = self.read(index)
+                continue
+            opened = self._files.descriptor(number)
+            into = rows[at * size : (at + 1) * size]
+            # Straight into the batch: a window is copied once.
+            if os.preadv(opened.number, (into,), shard.offsets[chunk] + place * size) != size:
+                block[at] = self.read(index)
 
     def _opened(self, number: int) -> _Shard:
         """Read the index at the shard's end, which names where each chunk lies."""
@@ -107,17 +128,17 @@ class ArrayFile:
         used = places[: -(-file.rows // self._entry.chunk_rows)]
         if (used[:, 1] != self._chunk_bytes + _CRC_BYTES).any():
             raise CorruptLakeError(f"{self._name}: shard {number} has chunks of another size; run `set verify`")
-        self._shards[number] = _Shard(places, np.zeros(chunks, bool))
+        self._shards[number] = _Shard(places[:, 0].tolist(), bytearray(chunks))
         return self._shards[number]
 
 
 class ArrayReader:
     """The arrays of one split, sample by sample or in batches."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str, check: PayloadCheck) -> None:
+    def __init__(self, files: SetFiles, manifest: Manifest, split: str, check: PayloadCheck) -> None:
         entries = manifest.arrays.of_split(split) if manifest.arrays else ()
         self.entries = entries
-        self._files = tuple(ArrayFile(folder, manifest, entry, check) for entry in entries)
+        self._files = tuple(ArrayFile(files, manifest, entry, check) for entry in entries)
 
     def sample(self, index: int, rows: RowSource) -> ArraySample:
         """One sample with its arrays."""
@@ -133,8 +154,7 @@ class ArrayReader:
         found: dict[str, npt.NDArray[Any]] = {}
         for entry, file in zip(self.entries, self._files, strict=True):
             block = np.empty((len(indexes), *entry.shape[1:]), entry.dtype)
-            for at, index in enumerate(indexes.tolist()):
-                block[at] = file.read(index)
+            file.read_into(indexes.tolist(), block)
             found[entry.name] = block
         return found
 
@@ -158,7 +178,7 @@ def _check_crc(body: bytes, what: str) -> None:
         raise CorruptLakeError(f"{what} is not what was written: its CRC32C is another; run `set verify`, restore the set")
 
 
-def dask_array(folder: Path, manifest: Manifest, split: str, name: str = "") -> Any:
+def dask_array(files: SetFiles, manifest: Manifest, split: str, name: str = "") -> Any:
     """One array of a split as a Dask array, a shard a block.
 
     Raises:
@@ -172,11 +192,10 @@ def dask_array(folder: Path, manifest: Manifest, split: str, name: str = "") -> 
         from dask.array import from_zarr  # noqa: PLC0415 - an extra, and slow to load
     except ImportError as error:
         raise RefusedError("to_dask needs Dask; install catchment[dask]") from error
-    set_file_path(folder, f"{entry.path}/zarr.json")
-    return from_zarr(str(folder / entry.path), chunks=(max(1, entry.shard_rows), *entry.shape[1:]))  # type: ignore[no-untyped-call]
+    return from_zarr(str(_store_path(files, manifest, split) / entry.name), chunks=(max(1, entry.shard_rows), *entry.shape[1:]))  # type: ignore[no-untyped-call]
 
 
-def xarray_dataset(folder: Path, manifest: Manifest, split: str, rows: pa.Table) -> Any:
+def xarray_dataset(files: SetFiles, manifest: Manifest, split: str, rows: pa.Table) -> Any:
     """The arrays of a split as a Dataset; plain columns of `rows` become coordinates along the samples.
 
     Raises:
@@ -187,9 +206,9 @@ def xarray_dataset(folder: Path, manifest: Manifest, split: str, rows: pa.Table)
         import xarray as xr  # noqa: PLC0415 - not among the dependencies
     except ImportError as error:
         raise RefusedError("to_xarray needs xarray; install it (python -m pip install xarray)") from error
-    set_file_path(folder, f"{entries[0].path}/zarr.json")
+    store = _store_path(files, manifest, split)
     chunks = {entries[0].dimensions[0]: max(1, entries[0].shard_rows)}
-    opened = xr.open_zarr(str(folder / f"{split}.zarr"), chunks=chunks, consolidated=False)
+    opened = xr.open_zarr(str(store), chunks=chunks, consolidated=False)
     sample = entries[0].dimensions[0]
     coordinates: dict[str, Any] = {
         name: (sample, _coordinate(rows.column(name)))
@@ -201,6 +220,14 @@ def xarray_dataset(folder: Path, manifest: Manifest, split: str, rows: pa.Table)
         coordinates["channel"] = ("channel", list(rule.columns))
         coordinates["step"] = ("step", np.arange(rule.steps) / rule.rate_hz, {"units": "s"})
     return opened.assign_coords(coordinates)
+
+
+def _store_path(files: SetFiles, manifest: Manifest, split: str) -> Path:
+    """The Zarr store of a split, with all of its files on this machine."""
+    for file in manifest.array_files:
+        if file.split == split:
+            files.path(file.path)
+    return files.folder / f"{split}.zarr"
 
 
 def _entries(manifest: Manifest, split: str) -> tuple[ArrayEntry, ...]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from edge_agent.commands.root import app as agent_app
 from edge_agent.spool import inspection
 from pipelines.commands import label as label_cli
 from pipelines.commands import maintenance as maintenance_cli
+from pipelines.commands import mining as mining_cli
 from pipelines.commands import policy_edge as edge_cli
 from pipelines.commands import policy_lake as lake_cli
 from pipelines.commands import policy_look as look_cli
@@ -41,10 +43,15 @@ from pipelines.commands import training_set_care as set_care_cli
 from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
 from pipelines.labels.exchange import LabelImport
+from pipelines.labels.table import SCHEMA as LABEL_SCHEMA
 from pipelines.lake import report
 from pipelines.lake.compact import Compacted
 from pipelines.lake.gaps import Gap
 from pipelines.lake.lake import lake_at
+from pipelines.mining import picks as mining_picks
+from pipelines.mining.index import IndexState
+from pipelines.mining.picks import Pick, Picked
+from pipelines.mining.rows import NO_PLACES
 from pipelines.open_lake import LakeView
 from pipelines.policy import notebook
 from pipelines.policy.contact_sheet import Sheet
@@ -415,6 +422,62 @@ def label_import(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
     return [*words, "--lake", str(folder / "lake")]
 
 
+def _hostile_labels(to: pytest.MonkeyPatch) -> None:
+    """A table of labels in which classes, authors and kinds are hostile."""
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    fixed = {
+        "stream": "s",
+        "device": "d",
+        "epoch": 1,
+        "made_at": when,
+        "imported_at": when,
+        "supersedes": [],
+        "state": "submitted",
+    }
+    rows = [
+        {**fixed, "label_id": str(at), "seq": at // 2, "kind": kind, "value": TEXT, "author": f"{TEXT}{at % 2}", "geometry": []}
+        for kind in ("class", TEXT)
+        for at in range(4)
+    ]
+    to.setattr(label_cli, "read_labels", lambda *_args: (pa.Table.from_pylist(rows, LABEL_SCHEMA), 1))
+
+
+def label_agreement(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _hostile_labels(to)
+    return ["label", "agreement", "--task", "t", "--lake", str(folder / "lake")]
+
+
+def label_resolve(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
+    _hostile_labels(to)
+    return ["label", "resolve", "--task", "t", "--lake", str(folder / "lake")]
+
+
+def _mined(to: pytest.MonkeyPatch, command: str) -> list[str]:
+    rows = SimpleNamespace(stream=TEXT, version=1, schema=pa.schema([("a_embedding", pa.binary())]))
+    site = SimpleNamespace(rows=rows, only=None, private=frozenset())
+    to.setattr(mining_cli, "MiningSite", SimpleNamespace(open=lambda *_args: site))
+    to.setattr(mining_cli, "EmbeddingIndex", lambda *_args: SimpleNamespace(sync=lambda: hostile(IndexState)))
+    to.setattr(mining_picks, command, lambda *_args, **_more: Picked(NO_PLACES, "score", ()))
+    to.setattr(mining_picks, "describe", lambda *_args: ([Pick(TEXT, 1.0, {TEXT: TEXT})], pa.table({})))
+    return [command, *(["car-1/1/1"] if command == "similar" else []), "--from", "x"]
+
+
+def similar(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "similar")
+
+
+def rare(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "rare")
+
+
+def uncertain(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "uncertain")
+
+
+def disagreeing(_: Path, to: pytest.MonkeyPatch) -> list[str]:
+    return _mined(to, "disagreeing")
+
+
 def set_diff(_: Path, to: pytest.MonkeyPatch) -> list[str]:
     to.setattr(set_care_cli, "set_folder", lambda *_args: Path(_SHOWN))
     to.setattr(set_care_cli, "load_manifest", lambda _path: _manifest())
@@ -494,6 +557,12 @@ CORE: dict[str, Place] = {
     "set verify": set_verify,
     "set diff": set_diff,
     "label import": label_import,
+    "label agreement": label_agreement,
+    "label resolve": label_resolve,
+    "similar": similar,
+    "rare": rare,
+    "uncertain": uncertain,
+    "disagreeing": disagreeing,
     "set check": set_check,
     "set exports": set_exports,
     "model ls": model_ls,
@@ -503,7 +572,7 @@ CORE: dict[str, Place] = {
 TAKES_CONFIG = {
     *("books", "streams", "status", "gaps", "compact", "quarantine ls", "quarantine show", "policy active", "policy history"),
     *("policy diff", "policy push", "policy preview", "policy explain", "policy retag", "set ls", "set show", "set verify"),
-    *("set diff", "set check", "set exports"),
+    *("set diff", "set check", "set exports", "similar", "rare", "uncertain", "disagreeing"),
     *("model ls", "model show", "rollout status"),
 }
 TAKES_JSON = {
@@ -525,6 +594,12 @@ TAKES_JSON = {
         "set check",
         "set exports",
         "label import",
+        "label agreement",
+        "label resolve",
+        "similar",
+        "rare",
+        "uncertain",
+        "disagreeing",
         "model ls",
         "model show",
         "rollout status",

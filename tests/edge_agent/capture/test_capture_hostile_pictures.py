@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from catchment.runtime.worker.outcome import Died
+from edge_agent import redaction
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.pictures.process import HarmfulPictureError, PictureProcess
-from edge_agent.redaction import redactor
-from edge_agent.redaction.redactor import BatchRedactor
+from edge_agent.redaction import BatchRedactor
 from edge_agent.sources.api import Rejects, SampleBatch
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
 from schemas.redaction import ImageRedact
@@ -83,7 +83,7 @@ def test_a_picture_that_ends_its_decoder_twice_is_refused_and_counted_and_never_
         return Died(signal.SIGSEGV, 0) if b"deadly" in body else request(body, timeout_s)
 
     monkeypatch.setattr(decoder._worker, "request", deadly)
-    monkeypatch.setattr(redactor, "shared_pictures", lambda _kind: decoder)
+    monkeypatch.setattr(redaction, "shared_pictures", lambda _kind: decoder)
     rejects = Rejects("test")
     batch = SampleBatch([1, 2, 3], {"camera": ["a", "b", "c"]}, [_picture(), b"deadly", _picture()])
     stored = BatchRedactor(_CONTRACT, b"", rejects)(batch)
@@ -106,7 +106,7 @@ def test_without_a_decoder_nothing_is_refused_but_the_source_is_tried_again(
 
 
 def test_a_missing_extra_is_an_error_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redactor, "shared_pictures", partial(PictureProcess, needs=("no_such_module",)))
+    monkeypatch.setattr(redaction, "shared_pictures", partial(PictureProcess, needs=("no_such_module",)))
     with pytest.raises(ConfigError, match=r"install catchment\[redact\] \(pillow\); no_such_module is not installed"):
         BatchRedactor(_CONTRACT, b"", Rejects("test"))
 
