@@ -129,7 +129,8 @@ def merge_groups(tables: Iterable[GroupTable]) -> GroupTable:
     Raises:
         RefusedError: a column has too many values to be classes.
     """
-    whole = GroupTable(pa.array([], pa.string()), *(np.zeros(0, np.int64) for _ in range(4)), (), 0)
+    none = np.zeros(0, np.int64)
+    whole = GroupTable(pa.array([], pa.string()), none, none, none, none, (), 0)
     for table in tables:
         whole = _added(whole, table)
     by_column: dict[str, int] = {}
@@ -177,12 +178,19 @@ def neighbours_elsewhere(rows: pa.Table, splits: Int64s, gap_s: float) -> npt.ND
 
     Rows of split -1 are nobody's neighbours.
     """
-    near = np.zeros(len(rows), bool)
+    if gap_s <= 0 or not (splits >= 0).any() or _BLOCK_TIME not in rows.schema.names:
+        return np.zeros(len(rows), bool)
+    device = rows.column("device").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    return near_in_time(np.asarray(device, np.int64), times_us(rows), splits, gap_s)
+
+
+def near_in_time(devices: Int64s, times: Int64s, splits: Int64s, gap_s: float) -> npt.NDArray[np.bool_]:
+    """The same over numbers: (rows,) device, event time in microseconds, and split of each row."""
+    near = np.zeros(len(splits), bool)
     inside = np.flatnonzero(splits >= 0)
-    if gap_s <= 0 or not len(inside) or _BLOCK_TIME not in rows.schema.names:
+    if gap_s <= 0 or not len(inside):
         return near
-    device = rows.column("device").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)[inside]
-    time_us = times_us(rows)[inside]
+    device, time_us = devices[inside], times[inside]
     order = np.lexsort((time_us, device))
     device, time_us, split = device[order], time_us[order], splits[inside][order]
     step = round(gap_s * _US)

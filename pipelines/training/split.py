@@ -102,9 +102,7 @@ def plan_splits(
     splits = _apart(rows, placed.split_of_group[groups.of_row], rule)
     coverage = count_coverage(splits, classes, rule)
     named = groups_table(table, placed, rule)
-    return SplitPlan(
-        splits, named, coverage, groups.null_rows, placed.kept_groups, placed.joined_groups, placed.torn_groups
-    )
+    return SplitPlan(splits, named, coverage, groups.null_rows, placed.kept_groups, placed.joined_groups, placed.torn_groups)
 
 
 def place_groups(
