@@ -18,7 +18,7 @@ def test_a_message_queued_for_an_absent_session_survives_a_restart(broker):
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5)
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = 3600
-        ready = queue.Queue()
+        ready: queue.Queue[bool] = queue.Queue()
         client.on_connect = lambda *_: ready.put(True)
         client.connect(broker.host, broker.port, clean_start=False, properties=properties)
         client.loop_start()
@@ -27,7 +27,7 @@ def test_a_message_queued_for_an_absent_session_survives_a_restart(broker):
 
     heard: queue.Queue[bytes] = queue.Queue()
     reader = connect("reader")
-    subscribed = queue.Queue()
+    subscribed: queue.Queue[bool] = queue.Queue()
     reader.on_subscribe = lambda *_: subscribed.put(True)
     reader.subscribe("t/#", qos=1)
     subscribed.get(timeout=10)
@@ -39,7 +39,7 @@ def test_a_message_queued_for_an_absent_session_survives_a_restart(broker):
     writer.loop_stop()
     broker.restart()
     reader = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="reader", protocol=mqtt.MQTTv5)
-    reader.on_message = lambda _client, _data, message: heard.put(message.payload)
+    reader.on_message = lambda _client, _data, message: heard.put(bytes(message.payload))
     properties = Properties(PacketTypes.CONNECT)
     properties.SessionExpiryInterval = 3600
     reader.connect(broker.host, broker.port, clean_start=False, properties=properties)

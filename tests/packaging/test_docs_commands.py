@@ -9,12 +9,12 @@ import pytest
 import typer
 import typer.main
 
-from edge_agent.cli import app as edge_app
+from edge_agent.commands.root import app as edge_app
 from pipelines.commands.root import app as core_app
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
-COMMANDS = {"edge-agent": typer.main.get_command(edge_app), "catchment": typer.main.get_command(core_app)}
+COMMANDS: dict[str, Any] = {"edge-agent": typer.main.get_command(edge_app), "catchment": typer.main.get_command(core_app)}
 # Reads like a command and is none: the text that a policy's signature begins with.
 NO_COMMAND = "`catchment edge policy 1`"
 ANYWHERE = {"--help", "--show-completion", "--install-completion"}

@@ -2,7 +2,9 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -35,9 +37,10 @@ from schemas.rollout import DesiredModels, decode_desired, decode_piece_request,
 from schemas.signed_document import DocumentKind, decode_body, decode_document, decode_message
 from schemas.signed_document import signing_bytes as document_bytes
 from schemas.topics import Kind, Topics
+from tests.plant.present import present
 
 VECTORS = Path(__file__).resolve().parent.parent.parent / "docs" / "vectors"
-WORDS = {
+WORDS: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
     "receipt": (decode_receipt, encode_receipt),
     "receipt-floor": (decode_receipt, encode_receipt),
     "receipt-page": (decode_receipt, encode_receipt),
@@ -50,7 +53,10 @@ WORDS = {
     "edge-policy": (decode_signed_edge_policy, encode_signed_edge_policy),
     "piece-request": (decode_piece_request, encode_piece_request),
 }
-DOCUMENTS = {"desired-signed": (DocumentKind.DESIRED, DesiredModels), "edge-policy-signed": (DocumentKind.EDGE_POLICY, EdgeRules)}
+DOCUMENTS: dict[str, tuple[DocumentKind, type[DesiredModels | EdgeRules]]] = {
+    "desired-signed": (DocumentKind.DESIRED, DesiredModels),
+    "edge-policy-signed": (DocumentKind.EDGE_POLICY, EdgeRules),
+}
 ENVELOPES = (
     "envelope-arrow",
     "envelope-arrow-zstd",
@@ -70,7 +76,7 @@ def load(name):
 def head_of(document, properties):
     address = Topics().parse(document["topic"])
     assert address.kind is Kind.UP
-    return read_head(address.device, address.stream, document["content_type"], properties)
+    return read_head(address.device, present(address.stream), document["content_type"], properties)
 
 
 def test_every_vector_is_tried():
@@ -132,7 +138,7 @@ def test_a_json_body_gives_rows_of_its_contract(name, count):
 def test_a_part_reads_and_writes_to_the_same_pairs(name):
     document, body, properties = load(name)
     address = Topics().parse(document["topic"])
-    part = read_part_head(address.digest, len(body), properties)
+    part = read_part_head(present(address.digest), len(body), properties)
     assert part.to_properties() == properties
     assert part.is_query == (name == "part-query")
 

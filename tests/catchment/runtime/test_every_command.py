@@ -26,6 +26,7 @@ from edge_agent.checking import Fault
 from edge_agent.commands import status_reader
 from edge_agent.commands.doctor import examine
 from edge_agent.commands.doctor.findings import Diagnosis
+from edge_agent.commands.root import app as agent_app
 from edge_agent.spool import inspection
 from pipelines.commands import label as label_cli
 from pipelines.commands import maintenance as maintenance_cli
@@ -610,7 +611,7 @@ def invoke(app: typer.Typer, words: list[str], *, coloured: bool = False) -> str
 def test_every_command_is_driven_here_or_has_its_reason():
     """Whoever adds a command adds it to one of the two."""
     assert commands(core_cli.app) == set(CORE) | set(QUIET["catchment"])
-    assert commands(agent_cli.app) == set(AGENT) | set(QUIET["edge-agent"])
+    assert commands(agent_app) == set(AGENT) | set(QUIET["edge-agent"])
     assert all(len(reason) > 10 for reasons in QUIET.values() for reason in reasons.values())
 
 
@@ -624,7 +625,7 @@ def test_no_command_of_the_core_obeys_what_it_shows(core_toml: Path, monkeypatch
 
 def test_every_command_that_prints_a_table_takes_json() -> None:
     assert set(CORE) - TAKES_JSON == set(WITHOUT_JSON)
-    takes = {name for app in (core_cli.app, agent_cli.app) for name in _with_json(app)}
+    takes = {name for app in (core_cli.app, agent_app) for name in _with_json(app)}
     assert takes >= TAKES_JSON | {"contract show", "set build", "set show", "run", "vacuum"} | set(AGENT)
 
 
@@ -656,12 +657,12 @@ def test_a_contract_is_shown_in_every_form_without_obeying_it(core_toml: Path, f
 @pytest.mark.parametrize("name", AGENT)
 def test_no_command_of_the_agent_obeys_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, coloured: bool):
     words = AGENT[name](monkeypatch)
-    _check(invoke(agent_cli.app, [*words, "-c", str(tmp_path / "agent.toml")], coloured=coloured), name)
+    _check(invoke(agent_app, [*words, "-c", str(tmp_path / "agent.toml")], coloured=coloured), name)
 
 
 @pytest.mark.parametrize("name", sorted(set(AGENT) - {"check"}))
 def test_json_of_the_agent_is_faithful_and_holds_no_raw_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    output = invoke(agent_cli.app, [*AGENT[name](monkeypatch), "-c", str(tmp_path / "agent.toml"), "--json"])
+    output = invoke(agent_app, [*AGENT[name](monkeypatch), "-c", str(tmp_path / "agent.toml"), "--json"])
     assert acts(output) == ""
     assert TEXT in _texts(json.loads(output))
 

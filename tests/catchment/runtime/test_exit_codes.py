@@ -15,6 +15,7 @@ import pipelines.cli as core_program
 import pipelines.commands.root as core_cli
 from catchment.runtime.exits import MEANINGS
 from edge_agent import cli as agent_cli
+from edge_agent.commands.root import app as agent_app
 from pipelines.commands.exits import code_of
 
 CORE_TOML = 'lake = "lake"\n[broker]\nport = 1\n'
@@ -87,7 +88,7 @@ def words_of(app: typer.Typer) -> list[str]:
     return sorted(walk(typer.main.get_command(app), ()))
 
 
-CORE, AGENT = words_of(core_cli.app), words_of(agent_cli.app)
+CORE, AGENT = words_of(core_cli.app), words_of(agent_app)
 
 
 @pytest.fixture

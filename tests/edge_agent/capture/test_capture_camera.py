@@ -5,25 +5,28 @@ import io
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import av
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from catchment.runtime.clock import SystemClock
+from catchment.runtime.clock import Clock, SystemClock
 from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.camera.cameras import DROPPED
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from schemas.contract import builtin_contract
 from tests.plant.broker import free_port
+from tests.plant.present import present
 
 FRAMES = builtin_contract("camera_frame")
-_BUILT: list[Source] = []
+_BUILT: list[GuardedSource] = []
 
 
 class HandClock:
@@ -47,7 +50,7 @@ def _close_all() -> Iterator[None]:
         _BUILT.pop().close()
 
 
-def camera(source: object, position: bytes | None = None, clock: object = None, **options: object) -> Source:
+def camera(source: object, position: bytes | None = None, clock: Clock | None = None, **options: Any) -> GuardedSource:
     _BUILT.append(build_source("camera", {"source": str(source), **options}, FRAMES, clock or HandClock(), position))
     return _BUILT[-1]
 
@@ -65,13 +68,14 @@ def drain(source: Source, most: int = 10_000, max_samples: int = 16) -> list[tup
 
 
 def rows(batch: SampleBatch) -> list[tuple[int, int, bytes]]:
-    return list(zip(batch.columns["frame"], batch.event_time_us, batch.payloads, strict=True))
+    frames, payloads = cast("Sequence[int]", batch.columns["frame"]), cast("Sequence[bytes]", batch.payloads)
+    return list(zip(frames, batch.event_time_us, payloads, strict=True))
 
 
 def write_clip(path: str, frames: int, *, form: str | None = None, pace_s: float = 0.0, codec: str = "mpeg4") -> None:
     """A clip whose n-th frame shows a bar as wide as n."""
     with av.open(path, "w", format=form) as out:
-        stream = out.add_stream(codec, rate=25)
+        stream = cast("av.VideoStream", out.add_stream(codec, rate=25))
         stream.width, stream.height, stream.pix_fmt = 320, 96, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 25)
         for n in range(frames):
@@ -86,7 +90,7 @@ def write_clip(path: str, frames: int, *, form: str | None = None, pace_s: float
 
 def bar(jpeg: bytes) -> int:
     image = Image.open(io.BytesIO(jpeg)).convert("L")
-    return round(sum(image.getpixel((x, 48)) > 128 for x in range(image.width)) * 320 / image.width / 4)
+    return round(sum(value > 128 for value in np.asarray(image)[48]) * 320 / image.width / 4)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,7 @@ def test_every_form_of_video_begins_when_it_is_told_and_resumes_at_every_frame(t
         "late.mkv": [3_600_000 + n * 100 for n in range(12)],
     }.get(name, [n * 40 for n in range(12)])
     write_times(tmp_path / name, times_ms, rate=25)
-    options = {"as_fast_as_it_goes": True, "time_start": "2024-05-01T00:00:00Z"}
+    options: dict[str, Any] = {"as_fast_as_it_goes": True, "time_start": "2024-05-01T00:00:00Z"}
     expected = [1_714_521_600_000_000 + (time_ms - times_ms[0]) * 1_000 for time_ms in times_ms]
     found: list[tuple[int, int, bytes]] = []
     position = None
@@ -169,7 +173,7 @@ def test_a_restart_anywhere_neither_skips_nor_repeats_a_frame(clip, step):
     while True:
         source = camera(clip, position, as_fast_as_it_goes=True)
         try:
-            batch = source.read(step)
+            batch = present(source.read(step))
         except SourceEndedError:
             break
         seen += rows(batch)
@@ -195,11 +199,11 @@ def test_real_videos_give_all_their_frames(shared_data, name, frames, size):
 
 def test_a_real_video_resumes_between_key_frames(shared_data):
     path = shared_data / "vehicle/dashcam/solidWhiteRight.mp4"
-    options = {"as_fast_as_it_goes": True, "quality": 40, "max_width": 160}
+    options: dict[str, Any] = {"as_fast_as_it_goes": True, "quality": 40, "max_width": 160}
     whole = [jpeg for _, _, jpeg in drain(camera(path, **options), most=80)]
-    batch = camera(path, **options).read(37)
+    batch = present(camera(path, **options).read(37))
     again = drain(camera(path, batch.position, **options), most=43)
-    assert [*batch.payloads, *[jpeg for _, _, jpeg in again]][:80] == whole[:80]
+    assert [*present(batch.payloads), *[jpeg for _, _, jpeg in again]][:80] == whole[:80]
 
 
 def test_fewer_and_smaller_frames_are_given_where_asked_for(clip):

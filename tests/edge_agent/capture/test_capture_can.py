@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import can
 import numpy as np
@@ -17,8 +18,9 @@ from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.sources.api import Source
 from edge_agent.sources.can.decoder import UNKNOWN
 from edge_agent.sources.files.unpacking import open_unpacked
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from schemas.contract import builtin_contract
+from tests.plant.present import present
 
 SIGNALS = builtin_contract("can_signal")
 # Three messages of the car of comma2k19, as its maker's network has them, one of our own with choices and a multiplexer.
@@ -43,7 +45,7 @@ BO_ 2566834709 DOOR: 2 XXX
 VAL_ 2566834709 STATE 0 "closed" 1 "open" ;
 """
 DOOR = 2566834709 & 0x1FFF_FFFF
-_BUILT: list[Source] = []
+_BUILT: list[GuardedSource] = []
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +62,13 @@ def dbc(tmp_path_factory) -> str:
     return str(path)
 
 
-def source(dbc: str, position: bytes | None = None, **options: object) -> Source:
+def source(dbc: str, position: bytes | None = None, **options: Any) -> GuardedSource:
     _BUILT.append(build_source("can", {"dbc": [dbc], **options}, SIGNALS, SystemClock(), position))
     return _BUILT[-1]
 
 
-def drain(made: Source, most: int = 1 << 30, max_samples: int = 500) -> list[dict]:
-    found: list[dict] = []
+def drain(made: Source, most: int = 1 << 30, max_samples: int = 500) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     while len(found) < most:
         try:
             batch = made.read(max_samples)
@@ -78,7 +80,7 @@ def drain(made: Source, most: int = 1 << 30, max_samples: int = 500) -> list[dic
     return found
 
 
-def frame(id_: int, data: bytes, at_s: float = 1_700_000_000.0, **more: object) -> can.Message:
+def frame(id_: int, data: bytes, at_s: float = 1_700_000_000.0, **more: Any) -> can.Message:
     return can.Message(timestamp=at_s, arbitration_id=id_, data=data, is_extended_id=id_ == DOOR, **more)
 
 
@@ -116,7 +118,7 @@ def test_a_real_drive_decodes_to_what_the_car_decoded_itself(dbc, drive):
     assert {row["unit"] for row in found} == {"km/h", "deg"}
 
 
-def _error(folder: Path, times: object, values: object) -> float:
+def _error(folder: Path, times: Any, values: Any) -> float:
     """The most by which ours is off, at the times at which the car's own decoding has a value."""
     at, truth = np.load(folder / "t"), np.load(folder / "value").reshape(-1)
     within = (at >= times[0]) & (at <= times[-1])
@@ -127,13 +129,13 @@ def _error(folder: Path, times: object, values: object) -> float:
 def test_a_restart_anywhere_neither_skips_nor_repeats(dbc, tmp_path, max_samples):
     frames = [frame(180, bytes(5) + n.to_bytes(2, "big") + b"\0", 1_700_000_000 + n) for n in range(300)]
     log = write(tmp_path / "x.log", frames)
-    seen: list[float] = []
+    seen: list[object] = []
     position, dice = None, random.Random(3)
     while True:
         made = source(dbc, position, log=log)
         try:
             for _ in range(dice.randrange(1, 60)):
-                batch = made.read(max_samples)
+                batch = present(made.read(max_samples))
                 seen += batch.columns["value"]
                 position = batch.position
         except SourceEndedError:
@@ -173,7 +175,7 @@ def test_only_the_signals_asked_for_are_given_and_other_frames_are_counted(dbc, 
 def test_a_log_whose_times_count_from_zero_is_dated(dbc, tmp_path):
     log = write(tmp_path / "x.log", [frame(180, bytes(8), 5.0 + n) for n in range(3)])
     made = source(dbc, log=log, time_start="2024-05-01T00:00:00Z")
-    batch = made.read(1)
+    batch = present(made.read(1))
     assert batch.event_time_us == [1_714_521_600_000_000]
     again = source(dbc, batch.position, log=log, time_start="2024-05-01T00:00:00Z")
     assert [row["t"] for row in drain(again)] == [1_714_521_601_000_000, 1_714_521_602_000_000]
@@ -204,9 +206,9 @@ def test_a_packed_log_that_is_cut_short_gives_every_whole_frame_then_its_reason(
     rows = len(drain(source(dbc, log=_write(tmp_path / f"whole.{form}", whole + b"\n"))))
     assert 2_000 < rows < 5_000
     for max_samples in (1, 5_000):
-        made, found = source(dbc, log=str(path)), []
+        made, found = source(dbc, log=str(path)), list[object]()
         while len(found) < rows:
-            batch = made.read(max_samples)
+            batch = present(made.read(max_samples))
             found += batch.columns["value"]
         with pytest.raises(SourceError, match="cut short"):
             made.read(max_samples)
@@ -231,7 +233,7 @@ def test_a_torn_line_of_candump_costs_itself_alone_also_over_a_restart(dbc, tmp_
     assert made.rejected == {"row: no line of candump": 2}
     for at in range(1, 6):
         first = source(dbc, log=str(path))
-        batches = [first.read(1) for _ in range(at)]
+        batches = [present(first.read(1)) for _ in range(at)]
         rest = drain(source(dbc, log=str(path), position=batches[-1].position))
         assert [row["t"] for row in rest] == [n * 1_000_000 for n in range(at, 6)]
 
@@ -286,7 +288,7 @@ BO_ 257 MUX: 8 ECU
 SPEED = bytes((0xFF, 0x00, 0x50, 0, 0, 0, 0, 0))  # 80 km/h
 
 
-def extended(id_: int, data: bytes, **more: object) -> can.Message:
+def extended(id_: int, data: bytes, **more: Any) -> can.Message:
     return can.Message(timestamp=1_700_000_000.0, arbitration_id=id_, data=data, is_extended_id=True, **more)
 
 
@@ -433,7 +435,7 @@ def test_a_view_log_goes_on_where_it_was_left(dbc, tmp_path):
     path.write_text("".join(f" (17000000{n:02d}.000000)  can0  0B4   [8]  00 00 00 00 00 00 {n:02X} 00\n" for n in range(9)))
     for at in range(1, 9):
         first = source(dbc, log=str(path))
-        batches = [first.read(1) for _ in range(at)]
+        batches = [present(first.read(1)) for _ in range(at)]
         assert len(drain(source(dbc, batches[-1].position, log=str(path)))) == 9 - at
 
 

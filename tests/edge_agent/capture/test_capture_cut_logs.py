@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -265,7 +266,7 @@ def test_any_order_of_writing_cutting_packing_and_killing_gives_each_row_once(
 ):
     writer = CutWriter(tmp_path_factory.mktemp("cut") / "conn.log", form, appends=appends, buffer=buffer)
     writer.rows(2)
-    source, stored, seen = follow(writer.log), [], []
+    source, stored, seen = follow(writer.log), list[Any](), list[Any]()
     position = source.position
     for step in [*steps, "kill"]:
         if step in ("rows", "many"):

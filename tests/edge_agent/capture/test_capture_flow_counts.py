@@ -18,6 +18,7 @@ from edge_agent.sources.netflow.source import NetflowSource, build
 from edge_agent.sources.registry import check_source
 from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
+from tests.plant.present import present
 
 FLOWS = builtin_contract("network_flow")
 HERE, THERE = socket.inet_aton("10.0.0.1"), socket.inet_aton("10.0.0.2")
@@ -201,7 +202,7 @@ def test_sampling_rates_outlive_a_restart_and_a_file_without_them_is_read():
     send(again, v9(DATA, sequence=1))
     assert [row["sampling_rate"] for row in rows(again, 1)] == [100]
     again.close()
-    before = msgspec.msgpack.encode([one[:5] for one in msgspec.msgpack.decode(batch.position)])
+    before = msgspec.msgpack.encode([one[:5] for one in msgspec.msgpack.decode(present(batch.position))])
     (exporter,) = recall(before, Rejects("test")).values()
     assert exporter.sampling == Sampling()
     assert set(exporter.templates) == {256, 257}

@@ -9,6 +9,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError
 from edge_agent.sources.registry import build_source, check_source
 from schemas.contract import builtin_contract
+from tests.plant.present import present
 
 FRAMES = builtin_contract("camera_frame")
 
@@ -100,7 +101,7 @@ def test_a_name_as_long_as_names_may_be_is_captured_and_put_away_twice(tmp_path,
         batch = source.read(10)
         assert batch is not None
         assert batch.payloads == [content]
-        assert len(batch.columns["file_name"][0]) <= FRAMES.column("file_name").max_length
+        assert len(batch.columns["file_name"][0]) <= present(present(FRAMES.column("file_name")).max_length)
         source.stored(batch)
         source.close()
         assert source.rejected == {}

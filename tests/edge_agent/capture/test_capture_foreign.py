@@ -17,11 +17,11 @@ from edge_agent.errors import ConfigError, SourceEndedError, SourceError
 from edge_agent.pictures.child import as_errors
 from edge_agent.sources.api import SampleBatch, Source
 from edge_agent.sources.directory.picture_formats import ImageHeader, read_image_header
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from edge_agent.sources.rows.mapping import NO_COLUMN
 from schemas.contract import builtin_contract
 
-_BUILT: list[Source] = []
+_BUILT: list[GuardedSource] = []
 HUGE = "9" * 5_000
 
 
@@ -32,7 +32,7 @@ def _close_all() -> Iterator[None]:
         _BUILT.pop().close()
 
 
-def build(kind: str, stream: str, position: bytes | None = None, **options: object) -> Source:
+def build(kind: str, stream: str, position: bytes | None = None, **options: object) -> GuardedSource:
     _BUILT.append(build_source(kind, options, builtin_contract(stream), SystemClock(), position))
     return _BUILT[-1]
 

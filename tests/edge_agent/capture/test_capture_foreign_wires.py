@@ -13,14 +13,14 @@ import pytest
 
 from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
-from edge_agent.sources.api import Rejects, Source
+from edge_agent.sources.api import Rejects
 from edge_agent.sources.mqtt_local.session import BrokerAccess, Subscription
 from edge_agent.sources.netflow.export import LOST, Exporter
 from edge_agent.sources.netflow.source import NetflowSource, build, flow_times
 from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.network.sockets import SocketInbox
 from edge_agent.sources.nmea.sentence import SentenceError, _rmc
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from edge_agent.sources.syslog.message import read_message
 from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
@@ -123,12 +123,12 @@ def test_messages_as_network_devices_write_them(raw, expected):
 
 
 @pytest.fixture
-def receiver() -> Iterator[Callable[..., Source]]:
+def receiver() -> Iterator[Callable[..., GuardedSource]]:
     """A satellite receiver that says what it is told."""
     opened: list[socket.socket] = []
-    built: list[Source] = []
+    built: list[GuardedSource] = []
 
-    def start(*bodies: str) -> Source:
+    def start(*bodies: str) -> GuardedSource:
         server = socket.create_server(("127.0.0.1", 0))
         built.append(
             build_source(

@@ -5,6 +5,7 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from edge_agent.sources.api import Source
 from edge_agent.sources.directory.picture_formats import has_end
-from edge_agent.sources.registry import build_source
+from edge_agent.sources.registry import GuardedSource, build_source
 from schemas.contract import Contract, builtin_contract
 from tests.fakes.sources import HandClock, build, close_all
 
@@ -26,7 +27,7 @@ def _close_all() -> Iterator[None]:
     close_all()
 
 
-def saved(form: str, **options: object) -> bytes:
+def saved(form: str, **options: Any) -> bytes:
     out = io.BytesIO()
     Image.fromarray(NOISE).save(out, form, **options)
     return out.getvalue()
@@ -39,7 +40,7 @@ def with_thumbnail() -> bytes:
     return large[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + large[2:]
 
 
-def tiff(**options: object) -> bytes:
+def tiff(**options: Any) -> bytes:
     out = io.BytesIO()
     with tifffile.TiffWriter(out, bigtiff=bool(options.pop("big", False))) as file:
         file.write(NOISE, photometric="rgb", **options)
@@ -128,7 +129,7 @@ def test_what_is_no_known_format_or_hostile_ends_the_look():
         assert has_end(io.BytesIO(body), len(body)) is wanted
 
 
-def watch(folder: Path, clock: HandClock, position: bytes | None = None, **options: object) -> Source:
+def watch(folder: Path, clock: HandClock, position: bytes | None = None, **options: Any) -> GuardedSource:
     return build("directory", "camera_frame", position, clock, path=str(folder), poll_ms=0, settle_ms=100, **options)
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -11,14 +12,13 @@ from PIL import Image
 from catchment.runtime.clock import SystemClock
 from edge_agent.capture.encode import BatchLimits, Encoder
 from edge_agent.errors import AgentError, ConfigError, SourceError
-from edge_agent.sources.api import Source
-from edge_agent.sources.registry import build_source
+from edge_agent.sources.registry import GuardedSource, build_source
 from edge_agent.spool.payload_files import SpoolObjects
 from schemas.contract import builtin_contract
 from tests.fakes.zeek_writer import HEADER, close_all, follow, uids
 
 FRAMES = builtin_contract("camera_frame")
-_BUILT: list[Source] = []
+_BUILT: list[GuardedSource] = []
 KEY = b"-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIGtleQ==\n-----END PRIVATE KEY-----\n"
 PICTURE = b"\xff\xd8\xff\xe0 a picture \xff\xd9"
 
@@ -31,7 +31,7 @@ def _close_all() -> Iterator[None]:
         _BUILT.pop().close()
 
 
-def build(kind: str, stream: str, options: dict[str, object]) -> Source:
+def build(kind: str, stream: str, options: dict[str, object]) -> GuardedSource:
     _BUILT.append(build_source(kind, options, builtin_contract(stream), SystemClock(), None))
     return _BUILT[-1]
 
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def watch(folder: Path, **options: object):
+def watch(folder: Path, **options: Any):
     given = {"path": str(folder), "pattern": "*", "settle_ms": 0, "poll_ms": 0, **options}
     return build("directory", "camera_frame", given)
 
@@ -225,7 +225,7 @@ def test_a_named_file_that_is_a_link_a_pipe_or_a_second_name_is_not_read(folder,
         os.mkfifo(path)
     else:
         os.link(key, path)
-    sources = {
+    sources: dict[str, tuple[str, str, dict[str, object]]] = {
         "rows.csv": ("replay", "vehicle_telemetry", {"path": str(path)}),
         "conn.log": ("zeek", "network_flow", {"path": str(path)}),
         "clip.mp4": ("camera", "camera_frame", {"source": str(path)}),

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as mqtt
 import pyarrow as pa
@@ -21,7 +22,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.sources.api import Source
 from edge_agent.sources.mqtt_local.parked import ParkedMessages
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from edge_agent.spool.spool import Spool
 from schemas.contract import builtin_contract
 
@@ -56,10 +57,10 @@ def publisher(broker) -> Iterator[Publisher]:
 
 
 @pytest.fixture
-def subscribe(broker) -> Iterator[Callable[..., Source]]:
-    made: list[Source] = []
+def subscribe(broker) -> Iterator[Callable[..., GuardedSource]]:
+    made: list[GuardedSource] = []
 
-    def build(position: bytes | None = None, contract=TELEMETRY, **options: object) -> Source:
+    def build(position: bytes | None = None, contract=TELEMETRY, **options: object) -> GuardedSource:
         settings = {"port": broker.port, "topics": ["sensors/+/telemetry"], **options}
         made.append(build_source("mqtt-local", settings, contract, SystemClock(), position))
         return made[-1]
@@ -69,8 +70,8 @@ def subscribe(broker) -> Iterator[Callable[..., Source]]:
         one.close()
 
 
-def batches(source: Source, count: int, within_s: float = 20.0) -> list:
-    found: list = []
+def batches(source: Source, count: int, within_s: float = 20.0) -> list[Any]:
+    found: list[Any] = []
     until = time.monotonic() + within_s
     while sum(map(len, found)) < count and time.monotonic() < until:
         batch = source.read(1000)
@@ -79,7 +80,7 @@ def batches(source: Source, count: int, within_s: float = 20.0) -> list:
     return found
 
 
-def speeds(found: list) -> list[float]:
+def speeds(found: list[Any]) -> list[float]:
     return [value for batch in found for value in batch.columns["speed_mps"]]
 
 
@@ -205,13 +206,14 @@ def test_a_refused_user_and_a_refused_topic_are_told(make_broker, tmp_path):
 
 
 def test_wrong_options_are_told_before_anything_starts():
-    for options in (
+    wrong: tuple[dict[str, object], ...] = (
         {},
         {"topics": []},
         {"topics": ["a"], "format": "raw"},
         {"topics": ["a"], "topic_column": "x"},
         {"topics": "a"},
-    ):
+    )
+    for options in wrong:
         with pytest.raises(ConfigError, match="mqtt-local"):
             check_source("mqtt-local", options, TELEMETRY)
 
@@ -349,7 +351,7 @@ def test_every_message_is_stored_once_over_kills_of_the_agent_and_restarts_of_th
     assert sorted(_stored(spool_dir)) == list(range(n))
 
 
-def _child(spool_dir: Path, options: str) -> subprocess.Popen:
+def _child(spool_dir: Path, options: str) -> subprocess.Popen[bytes]:
     ready = spool_dir.with_name(spool_dir.name + ".ready")
     ready.unlink(missing_ok=True)
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(spool_dir), options], stdout=subprocess.DEVNULL)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from edge_agent.errors import ConfigError, SourceError
 from edge_agent.sources.api import Rejects, Source
 from edge_agent.sources.nmea.sentence import OTHER, RTCM, UBX, FixBuilder, SentenceError, SentenceStream, read_fields, read_tpv
 from edge_agent.sources.nmea.source import ROLLOVER_US, rollovers
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from schemas.contract import builtin_contract
 
 TELEMETRY = builtin_contract("vehicle_telemetry")
@@ -40,7 +41,7 @@ def angle(value: float, digits: int, sides: str) -> str:
     return f"{int(whole):0{digits}d}{part * 60:09.6f},{sides[value < 0]}"
 
 
-def moment(row: dict) -> tuple[str, list[str]]:
+def moment(row: dict[str, Any]) -> tuple[str, list[str]]:
     at = row["gps_utc"]  # yymmddhhmmss.sss
     place = f"{angle(float(row['lat_deg']), 2, 'NS')},{angle(float(row['lon_deg']), 3, 'EW')}"
     knots = float(row["speed2d_mps"]) * 3600 / 1852
@@ -49,7 +50,7 @@ def moment(row: dict) -> tuple[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def track(shared_data) -> list[dict]:
+def track(shared_data) -> list[dict[str, Any]]:
     """A real track, 18 fixes a second; the receiver told whole seconds alone, so the time within them is the video's."""
     start = datetime(2019, 11, 18, 23, 45, 14, tzinfo=UTC)
     with (shared_data / "vehicle/gopro_max-heromode/gps5.csv").open() as file:
@@ -92,10 +93,10 @@ def serve() -> Iterator[Callable[[list[str], float], int]]:
 
 
 @pytest.fixture
-def receiver() -> Iterator[Callable[..., Source]]:
-    made: list[Source] = []
+def receiver() -> Iterator[Callable[..., GuardedSource]]:
+    made: list[GuardedSource] = []
 
-    def build(source: str, **options: object) -> Source:
+    def build(source: str, **options: object) -> GuardedSource:
         made.append(build_source("nmea", {"source": source, "wait_ms": 20, **options}, TELEMETRY, SystemClock(), None))
         return made[-1]
 
@@ -104,8 +105,8 @@ def receiver() -> Iterator[Callable[..., Source]]:
         one.close()
 
 
-def rows(source: Source, count: int, within_s: float = 20.0) -> list[dict]:
-    found: list[dict] = []
+def rows(source: Source, count: int, within_s: float = 20.0) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     until = time.monotonic() + within_s
     while len(found) < count and time.monotonic() < until:
         batch = source.read(100)
@@ -115,7 +116,7 @@ def rows(source: Source, count: int, within_s: float = 20.0) -> list[dict]:
     return found
 
 
-def matches(found: list[dict], track: list[dict]) -> None:
+def matches(found: list[dict[str, Any]], track: list[dict[str, Any]]) -> None:
     for ours, truth in zip(found, track[: len(found)], strict=True):
         gps_time = datetime.strptime(truth["gps_utc"], "%y%m%d%H%M%S.%f").replace(tzinfo=UTC)
         assert abs(ours["t"] - gps_time.timestamp() * 1e6) < 2_000
@@ -174,7 +175,7 @@ def test_gpsd_itself_is_understood(track, serve, receiver):
         assert ours["clock_quality"] == "gnss"
 
 
-def _until_open(receiver: Callable[..., Source], address: str) -> Source:
+def _until_open(receiver: Callable[..., GuardedSource], address: str) -> GuardedSource:
     until = time.monotonic() + 10
     while True:
         try:

@@ -15,6 +15,7 @@ from catchment.runtime.clock import SystemClock
 from edge_agent import sources
 from edge_agent.capture.source_supervisor import previous_source
 from edge_agent.sources import registry
+from edge_agent.sources.api import Source
 from edge_agent.spool.spool import Spool
 
 
@@ -158,9 +159,11 @@ def test_a_kind_is_found_by_its_folder_alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("identity", ["path", (1, 2)])
 def test_an_identity_that_is_no_tuple_of_names_is_refused(identity):
-    def build(*_):
-        raise ValueError
+    class Build:
+        IDENTITY = identity
 
-    build.IDENTITY = identity
+        def __call__(self, *_: object) -> Source:
+            raise ValueError
+
     with pytest.raises(TypeError, match="not a tuple of option names"):
-        registry._declared(build)
+        registry._declared(Build())

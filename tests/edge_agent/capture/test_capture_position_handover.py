@@ -1,5 +1,6 @@
 """A source whose options change goes on where it was; one that reads something else, or beside another, begins anew."""
 
+import threading
 from importlib import import_module
 from pathlib import Path
 
@@ -87,14 +88,14 @@ def _pump(spool: Spool, config: SourceConfig) -> SourcePump:
     )
 
 
-class _Never:
+class _Never(threading.Event):
     """Never stopped, and never waits."""
 
     def is_set(self) -> bool:
         return False
 
-    def wait(self, seconds: float) -> bool:
-        del seconds
+    def wait(self, timeout: float | None = None) -> bool:
+        del timeout
         return False
 
 
@@ -105,12 +106,12 @@ def test_a_failing_source_says_why_until_it_runs_again(tmp_path: Path):
     failures: list[str] = []
 
     class Waits(_Never):
-        def wait(self, seconds: float) -> bool:
+        def wait(self, timeout: float | None = None) -> bool:
             failures.append(made.failing)
             table.write_text("ts,speed_mps\n1,1\n")
-            return super().wait(seconds)
+            return super().wait(timeout)
 
-    made.run(Waits())  # type: ignore[arg-type]  # an event, as far as the pump looks
+    made.run(Waits())
     assert "No such file" in failures[0]
     assert made.failing == ""
     spool.close()
@@ -171,12 +172,12 @@ def test_a_program_that_is_run_again_and_again_is_no_failure_as_long_as_it_print
         def is_set(self) -> bool:
             return len(failures) == 3
 
-        def wait(self, seconds: float) -> bool:
-            if seconds >= 0.5:
-                failures.append((made.failing, seconds))
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout is not None and timeout >= 0.5:
+                failures.append((made.failing, timeout))
             return False
 
-    made.run(Thrice())  # type: ignore[arg-type]  # an event, as far as the pump looks
+    made.run(Thrice())
     assert failures == [("", 0.5)] * 3
     assert spool.books()[0].captured == 3
     spool.close()

@@ -1,8 +1,9 @@
 """The pump: nothing a source does ends the agent, holds up what comes behind, or is stored twice."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from edge_agent.sections import ReportConfig
 from edge_agent.sources.api import Rejects, SampleBatch
 from edge_agent.sources.registry import GuardedSource
 from edge_agent.spool.payload_files import SpoolObjects
+from edge_agent.spool.records import NewEnvelope
 from edge_agent.spool.spool import Spool
 from schemas.contract import Contract, builtin_contract
 
@@ -27,7 +29,7 @@ FRAMES = builtin_contract("camera_frame")
 class Scripted:
     """Yields samples from where it is told to go on, failing where told."""
 
-    def __init__(self, position: bytes | None, values: list, fail_at: set[int], contract: Contract) -> None:
+    def __init__(self, position: bytes | None, values: list[Any], fail_at: set[int], contract: Contract) -> None:
         self.at = int(position or b"0")
         self.values = values
         self.fail_at = fail_at
@@ -61,10 +63,13 @@ def spool(tmp_path: Path):
     made.close()
 
 
-def pump(spool: Spool, values: list, fail_at: set[int] = frozenset(), contract=TELEMETRY, report=None) -> SourcePump:
+def pump(spool: Spool, values: list[Any], fail_at: AbstractSet[int] = frozenset(), contract=TELEMETRY, report=None) -> SourcePump:
     failing = set(fail_at)
     config = SourceConfig(kind="scripted", stream=contract.name)
-    build: Callable = lambda position: GuardedSource("scripted", lambda: Scripted(position, values, failing, contract))  # noqa: E731
+
+    def build(position: bytes | None) -> GuardedSource:
+        return GuardedSource("scripted", lambda: Scripted(position, values, failing, contract))
+
     encoder = Encoder(contract, BatchLimits(1 << 18, 64), spool.put_object)
     transform = build_transforms(contract, report, b"", ClockWatch(SystemClock()), None)
     return SourcePump(config, build, encoder, spool, transform, SystemClock())
@@ -82,7 +87,7 @@ def test_a_source_that_fails_again_and_again_goes_on_where_it_was(spool):
 
 
 def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool):
-    values: list = [float(n) for n in range(12)]
+    values: list[Any] = [float(n) for n in range(12)]
     values[4] = "no number"
     values[9] = object()
     made = pump(spool, values)
@@ -112,21 +117,22 @@ def test_what_says_nothing_new_is_not_stored_and_not_read_again(spool):
     assert captured(spool) == 1
 
 
-class Failing:
+class Failing(Encoder):
     def __init__(self, error: Exception, times: int) -> None:
+        super().__init__(TELEMETRY, BatchLimits(1 << 18, 64), lambda body: pytest.fail(f"an object: {body!r}"))
         self.error, self.times, self.calls = error, times, 0
 
-    def encode(self, batch: SampleBatch, created_us: int):
+    def encode(self, batch: SampleBatch, created_us: int) -> tuple[NewEnvelope, ...]:
         self.calls += 1
         if self.calls <= self.times:
             raise self.error
-        return tuple(range(len(batch)))
+        return tuple(NewEnvelope(1, b"", "1.0.0") for _ in range(len(batch)))
 
 
 def test_a_full_disk_is_waited_for_and_nothing_is_given_up():
     encoder, rejects = Failing(SpoolFullError("full"), 8), Rejects("test")
     patient = RetryingEncoder(encoder, rejects, first_wait_s=0.0001)
-    assert patient.encode(SampleBatch([1, 2], {}), 0, threading.Event()) == (0, 1)
+    assert len(patient.encode(SampleBatch([1, 2], {}), 0, threading.Event())) == 2
     assert rejects.counts == {}
 
 
@@ -163,6 +169,11 @@ def test_a_source_is_closed_even_if_its_last_samples_cannot_be_stored(spool, mon
     made = pump(spool, [1.0, 2.0])
     made._encoder = RetryingEncoder(Failing(SpoolFullError("full"), 99), Rejects("test"))
     stop = threading.Event()
-    monkeypatch.setattr(stop, "wait", lambda _: stop.set() or True)
+
+    def stopped(_seconds: float) -> bool:
+        stop.set()
+        return True
+
+    monkeypatch.setattr(stop, "wait", stopped)
     made.run(stop)
     assert closed == [True]

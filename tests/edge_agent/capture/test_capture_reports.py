@@ -1,5 +1,7 @@
 """Deadbands and change-only reporting, and the quality of a clock."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ class TwoClocks:
         self.wall_ms += int(seconds * 1000)
 
 
-def kept(config: ReportConfig, times: list[int], **columns: list) -> list[int]:
+def kept(config: ReportConfig, times: list[int], **columns: list[Any]) -> list[int]:
     return list(ChangeReport(config, Rejects("test"))(SampleBatch(times, columns)).event_time_us)
 
 

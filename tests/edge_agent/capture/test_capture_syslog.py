@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -27,6 +28,7 @@ from edge_agent.sources.syslog.message import read_message
 from edge_agent.sources.syslog.source import SyslogSource, build
 from schemas.contract import builtin_contract
 from tests.fakes.drained import rows
+from tests.plant.present import present
 
 LOGS = builtin_contract("log_line")
 NOW_US = int(datetime(2024, 6, 1, tzinfo=UTC).timestamp() * 1e6)
@@ -34,7 +36,7 @@ needs_logger = pytest.mark.skipif(shutil.which("logger") is None, reason="no log
 
 
 @pytest.fixture
-def listening() -> Iterator:
+def listening() -> Iterator[Any]:
     made: list[SyslogSource] = []
 
     def listen(*addresses: str, **options: object) -> SyslogSource:
@@ -251,7 +253,7 @@ def test_a_message_is_read_as_far_as_it_can_be(raw, expected):
 
 def test_the_year_of_an_old_time_is_the_nearest_one():
     for now, year in ((datetime(2024, 1, 1, 0, 5, tzinfo=UTC), 2023), (datetime(2023, 12, 31, 23, 59, 59, tzinfo=UTC), 2023)):
-        time_us = read_message(b"<13>Dec 31 23:59:58 h a: x", int(now.timestamp() * 1e6), UTC).time_us
+        time_us = present(read_message(b"<13>Dec 31 23:59:58 h a: x", int(now.timestamp() * 1e6), UTC).time_us)
         assert datetime.fromtimestamp(time_us / 1e6, UTC) == datetime(year, 12, 31, 23, 59, 58, tzinfo=UTC)
     berlin = read_message(b"<13>Jun  1 02:00:00 h a: x", NOW_US, ZoneInfo("Europe/Berlin")).time_us
     assert berlin == NOW_US

@@ -4,6 +4,7 @@ import gzip
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 
 from edge_agent.errors import ConfigError
 from edge_agent.sources.api import Source
-from edge_agent.sources.registry import build_source, check_source
+from edge_agent.sources.registry import GuardedSource, build_source, check_source
 from schemas.contract import builtin_contract
 from tests.fakes.log_writer import CutWriter
 from tests.fakes.zeek_writer import HandClock
 
 FLOWS, LINES = builtin_contract("network_flow"), builtin_contract("log_line")
-_BUILT: list[Source] = []
+_BUILT: list[GuardedSource] = []
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def _close_all() -> Iterator[None]:
         _BUILT.pop().close()
 
 
-def tail(log: Path, position: bytes | None = None, **options: object) -> Source:
+def tail(log: Path, position: bytes | None = None, **options: Any) -> GuardedSource:
     contract = LINES if options.get("format") == "plain" else FLOWS
     _BUILT.append(build_source("tail", {"path": str(log), "settle_ms": 0, **options}, contract, HandClock(), position))
     return _BUILT[-1]
@@ -48,7 +49,7 @@ def take(source: Source, tries: int = 8, max_samples: int = 1000) -> tuple[list[
 @pytest.mark.parametrize("appends", [True, False], ids=["append", "own place"])
 @pytest.mark.parametrize("form", ["csv", "json", "plain", "tsv"])
 def test_each_row_comes_once_over_cuts_also_while_the_agent_is_stopped(tmp_path, form, appends):
-    options = {"format": "plain"} if form == "plain" else {}
+    options: dict[str, Any] = {"format": "plain"} if form == "plain" else {}
     writer = CutWriter(tmp_path / "press.log", form, appends=appends)
     writer.rows(30, pad=40)
     source = tail(writer.log, **options)
@@ -75,9 +76,9 @@ STEPS = st.lists(st.sampled_from(["rows", "rows", "rotate", "rename", "pack", "r
 def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(tmp_path_factory, steps, form, appends, buffer):
     folder = tmp_path_factory.mktemp("tail")
     writer = CutWriter(folder / "press.log", form, appends=appends, buffer=buffer)
-    options = {"format": "plain"} if form == "plain" else {}
+    options: dict[str, Any] = {"format": "plain"} if form == "plain" else {}
     writer.rows(2)
-    source, stored, seen = tail(writer.log, **options), [], []
+    source, stored, seen = tail(writer.log, **options), list[Any](), list[Any]()
     position, kept = source.position, []
     for step in [*steps, "kill"]:
         if step == "rows":

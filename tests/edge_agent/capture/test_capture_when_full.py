@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -59,7 +60,7 @@ class Camera:
         self.tells_position = tells_position
         self.supervisor = SourceSupervisor(self._pump, self._spawn, self.spool.on_source_stopping, max(pauses_s, 15.0))
 
-    def run(self, when_full: str) -> None:
+    def run(self, when_full: Literal["evict", "block"]) -> None:
         self.supervisor.apply([SourceConfig(kind="pictures", stream="camera_frame", when_full=when_full)])
 
     def waits(self) -> bool:

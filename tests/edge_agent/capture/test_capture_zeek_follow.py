@@ -3,6 +3,7 @@
 import gzip
 import os
 import shutil
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -80,7 +81,7 @@ def test_packed_files_in_another_folder_are_found_by_pattern(tmp_path):
     (tmp_path / "current").mkdir()
     (tmp_path / "2024-05-01").mkdir()
     writer = Writer(tmp_path / "current")
-    options = {"rotated": ["../*/conn.*.log.gz"]}
+    options: dict[str, Any] = {"rotated": ["../*/conn.*.log.gz"]}
     writer.rows(4)
     seen, position = uids(follow(writer.log, **options))
     writer.rows(2)

@@ -84,7 +84,7 @@ def test_real_flows_survive_rotation_packing_and_sigkill_exactly_once(tmp_path, 
     assert sorted(_stored(spool_dir)) == sorted(line.split("\t")[1] for line in rows)
 
 
-def _child(spool_dir: Path, log: Path) -> subprocess.Popen:
+def _child(spool_dir: Path, log: Path) -> subprocess.Popen[bytes]:
     ready = spool_dir.with_name(spool_dir.name + ".ready")
     ready.unlink(missing_ok=True)
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(spool_dir), str(log)], stdout=subprocess.DEVNULL)

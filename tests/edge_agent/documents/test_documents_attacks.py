@@ -37,6 +37,12 @@ def device(director, tmp_path) -> OrderTaker:
     return OrderTaker(tmp_path, director.public_key)
 
 
+def hand(device: OrderTaker) -> HandClock:
+    """Its clock, to be moved."""
+    assert isinstance(device.clock, HandClock)
+    return device.clock
+
+
 def text_of(body: bytes) -> str:
     return decode_message(body).document
 
@@ -112,7 +118,10 @@ def test_an_order_for_another_device_or_cohort_is_refused(director, tmp_path, to
 def test_an_order_that_names_nobody_is_refused_and_cannot_be_made(director, device):
     with pytest.raises(DocumentError, match="names 1 to"):
         Addressees()
-    for to in ({}, {"devices": []}, {"devices": [], "cohorts": []}, {"devices": ["*"]}, {"cohorts": ["../x"]}, None, []):
+    wrong: tuple[object, ...] = (
+        {}, {"devices": []}, {"devices": [], "cohorts": []}, {"devices": ["*"]}, {"cohorts": ["../x"]}, None, [],
+    )  # fmt: skip
+    for to in wrong:
         text = msgspec.json.encode({**json.loads(encode_document(order(5))), "to": to}).decode()
         assert device.take(director.sign_text(text)) is None
     assert device.counter.seen.counter == 0
@@ -138,17 +147,17 @@ def test_another_order_with_the_same_counter_is_refused(director, device):
 
 
 def test_an_expired_order_is_refused_once_and_followed_when_the_clock_is_put_right(director, device):
-    device.clock.wall_ms = NOW_MS + 40 * DAY_MS
+    hand(device).wall_ms = NOW_MS + 40 * DAY_MS
     body = director.order(5, expires_ms=NOW_MS + 30 * DAY_MS)
     assert device.take(body) is None
     for _ in range(5):
-        device.clock.steady_s += 1_000
+        hand(device).steady_s += 1_000
         assert device.look() is None
     assert device.refused == 1
     assert "by this device's clock" in device.reason
-    device.clock.wall_ms, device.clock.steady_s = NOW_MS, device.clock.steady_s + 1_000
+    hand(device).wall_ms, hand(device).steady_s = NOW_MS, hand(device).steady_s + 1_000
     assert device.look() == (1,)
-    device.clock.wall_ms = NOW_MS + 400 * DAY_MS
+    hand(device).wall_ms = NOW_MS + 400 * DAY_MS
     assert device.take(body + b" ") == (1,)  # what was taken in time stays in force
 
 
@@ -156,9 +165,9 @@ def test_an_order_is_followed_from_its_time_on(director, device):
     body = director.order(5, not_before_ms=NOW_MS + DAY_MS)
     assert device.take(body) is None
     assert "from 2027" in device.reason
-    device.clock.sleep(DAY_MS / 1000 - 1)
+    hand(device).sleep(DAY_MS / 1000 - 1)
     assert device.look() is None
-    device.clock.sleep(400)
+    hand(device).sleep(400)
     assert device.look() == (1,)
     assert device.refused == 0
 
@@ -166,7 +175,7 @@ def test_an_order_is_followed_from_its_time_on(director, device):
 def test_an_order_that_waits_for_its_time_gives_way_to_a_newer_one(director, device):
     assert device.take(director.order(5, not_before_ms=NOW_MS + DAY_MS)) is None
     assert device.take(director.order(6, 2)) == (2,)
-    device.clock.sleep(2 * DAY_MS / 1000)
+    hand(device).sleep(2 * DAY_MS / 1000)
     assert device.look() is None
 
 
@@ -177,7 +186,7 @@ def test_a_device_whose_clock_was_never_set_is_protected_by_the_counter(director
     assert device.take(director.order(6, 1)) is None
     assert device.take(director.order(8, 3, not_before_ms=NOW_MS - DAY_MS)) is None
     assert "the clock was never set" in device.reason
-    device.clock.wall_ms, device.clock.steady_s = NOW_MS, 1_000.0
+    hand(device).wall_ms, hand(device).steady_s = NOW_MS, 1_000.0
     assert device.look() == (3,)
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_no_rotten_bit_makes_the_counter_higher_or_lower(tmp_path, bit):
 
 def test_a_kill_between_the_two_files_keeps_the_higher_counter(tmp_path, monkeypatch):
     open_counter(tmp_path).note(Seen(7, "a"))
-    written = []
+    written: list[Path] = []
 
     def once(path, body):
         if written:
@@ -94,7 +95,7 @@ def test_a_check_that_cannot_be_made_is_made_later(tmp_path, monkeypatch):
     device = OrderTaker(tmp_path, director.public_key)
     device.gate._check = signature.check_signatures
     with monkeypatch.context() as patch:
-        patch.setattr(signature.sys, "executable", "/nowhere/python")
+        patch.setattr(sys, "executable", "/nowhere/python")
         assert device.take(director.order(5)) is None
         assert "could not be checked" in device.reason
     assert device.look() is None  # not at once
@@ -118,7 +119,7 @@ def test_orders_come_from_one_thread_while_another_decides(tmp_path):
     director = FakeDirector()
     device = OrderTaker(tmp_path, director.public_key)
     bodies = [director.order(counter, counter) for counter in range(1, 60)]
-    feeder = threading.Thread(target=lambda: [device.inbox.hand_in(body) for body in bodies])
+    feeder = threading.Thread(target=lambda: deque(map(device.inbox.hand_in, bodies)))
     feeder.start()
     got = []
     while feeder.is_alive() or device.inbox._pending is not None:

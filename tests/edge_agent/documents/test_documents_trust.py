@@ -8,14 +8,15 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.checking import check_file
-from edge_agent.cli import app
 from edge_agent.commands.doctor.examine import examine_orders
 from edge_agent.commands.doctor.findings import CheckResult
+from edge_agent.commands.root import app
 from edge_agent.config import load_agent_config
 from edge_agent.documents.trust import director_trust, rules_trust
 from edge_agent.errors import ConfigError
 from edge_agent.health.file import Health
 from schemas.reported import DocumentReport
+from tests.plant.present import present
 
 ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64
 
@@ -30,7 +31,7 @@ def test_keys_of_the_table_and_of_the_file_are_trusted_for_all_and_those_of_poli
     (tmp_path / "director.pub").write_text(f"# since spring\n{TWO}  # plant\n\n{ONE}\n")
     text = f'[director]\npublic_keys = ["{ONE}"]\nfile = "director.pub"\ncohorts = ["north"]\n[policy]\npublic_key = "{THREE}"\n'
     config = load_agent_config(write(tmp_path, text))
-    director, rules = director_trust(config), rules_trust(config)
+    director, rules = present(director_trust(config)), present(rules_trust(config))
     assert (director.keys, director.device, director.cohorts) == ((ONE, TWO), "car-1", frozenset({"north"}))
     assert (rules.keys, rules.cohorts) == ((ONE, TWO, THREE), frozenset({"north"}))
     bare = load_agent_config(write(tmp_path))
@@ -71,7 +72,7 @@ def test_a_wrong_table_is_an_error_of_the_configuration(tmp_path, table):
 
 def test_two_policy_keys_are_trusted_while_one_is_being_changed(tmp_path):
     config = load_agent_config(write(tmp_path, f'[policy]\npublic_key = "{ONE}"\npublic_keys = ["{TWO}", "{ONE}"]\n'))
-    assert rules_trust(config).keys == (ONE, TWO)
+    assert present(rules_trust(config)).keys == (ONE, TWO)
 
 
 def test_a_device_with_a_model_and_no_director_is_warned_about(tmp_path):
@@ -95,7 +96,7 @@ def test_enrolment_brings_the_directors_keys_to_where_the_examples_look(tmp_path
     assert enrol(tmp_path, str(tmp_path / "keys"))[0] == 0
     assert (tmp_path / "director.pub").read_text() == f"{ONE}\n{TWO}\n"
     config = load_agent_config(write(tmp_path, '[director]\nfile = "director.pub"\n'))
-    assert director_trust(config).keys == (ONE, TWO)
+    assert present(director_trust(config)).keys == (ONE, TWO)
     for wrong in ("no such file", "ab", " ".join([ONE] * 5)):
         assert enrol(tmp_path, wrong)[0] != 0
     assert (tmp_path / "director.pub").read_text() == f"{ONE}\n{TWO}\n"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from edge_agent.checking import check_file
-from edge_agent.cli import app
 from edge_agent.commands.exits import EXIT_CONFIG
+from edge_agent.commands.root import app
 from edge_agent.errors import ConfigError
 
 GOOD = """\

@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.cli import app
 from edge_agent.commands.doctor import examine
 from edge_agent.commands.doctor.examine import examine_rules, filesystem_of
 from edge_agent.commands.doctor.findings import CheckResult, Diagnosis
 from edge_agent.commands.exits import EXIT_UNHEALTHY
+from edge_agent.commands.root import app
 from edge_agent.config import AgentConfig, PolicyConfig
 from edge_agent.health.file import Health, write_health
 from pipelines.contracts.json_rows import rows_from_json

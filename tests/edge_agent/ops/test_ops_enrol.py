@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edge_agent.cli import app
+from edge_agent.commands.root import app
 from edge_agent.errors import ConfigError
 from edge_agent.identity import enrol as enrolling
 from edge_agent.identity.certificate import DerError, read_certificate, read_pem

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.checking import check_file
-from edge_agent.cli import app
+from edge_agent.commands.root import app
 from edge_agent.errors import ConfigError
 from edge_agent.identity.enrol import enrol
 from edge_agent.process.ownership import FILE_NAME, claim

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from edge_agent.capture.source_supervisor import source_labels
-from edge_agent.cli import app
+from edge_agent.commands.root import app
 from edge_agent.config import load_agent_config
 from edge_agent.errors import ConfigError
 from edge_agent.sources.options import is_same_path, resolve_paths
@@ -117,7 +118,7 @@ def test_status_shows_each_of_two_sources_of_one_kind_and_stream(tmp_path):
     assert "last-drive" in shown
 
 
-def _until(folder: Path, is_there) -> dict:
+def _until(folder: Path, is_there) -> dict[str, Any]:
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:

@@ -16,8 +16,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from typer.testing import CliRunner
 
 from catchment.runtime.clock import SystemClock
-from edge_agent.cli import app
 from edge_agent.commands.exits import EXIT_CONFIG, EXIT_RETRY, EXIT_UNHEALTHY
+from edge_agent.commands.root import app
 from edge_agent.sources.registry import build_source
 from schemas.contract import builtin_contract
 

@@ -1,5 +1,7 @@
 """Only a policy that the trusted key signed, for this device and newer than its own, is applied; it outlives restarts."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -116,7 +118,7 @@ def test_the_same_message_again_costs_no_second_look(signer, tmp_path, monkeypat
     store = open_store(signer, tmp_path)
     good, bad = signer.sign(policy(1)), PolicySigner().sign(policy(2))
     hand_in(store, good, bad)
-    monkeypatch.setattr(signature.subprocess, "run", lambda *_, **__: pytest.fail("looked again"))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("looked again"))
     hand_in(store, good, bad, b"")
     assert store.report().refused == 1
     assert store.current() == policy(1)
@@ -198,7 +200,7 @@ def _refuse():
 
 def test_a_check_that_cannot_be_made_is_made_later(signer, tmp_path, monkeypatch):
     hand_in(open_store(signer, tmp_path), signer.sign(policy(1)))
-    monkeypatch.setattr(signature.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     store = open_store(signer, tmp_path)
     assert store.current() is None
     assert store.report().refused == 0
@@ -240,7 +242,7 @@ def test_a_checker_that_dies_is_no_verdict(signer, monkeypatch):
     with pytest.raises(UntrustedDocumentError):
         signature.check_signatures(text, [(PolicySigner().public_key, signed.signature)])
     with monkeypatch.context() as patch:
-        patch.setattr(signature.sys, "executable", "/bin/false")
+        patch.setattr(sys, "executable", "/bin/false")
         with pytest.raises(DocumentLaterError, match="could not be checked"):
             signature.check_signatures(text, pairs)
     monkeypatch.setattr(signature, "_CHECK_WITHIN_S", 0.0)

@@ -30,6 +30,9 @@ class Book:
     def suspend(self, stream: str, rule: str, reason: str) -> None:
         pytest.fail(f"{stream}/{rule}: {reason}")
 
+    def uninspected(self, stream: str, inspector: str, samples: int, reason: str) -> None:
+        pytest.fail(f"{stream}, {inspector}, {samples} samples: {reason}")
+
 
 @pytest.fixture
 def spool(tmp_path):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -68,13 +69,13 @@ class Device:
         properties = [("offset", str(offset)), ("total", str(total or len(content)))]
         self.send(f"catchment/parts/{self.name}/{name}", content[offset : offset + length], properties)
 
-    def states(self) -> list[dict]:
+    def states(self) -> list[dict[str, Any]]:
         return [json.loads(body) for topic, body in self.heard if topic.endswith("/objects")]
 
     def wait_until(self, is_true: Callable[[], bool]) -> None:
         wait_until(is_true)
 
-    def wait_for_state(self, is_it: Callable[[dict], bool]) -> None:
+    def wait_for_state(self, is_it: Callable[[dict[str, Any]], bool]) -> None:
         wait_until(lambda: any(is_it(state) for state in self.states()))
 
     def close(self) -> None:
@@ -143,7 +144,7 @@ class BridgeProcess:
         device.send("catchment/up/dev-a/mark", json.dumps(mark).encode())
         wait_until(lambda: any(row["payload"] == json.dumps(mark).encode() for row in self.rows()))
 
-    def rows(self) -> list[dict]:
+    def rows(self) -> list[dict[str, Any]]:
         return [
             row for path in sorted(self.landing.glob("*.arrows")) for batch in read_segment(path) for row in batch.to_pylist()
         ]

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -21,6 +22,7 @@ from pipelines.status.health import Kind, assess
 from pipelines.status.server import exposition
 from pipelines.status.survey import survey
 from tests.pipelines.bridge.conftest import BridgeProcess, Device, wait_until
+from tests.plant.present import present
 
 SHARES = "[shares]\nbytes_per_s = 200000\nburst_bytes = 500000\n"
 
@@ -36,7 +38,7 @@ def span(first: int) -> list[tuple[str, str]]:
     return [("epoch", "7"), ("firstseq", str(first)), ("samplecount", "1")]
 
 
-def notices(device: Device) -> list[dict]:
+def notices(device: Device) -> list[dict[str, Any]]:
     return [json.loads(body) for topic, body in device.heard if topic.endswith("/share")]
 
 
@@ -88,7 +90,7 @@ def test_a_flood_waits_on_its_device_and_every_message_of_another_is_landed(make
 def last_count(bridge: BridgeProcess, name: str) -> int:
     """A counter of the bridge as it ended."""
     line = [line for line in bridge.log().splitlines() if "bridge_counters" in line][-1]
-    return int(re.search(rf"\b{name}=(\d+)", line)[1])
+    return int(present(re.search(rf"\b{name}=(\d+)", line))[1])
 
 
 def again(bridge, seq: int) -> bool:

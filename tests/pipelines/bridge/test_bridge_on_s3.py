@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -29,7 +30,7 @@ def section(s3, port=None) -> str:
     return f'[remote]\nurl = "{config.url}"\nendpoint = "{config.endpoint}"\ntimeout_s = 1\nretries = 1\nretry_s = 3\n'
 
 
-def landed(s3) -> list[dict]:
+def landed(s3) -> list[dict[str, Any]]:
     remote, rows, number = Remote(s3.config("bridge")), [], 1
     while (found := remote.get(f"landing/bridge-0/{number:012d}.arrows")) is not None:
         rows += [row for _, batch in walk(pa.py_buffer(found[0])) for row in batch.to_pylist()]

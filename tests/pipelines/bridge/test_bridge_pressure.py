@@ -5,7 +5,6 @@ import threading
 import pytest
 
 from catchment.runtime.clock import SystemClock
-from pipelines.bridge import segment
 from pipelines.bridge.bridge import run_bridge
 from pipelines.bridge.inbox import Done, Inbox
 from pipelines.bridge.segment import read_segment
@@ -43,7 +42,12 @@ def beside():
 def test_a_disk_that_stalls_longer_than_the_keepalive_costs_no_connection(config, device, beside):
     inbox = Inbox(config.bridge.max_queue_bytes, 50_000)
     subscriber = Subscriber(config, inbox, SystemClock())
-    stop = beside(lambda stop: (subscriber.run(stop), subscriber.close()))
+
+    def serve(stop: threading.Event) -> None:
+        subscriber.run(stop)
+        subscriber.close()
+
+    stop = beside(serve)
     device.wait_until(lambda: subscriber.is_subscribed)
     for number in range(400):
         device.publish("catchment/up/dev-a/telemetry", number.to_bytes(2, "big") + bytes(20_000))
@@ -71,7 +75,7 @@ def test_a_disk_that_refuses_for_a_while_loses_nothing_and_costs_no_connection(c
             raise OSError(errno.EIO, "test")
         real(descriptor)
 
-    monkeypatch.setattr(segment.os, "fdatasync", sometimes)
+    monkeypatch.setattr(os, "fdatasync", sometimes)
     beside(lambda stop: run_bridge(config, stop, SystemClock()))
     folder = config.lake_root / "landing" / config.bridge.id
     device.wait_until(lambda: device.send("catchment/reported/dev-a", b"{}") or list(folder.glob("*.arrows")))

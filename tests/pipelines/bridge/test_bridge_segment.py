@@ -12,6 +12,7 @@ from pipelines.bridge.rows import SEGMENT_SCHEMA, LandingRow, rows_to_batch
 from pipelines.bridge.segment import OpenSegment, open_path, read_segment, sealed_path
 from pipelines.errors import ConfigError, CorruptLakeError
 from schemas.envelope import Span
+from tests.plant.present import present
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 spans = st.builds(Span, st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(1, 1_000_000))
@@ -167,7 +168,7 @@ def test_a_segment_is_sealed_when_it_is_large(tmp_path):
 def test_after_a_failed_disk_what_was_durable_is_sealed_and_the_rest_is_cut(tmp_path):
     landing = Landing(tmp_path, 10**6, 10**6, SystemClock())
     landing.append([row(1)])
-    landing._open.append(rows_to_batch([row(2)]))  # written, never synced
+    present(landing._open).append(rows_to_batch([row(2)]))  # written, never synced
     landing.restart()
     assert len(payloads(sealed_path(tmp_path, 1))) == 1
     landing.append([row(3)])

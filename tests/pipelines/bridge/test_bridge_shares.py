@@ -11,6 +11,7 @@ from pipelines.bridge.parts_room import Disk
 from pipelines.bridge.shares import BYTES, DISK, MESSAGES, RETAINED, STREAMS, Shares
 from pipelines.config import ShareConfig
 from pipelines.logs import LogLimit
+from tests.plant.present import present
 
 MB = 1_000_000
 
@@ -34,7 +35,7 @@ def test_a_device_that_was_over_goes_on_when_it_may_send_for_a_while_not_message
     one = shares(bytes_per_s=MB, burst_bytes=100 * MB)
     while one.admit("dev", "", MB, 0.0):
         pass
-    notice = one.notice("dev", 0.0)
+    notice = present(one.notice("dev", 0.0))
     assert (notice.limit, notice.wait_ms, notice.bytes_per_s, notice.deferred) == (BYTES, 10_000, MB, 1)
     assert one.notice("dev", 1.0) is None
     assert not one.admit("dev", "", 1, 9.9)
@@ -46,14 +47,14 @@ def test_a_device_that_was_over_goes_on_when_it_may_send_for_a_while_not_message
 def test_tiny_messages_are_counted_too():
     one = shares(messages_per_s=10, burst_messages=50)
     assert sum(one.admit("dev", "", 1, 0.0) for _ in range(100)) == 50
-    assert one.notice("dev", 0.0).limit == MESSAGES
+    assert present(one.notice("dev", 0.0)).limit == MESSAGES
     assert sum(one.admit("dev", "", 1, 5.0) for _ in range(100)) == 50
 
 
 def test_more_streams_than_a_device_may_have_wait_and_those_it_has_go_on():
     one = shares(streams=3)
     assert [one.admit("dev", f"s{number}", 1, 0.0) for number in range(5)] == [True, True, True, False, False]
-    notice = one.notice("dev", 0.0)
+    notice = present(one.notice("dev", 0.0))
     assert (notice.limit, notice.wait_ms) == (STREAMS, 0)
     assert all(one.admit("dev", f"s{number % 3}", 1, 0.0) for number in range(100))
     assert one.over(1.0)[0].limit == STREAMS
@@ -65,14 +66,14 @@ def test_on_a_disk_that_is_nearly_full_one_device_takes_an_eighth_of_what_is_lef
     while one.admit("flood", "", MB, 0.0, room - taken):
         taken += MB
     assert 8 * MB < taken < 10 * MB
-    assert one.notice("flood", 0.0).limit == DISK
+    assert present(one.notice("flood", 0.0)).limit == DISK
     assert one.admit("calm", "", MB, 0.0, room - taken)
     assert one.admit("flood", "", MB, 0.0)  # there is room again
 
 
 def test_what_was_retained_for_nothing_is_shown_with_its_device():
     one = shares()
-    assert one.note_retained("dev", 10, 0.0).limit == RETAINED
+    assert present(one.note_retained("dev", 10, 0.0)).limit == RETAINED
     assert one.note_retained("dev", 10, 1.0) is None
     (over,) = one.over(2.0)
     assert (over.device, over.limit, over.messages, over.bytes) == ("dev", RETAINED, 2, 20)

@@ -10,6 +10,8 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 from paho.mqtt.packettypes import PacketTypes
@@ -44,7 +46,7 @@ class Scene:
             for topic in topics:
                 peer.subscribe(f"{NS}/{topic}")
 
-    def attacker(self, name: str = "dev-a", **more: object) -> Peer:
+    def attacker(self, name: str = "dev-a", **more: Any) -> Peer:
         return self.broker.peer(name, **more)
 
     def honest_round(self) -> bytes:
@@ -53,12 +55,12 @@ class Scene:
         mark = b"secret %d" % self.marks
         for topic in ("up/dev-b/telemetry", f"parts/dev-b/{SHA}", "reported/dev-b"):
             self.victim.publish(f"{NS}/{topic}", mark)
-            until(lambda topic=topic: (f"{NS}/{topic}", mark) in self.bridge.heard)
+            until(partial(self.bridge.heard.__contains__, (f"{NS}/{topic}", mark)))
         self.victim.publish(f"{NS}/models/get/dev-b", mark)
         until(lambda: (f"{NS}/models/get/dev-b", mark) in self.models.heard)
         for topic in ("receipts", "desired", "policy", "objects"):
             self.core.publish(f"{NS}/down/dev-b/{topic}", mark)
-            until(lambda topic=topic: (f"{NS}/down/dev-b/{topic}", mark) in self.victim.heard)
+            until(partial(self.victim.heard.__contains__, (f"{NS}/down/dev-b/{topic}", mark)))
         self.models.publish(f"{NS}/models/data/dev-b", mark)
         until(lambda: (f"{NS}/models/data/dev-b", mark) in self.victim.heard)
         return mark

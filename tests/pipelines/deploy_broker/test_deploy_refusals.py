@@ -9,6 +9,8 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from catchment.runtime.clock import SystemClock
 from pipelines.config import BrokerConfig, CoreConfig
@@ -27,7 +29,7 @@ from schemas.reported import Reported, encode_reported
 from schemas.rollout import PieceRequest, encode_piece_request
 from schemas.topics import Topics
 from tests.fakes.broker_fronts import RefusingFront
-from tests.fakes.secured_broker import until
+from tests.fakes.secured_broker import after_tick, until
 from tests.plant.broker import RunningBroker
 
 NOT_AUTHORIZED, QUOTA_EXCEEDED = 0x87, 0x97
@@ -57,12 +59,19 @@ def front(broker: RunningBroker) -> Iterator[RefusingFront]:
         yield one
 
 
+class Hearing(mqtt.Client):
+    """A client that keeps what it hears."""
+
+    def __init__(self) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2, client_id="hears", protocol=mqtt.MQTTv5)
+        self.heard: list[tuple[str, bytes]] = []
+        self.on_message = lambda _c, _d, message: self.heard.append((message.topic, bytes(message.payload)))
+
+
 @pytest.fixture
-def client(broker: RunningBroker) -> Iterator[mqtt.Client]:
+def client(broker: RunningBroker) -> Iterator[Hearing]:
     """A client of the broker itself that hears all that comes down."""
-    one = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="hears", protocol=mqtt.MQTTv5)
-    one.heard = []
-    one.on_message = lambda _c, _d, message: one.heard.append((message.topic, bytes(message.payload)))
+    one = Hearing()
     one.connect(broker.host, broker.port)
     one.loop_start()
     until(one.is_connected)
@@ -106,7 +115,7 @@ def test_a_bridge_whose_answers_are_refused_says_so_in_its_heartbeat(front, clie
     process = start_bridge(tmp_path, front.port)
     try:
         until(lambda: "connected " in (tmp_path / "bridge.log").read_text())
-        properties = mqtt.Properties(mqtt.PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)
         properties.UserProperty = [("offset", "0"), ("total", "5")]
         client.publish("catchment/parts/dev-a/" + "0" * 64, b"", qos=1, properties=properties).wait_for_publish(20)
         until(lambda: (found := heartbeat(tmp_path / "lake", "bridge")) is not None and "down/+/objects" in found.trouble)
@@ -138,7 +147,7 @@ def test_a_model_server_sends_refused_orders_again_and_shows_them_meanwhile(fron
         assert front.refused == ["catchment/down/cam-1/desired"]
         front.publishes = {}
         clock.ahead_s += 60
-        until(lambda: server.tick() or len(client.heard) == 2)
+        until(after_tick(server, lambda: len(client.heard) == 2))
         assert {topic for topic, _ in client.heard} == {"catchment/down/cam-1/desired", "catchment/down/cam-2/desired"}
         until(lambda: server.health().is_ready)
         assert server.health().counters["refused_messages"] == 1
@@ -192,7 +201,7 @@ def test_a_link_says_why_the_broker_does_not_let_it_in(make_broker):
 
 
 def test_an_answer_that_comes_before_its_message_is_noted_is_not_lost():
-    tracker, codes = PublishTracker(), []
+    tracker, codes = PublishTracker(), list[int]()
     tracker.answered(7, 0x87)
     tracker.sent(7, codes.append)
     tracker.sent(8, codes.append)
@@ -254,7 +263,7 @@ def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_t
     client.subscribe("catchment/models/data/+", qos=1)
     client.subscribe("catchment/models/get/+", qos=1)
     request = encode_piece_request(PieceRequest("targets/x", 0, 262_144))
-    properties = mqtt.Properties(mqtt.PacketTypes.PUBLISH)
+    properties = Properties(PacketTypes.PUBLISH)
     properties.CorrelationData = b"q"
     try:
         for number in range(600):
@@ -264,7 +273,7 @@ def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_t
         client.publish("catchment/models/get/calm", request, qos=1, properties=properties)
         client.publish("catchment/reported/calm", encode_reported(Reported("calm", 0, "t")), qos=1)
         until(lambda: any(topic == "catchment/models/data/calm" for topic, _ in client.heard))
-        until(lambda: server.tick() or "calm" in server._reports)
+        until(after_tick(server, lambda: "calm" in server._reports))
         answered = sum(topic == "catchment/models/data/flood" for topic, _ in client.heard)
         counters = server.health().counters
         assert answered == 256

@@ -82,7 +82,7 @@ def test_a_group_may_reach_each_target_and_not_go_beyond_it(column: str) -> None
     blank = {"rows": 1, "bytes": 1, "payload_bytes": 1}
     files = [Small(str(number), **{**blank, column: target // 8}) for number in range(8)]
     assert bins(files, 1) == [tuple(files)]
-    larger = [*files[:-1], files[-1]._replace(**{column: target // 8 + 1})]
+    larger = [*files[:-1], Small(files[-1].path, **{**blank, column: target // 8 + 1})]
     assert bins(larger, 1) == [tuple(larger[:-1]), (larger[-1],)]
 
 

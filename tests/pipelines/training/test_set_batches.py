@@ -18,11 +18,12 @@ from PIL import Image
 
 from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.training.batches import BatchOptions, Int64s, SetBatches, decode_image
+from pipelines.training.open import open_set
 from pipelines.training.order import EpochOrder, EpochState, Tail
 from pipelines.training.permutation import Permutation
 from pipelines.training.sample import Sample
 from tests.pipelines.training.conftest import jpeg
-from tests.pipelines.training.test_set_build import built, open_set, rot
+from tests.pipelines.training.test_set_build import built, rot
 
 ALL = {"train": 1.0}
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipelines.errors import RefusedError
-from pipelines.training.open import TrainingSet
-from tests.pipelines.training.test_set_build import built, open_set
+from pipelines.training.open import TrainingSet, open_set
+from tests.pipelines.training.test_set_build import built
 
 FETCHED = Path(__file__).resolve().parents[3] / ".torch"
 
