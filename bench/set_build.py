@@ -5,13 +5,14 @@ python bench/set_build.py --rows 1000000 10000000 --payload-mb 1000
 """
 
 import argparse
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ from pipelines.lake.lake import lake_at
 from pipelines.training.build import BuildOptions, build_set
 
 began = time.perf_counter()
-manifest = build_set(lake_at(Path(sys.argv[1])), "bench", ("rows",), options=BuildOptions({"train": 0.8, "test": 0.2}, ("device",)))
-print(manifest.rows, manifest.bytes, time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+manifest = build_set(lake_at(Path(sys.argv[1])), "bench", ("rows",), options=BuildOptions({"train": 0.8, "test": 0.2}))
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(manifest.rows, time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024)
 """
 
 
@@ -64,7 +66,7 @@ def payload_rows(root: Path, count: int, size: int) -> None:
             "epoch": pa.array([1] * here, pa.int64()),
             "seq": pa.array(range(low, low + here), pa.int64()),
         }
-        digests = pa.array([_sha256(body) for body in bodies.to_pylist()])
+        digests = pa.array([hashlib.sha256(body).hexdigest() for body in bodies.to_pylist()])
         name = f"payload/{STREAM}/{number:012d}-0.parquet"
         shard = write_payload_shard(root / name, pa.table({**keys, "payload_sha256": digests, "payload": bodies}))
         write_deltalake(root / f"streams/{STREAM}", pa.table({
@@ -78,18 +80,21 @@ def payload_rows(root: Path, count: int, size: int) -> None:
         }), mode="append")  # fmt: skip
 
 
-def _sha256(body: bytes) -> str:
-    import hashlib  # noqa: PLC0415
+@dataclass(frozen=True)
+class Built:
+    """A build in a process of its own: wall and CPU time, and its peak memory, mapped files included."""
 
-    return hashlib.sha256(body).hexdigest()
+    seconds: float
+    cpu_s: float
+    peak_mib: int
 
 
-def built(root: Path) -> tuple[int, int, float, int]:
-    """Rows, bytes, seconds and peak MiB of a build in a process of its own."""
+def built(root: Path) -> Built:
+    """Build the stream as a set."""
     shutil.rmtree(root / "sets", ignore_errors=True)
     done = subprocess.run([sys.executable, "-c", BUILD, str(root)], check=True, capture_output=True, text=True)
-    rows, size, seconds, peak = done.stdout.split()
-    return int(rows), int(size), float(seconds), int(peak)
+    _, seconds, cpu_s, peak_mib = done.stdout.split()
+    return Built(float(seconds), float(cpu_s), int(peak_mib))
 
 
 def copied(root: Path) -> float:
@@ -122,37 +127,48 @@ def plainly_written(root: Path) -> float:
     return seconds
 
 
-def median(measure: Callable[[], float], repeats: int) -> float:
-    return sorted(measure() for _ in range(repeats))[repeats // 2]
+def middle(values: list[float]) -> float:
+    """The median."""
+    return sorted(values)[len(values) // 2]
+
+
+def narrow(folder: Path | None, count: int) -> None:
+    """Measure narrow rows."""
+    with tempfile.TemporaryDirectory(prefix="bench-build-", dir=folder) as lake:
+        narrow_rows(Path(lake), count)
+        done = built(Path(lake))
+        print(f"{count:14,}{done.seconds:10.1f}{done.cpu_s:10.1f}{count / done.seconds:12,.0f}{done.peak_mib:10,}")
+
+
+def payloads(folder: Path | None, payload_mb: int, size: int, repeats: int) -> None:
+    """Measure payloads; build, copy and plain write take turns, so that a busy machine is as busy for each."""
+    with tempfile.TemporaryDirectory(prefix="bench-build-", dir=folder) as lake:
+        root, count = Path(lake), max(1, payload_mb * 1_000_000 // size)
+        payload_rows(root, count, size)
+        runs = [(built(root), copied(root), plainly_written(root)) for _ in range(repeats)]
+        seconds = middle([run[0].seconds for run in runs])
+        copy, plain = middle([run[1] for run in runs]), middle([run[2] for run in runs])
+        peak = max(run[0].peak_mib for run in runs)
+        rate = count * size / seconds / 1e6
+        print(f"{size:14,}{count:12,}{rate:12,.0f}{copy / seconds:8.2f}{plain / seconds:17.2f}{peak:10,}")
 
 
 def main() -> None:
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a few rows only, to see that it runs")
     parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000])
     parser.add_argument("--payload-mb", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the lakes go; default: the temporary folder")
-    arguments = parser.parse_args()
-    rows, payload_mb, repeats = ([10_000], 1, 1) if arguments.smoke else (arguments.rows, arguments.payload_mb, arguments.repeats)
-    print(f"{'narrow rows':>14}{'seconds':>10}{'rows/s':>12}{'peak MiB':>10}")
+    given = parser.parse_args()
+    rows, payload_mb, repeats = ([10_000], 1, 1) if given.smoke else (given.rows, given.payload_mb, given.repeats)
+    print(f"{'narrow rows':>14}{'seconds':>10}{'CPU s':>10}{'rows/s':>12}{'peak MiB':>10}")
     for count in rows:
-        with tempfile.TemporaryDirectory(prefix="bench-build-", dir=arguments.folder) as folder:
-            narrow_rows(Path(folder), count)
-            _, _, seconds, peak = built(Path(folder))
-            print(f"{count:14,}{seconds:10.1f}{count / seconds:12,.0f}{peak:10,}")
+        narrow(given.folder, count)
     print(f"{'payload':>14}{'samples':>12}{'build MB/s':>12}{'x copy':>8}{'x plain Parquet':>17}{'peak MiB':>10}")
     for size in (124_000, 2_000):
-        with tempfile.TemporaryDirectory(prefix="bench-build-", dir=arguments.folder) as folder:
-            count = max(1, payload_mb * 1_000_000 // size)
-            payload_rows(Path(folder), count, size)
-            runs = [built(Path(folder)) for _ in range(repeats)]
-            seconds = sorted(run[2] for run in runs)[repeats // 2]
-            copy, plain = (median(lambda: way(Path(folder)), repeats) for way in (copied, plainly_written))
-            rate = count * size / seconds / 1e6
-            print(
-                f"{size:14,}{count:12,}{rate:12,.0f}{copy / seconds:8.2f}{plain / seconds:17.2f}{max(run[3] for run in runs):10,}"
-            )
+        payloads(given.folder, payload_mb, size, repeats)
 
 
 if __name__ == "__main__":

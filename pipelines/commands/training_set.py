@@ -23,12 +23,11 @@ from pipelines.lake import lake as lakes
 from pipelines.lake.lake import lake_at, lake_of
 from pipelines.training.array_rules import LabelRule, Resample
 from pipelines.training.bucket_sets import bring_set
-from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, terms_of, wish_of, write_set
+from pipelines.training.build import DEFAULT_SPLIT, BuildOptions, SetDraft, draft_set, terms_of, wish_of, wish_of_spec, write_set
 from pipelines.training.building.plan import SetPlan
 from pipelines.training.building.recipe import Wish
 from pipelines.training.building.versions import Terms, build_version, planned
 from pipelines.training.catalogue import list_sets, set_folder
-from pipelines.training.from_spec import wish_of_spec
 from pipelines.training.manifest import MANIFEST_NAME, ClassCount, LeftOut, Manifest, Source, load_manifest
 from pipelines.training.open import open_set
 from pipelines.training.shards import Progress
@@ -102,12 +101,12 @@ def plan(  # noqa: PLR0913, PLR0917 - one argument for each option of the comman
     if not _is_spec(name) and options.arrays is not None:
         _show_plan(draft_set(found, name, tuple(stream or ()), where, seed=seed, options=options), as_json=as_json)
         return
-    wish, terms = _asked(context, name, tuple(stream or ()), where, seed, options)
+    wish, terms = _wish_and_terms(context, name, tuple(stream or ()), where, seed, options)
     with planned(found, wish, terms) as plan:
         _show_plan(plan, as_json=as_json)
 
 
-def _asked(
+def _wish_and_terms(
     context: typer.Context, name: str, streams: tuple[str, ...], where: str, seed: int, options: BuildOptions
 ) -> tuple[Wish, Terms]:
     """What a person wishes for, by a spec or by options."""
@@ -188,7 +187,7 @@ def build(  # noqa: PLR0913, PLR0917 - one argument for each option of the comma
             _print_coverage(draft)
             manifest = write_set(found, draft, options, progress=bar)
         else:
-            wish, terms = _asked(context, name, tuple(stream or ()), where, seed, options)
+            wish, terms = _wish_and_terms(context, name, tuple(stream or ()), where, seed, options)
             manifest = build_version(found, wish, terms, progress=bar, notice=_print_coverage)
     _print_manifest(manifest, found.root / "sets" / manifest.name / str(manifest.version), as_json)
     for note in manifest.notes:

@@ -19,6 +19,7 @@ from pipelines.lake.layout import SET_DRAFT
 from pipelines.runners.engine import Engine
 from pipelines.training.array_draft import ARRAY_ROW, ArrayRule, ArraySource, draft_arrays, write_arrays
 from pipelines.training.array_rules import PictureRule
+from pipelines.training.assemble import GROUP_COLUMN
 from pipelines.training.building.plan import SplitFacts, check_coverage, reassign_notes, split_notes
 from pipelines.training.building.recipe import Wish
 from pipelines.training.building.versions import Terms, build_version
@@ -37,10 +38,11 @@ from pipelines.training.manifest import (
 from pipelines.training.publish import publish
 from pipelines.training.select import Compiler, policy_compiler, select_rows
 from pipelines.training.shards import REFERENCE_COLUMNS, Progress, ShardLimits, write_tabular_split
-from pipelines.training.spec import SetSpec, SourceSpec
+from pipelines.training.spec import SetSpec, SourceSpec, parse_duration_s
 from pipelines.training.split import LEFT_OUT, Int64s, SplitPlan, plan_splits, shuffled_rows
 
 DEFAULT_SPLIT: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
+_MIB = 1024 * 1024
 _NO_COLUMNS = (*REFERENCE_COLUMNS, ARRAY_ROW)
 
 
@@ -160,6 +162,38 @@ def wish_of(name: str, streams: tuple[str, ...], where: str, seed: int, options:
     sources = tuple(SourceSpec(stream, options.versions.get(stream), where) for stream in streams)
     spec = SetSpec(id=name, sources=sources, payload=options.with_payload, seed=seed)
     return Wish(spec, rule_of(options), where, options.limits, options.columns, is_spec=False)
+
+
+def wish_of_spec(spec: SetSpec) -> Wish:
+    """What a set of this spec is made of, and how it is split and written.
+
+    Raises:
+        RefusedError: a duration or the split does not fit.
+    """
+    label = (spec.label.name,) if spec.label is not None else ()
+    added = (*label, *(name for join in spec.joins for name in join.gives), *(each.name for each in spec.derive))
+    rule = SplitRule(
+        (*spec.split.group, *((GROUP_COLUMN,) if spec.split.expression else ())),
+        tuple(spec.split.shares.items()),
+        spec.split.stratify,
+        parse_duration_s(spec.split.block),
+        parse_duration_s(spec.split.gap),
+        "stratified",
+    )
+    return Wish(
+        spec=spec,
+        rule=rule,
+        where=_where(spec),
+        limits=ShardLimits(max_rows=spec.shards.max_rows, max_bytes=spec.shards.max_mib * _MIB),
+        columns=tuple(dict.fromkeys((*spec.columns, *added))) if spec.columns else None,
+        is_spec=True,
+    )
+
+
+def _where(spec: SetSpec) -> str:
+    """The conditions of a spec in one line, for lists and cards."""
+    parts = [source.where for source in spec.sources if source.where] + ([spec.where] if spec.where else [])
+    return parts[0] if len(parts) == 1 else " AND ".join(f"({part})" for part in parts)
 
 
 def rule_of(options: BuildOptions) -> SplitRule:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.training.assemble import firsts_of_near, near_of
-from pipelines.training.building.part_files import GROUP, Part
+from pipelines.training.building.part_files import GROUP, SortedPart
 from pipelines.training.grouping import group_rows, near_in_time, times_us
 from pipelines.training.near_duplicates import NO_GROUP
 from pipelines.training.spec import NearDuplicateSpec
@@ -30,7 +30,7 @@ BUCKET_ROWS = 4_000_000
 _NEAR_COLUMNS = ("device", "event_time", "epoch", "seq")
 
 
-def drop_near_duplicates(parts: Sequence[Part], rule: NearDuplicateSpec, label: str) -> int:
+def drop_near_duplicates(parts: Sequence[SortedPart], rule: NearDuplicateSpec, label: str) -> int:
     """Leave out all but the first of each group of near-duplicates and class. Returns how many."""
     rows = _columns(parts, (*_NEAR_COLUMNS, rule.column, *((label,) if label else ())))
     kinds = class_numbers(rows.column(label)) if label else np.zeros(len(rows), np.int64)
@@ -44,7 +44,7 @@ def drop_near_duplicates(parts: Sequence[Part], rule: NearDuplicateSpec, label: 
     return int((~kept).sum())
 
 
-def alike_rows(parts: Sequence[Part], rule: NearDuplicateSpec, global_groups: Sequence[Int64s]) -> tuple[Int64s, Int64s]:
+def alike_rows(parts: Sequence[SortedPart], rule: NearDuplicateSpec, global_groups: Sequence[Int64s]) -> tuple[Int64s, Int64s]:
     """The group, and the group of near-duplicates, of each row that is like another one.
 
     Args:
@@ -68,11 +68,11 @@ class Lowest:
 
     purpose: str
     seed: int
-    keys: Callable[[Part], Int64s]
+    keys: Callable[[SortedPart], Int64s]
     limits: Int64s
 
 
-def keep_lowest(parts: Sequence[Part], rule: Lowest) -> int:
+def keep_lowest(parts: Sequence[SortedPart], rule: Lowest) -> int:
     """Apply a limit. Returns how many rows it left out.
 
     Rows are taken in the order of their numbers, a range of numbers at a time: only a count for each key is held.
@@ -106,13 +106,13 @@ def keep_lowest(parts: Sequence[Part], rule: Lowest) -> int:
     return gone
 
 
-def keys_of(parts: Sequence[Part], columns: tuple[str, ...]) -> tuple[Callable[[Part], Int64s], int]:
+def keys_of(parts: Sequence[SortedPart], columns: tuple[str, ...]) -> tuple[Callable[[SortedPart], Int64s], int]:
     """Number equal values in some columns over all parts: how to number a part's rows, and how many there are."""
     names = pa.array([], pa.string())
     for part in parts:
         names = pc.unique(pa.chunked_array([names, group_rows(part.rows(), columns).names], pa.string()))
 
-    def keys(part: Part) -> Int64s:
+    def keys(part: SortedPart) -> Int64s:
         groups = group_rows(part.rows(), columns)
         place = np.asarray(pc.index_in(groups.names, value_set=names).to_numpy(zero_copy_only=False), np.int64)
         return place[groups.of_row] if len(place) else groups.of_row
@@ -129,7 +129,7 @@ class NearRows:
     split: Int64s
 
 
-def near_other_splits(parts: Sequence[Part], within_s: float, *, losing: Sequence[int] = ()) -> Iterator[NearRows]:
+def near_other_splits(parts: Sequence[SortedPart], within_s: float, *, losing: Sequence[int] = ()) -> Iterator[NearRows]:
     """Find rows that have a neighbour of another split, of the same device.
 
     Args:
@@ -192,5 +192,5 @@ class Spill:
                 path.unlink()
 
 
-def _columns(parts: Sequence[Part], names: tuple[str, ...]) -> pa.Table:
+def _columns(parts: Sequence[SortedPart], names: tuple[str, ...]) -> pa.Table:
     return pa.concat_tables([part.rows().select([name for name in names if name in part.rows().schema.names]) for part in parts])

@@ -58,15 +58,15 @@ class PartBody:
     groups: GroupTable
 
 
-class Part:
+class SortedPart:
     """The files of one part, to be written or read."""
 
     def __init__(self, work: Path, number: int) -> None:
         self._work = work
         self._number = number
 
-    def __reduce__(self) -> tuple[type["Part"], tuple[Path, int]]:
-        return Part, (self._work, self._number)
+    def __reduce__(self) -> tuple[type["SortedPart"], tuple[Path, int]]:
+        return SortedPart, (self._work, self._number)
 
     def write(self, body: PartBody, summary: PartSummary) -> None:
         """Write all files, the summary last."""

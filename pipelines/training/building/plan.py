@@ -25,9 +25,9 @@ from pipelines.training.building.limits import (
     keys_of,
     near_other_splits,
 )
-from pipelines.training.building.part_files import GROUP, Part
+from pipelines.training.building.part_files import GROUP, SortedPart
 from pipelines.training.building.parts import PartRef
-from pipelines.training.building.recipe import Prepared, balance_column
+from pipelines.training.building.recipe import PreparedRecipe, balance_column
 from pipelines.training.building.select_part import NO_PAYLOAD, NOT_SAMPLED
 from pipelines.training.building.write_shard import Weights
 from pipelines.training.grouping import Groups, GroupTable, classes_of_rows, merge_groups, tabulate_groups
@@ -48,8 +48,8 @@ class SetPlan:
     `split_rows`: rows of each split, in the order of the rule.
     """
 
-    prepared: Prepared
-    parts: tuple[Part, ...]
+    prepared: PreparedRecipe
+    parts: tuple[SortedPart, ...]
     groups: pa.Table
     split_rows: Mapping[str, int]
     coverage: tuple[ClassCount, ...]
@@ -110,7 +110,7 @@ class PlanContext:
     notes: tuple[str, ...] = ()
 
 
-def plan_set(context: PlanContext, prepared: Prepared, refs: Sequence[PartRef]) -> SetPlan:
+def plan_set(context: PlanContext, prepared: PreparedRecipe, refs: Sequence[PartRef]) -> SetPlan:
     """Select the rows of a set and plan its splits.
 
     Raises:
@@ -119,7 +119,7 @@ def plan_set(context: PlanContext, prepared: Prepared, refs: Sequence[PartRef]) 
     """
     prepared.save(context.work)
     select_parts(context.engine, context.lake, context.work, refs)
-    parts = tuple(Part(context.work, ref.number) for ref in refs)
+    parts = tuple(SortedPart(context.work, ref.number) for ref in refs)
     for part in parts:
         part.reset()
     check_unlisted(name for part in parts for name in part.summary.unlisted)
@@ -160,7 +160,7 @@ def plan_set(context: PlanContext, prepared: Prepared, refs: Sequence[PartRef]) 
 class _Tally:
     """What is to be said of the parts taken together."""
 
-    def __init__(self, prepared: Prepared, parts: Sequence[Part]) -> None:
+    def __init__(self, prepared: PreparedRecipe, parts: Sequence[SortedPart]) -> None:
         self._spec = prepared.recipe.spec
         self.left_out: dict[str, int] = {}
         self._lacking: dict[str, int] = {}
@@ -190,7 +190,7 @@ class _Tally:
         return tuple(notes)
 
 
-def _limited(prepared: Prepared, parts: Sequence[Part], tally: _Tally) -> GroupTable:
+def _limited(prepared: PreparedRecipe, parts: Sequence[SortedPart], tally: _Tally) -> GroupTable:
     """Apply what limits rows before the split, and add up what the groups of the rest hold."""
     recipe, spec = prepared.recipe, prepared.recipe.spec
     near = spec.near_duplicates
@@ -208,18 +208,18 @@ def _limited(prepared: Prepared, parts: Sequence[Part], tally: _Tally) -> GroupT
     return merge_groups(_group_table(part, prepared) for part in parts)
 
 
-def _one_key(part: Part) -> Int64s:
+def _one_key(part: SortedPart) -> Int64s:
     return np.zeros(part.summary.rows, np.int64)
 
 
-def _sample(part: Part, seed: int, share: float) -> int:
+def _sample(part: SortedPart, seed: int, share: float) -> int:
     before = part.kept()
     kept = before & sampled(part.rows(), seed, share)
     part.keep(kept)
     return int(before.sum() - kept.sum())
 
 
-def _group_table(part: Part, prepared: Prepared) -> GroupTable:
+def _group_table(part: SortedPart, prepared: PreparedRecipe) -> GroupTable:
     """What the groups of a part hold; counted again where a limit has left rows out."""
     table = part.group_table()
     if not part.is_limited:
@@ -234,7 +234,7 @@ def _group_table(part: Part, prepared: Prepared) -> GroupTable:
     return tabulate_groups(groups, classes_of_rows(rows, rule.stratify))
 
 
-def _place(prepared: Prepared, parts: Sequence[Part], table: GroupTable, line: SetLine | None) -> Placement:
+def _place(prepared: PreparedRecipe, parts: Sequence[SortedPart], table: GroupTable, line: SetLine | None) -> Placement:
     """Decide the split of each group, and write it down for each part."""
     recipe = prepared.recipe
     places = [_numbers_of(part.group_table().names, table.names) for part in parts]
@@ -259,7 +259,7 @@ def _split_sizes(table: GroupTable, placed: Placement, rule: SplitRule) -> Int64
     return np.bincount(placed.split_of_group, table.rows, len(rule.fractions)).astype(np.int64)
 
 
-def _thinned(prepared: Prepared, parts: Sequence[Part], tally: _Tally) -> bool:
+def _thinned(prepared: PreparedRecipe, parts: Sequence[SortedPart], tally: _Tally) -> bool:
     """Apply what limits rows after the split; whether anything does."""
     rule, balance = prepared.recipe.rule, prepared.recipe.spec.balance
     if rule.gap_s > 0:
@@ -280,7 +280,7 @@ def _thinned(prepared: Prepared, parts: Sequence[Part], tally: _Tally) -> bool:
     return rule.gap_s > 0 or balance is not None
 
 
-def _balanced(prepared: Prepared, parts: Sequence[Part], column: str) -> int:
+def _balanced(prepared: PreparedRecipe, parts: Sequence[SortedPart], column: str) -> int:
     """Even the classes of the splits that are to be balanced, and write the weights down. Returns how many rows it left out."""
     spec, names = prepared.recipe.spec, [name for name, _ in prepared.recipe.rule.fractions]
     rule = spec.balance
@@ -315,12 +315,12 @@ class _ClassKeys:
     classes: pa.Array
     split: int
 
-    def __call__(self, part: Part) -> Int64s:
+    def __call__(self, part: SortedPart) -> Int64s:
         values = pc.cast(part.rows().column(self.column), pa.string())
         place = pc.fill_null(pc.index_in(values, value_set=self.classes, skip_nulls=True), -1)
         return np.where(part.splits()[part.numbers()[GROUP]] == self.split, np.asarray(place.to_numpy(), np.int64), -1)
 
-    def counts(self, parts: Sequence[Part]) -> Int64s:
+    def counts(self, parts: Sequence[SortedPart]) -> Int64s:
         """The rows of each class that are in the split."""
         counts = np.zeros(len(self.classes), np.int64)
         for part in parts:
@@ -329,7 +329,7 @@ class _ClassKeys:
         return counts
 
 
-def _counted(parts: Sequence[Part], rule: SplitRule, kinds: tuple[str, ...]) -> tuple[Int64s, Int64s]:
+def _counted(parts: Sequence[SortedPart], rule: SplitRule, kinds: tuple[str, ...]) -> tuple[Int64s, Int64s]:
     """(splits,) rows, and (splits, classes) rows, counted again after rows were left out."""
     sizes, counts = np.zeros(len(rule.fractions), np.int64), np.zeros((len(rule.fractions), len(kinds)), np.int64)
     place = {name: number for number, name in enumerate(kinds)}
@@ -344,7 +344,7 @@ def _counted(parts: Sequence[Part], rule: SplitRule, kinds: tuple[str, ...]) -> 
     return sizes, counts
 
 
-def _sources(prepared: Prepared, refs: Sequence[PartRef], parts: Sequence[Part]) -> tuple[Source, ...]:
+def _sources(prepared: PreparedRecipe, refs: Sequence[PartRef], parts: Sequence[SortedPart]) -> tuple[Source, ...]:
     """The streams that were read. Of a joined one: how many rows of the set found a row there."""
     spec = prepared.recipe.spec
     selected = np.zeros(len(spec.sources), np.int64)

@@ -75,7 +75,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedRecipe:
     """A recipe and what was looked up for it: `selected` is the schema of selected rows, `made` that of assembled ones."""
 
     recipe: Recipe
@@ -133,7 +133,7 @@ class Wish:
     is_spec: bool
 
 
-def prepare(lake: Lake, wish: Wish) -> Prepared:
+def prepare(lake: Lake, wish: Wish) -> PreparedRecipe:
     """Pin every version, look at the schemas, and check the spec against them, before anything is read.
 
     Raises:
@@ -161,10 +161,10 @@ def prepare(lake: Lake, wish: Wish) -> Prepared:
     empty = assemble(lake, spec, selected.empty_table(), labels.rows if labels is not None else None).rows
     if spec.near_duplicates is not None:
         near_of(empty, spec.near_duplicates)
-    return _checked(Prepared(recipe, selected, empty.schema, labels))
+    return _checked(PreparedRecipe(recipe, selected, empty.schema, labels))
 
 
-def _checked(prepared: Prepared) -> Prepared:
+def _checked(prepared: PreparedRecipe) -> PreparedRecipe:
     """Name the columns that later steps need, and refuse those that are not there."""
     recipe, schema = prepared.recipe, prepared.made
     if not recipe.rule.stratify and "tags" in schema.names:
@@ -187,7 +187,7 @@ def _checked(prepared: Prepared) -> Prepared:
     if spec.label is not None:
         wanted.append(spec.label.name)
     carried = tuple(dict.fromkeys(name for name in wanted if name in schema.names and name not in kept))
-    return Prepared(msgspec.structs.replace(recipe, carried=carried), prepared.selected, schema, prepared.labels)
+    return PreparedRecipe(msgspec.structs.replace(recipe, carried=carried), prepared.selected, schema, prepared.labels)
 
 
 def balance_column(spec: SetSpec) -> str:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from pipelines.lake.lake import Lake
 from pipelines.training.assemble import Assembly, assemble
-from pipelines.training.building.part_files import Part, PartBody, PartSummary
+from pipelines.training.building.part_files import PartBody, PartSummary, SortedPart
 from pipelines.training.building.parts import PartRef, read_part
 from pipelines.training.building.recipe import WorkerRecipe
 from pipelines.training.grouping import classes_of_rows, group_rows, tabulate_groups
@@ -29,7 +29,7 @@ def select_part(lake: Lake, work: Path, found: WorkerRecipe, part: PartRef) -> N
         RefusedError: an expression or a column does not fit these rows.
         CorruptLakeError: a table cannot be read.
     """
-    files = Part(work, part.number)
+    files = SortedPart(work, part.number)
     if files.is_done:
         return
     recipe = found.recipe
@@ -62,7 +62,7 @@ def select_part(lake: Lake, work: Path, found: WorkerRecipe, part: PartRef) -> N
 
 def is_selected(work: Path, part: PartRef) -> bool:
     """Whether a part has been written whole."""
-    return Part(work, part.number).is_done
+    return SortedPart(work, part.number).is_done
 
 
 def _conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.training.building.part_files import GROUP, LENGTH, Part
+from pipelines.training.building.part_files import GROUP, LENGTH, SortedPart
 from pipelines.training.shards import ShardLimits
 
 Int64s = npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ def shard_slices(work: Path, split: int, shard: int) -> tuple[Int64s, Int64s]:
     return np.array(ends[shard]), np.array(ends[shard + 1])
 
 
-def plan_shards(parts: Sequence[Part], splits: int, limits: ShardLimits, *, has_payload: bool) -> list[SplitShards]:
+def plan_shards(parts: Sequence[SortedPart], splits: int, limits: ShardLimits, *, has_payload: bool) -> list[SplitShards]:
     """Cut each split into shards, as `shard_bounds` would cut all its rows at once.
 
     Args:
@@ -102,7 +102,7 @@ class _Cutter:
         self._held_rows = self._held_bytes = 0
 
 
-def _windows(parts: Sequence[Part]) -> Iterator[_Window]:
+def _windows(parts: Sequence[SortedPart]) -> Iterator[_Window]:
     numbers = [part.numbers() for part in parts]
     splits = [part.splits() for part in parts]
     devices = _places_of_devices(parts)
@@ -118,7 +118,12 @@ def _windows(parts: Sequence[Part]) -> Iterator[_Window]:
 
 
 def _window(
-    parts: Sequence[Part], numbers: list[Int64s], splits: list[Int64s], devices: list[Int64s | None], low: Int64s, high: Int64s
+    parts: Sequence[SortedPart],
+    numbers: list[Int64s],
+    splits: list[Int64s],
+    devices: list[Int64s | None],
+    low: Int64s,
+    high: Int64s,
 ) -> _Window:
     keys: list[Int64s] = []
     columns: tuple[list[Int64s], list[Int64s], list[Int64s]] = ([], [], [])
@@ -137,7 +142,7 @@ def _window(
     return _Window(low.copy(), part_of, of_row, lengths)
 
 
-def _places_of_devices(parts: Sequence[Part]) -> list[Int64s | None]:
+def _places_of_devices(parts: Sequence[SortedPart]) -> list[Int64s | None]:
     """Where the devices of each part, and after them its rows without one, stand among those of all parts."""
     names = sorted({device for part in parts for device in part.summary.devices})
     place = {name: number for number, name in enumerate(names)}

@@ -25,7 +25,7 @@ from pipelines.runners.engine import Engine
 from pipelines.training.building.graph import write_shards
 from pipelines.training.building.parts import PART_ROWS, PartRef, plan_parts
 from pipelines.training.building.plan import PlanContext, SetPlan, plan_set, reassign_notes
-from pipelines.training.building.recipe import Prepared, Wish, prepare
+from pipelines.training.building.recipe import PreparedRecipe, Wish, prepare
 from pipelines.training.building.select_part import is_selected
 from pipelines.training.building.shard_plan import plan_shards
 from pipelines.training.building.write_shard import ShardDone, ShardRef, finished, index_path, is_finished, output_folder
@@ -63,7 +63,7 @@ class Terms:
 class _Start:
     """What a version follows from."""
 
-    prepared: Prepared
+    prepared: PreparedRecipe
     refs: tuple[PartRef, ...]
     line: SetLine | None
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.lake import Lake
-from pipelines.training.building.part_files import GROUP, Part, save_table
+from pipelines.training.building.part_files import GROUP, SortedPart, save_table
 from pipelines.training.building.recipe import Recipe, balance_column
 from pipelines.training.building.shard_plan import shard_slices
 from pipelines.training.manifest import FileEntry
@@ -112,7 +112,7 @@ def _pieces(work: Path, parts: int, shard: ShardRef) -> pa.Table:
     low, high = shard_slices(work, shard.split, shard.number)
     pieces: list[pa.Table] = []
     for number in range(parts):
-        part = Part(work, number)
+        part = SortedPart(work, number)
         start, end = int(low[number]), int(high[number])
         if start == end and pieces:
             continue

@@ -19,8 +19,8 @@ from pipelines.labels.table import SCHEMA, read_labels
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import write_payload_shard
 from pipelines.runners.engine import Engine
+from pipelines.training.build import wish_of_spec
 from pipelines.training.building.versions import Terms, planned
-from pipelines.training.from_spec import wish_of_spec
 from pipelines.training.manifest import Source
 from pipelines.training.spec_file import parse_spec
 

@@ -18,14 +18,13 @@ from pipelines.errors import CorruptLakeError, RefusedError
 from pipelines.lake.lake import lake_at
 from pipelines.runners.engine import Engine
 from pipelines.runners.run import local_cluster
-from pipelines.training.build import BuildOptions, build_set
-from pipelines.training.building.part_files import Part, PartBody, PartSummary
+from pipelines.training.build import BuildOptions, build_set, wish_of_spec
+from pipelines.training.building.part_files import PartBody, PartSummary, SortedPart
 from pipelines.training.building.shard_plan import plan_shards
 from pipelines.training.building.versions import Terms, build_version
-from pipelines.training.from_spec import wish_of_spec
 from pipelines.training.grouping import GroupTable
 from pipelines.training.manifest import Manifest
-from pipelines.training.shards import ShardLimits
+from pipelines.training.shards import Progress, ShardLimits
 from pipelines.training.spec_file import parse_spec
 from pipelines.training.split import shard_bounds
 from tests.pipelines.training.conftest import drive
@@ -56,16 +55,18 @@ def roads(tmp_path: Path) -> Path:
     root = tmp_path / "roads"
     for car in range(5):
         times = [number / 10 for number in range(300)]
-        values = {"speed": [car * 50.0 + at for at in times], "event": [["idle", "turn", "brake"][int(at) % 3] for at in times]}
         stream = "telemetry" if car < 3 else "more"
-        write_deltalake(root / f"streams/{stream}", drive(f"car-{car}", times, **values), mode="append", schema_mode="merge")
+        events = [["idle", "turn", "brake"][int(at) % 3] for at in times]
+        rows = drive(f"car-{car}", times, speed=[car * 50.0 + at for at in times], event=list(events))
+        write_deltalake(root / f"streams/{stream}", rows, mode="append")
         positions = drive(f"car-{car}", [at * 1.0 for at in range(0, 30, 3)], lat=[car + at / 100 for at in range(10)])
         write_deltalake(root / "streams/positions", positions, mode="append")
     return root
 
 
-def build(root: Path, text: str = SPEC, **terms: object) -> Manifest:
-    return build_version(lake_at(root), wish_of_spec(parse_spec(text)), Terms(**{"engine": Engine(), "reassign": True, **terms}))
+def build(root: Path, text: str = SPEC, part_rows: int = 1_000_000) -> Manifest:
+    terms = Terms(Engine(), reassign=True, part_rows=part_rows)
+    return build_version(lake_at(root), wish_of_spec(parse_spec(text)), terms)
 
 
 @pytest.mark.parametrize("order", ["shuffled", "time"])
@@ -97,7 +98,7 @@ from pathlib import Path
 from pipelines.lake.lake import lake_at
 from pipelines.runners.engine import Engine
 from pipelines.training.building.versions import Terms, build_version
-from pipelines.training.from_spec import wish_of_spec
+from pipelines.training.build import wish_of_spec
 from pipelines.training.spec_file import parse_spec
 
 print("ready", flush=True)
@@ -156,8 +157,6 @@ def test_work_that_follows_from_other_rows_is_removed_by_the_next_build(roads: P
 
 
 def test_progress_counts_the_rows_of_both_graphs(roads: Path) -> None:
-    from pipelines.training.shards import Progress
-
     class Kept(Progress):
         def __init__(self) -> None:
             self.stages: dict[str, list[int]] = {}
@@ -200,7 +199,7 @@ def test_shards_of_many_parts_are_cut_as_those_of_all_rows_at_once(
     parts = []
     none = np.zeros(0, np.int64)
     for number, (key, length, group) in enumerate(zip(keys, lengths, groups, strict=True)):
-        part = Part(work, number)
+        part = SortedPart(work, number)
         names = GroupTable(pa.array(["a", "b"]), np.zeros(2, np.int64), none, none, none, (), 0)
         order, of_row = np.array([key], np.int64), np.array(group, np.int64)
         body = PartBody(pa.table({"k": pa.array(key, pa.int64())}), order, of_row, np.array(length, np.int64), names)

@@ -18,9 +18,9 @@ from pipelines.commands.training_set import set_app
 from pipelines.errors import ConfigError, ExpressionError, RefusedError
 from pipelines.lake.lake import lake_at
 from pipelines.runners.engine import Engine
+from pipelines.training.build import wish_of_spec
 from pipelines.training.building.part_files import GROUP
 from pipelines.training.building.versions import Terms, build_version, planned
-from pipelines.training.from_spec import wish_of_spec
 from pipelines.training.manifest import ClassCount, LeftOut, Source, SplitRule
 from pipelines.training.open import open_set
 from pipelines.training.spec_file import load_spec, parse_spec, schema_text, spec_schema
