@@ -12,7 +12,7 @@ from threading import Event
 
 import structlog
 
-from catchment.runtime.backoff import Backoff
+from catchment.runtime.clock import Backoff
 from pipelines.bridge.inbox import Answer, Arrived, Done, Inbox
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler, Part, Sweeper

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipelines.errors import ExpressionError, RefusedError
 from pipelines.expressions.expression import compile_value
+from pipelines.labels.agreement import agreement_of
 from pipelines.labels.resolve import resolved_classes
 from pipelines.labels.table import read_labels, task_table
 from pipelines.lake.lake import Lake
@@ -39,6 +40,7 @@ Int64s = npt.NDArray[np.int64]
 GROUP_COLUMN = "split_group"
 _KEY_OF_JOIN = ("device", "epoch", "seq", "event_time")
 _MAX_DEVICES_BY_NAME = 1_000
+_MAX_AUTHORS = 20
 
 
 @dataclass(slots=True)
@@ -224,9 +226,10 @@ def _classes(made: Assembly, label: LabelSpec, labels: pa.Table | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedLabels:
-    """What people said of each sample in a task, one row each, and the version of the task's table."""
+    """What people said of each sample in a task: `rows` one for each sample, `given` every label; and the table's version."""
 
     rows: pa.Table
+    given: pa.Table
     source: Source
 
 
@@ -239,7 +242,7 @@ def resolve_labels(lake: Lake, label: LabelSpec) -> ResolvedLabels:
     """
     labels, version = read_labels(lake, label.task, label.version)
     resolved = resolved_classes(labels, label.resolve)
-    return ResolvedLabels(resolved, Source(task_table(label.task), version, len(resolved)))
+    return ResolvedLabels(resolved, labels, Source(task_table(label.task), version, len(resolved)))
 
 
 def _labelled(made: Assembly, labels: pa.Table) -> pa.ChunkedArray:
@@ -249,6 +252,30 @@ def _labelled(made: Assembly, labels: pa.Table) -> pa.ChunkedArray:
     joined = frame.join(pl.DataFrame(pl.from_arrow(labels)), on=key, how="left", maintain_order="left")
     made.torn += int((joined["agreement"] < 1).sum())
     return pa.chunked_array([joined["value"].to_arrow().cast(pa.string())])
+
+
+def label_notes(labels: ResolvedLabels, label: LabelSpec, keys: Iterable[pa.Table]) -> tuple[str, ...]:
+    """The labels' version and rule, who made them, and how far they agree on the rows of the set.
+
+    Args:
+        labels: of the spec's task.
+        label: what the spec says of them.
+        keys: the keys of the rows, in parts.
+    """
+    key = list(KEY)
+    given = pl.DataFrame(pl.from_arrow(labels.given)).with_row_index("__row")
+    chosen = [given.join(pl.DataFrame(pl.from_arrow(part.select(key))), on=key, how="semi")["__row"] for part in keys]
+    rows = pl.concat(chosen).unique().sort() if chosen else pl.Series("__row", [], pl.UInt32)
+    if rows.is_empty():
+        return ()
+    found = agreement_of(labels.given.take(rows.to_arrow()), label.resolve)
+    authors = ", ".join(f"{author.author or '(unknown)'} {author.samples:,}" for author in found.authors[:_MAX_AUTHORS])
+    more = f" and {len(found.authors) - _MAX_AUTHORS:,} others" if len(found.authors) > _MAX_AUTHORS else ""
+    version = labels.source.delta_version
+    return (
+        f"classes are labels of task {label.task} at version {version} by the rule {label.resolve}; labelled by {authors}{more}",
+        *found.words,
+    )
 
 
 def _class_texts(rows: pa.Table, column: str) -> pa.ChunkedArray:

@@ -10,7 +10,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -141,9 +141,9 @@ def roles(request: pytest.FixtureRequest, make_broker: MakeBroker, tmp_path: Pat
     for worker_pool in range(2):
         (tmp_path / f"run-{worker_pool}.toml").write_text(lake + f"[run]\ninterval_ms = 50\nworker_processes = {worker_pool}\n")
     made["run"] = Role(warm, lambda: ("run", "-c", str(tmp_path / f"run-{chance.randrange(2)}.toml")), tmp_path / "run.log")
-    for role in made.values():
-        if isinstance(role, Role):
-            role.start()
+    for each in made.values():
+        if isinstance(each, Role):
+            each.start()
     yield made
     warm.close()
 
@@ -152,10 +152,16 @@ def _words(command: str, config: Path) -> tuple[str, ...]:
     return command, "-c", str(config)
 
 
+def role(roles: Roles, name: str) -> Role:
+    found = roles[name]
+    assert isinstance(found, Role)
+    return found
+
+
 def kill(roles: Roles, names: list[str]) -> None:
     for name in names:
-        role = roles[name]
-        role.end() if isinstance(role, Role) else role.kill()
+        victim = roles[name]
+        victim.end() if isinstance(victim, Role) else victim.kill()
     for name in names:
         roles[name].start()
 
@@ -172,17 +178,19 @@ def send_on(roles: Roles, fleet: Fleet, chance: random.Random) -> None:
 
 
 def commits(roles: Roles) -> int:
-    run = roles["run"]
-    assert isinstance(run, Role)
-    log = run.log
+    log = role(roles, "run").log
     return log.read_text().count("run_committed") if log.exists() else 0  # it may be just starting
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_whole_core_is_killed_again_and_again_and_every_sample_is_one_row(roles, kills, tmp_path) -> None:
+def test_the_whole_core_is_killed_again_and_again_and_every_sample_is_one_row(
+    roles: Roles, kills: Callable[[int], None], tmp_path: Path
+) -> None:
     chance = random.Random(SEED)
-    fleet = Fleet(roles["broker"].port)
+    broker = roles["broker"]
+    assert isinstance(broker, Broker)
+    fleet = Fleet(broker.port)
     began, killed = time.monotonic(), 0
     while killed < KILLS // 2:
         send_on(roles, fleet, chance)
@@ -195,12 +203,12 @@ def test_the_whole_core_is_killed_again_and_again_and_every_sample_is_one_row(ro
     while fleet.unsettled():
         assert time.monotonic() < deadline, fleet.unsettled()[:5]
         for name in ("bridge-0", "bridge-1", "run"):
-            roles[name].check_alive()
+            role(roles, name).check_alive()
         fleet.send()
         time.sleep(1)
     fleet.close()
     for name in ("bridge-0", "bridge-1", "run"):
-        roles[name].end(signal.SIGTERM)
+        role(roles, name).end(signal.SIGTERM)
     sys.stdout.write(f"{sum(fleet.captured.values())} samples, {commits(roles)} runs said\n")
     check(tmp_path / "lake", fleet.captured)
     maintain(lake_at(tmp_path / "lake"), Keep(0, 0, 0, 0, 0))

@@ -8,12 +8,14 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from tests.plant.broker import RunningBroker
 
-def test_a_test_that_asks_for_a_broker_is_marked(request, broker):
+
+def test_a_test_that_asks_for_a_broker_is_marked(request: pytest.FixtureRequest, broker: RunningBroker) -> None:
     assert request.node.get_closest_marker("broker") is not None
 
 
-def test_a_message_queued_for_an_absent_session_survives_a_restart(broker):
+def test_a_message_queued_for_an_absent_session_survives_a_restart(broker: RunningBroker) -> None:
     def connect(name):
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5)
         properties = Properties(PacketTypes.CONNECT)
@@ -49,7 +51,7 @@ def test_a_message_queued_for_an_absent_session_survives_a_restart(broker):
     reader.loop_stop()
 
 
-def test_a_stopped_broker_refuses_connections(broker):
+def test_a_stopped_broker_refuses_connections(broker: RunningBroker) -> None:
     broker.stop()
     with pytest.raises(OSError):
         socket.create_connection((broker.host, broker.port), timeout=1)

@@ -4,6 +4,7 @@ import queue
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -12,10 +13,11 @@ from pipelines.contracts.json_rows import rows_from_json
 from schemas.contract import builtin_contract
 from schemas.envelope import JSON, Span, read_head
 from schemas.topics import Topics
+from tests.plant.broker import RunningBroker
 from tests.plant.present import present
 
 
-def test_the_publish_commands_of_the_page_send_good_samples(broker, repository_root):
+def test_the_publish_commands_of_the_page_send_good_samples(broker: RunningBroker, repository_root: Path) -> None:
     if shutil.which("mosquitto_pub") is None:
         pytest.skip("no mosquitto_pub; install it: apt-get install -y --no-install-recommends mosquitto-clients")
     page = (repository_root / "docs/wire.md").read_text()

@@ -7,8 +7,7 @@ from typing import Self, TypeAlias
 
 import structlog
 
-from catchment.runtime.backoff import doubled_s
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Clock, doubled_s
 from pipelines.config import CoreConfig
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, CorruptLakeError, PipelineError, RetryLaterError

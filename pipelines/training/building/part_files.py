@@ -28,7 +28,10 @@ GROUP, LENGTH = -2, -1
 
 
 class PartSummary(msgspec.Struct, frozen=True):
-    """What became of a part: rows selected, and rows kept; the rest as `Assembly` counts it. `devices`: ascending."""
+    """What became of a part: rows selected, and rows kept; the rest as `Assembly` counts it.
+
+    `devices`: ascending. `listed`: which samples of the source's list are here.
+    """
 
     number: int
     selected: int
@@ -41,6 +44,7 @@ class PartSummary(msgspec.Struct, frozen=True):
     null_rows: int
     classes: tuple[str, ...]
     devices: tuple[str, ...]
+    listed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,17 @@ Parts follow from the snapshot alone, so the same parts are read whatever the ru
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import CorruptLakeError
 from pipelines.lake.lake import Lake
+from pipelines.training.sample_list import places_in_list
 from pipelines.training.select import filter_rows, stream_fragments
 from pipelines.training.spec import SetSpec
 
@@ -54,7 +57,15 @@ def plan_parts(lake: Lake, spec: SetSpec, part_rows: int = PART_ROWS) -> tuple[P
     return tuple(parts)
 
 
-def read_part(lake: Lake, spec: SetSpec, part: PartRef) -> pa.Table:
+@dataclass(frozen=True, slots=True)
+class SelectedRows:
+    """The selected rows of a part; `listed`: the places of those that the source lists, if it lists samples."""
+
+    rows: pa.Table
+    listed: tuple[int, ...]
+
+
+def read_part(lake: Lake, spec: SetSpec, part: PartRef) -> SelectedRows:
     """The selected rows of a part, with the column `stream`.
 
     Raises:
@@ -68,7 +79,11 @@ def read_part(lake: Lake, spec: SetSpec, part: PartRef) -> pa.Table:
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise CorruptLakeError(f"{source.stream}: cannot be read: {error}; restore the missing files") from error
     rows = filter_rows(pa.concat_tables(read) if read else schema.empty_table(), source.where)
-    return rows.append_column("stream", pa.array([source.stream], pa.string()).take(pa.array([0] * len(rows), pa.int8())))
+    rows = rows.append_column("stream", pa.array([source.stream], pa.string()).take(pa.array([0] * len(rows), pa.int8())))
+    if not source.samples:
+        return SelectedRows(rows, ())
+    place = places_in_list(rows, source.samples)
+    return SelectedRows(rows.filter(pa.array(place >= 0)), tuple(np.unique(place[place >= 0]).tolist()))
 
 
 def _row_groups(fragments: dict[str, Any]) -> Iterator[tuple[str, int, int, int]]:

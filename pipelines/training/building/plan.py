@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipelines.errors import RefusedError
 from pipelines.lake.lake import Lake
 from pipelines.runners.engine import Engine
-from pipelines.training.assemble import check_unlisted
+from pipelines.training.assemble import check_unlisted, label_notes
 from pipelines.training.building.graph import select_parts
 from pipelines.training.building.limits import (
     Lowest,
@@ -151,7 +151,13 @@ def plan_set(context: PlanContext, prepared: PreparedRecipe, refs: Sequence[Part
         coverage=coverage,
         sources=_sources(prepared, refs, parts),
         left_out=tuple(LeftOut(reason, gone) for reason, gone in tally.left_out.items() if gone),
-        notes=(*tally.notes(), *split_notes(facts, rule, context.line), *context.notes),
+        notes=(
+            *_absent(prepared, refs, parts),
+            *tally.notes(),
+            *_said(prepared, parts),
+            *split_notes(facts, rule, context.line),
+            *context.notes,
+        ),
         line=context.line.number if context.line else 0,
         is_stratified=context.is_stratified,
     )
@@ -342,6 +348,25 @@ def _counted(parts: Sequence[SortedPart], rule: SplitRule, kinds: tuple[str, ...
         numbers = np.array([place.get(name, 0) for name in classes.names] or [0], np.int64)
         np.add.at(counts, (of_split[inside], numbers[classes.kind[inside]]), 1)
     return sizes, counts
+
+
+def _absent(prepared: PreparedRecipe, refs: Sequence[PartRef], parts: Sequence[SortedPart]) -> tuple[str, ...]:
+    """Notes of samples that a source lists and its stream lacks."""
+    notes: list[str] = []
+    for place, source in enumerate(prepared.recipe.spec.sources):
+        there = {at for ref, part in zip(refs, parts, strict=True) if ref.source == place for at in part.summary.listed}
+        if len(there) < len(source.samples):
+            lacking = len(source.samples) - len(there)
+            notes.append(f"{lacking:,} of {len(source.samples):,} listed samples are not in {source.stream}")
+    return tuple(notes)
+
+
+def _said(prepared: PreparedRecipe, parts: Sequence[SortedPart]) -> tuple[str, ...]:
+    """Notes of the labels that the classes come from."""
+    label = prepared.recipe.spec.label
+    if label is None or prepared.labels is None:
+        return ()
+    return label_notes(prepared.labels, label, (part.rows().filter(pa.array(part.kept())) for part in parts))
 
 
 def _sources(prepared: PreparedRecipe, refs: Sequence[PartRef], parts: Sequence[SortedPart]) -> tuple[Source, ...]:

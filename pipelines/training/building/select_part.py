@@ -33,7 +33,8 @@ def select_part(lake: Lake, work: Path, found: WorkerRecipe, part: PartRef) -> N
     if files.is_done:
         return
     recipe = found.recipe
-    rows = _conform(read_part(lake, recipe.spec, part), found.selected)
+    read = read_part(lake, recipe.spec, part)
+    rows = _conform(read.rows, found.selected)
     selected = len(rows)
     made = Assembly(rows)
     if recipe.has_payload:
@@ -52,6 +53,7 @@ def select_part(lake: Lake, work: Path, found: WorkerRecipe, part: PartRef) -> N
         lacking=done.lacking,
         matched=tuple(done.matched),
         torn=done.torn,
+        listed=read.listed,
         unlisted=done.unlisted,
         null_rows=body.groups.null_rows,
         classes=body.groups.classes,

@@ -79,14 +79,14 @@ def captured(spool: Spool) -> int:
     return sum(book.captured for book in spool.books())
 
 
-def test_a_source_that_fails_again_and_again_goes_on_where_it_was(spool):
+def test_a_source_that_fails_again_and_again_goes_on_where_it_was(spool) -> None:
     made = pump(spool, [float(n) for n in range(12)], {0, 6})
     made.run(threading.Event())
     assert captured(spool) == 12
     assert spool.position("scripted:vehicle_telemetry:{}") == b"12"
 
 
-def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool):
+def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool) -> None:
     values: list[Any] = [float(n) for n in range(12)]
     values[4] = "no number"
     values[9] = object()
@@ -98,7 +98,7 @@ def test_rows_that_cannot_be_encoded_are_refused_alone_and_counted(spool):
     assert spool.position("scripted:vehicle_telemetry:{}") == b"12"
 
 
-def test_a_batch_of_which_no_row_can_be_encoded_is_passed_over(spool):
+def test_a_batch_of_which_no_row_can_be_encoded_is_passed_over(spool) -> None:
     made = pump(spool, ["no"] * 9)
     made.run(threading.Event())
     assert captured(spool) == 0
@@ -106,7 +106,7 @@ def test_a_batch_of_which_no_row_can_be_encoded_is_passed_over(spool):
     assert spool.position("scripted:vehicle_telemetry:{}") == b"9"
 
 
-def test_what_says_nothing_new_is_not_stored_and_not_read_again(spool):
+def test_what_says_nothing_new_is_not_stored_and_not_read_again(spool) -> None:
     made = pump(spool, [1.0] * 12, report=ReportConfig(deadband={"speed_mps": 0.5}))
     made.run(threading.Event())
     assert captured(spool) == 1
@@ -129,14 +129,14 @@ class Failing(Encoder):
         return tuple(NewEnvelope(1, b"", "1.0.0") for _ in range(len(batch)))
 
 
-def test_a_full_disk_is_waited_for_and_nothing_is_given_up():
+def test_a_full_disk_is_waited_for_and_nothing_is_given_up() -> None:
     encoder, rejects = Failing(SpoolFullError("full"), 8), Rejects("test")
     patient = RetryingEncoder(encoder, rejects, first_wait_s=0.0001)
     assert len(patient.encode(SampleBatch([1, 2], {}), 0, threading.Event())) == 2
     assert rejects.counts == {}
 
 
-def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spool, tmp_path):
+def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spool, tmp_path: Path) -> None:
     encoder = Encoder(FRAMES, BatchLimits(1 << 18, 64), spool.put_object)
     rejects = Rejects("test")
     there = tmp_path / "there.jpg"
@@ -147,14 +147,14 @@ def test_a_payload_file_that_is_gone_for_good_is_refused_after_bounded_tries(spo
     assert sum(rejects.counts.values()) == 1
 
 
-def test_a_payload_file_that_cannot_be_read_is_not_taken_for_a_full_disk(spool):
+def test_a_payload_file_that_cannot_be_read_is_not_taken_for_a_full_disk(spool) -> None:
     """/proc/self/mem opens and then answers EIO, as a rotten sector does."""
     with pytest.raises(OSError, match="Input/output error") as error:
         SpoolObjects(spool._folder / "objects").put(Path("/proc/self/mem"))
     assert not isinstance(error.value, SpoolFullError)
 
 
-def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted():
+def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted() -> None:
     stop = threading.Event()
     stop.set()
     rejects = Rejects("test")
@@ -163,7 +163,7 @@ def test_what_a_stop_takes_from_a_source_that_cannot_go_back_is_counted():
     assert rejects.counts == {"row: the disk was full when the agent stopped": 2}
 
 
-def test_a_source_is_closed_even_if_its_last_samples_cannot_be_stored(spool, monkeypatch):
+def test_a_source_is_closed_even_if_its_last_samples_cannot_be_stored(spool, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[bool] = []
     monkeypatch.setattr(Scripted, "close", lambda _: closed.append(True))
     made = pump(spool, [1.0, 2.0])

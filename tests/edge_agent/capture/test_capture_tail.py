@@ -48,7 +48,7 @@ def take(source: Source, tries: int = 8, max_samples: int = 1000) -> tuple[list[
 
 @pytest.mark.parametrize("appends", [True, False], ids=["append", "own place"])
 @pytest.mark.parametrize("form", ["csv", "json", "plain", "tsv"])
-def test_each_row_comes_once_over_cuts_also_while_the_agent_is_stopped(tmp_path, form, appends):
+def test_each_row_comes_once_over_cuts_also_while_the_agent_is_stopped(tmp_path: Path, form: str, appends: bool) -> None:
     options: dict[str, Any] = {"format": "plain"} if form == "plain" else {}
     writer = CutWriter(tmp_path / "press.log", form, appends=appends)
     writer.rows(30, pad=40)
@@ -73,7 +73,9 @@ STEPS = st.lists(st.sampled_from(["rows", "rows", "rotate", "rename", "pack", "r
 
 @given(STEPS, st.sampled_from(["csv", "json", "plain"]), st.booleans(), st.sampled_from([0, 50]))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(tmp_path_factory, steps, form, appends, buffer):
+def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(
+    tmp_path_factory: pytest.TempPathFactory, steps, form, appends, buffer
+) -> None:
     folder = tmp_path_factory.mktemp("tail")
     writer = CutWriter(folder / "press.log", form, appends=appends, buffer=buffer)
     options: dict[str, Any] = {"format": "plain"} if form == "plain" else {}
@@ -112,7 +114,7 @@ def test_any_order_of_writing_rotating_packing_and_killing_gives_each_row_once(t
     assert source.rejected == {}
 
 
-def test_a_header_whose_columns_changed_is_a_header_and_rows_under_it_are_read_by_it(tmp_path):
+def test_a_header_whose_columns_changed_is_a_header_and_rows_under_it_are_read_by_it(tmp_path: Path) -> None:
     log = tmp_path / "press.csv"
     log.write_text("ts,uid,proto\n1,Ca,tcp\n")
     source = tail(log)
@@ -123,7 +125,7 @@ def test_a_header_whose_columns_changed_is_a_header_and_rows_under_it_are_read_b
     assert seen + take(tail(log, position))[0] == ["Ca", "Cb"]
 
 
-def test_a_row_of_csv_counts_once_its_quotes_are_closed(tmp_path):
+def test_a_row_of_csv_counts_once_its_quotes_are_closed(tmp_path: Path) -> None:
     log = tmp_path / "press.csv"
     log.write_text('ts;uid;proto\n1;Ca;"t')
     source = tail(log)
@@ -138,7 +140,7 @@ def test_a_row_of_csv_counts_once_its_quotes_are_closed(tmp_path):
     assert take(tail(log, position))[0] == ["Cb"]
 
 
-def test_plain_lines_become_messages_with_the_time_of_reading(tmp_path):
+def test_plain_lines_become_messages_with_the_time_of_reading(tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     log.write_text("first\r\n\nsecond\nthird without end")
     source = tail(log, format="plain")
@@ -148,7 +150,7 @@ def test_plain_lines_become_messages_with_the_time_of_reading(tmp_path):
     assert batch.agent_clock
 
 
-def test_dated_names_of_logrotate_are_found_and_other_sensors_files_are_not(tmp_path):
+def test_dated_names_of_logrotate_are_found_and_other_sensors_files_are_not(tmp_path: Path) -> None:
     log = tmp_path / "press.csv"
     log.write_text("ts,uid\n5,Ce\n")
     for number, name in enumerate(
@@ -160,7 +162,7 @@ def test_dated_names_of_logrotate_are_found_and_other_sensors_files_are_not(tmp_
     assert take(tail(log, start="rotated"))[0] == ["Ca", "Cb", "Cc", "Ce"]
 
 
-def test_what_is_wrong_with_the_options_is_said_before_anything_starts():
+def test_what_is_wrong_with_the_options_is_said_before_anything_starts() -> None:
     for options, word in (({"path": "x", "rotated": ["/y/*"]}, "relative"), ({"path": "x", "format": "xml"}, "xml")):
         with pytest.raises(ConfigError, match=word):
             check_source("tail", options, FLOWS)

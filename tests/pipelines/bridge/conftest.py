@@ -18,6 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from pipelines.bridge.segment import read_segment
+from tests.plant.broker import RunningBroker
 
 DEADLINE_S = 30.0
 
@@ -151,7 +152,7 @@ class BridgeProcess:
 
 
 @pytest.fixture
-def make_bridge(broker, tmp_path) -> Iterator[Callable[..., BridgeProcess]]:
+def make_bridge(broker: RunningBroker, tmp_path: Path) -> Iterator[Callable[..., BridgeProcess]]:
     made: list[BridgeProcess] = []
 
     def make(**more) -> BridgeProcess:
@@ -165,12 +166,12 @@ def make_bridge(broker, tmp_path) -> Iterator[Callable[..., BridgeProcess]]:
 
 
 @pytest.fixture
-def bridge(make_bridge) -> BridgeProcess:
+def bridge(make_bridge: Callable[..., BridgeProcess]) -> BridgeProcess:
     return make_bridge()
 
 
 @pytest.fixture
-def device(broker) -> Iterator[Device]:
+def device(broker: RunningBroker) -> Iterator[Device]:
     one = Device(broker.host, broker.port)
     yield one
     one.close()

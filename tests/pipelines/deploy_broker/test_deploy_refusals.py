@@ -30,7 +30,7 @@ from schemas.rollout import PieceRequest, encode_piece_request
 from schemas.topics import Topics
 from tests.fakes.broker_fronts import RefusingFront
 from tests.fakes.secured_broker import after_tick, until
-from tests.plant.broker import RunningBroker
+from tests.plant.broker import MakeBroker, RunningBroker
 
 NOT_AUTHORIZED, QUOTA_EXCEEDED = 0x87, 0x97
 
@@ -102,7 +102,9 @@ def heartbeat(lake: Path, role: str) -> Any:
     ],
     ids=("its word", "a subscription", "its word's subscription"),
 )
-def test_a_bridge_without_its_rights_stops_with_the_remedy(front, tmp_path, publishes, subscriptions, hint):
+def test_a_bridge_without_its_rights_stops_with_the_remedy(
+    front: RefusingFront, tmp_path: Path, publishes, subscriptions, hint: str
+) -> None:
     front.publishes, front.subscriptions = publishes, subscriptions
     process = start_bridge(tmp_path, front.port)
     assert process.wait(30) == 2
@@ -110,7 +112,9 @@ def test_a_bridge_without_its_rights_stops_with_the_remedy(front, tmp_path, publ
 
 
 @pytest.mark.slow
-def test_a_bridge_whose_answers_are_refused_says_so_in_its_heartbeat(front, client, tmp_path):
+def test_a_bridge_whose_answers_are_refused_says_so_in_its_heartbeat(
+    front: RefusingFront, client: Hearing, tmp_path: Path
+) -> None:
     front.publishes = {"catchment/down/dev-a/objects": NOT_AUTHORIZED}
     process = start_bridge(tmp_path, front.port)
     try:
@@ -132,7 +136,9 @@ def config_of(front: RefusingFront, folder: Path) -> CoreConfig:
     return CoreConfig(lake=str(folder / "lake"), broker=BrokerConfig(port=front.port))
 
 
-def test_a_model_server_sends_refused_orders_again_and_shows_them_meanwhile(front, client, tmp_path):
+def test_a_model_server_sends_refused_orders_again_and_shows_them_meanwhile(
+    front: RefusingFront, client: Hearing, tmp_path: Path
+) -> None:
     front.publishes = {"catchment/down/cam-1/": NOT_AUTHORIZED}
     RolloutStore(tmp_path / "lake/models/rollouts").save(Rollout("r", "bright", 1, "bright/1.onnx", "cam-1,cam-2", 1))
     clock = HandClock()
@@ -155,14 +161,16 @@ def test_a_model_server_sends_refused_orders_again_and_shows_them_meanwhile(fron
         server.close()
 
 
-def test_a_model_server_whose_subscription_is_refused_stops_with_the_remedy(front, tmp_path):
+def test_a_model_server_whose_subscription_is_refused_stops_with_the_remedy(front: RefusingFront, tmp_path: Path) -> None:
     front.subscriptions = {"catchment/reported/": NOT_AUTHORIZED}
     server = ModelServer(config_of(front, tmp_path), SystemClock())
     with pytest.raises(ConfigError, match=r"reported/\+: 0x87 not authorised"):
         server.open()
 
 
-def test_a_rollout_whose_orders_are_refused_is_an_error_and_not_a_number(front, client, tmp_path):
+def test_a_rollout_whose_orders_are_refused_is_an_error_and_not_a_number(
+    front: RefusingFront, client: Hearing, tmp_path: Path
+) -> None:
     client.publish("catchment/reported/cam-1", encode_reported(Reported("cam-1", 0, "t")), qos=1, retain=True).wait_for_publish(
         20
     )
@@ -179,7 +187,7 @@ def test_a_rollout_whose_orders_are_refused_is_an_error_and_not_a_number(front, 
         reported_models(config)
 
 
-def test_a_refused_receipt_is_no_receipt_and_names_the_right_that_is_missing(front, client):
+def test_a_refused_receipt_is_no_receipt_and_names_the_right_that_is_missing(front: RefusingFront, client: Hearing) -> None:
     front.publishes = {"catchment/down/dev-a/": NOT_AUTHORIZED}
     with MqttPublisher(BrokerConfig(port=front.port), "run") as publisher:
         with pytest.raises(RetryLaterError, match="1 of 2 messages, as catchment/down/dev-a/receipts: 0x87"):
@@ -193,14 +201,14 @@ def test_a_refused_receipt_is_no_receipt_and_names_the_right_that_is_missing(fro
         client.publish(topic, b"", qos=1, retain=True).wait_for_publish(20)
 
 
-def test_a_link_says_why_the_broker_does_not_let_it_in(make_broker):
+def test_a_link_says_why_the_broker_does_not_let_it_in(make_broker: MakeBroker) -> None:
     guarded = make_broker(extra="allow_anonymous false\npassword_file /dev/null")
     link = BrokerLink(BrokerConfig(port=guarded.port), "x", (), lambda _message: None)
     with pytest.raises(RetryLaterError, match="refuses the connection"):
         link.open(2)
 
 
-def test_an_answer_that_comes_before_its_message_is_noted_is_not_lost():
+def test_an_answer_that_comes_before_its_message_is_noted_is_not_lost() -> None:
     tracker, codes = PublishTracker(), list[int]()
     tracker.answered(7, 0x87)
     tracker.sent(7, codes.append)
@@ -211,7 +219,7 @@ def test_an_answer_that_comes_before_its_message_is_noted_is_not_lost():
     assert codes == [0x87, 0, 0]
 
 
-def test_refusals_are_logged_once_a_minute_for_each_rule_and_counted_each_time(capsys):
+def test_refusals_are_logged_once_a_minute_for_each_rule_and_counted_each_time(capsys: pytest.CaptureFixture[str]) -> None:
     clock = HandClock()
     found = Refusals(Topics(), clock)
     for number in range(50):
@@ -231,13 +239,13 @@ def test_refusals_are_logged_once_a_minute_for_each_rule_and_counted_each_time(c
 
 
 @pytest.mark.parametrize("code", [*range(0x80, 0xA3), 0xFF])
-def test_every_refusal_has_words_and_a_next_step(code):
+def test_every_refusal_has_words_and_a_next_step(code) -> None:
     text = describe_reason(code)
     assert text.startswith(f"0x{code:02x} ")
     assert ": " in text
 
 
-def test_the_access_rule_of_a_topic_names_no_device():
+def test_the_access_rule_of_a_topic_names_no_device() -> None:
     topics = Topics("plant/a")
     sha = "0" * 64
     for topic, rule in (
@@ -253,7 +261,9 @@ def test_the_access_rule_of_a_topic_names_no_device():
         assert topics.rule_of(f"plant/a/{topic}") == f"plant/a/{rule}"
 
 
-def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_the_others(broker, client, tmp_path):
+def test_one_device_s_flood_of_reports_and_requests_leaves_the_model_server_to_the_others(
+    broker: RunningBroker, client: Hearing, tmp_path: Path
+) -> None:
     config = CoreConfig(lake=str(tmp_path / "lake"), broker=BrokerConfig(port=broker.port))
     targets = tmp_path / "lake/models/targets"
     targets.mkdir(parents=True)

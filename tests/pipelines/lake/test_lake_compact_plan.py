@@ -40,7 +40,7 @@ def fits(group: tuple[Small, ...] | list[Small]) -> bool:
 
 
 @given(FILES, st.integers(1, 5), st.randoms())
-def test_each_small_file_is_in_one_group_at_most_and_groups_are_as_large_as_may_be(files, min_files, random):
+def test_each_small_file_is_in_one_group_at_most_and_groups_are_as_large_as_may_be(files, min_files, random) -> None:
     shuffled = list(files)
     random.shuffle(shuffled)
     groups = bins(shuffled, min_files)
@@ -72,7 +72,7 @@ def test_what_is_small_and_what_is_enough_changes_only_on_purpose() -> None:
         (Small("a", 1, 1, SMALL_PAYLOAD_BYTES), False),
     ],
 )
-def test_a_file_is_small_by_its_payload_where_it_has_one(file, small):
+def test_a_file_is_small_by_its_payload_where_it_has_one(file, small: bool) -> None:
     assert bins([file], 1) == ([(file,)] if small else [])
 
 

@@ -28,6 +28,7 @@ from pipelines.training.manifest import SplitRule, load_manifest
 from pipelines.training.open import TrainingSet, open_set
 from pipelines.training.order import state_from_bytes
 from pipelines.training.select import select_rows
+from pipelines.training.set_files import FolderFiles
 from pipelines.training.shards import ShardLimits
 from pipelines.training.split import plan_splits
 from tests.pipelines.training.conftest import key_columns, tag_columns
@@ -245,7 +246,7 @@ def test_what_cannot_be_built_or_opened_is_refused_with_the_way_out(lake: Path) 
     with pytest.raises(NotFoundError, match="no split"):
         open_set(built(lake), "holdout")
     with pytest.raises(RefusedError, match="file://"):
-        open_set("s3://bucket/set")
+        open_set("gs://bucket/set")
 
 
 def test_the_card_shows_pictures_and_escapes_what_came_from_outside(lake: Path) -> None:
@@ -355,7 +356,7 @@ def test_a_sample_that_crosses_a_process_takes_its_own_columns_and_no_manifest(l
 
 def rot(folder: Path, index: int) -> None:
     """Flip one bit in the middle of a payload of the train split."""
-    offset, length = SplitIndex(folder, load_manifest(folder / "manifest.json"), "train").place(index)
+    offset, length = SplitIndex(FolderFiles(folder), load_manifest(folder / "manifest.json"), "train").place(index)
     path = folder / "train-00000.parquet"
     body = bytearray(path.read_bytes())
     body[offset + length // 2] ^= 1
