@@ -126,40 +126,46 @@ def plan_set(context: PlanContext, prepared: PreparedRecipe, refs: Sequence[Part
     tally = _Tally(prepared, parts)
     table = _limited(prepared, parts, tally)
     if not int(table.rows.sum()):
-        streams = ", ".join(dict.fromkeys(source.stream for source in prepared.recipe.spec.sources))
-        lost = "".join(f"; {rows:,} left out: {reason}" for reason, rows in tally.left_out.items() if rows)
-        raise RefusedError(f"no row of {streams} fulfils {prepared.recipe.where!r}{lost}; nothing to build")
+        raise _nothing(prepared, tally)
     placed = _place(prepared, parts, table, context.line)
     rule = prepared.recipe.rule
     counts = table.in_splits(placed.split_of_group, len(rule.fractions))
     sizes = _split_sizes(table, placed, rule)
     if _thinned(prepared, parts, tally):
         sizes, counts = _counted(parts, rule, table.classes)
-    names = [name for name, _ in rule.fractions]
-    coverage = tuple(
-        ClassCount(split, kind, int(counts[number, at]))
-        for at, kind in enumerate(table.classes)
-        for number, split in enumerate(names)
-    )
-    rows = dict(zip(names, sizes.tolist(), strict=True))
+    rows = dict(zip([name for name, _ in rule.fractions], sizes.tolist(), strict=True))
     facts = SplitFacts(len(table.names), table.null_rows, placed.kept_groups, placed.joined_groups, placed.torn_groups, rows)
     return SetPlan(
         prepared=prepared,
         parts=parts,
         groups=groups_table(table, placed, rule),
         split_rows=rows,
-        coverage=coverage,
+        coverage=_coverage(table, counts, rule),
         sources=_sources(prepared, refs, parts),
         left_out=tuple(LeftOut(reason, gone) for reason, gone in tally.left_out.items() if gone),
         notes=(
             *_absent(prepared, refs, parts),
             *tally.notes(),
-            *_said(prepared, parts),
+            *_labelled_by(prepared, parts),
             *split_notes(facts, rule, context.line),
             *context.notes,
         ),
         line=context.line.number if context.line else 0,
         is_stratified=context.is_stratified,
+    )
+
+
+def _nothing(prepared: PreparedRecipe, tally: "_Tally") -> RefusedError:
+    streams = ", ".join(dict.fromkeys(source.stream for source in prepared.recipe.spec.sources))
+    lost = "".join(f"; {rows:,} left out: {reason}" for reason, rows in tally.left_out.items() if rows)
+    return RefusedError(f"no row of {streams} fulfils {prepared.recipe.where!r}{lost}; nothing to build")
+
+
+def _coverage(table: GroupTable, counts: Int64s, rule: SplitRule) -> tuple[ClassCount, ...]:
+    return tuple(
+        ClassCount(split, kind, int(counts[number, at]))
+        for at, kind in enumerate(table.classes)
+        for number, (split, _) in enumerate(rule.fractions)
     )
 
 
@@ -361,7 +367,7 @@ def _absent(prepared: PreparedRecipe, refs: Sequence[PartRef], parts: Sequence[S
     return tuple(notes)
 
 
-def _said(prepared: PreparedRecipe, parts: Sequence[SortedPart]) -> tuple[str, ...]:
+def _labelled_by(prepared: PreparedRecipe, parts: Sequence[SortedPart]) -> tuple[str, ...]:
     """Notes of the labels that the classes come from."""
     label = prepared.recipe.spec.label
     if label is None or prepared.labels is None:
