@@ -21,7 +21,7 @@ from pipelines.lake.layout import SET_DRAFT
 from pipelines.training.array_draft import ARRAY_ROW, ArrayRule, ArraySource, draft_arrays, write_arrays
 from pipelines.training.array_rules import PictureRule
 from pipelines.training.bucket_sets import share_set, take_number, taken_numbers
-from pipelines.training.card import render_card
+from pipelines.training.card import card_facts, render_card
 from pipelines.training.line import SetLine, line_of, write_groups
 from pipelines.training.manifest import (
     MANIFEST_NAME,
@@ -401,7 +401,8 @@ def _publish(lake: Lake, home: Path, folder: Path, manifest: Manifest) -> Manife
         number = max(taken, default=0) + 1
         numbered = msgspec.structs.replace(manifest, version=number, line=manifest.line or number)
         write_atomic(folder / MANIFEST_NAME, encode_manifest(numbered), mode=0o644)
-        write_atomic(folder / "card.html", render_card(numbered, folder).encode(), mode=0o644)
+        card = render_card(numbered, folder, card_facts(lake, numbered, folder))
+        write_atomic(folder / "card.html", card.encode(), mode=0o644)
         for path in folder.rglob("*"):
             if path.is_file():
                 path.chmod(0o444)
