@@ -13,11 +13,10 @@ from deltalake import DeltaTable, write_deltalake
 from typer.testing import CliRunner
 
 from pipelines.commands.label import label_app
+from pipelines.commands.training_set import set_app
 from pipelines.lake.lake import lake_at
-from pipelines.training.build import BuildOptions, build_set, write_set
+from pipelines.training.build import BuildOptions, build_set
 from pipelines.training.card_pictures import Shape, draw_shape
-from pipelines.training.from_spec import draft_from_spec, spec_options
-from pipelines.training.spec_file import parse_spec
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -124,13 +123,14 @@ def test_labels_of_the_sets_task_are_drawn_and_their_agreement_told(lake: Path, 
         words = ["import", str(path), "--task", "state", "--from", "camera_frame", "--as", "csv", "--author", author]
         done = CliRunner().invoke(label_app, [*words, "--lake", str(lake)], catch_exceptions=False)
         assert done.exit_code == 0, done.output
-    spec = parse_spec(
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
         "id: frames\nsources: [{stream: camera_frame, where: device = 'cam-1'}]\n"
         "label: {task: state, name: state, unlabelled: keep, other: keep}\nsplit: {shares: {train: 1}}\n"
     )
-    options = spec_options(spec)
-    manifest = write_set(lake_at(lake), draft_from_spec(lake_at(lake), spec, options), options)
-    card = (lake / f"sets/frames/{manifest.version}/card.html").read_text()
+    done = CliRunner().invoke(set_app, ["build", str(spec), "--lake", str(lake)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    card = (lake / "sets/frames/1/card.html").read_text()
     assert 'points="1.0,1.0 9.0,1.0 9.0,9.0"' in card
     assert "1 samples have a class in task <b>state</b>, 1 by several people" in card
     assert "came from <b>labels/state</b>, as it was at Delta version" in card
