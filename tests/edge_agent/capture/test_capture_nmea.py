@@ -291,7 +291,7 @@ def test_a_silent_receiver_is_opened_again(serve, receiver):
         rows(source, 1)
 
 
-def test_what_is_not_there_is_told(receiver, tmp_path):
+def test_a_missing_device_is_reported(receiver, tmp_path):
     (tmp_path / "file").write_text("x")
     for source in (str(tmp_path / "none"), str(tmp_path / "file"), "tcp://127.0.0.1:1"):
         with pytest.raises(SourceError):
@@ -349,6 +349,6 @@ def test_a_receiver_whose_week_counter_wrapped_is_put_right_and_counted(serve, r
         ("2027-01-01", "2026-11-30", 0),
     ],
 )
-def test_a_rollover_is_told_from_a_recorded_track_and_from_other_faults(reported, now, count):
+def test_a_rollover_is_distinguished_from_a_recorded_track_and_from_other_faults(reported, now, count):
     reported_us, now_us = (round(datetime.fromisoformat(f"{day}T12:00:00Z").timestamp() * 1e6) for day in (reported, now))
     assert rollovers(reported_us, now_us) == count
