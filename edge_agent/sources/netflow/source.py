@@ -25,7 +25,7 @@ from edge_agent.sources.netflow.export import REVERSE, Export, Exporter, Record,
 from edge_agent.sources.network.frames import FrameBuffer
 from edge_agent.sources.network.sockets import DatagramSocket, SocketInbox, read_address
 from edge_agent.sources.options import read_options
-from edge_agent.sources.rows.mapping import ColumnMapper
+from edge_agent.sources.rows.mapping import ColumnMapper, MappedRows
 from edge_agent.sources.rows.tables import RawChunk
 from schemas.contract import Contract
 
@@ -116,7 +116,7 @@ class NetflowOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait_ms: int = 100
 
 
-class NetflowSource:
+class NetflowSource(MappedRows):
     """Collects; see the module.
 
     Attributes:
@@ -133,21 +133,6 @@ class NetflowSource:
         at = read_address("netflow", options.listen, ("udp",))
         made = DatagramSocket(at.host, at.port, options.receive_buffer_bytes, _MAX_DATAGRAM_BYTES, self._rejects)
         self.port = self._inbox.add_datagrams(made)
-
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Reason -> how many datagrams, data sets or cells were refused since the source was built."""
-        return dict(self._rejects.counts)
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names in the source that fill no column."""
-        return tuple(sorted(self._mapper.left_out))
-
-    @property
-    def matched(self) -> dict[str, str]:
-        """Column -> the source's name for it."""
-        return self._mapper.matched
 
     def read(self, max_samples: int) -> SampleBatch | None:
         """The flows that have come, about `max_samples`; None when none comes within `wait_ms`."""
