@@ -48,7 +48,7 @@ def is_signed(public_key: str, signature: str, signed: bytes) -> bool:
     """Whether the owner of the key signed these bytes."""
     # Loaded in the process that checks alone.
     from securesystemslib.exceptions import UnverifiedSignatureError  # noqa: PLC0415
-    from securesystemslib.signer import Signature, SSlibKey  # type: ignore[attr-defined]  # noqa: PLC0415 # not in __all__
+    from securesystemslib.signer import Signature, SSlibKey  # noqa: PLC0415
 
     key = SSlibKey("document", _KEY_TYPE, _KEY_TYPE, {"public": public_key})
     try:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from edge_agent.models import fetcher
+from edge_agent.models import fetcher, loader
+from edge_agent.models.model_process import ModelProcess
 from edge_agent.models.store import ModelStore
 from pipelines.rollout.server import PieceAnswer
 from schemas.rollout import Desired, encode_desired
@@ -21,7 +22,7 @@ def test_a_disk_without_room_is_reported_with_its_reason_and_keeps_no_partial_fi
 ) -> None:
     device.want(core.publish())
     second = core.publish(fake.tiny_model(0.1, padding=100_000))
-    monkeypatch.setattr(fetcher.shutil, "disk_usage", lambda _path: SimpleNamespace(free=500_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=500_000))
     assert device.want(second) == "blocked"
     (report,) = device.updater.report()
     assert (report.version, report.refused) == (1, ())
@@ -85,12 +86,10 @@ def test_a_halt_reaches_a_download_under_way(core: "fake.Core", device: "fake.De
 def test_a_halt_reaches_a_version_while_it_is_tried(
     core: "fake.Core", device: "fake.Device", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_agent.models import loader
-
     device.want(core.publish())
     second = core.publish(fake.tiny_model(0.2))
 
-    class Halted(loader.ModelProcess):
+    class Halted(ModelProcess):
         def start(self) -> None:
             super().start()
             device.updater.on_desired(b"")

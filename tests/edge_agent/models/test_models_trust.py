@@ -97,7 +97,7 @@ def fetch(repository: Repository, tmp_path: Path) -> Fetch:
             found = repository.files.get(request.path)
             piece = (found or b"")[request.offset : request.offset + request.length]
             status = STATUS_MISSING if found is None else STATUS_OK
-            pieces.on_piece(sent.correlation, (("total", str(len(found or b""))), ("status", status)), piece)
+            pieces.on_piece(sent.correlation, [("total", str(len(found or b""))), ("status", status)], piece)
 
         pieces = PieceFetcher(send, timeout_s=0.001, tries=1)
         state = tmp_path / "state"
