@@ -39,7 +39,7 @@ from schemas.rollout import (
 
 _TARGET = "edge_agent.models.trust:open_trust"
 _CHECK_TIMEOUT_S = 120.0
-_MEMORY_BYTES = 256 * MIB
+_MEMORY_BYTES = 128 * MIB
 _METADATA_BYTES = 64 * MIB
 _MAX_ROUNDS = 200
 # The verified bytes are copied once from where they came in.
