@@ -227,7 +227,7 @@ class ExecSource(MappedRows):
         self._stderr.close()
 
     def _signal(self, number: int) -> bool:
-        """To the program and all that it started and did not let go of; whether one of them is left."""
+        """To the program and all processes of its group; whether one of them is left."""
         try:
             os.killpg(self._process.pid, number)
         except (ProcessLookupError, PermissionError):

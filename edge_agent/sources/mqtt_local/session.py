@@ -1,4 +1,4 @@
-"""A subscription at a broker beside the agent: messages as they come, acknowledged only when told."""
+"""A subscription at a broker next to the agent: messages as they come, acknowledged on request alone."""
 
 import re
 import threading
@@ -61,7 +61,7 @@ class Subscription:
     Args:
         access: to the broker.
         topics: filters.
-        max_message_bytes: told to the broker, which sends no larger message.
+        max_message_bytes: announced to the broker, which sends no larger message.
 
     Raises:
         SourceError: the broker does not answer.

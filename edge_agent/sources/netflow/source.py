@@ -2,7 +2,7 @@
 
     kind = "netflow"
     listen = "udp://0.0.0.0:2055"
-    rename = { exporter = "service" }   # who told it
+    rename = { exporter = "service" }   # who reported it
     max_exporters = 64                  # each has templates of its own; more are refused
     sampling_rate = 1000                # of exporters that tell none of their own
     scale = true                        # counts become estimates of all packets: each times its sampling rate
@@ -150,7 +150,7 @@ class NetflowSource(MappedRows):
         return SampleBatch(times, columns, position=self._position())
 
     def _position(self) -> bytes | None:
-        """The templates, when they are others than those told last; each position is a write to flash."""
+        """The templates, when they are others than those reported last; each position is a write to flash."""
         changed = [exporter for exporter in self._exporters.values() if exporter.is_changed]
         for exporter in changed:
             exporter.is_changed = False
@@ -232,7 +232,7 @@ def _moment(record: Record, export: Export, ids: tuple[int, int, int, int, int, 
     if seconds is not None:
         return seconds * 1000.0
     if uptime is not None and export.uptime_ms is not None:
-        # Both count up to 2^32: their difference is right even when one has begun anew.
+        # Both count up to 2^32: their difference is right even when one has wrapped.
         behind = (export.uptime_ms - uptime) & 0xFFFF_FFFF
         return float(export.at_ms - (behind if behind < 1 << 31 else behind - (1 << 32)))
     return None if before_us is None else export.at_ms - before_us / 1000

@@ -232,7 +232,7 @@ class NmeaSource(MappedRows):
             try:
                 self._receive()
             except SourceError:
-                # The moment that was being told is over, too; the next read fails again.
+                # The moment that was being reported is over, too; the next read fails again.
                 fix = self._builder.flush()
                 if fix is None:
                     raise

@@ -8,7 +8,7 @@
     max_message_bytes = 16384     # a longer message is refused and counted
     time_zone = "Europe/Berlin"   # of RFC 3164 times, which tell none; default: this machine's
 
-Over TCP and TLS, octet counting, line feeds and NULs (RFC 6587) are told apart message by message. A message (RFC 5424, RFC 3164,
+Over TCP and TLS each message may use octet counting, line feeds or NULs (RFC 6587). A message (RFC 5424, RFC 3164,
 Meraki's or any other) is read as far as it can be, never refused, and kept with its text as it came. Datagrams that the kernel
 dropped are counted when the next one comes.
 """
