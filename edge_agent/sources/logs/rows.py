@@ -19,7 +19,7 @@ from schemas.contract import Contract
 
 
 @dataclass(frozen=True, slots=True)
-class LogKind:
+class FollowedKind:
     """What one kind of log is like.
 
     Attributes:
@@ -52,7 +52,7 @@ class LogRows(MappedRows):
         SourceError: rotated logs cannot be listed.
     """
 
-    def __init__(self, kind: LogKind, options: LogOptions, contract: Contract, clock: Clock, position: bytes | None) -> None:
+    def __init__(self, kind: FollowedKind, options: LogOptions, contract: Contract, clock: Clock, position: bytes | None) -> None:
         self._kind = kind
         self._options = options
         self._contract = contract

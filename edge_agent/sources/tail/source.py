@@ -19,7 +19,7 @@ from typing import Literal
 from catchment.runtime.clock import Clock
 from edge_agent.sources.logs.forms import CSV, JSONL, ZEEK
 from edge_agent.sources.logs.rotation import LogOptions, check_rotated
-from edge_agent.sources.logs.rows import LogKind, LogRows
+from edge_agent.sources.logs.rows import FollowedKind, LogRows
 from edge_agent.sources.options import read_options
 from schemas.contract import Contract
 
@@ -54,5 +54,5 @@ def build(options: Mapping[str, object], contract: Contract, clock: Clock, posit
     chosen = check(options, contract)
     forms = (ZEEK, JSONL, CSV) if chosen.format == "auto" else (chosen.format,)
     # In CSV an empty cell says nothing; JSON leaves unset fields out.
-    kind = LogKind("tail", forms, frozenset({""}), is_timed=False)
+    kind = FollowedKind("tail", forms, frozenset({""}), is_timed=False)
     return LogRows(kind, chosen, contract, clock, position)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from catchment.runtime.clock import Clock
 from edge_agent.sources.logs.forms import JSONL, ZEEK
 from edge_agent.sources.logs.rotation import LogOptions, check_rotated
-from edge_agent.sources.logs.rows import LogKind, LogRows
+from edge_agent.sources.logs.rows import FollowedKind, LogRows
 from edge_agent.sources.options import read_options
 from schemas.contract import Contract
 
@@ -49,5 +49,5 @@ def build(options: Mapping[str, object], contract: Contract, clock: Clock, posit
         SourceError: rotated logs cannot be listed.
     """
     # An unset mark is understood by the reader; JSON leaves unset fields out.
-    kind = LogKind("zeek", (ZEEK, JSONL), frozenset(), is_timed=True)
+    kind = FollowedKind("zeek", (ZEEK, JSONL), frozenset(), is_timed=True)
     return LogRows(kind, check(options, contract), contract, clock, position)
