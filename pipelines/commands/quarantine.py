@@ -18,7 +18,7 @@ from pipelines.ingest.quarantine import BODY_NONE, STAGE_CHIPS
 from pipelines.ingest.replay import DISCARD, REPLAY, Request, write_request
 from pipelines.lake.lake import Lake, lake_of
 from pipelines.lake.quarantined import Where, closed, grouped, heads
-from pipelines.lake.scratch import scratch
+from pipelines.lake.workplace import scratch
 from schemas.envelope import parse_time
 from schemas.errors import EnvelopeError
 

@@ -22,10 +22,10 @@ from pipelines.ingest.replay import forget_request, look_again, oldest_request, 
 from pipelines.ingest.rules import RuleBook
 from pipelines.ingest.run import RunContext, execute, read_prepared
 from pipelines.ingest.work import Limits
+from pipelines.lake.claims import LOOP_NAME
 from pipelines.lake.commit import check_of_one_time, committed_run
 from pipelines.lake.lake import Lake, lake_at
 from pipelines.lake.layout import COMMITS, QUARANTINE, RUNS, STREAMS, lock_path, plan_path, stream_table
-from pipelines.lake.lease import LOOP_NAME
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger
 from pipelines.runners.engine import Engine

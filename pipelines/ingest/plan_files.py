@@ -18,9 +18,9 @@ from pipelines.errors import ConflictError, CorruptLakeError
 from pipelines.ingest.admit import DropReport, Head
 from pipelines.ingest.plan import Pins, Plan, SegmentRef, encode_pins, pins_digest
 from pipelines.lake.books import EpochKey
+from pipelines.lake.files import bridges_of
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import landing_folder, pins_path, plan_path
-from pipelines.lake.upload import bridges_of
 from schemas.errors import SchemaError
 from schemas.ranges import Ranges
 from schemas.reported import Reported, decode_reported

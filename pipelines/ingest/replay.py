@@ -26,9 +26,8 @@ from pipelines.ingest.chips.requests import request_slides
 from pipelines.ingest.decode import CLOCK_BOOT, CLOCK_SET, CLOCK_SHIFT, ROWS
 from pipelines.ingest.plan import Plan, ReplayItem, SegmentRef
 from pipelines.ingest.quarantine import BODY_ARROW, BODY_ENVELOPE, BODY_JSON, STAGE_CHIPS, STAGE_FLOOR, STAGE_HEAD, STAGE_REPORT
-from pipelines.lake.lake import Lake
+from pipelines.lake.lake import Lake, poll_again, polled
 from pipelines.lake.layout import REPLAYS, REQUESTS, RUNS, landing_folder, requests_folder
-from pipelines.lake.polling import poll_again, polled
 from pipelines.lake.quarantined import open_rows
 from schemas.envelope import DATASCHEMA_PREFIX, JSON, Span
 

@@ -20,8 +20,7 @@ from pipelines.inspect.columns import inspected
 from pipelines.lake.commit import APP
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
-from pipelines.lake.table import check_evolution
-from pipelines.lake.table_states import TableStates
+from pipelines.lake.table import TableStates, check_evolution
 from pipelines.policy.active import newest_number, policies_in_force
 from pipelines.policy.engine import Tagger
 

@@ -33,15 +33,12 @@ from pipelines.ingest.publish import publish_run
 from pipelines.ingest.quarantine import STAGE_FLOOR, STAGE_HEAD
 from pipelines.ingest.replay import DISCARD
 from pipelines.ingest.work import Limits, Prepared, Unadmitted, Work
-from pipelines.lake.books import BooksKey, Counts
-from pipelines.lake.files import NewFile
+from pipelines.lake.books import BooksKey, Counts, floors_of, streams_of
+from pipelines.lake.files import NewFile, payload_paths, upload_run
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import prepared_path, stream_table
-from pipelines.lake.ledger import Ledger
-from pipelines.lake.ledger_books import floors_of, streams_of
-from pipelines.lake.ledger_bounds import MAX_DEVICE_RANGES
+from pipelines.lake.ledger import MAX_DEVICE_RANGES, Ledger
 from pipelines.lake.ledger_files import write_ledger
-from pipelines.lake.upload import payload_paths, upload_run
 from pipelines.runners.engine import Engine
 
 LATE = "below the floor of its stream: gaps this old were closed, so it may be a copy of a row; it is kept here"

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.commit import LiveFile, live_files
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import stream_table
-from pipelines.lake.replace import LiveFile, live_files
 from pipelines.lake.workplace import workplace
 
 KEY = ("device", "epoch", "seq")

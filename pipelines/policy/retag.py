@@ -17,12 +17,12 @@ from deltalake import DeltaTable
 
 from catchment.runtime.atomic_files import sync_folder
 from pipelines.errors import ConflictError, CorruptLakeError, NotFoundError, RefusedError
-from pipelines.lake.alone import held_alone
+from pipelines.lake.claims import held_alone
+from pipelines.lake.commit import LiveFile, live_files, replace_files
 from pipelines.lake.delta_log import commit_notes
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import retag_lock_path, stream_table
 from pipelines.lake.reference import table_path
-from pipelines.lake.replace import LiveFile, live_files, replace_files
 from pipelines.lake.workplace import only_maintainer, workplace
 from pipelines.policy.tag_file import FileTagger, retag_file
 from schemas.policy import Policy

@@ -19,7 +19,7 @@ from pipelines.config import CoreConfig, ShareConfig
 from pipelines.director import DesiredOrders
 from pipelines.errors import ConflictError, NotFoundError, PipelineError, RefusedError
 from pipelines.heartbeat import Heartbeats, ProcessHealth, starting
-from pipelines.lake.alone import held_alone
+from pipelines.lake.claims import held_alone
 from pipelines.lake.lake import lake_of
 from pipelines.logs import LogLimit
 from pipelines.rollout.connection import BrokerLink, expiring, reply_properties

@@ -27,7 +27,7 @@ def every_file(root: Path) -> set[str]:
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     import obstore
 
-    from pipelines.lake.storage import store
+    from pipelines.lake.remote import store
 
     return {str(one["path"]) for page in obstore.list(store(remote.config)) for one in page}
 

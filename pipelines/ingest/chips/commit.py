@@ -13,10 +13,9 @@ from pipelines.ingest.chips.plan import APP, CutPlan, LastCut, RefusedSlide
 from pipelines.ingest.chips.requests import write_last_cut
 from pipelines.ingest.quarantine import BODY_NONE, PRIVATE, QUARANTINE_SCHEMA, STAGE_CHIPS, Origin, Rejection, rejections_table
 from pipelines.lake.commit import commit_once
-from pipelines.lake.files import NewFile, merged_stats, table_stats, write_table_file
+from pipelines.lake.files import NewFile, cut_paths, merged_stats, table_stats, upload_cut, write_table_file
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import QUARANTINE, cut_folder, cut_plan_path, cut_prefix
-from pipelines.lake.upload import cut_paths, upload_cut
 
 
 def commit_cut(lake: Lake, plan: CutPlan, cut: Sequence[ChipFile]) -> None:

@@ -11,9 +11,8 @@ from catchment.runtime.atomic_files import make_folder
 from pipelines.errors import CorruptLakeError
 from pipelines.imaging.work import as_id
 from pipelines.ingest.chips.plan import CutPlan, CutRequest, LastCut
-from pipelines.lake.lake import Lake
+from pipelines.lake.lake import Lake, poll_again, polled
 from pipelines.lake.layout import CUT_REQUESTS, RUNS, cut_plan_path, cut_requests_folder, last_cut_path
-from pipelines.lake.polling import poll_again, polled
 
 T = TypeVar("T", CutRequest, CutPlan, LastCut)
 

@@ -40,10 +40,10 @@ from pipelines.commands import training_set_care as set_care_cli
 from pipelines.commands import training_set_export as set_export_cli
 from pipelines.errors import RefusedError
 from pipelines.labels.exchange import LabelImport
-from pipelines.lake import report
+from pipelines.lake import view
 from pipelines.lake.compact import Compacted
-from pipelines.lake.gaps import Gap
 from pipelines.lake.lake import lake_at
+from pipelines.lake.ledger import Gap
 from pipelines.open_lake import LakeView
 from pipelines.policy import notebook
 from pipelines.policy.contact_sheet import Sheet
@@ -225,12 +225,12 @@ def _preview() -> Any:
 
 
 def ledger(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(report, "books", lambda _root: SimpleNamespace(rows=[{"stream": TEXT, "received": 1}], is_balanced=True))
+    to.setattr(view, "books", lambda _root: SimpleNamespace(rows=[{"stream": TEXT, "received": 1}], is_balanced=True))
     return ["books"]
 
 
 def streams(_: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(report, "streams", lambda _root: [{TEXT: TEXT, "columns": [TEXT]}])
+    to.setattr(view, "streams", lambda _root: [{TEXT: TEXT, "columns": [TEXT]}])
     return ["streams"]
 
 

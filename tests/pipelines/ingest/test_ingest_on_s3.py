@@ -75,7 +75,7 @@ class RemoteCore:
         """What a reader of payloads would do."""
         import obstore
 
-        from pipelines.lake.storage import store
+        from pipelines.lake.remote import store
 
         for page in obstore.list(store(self.remote.config), "payload/"):
             for one in page:

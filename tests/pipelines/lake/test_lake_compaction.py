@@ -140,9 +140,9 @@ def test_a_compaction_that_another_rewrite_overtook_changes_nothing(lake: Core, 
 def test_a_swap_gives_up_where_others_always_win(lake: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     from deltalake.exceptions import CommitFailedError
 
-    from pipelines.lake import swap
+    from pipelines.lake import commit
 
-    monkeypatch.setattr(swap, "ATTEMPTS", 2)
+    monkeypatch.setattr(commit, "SWAP_ATTEMPTS", 2)
 
     def refuse(*_arguments: Any, **_named: Any) -> None:
         raise CommitFailedError("concurrent")

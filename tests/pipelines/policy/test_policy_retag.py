@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import CorruptLakeError, NotFoundError, RefusedError
+from pipelines.lake.delta_log import KeepLog
 from pipelines.lake.files import write_table_file
 from pipelines.lake.lake import lake_at
-from pipelines.lake.log_plan import KeepLog
 from pipelines.lake.splice import splice_columns
 from pipelines.lake.thrift_compact import ThriftError, decode_struct, encode_struct
 from pipelines.maintenance.log_trim import trim_log
