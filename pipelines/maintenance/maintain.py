@@ -12,7 +12,7 @@ import structlog
 
 from pipelines.contracts.arrow import private_by_stream
 from pipelines.errors import ConflictError, CorruptLakeError, RefusedError
-from pipelines.ingest.plan_files import read_pins, read_plan
+from pipelines.ingest.plan import read_pins, read_plan
 from pipelines.lake.commit import committed_run
 from pipelines.lake.compact import Compacted, compact_all
 from pipelines.lake.lake import Lake

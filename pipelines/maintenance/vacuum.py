@@ -19,8 +19,7 @@ from deltalake.exceptions import DeltaError
 from pipelines.bridge.segment import segment_number
 from pipelines.errors import RetryLaterError
 from pipelines.ingest.chips.requests import read_last_cut
-from pipelines.ingest.plan import Plan
-from pipelines.ingest.plan_files import read_plan
+from pipelines.ingest.plan import Plan, read_plan
 from pipelines.lake.claims import held_alone
 from pipelines.lake.commit import committed_run
 from pipelines.lake.delta_log import REMOVED_SCHEMA, remember_removed, removed_since

@@ -15,8 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipelines.ingest.plan import Pins, version_order
-from pipelines.ingest.plan_files import read_pins, read_plan
+from pipelines.ingest.plan import Pins, read_pins, read_plan, version_order
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.commit import APP, commit_once
 from pipelines.lake.files import write_table_file

@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 from pipelines.bridge.segment import SEALED_SUFFIX, sealed_path
 from pipelines.heartbeat import Heartbeat, read_heartbeats, read_remote_heartbeats
 from pipelines.ingest.fault_breaker import FaultStreak, read_faults
-from pipelines.ingest.plan import Plan
-from pipelines.ingest.plan_files import find_segments, read_pins, read_plan
-from pipelines.ingest.replay import open_requests
+from pipelines.ingest.plan import Plan, find_segments, read_pins, read_plan
+from pipelines.ingest.quarantine import open_requests
 from pipelines.inspect.suspended import Suspension, SuspensionBook
 from pipelines.lake.books import IN_ROW, Counts
 from pipelines.lake.commit import APP, committed_run

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.bridge.segment import segment_number
-from pipelines.ingest.plan_files import read_plan
+from pipelines.ingest.plan import read_plan
 from pipelines.lake.commit import committed_run
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import KEPT_LEDGERS

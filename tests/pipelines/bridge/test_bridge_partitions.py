@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from pipelines.bridge.reader import Partition
+from pipelines.bridge.landing_writer import Partition
 from pipelines.errors import ConfigError
 
 DEVICES = [f"dev-{number}" for number in range(12)]

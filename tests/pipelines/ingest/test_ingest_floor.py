@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines.bridge.rows import LandingRow
 from pipelines.ingest import run
-from pipelines.ingest.replay import Request, write_request
+from pipelines.ingest.quarantine import Request, write_request
 from pipelines.lake.books import Counts, EpochKey, floors_of
 from pipelines.lake.lake import lake_at
 from pipelines.lake.ledger import Ledger, gaps

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.ingest.plan_files import read_pins, read_plan
+from pipelines.ingest.plan import read_pins, read_plan
 from pipelines.lake.lake import lake_at
 from pipelines.policy.active import apply_policy, withdraw_policy
 from schemas.policy import Policy, Rule

@@ -98,7 +98,7 @@ def test_runs_and_replays_go_on_after_a_compaction(lake: Core, envelope: MakeEnv
 
 
 def test_rows_that_were_let_go_of_leave_the_quarantine_for_good(lake: Core) -> None:
-    from pipelines.ingest.replay import Request, write_request
+    from pipelines.ingest.quarantine import Request, write_request
 
     ids = heads(lake_at(lake.root), Where()).column("id").to_pylist()
     write_request(lake_at(lake.root), Request("discard", tuple(ids[:4]), 1))

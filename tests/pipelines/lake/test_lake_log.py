@@ -12,7 +12,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from pipelines.config import load_core_config
 from pipelines.errors import ConfigError, CorruptLakeError
-from pipelines.ingest.plan_files import read_plan
+from pipelines.ingest.plan import read_plan
 from pipelines.lake import delta_log
 from pipelines.lake.commit import commit_once, live_sizes
 from pipelines.lake.compact import compact_all
