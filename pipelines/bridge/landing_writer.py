@@ -1,4 +1,4 @@
-"""Sort messages of this bridge: a landing row, a part of a large payload, or a message of another bridge. No IO.
+"""The disk side: takes groups of messages from the inbox, sorts them, makes them durable together, and only then says so.
 
 A device belongs to one of several bridges, by a hash of its id.
 

@@ -32,7 +32,7 @@ from pipelines.lake.layout import STREAMS, backfills_folder, landing_folder, str
 from pipelines.lake.rollup import Stale, leave_word, roll_up_again, span_of
 from pipelines.lake.table import ensure_table, open_table, private_of
 from pipelines.lake.workplace import workplace
-from pipelines.policy.active import FOLDER
+from pipelines.policy.documents import FOLDER
 from pipelines.runners.engine import Engine
 
 log = structlog.get_logger(__name__)

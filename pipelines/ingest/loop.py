@@ -48,7 +48,7 @@ from pipelines.lake.layout import COMMITS, QUARANTINE, RUNS, STREAMS, lock_path,
 from pipelines.lake.ledger import Ledger
 from pipelines.lake.ledger_files import prune_ledgers, read_ledger
 from pipelines.lake.table import TableStates, check_evolution
-from pipelines.policy.active import newest_number, policies_in_force
+from pipelines.policy.documents import newest_number, policies_in_force
 from pipelines.policy.engine import Tagger
 from pipelines.runners.engine import Engine
 

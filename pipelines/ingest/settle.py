@@ -1,11 +1,11 @@
 """Settle one work item: each fresh sample becomes a row of a stream's table or of quarantine, also where our own code fails.
 
-decode each envelope -> put equal ones together -> conform -> reasons -> payloads -> tags -> files
+    decode each envelope -> put equal ones together -> conform -> reasons -> payloads -> tags -> files
 
 The reasons of refusals are counted by kind, without values of samples.
 
-The messages are halved until single ones fail, and those by their seqs, in trial passes whose files the last pass replaces.
-What is refused keeps its bytes (stage `fault`), so that it can be replayed once the fault is mended.
+Where our own code fails, the messages are halved until single ones fail, and those by their seqs, in trial passes whose files
+the last pass replaces. What is refused keeps its bytes (stage `fault`), so that it can be replayed once the fault is fixed.
 """
 
 import traceback

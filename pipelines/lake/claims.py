@@ -1,8 +1,9 @@
 """Claims that one holder has at a time: of a file on this machine, and of a name in a remote lake.
 
-The claim is one object that its holder replaces again and again. Nobody compares clocks: whoever finds a claim watches it
-for as long as a holder may be silent, and takes it over only if it has not changed meanwhile. A holder that was merely
-slow finds at its next heartbeat that it lost, and stops; until then the conditional puts of plan and commit keep rows single.
+A claim on a remote lake is one object that its holder replaces again and again. Nobody compares clocks: a process that finds
+a claim watches it for as long as a holder may be silent, and takes it over only if it has not changed meanwhile. A holder
+that was merely slow finds at its next heartbeat that it lost, and stops; until then the conditional puts of plan and commit
+keep rows single.
 """
 
 import fcntl

@@ -1,13 +1,13 @@
 """The commit: files of one run enter a table exactly once; new files take the place of old ones in one commit.
 
-Delta's application transactions record `("ingest", n)`, but nothing enforces their order, and a second commit with the
-same number from a fresh view is accepted. So: open fresh, look at the recorded number, commit on that same view. Two
-committers then meet in the log, one wins, the other looks again and finds the work done.
+Delta's application transactions record `("ingest", n)`, but nothing enforces their order, and a second commit with the same
+number from a fresh view is accepted. So: open fresh, look at the recorded number, commit on that same view. Two committers
+then meet in the log, one wins, the other looks again and finds the work done.
 
 A commit that removes files is accepted by the library although somebody else removed them a moment before. So it is made on
 the very version in which all of them were seen to be live, or not at all.
 
-The commit removes every file of one version and adds the new ones; whoever reads sees all of the old or all of the new.
+`replace_files` removes every file of one version and adds the new ones: a reader sees all of the old or all of the new.
 Application transactions stay as they are, so an ingest run goes on as if nothing had happened.
 """
 

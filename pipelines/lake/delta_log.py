@@ -5,7 +5,7 @@ that a run does not pay for what was replaced.
 
 The library puts the name of every file removed within a week into each checkpoint, so a table whose small files are compacted
 carries a hundred thousand dead names in every checkpoint it writes and every time it is opened. The names are kept elsewhere
-(`removed`), for the vacuum alone needs them.
+(`read_removed`), because the vacuum alone needs them.
 """
 
 import json

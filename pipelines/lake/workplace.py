@@ -1,10 +1,11 @@
 """Folders that work is done in: temporary files of a process below the lake's folder, and maintenance's own working copy.
 
-Of a remote lake the files that are rewritten are fetched there and the new ones brought to the bucket before their commit. A
-folder of its own, so that a run loop that shares the working copy never finds a file gone that it was about to read.
+Files of a remote lake that are rewritten are fetched to a working copy, and the new ones brought to the bucket before their
+commit. A folder of its own, so that a run loop that shares the working copy never finds a file gone that it was about to
+read.
 
-`.tmp/<name>-<pid>-<random>/` is made when a process starts and removed when it ends. It is held by its maker through a lock file
-inside, so that whoever comes after a kill can tell a folder in use from one that was left.
+`.tmp/<name>-<pid>-<random>/` is made when a process starts and removed when it ends. It is held by its maker through a lock
+file inside, so that the next process can tell a folder in use from one that a killed process left.
 """
 
 import os

@@ -24,7 +24,7 @@ from pipelines.lake.layout import QUALITY, QUARANTINE, stream_table
 from pipelines.lake.quarantined import kind_of
 from pipelines.lake.table import open_table
 from pipelines.policy.engine import Tagger
-from pipelines.policy.tag_file import completed
+from pipelines.policy.retag import completed
 from pipelines.quality.profile import (
     PROFILE_SCHEMA,
     complete_lines,

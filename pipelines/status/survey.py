@@ -30,7 +30,7 @@ from pipelines.lake.ledger_files import read_ledger
 from pipelines.lake.quarantined import Where, heads
 from pipelines.lake.store import Stored
 from pipelines.lake.table import open_table
-from pipelines.policy.active import active_policies
+from pipelines.policy.documents import active_policies
 from schemas.receipts import ALL_REFUSED_FROM
 
 MAX_NAMED = 20

@@ -32,7 +32,7 @@ from pipelines.lake.remote import bind
 from pipelines.lake.rollup import roll_up_all
 from pipelines.maintenance.maintain import only_maintenance
 from pipelines.maintenance.vacuum import Keep, Vacuum
-from pipelines.policy.active import active_policies, newest_number
+from pipelines.policy.documents import active_policies, newest_number
 from pipelines.policy.edge import numbered_policy
 from pipelines.status.health import assess
 from pipelines.status.survey import survey
