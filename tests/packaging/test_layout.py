@@ -38,7 +38,6 @@ STANDS_ALONE = {
     "edge_agent.inspect.text": "each inspector is one module",
     "edge_agent.models.desired": "a decision about trust, read by itself",
     "edge_agent.run": "the program's entry must import it late",
-    "pipelines.lake.remote": "goes into the store of buckets",
 }
 
 
