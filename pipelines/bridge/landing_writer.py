@@ -15,7 +15,7 @@ from threading import Event
 
 import structlog
 
-from catchment.runtime.backoff import Backoff
+from catchment.runtime.clock import Backoff
 from pipelines.bridge.landing import Landing
 from pipelines.bridge.parts import Assembler, Part, Sweeper
 from pipelines.bridge.parts_room import Disk

@@ -24,8 +24,7 @@ import structlog
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from catchment.runtime.backoff import Backoff
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Backoff, Clock
 from catchment.runtime.mqtt_link import connect_properties, make_client
 from pipelines.bridge.rows import BrokerMessage
 from pipelines.config import CoreConfig

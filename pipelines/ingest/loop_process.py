@@ -9,8 +9,7 @@ from threading import Event
 
 import structlog
 
-from catchment.runtime.backoff import doubled_s
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Clock, doubled_s
 from pipelines.config import CoreConfig
 from pipelines.contracts.registry import warn_of_retention
 from pipelines.errors import FaultError, PipelineError, RetryLaterError

@@ -32,12 +32,13 @@ PAYLOAD_COLUMN = "payload"
 MAX_GROUP_ROWS = 1_024
 MAX_GROUP_BYTES = 32 * 1024 * 1024
 MAX_VALUE_BYTES = 2_000_000_000  # a Parquet page's size is an int32
-_PREFIX_BYTES = 4
+PREFIX_BYTES = 4
 _HASH_BLOCK_BYTES = 1024 * 1024
 
 Int64s = npt.NDArray[np.int64]
 __all__ = [
     "PAYLOAD_COLUMN",
+    "PREFIX_BYTES",
     "PayloadRefs",
     "PayloadShard",
     "PayloadWriter",
@@ -71,7 +72,7 @@ def group_bounds(lengths: Int64s, max_rows: int = MAX_GROUP_ROWS, max_bytes: int
     Returns:
         Half-open row spans, in order, that cover all rows.
     """
-    ends = np.concatenate(([0], np.cumsum(lengths + _PREFIX_BYTES)))
+    ends = np.concatenate(([0], np.cumsum(lengths + PREFIX_BYTES)))
     bounds: list[tuple[int, int]] = []
     low = 0
     while low < len(lengths):
@@ -168,8 +169,8 @@ def value_offsets(path: Path, lengths: Int64s) -> Int64s:
     offsets = np.empty(len(lengths), np.int64)
     low = 0
     for rows, end in chunks:
-        steps = lengths[low : low + rows] + _PREFIX_BYTES
-        offsets[low : low + rows] = end - np.cumsum(steps[::-1])[::-1] + _PREFIX_BYTES
+        steps = lengths[low : low + rows] + PREFIX_BYTES
+        offsets[low : low + rows] = end - np.cumsum(steps[::-1])[::-1] + PREFIX_BYTES
         low += rows
     if not _prefixes_match(path, offsets, lengths):
         raise CorruptLakeError(
@@ -193,8 +194,8 @@ def _prefixes_match(path: Path, offsets: Int64s, lengths: Int64s) -> bool:
         return True
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         body = np.frombuffer(view, np.uint8)
-        inside = bool(offsets.min() >= _PREFIX_BYTES and (offsets + lengths).max() <= len(body))
-        prefix = body[offsets[:, None] + np.arange(-_PREFIX_BYTES, 0)] if inside else np.empty((0, _PREFIX_BYTES), np.uint8)
+        inside = bool(offsets.min() >= PREFIX_BYTES and (offsets + lengths).max() <= len(body))
+        prefix = body[offsets[:, None] + np.arange(-PREFIX_BYTES, 0)] if inside else np.empty((0, PREFIX_BYTES), np.uint8)
         del body  # the map cannot close while an array looks into it
     return inside and bool((prefix.view("<u4")[:, 0] == lengths).all())
 
@@ -249,7 +250,7 @@ def read_payload(lake: Lake, shard: str, offset: int, length: int, row: int, of:
     """
     of = of or f"row {row} of a table"
     checked_name(shard, of)
-    if 0 < offset < _PREFIX_BYTES or min(offset, length, row) < 0:
+    if 0 < offset < PREFIX_BYTES or min(offset, length, row) < 0:
         raise BadReferenceError(f"{of}: refers to {length} bytes at {offset} of {shard}, row {row}; no file has such; restore it")
     if not lake.store.is_on_disk and not os.path.lexists(lake.root / shard):
         return _read_part(lake.store, shard, offset, length)
@@ -304,25 +305,25 @@ def _read_piece(lake: Lake, refs: PayloadRefs, rows: list[int], ends: Int64s, me
     is_here = lake.store.is_on_disk or os.path.lexists(lake.root / shard)
     with ExitStack() as stack:
         file = stack.enter_context(open_referred(lake, shard, refs.samples(rows[0]))) if is_here else None
-        prefix = bytearray(_PREFIX_BYTES)
+        prefix = bytearray(PREFIX_BYTES)
         for row in rows:
             offset, length = int(refs.offsets[row]), int(refs.lengths[row])
             place = memory[int(ends[row]) : int(ends[row + 1])]
-            if file is not None and offset >= _PREFIX_BYTES and length >= 0:
-                got = os.preadv(file.fileno(), [prefix, place], offset - _PREFIX_BYTES)
-                if got == length + _PREFIX_BYTES and prefix == length.to_bytes(_PREFIX_BYTES, "little"):
+            if file is not None and offset >= PREFIX_BYTES and length >= 0:
+                got = os.preadv(file.fileno(), [prefix, place], offset - PREFIX_BYTES)
+                if got == length + PREFIX_BYTES and prefix == length.to_bytes(PREFIX_BYTES, "little"):
                     continue
             place[:] = read_payload(lake, shard, offset, length, int(refs.rows[row]), refs.samples(row))
 
 
 def _read_part(store: Store, shard: str, offset: int, length: int) -> bytes:
     """The payload by one request for its bytes. There is no slow way: what is not as its row tells is for a hand to look at."""
-    before = _PREFIX_BYTES if offset else 0
+    before = PREFIX_BYTES if offset else 0
     try:
         found = store.read_part(shard, offset - before, length + before)
     except FileNotFoundError as error:
         raise CorruptLakeError(f"{store.table_uri(shard)}: is gone, and a row refers to it; restore it") from error
-    if len(found) != length + before or found[:before] != length.to_bytes(_PREFIX_BYTES, "little")[:before]:
+    if len(found) != length + before or found[:before] != length.to_bytes(PREFIX_BYTES, "little")[:before]:
         raise CorruptLakeError(
             f"{store.table_uri(shard)}: the value is not the {length} bytes that its row names; restore the file"
         )
@@ -331,7 +332,7 @@ def _read_part(store: Store, shard: str, offset: int, length: int) -> bytes:
 
 def pread_exactly(descriptor: int, offset: int, length: int) -> bytes | None:
     """The value at `offset` of an open shard, or None where the length prefix says that no such value lies there."""
-    if os.pread(descriptor, _PREFIX_BYTES, offset - _PREFIX_BYTES) != length.to_bytes(_PREFIX_BYTES, "little"):
+    if os.pread(descriptor, PREFIX_BYTES, offset - PREFIX_BYTES) != length.to_bytes(PREFIX_BYTES, "little"):
         return None
     value = os.pread(descriptor, length, offset)
     return value if len(value) == length else _rest(descriptor, offset, length, value)

@@ -26,6 +26,8 @@ from pipelines.lake.store import Stored
 MARKER = "remote.json"
 LENDER = "objects.remote.json"
 CONNECT_S = 5
+# Processes that were forked from one in which the library had run.
+_LOST: set[int] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,3 +301,16 @@ def store(config: RemoteConfig) -> Any:
         retry_config={"max_retries": config.retries, "retry_timeout": timedelta(seconds=config.retry_s)},
         **more,
     )
+
+
+def is_lost_by_fork() -> bool:
+    """Whether this process was forked from one in which the library had run: then its requests would wait forever."""
+    return os.getpid() in _LOST
+
+
+def _note_fork() -> None:
+    if store.cache_info().currsize or _LOST:
+        _LOST.add(os.getpid())
+
+
+os.register_at_fork(after_in_child=_note_fork)

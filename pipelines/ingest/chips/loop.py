@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
-from catchment.runtime.backoff import doubled_s
-from catchment.runtime.clock import Clock
+from catchment.runtime.clock import Clock, doubled_s
 from pipelines.config import CoreConfig
 from pipelines.contracts.registry import ContractSet
 from pipelines.errors import ConfigError, CorruptLakeError, PipelineError, RetryLaterError

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
@@ -15,10 +16,11 @@ from catchment.runtime.worker.outcome import Died
 from edge_agent.errors import ConfigError, SourceError
 from edge_agent.pictures import process as pictures
 from edge_agent.pictures.process import HarmfulPictureError, PictureProcess
-from edge_agent.redaction.redactor import BatchRedactor
+from edge_agent.redaction import BatchRedactor
 from edge_agent.sources.api import Rejects, SampleBatch
 from schemas.contract import Column, ColumnType, Contract, PayloadSpec
 from schemas.redaction import ImageRedact
+from tests.plant.present import present
 
 _HIDE = ImageRedact("fill", boxes=((0.0, 0.0, 0.5, 0.5),))
 _CONTRACT = Contract(
@@ -49,7 +51,7 @@ def _peak_kib() -> int:
 
 @pytest.mark.parametrize("kind", ["inspect", "redact"])
 def test_a_decompression_bomb_costs_the_agent_no_memory_and_the_next_picture_nothing(
-    monkeypatch: pytest.MonkeyPatch, kind: str
+    monkeypatch: pytest.MonkeyPatch, kind: Literal["inspect", "redact"]
 ) -> None:
     monkeypatch.setattr(pictures, "_MEMORY_BYTES", {kind: 128 * 1024 * 1024})
     decoder = PictureProcess(kind)
@@ -82,13 +84,13 @@ def test_a_picture_that_ends_its_decoder_twice_is_refused_and_counted_and_never_
         return Died(signal.SIGSEGV, 0) if b"deadly" in body else request(body, timeout_s)
 
     monkeypatch.setattr(decoder._worker, "request", deadly)
-    monkeypatch.setattr("edge_agent.redaction.redactor.shared_pictures", lambda _kind: decoder)
+    monkeypatch.setattr("edge_agent.redaction.shared_pictures", lambda _kind: decoder)
     rejects = Rejects("test")
     batch = SampleBatch([1, 2, 3], {"camera": ["a", "b", "c"]}, [_picture(), b"deadly", _picture()])
     stored = BatchRedactor(_CONTRACT, b"", rejects)(batch)
     assert stored.columns["camera"] == ["a", "c"]
     assert stored.payloads is not None
-    assert all(payload not in batch.payloads for payload in stored.payloads)
+    assert all(payload not in present(batch.payloads) for payload in stored.payloads)
     assert sum(rejects.counts.values()) == 1
     assert sum(b"deadly" in body for body in bodies) == 2
 

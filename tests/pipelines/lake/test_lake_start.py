@@ -12,9 +12,9 @@ from deltalake import DeltaTable
 from pipelines.contracts.odcs import to_odcs
 from pipelines.errors import ConfigError, CorruptLakeError
 from pipelines.lake import table
-from pipelines.lake.lake import lake_at
+from pipelines.lake.lake import Lake, lake_at
 from pipelines.lake.layout import table_states_path
-from pipelines.lake.table import TableState, TableStates
+from pipelines.lake.table import TableState, TableStates, open_table
 from schemas.contract import Column, ColumnType, Contract
 from tests.faults.deaths import Deaths
 from tests.plant.core import Core, MakeEnvelope
@@ -33,11 +33,10 @@ def rest(root: Path) -> None:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tables that a start opens, beside the pointer."""
     found: list[str] = []
-    plain = table.open_table
 
-    def watched(root: Path, name: str) -> DeltaTable | None:
+    def watched(root: Lake, name: str) -> DeltaTable | None:
         found.append(name)
-        return plain(root, name)
+        return open_table(root, name)
 
     monkeypatch.setattr(table, "open_table", watched)
     return found
