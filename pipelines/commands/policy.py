@@ -20,6 +20,7 @@ from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import steps_of
 from pipelines.inspect.run import check_step
 from pipelines.inspect.stored import StoredInspector
+from pipelines.labels.rule_columns import LabelColumns, pin_labels
 from pipelines.policy.contact_sheet import Sheet
 from pipelines.policy.documents import load_policy, schema_text, to_yaml
 from pipelines.policy.edge import edge_rules
@@ -90,7 +91,8 @@ def made_preview(site: LakeSite, policy: Policy, stream: str, limit: int | None)
         if old is not None:
             closing.callback(old.close)
         found = Preview(policy, new, old)
-        fill = StoredInspector(site.lake, site.contract(stream, ()), steps_of((*others, policy), stream))
+        stored = StoredInspector(site.lake, site.contract(stream, ()), steps_of((*others, policy), stream))
+        fill = LabelColumns(site.lake, stream, found.columns, pin_labels(site.lake, found.columns), stored)
         for block in blocks(site.lake, stream, found.columns | fill.columns, limit):
             found.take(fill.fill(block))
     return found
@@ -110,9 +112,11 @@ def explain_sample(
     policies = (load_policy(file),) if file else site.in_force()
     if file:
         store_code(site.lake, policies, file.parent)
-    fill = StoredInspector(site.lake, site.contract(stream, ()), steps_of(policies, stream))
+    inspector = StoredInspector(site.lake, site.contract(stream, ()), steps_of(policies, stream))
+    tagger = Tagger.compile(policies, site.contract(stream, policies))
+    fill = LabelColumns(site.lake, stream, tagger.columns, pin_labels(site.lake, tagger.columns), inspector)
     row = fill.fill(sample_row(site.lake, stream, sample))
-    found = explain(Tagger.compile(policies, site.contract(stream, policies)), row)
+    found = explain(tagger, row)
     stored = [f"{tag} of {rule}" for tag, rule in zip(row["tags"][0].as_py(), row["tag_rules"][0].as_py(), strict=True)]
     if as_json:
         say_json(json.dumps({"sample": sample, "stored": stored, "rules": [_rule_json(each) for each in found]}, default=str))

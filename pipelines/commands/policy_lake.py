@@ -28,6 +28,7 @@ from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import inspected, steps_of
 from pipelines.inspect.stored import StoredInspector
 from pipelines.inspect.suspended import HINT, SuspensionBook
+from pipelines.labels.rule_columns import LabelColumns, pin_labels
 from pipelines.lake.lake import Lake, lake_at, lake_of
 from pipelines.policy.documents import (
     active_policies,
@@ -287,7 +288,9 @@ def retag(
         rules = SandboxedTagger.compile(policies, site.contract(stream, policies), book=book, is_strict=True)
         try:
             with _Bar(stream) as bar:
-                done = retag_stream(site.lake, stream, policies, RuleTagger(rules, fill), bar, workers)
+                pins = pin_labels(site.lake, rules.columns)
+                tagger = RuleTagger(rules, LabelColumns(site.lake, stream, rules.columns, pins, fill))
+                done = retag_stream(site.lake, stream, policies, tagger, bar, workers, [pin.words for pin in pins])
         finally:
             rules.close()
         _tell(done, "tagged")

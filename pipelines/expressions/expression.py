@@ -186,18 +186,21 @@ class Expression:
         return to_sqlite(self.node)
 
 
-def compile_expression(text: str, columns: Mapping[str, ColumnType], *, allow_tags: bool = False) -> Expression:
+def compile_expression(
+    text: str, columns: Mapping[str, ColumnType], *, allow_tags: bool = False, allow_labels: bool = False
+) -> Expression:
     """Check an expression against the columns it may read.
 
     Args:
         text: the expression, of kind bool.
         columns: what it may read; `rule_columns` gives those of a contract.
         allow_tags: whether has('tag') may be used, for tables with a `tags` column.
+        allow_labels: whether label('task') may be used, for tables to which somebody adds these columns (`ir.LABEL`).
 
     Raises:
         ExpressionError: not in the language, or not of the right kinds; the message shows where.
     """
-    node = Lowering(columns, allow_tags).lower(parse_bounded(text))
+    node = Lowering(columns, allow_tags, allow_labels).lower(parse_bounded(text))
     if node.kind is not Kind.BOOL:
         raise ExpressionError(f"the expression gives {node.kind}, but must be true or false; compare it with something")
     return _affordable(text, node)

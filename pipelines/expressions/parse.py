@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -59,6 +60,8 @@ _COMPARISONS: dict[type[exp.Expression], str] = {
     exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">=",
 }  # fmt: skip
 _ARITHMETIC: dict[type[exp.Expression], str] = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*", exp.Div: "/"}
+LABEL_RULES = ("latest", "majority", "unanimous")  # how several labels of a row become one; the first is what counts unsaid
+_TASK = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _COMPARABLE = frozenset({Kind.NUMBER, Kind.TEXT, Kind.BOOL, Kind.TIME})
 
 
@@ -189,6 +192,7 @@ class Lowering:
 
     columns: Mapping[str, ColumnType]
     allow_tags: bool
+    allow_labels: bool = False
 
     def lower(self, tree: exp.Expression) -> Node:
         """Our node for this tree.
@@ -337,12 +341,26 @@ class Lowering:
                 case [exp.Literal(is_string=True) as tag]:
                     return ir.Has(str(tag.this))
             raise ExpressionError(f"has() takes one text literal{position(tree)}, as in has('night')")
+        if name.lower() == "label":
+            return self._label(tree)
         if name.lower() == "has":
             raise ExpressionError(f"has() asks for a row's tags, which only a training set's selection sees{position(tree)}")
         known = [*FUNCTIONS, *(["has"] if self.allow_tags else [])]
         close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}()?" if close else "see docs/expressions.md"
         raise ExpressionError(f"unknown function {name[:80]!r}{position(tree)}; {hint}")
+
+    def _label(self, tree: exp.Expression) -> Node:
+        """What people say about the row, as the text of a class."""
+        if not self.allow_labels:
+            raise ExpressionError(f"label() asks for what people said later, which only a policy's tags read{position(tree)}")
+        words = [str(each.this) for each in tree.expressions if isinstance(each, exp.Literal) and each.is_string]
+        if len(words) != len(tree.expressions) or not 1 <= len(words) <= 2 or not _TASK.fullmatch(words[0]):
+            raise ExpressionError(f"label() takes a task and a rule as texts{position(tree)}: label('defect', 'majority')")
+        rule = words[1] if len(words) == 2 else LABEL_RULES[0]
+        if rule not in LABEL_RULES:
+            raise ExpressionError(f"label(){position(tree)}: no rule {rule[:40]!r}; there are {', '.join(LABEL_RULES)}")
+        return ir.label_ref(words[0], rule)
 
     _HANDLERS: ClassVar[dict[type[exp.Expression], Callable[["Lowering", exp.Expression], Node]]] = {
         exp.Column: _column,

@@ -41,6 +41,7 @@ from pipelines.ingest.run import RunContext, execute, read_prepared, stream_shap
 from pipelines.ingest.work import Limits
 from pipelines.inspect.code import store_code
 from pipelines.inspect.columns import inspected
+from pipelines.labels.rule_columns import LabelPin, pin_labels
 from pipelines.lake.claims import LOOP_NAME
 from pipelines.lake.commit import APP, check_of_one_time, committed_run
 from pipelines.lake.lake import Lake, lake_at
@@ -79,6 +80,8 @@ class RuleBook:
         self._contracts = contracts
         self._policies = policies
         self._changes = 0
+        self._read: frozenset[str] = frozenset()
+        self._labels: tuple[LabelPin, ...] = ()
         self._seen = self._fingerprint()
         self._digest = self._load()
 
@@ -88,9 +91,9 @@ class RuleBook:
         return self._digest
 
     def refresh(self) -> str:
-        """The rules for the next run: read anew if a file has changed since the last look."""
+        """The rules for the next run: read anew if a file, or labels that a rule reads, have changed since the last look."""
         seen = self._fingerprint()
-        if seen == self._seen:
+        if seen == self._seen and pin_labels(self._lake, self._read) == self._labels:
             return self._digest
         self._seen = seen
         try:
@@ -109,10 +112,12 @@ class RuleBook:
         policies = policies_in_force(self._lake, self._policies)
         store_code(self._lake, policies, Path(self._policies))
         contracts = tuple(inspected(contract, policies) for contract in ContractSet.load(self._contracts).all())
-        pins = Pins(contracts, policies)
-        for contract in contracts:
-            Tagger.compile(policies, contract)  # a rule that does not compile must stop here, not the first run
+        # A rule that does not compile must stop here, not the first run.
+        read = frozenset(name for contract in contracts for name in Tagger.compile(policies, contract).columns)
+        labels = pin_labels(self._lake, read)
+        pins = Pins(contracts, policies, labels)
         _check_all_fit(self._lake, sorted({contract.name for contract in contracts}), pins)
+        self._read, self._labels = read, labels
         return write_pins(self._lake, pins)
 
     def _fingerprint(self) -> Fingerprint:

@@ -20,6 +20,7 @@ from pipelines.bridge.rows import KIND_REPORTED, KIND_UP
 from pipelines.bridge.segment import read_segment, sealed_path
 from pipelines.errors import ConflictError, CorruptLakeError
 from pipelines.ingest.admit import DropReport, Head
+from pipelines.labels.rule_columns import LabelPin
 from pipelines.lake.books import EpochKey
 from pipelines.lake.files import bridges_of
 from pipelines.lake.lake import Lake
@@ -45,11 +46,12 @@ class SegmentRef(msgspec.Struct, frozen=True):
     skip_reason: str = msgspec.field(name="set_aside", default="")
 
 
-class Pins(msgspec.Struct, frozen=True):
-    """The rules of a run: every contract version and every policy it may use."""
+class Pins(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The rules of a run: every contract version and every policy it may use, and the versions of labels that policies read."""
 
     contracts: tuple[Contract, ...]
     policies: tuple[Policy, ...]
+    labels: tuple[LabelPin, ...] = ()
 
     def contract(self, stream: str, version: str | None) -> Contract | None:
         """The contract of a stream in that version; the newest for None."""
@@ -130,6 +132,7 @@ def encode_pins(pins: Pins) -> bytes:
     ordered = Pins(
         tuple(sorted(pins.contracts, key=lambda contract: (contract.name, version_order(contract)))),
         tuple(sorted(pins.policies, key=lambda policy: policy.id)),
+        pins.labels,
     )
     return msgspec.json.encode(ordered)
 

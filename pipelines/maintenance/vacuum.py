@@ -28,6 +28,7 @@ from pipelines.lake.layout import (
     ARCHIVE,
     CHIPS,
     COMMITS,
+    LABELS,
     LANDING,
     OBJECTS,
     PAYLOAD,
@@ -123,7 +124,8 @@ class Vacuum:
         Raises:
             OSError: the disk refused.
         """
-        for name in all_tables(self._lake):
+        # The log of labels is never cut short and each version is a prefix of the next: sets and runs pin them for good.
+        for name in (*all_tables(self._lake), *(f"{LABELS}/{task}" for task in self._lake.folders(LABELS))):
             self._table(name)
         referenced = referenced_payloads(self._lake, self._gone)
         self._payloads(referenced)

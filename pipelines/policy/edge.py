@@ -149,7 +149,7 @@ def _compiled(
 ) -> EdgeRule:
     kind = type(rule).__name__.removesuffix("Rule").lower()
     try:
-        compiled = compile_expression(rule.when, columns).to_edge()
+        compiled = compile_expression(rule.when, columns, allow_labels=True).to_edge()
     except ExpressionError as error:
         raise ExpressionError(f"policy {policy.id}, {kind} rule {place}, stream {stream}: {error}") from error
     action, more = _action(rule)

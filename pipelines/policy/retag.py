@@ -38,6 +38,7 @@ BLOCK_ROWS = 1024 * 1024
 TAG_COLUMNS = ("tags", "tag_rules")
 ATTEMPTS = 50
 NOTE_RULES, NOTE_POLICIES, NOTE_UNDO = "catchment.retag", "catchment.policies", "catchment.undo"
+NOTE_LABELS = "catchment.labels"
 _PREFIX = "retag-"
 
 Progress = Callable[[int, int], None]
@@ -166,13 +167,19 @@ class Retagged:
     bytes: int
 
 
-def rules_digest(policies: Sequence[Policy]) -> str:
-    """Names a set of rules: 12 hexadecimal digits over their versions."""
-    return hashlib.sha256("\n".join(sorted(policy.label for policy in policies)).encode()).hexdigest()[:12]
+def rules_digest(policies: Sequence[Policy], labels: Sequence[str] = ()) -> str:
+    """Names a set of rules: 12 hexadecimal digits over their versions, and those of the labels that they read."""
+    return hashlib.sha256("\n".join([*sorted(policy.label for policy in policies), *labels]).encode()).hexdigest()[:12]
 
 
 def retag_stream(
-    lake: Lake, stream: str, policies: Sequence[Policy], tagger: FileTagger, progress: Progress | None = None, workers: int = 2
+    lake: Lake,
+    stream: str,
+    policies: Sequence[Policy],
+    tagger: FileTagger,
+    progress: Progress | None = None,
+    workers: int = 2,
+    labels: Sequence[str] = (),
 ) -> Retagged:
     """Tag every committed row of a stream anew.
 
@@ -183,6 +190,7 @@ def retag_stream(
         tagger: judges the rows of one file.
         progress: told of the rows done.
         workers: files at a time.
+        labels: the pinned versions of labels that the rules read, as words; they go into the digest and the commit's note.
 
     Raises:
         NotFoundError: there is no such stream.
@@ -190,7 +198,7 @@ def retag_stream(
         ConflictError: runs kept committing meanwhile.
     """
     rules = [policy for policy in policies if stream in policy.streams]
-    digest = rules_digest(rules)
+    digest = rules_digest(rules, labels)
     name = stream_table(stream)
     with _only_one(lake, stream) as there:
         _remove_leftovers(there.root / name)
@@ -202,6 +210,7 @@ def retag_stream(
                 return Retagged(stream, table.version(), table.version(), 0, 0, len(old), 0)
             new = _made(there, name, old, digest, tagger, counted, workers)
             note = {NOTE_RULES: digest, NOTE_POLICIES: " ".join(policy.label for policy in rules)}
+            note |= {NOTE_LABELS: " ".join(labels)} if labels else {}
             try:
                 version = replace_files(there, name, table, new, note)
             except ConflictError:

@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from pipelines.expressions.ir import LABEL
 from pipelines.ingest.plan import Pins, read_pins, read_plan, version_order
 from pipelines.inspect.suspended import SuspensionBook
 from pipelines.lake.commit import APP, commit_once
@@ -73,7 +74,10 @@ def _rule_lines(
         return
     tagger = Tagger.compile(policies, max(contracts, key=version_order))
     judged: dict[str, tuple[pl.Expr, pl.Expr]] = {}
+    # A label that nobody gave is NULL and no error; the columns of labels are not in the table.
     for rule in tagger.rules:
+        if any(name.startswith(LABEL) for each in rule.expressions for name in each.columns):
+            continue
         failing = [failed.to_polars() for each in rule.expressions if (failed := each.errors()) is not None]
         if failing:
             verdict = reduce(or_, (each.to_polars() for each in rule.expressions))

@@ -204,10 +204,10 @@ def _draft() -> Any:
     counts = (ClassCount("train", TEXT, 1),)
     return SimpleNamespace(
         rule=SimpleNamespace(fractions=((TEXT, 1.0),)),
-        plan=SimpleNamespace(coverage=counts, splits=np.zeros(0, np.int64)),
-        rows=pa.table({}),
+        coverage=counts,
         sources=(Source(TEXT, 1, 1),),
-        split_rows=lambda: {TEXT: 1},
+        split_rows={TEXT: 1},
+        neighbours=lambda _within_s: {TEXT: 1},
         left_out=(LeftOut(TEXT, 1),),
         notes=(TEXT,),
     )
@@ -383,13 +383,16 @@ def policy_retag(_: Path, to: pytest.MonkeyPatch) -> list[str]:
 
 
 def set_build(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(set_cli, "draft_set", lambda *_args, **_more: _draft())
-    to.setattr(set_cli, "write_set", lambda *_args, **_more: _manifest())
+    def built(*_args: object, notice: Callable[[Any], None], **_more: object) -> Manifest:
+        notice(_draft())
+        return _manifest()
+
+    to.setattr(set_cli, "build_version", built)
     return ["set", "build", "views", "--from", "x", "--lake", str(folder / "lake")]
 
 
 def set_plan(folder: Path, to: pytest.MonkeyPatch) -> list[str]:
-    to.setattr(set_cli, "draft_set", lambda *_args, **_more: _draft())
+    to.setattr(set_cli, "planned", lambda *_args: nullcontext(_draft()))
     return ["set", "plan", "views", "--from", "x", "--lake", str(folder / "lake")]
 
 

@@ -37,8 +37,9 @@ import os, signal, sys
 from pathlib import Path
 from pipelines.lake.lake import lake_at
 from pipelines.training import build
+from pipelines.training.building import versions
 
-build._publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+versions.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 build.build_set(lake_at(Path(sys.argv[1])), "views", ("camera_frame",), options=build.BuildOptions(split={"train": 1.0}))
 """
 NOTHING = Keep(0, 0, 0, 0, 0)
