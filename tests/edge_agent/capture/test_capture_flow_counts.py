@@ -334,6 +334,6 @@ def test_scopes_of_options_are_taken_for_no_elements() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"sampling_rate": -1}, {"sampling_rate": 2**33}, {"scale": 1}])
-def test_wrong_options_are_refused_before_anything_starts(wrong) -> None:
+def test_wrong_options_are_reported_before_anything_starts(wrong) -> None:
     with pytest.raises(ConfigError, match="netflow"):
         check_source("netflow", {"listen": "udp://127.0.0.1:2055", **wrong}, FLOWS)

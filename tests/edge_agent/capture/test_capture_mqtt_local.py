@@ -218,7 +218,7 @@ def test_a_refused_user_and_a_refused_topic_are_reported(make_broker: MakeBroker
     source.close()
 
 
-def test_wrong_options_are_refused_before_anything_starts() -> None:
+def test_wrong_options_are_reported_before_anything_starts() -> None:
     wrong: tuple[dict[str, object], ...] = (
         {},
         {"topics": []},

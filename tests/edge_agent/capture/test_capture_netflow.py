@@ -284,7 +284,7 @@ def test_no_bytes_break_the_collector(datagrams) -> None:
                 flow_times(record, export)
 
 
-def test_wrong_options_are_refused_before_anything_starts() -> None:
+def test_wrong_options_are_reported_before_anything_starts() -> None:
     for options in ({}, {"listen": "tcp://127.0.0.1:2055"}, {"listen": "udp://127.0.0.1:2055", "max_exporters": 0}):
         with pytest.raises(ConfigError, match="netflow"):
             check_source("netflow", options, FLOWS)

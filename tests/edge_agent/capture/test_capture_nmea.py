@@ -301,7 +301,7 @@ def test_a_silent_receiver_is_opened_again(serve: Callable[..., int], receiver: 
         rows(source, 1)
 
 
-def test_what_is_not_there_is_reported(receiver: Callable[..., GuardedSource], tmp_path: Path) -> None:
+def test_a_missing_device_is_reported(receiver: Callable[..., GuardedSource], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for source in (str(tmp_path / "none"), str(tmp_path / "file"), "tcp://127.0.0.1:1"):
         with pytest.raises(SourceError):

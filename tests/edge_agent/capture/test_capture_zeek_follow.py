@@ -64,7 +64,7 @@ def test_what_rotated_while_the_agent_was_down_is_read_in_order(tmp_path: Path) 
     assert uids(follow(writer.log, position))[0] == []
 
 
-def test_old_files_are_left_alone_unless_requested(tmp_path: Path) -> None:
+def test_old_files_are_left_alone_by_default(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     for _ in range(3):
         writer.rows(2)

@@ -66,7 +66,7 @@ def bad(diagnosis: Diagnosis) -> list[str]:
     return [finding.what for finding in found]
 
 
-def test_a_healthy_device_is_reported_healthy_and_one_heartbeat_is_all_that_was_sent(site: Site) -> None:
+def test_a_healthy_device_is_reported_as_such_and_one_heartbeat_is_all_that_was_sent(site: Site) -> None:
     config = site.write_config(DEVICE)
     (config.parent / "state").mkdir()
     with FakeCore(site.broker.host, site.broker.port) as core:
@@ -97,7 +97,7 @@ def test_the_command_answers_with_json_and_an_exit_code(site: Site) -> None:
     assert "fix:" in ill.stdout
 
 
-def test_a_running_agent_is_not_thrown_off_unless_requested(site: Site) -> None:
+def test_a_running_agent_is_not_thrown_off_without_probe(site: Site) -> None:
     config = site.write_config(DEVICE)
     state = config.parent / "state/health.json"
     with FakeCore(site.broker.host, site.broker.port) as core:
@@ -130,7 +130,7 @@ def test_rights_that_are_missing_are_named_with_their_topic(site: Site) -> None:
     assert not found.is_healthy
 
 
-def test_a_revoked_certificate_is_reported_by_the_broker_alone(site: Site) -> None:
+def test_a_revoked_certificate_is_noticed_by_the_broker_alone(site: Site) -> None:
     config = site.write_config(DEVICE)
     site.authority.revoke(DEVICE)
     site.broker.restart()
@@ -180,7 +180,7 @@ def test_a_key_that_others_can_read_is_a_warning(site: Site) -> None:
     assert "chmod 600" in message_of(diagnose(config), "certificate", CheckResult.WARNING)
 
 
-def test_an_encrypted_key_is_reported_and_nobody_is_prompted_for_its_password(site: Site) -> None:
+def test_an_encrypted_key_is_reported_and_nobody_has_to_type_its_password(site: Site) -> None:
     config = site.write_config(DEVICE)
     key = config.parent / "device.key"
     command = ["openssl", "ec", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(key)]
@@ -296,9 +296,7 @@ def test_a_wrong_configuration_is_the_first_finding_and_the_only_one(tmp_path: P
         (None, CheckResult.SKIPPED, "does not run"),
     ],
 )
-def test_rules_are_reported_as_the_running_agent_tells_them(
-    tmp_path: Path, policy: Any, verdict: CheckResult, words: str
-) -> None:
+def test_rules_are_reported_as_by_the_running_agent(tmp_path: Path, policy: Any, verdict: CheckResult, words: str) -> None:
     config = AgentConfig(state_dir=tmp_path, device=DEVICE, policy=PolicyConfig(public_key="0" * 64))
     health = Health(0, 1, True, 0, 0, 0, 0, 0, None, 0, 0, 0, policy=policy)
     found = examine_rules(config, health)

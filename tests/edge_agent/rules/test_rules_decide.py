@@ -165,7 +165,7 @@ def test_values_that_are_not_of_the_contract_are_kept_for_the_contract_to_refuse
     assert "kept whole" in book.suspended[f"{STREAM}/*"]
 
 
-def test_time_and_device_may_be_requested() -> None:
+def test_rules_may_use_time_and_device() -> None:
     book = Book(rule("mine", STREAM, "device = 'car-1' and hour(event_time) = 1", EdgeAction.DROP))
     numbers = count()
     kept = rule_filter(book)(

@@ -171,7 +171,7 @@ def test_a_stream_that_blocks_waits_for_room_and_others_go_on(tmp_path: Path) ->
     spool.close()
 
 
-def test_what_waits_for_room_when_the_spool_closes_is_refused_and_not_captured(tmp_path: Path) -> None:
+def test_samples_that_wait_for_room_when_the_spool_closes_are_refused_and_not_captured(tmp_path: Path) -> None:
     spool = open_spool(tmp_path / "s")
     appends = [Append(ALPHA, (envelope(200_000),), source="s", position=b"%d" % n, waits_for_room=True) for n in range(30)]
     futures: list[Any] = []
