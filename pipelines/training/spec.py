@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from pipelines.errors import RefusedError
+from pipelines.labels.resolve import ResolveRule
 from pipelines.training.sample_list import MAX_SAMPLES, checked_samples
 from schemas.ids import encode_json
 
@@ -126,7 +127,7 @@ class LabelSpec(_Part, frozen=True):
     column: Annotated[str, Meta(description="A column of classes; or name a task.")] = ""
     task: Annotated[str, Meta(description="A table labels/<task>.")] = ""
     version: Annotated[Version | None, Meta(description="The labels' Delta version; the newest if left out.")] = None
-    resolve: Annotated[Literal["latest", "majority"], Meta(description="Which of several labels of a sample counts.")] = "latest"
+    resolve: Annotated[ResolveRule, Meta(description="Which of several labels of a sample counts.")] = "latest"
     name: Annotated[Name, Meta(description="The column of the set that holds the class.")] = "label"
     classes: Annotated[dict[str, str], Meta(description="From each class to the one it counts as; several may merge.")] = {}
     other: Annotated[Literal["refuse", "keep", "drop"], Meta(description="What becomes of classes that are not listed.")] = (

@@ -13,7 +13,7 @@ from deltalake import DeltaTable, write_deltalake
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from pipelines.cli import app
+from pipelines.commands.root import app
 from pipelines.errors import NotFoundError, PipelineError, RefusedError
 from pipelines.lake.lake import lake_at
 from pipelines.lake.payload import write_payload_shard
