@@ -95,7 +95,7 @@ def write_litdata(source: ExportSource, folder: Path) -> int:
         for path, rows in _shards(home, "chunk-0", "bin", records, _litdata_file):
             chunks.append({"chunk_bytes": path.stat().st_size, "chunk_size": rows, "dim": None, "filename": path.name})
             total += rows
-        leaf = {"type": None, "context": None, "children_spec": []}
+        leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
         spec = {"type": "builtins.dict", "context": json.dumps(list(_LITDATA)), "children_spec": [leaf] * len(_LITDATA)}
         config = {
             "chunk_bytes": SHARD_BYTES,
