@@ -15,9 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import epoch
 import numpy as np
 
+from bench import epoch
 from catchment.runtime.clock import SystemClock
 from pipelines.lake.lake import lake_at
 from pipelines.training.export.run import ExportFormat, ExportOrder, export_set
