@@ -30,8 +30,8 @@ from edge_agent.rules.rule_filter import RuleFilter
 from edge_agent.sources.api import Source
 from edge_agent.sources.registry import build_source, check_source
 from edge_agent.spool.inspection import serve_replays
-from edge_agent.spool.space_budget import soft_limit_bytes
 from edge_agent.spool.records import eviction_priority
+from edge_agent.spool.space_budget import soft_limit_bytes
 from edge_agent.spool.spool import Spool
 from edge_agent.trial.asking import is_trial_requested
 from edge_agent.unset_clock import ClockHold, system_boot_clock
@@ -252,7 +252,7 @@ class Agent:
         build: Callable[[bytes | None], Source] = partial(_build, source, contract, self._clock, folder)
         worth = eviction_priority(source.priority, waits_for_room=source.waits_for_room)
         put_object = partial(self._spool.put_object, priority=worth)
-        encoder = Encoder(contract, limits, put_object, compress=source.compress, reference=self._boot_clock.reference)
+        encoder = Encoder(contract, limits, put_object, compress=source.compress, references=self._boot_clock.references)
         if source.kind == HEARTBEAT:
             build = lambda _: HeartbeatSource(self._monitor.snapshot, self._config.health.heartbeat_s, self._clock)  # noqa: E731 # it has no position
         else:

@@ -112,4 +112,5 @@ def _missing(stream: _Stream, count: int, before: Floor) -> int:
     held = np.add.reduceat(highs - np.maximum(lows, starts), firsts)
     missing = np.maximum.reduceat(highs, firsts) - starts[firsts] - held
     # Summed as Python's integers: each fits 64 bits, their sum need not.
-    return min(sum(missing.tolist()), MAX_COUNT)
+    total: int = sum(missing.tolist())
+    return min(total, MAX_COUNT)
