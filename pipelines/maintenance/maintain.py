@@ -5,16 +5,18 @@ Values of columns that contracts declare private today are removed from statisti
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
 
 from pipelines.contracts.arrow import private_by_stream
-from pipelines.errors import ConflictError, CorruptLakeError, RefusedError
+from pipelines.errors import ConflictError, CorruptLakeError, PipelineError, RefusedError
 from pipelines.ingest.plan_files import read_pins, read_plan
 from pipelines.lake.commit import committed_run
 from pipelines.lake.compact import Compacted, compact_all
+from pipelines.lake.delta_log import LogKind, log_files
 from pipelines.lake.lake import Lake
 from pipelines.lake.layout import COMMITS, RUNS, STREAMS, maintain_lock_path, stream_table
 from pipelines.lake.private_values import forget_values, hide_statistics, private_of_stream
@@ -25,6 +27,10 @@ from pipelines.maintenance.archive import archive_runs
 from pipelines.maintenance.log_trim import keep_log, trim_logs
 from pipelines.maintenance.vacuum import Keep, Vacuum, Vacuumed
 from pipelines.quality.store import quality_table
+
+# A lake that is maintained every hour has at most 7,200 commits between; a log of this length costs a run some 20 ms.
+LONG_LOG_ENTRIES = 10_000
+LOOK_EVERY_RUNS = 500
 
 log = structlog.get_logger(__name__)
 
@@ -116,3 +122,45 @@ def maintain(lake: Lake, keep: Keep) -> tuple[list[Compacted], Vacuumed]:
         archive_runs(lake)
         trim_logs(lake, keep_log(keep.versions_h, keep.versions, keep.grace_s))
         return compacted, Vacuum(lake, keep).sweep()
+
+
+class LogUpkeep:
+    """Shortens the logs between runs where nobody maintains the lake: else each commit would list ever more of them.
+
+    Args:
+        lake: the lake.
+        keep: how long older versions are kept.
+        long_log_entries: entries of the commits table's log from which on it is too long.
+        look_every_runs: runs between two looks; the first run after a start looks, too.
+    """
+
+    def __init__(
+        self, lake: Lake, keep: Keep, long_log_entries: int = LONG_LOG_ENTRIES, look_every_runs: int = LOOK_EVERY_RUNS
+    ) -> None:
+        self._lake = lake
+        self._keep = keep
+        self._long_log_entries = long_log_entries
+        self._look_every_runs = look_every_runs
+        self._due_run = 0
+
+    def after_run(self, run: int) -> None:
+        """Look, if it is time to, and shorten what is too long. A failure is logged: runs do not depend on it."""
+        if run < self._due_run:
+            return
+        self._due_run = run + self._look_every_runs
+        try:
+            entries = sum(file.kind is LogKind.ENTRY for file in log_files(self._lake, COMMITS))
+            if entries < self._long_log_entries:
+                return
+            log.warning("lake_not_maintained", entries=entries, hint="run `catchment maintain` every hour")
+            self._shorten()
+        except (PipelineError, OSError) as error:
+            log.warning("logs_not_shortened", reason=str(error))
+
+    def _shorten(self) -> None:
+        began_s = time.monotonic()
+        keep = keep_log(self._keep.versions_h, self._keep.versions, self._keep.grace_s)
+        with only_maintenance(self._lake):
+            archive_runs(self._lake)
+            trimmed = trim_logs(self._lake, keep)
+        log.info("logs_shortened", tables=len(trimmed), took_ms=round((time.monotonic() - began_s) * 1_000))

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipelines.lake.removed import read_removed
 from pipelines.lake.swap import live_sizes
 from pipelines.maintenance.archive import archive_runs, archived_run
 from pipelines.maintenance.log_trim import trim_log, trim_logs
-from pipelines.maintenance.maintain import maintain
+from pipelines.maintenance.maintain import LogUpkeep, maintain, only_maintenance
 from pipelines.maintenance.vacuum import Keep, Vacuum
 from tests.fakes.lake_files import files, orphans
 from tests.faults.deaths import Deaths
@@ -203,6 +204,28 @@ def test_a_lake_whose_oldest_plans_are_gone_already_archives_the_others(lake: Co
     assert archive_runs(lake_at(lake.root)) == 5
     assert [row["run"] for row in archive(lake.root)] == [2, 3, 4, 5, 6]
     assert archived_run(lake_at(lake.root)) == 6
+
+
+def test_a_run_loop_shortens_the_logs_of_a_lake_that_nobody_maintains(lake: Core) -> None:
+    upkeep = LogUpkeep(lake_at(lake.root), replace(NOTHING, versions=2), long_log_entries=6, look_every_runs=3)
+    before = {name: lake.table(name).num_rows for name in (TELEMETRY, FRAMES, "commits")}
+    upkeep.after_run(6)
+    assert all(len(entries(lake.root, name)) <= 2 for name in (TELEMETRY, FRAMES, "commits"))
+    assert {name: lake.table(name).num_rows for name in (TELEMETRY, FRAMES, "commits")} == before
+    assert archived_run(lake_at(lake.root)) == 6
+
+
+def test_a_log_that_is_short_enough_or_was_just_looked_at_is_left_to_maintenance(lake: Core) -> None:
+    upkeep = LogUpkeep(lake_at(lake.root), NOTHING, long_log_entries=8, look_every_runs=3)
+    upkeep.after_run(6)
+    fill(lake.root, "commits", range(7, 10))
+    upkeep.after_run(8)
+    assert len(entries(lake.root, "commits")) > 8
+    with only_maintenance(lake_at(lake.root)):
+        upkeep.after_run(9)  # maintenance is at work already: it is left to that one
+    assert len(entries(lake.root, "commits")) > 8
+    upkeep.after_run(12)
+    assert len(entries(lake.root, "commits")) == 1
 
 
 @pytest.mark.slow
